@@ -1,0 +1,167 @@
+//! The order in which an arriving packet is judged. It reads from top to bottom like the list in ARCHITECTURE.md, and
+//! is the same code in the kernel (over maps) and on the host (over whatever a test or a replay brings).
+
+use crate::packet::{self, ICMP, ICMPV6, Ip, Link, Piece, TCP, UDP};
+use crate::reader::Reader;
+use crate::sip;
+use crate::source::Source;
+use crate::verdict::{Message, Reason};
+
+/// What the trust table says of a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Standing {
+    /// The source is trusted: nothing else is asked.
+    pub trusted: bool,
+    /// The source is metered by its full address, although it is IPv6: hosts that must not share a fate live in its
+    /// network.
+    pub by_address: bool,
+}
+
+/// Everything that a judgement asks beside the packet itself.
+pub trait Tables {
+    /// How frames start on the interface.
+    fn link(&self) -> Link;
+
+    /// Whether `port` (host order) is a SIP port.
+    fn is_sip_port(&self, port: u16) -> bool;
+
+    /// Whether blocked sources lose everything but ICMP, not only SIP.
+    fn scope_all(&self) -> bool;
+
+    /// What the trust table says of `source`.
+    fn standing(&self, source: &Source) -> Standing;
+
+    /// Whether a live entry blocks `source`; counts the hit.
+    fn is_blocked(&self, source: &Source) -> bool;
+
+    /// Charges a message to its source's meter, tells the daemon if that is due, and returns whether the message is
+    /// within the limits.
+    fn charge(&self, message: Message, sent: &Sent) -> bool;
+}
+
+/// Whence a message came, and where it is in the packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    /// Whose packet it is.
+    pub source: Source,
+    /// Whether the source is metered by its full address, IPv6 though it may be.
+    pub by_address: bool,
+    /// Its source port.
+    pub source_port: u16,
+    /// The port that it was sent to.
+    pub destination_port: u16,
+    /// Where the UDP payload starts.
+    pub payload: usize,
+    /// Where the UDP payload ends.
+    pub end: usize,
+}
+
+/// The outcome for one packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Judgement {
+    /// Why, and with it whether the packet is dropped.
+    pub reason: Reason,
+    /// What the payload is, if the judgement came as far as looking at it.
+    pub message: Option<Message>,
+}
+
+impl Judgement {
+    #[inline(always)]
+    const fn by(reason: Reason) -> Self {
+        Self { reason, message: None }
+    }
+}
+
+/// Where a packet is headed, as far as this filter cares.
+enum Target {
+    /// A SIP port.
+    Sip { source_port: u16, destination_port: u16 },
+    /// Perhaps a SIP port: a first fragment or an overlong header chain hides the ports.
+    Hidden,
+    /// None, being a later fragment.
+    Fragment,
+    /// Something else.
+    Elsewhere,
+}
+
+/// Judges one packet.
+#[inline(always)]
+pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
+    let Some(ip) = packet::locate(packet, tables.link()) else {
+        return Judgement::by(Reason::NotSip);
+    };
+    let target = target(packet, tables, &ip);
+    let by_the_way = match target {
+        Target::Elsewhere => Reason::NotSip,
+        Target::Fragment => Reason::Fragment,
+        Target::Sip { .. } | Target::Hidden => Reason::Unknown,
+    };
+    let to_sip = matches!(by_the_way, Reason::Unknown);
+    if !to_sip && (!tables.scope_all() || ip.protocol == ICMP || ip.protocol == ICMPV6) {
+        return Judgement::by(by_the_way);
+    }
+    let Some(source) = ip.source(packet) else {
+        return Judgement::by(Reason::NotSip);
+    };
+
+    // 1. Trusted sources pass, before any list is asked.
+    let standing = tables.standing(&source);
+    if standing.trusted {
+        return Judgement::by(if to_sip { Reason::Trusted } else { by_the_way });
+    }
+
+    // 2. Blocked sources go no further.
+    if tables.is_blocked(&source) {
+        return Judgement::by(Reason::Blocked);
+    }
+    if !to_sip || ip.protocol == TCP {
+        return Judgement::by(by_the_way);
+    }
+
+    // 4. The payload, by its start line.
+    let (mut source_port, mut destination_port) = (0, 0);
+    let (mut payload, mut end) = (ip.transport, ip.transport);
+    let message = match target {
+        Target::Sip { source_port: from, destination_port: to } => {
+            (source_port, destination_port) = (from, to);
+            let first = matches!(ip.piece, Piece::First);
+            match ip.udp_payload(packet) {
+                Some(span) => {
+                    (payload, end) = span;
+                    sip::classify(packet, payload, end, first)
+                }
+                None if first => Message::Other,
+                None => Message::Unparsed,
+            }
+        }
+        // Too many headers are noise; a first fragment too short for its ports counts as a request.
+        _ if ip.is_overlong() => Message::Unparsed,
+        _ => Message::Other,
+    };
+
+    // 6. Unknown sources stay within their limits.
+    let by_address = standing.by_address;
+    let sent = Sent { source, by_address, source_port, destination_port, payload, end };
+    let reason = if tables.charge(message, &sent) { message.passes_as() } else { Reason::Limited };
+    Judgement { reason, message: Some(message) }
+}
+
+#[inline(always)]
+fn target<R: Reader, T: Tables>(packet: &R, tables: &T, ip: &Ip) -> Target {
+    if matches!(ip.piece, Piece::Hidden) {
+        return Target::Hidden;
+    }
+    if ip.protocol != UDP && ip.protocol != TCP {
+        return Target::Elsewhere;
+    }
+    if matches!(ip.piece, Piece::Later) {
+        return Target::Fragment;
+    }
+    match ip.ports(packet) {
+        Some((source_port, destination_port)) if tables.is_sip_port(destination_port) => {
+            Target::Sip { source_port, destination_port }
+        }
+        None if matches!(ip.piece, Piece::First) => Target::Hidden,
+        _ => Target::Elsewhere,
+    }
+}

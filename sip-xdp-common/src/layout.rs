@@ -1,0 +1,276 @@
+//! The layouts that kernel and user space share: keys and values of maps, and events. All are plain old data with
+//! explicit padding. Times are nanoseconds of the filter's clock (`CLOCK_MONOTONIC`), unless a field says otherwise.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::source::Source;
+use crate::verdict::{Message, Reason};
+
+/// The version of everything in this module. Pinned maps of another version are replaced, with their bans carried
+/// over.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// The expiry of what never expires.
+pub const NEVER: u64 = u64::MAX;
+
+/// How many interfaces one filter serves.
+pub const MAX_INTERFACES: usize = 64;
+
+/// How many bytes of a payload an event carries: enough for the start line and the headers up to Call-ID.
+pub const HEAD: usize = 512;
+
+/// The size of [`names::EVENTS`](crate::names::EVENTS) in bytes: about 1,600 events.
+pub const EVENTS_BYTES: usize = 1 << 20;
+
+/// Default capacity of the block and trust tables, in networks.
+pub const DEFAULT_NETWORKS: u32 = 131_072;
+
+/// Default capacity of the table of unknown sources.
+pub const DEFAULT_SOURCES: u32 = 65_536;
+
+/// [`TrustEntry::flags`]: the network is trusted.
+pub const TRUSTED: u32 = 1;
+/// [`TrustEntry::flags`]: IPv6 sources in the network are metered by their full address.
+pub const BY_ADDRESS: u32 = 2;
+
+/// A network in the trust table.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct TrustEntry {
+    /// When the trust ends: the latest end among this network and all that cover it.
+    pub expires: u64,
+    /// [`TRUSTED`], [`BY_ADDRESS`].
+    pub flags: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+const _: () = assert!(size_of::<TrustEntry>() == 16);
+
+/// A network in the block table.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct BlockEntry {
+    /// When the block ends: the latest end among this network and all that cover it, so that an expired host never
+    /// hides a live network around it.
+    pub expires: u64,
+    /// The network's counter in [`names::HITS`](crate::names::HITS).
+    pub slot: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+const _: () = assert!(size_of::<BlockEntry>() == 16);
+
+/// Whose entry a ledger row is: [`LedgerKey::owner`].
+#[repr(u8)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Owner {
+    /// An operator, by command.
+    Manual = 0,
+    /// The detector.
+    Auto = 1,
+    /// The configuration file.
+    Config = 2,
+}
+
+impl Owner {
+    /// The owner with this number, if there is one.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::Manual),
+            1 => Some(Self::Auto),
+            2 => Some(Self::Config),
+            _ => None,
+        }
+    }
+
+    /// The name in tables and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Manual => "manual",
+            Self::Auto => "auto",
+            Self::Config => "config",
+        }
+    }
+}
+
+/// Which table a ledger row is about: [`LedgerKey::list`].
+#[repr(u8)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum List {
+    /// The block table.
+    Block = 0,
+    /// The trust table.
+    Trust = 1,
+}
+
+/// One owner's claim on one network.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct LedgerKey {
+    /// The network's first address.
+    pub network: Source,
+    /// Its length in bits, 96 more for IPv4.
+    pub prefix: u8,
+    /// [`List`].
+    pub list: u8,
+    /// [`Owner`].
+    pub owner: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+const _: () = assert!(size_of::<LedgerKey>() == 20);
+
+/// How many bytes of a reason a ledger row holds.
+pub const REASON: usize = 160;
+
+/// [`LedgerRow::tier`]: does not apply (manual entries and trust).
+pub const TIER_NONE: u8 = 0;
+/// [`LedgerRow::tier`]: the source could be forged.
+pub const TIER_UNPROVEN: u8 = 1;
+
+/// [`LedgerRow::flags`]: made in a dry run, never enforced.
+pub const ROW_DRY_RUN: u8 = 1;
+
+/// What is remembered of a claim.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct LedgerRow {
+    /// When it ends, or [`NEVER`].
+    pub expires: u64,
+    /// When it was made, in milliseconds since 1970-01-01 UTC.
+    pub added_ms: u64,
+    /// [`TIER_NONE`] or [`TIER_UNPROVEN`].
+    pub tier: u8,
+    /// [`ROW_DRY_RUN`].
+    pub flags: u8,
+    /// Bytes used of `reason`.
+    pub reason_length: u16,
+    /// Zero.
+    pub pad: u32,
+    /// Why, in UTF-8.
+    pub reason: [u8; REASON],
+}
+
+const _: () = assert!(size_of::<LedgerRow>() == 24 + REASON);
+
+/// The counters of one interface on one CPU.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Counters {
+    /// Packets by [`Reason`].
+    pub packets: [u64; Reason::COUNT],
+    /// Bytes by [`Reason`], link header included.
+    pub bytes: [u64; Reason::COUNT],
+    /// Packets that a dry run passed although they would be dropped, by [`Reason`].
+    pub would_drop: [u64; Reason::COUNT],
+    /// The same in bytes.
+    pub would_drop_bytes: [u64; Reason::COUNT],
+    /// Packets by [`Message`].
+    pub messages: [u64; Message::COUNT],
+}
+
+const _: () = assert!(size_of::<Counters>() == 8 * (4 * Reason::COUNT + Message::COUNT));
+
+/// What each CPU keeps for itself.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct CpuState {
+    /// Where a number goes for [`Reader::forget`](crate::reader::Reader::forget).
+    pub forgotten: u64,
+    /// When this CPU's bucket of events is full again.
+    pub events: u64,
+    /// Events that found no room, in the bucket or in the ring.
+    pub lost_events: u64,
+    /// When this CPU last wrote a diagnostic.
+    pub diagnosed: u64,
+}
+
+const _: () = assert!(size_of::<CpuState>() == 32);
+
+/// An interface that the filter is attached to. A slot is in use when `index` is not zero.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct InterfaceRecord {
+    /// The kernel's index of the interface.
+    pub index: u32,
+    /// 1 if attached in the driver (native), 2 if generic.
+    pub mode: u8,
+    /// [`Link`](crate::packet::Link).
+    pub link: u8,
+    /// 1 if in a dry run.
+    pub dry_run: u8,
+    /// Bytes used of `name`.
+    pub name_length: u8,
+    /// The interface's name (IFNAMSIZ is 16, with its NUL).
+    pub name: [u8; 16],
+    /// When it was attached, in milliseconds since 1970-01-01 UTC.
+    pub since_ms: u64,
+}
+
+const _: () = assert!(size_of::<InterfaceRecord>() == 32);
+
+/// [`InterfaceRecord::mode`]: in the driver.
+pub const MODE_NATIVE: u8 = 1;
+/// [`InterfaceRecord::mode`]: in the network stack, after the kernel has allocated.
+pub const MODE_GENERIC: u8 = 2;
+
+/// What the kernel tells the daemon of a source that is over a limit: one packet, and how far the meter has come.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct LimitEvent {
+    /// When.
+    pub time: u64,
+    /// When the source was first seen.
+    pub first: u64,
+    /// Requests from the source so far.
+    pub seen: u64,
+    /// REGISTER requests from the source so far.
+    pub registers: u64,
+    /// Packets over a limit so far.
+    pub limited: u64,
+    /// The packet's source.
+    pub source: Source,
+    /// The interface's slot.
+    pub slot: u32,
+    /// The packet's source port.
+    pub source_port: u16,
+    /// The port that it was sent to.
+    pub destination_port: u16,
+    /// [`Message`].
+    pub message: u8,
+    /// [`Bucket`](crate::meter::Bucket).
+    pub bucket: u8,
+    /// 1 if the source is metered by its full address.
+    pub by_address: u8,
+    /// 1 if in a dry run.
+    pub dry_run: u8,
+    /// Bytes used of `head`.
+    pub head_length: u16,
+    /// Zero.
+    pub pad: u16,
+    /// How the payload starts.
+    pub head: [u8; HEAD],
+}
+
+const _: () = assert!(size_of::<LimitEvent>() == 72 + HEAD);
+
+#[cfg(feature = "user")]
+mod user {
+    use super::*;
+    use crate::meter::{Limits, Meter};
+
+    /// Every type here is `bytemuck::Pod`: any bit pattern is valid and there is no padding, which is all that aya's
+    /// marker asks for.
+    macro_rules! plain {
+        ($($type:ty),* $(,)?) => { $(
+            // SAFETY: the type is `bytemuck::Pod`, which promises at least as much as `aya::Pod`.
+            unsafe impl aya::Pod for $type where $type: bytemuck::Pod {}
+        )* };
+    }
+
+    plain!(Source, TrustEntry, BlockEntry, LedgerKey, LedgerRow, Counters, CpuState, InterfaceRecord, LimitEvent);
+    plain!(Limits, Meter);
+}

@@ -1,0 +1,50 @@
+//! The names under which the compiled object carries its programs, maps and globals. User space finds them by these
+//! names, and a test holds the object against them.
+
+/// The XDP program that judges what arrives.
+pub const INGRESS: &str = "sip_xdp_ingress";
+
+/// Maps that are pinned: they outlive the daemon and are adopted by the next one.
+pub const PINNED_MAPS: [&str; 10] =
+    [TRUST, BLOCKLIST, HITS, LEDGER, SOURCES, COUNTERS, CPU_STATE, EVENTS, INTERFACES, CLOCK];
+
+/// Trusted networks (LPM trie of [`crate::layout::TrustEntry`]).
+pub const TRUST: &str = "TRUST";
+/// Blocked networks (LPM trie of [`crate::layout::BlockEntry`]).
+pub const BLOCKLIST: &str = "BLOCKLIST";
+/// Packets dropped per blocked network, by [`crate::layout::BlockEntry::slot`].
+pub const HITS: &str = "HITS";
+/// Who listed what, when and why ([`crate::layout::LedgerKey`] to [`crate::layout::LedgerRow`]); user space only.
+pub const LEDGER: &str = "LEDGER";
+/// The meters of unknown sources ([`crate::source::Source`] to [`crate::meter::Meter`]).
+pub const SOURCES: &str = "SOURCES";
+/// Counters per interface slot ([`crate::layout::Counters`]).
+pub const COUNTERS: &str = "COUNTERS";
+/// What each CPU keeps for itself ([`crate::layout::CpuState`]).
+pub const CPU_STATE: &str = "CPU_STATE";
+/// Limit events on their way to the daemon ([`crate::layout::LimitEvent`]).
+pub const EVENTS: &str = "EVENTS";
+/// The interfaces that the filter is attached to ([`crate::layout::InterfaceRecord`]).
+pub const INTERFACES: &str = "INTERFACES";
+/// A settable clock, in nanoseconds, read instead of the kernel's when [`CLOCK_FROM_MAP`] is 1.
+pub const CLOCK: &str = "CLOCK";
+
+/// Global: bitmap of the SIP ports, bit `port % 64` of word `port / 64` (`[u64; 1024]`).
+pub const PORTS: &str = "PORTS";
+/// Global: the limits of unknown sources ([`crate::meter::Limits`]).
+pub const LIMITS: &str = "LIMITS";
+/// Global: the mask under which IPv6 sources are metered (`[u64; 2]`, as [`crate::source::mask`] gives it).
+pub const IPV6_MASK: &str = "IPV6_MASK";
+/// Global: how frames start on this interface ([`crate::packet::Link`] as `u8`).
+pub const LINK: &str = "LINK";
+/// Global: this interface's slot in [`COUNTERS`] and [`INTERFACES`] (`u32`).
+pub const SLOT: &str = "SLOT";
+/// Global: 1 to drop everything but ICMP from blocked sources, not only SIP (`u8`).
+pub const SCOPE_ALL: &str = "SCOPE_ALL";
+/// Global: 1 to count what would be dropped, and drop nothing (`u8`).
+pub const DRY_RUN: &str = "DRY_RUN";
+/// Global: 1 to take the time from the [`CLOCK`] map (`u8`).
+pub const CLOCK_FROM_MAP: &str = "CLOCK_FROM_MAP";
+
+/// All globals that the loader sets.
+pub const GLOBALS: [&str; 8] = [PORTS, LIMITS, IPV6_MASK, LINK, SLOT, SCOPE_ALL, DRY_RUN, CLOCK_FROM_MAP];

@@ -1,0 +1,89 @@
+//! The one way to look at a packet: reads that are checked against its end.
+//!
+//! The kernel implements [`Reader`] over packet memory in a form that the verifier accepts, the host over a slice.
+//! Parsers written against it can therefore never read past the end, on either side.
+
+/// The highest offset that a reader serves, in bytes from the start of the packet. Reads beyond it answer `None`
+/// on both sides: the verifier needs a bound (it refuses packet offsets of 65535 and more), and no header that is
+/// worth judging starts behind it.
+pub const MAX_OFFSET: usize = 0x3fff;
+
+/// Bounds-checked access to a packet. Offsets count bytes from where the packet's data starts.
+pub trait Reader {
+    /// The byte at `at`.
+    fn byte(&self, at: usize) -> Option<u8>;
+
+    /// The two bytes at `at` as a big-endian (network order) number.
+    fn be16(&self, at: usize) -> Option<u16>;
+
+    /// The four bytes at `at`, the first of them in the lowest bits.
+    fn four(&self, at: usize) -> Option<u32>;
+
+    /// The eight bytes at `at`, the first of them in the lowest bits.
+    fn eight(&self, at: usize) -> Option<u64>;
+
+    /// Returns `value`, but in a way that makes the kernel verifier forget what it knows of it. At the end of a loop
+    /// or a branch this lets the verifier merge states that differ only in this number, instead of following each.
+    fn forget(&self, value: usize) -> usize;
+}
+
+/// A packet in memory: the host's [`Reader`].
+#[derive(Debug, Clone, Copy)]
+pub struct Bytes<'a>(pub &'a [u8]);
+
+impl Bytes<'_> {
+    fn array<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        if at > MAX_OFFSET {
+            return None;
+        }
+        self.0.get(at..at + N)?.try_into().ok()
+    }
+}
+
+impl Reader for Bytes<'_> {
+    fn byte(&self, at: usize) -> Option<u8> {
+        self.array::<1>(at).map(|[byte]| byte)
+    }
+
+    fn be16(&self, at: usize) -> Option<u16> {
+        self.array(at).map(u16::from_be_bytes)
+    }
+
+    fn four(&self, at: usize) -> Option<u32> {
+        self.array(at).map(u32::from_le_bytes)
+    }
+
+    fn eight(&self, at: usize) -> Option<u64> {
+        self.array(at).map(u64::from_le_bytes)
+    }
+
+    fn forget(&self, value: usize) -> usize {
+        value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_stop_at_the_end() {
+        let packet = Bytes(&[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(packet.byte(8), Some(9));
+        assert_eq!(packet.byte(9), None);
+        assert_eq!(packet.be16(7), Some(0x0809));
+        assert_eq!(packet.be16(8), None);
+        assert_eq!(packet.four(0), Some(0x0403_0201));
+        assert_eq!(packet.eight(1), Some(0x0908_0706_0504_0302));
+        assert_eq!(packet.eight(2), None);
+    }
+
+    #[test]
+    fn reads_stop_at_the_highest_offset() {
+        let large = vec![7; MAX_OFFSET + 64];
+        let packet = Bytes(&large);
+        assert_eq!(packet.byte(MAX_OFFSET), Some(7));
+        assert_eq!(packet.byte(MAX_OFFSET + 1), None);
+        assert_eq!(packet.byte(usize::MAX), None);
+    }
+}

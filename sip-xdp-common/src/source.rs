@@ -1,0 +1,94 @@
+//! Addresses as the maps hold them: 16 bytes in network order, IPv4 as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2), so that
+//! one table serves both families.
+
+use bytemuck::{Pod, Zeroable};
+
+/// The length, in bits, that the `::ffff:0:0/96` prefix adds to an IPv4 prefix.
+pub const MAPPED_BITS: u8 = 96;
+
+/// A packet's source address, as a map key.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct Source {
+    /// The address in network order.
+    pub octets: [u8; 16],
+}
+
+const _: () = assert!(size_of::<Source>() == 16);
+
+impl Source {
+    /// An IPv4 source from its four bytes, the first of them in the lowest bits (as a packet read gives them).
+    #[inline(always)]
+    pub const fn v4(address: u32) -> Self {
+        Self::from_words(0, (0xffff_u64 << 16) | ((address as u64) << 32))
+    }
+
+    /// A source from its two halves, the first byte of each in the lowest bits.
+    #[inline(always)]
+    pub const fn from_words(high: u64, low: u64) -> Self {
+        let (high, low) = (high.to_le_bytes(), low.to_le_bytes());
+        let mut octets = [0; 16];
+        let mut at = 0;
+        while at < 8 {
+            octets[at] = high[at];
+            octets[at + 8] = low[at];
+            at += 1;
+        }
+        Self { octets }
+    }
+
+    /// The two halves, the first byte of each in the lowest bits.
+    #[inline(always)]
+    pub const fn words(&self) -> (u64, u64) {
+        let o = &self.octets;
+        (
+            u64::from_le_bytes([o[0], o[1], o[2], o[3], o[4], o[5], o[6], o[7]]),
+            u64::from_le_bytes([o[8], o[9], o[10], o[11], o[12], o[13], o[14], o[15]]),
+        )
+    }
+
+    /// Whether this is an IPv4 address.
+    #[inline(always)]
+    pub const fn is_v4(&self) -> bool {
+        let (high, low) = self.words();
+        high == 0 && low as u32 == 0xffff_0000
+    }
+
+    /// This source with the bits outside `mask` cleared (halves as in [`Source::words`]).
+    #[inline(always)]
+    pub const fn masked(&self, mask: (u64, u64)) -> Self {
+        let (high, low) = self.words();
+        Self::from_words(high & mask.0, low & mask.1)
+    }
+}
+
+/// The mask that keeps the first `prefix` bits of 128, as halves with the first byte in the lowest bits.
+pub const fn mask(prefix: u8) -> (u64, u64) {
+    let bits = if prefix >= 128 { u128::MAX } else { !(u128::MAX >> prefix) };
+    (((bits >> 64) as u64).swap_bytes(), (bits as u64).swap_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    #[test]
+    fn ipv4_is_held_as_a_mapped_address() {
+        let source = Source::v4(u32::from_le_bytes([192, 0, 2, 7]));
+        assert_eq!(source.octets, Ipv4Addr::new(192, 0, 2, 7).to_ipv6_mapped().octets());
+        assert!(source.is_v4());
+    }
+
+    #[test]
+    fn a_mask_keeps_the_network() {
+        let address: Ipv6Addr = "2001:db8:1:2:3:4:5:6".parse().unwrap();
+        let source = Source { octets: address.octets() };
+        assert!(!source.is_v4());
+        for (prefix, network) in [(64, "2001:db8:1:2::"), (48, "2001:db8:1::"), (61, "2001:db8:1::"), (0, "::")] {
+            let network: Ipv6Addr = network.parse().unwrap();
+            assert_eq!(source.masked(mask(prefix)).octets, network.octets(), "/{prefix}");
+        }
+        assert_eq!(source.masked(mask(128)), source);
+    }
+}

@@ -1,0 +1,218 @@
+//! Verdicts, the reasons for them, and the kinds of message: what is counted, and under which name it is shown.
+//!
+//! The order of the variants is the order of the counters in [`crate::layout::Counters`]; the names are the ones of
+//! `stats --json` and never change.
+
+/// What happens to a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// It goes on to the host.
+    Pass,
+    /// It ends in the driver.
+    Drop,
+}
+
+/// Why a packet was passed or dropped.
+#[repr(u8)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// Not IPv4 or IPv6, not UDP or TCP, or not to a SIP port.
+    NotSip,
+    /// From a trusted source.
+    Trusted,
+    /// From a known-good source.
+    Good,
+    /// From a peer: a host that we talk to by ourselves.
+    Peer,
+    /// A request (or a TCP segment) from an unknown source within its limits.
+    Unknown,
+    /// A response within its source's limit.
+    Response,
+    /// A keepalive (RFC 5626, 3.5.1 and 4.4.1), STUN or an empty datagram within its source's limit.
+    Keepalive,
+    /// Neither SIP nor a keepalive, within its source's limit.
+    Unparsed,
+    /// A later fragment: it has no ports, and without its first fragment it is never put together.
+    Fragment,
+    /// From a blocked source.
+    Blocked,
+    /// Policy `closed`, and the source is not admitted.
+    Closed,
+    /// Over its source's limit.
+    Limited,
+    /// Over the budget that unknown sources share in a storm.
+    Storm,
+}
+
+impl Reason {
+    /// How many reasons there are.
+    pub const COUNT: usize = 13;
+
+    /// All reasons, in the order of their numbers.
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::NotSip,
+        Self::Trusted,
+        Self::Good,
+        Self::Peer,
+        Self::Unknown,
+        Self::Response,
+        Self::Keepalive,
+        Self::Unparsed,
+        Self::Fragment,
+        Self::Blocked,
+        Self::Closed,
+        Self::Limited,
+        Self::Storm,
+    ];
+
+    /// What a packet with this reason meets when the filter enforces.
+    #[inline(always)]
+    pub const fn verdict(self) -> Verdict {
+        match self {
+            Self::Blocked | Self::Closed | Self::Limited | Self::Storm => Verdict::Drop,
+            _ => Verdict::Pass,
+        }
+    }
+
+    /// The name in counters and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NotSip => "not_sip",
+            Self::Trusted => "trusted",
+            Self::Good => "good",
+            Self::Peer => "peer",
+            Self::Unknown => "unknown",
+            Self::Response => "response",
+            Self::Keepalive => "keepalive",
+            Self::Unparsed => "unparsed",
+            Self::Fragment => "fragment",
+            Self::Blocked => "blocked",
+            Self::Closed => "closed",
+            Self::Limited => "limited",
+            Self::Storm => "storm",
+        }
+    }
+}
+
+/// What a UDP payload to a SIP port is, by its start line.
+#[repr(u8)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Message {
+    /// REGISTER (RFC 3261, 10).
+    Register,
+    /// INVITE (RFC 3261, 13).
+    Invite,
+    /// OPTIONS (RFC 3261, 11).
+    Options,
+    /// SUBSCRIBE (RFC 6665).
+    Subscribe,
+    /// NOTIFY (RFC 6665).
+    Notify,
+    /// PUBLISH (RFC 3903).
+    Publish,
+    /// MESSAGE (RFC 3428).
+    Message,
+    /// ACK (RFC 3261, 13).
+    Ack,
+    /// BYE (RFC 3261, 15).
+    Bye,
+    /// CANCEL (RFC 3261, 9).
+    Cancel,
+    /// Any other request method.
+    Other,
+    /// A response.
+    Response,
+    /// A keepalive, STUN, or an empty datagram.
+    Keepalive,
+    /// None of these.
+    Unparsed,
+}
+
+impl Message {
+    /// How many kinds there are.
+    pub const COUNT: usize = 14;
+
+    /// All kinds, in the order of their numbers.
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::Register,
+        Self::Invite,
+        Self::Options,
+        Self::Subscribe,
+        Self::Notify,
+        Self::Publish,
+        Self::Message,
+        Self::Ack,
+        Self::Bye,
+        Self::Cancel,
+        Self::Other,
+        Self::Response,
+        Self::Keepalive,
+        Self::Unparsed,
+    ];
+
+    /// Whether this is a request. Keepalives, responses and what cannot be parsed never are.
+    #[inline(always)]
+    pub const fn is_request(self) -> bool {
+        !matches!(self, Self::Response | Self::Keepalive | Self::Unparsed)
+    }
+
+    /// The reason under which a message of this kind passes when its source is unknown.
+    #[inline(always)]
+    pub const fn passes_as(self) -> Reason {
+        match self {
+            Self::Response => Reason::Response,
+            Self::Keepalive => Reason::Keepalive,
+            Self::Unparsed => Reason::Unparsed,
+            _ => Reason::Unknown,
+        }
+    }
+
+    /// The name in counters and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Register => "register",
+            Self::Invite => "invite",
+            Self::Options => "options",
+            Self::Subscribe => "subscribe",
+            Self::Notify => "notify",
+            Self::Publish => "publish",
+            Self::Message => "message",
+            Self::Ack => "ack",
+            Self::Bye => "bye",
+            Self::Cancel => "cancel",
+            Self::Other => "other",
+            Self::Response => "response",
+            Self::Keepalive => "keepalive",
+            Self::Unparsed => "unparsed",
+        }
+    }
+
+    /// The kind with this number, if there is one.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_follow_the_lists() {
+        for (number, reason) in Reason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, number, "{}", reason.name());
+        }
+        for (number, message) in Message::ALL.into_iter().enumerate() {
+            assert_eq!(message as usize, number, "{}", message.name());
+            assert_eq!(Message::from_number(number as u8), Some(message));
+        }
+        assert_eq!(Message::from_number(Message::COUNT as u8), None);
+    }
+
+    #[test]
+    fn only_the_four_drop_reasons_drop() {
+        let drops: Vec<_> =
+            Reason::ALL.into_iter().filter(|r| r.verdict() == Verdict::Drop).map(Reason::name).collect();
+        assert_eq!(drops, ["blocked", "closed", "limited", "storm"]);
+    }
+}

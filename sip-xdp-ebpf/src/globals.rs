@@ -1,0 +1,48 @@
+//! Read-only globals. The loader sets them before the program is verified, so that the verifier prunes what is
+//! switched off. The names are those of `sip_xdp_common::names`.
+
+use aya_ebpf::Global;
+use sip_xdp_common::meter::{Limit, Limits};
+
+const UNSET: Limit = Limit { interval: 0, burst: 0 };
+
+#[unsafe(no_mangle)]
+static PORTS: Global<[u64; 1024]> = Global::new([0; 1024]);
+
+/// The limits of unknown sources.
+#[unsafe(no_mangle)]
+pub(crate) static LIMITS: Global<Limits> = Global::new(Limits { register: UNSET, requests: UNSET, other: UNSET });
+
+/// The mask under which IPv6 sources are metered.
+#[unsafe(no_mangle)]
+pub(crate) static IPV6_MASK: Global<[u64; 2]> = Global::new([0; 2]);
+
+/// `sip_xdp_common::packet::Link` as a number.
+#[unsafe(no_mangle)]
+pub(crate) static LINK: Global<u8> = Global::new(0);
+
+/// This interface's slot in `COUNTERS`.
+#[unsafe(no_mangle)]
+pub(crate) static SLOT: Global<u32> = Global::new(0);
+
+/// 1: blocked sources lose everything but ICMP.
+#[unsafe(no_mangle)]
+pub(crate) static SCOPE_ALL: Global<u8> = Global::new(0);
+
+/// 1: count, but drop nothing.
+#[unsafe(no_mangle)]
+pub(crate) static DRY_RUN: Global<u8> = Global::new(0);
+
+/// 1: the time is what the `CLOCK` map says.
+#[unsafe(no_mangle)]
+pub(crate) static CLOCK_FROM_MAP: Global<u8> = Global::new(0);
+
+/// Whether `port` is a SIP port.
+#[inline(always)]
+pub(crate) fn is_sip_port(port: u16) -> bool {
+    let words = (&raw const PORTS).cast::<u64>();
+    // SAFETY: `Global` is transparent over its 1024 words, and a port shifted by 6 is at most 1023. The read is
+    // volatile because the loader, not this program, decides the value.
+    let word = unsafe { words.add(usize::from(port >> 6)).read_volatile() };
+    word >> (port & 63) & 1 == 1
+}

@@ -1,0 +1,45 @@
+//! The kernel programs of sip-xdp: maps, access to packets, and wiring. Every decision is taken in `sip-xdp-common`,
+//! where it is tested on the host; nothing here looks at a packet but through `reader`, and nothing counts a packet
+//! but `counters::leave`.
+
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch, core_intrinsics)]
+#![expect(internal_features, reason = "core::sync has no atomics on this target, only the intrinsics do")]
+
+mod clock;
+mod counters;
+mod events;
+mod globals;
+mod maps;
+mod reader;
+mod tables;
+
+use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use sip_xdp_common::ingress;
+
+use crate::maps::cpu_state;
+use crate::reader::Packet;
+use crate::tables::MapTables;
+
+// The attribute makes the exported function, which is without documentation and need not be `pub`.
+#[xdp(frags)]
+fn sip_xdp_ingress(ctx: XdpContext) -> u32 {
+    // Per-CPU array slot 0 always exists; the verifier wants to see the question asked.
+    let Some(state) = cpu_state() else {
+        return xdp_action::XDP_PASS;
+    };
+    let judgement = ingress::judge(&Packet::new(&ctx, state), &MapTables::new(&ctx, state));
+    counters::leave(&ctx, &judgement)
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The licence that the kernel asks for before it offers GPL-only helpers.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

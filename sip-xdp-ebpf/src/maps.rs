@@ -1,0 +1,51 @@
+//! The maps. Layouts are in `sip_xdp_common::layout`, names in `sip_xdp_common::names`.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::macros::btf_map;
+use sip_xdp_common::layout::{
+    BlockEntry, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, InterfaceRecord, LedgerKey,
+    LedgerRow, LimitEvent, MAX_INTERFACES, TrustEntry,
+};
+use sip_xdp_common::meter::Meter;
+use sip_xdp_common::source::Source;
+
+#[btf_map]
+pub(crate) static TRUST: LpmTrie<[u8; 16], TrustEntry, { DEFAULT_NETWORKS as usize }> = LpmTrie::new();
+
+#[btf_map]
+pub(crate) static BLOCKLIST: LpmTrie<[u8; 16], BlockEntry, { DEFAULT_NETWORKS as usize }> = LpmTrie::new();
+
+#[btf_map]
+pub(crate) static HITS: Array<u64, { DEFAULT_NETWORKS as usize }> = Array::new();
+
+/// No program reads the ledger: it lives in the kernel so that it outlives the daemon together with the tables that
+/// are made from it.
+#[btf_map]
+pub(crate) static LEDGER: HashMap<LedgerKey, LedgerRow, { DEFAULT_NETWORKS as usize }, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+#[btf_map]
+pub(crate) static SOURCES: LruHashMap<Source, Meter, { DEFAULT_SOURCES as usize }> = LruHashMap::new();
+
+#[btf_map]
+pub(crate) static COUNTERS: PerCpuArray<Counters, MAX_INTERFACES> = PerCpuArray::new();
+
+#[btf_map]
+static CPU_STATE: PerCpuArray<CpuState, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub(crate) static EVENTS: RingBuf<LimitEvent, EVENTS_BYTES> = RingBuf::new();
+
+/// Written and read by user space; see [`LEDGER`].
+#[btf_map]
+pub(crate) static INTERFACES: Array<InterfaceRecord, MAX_INTERFACES> = Array::new();
+
+#[btf_map]
+pub(crate) static CLOCK: Array<u64, 1> = Array::new();
+
+/// This CPU's state.
+#[inline(always)]
+pub(crate) fn cpu_state() -> Option<*mut CpuState> {
+    CPU_STATE.get_ptr_mut(0)
+}

@@ -1,0 +1,76 @@
+//! The only place that dereferences packet memory.
+
+use core::arch::asm;
+
+use aya_ebpf::programs::XdpContext;
+use sip_xdp_common::layout::CpuState;
+use sip_xdp_common::reader::{MAX_OFFSET, Reader};
+
+/// The linear part of a packet: all of it, but for jumbo frames, whose headers it always holds.
+pub(crate) struct Packet {
+    data: usize,
+    data_end: usize,
+    state: *mut CpuState,
+}
+
+impl Packet {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &XdpContext, state: *mut CpuState) -> Self {
+        Self { data: ctx.data(), data_end: ctx.data_end(), state }
+    }
+
+    /// The address of the `N` bytes at `at`, if they are all there.
+    #[inline(always)]
+    fn span<const N: usize>(&self, at: usize) -> Option<*const u8> {
+        if at > MAX_OFFSET {
+            return None;
+        }
+        let start = self.data + at;
+        let mut end = start;
+        // LLVM would fold `start + 1 > data_end` into `start >= data_end`, which proves nothing to the verifier for a
+        // packet pointer at a variable offset. It does not look into this addition.
+        // SAFETY: adds a constant to a register; touches no memory.
+        unsafe {
+            asm!("{end} += {n}", end = inout(reg) end, n = const N, options(pure, nomem, nostack));
+        }
+        if end > self.data_end { None } else { Some(start as *const u8) }
+    }
+}
+
+impl Reader for Packet {
+    #[inline(always)]
+    fn byte(&self, at: usize) -> Option<u8> {
+        // SAFETY: `span` checked one byte against the packet's end.
+        self.span::<1>(at).map(|start| unsafe { start.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn be16(&self, at: usize) -> Option<u16> {
+        // SAFETY: `span` checked two bytes. The kernel lets BPF read packets unaligned where the machine can
+        // (CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS); a plain unaligned read would become single bytes.
+        self.span::<2>(at).map(|start| u16::from_be(unsafe { start.cast::<u16>().read_volatile() }))
+    }
+
+    #[inline(always)]
+    fn four(&self, at: usize) -> Option<u32> {
+        // SAFETY: `span` checked four bytes; for alignment see `be16`.
+        self.span::<4>(at).map(|start| u32::from_le(unsafe { start.cast::<u32>().read_volatile() }))
+    }
+
+    #[inline(always)]
+    fn eight(&self, at: usize) -> Option<u64> {
+        // SAFETY: `span` checked eight bytes; for alignment see `be16`.
+        self.span::<8>(at).map(|start| u64::from_le(unsafe { start.cast::<u64>().read_volatile() }))
+    }
+
+    /// Through map memory, of whose contents the verifier assumes nothing.
+    #[inline(always)]
+    fn forget(&self, value: usize) -> usize {
+        // SAFETY: `state` is this CPU's map value, valid while the program runs; nothing else runs on this CPU that
+        // uses the field.
+        unsafe {
+            (&raw mut (*self.state).forgotten).write_volatile(value as u64);
+            (&raw const (*self.state).forgotten).read_volatile() as usize
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The tables that a judgement asks, over the maps.
+
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::programs::XdpContext;
+use aya_log_ebpf::warn;
+use sip_xdp_common::ingress::{Sent, Standing, Tables};
+use sip_xdp_common::layout::{BY_ADDRESS, CpuState, TRUSTED};
+use sip_xdp_common::meter::{Charge, Meter};
+use sip_xdp_common::packet::Link;
+use sip_xdp_common::source::Source;
+use sip_xdp_common::verdict::Message;
+
+use crate::maps::{BLOCKLIST, HITS, SOURCES, TRUST};
+use crate::{clock, events, globals};
+
+/// The kernel's tables, for one packet.
+pub(crate) struct MapTables<'a> {
+    ctx: &'a XdpContext,
+    state: *mut CpuState,
+}
+
+impl<'a> MapTables<'a> {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &'a XdpContext, state: *mut CpuState) -> Self {
+        Self { ctx, state }
+    }
+
+    /// The key under which a source is metered: its address, or its IPv6 network.
+    #[inline(always)]
+    fn metered_as(source: &Source, by_address: bool) -> Source {
+        if by_address || source.is_v4() {
+            return *source;
+        }
+        let [high, low] = globals::IPV6_MASK.load();
+        source.masked((high, low))
+    }
+}
+
+impl Tables for MapTables<'_> {
+    #[inline(always)]
+    fn link(&self) -> Link {
+        if globals::LINK.load() == Link::Ip as u8 { Link::Ip } else { Link::Ethernet }
+    }
+
+    #[inline(always)]
+    fn is_sip_port(&self, port: u16) -> bool {
+        globals::is_sip_port(port)
+    }
+
+    #[inline(always)]
+    fn scope_all(&self) -> bool {
+        globals::SCOPE_ALL.load() == 1
+    }
+
+    #[inline(always)]
+    fn standing(&self, source: &Source) -> Standing {
+        match TRUST.get(&Key::new(128, source.octets)) {
+            Some(entry) if entry.expires > clock::now() => {
+                Standing { trusted: entry.flags & TRUSTED != 0, by_address: entry.flags & BY_ADDRESS != 0 }
+            }
+            _ => Standing::default(),
+        }
+    }
+
+    #[inline(always)]
+    fn is_blocked(&self, source: &Source) -> bool {
+        let Some(entry) = BLOCKLIST.get(&Key::new(128, source.octets)) else {
+            return false;
+        };
+        if entry.expires <= clock::now() {
+            return false;
+        }
+        if let Some(hits) = HITS.get_ptr_mut(entry.slot) {
+            // SAFETY: the slot is an aligned word of map memory that lives as long as the map. The addition is
+            // atomic; its result is not used, so that it compiles to a plain BPF atomic add.
+            unsafe { core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(hits, 1) };
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn charge(&self, message: Message, sent: &Sent) -> bool {
+        let key = Self::metered_as(&sent.source, sent.by_address);
+        let limits = globals::LIMITS.load();
+        let now = clock::now();
+        let Some(slot) = SOURCES.get_ptr_mut(key) else {
+            // The first message of a source is within any limit: a limit allows at least one.
+            let mut meter = Meter::new(now);
+            meter.charge(message, now, &limits);
+            if let Err(error) = SOURCES.insert(key, meter, 0)
+                && events::diagnostic_due(self.state, now)
+            {
+                warn!(self.ctx, "no room to meter another source (error {})", error);
+            }
+            return true;
+        };
+        // SAFETY: the value stays allocated while the program runs. Two CPUs that charge one source in the same instant
+        // may lose one of the two charges, no more: each field is an aligned word.
+        let meter = unsafe { &mut *slot };
+        match meter.charge(message, now, &limits) {
+            Charge::Within => true,
+            Charge::Over { bucket, report } => {
+                if report {
+                    events::report(self.ctx, self.state, meter, bucket, message, sent, now);
+                }
+                false
+            }
+        }
+    }
+}

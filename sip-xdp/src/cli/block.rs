@@ -1,0 +1,160 @@
+//! `block`: the block list.
+
+use std::net::IpAddr;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use serde_json::Value;
+use sip_xdp::config::Span;
+use sip_xdp::control::{self, ListName, Request};
+use sip_xdp::network::Network;
+use sip_xdp::paths::Paths;
+use sip_xdp::pins::Pins;
+use sip_xdp::report::{self, Row};
+use sip_xdp_common::layout::List;
+
+use super::Output;
+use super::output::table;
+
+/// The block list.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Block {
+    /// Block an address or a network
+    Add(Add),
+    /// Unblock an address or a network, and forget what it did
+    Del(Delete),
+    /// Who is blocked, by whom, why and until when; works with the daemon dead
+    List(Listing),
+}
+
+/// Blocks an address or a network: for good, or for a time. Trusted addresses, this host's own, its default gateway
+/// and its resolvers are refused without --force.
+#[derive(Debug, Args)]
+pub(crate) struct Add {
+    /// An address or a network: 192.0.2.1, 192.0.2.0/24, 2001:db8::/32
+    network: Network,
+    /// For how long: 90s, 10m, 24h, 7d [default: for good]
+    #[arg(long, value_name = "TIME")]
+    ttl: Option<Span>,
+    /// Why, for whoever looks at the list later
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+    /// Block it although it contains addresses that should stay reachable
+    #[arg(long)]
+    force: bool,
+}
+
+/// Removes manual and automatic entries for a network, or for the networks around an address, with the evidence that
+/// led to them.
+#[derive(Debug, Args)]
+pub(crate) struct Delete {
+    /// An address or a network
+    network: Network,
+}
+
+/// Lists entries, one per owner.
+#[derive(Debug, Args)]
+pub(crate) struct Listing {
+    /// Only entries of this owner: manual or auto
+    #[arg(long, value_name = "OWNER", value_parser = ["manual", "auto"])]
+    owner: Option<String>,
+    /// Only entries that contain this address or lie in this network
+    #[arg(long = "match", value_name = "IP")]
+    matching: Option<Network>,
+}
+
+impl Block {
+    pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
+        match self {
+            Self::Add(add) => add.execute(paths, output).await,
+            Self::Del(delete) => delete.execute(paths, output).await,
+            Self::List(listing) => listing.execute(paths, output),
+        }
+    }
+}
+
+impl Add {
+    async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
+        let request = Request::Add {
+            list: ListName::Block,
+            network: self.network,
+            ttl: seconds(self.ttl)?,
+            reason: self.reason,
+            force: self.force,
+            operator: operator(),
+        };
+        let answer = control::call(&paths.socket(), &request).await?;
+        output.print(&answer, |answer| format!("blocked {}{}", self.network, until(answer)))
+    }
+}
+
+impl Delete {
+    pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
+        let request = Request::Delete { list: ListName::Block, network: self.network };
+        let answer = control::call(&paths.socket(), &request).await?;
+        output.print(&answer, |answer| removed("unblocked", answer))
+    }
+}
+
+impl Listing {
+    fn execute(self, paths: &Paths, output: Output) -> Result<()> {
+        let mut rows = report::rows(&Pins::new(&paths.pin_dir), List::Block)?;
+        rows.retain(|row| self.owner.as_ref().is_none_or(|owner| row.owner == owner));
+        rows.retain(|row| self.matching.is_none_or(|m| row.network.contains(&m) || m.contains(&row.network)));
+        output.print(&rows, |rows| list(rows, true))
+    }
+}
+
+/// The rows of a list for people.
+pub(super) fn list(rows: &[Row], hits: bool) -> String {
+    if rows.is_empty() {
+        return "none\n".to_owned();
+    }
+    let mut heads = vec!["NETWORK", "OWNER", "ADDED", "EXPIRES", "REASON"];
+    if hits {
+        heads.insert(4, "HITS");
+    }
+    let time = |time: jiff::Timestamp| time.strftime("%F %T UTC").to_string();
+    let cells = |row: &Row| {
+        let owner = if row.dry_run { format!("{} (dry run)", row.owner) } else { row.owner.to_owned() };
+        let expires = row.expires.map_or_else(|| "never".to_owned(), time);
+        let mut cells = vec![row.network.to_string(), owner, time(row.added), expires, row.reason.clone()];
+        if hits {
+            cells.insert(4, row.hits.to_string());
+        }
+        cells
+    };
+    table(&heads, &rows.iter().map(cells).collect::<Vec<_>>())
+}
+
+/// " until ..." for an answer that carries an expiry.
+pub(super) fn until(answer: &Value) -> String {
+    match answer["expires"].as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok()) {
+        Some(expires) => format!(" until {}", expires.strftime("%F %T UTC")),
+        None => " for good".to_owned(),
+    }
+}
+
+/// What was removed, a line per entry.
+pub(super) fn removed(verb: &str, answer: &Value) -> String {
+    let entries = answer["removed"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let line = |entry: &Value| {
+        let text = |key: &str| entry[key].as_str().unwrap_or_default().to_owned();
+        let reason = if text("reason").is_empty() { String::new() } else { format!(": {}", text("reason")) };
+        format!("{verb} {} ({}{reason})\n", text("network"), text("owner"))
+    };
+    entries.iter().map(line).collect()
+}
+
+/// A ttl in whole seconds, at least one.
+pub(super) fn seconds(ttl: Option<Span>) -> Result<Option<u64>> {
+    match ttl {
+        Some(ttl) if ttl < Span::seconds(1) => anyhow::bail!("a ttl of {ttl} is over at once; give at least 1s"),
+        ttl => Ok(ttl.map(|ttl| ttl.0.as_secs())),
+    }
+}
+
+/// The address from which the operator is logged in by ssh, if so.
+fn operator() -> Option<IpAddr> {
+    std::env::var("SSH_CONNECTION").ok()?.split(' ').next()?.parse().ok()
+}

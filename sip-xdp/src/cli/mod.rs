@@ -1,0 +1,156 @@
+//! The command line: what there is, and what is shared by its commands.
+
+mod block;
+mod config;
+mod output;
+mod reload;
+mod run;
+mod stats;
+mod status;
+mod trust;
+mod unload;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
+use sip_xdp::paths::Paths;
+
+use output::Output;
+
+/// The command line as it was given.
+#[derive(Debug)]
+pub(crate) struct Arguments {
+    cli: Cli,
+    config_required: bool,
+}
+
+impl Arguments {
+    /// Parses the command line; ends the process with status 2 if it is wrong.
+    pub(crate) fn parse() -> Self {
+        let matches = Cli::command().get_matches();
+        let config_required = is_given(&matches, "config");
+        match Cli::from_arg_matches(&matches) {
+            Ok(cli) => Self { cli, config_required },
+            Err(error) => error.exit(),
+        }
+    }
+}
+
+/// Whether an option stands on the command line or in the environment, before or behind the subcommand.
+fn is_given(matches: &ArgMatches, name: &str) -> bool {
+    let here = matches!(
+        matches.try_contains_id(name).ok().and_then(|_| matches.value_source(name)),
+        Some(ValueSource::CommandLine | ValueSource::EnvVariable)
+    );
+    here || matches.subcommand().is_some_and(|(_, inner)| is_given(inner, name))
+}
+
+/// Stops SIP scanners and password guessers in the network driver.
+///
+/// sip-xdp drops blocked sources before the kernel allocates anything for their packets, limits what unknown sources
+/// may send to the SIP ports, and bans those that flood. The filter outlives the daemon: stopping it changes nothing,
+/// `sip-xdp unload` takes it off.
+#[derive(Debug, Parser)]
+#[command(name = "sip-xdp", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Global {
+    /// The configuration file; without one, everything has its default
+    #[arg(long, global = true, value_name = "FILE", env = "SIP_XDP_CONFIG", default_value = "/etc/sip-xdp/config.toml", hide_env = true)]
+    config: PathBuf,
+    /// Where the control socket is
+    #[arg(long, global = true, value_name = "DIR", env = "SIP_XDP_RUN_DIR", default_value = "/run/sip-xdp", hide_env = true)]
+    run_dir: PathBuf,
+    /// What outlives a reboot
+    #[arg(long, global = true, value_name = "DIR", env = "SIP_XDP_STATE_DIR", default_value = "/var/lib/sip-xdp", hide_env = true)]
+    state_dir: PathBuf,
+    /// Where programs, links and maps are pinned, on a BPF file system
+    #[arg(long, global = true, value_name = "DIR", env = "SIP_XDP_PIN_DIR", default_value = "/sys/fs/bpf/sip-xdp", hide_env = true)]
+    pin_dir: PathBuf,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Filter: attach, or adopt what is attached, and watch over it until stopped
+    Run(run::Run),
+    /// What is loaded where, whether a daemon watches over it, and what needs attention
+    Status(status::Status),
+    /// Packets and bytes by verdict and reason, requests by method
+    Stats(stats::Stats),
+    /// The block list
+    #[command(subcommand)]
+    Block(block::Block),
+    /// Unblock an address: the same as `block del`
+    Unban(block::Delete),
+    /// The trust list: never dropped, never banned
+    #[command(subcommand, alias = "allow")]
+    Trust(trust::Trust),
+    /// Take the filter off and forget its tables
+    Unload(unload::Unload),
+    /// The configuration file
+    #[command(subcommand)]
+    Config(config::Config),
+    /// Have the daemon read its configuration again
+    Reload,
+}
+
+/// Carries out a command. Returns the exit status: 0 done, 1 failed.
+pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
+    let Arguments { cli: Cli { global, command }, config_required } = arguments;
+    let output = Output::new(global.json);
+    let paths = Paths {
+        config: global.config,
+        run_dir: global.run_dir,
+        state_dir: global.state_dir,
+        pin_dir: global.pin_dir,
+    };
+    match command {
+        Command::Run(run) => run.execute(paths, config_required, output).await?,
+        Command::Status(status) => return status.execute(&paths, output).await,
+        Command::Stats(stats) => stats.execute(&paths, output)?,
+        Command::Block(block) => block.execute(&paths, output).await?,
+        Command::Unban(delete) => delete.execute(&paths, output).await?,
+        Command::Trust(trust) => trust.execute(&paths, output).await?,
+        Command::Unload(unload) => unload.execute(&paths, output).await?,
+        Command::Config(config) => config.execute(&paths, config_required, output)?,
+        Command::Reload => reload::execute(&paths, output).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_stand_anywhere() {
+        for line in [
+            "sip-xdp --config /x status --json",
+            "sip-xdp status --config /x --json",
+            "sip-xdp --json status --config /x",
+        ] {
+            let matches = Cli::command().try_get_matches_from(line.split(' ')).unwrap();
+            assert!(is_given(&matches, "config"), "{line}");
+            let cli = Cli::from_arg_matches(&matches).unwrap();
+            assert_eq!((cli.global.config, cli.global.json), ("/x".into(), true), "{line}");
+        }
+        let matches = Cli::command().try_get_matches_from(["sip-xdp", "status"]).unwrap();
+        assert!(!is_given(&matches, "config") || std::env::var_os("SIP_XDP_CONFIG").is_some());
+    }
+}

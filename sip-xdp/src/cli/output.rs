@@ -1,0 +1,93 @@
+//! Printing: JSON when asked for, tables for people, colour only on a terminal.
+
+use std::io::{IsTerminal, Write, stdout};
+
+use anyhow::Result;
+use serde::Serialize;
+
+/// How to print.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Output {
+    /// As JSON.
+    pub(crate) json: bool,
+    colour: bool,
+}
+
+impl Output {
+    /// To standard output.
+    pub(crate) fn new(json: bool) -> Self {
+        let colour = stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        Self { json, colour }
+    }
+
+    /// Prints `value` as JSON, or what `text` makes of it. A reader that went away is no error.
+    pub(crate) fn print<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
+        let mut printed = if self.json { serde_json::to_string_pretty(value)? } else { text(value) };
+        if !printed.is_empty() && !printed.ends_with('\n') {
+            printed.push('\n');
+        }
+        match stdout().lock().write_all(printed.as_bytes()) {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// `text` in green.
+    pub(crate) fn good(&self, text: &str) -> String {
+        self.paint("32", text)
+    }
+
+    /// `text` in red.
+    pub(crate) fn bad(&self, text: &str) -> String {
+        self.paint("31", text)
+    }
+
+    fn paint(&self, colour: &str, text: &str) -> String {
+        if self.colour { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+/// Lays rows out in columns; numbers are right-aligned.
+pub(crate) fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = heads.iter().map(|head| head.chars().count()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let numeric: Vec<bool> = (0..heads.len())
+        .map(|column| !rows.is_empty() && rows.iter().all(|row| row[column].bytes().all(|b| b.is_ascii_digit())))
+        .collect();
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let mut line = String::new();
+        for (column, cell) in cells.enumerate() {
+            let padding = " ".repeat(widths[column].saturating_sub(cell.chars().count()));
+            if numeric[column] {
+                line.push_str(&padding);
+                line.push_str(cell);
+            } else {
+                line.push_str(cell);
+                line.push_str(&padding);
+            }
+            line.push_str("  ");
+        }
+        format!("{}\n", line.trim_end())
+    };
+    let mut text = line(&mut heads.iter().copied());
+    for row in rows {
+        text.push_str(&line(&mut row.iter().map(String::as_str)));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let rows = vec![vec!["192.0.2.1".to_owned(), "7".to_owned()], vec!["::1".to_owned(), "1234".to_owned()]];
+        assert_eq!(table(&["NETWORK", "HITS"], &rows), "NETWORK    HITS\n192.0.2.1     7\n::1        1234\n");
+        assert_eq!(table(&["NETWORK", "HITS"], &[]), "NETWORK  HITS\n");
+    }
+}

@@ -1,0 +1,68 @@
+//! `run`: the daemon.
+
+use std::io::Write;
+
+use anyhow::Result;
+use clap::Args;
+use serde_json::json;
+use sip_xdp::attach::ModeChoice;
+use sip_xdp::daemon::{self, Overrides};
+use sip_xdp::paths::Paths;
+
+use super::Output;
+
+/// Attaches the filter, or adopts the one that is attached without letting a packet through in between, and watches
+/// over it in the foreground. Prints one line that starts with `ready` when it enforces. Stopping it (SIGTERM, Ctrl-C)
+/// leaves the filter enforcing; SIGHUP reads the configuration again.
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// Filter on this interface; may be repeated [default: those of the configuration, else those with a default route]
+    #[arg(long = "iface", value_name = "IF")]
+    interfaces: Vec<String>,
+    /// How to attach: in the driver if it can (auto), only there (native), or in the network stack (generic)
+    #[arg(long, value_enum, value_name = "MODE")]
+    mode: Option<ModeChoice>,
+    /// Count and report what would be dropped, and drop nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Run {
+    pub(crate) async fn execute(self, paths: Paths, config_required: bool, output: Output) -> Result<()> {
+        init_log();
+        let Self { interfaces, mode, dry_run } = self;
+        let overrides = Overrides { config_required, interfaces, mode, dry_run };
+        daemon::run(paths, overrides, |summary| {
+            let line = if output.json {
+                json!({ "event": "ready", "summary": summary }).to_string()
+            } else {
+                format!("ready: {summary}")
+            };
+            // Whoever started us may have closed our output; that is no reason to stop filtering.
+            let _ = writeln!(std::io::stdout(), "{line}");
+        })
+        .await
+    }
+}
+
+/// Log lines for journald, which adds the time; the priority prefix is the one of sd-daemon(3). On a terminal the time
+/// is written too.
+fn init_log() {
+    let under_systemd = std::env::var_os("JOURNAL_STREAM").is_some();
+    let environment = env_logger::Env::new().filter_or("SIP_XDP_LOG", "info");
+    env_logger::Builder::from_env(environment)
+        .format(move |to, record| {
+            if under_systemd {
+                let priority = match record.level() {
+                    log::Level::Error => 3,
+                    log::Level::Warn => 4,
+                    log::Level::Info => 6,
+                    log::Level::Debug | log::Level::Trace => 7,
+                };
+                writeln!(to, "<{priority}>{}", record.args())
+            } else {
+                writeln!(to, "{} {:5} {}", to.timestamp_millis(), record.level(), record.args())
+            }
+        })
+        .init();
+}

@@ -1,0 +1,132 @@
+//! `status`: what is loaded where, and whether all is well.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use serde::Serialize;
+use serde_json::Value;
+use sip_xdp::control::{self, Request};
+use sip_xdp::netlink::Netlink;
+use sip_xdp::paths::Paths;
+use sip_xdp::pins::Pins;
+use sip_xdp::report::{self, FilteredInterface, SCHEMA};
+
+use super::Output;
+use super::output::table;
+
+/// What is loaded where, in which mode and since when, whether a daemon watches over it, and what needs attention.
+/// Works with the daemon dead.
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// Exit with 0 only if packets are being judged and dropped on every interface; print nothing but what is wrong
+    #[arg(long)]
+    check: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    schema: u32,
+    time: jiff::Timestamp,
+    enforcing: bool,
+    loaded: bool,
+    daemon: Option<Value>,
+    interfaces: Vec<FilteredInterface>,
+    blocklist: Option<report::Occupancy>,
+    warnings: Vec<String>,
+}
+
+impl Status {
+    pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<ExitCode> {
+        let report = collect(paths).await?;
+        let healthy = report.enforcing;
+        if self.check && !output.json {
+            if !healthy {
+                eprintln!("sip-xdp: not enforcing: {}", report.warnings.join("; "));
+            }
+        } else {
+            output.print(&report, |report| text(report, output))?;
+        }
+        Ok(if self.check && !healthy { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+}
+
+async fn collect(paths: &Paths) -> Result<Report> {
+    let pins = Pins::new(&paths.pin_dir);
+    let mut warnings = Vec::new();
+    let daemon = match control::call(&paths.socket(), &Request::Status).await {
+        Ok(daemon) => Some(daemon),
+        Err(error) => {
+            if !error.is::<control::NoDaemon>() {
+                warnings.push(format!("{error:#}"));
+            }
+            None
+        }
+    };
+    let loaded = pins.is_loaded();
+    let (mut interfaces, mut blocklist) = (Vec::new(), None);
+    if loaded {
+        let present = Netlink::connect()?.interfaces().await?;
+        interfaces = report::interfaces(&pins, &present)?;
+        blocklist = Some(report::stats(&pins)?.blocklist);
+        if daemon.is_none() && warnings.is_empty() {
+            warnings.push("no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp run`".into());
+        }
+        for interface in &interfaces {
+            if !interface.attached {
+                warnings.push(format!("{} is not filtered any more: it is gone, or the program was taken off", interface.interface));
+            } else if interface.dry_run {
+                warnings.push(format!("{} is in a dry run: nothing is dropped", interface.interface));
+            }
+        }
+        if interfaces.is_empty() {
+            warnings.push("no interface is filtered; start `sip-xdp run`".into());
+        }
+    } else {
+        warnings.push("nothing is loaded; start `sip-xdp run`".into());
+    }
+    if let Some(Value::Array(more)) = daemon.as_ref().and_then(|daemon| daemon.get("warnings")) {
+        warnings.extend(more.iter().filter_map(Value::as_str).map(str::to_owned));
+    }
+    let enforcing = !interfaces.is_empty() && interfaces.iter().all(|i| i.attached && !i.dry_run);
+    Ok(Report { schema: SCHEMA, time: report::now(), enforcing, loaded, daemon, interfaces, blocklist, warnings })
+}
+
+fn text(report: &Report, output: Output) -> String {
+    let mut text = String::new();
+    let state = match (report.enforcing, report.loaded) {
+        (true, _) => output.good("enforcing"),
+        (false, true) => output.bad("not enforcing"),
+        (false, false) => output.bad("not loaded"),
+    };
+    text.push_str(&format!("filter    {state}\n"));
+    let daemon = match &report.daemon {
+        Some(daemon) => format!("running, pid {}", daemon["pid"]),
+        None => output.bad("not running"),
+    };
+    text.push_str(&format!("daemon    {daemon}\n"));
+    if let Some(list) = &report.blocklist {
+        text.push_str(&format!("blocked   {} IPv4 and {} IPv6 networks of {}\n", list.ipv4, list.ipv6, list.capacity));
+    }
+    if !report.interfaces.is_empty() {
+        let rows: Vec<Vec<String>> = report
+            .interfaces
+            .iter()
+            .map(|i| {
+                let mode = i.mode.map(|mode| mode.to_string()).unwrap_or_default();
+                let state = match (i.attached, i.dry_run) {
+                    (false, _) => "detached",
+                    (true, true) => "dry run",
+                    (true, false) => "enforcing",
+                };
+                vec![i.interface.clone(), mode, state.to_owned(), i.since.strftime("%F %T UTC").to_string()]
+            })
+            .collect();
+        text.push('\n');
+        text.push_str(&table(&["INTERFACE", "MODE", "STATE", "SINCE"], &rows));
+    }
+    for warning in &report.warnings {
+        text.push_str(&format!("\n{} {warning}", output.bad("warning:")));
+    }
+    text
+}

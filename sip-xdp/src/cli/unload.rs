@@ -1,0 +1,67 @@
+//! `unload`: takes the filter off.
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde_json::{Value, json};
+use sip_xdp::control::{self, NoDaemon, Request};
+use sip_xdp::netlink::Netlink;
+use sip_xdp::paths::Paths;
+use sip_xdp::pins::Pins;
+use sip_xdp::report;
+
+use super::Output;
+
+/// Detaches the filter and removes everything that is pinned; a running daemon ends. The lists stay on disk for the
+/// next start.
+#[derive(Debug, Args)]
+pub(crate) struct Unload {
+    /// Only from this interface; may be repeated
+    #[arg(long = "iface", value_name = "IF")]
+    interfaces: Vec<String>,
+}
+
+impl Unload {
+    pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
+        let request = Request::Unload { interfaces: self.interfaces.clone() };
+        let answer = match control::call(&paths.socket(), &request).await {
+            Ok(answer) => answer,
+            Err(error) if error.is::<NoDaemon>() => self.by_hand(paths).await?,
+            Err(error) => return Err(error),
+        };
+        output.print(&answer, |answer| {
+            let names: Vec<_> = answer["unloaded"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            if names.is_empty() { "nothing was loaded".to_owned() } else { format!("unloaded from {}", names.join(", ")) }
+        })
+    }
+
+    /// Without a daemon.
+    async fn by_hand(&self, paths: &Paths) -> Result<Value> {
+        let pins = Pins::new(&paths.pin_dir);
+        if !paths.pin_dir.exists() {
+            return Ok(json!({ "unloaded": [] }));
+        }
+        let _lock = pins.lock().context("a daemon holds the filter, but does not answer")?;
+        // Whatever is pinned must come off, even if its tables cannot be read.
+        let known = match Netlink::connect() {
+            Ok(netlink) => netlink.interfaces().await.and_then(|present| report::interfaces(&pins, &present)),
+            Err(error) => Err(error),
+        }
+        .unwrap_or_default();
+        let names = |interfaces: &[report::FilteredInterface]| -> Vec<String> {
+            interfaces.iter().map(|interface| interface.interface.clone()).collect()
+        };
+        let chosen: Vec<_> =
+            known.iter().filter(|interface| self.interfaces.contains(&interface.interface)).cloned().collect();
+        if let Some(unknown) = self.interfaces.iter().find(|name| !names(&chosen).contains(name)) {
+            bail!("{unknown} is not filtered; see `sip-xdp status`");
+        }
+        if chosen.is_empty() || chosen.len() == known.len() {
+            pins.remove_all()?;
+            return Ok(json!({ "unloaded": names(&known) }));
+        }
+        for interface in &chosen {
+            report::forget_interface(&pins, interface.index)?;
+        }
+        Ok(json!({ "unloaded": names(&chosen) }))
+    }
+}

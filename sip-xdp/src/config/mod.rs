@@ -1,0 +1,400 @@
+//! The configuration file. Everything in it is optional; a key that nobody knows is an error that names the nearest
+//! one that exists, so that a typing error never leaves a protection off.
+
+mod values;
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use anyhow::{Result, anyhow, bail};
+use serde::{Deserialize, Serialize};
+use sip_xdp_common::layout::{DEFAULT_NETWORKS, DEFAULT_SOURCES};
+use sip_xdp_common::meter;
+use toml::{Table, Value};
+
+use crate::attach::ModeChoice;
+use crate::network::Network;
+use crate::object::{Capacity, Ports};
+
+pub use values::{PortRange, Span};
+
+/// The effective configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// The interfaces to filter on; none means those with a default route.
+    pub interfaces: Vec<String>,
+    /// The SIP ports.
+    pub ports: Vec<PortRange>,
+    /// How to attach.
+    pub mode: ModeChoice,
+    /// Who may talk at all.
+    pub policy: Policy,
+    /// Count what would be dropped, and drop nothing.
+    pub dry_run: bool,
+    /// How long after a first start without state volume limits but never bans.
+    pub learn: Span,
+    /// What blocked sources lose.
+    pub block_scope: BlockScope,
+    /// The length under which IPv6 sources are judged together.
+    pub ipv6_prefix: u8,
+    /// Who is never dropped and never banned.
+    pub trust: Trust,
+    /// What sources may send.
+    pub limits: LimitsConfig,
+    /// What leads to a ban.
+    pub detect: Detect,
+    /// How long bans last.
+    pub bans: Bans,
+    /// How large the tables are.
+    pub capacity: CapacityConfig,
+}
+
+/// Who may talk at all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// Everybody who is not blocked.
+    #[default]
+    Open,
+}
+
+/// What blocked sources lose.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BlockScope {
+    /// The SIP ports.
+    #[default]
+    Sip,
+    /// Everything but ARP, neighbour discovery and ICMP.
+    All,
+}
+
+/// Who is never dropped and never banned.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Trust {
+    /// Networks.
+    pub networks: Vec<Network>,
+}
+
+/// A number of packets in a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rate {
+    /// How many.
+    pub count: u32,
+    /// In which time.
+    pub per: Span,
+}
+
+/// What sources may send.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LimitsConfig {
+    /// Sources of which nothing is known.
+    pub unknown: UnknownLimits,
+}
+
+/// What a source may send of which nothing is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UnknownLimits {
+    /// REGISTER requests.
+    pub register: Rate,
+    /// All requests, REGISTER among them.
+    pub requests: Rate,
+    /// Responses, keepalives and what cannot be parsed, together.
+    pub other: Rate,
+}
+
+/// What leads to a ban.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Detect {
+    /// A flood of REGISTER requests by one sender.
+    pub register: Rule,
+    /// A flood of requests of any method by one sender.
+    pub requests: Rule,
+}
+
+/// A kind of evidence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule {
+    /// Whether it leads to a ban.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+    /// More than how many.
+    pub count: u32,
+    /// In which time.
+    pub per: Span,
+}
+
+/// How long bans last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Bans {
+    /// Bans on evidence that could be forged.
+    pub unproven: Span,
+}
+
+/// How large the tables are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CapacityConfig {
+    /// Networks in each of the lists.
+    pub networks: u32,
+    /// Unknown sources that are metered at the same time.
+    pub sources: u32,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            interfaces: Vec::new(),
+            ports: vec![PortRange { first: 5060, last: 5060 }, PortRange { first: 5061, last: 5061 }],
+            mode: ModeChoice::Auto,
+            policy: Policy::Open,
+            dry_run: false,
+            learn: Span::seconds(0),
+            block_scope: BlockScope::Sip,
+            ipv6_prefix: 64,
+            trust: Trust::default(),
+            limits: LimitsConfig::default(),
+            detect: Detect::default(),
+            bans: Bans::default(),
+            capacity: CapacityConfig::default(),
+        }
+    }
+}
+
+impl Default for UnknownLimits {
+    fn default() -> Self {
+        Self {
+            register: Rate { count: 100, per: Span::seconds(60) },
+            requests: Rate { count: 50, per: Span::seconds(10) },
+            other: Rate { count: 300, per: Span::seconds(10) },
+        }
+    }
+}
+
+impl Default for Detect {
+    fn default() -> Self {
+        Self {
+            register: Rule { enabled: true, count: 100, per: Span::seconds(60) },
+            requests: Rule { enabled: true, count: 50, per: Span::seconds(10) },
+        }
+    }
+}
+
+impl Default for Bans {
+    fn default() -> Self {
+        Self { unproven: Span::seconds(300) }
+    }
+}
+
+impl Default for CapacityConfig {
+    fn default() -> Self {
+        Self { networks: DEFAULT_NETWORKS, sources: DEFAULT_SOURCES }
+    }
+}
+
+impl Config {
+    /// Reads a file. One that does not exist is empty, unless it was asked for by name (`required`).
+    pub fn read(path: &Path, required: bool) -> Result<Self> {
+        match fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text).map_err(|error| anyhow!("{}{error}", path.display())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !required => Ok(Self::default()),
+            Err(error) => bail!("{} cannot be read: {error}; check the path and its permissions", path.display()),
+        }
+    }
+
+    /// Parses the text of a file. Errors start with `:LINE: `, or with `: ` where no line is to blame.
+    pub fn parse(text: &str) -> Result<Self> {
+        let at = |span: Option<std::ops::Range<usize>>| match span {
+            Some(span) => format!(":{}: ", 1 + text[..span.start.min(text.len())].matches('\n').count()),
+            None => ": ".to_owned(),
+        };
+        let fault = |error: toml::de::Error| anyhow!("{}{}", at(error.span()), error.message().replace('\n', " "));
+        let table: Table = toml::from_str(text).map_err(fault)?;
+        if let Ok(known) = Table::try_from(Self::default()) {
+            check_keys(&table, &known, "").map_err(|(key, error)| anyhow!("{}{error}", at(find_key(text, &key))))?;
+        }
+        let config: Self = toml::from_str(text).map_err(fault)?;
+        config.check().map_err(|error| anyhow!(": {error}"))?;
+        Ok(config)
+    }
+
+    /// Checks what types cannot say.
+    pub fn check(&self) -> Result<()> {
+        if self.ports.is_empty() {
+            bail!("ports is empty, so nothing would be filtered; leave it out for 5060 and 5061");
+        }
+        if !(32..=128).contains(&self.ipv6_prefix) {
+            bail!("ipv6_prefix = {} is out of range; use 32 to 128 (64 is what providers give a customer)", self.ipv6_prefix);
+        }
+        let limits = &self.limits.unknown;
+        for (name, rate) in [("register", limits.register), ("requests", limits.requests), ("other", limits.other)] {
+            check_rate(&format!("limits.unknown.{name}"), rate.count, rate.per)?;
+        }
+        for (name, rule) in [("register", self.detect.register), ("requests", self.detect.requests)] {
+            check_rate(&format!("detect.{name}"), rule.count, rule.per)?;
+        }
+        if self.bans.unproven < Span::seconds(1) || self.bans.unproven > Span::seconds(24 * 3600) {
+            bail!("bans.unproven = \"{}\" is out of range; use 1s to 24h (5m by default)", self.bans.unproven);
+        }
+        for (name, count) in [("networks", self.capacity.networks), ("sources", self.capacity.sources)] {
+            if !(16..=4_194_304).contains(&count) {
+                bail!("capacity.{name} = {count} is out of range; use 16 to 4194304");
+            }
+        }
+        for network in &self.trust.networks {
+            if network.prefix() == 0 {
+                bail!("trust.networks contains {network}, which would switch the filter off; name the networks you know");
+            }
+        }
+        Ok(())
+    }
+
+    /// The limits as the kernel counts them.
+    pub fn meter_limits(&self) -> meter::Limits {
+        let limit = |rate: Rate| meter::Limit::new(rate.count, rate.per.nanos());
+        let limits = &self.limits.unknown;
+        meter::Limits {
+            register: limit(limits.register),
+            requests: limit(limits.requests),
+            other: limit(limits.other),
+        }
+    }
+
+    /// The ports as the kernel reads them.
+    pub fn port_set(&self) -> Ports {
+        Ports::new(self.ports.iter().map(|range| (range.first, range.last)))
+    }
+
+    /// The table sizes.
+    pub fn table_capacity(&self) -> Capacity {
+        Capacity { networks: self.capacity.networks, sources: self.capacity.sources }
+    }
+}
+
+fn check_rate(name: &str, count: u32, per: Span) -> Result<()> {
+    if !(1..=1_000_000).contains(&count) {
+        bail!("{name}.count = {count} is out of range; use 1 to 1000000");
+    }
+    if per < Span::seconds(1) || per > Span::seconds(24 * 3600) {
+        bail!("{name}.per = \"{per}\" is out of range; use 1s to 24h");
+    }
+    Ok(())
+}
+
+/// Holds the keys of `table` against those of `known`. The error carries the bad key's last part.
+fn check_keys(table: &Table, known: &Table, prefix: &str) -> Result<(), (String, String)> {
+    for (key, value) in table {
+        let Some(expected) = known.get(key) else {
+            let nearest = known.keys().max_by(|a, b| {
+                strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key))
+            });
+            let hint = nearest.map(|nearest| format!("; did you mean {prefix}{nearest}?")).unwrap_or_default();
+            return Err((key.clone(), format!("unknown key {prefix}{key}{hint}")));
+        };
+        if let (Value::Table(table), Value::Table(expected)) = (value, expected) {
+            check_keys(table, expected, &format!("{prefix}{key}."))?;
+        }
+    }
+    Ok(())
+}
+
+/// Where a key is written, for the line number: as a key, or as the last part of a table's name.
+fn find_key(text: &str, key: &str) -> Option<std::ops::Range<usize>> {
+    let mut start = 0;
+    for line in text.split_inclusive('\n') {
+        let bare = line.trim_start();
+        let is_key = bare.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with(['=', '.']));
+        let is_table = bare.starts_with('[') && bare.trim_matches(['[', ']', '\n', '\r', ' ']).ends_with(key);
+        if is_key || is_table || bare.contains(&format!("{key} =")) {
+            return Some(start..start + line.len());
+        }
+        start += line.len();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        Config::parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn nothing_is_the_default() {
+        assert_eq!(Config::parse("").unwrap(), Config::default());
+        assert_eq!(Config::parse(&toml::to_string(&Config::default()).unwrap()).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn reads_what_people_write() {
+        let config = Config::parse(
+            "interfaces = [\"eth0\", \"eth0.7\"]\nports = [5060, \"5080-5090\"]\nmode = \"generic\"\ndry_run = true\n\
+             learn = \"1h\"\nblock_scope = \"all\"\n[trust]\nnetworks = [\"203.0.113.0/24\", \"2001:db8::1\"]\n\
+             [limits.unknown]\nregister = { count = 10, per = \"1m\" }\n[detect.register]\nenabled = false\n\
+             count = 10\nper = \"60s\"\n[bans]\nunproven = \"90s\"\n",
+        )
+        .unwrap();
+        assert_eq!(config.interfaces, ["eth0", "eth0.7"]);
+        assert_eq!(config.ports[1], PortRange { first: 5080, last: 5090 });
+        assert_eq!(config.limits.unknown.register.count, 10);
+        assert_eq!(config.limits.unknown.requests.count, 50);
+        assert!(!config.detect.register.enabled && config.detect.requests.enabled);
+        assert_eq!(config.bans.unproven, Span::seconds(90));
+        assert!(config.port_set().contains(5085) && !config.port_set().contains(5061));
+        assert_eq!(config.trust.networks.len(), 2);
+    }
+
+    #[test]
+    fn names_an_unknown_key_and_the_nearest_one() {
+        assert_eq!(error("\nintefaces = []\n"), ":2: unknown key intefaces; did you mean interfaces?");
+        assert_eq!(
+            error("[limits.unknown]\n\nregisters = { count = 1, per = \"1s\" }"),
+            ":3: unknown key limits.unknown.registers; did you mean limits.unknown.register?"
+        );
+        assert_eq!(error("[detec.register]\ncount = 3"), ": unknown key detec; did you mean detect?");
+    }
+
+    #[test]
+    fn refuses_what_cannot_be_meant() {
+        for (text, expected) in [
+            ("ports = []", "ports is empty"),
+            ("ports = [0]", "\"0\" is not a port"),
+            ("ports = [70000]", "\"70000\" is not a port"),
+            ("ports = [\"5090-5060\"]", "write 5060-5090"),
+            ("mode = \"fast\"", "unknown variant `fast`"),
+            ("policy = \"closed\"", "unknown variant `closed`"),
+            ("ipv6_prefix = 8", "ipv6_prefix = 8 is out of range"),
+            ("[trust]\nnetworks = [\"192.0.2.1/24\"]", "write 192.0.2.0/24 for the network"),
+            ("[trust]\nnetworks = [\"0.0.0.0/0\"]", "would switch the filter off"),
+            ("[limits.unknown]\nrequests = { count = 0, per = \"1s\" }", "limits.unknown.requests.count = 0"),
+            ("[limits.unknown]\nrequests = { count = 5, per = \"10\" }", "is not a duration"),
+            ("[bans]\nunproven = \"2d\"", "bans.unproven = \"2d\" is out of range"),
+            ("interfaces = eth0", ":1: "),
+        ] {
+            let error = error(text);
+            assert!(error.contains(expected), "{text}: {error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn durations_are_shown_as_they_are_written() {
+        for text in ["500ms", "60s", "10m", "24h", "7d", "1h 30m"] {
+            let span: Span = text.parse().unwrap();
+            assert_eq!(span.to_string().parse::<Span>().unwrap(), span, "{text} -> {span}");
+        }
+    }
+}

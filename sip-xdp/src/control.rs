@@ -1,0 +1,185 @@
+//! How commands reach the daemon: one JSON object per line over a socket that only root and the group `sip-xdp` can
+//! open, answered by one JSON object per line.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Gid, Group, chown};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::network::Network;
+
+/// The group whose members may give commands.
+const GROUP: &str = "sip-xdp";
+
+/// The longest request, in bytes.
+const MAX_REQUEST: u64 = 64 * 1024;
+
+/// How long a client may take to send its request, and the daemon to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A command for the daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Request {
+    /// Who are you, and is all well?
+    Status,
+    /// List a network.
+    Add {
+        /// Which list.
+        list: ListName,
+        /// The network.
+        network: Network,
+        /// For how many seconds; without it for good.
+        ttl: Option<u64>,
+        /// Why.
+        reason: String,
+        /// Although it contains addresses that should stay reachable.
+        force: bool,
+        /// The address from which the operator is logged in.
+        operator: Option<std::net::IpAddr>,
+    },
+    /// Take a network off.
+    Delete {
+        /// Which list.
+        list: ListName,
+        /// The network, or one inside it.
+        network: Network,
+    },
+    /// Read the configuration again.
+    Reload,
+    /// Detach, and end if nothing is left.
+    Unload {
+        /// From these interfaces, or from all.
+        interfaces: Vec<String>,
+    },
+}
+
+/// A list, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ListName {
+    /// The block list.
+    Block,
+    /// The trust list.
+    Trust,
+}
+
+/// The daemon's answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Answer {
+    Ok(Value),
+    Error(String),
+}
+
+/// A request with the way back.
+#[derive(Debug)]
+pub struct Call {
+    /// The request.
+    pub request: Request,
+    /// Where the answer goes.
+    pub answer: oneshot::Sender<Result<Value>>,
+}
+
+/// Sends a request to the daemon of `socket` and returns its answer.
+pub async fn call(socket: &Path, request: &Request) -> Result<Value> {
+    let stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::PermissionDenied => anyhow!(
+            "{} may not be opened; run it as root or as a member of the group {GROUP}",
+            socket.display()
+        ),
+        _ => anyhow!(NoDaemon(format!(
+            "no daemon answers at {} ({error}); start it with `sip-xdp run`",
+            socket.display()
+        ))),
+    })?;
+    let exchange = async {
+        let (reader, mut writer) = stream.into_split();
+        writer.write_all(&line(request)?).await?;
+        let mut text = String::new();
+        BufReader::new(reader).read_line(&mut text).await?;
+        anyhow::Ok(text)
+    };
+    let text = tokio::time::timeout(PATIENCE, exchange)
+        .await
+        .map_err(|_| anyhow!("the daemon does not answer; see its log"))?
+        .context("the daemon went away")?;
+    match serde_json::from_str(&text).context("the daemon's answer cannot be understood; is it of this version?")? {
+        Answer::Ok(value) => Ok(value),
+        Answer::Error(error) => bail!(error),
+    }
+}
+
+/// Nobody listens on the socket.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NoDaemon(String);
+
+/// Opens the socket. Whoever calls this holds the instance's lock, so that an old socket belongs to nobody.
+pub fn listen(socket: &Path) -> Result<UnixListener> {
+    if let Some(directory) = socket.parent() {
+        fs::create_dir_all(directory).with_context(|| format!("{} cannot be made", directory.display()))?;
+    }
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("{} cannot be replaced", socket.display()));
+        }
+        _ => {}
+    }
+    // Never open to others, not even between two calls.
+    let before = umask(Mode::from_bits_truncate(0o117));
+    let listener = UnixListener::bind(socket);
+    umask(before);
+    let listener = listener.with_context(|| format!("{} cannot be opened", socket.display()))?;
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o660))?;
+    if let Ok(Some(group)) = Group::from_name(GROUP) {
+        chown(socket, None, Some(Gid::from_raw(group.gid.as_raw())))
+            .with_context(|| format!("{} cannot be given to the group {GROUP}", socket.display()))?;
+    }
+    Ok(listener)
+}
+
+/// Serves one connection: one request, one answer.
+pub async fn serve(stream: UnixStream, calls: mpsc::Sender<Call>) {
+    let served = tokio::time::timeout(PATIENCE, async {
+        let (reader, mut writer) = stream.into_split();
+        let mut text = String::new();
+        BufReader::new(reader.take(MAX_REQUEST)).read_line(&mut text).await?;
+        let answer = match serde_json::from_str(&text) {
+            Ok(request) => ask(request, &calls).await,
+            Err(error) => Err(anyhow!("the request cannot be understood: {error}")),
+        };
+        let answer = match answer {
+            Ok(value) => Answer::Ok(value),
+            Err(error) => Answer::Error(format!("{error:#}")),
+        };
+        writer.write_all(&line(&answer)?).await?;
+        anyhow::Ok(())
+    });
+    match served.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => log::debug!("control connection: {error:#}"),
+        Err(_) => log::debug!("control connection: timed out"),
+    }
+}
+
+async fn ask(request: Request, calls: &mpsc::Sender<Call>) -> Result<Value> {
+    let (answer, answered) = oneshot::channel();
+    calls.send(Call { request, answer }).await.map_err(|_| anyhow!("the daemon is stopping"))?;
+    answered.await.map_err(|_| anyhow!("the daemon is stopping"))?
+}
+
+fn line(value: &impl Serialize) -> Result<Vec<u8>> {
+    let mut text = serde_json::to_vec(value)?;
+    text.push(b'\n');
+    Ok(text)
+}

@@ -1,0 +1,358 @@
+//! Bringing the filter up, adopting what is there, and changing it while it runs.
+//!
+//! The order matters: the tables are complete before the first program that reads them is on an interface, and the new
+//! program is on an interface before anything of the old one goes.
+
+use std::fs;
+
+use anyhow::{Context, Result, anyhow, bail};
+use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
+use aya::util::nr_cpus;
+use aya_log::EbpfLogger;
+use bytemuck::Zeroable;
+use log::Log;
+use serde_json::{Value, json};
+use sip_xdp_common::layout::{Counters, InterfaceRecord, List, MAX_INTERFACES, Owner};
+use sip_xdp_common::names;
+use sip_xdp_common::packet::Link;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::{Daemon, Overrides, Served};
+use crate::attach::{Mode, attach};
+use crate::config::{BlockScope, Config};
+use crate::detect::Detector;
+use crate::exempt::{Exempt, near};
+use crate::ledger::Entry;
+use crate::lists::{ListMaps, Lists};
+use crate::netlink::{Interface, Netlink, Surroundings};
+use crate::object::{self, Settings};
+use crate::paths::Paths;
+use crate::pins::Pins;
+use crate::state::{self, Loaded};
+use crate::{clock, pins};
+
+/// Where the resolvers are listed.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+impl Daemon {
+    /// Starts: adopts what is pinned, or begins anew with what is on disk.
+    pub(super) async fn start(paths: Paths, overrides: Overrides) -> Result<(Self, RingBuf<MapData>)> {
+        let config = overrides.read(&paths)?;
+        object::check_capabilities()?;
+        let pins = Pins::new(&paths.pin_dir);
+        let lock = pins.prepare()?;
+        fs::create_dir_all(&paths.state_dir)
+            .with_context(|| format!("{} cannot be made", paths.state_dir.display()))?;
+        let netlink = Netlink::connect()?;
+        let surroundings = netlink.surroundings().await?;
+        let interfaces = wanted_interfaces(&config, &netlink, &surroundings).await?;
+
+        // The tables: those that are pinned, or new ones beside them.
+        pins::remove_directory(&pins.new_maps())?;
+        let misfit = if pins.is_loaded() { object::misfit(&pins.maps(), &config.table_capacity()) } else { None };
+        let adopts = pins.is_loaded() && misfit.is_none();
+        let maps = if adopts { pins.maps() } else { pins.new_maps() };
+        fs::create_dir_all(&maps).with_context(|| format!("{} cannot be made", maps.display()))?;
+        let mut warnings = Vec::new();
+        // Loading any program makes and pins the maps that are missing; this one is dropped again.
+        drop(object::load(&settings(&config, Link::Ethernet, 0), Some(&maps))?);
+        let open = |name: &str| -> Result<Map> { Ok(Map::from_map_data(MapData::from_pin(maps.join(name))?)?) };
+        let capacity = config.capacity.networks;
+        let mut lists = Lists::open(ListMaps::open(open)?, capacity)?;
+
+        let mut first_start = false;
+        if !adopts {
+            let carried = match carried_over(&pins, misfit.as_deref()) {
+                Some(entries) => entries,
+                None => match state::load(&paths.state_file())? {
+                    Loaded::Nothing => {
+                        first_start = true;
+                        Vec::new()
+                    }
+                    Loaded::Entries(entries) => entries,
+                    Loaded::Corrupt(message) => {
+                        log::error!("{message}");
+                        warnings.push(message);
+                        Vec::new()
+                    }
+                },
+            };
+            for (list, entry) in carried {
+                if let Err(error) = lists.put(list, entry) {
+                    log::error!("not carried over: {error}");
+                    warnings.push(error.to_string());
+                }
+            }
+        }
+        let learning_until = if first_start { clock::after(Some(config.learn.0)) } else { 0 };
+        let events = RingBuf::try_from(open(names::EVENTS)?)?;
+        let sources = open(names::SOURCES)?.try_into()?;
+        let records = open(names::INTERFACES)?.try_into()?;
+        let counters = open(names::COUNTERS)?.try_into()?;
+
+        let mut daemon = Self {
+            detector: Detector::new(&config),
+            exempt: Exempt::default(),
+            served: Vec::new(),
+            dirty: false,
+            state_error: None,
+            notes: std::collections::HashMap::new(),
+            ended: false,
+            lock: Some(lock),
+            paths,
+            overrides,
+            config,
+            pins,
+            netlink,
+            lists,
+            sources,
+            warnings,
+            learning_until,
+        };
+        daemon.exempt = Exempt::new(&surroundings, &resolv_conf());
+        daemon.prepare_lists()?;
+        daemon.serve(&interfaces, &maps, records, counters)?;
+        if adopts {
+            daemon.pins.remove_other_versions()?;
+        } else {
+            daemon.pins.promote_new_maps()?;
+        }
+        daemon.dirty = true;
+        Ok((daemon, events))
+    }
+
+    /// Reads the configuration again and applies it. On an error the running one stays in force.
+    pub(super) async fn reload(&mut self) -> Result<Value> {
+        let config = self.overrides.read(&self.paths)?;
+        if config.capacity != self.config.capacity {
+            bail!("capacity cannot change while it runs; restart the daemon (the filter goes on meanwhile)");
+        }
+        let surroundings = self.netlink.surroundings().await?;
+        let interfaces = wanted_interfaces(&config, &self.netlink, &surroundings).await?;
+        let before = std::mem::replace(&mut self.config, config);
+        self.exempt = Exempt::new(&surroundings, &resolv_conf());
+        let maps = self.pins.maps();
+        let applied = self.prepare_lists().and_then(|()| {
+            let records = self.pins.open(names::INTERFACES)?.try_into()?;
+            let counters = self.pins.open(names::COUNTERS)?.try_into()?;
+            self.serve(&interfaces, &maps, records, counters)
+        });
+        if let Err(error) = applied {
+            self.config = before;
+            return Err(error);
+        }
+        self.detector.configure(&self.config);
+        Ok(json!({ "applied": self.summary() }))
+    }
+
+    /// Brings what the lists owe to the configuration and to the host up to date.
+    fn prepare_lists(&mut self) -> Result<()> {
+        if !self.config.dry_run {
+            for (_, entry) in self.lists.retain(|_, entry| entry.dry_run)? {
+                log::info!("unban {} owner={} dry_run=true reason=\"the dry run is over\"", entry.network, entry.owner.name());
+            }
+        }
+        let networks = self.config.trust.networks.clone();
+        self.lists.retain(|list, entry| {
+            list == List::Trust && entry.owner == Owner::Config && !networks.contains(&entry.network)
+        })?;
+        for network in networks {
+            let entry = Entry {
+                owner: Owner::Config,
+                ..Entry::manual(network, clock::after(None), &self.paths.config.display().to_string())
+            };
+            if self.lists.owners(List::Trust, &network).iter().all(|known| known.owner != Owner::Config) {
+                self.lists.put(List::Trust, entry)?;
+            }
+        }
+        self.lists.expire(clock::now())?;
+        self.judge_by_address()
+    }
+
+    /// Tells the kernel in which IPv6 networks hosts live that must not share their network's fate.
+    pub(super) fn judge_by_address(&mut self) -> Result<()> {
+        let prefix = self.config.ipv6_prefix;
+        let mut networks = self.exempt.ipv6_networks(prefix);
+        networks.extend(near(self.lists.entries(List::Trust).map(|entry| &entry.network), prefix));
+        Ok(self.lists.set_by_address(networks)?)
+    }
+
+    /// Looks again at the host's addresses, gateways and resolvers.
+    pub(super) async fn look_around(&mut self) -> Result<()> {
+        self.exempt = Exempt::new(&self.netlink.surroundings().await?, &resolv_conf());
+        self.judge_by_address()
+    }
+
+    /// Puts the program on the interfaces that are wanted, and takes it off all others.
+    fn serve(
+        &mut self,
+        interfaces: &[Interface],
+        maps: &std::path::Path,
+        mut records: Array<MapData, InterfaceRecord>,
+        mut counters: PerCpuArray<MapData, Counters>,
+    ) -> Result<()> {
+        let known: Vec<InterfaceRecord> = (0..MAX_INTERFACES as u32).map(|slot| records.get(&slot, 0)).collect::<Result<_, _>>()?;
+        let mut slots: Vec<Option<u32>> = interfaces
+            .iter()
+            .map(|interface| known.iter().position(|record| record.index == interface.index).map(|slot| slot as u32))
+            .collect();
+        let is_wanted = |index: u32| interfaces.iter().any(|interface| interface.index == index);
+        let mut free = (0..MAX_INTERFACES as u32).filter(|slot| !is_wanted(known[*slot as usize].index));
+
+        // All programs are loaded before the first is attached: what the verifier refuses changes nothing.
+        let mut loaded = Vec::new();
+        for (interface, slot) in interfaces.iter().zip(&mut slots) {
+            let is_new = slot.is_none();
+            let slot = *slot.get_or_insert(free.next().context("too many interfaces")?);
+            let link = interface.link.context("an interface without a link type")?;
+            let object = object::load(&settings(&self.config, link, slot), Some(maps))?;
+            loaded.push((interface, slot, is_new, object));
+        }
+        let mut served = Vec::new();
+        let mut warnings = Vec::new();
+        for (interface, slot, is_new, mut object) in loaded {
+            if is_new {
+                counters.set(slot, PerCpuValues::try_from(vec![Counters::zeroed(); cpus()?])?, 0)?;
+            }
+            let program = object::ingress(&mut object)?;
+            let (mode, warning) = match attach(program, interface, self.config.mode, &self.pins) {
+                Ok(attached) => attached,
+                Err(error) => {
+                    for done in &served {
+                        self.undo(done);
+                    }
+                    return Err(error);
+                }
+            };
+            if let Some(warning) = warning {
+                log::warn!("{warning}");
+                warnings.push(warning);
+            }
+            let since = known[slot as usize];
+            let since_ms = if is_new { clock::wall_ms() } else { since.since_ms };
+            records.set(slot, record(interface, mode, self.config.dry_run, since_ms), 0)?;
+            log::info!("attached to {} in {mode} mode{}", interface.name, if is_new { "" } else { ", adopting what was there" });
+            served.push(Served { index: interface.index, name: interface.name.clone(), mode, slot });
+            forward_diagnostics(&mut object)?;
+        }
+        for index in self.pins.linked().into_iter().filter(|index| !is_wanted(*index)) {
+            self.pins.detach(index)?;
+            log::info!("detached from interface {index}, which is no longer configured");
+        }
+        for (slot, record) in known.iter().enumerate() {
+            if record.index != 0 && !is_wanted(record.index) && served.iter().all(|s| s.slot as usize != slot) {
+                records.set(slot as u32, InterfaceRecord::zeroed(), 0)?;
+            }
+        }
+        self.warnings.retain(|warning| !warning.contains("generic mode"));
+        self.warnings.extend(warnings);
+        self.served = served;
+        Ok(())
+    }
+
+    /// Takes a program off again that was attached in vain, unless it had been there before.
+    fn undo(&self, done: &Served) {
+        if self.served.iter().all(|served| served.index != done.index)
+            && let Err(error) = self.pins.detach(done.index)
+        {
+            log::error!("{}: {error:#}", done.name);
+        }
+    }
+}
+
+/// The interfaces that are to be filtered: those configured, or those with a default route.
+async fn wanted_interfaces(config: &Config, netlink: &Netlink, around: &Surroundings) -> Result<Vec<Interface>> {
+    let all = netlink.interfaces().await?;
+    let names = || all.iter().map(|interface| interface.name.as_str()).collect::<Vec<_>>().join(", ");
+    let mut wanted: Vec<Interface> = Vec::new();
+    if config.interfaces.is_empty() {
+        wanted.extend(all.iter().filter(|interface| around.default_interfaces.contains(&interface.index)).cloned());
+        if wanted.is_empty() {
+            bail!("no interface has a default route; name those to filter on with --iface (there are: {})", names());
+        }
+    }
+    for name in &config.interfaces {
+        let found = all.iter().find(|interface| interface.name == *name);
+        let interface = found.ok_or_else(|| anyhow!("there is no interface {name}; there are: {}", names()))?;
+        if !wanted.contains(interface) {
+            wanted.push(interface.clone());
+        }
+    }
+    if wanted.len() > MAX_INTERFACES {
+        bail!("{} interfaces are too many; one filter serves {MAX_INTERFACES}", wanted.len());
+    }
+    if let Some(odd) = wanted.iter().find(|interface| interface.link.is_none()) {
+        bail!(
+            "{} has link type {}, which this filter cannot read; it reads Ethernet, loopback, PPP, tun and WireGuard",
+            odd.name,
+            odd.link_type
+        );
+    }
+    Ok(wanted)
+}
+
+fn settings(config: &Config, link: Link, slot: u32) -> Settings {
+    Settings {
+        ports: config.port_set(),
+        limits: config.meter_limits(),
+        ipv6_prefix: config.ipv6_prefix,
+        scope_all: config.block_scope == BlockScope::All,
+        dry_run: config.dry_run,
+        link,
+        slot,
+        clock_from_map: false,
+        capacity: config.table_capacity(),
+    }
+}
+
+fn record(interface: &Interface, mode: Mode, dry_run: bool, since_ms: u64) -> InterfaceRecord {
+    let mut name = [0; 16];
+    let length = interface.name.len().min(name.len());
+    name[..length].copy_from_slice(&interface.name.as_bytes()[..length]);
+    InterfaceRecord {
+        index: interface.index,
+        mode: mode.number(),
+        link: interface.link.unwrap_or(Link::Ethernet) as u8,
+        dry_run: dry_run.into(),
+        name_length: length as u8,
+        name,
+        since_ms,
+    }
+}
+
+/// The entries of tables that are about to be replaced, if there are such tables and their ledger can be read.
+fn carried_over(pins: &Pins, misfit: Option<&str>) -> Option<Vec<(List, Entry)>> {
+    let misfit = misfit?;
+    log::info!("the tables are replaced, their entries carried over: {misfit}");
+    let entries = ListMaps::open(|name| pins.open(name)).and_then(|maps| maps.entries());
+    match entries {
+        Ok(entries) => Some(entries),
+        Err(error) => {
+            log::warn!("the old tables cannot be read ({error:#}); the entries come from disk");
+            None
+        }
+    }
+}
+
+/// Forwards what the kernel program has to say of itself to the log.
+fn forward_diagnostics(object: &mut aya::Ebpf) -> Result<()> {
+    let logger: EbpfLogger<&'static dyn Log> = EbpfLogger::init(object).context("the kernel's diagnostics")?;
+    // SAFETY: the logger owns its map's descriptor for as long as it lives, and always returns that one.
+    let mut logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }?;
+    tokio::spawn(async move {
+        while let Ok(mut guard) = logger.readable_mut().await {
+            guard.get_inner_mut().flush();
+            guard.clear_ready();
+        }
+    });
+    Ok(())
+}
+
+fn resolv_conf() -> String {
+    fs::read_to_string(RESOLV_CONF).unwrap_or_default()
+}
+
+fn cpus() -> Result<usize> {
+    nr_cpus().map_err(|(file, error)| anyhow!("{file}: {error}"))
+}

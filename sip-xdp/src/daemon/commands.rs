@@ -1,0 +1,147 @@
+//! What operators ask of the daemon.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use sip_xdp_common::layout::{List, Owner};
+
+use super::Daemon;
+use crate::clock;
+use crate::config::BlockScope;
+use crate::control::{ListName, Request};
+use crate::ledger::Entry;
+use crate::network::Network;
+
+impl Daemon {
+    /// Carries out one request.
+    pub(super) async fn command(&mut self, request: Request) -> Result<Value> {
+        match request {
+            Request::Status => Ok(self.status()),
+            Request::Add { list, network, ttl, reason, force, operator } => {
+                let ttl = ttl.map(Duration::from_secs);
+                let entry = Entry::manual(network, clock::after(ttl), &reason);
+                match list {
+                    ListName::Block => self.block(entry, force, operator.map(Network::host)),
+                    ListName::Trust => self.trust(entry),
+                }
+            }
+            Request::Delete { list: ListName::Block, network } => self.unblock(&network),
+            Request::Delete { list: ListName::Trust, network } => self.untrust(&network),
+            Request::Reload => self.reload().await,
+            Request::Unload { interfaces } => self.unload(&interfaces),
+        }
+    }
+
+    fn block(&mut self, entry: Entry, force: bool, operator: Option<Network>) -> Result<Value> {
+        let network = entry.network;
+        if network.prefix() == 0 {
+            bail!("{network} is everybody, this host among them; block the networks that attack, or stop the SIP server");
+        }
+        if !force {
+            if let Some(what) = self.must_stay(&network, clock::now()) {
+                bail!("{network} was not blocked: it is {what}; add --force if you mean it");
+            }
+            if self.config.block_scope == BlockScope::All
+                && let Some(operator) = operator.filter(|operator| network.contains(operator))
+            {
+                bail!(
+                    "{network} was not blocked: you are logged in from {operator}, and block_scope = \"all\" would cut \
+                     you off; add --force if you mean it"
+                );
+            }
+        }
+        let (expires, reason) = (entry.expires, entry.reason.clone());
+        self.lists.put(List::Block, entry)?;
+        self.dirty = true;
+        log::info!("block {network} owner=manual reason=\"{reason}\"");
+        Ok(json!({ "network": network, "expires": clock::to_wall(expires) }))
+    }
+
+    fn trust(&mut self, entry: Entry) -> Result<Value> {
+        let network = entry.network;
+        if network.prefix() == 0 {
+            bail!("{network} is everybody and would switch the filter off; trust the networks that you know");
+        }
+        let expires = entry.expires;
+        let blocked = self.lists.blocks(&network, clock::now());
+        self.lists.put(List::Trust, entry)?;
+        self.judge_by_address()?;
+        self.dirty = true;
+        log::info!("trust {network} owner=manual");
+        Ok(json!({ "network": network, "expires": clock::to_wall(expires), "was_blocked": blocked }))
+    }
+
+    fn unblock(&mut self, network: &Network) -> Result<Value> {
+        let removed = self.delete(List::Block, network, &[Owner::Manual, Owner::Auto])?;
+        if removed.is_empty() {
+            bail!("{network} is not blocked, and neither is a network around it; see `sip-xdp block list --match {network}`");
+        }
+        // Forget what it did, or its next request would find the bucket empty and the evidence complete.
+        self.detector.forget(&network.first());
+        for gone in [network.first(), Network::around(network.first(), self.config.ipv6_prefix).first()] {
+            let _ = self.sources.remove(&gone);
+        }
+        for entry in &removed {
+            log::info!("unban {} owner={} dry_run={} reason=\"by command\"", entry.network, entry.owner.name(), entry.dry_run);
+        }
+        Ok(json!({ "removed": removed.iter().map(describe).collect::<Vec<_>>() }))
+    }
+
+    fn untrust(&mut self, network: &Network) -> Result<Value> {
+        let by_file = self.lists.owners(List::Trust, network).iter().any(|entry| entry.owner == Owner::Config);
+        let removed = match self.lists.remove(List::Trust, network, Owner::Manual)? {
+            Some(entry) => entry,
+            None if by_file => bail!(
+                "{network} is trusted by {}; take it out of trust.networks there and run `sip-xdp reload`",
+                self.paths.config.display()
+            ),
+            None => bail!("{network} is not in the trust list; see `sip-xdp trust list`"),
+        };
+        self.judge_by_address()?;
+        self.dirty = true;
+        log::info!("untrust {network} owner=manual reason=\"by command\"");
+        Ok(json!({ "removed": [describe(&removed)], "still_trusted_by_config": by_file }))
+    }
+
+    /// Takes the owners' entries for `network` out, or else those of the networks around it.
+    fn delete(&mut self, list: List, network: &Network, owners: &[Owner]) -> Result<Vec<Entry>> {
+        let mut networks = self.lists.covering(list, network);
+        if networks.contains(network) {
+            networks = vec![*network];
+        }
+        let mut removed = Vec::new();
+        for network in networks {
+            for owner in owners {
+                removed.extend(self.lists.remove(list, &network, *owner)?);
+            }
+        }
+        self.dirty |= !removed.is_empty();
+        Ok(removed)
+    }
+
+    fn unload(&mut self, interfaces: &[String]) -> Result<Value> {
+        let mut indices = Vec::new();
+        for name in interfaces {
+            let served = self.served.iter().find(|served| served.name == *name);
+            indices.push(served.with_context(|| format!("{name} is not filtered; see `sip-xdp status`"))?.index);
+        }
+        let all = indices.is_empty() || indices.len() == self.served.len();
+        if all {
+            self.save();
+            self.pins.remove_all()?;
+            self.ended = true;
+            log::info!("unloaded; nothing is filtered any more");
+            return Ok(json!({ "unloaded": self.served.iter().map(|s| s.name.clone()).collect::<Vec<_>>() }));
+        }
+        for index in &indices {
+            crate::report::forget_interface(&self.pins, *index)?;
+        }
+        self.served.retain(|served| !indices.contains(&served.index));
+        Ok(json!({ "unloaded": interfaces }))
+    }
+}
+
+fn describe(entry: &Entry) -> Value {
+    json!({ "network": entry.network, "owner": entry.owner.name(), "reason": entry.reason })
+}

@@ -1,0 +1,349 @@
+//! Turns limit events into findings: who floods, and whether it is one sender.
+//!
+//! The kernel has already dropped the excess; a finding only decides on a ban. It may therefore wait the second that
+//! tells one flooding sender from an office whose phones all register at once. Pure: time comes with the events.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use sip_xdp_common::layout::LimitEvent;
+use sip_xdp_common::meter::Bucket;
+use sip_xdp_common::source::{Source, mask};
+
+use crate::config::{Config, Rate, Rule};
+use crate::identity::identity;
+
+/// How long a flood is watched before anything is decided, in nanoseconds.
+const WATCH: u64 = 1_000_000_000;
+
+/// How many events must have been seen before anything is decided.
+const MIN_SAMPLES: usize = 8;
+
+/// How many of the latest events of a source are kept.
+const MAX_SAMPLES: usize = 64;
+
+/// How many sources are watched at the same time. The kernel sends at most some thousand events a second; a source
+/// beyond this number is limited all the same, and watched when there is room.
+const MAX_SUSPECTS: usize = 16_384;
+
+/// A source is forgotten when it has been quiet for this long, in nanoseconds.
+const QUIET: u64 = 60_000_000_000;
+
+/// The detector.
+#[derive(Debug)]
+pub struct Detector {
+    rules: Rules,
+    suspects: HashMap<Source, Suspect>,
+}
+
+#[derive(Debug, Clone)]
+struct Rules {
+    register: (Rule, Rate),
+    requests: (Rule, Rate),
+    ipv6_mask: (u64, u64),
+}
+
+/// A source that is over a limit.
+#[derive(Debug)]
+struct Suspect {
+    /// The first event of the present window.
+    first: u64,
+    last: u64,
+    /// Requests and REGISTER requests before the window.
+    seen: u64,
+    registers: u64,
+    samples: Vec<Sample>,
+    next: usize,
+}
+
+/// What one event says of its sender.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    source: Source,
+    port: u16,
+    user: Option<u64>,
+    call_id: Option<u64>,
+}
+
+/// One sender floods.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Whose: the source that sent most of the sampled packets.
+    pub source: Source,
+    /// The port that most of them came from.
+    pub port: u16,
+    /// Whether the source was metered by its full address.
+    pub by_address: bool,
+    /// Which kind of evidence.
+    pub kind: Bucket,
+    /// The evidence in words and numbers.
+    pub reason: String,
+}
+
+impl Detector {
+    /// A detector with the rules of `config`.
+    pub fn new(config: &Config) -> Self {
+        Self { rules: Rules::new(config), suspects: HashMap::new() }
+    }
+
+    /// Takes new rules, and keeps what was seen.
+    pub fn configure(&mut self, config: &Config) {
+        self.rules = Rules::new(config);
+    }
+
+    /// How many sources are being watched.
+    pub fn watched(&self) -> usize {
+        self.suspects.len()
+    }
+
+    /// Forgets a source: it was banned, or an operator has pardoned it.
+    pub fn forget(&mut self, source: &Source) {
+        self.suspects.retain(|suspect, _| suspect != source && *suspect != source.masked(self.rules.ipv6_mask));
+    }
+
+    /// Forgets sources that have been quiet.
+    pub fn tidy(&mut self, now: u64) {
+        self.suspects.retain(|_, suspect| now.saturating_sub(suspect.last) < QUIET);
+    }
+
+    /// Takes an event, and says whether it completes the evidence for a ban.
+    pub fn observe(&mut self, event: &LimitEvent) -> Option<Finding> {
+        let kind = Bucket::from_number(event.bucket)?;
+        // Responses, keepalives and noise are limited, never evidence.
+        let (rule, limit) = match kind {
+            Bucket::Register => self.rules.register,
+            Bucket::Requests => self.rules.requests,
+            Bucket::Other => return None,
+        };
+        let by_address = event.by_address != 0 || event.source.is_v4();
+        let key = if by_address { event.source } else { event.source.masked(self.rules.ipv6_mask) };
+        if self.suspects.len() >= MAX_SUSPECTS && !self.suspects.contains_key(&key) {
+            return None;
+        }
+        let suspect = self.suspects.entry(key).or_insert_with(|| Suspect::new(event));
+        if event.time.saturating_sub(suspect.first) > rule.per.nanos() {
+            *suspect = Suspect::new(event);
+        }
+        suspect.note(event);
+        if !rule.enabled || event.time.saturating_sub(suspect.first) < WATCH || suspect.samples.len() < MIN_SAMPLES {
+            return None;
+        }
+        // What had passed when the bucket ran dry, and all that was seen since.
+        let (before, seen) = match kind {
+            Bucket::Register => (suspect.registers, event.registers),
+            _ => (suspect.seen, event.seen),
+        };
+        let count = u64::from(limit.count) + seen.saturating_sub(before);
+        if count <= u64::from(rule.count) {
+            return None;
+        }
+        let (sender, described) = suspect.one_sender()?;
+        let registers = event.registers.saturating_sub(suspect.registers);
+        let requests = event.seen.saturating_sub(suspect.seen).max(1);
+        let seconds = event.time.saturating_sub(suspect.first) as f64 / 1e9;
+        let what = if kind == Bucket::Register { "REGISTER" } else { "requests" };
+        let share = if kind == Bucket::Requests { format!(", {}% REGISTER", 100 * registers / requests) } else { String::new() };
+        let finding = Finding {
+            source: sender.source,
+            port: sender.port,
+            by_address,
+            kind,
+            reason: format!(
+                "{what} flood: {requests} in {seconds:.1} s over the limit of {} in {}{share}, {described}",
+                limit.count, limit.per
+            ),
+        };
+        self.suspects.remove(&key);
+        Some(finding)
+    }
+}
+
+impl Rules {
+    fn new(config: &Config) -> Self {
+        let limits = &config.limits.unknown;
+        Self {
+            register: (config.detect.register, limits.register),
+            requests: (config.detect.requests, limits.requests),
+            ipv6_mask: mask(config.ipv6_prefix),
+        }
+    }
+}
+
+impl Suspect {
+    fn new(event: &LimitEvent) -> Self {
+        Self {
+            first: event.time,
+            last: event.time,
+            seen: event.seen.saturating_sub(1),
+            registers: event.registers.saturating_sub(1),
+            samples: Vec::with_capacity(MIN_SAMPLES),
+            next: 0,
+        }
+    }
+
+    fn note(&mut self, event: &LimitEvent) {
+        self.last = event.time;
+        let head = event.head.get(..usize::from(event.head_length)).unwrap_or_default();
+        let found = identity(head);
+        let sample = Sample {
+            source: event.source,
+            port: event.source_port,
+            user: found.user.map(digest),
+            call_id: found.call_id.map(digest),
+        };
+        if self.samples.len() < MAX_SAMPLES {
+            self.samples.push(sample);
+        } else {
+            self.samples[self.next] = sample;
+            self.next = (self.next + 1) % MAX_SAMPLES;
+        }
+    }
+
+    /// Whether one sender is behind most of it: one port, one call, or one user by whatever ports. Many phones behind
+    /// one address differ in all three.
+    fn one_sender(&self) -> Option<(Sample, String)> {
+        let all = self.samples.len();
+        let (ports, port, by_port) = most_common(self.samples.iter().map(|s| Some((s.source, s.port))))?;
+        let sender = *self.samples.iter().find(|s| (s.source, s.port) == port)?;
+        if 2 * by_port >= all {
+            return Some((sender, format!("{by_port} of {all} samples from port {}", sender.port)));
+        }
+        if let Some((_, _, calls)) = most_common(self.samples.iter().map(|s| s.call_id))
+            && 2 * calls >= all
+        {
+            return Some((sender, format!("{calls} of {all} samples with one Call-ID, from {ports} ports")));
+        }
+        if let Some((_, _, users)) = most_common(self.samples.iter().map(|s| s.user))
+            && all >= 2 * MIN_SAMPLES
+            && 10 * users >= 9 * all
+        {
+            return Some((sender, format!("{users} of {all} samples for one user, from {ports} ports")));
+        }
+        None
+    }
+}
+
+/// How many different values there are, the most common one, and how often it occurs.
+fn most_common<T: Copy + Eq + Hash>(values: impl Iterator<Item = Option<T>>) -> Option<(usize, T, usize)> {
+    let mut counts: HashMap<T, usize> = HashMap::new();
+    values.flatten().for_each(|value| *counts.entry(value).or_default() += 1);
+    let (value, count) = counts.iter().max_by_key(|(_, count)| **count)?;
+    Some((counts.len(), *value, *count))
+}
+
+fn digest(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytemuck::Zeroable;
+    use sip_xdp_common::layout::HEAD;
+    use sip_xdp_common::verdict::Message;
+
+    const MS: u64 = 1_000_000;
+
+    /// An event every 50 ms, as the kernel sends them, for a flood of `rate` a second.
+    fn flood(rate: u64, shape: impl Fn(u64) -> (u16, String, String)) -> impl Iterator<Item = LimitEvent> {
+        (0..400).map(move |n| {
+            let (port, user, call) = shape(n);
+            let seen = 51 + n * rate / 20;
+            let mut event = LimitEvent {
+                time: 1_000_000 * MS + n * 50 * MS,
+                source: crate::network::source_of("192.0.2.66".parse().unwrap()),
+                source_port: port,
+                message: Message::Register as u8,
+                bucket: Bucket::Requests as u8,
+                seen,
+                registers: seen,
+                ..LimitEvent::zeroed()
+            };
+            let head = format!("REGISTER sip:x SIP/2.0\r\nFrom: <sip:{user}@x>;tag=1\r\nCall-ID: {call}\r\n\r\n");
+            assert!(head.len() <= HEAD);
+            event.head[..head.len()].copy_from_slice(head.as_bytes());
+            event.head_length = head.len() as u16;
+            event
+        })
+    }
+
+    fn run(events: impl Iterator<Item = LimitEvent>, config: &Config) -> Option<(u64, Finding)> {
+        let mut detector = Detector::new(config);
+        let mut start = None;
+        events.into_iter().find_map(|event| {
+            let start = *start.get_or_insert(event.time);
+            detector.observe(&event).map(|finding| ((event.time - start) / MS, finding))
+        })
+    }
+
+    #[test]
+    fn one_port_is_one_sender() {
+        let events = flood(180, |n| (5060, format!("{n}"), format!("call-{n}")));
+        let (after, finding) = run(events, &Config::default()).unwrap();
+        assert_eq!(after, 1_000);
+        assert_eq!((finding.kind, finding.port), (Bucket::Requests, 5060));
+        assert!(finding.reason.starts_with("requests flood: 181 in 1.0 s over the limit of 50 in 10s, 100% REGISTER"), "{}", finding.reason);
+    }
+
+    #[test]
+    fn changing_ports_does_not_hide_one_call_or_one_user() {
+        let config = Config::default();
+        let (_, by_call) = run(flood(180, |n| (n as u16, format!("{n}"), "c".into())), &config).unwrap();
+        assert!(by_call.reason.contains("with one Call-ID"), "{}", by_call.reason);
+        let (_, by_user) = run(flood(180, |n| (n as u16, "100".into(), format!("{n}"))), &config).unwrap();
+        assert!(by_user.reason.contains("for one user"), "{}", by_user.reason);
+    }
+
+    #[test]
+    fn many_phones_behind_one_address_are_no_sender() {
+        // 300 phones, each with its own port, user and calls, for 20 s.
+        let events = flood(600, |n| (10_000 + (n % 300) as u16, format!("{}", n % 300), format!("call-{n}")));
+        assert_eq!(run(events, &Config::default()), None);
+        // The same with few phones: four of them, none with half of the traffic.
+        let events = flood(60, |n| (10_000 + (n % 4) as u16, format!("{}", n % 4), format!("call-{}", n % 40)));
+        assert_eq!(run(events, &Config::default()), None);
+    }
+
+    #[test]
+    fn a_short_burst_is_no_flood() {
+        let events = flood(180, |_| (5060, "a".into(), "c".into())).take(19);
+        assert_eq!(run(events, &Config::default()), None);
+    }
+
+    #[test]
+    fn a_rule_can_be_switched_off_or_raised() {
+        let one = |n: u64| (5060, format!("{n}"), "c".to_owned());
+        let mut config = Config::default();
+        config.detect.requests.enabled = false;
+        assert_eq!(run(flood(180, one), &config), None);
+        let mut config = Config::default();
+        config.detect.requests.count = 500;
+        let (after, _) = run(flood(180, one), &config).unwrap();
+        assert_eq!(after, 2_500, "50 before the first event, and 180 a second");
+    }
+
+    #[test]
+    fn noise_is_never_evidence() {
+        let events = flood(1_000, |_| (5060, "a".into(), "c".into())).map(|event| LimitEvent {
+            bucket: Bucket::Other as u8,
+            message: Message::Keepalive as u8,
+            ..event
+        });
+        assert_eq!(run(events, &Config::default()), None);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut detector = Detector::new(&Config::default());
+        let mut event = flood(180, |_| (5060, "a".into(), "c".into())).next().unwrap();
+        for n in 0..2 * MAX_SUSPECTS as u32 {
+            event.source = crate::network::source_of(std::net::Ipv4Addr::from(n).into());
+            detector.observe(&event);
+        }
+        assert_eq!(detector.watched(), MAX_SUSPECTS);
+        detector.tidy(event.time + QUIET);
+        assert_eq!(detector.watched(), 0);
+    }
+}

@@ -1,0 +1,30 @@
+//! sip-xdp stops SIP scanners and password guessers in the network driver.
+//!
+//! Data flows one way: the NIC hands a packet to the kernel program, whose verdict counts it and, for a source over
+//! its limits, sends an event; the detector reads events and decides on bans; bans go through the lists back into the
+//! kernel's tables.
+//!
+//! - [`object`] loads the embedded kernel object, [`attach`] puts it on interfaces, [`pins`] keeps it there.
+//! - [`lists`] is the only writer of the block and trust tables, [`ledger`] remembers who listed what and why.
+//! - [`detect`] turns events into bans, [`exempt`] knows who must never be banned.
+//! - [`daemon`] ties these together, [`control`] is how commands reach it.
+//! - [`report`] reads everything from the pinned maps, with or without a daemon.
+
+pub mod attach;
+pub mod clock;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod detect;
+pub mod exempt;
+pub mod identity;
+pub mod ledger;
+pub mod lists;
+pub mod netlink;
+pub mod network;
+pub mod object;
+pub mod paths;
+pub mod pins;
+pub mod prefixes;
+pub mod report;
+pub mod state;

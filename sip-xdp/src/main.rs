@@ -1,0 +1,25 @@
+//! `sip-xdp`: the command line. Each command is a file of `cli`.
+
+mod cli;
+
+use std::process::ExitCode;
+
+
+fn main() -> ExitCode {
+    let arguments = cli::Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("sip-xdp: no runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(cli::run(arguments)) {
+        Ok(code) => code,
+        // One line: what, why, what to do.
+        Err(error) => {
+            eprintln!("sip-xdp: {}", format!("{error:#}").replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}

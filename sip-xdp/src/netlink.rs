@@ -1,0 +1,174 @@
+//! What the kernel says of interfaces, addresses and routes, in this process's network namespace.
+//!
+//! Asked through netlink, not through `/sys`: that shows the namespace of whoever mounted it.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use futures::TryStreamExt;
+use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage, LinkXdp, XdpAttached};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
+use rtnetlink::{Handle, RouteMessageBuilder};
+use sip_xdp_common::packet::Link;
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// The kernel's index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// How its frames start; `None` if this filter does not know its link type.
+    pub link: Option<Link>,
+    /// The link type's number (`ARPHRD_*` in `include/uapi/linux/if_arp.h`).
+    pub link_type: u16,
+    /// The XDP program on it.
+    pub xdp: Option<AttachedXdp>,
+}
+
+/// An XDP program on an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttachedXdp {
+    /// The program's id.
+    pub id: u32,
+    /// Whether it runs in the driver.
+    pub native: bool,
+}
+
+/// Routes and addresses, as far as they say who must never be banned.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// The host's own addresses.
+    pub own: BTreeSet<IpAddr>,
+    /// The gateways of default routes.
+    pub gateways: BTreeSet<IpAddr>,
+    /// The interfaces of default routes, by index.
+    pub default_interfaces: BTreeSet<u32>,
+}
+
+/// A netlink connection.
+#[derive(Debug, Clone)]
+pub struct Netlink {
+    handle: Handle,
+}
+
+impl Netlink {
+    /// Connects. Must be called on a tokio runtime, whose task it becomes.
+    pub fn connect() -> Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection().context("no netlink connection")?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// All interfaces.
+    pub async fn interfaces(&self) -> Result<Vec<Interface>> {
+        let links: Vec<LinkMessage> =
+            self.handle.link().get().execute().try_collect().await.context("the interfaces cannot be listed")?;
+        Ok(links.iter().map(interface).collect())
+    }
+
+    /// The host's addresses, gateways and interfaces with a default route.
+    pub async fn surroundings(&self) -> Result<Surroundings> {
+        let mut found = Surroundings::default();
+        let addresses: Vec<_> =
+            self.handle.address().get().execute().try_collect().await.context("the addresses cannot be listed")?;
+        for address in addresses.iter().flat_map(|message| &message.attributes) {
+            // On point-to-point links `Address` is the other end and `Local` is ours; elsewhere both are ours.
+            if let AddressAttribute::Local(address) = address {
+                found.own.insert(*address);
+            }
+        }
+        for message in &addresses {
+            let has_local = message.attributes.iter().any(|a| matches!(a, AddressAttribute::Local(_)));
+            for attribute in &message.attributes {
+                if let AddressAttribute::Address(address) = attribute
+                    && !has_local
+                {
+                    found.own.insert(*address);
+                }
+            }
+        }
+        for request in [
+            RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
+        ] {
+            let routes: Vec<_> = self
+                .handle
+                .route()
+                .get(request)
+                .execute()
+                .try_collect()
+                .await
+                .context("the routes cannot be listed")?;
+            routes.iter().filter(|route| is_default(route)).for_each(|route| note_default(&mut found, route));
+        }
+        Ok(found)
+    }
+}
+
+fn is_default(route: &RouteMessage) -> bool {
+    route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast
+}
+
+fn note_default(found: &mut Surroundings, route: &RouteMessage) {
+    let hops = route.attributes.iter().filter_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(hops) => Some(hops),
+        _ => None,
+    });
+    for hop in hops.flatten() {
+        found.default_interfaces.insert(hop.interface_index);
+        note_gateways(found, &hop.attributes);
+    }
+    note_gateways(found, &route.attributes);
+}
+
+fn note_gateways(found: &mut Surroundings, attributes: &[RouteAttribute]) {
+    for attribute in attributes {
+        match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(gateway)) | RouteAttribute::Via(RouteVia::Inet(gateway)) => {
+                found.gateways.insert((*gateway).into());
+            }
+            RouteAttribute::Gateway(RouteAddress::Inet6(gateway))
+            | RouteAttribute::Via(RouteVia::Inet6(gateway)) => {
+                found.gateways.insert((*gateway).into());
+            }
+            RouteAttribute::Oif(index) => {
+                found.default_interfaces.insert(*index);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn interface(message: &LinkMessage) -> Interface {
+    let mut name = String::new();
+    let mut xdp = None;
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(ifname) => name.clone_from(ifname),
+            LinkAttribute::Xdp(attributes) => xdp = attached(attributes),
+            _ => {}
+        }
+    }
+    let link = match message.header.link_layer_type {
+        LinkLayerType::Ether | LinkLayerType::Loopback => Some(Link::Ethernet),
+        // tun and WireGuard have the type "none"; RawIp is what modems and their drivers use.
+        LinkLayerType::None | LinkLayerType::Ppp | LinkLayerType::Rawip => Some(Link::Ip),
+        _ => None,
+    };
+    Interface { index: message.header.index, name, link, link_type: message.header.link_layer_type.into(), xdp }
+}
+
+fn attached(attributes: &[LinkXdp]) -> Option<AttachedXdp> {
+    let native = attributes
+        .iter()
+        .any(|a| matches!(a, LinkXdp::Attached(XdpAttached::Driver | XdpAttached::Hardware | XdpAttached::Multiple)));
+    attributes.iter().find_map(|attribute| match attribute {
+        LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) if *id != 0 => {
+            Some(AttachedXdp { id: *id, native })
+        }
+        _ => None,
+    })
+}

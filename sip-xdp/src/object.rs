@@ -1,0 +1,219 @@
+//! The embedded kernel object: loading it with its globals set, and opening its maps.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use aya::maps::{MapInfo, MapType};
+use aya::programs::Xdp;
+use aya::{Ebpf, EbpfLoader};
+use sip_xdp_common::layout::{
+    BlockEntry, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, InterfaceRecord, LedgerKey,
+    LedgerRow, MAX_INTERFACES, TrustEntry,
+};
+use sip_xdp_common::meter::{Limits, Meter};
+use sip_xdp_common::names;
+use sip_xdp_common::packet::Link;
+use sip_xdp_common::source::{Source, mask};
+
+/// The object as `cargo xtask build` compiled it.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sip-xdp-ebpf.o"));
+
+/// How many entries the tables hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Networks in the block table, in the trust table, and rows in the ledger.
+    pub networks: u32,
+    /// Unknown sources with a meter.
+    pub sources: u32,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self { networks: DEFAULT_NETWORKS, sources: DEFAULT_SOURCES }
+    }
+}
+
+/// What a program is told at load time. The verifier prunes what is switched off.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The SIP ports, as a bitmap.
+    pub ports: Ports,
+    /// The limits of unknown sources.
+    pub limits: Limits,
+    /// The length under which IPv6 sources are metered.
+    pub ipv6_prefix: u8,
+    /// Blocked sources lose everything but ICMP.
+    pub scope_all: bool,
+    /// Count, but drop nothing.
+    pub dry_run: bool,
+    /// How frames start on the interface.
+    pub link: Link,
+    /// The interface's slot in the counters.
+    pub slot: u32,
+    /// Take the time from the `CLOCK` map, for tests and replays.
+    pub clock_from_map: bool,
+    /// Table sizes.
+    pub capacity: Capacity,
+}
+
+/// A set of ports as the kernel reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ports(Box<[u64; 1024]>);
+
+impl Ports {
+    /// The ports in these inclusive ranges.
+    pub fn new(ranges: impl IntoIterator<Item = (u16, u16)>) -> Self {
+        let mut words = Box::new([0; 1024]);
+        for (first, last) in ranges {
+            for port in first..=last {
+                words[usize::from(port >> 6)] |= 1 << (port & 63);
+            }
+        }
+        Self(words)
+    }
+
+    /// Whether `port` is in the set.
+    pub fn contains(&self, port: u16) -> bool {
+        self.0[usize::from(port >> 6)] >> (port & 63) & 1 == 1
+    }
+}
+
+/// The pinned maps and how each must look: type, key size, value size and number of entries.
+pub fn shapes(capacity: &Capacity) -> [(&'static str, MapType, usize, usize, u32); names::PINNED_MAPS.len()] {
+    let networks = capacity.networks;
+    let interfaces = MAX_INTERFACES as u32;
+    let lpm_key = size_of::<u32>() + size_of::<Source>();
+    let (word, index) = (size_of::<u64>(), size_of::<u32>());
+    [
+        (names::TRUST, MapType::LpmTrie, lpm_key, size_of::<TrustEntry>(), networks),
+        (names::BLOCKLIST, MapType::LpmTrie, lpm_key, size_of::<BlockEntry>(), networks),
+        (names::HITS, MapType::Array, index, word, networks),
+        (names::LEDGER, MapType::Hash, size_of::<LedgerKey>(), size_of::<LedgerRow>(), networks),
+        (names::SOURCES, MapType::LruHash, size_of::<Source>(), size_of::<Meter>(), capacity.sources),
+        (names::COUNTERS, MapType::PerCpuArray, index, size_of::<Counters>(), interfaces),
+        (names::CPU_STATE, MapType::PerCpuArray, index, size_of::<CpuState>(), 1),
+        (names::EVENTS, MapType::RingBuf, 0, 0, EVENTS_BYTES as u32),
+        (names::INTERFACES, MapType::Array, index, size_of::<InterfaceRecord>(), interfaces),
+        (names::CLOCK, MapType::Array, index, word, 1),
+    ]
+}
+
+/// Why the maps pinned in `directory` cannot be used, if they cannot: aya re-uses a pinned map by name, whatever it is.
+pub fn misfit(directory: &Path, capacity: &Capacity) -> Option<String> {
+    shapes(capacity).into_iter().find_map(|(name, kind, key, value, entries)| {
+        let info = match MapInfo::from_pin(directory.join(name)) {
+            Ok(info) => info,
+            Err(error) => return Some(format!("{name} cannot be opened ({error})")),
+        };
+        let found = (info.map_type().ok(), info.key_size() as usize, info.value_size() as usize, info.max_entries());
+        (found != (Some(kind), key, value, entries)).then(|| format!("{name} has another size or layout"))
+    })
+}
+
+/// Loads the ingress program. With `maps`, the shared maps are those pinned in that directory, and are pinned there if
+/// they are not yet; without, they are private to the returned object.
+pub fn load(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
+    let limits = bytemuck::bytes_of(&settings.limits);
+    let (high, low) = mask(settings.ipv6_prefix);
+    let ipv6_mask = [high, low];
+    let flags =
+        [settings.link as u8, settings.scope_all.into(), settings.dry_run.into(), settings.clock_from_map.into()];
+    let pins: Vec<(&str, PathBuf)> =
+        maps.map(|dir| names::PINNED_MAPS.map(|name| (name, dir.join(name))).to_vec()).unwrap_or_default();
+
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global(names::PORTS, settings.ports.0.as_slice(), true)
+        .override_global(names::LIMITS, limits, true)
+        .override_global(names::IPV6_MASK, ipv6_mask.as_slice(), true)
+        .override_global(names::SLOT, &settings.slot, true)
+        .override_global(names::LINK, &flags[0], true)
+        .override_global(names::SCOPE_ALL, &flags[1], true)
+        .override_global(names::DRY_RUN, &flags[2], true)
+        .override_global(names::CLOCK_FROM_MAP, &flags[3], true);
+    for (name, _, _, _, entries) in shapes(&settings.capacity) {
+        loader.map_max_entries(name, entries);
+    }
+    for (name, path) in &pins {
+        loader.map_pin_path(name, path);
+    }
+    let mut object = loader.load(OBJECT).map_err(|error| explain(error.into()))?;
+    ingress(&mut object)?.load().map_err(|error| explain(error.into()))?;
+    Ok(object)
+}
+
+/// The ingress program of a loaded object.
+pub fn ingress(object: &mut Ebpf) -> Result<&mut Xdp> {
+    let program = object.program_mut(names::INGRESS).context("the kernel object has no ingress program")?;
+    Ok(program.try_into()?)
+}
+
+/// Checks what loading needs before it fails half-way: the capabilities.
+pub fn check_capabilities() -> Result<()> {
+    let status = std::fs::read_to_string("/proc/self/status").context("/proc is not mounted; mount it")?;
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .ok_or_else(|| anyhow!("/proc/self/status names no capabilities"))?;
+    // Numbers from include/uapi/linux/capability.h. CAP_SYS_ADMIN stands in for the two newer ones.
+    let has = |number: u32| effective >> number & 1 == 1;
+    let mut missing = Vec::new();
+    for (name, number, alternative) in
+        [("CAP_NET_ADMIN", 12, None), ("CAP_BPF", 39, Some(21)), ("CAP_PERFMON", 38, Some(21))]
+    {
+        if !has(number) && !alternative.is_some_and(has) {
+            missing.push(name);
+        }
+    }
+    if !missing.is_empty() {
+        bail!(
+            "missing {} to load programs into the kernel; run it as root, or give the process these capabilities",
+            missing.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// Puts a load error on one line: aya's own messages leave the cause to the chain, and the verifier's log, which has
+/// thousands of lines, goes to the debug log.
+fn explain(error: anyhow::Error) -> anyhow::Error {
+    let mut parts: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        log::debug!("{text}");
+        let line = text.lines().next().unwrap_or_default().to_owned();
+        if !parts.iter().any(|part| part.contains(&line)) {
+            parts.push(line);
+        }
+    }
+    let mut text = parts.join(": ");
+    if text.contains("Operation not permitted") {
+        text.push_str("; BPF is refused here (a container, lockdown, or missing capabilities): run it on the host as root");
+    }
+    anyhow!("the kernel did not take the program: {text}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_exact() {
+        let ports = Ports::new([(5060, 5061), (65535, 65535), (0, 0), (5080, 5090)]);
+        let listed: Vec<u16> = (0..=u16::MAX).filter(|port| ports.contains(*port)).collect();
+        let mut expected = vec![0, 5060, 5061];
+        expected.extend(5080..=5090);
+        expected.push(65535);
+        assert_eq!(listed, expected);
+    }
+
+    #[test]
+    fn every_pinned_map_has_a_shape() {
+        let mut shaped = shapes(&Capacity::default()).map(|shape| shape.0);
+        let mut pinned = names::PINNED_MAPS;
+        shaped.sort_unstable();
+        pinned.sort_unstable();
+        assert_eq!(shaped, pinned);
+    }
+}

@@ -1,0 +1,210 @@
+//! What is pinned, and where: the shared maps, a program and a link per interface. Pins outlive the daemon.
+//!
+//! ```text
+//! PIN_DIR/v1/MAP            the shared maps, in the layout of version 1
+//! PIN_DIR/v1-new/MAP        the same while they are being replaced; left over only by a crash
+//! PIN_DIR/links/INDEX       the link that holds the program on the interface with that index
+//! PIN_DIR/programs/INDEX    the program itself, for people with bpftool
+//! ```
+//!
+//! Names are interface indices, since bpffs takes no dots and VLAN interfaces have them.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use aya::maps::{Map, MapData};
+use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{FsType, statfs};
+use sip_xdp_common::layout::LAYOUT_VERSION;
+
+/// The magic number of the BPF file system (`BPF_FS_MAGIC` in `include/uapi/linux/magic.h`).
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+/// Where the BPF file system is by convention.
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// The pins of one instance.
+#[derive(Debug, Clone)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+/// Holds the instance: while it lives, no other daemon uses these pins.
+#[derive(Debug)]
+pub struct Lock {
+    _directory: Flock<File>,
+}
+
+impl Pins {
+    /// The pins under `root`. Nothing is touched yet.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// The directory of the shared maps.
+    pub fn maps(&self) -> PathBuf {
+        self.root.join(format!("v{LAYOUT_VERSION}"))
+    }
+
+    /// The directory of the shared maps that are to replace the present ones.
+    pub fn new_maps(&self) -> PathBuf {
+        self.root.join(format!("v{LAYOUT_VERSION}-new"))
+    }
+
+    /// The link of an interface.
+    pub fn link(&self, index: u32) -> PathBuf {
+        self.root.join("links").join(index.to_string())
+    }
+
+    /// The program of an interface.
+    pub fn program(&self, index: u32) -> PathBuf {
+        self.root.join("programs").join(index.to_string())
+    }
+
+    /// The indices of the interfaces that have a link.
+    pub fn linked(&self) -> Vec<u32> {
+        let Ok(directory) = fs::read_dir(self.root.join("links")) else {
+            return Vec::new();
+        };
+        let mut indices: Vec<u32> =
+            directory.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        indices.sort_unstable();
+        indices
+    }
+
+    /// Whether anything is loaded: the shared maps are there.
+    pub fn is_loaded(&self) -> bool {
+        self.maps().is_dir()
+    }
+
+    /// Opens a shared map.
+    pub fn open(&self, name: &str) -> Result<Map> {
+        let path = self.maps().join(name);
+        let data = MapData::from_pin(&path).map_err(|error| {
+            let denied = fs::metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+            if !self.is_loaded() && !denied {
+                anyhow!("no filter is loaded (nothing is pinned in {}); start it with `sip-xdp run`", self.root.display())
+            } else {
+                anyhow!("{} cannot be opened ({}); run it as root", path.display(), innermost(&error))
+            }
+        })?;
+        Ok(Map::from_map_data(data)?)
+    }
+
+    /// Makes the directories, on a BPF file system, and takes the instance for this process.
+    pub fn prepare(&self) -> Result<Lock> {
+        self.check_bpffs()?;
+        for directory in [self.root.clone(), self.root.join("links"), self.root.join("programs")] {
+            fs::create_dir_all(&directory)
+                .with_context(|| format!("{} cannot be made; run it as root", directory.display()))?;
+        }
+        self.lock()
+    }
+
+    /// Takes the instance for this process.
+    pub fn lock(&self) -> Result<Lock> {
+        let directory =
+            File::open(&self.root).with_context(|| format!("{} cannot be opened", self.root.display()))?;
+        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(directory) => Ok(Lock { _directory: directory }),
+            Err((_, error)) if error == nix::errno::Errno::EWOULDBLOCK => bail!(
+                "another sip-xdp runs with {}; stop it, or give this one its own --pin-dir, --run-dir and --state-dir",
+                self.root.display()
+            ),
+            Err((_, error)) => bail!("{} cannot be locked: {error}", self.root.display()),
+        }
+    }
+
+    /// Whether a daemon holds the instance.
+    pub fn is_held(&self) -> bool {
+        self.root.is_dir() && self.lock().is_err()
+    }
+
+    /// Makes sure that the pin directory is on a BPF file system, mounting it where it belongs if need be.
+    fn check_bpffs(&self) -> Result<()> {
+        if is_bpffs(&self.root) {
+            return Ok(());
+        }
+        if self.root.starts_with(BPFFS) && Path::new(BPFFS).is_dir() {
+            mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>).map_err(|error| {
+                anyhow!("no BPF file system on {BPFFS} and it cannot be mounted ({error}); run: mount -t bpf bpf {BPFFS}")
+            })?;
+            log::info!("mounted the BPF file system on {BPFFS}");
+            return Ok(());
+        }
+        bail!(
+            "{} is not on a BPF file system; choose a --pin-dir below {BPFFS}, or mount one there: mount -t bpf bpf DIR",
+            self.root.display()
+        )
+    }
+
+    /// Replaces the shared maps by those in [`Pins::new_maps`], and removes the layouts of other versions.
+    pub fn promote_new_maps(&self) -> Result<()> {
+        remove_directory(&self.maps())?;
+        fs::rename(self.new_maps(), self.maps()).context("the new maps cannot be put in place")?;
+        self.remove_other_versions()
+    }
+
+    /// Removes the layouts of other versions.
+    pub fn remove_other_versions(&self) -> Result<()> {
+        let keep = self.maps();
+        for entry in fs::read_dir(&self.root)?.flatten() {
+            let is_version = entry.file_name().to_str().is_some_and(|name| name.starts_with('v'));
+            if is_version && entry.path() != keep {
+                remove_directory(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the link and the program of an interface away, which detaches the program.
+    pub fn detach(&self, index: u32) -> Result<()> {
+        remove_file(&self.link(index))?;
+        remove_file(&self.program(index))
+    }
+
+    /// Takes everything away.
+    pub fn remove_all(&self) -> Result<()> {
+        remove_directory(&self.root.join("links"))?;
+        remove_directory(&self.root)
+    }
+}
+
+/// Whether `path`, or the nearest directory above it that exists, is on a BPF file system.
+fn is_bpffs(path: &Path) -> bool {
+    path.ancestors()
+        .find(|path| path.exists())
+        .and_then(|path| statfs(path).ok())
+        .is_some_and(|stat| stat.filesystem_type() == FsType(BPF_FS_MAGIC))
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("{} cannot be removed", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes a directory with all that is in it.
+pub fn remove_directory(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("{} cannot be removed", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The innermost cause of an error: for map errors, the system's own word.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}

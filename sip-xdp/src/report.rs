@@ -1,0 +1,287 @@
+//! Everything that is read from the pinned maps, with or without a daemon: counters, lists, interfaces.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::programs::ProgramInfo;
+use bytemuck::Zeroable;
+use jiff::Timestamp;
+use serde::Serialize;
+use sip_xdp_common::layout::{Counters, CpuState, InterfaceRecord, List, MAX_INTERFACES};
+use sip_xdp_common::meter::Meter;
+use sip_xdp_common::names;
+use sip_xdp_common::source::Source;
+use sip_xdp_common::verdict::{Message, Reason, Verdict};
+
+use crate::attach::Mode;
+use crate::clock;
+use crate::ledger::{Entry, Tier};
+use crate::lists::ListMaps;
+use crate::netlink::Interface;
+use crate::network::Network;
+use crate::pins::Pins;
+
+/// The version of the JSON objects.
+pub const SCHEMA: u32 = 1;
+
+/// Numbers by name, in the order of the counters.
+pub type Named = BTreeMap<&'static str, u64>;
+
+/// Packets, or bytes, by verdict and reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ByVerdict {
+    /// Passed.
+    pub pass: Named,
+    /// Dropped.
+    pub drop: Named,
+    /// Passed by a dry run that would otherwise be dropped.
+    pub would_drop: Named,
+}
+
+/// The counters of one interface.
+#[derive(Debug, Clone, Serialize)]
+pub struct InterfaceStats {
+    /// Its name.
+    pub interface: String,
+    /// How the program is attached.
+    pub mode: Option<Mode>,
+    /// Packets.
+    pub packets: ByVerdict,
+    /// Bytes, link header included.
+    pub bytes: ByVerdict,
+    /// What reached the start-line parser, by kind.
+    pub methods: Named,
+}
+
+/// How full the block list is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Occupancy {
+    /// IPv4 networks.
+    pub ipv4: usize,
+    /// IPv6 networks.
+    pub ipv6: usize,
+    /// How many networks it holds.
+    pub capacity: u32,
+}
+
+/// The sources that the kernel remembers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SourceStats {
+    /// Metered.
+    pub tracked: usize,
+    /// Known good.
+    pub good: usize,
+    /// Peers.
+    pub peers: usize,
+}
+
+/// Our own responses that left through a watched interface.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct ResponseStats {
+    /// 2xx.
+    pub accepted: u64,
+    /// 401 and 407.
+    pub challenged: u64,
+    /// 403, 404, 484, 604.
+    pub refused: u64,
+}
+
+/// What `stats` shows.
+#[derive(Debug, Clone, Serialize)]
+pub struct Stats {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// When this was read.
+    pub time: Timestamp,
+    /// Since when the filter has been counting.
+    pub since: Option<Timestamp>,
+    /// By interface.
+    pub interfaces: Vec<InterfaceStats>,
+    /// Our responses.
+    pub responses: ResponseStats,
+    /// Events that found no room on their way to the daemon.
+    pub lost_events: u64,
+    /// The block list.
+    pub blocklist: Occupancy,
+    /// The sources.
+    pub sources: SourceStats,
+}
+
+/// A row of `block list` and `trust list`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    /// The network.
+    pub network: Network,
+    /// The port of a flow; none for a whole address.
+    pub port: Option<u16>,
+    /// Whose entry it is.
+    pub owner: &'static str,
+    /// Why.
+    pub reason: String,
+    /// How sure the evidence is.
+    pub tier: Option<Tier>,
+    /// Since when.
+    pub added: Timestamp,
+    /// Until when; none for good.
+    pub expires: Option<Timestamp>,
+    /// Packets dropped for it.
+    pub hits: u64,
+    /// Made in a dry run: not enforced.
+    pub dry_run: bool,
+}
+
+/// An interface that the filter has a record of.
+#[derive(Debug, Clone, Serialize)]
+pub struct FilteredInterface {
+    /// Its name when it was attached.
+    pub interface: String,
+    /// The kernel's index.
+    pub index: u32,
+    /// How the program is attached.
+    pub mode: Option<Mode>,
+    /// Since when.
+    pub since: Timestamp,
+    /// Whether it counts without dropping.
+    pub dry_run: bool,
+    /// Whether our program is on it right now.
+    pub attached: bool,
+}
+
+/// Reads the counters.
+pub fn stats(pins: &Pins) -> Result<Stats> {
+    let counters: PerCpuArray<MapData, Counters> = pins.open(names::COUNTERS)?.try_into()?;
+    let cpu_states: PerCpuArray<MapData, CpuState> = pins.open(names::CPU_STATE)?.try_into()?;
+    let sources: HashMap<MapData, Source, Meter> = pins.open(names::SOURCES)?.try_into()?;
+    let records = records(pins)?;
+    let mut interfaces = Vec::new();
+    for (slot, record) in &records {
+        let per_cpu = counters.get(slot, 0).context("the counters cannot be read")?;
+        let sum = per_cpu.iter().fold(Counters::zeroed(), add);
+        interfaces.push(InterfaceStats {
+            interface: name_of(record),
+            mode: Mode::from_number(record.mode),
+            packets: by_verdict(&sum.packets, &sum.would_drop),
+            bytes: by_verdict(&sum.bytes, &sum.would_drop_bytes),
+            methods: Message::ALL.iter().map(|message| (message.name(), sum.messages[*message as usize])).collect(),
+        });
+    }
+    let lost_events = cpu_states.get(&0, 0)?.iter().map(|state| state.lost_events).sum();
+    let lists = list_maps(pins)?;
+    let blocked: Vec<Network> =
+        lists.blocklist.keys().flatten().map(|key| crate::lists::network_of(&key)).collect();
+    let ipv4 = blocked.iter().filter(|network| network.is_v4()).count();
+    let capacity = aya::maps::MapInfo::from_pin(pins.maps().join(names::BLOCKLIST))?.max_entries();
+    Ok(Stats {
+        schema: SCHEMA,
+        time: now(),
+        since: records.iter().map(|(_, record)| clock::from_ms(record.since_ms)).min(),
+        interfaces,
+        responses: ResponseStats::default(),
+        lost_events,
+        blocklist: Occupancy { ipv4, ipv6: blocked.len() - ipv4, capacity },
+        sources: SourceStats { tracked: sources.keys().flatten().count(), good: 0, peers: 0 },
+    })
+}
+
+/// Reads a list; what has ended is left out.
+pub fn rows(pins: &Pins, list: List) -> Result<Vec<Row>> {
+    let maps = list_maps(pins)?;
+    let now = clock::now();
+    let mut entries: Vec<Entry> =
+        maps.entries()?.into_iter().filter(|(of, entry)| *of == list && !entry.is_over(now)).map(|(_, e)| e).collect();
+    entries.sort_by_key(|entry| (entry.network, entry.owner));
+    let row = |entry: Entry| Row {
+        hits: if list == List::Block { maps.hits(&entry.network) } else { 0 },
+        network: entry.network,
+        port: None,
+        owner: entry.owner.name(),
+        reason: entry.reason,
+        tier: entry.tier,
+        added: clock::from_ms(entry.added_ms),
+        expires: clock::to_wall(entry.expires),
+        dry_run: entry.dry_run,
+    };
+    Ok(entries.into_iter().map(row).collect())
+}
+
+/// The interfaces that the filter has a record of, held against those that there are.
+pub fn interfaces(pins: &Pins, present: &[Interface]) -> Result<Vec<FilteredInterface>> {
+    let filtered = |record: &InterfaceRecord| {
+        let ours = ProgramInfo::from_pin(pins.program(record.index)).ok().map(|program| program.id());
+        let on = present.iter().find(|interface| interface.index == record.index).and_then(|i| i.xdp);
+        FilteredInterface {
+            interface: name_of(record),
+            index: record.index,
+            mode: Mode::from_number(record.mode),
+            since: clock::from_ms(record.since_ms),
+            dry_run: record.dry_run != 0,
+            attached: ours.is_some() && on.map(|xdp| xdp.id) == ours,
+        }
+    };
+    Ok(records(pins)?.iter().map(|(_, record)| filtered(record)).collect())
+}
+
+/// Detaches from one interface and forgets it.
+pub fn forget_interface(pins: &Pins, index: u32) -> Result<()> {
+    pins.detach(index)?;
+    let slots: Vec<u32> =
+        records(pins)?.into_iter().filter(|(_, record)| record.index == index).map(|(slot, _)| slot).collect();
+    let mut map: Array<MapData, InterfaceRecord> = pins.open(names::INTERFACES)?.try_into()?;
+    for slot in slots {
+        map.set(slot, InterfaceRecord::zeroed(), 0)?;
+    }
+    Ok(())
+}
+
+/// The slots in use.
+fn records(pins: &Pins) -> Result<Vec<(u32, InterfaceRecord)>> {
+    let map: Array<MapData, InterfaceRecord> = pins.open(names::INTERFACES)?.try_into()?;
+    let mut found = Vec::new();
+    for slot in 0..MAX_INTERFACES as u32 {
+        let record = map.get(&slot, 0).context("the interface records cannot be read")?;
+        if record.index != 0 {
+            found.push((slot, record));
+        }
+    }
+    Ok(found)
+}
+
+fn list_maps(pins: &Pins) -> Result<ListMaps> {
+    ListMaps::open(|name| pins.open(name))
+}
+
+fn name_of(record: &InterfaceRecord) -> String {
+    String::from_utf8_lossy(&record.name[..usize::from(record.name_length).min(record.name.len())]).into_owned()
+}
+
+/// Now, to the millisecond.
+pub fn now() -> Timestamp {
+    clock::from_ms(clock::wall_ms())
+}
+
+fn add(mut sum: Counters, one: &Counters) -> Counters {
+    let pairs = [
+        (&mut sum.packets[..], &one.packets[..]),
+        (&mut sum.bytes, &one.bytes),
+        (&mut sum.would_drop, &one.would_drop),
+        (&mut sum.would_drop_bytes, &one.would_drop_bytes),
+        (&mut sum.messages, &one.messages),
+    ];
+    for (sum, one) in pairs {
+        sum.iter_mut().zip(one).for_each(|(sum, one)| *sum += one);
+    }
+    sum
+}
+
+fn by_verdict(counted: &[u64; Reason::COUNT], would_drop: &[u64; Reason::COUNT]) -> ByVerdict {
+    let named = |verdict: Verdict, from: &[u64; Reason::COUNT]| {
+        let reasons = Reason::ALL.into_iter().filter(|reason| reason.verdict() == verdict);
+        reasons.map(|reason| (reason.name(), from[reason as usize])).collect()
+    };
+    ByVerdict {
+        pass: named(Verdict::Pass, counted),
+        drop: named(Verdict::Drop, counted),
+        would_drop: named(Verdict::Drop, would_drop),
+    }
+}

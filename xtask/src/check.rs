@@ -1,0 +1,60 @@
+//! `cargo xtask test`: format, lints, unit and doc tests, then what needs root, with the test runner's own summary last.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::command::{self, find, is_root, say};
+use crate::workspace::Workspace;
+use crate::{build, packages};
+
+/// The package with the kernel and end-to-end tests.
+const PRIVILEGED: &str = "sip-xdp-tests";
+
+/// The command. With arguments only tests run, and they go to the test runner.
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    let workspace = Workspace::find()?;
+    // Everything that is missing is said before the long part begins.
+    let mut privileged = privileged_tests(&workspace)?;
+    packages::install_test_tools()?;
+    build::all(&workspace, false)?;
+    if arguments.is_empty() {
+        say("format: cargo fmt --all --check");
+        command::run(workspace.cargo().args(["fmt", "--all", "--check"])).context("run `cargo fmt --all`")?;
+        say("lints: cargo clippy --all-targets -- -D warnings");
+        command::run(workspace.cargo().args(["clippy", "--all-targets", "--", "-D", "warnings"]))?;
+    } else {
+        say("format and lints are left out: arguments were given");
+    }
+    say("tests that need no root");
+    let mut unprivileged = workspace.cargo();
+    unprivileged.args(["test", "--no-fail-fast"]);
+    for package in ["sip-xdp-common", "sip-xdp", "xtask"] {
+        unprivileged.args(["--package", package]);
+    }
+    command::run(unprivileged.arg("--").args(arguments))?;
+    say("kernel and end-to-end tests");
+    command::run(privileged.args(arguments))
+}
+
+/// The tests that load programs and make network namespaces: as they are when we are root, else through sudo.
+fn privileged_tests(workspace: &Workspace) -> Result<Command> {
+    let mut cargo = workspace.cargo();
+    cargo.env("SIP_XDP_BIN", workspace.binary(false));
+    if !is_root() {
+        if find("sudo").is_none() {
+            bail!(
+                "the kernel and end-to-end tests need root: run `cargo xtask test` as root, or install sudo"
+            );
+        }
+        cargo.env(runner_variable(), "sudo --preserve-env");
+    }
+    cargo.args(["test", "--no-fail-fast", "--package", PRIVILEGED, "--", "--test-threads=1"]);
+    Ok(cargo)
+}
+
+/// The variable that makes cargo run test binaries through another program.
+fn runner_variable() -> String {
+    let target = env!("SIP_XDP_HOST").to_uppercase().replace('-', "_");
+    format!("CARGO_TARGET_{target}_RUNNER")
+}

@@ -1,0 +1,57 @@
+//! Everything a contributor runs: `cargo xtask build`, `test`, `demo`, `package`.
+//!
+//! Each command finds what it needs, installs what is missing, and says in one line each what it found or did. A second
+//! run finds everything in place and changes nothing.
+
+mod build;
+mod check;
+mod command;
+mod demo;
+mod linker;
+mod package;
+mod packages;
+mod toolchain;
+mod workspace;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Builds, tests, shows and packages sip-xdp"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build the kernel programs and the `sip-xdp` binary that embeds them
+    Build {
+        /// Build the binary that users run, with optimizations
+        #[arg(long)]
+        release: bool,
+    },
+    /// Run everything: format, lints, unit tests, kernel tests, end-to-end tests (the last two need root)
+    Test {
+        /// A filter and options for the test runner; with any of these, format and lints are left out
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Show an attacker being banned in the driver while a phone keeps registering (needs root)
+    Demo,
+    /// Make a Debian package that needs no toolchain where it is installed
+    Package,
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().task {
+        Task::Build { release } => build::run(release),
+        Task::Test { arguments } => check::run(&arguments),
+        Task::Demo => demo::run(),
+        Task::Package => package::run(),
+    }
+}

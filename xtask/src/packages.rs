@@ -1,0 +1,153 @@
+//! Debian packages: installed only when they are missing, without starting a service and without removing anything.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::command::{as_root, ask, find, is_root, run, run_quietly, say};
+
+/// What the end-to-end tests and the demo use. Each line: a program, and the package that brings it.
+const TEST_TOOLS: [(&str, &str); 9] = [
+    ("ip", "iproute2"),
+    ("kamailio", "kamailio"),
+    ("nsenter", "util-linux"),
+    ("sipp", "sip-tester"),
+    ("sipsak", "sipsak"),
+    ("svcrack", "sipvicious"),
+    ("svmap", "sipvicious"),
+    ("svwar", "sipvicious"),
+    ("tcpdump", "tcpdump"),
+];
+
+/// Asked before a package's maintainer scripts start a service; 101 means no.
+const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// Makes the test tools available.
+pub(crate) fn install_test_tools() -> Result<()> {
+    let missing = |(program, _): &&(&str, &str)| find(program).is_none();
+    let mut packages: Vec<_> =
+        TEST_TOOLS.iter().filter(missing).map(|&(_, package)| package.to_owned()).collect();
+    packages.dedup();
+    if packages.is_empty() {
+        say("test tools: all installed");
+        return Ok(());
+    }
+    if !has_apt() {
+        bail!("install {} by your system's own means: there is no apt here", packages.join(", "));
+    }
+    install(&packages)
+}
+
+/// Whether packages can be installed here at all.
+pub(crate) fn has_apt() -> bool {
+    find("apt-get").is_some() && find("dpkg-query").is_some()
+}
+
+/// Whether a package is installed.
+pub(crate) fn is_installed(package: &str) -> bool {
+    ask(Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]))
+        .is_some_and(|status| status == "installed")
+}
+
+/// Whether the packages could be installed without removing any other; the lists are fetched first if that helps.
+pub(crate) fn are_available(packages: &[String]) -> Result<bool> {
+    let simulate = || {
+        ask(Command::new("apt-get")
+            .args(["install", "--simulate", "--no-remove", "--no-install-recommends"])
+            .args(packages))
+        .is_some()
+    };
+    if simulate() {
+        return Ok(true);
+    }
+    if !is_root() && find("sudo").is_none() {
+        return Ok(false);
+    }
+    update()?;
+    Ok(simulate())
+}
+
+/// Installs the packages that are missing among these.
+pub(crate) fn install(packages: &[String]) -> Result<()> {
+    let missing: Vec<_> = packages.iter().filter(|package| !is_installed(package)).cloned().collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !are_available(&missing)? {
+        bail!(
+            "apt cannot install {} without removing other packages, or does not know them: \
+             `apt-get install --no-remove {}` says why",
+            missing.join(", "),
+            missing.join(" ")
+        );
+    }
+    say(format!("installing Debian packages: {}", missing.join(" ")));
+    let services = ServiceGuard::hold(&missing)?;
+    let result = apt_get(
+        &[&["install", "--yes", "--no-remove", "--no-install-recommends"], strs(&missing).as_slice()]
+            .concat(),
+    )
+    // Lists can be older than the mirror: one more try with fresh ones.
+    .or_else(|_| {
+        update()?;
+        apt_get(
+            &[&["install", "--yes", "--no-remove", "--no-install-recommends"], strs(&missing).as_slice()]
+                .concat(),
+        )
+    });
+    services.release()?;
+    result
+}
+
+fn strs(packages: &[String]) -> Vec<&str> {
+    packages.iter().map(String::as_str).collect()
+}
+
+fn update() -> Result<()> {
+    say("fetching the package lists: apt-get update");
+    apt_get(&["update"])
+}
+
+fn apt_get(arguments: &[&str]) -> Result<()> {
+    let mut command = as_root("env")?;
+    command
+        .args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=120"])
+        .args(arguments);
+    run_quietly(&mut command)
+}
+
+/// Keeps the registrar that we install for tests from being started, now or at the next boot: this may be somebody's
+/// workstation. A policy that the administrator made is left alone.
+struct ServiceGuard {
+    made_policy: bool,
+    kamailio: bool,
+}
+
+impl ServiceGuard {
+    fn hold(packages: &[String]) -> Result<Self> {
+        let kamailio = packages.iter().any(|package| package == "kamailio");
+        let made_policy = kamailio && !Path::new(SERVICE_POLICY).exists();
+        if made_policy {
+            let policy = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
+            fs::write(policy.path(), "#!/bin/sh\nexit 101\n")?;
+            fs::set_permissions(policy.path(), fs::Permissions::from_mode(0o755))?;
+            run(as_root("install")?.arg("--mode=755").arg(policy.path()).arg(SERVICE_POLICY))?;
+        }
+        Ok(Self { made_policy, kamailio })
+    }
+
+    fn release(self) -> Result<()> {
+        if self.made_policy {
+            run(as_root("rm")?.args(["-f", SERVICE_POLICY]))?;
+        }
+        if self.kamailio && find("systemctl").is_some() {
+            run_quietly(as_root("systemctl")?.args(["disable", "kamailio.service"]))
+                .context("kamailio is installed, but will start at the next boot")?;
+            say("kamailio: neither started nor enabled, only used by the tests");
+        }
+        Ok(())
+    }
+}
