@@ -155,14 +155,13 @@ fn start_line<R: Reader>(packet: &R, at: usize, end: usize) -> Message {
     } else if head(word, 6) == name(b"cancel") {
         (Message::Cancel, 6)
     } else {
-        return unknown_method(packet, at, end);
+        (Message::Other, 0)
     };
     let behind = at + length;
-    if behind < end && packet.byte(behind).is_some_and(is_blank) {
-        message
-    } else {
-        unknown_method(packet, at, end)
+    if length != 0 && behind < end && packet.byte(behind).is_some_and(is_blank) {
+        return message;
     }
+    unknown_method(packet, at, end)
 }
 
 /// A request with a method of its own: a token (RFC 3261, 25.1), blanks, and a URI, which starts with the letter of a

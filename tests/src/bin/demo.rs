@@ -1,0 +1,219 @@
+//! The product doing its job: a password guesser is banned in the driver while a phone keeps registering.
+//!
+//! Everything happens in network namespaces that this program makes. It exits with 0 only if every observation held.
+
+use std::env;
+use std::net::Ipv4Addr;
+use std::process::{Command, ExitCode};
+use std::thread::sleep;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::sys::prctl;
+use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use sip_xdp_tests::capture::Packet;
+use sip_xdp_tests::namespace::{remains_of, sweep_owner};
+use sip_xdp_tests::topology::{ATTACKER, OUTSIDE, PBX_LAN, PBX_WAN, PHONE, WAN};
+use sip_xdp_tests::{Attacker, Capture, Filter, Lab, Phone, Registrar, require_root, wait_until};
+
+/// Set for the process that does the work; the one that started it cleans up whatever happens.
+const WORKER: &str = "SIP_XDP_DEMO_WORKER";
+/// The promise: a flood's source is banned within this time.
+const PROMPT: Duration = Duration::from_secs(2);
+/// How long the attack goes on against the ban.
+const BANNED_FOR: Duration = Duration::from_secs(6);
+
+fn main() -> ExitCode {
+    let result =
+        require_root().and_then(|()| if env::var_os(WORKER).is_some() { show() } else { supervise() });
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints each observation and remembers whether all held.
+struct Observations {
+    all_held: bool,
+}
+
+impl Observations {
+    fn check(&mut self, held: bool, what: impl AsRef<str>) {
+        let mark = if held { "  ok    " } else { "  FAILED" };
+        println!("{mark} {}", what.as_ref());
+        self.all_held &= held;
+    }
+
+    fn registration(&mut self, phone: &Phone<'_>, when: &str) {
+        match phone.register() {
+            Ok(result) => self.check(
+                result.status == 200,
+                format!("the phone registers {when}: {} in {} ms", result.status, result.took.as_millis()),
+            ),
+            Err(error) => self.check(false, format!("the phone registers {when}: {error:#}")),
+        }
+    }
+}
+
+/// Runs the demo in a child and sees to it that nothing is left, even if that is killed.
+fn supervise() -> Result<bool> {
+    // Processes that the worker leaves become our children, so that they can be seen.
+    prctl::set_child_subreaper(true).context("cannot adopt orphans")?;
+    extern "C" fn leave_it_to_the_worker(_: nix::libc::c_int) {}
+    // SAFETY: the handler does nothing, which is safe at any moment.
+    unsafe { signal(Signal::SIGINT, SigHandler::Handler(leave_it_to_the_worker)) }
+        .context("cannot handle SIGINT")?;
+    let mut worker = Command::new(env::current_exe().context("cannot find our own executable")?)
+        .env(WORKER, "1")
+        .spawn()
+        .context("cannot start the demo")?;
+    let owner = worker.id();
+    let status = worker.wait().context("cannot wait for the demo")?;
+
+    let mut remains = remains_of(owner);
+    remains.extend(remaining_children());
+    let mut observations = Observations { all_held: status.success() };
+    if remains.is_empty() {
+        observations.check(true, "nothing is left: no namespace, no pin, no process");
+    } else {
+        sweep_owner(owner)?;
+        observations.check(false, format!("left behind, and removed now: {}", remains.join(", ")));
+    }
+    println!();
+    println!(
+        "{}",
+        if observations.all_held { "Every observation held." } else { "Not every observation held." }
+    );
+    Ok(observations.all_held)
+}
+
+/// Descendants of the worker that are still running a moment after its end.
+fn remaining_children() -> Vec<String> {
+    let mut running = Vec::new();
+    for _ in 0..50 {
+        match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
+            Err(Errno::ECHILD) => return Vec::new(),
+            Ok(WaitStatus::StillAlive) => {
+                running = vec!["a process".to_owned()];
+                sleep(Duration::from_millis(20));
+            }
+            _ => {}
+        }
+    }
+    running
+}
+
+fn show() -> Result<bool> {
+    let mut observations = Observations { all_held: true };
+    let lab = Lab::new()?;
+    println!("A PBX in a network namespace of its own, an attacker and a phone in others:\n");
+    println!("    attacker {ATTACKER} ──── {PBX_WAN} PBX {PBX_LAN} ──── phone {PHONE}\n");
+
+    let registrar = Registrar::start(&lab.pbx, lab.directory())?;
+    println!("Kamailio serves on port 5060.");
+    let mut filter = Filter::start(&lab.pbx, lab.directory())?;
+    let ready = filter.log().into_iter().find(|line| line.text.starts_with("ready"));
+    println!("sip-xdp run: {}\n", ready.map(|line| line.text).unwrap_or_default());
+
+    let phone = Phone::new(&lab.phone, lab.directory());
+    observations.registration(&phone, "before the attack");
+
+    let expression = format!("udp and src host {ATTACKER} and dst port 5060");
+    let sent = Capture::start(&lab.attacker, OUTSIDE, &expression, lab.directory())?;
+    let seen = Capture::start(&lab.pbx, WAN, &expression, lab.directory())?;
+    println!("\nsvcrack guesses the password of user 101:");
+    let mut svcrack = Attacker::new(&lab.attacker, lab.directory()).crack("101")?;
+    wait_until("svcrack sends", Duration::from_secs(15), || Ok(!sent.packets()?.is_empty()))?;
+
+    // Twice the promise: one that is late is still worth a number.
+    let banned = wait_until("the source is banned", 2 * PROMPT, || filter.is_banned(&ATTACKER.to_string()));
+    let banned_by = SystemTime::now();
+    let first = sent.packets()?.first().map(|packet| packet.at).context("the capture lost its packets")?;
+    let after = banned_by.duration_since(first).unwrap_or_default();
+    observations.check(
+        banned.is_ok() && after <= PROMPT,
+        format!("{ATTACKER} is banned {:.2} s after its first packet", after.as_secs_f64()),
+    );
+    for entry in filter.entries(&ATTACKER.to_string())? {
+        println!(
+            "         sip-xdp block list: {} {} until {}",
+            entry["network"], entry["reason"], entry["expires"]
+        );
+    }
+
+    sleep(BANNED_FOR / 3);
+    observations.registration(&phone, "during the attack");
+    sleep(BANNED_FOR * 2 / 3);
+    let running = svcrack.try_wait()?.is_none();
+    svcrack.stop(Signal::SIGTERM)?;
+    let (sent, seen) = (sent.stop()?, seen.stop()?);
+    observations.check(running, "svcrack kept attacking until it was stopped");
+    account(&mut observations, &filter, &sent, &seen, banned_by)?;
+    registrar_view(&mut observations, &registrar, ATTACKER, banned_by);
+
+    println!();
+    observations.registration(&phone, "after the attack");
+    println!("\nsip-xdp unload, and the namespaces go:");
+    filter.unload()?;
+    observations.check(!filter.pins().exists(), "nothing is pinned any more");
+    let link = lab.pbx.ip(["link", "show", WAN])?;
+    observations.check(!link.contains("xdp"), "no program is attached any more");
+    Ok(observations.all_held)
+}
+
+/// Counter and captures must agree to the packet.
+fn account(
+    observations: &mut Observations,
+    filter: &Filter<'_>,
+    sent: &[Packet],
+    seen: &[Packet],
+    banned_by: SystemTime,
+) -> Result<()> {
+    let blocked = filter.packets(WAN, "drop.blocked")?;
+    let limited = filter.packets(WAN, "drop.limited")?;
+    let (sent_count, seen_count) = (sent.len() as u64, seen.len() as u64);
+    println!("\nWhat became of its packets:");
+    println!("         sent by the attacker             {sent_count:>6}  (capture on its side)");
+    println!("         dropped in the driver, over limit{limited:>6}  (sip-xdp stats)");
+    println!("         dropped in the driver, banned    {blocked:>6}  (sip-xdp stats)");
+    println!("         behind the filter                {seen_count:>6}  (capture on the PBX's side)");
+    observations.check(
+        sent_count == blocked + limited + seen_count,
+        format!("they add up: {sent_count} = {limited} + {blocked} + {seen_count}"),
+    );
+    let later = sent.iter().filter(|packet| packet.at > banned_by).count();
+    let passed = seen.iter().filter(|packet| packet.at > banned_by).count();
+    observations.check(
+        later > 100 && passed == 0,
+        format!("of {later} packets sent after the ban, {passed} got behind the filter"),
+    );
+    observations.check(blocked >= later as u64, "the driver's counter holds them all");
+    Ok(())
+}
+
+fn registrar_view(
+    observations: &mut Observations,
+    registrar: &Registrar,
+    attacker: Ipv4Addr,
+    banned_by: SystemTime,
+) {
+    // Kamailio's log comes to us through a pipe: what it received before the ban may be read a moment later.
+    let settled = banned_by + Duration::from_millis(200);
+    let requests = registrar.requests();
+    let from_attacker = requests.iter().filter(|request| request.source == attacker.to_string());
+    let late = from_attacker.clone().filter(|request| request.at > settled).count();
+    observations.check(
+        late == 0,
+        format!(
+            "Kamailio received {} requests of the attacker before the ban, {late} after",
+            from_attacker.count() - late
+        ),
+    );
+}

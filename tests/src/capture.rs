@@ -1,0 +1,119 @@
+//! What passes an interface, recorded by tcpdump without loss.
+//!
+//! A packet that the filter drops in the driver never gets to a capture on the same interface: a capture on the PBX's side
+//! of a cable shows what is behind the filter, one on the other side what was sent.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+
+use crate::namespace::{Namespace, unique_name};
+use crate::process::Process;
+
+/// A capture that is running.
+#[derive(Debug)]
+pub struct Capture {
+    process: Process,
+    file: PathBuf,
+}
+
+/// One packet of a capture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packet {
+    /// When it passed.
+    pub at: SystemTime,
+    /// Its beginning, from the link layer on.
+    pub data: Vec<u8>,
+}
+
+impl Packet {
+    /// The first word of a UDP payload over IPv4 without options: the method, when it is a request.
+    pub fn method(&self) -> &str {
+        const PAYLOAD: usize = 14 + 20 + 8;
+        let payload = self.data.get(PAYLOAD..).unwrap_or_default();
+        let word = payload.split(|byte| *byte == b' ').next().unwrap_or_default();
+        std::str::from_utf8(word).unwrap_or_default()
+    }
+}
+
+impl Capture {
+    /// Starts tcpdump with a filter expression and waits until it records.
+    pub fn start(namespace: &Namespace, interface: &str, expression: &str, directory: &Path) -> Result<Self> {
+        // The name ends as tcpdump's profile demands where one confines it.
+        let file = directory.join(format!("{}.pcap", unique_name()));
+        let mut command = namespace.command("tcpdump");
+        command.args(["-i", interface, "-n", "-p", "-U", "-Z", "root", "-B", "65536", "-s", "512", "-w"]);
+        command.arg(&file).arg(expression);
+        let mut process = Process::spawn(format!("tcpdump on {interface}"), &mut command)?;
+        process.wait_line(Duration::from_secs(10), |line| line.text.contains("listening on"))?;
+        Ok(Self { process, file })
+    }
+
+    /// The packets so far, without ending the capture.
+    pub fn packets(&self) -> Result<Vec<Packet>> {
+        let file = fs::read(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
+        parse(&file)
+    }
+
+    /// Ends the capture; fails if it lost anything.
+    pub fn stop(mut self) -> Result<Vec<Packet>> {
+        // What passed a moment ago may still be on its way to tcpdump.
+        std::thread::sleep(Duration::from_millis(1100));
+        self.process.stop(Signal::SIGINT)?;
+        let lines = self.process.lines();
+        let lost = lines.iter().find_map(|line| line.text.strip_suffix(" packets dropped by kernel"));
+        match lost {
+            Some("0") => self.packets(),
+            Some(lost) => bail!("tcpdump lost {lost} packets"),
+            None => bail!("tcpdump did not say whether it lost packets:\n{}", self.process.tail()),
+        }
+    }
+}
+
+/// Reads a capture file as tcpdump writes it here: microseconds, this machine's byte order. A last packet that is not
+/// completely written is left out.
+fn parse(file: &[u8]) -> Result<Vec<Packet>> {
+    const MAGIC: u32 = 0xa1b2_c3d4;
+    let Some((header, mut rest)) = file.split_at_checked(24) else { return Ok(Vec::new()) };
+    if word(header, 0) != Some(MAGIC) {
+        bail!("not a capture file");
+    }
+    let mut packets = Vec::new();
+    while let Some((record, after)) = rest.split_at_checked(16) {
+        let field = |index| word(record, index).map(u64::from).context("a record header has four words");
+        let at = UNIX_EPOCH + Duration::from_secs(field(0)?) + Duration::from_micros(field(1)?);
+        let Some((data, next)) =
+            usize::try_from(field(2)?).ok().and_then(|length| after.split_at_checked(length))
+        else {
+            break;
+        };
+        packets.push(Packet { at, data: data.to_vec() });
+        rest = next;
+    }
+    Ok(packets)
+}
+
+fn word(bytes: &[u8], index: usize) -> Option<u32> {
+    bytes.get(index * 4..)?.first_chunk().copied().map(u32::from_ne_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_whole_packets_only() {
+        let mut file = [0xa1b2_c3d4_u32, 0, 0, 0, 0, 0, 7, 500_000, 3, 3].map(u32::to_ne_bytes).concat();
+        file.extend(*b"abc");
+        let expected = [Packet { at: UNIX_EPOCH + Duration::from_millis(7500), data: b"abc".to_vec() }];
+        assert_eq!(parse(&file).unwrap(), expected);
+        file.extend([8_u32, 0, 4, 4].map(u32::to_ne_bytes).concat());
+        file.extend(*b"de");
+        assert_eq!(parse(&file).unwrap(), expected);
+        assert!(parse(&[0; 24]).is_err());
+        assert!(parse(&[]).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,270 @@
+//! The product under test: the `sip-xdp` binary with directories of its own, inside a namespace.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Output};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::namespace::{Namespace, unique_name};
+use crate::process::{Line, Process, output};
+use crate::topology::{LAN, WAN};
+
+/// How long the daemon may take to load its programs and attach them.
+const READY: Duration = Duration::from_secs(30);
+
+/// What may differ from one instance to the next.
+#[derive(Debug, Clone)]
+pub struct FilterOptions {
+    /// The interfaces that it filters.
+    pub interfaces: Vec<String>,
+    /// Further options of `run`.
+    pub arguments: Vec<String>,
+    /// Its configuration file.
+    pub configuration: String,
+}
+
+impl Default for FilterOptions {
+    fn default() -> Self {
+        Self {
+            interfaces: vec![WAN.to_owned(), LAN.to_owned()],
+            arguments: Vec::new(),
+            configuration: String::new(),
+        }
+    }
+}
+
+/// One instance. Dropping it ends the daemon and unloads the filter.
+#[derive(Debug)]
+pub struct Filter<'a> {
+    namespace: &'a Namespace,
+    binary: PathBuf,
+    directory: PathBuf,
+    pins: PathBuf,
+    options: FilterOptions,
+    daemon: Option<Process>,
+    earlier: Vec<Line>,
+}
+
+impl<'a> Filter<'a> {
+    /// Starts the daemon with default options and waits until it enforces.
+    pub fn start(namespace: &'a Namespace, directory: &Path) -> Result<Self> {
+        Self::start_with(namespace, directory, FilterOptions::default())
+    }
+
+    /// The same with other options.
+    pub fn start_with(namespace: &'a Namespace, directory: &Path, options: FilterOptions) -> Result<Self> {
+        let mut filter = Self::prepare(namespace, directory, options)?;
+        filter.launch()?;
+        Ok(filter)
+    }
+
+    /// Everything but the daemon: for commands that must work, or fail well, without it.
+    pub fn prepare(namespace: &'a Namespace, directory: &Path, options: FilterOptions) -> Result<Self> {
+        let name = unique_name();
+        let directory = directory.join(&name);
+        fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        let filter = Self {
+            namespace,
+            binary: binary()?,
+            directory,
+            pins: Path::new("/sys/fs/bpf").join(name),
+            options,
+            daemon: None,
+            earlier: Vec::new(),
+        };
+        filter.configure(&filter.options.configuration)?;
+        Ok(filter)
+    }
+
+    /// Writes the configuration file; a running daemon reads it on `reload`.
+    pub fn configure(&self, configuration: &str) -> Result<()> {
+        fs::write(self.configuration_file(), configuration).context("cannot write the configuration")
+    }
+
+    /// Starts the daemon and waits for its `ready` line.
+    pub fn launch(&mut self) -> Result<()> {
+        let mut command = self.command(&["run"]);
+        for interface in &self.options.interfaces {
+            command.args(["--iface", interface]);
+        }
+        command.args(&self.options.arguments);
+        let mut daemon = Process::spawn("sip-xdp", &mut command)?;
+        daemon.wait_line(READY, |line| !line.error && line.text.starts_with("ready"))?;
+        self.daemon = Some(daemon);
+        Ok(())
+    }
+
+    /// Tries to start the daemon, expecting it to refuse: its exit status and what it printed on the standard error.
+    pub fn launch_in_vain(&mut self) -> Result<(ExitStatus, Vec<String>)> {
+        let mut command = self.command(&["run"]);
+        for interface in &self.options.interfaces {
+            command.args(["--iface", interface]);
+        }
+        command.args(&self.options.arguments);
+        let mut daemon = Process::spawn("sip-xdp", &mut command)?;
+        let status = daemon.wait(READY)?;
+        let errors = daemon.lines().into_iter().filter(|line| line.error).map(|line| line.text).collect();
+        Ok((status, errors))
+    }
+
+    /// Runs a command of the program to its end.
+    pub fn cli(&self, arguments: &[&str]) -> Result<Output> {
+        output(&mut self.command(arguments))
+    }
+
+    /// Runs a command that must succeed.
+    pub fn succeed(&self, arguments: &[&str]) -> Result<String> {
+        crate::process::succeed(&mut self.command(arguments))
+    }
+
+    /// Runs a command that must succeed, with `--json`, and reads what it prints.
+    pub fn json(&self, arguments: &[&str]) -> Result<Value> {
+        let mut command = self.command(arguments);
+        let text = crate::process::succeed(command.arg("--json"))?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("`{}` printed no JSON: {text}", arguments.join(" ")))
+    }
+
+    /// A counter of one interface, such as `drop.blocked`; 0 when the reason never occurred.
+    pub fn packets(&self, interface: &str, counter: &str) -> Result<u64> {
+        let stats = self.json(&["stats"])?;
+        let interfaces = stats["interfaces"].as_array().context("`stats` has no interfaces")?;
+        let found = interfaces
+            .iter()
+            .find(|entry| entry["interface"] == interface)
+            .with_context(|| format!("`stats` has no interface {interface}: {stats}"))?;
+        let path = format!("/packets/{}", counter.replace('.', "/"));
+        Ok(found.pointer(&path).and_then(Value::as_u64).unwrap_or(0))
+    }
+
+    /// Everything dropped on one interface.
+    pub fn dropped(&self, interface: &str) -> Result<u64> {
+        ["blocked", "closed", "limited", "storm"]
+            .iter()
+            .map(|reason| self.packets(interface, &format!("drop.{reason}")))
+            .sum()
+    }
+
+    /// The entries of the blocklist whose network is this address, or `network` as `block list` writes it.
+    pub fn entries(&self, network: &str) -> Result<Vec<Value>> {
+        let list = self.json(&["block", "list"])?;
+        let list = list.as_array().context("`block list --json` is no array")?;
+        let host = network.split_once('/').map_or(network, |(host, _)| host);
+        let is_host = [format!("{host}/32"), format!("{host}/128"), host.to_owned()];
+        Ok(list
+            .iter()
+            .filter(|entry| {
+                entry["network"].as_str().is_some_and(|listed| {
+                    listed == network || (!network.contains('/') && is_host.iter().any(|name| name == listed))
+                })
+            })
+            .cloned()
+            .collect())
+    }
+
+    /// Whether a source is banned by the daemon's own decision.
+    pub fn is_banned(&self, address: &str) -> Result<bool> {
+        Ok(self.entries(address)?.iter().any(|entry| entry["owner"] == "auto"))
+    }
+
+    /// When the daemon's log first said that this source is banned.
+    pub fn ban_logged(&self, address: &str) -> Option<SystemTime> {
+        let starts = format!("ban {address} ");
+        self.log().into_iter().find(|line| line.text.contains(&starts)).map(|line| line.at)
+    }
+
+    /// The daemon's log, also of daemons that ran before.
+    pub fn log(&self) -> Vec<Line> {
+        let current = self.daemon.as_ref().map(Process::lines).unwrap_or_default();
+        self.earlier.iter().cloned().chain(current).collect()
+    }
+
+    /// The daemon's process id.
+    pub fn pid(&self) -> Option<nix::unistd::Pid> {
+        self.daemon.as_ref().map(Process::pid)
+    }
+
+    /// Kills the daemon; the filter stays.
+    pub fn kill9(&mut self) -> Result<()> {
+        self.end(Signal::SIGKILL).map(drop)
+    }
+
+    /// Ends the daemon in an orderly way; the filter stays.
+    pub fn stop(&mut self) -> Result<()> {
+        let status = self.end(Signal::SIGTERM)?;
+        if !status.success() {
+            bail!("the daemon ended with {status} when it was asked to stop");
+        }
+        Ok(())
+    }
+
+    /// Ends the daemon and starts another one, which adopts the filter.
+    pub fn restart(&mut self) -> Result<()> {
+        self.stop()?;
+        self.launch()
+    }
+
+    /// Where it pins what it loads.
+    pub fn pins(&self) -> &Path {
+        &self.pins
+    }
+
+    /// Removes the filter.
+    pub fn unload(&mut self) -> Result<()> {
+        if self.daemon.is_some() {
+            self.stop()?;
+        }
+        self.succeed(&["unload"]).map(drop)
+    }
+
+    fn end(&mut self, signal: Signal) -> Result<ExitStatus> {
+        let mut daemon = self.daemon.take().context("the daemon is not running")?;
+        let status = daemon.stop(signal)?;
+        self.earlier.extend(daemon.lines());
+        Ok(status)
+    }
+
+    fn configuration_file(&self) -> PathBuf {
+        self.directory.join("config.toml")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.namespace.command(&self.binary);
+        command.arg("--config").arg(self.configuration_file());
+        command.arg("--run-dir").arg(self.directory.join("run"));
+        command.arg("--state-dir").arg(self.directory.join("state"));
+        command.arg("--pin-dir").arg(&self.pins).args(arguments);
+        command
+    }
+}
+
+impl Drop for Filter<'_> {
+    fn drop(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            let _ = daemon.stop(Signal::SIGTERM);
+        }
+        // A test that failed halfway may have left nothing to unload; what is there must go in any case.
+        if self.pins.exists() && self.succeed(&["unload"]).is_err() {
+            let _ = fs::remove_dir_all(&self.pins);
+        }
+    }
+}
+
+/// The binary: where xtask says, or next to the tests.
+fn binary() -> Result<PathBuf> {
+    if let Some(binary) = env::var_os("SIP_XDP_BIN") {
+        return Ok(binary.into());
+    }
+    let own = env::current_exe().context("cannot find our own executable")?;
+    own.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|directory| directory.join("sip-xdp"))
+        .find(|candidate| candidate.is_file())
+        .context("no sip-xdp binary: `cargo xtask build` makes it, SIP_XDP_BIN names another one")
+}

@@ -1,0 +1,165 @@
+//! Network namespaces that go away with their owner.
+//!
+//! Their names carry the id of the process that made them, so that what a killed run left can be told from what a running
+//! one uses.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+
+use anyhow::{Context, Result, anyhow};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::process::succeed;
+
+const PREFIX: &str = "sx-";
+const DIRECTORY: &str = "/run/netns";
+/// Where instances of the filter that tests start pin what they load.
+const PIN_PARENT: &str = "/sys/fs/bpf";
+
+/// A name that no other process and no other call gets: `sx-<pid>-<n>`.
+pub fn unique_name() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("{PREFIX}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A network namespace; dropping it ends every process in it and deletes it with its interfaces.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    /// Makes a namespace with its loopback interface up; `role` is for people who look at `ip netns`.
+    pub fn new(role: &str) -> Result<Self> {
+        let name = format!("{}-{role}", unique_name());
+        succeed(Command::new("ip").args(["netns", "add", &name]))?;
+        let namespace = Self { name };
+        namespace.ip(["link", "set", "lo", "up"])?;
+        Ok(namespace)
+    }
+
+    /// Its name for `ip -n`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs `ip` with these arguments on the namespace.
+    pub fn ip<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<String> {
+        succeed(Command::new("ip").args(["-n", &self.name]).args(arguments))
+    }
+
+    /// A command that runs inside. `nsenter`, not `ip netns exec`: that mounts /sys anew, which hides the BPF file system.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.path().display())).arg("--").arg(program);
+        command
+    }
+
+    /// Runs a closure on a thread of its own inside the namespace. A socket that it makes stays inside wherever it goes.
+    pub fn enter<T: Send>(&self, action: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let file = File::open(self.path()).with_context(|| format!("cannot open namespace {}", self.name))?;
+        thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    setns(file, CloneFlags::CLONE_NEWNET)
+                        .with_context(|| format!("cannot enter namespace {}", self.name))?;
+                    action()
+                })
+                .join()
+                .map_err(|_| anyhow!("a thread inside namespace {} panicked", self.name))?
+        })
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new(DIRECTORY).join(&self.name)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        if let Err(error) = delete(&self.name) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// Removes namespaces and pins of runs that are gone.
+pub fn sweep() -> Result<()> {
+    for name in leftovers(|owner| !Path::new(&format!("/proc/{owner}")).exists()) {
+        delete(&name)?;
+    }
+    for path in pins(|owner| !Path::new(&format!("/proc/{owner}")).exists()) {
+        remove_pins(&path)?;
+    }
+    Ok(())
+}
+
+/// Removes everything that this process made, whether or not it was dropped.
+pub fn sweep_owner(owner: u32) -> Result<()> {
+    leftovers(|pid| pid == owner).iter().try_for_each(|name| delete(name))?;
+    pins(|pid| pid == owner).iter().try_for_each(|path| remove_pins(path))
+}
+
+/// What a process has made and not removed: names of namespaces, and pin directories.
+pub fn remains_of(owner: u32) -> Vec<String> {
+    let pins = pins(|pid| pid == owner).into_iter().map(|path| path.display().to_string());
+    leftovers(|pid| pid == owner).into_iter().chain(pins).collect()
+}
+
+fn leftovers(chosen: impl Fn(u32) -> bool) -> Vec<String> {
+    owned_entries(Path::new(DIRECTORY), chosen)
+}
+
+fn pins(chosen: impl Fn(u32) -> bool) -> Vec<PathBuf> {
+    let names = owned_entries(Path::new(PIN_PARENT), chosen);
+    names.into_iter().map(|name| Path::new(PIN_PARENT).join(name)).collect()
+}
+
+fn owned_entries(directory: &Path, chosen: impl Fn(u32) -> bool) -> Vec<String> {
+    // A directory that is not there holds nothing.
+    fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| owner_of(name).is_some_and(&chosen))
+        .collect()
+}
+
+fn owner_of(name: &str) -> Option<u32> {
+    name.strip_prefix(PREFIX)?.split('-').next()?.parse().ok()
+}
+
+/// Unpinning the links detaches the programs.
+fn remove_pins(path: &Path) -> Result<()> {
+    fs::remove_dir_all(path).with_context(|| format!("cannot remove {}", path.display()))
+}
+
+fn delete(name: &str) -> Result<()> {
+    for pid in succeed(Command::new("ip").args(["netns", "pids", name]))?.split_whitespace() {
+        if let Ok(pid) = pid.parse() {
+            // It may have ended since it was listed.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+    succeed(Command::new("ip").args(["netns", "delete", name])).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_tells_its_owner() {
+        assert_eq!(owner_of("sx-4711-0-pbx"), Some(4711));
+        assert_eq!(owner_of("sx-4711-3"), Some(4711));
+        assert_eq!(owner_of("sx-pbx"), None);
+        assert_eq!(owner_of("other-4711-0"), None);
+        assert_eq!(owner_of(&unique_name()), Some(std::process::id()));
+    }
+}

@@ -1,0 +1,214 @@
+//! A child process whose output is kept line by line with the time it came, and which never outlives its owner.
+
+use std::io::{BufRead as _, BufReader, Read};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::wait_until;
+
+/// How long a process may take to end after it was asked to.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// One line of a process's output.
+#[derive(Debug, Clone)]
+pub struct Line {
+    /// When we read it.
+    pub at: SystemTime,
+    /// Whether it came on the standard error.
+    pub error: bool,
+    /// The line without its end.
+    pub text: String,
+}
+
+/// A running child.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    lines: Arc<Mutex<Vec<Line>>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Process {
+    /// Starts a command and reads its output from then on. It gets SIGTERM should we die without cleaning up.
+    pub fn spawn(name: impl Into<String>, command: &mut Command) -> Result<Self> {
+        let name = name.into();
+        die_with_parent(command);
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {name}"))?;
+        let lines = Arc::default();
+        let readers = [
+            child.stdout.take().map(|stream| read_lines(stream, false, &lines)),
+            child.stderr.take().map(|stream| read_lines(stream, true, &lines)),
+        ];
+        Ok(Self { name, child, lines, readers: readers.into_iter().flatten().collect() })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    /// Its output so far.
+    pub fn lines(&self) -> Vec<Line> {
+        lock(&self.lines).clone()
+    }
+
+    /// How many lines of its output satisfy the condition.
+    pub fn count_lines(&self, condition: impl Fn(&Line) -> bool) -> usize {
+        lock(&self.lines).iter().filter(|line| condition(line)).count()
+    }
+
+    /// Waits for a line of output, which may already be there.
+    pub fn wait_line(&mut self, timeout: Duration, condition: impl Fn(&Line) -> bool) -> Result<Line> {
+        let start = Instant::now();
+        loop {
+            // Asked before the lines are read, so that the last words of a process that ended are not missed.
+            let ended = self.try_wait()?;
+            if ended.is_some() {
+                self.join_readers();
+            }
+            if let Some(line) = lock(&self.lines).iter().find(|line| condition(line)) {
+                return Ok(line.clone());
+            }
+            if let Some(status) = ended {
+                bail!("{} ended early ({status}); it said:\n{}", self.name, self.tail());
+            }
+            if start.elapsed() > timeout {
+                bail!(
+                    "{} did not say what was expected within {timeout:?}, but:\n{}",
+                    self.name,
+                    self.tail()
+                );
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Its exit status if it has ended.
+    pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().with_context(|| format!("cannot wait for {}", self.name))
+    }
+
+    /// Waits for it to end by itself.
+    pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus> {
+        let mut status = None;
+        wait_until(&format!("{} ends", self.name), timeout, || {
+            status = self.child.try_wait()?;
+            Ok(status.is_some())
+        })?;
+        self.join_readers();
+        status.with_context(|| format!("{} has no exit status", self.name))
+    }
+
+    /// Sends a signal, if it is still running.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        // Until it is waited for its id cannot be given to another process.
+        if self.try_wait()?.is_none() {
+            kill(self.pid(), signal).with_context(|| format!("cannot signal {}", self.name))?;
+        }
+        Ok(())
+    }
+
+    /// Asks it to end, insists after a while, and waits until it is gone.
+    pub fn stop(&mut self, signal: Signal) -> Result<ExitStatus> {
+        self.signal(signal)?;
+        if let Ok(status) = self.wait(GRACE) {
+            return Ok(status);
+        }
+        self.signal(Signal::SIGKILL)?;
+        self.wait(GRACE)
+    }
+
+    /// The end of its output, for messages.
+    pub fn tail(&self) -> String {
+        let lines = lock(&self.lines);
+        let last = &lines[lines.len().saturating_sub(30)..];
+        last.iter().map(|line| format!("    {}\n", line.text)).collect()
+    }
+
+    fn join_readers(&mut self) {
+        // A grandchild may hold the pipe open: a reader that is not done is left to end with it.
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(500) {
+            self.readers.retain(|reader| !reader.is_finished());
+            if self.readers.is_empty() {
+                break;
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Nothing more can be done about a process that does not even end on SIGKILL.
+        let _ = self.stop(Signal::SIGTERM);
+    }
+}
+
+/// Runs a command to its end and returns what it printed, whether it succeeded or not.
+pub fn output(command: &mut Command) -> Result<Output> {
+    die_with_parent(command);
+    command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {}", command.get_program().to_string_lossy()))
+}
+
+/// Runs a command that must succeed and returns its standard output.
+pub fn succeed(command: &mut Command) -> Result<String> {
+    let output = output(command)?;
+    if !output.status.success() {
+        let arguments: Vec<_> = command.get_args().map(|argument| argument.to_string_lossy()).collect();
+        bail!(
+            "`{} {}` failed ({}): {}",
+            command.get_program().to_string_lossy(),
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn die_with_parent(command: &mut Command) {
+    // SAFETY: between fork and exec only prctl is called, which is async-signal-safe and touches no memory of ours.
+    unsafe {
+        command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGTERM)?));
+    }
+}
+
+fn read_lines(
+    stream: impl Read + Send + 'static,
+    error: bool,
+    lines: &Arc<Mutex<Vec<Line>>>,
+) -> JoinHandle<()> {
+    let lines = Arc::clone(lines);
+    thread::spawn(move || {
+        let mut stream = BufReader::new(stream);
+        let mut buffer = Vec::new();
+        // A pipe that cannot be read any more is at its end.
+        while stream.read_until(b'\n', &mut buffer).is_ok_and(|length| length > 0) {
+            let text = String::from_utf8_lossy(&buffer).trim_end().to_owned();
+            lock(&lines).push(Line { at: SystemTime::now(), error, text });
+            buffer.clear();
+        }
+    })
+}
+
+fn lock(lines: &Mutex<Vec<Line>>) -> MutexGuard<'_, Vec<Line>> {
+    lines.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,40 @@
+//! SIP requests for tests that send packets themselves.
+
+use std::net::SocketAddr;
+
+/// What makes one request differ from the next.
+#[derive(Debug, Clone)]
+pub struct Request<'a> {
+    /// The method.
+    pub method: &'a str,
+    /// The user that is registered or called.
+    pub user: &'a str,
+    /// The Call-ID.
+    pub call_id: &'a str,
+    /// The number in CSeq.
+    pub sequence: u32,
+    /// Where it comes from.
+    pub from: SocketAddr,
+    /// Where it goes.
+    pub to: SocketAddr,
+}
+
+impl Request<'_> {
+    /// The bytes on the wire.
+    pub fn bytes(&self) -> Vec<u8> {
+        let Self { method, user, call_id, sequence, from, to } = self;
+        format!(
+            "{method} sip:{user}@{to} SIP/2.0\r\n\
+             Via: SIP/2.0/UDP {from};branch=z9hG4bK{call_id}-{sequence};rport\r\n\
+             Max-Forwards: 70\r\n\
+             From: <sip:{user}@lab.example>;tag={call_id}\r\n\
+             To: <sip:{user}@lab.example>\r\n\
+             Call-ID: {call_id}\r\n\
+             CSeq: {sequence} {method}\r\n\
+             Contact: <sip:{user}@{from}>\r\n\
+             User-Agent: lab phone\r\n\
+             Content-Length: 0\r\n\r\n"
+        )
+        .into_bytes()
+    }
+}

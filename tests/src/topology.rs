@@ -1,0 +1,104 @@
+//! The standard network: a PBX with one interface to the world, where the attacker is, and one to the phones.
+//!
+//! ```text
+//! attacker 198.51.100.66 ---- wan 198.51.100.1 pbx 203.0.113.1 lan ---- phone 203.0.113.10
+//!          2001:db8:66::66        2001:db8:66::1   2001:db8:10::1             2001:db8:10::10
+//! ```
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use crate::namespace::{Namespace, sweep};
+use crate::process::succeed;
+use crate::require_root;
+
+/// The PBX as the attacker sees it.
+pub const PBX_WAN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+/// The PBX as the phones see it.
+pub const PBX_LAN: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+/// The attacker.
+pub const ATTACKER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 66);
+/// The first phone.
+pub const PHONE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+/// The PBX's interface to the world.
+pub const WAN: &str = "wan";
+/// The PBX's interface to the phones.
+pub const LAN: &str = "lan";
+/// The interface of everybody else.
+pub const OUTSIDE: &str = "eth0";
+
+/// The namespaces of one test and a directory for its files.
+#[derive(Debug)]
+pub struct Lab {
+    /// Where the registrar and the filter run.
+    pub pbx: Namespace,
+    /// Where attacks come from.
+    pub attacker: Namespace,
+    /// Where phones are.
+    pub phone: Namespace,
+    directory: TempDir,
+}
+
+impl Lab {
+    /// Removes what killed runs left, then builds the network.
+    pub fn new() -> Result<Self> {
+        require_root()?;
+        sweep()?;
+        let lab = Self {
+            pbx: Namespace::new("pbx")?,
+            attacker: Namespace::new("attacker")?,
+            phone: Namespace::new("phone")?,
+            directory: tempfile::Builder::new()
+                .prefix("sip-xdp-lab-")
+                .tempdir()
+                .context("cannot make a temporary directory")?,
+        };
+        connect(&lab.pbx, WAN, &lab.attacker)?;
+        connect(&lab.pbx, LAN, &lab.phone)?;
+        address(&lab.pbx, WAN, &["198.51.100.1/24", "2001:db8:66::1/64"])?;
+        address(&lab.attacker, OUTSIDE, &["198.51.100.66/24", "2001:db8:66::66/64"])?;
+        address(&lab.pbx, LAN, &["203.0.113.1/24", "2001:db8:10::1/64"])?;
+        address(&lab.phone, OUTSIDE, &["203.0.113.10/24", "2001:db8:10::10/64"])?;
+        lab.attacker.ip(["route", "add", "default", "via", "198.51.100.1"])?;
+        lab.phone.ip(["route", "add", "default", "via", "203.0.113.1"])?;
+        Ok(lab)
+    }
+
+    /// A directory for files of the test, removed with the lab.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+/// Gives an interface these addresses, usable at once.
+pub fn address(namespace: &Namespace, interface: &str, addresses: &[&str]) -> Result<()> {
+    for address in addresses {
+        // Duplicate address detection would keep an IPv6 address unusable for a second or two.
+        let nodad = address.contains(':').then_some("nodad");
+        namespace.ip(["address", "add", address, "dev", interface].into_iter().chain(nodad))?;
+    }
+    Ok(())
+}
+
+/// Connects the PBX with somebody outside, whose interface is always called the same.
+fn connect(pbx: &Namespace, interface: &str, outside: &Namespace) -> Result<()> {
+    succeed(
+        Command::new("ip").args(["link", "add", interface, "netns", pbx.name(), "type", "veth"]).args([
+            "peer",
+            "name",
+            OUTSIDE,
+            "netns",
+            outside.name(),
+        ]),
+    )?;
+    for (namespace, interface) in [(pbx, interface), (outside, OUTSIDE)] {
+        // No router solicitations and no link-local detection: only packets that a test sends.
+        namespace.ip(["link", "set", interface, "addrgenmode", "none"])?;
+        namespace.ip(["link", "set", interface, "up"])?;
+    }
+    Ok(())
+}

@@ -1,0 +1,174 @@
+//! A filter of one's own: private maps, a clock that the test sets, and an answer per frame.
+
+use std::cell::RefCell;
+
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::programs::{TestRun, TestRunOptions};
+use sip_xdp::ledger::Entry;
+use sip_xdp::lists::{ListMaps, Lists};
+use sip_xdp::object::{self, Capacity, Ports, Settings};
+use sip_xdp_common::layout::{Counters, LimitEvent, List};
+use sip_xdp_common::meter::{Limit, Limits, Meter};
+use sip_xdp_common::names;
+use sip_xdp_common::packet::Link;
+use sip_xdp_common::source::Source;
+use sip_xdp_common::verdict::{Message, Reason};
+
+pub(crate) const SECOND: u64 = 1_000_000_000;
+
+/// Where tests start the clock.
+pub(crate) const START: u64 = 1_000 * SECOND;
+
+/// What the program did with a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// `XDP_DROP`, not `XDP_PASS`.
+    pub(crate) dropped: bool,
+    pub(crate) reason: Reason,
+    pub(crate) message: Option<Message>,
+    /// Counted under `would_drop`.
+    pub(crate) would: bool,
+}
+
+pub(crate) fn limits() -> Limits {
+    Limits {
+        register: Limit::new(100, 60 * SECOND),
+        requests: Limit::new(50, 10 * SECOND),
+        other: Limit::new(300, 10 * SECOND),
+    }
+}
+
+pub(crate) fn settings() -> Settings {
+    Settings {
+        ports: Ports::new([(5060, 5061)]),
+        limits: limits(),
+        ipv6_prefix: 64,
+        scope_all: false,
+        dry_run: false,
+        link: Link::Ethernet,
+        slot: 0,
+        clock_from_map: true,
+        capacity: Capacity { networks: 1_024, sources: 65_536 },
+    }
+}
+
+pub(crate) struct Kernel {
+    object: Ebpf,
+    clock: Array<MapData, u64>,
+    counters: PerCpuArray<MapData, Counters>,
+    pub(crate) sources: HashMap<MapData, Source, Meter>,
+    pub(crate) lists: Lists,
+    events: RingBuf<MapData>,
+    ids: Vec<(&'static str, u32)>,
+    last: RefCell<Counters>,
+}
+
+impl Kernel {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        assert!(is_root(), "this test loads a BPF program and needs root: run `sudo -E cargo xtask test`");
+        let mut object = object::load(settings, None).expect("the kernel takes the program");
+        let ids = names::PINNED_MAPS.map(|name| (name, id(object.map(name).unwrap()))).to_vec();
+        let mut take = |name: &str| object.take_map(name).unwrap_or_else(|| panic!("no map {name}"));
+        let clock = take(names::CLOCK).try_into().unwrap();
+        let counters: PerCpuArray<_, Counters> = take(names::COUNTERS).try_into().unwrap();
+        let sources = take(names::SOURCES).try_into().unwrap();
+        let events = take(names::EVENTS).try_into().unwrap();
+        let lists = Lists::open(ListMaps::open(|name| Ok(take(name))).unwrap(), settings.capacity.networks).unwrap();
+        let last = RefCell::new(sum(&counters, settings.slot));
+        let mut kernel = Self { object, clock, counters, sources, lists, events, ids, last };
+        kernel.set_clock(START);
+        kernel
+    }
+
+    pub(crate) fn set_clock(&mut self, now: u64) {
+        self.clock.set(0, now, 0).unwrap();
+    }
+
+    /// Lists a network until `expires`.
+    pub(crate) fn list(&mut self, list: List, network: &str, expires: u64) {
+        self.lists.put(list, Entry::manual(network.parse().unwrap(), expires, "test")).unwrap();
+    }
+
+    /// Runs one frame. BPF_PROG_TEST_RUN takes no fewer than 14 bytes.
+    pub(crate) fn run(&mut self, frame: &[u8]) -> Outcome {
+        let action = self.action(frame);
+        let now = sum(&self.counters, 0);
+        let last = self.last.replace(now);
+        let one = |now: &[u64], last: &[u64]| -> Option<usize> {
+            let changed: Vec<usize> = (0..now.len()).filter(|n| now[*n] != last[*n]).collect();
+            assert!(changed.len() <= 1 && changed.iter().all(|n| now[*n] == last[*n] + 1), "counted more than once");
+            changed.first().copied()
+        };
+        let counted = one(&now.packets, &last.packets);
+        let would = one(&now.would_drop, &last.would_drop);
+        assert!(counted.is_some() != would.is_some(), "not counted exactly once");
+        let reason = Reason::ALL[counted.or(would).unwrap()];
+        let bytes = now.bytes.iter().chain(&now.would_drop_bytes).sum::<u64>()
+            - last.bytes.iter().chain(&last.would_drop_bytes).sum::<u64>();
+        assert_eq!(bytes, frame.len() as u64, "all bytes are counted");
+        let message = one(&now.messages, &last.messages).map(|n| Message::ALL[n]);
+        assert!(matches!(action, 1 | 2), "action {action}");
+        Outcome { dropped: action == 1, reason, message, would: would.is_some() }
+    }
+
+    /// The action for one frame, without looking at the counters.
+    pub(crate) fn action(&mut self, frame: &[u8]) -> u32 {
+        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
+        object::ingress(&mut self.object).unwrap().test_run(options).expect("a test run").return_value
+    }
+
+    /// Nanoseconds per run, averaged by the kernel.
+    pub(crate) fn cost(&mut self, frame: &[u8], repeat: u32) -> u128 {
+        let options = TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::new() };
+        object::ingress(&mut self.object).unwrap().test_run(options).expect("a test run").duration.as_nanos()
+    }
+
+    /// Instructions that the verifier processed.
+    pub(crate) fn verified_instructions(&mut self) -> u32 {
+        let info = object::ingress(&mut self.object).unwrap().info().unwrap();
+        info.verified_instruction_count().expect("Linux 5.16 or newer")
+    }
+
+    /// A second handle on the maps of the lists, as the next daemon would have.
+    pub(crate) fn list_maps(&self) -> ListMaps {
+        let id = |name: &str| self.ids.iter().find(|(known, _)| *known == name).unwrap().1;
+        ListMaps::open(|name| Ok(Map::from_map_data(MapData::from_id(id(name))?)?)).unwrap()
+    }
+
+    /// The events since the last call.
+    pub(crate) fn events(&mut self) -> Vec<LimitEvent> {
+        let mut events = Vec::new();
+        while let Some(item) = self.events.next() {
+            events.push(bytemuck::pod_read_unaligned(&item));
+        }
+        events
+    }
+}
+
+fn id(map: &Map) -> u32 {
+    match map {
+        Map::HashMap(data)
+        | Map::LruHashMap(data)
+        | Map::LpmTrie(data)
+        | Map::Array(data)
+        | Map::PerCpuArray(data)
+        | Map::RingBuf(data) => data.info().unwrap().id(),
+        other => panic!("another kind of map: {other:?}"),
+    }
+}
+
+fn sum(counters: &PerCpuArray<MapData, Counters>, slot: u32) -> Counters {
+    let per_cpu = counters.get(&slot, 0).unwrap();
+    let mut words = vec![0_u64; size_of::<Counters>() / 8];
+    for cpu in per_cpu.iter() {
+        words.iter_mut().zip(bytemuck::cast_slice::<Counters, u64>(&[*cpu])).for_each(|(sum, one)| *sum += one);
+    }
+    *bytemuck::from_bytes(bytemuck::cast_slice(&words))
+}
+
+fn is_root() -> bool {
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| {
+        status.lines().any(|line| line.starts_with("Uid:") && line.split_whitespace().nth(2) == Some("0"))
+    })
+}

@@ -1,0 +1,66 @@
+//! The compiled object, looked at without loading it: needs no root and no BPF.
+
+use std::collections::HashMap;
+
+use aya_obj::Object;
+use aya_obj::generated::bpf_map_type;
+use sip_xdp::object::{Capacity, OBJECT, shapes};
+use sip_xdp_common::meter::Limits;
+use sip_xdp_common::names;
+
+fn object() -> Object {
+    Object::parse(OBJECT).expect("the embedded object can be parsed")
+}
+
+#[test]
+fn it_has_the_programs_and_no_others() {
+    let object = object();
+    let programs: Vec<&str> = object.programs.keys().map(String::as_str).collect();
+    assert_eq!(programs, [names::INGRESS]);
+    for (name, program) in &object.programs {
+        assert_eq!(program.license.to_str(), Ok("Dual MIT/GPL"), "{name}");
+    }
+}
+
+#[test]
+fn the_ingress_program_takes_jumbo_frames() {
+    let section = &object().programs[names::INGRESS].section;
+    assert!(matches!(section, aya_obj::ProgramSection::Xdp { frags: true, .. }), "{section:?}");
+}
+
+#[test]
+fn it_has_the_maps_in_their_shapes() {
+    let object = object();
+    for (name, kind, key, value, entries) in shapes(&Capacity::default()) {
+        let map = object.maps.get(name).unwrap_or_else(|| panic!("no map {name}"));
+        let expected = bpf_map_type::try_from(kind as u32).ok();
+        assert_eq!(bpf_map_type::try_from(map.map_type()).ok(), expected, "{name}");
+        assert_eq!((map.key_size() as usize, map.value_size() as usize), (key, value), "{name}");
+        assert_eq!(map.max_entries(), entries, "{name}");
+    }
+    let others: Vec<&String> = object.maps.keys().filter(|name| !names::PINNED_MAPS.contains(&name.as_str())).collect();
+    assert!(others.iter().all(|name| name.as_str() == "AYA_LOGS" || name.starts_with('.')), "{others:?}");
+}
+
+#[test]
+fn it_has_the_globals_in_their_sizes() {
+    // Patching fails for a symbol that is missing or of another size.
+    let sizes: [(&str, usize); names::GLOBALS.len()] = [
+        (names::PORTS, 8192),
+        (names::LIMITS, size_of::<Limits>()),
+        (names::IPV6_MASK, 16),
+        (names::LINK, 1),
+        (names::SLOT, 4),
+        (names::SCOPE_ALL, 1),
+        (names::DRY_RUN, 1),
+        (names::CLOCK_FROM_MAP, 1),
+    ];
+    for (name, size) in sizes {
+        assert!(names::GLOBALS.contains(&name));
+        let right = vec![0; size];
+        object().patch_map_data(HashMap::from([(name, (right.as_slice(), true))])).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let wrong = vec![0; size + 1];
+        assert!(object().patch_map_data(HashMap::from([(name, (wrong.as_slice(), true))])).is_err(), "{name}");
+    }
+    assert!(object().patch_map_data(HashMap::from([("NO_SUCH", (&[0_u8][..], true))])).is_err());
+}
