@@ -17,14 +17,17 @@ pub struct Standing {
     pub by_address: bool,
 }
 
-/// Everything that a judgement asks beside the packet itself.
-pub trait Tables {
+/// Where a program stands.
+pub trait Site {
     /// How frames start on the interface.
     fn link(&self) -> Link;
 
     /// Whether `port` (host order) is a SIP port.
     fn is_sip_port(&self, port: u16) -> bool;
+}
 
+/// Everything that a judgement asks beside the packet itself.
+pub trait Tables: Site {
     /// Whether blocked sources lose everything but ICMP, not only SIP.
     fn scope_all(&self) -> bool;
 

@@ -3,6 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::egress::Answer;
 use crate::source::Source;
 use crate::verdict::{Message, Reason};
 
@@ -174,12 +175,24 @@ pub struct Counters {
 
 const _: () = assert!(size_of::<Counters>() == 8 * (4 * Reason::COUNT + Message::COUNT));
 
+/// Our own responses on one CPU, by [`Answer`](crate::egress::Answer).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Responses {
+    /// Packets.
+    pub packets: [u64; Answer::COUNT],
+}
+
+const _: () = assert!(size_of::<Responses>() == 32);
+
 /// What each CPU keeps for itself.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct CpuState {
-    /// Where a number goes for [`Reader::forget`](crate::reader::Reader::forget).
+    /// Where a number goes for [`Reader::forget`](crate::reader::Reader::forget), in the ingress program.
     pub forgotten: u64,
+    /// The same for the egress program.
+    pub forgotten_leaving: u64,
     /// When this CPU's bucket of events is full again.
     pub events: u64,
     /// Events that found no room, in the bucket or in the ring.
@@ -188,7 +201,7 @@ pub struct CpuState {
     pub diagnosed: u64,
 }
 
-const _: () = assert!(size_of::<CpuState>() == 32);
+const _: () = assert!(size_of::<CpuState>() == 40);
 
 /// An interface that the filter is attached to. A slot is in use when `index` is not zero.
 #[repr(C)]
@@ -271,6 +284,6 @@ mod user {
         )* };
     }
 
-    plain!(Source, TrustEntry, BlockEntry, LedgerKey, LedgerRow, Counters, CpuState, InterfaceRecord, LimitEvent);
+    plain!(Source, TrustEntry, BlockEntry, LedgerKey, LedgerRow, Counters, Responses, CpuState, InterfaceRecord, LimitEvent);
     plain!(Limits, Meter);
 }

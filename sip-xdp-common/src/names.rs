@@ -4,9 +4,12 @@
 /// The XDP program that judges what arrives.
 pub const INGRESS: &str = "sip_xdp_ingress";
 
+/// The tc program that reads our own responses.
+pub const EGRESS: &str = "sip_xdp_egress";
+
 /// Maps that are pinned: they outlive the daemon and are adopted by the next one.
-pub const PINNED_MAPS: [&str; 10] =
-    [TRUST, BLOCKLIST, HITS, LEDGER, SOURCES, COUNTERS, CPU_STATE, EVENTS, INTERFACES, CLOCK];
+pub const PINNED_MAPS: [&str; 11] =
+    [TRUST, BLOCKLIST, HITS, LEDGER, SOURCES, COUNTERS, RESPONSES, CPU_STATE, EVENTS, INTERFACES, CLOCK];
 
 /// Trusted networks (LPM trie of [`crate::layout::TrustEntry`]).
 pub const TRUST: &str = "TRUST";
@@ -20,6 +23,8 @@ pub const LEDGER: &str = "LEDGER";
 pub const SOURCES: &str = "SOURCES";
 /// Counters per interface slot ([`crate::layout::Counters`]).
 pub const COUNTERS: &str = "COUNTERS";
+/// Our own responses, by what they say ([`crate::layout::Responses`]).
+pub const RESPONSES: &str = "RESPONSES";
 /// What each CPU keeps for itself ([`crate::layout::CpuState`]).
 pub const CPU_STATE: &str = "CPU_STATE";
 /// Limit events on their way to the daemon ([`crate::layout::LimitEvent`]).

@@ -123,8 +123,23 @@ const fn name(text: &[u8]) -> u64 {
     word
 }
 
+/// Where the status code of a response ends, from the start of its line: `SIP/2.0 200`.
+pub const STATUS_END: usize = 11;
+
+/// The status code of a response whose start line begins at `at`.
 #[inline(always)]
-fn start_line<R: Reader>(packet: &R, at: usize, end: usize) -> Message {
+pub fn status<R: Reader>(packet: &R, at: usize) -> Option<u16> {
+    let word = packet.eight(at + STATUS_END - 8)?;
+    let digit = |n: u32| {
+        let digit = (word >> (40 + 8 * n)) as u8;
+        digit.is_ascii_digit().then_some(u16::from(digit - b'0'))
+    };
+    Some(digit(0)? * 100 + digit(1)? * 10 + digit(2)?)
+}
+
+/// Classifies a message whose start line begins at `at`.
+#[inline(always)]
+pub fn start_line<R: Reader>(packet: &R, at: usize, end: usize) -> Message {
     if at + 8 > end {
         return Message::Unparsed;
     }

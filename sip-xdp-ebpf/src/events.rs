@@ -88,7 +88,7 @@ unsafe fn copy_head(ctx: &XdpContext, state: *mut CpuState, sent: &Sent, head: *
     let there = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as usize;
     let end = if sent.end < there { sent.end } else { there };
     // Forgotten, so that the checks below are made on the very number that the helper gets.
-    let length = Packet::new(ctx, state).forget(end.saturating_sub(sent.payload));
+    let length = Packet::arriving(ctx, state).forget(end.saturating_sub(sent.payload));
     let length = if length > HEAD { HEAD } else { length };
     if length == 0 {
         return 0;

@@ -2,7 +2,9 @@
 //! switched off. The names are those of `sip_xdp_common::names`.
 
 use aya_ebpf::Global;
+use sip_xdp_common::ingress::Site;
 use sip_xdp_common::meter::{Limit, Limits};
+use sip_xdp_common::packet::Link;
 
 const UNSET: Limit = Limit { interval: 0, burst: 0 };
 
@@ -19,7 +21,7 @@ pub(crate) static IPV6_MASK: Global<[u64; 2]> = Global::new([0; 2]);
 
 /// `sip_xdp_common::packet::Link` as a number.
 #[unsafe(no_mangle)]
-pub(crate) static LINK: Global<u8> = Global::new(0);
+static LINK: Global<u8> = Global::new(0);
 
 /// This interface's slot in `COUNTERS`.
 #[unsafe(no_mangle)]
@@ -37,12 +39,21 @@ pub(crate) static DRY_RUN: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static CLOCK_FROM_MAP: Global<u8> = Global::new(0);
 
-/// Whether `port` is a SIP port.
-#[inline(always)]
-pub(crate) fn is_sip_port(port: u16) -> bool {
-    let words = (&raw const PORTS).cast::<u64>();
-    // SAFETY: `Global` is transparent over its 1024 words, and a port shifted by 6 is at most 1023. The read is
-    // volatile because the loader, not this program, decides the value.
-    let word = unsafe { words.add(usize::from(port >> 6)).read_volatile() };
-    word >> (port & 63) & 1 == 1
+/// Where this program stands, by its globals.
+pub(crate) struct Here;
+
+impl Site for Here {
+    #[inline(always)]
+    fn link(&self) -> Link {
+        if LINK.load() == Link::Ip as u8 { Link::Ip } else { Link::Ethernet }
+    }
+
+    #[inline(always)]
+    fn is_sip_port(&self, port: u16) -> bool {
+        let words = (&raw const PORTS).cast::<u64>();
+        // SAFETY: `Global` is transparent over its 1024 words, and a port shifted by 6 is at most 1023. The read is
+        // volatile because the loader, not this program, decides the value.
+        let word = unsafe { words.add(usize::from(port >> 6)).read_volatile() };
+        word >> (port & 63) & 1 == 1
+    }
 }

@@ -9,13 +9,16 @@
 
 mod clock;
 mod counters;
+mod egress;
 mod events;
 mod globals;
 mod maps;
 mod reader;
 mod tables;
 
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
 use sip_xdp_common::ingress;
 
 use crate::maps::cpu_state;
@@ -29,8 +32,14 @@ fn sip_xdp_ingress(ctx: XdpContext) -> u32 {
     let Some(state) = cpu_state() else {
         return xdp_action::XDP_PASS;
     };
-    let judgement = ingress::judge(&Packet::new(&ctx, state), &MapTables::new(&ctx, state));
+    let judgement = ingress::judge(&Packet::arriving(&ctx, state), &MapTables::new(&ctx, state));
     counters::leave(&ctx, &judgement)
+}
+
+/// Reads what leaves.
+#[classifier]
+fn sip_xdp_egress(ctx: TcContext) -> i32 {
+    egress::count(&ctx)
 }
 
 #[cfg(not(test))]

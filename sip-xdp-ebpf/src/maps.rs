@@ -5,7 +5,7 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingB
 use aya_ebpf::macros::btf_map;
 use sip_xdp_common::layout::{
     BlockEntry, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, InterfaceRecord, LedgerKey,
-    LedgerRow, LimitEvent, MAX_INTERFACES, TrustEntry,
+    LedgerRow, LimitEvent, MAX_INTERFACES, Responses, TrustEntry,
 };
 use sip_xdp_common::meter::Meter;
 use sip_xdp_common::source::Source;
@@ -30,6 +30,9 @@ pub(crate) static SOURCES: LruHashMap<Source, Meter, { DEFAULT_SOURCES as usize 
 
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<Counters, MAX_INTERFACES> = PerCpuArray::new();
+
+#[btf_map]
+pub(crate) static RESPONSES: PerCpuArray<Responses, 1> = PerCpuArray::new();
 
 #[btf_map]
 static CPU_STATE: PerCpuArray<CpuState, 1> = PerCpuArray::new();

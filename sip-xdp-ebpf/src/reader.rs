@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::programs::{TcContext, XdpContext};
 use sip_xdp_common::layout::CpuState;
 use sip_xdp_common::reader::{MAX_OFFSET, Reader};
 
@@ -10,13 +10,22 @@ use sip_xdp_common::reader::{MAX_OFFSET, Reader};
 pub(crate) struct Packet {
     data: usize,
     data_end: usize,
-    state: *mut CpuState,
+    forgotten: *mut u64,
 }
 
 impl Packet {
     #[inline(always)]
-    pub(crate) fn new(ctx: &XdpContext, state: *mut CpuState) -> Self {
-        Self { data: ctx.data(), data_end: ctx.data_end(), state }
+    pub(crate) fn arriving(ctx: &XdpContext, state: *mut CpuState) -> Self {
+        // SAFETY: a field's address inside this CPU's map value; nothing is read.
+        let forgotten = unsafe { &raw mut (*state).forgotten };
+        Self { data: ctx.data(), data_end: ctx.data_end(), forgotten }
+    }
+
+    #[inline(always)]
+    pub(crate) fn leaving(ctx: &TcContext, state: *mut CpuState) -> Self {
+        // SAFETY: as above. The field is another one, so that neither program meets the other's numbers.
+        let forgotten = unsafe { &raw mut (*state).forgotten_leaving };
+        Self { data: ctx.data(), data_end: ctx.data_end(), forgotten }
     }
 
     /// The address of the `N` bytes at `at`, if they are all there.
@@ -66,11 +75,11 @@ impl Reader for Packet {
     /// Through map memory, of whose contents the verifier assumes nothing.
     #[inline(always)]
     fn forget(&self, value: usize) -> usize {
-        // SAFETY: `state` is this CPU's map value, valid while the program runs; nothing else runs on this CPU that
-        // uses the field.
+        // SAFETY: a field of this CPU's map value, valid while the program runs; nothing else runs on this CPU that
+        // uses it.
         unsafe {
-            (&raw mut (*self.state).forgotten).write_volatile(value as u64);
-            (&raw const (*self.state).forgotten).read_volatile() as usize
+            self.forgotten.write_volatile(value as u64);
+            self.forgotten.read_volatile() as usize
         }
     }
 }

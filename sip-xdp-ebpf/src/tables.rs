@@ -3,7 +3,7 @@
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::warn;
-use sip_xdp_common::ingress::{Sent, Standing, Tables};
+use sip_xdp_common::ingress::{Sent, Site, Standing, Tables};
 use sip_xdp_common::layout::{BY_ADDRESS, CpuState, TRUSTED};
 use sip_xdp_common::meter::{Charge, Meter};
 use sip_xdp_common::packet::Link;
@@ -11,6 +11,7 @@ use sip_xdp_common::source::Source;
 use sip_xdp_common::verdict::Message;
 
 use crate::maps::{BLOCKLIST, HITS, SOURCES, TRUST};
+use crate::globals::Here;
 use crate::{clock, events, globals};
 
 /// The kernel's tables, for one packet.
@@ -36,17 +37,19 @@ impl<'a> MapTables<'a> {
     }
 }
 
-impl Tables for MapTables<'_> {
+impl Site for MapTables<'_> {
     #[inline(always)]
     fn link(&self) -> Link {
-        if globals::LINK.load() == Link::Ip as u8 { Link::Ip } else { Link::Ethernet }
+        Here.link()
     }
 
     #[inline(always)]
     fn is_sip_port(&self, port: u16) -> bool {
-        globals::is_sip_port(port)
+        Here.is_sip_port(port)
     }
+}
 
+impl Tables for MapTables<'_> {
     #[inline(always)]
     fn scope_all(&self) -> bool {
         globals::SCOPE_ALL.load() == 1

@@ -4,9 +4,12 @@ use std::fmt;
 use std::io;
 
 use anyhow::{Context, Result, anyhow, bail};
-use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::{XdpLink, XdpLinkId};
-use aya::programs::{ProgramError, ProgramInfo, Xdp, XdpMode, loaded_programs};
+use aya::programs::{
+    ProgramError, ProgramInfo, SchedClassifier, TcAttachType, Xdp, XdpMode, loaded_programs,
+};
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::layout::{MODE_GENERIC, MODE_NATIVE};
 
@@ -178,6 +181,31 @@ fn pin_program(program: &mut Xdp, interface: &Interface, pins: &Pins) -> Result<
         std::fs::remove_file(&path)?;
     }
     program.pin(&path).with_context(|| format!("{} cannot be pinned", path.display()))
+}
+
+/// Attaches the egress program and pins it, adopting the pinned link if there is one. Returns whether that could be
+/// done: before Linux 6.6 there is no tcx, and without it nothing that outlives the daemon.
+pub fn attach_egress(program: &mut SchedClassifier, interface: &Interface, pins: &Pins) -> Result<bool> {
+    let path = pins.egress_link(interface.index);
+    if path.exists() {
+        let link = PinnedLink::from_pin(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
+        let adopted = SchedClassifierLink::try_from(FdLink::from(link))
+            .map_err(|error| anyhow!("{}: {error}", path.display()))
+            .and_then(|link| Ok(program.attach_to_link(link)?));
+        if let Ok(id) = adopted {
+            drop(FdLink::try_from(program.take_link(id)?)?);
+            return Ok(true);
+        }
+        // The interface under the link is gone; one with the same index has taken its place.
+        std::fs::remove_file(&path)?;
+    }
+    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let Ok(id) = program.attach_with_options(&interface.name, TcAttachType::Egress, options) else {
+        return Ok(false);
+    };
+    let link = FdLink::try_from(program.take_link(id)?)?;
+    link.pin(&path).with_context(|| format!("{} cannot be pinned", path.display()))?;
+    Ok(true)
 }
 
 /// Another program sits on the interface.

@@ -29,7 +29,8 @@ pub fn to_wall(time: u64) -> Option<Timestamp> {
     if time == NEVER {
         return None;
     }
-    let ahead = SignedDuration::from_nanos((i128::from(time) - i128::from(now())) as i64);
+    let ahead = i128::from(time) - i128::from(now());
+    let ahead = SignedDuration::from_nanos(i64::try_from(ahead).unwrap_or(i64::MAX));
     Some(round(Timestamp::now().checked_add(ahead).unwrap_or(Timestamp::MAX)))
 }
 
@@ -64,6 +65,7 @@ mod tests {
         let back = from_wall(to_wall(then).unwrap());
         assert!(back.abs_diff(then) < 50_000_000, "{back} {then}");
         assert_eq!(to_wall(NEVER), None);
+        assert!(to_wall(NEVER - 1) > to_wall(then), "the far future lies ahead");
         assert_eq!(from_wall(Timestamp::UNIX_EPOCH), 0);
     }
 

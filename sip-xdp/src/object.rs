@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{MapInfo, MapType};
-use aya::programs::Xdp;
+use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use sip_xdp_common::layout::{
     BlockEntry, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, InterfaceRecord, LedgerKey,
-    LedgerRow, MAX_INTERFACES, TrustEntry,
+    LedgerRow, MAX_INTERFACES, Responses, TrustEntry,
 };
 use sip_xdp_common::meter::{Limits, Meter};
 use sip_xdp_common::names;
@@ -91,6 +91,7 @@ pub fn shapes(capacity: &Capacity) -> [(&'static str, MapType, usize, usize, u32
         (names::LEDGER, MapType::Hash, size_of::<LedgerKey>(), size_of::<LedgerRow>(), networks),
         (names::SOURCES, MapType::LruHash, size_of::<Source>(), size_of::<Meter>(), capacity.sources),
         (names::COUNTERS, MapType::PerCpuArray, index, size_of::<Counters>(), interfaces),
+        (names::RESPONSES, MapType::PerCpuArray, index, size_of::<Responses>(), 1),
         (names::CPU_STATE, MapType::PerCpuArray, index, size_of::<CpuState>(), 1),
         (names::EVENTS, MapType::RingBuf, 0, 0, EVENTS_BYTES as u32),
         (names::INTERFACES, MapType::Array, index, size_of::<InterfaceRecord>(), interfaces),
@@ -110,7 +111,7 @@ pub fn misfit(directory: &Path, capacity: &Capacity) -> Option<String> {
     })
 }
 
-/// Loads the ingress program. With `maps`, the shared maps are those pinned in that directory, and are pinned there if
+/// Loads the programs. With `maps`, the shared maps are those pinned in that directory, and are pinned there if
 /// they are not yet; without, they are private to the returned object.
 pub fn load(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
     let limits = bytemuck::bytes_of(&settings.limits);
@@ -139,12 +140,19 @@ pub fn load(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
     }
     let mut object = loader.load(OBJECT).map_err(|error| explain(error.into()))?;
     ingress(&mut object)?.load().map_err(|error| explain(error.into()))?;
+    egress(&mut object)?.load().map_err(|error| explain(error.into()))?;
     Ok(object)
 }
 
 /// The ingress program of a loaded object.
 pub fn ingress(object: &mut Ebpf) -> Result<&mut Xdp> {
     let program = object.program_mut(names::INGRESS).context("the kernel object has no ingress program")?;
+    Ok(program.try_into()?)
+}
+
+/// The egress program of a loaded object.
+pub fn egress(object: &mut Ebpf) -> Result<&mut SchedClassifier> {
+    let program = object.program_mut(names::EGRESS).context("the kernel object has no egress program")?;
     Ok(program.try_into()?)
 }
 

@@ -3,8 +3,9 @@
 //! ```text
 //! PIN_DIR/v1/MAP            the shared maps, in the layout of version 1
 //! PIN_DIR/v1-new/MAP        the same while they are being replaced; left over only by a crash
-//! PIN_DIR/links/INDEX       the link that holds the program on the interface with that index
-//! PIN_DIR/programs/INDEX    the program itself, for people with bpftool
+//! PIN_DIR/links/INDEX       the link that holds the ingress program on the interface with that index
+//! PIN_DIR/egress/INDEX      the link that holds the egress program there
+//! PIN_DIR/programs/INDEX    the ingress program itself, for people with bpftool
 //! ```
 //!
 //! Names are interface indices, since bpffs takes no dots and VLAN interfaces have them.
@@ -59,6 +60,11 @@ impl Pins {
         self.root.join("links").join(index.to_string())
     }
 
+    /// The egress link of an interface.
+    pub fn egress_link(&self, index: u32) -> PathBuf {
+        self.root.join("egress").join(index.to_string())
+    }
+
     /// The program of an interface.
     pub fn program(&self, index: u32) -> PathBuf {
         self.root.join("programs").join(index.to_string())
@@ -80,24 +86,33 @@ impl Pins {
         self.maps().is_dir()
     }
 
+    /// Makes sure that this process may see what is pinned.
+    pub fn check_access(&self) -> Result<()> {
+        match fs::metadata(self.maps()) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                bail!("{} may not be read; run it as root", self.root.display())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Opens a shared map.
     pub fn open(&self, name: &str) -> Result<Map> {
+        self.check_access()?;
+        if !self.is_loaded() {
+            bail!("no filter is loaded (nothing is pinned in {}); start it with `sip-xdp run`", self.root.display());
+        }
         let path = self.maps().join(name);
-        let data = MapData::from_pin(&path).map_err(|error| {
-            let denied = fs::metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
-            if !self.is_loaded() && !denied {
-                anyhow!("no filter is loaded (nothing is pinned in {}); start it with `sip-xdp run`", self.root.display())
-            } else {
-                anyhow!("{} cannot be opened ({}); run it as root", path.display(), innermost(&error))
-            }
-        })?;
+        let data = MapData::from_pin(&path)
+            .map_err(|error| anyhow!("{} cannot be opened ({}); run it as root", path.display(), innermost(&error)))?;
         Ok(Map::from_map_data(data)?)
     }
 
     /// Makes the directories, on a BPF file system, and takes the instance for this process.
     pub fn prepare(&self) -> Result<Lock> {
         self.check_bpffs()?;
-        for directory in [self.root.clone(), self.root.join("links"), self.root.join("programs")] {
+        let inside = ["links", "egress", "programs"].map(|name| self.root.join(name));
+        for directory in [self.root.clone()].into_iter().chain(inside) {
             fs::create_dir_all(&directory)
                 .with_context(|| format!("{} cannot be made; run it as root", directory.display()))?;
         }
@@ -163,7 +178,16 @@ impl Pins {
     /// Takes the link and the program of an interface away, which detaches the program.
     pub fn detach(&self, index: u32) -> Result<()> {
         remove_file(&self.link(index))?;
+        remove_file(&self.egress_link(index))?;
         remove_file(&self.program(index))
+    }
+
+    /// Takes away what a start that failed has left: new tables, and the directories if nothing else is in them.
+    pub fn clean_up_start(&self) -> Result<()> {
+        if self.linked().is_empty() && !self.is_loaded() {
+            return self.remove_all();
+        }
+        remove_directory(&self.new_maps())
     }
 
     /// Takes everything away.

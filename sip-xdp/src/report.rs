@@ -8,7 +8,8 @@ use aya::programs::ProgramInfo;
 use bytemuck::Zeroable;
 use jiff::Timestamp;
 use serde::Serialize;
-use sip_xdp_common::layout::{Counters, CpuState, InterfaceRecord, List, MAX_INTERFACES};
+use sip_xdp_common::layout::{Counters, CpuState, InterfaceRecord, List, MAX_INTERFACES, Responses};
+use sip_xdp_common::egress::Answer;
 use sip_xdp_common::meter::Meter;
 use sip_xdp_common::names;
 use sip_xdp_common::source::Source;
@@ -25,7 +26,7 @@ use crate::pins::Pins;
 /// The version of the JSON objects.
 pub const SCHEMA: u32 = 1;
 
-/// Numbers by name, in the order of the counters.
+/// Numbers by name.
 pub type Named = BTreeMap<&'static str, u64>;
 
 /// Packets, or bytes, by verdict and reason.
@@ -77,7 +78,7 @@ pub struct SourceStats {
 }
 
 /// Our own responses that left through a watched interface.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct ResponseStats {
     /// 2xx.
     pub accepted: u64,
@@ -177,7 +178,7 @@ pub fn stats(pins: &Pins) -> Result<Stats> {
         time: now(),
         since: records.iter().map(|(_, record)| clock::from_ms(record.since_ms)).min(),
         interfaces,
-        responses: ResponseStats::default(),
+        responses: responses(pins)?,
         lost_events,
         blocklist: Occupancy { ipv4, ipv6: blocked.len() - ipv4, capacity },
         sources: SourceStats { tracked: sources.keys().flatten().count(), good: 0, peers: 0 },
@@ -232,6 +233,18 @@ pub fn forget_interface(pins: &Pins, index: u32) -> Result<()> {
         map.set(slot, InterfaceRecord::zeroed(), 0)?;
     }
     Ok(())
+}
+
+/// Sums our responses over the CPUs.
+fn responses(pins: &Pins) -> Result<ResponseStats> {
+    let map: PerCpuArray<MapData, Responses> = pins.open(names::RESPONSES)?.try_into()?;
+    let per_cpu = map.get(&0, 0).context("the responses cannot be read")?;
+    let sum = |answer: Answer| per_cpu.iter().map(|one| one.packets[answer as usize]).sum();
+    Ok(ResponseStats {
+        accepted: sum(Answer::Accepted),
+        challenged: sum(Answer::Challenged),
+        refused: sum(Answer::Refused),
+    })
 }
 
 /// The slots in use.

@@ -37,7 +37,7 @@ pub struct Request {
 }
 
 impl Registrar {
-    /// Starts it on port 5060 of every IPv4 address of the namespace, and waits until it serves.
+    /// Starts it on port 5060 of every address of the namespace, and waits until it serves.
     pub fn start(namespace: &Namespace, directory: &Path) -> Result<Self> {
         Self::start_with(namespace, directory, &USERS)
     }
@@ -107,6 +107,7 @@ auto_aliases=no
 dns=no
 rev_dns=no
 listen=udp:0.0.0.0:5060
+listen=udp:[::]:5060
 server_header="Server: lab"
 
 loadmodule "tm.so"

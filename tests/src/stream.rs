@@ -1,6 +1,6 @@
 //! A steady stream of datagrams from inside a namespace.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 
 use crate::namespace::Namespace;
+use crate::sip::Request;
 
 /// A socket inside a namespace, connected to where it sends.
 pub fn socket(namespace: &Namespace, from: SocketAddr, to: SocketAddr) -> Result<UdpSocket> {
@@ -16,6 +17,20 @@ pub fn socket(namespace: &Namespace, from: SocketAddr, to: SocketAddr) -> Result
         let socket = UdpSocket::bind(from).with_context(|| format!("cannot bind to {from}"))?;
         socket.connect(to).with_context(|| format!("cannot connect to {to}"))?;
         Ok(socket)
+    })
+}
+
+/// A stream of REGISTERs of one user from port 5060 to port 5060, as a tool in a hurry would send them.
+pub fn registers(
+    namespace: &Namespace,
+    from: impl Into<IpAddr>,
+    to: impl Into<IpAddr>,
+    rate: u32,
+) -> Result<Stream> {
+    let (from, to) = (SocketAddr::new(from.into(), 5060), SocketAddr::new(to.into(), 5060));
+    Stream::start(socket(namespace, from, to)?, rate, move |number| {
+        let sequence = u32::try_from(number).unwrap_or(u32::MAX);
+        Request { method: "REGISTER", user: "101", call_id: "stream", sequence, from, to }.bytes()
     })
 }
 

@@ -5,7 +5,7 @@
 //!          2001:db8:66::66        2001:db8:66::1   2001:db8:10::1             2001:db8:10::10
 //! ```
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::Command;
 
@@ -20,6 +20,10 @@ use crate::require_root;
 pub const PBX_WAN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// The PBX as the phones see it.
 pub const PBX_LAN: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+/// The PBX as the attacker sees it, with IPv6.
+pub const PBX_WAN6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x66, 0, 0, 0, 0, 1);
+/// The attacker's IPv6 address.
+pub const ATTACKER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x66, 0, 0, 0, 0, 0x66);
 /// The attacker.
 pub const ATTACKER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 66);
 /// The first phone.

@@ -1,6 +1,6 @@
 //! The compiled object, looked at without loading it: needs no root and no BPF.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use aya_obj::Object;
 use aya_obj::generated::bpf_map_type;
@@ -16,7 +16,7 @@ fn object() -> Object {
 fn it_has_the_programs_and_no_others() {
     let object = object();
     let programs: Vec<&str> = object.programs.keys().map(String::as_str).collect();
-    assert_eq!(programs, [names::INGRESS]);
+    assert_eq!(BTreeSet::from_iter(programs), BTreeSet::from([names::INGRESS, names::EGRESS]));
     for (name, program) in &object.programs {
         assert_eq!(program.license.to_str(), Ok("Dual MIT/GPL"), "{name}");
     }
@@ -63,4 +63,34 @@ fn it_has_the_globals_in_their_sizes() {
         assert!(object().patch_map_data(HashMap::from([(name, (wrong.as_slice(), true))])).is_err(), "{name}");
     }
     assert!(object().patch_map_data(HashMap::from([("NO_SUCH", (&[0_u8][..], true))])).is_err());
+}
+
+/// The deepest stack slot that the program's instructions name. The kernel allows 512 bytes.
+#[test]
+fn the_stack_has_room() {
+    /// Register 10, the frame pointer (`BPF_REG_10` in `include/uapi/linux/bpf.h`).
+    const FRAME: u8 = 10;
+    let object = object();
+    let mut deepest = 0_i64;
+    for function in object.functions.values() {
+        let mut frame_copies = [false; 11];
+        frame_copies[usize::from(FRAME)] = true;
+        for instruction in &function.instructions {
+            let (to, from) = (instruction.dst_reg(), instruction.src_reg());
+            match instruction.code & 0x07 {
+                // Loads through the source, stores through the destination register.
+                1 if from == FRAME => deepest = deepest.min(instruction.off.into()),
+                2 | 3 if to == FRAME => deepest = deepest.min(instruction.off.into()),
+                // 64-bit moves and additions: an address on the stack is made of the frame pointer and a constant.
+                7 if instruction.code == 0xbf => frame_copies[usize::from(to)] = from == FRAME,
+                7 if instruction.code == 0x07 && frame_copies[usize::from(to)] => {
+                    deepest = deepest.min(instruction.imm.into());
+                    frame_copies[usize::from(to)] = false;
+                }
+                _ => {}
+            }
+        }
+    }
+    println!("stack: {} bytes", -deepest);
+    assert!((64..=448).contains(&-deepest), "{} bytes", -deepest);
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use serde_json::Value;
 use sip_xdp::config::Span;
@@ -32,10 +32,10 @@ pub(crate) enum Block {
 #[derive(Debug, Args)]
 pub(crate) struct Add {
     /// An address or a network: 192.0.2.1, 192.0.2.0/24, 2001:db8::/32
-    network: Network,
+    network: String,
     /// For how long: 90s, 10m, 24h, 7d [default: for good]
     #[arg(long, value_name = "TIME")]
-    ttl: Option<Span>,
+    ttl: Option<String>,
     /// Why, for whoever looks at the list later
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
@@ -49,7 +49,7 @@ pub(crate) struct Add {
 #[derive(Debug, Args)]
 pub(crate) struct Delete {
     /// An address or a network
-    network: Network,
+    network: String,
 }
 
 /// Lists entries, one per owner.
@@ -60,7 +60,7 @@ pub(crate) struct Listing {
     owner: Option<String>,
     /// Only entries that contain this address or lie in this network
     #[arg(long = "match", value_name = "IP")]
-    matching: Option<Network>,
+    matching: Option<String>,
 }
 
 impl Block {
@@ -75,22 +75,23 @@ impl Block {
 
 impl Add {
     async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
+        let network: Network = self.network.parse()?;
         let request = Request::Add {
             list: ListName::Block,
-            network: self.network,
+            network,
             ttl: seconds(self.ttl)?,
             reason: self.reason,
             force: self.force,
             operator: operator(),
         };
         let answer = control::call(&paths.socket(), &request).await?;
-        output.print(&answer, |answer| format!("blocked {}{}", self.network, until(answer)))
+        output.print(&answer, |answer| format!("blocked {network}{}", until(answer)))
     }
 }
 
 impl Delete {
     pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
-        let request = Request::Delete { list: ListName::Block, network: self.network };
+        let request = Request::Delete { list: ListName::Block, network: self.network.parse()? };
         let answer = control::call(&paths.socket(), &request).await?;
         output.print(&answer, |answer| removed("unblocked", answer))
     }
@@ -100,7 +101,8 @@ impl Listing {
     fn execute(self, paths: &Paths, output: Output) -> Result<()> {
         let mut rows = report::rows(&Pins::new(&paths.pin_dir), List::Block)?;
         rows.retain(|row| self.owner.as_ref().is_none_or(|owner| row.owner == owner));
-        rows.retain(|row| self.matching.is_none_or(|m| row.network.contains(&m) || m.contains(&row.network)));
+        let matching: Option<Network> = self.matching.map(|text| text.parse()).transpose()?;
+        rows.retain(|row| matching.is_none_or(|m| row.network.contains(&m) || m.contains(&row.network)));
         output.print(&rows, |rows| list(rows, true))
     }
 }
@@ -147,9 +149,10 @@ pub(super) fn removed(verb: &str, answer: &Value) -> String {
 }
 
 /// A ttl in whole seconds, at least one.
-pub(super) fn seconds(ttl: Option<Span>) -> Result<Option<u64>> {
+pub(super) fn seconds(ttl: Option<String>) -> Result<Option<u64>> {
+    let ttl: Option<Span> = ttl.map(|text| text.parse().map_err(|error| anyhow!("--ttl: {error}"))).transpose()?;
     match ttl {
-        Some(ttl) if ttl < Span::seconds(1) => anyhow::bail!("a ttl of {ttl} is over at once; give at least 1s"),
+        Some(ttl) if ttl < Span::seconds(1) => bail!("--ttl: {ttl} is over at once; give at least 1s"),
         ttl => Ok(ttl.map(|ttl| ttl.0.as_secs())),
     }
 }

@@ -53,6 +53,7 @@ impl Status {
 
 async fn collect(paths: &Paths) -> Result<Report> {
     let pins = Pins::new(&paths.pin_dir);
+    pins.check_access()?;
     let mut warnings = Vec::new();
     let daemon = match control::call(&paths.socket(), &Request::Status).await {
         Ok(daemon) => Some(daemon),

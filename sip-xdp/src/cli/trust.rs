@@ -2,7 +2,6 @@
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use sip_xdp::config::Span;
 use sip_xdp::control::{self, ListName, Request};
 use sip_xdp::network::Network;
 use sip_xdp::paths::Paths;
@@ -28,10 +27,10 @@ pub(crate) enum Trust {
 #[derive(Debug, Args)]
 pub(crate) struct Add {
     /// An address or a network: 203.0.113.5, 203.0.113.0/24, 2001:db8::/32
-    network: Network,
+    network: String,
     /// For how long: 90s, 10m, 24h, 7d [default: for good]
     #[arg(long, value_name = "TIME")]
-    ttl: Option<Span>,
+    ttl: Option<String>,
     /// Why, for whoever looks at the list later
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
@@ -41,16 +40,17 @@ pub(crate) struct Add {
 #[derive(Debug, Args)]
 pub(crate) struct Delete {
     /// The network, as `trust list` shows it
-    network: Network,
+    network: String,
 }
 
 impl Trust {
     pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
         match self {
             Self::Add(add) => {
+                let network: Network = add.network.parse()?;
                 let request = Request::Add {
                     list: ListName::Trust,
-                    network: add.network,
+                    network,
                     ttl: block::seconds(add.ttl)?,
                     reason: add.reason,
                     force: false,
@@ -60,11 +60,11 @@ impl Trust {
                 output.print(&answer, |answer| {
                     let blocked = answer["was_blocked"].as_bool().unwrap_or(false);
                     let note = if blocked { "; it is on the block list too, where trust wins" } else { "" };
-                    format!("trusted {}{}{note}", add.network, block::until(answer))
+                    format!("trusted {network}{}{note}", block::until(answer))
                 })
             }
             Self::Del(delete) => {
-                let request = Request::Delete { list: ListName::Trust, network: delete.network };
+                let request = Request::Delete { list: ListName::Trust, network: delete.network.parse()? };
                 let answer = control::call(&paths.socket(), &request).await?;
                 output.print(&answer, |answer| block::removed("no longer trusted:", answer))
             }

@@ -19,7 +19,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::{Daemon, Overrides, Served};
-use crate::attach::{Mode, attach};
+use crate::attach::{Mode, attach, attach_egress};
 use crate::config::{BlockScope, Config};
 use crate::detect::Detector;
 use crate::exempt::{Exempt, near};
@@ -28,7 +28,7 @@ use crate::lists::{ListMaps, Lists};
 use crate::netlink::{Interface, Netlink, Surroundings};
 use crate::object::{self, Settings};
 use crate::paths::Paths;
-use crate::pins::Pins;
+use crate::pins::{Lock, Pins};
 use crate::state::{self, Loaded};
 use crate::{clock, pins};
 
@@ -36,14 +36,33 @@ use crate::{clock, pins};
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 impl Daemon {
-    /// Starts: adopts what is pinned, or begins anew with what is on disk.
+    /// Starts: adopts what is pinned, or begins anew with what is on disk. A start that fails leaves what was there.
     pub(super) async fn start(paths: Paths, overrides: Overrides) -> Result<(Self, RingBuf<MapData>)> {
         let config = overrides.read(&paths)?;
         object::check_capabilities()?;
         let pins = Pins::new(&paths.pin_dir);
         let lock = pins.prepare()?;
-        fs::create_dir_all(&paths.state_dir)
-            .with_context(|| format!("{} cannot be made", paths.state_dir.display()))?;
+        let started = Self::bring_up(paths, overrides, config, pins.clone(), lock).await;
+        if started.is_err()
+            && let Err(error) = pins.clean_up_start()
+        {
+            log::error!("{error:#}");
+        }
+        started
+    }
+
+    async fn bring_up(
+        paths: Paths,
+        overrides: Overrides,
+        config: Config,
+        pins: Pins,
+        lock: Lock,
+    ) -> Result<(Self, RingBuf<MapData>)> {
+        let mut warnings = Vec::new();
+        if let Err(error) = fs::create_dir_all(&paths.state_dir) {
+            // Protection goes on without a state; saving will say what is lost.
+            log::error!("{} cannot be made: {error}", paths.state_dir.display());
+        }
         let netlink = Netlink::connect()?;
         let surroundings = netlink.surroundings().await?;
         let interfaces = wanted_interfaces(&config, &netlink, &surroundings).await?;
@@ -54,7 +73,6 @@ impl Daemon {
         let adopts = pins.is_loaded() && misfit.is_none();
         let maps = if adopts { pins.maps() } else { pins.new_maps() };
         fs::create_dir_all(&maps).with_context(|| format!("{} cannot be made", maps.display()))?;
-        let mut warnings = Vec::new();
         // Loading any program makes and pins the maps that are missing; this one is dropped again.
         drop(object::load(&settings(&config, Link::Ethernet, 0), Some(&maps))?);
         let open = |name: &str| -> Result<Map> { Ok(Map::from_map_data(MapData::from_pin(maps.join(name))?)?) };
@@ -108,6 +126,7 @@ impl Daemon {
             lists,
             sources,
             warnings,
+            attach_warnings: Vec::new(),
             learning_until,
         };
         daemon.exempt = Exempt::new(&surroundings, &resolv_conf());
@@ -229,6 +248,11 @@ impl Daemon {
                 log::warn!("{warning}");
                 warnings.push(warning);
             }
+            if !attach_egress(object::egress(&mut object)?, interface, &self.pins)? {
+                let warning = format!("{}: no tcx (Linux 6.6 or newer), so our responses are not counted", interface.name);
+                log::warn!("{warning}");
+                warnings.push(warning);
+            }
             let since = known[slot as usize];
             let since_ms = if is_new { clock::wall_ms() } else { since.since_ms };
             records.set(slot, record(interface, mode, self.config.dry_run, since_ms), 0)?;
@@ -245,8 +269,7 @@ impl Daemon {
                 records.set(slot as u32, InterfaceRecord::zeroed(), 0)?;
             }
         }
-        self.warnings.retain(|warning| !warning.contains("generic mode"));
-        self.warnings.extend(warnings);
+        self.attach_warnings = warnings;
         self.served = served;
         Ok(())
     }

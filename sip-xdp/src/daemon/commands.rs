@@ -40,7 +40,7 @@ impl Daemon {
         }
         if !force {
             if let Some(what) = self.must_stay(&network, clock::now()) {
-                bail!("{network} was not blocked: it is {what}; add --force if you mean it");
+                bail!("{network} was not blocked: it {what}; add --force if you mean it");
             }
             if self.config.block_scope == BlockScope::All
                 && let Some(operator) = operator.filter(|operator| network.contains(operator))

@@ -99,6 +99,8 @@ struct Daemon {
     served: Vec<Served>,
     /// What an operator should know, said in `status`.
     warnings: Vec<String>,
+    /// The same about how the programs are attached.
+    attach_warnings: Vec<String>,
     /// The lists differ from what is on disk.
     dirty: bool,
     state_error: Option<String>,
@@ -212,7 +214,7 @@ impl Daemon {
         let network = if self.must_stay(&network, now).is_some() { host } else { network };
         if let Some(what) = self.must_stay(&network, now) {
             if self.note_due(finding.source, "exempt", now) {
-                log::warn!("not banned {network} although limited: it is {what}; {}", finding.reason);
+                log::warn!("not banned {network} although limited: it {what}; {}", finding.reason);
             }
             return;
         }
@@ -250,12 +252,12 @@ impl Daemon {
     /// Why nothing in `network` may be banned by evidence, if so.
     fn must_stay(&self, network: &Network, now: u64) -> Option<String> {
         if let Some((host, what)) = self.exempt.inside(network) {
-            return Some(format!("{what} ({host})"));
+            return Some(if network.is_host() { format!("is {what}") } else { format!("contains {what} ({host})") });
         }
         if self.lists.trusts(network, now) {
-            return Some("trusted".to_owned());
+            return Some("is trusted".to_owned());
         }
-        self.lists.trusted_within(network, now).first().map(|inside| format!("home to {inside}, which is trusted"))
+        self.lists.trusted_within(network, now).first().map(|inside| format!("contains {inside}, which is trusted"))
     }
 
     /// Whether a note of this kind about this source may be written again.
@@ -330,6 +332,7 @@ impl Daemon {
     /// What `status` shows of the daemon.
     fn status(&self) -> Value {
         let mut warnings = self.warnings.clone();
+        warnings.extend(self.attach_warnings.iter().cloned());
         warnings.extend(self.state_error.clone());
         json!({
             "pid": std::process::id(),

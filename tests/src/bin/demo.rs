@@ -142,10 +142,8 @@ fn show() -> Result<bool> {
         format!("{ATTACKER} is banned {:.2} s after its first packet", after.as_secs_f64()),
     );
     for entry in filter.entries(&ATTACKER.to_string())? {
-        println!(
-            "         sip-xdp block list: {} {} until {}",
-            entry["network"], entry["reason"], entry["expires"]
-        );
+        let field = |name: &str| entry[name].as_str().unwrap_or_default().to_owned();
+        println!("         until {}: {}", field("expires"), field("reason"));
     }
 
     sleep(BANNED_FOR / 3);

@@ -15,8 +15,8 @@ fn the_verifier_accepts_it_with_room() {
         ("in a dry run", Settings { dry_run: true, clock_from_map: false, ..settings() }),
     ] {
         let instructions = Kernel::new(&settings).verified_instructions();
-        println!("{name}: {instructions} instructions verified");
-        assert!(instructions < 200_000, "{name}: {instructions}");
+        println!("{name}: {instructions:?} instructions verified, ingress and egress");
+        assert!(instructions.iter().all(|count| *count < 250_000), "{name}: {instructions:?}");
     }
 }
 

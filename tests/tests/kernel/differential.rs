@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use sip_xdp::object::{Ports, Settings};
-use sip_xdp_common::ingress::{self, Judgement, Sent, Standing, Tables};
+use sip_xdp_common::ingress::{self, Judgement, Sent, Site, Standing, Tables};
 use sip_xdp_common::layout::{List, NEVER};
 use sip_xdp_common::meter::{Charge, Limits, Meter};
 use sip_xdp_common::packet::Link;
@@ -47,7 +47,7 @@ fn source(text: &str) -> Source {
     sip_xdp::network::source_of(text.parse().unwrap())
 }
 
-impl Tables for HostTables {
+impl Site for HostTables {
     fn link(&self) -> Link {
         self.link
     }
@@ -55,7 +55,9 @@ impl Tables for HostTables {
     fn is_sip_port(&self, port: u16) -> bool {
         self.ports.contains(port)
     }
+}
 
+impl Tables for HostTables {
     fn scope_all(&self) -> bool {
         self.scope_all
     }

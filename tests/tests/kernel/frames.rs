@@ -110,7 +110,14 @@ pub(crate) fn fragment(offset: u16, more: bool) -> Vec<u8> {
 
 /// A UDP datagram from port 40000.
 pub(crate) fn udp(destination: u16, payload: &[u8]) -> Vec<u8> {
-    udp_lying(destination, payload, 8 + payload.len() as u16)
+    udp_from(40_000, destination, payload)
+}
+
+/// A UDP datagram.
+pub(crate) fn udp_from(source: u16, destination: u16, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = udp_lying(destination, payload, 8 + payload.len() as u16);
+    bytes[..2].copy_from_slice(&source.to_be_bytes());
+    bytes
 }
 
 /// The same with a length of one's own choice.

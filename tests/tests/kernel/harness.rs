@@ -8,7 +8,8 @@ use aya::programs::{TestRun, TestRunOptions};
 use sip_xdp::ledger::Entry;
 use sip_xdp::lists::{ListMaps, Lists};
 use sip_xdp::object::{self, Capacity, Ports, Settings};
-use sip_xdp_common::layout::{Counters, LimitEvent, List};
+use sip_xdp_common::egress::Answer;
+use sip_xdp_common::layout::{Counters, LimitEvent, List, Responses};
 use sip_xdp_common::meter::{Limit, Limits, Meter};
 use sip_xdp_common::names;
 use sip_xdp_common::packet::Link;
@@ -59,6 +60,7 @@ pub(crate) struct Kernel {
     counters: PerCpuArray<MapData, Counters>,
     pub(crate) sources: HashMap<MapData, Source, Meter>,
     pub(crate) lists: Lists,
+    responses: PerCpuArray<MapData, Responses>,
     events: RingBuf<MapData>,
     ids: Vec<(&'static str, u32)>,
     last: RefCell<Counters>,
@@ -73,10 +75,11 @@ impl Kernel {
         let clock = take(names::CLOCK).try_into().unwrap();
         let counters: PerCpuArray<_, Counters> = take(names::COUNTERS).try_into().unwrap();
         let sources = take(names::SOURCES).try_into().unwrap();
+        let responses = take(names::RESPONSES).try_into().unwrap();
         let events = take(names::EVENTS).try_into().unwrap();
         let lists = Lists::open(ListMaps::open(|name| Ok(take(name))).unwrap(), settings.capacity.networks).unwrap();
         let last = RefCell::new(sum(&counters, settings.slot));
-        let mut kernel = Self { object, clock, counters, sources, lists, events, ids, last };
+        let mut kernel = Self { object, clock, counters, sources, lists, responses, events, ids, last };
         kernel.set_clock(START);
         kernel
     }
@@ -118,16 +121,33 @@ impl Kernel {
         object::ingress(&mut self.object).unwrap().test_run(options).expect("a test run").return_value
     }
 
+    /// Sends one frame through the egress program, which must let it go on, and returns what it was counted as.
+    pub(crate) fn leave(&mut self, frame: &[u8]) -> Option<Answer> {
+        let before = self.answers();
+        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
+        let result = object::egress(&mut self.object).unwrap().test_run(options).expect("a test run");
+        assert_eq!(result.return_value as i32, -1, "not TCX_NEXT");
+        let after = self.answers();
+        let all = [Answer::Accepted, Answer::Challenged, Answer::Refused, Answer::Other];
+        all.into_iter().find(|answer| after[*answer as usize] != before[*answer as usize])
+    }
+
+    fn answers(&self) -> [u64; Answer::COUNT] {
+        let per_cpu = self.responses.get(&0, 0).unwrap();
+        std::array::from_fn(|n| per_cpu.iter().map(|one| one.packets[n]).sum())
+    }
+
     /// Nanoseconds per run, averaged by the kernel.
     pub(crate) fn cost(&mut self, frame: &[u8], repeat: u32) -> u128 {
         let options = TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::new() };
         object::ingress(&mut self.object).unwrap().test_run(options).expect("a test run").duration.as_nanos()
     }
 
-    /// Instructions that the verifier processed.
-    pub(crate) fn verified_instructions(&mut self) -> u32 {
-        let info = object::ingress(&mut self.object).unwrap().info().unwrap();
-        info.verified_instruction_count().expect("Linux 5.16 or newer")
+    /// Instructions that the verifier processed, ingress and egress.
+    pub(crate) fn verified_instructions(&mut self) -> [u32; 2] {
+        let ingress = object::ingress(&mut self.object).unwrap().info().unwrap();
+        let egress = object::egress(&mut self.object).unwrap().info().unwrap();
+        [ingress, egress].map(|info| info.verified_instruction_count().expect("Linux 5.16 or newer"))
     }
 
     /// A second handle on the maps of the lists, as the next daemon would have.

@@ -3,6 +3,7 @@
 
 mod cost;
 mod differential;
+mod egress;
 mod frames;
 mod harness;
 mod lists;

@@ -1,0 +1,112 @@
+//! What leaves: our own responses, by what they say to the other side. Nothing that leaves is ever dropped.
+
+use crate::ingress::Site;
+use crate::packet::{self, Piece, UDP};
+use crate::reader::Reader;
+use crate::sip;
+use crate::verdict::Message;
+
+/// What one of our responses says.
+#[repr(u8)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Answer {
+    /// 2xx: accepted.
+    Accepted,
+    /// 401 or 407: show who you are (RFC 3261, 22).
+    Challenged,
+    /// 403, 404, 484 or 604: no.
+    Refused,
+    /// Anything else: provisional, redirected, failed.
+    Other,
+}
+
+impl Answer {
+    /// How many kinds there are.
+    pub const COUNT: usize = 4;
+
+    /// The kind of a status code (RFC 3261, 21).
+    #[inline(always)]
+    pub const fn of(status: u16) -> Self {
+        match status {
+            200..=299 => Self::Accepted,
+            401 | 407 => Self::Challenged,
+            403 | 404 | 484 | 604 => Self::Refused,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Reads a packet that leaves. `None` if it is not a SIP response from one of the SIP ports.
+#[inline(always)]
+pub fn read<R: Reader, S: Site>(packet: &R, site: &S) -> Option<Answer> {
+    let ip = packet::locate(packet, site.link())?;
+    if ip.protocol != UDP || matches!(ip.piece, Piece::Later | Piece::Hidden) {
+        return None;
+    }
+    let (source_port, _) = ip.ports(packet)?;
+    if !site.is_sip_port(source_port) {
+        return None;
+    }
+    let (start, end) = ip.udp_payload(packet)?;
+    let (start, end) = (packet.forget(start), packet.forget(end));
+    // What we send starts with its start line; nothing needs to be skipped.
+    if start + sip::STATUS_END > end || !matches!(sip::start_line(packet, start, end), Message::Response) {
+        return None;
+    }
+    Some(sip::status(packet, start).map_or(Answer::Other, Answer::of))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::Link;
+    use crate::reader::Bytes;
+
+    struct Tun;
+
+    impl Site for Tun {
+        fn link(&self) -> Link {
+            Link::Ip
+        }
+
+        fn is_sip_port(&self, port: u16) -> bool {
+            port == 5060
+        }
+    }
+
+    fn leaving(port: u16, payload: &str) -> Option<Answer> {
+        let mut packet = vec![0x45, 0];
+        packet.extend((28 + payload.len() as u16).to_be_bytes());
+        packet.extend([0, 0, 0, 0, 64, UDP, 0, 0, 192, 0, 2, 1, 192, 0, 2, 7]);
+        packet.extend(port.to_be_bytes());
+        packet.extend([0x9c, 0x40]);
+        packet.extend((8 + payload.len() as u16).to_be_bytes());
+        packet.extend([0, 0]);
+        packet.extend(payload.as_bytes());
+        read(&Bytes(&packet), &Tun)
+    }
+
+    #[test]
+    fn responses_are_told_by_their_status() {
+        for (line, answer) in [
+            ("SIP/2.0 200 OK\r\n", Some(Answer::Accepted)),
+            ("SIP/2.0 299 Fine\r\n", Some(Answer::Accepted)),
+            ("SIP/2.0 401 Unauthorized\r\n", Some(Answer::Challenged)),
+            ("SIP/2.0 407 Proxy\r\n", Some(Answer::Challenged)),
+            ("SIP/2.0 403 Forbidden\r\n", Some(Answer::Refused)),
+            ("SIP/2.0 404 Not Found\r\n", Some(Answer::Refused)),
+            ("SIP/2.0 484 Incomplete\r\n", Some(Answer::Refused)),
+            ("SIP/2.0 604 Nowhere\r\n", Some(Answer::Refused)),
+            ("SIP/2.0 100 Trying\r\n", Some(Answer::Other)),
+            ("SIP/2.0 503 Busy\r\n", Some(Answer::Other)),
+            ("SIP/2.0 x00 ?\r\n", Some(Answer::Other)),
+            ("SIP/2.0 200", Some(Answer::Accepted)),
+            ("SIP/2.0 20", None),
+            ("OPTIONS sip:a SIP/2.0\r\n", None),
+            ("", None),
+        ] {
+            assert_eq!(leaving(5060, line), answer, "{line}");
+        }
+        assert_eq!(leaving(53, "SIP/2.0 200 OK\r\n"), None);
+    }
+}
