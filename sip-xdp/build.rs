@@ -6,10 +6,8 @@ use std::{env, fs};
 fn main() {
     println!("cargo::rerun-if-env-changed=SIP_XDP_OBJECT");
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
-    let object = env::var_os("SIP_XDP_OBJECT").map_or_else(
-        || manifest.join("../target/bpf/bpfel-unknown-none/bpf/sip-xdp-ebpf"),
-        PathBuf::from,
-    );
+    let object = env::var_os("SIP_XDP_OBJECT")
+        .map_or_else(|| manifest.join("../target/bpf/bpfel-unknown-none/bpf/sip-xdp-ebpf"), PathBuf::from);
     println!("cargo::rerun-if-changed={}", object.display());
     let embedded = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("sip-xdp-ebpf.o");
     if let Err(error) = fs::copy(&object, embedded) {

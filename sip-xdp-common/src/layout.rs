@@ -284,6 +284,17 @@ mod user {
         )* };
     }
 
-    plain!(Source, TrustEntry, BlockEntry, LedgerKey, LedgerRow, Counters, Responses, CpuState, InterfaceRecord, LimitEvent);
+    plain!(
+        Source,
+        TrustEntry,
+        BlockEntry,
+        LedgerKey,
+        LedgerRow,
+        Counters,
+        Responses,
+        CpuState,
+        InterfaceRecord,
+        LimitEvent
+    );
     plain!(Limits, Meter);
 }

@@ -10,8 +10,8 @@ use sip_xdp_common::packet::Link;
 use sip_xdp_common::source::Source;
 use sip_xdp_common::verdict::Message;
 
-use crate::maps::{BLOCKLIST, HITS, SOURCES, TRUST};
 use crate::globals::Here;
+use crate::maps::{BLOCKLIST, HITS, SOURCES, TRUST};
 use crate::{clock, events, globals};
 
 /// The kernel's tables, for one packet.
@@ -76,7 +76,9 @@ impl Tables for MapTables<'_> {
         if let Some(hits) = HITS.get_ptr_mut(entry.slot) {
             // SAFETY: the slot is an aligned word of map memory that lives as long as the map. The addition is
             // atomic; its result is not used, so that it compiles to a plain BPF atomic add.
-            unsafe { core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(hits, 1) };
+            unsafe {
+                core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(hits, 1)
+            };
         }
         true
     }

@@ -7,9 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::{XdpLink, XdpLinkId};
-use aya::programs::{
-    ProgramError, ProgramInfo, SchedClassifier, TcAttachType, Xdp, XdpMode, loaded_programs,
-};
+use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, TcAttachType, Xdp, XdpMode, loaded_programs};
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::layout::{MODE_GENERIC, MODE_NATIVE};
 
@@ -93,7 +91,9 @@ pub fn attach(
             Ok(()) => (Mode::Native, None),
             Err(error) if is_taken(&error) => return Err(error),
             Err(error) if choice == ModeChoice::Native => {
-                bail!("{name} cannot run it in its driver ({error:#}); use --mode auto or generic, or update the driver")
+                bail!(
+                    "{name} cannot run it in its driver ({error:#}); use --mode auto or generic, or update the driver"
+                )
             }
             Err(error) => {
                 attach_anew(program, interface, Mode::Generic, pins)?;

@@ -19,9 +19,7 @@ pub fn now() -> u64 {
 
 /// The time on the filter's clock at which something ends that lasts `ttl` from now; without a ttl it never does.
 pub fn after(ttl: Option<Duration>) -> u64 {
-    ttl.map_or(NEVER, |ttl| {
-        now().saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(NEVER)).min(NEVER - 1)
-    })
+    ttl.map_or(NEVER, |ttl| now().saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(NEVER)).min(NEVER - 1))
 }
 
 /// A time on the filter's clock as wall-clock time; `None` for what never comes.

@@ -93,10 +93,9 @@ pub struct Call {
 /// Sends a request to the daemon of `socket` and returns its answer.
 pub async fn call(socket: &Path, request: &Request) -> Result<Value> {
     let stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::PermissionDenied => anyhow!(
-            "{} may not be opened; run it as root or as a member of the group {GROUP}",
-            socket.display()
-        ),
+        std::io::ErrorKind::PermissionDenied => {
+            anyhow!("{} may not be opened; run it as root or as a member of the group {GROUP}", socket.display())
+        }
         _ => anyhow!(NoDaemon(format!(
             "no daemon answers at {} ({error}); start it with `sip-xdp run`",
             socket.display()

@@ -142,7 +142,11 @@ impl Detector {
         let requests = event.seen.saturating_sub(suspect.seen).max(1);
         let seconds = event.time.saturating_sub(suspect.first) as f64 / 1e9;
         let what = if kind == Bucket::Register { "REGISTER" } else { "requests" };
-        let share = if kind == Bucket::Requests { format!(", {}% REGISTER", 100 * registers / requests) } else { String::new() };
+        let share = if kind == Bucket::Requests {
+            format!(", {}% REGISTER", 100 * registers / requests)
+        } else {
+            String::new()
+        };
         let finding = Finding {
             source: sender.source,
             port: sender.port,
@@ -284,7 +288,11 @@ mod tests {
         let (after, finding) = run(events, &Config::default()).unwrap();
         assert_eq!(after, 1_000);
         assert_eq!((finding.kind, finding.port), (Bucket::Requests, 5060));
-        assert!(finding.reason.starts_with("requests flood: 181 in 1.0 s over the limit of 50 in 10s, 100% REGISTER"), "{}", finding.reason);
+        assert!(
+            finding.reason.starts_with("requests flood: 181 in 1.0 s over the limit of 50 in 10s, 100% REGISTER"),
+            "{}",
+            finding.reason
+        );
     }
 
     #[test]

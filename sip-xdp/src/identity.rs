@@ -34,9 +34,11 @@ pub fn identity(head: &[u8]) -> Identity<'_> {
 
 /// The user part of the `sip:` or `sips:` URI in a From value.
 fn uri_user(value: &[u8]) -> Option<&[u8]> {
-    let start = value.windows(4).position(|w| w.eq_ignore_ascii_case(b"sip:")).map(|at| at + 4).or_else(|| {
-        value.windows(5).position(|w| w.eq_ignore_ascii_case(b"sips:")).map(|at| at + 5)
-    })?;
+    let start = value
+        .windows(4)
+        .position(|w| w.eq_ignore_ascii_case(b"sip:"))
+        .map(|at| at + 4)
+        .or_else(|| value.windows(5).position(|w| w.eq_ignore_ascii_case(b"sips:")).map(|at| at + 5))?;
     let uri = &value[start..];
     let end = uri.iter().position(|byte| matches!(byte, b'>' | b';' | b' ')).unwrap_or(uri.len());
     let at = uri[..end].iter().position(|byte| *byte == b'@')?;

@@ -1,9 +1,7 @@
 //! Rows of the ledger: who listed which network, when, until when and why.
 
 use serde::Serialize;
-use sip_xdp_common::layout::{
-    LedgerKey, LedgerRow, List, Owner, REASON, ROW_DRY_RUN, TIER_NONE, TIER_UNPROVEN,
-};
+use sip_xdp_common::layout::{LedgerKey, LedgerRow, List, Owner, REASON, ROW_DRY_RUN, TIER_NONE, TIER_UNPROVEN};
 
 use crate::clock;
 use crate::network::Network;

@@ -5,12 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
-use sip_xdp_common::layout::{
-    BY_ADDRESS, BlockEntry, LedgerKey, LedgerRow, List, NEVER, Owner, TRUSTED, TrustEntry,
-};
+use sip_xdp_common::layout::{BY_ADDRESS, BlockEntry, LedgerKey, LedgerRow, List, NEVER, Owner, TRUSTED, TrustEntry};
 use sip_xdp_common::names;
 use thiserror::Error;
 
@@ -54,24 +52,41 @@ pub struct ListMaps {
     pub trust: LpmTrie<MapData, [u8; 16], TrustEntry>,
     /// [`names::HITS`].
     pub hits: Array<MapData, u64>,
+    /// How many rows the ledger holds, and each of the tables.
+    pub capacity: u32,
 }
 
 impl ListMaps {
     /// Opens the maps by name, through `open`.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
+        let ledger = open(names::LEDGER)?;
+        let capacity = match &ledger {
+            Map::HashMap(data) => data.info()?.max_entries(),
+            _ => bail!("{} is not a hash map", names::LEDGER),
+        };
         Ok(Self {
-            ledger: open(names::LEDGER)?.try_into()?,
+            capacity,
+            ledger: ledger.try_into()?,
             blocklist: open(names::BLOCKLIST)?.try_into()?,
             trust: open(names::TRUST)?.try_into()?,
             hits: open(names::HITS)?.try_into()?,
         })
     }
 
-    /// All entries of the ledger.
+    /// All entries of the ledger, ordered by list and network.
+    ///
+    /// A daemon may change the ledger meanwhile. The kernel's walk over a hash starts again when the row that it stands
+    /// on is deleted, so rows can come twice, and the walk is given an end.
     pub fn entries(&self) -> Result<Vec<(List, Entry)>> {
-        let rows: Result<Vec<_>, _> = self.ledger.iter().collect();
-        let rows = rows.context("the ledger cannot be read")?;
-        Ok(rows.iter().filter_map(|(key, row)| Entry::read(key, row)).collect())
+        let rows = 2 * self.capacity as usize;
+        let mut entries = BTreeMap::new();
+        for row in self.ledger.iter().take(rows) {
+            let (key, row) = row.context("the ledger cannot be read")?;
+            if let Some((list, entry)) = Entry::read(&key, &row) {
+                entries.insert((list, entry.network, entry.owner), (list, entry));
+            }
+        }
+        Ok(entries.into_values().collect())
     }
 
     /// How many packets were dropped for a network that is blocked.
@@ -86,7 +101,6 @@ impl ListMaps {
 /// Both lists, with the model that the kernel's tables are computed from.
 pub struct Lists {
     maps: ListMaps,
-    capacity: u32,
     entries: BTreeMap<(List, Network, Owner), Entry>,
     blocked: Prefixes,
     trusted: Prefixes,
@@ -98,9 +112,8 @@ pub struct Lists {
 
 impl Lists {
     /// Reads the ledger and makes the kernel's tables agree with it.
-    pub fn open(maps: ListMaps, capacity: u32) -> Result<Self> {
+    pub fn open(maps: ListMaps) -> Result<Self> {
         let mut lists = Self {
-            capacity,
             entries: BTreeMap::new(),
             blocked: Prefixes::default(),
             trusted: Prefixes::default(),
@@ -135,7 +148,7 @@ impl Lists {
                 self.maps.trust.remove(&key)?;
             }
         }
-        self.free = (0..self.capacity).rev().filter(|slot| !taken.contains(slot)).collect();
+        self.free = (0..self.maps.capacity).rev().filter(|slot| !taken.contains(slot)).collect();
         for (list, network) in listed {
             self.refresh(list, network)?;
         }
@@ -153,7 +166,7 @@ impl Lists {
         let network = entry.network;
         let id = (list, network, entry.owner);
         if !self.entries.contains_key(&id) && self.is_full(list, &network) {
-            return Err(ListError::Full { list: name(list), capacity: self.capacity, network });
+            return Err(ListError::Full { list: name(list), capacity: self.maps.capacity, network });
         }
         self.maps
             .ledger
@@ -262,7 +275,7 @@ impl Lists {
                 self.trusted.len() + usize::from(!self.trusted.contains(network)) + markers
             }
         };
-        in_table > self.capacity as usize || self.entries.len() >= self.capacity as usize
+        in_table > self.maps.capacity as usize || self.entries.len() >= self.maps.capacity as usize
     }
 
     /// Brings the kernel's table up to date for one network and those inside it.
@@ -301,8 +314,8 @@ impl Lists {
                     Some(slot) => *slot,
                     None => {
                         let slot = self.free.pop().ok_or(MapError::OutOfBounds {
-                            index: self.capacity,
-                            max_entries: self.capacity,
+                            index: self.maps.capacity,
+                            max_entries: self.maps.capacity,
                         })?;
                         self.slots.insert(*network, slot);
                         self.maps.hits.set(slot, 0, 0)?;

@@ -4,7 +4,6 @@ mod cli;
 
 use std::process::ExitCode;
 
-
 fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {

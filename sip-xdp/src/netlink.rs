@@ -130,8 +130,7 @@ fn note_gateways(found: &mut Surroundings, attributes: &[RouteAttribute]) {
             RouteAttribute::Gateway(RouteAddress::Inet(gateway)) | RouteAttribute::Via(RouteVia::Inet(gateway)) => {
                 found.gateways.insert((*gateway).into());
             }
-            RouteAttribute::Gateway(RouteAddress::Inet6(gateway))
-            | RouteAttribute::Via(RouteVia::Inet6(gateway)) => {
+            RouteAttribute::Gateway(RouteAddress::Inet6(gateway)) | RouteAttribute::Via(RouteVia::Inet6(gateway)) => {
                 found.gateways.insert((*gateway).into());
             }
             RouteAttribute::Oif(index) => {

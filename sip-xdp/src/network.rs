@@ -186,11 +186,16 @@ mod tests {
 
     #[test]
     fn refused_with_a_reason() {
-        for text in ["", "192.0.2", "192.0.2.1/33", "2001:db8::/129", "300.1.1.1", "sip.example", "1.2.3.4/", "1.2.3.4 "] {
+        for text in
+            ["", "192.0.2", "192.0.2.1/33", "2001:db8::/129", "300.1.1.1", "sip.example", "1.2.3.4/", "1.2.3.4 "]
+        {
             assert_eq!(text.parse::<Network>(), Err(NetworkError::Syntax(text.to_owned())), "{text:?}");
         }
         let error = "192.0.2.1/24".parse::<Network>().unwrap_err();
-        assert!(error.to_string().contains("write 192.0.2.0/24 for the network or 192.0.2.1 for the one host"), "{error}");
+        assert!(
+            error.to_string().contains("write 192.0.2.0/24 for the network or 192.0.2.1 for the one host"),
+            "{error}"
+        );
         assert!(matches!("::ffff:10.0.0.0/104".parse::<Network>(), Err(NetworkError::Mapped(_))));
     }
 

@@ -197,7 +197,9 @@ fn explain(error: anyhow::Error) -> anyhow::Error {
     }
     let mut text = parts.join(": ");
     if text.contains("Operation not permitted") {
-        text.push_str("; BPF is refused here (a container, lockdown, or missing capabilities): run it on the host as root");
+        text.push_str(
+            "; BPF is refused here (a container, lockdown, or missing capabilities): run it on the host as root",
+        );
     }
     anyhow!("the kernel did not take the program: {text}")
 }

@@ -121,8 +121,7 @@ impl Pins {
 
     /// Takes the instance for this process.
     pub fn lock(&self) -> Result<Lock> {
-        let directory =
-            File::open(&self.root).with_context(|| format!("{} cannot be opened", self.root.display()))?;
+        let directory = File::open(&self.root).with_context(|| format!("{} cannot be opened", self.root.display()))?;
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             Ok(directory) => Ok(Lock { _directory: directory }),
             Err((_, error)) if error == nix::errno::Errno::EWOULDBLOCK => bail!(
@@ -145,7 +144,9 @@ impl Pins {
         }
         if self.root.starts_with(BPFFS) && Path::new(BPFFS).is_dir() {
             mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>).map_err(|error| {
-                anyhow!("no BPF file system on {BPFFS} and it cannot be mounted ({error}); run: mount -t bpf bpf {BPFFS}")
+                anyhow!(
+                    "no BPF file system on {BPFFS} and it cannot be mounted ({error}); run: mount -t bpf bpf {BPFFS}"
+                )
             })?;
             log::info!("mounted the BPF file system on {BPFFS}");
             return Ok(());

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData, MapInfo, PerCpuArray};
 use aya::programs::ProgramInfo;
 use bytemuck::Zeroable;
 use jiff::Timestamp;
 use serde::Serialize;
-use sip_xdp_common::layout::{Counters, CpuState, InterfaceRecord, List, MAX_INTERFACES, Responses};
 use sip_xdp_common::egress::Answer;
+use sip_xdp_common::layout::{Counters, CpuState, InterfaceRecord, List, MAX_INTERFACES, Responses};
 use sip_xdp_common::meter::Meter;
 use sip_xdp_common::names;
 use sip_xdp_common::source::Source;
@@ -18,7 +18,7 @@ use sip_xdp_common::verdict::{Message, Reason, Verdict};
 use crate::attach::Mode;
 use crate::clock;
 use crate::ledger::{Entry, Tier};
-use crate::lists::ListMaps;
+use crate::lists::{ListMaps, network_of};
 use crate::netlink::Interface;
 use crate::network::Network;
 use crate::pins::Pins;
@@ -170,9 +170,11 @@ pub fn stats(pins: &Pins) -> Result<Stats> {
     let lost_events = cpu_states.get(&0, 0)?.iter().map(|state| state.lost_events).sum();
     let lists = list_maps(pins)?;
     let blocked: Vec<Network> =
-        lists.blocklist.keys().flatten().map(|key| crate::lists::network_of(&key)).collect();
+        lists.blocklist.keys().flatten().take(lists.capacity as usize).map(|key| network_of(&key)).collect();
     let ipv4 = blocked.iter().filter(|network| network.is_v4()).count();
-    let capacity = aya::maps::MapInfo::from_pin(pins.maps().join(names::BLOCKLIST))?.max_entries();
+    // The kernel evicts and inserts meanwhile, and its walk may start again: no more than there is room for.
+    let room = MapInfo::from_pin(pins.maps().join(names::SOURCES))?.max_entries() as usize;
+    let tracked = sources.keys().flatten().take(room).count();
     Ok(Stats {
         schema: SCHEMA,
         time: now(),
@@ -180,8 +182,8 @@ pub fn stats(pins: &Pins) -> Result<Stats> {
         interfaces,
         responses: responses(pins)?,
         lost_events,
-        blocklist: Occupancy { ipv4, ipv6: blocked.len() - ipv4, capacity },
-        sources: SourceStats { tracked: sources.keys().flatten().count(), good: 0, peers: 0 },
+        blocklist: Occupancy { ipv4, ipv6: blocked.len() - ipv4, capacity: lists.capacity },
+        sources: SourceStats { tracked, good: 0, peers: 0 },
     })
 }
 
@@ -189,9 +191,7 @@ pub fn stats(pins: &Pins) -> Result<Stats> {
 pub fn rows(pins: &Pins, list: List) -> Result<Vec<Row>> {
     let maps = list_maps(pins)?;
     let now = clock::now();
-    let mut entries: Vec<Entry> =
-        maps.entries()?.into_iter().filter(|(of, entry)| *of == list && !entry.is_over(now)).map(|(_, e)| e).collect();
-    entries.sort_by_key(|entry| (entry.network, entry.owner));
+    let entries = maps.entries()?.into_iter().filter(|(of, entry)| *of == list && !entry.is_over(now));
     let row = |entry: Entry| Row {
         hits: if list == List::Block { maps.hits(&entry.network) } else { 0 },
         network: entry.network,
@@ -203,7 +203,7 @@ pub fn rows(pins: &Pins, list: List) -> Result<Vec<Row>> {
         expires: clock::to_wall(entry.expires),
         dry_run: entry.dry_run,
     };
-    Ok(entries.into_iter().map(row).collect())
+    Ok(entries.map(|(_, entry)| row(entry)).collect())
 }
 
 /// The interfaces that the filter has a record of, held against those that there are.

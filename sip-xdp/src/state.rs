@@ -98,7 +98,8 @@ pub fn load(path: &Path) -> Result<Loaded> {
 }
 
 fn entries(saved: Saved) -> Vec<(List, Entry)> {
-    let both = saved.block.into_iter().map(|e| (List::Block, e)).chain(saved.trust.into_iter().map(|e| (List::Trust, e)));
+    let both =
+        saved.block.into_iter().map(|e| (List::Block, e)).chain(saved.trust.into_iter().map(|e| (List::Trust, e)));
     let now = clock::now();
     both.map(|(list, entry)| {
         let restored = Entry {

@@ -29,16 +29,6 @@ pub struct Packet {
     pub data: Vec<u8>,
 }
 
-impl Packet {
-    /// The first word of a UDP payload over IPv4 without options: the method, when it is a request.
-    pub fn method(&self) -> &str {
-        const PAYLOAD: usize = 14 + 20 + 8;
-        let payload = self.data.get(PAYLOAD..).unwrap_or_default();
-        let word = payload.split(|byte| *byte == b' ').next().unwrap_or_default();
-        std::str::from_utf8(word).unwrap_or_default()
-    }
-}
-
 impl Capture {
     /// Starts tcpdump with a filter expression and waits until it records.
     pub fn start(namespace: &Namespace, interface: &str, expression: &str, directory: &Path) -> Result<Self> {

@@ -6,6 +6,7 @@
 pub mod attack;
 pub mod capture;
 pub mod filter;
+pub mod foreign;
 pub mod namespace;
 pub mod phone;
 pub mod process;

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
+use sip_xdp_tests::foreign::ForeignProgram;
 use sip_xdp_tests::topology::{ATTACKER, LAN, PBX_WAN, WAN};
-use sip_xdp_tests::{Capture, Filter, FilterOptions, Lab, stream};
+use sip_xdp_tests::{Capture, Filter, FilterOptions, Lab, stream, wait_until};
 
 /// What both lists hold, in an order that does not matter, without what time changes.
 fn lists(filter: &Filter<'_>) -> Result<BTreeSet<String>> {
@@ -83,8 +84,11 @@ fn bad_input_changes_nothing() -> Result<()> {
         is_refused(&filter, &["block", "add", network])?;
     }
     for list in ["block", "trust"] {
-        is_refused(&filter, &[list, "del", "192.0.2.200/32"])?;
+        is_refused(&filter, &[list, "del", "192.0.2.99"])?;
         is_refused(&filter, &[list, "del", "nonsense"])?;
+    }
+    for ttl in ["soon", "0s", "-1h", "1"] {
+        is_refused(&filter, &["block", "add", "192.0.2.99", &format!("--ttl={ttl}")])?;
     }
     // Who insists gets it.
     filter.succeed(&["block", "add", "192.0.2.5", "--force"])?;
@@ -99,12 +103,7 @@ fn bad_usage_is_told_from_failure() -> Result<()> {
     let lab = Lab::new()?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     let before = lists(&filter)?;
-    for arguments in [
-        &["block", "add"][..],
-        &["block", "add", "192.0.2.1", "--ttl", "soon"],
-        &["block", "add", "192.0.2.1", "--nonsense"],
-        &["nonsense"],
-    ] {
+    for arguments in [&["block", "add"][..], &["block", "add", "192.0.2.1", "--nonsense"], &["nonsense"]] {
         let output = filter.cli(arguments)?;
         assert_eq!(output.status.code(), Some(2), "`{}`", arguments.join(" "));
     }
@@ -131,7 +130,51 @@ fn commands_say_when_there_is_no_daemon() -> Result<()> {
 }
 
 #[test]
-fn a_foreign_program_on_the_interface_is_named() -> Result<()> {
+fn a_full_list_refuses_and_keeps_what_it_has() -> Result<()> {
+    let lab = Lab::new()?;
+    let configuration = "[capacity]\nnetworks = 16\n".to_owned();
+    let filter = Filter::start_with(
+        &lab.pbx,
+        lab.directory(),
+        FilterOptions { configuration, ..FilterOptions::default() },
+    )?;
+    let mut added = 0;
+    for host in 1..=40 {
+        if !filter.cli(&["block", "add", &format!("192.0.2.{host}")])?.status.success() {
+            break;
+        }
+        added += 1;
+    }
+    println!("{added} entries fit");
+    assert!((16..40).contains(&added));
+    is_refused(&filter, &["block", "add", "192.0.2.200"])?;
+    filter.succeed(&["block", "del", "192.0.2.1"])?;
+    filter.succeed(&["block", "add", "192.0.2.200"])?;
+    is_refused(&filter, &["block", "add", "192.0.2.201"])
+}
+
+#[test]
+fn another_product_on_the_interface_is_named() -> Result<()> {
+    let lab = Lab::new()?;
+    let foreign = ForeignProgram::attach(&lab.pbx, LAN)?;
+    let mut filter = Filter::prepare(&lab.pbx, lab.directory(), FilterOptions::default())?;
+    let (status, errors) = filter.launch_in_vain()?;
+    println!("another program on {LAN}: {status}: {errors:?}");
+    assert_eq!(status.code(), Some(1));
+    let complaint = errors.last().context("it said nothing")?;
+    assert!(complaint.contains(LAN), "the interface is not named: {complaint}");
+    // All or nothing: the free interface is not half protected.
+    assert!(!filter.pins().exists(), "the attempt left pins");
+    assert!(!lab.pbx.ip(["link", "show", WAN])?.contains("xdp"));
+    drop(foreign);
+    wait_until("the interface is free", Duration::from_secs(2), || {
+        Ok(!lab.pbx.ip(["link", "show", LAN])?.contains("xdp"))
+    })?;
+    filter.launch()
+}
+
+#[test]
+fn a_second_instance_on_the_interface_is_named() -> Result<()> {
     let lab = Lab::new()?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     let mut second = Filter::prepare(&lab.pbx, lab.directory(), FilterOptions::default())?;

@@ -101,7 +101,8 @@ fn a_trusted_source_is_never_banned() -> Result<()> {
     let configuration = format!("[trust]\nnetworks = [\"{ATTACKER}/32\"]\n");
     let options = FilterOptions { configuration, ..FilterOptions::default() };
     let filter = Filter::start_with(&lab.pbx, lab.directory(), options)?;
-    let sent = Capture::start(&lab.attacker, OUTSIDE, "udp and dst port 5060", lab.directory())?;
+    let expression = format!("udp and src host {ATTACKER} and dst port 5060");
+    let sent = Capture::start(&lab.attacker, OUTSIDE, &expression, lab.directory())?;
     let mut audit = Attacker::new(&lab.attacker, lab.directory()).crack("101")?;
     sleep(Duration::from_secs(5));
     audit.stop(Signal::SIGTERM)?;

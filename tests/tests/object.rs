@@ -1,5 +1,7 @@
 //! The compiled object, looked at without loading it: needs no root and no BPF.
 
+#![expect(clippy::expect_used, reason = "tests panic rather than return errors")]
+
 use std::collections::{BTreeSet, HashMap};
 
 use aya_obj::Object;
@@ -58,7 +60,9 @@ fn it_has_the_globals_in_their_sizes() {
     for (name, size) in sizes {
         assert!(names::GLOBALS.contains(&name));
         let right = vec![0; size];
-        object().patch_map_data(HashMap::from([(name, (right.as_slice(), true))])).unwrap_or_else(|e| panic!("{name}: {e}"));
+        object()
+            .patch_map_data(HashMap::from([(name, (right.as_slice(), true))]))
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
         let wrong = vec![0; size + 1];
         assert!(object().patch_map_data(HashMap::from([(name, (wrong.as_slice(), true))])).is_err(), "{name}");
     }

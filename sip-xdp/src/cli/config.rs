@@ -20,7 +20,10 @@ pub(crate) enum Config {
 impl Config {
     pub(crate) fn execute(self, paths: &Paths, config_required: bool, output: Output) -> Result<()> {
         let is_check = matches!(self, Self::Check);
-        let overrides = Overrides { config_required: config_required || (is_check && paths.config.exists()), ..Overrides::default() };
+        let overrides = Overrides {
+            config_required: config_required || (is_check && paths.config.exists()),
+            ..Overrides::default()
+        };
         let config = overrides.read(paths)?;
         if is_check {
             let exists = paths.config.exists();

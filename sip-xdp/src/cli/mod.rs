@@ -64,16 +64,44 @@ struct Cli {
 #[derive(Debug, Args)]
 struct Global {
     /// The configuration file; without one, everything has its default
-    #[arg(long, global = true, value_name = "FILE", env = "SIP_XDP_CONFIG", default_value = "/etc/sip-xdp/config.toml", hide_env = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "SIP_XDP_CONFIG",
+        default_value = "/etc/sip-xdp/config.toml",
+        hide_env = true
+    )]
     config: PathBuf,
     /// Where the control socket is
-    #[arg(long, global = true, value_name = "DIR", env = "SIP_XDP_RUN_DIR", default_value = "/run/sip-xdp", hide_env = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "SIP_XDP_RUN_DIR",
+        default_value = "/run/sip-xdp",
+        hide_env = true
+    )]
     run_dir: PathBuf,
     /// What outlives a reboot
-    #[arg(long, global = true, value_name = "DIR", env = "SIP_XDP_STATE_DIR", default_value = "/var/lib/sip-xdp", hide_env = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "SIP_XDP_STATE_DIR",
+        default_value = "/var/lib/sip-xdp",
+        hide_env = true
+    )]
     state_dir: PathBuf,
     /// Where programs, links and maps are pinned, on a BPF file system
-    #[arg(long, global = true, value_name = "DIR", env = "SIP_XDP_PIN_DIR", default_value = "/sys/fs/bpf/sip-xdp", hide_env = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "SIP_XDP_PIN_DIR",
+        default_value = "/sys/fs/bpf/sip-xdp",
+        hide_env = true
+    )]
     pin_dir: PathBuf,
     /// Print JSON
     #[arg(long, global = true)]
@@ -109,12 +137,8 @@ enum Command {
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     let Arguments { cli: Cli { global, command }, config_required } = arguments;
     let output = Output::new(global.json);
-    let paths = Paths {
-        config: global.config,
-        run_dir: global.run_dir,
-        state_dir: global.state_dir,
-        pin_dir: global.pin_dir,
-    };
+    let paths =
+        Paths { config: global.config, run_dir: global.run_dir, state_dir: global.state_dir, pin_dir: global.pin_dir };
     match command {
         Command::Run(run) => run.execute(paths, config_required, output).await?,
         Command::Status(status) => return status.execute(&paths, output).await,

@@ -71,11 +71,15 @@ async fn collect(paths: &Paths) -> Result<Report> {
         interfaces = report::interfaces(&pins, &present)?;
         blocklist = Some(report::stats(&pins)?.blocklist);
         if daemon.is_none() && warnings.is_empty() {
-            warnings.push("no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp run`".into());
+            warnings
+                .push("no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp run`".into());
         }
         for interface in &interfaces {
             if !interface.attached {
-                warnings.push(format!("{} is not filtered any more: it is gone, or the program was taken off", interface.interface));
+                warnings.push(format!(
+                    "{} is not filtered any more: it is gone, or the program was taken off",
+                    interface.interface
+                ));
             } else if interface.dry_run {
                 warnings.push(format!("{} is in a dry run: nothing is dropped", interface.interface));
             }

@@ -30,7 +30,11 @@ impl Unload {
         };
         output.print(&answer, |answer| {
             let names: Vec<_> = answer["unloaded"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-            if names.is_empty() { "nothing was loaded".to_owned() } else { format!("unloaded from {}", names.join(", ")) }
+            if names.is_empty() {
+                "nothing was loaded".to_owned()
+            } else {
+                format!("unloaded from {}", names.join(", "))
+            }
         })
     }
 

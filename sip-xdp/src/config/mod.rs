@@ -235,7 +235,10 @@ impl Config {
             bail!("ports is empty, so nothing would be filtered; leave it out for 5060 and 5061");
         }
         if !(32..=128).contains(&self.ipv6_prefix) {
-            bail!("ipv6_prefix = {} is out of range; use 32 to 128 (64 is what providers give a customer)", self.ipv6_prefix);
+            bail!(
+                "ipv6_prefix = {} is out of range; use 32 to 128 (64 is what providers give a customer)",
+                self.ipv6_prefix
+            );
         }
         let limits = &self.limits.unknown;
         for (name, rate) in [("register", limits.register), ("requests", limits.requests), ("other", limits.other)] {
@@ -254,7 +257,9 @@ impl Config {
         }
         for network in &self.trust.networks {
             if network.prefix() == 0 {
-                bail!("trust.networks contains {network}, which would switch the filter off; name the networks you know");
+                bail!(
+                    "trust.networks contains {network}, which would switch the filter off; name the networks you know"
+                );
             }
         }
         Ok(())
@@ -264,11 +269,7 @@ impl Config {
     pub fn meter_limits(&self) -> meter::Limits {
         let limit = |rate: Rate| meter::Limit::new(rate.count, rate.per.nanos());
         let limits = &self.limits.unknown;
-        meter::Limits {
-            register: limit(limits.register),
-            requests: limit(limits.requests),
-            other: limit(limits.other),
-        }
+        meter::Limits { register: limit(limits.register), requests: limit(limits.requests), other: limit(limits.other) }
     }
 
     /// The ports as the kernel reads them.
@@ -296,9 +297,8 @@ fn check_rate(name: &str, count: u32, per: Span) -> Result<()> {
 fn check_keys(table: &Table, known: &Table, prefix: &str) -> Result<(), (String, String)> {
     for (key, value) in table {
         let Some(expected) = known.get(key) else {
-            let nearest = known.keys().max_by(|a, b| {
-                strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key))
-            });
+            let nearest =
+                known.keys().max_by(|a, b| strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key)));
             let hint = nearest.map(|nearest| format!("; did you mean {prefix}{nearest}?")).unwrap_or_default();
             return Err((key.clone(), format!("unknown key {prefix}{key}{hint}")));
         };

@@ -76,8 +76,7 @@ impl Daemon {
         // Loading any program makes and pins the maps that are missing; this one is dropped again.
         drop(object::load(&settings(&config, Link::Ethernet, 0), Some(&maps))?);
         let open = |name: &str| -> Result<Map> { Ok(Map::from_map_data(MapData::from_pin(maps.join(name))?)?) };
-        let capacity = config.capacity.networks;
-        let mut lists = Lists::open(ListMaps::open(open)?, capacity)?;
+        let mut lists = Lists::open(ListMaps::open(open)?)?;
 
         let mut first_start = false;
         if !adopts {
@@ -169,7 +168,11 @@ impl Daemon {
     fn prepare_lists(&mut self) -> Result<()> {
         if !self.config.dry_run {
             for (_, entry) in self.lists.retain(|_, entry| entry.dry_run)? {
-                log::info!("unban {} owner={} dry_run=true reason=\"the dry run is over\"", entry.network, entry.owner.name());
+                log::info!(
+                    "unban {} owner={} dry_run=true reason=\"the dry run is over\"",
+                    entry.network,
+                    entry.owner.name()
+                );
             }
         }
         let networks = self.config.trust.networks.clone();
@@ -211,7 +214,8 @@ impl Daemon {
         mut records: Array<MapData, InterfaceRecord>,
         mut counters: PerCpuArray<MapData, Counters>,
     ) -> Result<()> {
-        let known: Vec<InterfaceRecord> = (0..MAX_INTERFACES as u32).map(|slot| records.get(&slot, 0)).collect::<Result<_, _>>()?;
+        let known: Vec<InterfaceRecord> =
+            (0..MAX_INTERFACES as u32).map(|slot| records.get(&slot, 0)).collect::<Result<_, _>>()?;
         let mut slots: Vec<Option<u32>> = interfaces
             .iter()
             .map(|interface| known.iter().position(|record| record.index == interface.index).map(|slot| slot as u32))
@@ -249,14 +253,19 @@ impl Daemon {
                 warnings.push(warning);
             }
             if !attach_egress(object::egress(&mut object)?, interface, &self.pins)? {
-                let warning = format!("{}: no tcx (Linux 6.6 or newer), so our responses are not counted", interface.name);
+                let warning =
+                    format!("{}: no tcx (Linux 6.6 or newer), so our responses are not counted", interface.name);
                 log::warn!("{warning}");
                 warnings.push(warning);
             }
             let since = known[slot as usize];
             let since_ms = if is_new { clock::wall_ms() } else { since.since_ms };
             records.set(slot, record(interface, mode, self.config.dry_run, since_ms), 0)?;
-            log::info!("attached to {} in {mode} mode{}", interface.name, if is_new { "" } else { ", adopting what was there" });
+            log::info!(
+                "attached to {} in {mode} mode{}",
+                interface.name,
+                if is_new { "" } else { ", adopting what was there" }
+            );
             served.push(Served { index: interface.index, name: interface.name.clone(), mode, slot });
             forward_diagnostics(&mut object)?;
         }

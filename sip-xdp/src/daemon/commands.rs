@@ -36,7 +36,9 @@ impl Daemon {
     fn block(&mut self, entry: Entry, force: bool, operator: Option<Network>) -> Result<Value> {
         let network = entry.network;
         if network.prefix() == 0 {
-            bail!("{network} is everybody, this host among them; block the networks that attack, or stop the SIP server");
+            bail!(
+                "{network} is everybody, this host among them; block the networks that attack, or stop the SIP server"
+            );
         }
         if !force {
             if let Some(what) = self.must_stay(&network, clock::now()) {
@@ -75,7 +77,9 @@ impl Daemon {
     fn unblock(&mut self, network: &Network) -> Result<Value> {
         let removed = self.delete(List::Block, network, &[Owner::Manual, Owner::Auto])?;
         if removed.is_empty() {
-            bail!("{network} is not blocked, and neither is a network around it; see `sip-xdp block list --match {network}`");
+            bail!(
+                "{network} is not blocked, and neither is a network around it; see `sip-xdp block list --match {network}`"
+            );
         }
         // Forget what it did, or its next request would find the bucket empty and the evidence complete.
         self.detector.forget(&network.first());
@@ -83,7 +87,12 @@ impl Daemon {
             let _ = self.sources.remove(&gone);
         }
         for entry in &removed {
-            log::info!("unban {} owner={} dry_run={} reason=\"by command\"", entry.network, entry.owner.name(), entry.dry_run);
+            log::info!(
+                "unban {} owner={} dry_run={} reason=\"by command\"",
+                entry.network,
+                entry.owner.name(),
+                entry.dry_run
+            );
         }
         Ok(json!({ "removed": removed.iter().map(describe).collect::<Vec<_>>() }))
     }

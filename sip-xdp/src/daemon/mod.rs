@@ -283,7 +283,12 @@ impl Daemon {
                 for (list, entry) in expired {
                     self.dirty = true;
                     let what = if list == List::Block { "unban" } else { "untrust" };
-                    log::info!("{what} {} owner={} dry_run={} reason=\"expired\"", entry.network, entry.owner.name(), entry.dry_run);
+                    log::info!(
+                        "{what} {} owner={} dry_run={} reason=\"expired\"",
+                        entry.network,
+                        entry.owner.name(),
+                        entry.dry_run
+                    );
                 }
             }
             Err(error) => log::error!("expired entries stay in the tables, where they no longer match: {error}"),

@@ -3,7 +3,7 @@
 use sip_xdp::object::Settings;
 use sip_xdp_common::packet::Link;
 
-use crate::frames::{request, sip, udp, Ip};
+use crate::frames::{Ip, request, sip, udp};
 use crate::harness::{Kernel, settings};
 
 #[test]

@@ -77,7 +77,7 @@ impl Kernel {
         let sources = take(names::SOURCES).try_into().unwrap();
         let responses = take(names::RESPONSES).try_into().unwrap();
         let events = take(names::EVENTS).try_into().unwrap();
-        let lists = Lists::open(ListMaps::open(|name| Ok(take(name))).unwrap(), settings.capacity.networks).unwrap();
+        let lists = Lists::open(ListMaps::open(|name| Ok(take(name))).unwrap()).unwrap();
         let last = RefCell::new(sum(&counters, settings.slot));
         let mut kernel = Self { object, clock, counters, sources, lists, responses, events, ids, last };
         kernel.set_clock(START);

@@ -109,8 +109,7 @@ fn a_full_table_refuses_and_keeps_what_it_has() {
 
 #[test]
 fn what_a_crash_left_half_done_is_put_right() {
-    let settings = settings();
-    let mut kernel = Kernel::new(&settings);
+    let mut kernel = Kernel::new(&settings());
     kernel.list(List::Block, "192.0.2.7", NEVER);
     kernel.list(List::Block, "192.0.2.8", NEVER);
     kernel.list(List::Trust, "198.51.100.7", NEVER);
@@ -125,7 +124,7 @@ fn what_a_crash_left_half_done_is_put_right() {
     assert_eq!(reason(&mut kernel, "203.0.113.5"), Reason::Trusted);
     assert_eq!(reason(&mut kernel, "192.0.2.8"), Reason::Unknown);
 
-    let lists = Lists::open(maps, settings.capacity.networks).unwrap();
+    let lists = Lists::open(maps).unwrap();
     assert_eq!(lists.entries(List::Block).count(), 2);
     for (source, expected) in [
         ("192.0.2.7", Reason::Blocked),
@@ -160,8 +159,7 @@ fn the_tables_agree_with_a_plain_model() {
         }
         for _ in 0..20 {
             let host = Network::around(random_network(&mut random).first(), 128);
-            let listed =
-                |list| model.iter().any(|(l, n, expires)| *l == list && n.contains(&host) && *expires > now);
+            let listed = |list| model.iter().any(|(l, n, expires)| *l == list && n.contains(&host) && *expires > now);
             let expected = match (listed(List::Trust), listed(List::Block)) {
                 (true, _) => Reason::Trusted,
                 (false, true) => Reason::Blocked,

@@ -1,11 +1,13 @@
 //! The compiled program under BPF_PROG_TEST_RUN: Linux 5.18 or newer (XDP test runs with jumbo frames), and root. Nothing
 //! is attached and nothing is pinned; every test has maps of its own and sets its own clock.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests panic rather than return errors")]
+
 mod cost;
 mod differential;
 mod egress;
 mod frames;
 mod harness;
-mod lists;
 mod limits;
+mod lists;
 mod table;

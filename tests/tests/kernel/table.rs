@@ -74,7 +74,13 @@ fn rows() -> Vec<Row> {
     // IP headers.
     for words in [1_usize, 10] {
         let ip = Ip { options: vec![1; words * 4], ..v4.clone() };
-        add(&format!("IPv4 with {} bytes of options", words * 4), Ethernet, ip.frame(&to_sip), Reason::Unknown, registers);
+        add(
+            &format!("IPv4 with {} bytes of options", words * 4),
+            Ethernet,
+            ip.frame(&to_sip),
+            Reason::Unknown,
+            registers,
+        );
     }
     let mut short = v4.frame(&to_sip);
     short[14] = 0x44;
@@ -212,7 +218,13 @@ fn rows() -> Vec<Row> {
         add(name, Ethernet, sip(source, &register), reason, message);
     }
     let blocked = Ip::udp(BLOCKED);
-    add("blocked, TCP to 5060", Ethernet, Ip { protocol: 6, ..blocked.clone() }.frame(&tcp(5060)), Reason::Blocked, None);
+    add(
+        "blocked, TCP to 5060",
+        Ethernet,
+        Ip { protocol: 6, ..blocked.clone() }.frame(&tcp(5060)),
+        Reason::Blocked,
+        None,
+    );
     add("blocked, TCP to 22", Ethernet, Ip { protocol: 6, ..blocked.clone() }.frame(&tcp(22)), Reason::NotSip, None);
     add("blocked, keepalive", Ethernet, blocked.frame(&udp(5060, b"\r\n\r\n")), Reason::Blocked, None);
     let tagged = ethernet(0x88a8, vlan(3, 0x8100, vlan(7, 0x0800, blocked.build(&to_sip))));
@@ -241,7 +253,11 @@ fn rows() -> Vec<Row> {
     all("stranger, TCP to 22", tcp_ip.frame(&tcp(22)), Reason::NotSip);
     all("stranger, later fragment", later.frame(&to_sip), Reason::Fragment);
     all("trusted, TCP to 22", Ip { protocol: 6, ..Ip::udp(TRUSTED) }.frame(&tcp(22)), Reason::NotSip);
-    all("trusted in a blocked network, TCP to 22", Ip { protocol: 6, ..Ip::udp(TRUSTED_IN_BLOCKED) }.frame(&tcp(22)), Reason::NotSip);
+    all(
+        "trusted in a blocked network, TCP to 22",
+        Ip { protocol: 6, ..Ip::udp(TRUSTED_IN_BLOCKED) }.frame(&tcp(22)),
+        Reason::NotSip,
+    );
     all("ARP", ethernet(0x0806, vec![0; 46]), Reason::NotSip);
     rows
 }
