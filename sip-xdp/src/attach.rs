@@ -7,11 +7,13 @@ use anyhow::{Context, Result, anyhow, bail};
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::{XdpLink, XdpLinkId};
-use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, TcAttachType, Xdp, XdpMode, loaded_programs};
+use aya::programs::{
+    ProgramError, ProgramInfo, SchedClassifier, TcAttachType, Xdp, XdpMode, loaded_links, loaded_programs,
+};
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::layout::{MODE_GENERIC, MODE_NATIVE};
 
-use crate::netlink::Interface;
+use crate::netlink::{AttachedXdp, Interface};
 use crate::pins::Pins;
 
 /// How the operator wants the program attached.
@@ -220,21 +222,26 @@ fn is_taken(error: &anyhow::Error) -> bool {
 /// Says what sits on an interface and what to do about it.
 fn occupant(interface: &Interface) -> String {
     let name = &interface.name;
-    let Some(xdp) = interface.xdp else {
+    let Some(AttachedXdp { id, .. }) = interface.xdp else {
         return format!("{name} already runs another XDP program; see `ip link show dev {name}`");
     };
-    let program = loaded_programs().flatten().find(|program: &ProgramInfo| program.id() == xdp.id);
-    let program = program.as_ref().and_then(ProgramInfo::name_as_str).unwrap_or("(no name)");
+    let program = loaded_programs().flatten().find(|program| program.id() == id);
+    let program = program.as_ref().and_then(ProgramInfo::name_as_str).unwrap_or_default();
     if program == sip_xdp_common::names::INGRESS {
         return format!(
-            "{name} is already filtered by another sip-xdp (program {}); unload that one, with its own --pin-dir",
-            xdp.id
+            "{name} is already filtered by another sip-xdp (program {id}); unload that one, with its --pin-dir"
         );
     }
+    let program = if program.is_empty() { "without a name".to_owned() } else { format!("\"{program}\"") };
+    // A program behind a link can only be taken off through the link.
+    let link = loaded_links().flatten().find(|link| link.program_id() == id);
+    let command = match link {
+        Some(link) => format!("bpftool link detach id {}", link.id()),
+        None => format!("ip link set dev {name} xdp off"),
+    };
     format!(
-        "{name} already runs the XDP program \"{program}\" (id {}), and the kernel takes one per interface; stop its \
-         owner, or take it off with `ip link set dev {name} xdp off`",
-        xdp.id
+        "{name} already runs an XDP program {program} (id {id}), and the kernel takes one per interface; stop its owner, \
+         or take it off with `{command}`"
     )
 }
 
