@@ -261,3 +261,118 @@ impl Ip {
         Some((start, packet.forget(if claimed < self.end { claimed } else { self.end })))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reader::{Bytes, MAX_OFFSET};
+    use proptest::prelude::*;
+
+    /// A UDP datagram from port 40000 to port 5060 around `payload`.
+    fn udp(payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0x9c, 0x40, 0x13, 0xc4];
+        bytes.extend((8 + payload.len() as u16).to_be_bytes());
+        bytes.extend([0, 0]);
+        bytes.extend(payload);
+        bytes
+    }
+
+    fn v4(options: usize, body: &[u8]) -> Vec<u8> {
+        let header = 20 + 4 * options;
+        let mut packet = vec![0x40 | (header / 4) as u8, 0];
+        packet.extend(((header + body.len()) as u16).to_be_bytes());
+        packet.extend([0, 0, 0, 0, 64, UDP, 0, 0, 192, 0, 2, 7, 198, 51, 100, 1]);
+        packet.resize(header, 1);
+        packet.extend(body);
+        packet
+    }
+
+    /// Extension headers are given by type and units of 8 bytes less one; AH and fragments have their own units.
+    fn v6(extensions: &[(u8, u8)], body: &[u8]) -> Vec<u8> {
+        let kinds: Vec<u8> = extensions.iter().map(|(kind, _)| *kind).chain([UDP]).collect();
+        let mut chain = Vec::new();
+        for (n, (kind, units)) in extensions.iter().enumerate() {
+            let (length, bytes) = match *kind {
+                FRAGMENT => (0, 8),
+                AH => (*units, (usize::from(*units) + 2) * 4),
+                _ => (*units, (usize::from(*units) + 1) * 8),
+            };
+            let start = chain.len();
+            chain.extend([kinds[n + 1], length]);
+            chain.resize(start + bytes, 0);
+        }
+        let mut packet = vec![0x60, 0, 0, 0];
+        packet.extend(((chain.len() + body.len()) as u16).to_be_bytes());
+        packet.extend([kinds[0], 64]);
+        packet.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 7]);
+        packet.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        packet.extend(chain);
+        packet.extend(body);
+        packet
+    }
+
+    /// Ethernet, then tags, then perhaps a PPPoE session, then `ip`.
+    fn frame(tags: &[u16], pppoe: bool, ip: &[u8]) -> Vec<u8> {
+        let is_v4 = ip[0] >> 4 == 4;
+        let mut kinds = tags.to_vec();
+        kinds.push(match (pppoe, is_v4) {
+            (true, _) => ETH_PPPOE,
+            (false, true) => ETH_IPV4,
+            (false, false) => ETH_IPV6,
+        });
+        let mut frame = vec![2; 12];
+        frame.extend(kinds[0].to_be_bytes());
+        for kind in &kinds[1..] {
+            frame.extend([0, 7]);
+            frame.extend(kind.to_be_bytes());
+        }
+        if pppoe {
+            frame.extend([0x11, 0, 0, 1]);
+            frame.extend((ip.len() as u16 + 2).to_be_bytes());
+            frame.extend(if is_v4 { PPP_IPV4 } else { PPP_IPV6 }.to_be_bytes());
+        }
+        frame.extend(ip);
+        frame
+    }
+
+    proptest! {
+        /// Whatever headers stand before it, the payload is found, and the ports and the source with it.
+        #[test]
+        fn the_payload_is_found(tags in prop::collection::vec(prop::sample::select(vec![ETH_VLAN, ETH_QINQ]), 0..=2),
+                                pppoe in any::<bool>(), ethernet in any::<bool>(), options in 0_usize..=10,
+                                extensions in prop::collection::vec(
+                                    (prop::sample::select(vec![0_u8, 43, 60, 135, 139, 140, FRAGMENT, AH]), 0_u8..4), 0..=8),
+                                is_v4 in any::<bool>(), payload in prop::collection::vec(any::<u8>(), 0..300)) {
+            let ip = if is_v4 { v4(options, &udp(&payload)) } else { v6(&extensions, &udp(&payload)) };
+            let (bytes, link) = if ethernet { (frame(&tags, pppoe, &ip), Link::Ethernet) } else { (ip, Link::Ip) };
+            let packet = Bytes(&bytes);
+            let found = locate(&packet, link).expect("an IP packet");
+            prop_assert_eq!((found.v4, found.protocol, found.piece), (is_v4, UDP, Piece::Whole));
+            prop_assert_eq!(found.ports(&packet), Some((40_000, 5060)));
+            prop_assert_eq!(found.source(&packet).expect("a source").is_v4(), is_v4);
+            let (start, end) = found.udp_payload(&packet).expect("a payload");
+            prop_assert_eq!(&bytes[start..end], payload.as_slice());
+        }
+
+        #[test]
+        fn any_bytes_at_all(bytes in prop::collection::vec(any::<u8>(), 0..200), ethernet in any::<bool>()) {
+            let packet = Bytes(&bytes);
+            if let Some(ip) = locate(&packet, if ethernet { Link::Ethernet } else { Link::Ip }) {
+                let (_, _, payload) = (ip.source(&packet), ip.ports(&packet), ip.udp_payload(&packet));
+                prop_assert!(payload.is_none_or(|(start, _)| start <= MAX_OFFSET + 8));
+            }
+        }
+    }
+
+    #[test]
+    fn what_no_host_would_follow_is_not_followed() {
+        let chain: Vec<_> = [(60, 0); MAX_EXTENSIONS + 1].to_vec();
+        let bytes = v6(&chain, &udp(b"x"));
+        assert!(locate(&Bytes(&bytes), Link::Ip).is_some_and(|ip| ip.is_overlong()));
+        let three = frame(&[ETH_QINQ, ETH_VLAN, ETH_VLAN], false, &v4(0, &udp(b"x")));
+        assert_eq!(locate(&Bytes(&three), Link::Ethernet), None);
+        let mut short = v4(0, &udp(b"x"));
+        short[0] = 0x44;
+        assert_eq!(locate(&Bytes(&short), Link::Ip), None);
+    }
+}
