@@ -121,6 +121,9 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
         return Judgement::by(by_the_way);
     }
 
+    // From here on it no longer matters which list was asked and which was not.
+    let by_address = packet.forget(usize::from(standing.by_address)) != 0;
+
     // 4. The payload, by its start line.
     let (mut source_port, mut destination_port) = (0, 0);
     let (mut payload, mut end) = (ip.transport, ip.transport);
@@ -144,7 +147,6 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     };
 
     // 6. Unknown sources stay within their limits.
-    let by_address = standing.by_address;
     let sent = Sent { source, by_address, source_port, destination_port, payload, end };
     let reason = if tables.charge(message, &sent) { message.passes_as() } else { Reason::Limited };
     Judgement { reason, message: Some(message) }

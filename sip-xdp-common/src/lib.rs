@@ -8,6 +8,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod egress;
+pub mod front;
 pub mod ingress;
 pub mod layout;
 pub mod meter;

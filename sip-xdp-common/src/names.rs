@@ -8,9 +8,11 @@ pub const INGRESS: &str = "sip_xdp_ingress";
 pub const EGRESS: &str = "sip_xdp_egress";
 
 /// Maps that are pinned: they outlive the daemon and are adopted by the next one.
-pub const PINNED_MAPS: [&str; 11] =
-    [TRUST, BLOCKLIST, HITS, LEDGER, SOURCES, COUNTERS, RESPONSES, CPU_STATE, EVENTS, INTERFACES, CLOCK];
+pub const PINNED_MAPS: [&str; 12] =
+    [FRONT, TRUST, BLOCKLIST, HITS, LEDGER, SOURCES, COUNTERS, RESPONSES, CPU_STATE, EVENTS, INTERFACES, CLOCK];
 
+/// Which IPv4 /24s meet any listed network ([`crate::front`]).
+pub const FRONT: &str = "FRONT";
 /// Trusted networks (LPM trie of [`crate::layout::TrustEntry`]).
 pub const TRUST: &str = "TRUST";
 /// Blocked networks (LPM trie of [`crate::layout::BlockEntry`]).

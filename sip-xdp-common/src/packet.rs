@@ -258,7 +258,7 @@ impl Ip {
             0..8 => return None,
             _ => self.transport + length,
         };
-        Some((start, packet.forget(if claimed < self.end { claimed } else { self.end })))
+        Some((packet.forget(start), packet.forget(if claimed < self.end { claimed } else { self.end })))
     }
 }
 

@@ -3,12 +3,16 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
+use sip_xdp_common::front;
 use sip_xdp_common::layout::{
     BlockEntry, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, InterfaceRecord, LedgerKey,
     LedgerRow, LimitEvent, MAX_INTERFACES, Responses, TrustEntry,
 };
 use sip_xdp_common::meter::Meter;
 use sip_xdp_common::source::Source;
+
+#[btf_map]
+pub(crate) static FRONT: Array<front::Element, { front::ELEMENTS as usize }> = Array::new();
 
 #[btf_map]
 pub(crate) static TRUST: LpmTrie<[u8; 16], TrustEntry, { DEFAULT_NETWORKS as usize }> = LpmTrie::new();

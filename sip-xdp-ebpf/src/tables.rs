@@ -3,6 +3,7 @@
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::warn;
+use sip_xdp_common::front::{self, Place};
 use sip_xdp_common::ingress::{Sent, Site, Standing, Tables};
 use sip_xdp_common::layout::{BY_ADDRESS, CpuState, TRUSTED};
 use sip_xdp_common::meter::{Charge, Meter};
@@ -11,7 +12,7 @@ use sip_xdp_common::source::Source;
 use sip_xdp_common::verdict::Message;
 
 use crate::globals::Here;
-use crate::maps::{BLOCKLIST, HITS, SOURCES, TRUST};
+use crate::maps::{BLOCKLIST, FRONT, HITS, SOURCES, TRUST};
 use crate::{clock, events, globals};
 
 /// The kernel's tables, for one packet.
@@ -24,6 +25,17 @@ impl<'a> MapTables<'a> {
     #[inline(always)]
     pub(crate) fn new(ctx: &'a XdpContext, state: *mut CpuState) -> Self {
         Self { ctx, state }
+    }
+
+    /// Whether the tables need to be asked: not if the front says that no network on the list of `bit` meets the
+    /// source's /24. IPv6 has no front.
+    #[inline(always)]
+    fn may_be_listed(source: &Source, bit: u64) -> bool {
+        if !source.is_v4() {
+            return true;
+        }
+        let place = Place::of_source(source);
+        FRONT.get(place.element).is_none_or(|element| element[place.word & 7] >> place.shift & bit != 0)
     }
 
     /// The key under which a source is metered: its address, or its IPv6 network.
@@ -57,6 +69,9 @@ impl Tables for MapTables<'_> {
 
     #[inline(always)]
     fn standing(&self, source: &Source) -> Standing {
+        if !Self::may_be_listed(source, front::TRUSTED) {
+            return Standing::default();
+        }
         match TRUST.get(&Key::new(128, source.octets)) {
             Some(entry) if entry.expires > clock::now() => {
                 Standing { trusted: entry.flags & TRUSTED != 0, by_address: entry.flags & BY_ADDRESS != 0 }
@@ -67,6 +82,9 @@ impl Tables for MapTables<'_> {
 
     #[inline(always)]
     fn is_blocked(&self, source: &Source) -> bool {
+        if !Self::may_be_listed(source, front::BLOCKED) {
+            return false;
+        }
         let Some(entry) = BLOCKLIST.get(&Key::new(128, source.octets)) else {
             return false;
         };

@@ -4,8 +4,6 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use sip_xdp_common::source::MAPPED_BITS;
-
 use crate::netlink::Surroundings;
 use crate::network::Network;
 
@@ -41,8 +39,7 @@ pub fn near<'a>(networks: impl Iterator<Item = &'a Network>, prefix: u8) -> BTre
     networks
         .filter(|network| !network.is_v4() && network.bits() > prefix)
         .map(|network| Network::around(network.first(), prefix))
-        // A prefix short enough to cover the mapped range would catch IPv4.
-        .filter(|network| network.bits() > MAPPED_BITS || !network.contains(&Network::host([0, 0, 0, 0].into())))
+        .filter(|network| !network.meets_ipv4())
         .collect()
 }
 

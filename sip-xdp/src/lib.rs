@@ -17,6 +17,7 @@ pub mod control;
 pub mod daemon;
 pub mod detect;
 pub mod exempt;
+pub mod front;
 pub mod identity;
 pub mod ledger;
 pub mod lists;

@@ -9,9 +9,10 @@ use anyhow::{Context, Result, bail};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use sip_xdp_common::layout::{BY_ADDRESS, BlockEntry, LedgerKey, LedgerRow, List, NEVER, Owner, TRUSTED, TrustEntry};
-use sip_xdp_common::names;
+use sip_xdp_common::{front, names};
 use thiserror::Error;
 
+use crate::front::Front;
 use crate::ledger::{self, Entry};
 use crate::network::Network;
 use crate::prefixes::Prefixes;
@@ -101,6 +102,7 @@ impl ListMaps {
 /// Both lists, with the model that the kernel's tables are computed from.
 pub struct Lists {
     maps: ListMaps,
+    front: Front,
     entries: BTreeMap<(List, Network, Owner), Entry>,
     blocked: Prefixes,
     trusted: Prefixes,
@@ -111,9 +113,12 @@ pub struct Lists {
 }
 
 impl Lists {
-    /// Reads the ledger and makes the kernel's tables agree with it.
-    pub fn open(maps: ListMaps) -> Result<Self> {
+    /// Opens the maps by name, through `open`, reads the ledger, and makes the kernel's tables agree with it.
+    pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
+        let front = Front::new(open(names::FRONT)?.try_into()?);
+        let maps = ListMaps::open(open)?;
         let mut lists = Self {
+            front,
             entries: BTreeMap::new(),
             blocked: Prefixes::default(),
             trusted: Prefixes::default(),
@@ -132,6 +137,11 @@ impl Lists {
     /// Rebuilds the model from the ledger's entries, and the kernel's tables from the model.
     fn reconcile(&mut self) -> Result<()> {
         let listed: BTreeSet<(List, Network)> = self.entries.keys().map(|(list, net, _)| (*list, *net)).collect();
+        for (list, network) in &listed {
+            // Only that they are listed matters to the front; the ends follow below.
+            self.set_mut(*list).insert(*network, 0);
+        }
+        self.front.rebuild([(front::BLOCKED, &self.blocked), (front::TRUSTED, &self.trusted)])?;
         let mut taken = BTreeSet::new();
         let blocked: Result<Vec<_>, _> = self.maps.blocklist.iter().collect();
         for (key, entry) in blocked.context("the block table cannot be read")? {
@@ -263,8 +273,21 @@ impl Lists {
 
     /// The networks of a list that contain `network`, itself among them, widest first.
     pub fn covering(&self, list: List, network: &Network) -> Vec<Network> {
-        let set = if list == List::Block { &self.blocked } else { &self.trusted };
-        set.covering(network).map(|(net, _)| net).collect()
+        self.set(list).covering(network).map(|(net, _)| net).collect()
+    }
+
+    fn set_mut(&mut self, list: List) -> &mut Prefixes {
+        match list {
+            List::Block => &mut self.blocked,
+            List::Trust => &mut self.trusted,
+        }
+    }
+
+    fn set(&self, list: List) -> &Prefixes {
+        match list {
+            List::Block => &self.blocked,
+            List::Trust => &self.trusted,
+        }
     }
 
     fn is_full(&self, list: List, network: &Network) -> bool {
@@ -280,22 +303,30 @@ impl Lists {
 
     /// Brings the kernel's table up to date for one network and those inside it.
     fn refresh(&mut self, list: List, network: Network) -> Result<(), ListError> {
+        let kernel = |source| ListError::Kernel { network, source };
+        let bit = if list == List::Block { front::BLOCKED } else { front::TRUSTED };
         let end = self.owners(list, &network).iter().map(|entry| entry.expires).max();
-        let set = if list == List::Block { &mut self.blocked } else { &mut self.trusted };
         match end {
-            Some(end) => set.insert(network, end),
+            Some(end) => {
+                self.set_mut(list).insert(network, end);
+                self.front.mark(bit, &network).map_err(kernel)?;
+            }
             None => {
-                set.remove(&network);
+                self.set_mut(list).remove(&network);
             }
         }
-        let mut affected = set.within(&network);
+        let mut affected = self.set(list).within(&network);
         if list == List::Trust {
             affected.extend(self.by_address.iter().filter(|net| network.contains(net)));
             affected.sort_unstable();
             affected.dedup();
         }
         if !affected.contains(&network) {
-            self.erase(list, &network).map_err(|source| ListError::Kernel { network, source })?;
+            self.erase(list, &network).map_err(kernel)?;
+        }
+        if end.is_none() {
+            let rest = if list == List::Block { &self.blocked } else { &self.trusted };
+            self.front.clear(bit, &network, rest).map_err(kernel)?;
         }
         for inside in affected {
             self.write(list, &inside).map_err(|source| ListError::Kernel { network: inside, source })?;

@@ -41,8 +41,8 @@ pub enum NetworkError {
         /// The address alone.
         host: IpAddr,
     },
-    /// An IPv4 address in IPv6 clothes.
-    #[error("{0} is an IPv4-mapped network; write it as IPv4")]
+    /// An IPv6 network inside `::ffff:0:0/96`, or around it.
+    #[error("{0} contains IPv4-mapped addresses (::ffff:0:0/96) and would apply to IPv4; write IPv4 networks as IPv4")]
     Mapped(String),
 }
 
@@ -78,6 +78,13 @@ impl Network {
     /// Whether it is IPv4.
     pub fn is_v4(&self) -> bool {
         self.prefix >= MAPPED_BITS && self.first.is_v4()
+    }
+
+    /// Whether IPv4 addresses, as the tables hold them, lie in this network: an IPv4 network, or an IPv6 network that
+    /// covers the mapped range.
+    pub fn meets_ipv4(&self) -> bool {
+        let all = Self::around(Source::v4(0), MAPPED_BITS);
+        self.contains(&all) || all.contains(self)
     }
 
     /// Whether it is a single host.
@@ -133,16 +140,16 @@ impl FromStr for Network {
             return Ok(Self::host(address));
         }
         let net: IpNet = text.parse().map_err(|_| syntax())?;
-        if let IpNet::V6(v6) = net
-            && v6.addr().to_ipv4_mapped().is_some()
-        {
-            return Err(NetworkError::Mapped(text.to_owned()));
-        }
         if net.trunc() != net {
             let meant = net.trunc().into();
             return Err(NetworkError::HostBits { given: text.to_owned(), meant, host: net.addr() });
         }
-        Ok(net.into())
+        let network = Self::from(net);
+        // Everybody is refused elsewhere, with better words.
+        if matches!(net, IpNet::V6(_)) && network.meets_ipv4() && network.prefix > 0 {
+            return Err(NetworkError::Mapped(text.to_owned()));
+        }
+        Ok(network)
     }
 }
 
@@ -196,7 +203,9 @@ mod tests {
             error.to_string().contains("write 192.0.2.0/24 for the network or 192.0.2.1 for the one host"),
             "{error}"
         );
-        assert!(matches!("::ffff:10.0.0.0/104".parse::<Network>(), Err(NetworkError::Mapped(_))));
+        for text in ["::ffff:10.0.0.0/104", "::/1", "::/64", "::/80", "::ffff:0:0/96"] {
+            assert_eq!(text.parse::<Network>(), Err(NetworkError::Mapped(text.to_owned())), "{text}");
+        }
     }
 
     #[test]

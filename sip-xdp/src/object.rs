@@ -6,6 +6,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{MapInfo, MapType};
 use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use sip_xdp_common::front;
 use sip_xdp_common::layout::{
     BlockEntry, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, InterfaceRecord, LedgerKey,
     LedgerRow, MAX_INTERFACES, Responses, TrustEntry,
@@ -85,6 +86,7 @@ pub fn shapes(capacity: &Capacity) -> [(&'static str, MapType, usize, usize, u32
     let lpm_key = size_of::<u32>() + size_of::<Source>();
     let (word, index) = (size_of::<u64>(), size_of::<u32>());
     [
+        (names::FRONT, MapType::Array, index, size_of::<front::Element>(), front::ELEMENTS),
         (names::TRUST, MapType::LpmTrie, lpm_key, size_of::<TrustEntry>(), networks),
         (names::BLOCKLIST, MapType::LpmTrie, lpm_key, size_of::<BlockEntry>(), networks),
         (names::HITS, MapType::Array, index, word, networks),

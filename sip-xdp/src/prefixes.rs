@@ -52,6 +52,18 @@ impl Prefixes {
         self.ends.contains_key(network)
     }
 
+    /// All networks.
+    pub fn iter(&self) -> impl Iterator<Item = &Network> {
+        self.ends.keys()
+    }
+
+    /// Whether any network in the set shares an address with `network`.
+    pub fn meets(&self, network: &Network) -> bool {
+        let (from, to) = (Network::around(network.first(), network.bits()), Network::around(network.last(), 128));
+        self.covering(network).next().is_some()
+            || self.ends.range(from..=to).any(|(inside, _)| network.contains(inside))
+    }
+
     /// The networks in the set that contain `network`, itself among them, widest first.
     pub fn covering(&self, network: &Network) -> impl Iterator<Item = (Network, u64)> {
         self.lengths.range(..=network.bits()).filter_map(|(bits, _)| {

@@ -53,11 +53,7 @@ impl<'a> Attacker<'a> {
 
     /// One OPTIONS from sipsak, as monitoring systems send them; succeeds when it was answered with 200.
     pub fn ping(&self) -> Result<Output> {
-        output(self.home(&mut self.namespace.command("sipsak")).args([
-            "-v",
-            "-s",
-            &format!("sip:ping@{PBX_WAN}"),
-        ]))
+        output(self.home(&mut self.namespace.command("sipsak")).args(["-v", "-s", &format!("sip:ping@{PBX_WAN}")]))
     }
 
     /// Its tools ask for the machine's name and keep files in the home directory; both are its own here.

@@ -75,8 +75,7 @@ fn parse(file: &[u8]) -> Result<Vec<Packet>> {
     while let Some((record, after)) = rest.split_at_checked(16) {
         let field = |index| word(record, index).map(u64::from).context("a record header has four words");
         let at = UNIX_EPOCH + Duration::from_secs(field(0)?) + Duration::from_micros(field(1)?);
-        let Some((data, next)) =
-            usize::try_from(field(2)?).ok().and_then(|length| after.split_at_checked(length))
+        let Some((data, next)) = usize::try_from(field(2)?).ok().and_then(|length| after.split_at_checked(length))
         else {
             break;
         };

@@ -30,11 +30,7 @@ pub struct FilterOptions {
 
 impl Default for FilterOptions {
     fn default() -> Self {
-        Self {
-            interfaces: vec![WAN.to_owned(), LAN.to_owned()],
-            arguments: Vec::new(),
-            configuration: String::new(),
-        }
+        Self { interfaces: vec![WAN.to_owned(), LAN.to_owned()], arguments: Vec::new(), configuration: String::new() }
     }
 }
 
@@ -126,8 +122,7 @@ impl<'a> Filter<'a> {
     pub fn json(&self, arguments: &[&str]) -> Result<Value> {
         let mut command = self.command(arguments);
         let text = crate::process::succeed(command.arg("--json"))?;
-        serde_json::from_str(&text)
-            .with_context(|| format!("`{}` printed no JSON: {text}", arguments.join(" ")))
+        serde_json::from_str(&text).with_context(|| format!("`{}` printed no JSON: {text}", arguments.join(" ")))
     }
 
     /// A counter of one interface, such as `drop.blocked`; 0 when the reason never occurred.

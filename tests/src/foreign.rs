@@ -54,8 +54,7 @@ impl ForeignProgram {
         let program = bpf(BPF_PROG_LOAD, &load).context("cannot load a program")?;
         let link = namespace.enter(|| {
             let interface = if_nametoindex(interface).with_context(|| format!("no interface {interface}"))?;
-            let link =
-                LinkAttributes { program: program.as_raw_fd(), interface, attach_type: BPF_XDP, flags: 0 };
+            let link = LinkAttributes { program: program.as_raw_fd(), interface, attach_type: BPF_XDP, flags: 0 };
             bpf(BPF_LINK_CREATE, &link).context("cannot attach a program")
         })?;
         Ok(Self { _link: link })

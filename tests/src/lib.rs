@@ -38,11 +38,7 @@ pub fn require_root() -> Result<()> {
 }
 
 /// Asks every few milliseconds until `condition` holds; fails with `what` when it does not in time. Returns how long it took.
-pub fn wait_until(
-    what: &str,
-    timeout: Duration,
-    mut condition: impl FnMut() -> Result<bool>,
-) -> Result<Duration> {
+pub fn wait_until(what: &str, timeout: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<Duration> {
     let start = Instant::now();
     loop {
         if condition()? {

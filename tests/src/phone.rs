@@ -38,14 +38,7 @@ impl<'a> Phone<'a> {
     /// The first user's phone, at the phones' side of the PBX.
     pub fn new(namespace: &'a Namespace, directory: &Path) -> Self {
         let (user, password) = USERS[0];
-        Self {
-            namespace,
-            directory: directory.to_path_buf(),
-            address: PHONE,
-            registrar: PBX_LAN,
-            user,
-            password,
-        }
+        Self { namespace, directory: directory.to_path_buf(), address: PHONE, registrar: PBX_LAN, user, password }
     }
 
     /// The same phone for another user.
@@ -77,17 +70,7 @@ impl<'a> Phone<'a> {
             .arg("-sf")
             .arg(&scenario)
             .args(["-i", &self.address.to_string(), "-s", self.user, "-au", self.user, "-ap", self.password])
-            .args([
-                "-m",
-                "1",
-                "-nostdin",
-                "-nd",
-                "-timeout",
-                "20s",
-                "-timeout_error",
-                "-trace_msg",
-                "-message_file",
-            ])
+            .args(["-m", "1", "-nostdin", "-nd", "-timeout", "20s", "-timeout_error", "-trace_msg", "-message_file"])
             .arg(&messages);
         let start = Instant::now();
         let mut sipp = Process::spawn("sipp", &mut command)?;
@@ -105,9 +88,7 @@ impl<'a> Phone<'a> {
 
 /// The status of the last final response in sipp's message log.
 fn last_status(log: &str) -> Option<u16> {
-    log.lines()
-        .filter_map(|line| line.strip_prefix("SIP/2.0 ")?.get(..3)?.parse().ok())
-        .rfind(|status| *status >= 200)
+    log.lines().filter_map(|line| line.strip_prefix("SIP/2.0 ")?.get(..3)?.parse().ok()).rfind(|status| *status >= 200)
 }
 
 /// REGISTER, challenge, REGISTER with credentials. Any final response to the second ends the scenario.

@@ -87,11 +87,7 @@ impl Process {
                 bail!("{} ended early ({status}); it said:\n{}", self.name, self.tail());
             }
             if start.elapsed() > timeout {
-                bail!(
-                    "{} did not say what was expected within {timeout:?}, but:\n{}",
-                    self.name,
-                    self.tail()
-                );
+                bail!("{} did not say what was expected within {timeout:?}, but:\n{}", self.name, self.tail());
             }
             thread::sleep(Duration::from_millis(5));
         }
@@ -191,11 +187,7 @@ fn die_with_parent(command: &mut Command) {
     }
 }
 
-fn read_lines(
-    stream: impl Read + Send + 'static,
-    error: bool,
-    lines: &Arc<Mutex<Vec<Line>>>,
-) -> JoinHandle<()> {
+fn read_lines(stream: impl Read + Send + 'static, error: bool, lines: &Arc<Mutex<Vec<Line>>>) -> JoinHandle<()> {
     let lines = Arc::clone(lines);
     thread::spawn(move || {
         let mut stream = BufReader::new(stream);

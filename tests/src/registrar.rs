@@ -13,8 +13,7 @@ use crate::namespace::Namespace;
 use crate::process::{Line, Process};
 
 /// The users of [`Registrar::start`]: name and password.
-pub const USERS: [(&str, &str); 3] =
-    [("alice", "wonderland-7"), ("bob", "builder-8"), ("101", "not-in-any-list")];
+pub const USERS: [(&str, &str); 3] = [("alice", "wonderland-7"), ("bob", "builder-8"), ("101", "not-in-any-list")];
 
 /// What a log line of a request starts with, after whatever Kamailio puts before it.
 const MARK: &str = "lab-request ";

@@ -21,12 +21,7 @@ pub fn socket(namespace: &Namespace, from: SocketAddr, to: SocketAddr) -> Result
 }
 
 /// A stream of REGISTERs of one user from port 5060 to port 5060, as a tool in a hurry would send them.
-pub fn registers(
-    namespace: &Namespace,
-    from: impl Into<IpAddr>,
-    to: impl Into<IpAddr>,
-    rate: u32,
-) -> Result<Stream> {
+pub fn registers(namespace: &Namespace, from: impl Into<IpAddr>, to: impl Into<IpAddr>, rate: u32) -> Result<Stream> {
     let (from, to) = (SocketAddr::new(from.into(), 5060), SocketAddr::new(to.into(), 5060));
     Stream::start(socket(namespace, from, to)?, rate, move |number| {
         let sequence = u32::try_from(number).unwrap_or(u32::MAX);

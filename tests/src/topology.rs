@@ -90,15 +90,13 @@ pub fn address(namespace: &Namespace, interface: &str, addresses: &[&str]) -> Re
 
 /// Connects the PBX with somebody outside, whose interface is always called the same.
 fn connect(pbx: &Namespace, interface: &str, outside: &Namespace) -> Result<()> {
-    succeed(
-        Command::new("ip").args(["link", "add", interface, "netns", pbx.name(), "type", "veth"]).args([
-            "peer",
-            "name",
-            OUTSIDE,
-            "netns",
-            outside.name(),
-        ]),
-    )?;
+    succeed(Command::new("ip").args(["link", "add", interface, "netns", pbx.name(), "type", "veth"]).args([
+        "peer",
+        "name",
+        OUTSIDE,
+        "netns",
+        outside.name(),
+    ]))?;
     for (namespace, interface) in [(pbx, interface), (outside, OUTSIDE)] {
         // No router solicitations and no link-local detection: only packets that a test sends.
         namespace.ip(["link", "set", interface, "addrgenmode", "none"])?;

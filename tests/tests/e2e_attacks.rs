@@ -14,11 +14,7 @@ use sip_xdp_tests::{Attacker, Capture, Filter, Lab, Phone, Registrar, stream, wa
 const PROMPT: Duration = Duration::from_secs(2);
 
 /// Runs one attack against the filter and checks everything that is promised about it.
-fn is_stopped(
-    what: &str,
-    prepare: &[&[&str]],
-    attack: impl FnOnce(&Attacker<'_>) -> Result<Process>,
-) -> Result<()> {
+fn is_stopped(what: &str, prepare: &[&[&str]], attack: impl FnOnce(&Attacker<'_>) -> Result<Process>) -> Result<()> {
     let lab = Lab::new()?;
     for arguments in prepare {
         lab.pbx.ip(*arguments)?;
@@ -33,9 +29,7 @@ fn is_stopped(
     let seen = Capture::start(&lab.pbx, WAN, &expression, lab.directory())?;
     let mut tool = attack(&Attacker::new(&lab.attacker, lab.directory()))?;
     wait_until("the tool sends", Duration::from_secs(15), || Ok(!sent.packets()?.is_empty()))?;
-    let ban = wait_until("the source is banned", Duration::from_secs(8), || {
-        filter.is_banned(&ATTACKER.to_string())
-    });
+    let ban = wait_until("the source is banned", Duration::from_secs(8), || filter.is_banned(&ATTACKER.to_string()));
     let banned_by = SystemTime::now();
     if let Err(error) = ban {
         panic!("{what}: {error:#}; the tool said:\n{}\nthe daemon: {:#?}", tool.tail(), filter.log());
@@ -61,11 +55,7 @@ fn is_stopped(
         seen.len(),
     );
     assert!(took <= PROMPT, "{what}: banned after {took:?}");
-    assert!(
-        filter.ban_logged(&ATTACKER.to_string()).is_some(),
-        "the log does not tell the ban: {:#?}",
-        filter.log()
-    );
+    assert!(filter.ban_logged(&ATTACKER.to_string()).is_some(), "the log does not tell the ban: {:#?}", filter.log());
     assert!(later > 50, "{what} sent only {later} packets after the ban; it said:\n{}", tool.tail());
     assert_eq!(passed, 0);
     assert_eq!(sent.len() as u64, seen.len() as u64 + limited + blocked);
@@ -110,8 +100,7 @@ fn a_flood_over_ipv6_is_stopped() -> Result<()> {
     let expression = format!("udp and src host {ATTACKER6}");
     let seen = Capture::start(&lab.pbx, WAN, &expression, lab.directory())?;
     let flood = stream::registers(&lab.attacker, ATTACKER6, PBX_WAN6, 200)?;
-    let took =
-        wait_until("the source is banned", Duration::from_secs(4), || filter.is_banned("2001:db8:66::66"))?;
+    let took = wait_until("the source is banned", Duration::from_secs(4), || filter.is_banned("2001:db8:66::66"))?;
     let received = registrar.received_from(ATTACKER6);
     sleep(Duration::from_secs(2));
     let sent = flood.stop()?;

@@ -133,11 +133,8 @@ fn commands_say_when_there_is_no_daemon() -> Result<()> {
 fn a_full_list_refuses_and_keeps_what_it_has() -> Result<()> {
     let lab = Lab::new()?;
     let configuration = "[capacity]\nnetworks = 16\n".to_owned();
-    let filter = Filter::start_with(
-        &lab.pbx,
-        lab.directory(),
-        FilterOptions { configuration, ..FilterOptions::default() },
-    )?;
+    let filter =
+        Filter::start_with(&lab.pbx, lab.directory(), FilterOptions { configuration, ..FilterOptions::default() })?;
     let mut added = 0;
     for host in 1..=40 {
         if !filter.cli(&["block", "add", &format!("192.0.2.{host}")])?.status.success() {
@@ -197,10 +194,7 @@ fn a_second_instance_on_the_interface_is_named() -> Result<()> {
 #[test]
 fn two_instances_run_side_by_side() -> Result<()> {
     let lab = Lab::new()?;
-    let on = |interface: &str| FilterOptions {
-        interfaces: vec![interface.to_owned()],
-        ..FilterOptions::default()
-    };
+    let on = |interface: &str| FilterOptions { interfaces: vec![interface.to_owned()], ..FilterOptions::default() };
     let mut wan = Filter::start_with(&lab.pbx, lab.directory(), on(WAN))?;
     let lan = Filter::start_with(&lab.pbx, lab.directory(), on(LAN))?;
     lan.succeed(&["block", "add", &ATTACKER.to_string()])?;
@@ -233,11 +227,7 @@ fn unload_leaves_nothing() -> Result<()> {
     assert!(!filter.pins().exists());
     // Twice is no harm, and a new start is a fresh one.
     let again = filter.cli(&["unload"])?;
-    println!(
-        "unload with nothing loaded: {} {}",
-        again.status,
-        String::from_utf8_lossy(&again.stderr).trim_end()
-    );
+    println!("unload with nothing loaded: {} {}", again.status, String::from_utf8_lossy(&again.stderr).trim_end());
     filter.launch()?;
     // Also with the daemon dead.
     filter.kill9()?;

@@ -82,10 +82,7 @@ fn many_phones_behind_one_address_are_limited_but_not_banned() -> Result<()> {
     }
     sleep(Duration::from_secs(4));
     let (received, limited) = (registrar.received_from(PHONE), filter.packets(LAN, "drop.limited")?);
-    println!(
-        "{PHONES} phones behind one address: sent {}, received {received}, limited {limited}",
-        2 * PHONES
-    );
+    println!("{PHONES} phones behind one address: sent {}, received {received}, limited {limited}", 2 * PHONES);
     assert_eq!(received as u64 + limited, 2 * u64::from(PHONES));
     assert!(limited > 0, "the limit did not act");
     assert!(!filter.is_banned(&PHONE.to_string())?, "{:#?}", filter.log());
@@ -108,10 +105,7 @@ fn a_trusted_source_is_never_banned() -> Result<()> {
     audit.stop(Signal::SIGTERM)?;
     let sent = sent.stop()?.len() as u64;
     let trusted = filter.packets(WAN, "pass.trusted")?;
-    println!(
-        "trusted: sent {sent}, passed {trusted}, Kamailio received {}",
-        registrar.received_from(ATTACKER)
-    );
+    println!("trusted: sent {sent}, passed {trusted}, Kamailio received {}", registrar.received_from(ATTACKER));
     assert!(sent > 500, "{}", audit.tail());
     assert_eq!(trusted, sent);
     assert_eq!(filter.dropped(WAN)?, 0);

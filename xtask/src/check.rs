@@ -43,9 +43,7 @@ fn privileged_tests(workspace: &Workspace) -> Result<Command> {
     cargo.env("SIP_XDP_BIN", workspace.binary(false));
     if !is_root() {
         if find("sudo").is_none() {
-            bail!(
-                "the kernel and end-to-end tests need root: run `cargo xtask test` as root, or install sudo"
-            );
+            bail!("the kernel and end-to-end tests need root: run `cargo xtask test` as root, or install sudo");
         }
         cargo.env(runner_variable(), "sudo --preserve-env");
     }

@@ -23,10 +23,8 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// Runs a command quietly; its output is shown only when it fails.
 pub(crate) fn run_quietly(command: &mut Command) -> Result<()> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot run `{}`", describe(command)))?;
+    let output =
+        command.stdin(Stdio::null()).output().with_context(|| format!("cannot run `{}`", describe(command)))?;
     if !output.status.success() {
         eprint!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         bail!("`{}` failed ({})", describe(command), output.status);

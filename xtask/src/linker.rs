@@ -23,9 +23,7 @@ pub(crate) fn find_or_install(llvm: u32, any_will_do: bool) -> Result<PathBuf> {
     }
     if !KNOWN_LLVM.contains(&llvm) {
         return on_path(any_will_do).with_context(|| {
-            format!(
-                "bpf-linker {VERSION} does not support LLVM {llvm}: install one that does, on the search path"
-            )
+            format!("bpf-linker {VERSION} does not support LLVM {llvm}: install one that does, on the search path")
         });
     }
     let prefix = match llvm_prefix(llvm) {

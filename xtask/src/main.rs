@@ -13,15 +13,13 @@ mod packages;
 mod toolchain;
 mod workspace;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(
-    name = "cargo xtask",
-    bin_name = "cargo xtask",
-    about = "Builds, tests, shows and packages sip-xdp"
-)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Builds, tests, shows and packages sip-xdp")]
 struct Arguments {
     #[command(subcommand)]
     task: Task,
@@ -47,8 +45,18 @@ enum Task {
     Package,
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().task {
+fn main() -> ExitCode {
+    match run(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
         Task::Build { release } => build::run(release),
         Task::Test { arguments } => check::run(&arguments),
         Task::Demo => demo::run(),

@@ -34,13 +34,10 @@ pub(crate) fn run() -> Result<()> {
     }
     build::all(&workspace, true)?;
     // Not built again by cargo-deb: only we know where the kernel object is.
-    command::run(
-        Command::new(&cargo_deb).env("CARGO", command::cargo()).current_dir(&workspace.root).args([
-            "--no-build",
-            "--package",
-            "sip-xdp",
-        ]),
-    )?;
-    say(format!("package: in {}", workspace.target.join("debian").display()));
+    command::run(Command::new(&cargo_deb).env("CARGO", command::cargo()).current_dir(&workspace.root).args([
+        "--no-build",
+        "--package",
+        "sip-xdp",
+    ]))?;
     Ok(())
 }

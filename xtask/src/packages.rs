@@ -28,8 +28,7 @@ const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
 /// Makes the test tools available.
 pub(crate) fn install_test_tools() -> Result<()> {
     let missing = |(program, _): &&(&str, &str)| find(program).is_none();
-    let mut packages: Vec<_> =
-        TEST_TOOLS.iter().filter(missing).map(|&(_, package)| package.to_owned()).collect();
+    let mut packages: Vec<_> = TEST_TOOLS.iter().filter(missing).map(|&(_, package)| package.to_owned()).collect();
     packages.dedup();
     if packages.is_empty() {
         say("test tools: all installed");
@@ -86,24 +85,16 @@ pub(crate) fn install(packages: &[String]) -> Result<()> {
     }
     say(format!("installing Debian packages: {}", missing.join(" ")));
     let services = ServiceGuard::hold(&missing)?;
-    let result = apt_get(
-        &[&["install", "--yes", "--no-remove", "--no-install-recommends"], strs(&missing).as_slice()]
-            .concat(),
-    )
     // Lists can be older than the mirror: one more try with fresh ones.
-    .or_else(|_| {
-        update()?;
-        apt_get(
-            &[&["install", "--yes", "--no-remove", "--no-install-recommends"], strs(&missing).as_slice()]
-                .concat(),
-        )
-    });
+    let result = apt_install(&missing).or_else(|_| update().and_then(|()| apt_install(&missing)));
     services.release()?;
     result
 }
 
-fn strs(packages: &[String]) -> Vec<&str> {
-    packages.iter().map(String::as_str).collect()
+fn apt_install(packages: &[String]) -> Result<()> {
+    let mut arguments = vec!["install", "--yes", "--no-remove", "--no-install-recommends"];
+    arguments.extend(packages.iter().map(String::as_str));
+    apt_get(&arguments)
 }
 
 fn update() -> Result<()> {
@@ -113,9 +104,7 @@ fn update() -> Result<()> {
 
 fn apt_get(arguments: &[&str]) -> Result<()> {
     let mut command = as_root("env")?;
-    command
-        .args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=120"])
-        .args(arguments);
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=120"]).args(arguments);
     run_quietly(&mut command)
 }
 

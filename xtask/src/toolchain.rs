@@ -61,11 +61,8 @@ impl Toolchain {
 
     /// The command that compiles the kernel programs.
     pub(crate) fn build(&self, workspace: &Workspace) -> Command {
-        let flags = [
-            format!("-Clinker={}", self.linker.display()),
-            "-Clink-arg=--btf".to_owned(),
-            "-Cdebuginfo=2".to_owned(),
-        ];
+        let flags =
+            [format!("-Clinker={}", self.linker.display()), "-Clink-arg=--btf".to_owned(), "-Cdebuginfo=2".to_owned()];
         let mut command = match self.world {
             World::Distribution => {
                 let mut command = clean(DISTRIBUTION_CARGO);
@@ -123,10 +120,7 @@ impl World {
             Self::Distribution => ask(clean(DISTRIBUTION_RUSTC).arg("-vV")),
             Self::Nightly => ask(clean("rustup").args(["run", "nightly", "rustc", "-vV"])),
         };
-        version
-            .as_deref()
-            .and_then(Compiler::parse)
-            .context("the compiler does not say its version and LLVM's")
+        version.as_deref().and_then(Compiler::parse).context("the compiler does not say its version and LLVM's")
     }
 }
 
@@ -143,8 +137,7 @@ fn has_core(rustc: &Path) -> bool {
     let Some(sysroot) = ask(clean(rustc).args(["--print", "sysroot"])) else { return false };
     let directory = PathBuf::from(sysroot).join("lib/rustlib").join(TARGET).join("lib");
     fs::read_dir(directory).is_ok_and(|mut entries| {
-        entries
-            .any(|entry| entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("libcore-")))
+        entries.any(|entry| entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("libcore-")))
     })
 }
 
@@ -154,9 +147,8 @@ fn nightly_has_source() -> bool {
     if !toolchains.lines().any(|line| line.starts_with("nightly-")) {
         return false;
     }
-    ask(clean("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"])).is_some_and(|sysroot| {
-        Path::new(&sysroot).join("lib/rustlib/src/rust/library/core/Cargo.toml").is_file()
-    })
+    ask(clean("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]))
+        .is_some_and(|sysroot| Path::new(&sysroot).join("lib/rustlib/src/rust/library/core/Cargo.toml").is_file())
 }
 
 #[cfg(test)]

@@ -24,18 +24,13 @@ impl Workspace {
             .parent()
             .context("xtask lies inside the workspace")?
             .to_path_buf();
-        let metadata = ask(Command::new(&cargo).current_dir(&root).args([
-            "metadata",
-            "--format-version=1",
-            "--no-deps",
-        ]))
-        .context("`cargo metadata` failed: run it in the workspace to see why")?;
+        let metadata =
+            ask(Command::new(&cargo).current_dir(&root).args(["metadata", "--format-version=1", "--no-deps"]))
+                .context("`cargo metadata` failed: run it in the workspace to see why")?;
         let metadata: serde_json::Value =
             serde_json::from_str(&metadata).context("`cargo metadata` printed no JSON")?;
-        let target = metadata["target_directory"]
-            .as_str()
-            .context("`cargo metadata` names no target directory")?
-            .into();
+        let target =
+            metadata["target_directory"].as_str().context("`cargo metadata` names no target directory")?.into();
         Ok(Self { root, target, cargo })
     }
 

@@ -76,7 +76,7 @@ impl Daemon {
         // Loading any program makes and pins the maps that are missing; this one is dropped again.
         drop(object::load(&settings(&config, Link::Ethernet, 0), Some(&maps))?);
         let open = |name: &str| -> Result<Map> { Ok(Map::from_map_data(MapData::from_pin(maps.join(name))?)?) };
-        let mut lists = Lists::open(ListMaps::open(open)?)?;
+        let mut lists = Lists::open(open)?;
 
         let mut first_start = false;
         if !adopts {

@@ -210,8 +210,10 @@ impl Daemon {
     fn ban(&mut self, finding: &Finding, now: u64) {
         let host = Network::around(finding.source, 128);
         let network = if finding.by_address { host } else { Network::around(finding.source, self.config.ipv6_prefix) };
-        // A network with somebody in it who must stay reachable is judged host by host.
-        let network = if self.must_stay(&network, now).is_some() { host } else { network };
+        // A network with somebody in it who must stay reachable is judged host by host, and so is ::/64: the tables
+        // hold IPv4 in it, and its addresses are nobody's.
+        let by_host = self.must_stay(&network, now).is_some() || (!host.is_v4() && network.meets_ipv4());
+        let network = if by_host { host } else { network };
         if let Some(what) = self.must_stay(&network, now) {
             if self.note_due(finding.source, "exempt", now) {
                 log::warn!("not banned {network} although limited: it {what}; {}", finding.reason);

@@ -27,8 +27,7 @@ const PROMPT: Duration = Duration::from_secs(2);
 const BANNED_FOR: Duration = Duration::from_secs(6);
 
 fn main() -> ExitCode {
-    let result =
-        require_root().and_then(|()| if env::var_os(WORKER).is_some() { show() } else { supervise() });
+    let result = require_root().and_then(|()| if env::var_os(WORKER).is_some() { show() } else { supervise() });
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -66,10 +65,9 @@ impl Observations {
 fn supervise() -> Result<bool> {
     // Processes that the worker leaves become our children, so that they can be seen.
     prctl::set_child_subreaper(true).context("cannot adopt orphans")?;
-    extern "C" fn leave_it_to_the_worker(_: nix::libc::c_int) {}
+    extern "C" fn leave_it_to_the_worker(_: i32) {}
     // SAFETY: the handler does nothing, which is safe at any moment.
-    unsafe { signal(Signal::SIGINT, SigHandler::Handler(leave_it_to_the_worker)) }
-        .context("cannot handle SIGINT")?;
+    unsafe { signal(Signal::SIGINT, SigHandler::Handler(leave_it_to_the_worker)) }.context("cannot handle SIGINT")?;
     let mut worker = Command::new(env::current_exe().context("cannot find our own executable")?)
         .env(WORKER, "1")
         .spawn()
@@ -87,10 +85,7 @@ fn supervise() -> Result<bool> {
         observations.check(false, format!("left behind, and removed now: {}", remains.join(", ")));
     }
     println!();
-    println!(
-        "{}",
-        if observations.all_held { "Every observation held." } else { "Not every observation held." }
-    );
+    println!("{}", if observations.all_held { "Every observation held." } else { "Not every observation held." });
     Ok(observations.all_held)
 }
 
@@ -196,12 +191,7 @@ fn account(
     Ok(())
 }
 
-fn registrar_view(
-    observations: &mut Observations,
-    registrar: &Registrar,
-    attacker: Ipv4Addr,
-    banned_by: SystemTime,
-) {
+fn registrar_view(observations: &mut Observations, registrar: &Registrar, attacker: Ipv4Addr, banned_by: SystemTime) {
     // Kamailio's log comes to us through a pipe: what it received before the ban may be read a moment later.
     let settled = banned_by + Duration::from_millis(200);
     let requests = registrar.requests();

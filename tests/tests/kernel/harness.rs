@@ -6,7 +6,7 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{TestRun, TestRunOptions};
 use sip_xdp::ledger::Entry;
-use sip_xdp::lists::{ListMaps, Lists};
+use sip_xdp::lists::Lists;
 use sip_xdp::object::{self, Capacity, Ports, Settings};
 use sip_xdp_common::egress::Answer;
 use sip_xdp_common::layout::{Counters, LimitEvent, List, Responses};
@@ -77,7 +77,7 @@ impl Kernel {
         let sources = take(names::SOURCES).try_into().unwrap();
         let responses = take(names::RESPONSES).try_into().unwrap();
         let events = take(names::EVENTS).try_into().unwrap();
-        let lists = Lists::open(ListMaps::open(|name| Ok(take(name))).unwrap()).unwrap();
+        let lists = Lists::open(|name| Ok(take(name))).unwrap();
         let last = RefCell::new(sum(&counters, settings.slot));
         let mut kernel = Self { object, clock, counters, sources, lists, responses, events, ids, last };
         kernel.set_clock(START);
@@ -151,9 +151,9 @@ impl Kernel {
     }
 
     /// A second handle on the maps of the lists, as the next daemon would have.
-    pub(crate) fn list_maps(&self) -> ListMaps {
-        let id = |name: &str| self.ids.iter().find(|(known, _)| *known == name).unwrap().1;
-        ListMaps::open(|name| Ok(Map::from_map_data(MapData::from_id(id(name))?)?)).unwrap()
+    pub(crate) fn map_again(&self, name: &str) -> anyhow::Result<Map> {
+        let id = self.ids.iter().find(|(known, _)| *known == name).unwrap().1;
+        Ok(Map::from_map_data(MapData::from_id(id)?)?)
     }
 
     /// The events since the last call.

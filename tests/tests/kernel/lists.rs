@@ -1,7 +1,7 @@
 //! The block and trust tables in the kernel: expiry, overlaps, capacity, hits, and agreement with a plain model.
 
 use sip_xdp::ledger::Entry;
-use sip_xdp::lists::{ListError, Lists};
+use sip_xdp::lists::{ListError, ListMaps, Lists};
 use sip_xdp::network::Network;
 use sip_xdp::object::{Capacity, Settings};
 use sip_xdp_common::layout::{List, NEVER, Owner};
@@ -114,23 +114,26 @@ fn what_a_crash_left_half_done_is_put_right() {
     kernel.list(List::Block, "192.0.2.8", NEVER);
     kernel.list(List::Trust, "198.51.100.7", NEVER);
     // The daemon dies between two writes: a row without its entry, and entries without a row.
-    let mut maps = kernel.list_maps();
-    let orphan: Network = "203.0.113.5".parse().unwrap();
+    let mut maps = ListMaps::open(|name| kernel.map_again(name)).unwrap();
+    let orphan: Network = "192.0.2.9".parse().unwrap();
+    let orphan_trust: Network = "198.51.100.9".parse().unwrap();
     let stray = sip_xdp_common::layout::BlockEntry { expires: NEVER, slot: 900, pad: 0 };
     maps.blocklist.insert(&sip_xdp::lists::lpm_key(&orphan), stray, 0).unwrap();
     maps.blocklist.remove(&sip_xdp::lists::lpm_key(&"192.0.2.8".parse().unwrap())).unwrap();
     let trust = sip_xdp_common::layout::TrustEntry { expires: NEVER, flags: 1, pad: 0 };
-    maps.trust.insert(&sip_xdp::lists::lpm_key(&orphan), trust, 0).unwrap();
-    assert_eq!(reason(&mut kernel, "203.0.113.5"), Reason::Trusted);
+    maps.trust.insert(&sip_xdp::lists::lpm_key(&orphan_trust), trust, 0).unwrap();
+    assert_eq!(reason(&mut kernel, "192.0.2.9"), Reason::Blocked);
+    assert_eq!(reason(&mut kernel, "198.51.100.9"), Reason::Trusted);
     assert_eq!(reason(&mut kernel, "192.0.2.8"), Reason::Unknown);
 
-    let lists = Lists::open(maps).unwrap();
+    let lists = Lists::open(|name| kernel.map_again(name)).unwrap();
     assert_eq!(lists.entries(List::Block).count(), 2);
     for (source, expected) in [
         ("192.0.2.7", Reason::Blocked),
         ("192.0.2.8", Reason::Blocked),
         ("198.51.100.7", Reason::Trusted),
-        ("203.0.113.5", Reason::Unknown),
+        ("192.0.2.9", Reason::Unknown),
+        ("198.51.100.9", Reason::Unknown),
     ] {
         assert_eq!(reason(&mut kernel, source), expected, "{source}");
     }
