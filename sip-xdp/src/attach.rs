@@ -88,7 +88,7 @@ pub fn attach(
     }
     let name = &interface.name;
     let (mode, warning) = match choice {
-        ModeChoice::Generic => (attach_anew(program, interface, Mode::Generic, pins).map(|()| Mode::Generic)?, None),
+        ModeChoice::Generic => (generic(program, interface, pins)?, None),
         ModeChoice::Native | ModeChoice::Auto => match attach_anew(program, interface, Mode::Native, pins) {
             Ok(()) => (Mode::Native, None),
             Err(error) if is_taken(&error) => return Err(error),
@@ -98,7 +98,7 @@ pub fn attach(
                 )
             }
             Err(error) => {
-                attach_anew(program, interface, Mode::Generic, pins)?;
+                generic(program, interface, pins)?;
                 let warning = format!(
                     "{name}: the driver cannot run it ({error:#}); attached in generic mode, which protects as well \
                      but costs several times the CPU per dropped packet"
@@ -109,6 +109,15 @@ pub fn attach(
     };
     pin_program(program, interface, pins)?;
     Ok((mode, warning))
+}
+
+/// Attaches in generic mode.
+fn generic(program: &mut Xdp, interface: &Interface, pins: &Pins) -> Result<Mode> {
+    match attach_anew(program, interface, Mode::Generic, pins) {
+        Ok(()) => Ok(Mode::Generic),
+        Err(error) if is_taken(&error) => Err(error),
+        Err(error) => Err(error.context(format!("{} cannot be filtered; is it still there?", interface.name))),
+    }
 }
 
 /// Swaps the program behind the interface's pinned link. `None` if there is no link, or none that can be adopted.
@@ -161,7 +170,7 @@ fn attach_anew(program: &mut Xdp, interface: &Interface, mode: Mode, pins: &Pins
             return Err(match errno(&error) {
                 Some(libc::EBUSY | libc::EEXIST) => anyhow!(Taken(occupant(interface))),
                 Some(libc::EOPNOTSUPP) => anyhow!("not supported by the driver"),
-                _ => anyhow!("{}", cause(&error)),
+                _ => anyhow!("the kernel said: {}", cause(&error)),
             });
         }
     };

@@ -113,9 +113,17 @@ pub fn misfit(directory: &Path, capacity: &Capacity) -> Option<String> {
     })
 }
 
-/// Loads the programs. With `maps`, the shared maps are those pinned in that directory, and are pinned there if
-/// they are not yet; without, they are private to the returned object.
+/// Loads the programs, with their maps as [`make_maps`] makes them.
 pub fn load(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
+    let mut object = make_maps(settings, maps)?;
+    ingress(&mut object)?.load().map_err(|error| explain(error.into()))?;
+    egress(&mut object)?.load().map_err(|error| explain(error.into()))?;
+    Ok(object)
+}
+
+/// Makes the maps, but loads no program yet. With `maps`, the shared maps are those pinned in that directory, and are
+/// pinned there if they are not yet; without, they are private to the returned object.
+pub fn make_maps(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
     let limits = bytemuck::bytes_of(&settings.limits);
     let (high, low) = mask(settings.ipv6_prefix);
     let ipv6_mask = [high, low];
@@ -140,10 +148,7 @@ pub fn load(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
     for (name, path) in &pins {
         loader.map_pin_path(name, path);
     }
-    let mut object = loader.load(OBJECT).map_err(|error| explain(error.into()))?;
-    ingress(&mut object)?.load().map_err(|error| explain(error.into()))?;
-    egress(&mut object)?.load().map_err(|error| explain(error.into()))?;
-    Ok(object)
+    loader.load(OBJECT).map_err(|error| explain(error.into()))
 }
 
 /// The ingress program of a loaded object.

@@ -47,7 +47,7 @@ fn privileged_tests(workspace: &Workspace) -> Result<Command> {
         }
         cargo.env(runner_variable(), "sudo --preserve-env");
     }
-    cargo.args(["test", "--no-fail-fast", "--package", PRIVILEGED, "--", "--test-threads=1"]);
+    cargo.args(["test", "--no-fail-fast", "--package", PRIVILEGED, "--", "--test-threads=1", "--show-output"]);
     Ok(cargo)
 }
 

@@ -73,8 +73,8 @@ impl Daemon {
         let adopts = pins.is_loaded() && misfit.is_none();
         let maps = if adopts { pins.maps() } else { pins.new_maps() };
         fs::create_dir_all(&maps).with_context(|| format!("{} cannot be made", maps.display()))?;
-        // Loading any program makes and pins the maps that are missing; this one is dropped again.
-        drop(object::load(&settings(&config, Link::Ethernet, 0), Some(&maps))?);
+        // Pins the maps that are missing; the rest of this object is of no use yet.
+        drop(object::make_maps(&settings(&config, Link::Ethernet, 0), Some(&maps))?);
         let open = |name: &str| -> Result<Map> { Ok(Map::from_map_data(MapData::from_pin(maps.join(name))?)?) };
         let mut lists = Lists::open(open)?;
 
@@ -238,6 +238,7 @@ impl Daemon {
             if is_new {
                 counters.set(slot, PerCpuValues::try_from(vec![Counters::zeroed(); cpus()?])?, 0)?;
             }
+            let adopting = if self.pins.link(interface.index).exists() { ", adopting what was there" } else { "" };
             let program = object::ingress(&mut object)?;
             let (mode, warning) = match attach(program, interface, self.config.mode, &self.pins) {
                 Ok(attached) => attached,
@@ -261,11 +262,7 @@ impl Daemon {
             let since = known[slot as usize];
             let since_ms = if is_new { clock::wall_ms() } else { since.since_ms };
             records.set(slot, record(interface, mode, self.config.dry_run, since_ms), 0)?;
-            log::info!(
-                "attached to {} in {mode} mode{}",
-                interface.name,
-                if is_new { "" } else { ", adopting what was there" }
-            );
+            log::info!("attached to {} in {mode} mode{adopting}", interface.name);
             served.push(Served { index: interface.index, name: interface.name.clone(), mode, slot });
             forward_diagnostics(&mut object)?;
         }
