@@ -241,7 +241,8 @@ fn occupant(interface: &Interface) -> String {
             "{name} is already filtered by another sip-xdp (program {id}); unload that one, with its --pin-dir"
         );
     }
-    let program = if program.is_empty() { "without a name".to_owned() } else { format!("\"{program}\"") };
+    // Reading names takes CAP_SYS_ADMIN, which the service does not have.
+    let program = if program.is_empty() { String::new() } else { format!("\"{program}\" ") };
     // A program behind a link can only be taken off through the link.
     let link = loaded_links().flatten().find(|link| link.program_id() == id);
     let command = match link {
@@ -249,7 +250,7 @@ fn occupant(interface: &Interface) -> String {
         None => format!("ip link set dev {name} xdp off"),
     };
     format!(
-        "{name} already runs an XDP program {program} (id {id}), and the kernel takes one per interface; stop its owner, \
+        "{name} already runs an XDP program {program}(id {id}), and the kernel takes one per interface; stop its owner, \
          or take it off with `{command}`"
     )
 }

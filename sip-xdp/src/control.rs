@@ -141,8 +141,9 @@ pub fn listen(socket: &Path) -> Result<UnixListener> {
     let listener = listener.with_context(|| format!("{} cannot be opened", socket.display()))?;
     fs::set_permissions(socket, fs::Permissions::from_mode(0o660))?;
     if let Ok(Some(group)) = Group::from_name(GROUP) {
-        chown(socket, None, Some(Gid::from_raw(group.gid.as_raw())))
-            .with_context(|| format!("{} cannot be given to the group {GROUP}", socket.display()))?;
+        if let Err(error) = chown(socket, None, Some(Gid::from_raw(group.gid.as_raw()))) {
+            log::warn!("{} cannot be given to the group {GROUP} ({error}); only root can use it", socket.display());
+        }
     }
     Ok(listener)
 }

@@ -3,6 +3,7 @@
 //! Their names carry the id of the process that made them, so that what a killed run left can be told from what a running
 //! one uses.
 
+use std::env;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -89,36 +90,49 @@ impl Drop for Namespace {
     }
 }
 
-/// Removes namespaces and pins of runs that are gone.
+/// Removes what runs that are gone have left: namespaces, pins, directories.
 pub fn sweep() -> Result<()> {
-    for name in leftovers(|owner| !Path::new(&format!("/proc/{owner}")).exists()) {
-        delete(&name)?;
-    }
-    for path in pins(|owner| !Path::new(&format!("/proc/{owner}")).exists()) {
-        remove_pins(&path)?;
-    }
-    Ok(())
+    remove(|owner| !is_alive(owner))
 }
 
 /// Removes everything that this process made, whether or not it was dropped.
 pub fn sweep_owner(owner: u32) -> Result<()> {
-    leftovers(|pid| pid == owner).iter().try_for_each(|name| delete(name))?;
-    pins(|pid| pid == owner).iter().try_for_each(|path| remove_pins(path))
+    remove(|pid| pid == owner)
 }
 
-/// What a process has made and not removed: names of namespaces, and pin directories.
+/// What a process has made and not removed: names of namespaces, directories of pins and of files.
 pub fn remains_of(owner: u32) -> Vec<String> {
-    let pins = pins(|pid| pid == owner).into_iter().map(|path| path.display().to_string());
-    leftovers(|pid| pid == owner).into_iter().chain(pins).collect()
+    let directories = directories(|pid| pid == owner).into_iter().map(|path| path.display().to_string());
+    namespaces(|pid| pid == owner).into_iter().chain(directories).collect()
 }
 
-fn leftovers(chosen: impl Fn(u32) -> bool) -> Vec<String> {
+fn remove(chosen: impl Fn(u32) -> bool) -> Result<()> {
+    for name in namespaces(&chosen) {
+        delete(&name)?;
+    }
+    for path in directories(chosen) {
+        // Unpinning the links detaches the programs.
+        fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Whether a process is running; one that only waits to be collected by its parent is not.
+fn is_alive(pid: u32) -> bool {
+    // The state follows the name, which is in parentheses and may contain some itself (proc_pid_stat(5)).
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with(['Z', 'X'])))
+}
+
+fn namespaces(chosen: impl Fn(u32) -> bool) -> Vec<String> {
     owned_entries(Path::new(DIRECTORY), chosen)
 }
 
-fn pins(chosen: impl Fn(u32) -> bool) -> Vec<PathBuf> {
-    let names = owned_entries(Path::new(PIN_PARENT), chosen);
-    names.into_iter().map(|name| Path::new(PIN_PARENT).join(name)).collect()
+fn directories(chosen: impl Fn(u32) -> bool) -> Vec<PathBuf> {
+    [PathBuf::from(PIN_PARENT), env::temp_dir()]
+        .into_iter()
+        .flat_map(|parent| owned_entries(&parent, &chosen).into_iter().map(move |name| parent.join(name)))
+        .collect()
 }
 
 fn owned_entries(directory: &Path, chosen: impl Fn(u32) -> bool) -> Vec<String> {
@@ -133,11 +147,6 @@ fn owned_entries(directory: &Path, chosen: impl Fn(u32) -> bool) -> Vec<String> 
 
 fn owner_of(name: &str) -> Option<u32> {
     name.strip_prefix(PREFIX)?.split('-').next()?.parse().ok()
-}
-
-/// Unpinning the links detaches the programs.
-fn remove_pins(path: &Path) -> Result<()> {
-    fs::remove_dir_all(path).with_context(|| format!("cannot remove {}", path.display()))
 }
 
 fn delete(name: &str) -> Result<()> {
@@ -161,5 +170,18 @@ mod tests {
         assert_eq!(owner_of("sx-pbx"), None);
         assert_eq!(owner_of("other-4711-0"), None);
         assert_eq!(owner_of(&unique_name()), Some(std::process::id()));
+    }
+
+    #[test]
+    fn a_process_that_ended_is_not_alive_before_it_is_collected() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let mut polls = 0;
+        while is_alive(child.id()) && polls < 200 {
+            thread::sleep(std::time::Duration::from_millis(10));
+            polls += 1;
+        }
+        assert!(polls < 200 && is_alive(std::process::id()));
+        child.wait().unwrap();
+        assert!(!is_alive(child.id()));
     }
 }

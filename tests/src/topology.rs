@@ -12,7 +12,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use crate::namespace::{Namespace, sweep};
+use crate::namespace::{Namespace, sweep, unique_name};
 use crate::process::succeed;
 use crate::require_root;
 
@@ -57,7 +57,7 @@ impl Lab {
             attacker: Namespace::new("attacker")?,
             phone: Namespace::new("phone")?,
             directory: tempfile::Builder::new()
-                .prefix("sip-xdp-lab-")
+                .prefix(&format!("{}-", unique_name()))
                 .tempdir()
                 .context("cannot make a temporary directory")?,
         };

@@ -17,10 +17,12 @@ use sip_xdp_common::names;
 use sip_xdp_common::packet::Link;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::net::UnixListener;
 
 use super::{Daemon, Overrides, Served};
 use crate::attach::{Mode, attach, attach_egress};
 use crate::config::{BlockScope, Config};
+use crate::control;
 use crate::detect::Detector;
 use crate::exempt::{Exempt, near};
 use crate::ledger::Entry;
@@ -37,7 +39,7 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 impl Daemon {
     /// Starts: adopts what is pinned, or begins anew with what is on disk. A start that fails leaves what was there.
-    pub(super) async fn start(paths: Paths, overrides: Overrides) -> Result<(Self, RingBuf<MapData>)> {
+    pub(super) async fn start(paths: Paths, overrides: Overrides) -> Result<(Self, RingBuf<MapData>, UnixListener)> {
         let config = overrides.read(&paths)?;
         object::check_capabilities()?;
         let pins = Pins::new(&paths.pin_dir);
@@ -57,7 +59,7 @@ impl Daemon {
         config: Config,
         pins: Pins,
         lock: Lock,
-    ) -> Result<(Self, RingBuf<MapData>)> {
+    ) -> Result<(Self, RingBuf<MapData>, UnixListener)> {
         let mut warnings = Vec::new();
         if let Err(error) = fs::create_dir_all(&paths.state_dir) {
             // Protection goes on without a state; saving will say what is lost.
@@ -130,6 +132,8 @@ impl Daemon {
         };
         daemon.exempt = Exempt::new(&surroundings, &resolv_conf());
         daemon.prepare_lists()?;
+        // Before anything is attached: a daemon that nobody can talk to must not leave a filter behind.
+        let listener = control::listen(&daemon.paths.socket())?;
         daemon.serve(&interfaces, &maps, records, counters)?;
         if adopts {
             daemon.pins.remove_other_versions()?;
@@ -137,7 +141,7 @@ impl Daemon {
             daemon.pins.promote_new_maps()?;
         }
         daemon.dirty = true;
-        Ok((daemon, events))
+        Ok((daemon, events, listener))
     }
 
     /// Reads the configuration again and applies it. On an error the running one stays in force.

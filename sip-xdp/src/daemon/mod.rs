@@ -113,11 +113,10 @@ struct Daemon {
 
 /// Runs the daemon until it is told to stop, by signal or by `unload`. `ready` is called once when it enforces.
 pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -> Result<()> {
-    let (mut daemon, events) = Daemon::start(paths, overrides).await?;
+    let (mut daemon, events, listener) = Daemon::start(paths, overrides).await?;
     // SAFETY: the ring owns its map's descriptor for as long as it lives, and always returns that one.
     let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };
     let mut events = events.context("the event ring cannot be watched")?;
-    let listener = control::listen(&daemon.paths.socket())?;
     let (calls, mut called) = mpsc::channel::<Call>(16);
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
