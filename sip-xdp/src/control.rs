@@ -140,10 +140,10 @@ pub fn listen(socket: &Path) -> Result<UnixListener> {
     umask(before);
     let listener = listener.with_context(|| format!("{} cannot be opened", socket.display()))?;
     fs::set_permissions(socket, fs::Permissions::from_mode(0o660))?;
-    if let Ok(Some(group)) = Group::from_name(GROUP) {
-        if let Err(error) = chown(socket, None, Some(Gid::from_raw(group.gid.as_raw()))) {
-            log::warn!("{} cannot be given to the group {GROUP} ({error}); only root can use it", socket.display());
-        }
+    if let Ok(Some(group)) = Group::from_name(GROUP)
+        && let Err(error) = chown(socket, None, Some(Gid::from_raw(group.gid.as_raw())))
+    {
+        log::warn!("{} cannot be given to the group {GROUP} ({error}); only root can use it", socket.display());
     }
     Ok(listener)
 }
