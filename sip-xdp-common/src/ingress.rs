@@ -37,9 +37,20 @@ pub trait Tables: Site {
     /// Whether a live entry blocks `source`; counts the hit.
     fn is_blocked(&self, source: &Source) -> bool;
 
-    /// Charges a message to its source's meter, tells the daemon if that is due, and returns whether the message is
-    /// within the limits.
-    fn charge(&self, message: Message, sent: &Sent) -> bool;
+    /// Charges a message to its source's meter, or to the strangers' budget in a storm, and tells the daemon if that is
+    /// due.
+    fn charge(&self, message: Message, sent: &Sent) -> Charged;
+}
+
+/// What became of a message that was charged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Charged {
+    /// It is within its limits.
+    Within,
+    /// Its source is over a limit.
+    Limited,
+    /// Its source is a stranger in a storm, and the strangers' budget is spent.
+    Storm,
 }
 
 /// Whence a message came, and where it is in the packet.
@@ -146,9 +157,17 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
         _ => Message::Other,
     };
 
-    // 6. Unknown sources stay within their limits.
+    // What follows is verified once, not once for each kind of message.
+    let number = packet.forget(message as usize) & (Message::SLOTS - 1);
+    let message = Message::from_number(number as u8).unwrap_or(Message::Unparsed);
+
+    // 6. Unknown sources stay within their limits; 7. and in a storm, strangers within a budget that they share.
     let sent = Sent { source, by_address, source_port, destination_port, payload, end };
-    let reason = if tables.charge(message, &sent) { message.passes_as() } else { Reason::Limited };
+    let reason = match tables.charge(message, &sent) {
+        Charged::Within => message.passes_as(),
+        Charged::Limited => Reason::Limited,
+        Charged::Storm => Reason::Storm,
+    };
     Judgement { reason, message: Some(message) }
 }
 

@@ -170,10 +170,10 @@ pub struct Counters {
     /// The same in bytes.
     pub would_drop_bytes: [u64; Reason::COUNT],
     /// Packets by [`Message`].
-    pub messages: [u64; Message::COUNT],
+    pub messages: [u64; Message::SLOTS],
 }
 
-const _: () = assert!(size_of::<Counters>() == 8 * (4 * Reason::COUNT + Message::COUNT));
+const _: () = assert!(size_of::<Counters>() == 8 * (4 * Reason::COUNT + Message::SLOTS));
 
 /// Our own responses on one CPU, by [`Answer`](crate::egress::Answer).
 #[repr(C)]
@@ -274,6 +274,7 @@ const _: () = assert!(size_of::<LimitEvent>() == 72 + HEAD);
 mod user {
     use super::*;
     use crate::meter::{Limits, Meter};
+    use crate::storm::Weather;
 
     /// Every type here is `bytemuck::Pod`: any bit pattern is valid and there is no padding, which is all that aya's
     /// marker asks for.
@@ -296,5 +297,5 @@ mod user {
         InterfaceRecord,
         LimitEvent
     );
-    plain!(Limits, Meter);
+    plain!(Limits, Meter, Weather);
 }

@@ -17,4 +17,5 @@ pub mod packet;
 pub mod reader;
 pub mod sip;
 pub mod source;
+pub mod storm;
 pub mod verdict;

@@ -62,6 +62,8 @@ pub enum Bucket {
     Requests,
     /// [`Limits::other`].
     Other,
+    /// The budget that strangers share in a storm ([`crate::storm`]).
+    Storm,
 }
 
 impl Bucket {
@@ -71,6 +73,7 @@ impl Bucket {
             Self::Register => "register",
             Self::Requests => "requests",
             Self::Other => "other",
+            Self::Storm => "storm",
         }
     }
 
@@ -80,6 +83,7 @@ impl Bucket {
             0 => Some(Self::Register),
             1 => Some(Self::Requests),
             2 => Some(Self::Other),
+            3 => Some(Self::Storm),
             _ => None,
         }
     }

@@ -8,8 +8,10 @@ pub const INGRESS: &str = "sip_xdp_ingress";
 pub const EGRESS: &str = "sip_xdp_egress";
 
 /// Maps that are pinned: they outlive the daemon and are adopted by the next one.
-pub const PINNED_MAPS: [&str; 12] =
-    [FRONT, TRUST, BLOCKLIST, HITS, LEDGER, SOURCES, COUNTERS, RESPONSES, CPU_STATE, EVENTS, INTERFACES, CLOCK];
+pub const PINNED_MAPS: [&str; 14] = [
+    FRONT, TRUST, BLOCKLIST, HITS, LEDGER, SOURCES, SKETCH, WEATHER, COUNTERS, RESPONSES, CPU_STATE, EVENTS,
+    INTERFACES, CLOCK,
+];
 
 /// Which IPv4 /24s meet any listed network ([`crate::front`]).
 pub const FRONT: &str = "FRONT";
@@ -23,6 +25,10 @@ pub const HITS: &str = "HITS";
 pub const LEDGER: &str = "LEDGER";
 /// The meters of unknown sources ([`crate::source::Source`] to [`crate::meter::Meter`]).
 pub const SOURCES: &str = "SOURCES";
+/// The marks of sources without a meter ([`crate::storm::MARKS`] bytes).
+pub const SKETCH: &str = "SKETCH";
+/// Whether there is a storm ([`crate::storm::Weather`]).
+pub const WEATHER: &str = "WEATHER";
 /// Counters per interface slot ([`crate::layout::Counters`]).
 pub const COUNTERS: &str = "COUNTERS";
 /// Our own responses, by what they say ([`crate::layout::Responses`]).
@@ -40,6 +46,8 @@ pub const CLOCK: &str = "CLOCK";
 pub const PORTS: &str = "PORTS";
 /// Global: the limits of unknown sources ([`crate::meter::Limits`]).
 pub const LIMITS: &str = "LIMITS";
+/// Global: what a storm is ([`crate::storm::StormLimits`]).
+pub const STORM: &str = "STORM";
 /// Global: the mask under which IPv6 sources are metered (`[u64; 2]`, as [`crate::source::mask`] gives it).
 pub const IPV6_MASK: &str = "IPV6_MASK";
 /// Global: how frames start on this interface ([`crate::packet::Link`] as `u8`).
@@ -54,4 +62,4 @@ pub const DRY_RUN: &str = "DRY_RUN";
 pub const CLOCK_FROM_MAP: &str = "CLOCK_FROM_MAP";
 
 /// All globals that the loader sets.
-pub const GLOBALS: [&str; 8] = [PORTS, LIMITS, IPV6_MASK, LINK, SLOT, SCOPE_ALL, DRY_RUN, CLOCK_FROM_MAP];
+pub const GLOBALS: [&str; 9] = [PORTS, LIMITS, STORM, IPV6_MASK, LINK, SLOT, SCOPE_ALL, DRY_RUN, CLOCK_FROM_MAP];

@@ -132,6 +132,9 @@ impl Message {
     /// How many kinds there are.
     pub const COUNT: usize = 14;
 
+    /// How many counters are kept for them: a power of two, so that a mask bounds the index where the verifier sees it.
+    pub const SLOTS: usize = 16;
+
     /// All kinds, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT] = [
         Self::Register,
@@ -188,8 +191,25 @@ impl Message {
     }
 
     /// The kind with this number, if there is one.
-    pub fn from_number(number: u8) -> Option<Self> {
-        Self::ALL.get(usize::from(number)).copied()
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            0 => Self::Register,
+            1 => Self::Invite,
+            2 => Self::Options,
+            3 => Self::Subscribe,
+            4 => Self::Notify,
+            5 => Self::Publish,
+            6 => Self::Message,
+            7 => Self::Ack,
+            8 => Self::Bye,
+            9 => Self::Cancel,
+            10 => Self::Other,
+            11 => Self::Response,
+            12 => Self::Keepalive,
+            13 => Self::Unparsed,
+            _ => return None,
+        })
     }
 }
 

@@ -5,6 +5,7 @@ use aya_ebpf::Global;
 use sip_xdp_common::ingress::Site;
 use sip_xdp_common::meter::{Limit, Limits};
 use sip_xdp_common::packet::Link;
+use sip_xdp_common::storm::StormLimits;
 
 const UNSET: Limit = Limit { interval: 0, burst: 0 };
 
@@ -14,6 +15,10 @@ static PORTS: Global<[u64; 1024]> = Global::new([0; 1024]);
 /// The limits of unknown sources.
 #[unsafe(no_mangle)]
 pub(crate) static LIMITS: Global<Limits> = Global::new(Limits { register: UNSET, requests: UNSET, other: UNSET });
+
+/// What a storm is.
+#[unsafe(no_mangle)]
+pub(crate) static STORM: Global<StormLimits> = Global::new(StormLimits { new_sources: 0, budget: UNSET, seed: 0 });
 
 /// The mask under which IPv6 sources are metered.
 #[unsafe(no_mangle)]

@@ -10,6 +10,7 @@ use sip_xdp_common::layout::{
 };
 use sip_xdp_common::meter::Meter;
 use sip_xdp_common::source::Source;
+use sip_xdp_common::storm::{MARKS, Weather};
 
 #[btf_map]
 pub(crate) static FRONT: Array<front::Element, { front::ELEMENTS as usize }> = Array::new();
@@ -31,6 +32,12 @@ pub(crate) static LEDGER: HashMap<LedgerKey, LedgerRow, { DEFAULT_NETWORKS as us
 
 #[btf_map]
 pub(crate) static SOURCES: LruHashMap<Source, Meter, { DEFAULT_SOURCES as usize }> = LruHashMap::new();
+
+#[btf_map]
+pub(crate) static SKETCH: Array<[u8; MARKS], 1> = Array::new();
+
+#[btf_map]
+pub(crate) static WEATHER: Array<Weather, 1> = Array::new();
 
 #[btf_map]
 pub(crate) static COUNTERS: PerCpuArray<Counters, MAX_INTERFACES> = PerCpuArray::new();

@@ -4,15 +4,16 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::warn;
 use sip_xdp_common::front::{self, Place};
-use sip_xdp_common::ingress::{Sent, Site, Standing, Tables};
+use sip_xdp_common::ingress::{Charged, Sent, Site, Standing, Tables};
 use sip_xdp_common::layout::{BY_ADDRESS, CpuState, TRUSTED};
-use sip_xdp_common::meter::{Charge, Meter};
+use sip_xdp_common::meter::{Bucket, Charge, Limits, Meter};
 use sip_xdp_common::packet::Link;
 use sip_xdp_common::source::Source;
+use sip_xdp_common::storm::{self, Welcome};
 use sip_xdp_common::verdict::Message;
 
 use crate::globals::Here;
-use crate::maps::{BLOCKLIST, FRONT, HITS, SOURCES, TRUST};
+use crate::maps::{BLOCKLIST, FRONT, HITS, SKETCH, SOURCES, TRUST, WEATHER};
 use crate::{clock, events, globals};
 
 /// The kernel's tables, for one packet.
@@ -102,31 +103,65 @@ impl Tables for MapTables<'_> {
     }
 
     #[inline(always)]
-    fn charge(&self, message: Message, sent: &Sent) -> bool {
+    fn charge(&self, message: Message, sent: &Sent) -> Charged {
         let key = Self::metered_as(&sent.source, sent.by_address);
         let limits = globals::LIMITS.load();
         let now = clock::now();
         let Some(slot) = SOURCES.get_ptr_mut(key) else {
-            // The first message of a source is within any limit: a limit allows at least one.
-            let mut meter = Meter::new(now);
-            meter.charge(message, now, &limits);
-            if let Err(error) = SOURCES.insert(key, meter, 0)
-                && events::diagnostic_due(self.state, now)
-            {
-                warn!(self.ctx, "no room to meter another source (error {})", error);
-            }
-            return true;
+            return self.meet(&key, message, sent, now, &limits);
         };
         // SAFETY: the value stays allocated while the program runs. Two CPUs that charge one source in the same instant
         // may lose one of the two charges, no more: each field is an aligned word.
         let meter = unsafe { &mut *slot };
         match meter.charge(message, now, &limits) {
-            Charge::Within => true,
+            Charge::Within => Charged::Within,
             Charge::Over { bucket, report } => {
                 if report {
                     events::report(self.ctx, self.state, meter, bucket, message, sent, now);
                 }
-                false
+                Charged::Limited
+            }
+        }
+    }
+}
+
+impl MapTables<'_> {
+    /// Meets a source that has no meter.
+    #[inline(always)]
+    fn meet(&self, key: &Source, message: Message, sent: &Sent, now: u64, limits: &Limits) -> Charged {
+        let storm = globals::STORM.load();
+        let (Some(sketch), Some(weather)) = (SKETCH.get_ptr_mut(0), WEATHER.get_ptr_mut(0)) else {
+            return Charged::Within;
+        };
+        // SAFETY: both values live as long as their maps, and a mark is below the sketch's length. Other CPUs write
+        // them too: bytes and aligned words, of which a lost one is a source that is counted once more or less.
+        let (mark, weather) = unsafe { (sketch.cast::<u8>().add(storm::mark(key, storm.seed)), &mut *weather) };
+        // SAFETY: as above.
+        let found = unsafe { mark.read_volatile() };
+        let welcome = weather.meet(found, now, &storm);
+        if found != storm::window_mark(now) {
+            // SAFETY: as above.
+            unsafe { mark.write_volatile(storm::window_mark(now)) };
+        }
+        // The first message of a source is within any limit: a limit allows at least one.
+        let mut meter = Meter::new(now);
+        meter.charge(message, now, limits);
+        match welcome {
+            Welcome::Meter => {
+                if let Err(error) = SOURCES.insert(key, meter, 0)
+                    && events::diagnostic_due(self.state, now)
+                {
+                    warn!(self.ctx, "no room to meter another source (error {})", error);
+                }
+                Charged::Within
+            }
+            Welcome::Pass => Charged::Within,
+            Welcome::Drop => {
+                if weather.report_due(now) {
+                    meter.seen = weather.new_sources;
+                    events::report(self.ctx, self.state, &meter, Bucket::Storm, message, sent, now);
+                }
+                Charged::Storm
             }
         }
     }

@@ -113,7 +113,7 @@ impl Detector {
         let (rule, limit) = match kind {
             Bucket::Register => self.rules.register,
             Bucket::Requests => self.rules.requests,
-            Bucket::Other => return None,
+            Bucket::Other | Bucket::Storm => return None,
         };
         let by_address = event.by_address != 0 || event.source.is_v4();
         let key = if by_address { event.source } else { event.source.masked(self.rules.ipv6_mask) };

@@ -15,6 +15,7 @@ use sip_xdp_common::meter::{Limits, Meter};
 use sip_xdp_common::names;
 use sip_xdp_common::packet::Link;
 use sip_xdp_common::source::{Source, mask};
+use sip_xdp_common::storm::{MARKS, StormLimits, Weather};
 
 /// The object as `cargo xtask build` compiled it.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sip-xdp-ebpf.o"));
@@ -41,6 +42,8 @@ pub struct Settings {
     pub ports: Ports,
     /// The limits of unknown sources.
     pub limits: Limits,
+    /// What a storm is.
+    pub storm: StormLimits,
     /// The length under which IPv6 sources are metered.
     pub ipv6_prefix: u8,
     /// Blocked sources lose everything but ICMP.
@@ -92,6 +95,8 @@ pub fn shapes(capacity: &Capacity) -> [(&'static str, MapType, usize, usize, u32
         (names::HITS, MapType::Array, index, word, networks),
         (names::LEDGER, MapType::Hash, size_of::<LedgerKey>(), size_of::<LedgerRow>(), networks),
         (names::SOURCES, MapType::LruHash, size_of::<Source>(), size_of::<Meter>(), capacity.sources),
+        (names::SKETCH, MapType::Array, index, MARKS, 1),
+        (names::WEATHER, MapType::Array, index, size_of::<Weather>(), 1),
         (names::COUNTERS, MapType::PerCpuArray, index, size_of::<Counters>(), interfaces),
         (names::RESPONSES, MapType::PerCpuArray, index, size_of::<Responses>(), 1),
         (names::CPU_STATE, MapType::PerCpuArray, index, size_of::<CpuState>(), 1),
@@ -136,6 +141,7 @@ pub fn make_maps(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
     loader
         .override_global(names::PORTS, settings.ports.0.as_slice(), true)
         .override_global(names::LIMITS, limits, true)
+        .override_global(names::STORM, bytemuck::bytes_of(&settings.storm), true)
         .override_global(names::IPV6_MASK, ipv6_mask.as_slice(), true)
         .override_global(names::SLOT, &settings.slot, true)
         .override_global(names::LINK, &flags[0], true)

@@ -13,6 +13,7 @@ use sip_xdp_common::layout::{Counters, CpuState, InterfaceRecord, List, MAX_INTE
 use sip_xdp_common::meter::Meter;
 use sip_xdp_common::names;
 use sip_xdp_common::source::Source;
+use sip_xdp_common::storm::Weather;
 use sip_xdp_common::verdict::{Message, Reason, Verdict};
 
 use crate::attach::Mode;
@@ -185,6 +186,12 @@ pub fn stats(pins: &Pins) -> Result<Stats> {
         blocklist: Occupancy { ipv4, ipv6: blocked.len() - ipv4, capacity: lists.capacity },
         sources: SourceStats { tracked, good: 0, peers: 0 },
     })
+}
+
+/// Whether there is a storm right now.
+pub fn is_storm(pins: &Pins) -> Result<bool> {
+    let weather: Array<MapData, Weather> = pins.open(names::WEATHER)?.try_into()?;
+    Ok(weather.get(&0, 0)?.is_storm(clock::now()))
 }
 
 /// Reads a list; what has ended is left out.

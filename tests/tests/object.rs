@@ -9,6 +9,7 @@ use aya_obj::generated::bpf_map_type;
 use sip_xdp::object::{Capacity, OBJECT, shapes};
 use sip_xdp_common::meter::Limits;
 use sip_xdp_common::names;
+use sip_xdp_common::storm::StormLimits;
 
 fn object() -> Object {
     Object::parse(OBJECT).expect("the embedded object can be parsed")
@@ -50,6 +51,7 @@ fn it_has_the_globals_in_their_sizes() {
     let sizes: [(&str, usize); names::GLOBALS.len()] = [
         (names::PORTS, 8192),
         (names::LIMITS, size_of::<Limits>()),
+        (names::STORM, size_of::<StormLimits>()),
         (names::IPV6_MASK, 16),
         (names::LINK, 1),
         (names::SLOT, 4),

@@ -84,6 +84,10 @@ async fn collect(paths: &Paths) -> Result<Report> {
                 warnings.push(format!("{} is in a dry run: nothing is dropped", interface.interface));
             }
         }
+        if report::is_storm(&pins)? {
+            warnings
+                .push("a storm: more new sources than can be real; strangers share one budget until it is over".into());
+        }
         if interfaces.is_empty() {
             warnings.push("no interface is filtered; start `sip-xdp run`".into());
         }

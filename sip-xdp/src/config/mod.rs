@@ -4,6 +4,7 @@
 mod values;
 
 use std::fs;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::Path;
 
@@ -11,6 +12,7 @@ use anyhow::{Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::layout::{DEFAULT_NETWORKS, DEFAULT_SOURCES};
 use sip_xdp_common::meter;
+use sip_xdp_common::storm::StormLimits;
 use toml::{Table, Value};
 
 use crate::attach::ModeChoice;
@@ -94,6 +96,18 @@ pub struct Rate {
 pub struct LimitsConfig {
     /// Sources of which nothing is known.
     pub unknown: UnknownLimits,
+    /// What a storm is, and what strangers may send in one.
+    pub storm: StormConfig,
+}
+
+/// What a storm is: more distinct new sources than can be real.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StormConfig {
+    /// More than so many distinct new sources are a storm.
+    pub new_sources: Rate,
+    /// What sources without a meter may send together while it lasts.
+    pub budget: Rate,
 }
 
 /// What a source may send of which nothing is known.
@@ -182,6 +196,15 @@ impl Default for UnknownLimits {
     }
 }
 
+impl Default for StormConfig {
+    fn default() -> Self {
+        Self {
+            new_sources: Rate { count: 2_000, per: Span::seconds(1) },
+            budget: Rate { count: 500, per: Span::seconds(1) },
+        }
+    }
+}
+
 impl Default for Detect {
     fn default() -> Self {
         Self {
@@ -244,6 +267,10 @@ impl Config {
         for (name, rate) in [("register", limits.register), ("requests", limits.requests), ("other", limits.other)] {
             check_rate(&format!("limits.unknown.{name}"), rate.count, rate.per)?;
         }
+        let storm = &self.limits.storm;
+        for (name, rate) in [("new_sources", storm.new_sources), ("budget", storm.budget)] {
+            check_rate(&format!("limits.storm.{name}"), rate.count, rate.per)?;
+        }
         for (name, rule) in [("register", self.detect.register), ("requests", self.detect.requests)] {
             check_rate(&format!("detect.{name}"), rule.count, rule.per)?;
         }
@@ -270,6 +297,15 @@ impl Config {
         let limit = |rate: Rate| meter::Limit::new(rate.count, rate.per.nanos());
         let limits = &self.limits.unknown;
         meter::Limits { register: limit(limits.register), requests: limit(limits.requests), other: limit(limits.other) }
+    }
+
+    /// What a storm is, as the kernel counts it, with a seed of this load's own.
+    pub fn storm_limits(&self) -> StormLimits {
+        let StormConfig { new_sources, budget } = &self.limits.storm;
+        let budget = meter::Limit::new(budget.count, budget.per.nanos());
+        // The standard library's hasher is seeded from the system's randomness.
+        let seed = RandomState::new().hash_one(0);
+        StormLimits::new(new_sources.count, new_sources.per.nanos(), budget, seed)
     }
 
     /// The ports as the kernel reads them.

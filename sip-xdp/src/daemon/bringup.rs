@@ -329,6 +329,7 @@ fn settings(config: &Config, link: Link, slot: u32) -> Settings {
     Settings {
         ports: config.port_set(),
         limits: config.meter_limits(),
+        storm: config.storm_limits(),
         ipv6_prefix: config.ipv6_prefix,
         scope_all: config.block_scope == BlockScope::All,
         dry_run: config.dry_run,

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use aya::maps::{HashMap, MapData, RingBuf};
 use serde_json::{Value, json};
 use sip_xdp_common::layout::{LimitEvent, List, Owner};
-use sip_xdp_common::meter::Meter;
+use sip_xdp_common::meter::{Bucket, Meter};
 use sip_xdp_common::source::Source;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -196,8 +196,15 @@ impl Daemon {
         if now.saturating_sub(event.time) > STALE {
             return;
         }
+        if event.bucket == Bucket::Storm as u8 {
+            // Who sent this very packet does not matter: its address is as likely as not forged.
+            if self.note_due(Source::v4(0), "storm", now) {
+                log::warn!("storm new_sources={} dry_run={}", event.seen, self.config.dry_run);
+            }
+            return;
+        }
         if self.note_due(event.source, "limit", now) {
-            let kind = sip_xdp_common::meter::Bucket::from_number(event.bucket).map_or("?", |bucket| bucket.name());
+            let kind = Bucket::from_number(event.bucket).map_or("?", |bucket| bucket.name());
             log::info!("limit {} kind={kind} dry_run={}", address_of(event.source), self.config.dry_run);
         }
         if let Some(finding) = self.detector.observe(event) {

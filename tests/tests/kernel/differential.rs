@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use sip_xdp::object::{Ports, Settings};
-use sip_xdp_common::ingress::{self, Judgement, Sent, Site, Standing, Tables};
+use sip_xdp_common::ingress::{self, Charged, Judgement, Sent, Site, Standing, Tables};
 use sip_xdp_common::layout::{List, NEVER};
 use sip_xdp_common::meter::{Charge, Limits, Meter};
 use sip_xdp_common::packet::Link;
@@ -70,11 +70,14 @@ impl Tables for HostTables {
         *of == source(BLOCKED)
     }
 
-    fn charge(&self, message: Message, sent: &Sent) -> bool {
+    fn charge(&self, message: Message, sent: &Sent) -> Charged {
         let key = if sent.source.is_v4() { sent.source } else { sent.source.masked(mask(64)) };
         let mut meters = self.meters.borrow_mut();
         let meter = meters.entry(key).or_insert_with(|| Meter::new(self.now.get()));
-        meter.charge(message, self.now.get(), &self.limits) == Charge::Within
+        match meter.charge(message, self.now.get(), &self.limits) {
+            Charge::Within => Charged::Within,
+            Charge::Over { .. } => Charged::Limited,
+        }
     }
 }
 

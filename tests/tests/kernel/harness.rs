@@ -14,6 +14,7 @@ use sip_xdp_common::meter::{Limit, Limits, Meter};
 use sip_xdp_common::names;
 use sip_xdp_common::packet::Link;
 use sip_xdp_common::source::Source;
+use sip_xdp_common::storm::StormLimits;
 use sip_xdp_common::verdict::{Message, Reason};
 
 pub(crate) const SECOND: u64 = 1_000_000_000;
@@ -44,6 +45,7 @@ pub(crate) fn settings() -> Settings {
     Settings {
         ports: Ports::new([(5060, 5061)]),
         limits: limits(),
+        storm: StormLimits::new(2_000, SECOND, Limit::new(500, SECOND), 7),
         ipv6_prefix: 64,
         scope_all: false,
         dry_run: false,

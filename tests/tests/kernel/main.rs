@@ -10,4 +10,5 @@ mod frames;
 mod harness;
 mod limits;
 mod lists;
+mod storm;
 mod table;
