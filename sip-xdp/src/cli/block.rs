@@ -19,15 +19,14 @@ use super::output::table;
 /// The block list.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Block {
-    /// Block an address or a network
     Add(Add),
-    /// Unblock an address or a network, and forget what it did
     Del(Delete),
-    /// Who is blocked, by whom, why and until when; works with the daemon dead
     List(Listing),
 }
 
-/// Blocks an address or a network: for good, or for a time. Trusted addresses, this host's own, its default gateway
+/// Block an address or a network
+///
+/// For good, or for a time. Trusted addresses, this host's own, its default gateway
 /// and its resolvers are refused without --force.
 #[derive(Debug, Args)]
 pub(crate) struct Add {
@@ -44,6 +43,8 @@ pub(crate) struct Add {
     force: bool,
 }
 
+/// Unblock an address or a network, and forget what it did
+///
 /// Removes manual and automatic entries for a network, or for the networks around an address, with the evidence that
 /// led to them.
 #[derive(Debug, Args)]
@@ -52,7 +53,9 @@ pub(crate) struct Delete {
     network: String,
 }
 
-/// Lists entries, one per owner.
+/// Who is blocked, by whom, why and until when
+///
+/// One row per owner. Works with the daemon dead.
 #[derive(Debug, Args)]
 pub(crate) struct Listing {
     /// Only entries of this owner: manual or auto

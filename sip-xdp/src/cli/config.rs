@@ -27,7 +27,7 @@ impl Config {
         let config = overrides.read(paths)?;
         if is_check {
             let exists = paths.config.exists();
-            let answer = json!({ "schema": 1, "valid": true, "file": paths.config, "exists": exists });
+            let answer = json!({ "valid": true, "file": paths.config, "exists": exists });
             return output.print(&answer, |_| {
                 if exists {
                     format!("{} is valid", paths.config.display())

@@ -62,6 +62,7 @@ struct Cli {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
 struct Global {
     /// The configuration file; without one, everything has its default
     #[arg(
@@ -110,11 +111,8 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Filter: attach, or adopt what is attached, and watch over it until stopped
     Run(run::Run),
-    /// What is loaded where, whether a daemon watches over it, and what needs attention
     Status(status::Status),
-    /// Packets and bytes by verdict and reason, requests by method
     Stats(stats::Stats),
     /// The block list
     #[command(subcommand)]
@@ -124,7 +122,6 @@ enum Command {
     /// The trust list: never dropped, never banned
     #[command(subcommand, alias = "allow")]
     Trust(trust::Trust),
-    /// Take the filter off and forget its tables
     Unload(unload::Unload),
     /// The configuration file
     #[command(subcommand)]

@@ -4,6 +4,8 @@ use std::io::{IsTerminal, Write, stdout};
 
 use anyhow::Result;
 use serde::Serialize;
+use serde_json::{Map, Value};
+use sip_xdp::report::SCHEMA;
 
 /// How to print.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +24,7 @@ impl Output {
 
     /// Prints `value` as JSON, or what `text` makes of it. A reader that went away is no error.
     pub(crate) fn print<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
-        let mut printed = if self.json { serde_json::to_string_pretty(value)? } else { text(value) };
+        let mut printed = if self.json { json(value)? } else { text(value) };
         if !printed.is_empty() && !printed.ends_with('\n') {
             printed.push('\n');
         }
@@ -45,6 +47,19 @@ impl Output {
     fn paint(&self, colour: &str, text: &str) -> String {
         if self.colour { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
     }
+}
+
+/// JSON, in which every object carries the schema's number first.
+fn json<T: Serialize>(value: &T) -> Result<String> {
+    let value = match serde_json::to_value(value)? {
+        Value::Object(fields) if !fields.contains_key("schema") => {
+            let mut with_schema = Map::from_iter([("schema".to_owned(), SCHEMA.into())]);
+            with_schema.extend(fields);
+            Value::Object(with_schema)
+        }
+        other => other,
+    };
+    Ok(serde_json::to_string_pretty(&value)?)
 }
 
 /// Lays rows out in columns; numbers are right-aligned.
@@ -83,6 +98,12 @@ pub(crate) fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn objects_carry_the_schema_and_arrays_do_not() {
+        assert_eq!(json(&serde_json::json!({ "a": 1 })).unwrap(), "{\n  \"schema\": 1,\n  \"a\": 1\n}");
+        assert_eq!(json(&serde_json::json!([1])).unwrap(), "[\n  1\n]");
+    }
 
     #[test]
     fn columns_line_up() {

@@ -11,6 +11,8 @@ use sip_xdp::paths::Paths;
 
 use super::Output;
 
+/// Filter: attach, or adopt what is attached, and watch over it until stopped
+///
 /// Attaches the filter, or adopts the one that is attached without letting a packet through in between, and watches
 /// over it in the foreground. Prints one line that starts with `ready` when it enforces. Stopping it (SIGTERM, Ctrl-C)
 /// leaves the filter enforcing; SIGHUP reads the configuration again.

@@ -12,7 +12,9 @@ use sip_xdp::report::{self, ByVerdict, Named};
 use super::Output;
 use super::output::table;
 
-/// Packets and bytes by verdict and reason, requests by method. Works with the daemon dead.
+/// Packets and bytes by verdict and reason, requests by method
+///
+/// Works with the daemon dead.
 #[derive(Debug, Args)]
 pub(crate) struct Stats {
     /// Print again every INTERVAL, with packets per second, until interrupted

@@ -15,7 +15,8 @@ use sip_xdp::report::{self, FilteredInterface, SCHEMA};
 use super::Output;
 use super::output::table;
 
-/// What is loaded where, in which mode and since when, whether a daemon watches over it, and what needs attention.
+/// What is loaded where, whether a daemon watches over it, and what needs attention
+///
 /// Works with the daemon dead.
 #[derive(Debug, Args)]
 pub(crate) struct Status {

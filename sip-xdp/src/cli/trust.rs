@@ -15,15 +15,15 @@ use super::block;
 /// The trust list: never dropped, never banned, checked before the block list.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Trust {
-    /// Trust an address or a network
     Add(Add),
-    /// Trust it no longer
     Del(Delete),
     /// Who is trusted; works with the daemon dead
     List,
 }
 
-/// Trusts an address or a network: for good, or for a time. Kept over restarts and reboots.
+/// Trust an address or a network
+///
+/// For good, or for a time. Kept over restarts and reboots.
 #[derive(Debug, Args)]
 pub(crate) struct Add {
     /// An address or a network: 203.0.113.5, 203.0.113.0/24, 2001:db8::/32
@@ -36,6 +36,8 @@ pub(crate) struct Add {
     reason: String,
 }
 
+/// Trust it no longer
+///
 /// Removes an entry that was added by command.
 #[derive(Debug, Args)]
 pub(crate) struct Delete {

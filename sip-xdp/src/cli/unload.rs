@@ -11,6 +11,8 @@ use sip_xdp::report;
 
 use super::Output;
 
+/// Take the filter off and forget its tables
+///
 /// Detaches the filter and removes everything that is pinned; a running daemon ends. The lists stay on disk for the
 /// next start.
 #[derive(Debug, Args)]
