@@ -101,6 +101,7 @@ enum Target {
 /// Judges one packet.
 #[inline(always)]
 pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
+    // 1. What is not headed for a SIP port passes.
     let Some(ip) = packet::locate(packet, tables.link()) else {
         return Judgement::by(Reason::NotSip);
     };
@@ -118,13 +119,13 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
         return Judgement::by(Reason::NotSip);
     };
 
-    // 1. Trusted sources pass, before any list is asked.
+    // 2. Trusted sources pass, before any list is asked.
     let standing = tables.standing(&source);
     if standing.trusted {
         return Judgement::by(if to_sip { Reason::Trusted } else { by_the_way });
     }
 
-    // 2. Blocked sources go no further.
+    // 3. Blocked sources go no further.
     if tables.is_blocked(&source) {
         return Judgement::by(Reason::Blocked);
     }
@@ -161,7 +162,7 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     let number = packet.forget(message as usize) & (Message::SLOTS - 1);
     let message = Message::from_number(number as u8).unwrap_or(Message::Unparsed);
 
-    // 6. Unknown sources stay within their limits; 7. and in a storm, strangers within a budget that they share.
+    // 5. Unknown sources stay within their limits; 6. and in a storm, strangers within a budget that they share.
     let sent = Sent { source, by_address, source_port, destination_port, payload, end };
     let reason = match tables.charge(message, &sent) {
         Charged::Within => message.passes_as(),

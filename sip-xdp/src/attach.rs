@@ -194,9 +194,9 @@ fn pin_program(program: &mut Xdp, interface: &Interface, pins: &Pins) -> Result<
     program.pin(&path).with_context(|| format!("{} cannot be pinned", path.display()))
 }
 
-/// Attaches the egress program and pins it, adopting the pinned link if there is one. Returns whether that could be
-/// done: before Linux 6.6 there is no tcx, and without it nothing that outlives the daemon.
-pub fn attach_egress(program: &mut SchedClassifier, interface: &Interface, pins: &Pins) -> Result<bool> {
+/// Attaches the egress program and pins it, adopting the pinned link if there is one. Before Linux 6.6 there is no tcx,
+/// and without it nothing that outlives the daemon: then it is an error.
+pub fn attach_egress(program: &mut SchedClassifier, interface: &Interface, pins: &Pins) -> Result<()> {
     let path = pins.egress_link(interface.index);
     if path.exists() {
         let link = PinnedLink::from_pin(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
@@ -205,18 +205,18 @@ pub fn attach_egress(program: &mut SchedClassifier, interface: &Interface, pins:
             .and_then(|link| Ok(program.attach_to_link(link)?));
         if let Ok(id) = adopted {
             drop(FdLink::try_from(program.take_link(id)?)?);
-            return Ok(true);
+            return Ok(());
         }
         // The interface under the link is gone; one with the same index has taken its place.
         std::fs::remove_file(&path)?;
     }
     let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-    let Ok(id) = program.attach_with_options(&interface.name, TcAttachType::Egress, options) else {
-        return Ok(false);
-    };
+    let id = program
+        .attach_with_options(&interface.name, TcAttachType::Egress, options)
+        .map_err(|error| anyhow!("no tcx link ({}); Linux 6.6 or newer is needed", cause(&error)))?;
     let link = FdLink::try_from(program.take_link(id)?)?;
     link.pin(&path).with_context(|| format!("{} cannot be pinned", path.display()))?;
-    Ok(true)
+    Ok(())
 }
 
 /// Another program sits on the interface.

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::layout::{List, Owner};
@@ -72,29 +72,28 @@ pub enum Loaded {
     Corrupt(String),
 }
 
-/// Reads the lists. A file that cannot be understood is renamed, never overwritten, and the filter starts without it.
-pub fn load(path: &Path) -> Result<Loaded> {
+/// Reads the lists. A file that cannot be read or understood is renamed, never overwritten, and the filter starts
+/// without it.
+pub fn load(path: &Path) -> Loaded {
     let text = match fs::read(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Loaded::Nothing),
-        Err(error) => return Err(anyhow!("{} cannot be read: {error}", path.display())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Loaded::Nothing,
+        Err(error) => return set_aside(path, &format!("cannot be read ({error})")),
     };
-    let parsed = serde_json::from_slice::<Saved>(&text).map_err(|error| error.to_string()).and_then(|saved| {
-        if saved.schema == SCHEMA { Ok(saved) } else { Err(format!("schema {} is not {SCHEMA}", saved.schema)) }
-    });
-    match parsed {
-        Ok(saved) => Ok(Loaded::Entries(entries(saved))),
-        Err(error) => {
-            let aside = path.with_extension(format!("json.corrupt-{}", clock::wall_ms() / 1_000));
-            fs::rename(path, &aside)
-                .with_context(|| format!("{} is corrupt and cannot be set aside", path.display()))?;
-            Ok(Loaded::Corrupt(format!(
-                "{} is corrupt ({error}); it was set aside as {}, and the lists start empty",
-                path.display(),
-                aside.display()
-            )))
-        }
+    match serde_json::from_slice::<Saved>(&text) {
+        Ok(saved) if saved.schema == SCHEMA => Loaded::Entries(entries(saved)),
+        Ok(saved) => set_aside(path, &format!("has schema {}, not {SCHEMA}", saved.schema)),
+        Err(error) => set_aside(path, &format!("is corrupt ({error})")),
     }
+}
+
+fn set_aside(path: &Path, what: &str) -> Loaded {
+    let aside = path.with_extension(format!("json.corrupt-{}", clock::wall_ms() / 1_000));
+    let kept = match fs::rename(path, &aside) {
+        Ok(()) => format!("it was set aside as {}", aside.display()),
+        Err(error) => format!("it cannot be set aside either ({error})"),
+    };
+    Loaded::Corrupt(format!("{} {what}; {kept}, and the lists start empty", path.display()))
 }
 
 fn entries(saved: Saved) -> Vec<(List, Entry)> {
@@ -141,10 +140,10 @@ mod tests {
     fn what_is_saved_comes_back() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("lists.json");
-        assert!(matches!(load(&path).unwrap(), Loaded::Nothing));
+        assert!(matches!(load(&path), Loaded::Nothing));
         let all = some_entries();
         save(&path, all.iter().map(|(list, entry)| (*list, entry))).unwrap();
-        let Loaded::Entries(mut back) = load(&path).unwrap() else { panic!("nothing came back") };
+        let Loaded::Entries(mut back) = load(&path) else { panic!("nothing came back") };
         back.sort_by_key(|(list, entry)| (*list, entry.network));
         let mut expected = all[..3].to_vec();
         expected.sort_by_key(|(list, entry)| (*list, entry.network));
@@ -162,9 +161,12 @@ mod tests {
         let path = directory.path().join("lists.json");
         for text in ["", "{", "[]", "{\"schema\":99,\"block\":[],\"trust\":[]}", "\0\0\0\0"] {
             fs::write(&path, text).unwrap();
-            let Loaded::Corrupt(message) = load(&path).unwrap() else { panic!("{text:?} was taken") };
+            let Loaded::Corrupt(message) = load(&path) else { panic!("{text:?} was taken") };
             assert!(message.contains("set aside as"), "{message}");
             assert!(!path.exists());
         }
+        fs::create_dir(&path).unwrap();
+        let Loaded::Corrupt(message) = load(&path) else { panic!("a directory was taken") };
+        assert!(message.contains("cannot be read"), "{message}");
     }
 }

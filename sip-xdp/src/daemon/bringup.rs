@@ -84,7 +84,7 @@ impl Daemon {
         if !adopts {
             let carried = match carried_over(&pins, misfit.as_deref()) {
                 Some(entries) => entries,
-                None => match state::load(&paths.state_file())? {
+                None => match state::load(&paths.state_file()) {
                     Loaded::Nothing => {
                         first_start = true;
                         Vec::new()
@@ -150,22 +150,27 @@ impl Daemon {
         if config.capacity != self.config.capacity {
             bail!("capacity cannot change while it runs; restart the daemon (the filter goes on meanwhile)");
         }
-        let surroundings = self.netlink.surroundings().await?;
-        let interfaces = wanted_interfaces(&config, &self.netlink, &surroundings).await?;
         let before = std::mem::replace(&mut self.config, config);
-        self.exempt = Exempt::new(&surroundings, &resolv_conf());
-        let maps = self.pins.maps();
-        let applied = self.prepare_lists().and_then(|()| {
-            let records = self.pins.open(names::INTERFACES)?.try_into()?;
-            let counters = self.pins.open(names::COUNTERS)?.try_into()?;
-            self.serve(&interfaces, &maps, records, counters)
-        });
-        if let Err(error) = applied {
+        if let Err(error) = self.apply().await {
             self.config = before;
+            if let Err(again) = self.apply().await {
+                log::error!("going back to the running configuration: {again:#}");
+            }
             return Err(error);
         }
         self.detector.configure(&self.config);
         Ok(json!({ "applied": self.summary() }))
+    }
+
+    /// Applies the configuration to what is loaded.
+    async fn apply(&mut self) -> Result<()> {
+        let surroundings = self.netlink.surroundings().await?;
+        let interfaces = wanted_interfaces(&self.config, &self.netlink, &surroundings).await?;
+        self.exempt = Exempt::new(&surroundings, &resolv_conf());
+        self.prepare_lists()?;
+        let records = self.pins.open(names::INTERFACES)?.try_into()?;
+        let counters = self.pins.open(names::COUNTERS)?.try_into()?;
+        self.serve(&interfaces, &self.pins.maps(), records, counters)
     }
 
     /// Brings what the lists owe to the configuration and to the host up to date.
@@ -220,7 +225,7 @@ impl Daemon {
     ) -> Result<()> {
         let known: Vec<InterfaceRecord> =
             (0..MAX_INTERFACES as u32).map(|slot| records.get(&slot, 0)).collect::<Result<_, _>>()?;
-        let mut slots: Vec<Option<u32>> = interfaces
+        let slots: Vec<Option<u32>> = interfaces
             .iter()
             .map(|interface| known.iter().position(|record| record.index == interface.index).map(|slot| slot as u32))
             .collect();
@@ -229,44 +234,47 @@ impl Daemon {
 
         // All programs are loaded before the first is attached: what the verifier refuses changes nothing.
         let mut loaded = Vec::new();
-        for (interface, slot) in interfaces.iter().zip(&mut slots) {
+        for (interface, slot) in interfaces.iter().zip(&slots) {
             let is_new = slot.is_none();
-            let slot = *slot.get_or_insert(free.next().context("too many interfaces")?);
+            let slot = match slot {
+                Some(slot) => *slot,
+                None => free.next().context("too many interfaces")?,
+            };
             let link = interface.link.context("an interface without a link type")?;
             let object = object::load(&settings(&self.config, link, slot), Some(maps))?;
             loaded.push((interface, slot, is_new, object));
         }
         let mut served = Vec::new();
+        let mut attached_anew = Vec::new();
         let mut warnings = Vec::new();
         for (interface, slot, is_new, mut object) in loaded {
             if is_new {
                 counters.set(slot, PerCpuValues::try_from(vec![Counters::zeroed(); cpus()?])?, 0)?;
             }
-            let adopting = if self.pins.link(interface.index).exists() { ", adopting what was there" } else { "" };
+            let adopts = self.pins.link(interface.index).exists();
             let program = object::ingress(&mut object)?;
             let (mode, warning) = match attach(program, interface, self.config.mode, &self.pins) {
                 Ok(attached) => attached,
                 Err(error) => {
-                    for done in &served {
-                        self.undo(done);
-                    }
+                    self.detach_all(&attached_anew);
                     return Err(error);
                 }
             };
-            if let Some(warning) = warning {
-                log::warn!("{warning}");
-                warnings.push(warning);
+            if !adopts {
+                attached_anew.push(interface.index);
             }
-            if !attach_egress(object::egress(&mut object)?, interface, &self.pins)? {
-                let warning =
-                    format!("{}: no tcx (Linux 6.6 or newer), so our responses are not counted", interface.name);
+            let egress = attach_egress(object::egress(&mut object)?, interface, &self.pins);
+            let egress =
+                egress.err().map(|error| format!("{}: our responses are not counted: {error:#}", interface.name));
+            for warning in warning.into_iter().chain(egress) {
                 log::warn!("{warning}");
                 warnings.push(warning);
             }
             let since = known[slot as usize];
             let since_ms = if is_new { clock::wall_ms() } else { since.since_ms };
             records.set(slot, record(interface, mode, self.config.dry_run, since_ms), 0)?;
-            log::info!("attached to {} in {mode} mode{adopting}", interface.name);
+            let how = if adopts { ", adopting what was there" } else { "" };
+            log::info!("attached to {} in {mode} mode{how}", interface.name);
             served.push(Served { index: interface.index, name: interface.name.clone(), mode, slot });
             forward_diagnostics(&mut object)?;
         }
@@ -284,12 +292,12 @@ impl Daemon {
         Ok(())
     }
 
-    /// Takes a program off again that was attached in vain, unless it had been there before.
-    fn undo(&self, done: &Served) {
-        if self.served.iter().all(|served| served.index != done.index)
-            && let Err(error) = self.pins.detach(done.index)
-        {
-            log::error!("{}: {error:#}", done.name);
+    /// Takes programs off again that were attached in vain.
+    fn detach_all(&self, indices: &[u32]) {
+        for index in indices {
+            if let Err(error) = self.pins.detach(*index) {
+                log::error!("interface {index}: {error:#}");
+            }
         }
     }
 }
