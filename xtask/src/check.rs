@@ -23,6 +23,12 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         command::run(workspace.cargo().args(["fmt", "--all", "--check"])).context("run `cargo fmt --all`")?;
         say("lints: cargo clippy --all-targets -- -D warnings");
         command::run(workspace.cargo().args(["clippy", "--all-targets", "--", "-D", "warnings"]))?;
+        say("lints of the kernel programs, read as if for this machine");
+        let target = workspace.root.join("target/clippy-bpf");
+        let mut kernel = workspace.cargo();
+        // Like their build, they need unstable features; the profile's panic strategy is what a `no_std` binary needs.
+        kernel.env("RUSTC_BOOTSTRAP", "1").args(["clippy", "--profile", "bpf", "--package", "sip-xdp-ebpf"]);
+        command::run(kernel.arg("--target-dir").arg(target).args(["--", "-D", "warnings"]))?;
     } else {
         say("format and lints are left out: arguments were given");
     }
