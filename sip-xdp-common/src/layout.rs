@@ -4,6 +4,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::egress::Answer;
+use crate::meter::Meter;
 use crate::source::Source;
 use crate::verdict::{Message, Reason};
 
@@ -199,9 +200,11 @@ pub struct CpuState {
     pub lost_events: u64,
     /// When this CPU last wrote a diagnostic.
     pub diagnosed: u64,
+    /// Where the meter of a newcomer is made: here, since the stack has no room for it.
+    pub newcomer: Meter,
 }
 
-const _: () = assert!(size_of::<CpuState>() == 40);
+const _: () = assert!(size_of::<CpuState>() == 40 + 64);
 
 /// An interface that the filter is attached to. A slot is in use when `index` is not zero.
 #[repr(C)]
@@ -273,7 +276,7 @@ const _: () = assert!(size_of::<LimitEvent>() == 72 + HEAD);
 #[cfg(feature = "user")]
 mod user {
     use super::*;
-    use crate::meter::{Limits, Meter};
+    use crate::meter::Limits;
     use crate::storm::Weather;
 
     /// Every type here is `bytemuck::Pod`: any bit pattern is valid and there is no padding, which is all that aya's

@@ -52,6 +52,30 @@ pub struct Limits {
 
 const _: () = assert!(size_of::<Limits>() == 48);
 
+/// Where limits come from. The kernel reads each of them when it is needed: its stack has no room for all.
+pub trait LimitSource {
+    /// The limit of REGISTER requests.
+    fn register(&self) -> Limit;
+    /// The limit of all requests.
+    fn requests(&self) -> Limit;
+    /// The limit of everything else.
+    fn other(&self) -> Limit;
+}
+
+impl LimitSource for Limits {
+    fn register(&self) -> Limit {
+        self.register
+    }
+
+    fn requests(&self) -> Limit {
+        self.requests
+    }
+
+    fn other(&self) -> Limit {
+        self.other
+    }
+}
+
 /// Which of the limits a packet ran into.
 #[repr(u8)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -136,9 +160,9 @@ impl Meter {
 
     /// Charges one message. A REGISTER needs room in two buckets, and takes from both or from none.
     #[inline(always)]
-    pub fn charge(&mut self, message: Message, now: u64, limits: &Limits) -> Charge {
+    pub fn charge(&mut self, message: Message, now: u64, limits: &impl LimitSource) -> Charge {
         if !message.is_request() {
-            return match limits.other.take(self.other, now) {
+            return match limits.other().take(self.other, now) {
                 Some(full_at) => {
                     self.other = full_at;
                     Charge::Within
@@ -147,7 +171,7 @@ impl Meter {
             };
         }
         self.seen += 1;
-        let Some(requests) = limits.requests.take(self.requests, now) else {
+        let Some(requests) = limits.requests().take(self.requests, now) else {
             if matches!(message, Message::Register) {
                 self.registers += 1;
             }
@@ -155,7 +179,7 @@ impl Meter {
         };
         if matches!(message, Message::Register) {
             self.registers += 1;
-            let Some(register) = limits.register.take(self.register, now) else {
+            let Some(register) = limits.register().take(self.register, now) else {
                 return self.over(Bucket::Register, now);
             };
             self.register = register;

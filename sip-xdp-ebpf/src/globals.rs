@@ -3,7 +3,7 @@
 
 use aya_ebpf::Global;
 use sip_xdp_common::ingress::Site;
-use sip_xdp_common::meter::{Limit, Limits};
+use sip_xdp_common::meter::{Limit, LimitSource, Limits};
 use sip_xdp_common::packet::Link;
 use sip_xdp_common::storm::StormLimits;
 
@@ -12,9 +12,8 @@ const UNSET: Limit = Limit { interval: 0, burst: 0 };
 #[unsafe(no_mangle)]
 static PORTS: Global<[u64; 1024]> = Global::new([0; 1024]);
 
-/// The limits of unknown sources.
 #[unsafe(no_mangle)]
-pub(crate) static LIMITS: Global<Limits> = Global::new(Limits { register: UNSET, requests: UNSET, other: UNSET });
+static LIMITS: Global<Limits> = Global::new(Limits { register: UNSET, requests: UNSET, other: UNSET });
 
 /// What a storm is.
 #[unsafe(no_mangle)]
@@ -60,5 +59,25 @@ impl Site for Here {
         // volatile because the loader, not this program, decides the value.
         let word = unsafe { words.add(usize::from(port >> 6)).read_volatile() };
         word >> (port & 63) & 1 == 1
+    }
+}
+
+impl LimitSource for Here {
+    #[inline(always)]
+    fn register(&self) -> Limit {
+        // SAFETY: `Global` is transparent over its value. Volatile, because the loader decides it.
+        unsafe { (&raw const (*(&raw const LIMITS).cast::<Limits>()).register).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn requests(&self) -> Limit {
+        // SAFETY: as above.
+        unsafe { (&raw const (*(&raw const LIMITS).cast::<Limits>()).requests).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn other(&self) -> Limit {
+        // SAFETY: as above.
+        unsafe { (&raw const (*(&raw const LIMITS).cast::<Limits>()).other).read_volatile() }
     }
 }

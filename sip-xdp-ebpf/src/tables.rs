@@ -6,7 +6,7 @@ use aya_log_ebpf::warn;
 use sip_xdp_common::front::{self, Place};
 use sip_xdp_common::ingress::{Charged, Sent, Site, Standing, Tables};
 use sip_xdp_common::layout::{BY_ADDRESS, CpuState, TRUSTED};
-use sip_xdp_common::meter::{Bucket, Charge, Limits, Meter};
+use sip_xdp_common::meter::{Bucket, Charge, Meter};
 use sip_xdp_common::packet::Link;
 use sip_xdp_common::source::Source;
 use sip_xdp_common::storm::{self, Welcome};
@@ -105,15 +105,14 @@ impl Tables for MapTables<'_> {
     #[inline(always)]
     fn charge(&self, message: Message, sent: &Sent) -> Charged {
         let key = Self::metered_as(&sent.source, sent.by_address);
-        let limits = globals::LIMITS.load();
         let now = clock::now();
         let Some(slot) = SOURCES.get_ptr_mut(key) else {
-            return self.meet(&key, message, sent, now, &limits);
+            return self.meet(&key, message, sent, now);
         };
         // SAFETY: the value stays allocated while the program runs. Two CPUs that charge one source in the same instant
         // may lose one of the two charges, no more: each field is an aligned word.
         let meter = unsafe { &mut *slot };
-        match meter.charge(message, now, &limits) {
+        match meter.charge(message, now, &Here) {
             Charge::Within => Charged::Within,
             Charge::Over { bucket, report } => {
                 if report {
@@ -128,7 +127,7 @@ impl Tables for MapTables<'_> {
 impl MapTables<'_> {
     /// Meets a source that has no meter.
     #[inline(always)]
-    fn meet(&self, key: &Source, message: Message, sent: &Sent, now: u64, limits: &Limits) -> Charged {
+    fn meet(&self, key: &Source, message: Message, sent: &Sent, now: u64) -> Charged {
         let storm = globals::STORM.load();
         let (Some(sketch), Some(weather)) = (SKETCH.get_ptr_mut(0), WEATHER.get_ptr_mut(0)) else {
             return Charged::Within;
@@ -143,12 +142,14 @@ impl MapTables<'_> {
             // SAFETY: as above.
             unsafe { mark.write_volatile(storm::window_mark(now)) };
         }
+        // SAFETY: this CPU's map value, valid while the program runs; nothing else uses the field.
+        let meter = unsafe { &mut (*self.state).newcomer };
+        *meter = Meter::new(now);
         // The first message of a source is within any limit: a limit allows at least one.
-        let mut meter = Meter::new(now);
-        meter.charge(message, now, limits);
+        meter.charge(message, now, &Here);
         match welcome {
             Welcome::Meter => {
-                if let Err(error) = SOURCES.insert(key, meter, 0)
+                if let Err(error) = SOURCES.insert(key, &*meter, 0)
                     && events::diagnostic_due(self.state, now)
                 {
                     warn!(self.ctx, "no room to meter another source (error {})", error);
@@ -159,7 +160,7 @@ impl MapTables<'_> {
             Welcome::Drop => {
                 if weather.report_due(now) {
                     meter.seen = weather.new_sources;
-                    events::report(self.ctx, self.state, &meter, Bucket::Storm, message, sent, now);
+                    events::report(self.ctx, self.state, meter, Bucket::Storm, message, sent, now);
                 }
                 Charged::Storm
             }
