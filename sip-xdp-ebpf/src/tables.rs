@@ -149,7 +149,9 @@ impl MapTables<'_> {
         meter.charge(message, now, &Here);
         match welcome {
             Welcome::Meter => {
-                if let Err(error) = SOURCES.insert(key, &*meter, 0)
+                // By reference, since a copy would go on the stack.
+                let newcomer: &Meter = meter;
+                if let Err(error) = SOURCES.insert(key, newcomer, 0)
                     && events::diagnostic_due(self.state, now)
                 {
                     warn!(self.ctx, "no room to meter another source (error {})", error);
