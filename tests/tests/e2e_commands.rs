@@ -191,6 +191,43 @@ fn a_second_instance_on_the_interface_is_named() -> Result<()> {
     Ok(())
 }
 
+/// Whatever goes wrong with one interface, those that an earlier daemon had attached keep filtering.
+#[test]
+fn a_failed_reload_or_start_keeps_what_filters() -> Result<()> {
+    let lab = Lab::new()?;
+    let none = || FilterOptions { interfaces: Vec::new(), ..FilterOptions::default() };
+    let mut filter = Filter::prepare(&lab.pbx, lab.directory(), none())?;
+    filter.configure(&format!("interfaces = [\"{WAN}\"]\n"))?;
+    filter.launch()?;
+    filter.succeed(&["block", "add", &ATTACKER.to_string()])?;
+    let on_lan = FilterOptions { interfaces: vec![LAN.to_owned()], ..FilterOptions::default() };
+    let mut other = Filter::start_with(&lab.pbx, lab.directory(), on_lan)?;
+
+    let seen = Capture::start(&lab.pbx, WAN, "udp and dst port 5060", lab.directory())?;
+    let stream = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 500)?;
+    for interfaces in [[WAN, LAN], [LAN, WAN]] {
+        filter.configure(&format!("interfaces = {interfaces:?}\n"))?;
+        is_refused(&filter, &["reload"])?;
+        filter.succeed(&["status", "--check"])?;
+    }
+    filter.stop()?;
+    let (status, errors) = filter.launch_in_vain()?;
+    println!("a start with an interface that is taken: {status}: {errors:?}");
+    assert_eq!(status.code(), Some(1));
+    filter.succeed(&["status", "--check"])?;
+
+    // And when it is free, the next start takes it too.
+    other.unload()?;
+    filter.launch()?;
+    filter.succeed(&["status", "--check"])?;
+    let sent = stream.stop()?;
+    sleep(Duration::from_millis(200));
+    let passed = seen.stop()?.len();
+    println!("{sent} packets of a blocked source meanwhile, {passed} passed");
+    assert_eq!(passed, 0);
+    Ok(())
+}
+
 #[test]
 fn two_instances_run_side_by_side() -> Result<()> {
     let lab = Lab::new()?;
