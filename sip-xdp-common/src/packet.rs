@@ -142,8 +142,8 @@ fn locate_v4<R: Reader>(packet: &R, at: usize) -> Option<Ip> {
     Some(Ip {
         v4: true,
         at,
-        transport: packet.forget(at + header),
-        end: packet.forget(at + total),
+        transport: at + header,
+        end: at + total,
         protocol: packet.byte(at + 9)?,
         piece,
     })
