@@ -139,14 +139,7 @@ fn locate_v4<R: Reader>(packet: &R, at: usize) -> Option<Ip> {
         (0, _) => Piece::First,
         _ => Piece::Later,
     };
-    Some(Ip {
-        v4: true,
-        at,
-        transport: at + header,
-        end: at + total,
-        protocol: packet.byte(at + 9)?,
-        piece,
-    })
+    Some(Ip { v4: true, at, transport: at + header, end: at + total, protocol: packet.byte(at + 9)?, piece })
 }
 
 #[inline(always)]
