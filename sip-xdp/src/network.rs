@@ -60,6 +60,13 @@ impl Network {
         Self { first: source.masked(mask(prefix)), prefix: prefix.min(128) }
     }
 
+    /// The network that a source is judged with: for IPv6 the `prefix` bits around it, for IPv4 itself alone. In `::/64`,
+    /// where the tables hold IPv4 and the addresses are nobody's, a source is judged alone as well.
+    pub fn neighbourhood(source: Source, prefix: u8) -> Self {
+        let (host, around) = (Self::around(source, 128), Self::around(source, prefix));
+        if around.meets_ipv4() { host } else { around }
+    }
+
     /// The first address, as the tables hold it.
     pub fn first(&self) -> Source {
         self.first
@@ -205,6 +212,21 @@ mod tests {
         );
         for text in ["::ffff:10.0.0.0/104", "::/1", "::/64", "::/80", "::ffff:0:0/96"] {
             assert_eq!(text.parse::<Network>(), Err(NetworkError::Mapped(text.to_owned())), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_ban_of_an_ipv6_source_never_reaches_ipv4() {
+        for (source, judged) in [
+            ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+            ("192.0.2.7", "192.0.2.7"),
+            ("::5", "::5"),
+            ("::1:2:3:4", "::1:2:3:4"),
+        ] {
+            let judged_as = Network::neighbourhood(source_of(source.parse().unwrap()), 64);
+            assert_eq!(judged_as, network(judged), "{source}");
+            let is_v4 = source.contains('.');
+            assert_eq!(judged_as.meets_ipv4(), is_v4, "{source}");
         }
     }
 

@@ -215,11 +215,10 @@ impl Daemon {
     /// Bans the source of a finding, unless a rule that no evidence overrides speaks against it.
     fn ban(&mut self, finding: &Finding, now: u64) {
         let host = Network::around(finding.source, 128);
-        let network = if finding.by_address { host } else { Network::around(finding.source, self.config.ipv6_prefix) };
-        // A network with somebody in it who must stay reachable is judged host by host, and so is ::/64: the tables
-        // hold IPv4 in it, and its addresses are nobody's.
-        let by_host = self.must_stay(&network, now).is_some() || (!host.is_v4() && network.meets_ipv4());
-        let network = if by_host { host } else { network };
+        let around = Network::neighbourhood(finding.source, self.config.ipv6_prefix);
+        // A network with somebody in it who must stay reachable is judged host by host.
+        let by_host = finding.by_address || self.must_stay(&around, now).is_some();
+        let network = if by_host { host } else { around };
         if let Some(what) = self.must_stay(&network, now) {
             if self.note_due(finding.source, "exempt", now) {
                 log::warn!("not banned {network} although limited: it {what}; {}", finding.reason);
