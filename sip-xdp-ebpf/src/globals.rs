@@ -62,22 +62,29 @@ impl Site for Here {
     }
 }
 
+/// The configured limits, to be read field by field. `Global` is transparent over its value, and the reads are volatile,
+/// because the loader decides it.
+#[inline(always)]
+const fn limits() -> *const Limits {
+    (&raw const LIMITS).cast()
+}
+
 impl LimitSource for Here {
     #[inline(always)]
     fn register(&self) -> Limit {
-        // SAFETY: `Global` is transparent over its value. Volatile, because the loader decides it.
-        unsafe { (&raw const (*(&raw const LIMITS).cast::<Limits>()).register).read_volatile() }
+        // SAFETY: a field of a static, which the kernel keeps for as long as the program is loaded.
+        unsafe { (&raw const (*limits()).register).read_volatile() }
     }
 
     #[inline(always)]
     fn requests(&self) -> Limit {
         // SAFETY: as above.
-        unsafe { (&raw const (*(&raw const LIMITS).cast::<Limits>()).requests).read_volatile() }
+        unsafe { (&raw const (*limits()).requests).read_volatile() }
     }
 
     #[inline(always)]
     fn other(&self) -> Limit {
         // SAFETY: as above.
-        unsafe { (&raw const (*(&raw const LIMITS).cast::<Limits>()).other).read_volatile() }
+        unsafe { (&raw const (*limits()).other).read_volatile() }
     }
 }

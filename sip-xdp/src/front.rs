@@ -1,11 +1,13 @@
 //! Keeps the front of the lists (see [`sip_xdp_common::front`]) in step with them. A bit is set before the entry that
 //! needs it is written, and cleared after the last one has gone: at no moment is a listed source passed by.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use aya::maps::{Array, MapData, MapError};
 use sip_xdp_common::front::{ELEMENTS, Element, Place};
 use sip_xdp_common::source::MAPPED_BITS;
 
-use crate::network::Network;
+use crate::network::{Network, source_of};
 use crate::prefixes::Prefixes;
 
 /// The length of the networks that have bits, out of 128.
@@ -28,9 +30,9 @@ impl Front {
         let mut wanted = vec![Element::default(); ELEMENTS as usize];
         for (bit, networks) in sets {
             for network in networks.iter() {
-                places(network).for_each(|place| {
+                for place in grains(network).map(Place::of) {
                     wanted[place.element as usize][place.word] |= bit << place.shift;
-                });
+                }
             }
         }
         for (index, element) in (0..).zip(&wanted) {
@@ -49,51 +51,37 @@ impl Front {
 
     /// Clears a bit for what `network` meets and no network of `rest` does.
     pub fn clear(&mut self, bit: u64, network: &Network, rest: &Prefixes) -> Result<(), MapError> {
-        self.change(network, |around, word, shift| if rest.meets(&around) { word } else { word & !(bit << shift) })
+        self.change(network, |address, word, shift| {
+            let around = Network::around(source_of(Ipv4Addr::from(address).into()), GRAIN);
+            if rest.meets(&around) { word } else { word & !(bit << shift) }
+        })
     }
 
     /// Applies `to` to the word of each /24 that `network` meets, and writes the elements that have changed.
-    fn change(&mut self, network: &Network, to: impl Fn(Network, u64, u32) -> u64) -> Result<(), MapError> {
-        let mut places = places(network).zip(grains(network)).peekable();
-        while let Some((place, around)) = places.next() {
-            let element = &mut self.copy[place.element as usize];
-            let before = *element;
-            let mut next = Some((place, around));
-            while let Some((place, around)) = next {
-                element[place.word] = to(around, element[place.word], place.shift);
-                next = places.next_if(|(next, _)| next.element == place.element);
+    fn change(&mut self, network: &Network, to: impl Fn(u32, u64, u32) -> u64) -> Result<(), MapError> {
+        let mut grains = grains(network).map(|address| (address, Place::of(address))).peekable();
+        while let Some((_, Place { element, .. })) = grains.peek().copied() {
+            let words = &mut self.copy[element as usize];
+            let before = *words;
+            while let Some((address, place)) = grains.next_if(|(_, place)| place.element == element) {
+                words[place.word] = to(address, words[place.word], place.shift);
             }
-            if *element != before {
-                self.map.set(place.element, *element, 0)?;
+            if *words != before {
+                self.map.set(element, *words, 0)?;
             }
         }
         Ok(())
     }
 }
 
-/// The /24s that a network meets; none for IPv6.
-fn grains(network: &Network) -> impl Iterator<Item = Network> + use<> {
-    let (first, count) = span(network);
-    (0..count).map(move |n| {
-        Network::around(crate::network::source_of(std::net::Ipv4Addr::from(first + (n << 8)).into()), GRAIN)
-    })
-}
-
-/// Where their bits are.
-fn places(network: &Network) -> impl Iterator<Item = Place> + use<> {
-    let (first, count) = span(network);
-    (0..count).map(move |n| Place::of(first + (n << 8)))
-}
-
-/// The first address of the first /24 that a network meets, and how many there are.
-fn span(network: &Network) -> (u32, u32) {
-    if !network.is_v4() {
-        // A network that covers the mapped range holds no IPv4: packets of that family are looked up as such.
-        return (0, 0);
-    }
-    let first = match network.address() {
-        std::net::IpAddr::V4(address) => u32::from(address) & !0xff,
-        std::net::IpAddr::V6(_) => return (0, 0),
+/// The first addresses of the /24s that a network meets. None for IPv6: one that covers the mapped range holds no IPv4,
+/// since packets of that family are looked up as such.
+fn grains(network: &Network) -> impl Iterator<Item = u32> + use<> {
+    let (first, count) = match network.address() {
+        IpAddr::V4(address) if network.is_v4() => {
+            (u32::from(address) & !0xff, 1 << 24_u8.saturating_sub(network.prefix()))
+        }
+        _ => (0, 0),
     };
-    (first, 1 << 24_u8.saturating_sub(network.prefix()))
+    (0..count).map(move |n: u32| first + (n << 8))
 }

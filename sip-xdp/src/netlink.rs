@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use futures::TryStreamExt;
-use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage, LinkXdp, XdpAttached};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
 use rtnetlink::{Handle, RouteMessageBuilder};
@@ -74,22 +74,7 @@ impl Netlink {
         let mut found = Surroundings::default();
         let addresses: Vec<_> =
             self.handle.address().get().execute().try_collect().await.context("the addresses cannot be listed")?;
-        for address in addresses.iter().flat_map(|message| &message.attributes) {
-            // On point-to-point links `Address` is the other end and `Local` is ours; elsewhere both are ours.
-            if let AddressAttribute::Local(address) = address {
-                found.own.insert(*address);
-            }
-        }
-        for message in &addresses {
-            let has_local = message.attributes.iter().any(|a| matches!(a, AddressAttribute::Local(_)));
-            for attribute in &message.attributes {
-                if let AddressAttribute::Address(address) = attribute
-                    && !has_local
-                {
-                    found.own.insert(*address);
-                }
-            }
-        }
+        found.own.extend(addresses.iter().filter_map(own_address));
         for request in [
             RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
             RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
@@ -106,6 +91,21 @@ impl Netlink {
         }
         Ok(found)
     }
+}
+
+/// Our end of an address: on point-to-point links `Address` is the other end and `Local` is ours; elsewhere `Local` may be
+/// missing, and `Address` is ours.
+fn own_address(message: &AddressMessage) -> Option<IpAddr> {
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    local.or_else(|| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })
 }
 
 fn is_default(route: &RouteMessage) -> bool {

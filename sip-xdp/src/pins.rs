@@ -132,11 +132,6 @@ impl Pins {
         }
     }
 
-    /// Whether a daemon holds the instance.
-    pub fn is_held(&self) -> bool {
-        self.root.is_dir() && self.lock().is_err()
-    }
-
     /// Makes sure that the pin directory is on a BPF file system, mounting it where it belongs if need be.
     fn check_bpffs(&self) -> Result<()> {
         if is_bpffs(&self.root) {

@@ -169,10 +169,6 @@ pub fn stats(pins: &Pins) -> Result<Stats> {
         });
     }
     let lost_events = cpu_states.get(&0, 0)?.iter().map(|state| state.lost_events).sum();
-    let lists = list_maps(pins)?;
-    let blocked: Vec<Network> =
-        lists.blocklist.keys().flatten().take(lists.capacity as usize).map(|key| network_of(&key)).collect();
-    let ipv4 = blocked.iter().filter(|network| network.is_v4()).count();
     // The kernel evicts and inserts meanwhile, and its walk may start again: no more than there is room for.
     let room = MapInfo::from_pin(pins.maps().join(names::SOURCES))?.max_entries() as usize;
     let tracked = sources.keys().flatten().take(room).count();
@@ -183,9 +179,18 @@ pub fn stats(pins: &Pins) -> Result<Stats> {
         interfaces,
         responses: responses(pins)?,
         lost_events,
-        blocklist: Occupancy { ipv4, ipv6: blocked.len() - ipv4, capacity: lists.capacity },
+        blocklist: occupancy(pins)?,
         sources: SourceStats { tracked, good: 0, peers: 0 },
     })
+}
+
+/// Counts the block list.
+pub fn occupancy(pins: &Pins) -> Result<Occupancy> {
+    let lists = list_maps(pins)?;
+    let capacity = lists.capacity;
+    let blocked = lists.blocklist.keys().flatten().take(capacity as usize).map(|key| network_of(&key));
+    let (ipv4, ipv6): (Vec<_>, Vec<_>) = blocked.partition(Network::is_v4);
+    Ok(Occupancy { ipv4: ipv4.len(), ipv6: ipv6.len(), capacity })
 }
 
 /// Whether there is a storm right now.

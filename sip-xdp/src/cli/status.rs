@@ -70,7 +70,7 @@ async fn collect(paths: &Paths) -> Result<Report> {
     if loaded {
         let present = Netlink::connect()?.interfaces().await?;
         interfaces = report::interfaces(&pins, &present)?;
-        blocklist = Some(report::stats(&pins)?.blocklist);
+        blocklist = Some(report::occupancy(&pins)?);
         if daemon.is_none() && warnings.is_empty() {
             warnings
                 .push("no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp run`".into());

@@ -65,6 +65,35 @@ fn an_entry_leaves_with_its_last_owner() {
 }
 
 #[test]
+fn a_wide_network_reaches_from_end_to_end_and_leaves_what_is_inside() {
+    let mut kernel = Kernel::new(&settings());
+    kernel.list(List::Block, "10.0.0.0/8", NEVER);
+    kernel.list(List::Block, "10.77.3.0/24", NEVER);
+    kernel.list(List::Trust, "10.200.0.0/14", NEVER);
+    for (source, expected) in [
+        ("9.255.255.255", Reason::Unknown),
+        ("10.0.0.0", Reason::Blocked),
+        ("10.128.255.1", Reason::Blocked),
+        ("10.203.255.255", Reason::Trusted),
+        ("10.204.0.0", Reason::Blocked),
+        ("10.255.255.255", Reason::Blocked),
+        ("11.0.0.0", Reason::Unknown),
+    ] {
+        assert_eq!(reason(&mut kernel, source), expected, "{source}");
+    }
+    kernel.lists.remove(List::Block, &"10.0.0.0/8".parse().unwrap(), Owner::Manual).unwrap();
+    for (source, expected) in [
+        ("10.0.0.0", Reason::Unknown),
+        ("10.77.3.9", Reason::Blocked),
+        ("10.77.4.9", Reason::Unknown),
+        ("10.200.0.0", Reason::Trusted),
+        ("10.255.255.255", Reason::Unknown),
+    ] {
+        assert_eq!(reason(&mut kernel, source), expected, "{source}, when the wide network has gone");
+    }
+}
+
+#[test]
 fn hits_are_exact_and_survive_a_change_of_the_entry() {
     let mut kernel = Kernel::new(&settings());
     let network = "192.0.2.7".parse().unwrap();
