@@ -208,7 +208,11 @@ impl Lists {
             return Ok(None);
         };
         // First the kernel's table, then the ledger: a crash in between leaves the entry, not an orphan.
-        self.refresh(list, *network)?;
+        if let Err(error) = self.refresh(list, *network) {
+            // Still ours: what expires is tried again.
+            self.entries.insert((list, *network, owner), entry);
+            return Err(error);
+        }
         match forgive_missing(self.maps.ledger.remove(&entry.key(list))) {
             Ok(()) => Ok(Some(entry)),
             Err(source) => Err(ListError::Kernel { network: *network, source }),
