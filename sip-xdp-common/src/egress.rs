@@ -39,7 +39,7 @@ impl Answer {
 /// Reads a packet that leaves. `None` if it is not a SIP response from one of the SIP ports.
 #[inline(always)]
 pub fn read<R: Reader, S: Site>(packet: &R, site: &S) -> Option<Answer> {
-    let ip = packet::locate(packet, site.link())?;
+    let ip = packet::locate(packet, site.link(), site.inspects())?;
     if ip.protocol != UDP || matches!(ip.piece, Piece::Later | Piece::Hidden) {
         return None;
     }
@@ -58,7 +58,7 @@ pub fn read<R: Reader, S: Site>(packet: &R, site: &S) -> Option<Answer> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::Link;
+    use crate::packet::{Inspects, Link};
     use crate::reader::Bytes;
 
     struct Tun;
@@ -66,6 +66,10 @@ mod tests {
     impl Site for Tun {
         fn link(&self) -> Link {
             Link::Ip
+        }
+
+        fn inspects(&self) -> Inspects {
+            Inspects::ALL
         }
 
         fn is_sip_port(&self, port: u16) -> bool {

@@ -1,22 +1,24 @@
-//! The front of the lists: two bits for each IPv4 /24, saying whether any blocked and any trusted network meets it.
+//! The front of the lists: two bits for each IPv4 /24 that say what has to be asked about a source in it.
 //!
-//! A source whose /24 has neither bit is on no list, and one load of memory has shown it, however long the lists are. A
-//! bit that is set proves nothing; the tables are asked then.
-
-use crate::source::Source;
+//! The front is an array that addresses index, so one load of memory answers for most sources, however long the lists
+//! are: their /24 is [`CLEAR`], or a feed lists all of it ([`WHOLE`]).
 
 /// How many elements the front has: one for each /16.
 pub const ELEMENTS: u32 = 1 << 16;
 
-/// The bits of the 256 networks of a /16, two for each, in the order of their addresses.
+/// The bits of 256 places, two for each, in order: a cache line.
 pub type Element = [u64; 8];
 
-/// Some blocked network meets the /24.
-pub const BLOCKED: u64 = 1;
-/// Some trusted network meets the /24.
-pub const TRUSTED: u64 = 2;
+/// No list has anything to say of the /24.
+pub const CLEAR: u64 = 0;
+/// Some of its addresses are blocked, each by itself; nothing else on any list meets it.
+pub const HOSTS: u64 = 1;
+/// A feed blocks all of it, and no trusted network nor any entry of an operator or the detector meets it.
+pub const WHOLE: u64 = 2;
+/// Anything else: all lists are to be asked.
+pub const ASK: u64 = 3;
 
-/// Where the bits of an address are.
+/// Where two bits are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     /// Which element.
@@ -28,17 +30,28 @@ pub struct Place {
 }
 
 impl Place {
-    /// Of an IPv4 address in host order.
+    /// The place with this number.
     #[inline(always)]
-    pub const fn of(address: u32) -> Self {
-        Self { element: address >> 16, word: (address >> 13 & 7) as usize, shift: (address >> 8 & 31) * 2 }
+    pub const fn number(number: u32) -> Self {
+        Self { element: number >> 8, word: (number >> 5 & 7) as usize, shift: (number & 31) * 2 }
     }
 
-    /// Of a source, which must be IPv4.
+    /// Of the /24 around an IPv4 address in host order.
     #[inline(always)]
-    pub const fn of_source(source: &Source) -> Self {
-        let (_, low) = source.words();
-        Self::of(((low >> 32) as u32).swap_bytes())
+    pub const fn of(address: u32) -> Self {
+        Self::number(address >> 8)
+    }
+
+    /// The two bits in the word that holds them.
+    #[inline(always)]
+    pub const fn read(&self, word: u64) -> u64 {
+        word >> self.shift & 3
+    }
+
+    /// The word with these two bits in their place.
+    #[inline(always)]
+    pub const fn written(&self, word: u64, bits: u64) -> u64 {
+        word & !(3 << self.shift) | bits << self.shift
     }
 }
 
@@ -49,22 +62,22 @@ mod tests {
     #[test]
     fn every_network_has_bits_of_its_own() {
         let mut seen = std::collections::HashSet::new();
-        for network in 0..1 << 16 {
-            // All /24s of a few /16s, far apart.
-            for element in [0_u32, 0x0a00, 0xc000, 0xffff] {
-                let place = Place::of(element << 16 | (network & 0xff) << 8 | network >> 8);
-                assert!(
-                    place.element == element && place.word < 8 && place.shift < 63 && place.shift.is_multiple_of(2)
-                );
-                seen.insert((place.element, place.word, place.shift));
-            }
+        // All /24s of a few /16s, far apart.
+        for (network, sixteen) in (0..256).flat_map(|network| [0_u32, 0x0a00, 0xc000, 0xffff].map(|s| (network, s))) {
+            let place = Place::of(sixteen << 16 | network << 8 | 0x77);
+            assert!(place.element == sixteen && place.word < 8 && place.shift < 63);
+            seen.insert((place.element, place.word, place.shift));
         }
         assert_eq!(seen.len(), 4 * 256);
     }
 
     #[test]
-    fn a_source_is_where_its_address_is() {
-        let source = Source::v4(u32::from_le_bytes([192, 0, 2, 7]));
-        assert_eq!(Place::of_source(&source), Place::of(u32::from_be_bytes([192, 0, 2, 7])));
+    fn bits_are_read_as_written() {
+        let place = Place::of(u32::from_be_bytes([192, 0, 2, 7]));
+        for bits in [CLEAR, HOSTS, WHOLE, ASK] {
+            let word = place.written(0x5555_5555_5555_5555, bits);
+            assert_eq!(place.read(word), bits);
+            assert_eq!(place.written(word, 1), 0x5555_5555_5555_5555);
+        }
     }
 }

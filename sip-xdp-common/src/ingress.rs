@@ -1,26 +1,41 @@
 //! The order in which an arriving packet is judged. It reads from top to bottom like the list in ARCHITECTURE.md, and
 //! is the same code in the kernel (over maps) and on the host (over whatever a test or a replay brings).
 
-use crate::packet::{self, ICMP, ICMPV6, Ip, Link, Piece, TCP, UDP};
+use crate::blocklist::Standing;
+use crate::packet::{self, ICMP, ICMPV6, Inspects, Ip, Link, Piece, TCP, UDP};
 use crate::reader::Reader;
 use crate::sip;
 use crate::source::Source;
 use crate::verdict::{Message, Reason};
 
-/// What the trust table says of a source.
+/// What the lists say of a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Standing {
+pub struct Listing {
     /// The source is trusted: nothing else is asked.
     pub trusted: bool,
     /// The source is metered by its full address, although it is IPv6: hosts that must not share a fate live in its
     /// network.
     pub by_address: bool,
+    /// A live entry blocks the source, if it is not trusted.
+    pub blocked: Option<Hit>,
+}
+
+/// What is to be counted when a blocked source's packet is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Hit {
+    /// Where the entry stands, or [`NOWHERE`](crate::blocklist::NOWHERE).
+    pub standing: Standing,
+    /// What is added to its [`state`](crate::blocklist::Slot::state).
+    pub weight: u64,
 }
 
 /// Where a program stands.
 pub trait Site {
     /// How frames start on the interface.
     fn link(&self) -> Link;
+
+    /// Which headers are looked behind.
+    fn inspects(&self) -> Inspects;
 
     /// Whether `port` (host order) is a SIP port.
     fn is_sip_port(&self, port: u16) -> bool;
@@ -31,11 +46,11 @@ pub trait Tables: Site {
     /// Whether blocked sources lose everything but ICMP, not only SIP.
     fn scope_all(&self) -> bool;
 
-    /// What the trust table says of `source`.
-    fn standing(&self, source: &Source) -> Standing;
+    /// What the lists say of `source`.
+    fn listing(&self, source: &Source) -> Listing;
 
-    /// Whether a live entry blocks `source`; counts the hit.
-    fn is_blocked(&self, source: &Source) -> bool;
+    /// Counts a packet that an entry drops.
+    fn count(&self, hit: &Hit);
 
     /// Charges a message to its source's meter, or to the strangers' budget in a storm, and tells the daemon if that is
     /// due.
@@ -102,7 +117,7 @@ enum Target {
 #[inline(always)]
 pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     // 1. What is not headed for a SIP port passes.
-    let Some(ip) = packet::locate(packet, tables.link()) else {
+    let Some(ip) = packet::locate(packet, tables.link(), tables.inspects()) else {
         return Judgement::by(Reason::NotSip);
     };
     let target = target(packet, tables, &ip);
@@ -120,13 +135,14 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     };
 
     // 2. Trusted sources pass, before any list is asked.
-    let standing = tables.standing(&source);
-    if standing.trusted {
+    let listing = tables.listing(&source);
+    if listing.trusted {
         return Judgement::by(if to_sip { Reason::Trusted } else { by_the_way });
     }
 
     // 3. Blocked sources go no further.
-    if tables.is_blocked(&source) {
+    if let Some(hit) = &listing.blocked {
+        tables.count(hit);
         return Judgement::by(Reason::Blocked);
     }
     if !to_sip || ip.protocol == TCP {
@@ -134,7 +150,7 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     }
 
     // From here on it no longer matters which list was asked and which was not.
-    let by_address = packet.forget(usize::from(standing.by_address)) != 0;
+    let by_address = packet.forget(usize::from(listing.by_address)) != 0;
 
     // 4. The payload, by its start line.
     let (mut source_port, mut destination_port) = (0, 0);

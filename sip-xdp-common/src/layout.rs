@@ -10,7 +10,7 @@ use crate::verdict::{Message, Reason};
 
 /// The version of everything in this module. Pinned maps of another version are replaced, with their bans carried
 /// over.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// The expiry of what never expires.
 pub const NEVER: u64 = u64::MAX;
@@ -48,21 +48,6 @@ pub struct TrustEntry {
 }
 
 const _: () = assert!(size_of::<TrustEntry>() == 16);
-
-/// A network in the block table.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-pub struct BlockEntry {
-    /// When the block ends: the latest end among this network and all that cover it, so that an expired host never
-    /// hides a live network around it.
-    pub expires: u64,
-    /// The network's counter in [`names::HITS`](crate::names::HITS).
-    pub slot: u32,
-    /// Zero.
-    pub pad: u32,
-}
-
-const _: () = assert!(size_of::<BlockEntry>() == 16);
 
 /// Whose entry a ledger row is: [`LedgerKey::owner`].
 #[repr(u8)]
@@ -200,11 +185,13 @@ pub struct CpuState {
     pub lost_events: u64,
     /// When this CPU last wrote a diagnostic.
     pub diagnosed: u64,
-    /// Where the meter of a newcomer is made: here, since the stack has no room for it.
-    pub newcomer: Meter,
+    /// Packets that a [`WHOLE`](crate::front::WHOLE) /24 dropped, of which some are sampled.
+    pub whole: u64,
+    /// Where the meter of a stranger in a storm is made: here, since the stack has no room for it.
+    pub stranger: Meter,
 }
 
-const _: () = assert!(size_of::<CpuState>() == 40 + 64);
+const _: () = assert!(size_of::<CpuState>() == 48 + 48);
 
 /// An interface that the filter is attached to. A slot is in use when `index` is not zero.
 #[repr(C)]
@@ -276,7 +263,9 @@ const _: () = assert!(size_of::<LimitEvent>() == 72 + HEAD);
 #[cfg(feature = "user")]
 mod user {
     use super::*;
+    use crate::blocklist::{Bucket, Guide};
     use crate::meter::Limits;
+    use crate::sources::Set;
     use crate::storm::Weather;
 
     /// Every type here is `bytemuck::Pod`: any bit pattern is valid and there is no padding, which is all that aya's
@@ -288,17 +277,6 @@ mod user {
         )* };
     }
 
-    plain!(
-        Source,
-        TrustEntry,
-        BlockEntry,
-        LedgerKey,
-        LedgerRow,
-        Counters,
-        Responses,
-        CpuState,
-        InterfaceRecord,
-        LimitEvent
-    );
-    plain!(Limits, Meter, Weather);
+    plain!(Source, TrustEntry, LedgerKey, LedgerRow, Counters, Responses, CpuState, InterfaceRecord, LimitEvent);
+    plain!(Limits, Weather, Guide, Bucket, Set);
 }

@@ -7,8 +7,10 @@
 
 #![cfg_attr(not(test), no_std)]
 
+pub mod blocklist;
 pub mod egress;
 pub mod front;
+pub mod hash;
 pub mod ingress;
 pub mod layout;
 pub mod meter;
@@ -17,5 +19,6 @@ pub mod packet;
 pub mod reader;
 pub mod sip;
 pub mod source;
+pub mod sources;
 pub mod storm;
 pub mod verdict;

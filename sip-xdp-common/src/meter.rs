@@ -6,9 +6,9 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::verdict::Message;
 
-/// The shortest time between two events about one source, in nanoseconds. Twenty a second are enough to tell one
+/// The shortest time between two events about one source, in [`ticks`]: 50 ms. Twenty a second are enough to tell one
 /// sender from many, and bound what a flood can make the daemon read.
-pub const EVENT_INTERVAL: u64 = 50_000_000;
+const EVENT_INTERVAL: u32 = 48;
 
 /// A limit: `burst / interval` packets at once, then one per `interval`.
 #[repr(C)]
@@ -113,29 +113,40 @@ impl Bucket {
     }
 }
 
-/// What the kernel remembers of an unknown source. All times in nanoseconds of the filter's clock.
+/// One tick of the clock of [`ticks`], as a power of two of nanoseconds: 1.05 ms.
+const TICK_BITS: u32 = 20;
+
+/// A time in nanoseconds as ticks of 1.05 ms, which begin again after 52 days.
+#[inline(always)]
+pub const fn ticks(now: u64) -> u32 {
+    (now >> TICK_BITS) as u32
+}
+
+/// What the kernel remembers of an unknown source.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Meter {
-    /// When the bucket of REGISTER requests is full again.
+    /// When the bucket of REGISTER requests is full again, in nanoseconds of the filter's clock.
     pub register: u64,
     /// When the bucket of all requests is full again.
     pub requests: u64,
     /// When the bucket of everything else is full again.
     pub other: u64,
-    /// When the last event about this source was due.
-    pub reported: u64,
-    /// When the source was first seen.
-    pub first: u64,
+    /// When the last event about this source was due, in [`ticks`]; 0 if there was none.
+    pub reported: u32,
+    /// When the source was first seen, in [`ticks`].
+    pub first: u32,
     /// Requests seen, passed or not.
-    pub seen: u64,
+    pub seen: u32,
     /// REGISTER requests seen, passed or not.
-    pub registers: u64,
+    pub registers: u32,
     /// Packets over a limit.
-    pub limited: u64,
+    pub limited: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
-const _: () = assert!(size_of::<Meter>() == 64);
+const _: () = assert!(size_of::<Meter>() == 48);
 
 /// The answer of a meter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,10 +163,16 @@ pub enum Charge {
 }
 
 impl Meter {
+    /// When the source was first seen, in nanoseconds, if it is `now` less than 52 days later.
+    #[inline(always)]
+    pub const fn first_seen(&self, now: u64) -> u64 {
+        now.saturating_sub((ticks(now).wrapping_sub(self.first) as u64) << TICK_BITS)
+    }
+
     /// The meter of a source that is seen for the first time at `now`.
     #[inline(always)]
     pub fn new(now: u64) -> Self {
-        Self { first: now, ..Self::default() }
+        Self { first: ticks(now), ..Self::default() }
     }
 
     /// Charges one message. A REGISTER needs room in two buckets, and takes from both or from none.
@@ -170,15 +187,15 @@ impl Meter {
                 None => self.over(Bucket::Other, now),
             };
         }
-        self.seen += 1;
+        self.seen = self.seen.saturating_add(1);
         let Some(requests) = limits.requests().take(self.requests, now) else {
             if matches!(message, Message::Register) {
-                self.registers += 1;
+                self.registers = self.registers.saturating_add(1);
             }
             return self.over(Bucket::Requests, now);
         };
         if matches!(message, Message::Register) {
-            self.registers += 1;
+            self.registers = self.registers.saturating_add(1);
             let Some(register) = limits.register().take(self.register, now) else {
                 return self.over(Bucket::Register, now);
             };
@@ -190,10 +207,11 @@ impl Meter {
 
     #[inline(always)]
     fn over(&mut self, bucket: Bucket, now: u64) -> Charge {
-        self.limited += 1;
-        let report = self.reported == 0 || now.saturating_sub(self.reported) >= EVENT_INTERVAL;
+        self.limited = self.limited.saturating_add(1);
+        let report = self.reported == 0 || ticks(now).wrapping_sub(self.reported) >= EVENT_INTERVAL;
         if report {
-            self.reported = now;
+            // Never 0, which is "not yet".
+            self.reported = ticks(now).max(1);
         }
         Charge::Over { bucket, report }
     }
@@ -261,6 +279,16 @@ mod tests {
             .filter(|charge| matches!(charge, Charge::Over { report: true, .. }))
             .count();
         assert!((35..=40).contains(&reports), "{reports} events in two seconds");
+    }
+
+    #[test]
+    fn the_first_time_is_remembered_across_the_end_of_the_ticks() {
+        for start in [START, (1 << 52) - SECOND, u64::from(u32::MAX) << TICK_BITS] {
+            let meter = Meter::new(start);
+            for later in [0, SECOND, 3_600 * SECOND, 24 * 3_600 * SECOND] {
+                assert!(meter.first_seen(start + later).abs_diff(start) < 2 << TICK_BITS, "{start} {later}");
+            }
+        }
     }
 
     #[test]

@@ -8,22 +8,24 @@ pub const INGRESS: &str = "sip_xdp_ingress";
 pub const EGRESS: &str = "sip_xdp_egress";
 
 /// Maps that are pinned: they outlive the daemon and are adopted by the next one.
-pub const PINNED_MAPS: [&str; 14] = [
-    FRONT, TRUST, BLOCKLIST, HITS, LEDGER, SOURCES, SKETCH, WEATHER, COUNTERS, RESPONSES, CPU_STATE, EVENTS,
+pub const PINNED_MAPS: [&str; 15] = [
+    GUIDE, FRONT, FILTER, BLOCKLIST, TRUST, LEDGER, SOURCES, SKETCH, WEATHER, COUNTERS, RESPONSES, CPU_STATE, EVENTS,
     INTERFACES, CLOCK,
 ];
 
-/// Which IPv4 /24s meet any listed network ([`crate::front`]).
+/// How the tables of the lists are to be read ([`crate::blocklist::Guide`]).
+pub const GUIDE: &str = "GUIDE";
+/// What each IPv4 /24 has to do with the lists ([`crate::front`]).
 pub const FRONT: &str = "FRONT";
 /// Trusted networks (LPM trie of [`crate::layout::TrustEntry`]).
 pub const TRUST: &str = "TRUST";
-/// Blocked networks (LPM trie of [`crate::layout::BlockEntry`]).
+/// Which networks may be on the lists, by their hash ([`crate::blocklist`]).
+pub const FILTER: &str = "FILTER";
+/// Blocked networks, with their counters ([`crate::blocklist::Bucket`]).
 pub const BLOCKLIST: &str = "BLOCKLIST";
-/// Packets dropped per blocked network, by [`crate::layout::BlockEntry::slot`].
-pub const HITS: &str = "HITS";
 /// Who listed what, when and why ([`crate::layout::LedgerKey`] to [`crate::layout::LedgerRow`]); user space only.
 pub const LEDGER: &str = "LEDGER";
-/// The meters of unknown sources ([`crate::source::Source`] to [`crate::meter::Meter`]).
+/// The meters of unknown sources ([`crate::sources::Set`]).
 pub const SOURCES: &str = "SOURCES";
 /// The marks of sources without a meter ([`crate::storm::MARKS`] bytes).
 pub const SKETCH: &str = "SKETCH";
@@ -61,5 +63,11 @@ pub const DRY_RUN: &str = "DRY_RUN";
 /// Global: 1 to take the time from the [`CLOCK`] map (`u8`).
 pub const CLOCK_FROM_MAP: &str = "CLOCK_FROM_MAP";
 
+/// Global: 1 to look at IPv6 (`u8`).
+pub const IPV6: &str = "IPV6";
+/// Global: 1 to look behind VLAN tags and into PPPoE sessions (`u8`).
+pub const TAGS: &str = "TAGS";
+
 /// All globals that the loader sets.
-pub const GLOBALS: [&str; 9] = [PORTS, LIMITS, STORM, IPV6_MASK, LINK, SLOT, SCOPE_ALL, DRY_RUN, CLOCK_FROM_MAP];
+pub const GLOBALS: [&str; 11] =
+    [PORTS, LIMITS, STORM, IPV6_MASK, LINK, SLOT, SCOPE_ALL, DRY_RUN, CLOCK_FROM_MAP, IPV6, TAGS];

@@ -17,6 +17,20 @@ pub enum Link {
     Ip = 1,
 }
 
+/// Which headers are looked behind. What is switched off passes unseen, and costs nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Inspects {
+    /// IPv6.
+    pub ipv6: bool,
+    /// VLAN tags and PPPoE sessions.
+    pub tags: bool,
+}
+
+impl Inspects {
+    /// All of them.
+    pub const ALL: Self = Self { ipv6: true, tags: true };
+}
+
 /// EtherType of IPv4 (IEEE 802 numbers, as all below; `include/uapi/linux/if_ether.h`).
 pub const ETH_IPV4: u16 = 0x0800;
 /// EtherType of IPv6.
@@ -80,11 +94,13 @@ pub struct Ip {
     pub piece: Piece,
 }
 
-/// Finds the IP header of a frame and follows it to the transport header. `None` for everything that is not IP.
+/// Finds the IP header of a frame and follows it to the transport header. `None` for everything that is not IP, and for
+/// what is not looked behind.
 #[inline(always)]
-pub fn locate<R: Reader>(packet: &R, link: Link) -> Option<Ip> {
+pub fn locate<R: Reader>(packet: &R, link: Link, inspects: Inspects) -> Option<Ip> {
     let (ethertype, at) = match link {
-        Link::Ethernet => strip_ethernet(packet)?,
+        Link::Ethernet if inspects.tags => strip_ethernet(packet)?,
+        Link::Ethernet => (packet.be16(12)?, 14),
         Link::Ip => match packet.byte(0)? >> 4 {
             4 => (ETH_IPV4, 0),
             6 => (ETH_IPV6, 0),
@@ -93,7 +109,7 @@ pub fn locate<R: Reader>(packet: &R, link: Link) -> Option<Ip> {
     };
     match ethertype {
         ETH_IPV4 => locate_v4(packet, packet.forget(at)),
-        ETH_IPV6 => locate_v6(packet, packet.forget(at)),
+        ETH_IPV6 if inspects.ipv6 => locate_v6(packet, packet.forget(at)),
         _ => None,
     }
 }
@@ -339,7 +355,7 @@ mod tests {
             let ip = if is_v4 { v4(options, &udp(&payload)) } else { v6(&extensions, &udp(&payload)) };
             let (bytes, link) = if ethernet { (frame(&tags, pppoe, &ip), Link::Ethernet) } else { (ip, Link::Ip) };
             let packet = Bytes(&bytes);
-            let found = locate(&packet, link).expect("an IP packet");
+            let found = locate(&packet, link, Inspects::ALL).expect("an IP packet");
             prop_assert_eq!((found.v4, found.protocol, found.piece), (is_v4, UDP, Piece::Whole));
             prop_assert_eq!(found.ports(&packet), Some((40_000, 5060)));
             prop_assert_eq!(found.source(&packet).expect("a source").is_v4(), is_v4);
@@ -350,7 +366,7 @@ mod tests {
         #[test]
         fn any_bytes_at_all(bytes in prop::collection::vec(any::<u8>(), 0..200), ethernet in any::<bool>()) {
             let packet = Bytes(&bytes);
-            if let Some(ip) = locate(&packet, if ethernet { Link::Ethernet } else { Link::Ip }) {
+            if let Some(ip) = locate(&packet, if ethernet { Link::Ethernet } else { Link::Ip }, Inspects::ALL) {
                 let (_, _, payload) = (ip.source(&packet), ip.ports(&packet), ip.udp_payload(&packet));
                 prop_assert!(payload.is_none_or(|(start, _)| start <= MAX_OFFSET + 8));
             }
@@ -361,11 +377,11 @@ mod tests {
     fn what_no_host_would_follow_is_not_followed() {
         let chain: Vec<_> = [(60, 0); MAX_EXTENSIONS + 1].to_vec();
         let bytes = v6(&chain, &udp(b"x"));
-        assert!(locate(&Bytes(&bytes), Link::Ip).is_some_and(|ip| ip.is_overlong()));
+        assert!(locate(&Bytes(&bytes), Link::Ip, Inspects::ALL).is_some_and(|ip| ip.is_overlong()));
         let three = frame(&[ETH_QINQ, ETH_VLAN, ETH_VLAN], false, &v4(0, &udp(b"x")));
-        assert_eq!(locate(&Bytes(&three), Link::Ethernet), None);
+        assert_eq!(locate(&Bytes(&three), Link::Ethernet, Inspects::ALL), None);
         let mut short = v4(0, &udp(b"x"));
         short[0] = 0x44;
-        assert_eq!(locate(&Bytes(&short), Link::Ip), None);
+        assert_eq!(locate(&Bytes(&short), Link::Ip, Inspects::ALL), None);
     }
 }

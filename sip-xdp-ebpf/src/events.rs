@@ -5,6 +5,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::{bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
+use aya_log_ebpf::warn;
 use sip_xdp_common::ingress::Sent;
 use sip_xdp_common::layout::{CpuState, HEAD, LimitEvent};
 use sip_xdp_common::meter::{Bucket, Limit, Meter};
@@ -20,19 +21,6 @@ const BUDGET: Limit = Limit::new(2_000, 1_000_000_000);
 
 /// The shortest time between two diagnostics of one CPU, in nanoseconds.
 const DIAGNOSTIC_INTERVAL: u64 = 1_000_000_000;
-
-/// Whether this CPU may write a diagnostic now.
-#[inline(always)]
-pub(crate) fn diagnostic_due(state: *mut CpuState, now: u64) -> bool {
-    // SAFETY: this CPU's map value, valid while the program runs.
-    unsafe {
-        let due = now.saturating_sub((*state).diagnosed) >= DIAGNOSTIC_INTERVAL;
-        if due {
-            (*state).diagnosed = now;
-        }
-        due
-    }
-}
 
 /// Tells the daemon of a message over a limit.
 #[inline(always)]
@@ -50,6 +38,13 @@ pub(crate) fn report(
         return lost(state);
     };
     let Some(mut entry) = EVENTS.reserve(0) else {
+        // SAFETY: as above.
+        unsafe {
+            if now.saturating_sub((*state).diagnosed) >= DIAGNOSTIC_INTERVAL {
+                (*state).diagnosed = now;
+                warn!(ctx, "events find no room: the daemon does not read them fast enough");
+            }
+        }
         return lost(state);
     };
     let event: *mut LimitEvent = entry.as_mut_ptr();
@@ -58,10 +53,10 @@ pub(crate) fn report(
     unsafe {
         (*state).events = full_at;
         (&raw mut (*event).time).write(now);
-        (&raw mut (*event).first).write(meter.first);
-        (&raw mut (*event).seen).write(meter.seen);
-        (&raw mut (*event).registers).write(meter.registers);
-        (&raw mut (*event).limited).write(meter.limited);
+        (&raw mut (*event).first).write(meter.first_seen(now));
+        (&raw mut (*event).seen).write(meter.seen.into());
+        (&raw mut (*event).registers).write(meter.registers.into());
+        (&raw mut (*event).limited).write(meter.limited.into());
         (&raw mut (*event).source).write(sent.source);
         (&raw mut (*event).slot).write(SLOT.load());
         (&raw mut (*event).source_port).write(sent.source_port);

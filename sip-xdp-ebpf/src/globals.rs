@@ -4,7 +4,7 @@
 use aya_ebpf::Global;
 use sip_xdp_common::ingress::Site;
 use sip_xdp_common::meter::{Limit, LimitSource, Limits};
-use sip_xdp_common::packet::Link;
+use sip_xdp_common::packet::{Inspects, Link};
 use sip_xdp_common::storm::StormLimits;
 
 const UNSET: Limit = Limit { interval: 0, burst: 0 };
@@ -17,7 +17,7 @@ static LIMITS: Global<Limits> = Global::new(Limits { register: UNSET, requests: 
 
 /// What a storm is.
 #[unsafe(no_mangle)]
-pub(crate) static STORM: Global<StormLimits> = Global::new(StormLimits { new_sources: 0, budget: UNSET, seed: 0 });
+pub(crate) static STORM: Global<StormLimits> = Global::new(StormLimits { new_sources: 0, budget: UNSET });
 
 /// The mask under which IPv6 sources are metered.
 #[unsafe(no_mangle)]
@@ -43,6 +43,12 @@ pub(crate) static DRY_RUN: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static CLOCK_FROM_MAP: Global<u8> = Global::new(0);
 
+#[unsafe(no_mangle)]
+static IPV6: Global<u8> = Global::new(1);
+
+#[unsafe(no_mangle)]
+static TAGS: Global<u8> = Global::new(1);
+
 /// Where this program stands, by its globals.
 pub(crate) struct Here;
 
@@ -50,6 +56,11 @@ impl Site for Here {
     #[inline(always)]
     fn link(&self) -> Link {
         if LINK.load() == Link::Ip as u8 { Link::Ip } else { Link::Ethernet }
+    }
+
+    #[inline(always)]
+    fn inspects(&self) -> Inspects {
+        Inspects { ipv6: IPV6.load() == 1, tags: TAGS.load() == 1 }
     }
 
     #[inline(always)]

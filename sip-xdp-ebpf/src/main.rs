@@ -12,6 +12,7 @@ mod counters;
 mod egress;
 mod events;
 mod globals;
+mod lists;
 mod maps;
 mod reader;
 mod tables;

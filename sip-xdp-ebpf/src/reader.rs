@@ -77,9 +77,20 @@ impl Reader for Packet {
     fn forget(&self, value: usize) -> usize {
         // SAFETY: a field of this CPU's map value, valid while the program runs; nothing else runs on this CPU that
         // uses it.
-        unsafe {
-            self.forgotten.write_volatile(value as u64);
-            self.forgotten.read_volatile() as usize
-        }
+        unsafe { forget(self.forgotten, value) }
+    }
+}
+
+/// Writes a number to map memory and reads it back.
+///
+/// # Safety
+///
+/// `place` must be valid for both.
+#[inline(always)]
+pub(crate) unsafe fn forget(place: *mut u64, value: usize) -> usize {
+    // SAFETY: by the caller.
+    unsafe {
+        place.write_volatile(value as u64);
+        place.read_volatile() as usize
     }
 }

@@ -1,87 +1,200 @@
-//! Keeps the front of the lists (see [`sip_xdp_common::front`]) in step with them. A bit is set before the entry that
-//! needs it is written, and cleared after the last one has gone: at no moment is a listed source passed by.
+//! The writer of the front: what each IPv4 /24 has to do with the lists ([`sip_xdp_common::front`]).
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::Ordering;
 
-use aya::maps::{Array, MapData, MapError};
-use sip_xdp_common::front::{ELEMENTS, Element, Place};
+use anyhow::Result;
+use sip_xdp_common::front::{ASK, CLEAR, ELEMENTS, Element, HOSTS, Place, WHOLE};
 use sip_xdp_common::source::MAPPED_BITS;
 
+use crate::feeds::{Feeds, Listed};
+use crate::mapped::Mapped;
 use crate::network::{Network, source_of};
 use crate::prefixes::Prefixes;
 
 /// The length of the networks that have bits, out of 128.
 const GRAIN: u8 = MAPPED_BITS + 24;
 
-/// The front, with a copy that saves reading it back.
+/// Networks that meet more /24s than this are not followed one by one: the front is made anew.
+const MANY: u32 = 4_096;
+
+/// All that the front is made from.
+#[derive(Clone, Copy)]
+pub struct Sets<'a> {
+    /// What operators and the detector block.
+    pub blocked: &'a Prefixes,
+    /// What is trusted.
+    pub trusted: &'a Prefixes,
+    /// What feeds block.
+    pub feeds: &'a Feeds,
+}
+
+/// The front.
 pub struct Front {
-    map: Array<MapData, Element>,
-    copy: Vec<Element>,
+    map: Mapped,
 }
 
 impl Front {
-    /// Takes the map. [`Front::rebuild`] must follow before anything else.
-    pub fn new(map: Array<MapData, Element>) -> Self {
-        Self { map, copy: vec![Element::default(); ELEMENTS as usize] }
+    /// Takes the map.
+    pub fn new(map: Mapped) -> Self {
+        Self { map }
     }
 
-    /// Makes the map agree with the two sets: (bit, networks).
-    pub fn rebuild(&mut self, sets: [(u64, &Prefixes); 2]) -> Result<(), MapError> {
-        let mut wanted = vec![Element::default(); ELEMENTS as usize];
-        for (bit, networks) in sets {
-            for network in networks.iter() {
-                for place in grains(network).map(Place::of) {
-                    wanted[place.element as usize][place.word] |= bit << place.shift;
+    /// Brings up to date what `network` meets.
+    pub fn refresh(&self, network: &Network, sets: Sets<'_>) -> Result<()> {
+        let (first, count) = grains(network);
+        if count > MANY {
+            return self.rebuild(sets);
+        }
+        let mut at = 0;
+        while at < count {
+            let element = Place::of(first + (at << 8)).element;
+            let view = self.map.one(element)?;
+            while at < count {
+                let address = first + (at << 8);
+                let place = Place::of(address);
+                if place.element != element {
+                    break;
                 }
+                let grain = Network::around(source_of(Ipv4Addr::from(address).into()), GRAIN);
+                let word = &view.words()[place.word];
+                word.store(place.written(word.load(Ordering::Relaxed), state(&grain, sets)), Ordering::Relaxed);
+                at += 1;
             }
         }
-        for (index, element) in (0..).zip(&wanted) {
-            if self.map.get(&index, 0)? != *element {
-                self.map.set(index, element, 0)?;
-            }
-        }
-        self.copy = wanted;
         Ok(())
     }
 
-    /// Sets a bit for all that `network` meets.
-    pub fn mark(&mut self, bit: u64, network: &Network) -> Result<(), MapError> {
-        self.change(network, |_, word, shift| word | bit << shift)
-    }
-
-    /// Clears a bit for what `network` meets and no network of `rest` does.
-    pub fn clear(&mut self, bit: u64, network: &Network, rest: &Prefixes) -> Result<(), MapError> {
-        self.change(network, |address, word, shift| {
-            let around = Network::around(source_of(Ipv4Addr::from(address).into()), GRAIN);
-            if rest.meets(&around) { word } else { word & !(bit << shift) }
-        })
-    }
-
-    /// Applies `to` to the word of each /24 that `network` meets, and writes the elements that have changed.
-    fn change(&mut self, network: &Network, to: impl Fn(u32, u64, u32) -> u64) -> Result<(), MapError> {
-        let mut grains = grains(network).map(|address| (address, Place::of(address))).peekable();
-        while let Some((_, Place { element, .. })) = grains.peek().copied() {
-            let words = &mut self.copy[element as usize];
-            let before = *words;
-            while let Some((address, place)) = grains.next_if(|(_, place)| place.element == element) {
-                words[place.word] = to(address, words[place.word], place.shift);
+    /// Makes all of it anew. A source that was blocked before and still is, is blocked all the time.
+    pub fn rebuild(&self, sets: Sets<'_>) -> Result<()> {
+        let mut wanted = vec![Element::default(); ELEMENTS as usize];
+        let mut add = |network: &Network, met: Met| {
+            let (first, count) = grains(network);
+            for place in (0..count).map(|n| Place::of(first + (n << 8))) {
+                let word = &mut wanted[place.element as usize][place.word];
+                *word = place.written(*word, met.join(place.read(*word)));
             }
-            if *words != before {
-                self.map.set(element, *words, 0)?;
+        };
+        sets.blocked.iter().for_each(|network| add(network, Met::claimed(network)));
+        sets.trusted.iter().for_each(|network| add(network, Met::More));
+        for wide in [true, false] {
+            for network in sets.feeds.iter().flat_map(|(_, listed)| listed.networks()) {
+                if (network.bits() <= GRAIN) == wide {
+                    add(network, Met::fed(network));
+                }
+            }
+        }
+        let view = self.map.all()?;
+        for (word, wanted) in view.words().iter().zip(wanted.as_flattened()) {
+            if word.load(Ordering::Relaxed) != *wanted {
+                word.store(*wanted, Ordering::Relaxed);
             }
         }
         Ok(())
     }
 }
 
-/// The first addresses of the /24s that a network meets. None for IPv6: one that covers the mapped range holds no IPv4,
-/// since packets of that family are looked up as such.
-fn grains(network: &Network) -> impl Iterator<Item = u32> + use<> {
-    let (first, count) = match network.address() {
+/// How a listed network meets a /24. They are joined in this order.
+#[derive(Debug, Clone, Copy)]
+enum Met {
+    /// A single address that somebody but a feed blocks.
+    Claimed,
+    /// A trusted network, or one that somebody but a feed blocks.
+    More,
+    /// A feed blocks all of the /24.
+    FedWhole,
+    /// A feed blocks a single address.
+    FedHost,
+    /// A feed blocks a part.
+    FedPart,
+}
+
+impl Met {
+    fn claimed(network: &Network) -> Self {
+        if network.is_host() { Self::Claimed } else { Self::More }
+    }
+
+    fn fed(network: &Network) -> Self {
+        match network.bits() {
+            128 => Self::FedHost,
+            bits if bits <= GRAIN => Self::FedWhole,
+            _ => Self::FedPart,
+        }
+    }
+
+    /// What a /24 has to do with the lists, if it was `state` before.
+    fn join(self, state: u64) -> u64 {
+        match (self, state) {
+            (_, ASK) | (Self::More, _) => ASK,
+            (Self::Claimed | Self::FedHost, CLEAR | HOSTS) => HOSTS,
+            (Self::FedWhole | Self::FedHost | Self::FedPart, WHOLE) | (Self::FedWhole, CLEAR) => WHOLE,
+            // A host that is to be counted exactly, in a /24 of a feed; a part of it.
+            _ => ASK,
+        }
+    }
+}
+
+/// What one /24 has to do with the lists.
+fn state(grain: &Network, sets: Sets<'_>) -> u64 {
+    let meets_more = sets.trusted.meets(grain) || sets.blocked.covering(grain).next().is_some();
+    if meets_more {
+        return ASK;
+    }
+    let claimed = sets.blocked.within(grain);
+    let state = claimed.iter().fold(CLEAR, |state, network| Met::claimed(network).join(state));
+    let feeds = || sets.feeds.iter().map(|(_, listed): (_, &Listed)| listed);
+    let state = if feeds().any(|listed| listed.covers(grain)) { Met::FedWhole.join(state) } else { state };
+    let parts = feeds().flat_map(|listed| listed.within(grain)).filter(|network| network.bits() > GRAIN);
+    parts.fold(state, |state, network| Met::fed(network).join(state))
+}
+
+/// The first address of the /24s that a network meets, and their number. None for IPv6: one that covers the mapped range
+/// holds no IPv4, since packets of that family are looked up as such.
+fn grains(network: &Network) -> (u32, u32) {
+    match network.address() {
         IpAddr::V4(address) if network.is_v4() => {
             (u32::from(address) & !0xff, 1 << 24_u8.saturating_sub(network.prefix()))
         }
         _ => (0, 0),
-    };
-    (0..count).map(move |n: u32| first + (n << 8))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sets(claimed: &[&str], trusted: &[&str], fed: &[&str]) -> (Prefixes, Prefixes, Feeds) {
+        let prefixes = |networks: &[&str]| {
+            let mut set = Prefixes::default();
+            networks.iter().for_each(|network| set.insert(network.parse().unwrap(), 1));
+            set
+        };
+        let mut feeds = Feeds::default();
+        feeds.replace("one", Listed::new(fed.iter().map(|network| network.parse().unwrap()).collect()));
+        (prefixes(claimed), prefixes(trusted), feeds)
+    }
+
+    #[test]
+    fn a_network_is_asked_about_as_little_as_its_lists_allow() {
+        for (claimed, trusted, fed, expected) in [
+            (&[][..], &[][..], &[][..], CLEAR),
+            (&["192.0.3.0/24"], &[], &["192.0.1.7"], CLEAR),
+            (&["192.0.2.7"], &[], &[], HOSTS),
+            (&["192.0.2.7"], &[], &["192.0.2.8"], HOSTS),
+            (&[], &[], &["192.0.2.8"], HOSTS),
+            (&[], &[], &["192.0.2.0/24"], WHOLE),
+            (&[], &[], &["192.0.0.0/16", "192.0.2.8", "192.0.2.16/28"], WHOLE),
+            (&["192.0.2.7"], &[], &["192.0.0.0/16"], ASK),
+            (&[], &["192.0.2.7"], &["192.0.0.0/16"], ASK),
+            (&[], &["192.0.0.0/8"], &[], ASK),
+            (&["192.0.0.0/8"], &[], &["192.0.2.0/24"], ASK),
+            (&["192.0.2.64/26"], &[], &[], ASK),
+            (&[], &[], &["192.0.2.64/26"], ASK),
+            (&["192.0.2.7"], &[], &["192.0.2.64/26"], ASK),
+        ] {
+            let (blocked, trusted, feeds) = sets(claimed, trusted, fed);
+            let sets = Sets { blocked: &blocked, trusted: &trusted, feeds: &feeds };
+            assert_eq!(state(&"192.0.2.0/24".parse().unwrap(), sets), expected, "{claimed:?} {fed:?}");
+        }
+    }
 }

@@ -1,5 +1,9 @@
 //! Rows of the ledger: who listed which network, when, until when and why.
 
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail};
+use aya::maps::{HashMap, Map, MapData, MapError};
 use serde::Serialize;
 use sip_xdp_common::layout::{LedgerKey, LedgerRow, List, Owner, REASON, ROW_DRY_RUN, TIER_NONE, TIER_UNPROVEN};
 
@@ -47,7 +51,8 @@ impl Entry {
 
     /// The row's key in the kernel.
     pub fn key(&self, list: List) -> LedgerKey {
-        key(list, &self.network, self.owner)
+        let (network, prefix) = (self.network.first(), self.network.bits());
+        LedgerKey { network, prefix, list: list as u8, owner: self.owner as u8, pad: 0 }
     }
 
     /// The row's value in the kernel.
@@ -87,11 +92,6 @@ impl Entry {
     }
 }
 
-/// The key of an owner's claim on a network.
-pub fn key(list: List, network: &Network, owner: Owner) -> LedgerKey {
-    LedgerKey { network: network.first(), prefix: network.bits(), list: list as u8, owner: owner as u8, pad: 0 }
-}
-
 /// Cuts a reason to what a row holds, between characters.
 fn shorten(reason: &str) -> &str {
     let mut end = reason.len().min(REASON);
@@ -99,6 +99,62 @@ fn shorten(reason: &str) -> &str {
         end -= 1;
     }
     &reason[..end]
+}
+
+/// The ledger, as a map.
+pub struct Ledger {
+    rows: HashMap<MapData, LedgerKey, LedgerRow>,
+    capacity: u32,
+}
+
+impl Ledger {
+    /// Takes the map.
+    pub fn new(map: Map) -> Result<Self> {
+        let Map::HashMap(data) = &map else {
+            bail!("the ledger is not a hash map");
+        };
+        let capacity = data.info()?.max_entries();
+        Ok(Self { rows: map.try_into()?, capacity })
+    }
+
+    /// How many rows there is room for, and as many networks on each list.
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// All entries, ordered by list and network.
+    ///
+    /// A daemon may change the ledger meanwhile. The kernel's walk over a hash starts again when the row that it stands
+    /// on is deleted, so rows can come twice, and the walk is given an end.
+    pub fn entries(&self) -> Result<Vec<(List, Entry)>> {
+        let mut entries = BTreeMap::new();
+        for row in self.rows.iter().take(2 * self.capacity as usize) {
+            let (key, row) = row.context("the ledger cannot be read")?;
+            if let Some((list, entry)) = Entry::read(&key, &row) {
+                entries.insert((list, entry.network, entry.owner), (list, entry));
+            }
+        }
+        Ok(entries.into_values().collect())
+    }
+
+    /// Writes a row.
+    pub fn put(&mut self, list: List, entry: &Entry) -> Result<(), MapError> {
+        self.rows.insert(entry.key(list), entry.row(), 0)
+    }
+
+    /// Removes a row, if it is there.
+    pub fn remove(&mut self, list: List, entry: &Entry) -> Result<(), MapError> {
+        forgive_missing(self.rows.remove(&entry.key(list)))
+    }
+}
+
+/// Removing what is not there is no error.
+pub fn forgive_missing(removed: Result<(), MapError>) -> Result<(), MapError> {
+    match removed {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
 }
 
 #[cfg(test)]

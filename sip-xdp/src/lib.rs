@@ -5,7 +5,9 @@
 //! kernel's tables.
 //!
 //! - [`object`] loads the embedded kernel object, [`attach`] puts it on interfaces, [`pins`] keeps it there.
-//! - [`lists`] is the only writer of the block and trust tables, [`ledger`] remembers who listed what and why.
+//! - [`lists`] is the only writer of the lists: [`ledger`] remembers who listed what and why, [`feeds`] what feeds list;
+//!   [`table`], [`filter`], [`front`] and [`guide`] are what the kernel asks, in memory that [`mapped`] shares with it.
+//! - [`sources`] are the meters of unknown sources.
 //! - [`detect`] turns events into bans, [`exempt`] knows who must never be banned.
 //! - [`daemon`] ties these together, [`control`] is how commands reach it.
 //! - [`report`] reads everything from the pinned maps, with or without a daemon.
@@ -17,10 +19,14 @@ pub mod control;
 pub mod daemon;
 pub mod detect;
 pub mod exempt;
+pub mod feeds;
+pub mod filter;
 pub mod front;
+pub mod guide;
 pub mod identity;
 pub mod ledger;
 pub mod lists;
+pub mod mapped;
 pub mod netlink;
 pub mod network;
 pub mod object;
@@ -28,4 +34,6 @@ pub mod paths;
 pub mod pins;
 pub mod prefixes;
 pub mod report;
+pub mod sources;
 pub mod state;
+pub mod table;

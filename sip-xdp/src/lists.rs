@@ -1,28 +1,36 @@
-//! The block and trust tables: the only writer of both, and of the ledger that they are made from.
+//! The block and trust lists: the only writer of the tables that the kernel asks, and of the ledger that they are made
+//! from.
 //!
-//! The ledger is the truth. It lives in a pinned map, so that it outlives the daemon; the two LPM tries hold what the
-//! kernel needs to decide, computed from it. After a crash between two writes, [`Lists::open`] makes them agree.
+//! The ledger is the truth of what operators, the configuration and the detector list. It lives in a pinned map, so that
+//! it outlives the daemon; the tables hold what the kernel needs to decide, computed from it and from what the feeds
+//! list. After a crash between two writes, [`Lists::open`] makes them agree.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, Map, MapData, MapError};
-use sip_xdp_common::layout::{BY_ADDRESS, BlockEntry, LedgerKey, LedgerRow, List, NEVER, Owner, TRUSTED, TrustEntry};
-use sip_xdp_common::{front, names};
+use aya::maps::{Map, MapData, MapError};
+use sip_xdp_common::blocklist::{BLOCKED, TRUSTED as TRUST_TABLE};
+use sip_xdp_common::layout::{BY_ADDRESS, List, NEVER, Owner, TRUSTED, TrustEntry};
+use sip_xdp_common::names;
 use thiserror::Error;
 
-use crate::front::Front;
-use crate::ledger::{self, Entry};
+use crate::feeds::{Feeds, Listed};
+use crate::filter::Filter;
+use crate::front::{Front, Sets};
+use crate::guide::{GuideWriter, Lengths, length_of};
+use crate::ledger::{Entry, Ledger, forgive_missing};
+use crate::mapped::Mapped;
 use crate::network::Network;
 use crate::prefixes::Prefixes;
+use crate::table::{NoPlace, Slots, Table, TableEntry, Terms};
 
 /// Why an entry could not be listed.
 #[derive(Debug, Error)]
 pub enum ListError {
     /// No room. Nothing was evicted.
     #[error(
-        "the {list} list is full ({capacity} networks), {network} was not added; remove entries, or raise \
+        "the {list} list is full ({capacity} networks), {what} not added; remove entries, or raise \
          capacity.networks in the configuration"
     )]
     Full {
@@ -30,9 +38,14 @@ pub enum ListError {
         list: &'static str,
         /// What it holds.
         capacity: u32,
-        /// What was to be added.
-        network: Network,
+        /// What was to be added, and "was" or "were".
+        what: String,
     },
+    /// Both buckets of a network are full, which chance makes all but impossible.
+    #[error(
+        "the block table has no place for {0}, although it is not full; raise capacity.networks in the configuration"
+    )]
+    NoPlace(Network),
     /// The kernel refused.
     #[error("the kernel refused an entry for {network}: {source}")]
     Kernel {
@@ -41,128 +54,153 @@ pub enum ListError {
         /// Why not.
         source: MapError,
     },
-}
-
-/// The maps that make up the lists.
-pub struct ListMaps {
-    /// [`names::LEDGER`].
-    pub ledger: HashMap<MapData, LedgerKey, LedgerRow>,
-    /// [`names::BLOCKLIST`].
-    pub blocklist: LpmTrie<MapData, [u8; 16], BlockEntry>,
-    /// [`names::TRUST`].
-    pub trust: LpmTrie<MapData, [u8; 16], TrustEntry>,
-    /// [`names::HITS`].
-    pub hits: Array<MapData, u64>,
-    /// How many rows the ledger holds, and each of the tables.
-    pub capacity: u32,
-}
-
-impl ListMaps {
-    /// Opens the maps by name, through `open`.
-    pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
-        let ledger = open(names::LEDGER)?;
-        let capacity = match &ledger {
-            Map::HashMap(data) => data.info()?.max_entries(),
-            _ => bail!("{} is not a hash map", names::LEDGER),
-        };
-        Ok(Self {
-            capacity,
-            ledger: ledger.try_into()?,
-            blocklist: open(names::BLOCKLIST)?.try_into()?,
-            trust: open(names::TRUST)?.try_into()?,
-            hits: open(names::HITS)?.try_into()?,
-        })
-    }
-
-    /// All entries of the ledger, ordered by list and network.
-    ///
-    /// A daemon may change the ledger meanwhile. The kernel's walk over a hash starts again when the row that it stands
-    /// on is deleted, so rows can come twice, and the walk is given an end.
-    pub fn entries(&self) -> Result<Vec<(List, Entry)>> {
-        let rows = 2 * self.capacity as usize;
-        let mut entries = BTreeMap::new();
-        for row in self.ledger.iter().take(rows) {
-            let (key, row) = row.context("the ledger cannot be read")?;
-            if let Some((list, entry)) = Entry::read(&key, &row) {
-                entries.insert((list, entry.network, entry.owner), (list, entry));
-            }
-        }
-        Ok(entries.into_values().collect())
-    }
-
-    /// How many packets were dropped for a network that is blocked.
-    pub fn hits(&self, network: &Network) -> u64 {
-        let Ok(entry) = self.blocklist.get(&lpm_key(network), 0) else {
-            return 0;
-        };
-        self.hits.get(&entry.slot, 0).unwrap_or(0)
-    }
+    /// A table could not be written.
+    #[error("{0:#}")]
+    Table(#[from] anyhow::Error),
 }
 
 /// Both lists, with the model that the kernel's tables are computed from.
 pub struct Lists {
-    maps: ListMaps,
+    ledger: Ledger,
+    trust: LpmTrie<MapData, [u8; 16], TrustEntry>,
+    guide: GuideWriter,
+    table: Table,
+    filter: Filter,
     front: Front,
     entries: BTreeMap<(List, Network, Owner), Entry>,
     blocked: Prefixes,
     trusted: Prefixes,
+    feeds: Feeds,
     /// IPv6 networks whose hosts are metered one by one.
     by_address: BTreeSet<Network>,
-    slots: BTreeMap<Network, u32>,
-    free: Vec<u32>,
+}
+
+/// The name under which [`Lists`] keeps what the feeds of an earlier daemon listed.
+pub const EARLIER: &str = "";
+
+/// What a change of a feed came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Refresh {
+    /// Networks that the feed did not list before.
+    pub added: usize,
+    /// Networks that it lists no longer.
+    pub removed: usize,
+    /// Networks that it lists now.
+    pub total: usize,
 }
 
 impl Lists {
     /// Opens the maps by name, through `open`, reads the ledger, and makes the kernel's tables agree with it.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
-        let front = Front::new(open(names::FRONT)?.try_into()?);
-        let maps = ListMaps::open(open)?;
+        let mut mapped = |name: &str| -> Result<Mapped> {
+            Mapped::new(open(name)?).with_context(|| format!("the map {name} cannot be used"))
+        };
+        let (buckets, filter) = (mapped(names::BLOCKLIST)?, mapped(names::FILTER)?);
+        let guide = GuideWriter::open(&mapped(names::GUIDE)?)?;
+        let front = Front::new(mapped(names::FRONT)?);
+        let ledger = Ledger::new(open(names::LEDGER)?)?;
+        let mut entries = BTreeMap::new();
+        for (list, entry) in ledger.entries()? {
+            entries.insert((list, entry.network, entry.owner), entry);
+        }
         let mut lists = Self {
+            table: Table::new(buckets, guide.get()),
+            filter: Filter::new(filter, guide.get()),
+            trust: open(names::TRUST)?.try_into()?,
+            guide,
             front,
-            entries: BTreeMap::new(),
+            ledger,
+            entries,
             blocked: Prefixes::default(),
             trusted: Prefixes::default(),
+            feeds: Feeds::default(),
             by_address: BTreeSet::new(),
-            slots: BTreeMap::new(),
-            free: Vec::new(),
-            maps,
         };
-        for (list, entry) in lists.maps.entries()? {
-            lists.entries.insert((list, entry.network, entry.owner), entry);
-        }
         lists.reconcile()?;
         Ok(lists)
     }
 
-    /// Rebuilds the model from the ledger's entries, and the kernel's tables from the model.
+    /// Rebuilds the model from the ledger's entries, and the kernel's tables from the model. What feeds listed stays.
     fn reconcile(&mut self) -> Result<()> {
-        let listed: BTreeSet<(List, Network)> = self.entries.keys().map(|(list, net, _)| (*list, *net)).collect();
-        for (list, network) in &listed {
-            // Only that they are listed matters to the front; the ends follow below.
-            self.set_mut(*list).insert(*network, 0);
+        let claimed: BTreeSet<(List, Network)> = self.entries.keys().map(|(list, net, _)| (*list, *net)).collect();
+        for (list, network) in &claimed {
+            let end = self.claimed_until(*list, network).unwrap_or(0);
+            self.set_mut(*list).insert(*network, end);
         }
-        self.front.rebuild([(front::BLOCKED, &self.blocked), (front::TRUSTED, &self.trusted)])?;
-        let mut taken = BTreeSet::new();
-        let blocked: Result<Vec<_>, _> = self.maps.blocklist.iter().collect();
-        for (key, entry) in blocked.context("the block table cannot be read")? {
-            let network = network_of(&key);
-            if listed.contains(&(List::Block, network)) && taken.insert(entry.slot) {
-                self.slots.insert(network, entry.slot);
-            } else {
-                self.maps.blocklist.remove(&key)?;
-            }
+        let entries: Vec<TableEntry> = {
+            let whole = self.table.whole()?;
+            whole.recount();
+            whole.entries().collect()
+        };
+        let fed = entries.iter().filter(|entry| entry.terms.feed).map(|entry| entry.network);
+        self.feeds.replace(EARLIER, Listed::new(fed.collect()));
+        let in_table = entries.into_iter().map(|entry| entry.network);
+        let listed: BTreeSet<Network> = in_table.filter(|network| !self.feeds.contains(network)).collect();
+        for network in listed.into_iter().chain(self.blocked.iter().copied()) {
+            self.write_block(&network)?;
         }
-        let trusted: Result<Vec<_>, _> = self.maps.trust.keys().collect();
+        let trusted: Result<Vec<_>, _> = self.trust.keys().collect();
         for key in trusted.context("the trust table cannot be read")? {
-            if !listed.contains(&(List::Trust, network_of(&key))) {
-                self.maps.trust.remove(&key)?;
+            if !claimed.contains(&(List::Trust, network_of(&key))) {
+                self.trust.remove(&key)?;
             }
         }
-        self.free = (0..self.maps.capacity).rev().filter(|slot| !taken.contains(slot)).collect();
-        for (list, network) in listed {
-            self.refresh(list, network)?;
+        for network in self.trusted.iter().copied().collect::<Vec<_>>() {
+            self.write_trust(&network)?;
         }
+        self.rebuild()
+    }
+
+    /// Makes anew what stands before the tables.
+    fn rebuild(&mut self) -> Result<()> {
+        let lengths = self.lengths();
+        // Those that have gone are looked for until the filter no longer says that there may be any.
+        self.guide.set_lengths(self.guide.lengths().union(&lengths).copied().collect())?;
+        let fed = self.feeds.iter().flat_map(|(_, listed)| listed.networks());
+        let blocked = self.blocked.iter().chain(fed).map(|network| (network, BLOCKED));
+        let trusted = self.trusted.iter().chain(&self.by_address).map(|network| (network, TRUST_TABLE));
+        self.filter.rebuild(blocked.chain(trusted))?;
+        self.front.rebuild(Sets { blocked: &self.blocked, trusted: &self.trusted, feeds: &self.feeds })?;
+        self.guide.set_lengths(lengths)?;
+        self.guide.set_counts(self.table.counts());
         Ok(())
+    }
+
+    /// The lengths of everything that is listed.
+    fn lengths(&self) -> Lengths {
+        let claimed = self.trusted.iter().chain(&self.by_address).chain(self.blocked.iter()).map(length_of);
+        claimed.chain(self.feeds.iter().flat_map(|(_, listed)| listed.lengths().iter().copied())).collect()
+    }
+
+    /// Replaces what a feed lists. What it listed before and still lists is blocked all the time. On an error nothing
+    /// has changed.
+    pub fn replace_feed(&mut self, name: &str, networks: Vec<Network>) -> Result<Refresh, ListError> {
+        let new = Listed::new(networks);
+        let none = Listed::default();
+        let old = self.feeds.get(name).unwrap_or(&none);
+        let (added, removed) = (new.without(old), old.without(&new));
+        let refresh = Refresh { added: added.len(), removed: removed.len(), total: new.networks().len() };
+        // Others that list a network hold its place.
+        let alone = |network: &&Network| !self.blocked.contains(network) && !self.feeds.others_contain(name, network);
+        let (coming, leaving) = (added.iter().filter(alone).count(), removed.iter().filter(alone).count());
+        if self.table.counts().iter().sum::<usize>() + coming - leaving > self.ledger.capacity() as usize {
+            return Err(self.full(List::Block, format!("{coming} networks of the feed {name} were")));
+        }
+        let old = self.feeds.replace(name, new);
+        let written = self.write_blocks(&added).and_then(|()| self.write_blocks(&removed));
+        if let Err(error) = written {
+            self.feeds.replace(name, old);
+            let _ = self.write_blocks(&added);
+            let _ = self.write_blocks(&removed);
+            return Err(error);
+        }
+        self.rebuild()?;
+        Ok(refresh)
+    }
+
+    /// What the feeds list.
+    pub fn feeds(&self) -> &Feeds {
+        &self.feeds
     }
 
     /// The entries of a list, ordered by network.
@@ -176,12 +214,9 @@ impl Lists {
         let network = entry.network;
         let id = (list, network, entry.owner);
         if !self.entries.contains_key(&id) && self.is_full(list, &network) {
-            return Err(ListError::Full { list: name(list), capacity: self.maps.capacity, network });
+            return Err(self.full(list, format!("{network} was")));
         }
-        self.maps
-            .ledger
-            .insert(entry.key(list), entry.row(), 0)
-            .map_err(|source| ListError::Kernel { network, source })?;
+        self.ledger.put(list, &entry).map_err(|source| ListError::Kernel { network, source })?;
         let before = self.entries.insert(id, entry);
         let Err(error) = self.refresh(list, network) else {
             return Ok(());
@@ -190,12 +225,13 @@ impl Lists {
         match before {
             Some(before) => {
                 // The row's place in the ledger exists: replacing its value needs no memory.
-                let _ = self.maps.ledger.insert(before.key(list), before.row(), 0);
+                let _ = self.ledger.put(list, &before);
                 self.entries.insert(id, before);
             }
             None => {
-                let _ = self.maps.ledger.remove(&ledger::key(list, &network, id.2));
-                self.entries.remove(&id);
+                if let Some(entry) = self.entries.remove(&id) {
+                    let _ = self.ledger.remove(list, &entry);
+                }
             }
         }
         let _ = self.refresh(list, network);
@@ -213,7 +249,7 @@ impl Lists {
             self.entries.insert((list, *network, owner), entry);
             return Err(error);
         }
-        match forgive_missing(self.maps.ledger.remove(&entry.key(list))) {
+        match self.ledger.remove(list, &entry) {
             Ok(()) => Ok(Some(entry)),
             Err(source) => Err(ListError::Kernel { network: *network, source }),
         }
@@ -264,7 +300,7 @@ impl Lists {
 
     /// How many packets were dropped for a network.
     pub fn hits(&self, network: &Network) -> u64 {
-        self.maps.hits(network)
+        self.table.get(network).ok().flatten().map_or(0, |entry| entry.hits)
     }
 
     /// The owners of exactly `network` in a list.
@@ -296,99 +332,105 @@ impl Lists {
 
     fn is_full(&self, list: List, network: &Network) -> bool {
         let in_table = match list {
-            List::Block => self.blocked.len() + usize::from(!self.blocked.contains(network)),
+            List::Block => {
+                let is_new = !self.blocked.contains(network) && !self.feeds.contains(network);
+                self.table.counts().iter().sum::<usize>() + usize::from(is_new)
+            }
             List::Trust => {
                 let markers = self.by_address.iter().filter(|net| !self.trusted.contains(net)).count();
                 self.trusted.len() + usize::from(!self.trusted.contains(network)) + markers
             }
         };
-        in_table > self.maps.capacity as usize || self.entries.len() >= self.maps.capacity as usize
+        let capacity = self.ledger.capacity() as usize;
+        in_table > capacity || self.entries.len() >= capacity
     }
 
-    /// Brings the kernel's table up to date for one network and those inside it.
+    fn full(&self, list: List, what: String) -> ListError {
+        ListError::Full { list: name(list), capacity: self.ledger.capacity(), what }
+    }
+
+    /// The latest end among the owners of exactly `network`.
+    fn claimed_until(&self, list: List, network: &Network) -> Option<u64> {
+        self.owners(list, network).iter().map(|entry| entry.expires).max()
+    }
+
+    /// Brings the kernel's tables up to date for one network, and for those inside it.
     fn refresh(&mut self, list: List, network: Network) -> Result<(), ListError> {
-        let kernel = |source| ListError::Kernel { network, source };
-        let bit = if list == List::Block { front::BLOCKED } else { front::TRUSTED };
-        let end = self.owners(list, &network).iter().map(|entry| entry.expires).max();
-        match end {
-            Some(end) => {
-                self.set_mut(list).insert(network, end);
-                self.front.mark(bit, &network).map_err(kernel)?;
+        match self.claimed_until(list, &network) {
+            Some(end) => self.set_mut(list).insert(network, end),
+            None => drop(self.set_mut(list).remove(&network)),
+        }
+        match list {
+            List::Block => self.write_block(&network)?,
+            List::Trust => {
+                let mut affected = self.trusted.within(&network);
+                affected.extend(self.by_address.iter().filter(|net| network.contains(net)));
+                affected.push(network);
+                affected.sort_unstable();
+                affected.dedup();
+                for network in affected {
+                    self.write_trust(&network)?;
+                }
             }
-            None => {
-                self.set_mut(list).remove(&network);
-            }
         }
-        let mut affected = self.set(list).within(&network);
-        if list == List::Trust {
-            affected.extend(self.by_address.iter().filter(|net| network.contains(net)));
-            affected.sort_unstable();
-            affected.dedup();
-        }
-        if !affected.contains(&network) {
-            self.erase(list, &network).map_err(kernel)?;
-        }
-        if end.is_none() {
-            let rest = if list == List::Block { &self.blocked } else { &self.trusted };
-            self.front.clear(bit, &network, rest).map_err(kernel)?;
-        }
-        for inside in affected {
-            self.write(list, &inside).map_err(|source| ListError::Kernel { network: inside, source })?;
-        }
+        self.announce(list, &network)?;
         Ok(())
     }
 
-    fn write(&mut self, list: List, network: &Network) -> Result<(), MapError> {
-        let key = lpm_key(network);
-        match list {
-            List::Block => {
-                let Some(expires) = self.blocked.end(network) else {
-                    return Ok(());
-                };
-                let slot = match self.slots.get(network) {
-                    Some(slot) => *slot,
-                    None => {
-                        let slot = self.free.pop().ok_or(MapError::OutOfBounds {
-                            index: self.maps.capacity,
-                            max_entries: self.maps.capacity,
-                        })?;
-                        self.slots.insert(*network, slot);
-                        self.maps.hits.set(slot, 0, 0)?;
-                        slot
-                    }
-                };
-                self.maps.blocklist.insert(&key, BlockEntry { expires, slot, pad: 0 }, 0)
-            }
-            List::Trust => {
-                let end = self.trusted.end(network);
-                let near = self.by_address.iter().any(|net| net.contains(network));
-                let flags = if end.is_some() { TRUSTED } else { 0 } | if near { BY_ADDRESS } else { 0 };
-                self.maps.trust.insert(&key, TrustEntry { expires: end.unwrap_or(NEVER), flags, pad: 0 }, 0)
-            }
-        }
-    }
-
-    fn erase(&mut self, list: List, network: &Network) -> Result<(), MapError> {
-        let key = lpm_key(network);
-        let erased = match list {
-            List::Block => self.maps.blocklist.remove(&key),
-            List::Trust => self.maps.trust.remove(&key),
+    /// Makes the kernel ask the tables about what lies in a network, or no longer.
+    fn announce(&mut self, list: List, network: &Network) -> Result<()> {
+        let is_there = match list {
+            List::Block => self.terms(network).is_some(),
+            List::Trust => self.trusted.contains(network) || self.by_address.contains(network),
         };
-        if list == List::Block
-            && let Some(slot) = self.slots.remove(network)
-        {
-            self.free.push(slot);
+        if is_there {
+            self.filter.mark(network, if list == List::Block { BLOCKED } else { TRUST_TABLE })?;
+            self.guide.cover(network)?;
+        } else if self.filter.note_gone(1) {
+            return self.rebuild();
         }
-        forgive_missing(erased)
+        self.front.refresh(network, Sets { blocked: &self.blocked, trusted: &self.trusted, feeds: &self.feeds })?;
+        self.guide.set_counts(self.table.counts());
+        Ok(())
     }
-}
 
-/// Removing what is not there is no error.
-fn forgive_missing(removed: Result<(), MapError>) -> Result<(), MapError> {
-    match removed {
-        Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        other => other,
+    /// What the block table is to say of exactly `network`.
+    fn terms(&self, network: &Network) -> Option<Terms> {
+        let (claimed, feed) = (self.claimed_until(List::Block, network), self.feeds.contains(network));
+        let expires = if feed { NEVER } else { claimed? };
+        Some(Terms { expires, feed, claimed: claimed.is_some() })
+    }
+
+    fn write_block(&self, network: &Network) -> Result<(), ListError> {
+        self.write_slot(&self.table.pair(network)?, network)
+    }
+
+    fn write_blocks(&self, networks: &[Network]) -> Result<(), ListError> {
+        let whole = self.table.whole()?;
+        networks.iter().try_for_each(|network| self.write_slot(&whole, network))
+    }
+
+    fn write_slot(&self, slots: &impl Slots, network: &Network) -> Result<(), ListError> {
+        match self.terms(network) {
+            Some(terms) => slots.set(network, terms).map_err(|NoPlace| ListError::NoPlace(*network)),
+            None => {
+                slots.remove(network);
+                Ok(())
+            }
+        }
+    }
+
+    fn write_trust(&mut self, network: &Network) -> Result<(), ListError> {
+        let key = lpm_key(network);
+        let end = self.trusted.end(network);
+        let near = self.by_address.iter().any(|net| net.contains(network));
+        let written = if self.trusted.contains(network) || self.by_address.contains(network) {
+            let flags = if end.is_some() { TRUSTED } else { 0 } | if near { BY_ADDRESS } else { 0 };
+            self.trust.insert(&key, TrustEntry { expires: end.unwrap_or(NEVER), flags, pad: 0 }, 0)
+        } else {
+            forgive_missing(self.trust.remove(&key))
+        };
+        written.map_err(|source| ListError::Kernel { network: *network, source })
     }
 }
 

@@ -6,16 +6,20 @@ use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{MapInfo, MapType};
 use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use sip_xdp_common::blocklist::{Bucket, Guide, buckets, filter_elements};
 use sip_xdp_common::front;
 use sip_xdp_common::layout::{
-    BlockEntry, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, InterfaceRecord, LedgerKey,
-    LedgerRow, MAX_INTERFACES, Responses, TrustEntry,
+    Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, InterfaceRecord, LedgerKey, LedgerRow,
+    MAX_INTERFACES, Responses, TrustEntry,
 };
-use sip_xdp_common::meter::{Limits, Meter};
+use sip_xdp_common::meter::Limits;
 use sip_xdp_common::names;
-use sip_xdp_common::packet::Link;
+use sip_xdp_common::packet::{Inspects, Link};
 use sip_xdp_common::source::{Source, mask};
+use sip_xdp_common::sources::{Set, sets};
 use sip_xdp_common::storm::{MARKS, StormLimits, Weather};
+
+use crate::guide;
 
 /// The object as `cargo xtask build` compiled it.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sip-xdp-ebpf.o"));
@@ -50,6 +54,8 @@ pub struct Settings {
     pub scope_all: bool,
     /// Count, but drop nothing.
     pub dry_run: bool,
+    /// Which headers are looked behind.
+    pub inspects: Inspects,
     /// How frames start on the interface.
     pub link: Link,
     /// The interface's slot in the counters.
@@ -89,12 +95,13 @@ pub fn shapes(capacity: &Capacity) -> [(&'static str, MapType, usize, usize, u32
     let lpm_key = size_of::<u32>() + size_of::<Source>();
     let (word, index) = (size_of::<u64>(), size_of::<u32>());
     [
+        (names::GUIDE, MapType::Array, index, size_of::<Guide>(), 1),
         (names::FRONT, MapType::Array, index, size_of::<front::Element>(), front::ELEMENTS),
         (names::TRUST, MapType::LpmTrie, lpm_key, size_of::<TrustEntry>(), networks),
-        (names::BLOCKLIST, MapType::LpmTrie, lpm_key, size_of::<BlockEntry>(), networks),
-        (names::HITS, MapType::Array, index, word, networks),
+        (names::FILTER, MapType::Array, index, size_of::<front::Element>(), filter_elements(networks)),
+        (names::BLOCKLIST, MapType::Array, index, size_of::<Bucket>(), buckets(networks)),
         (names::LEDGER, MapType::Hash, size_of::<LedgerKey>(), size_of::<LedgerRow>(), networks),
-        (names::SOURCES, MapType::LruHash, size_of::<Source>(), size_of::<Meter>(), capacity.sources),
+        (names::SOURCES, MapType::Array, index, size_of::<Set>(), sets(capacity.sources)),
         (names::SKETCH, MapType::Array, index, MARKS, 1),
         (names::WEATHER, MapType::Array, index, size_of::<Weather>(), 1),
         (names::COUNTERS, MapType::PerCpuArray, index, size_of::<Counters>(), interfaces),
@@ -132,8 +139,14 @@ pub fn make_maps(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
     let limits = bytemuck::bytes_of(&settings.limits);
     let (high, low) = mask(settings.ipv6_prefix);
     let ipv6_mask = [high, low];
-    let flags =
-        [settings.link as u8, settings.scope_all.into(), settings.dry_run.into(), settings.clock_from_map.into()];
+    let flags = [
+        settings.link as u8,
+        settings.scope_all.into(),
+        settings.dry_run.into(),
+        settings.clock_from_map.into(),
+        settings.inspects.ipv6.into(),
+        settings.inspects.tags.into(),
+    ];
     let pins: Vec<(&str, PathBuf)> =
         maps.map(|dir| names::PINNED_MAPS.map(|name| (name, dir.join(name))).to_vec()).unwrap_or_default();
 
@@ -147,14 +160,19 @@ pub fn make_maps(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
         .override_global(names::LINK, &flags[0], true)
         .override_global(names::SCOPE_ALL, &flags[1], true)
         .override_global(names::DRY_RUN, &flags[2], true)
-        .override_global(names::CLOCK_FROM_MAP, &flags[3], true);
+        .override_global(names::CLOCK_FROM_MAP, &flags[3], true)
+        .override_global(names::IPV6, &flags[4], true)
+        .override_global(names::TAGS, &flags[5], true);
     for (name, _, _, _, entries) in shapes(&settings.capacity) {
         loader.map_max_entries(name, entries);
     }
     for (name, path) in &pins {
         loader.map_pin_path(name, path);
     }
-    loader.load(OBJECT).map_err(|error| explain(error.into()))
+    let mut object = loader.load(OBJECT).map_err(|error| explain(error.into()))?;
+    let map = object.map_mut(names::GUIDE).context("the kernel object has no guide")?;
+    guide::write_new(&mut map.try_into()?, settings.capacity.networks, settings.capacity.sources)?;
+    Ok(object)
 }
 
 /// The ingress program of a loaded object.

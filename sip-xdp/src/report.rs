@@ -3,26 +3,28 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use aya::maps::{Array, HashMap, MapData, MapInfo, PerCpuArray};
+use aya::maps::{Array, MapData, PerCpuArray};
 use aya::programs::ProgramInfo;
 use bytemuck::Zeroable;
 use jiff::Timestamp;
 use serde::Serialize;
 use sip_xdp_common::egress::Answer;
 use sip_xdp_common::layout::{Counters, CpuState, InterfaceRecord, List, MAX_INTERFACES, Responses};
-use sip_xdp_common::meter::Meter;
 use sip_xdp_common::names;
-use sip_xdp_common::source::Source;
 use sip_xdp_common::storm::Weather;
 use sip_xdp_common::verdict::{Message, Reason, Verdict};
 
 use crate::attach::Mode;
 use crate::clock;
+use crate::guide;
+use crate::ledger::Ledger;
 use crate::ledger::{Entry, Tier};
-use crate::lists::{ListMaps, network_of};
+use crate::mapped::Mapped;
 use crate::netlink::Interface;
 use crate::network::Network;
 use crate::pins::Pins;
+use crate::sources::Sources;
+use crate::table::Table;
 
 /// The version of the JSON objects.
 pub const SCHEMA: u32 = 1;
@@ -154,7 +156,6 @@ pub struct FilteredInterface {
 pub fn stats(pins: &Pins) -> Result<Stats> {
     let counters: PerCpuArray<MapData, Counters> = pins.open(names::COUNTERS)?.try_into()?;
     let cpu_states: PerCpuArray<MapData, CpuState> = pins.open(names::CPU_STATE)?.try_into()?;
-    let sources: HashMap<MapData, Source, Meter> = pins.open(names::SOURCES)?.try_into()?;
     let records = records(pins)?;
     let mut interfaces = Vec::new();
     for (slot, record) in &records {
@@ -169,9 +170,7 @@ pub fn stats(pins: &Pins) -> Result<Stats> {
         });
     }
     let lost_events = cpu_states.get(&0, 0)?.iter().map(|state| state.lost_events).sum();
-    // The kernel evicts and inserts meanwhile, and its walk may start again: no more than there is room for.
-    let room = MapInfo::from_pin(pins.maps().join(names::SOURCES))?.max_entries() as usize;
-    let tracked = sources.keys().flatten().take(room).count();
+    let tracked = Sources::open(|name| pins.open(name))?.tracked()?;
     Ok(Stats {
         schema: SCHEMA,
         time: now(),
@@ -186,11 +185,9 @@ pub fn stats(pins: &Pins) -> Result<Stats> {
 
 /// Counts the block list.
 pub fn occupancy(pins: &Pins) -> Result<Occupancy> {
-    let lists = list_maps(pins)?;
-    let capacity = lists.capacity;
-    let blocked = lists.blocklist.keys().flatten().take(capacity as usize).map(|key| network_of(&key));
-    let (ipv4, ipv6): (Vec<_>, Vec<_>) = blocked.partition(Network::is_v4);
-    Ok(Occupancy { ipv4: ipv4.len(), ipv6: ipv6.len(), capacity })
+    let guide = guide::read(&Mapped::new(pins.open(names::GUIDE)?)?.all()?);
+    let capacity = Ledger::new(pins.open(names::LEDGER)?)?.capacity();
+    Ok(Occupancy { ipv4: guide.ipv4 as usize, ipv6: guide.ipv6 as usize, capacity })
 }
 
 /// Whether there is a storm right now.
@@ -201,11 +198,14 @@ pub fn is_storm(pins: &Pins) -> Result<bool> {
 
 /// Reads a list; what has ended is left out.
 pub fn rows(pins: &Pins, list: List) -> Result<Vec<Row>> {
-    let maps = list_maps(pins)?;
+    let ledger = Ledger::new(pins.open(names::LEDGER)?)?;
+    let guide = guide::read(&Mapped::new(pins.open(names::GUIDE)?)?.all()?);
+    let table = Table::new(Mapped::new(pins.open(names::BLOCKLIST)?)?, &guide);
+    let hits = |network: &Network| table.get(network).ok().flatten().map_or(0, |entry| entry.hits);
     let now = clock::now();
-    let entries = maps.entries()?.into_iter().filter(|(of, entry)| *of == list && !entry.is_over(now));
+    let entries = ledger.entries()?.into_iter().filter(|(of, entry)| *of == list && !entry.is_over(now));
     let row = |entry: Entry| Row {
-        hits: if list == List::Block { maps.hits(&entry.network) } else { 0 },
+        hits: if list == List::Block { hits(&entry.network) } else { 0 },
         network: entry.network,
         port: None,
         owner: entry.owner.name(),
@@ -270,10 +270,6 @@ fn records(pins: &Pins) -> Result<Vec<(u32, InterfaceRecord)>> {
         }
     }
     Ok(found)
-}
-
-fn list_maps(pins: &Pins) -> Result<ListMaps> {
-    ListMaps::open(|name| pins.open(name))
 }
 
 fn name_of(record: &InterfaceRecord) -> String {

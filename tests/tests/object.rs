@@ -58,6 +58,8 @@ fn it_has_the_globals_in_their_sizes() {
         (names::SCOPE_ALL, 1),
         (names::DRY_RUN, 1),
         (names::CLOCK_FROM_MAP, 1),
+        (names::IPV6, 1),
+        (names::TAGS, 1),
     ];
     for (name, size) in sizes {
         assert!(names::GLOBALS.contains(&name));

@@ -6,7 +6,6 @@ mod tests;
 mod values;
 
 use std::fs;
-use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::Path;
 
@@ -51,6 +50,8 @@ pub struct Config {
     pub detect: Detect,
     /// How long bans last.
     pub bans: Bans,
+    /// Which headers are looked behind.
+    pub inspect: Inspect,
     /// How large the tables are.
     pub capacity: CapacityConfig,
 }
@@ -154,6 +155,22 @@ pub struct Bans {
     pub unproven: Span,
 }
 
+/// Which headers are looked behind. SIP behind what is switched off passes unseen; the kernel program is made without it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Inspect {
+    /// IPv6.
+    pub ipv6: bool,
+    /// VLAN tags and PPPoE sessions.
+    pub tags: bool,
+}
+
+impl Default for Inspect {
+    fn default() -> Self {
+        Self { ipv6: true, tags: true }
+    }
+}
+
 /// How large the tables are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -183,6 +200,7 @@ impl Default for Config {
             limits: LimitsConfig::default(),
             detect: Detect::default(),
             bans: Bans::default(),
+            inspect: Inspect::default(),
             capacity: CapacityConfig::default(),
         }
     }
@@ -301,13 +319,11 @@ impl Config {
         meter::Limits { register: limit(limits.register), requests: limit(limits.requests), other: limit(limits.other) }
     }
 
-    /// What a storm is, as the kernel counts it, with a seed of this load's own.
+    /// What a storm is, as the kernel counts it.
     pub fn storm_limits(&self) -> StormLimits {
         let StormConfig { new_sources, budget } = &self.limits.storm;
         let budget = meter::Limit::new(budget.count, budget.per.nanos());
-        // The standard library's hasher is seeded from the system's randomness.
-        let seed = RandomState::new().hash_one(0);
-        StormLimits::new(new_sources.count, new_sources.per.nanos(), budget, seed)
+        StormLimits::new(new_sources.count, new_sources.per.nanos(), budget)
     }
 
     /// The ports as the kernel reads them.

@@ -14,7 +14,7 @@ use log::Log;
 use serde_json::{Value, json};
 use sip_xdp_common::layout::{Counters, InterfaceRecord, List, MAX_INTERFACES, Owner};
 use sip_xdp_common::names;
-use sip_xdp_common::packet::Link;
+use sip_xdp_common::packet::{Inspects, Link};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
@@ -26,11 +26,13 @@ use crate::control;
 use crate::detect::Detector;
 use crate::exempt::{Exempt, near};
 use crate::ledger::Entry;
-use crate::lists::{ListMaps, Lists};
+use crate::ledger::Ledger;
+use crate::lists::Lists;
 use crate::netlink::{Interface, Netlink, Surroundings};
 use crate::object::{self, Settings};
 use crate::paths::Paths;
 use crate::pins::{Lock, Pins};
+use crate::sources::Sources;
 use crate::state::{self, Loaded};
 use crate::{clock, pins};
 
@@ -106,7 +108,7 @@ impl Daemon {
         }
         let learning_until = if first_start { clock::after(Some(config.learn.0)) } else { 0 };
         let events = RingBuf::try_from(open(names::EVENTS)?)?;
-        let sources = open(names::SOURCES)?.try_into()?;
+        let sources = Sources::open(open)?;
         let records = open(names::INTERFACES)?.try_into()?;
         let counters = open(names::COUNTERS)?.try_into()?;
 
@@ -341,6 +343,7 @@ fn settings(config: &Config, link: Link, slot: u32) -> Settings {
         ipv6_prefix: config.ipv6_prefix,
         scope_all: config.block_scope == BlockScope::All,
         dry_run: config.dry_run,
+        inspects: Inspects { ipv6: config.inspect.ipv6, tags: config.inspect.tags },
         link,
         slot,
         clock_from_map: false,
@@ -367,7 +370,7 @@ fn record(interface: &Interface, mode: Mode, dry_run: bool, since_ms: u64) -> In
 fn carried_over(pins: &Pins, misfit: Option<&str>) -> Option<Vec<(List, Entry)>> {
     let misfit = misfit?;
     log::info!("the tables are replaced, their entries carried over: {misfit}");
-    let entries = ListMaps::open(|name| pins.open(name)).and_then(|maps| maps.entries());
+    let entries = pins.open(names::LEDGER).and_then(Ledger::new).and_then(|ledger| ledger.entries());
     match entries {
         Ok(entries) => Some(entries),
         Err(error) => {

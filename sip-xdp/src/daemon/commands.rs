@@ -84,7 +84,7 @@ impl Daemon {
         // Forget what it did, or its next request would find the bucket empty and the evidence complete.
         self.detector.forget(&network.first());
         for gone in [network.first(), Network::around(network.first(), self.config.ipv6_prefix).first()] {
-            let _ = self.sources.remove(&gone);
+            self.sources.forget(&gone)?;
         }
         for entry in &removed {
             log::info!(

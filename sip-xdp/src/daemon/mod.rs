@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use aya::maps::{HashMap, MapData, RingBuf};
+use aya::maps::{MapData, RingBuf};
 use serde_json::{Value, json};
 use sip_xdp_common::layout::{LimitEvent, List, Owner};
-use sip_xdp_common::meter::{Bucket, Meter};
+use sip_xdp_common::meter::Bucket;
 use sip_xdp_common::source::Source;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -30,6 +30,7 @@ use crate::netlink::Netlink;
 use crate::network::{Network, address_of};
 use crate::paths::Paths;
 use crate::pins::{Lock, Pins};
+use crate::sources::Sources;
 use crate::{clock, state};
 
 /// How often expired entries are taken out and changes are written to disk.
@@ -93,7 +94,7 @@ struct Daemon {
     lock: Option<Lock>,
     netlink: Netlink,
     lists: Lists,
-    sources: HashMap<MapData, Source, Meter>,
+    sources: Sources,
     detector: Detector,
     exempt: Exempt,
     served: Vec<Served>,

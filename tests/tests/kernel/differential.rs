@@ -6,10 +6,10 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use sip_xdp::object::{Ports, Settings};
-use sip_xdp_common::ingress::{self, Charged, Judgement, Sent, Site, Standing, Tables};
+use sip_xdp_common::ingress::{self, Charged, Hit, Judgement, Listing, Sent, Site, Tables};
 use sip_xdp_common::layout::{List, NEVER};
 use sip_xdp_common::meter::{Charge, Limits, Meter};
-use sip_xdp_common::packet::Link;
+use sip_xdp_common::packet::{Inspects, Link};
 use sip_xdp_common::reader::Bytes;
 use sip_xdp_common::source::{Source, mask};
 use sip_xdp_common::verdict::{Message, Reason};
@@ -52,6 +52,10 @@ impl Site for HostTables {
         self.link
     }
 
+    fn inspects(&self) -> Inspects {
+        Inspects::ALL
+    }
+
     fn is_sip_port(&self, port: u16) -> bool {
         self.ports.contains(port)
     }
@@ -62,13 +66,12 @@ impl Tables for HostTables {
         self.scope_all
     }
 
-    fn standing(&self, of: &Source) -> Standing {
-        Standing { trusted: *of == source(TRUSTED), by_address: false }
+    fn listing(&self, of: &Source) -> Listing {
+        let blocked = (*of == source(BLOCKED)).then(Hit::default);
+        Listing { trusted: *of == source(TRUSTED), by_address: false, blocked }
     }
 
-    fn is_blocked(&self, of: &Source) -> bool {
-        *of == source(BLOCKED)
-    }
+    fn count(&self, _: &Hit) {}
 
     fn charge(&self, message: Message, sent: &Sent) -> Charged {
         let key = if sent.source.is_v4() { sent.source } else { sent.source.masked(mask(64)) };

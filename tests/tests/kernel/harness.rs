@@ -3,17 +3,17 @@
 use std::cell::RefCell;
 
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{TestRun, TestRunOptions};
 use sip_xdp::ledger::Entry;
 use sip_xdp::lists::Lists;
 use sip_xdp::object::{self, Capacity, Ports, Settings};
+use sip_xdp::sources::Sources;
 use sip_xdp_common::egress::Answer;
 use sip_xdp_common::layout::{Counters, LimitEvent, List, Responses};
-use sip_xdp_common::meter::{Limit, Limits, Meter};
+use sip_xdp_common::meter::{Limit, Limits};
 use sip_xdp_common::names;
-use sip_xdp_common::packet::Link;
-use sip_xdp_common::source::Source;
+use sip_xdp_common::packet::{Inspects, Link};
 use sip_xdp_common::storm::StormLimits;
 use sip_xdp_common::verdict::{Message, Reason};
 
@@ -45,10 +45,11 @@ pub(crate) fn settings() -> Settings {
     Settings {
         ports: Ports::new([(5060, 5061)]),
         limits: limits(),
-        storm: StormLimits::new(2_000, SECOND, Limit::new(500, SECOND), 7),
+        storm: StormLimits::new(2_000, SECOND, Limit::new(500, SECOND)),
         ipv6_prefix: 64,
         scope_all: false,
         dry_run: false,
+        inspects: Inspects::ALL,
         link: Link::Ethernet,
         slot: 0,
         clock_from_map: true,
@@ -60,7 +61,7 @@ pub(crate) struct Kernel {
     object: Ebpf,
     clock: Array<MapData, u64>,
     counters: PerCpuArray<MapData, Counters>,
-    pub(crate) sources: HashMap<MapData, Source, Meter>,
+    pub(crate) sources: Sources,
     pub(crate) lists: Lists,
     responses: PerCpuArray<MapData, Responses>,
     events: RingBuf<MapData>,
@@ -76,10 +77,13 @@ impl Kernel {
         let mut take = |name: &str| object.take_map(name).unwrap_or_else(|| panic!("no map {name}"));
         let clock = take(names::CLOCK).try_into().unwrap();
         let counters: PerCpuArray<_, Counters> = take(names::COUNTERS).try_into().unwrap();
-        let sources = take(names::SOURCES).try_into().unwrap();
         let responses = take(names::RESPONSES).try_into().unwrap();
         let events = take(names::EVENTS).try_into().unwrap();
-        let lists = Lists::open(|name| Ok(take(name))).unwrap();
+        let again = |name: &str| {
+            Ok(Map::from_map_data(MapData::from_id(ids.iter().find(|(known, _)| *known == name).unwrap().1)?)?)
+        };
+        let lists = Lists::open(again).unwrap();
+        let sources = Sources::open(again).unwrap();
         let last = RefCell::new(sum(&counters, settings.slot));
         let mut kernel = Self { object, clock, counters, sources, lists, responses, events, ids, last };
         kernel.set_clock(START);
@@ -170,12 +174,9 @@ impl Kernel {
 
 fn id(map: &Map) -> u32 {
     match map {
-        Map::HashMap(data)
-        | Map::LruHashMap(data)
-        | Map::LpmTrie(data)
-        | Map::Array(data)
-        | Map::PerCpuArray(data)
-        | Map::RingBuf(data) => data.info().unwrap().id(),
+        Map::HashMap(data) | Map::LpmTrie(data) | Map::Array(data) | Map::PerCpuArray(data) | Map::RingBuf(data) => {
+            data.info().unwrap().id()
+        }
         other => panic!("another kind of map: {other:?}"),
     }
 }

@@ -1,10 +1,15 @@
 //! The block and trust tables in the kernel: expiry, overlaps, capacity, hits, and agreement with a plain model.
 
+use aya::maps::lpm_trie::LpmTrie;
+use sip_xdp::guide;
 use sip_xdp::ledger::Entry;
-use sip_xdp::lists::{ListError, ListMaps, Lists};
+use sip_xdp::lists::{ListError, Lists, lpm_key};
+use sip_xdp::mapped::Mapped;
 use sip_xdp::network::Network;
 use sip_xdp::object::{Capacity, Settings};
-use sip_xdp_common::layout::{List, NEVER, Owner};
+use sip_xdp::table::{Slots, Table, Terms};
+use sip_xdp_common::layout::{List, NEVER, Owner, TrustEntry};
+use sip_xdp_common::names;
 use sip_xdp_common::verdict::Reason;
 
 use crate::frames::{request, sip};
@@ -143,16 +148,16 @@ fn what_a_crash_left_half_done_is_put_right() {
     kernel.list(List::Block, "192.0.2.8", NEVER);
     kernel.list(List::Trust, "198.51.100.7", NEVER);
     // The daemon dies between two writes: a row without its entry, and entries without a row.
-    let mut maps = ListMaps::open(|name| kernel.map_again(name)).unwrap();
+    let guide = guide::read(&Mapped::new(kernel.map_again(names::GUIDE).unwrap()).unwrap().all().unwrap());
+    let table = Table::new(Mapped::new(kernel.map_again(names::BLOCKLIST).unwrap()).unwrap(), &guide);
+    let whole = table.whole().unwrap();
     let orphan: Network = "192.0.2.9".parse().unwrap();
     let orphan_trust: Network = "198.51.100.9".parse().unwrap();
-    let stray = sip_xdp_common::layout::BlockEntry { expires: NEVER, slot: 900, pad: 0 };
-    maps.blocklist.insert(&sip_xdp::lists::lpm_key(&orphan), stray, 0).unwrap();
-    maps.blocklist.remove(&sip_xdp::lists::lpm_key(&"192.0.2.8".parse().unwrap())).unwrap();
-    let trust = sip_xdp_common::layout::TrustEntry { expires: NEVER, flags: 1, pad: 0 };
-    maps.trust.insert(&sip_xdp::lists::lpm_key(&orphan_trust), trust, 0).unwrap();
+    whole.set(&orphan, Terms { expires: NEVER, feed: false, claimed: true }).unwrap();
+    whole.remove(&"192.0.2.8".parse().unwrap());
+    let mut trust: LpmTrie<_, [u8; 16], TrustEntry> = kernel.map_again(names::TRUST).unwrap().try_into().unwrap();
+    trust.insert(&lpm_key(&orphan_trust), TrustEntry { expires: NEVER, flags: 1, pad: 0 }, 0).unwrap();
     assert_eq!(reason(&mut kernel, "192.0.2.9"), Reason::Blocked);
-    assert_eq!(reason(&mut kernel, "198.51.100.9"), Reason::Trusted);
     assert_eq!(reason(&mut kernel, "192.0.2.8"), Reason::Unknown);
 
     let lists = Lists::open(|name| kernel.map_again(name)).unwrap();

@@ -1,0 +1,142 @@
+//! The writer of the guide: how the kernel is to read the tables ([`sip_xdp_common::blocklist::Guide`]).
+
+use std::collections::BTreeSet;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context, Result};
+use aya::maps::{Array, MapData};
+use bytemuck::Zeroable as _;
+use sip_xdp_common::blocklist::{Guide, IPV6_LENGTHS, Length};
+
+use crate::mapped::{Mapped, View};
+use crate::network::Network;
+
+/// The word that says which version of the lengths is in force; written last.
+const VERSION_WORD: usize = std::mem::offset_of!(Guide, version) / size_of::<u64>();
+
+/// The lengths of networks that occur, by family: `(is IPv4, length out of 128)`.
+pub type Lengths = BTreeSet<(bool, u8)>;
+
+/// The guide, with a copy of what the kernel reads.
+pub struct GuideWriter {
+    view: View,
+    copy: Guide,
+    lengths: Lengths,
+}
+
+impl GuideWriter {
+    /// Takes the map, which [`write_new`] has written.
+    pub fn open(map: &Mapped) -> Result<Self> {
+        let view = map.all()?;
+        let copy = read(&view);
+        let version = (copy.version & 1) as usize;
+        let mut lengths = Lengths::new();
+        for (family, base) in [0, IPV6_LENGTHS].into_iter().enumerate() {
+            let known = &copy.lengths[version][base..][..copy.counts[version][family] as usize];
+            lengths.extend(known.iter().map(|length| (family == 0, length.bits as u8)));
+        }
+        Ok(Self { view, copy, lengths })
+    }
+
+    /// What the kernel reads.
+    pub fn get(&self) -> &Guide {
+        &self.copy
+    }
+
+    /// The lengths that are looked for.
+    pub fn lengths(&self) -> &Lengths {
+        &self.lengths
+    }
+
+    /// Says how many networks are blocked, IPv4 and IPv6.
+    pub fn set_counts(&mut self, counts: [usize; 2]) {
+        if counts != [self.copy.ipv4 as usize, self.copy.ipv6 as usize] {
+            [self.copy.ipv4, self.copy.ipv6] = counts.map(|count| count as u32);
+            self.write();
+        }
+    }
+
+    /// Makes sure that networks like this one are looked for.
+    pub fn cover(&mut self, network: &Network) -> Result<()> {
+        let length = length_of(network);
+        if self.lengths.contains(&length) {
+            return Ok(());
+        }
+        let mut lengths = self.lengths.clone();
+        lengths.insert(length);
+        self.set_lengths(lengths)
+    }
+
+    /// Sets the lengths that occur. Both the old ones and the new ones are complete at every moment: the new ones are
+    /// written beside the old ones, and then put in force.
+    pub fn set_lengths(&mut self, lengths: Lengths) -> Result<()> {
+        if lengths == self.lengths {
+            return Ok(());
+        }
+        // A packet may still be reading the version before the present one, which is now overwritten.
+        grace_period()?;
+        let version = (self.copy.version ^ 1) & 1;
+        let [mut ipv4, mut ipv6] = [0_usize; 2];
+        // The longest first: of several entries for a source, the most specific one counts the hit.
+        for (is_v4, bits) in lengths.iter().rev() {
+            let (count, base) = if *is_v4 { (&mut ipv4, 0) } else { (&mut ipv6, IPV6_LENGTHS) };
+            self.copy.lengths[version as usize][base + *count] = Length::of(*bits);
+            *count += 1;
+        }
+        self.copy.counts[version as usize] = [ipv4 as u32, ipv6 as u32];
+        self.copy.version = version;
+        self.lengths = lengths;
+        self.write();
+        Ok(())
+    }
+
+    fn write(&self) {
+        let to = self.view.words();
+        let words: &[u64] = bytemuck::cast_slice(std::slice::from_ref(&self.copy));
+        for (n, word) in words.iter().enumerate() {
+            if n != VERSION_WORD && to[n].load(Ordering::Relaxed) != *word {
+                to[n].store(*word, Ordering::Relaxed);
+            }
+        }
+        to[VERSION_WORD].store(words[VERSION_WORD], Ordering::Release);
+    }
+}
+
+/// Writes the guide of new tables for this capacity, unless it has been written.
+pub fn write_new(map: &mut Array<&mut MapData, Guide>, networks: u32, sources: u32) -> Result<()> {
+    if map.get(&0, 0)?.seed == 0 {
+        // The standard library's hasher is seeded from the system's randomness.
+        let seed = RandomState::new().hash_one(0_u64) | 1;
+        map.set(0, Guide::new(seed, networks, sources), 0)?;
+    }
+    Ok(())
+}
+
+/// The length of a network, as [`Lengths`] holds it.
+pub fn length_of(network: &Network) -> (bool, u8) {
+    (network.is_v4(), network.bits())
+}
+
+/// Reads the guide.
+pub fn read(view: &View) -> Guide {
+    let mut guide = Guide::zeroed();
+    let words: &mut [u64] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut guide));
+    for (word, from) in words.iter_mut().zip(view.words()) {
+        *word = from.load(Ordering::Acquire);
+    }
+    guide
+}
+
+/// Waits until every program run that has begun is over: the kernel's programs run inside RCU read sections, for whose
+/// end `membarrier` waits (`MEMBARRIER_CMD_GLOBAL` in `kernel/sched/membarrier.c` is a `synchronize_rcu`).
+fn grace_period() -> Result<()> {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: the call takes no pointers.
+    let waited = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if waited == 0 {
+        return Ok(());
+    }
+    Err(std::io::Error::last_os_error()).context("the kernel cannot wait for its programs (membarrier)")
+}

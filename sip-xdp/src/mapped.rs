@@ -1,0 +1,85 @@
+//! The memory of array maps, mapped into this process: what makes loading a million entries a matter of milliseconds,
+//! and lets one word of an entry change without touching the others.
+//!
+//! Mapped pages count as this process's memory, so a map is mapped only while it is used, and only where.
+
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::AtomicU64;
+
+use anyhow::{Context, Result, bail};
+use aya::maps::{Map, MapData};
+use memmap2::{MmapOptions, MmapRaw};
+
+/// An array map made with `BPF_F_MMAPABLE`, whose elements are whole 64-bit words.
+pub struct Mapped {
+    data: MapData,
+    elements: u32,
+    /// Bytes of an element.
+    size: usize,
+}
+
+/// Mapped elements.
+pub struct View {
+    mapping: MmapRaw,
+    words: usize,
+}
+
+impl Mapped {
+    /// Takes the map.
+    pub fn new(map: Map) -> Result<Self> {
+        let Map::Array(data) = map else {
+            bail!("this is not an array map");
+        };
+        let info = data.info()?;
+        let (elements, size) = (info.max_entries(), info.value_size() as usize);
+        if size == 0 || !size.is_multiple_of(size_of::<u64>()) {
+            bail!("its elements of {size} bytes are not whole words");
+        }
+        Ok(Self { data, elements, size })
+    }
+
+    /// How many elements there are.
+    pub fn elements(&self) -> u32 {
+        self.elements
+    }
+
+    /// How many words an element has.
+    pub fn words(&self) -> usize {
+        self.size / size_of::<u64>()
+    }
+
+    /// Maps all elements.
+    pub fn all(&self) -> Result<View> {
+        self.view(0..self.elements)
+    }
+
+    /// Maps one element.
+    pub fn one(&self, element: u32) -> Result<View> {
+        self.view(element..element.saturating_add(1))
+    }
+
+    /// Maps some elements.
+    pub fn view(&self, elements: Range<u32>) -> Result<View> {
+        if elements.start >= elements.end || elements.end > self.elements {
+            bail!("elements {elements:?} of a map of {}", self.elements);
+        }
+        let bytes = elements.len() * self.size;
+        let mapping = MmapOptions::new()
+            .offset(u64::from(elements.start) * self.size as u64)
+            .len(bytes)
+            .map_raw(self.data.fd().as_fd().as_raw_fd())
+            .context("a table cannot be mapped into memory")?;
+        Ok(View { mapping, words: bytes / size_of::<u64>() })
+    }
+}
+
+impl View {
+    /// The words, first element first. The kernel reads and writes them at the same time.
+    pub fn words(&self) -> &[AtomicU64] {
+        let start = self.mapping.as_mut_ptr().cast::<AtomicU64>();
+        // SAFETY: the mapping has this many words, lives as long as `self`, and begins at an element, which lies at a
+        // multiple of 8 bytes from the start of a page. The kernel's programs change single aligned words of it.
+        unsafe { std::slice::from_raw_parts(start, self.words) }
+    }
+}
