@@ -13,6 +13,7 @@ pub mod process;
 pub mod registrar;
 pub mod sip;
 pub mod stream;
+pub mod supervise;
 pub mod topology;
 
 use std::thread;
