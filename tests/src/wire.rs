@@ -4,7 +4,7 @@
 //! takes the frames that the generator hands over.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::generator::{Frame, Generator, Sources};
 use crate::namespace::{Namespace, unique_name};
 use crate::process::succeed;
-use crate::topology::{OUTSIDE, PBX_WAN, WAN, address, connect};
+use crate::topology::{ATTACKER, OUTSIDE, PBX_WAN, WAN, address, connect};
 
 /// The port that frames go to.
 const PORT: u16 = 5060;
@@ -43,7 +43,7 @@ impl Wire {
         connect(&wire.receiver, WAN, &wire.sender)?;
         address(&wire.receiver, WAN, &["198.51.100.1/24"])?;
         address(&wire.sender, OUTSIDE, &["198.51.100.66/24"])?;
-        accept_from_anywhere(&wire.receiver, WAN)?;
+        accept_from_anywhere(&wire.receiver, WAN, link_address(&wire.sender, OUTSIDE)?)?;
         Ok(wire)
     }
 
@@ -76,12 +76,15 @@ impl Wire {
     }
 }
 
-/// Lets a namespace take packets from any address through one interface, and answer them: a default route that leads
-/// back, no reverse path filter, and GRO.
-pub fn accept_from_anywhere(namespace: &Namespace, interface: &str) -> Result<()> {
+/// Lets a namespace take packets from any address through one interface, and answer them to [`ATTACKER`] at the other end:
+/// no reverse path filter, a default route, a neighbour that is known for good, and GRO.
+pub fn accept_from_anywhere(namespace: &Namespace, interface: &str, other_end: [u8; 6]) -> Result<()> {
+    let neighbour = ATTACKER.to_string();
+    let link = other_end.map(|octet| format!("{octet:02x}")).join(":");
     namespace.sysctl("net/ipv4/conf/all/rp_filter", "0")?;
     namespace.sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "0")?;
-    namespace.ip(["route", "add", "default", "via", &Ipv4Addr::new(198, 51, 100, 66).to_string()])?;
+    namespace.ip(["neighbour", "replace", &neighbour, "lladdr", &link, "dev", interface, "nud", "permanent"])?;
+    namespace.ip(["route", "add", "default", "via", &neighbour])?;
     succeed(namespace.command("ethtool").args(["-K", interface, "gro", "on"])).map(drop)
 }
 

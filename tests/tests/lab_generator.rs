@@ -1,7 +1,5 @@
 //! The generator does what its users count on.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests panic rather than return errors")]
-
 use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::time::Duration;

@@ -3,9 +3,11 @@
 //!
 //! Everything happens in network namespaces that this program makes; when it ends, however it ends, nothing is left.
 
+mod contenders;
 mod json;
 mod machine;
 mod plot;
+mod rates;
 mod report;
 mod table;
 
@@ -48,7 +50,7 @@ struct Measurement {
 }
 
 /// All of them, in the order in which they are run.
-const MEASUREMENTS: [Measurement; 0] = [];
+const MEASUREMENTS: [Measurement; 1] = [Measurement { letter: 'b', name: "rates", run: rates::run }];
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
