@@ -2,13 +2,15 @@
 
 use std::env;
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::namespace::{Namespace, unique_name};
 use crate::process::{Line, Process, output};
@@ -135,6 +137,32 @@ impl<'a> Filter<'a> {
             .with_context(|| format!("`stats` has no interface {interface}: {stats}"))?;
         let path = format!("/packets/{}", counter.replace('.', "/"));
         Ok(found.pointer(&path).and_then(Value::as_u64).unwrap_or(0))
+    }
+
+    /// Puts networks on the `block` or the `trust` list, for good or for `ttl`, through the daemon's socket: for more of them
+    /// than one would start a program for.
+    pub fn put(&self, list: &str, networks: &[String], ttl: Option<Duration>) -> Result<()> {
+        let socket = self.directory.join("run/control.sock");
+        for network in networks {
+            let mut stream = UnixStream::connect(&socket).context("the daemon does not answer")?;
+            let request = json!({
+                "command": "add",
+                "list": list,
+                "network": network,
+                "ttl": ttl.map(|ttl| ttl.as_secs()),
+                "reason": "laboratory",
+                "force": true,
+                "operator": null,
+            });
+            writeln!(stream, "{request}").context("the daemon takes no request")?;
+            let mut answer = String::new();
+            BufReader::new(stream).read_line(&mut answer).context("the daemon gave no answer")?;
+            let answer: Value = serde_json::from_str(&answer).context("the daemon answered no JSON")?;
+            if let Some(error) = answer.get("error") {
+                bail!("{network} cannot be put on the {list} list: {error}");
+            }
+        }
+        Ok(())
     }
 
     /// Everything dropped on one interface.

@@ -7,13 +7,17 @@ pub mod attack;
 pub mod capture;
 pub mod filter;
 pub mod foreign;
+pub mod generator;
 pub mod namespace;
 pub mod phone;
 pub mod process;
+pub mod programs;
 pub mod registrar;
 pub mod sip;
 pub mod stream;
+pub mod supervise;
 pub mod topology;
+pub mod wire;
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,11 +27,13 @@ use anyhow::{Result, bail};
 pub use attack::Attacker;
 pub use capture::Capture;
 pub use filter::{Filter, FilterOptions};
+pub use generator::Generator;
 pub use namespace::Namespace;
 pub use phone::Phone;
 pub use registrar::Registrar;
 pub use stream::Stream;
 pub use topology::Lab;
+pub use wire::Wire;
 
 /// Fails with what to do unless we are root.
 pub fn require_root() -> Result<()> {

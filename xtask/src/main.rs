@@ -1,8 +1,9 @@
-//! Everything a contributor runs: `cargo xtask build`, `test`, `demo`, `package`.
+//! Everything a contributor runs: `cargo xtask build`, `test`, `demo`, `bench`, `package`.
 //!
 //! Each command finds what it needs, installs what is missing, and says in one line each what it found or did. A second
 //! run finds everything in place and changes nothing.
 
+mod bench;
 mod build;
 mod check;
 mod command;
@@ -13,6 +14,7 @@ mod packages;
 mod toolchain;
 mod workspace;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -41,6 +43,18 @@ enum Task {
     },
     /// Show an attacker being banned in the driver while a phone keeps registering (needs root)
     Demo,
+    /// Measure sip-xdp beside other filters, all in one run: about five minutes (needs root)
+    Bench {
+        /// One minute instead of five: fewer and shorter rounds
+        #[arg(long)]
+        quick: bool,
+        /// Only these sections, by their letters
+        #[arg(long, value_delimiter = ',', value_name = "LETTERS")]
+        section: Vec<char>,
+        /// Where tables, figures and plots are left [default: bench in the target directory]
+        #[arg(long, value_name = "DIR")]
+        output: Option<PathBuf>,
+    },
     /// Make a Debian package that needs no toolchain where it is installed
     Package,
 }
@@ -60,6 +74,7 @@ fn run(task: Task) -> Result<()> {
         Task::Build { release } => build::run(release),
         Task::Test { arguments } => check::run(&arguments),
         Task::Demo => demo::run(),
+        Task::Bench { quick, section, output } => bench::run(quick, &section, output),
         Task::Package => package::run(),
     }
 }

@@ -22,16 +22,39 @@ const TEST_TOOLS: [(&str, &str); 9] = [
     ("tcpdump", "tcpdump"),
 ];
 
+/// The other filters that the benchmark measures against.
+const BENCH_TOOLS: [(&str, &str); 6] = [
+    ("ethtool", "ethtool"),
+    ("fail2ban-server", "fail2ban"),
+    ("ipset", "ipset"),
+    ("iptables-legacy", "iptables"),
+    ("nft", "nftables"),
+    ("xdp-filter", "xdp-tools"),
+];
+
+/// Packages that would start a service once they are installed, and the service.
+const SERVICES: [(&str, &str); 3] =
+    [("fail2ban", "fail2ban.service"), ("kamailio", "kamailio.service"), ("nftables", "nftables.service")];
+
 /// Asked before a package's maintainer scripts start a service; 101 means no.
 const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// Makes the test tools available.
 pub(crate) fn install_test_tools() -> Result<()> {
+    install_tools("test tools", &TEST_TOOLS)
+}
+
+/// Makes available what the benchmark measures against.
+pub(crate) fn install_bench_tools() -> Result<()> {
+    install_tools("filters to compare with", &BENCH_TOOLS)
+}
+
+fn install_tools(what: &str, tools: &[(&str, &str)]) -> Result<()> {
     let missing = |(program, _): &&(&str, &str)| find(program).is_none();
-    let mut packages: Vec<_> = TEST_TOOLS.iter().filter(missing).map(|&(_, package)| package.to_owned()).collect();
+    let mut packages: Vec<_> = tools.iter().filter(missing).map(|&(_, package)| package.to_owned()).collect();
     packages.dedup();
     if packages.is_empty() {
-        say("test tools: all installed");
+        say(format!("{what}: all installed"));
         return Ok(());
     }
     if !has_apt() {
@@ -108,34 +131,38 @@ fn apt_get(arguments: &[&str]) -> Result<()> {
     run_quietly(&mut command)
 }
 
-/// Keeps the registrar that we install for tests from being started, now or at the next boot: this may be somebody's
+/// Keeps what we install for tests and benchmarks from being started, now or at the next boot: this may be somebody's
 /// workstation. A policy that the administrator made is left alone.
 struct ServiceGuard {
     made_policy: bool,
-    kamailio: bool,
+    services: Vec<&'static str>,
 }
 
 impl ServiceGuard {
     fn hold(packages: &[String]) -> Result<Self> {
-        let kamailio = packages.iter().any(|package| package == "kamailio");
-        let made_policy = kamailio && !Path::new(SERVICE_POLICY).exists();
+        let installed = |(package, _): &&(&str, &str)| packages.iter().any(|name| name == package);
+        let services: Vec<_> = SERVICES.iter().filter(installed).map(|&(_, service)| service).collect();
+        let made_policy = !services.is_empty() && !Path::new(SERVICE_POLICY).exists();
         if made_policy {
             let policy = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
             fs::write(policy.path(), "#!/bin/sh\nexit 101\n")?;
             fs::set_permissions(policy.path(), fs::Permissions::from_mode(0o755))?;
             run(as_root("install")?.arg("--mode=755").arg(policy.path()).arg(SERVICE_POLICY))?;
         }
-        Ok(Self { made_policy, kamailio })
+        Ok(Self { made_policy, services })
     }
 
     fn release(self) -> Result<()> {
         if self.made_policy {
             run(as_root("rm")?.args(["-f", SERVICE_POLICY]))?;
         }
-        if self.kamailio && find("systemctl").is_some() {
-            run_quietly(as_root("systemctl")?.args(["disable", "kamailio.service"]))
-                .context("kamailio is installed, but will start at the next boot")?;
-            say("kamailio: neither started nor enabled, only used by the tests");
+        if find("systemctl").is_none() {
+            return Ok(());
+        }
+        for service in self.services {
+            run_quietly(as_root("systemctl")?.args(["disable", service]))
+                .with_context(|| format!("{service} is installed, but will start at the next boot"))?;
+            say(format!("{service}: neither started nor enabled"));
         }
         Ok(())
     }

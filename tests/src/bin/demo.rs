@@ -2,32 +2,25 @@
 //!
 //! Everything happens in network namespaces that this program makes. It exits with 0 only if every observation held.
 
-use std::env;
 use std::net::Ipv4Addr;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use nix::errno::Errno;
-use nix::sys::prctl;
-use nix::sys::signal::{SigHandler, Signal, signal};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use sip_xdp_tests::capture::Packet;
-use sip_xdp_tests::namespace::{remains_of, sweep_owner};
+use sip_xdp_tests::supervise::{Aftermath, is_worker, supervise};
 use sip_xdp_tests::topology::{ATTACKER, OUTSIDE, PBX_LAN, PBX_WAN, PHONE, WAN};
 use sip_xdp_tests::{Attacker, Capture, Filter, Lab, Phone, Registrar, require_root, wait_until};
 
-/// Set for the process that does the work; the one that started it cleans up whatever happens.
-const WORKER: &str = "SIP_XDP_DEMO_WORKER";
 /// The promise: a flood's source is banned within this time.
 const PROMPT: Duration = Duration::from_secs(2);
 /// How long the attack goes on against the ban.
 const BANNED_FOR: Duration = Duration::from_secs(6);
 
 fn main() -> ExitCode {
-    let result = require_root().and_then(|()| if env::var_os(WORKER).is_some() { show() } else { supervise() });
+    let result = require_root().and_then(|()| if is_worker() { show() } else { watch() });
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -62,47 +55,17 @@ impl Observations {
 }
 
 /// Runs the demo in a child and sees to it that nothing is left, even if that is killed.
-fn supervise() -> Result<bool> {
-    // Processes that the worker leaves become our children, so that they can be seen.
-    prctl::set_child_subreaper(true).context("cannot adopt orphans")?;
-    extern "C" fn leave_it_to_the_worker(_: i32) {}
-    // SAFETY: the handler does nothing, which is safe at any moment.
-    unsafe { signal(Signal::SIGINT, SigHandler::Handler(leave_it_to_the_worker)) }.context("cannot handle SIGINT")?;
-    let mut worker = Command::new(env::current_exe().context("cannot find our own executable")?)
-        .env(WORKER, "1")
-        .spawn()
-        .context("cannot start the demo")?;
-    let owner = worker.id();
-    let status = worker.wait().context("cannot wait for the demo")?;
-
-    let mut remains = remains_of(owner);
-    remains.extend(remaining_children());
+fn watch() -> Result<bool> {
+    let Aftermath { status, remains } = supervise()?;
     let mut observations = Observations { all_held: status.success() };
     if remains.is_empty() {
         observations.check(true, "nothing is left: no namespace, no pin, no process");
     } else {
-        sweep_owner(owner)?;
         observations.check(false, format!("left behind, and removed now: {}", remains.join(", ")));
     }
     println!();
     println!("{}", if observations.all_held { "Every observation held." } else { "Not every observation held." });
     Ok(observations.all_held)
-}
-
-/// Descendants of the worker that are still running a moment after its end.
-fn remaining_children() -> Vec<String> {
-    let mut running = Vec::new();
-    for _ in 0..50 {
-        match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
-            Err(Errno::ECHILD) => return Vec::new(),
-            Ok(WaitStatus::StillAlive) => {
-                running = vec!["a process".to_owned()];
-                sleep(Duration::from_millis(20));
-            }
-            _ => {}
-        }
-    }
-    running
 }
 
 fn show() -> Result<bool> {

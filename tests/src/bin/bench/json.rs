@@ -1,0 +1,60 @@
+//! The report for programs: `"schema": 1`, fields are added, never renamed.
+
+use serde_json::{Value, json};
+
+use crate::machine::Machine;
+use crate::report::{Budget, Judgement, Plan, Row, Section};
+
+/// The whole run.
+pub(crate) fn document(plan: Plan, machine: &Machine, sections: &[Section]) -> Value {
+    json!({
+        "schema": 1,
+        "time": machine.time,
+        "commit": machine.commit,
+        "machine": { "cpu": machine.cpu, "cores": machine.cores, "kernel": machine.kernel },
+        "quick": plan.quick,
+        "sections": sections.iter().map(section).collect::<Vec<_>>(),
+    })
+}
+
+fn section(section: &Section) -> Value {
+    json!({
+        "letter": section.letter.to_string(),
+        "title": section.title,
+        "rows": section.rows.iter().map(|row| one_row(section, row)).collect::<Vec<_>>(),
+        "remarks": section.remarks,
+    })
+}
+
+fn one_row(section: &Section, row: &Row) -> Value {
+    let summary = row.summary();
+    json!({
+        "name": row.name,
+        "populated": row.populated,
+        "unit": row.unit,
+        "samples": row.samples,
+        "min": summary.map(|summary| summary.min),
+        "median": summary.map(|summary| summary.median),
+        "max": summary.map(|summary| summary.max),
+        "baseline": row.baseline,
+        "ratio": section.ratio(row),
+        "budget": section.judge(row).as_ref().map(budget),
+        "note": row.note,
+    })
+}
+
+fn budget(judgement: &Judgement) -> Value {
+    let kind = match judgement.budget {
+        Budget::RatioAtLeast(_) => "ratio_at_least",
+        Budget::RatioAtMost(_) => "ratio_at_most",
+        Budget::AtMost(_) => "at_most",
+        Budget::AtLeast(_) => "at_least",
+        Budget::OverBaselineAtMost(_) => "over_baseline_at_most",
+    };
+    json!({
+        "kind": kind,
+        "limit": judgement.budget.limit(),
+        "reached": judgement.reached,
+        "met": judgement.is_met(),
+    })
+}

@@ -1,0 +1,138 @@
+//! Measures sip-xdp beside what else could stop the same packets, all in one run: every figure is a ratio to a baseline
+//! that was measured in the same round. A missed budget is a result, not a failure.
+//!
+//! Everything happens in network namespaces that this program makes; when it ends, however it ends, nothing is left.
+
+mod contenders;
+mod json;
+mod machine;
+mod plot;
+mod rates;
+mod report;
+mod table;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use sip_xdp_tests::require_root;
+use sip_xdp_tests::supervise::{Aftermath, is_worker, supervise};
+
+use crate::machine::Machine;
+use crate::report::{Plan, Section};
+
+#[derive(Parser)]
+#[command(name = "bench", about = "Measures sip-xdp beside other filters")]
+struct Arguments {
+    /// Fewer and shorter rounds
+    #[arg(long)]
+    quick: bool,
+    /// Only these sections, by their letters
+    #[arg(long, value_delimiter = ',', value_name = "LETTERS")]
+    section: Vec<char>,
+    /// Where tables, figures and plots are left
+    #[arg(long, value_name = "DIR", default_value = "target/bench")]
+    output: PathBuf,
+    /// What is measured, for the report
+    #[arg(long, hide = true)]
+    commit: Option<String>,
+}
+
+/// A section before it is run.
+struct Measurement {
+    letter: char,
+    /// The name of its module, and of its files.
+    name: &'static str,
+    run: fn(&Plan) -> Result<Section>,
+}
+
+/// All of them, in the order in which they are run.
+const MEASUREMENTS: [Measurement; 1] = [Measurement { letter: 'b', name: "rates", run: rates::run }];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = require_root().and_then(|()| if is_worker() { measure(&arguments) } else { watch() });
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the measurements in a child and sees to it that nothing is left, even if that is killed.
+fn watch() -> Result<bool> {
+    let Aftermath { status, remains } = supervise()?;
+    if !remains.is_empty() {
+        eprintln!("bench: left behind, and removed now: {}", remains.join(", "));
+    }
+    Ok(status.success() && remains.is_empty())
+}
+
+/// Whether every section could be measured.
+fn measure(arguments: &Arguments) -> Result<bool> {
+    let chosen = choose(&arguments.section)?;
+    let plan = Plan { quick: arguments.quick };
+    let machine = Machine::find(arguments.commit.clone())?;
+    let output = &arguments.output;
+    fs::create_dir_all(output).with_context(|| format!("cannot make {}", output.display()))?;
+    println!("{}\n", machine.describe());
+
+    let mut sections = Vec::new();
+    let mut failed = Vec::new();
+    for measurement in chosen {
+        eprintln!("bench: section {} ({}) is being measured", measurement.letter, measurement.name);
+        let start = Instant::now();
+        match (measurement.run)(&plan) {
+            Ok(section) => {
+                println!("{}\n  measured in {:.0} s\n", table::text(&section), start.elapsed().as_secs_f64());
+                plot::draw(&section, &output.join(format!("{}-{}.svg", section.letter, measurement.name)))?;
+                sections.push(section);
+                // After each section, so that an interrupted run leaves what it has.
+                write(output, plan, &machine, &sections)?;
+            }
+            Err(error) => {
+                eprintln!("bench: section {} ({}) failed: {error:#}", measurement.letter, measurement.name);
+                failed.push(measurement.letter);
+            }
+        }
+    }
+    summarize(output, &sections);
+    Ok(failed.is_empty())
+}
+
+/// The sections with these letters; all of them without any.
+fn choose(letters: &[char]) -> Result<Vec<&'static Measurement>> {
+    if let Some(unknown) = letters.iter().find(|letter| MEASUREMENTS.iter().all(|known| known.letter != **letter)) {
+        let known: Vec<_> = MEASUREMENTS.iter().map(|known| format!("{} ({})", known.letter, known.name)).collect();
+        bail!("there is no section {unknown}; there are {}", known.join(", "));
+    }
+    Ok(MEASUREMENTS.iter().filter(|known| letters.is_empty() || letters.contains(&known.letter)).collect())
+}
+
+fn write(output: &Path, plan: Plan, machine: &Machine, sections: &[Section]) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(&json::document(plan, machine, sections))?;
+    text.push('\n');
+    let tables: Vec<_> = sections.iter().map(table::markdown).collect();
+    let tables = format!("{}\n\n{}", machine.describe(), tables.join("\n"));
+    for (name, content) in [("bench.json", text), ("bench.md", tables)] {
+        let file = output.join(name);
+        fs::write(&file, content).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(())
+}
+
+fn summarize(output: &Path, sections: &[Section]) {
+    let budgets = sections.iter().flat_map(|section| &section.rows).filter(|row| row.budget.is_some()).count();
+    let missed: Vec<_> = sections.iter().flat_map(table::missed).collect();
+    println!("{} of {budgets} budgets are met.", budgets - missed.len());
+    for line in missed {
+        println!("  {line}");
+    }
+    println!("Figures, tables and plots: {}", output.display());
+}
