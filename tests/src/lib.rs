@@ -10,6 +10,7 @@ pub mod foreign;
 pub mod generator;
 pub mod namespace;
 pub mod phone;
+pub mod private;
 pub mod process;
 pub mod programs;
 pub mod registrar;

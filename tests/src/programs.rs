@@ -13,6 +13,16 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 pub const DROP: &str = "drop_everything";
 /// The program that passes everything.
 pub const PASS: &str = "pass_everything";
+/// The program that gives another one its sources.
+pub const TURN: &str = "take_turns";
+/// IPv4 networks in an LPM trie of the kernel, the map [`TRIE4_MAP`].
+pub const TRIE4: &str = "ask_trie4";
+/// The trie of [`TRIE4`].
+pub const TRIE4_MAP: &str = "TRIE4";
+/// IPv6 networks in an LPM trie of the kernel, the map [`TRIE6_MAP`].
+pub const TRIE6: &str = "ask_trie6";
+/// The trie of [`TRIE6`].
+pub const TRIE6_MAP: &str = "TRIE6";
 /// The program that sends; see [`crate::generator`].
 pub(crate) const GENERATE: &str = "generate_packet";
 
@@ -22,7 +32,7 @@ pub fn load(name: &str) -> Result<Ebpf> {
 }
 
 /// The same, with what the caller has told the loader.
-pub(crate) fn load_with(mut loader: EbpfLoader<'_>, name: &str) -> Result<Ebpf> {
+pub fn load_with(mut loader: EbpfLoader<'_>, name: &str) -> Result<Ebpf> {
     let mut object = loader.load(OBJECT).context("the laboratory's kernel object cannot be loaded")?;
     let program: &mut Xdp = object
         .program_mut(name)

@@ -1,10 +1,12 @@
-//! Kernel programs for the laboratory, no part of the product: the two baselines that every filter is measured against,
-//! and a generator of packets.
+//! Kernel programs for the laboratory, no part of the product: the baselines that every filter is measured against, a
+//! generator of packets, and what gives measured programs their sources.
 
 #![no_std]
 #![no_main]
 
 mod generate;
+mod trie;
+mod turn;
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::macros::xdp;
@@ -26,6 +28,24 @@ fn pass_everything(_ctx: XdpContext) -> u32 {
 #[xdp]
 fn generate_packet(ctx: XdpContext) -> u32 {
     generate::send(&ctx)
+}
+
+/// Gives the program that is measured another source each time. Only run by BPF_PROG_TEST_RUN.
+#[xdp(frags)]
+fn take_turns(ctx: XdpContext) -> u32 {
+    turn::turn(&ctx)
+}
+
+/// An IPv4 block list as a trie.
+#[xdp(frags)]
+fn ask_trie4(ctx: XdpContext) -> u32 {
+    trie::judge4(&ctx)
+}
+
+/// An IPv6 block list as a trie.
+#[xdp(frags)]
+fn ask_trie6(ctx: XdpContext) -> u32 {
+    trie::judge6(&ctx)
 }
 
 #[cfg(not(test))]

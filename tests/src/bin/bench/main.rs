@@ -6,6 +6,7 @@
 mod contenders;
 mod json;
 mod machine;
+mod paths;
 mod plot;
 mod rates;
 mod report;
@@ -50,7 +51,10 @@ struct Measurement {
 }
 
 /// All of them, in the order in which they are run.
-const MEASUREMENTS: [Measurement; 1] = [Measurement { letter: 'b', name: "rates", run: rates::run }];
+const MEASUREMENTS: [Measurement; 2] = [
+    Measurement { letter: 'a', name: "paths", run: paths::run },
+    Measurement { letter: 'b', name: "rates", run: rates::run },
+];
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();

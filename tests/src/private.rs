@@ -1,0 +1,62 @@
+//! A filter inside this process: its programs are run by BPF_PROG_TEST_RUN and never attached, its maps are its own.
+
+use anyhow::{Context, Result};
+use aya::Ebpf;
+use aya::maps::{Map, MapData};
+use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use sip_xdp::lists::Lists;
+use sip_xdp::object::{self, Settings};
+use sip_xdp_common::names;
+
+/// The filter.
+pub struct Private {
+    object: Ebpf,
+    ids: Vec<(&'static str, u32)>,
+    /// Its lists.
+    pub lists: Lists,
+}
+
+impl Private {
+    /// Loads one.
+    pub fn load(settings: &Settings) -> Result<Self> {
+        let object = object::load(settings, None)?;
+        let ids: Result<Vec<_>> = names::PINNED_MAPS
+            .iter()
+            .map(|name| Ok((*name, id(object.map(name).with_context(|| format!("no map {name}"))?)?)))
+            .collect();
+        let ids = ids?;
+        let lists = Lists::open(|name| open(&ids, name))?;
+        Ok(Self { object, ids, lists })
+    }
+
+    /// A handle of one's own on one of its maps.
+    pub fn map(&self, name: &str) -> Result<Map> {
+        open(&self.ids, name)
+    }
+
+    /// The ingress program.
+    pub fn ingress(&self) -> Result<&Xdp> {
+        let program = self.object.program(names::INGRESS).context("the kernel object has no ingress program")?;
+        Ok(program.try_into()?)
+    }
+
+    /// What becomes of a frame: the XDP action.
+    pub fn action(&self, frame: &[u8]) -> Result<u32> {
+        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
+        Ok(self.ingress()?.test_run(options)?.return_value)
+    }
+}
+
+fn open(ids: &[(&'static str, u32)], name: &str) -> Result<Map> {
+    let id = ids.iter().find(|(known, _)| *known == name).with_context(|| format!("no map {name}"))?.1;
+    Ok(Map::from_map_data(MapData::from_id(id)?)?)
+}
+
+fn id(map: &Map) -> Result<u32> {
+    let (Map::HashMap(data) | Map::LpmTrie(data) | Map::Array(data) | Map::PerCpuArray(data) | Map::RingBuf(data)) =
+        map
+    else {
+        anyhow::bail!("another kind of map: {map:?}");
+    };
+    Ok(data.info()?.id())
+}
