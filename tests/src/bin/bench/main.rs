@@ -9,6 +9,7 @@ mod machine;
 mod plot;
 mod rates;
 mod report;
+mod storm;
 mod table;
 
 use std::fs;
@@ -50,7 +51,10 @@ struct Measurement {
 }
 
 /// All of them, in the order in which they are run.
-const MEASUREMENTS: [Measurement; 1] = [Measurement { letter: 'b', name: "rates", run: rates::run }];
+const MEASUREMENTS: [Measurement; 2] = [
+    Measurement { letter: 'b', name: "rates", run: rates::run },
+    Measurement { letter: 'f', name: "storm", run: storm::run },
+];
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();

@@ -126,6 +126,9 @@ impl Picture<'_> {
             }
             let ratio = section.ratio(row).map_or_else(String::new, |ratio| format!("  (ratio {ratio:.2})"));
             let value = format!("{}{ratio}", number(summary.median));
+            // The grid stays visible around the number, not through it.
+            let end = behind + 8 + text_width(&value, 13);
+            self.rectangle((behind + 6, middle - 8), (end, middle + 8), BACKGROUND)?;
             self.text(&value, (behind + 8, middle), 13, INK, (HPos::Left, VPos::Center))?;
         }
         Ok(())

@@ -8,7 +8,7 @@ use sip_xdp_tests::generator::{Sources, spread};
 use sip_xdp_tests::namespace::sweep;
 use sip_xdp_tests::{Generator, Wire, wait_until};
 
-use crate::contenders::{ALL, BASELINE, Contender, OURS_ALONE, OURS_FULL, Set};
+use crate::contenders::{ALL, BASELINE, Contender, OURS_ALONE, OURS_FULL, REQUEST, Set};
 use crate::report::{Budget, Plan, Row, Section};
 use crate::table::thousands;
 
@@ -49,7 +49,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Section> {
             (*name, Entry::place(name, *set, wire, &sources))
         })
         .collect();
-    let (rounds, duration) = if plan.quick { (3, Duration::from_millis(250)) } else { (7, Duration::from_millis(600)) };
+    let (rounds, duration) = if plan.quick { (3, Duration::from_millis(150)) } else { (7, Duration::from_millis(500)) };
     for _ in 0..rounds {
         for (_, entry) in &mut entries {
             // One that failed in a round is out of the race.
@@ -168,15 +168,3 @@ fn remarks(rounds: usize, duration: Duration) -> Vec<String> {
         "The receiving interface has GRO on. Without a filter, packets end at a UDP socket whose queue is full.".to_owned(),
     ]
 }
-
-/// What each packet holds.
-const REQUEST: &str = "REGISTER sip:198.51.100.1 SIP/2.0\r\n\
-Via: SIP/2.0/UDP 192.0.2.66:5060;branch=z9hG4bK776asdhds;rport\r\n\
-Max-Forwards: 70\r\n\
-From: <sip:101@198.51.100.1>;tag=1928301774\r\n\
-To: <sip:101@198.51.100.1>\r\n\
-Call-ID: a84b4c76e66710\r\n\
-CSeq: 1 REGISTER\r\n\
-Contact: <sip:101@192.0.2.66:5060>\r\n\
-User-Agent: friendly-scanner\r\n\
-Content-Length: 0\r\n\r\n";
