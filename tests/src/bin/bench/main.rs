@@ -134,6 +134,10 @@ fn write(output: &Path, plan: Plan, machine: &Machine, sections: &[Section]) -> 
 fn summarize(output: &Path, sections: &[Section]) {
     let budgets = sections.iter().flat_map(|section| &section.rows).filter(|row| row.budget.is_some()).count();
     let missed: Vec<_> = sections.iter().flat_map(table::missed).collect();
+    let failed = sections.iter().flat_map(|section| section.rows.iter().map(|row| (section.letter, row)));
+    for (letter, row) in failed.filter(|(_, row)| row.samples.is_empty()) {
+        println!("NOT MEASURED: {letter} {}: {}", row.name, row.note);
+    }
     println!("{} of {budgets} budgets are met.", budgets - missed.len());
     for line in missed {
         println!("  {line}");

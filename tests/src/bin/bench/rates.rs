@@ -61,13 +61,10 @@ pub(crate) fn run(plan: &Plan) -> Result<Section> {
         }
     }
     let rows = entries.iter().map(|(name, entry)| entry.as_ref().map_or_else(|error| failed(name, error), Entry::row));
-    let rows = rows.collect();
-    Ok(Section {
-        letter: 'b',
-        title: "Packets of 1,024 listed sources dropped per second, one core",
-        rows,
-        remarks: remarks(rounds, duration),
-    })
+    let rows: Vec<_> = rows.collect();
+    let mut remarks = remarks(rounds, duration);
+    remarks.extend(standing(&rows));
+    Ok(Section { letter: 'b', title: "Packets of 1,024 listed sources dropped per second, one core", rows, remarks })
 }
 
 impl<'w> Entry<'w> {
@@ -154,6 +151,20 @@ fn failed(name: &str, error: &Error) -> Row {
         budget: budget(name),
         note: failure,
     }
+}
+
+/// Whether sip-xdp, as it stands in the field, drops more than every other filter.
+fn standing(rows: &[Row]) -> Option<String> {
+    let rate = |row: &Row| row.summary().map(|summary| summary.median);
+    let ours = rows.iter().find(|row| row.name == OURS_FULL).and_then(rate)?;
+    let peers = rows.iter().filter(|row| ![BASELINE, OURS_ALONE, OURS_FULL].contains(&row.name.as_str()));
+    let faster: Vec<_> =
+        peers.filter(|row| rate(row).is_some_and(|rate| rate >= ours)).map(|row| row.name.as_str()).collect();
+    Some(if faster.is_empty() {
+        format!("{OURS_FULL} drops more than every other filter here.")
+    } else {
+        format!("{OURS_FULL} drops LESS than {}.", faster.join(", "))
+    })
 }
 
 fn remarks(rounds: usize, duration: Duration) -> Vec<String> {
