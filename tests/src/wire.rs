@@ -8,6 +8,7 @@ use std::net::SocketAddrV4;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::generator::{Frame, Generator, Sources};
@@ -60,9 +61,7 @@ impl Wire {
 
     /// Packets that the receiving interface has taken in so far, whatever became of them.
     pub fn received(&self) -> Result<u64> {
-        let links = self.receiver.ip(["-statistics", "-json", "link", "show", WAN])?;
-        let links: serde_json::Value = serde_json::from_str(&links).context("`ip` printed no JSON")?;
-        links.pointer("/0/stats64/rx/packets").and_then(serde_json::Value::as_u64).context("`ip` shows no statistics")
+        received(&self.receiver, WAN)
     }
 
     /// IPv4 packets that got to a transport protocol of the receiving end so far: past every filter.
@@ -88,11 +87,18 @@ pub fn accept_from_anywhere(namespace: &Namespace, interface: &str, other_end: [
     succeed(namespace.command("ethtool").args(["-K", interface, "gro", "on"])).map(drop)
 }
 
+/// Packets that an interface has taken in so far, whatever became of them.
+pub fn received(namespace: &Namespace, interface: &str) -> Result<u64> {
+    let links = namespace.ip(["-statistics", "-json", "link", "show", interface])?;
+    let links: Value = serde_json::from_str(&links).context("`ip` printed no JSON")?;
+    links.pointer("/0/stats64/rx/packets").and_then(Value::as_u64).context("`ip` shows no statistics")
+}
+
 /// The link-layer address of an interface.
 pub fn link_address(namespace: &Namespace, interface: &str) -> Result<[u8; 6]> {
     let links = namespace.ip(["-json", "link", "show", interface])?;
-    let links: serde_json::Value = serde_json::from_str(&links).context("`ip` printed no JSON")?;
-    let text = links.pointer("/0/address").and_then(serde_json::Value::as_str).context("`ip` shows no address")?;
+    let links: Value = serde_json::from_str(&links).context("`ip` printed no JSON")?;
+    let text = links.pointer("/0/address").and_then(Value::as_str).context("`ip` shows no address")?;
     let octets: Vec<u8> = text.split(':').filter_map(|octet| u8::from_str_radix(octet, 16).ok()).collect();
     octets.try_into().ok().with_context(|| format!("{text} is no link-layer address"))
 }

@@ -10,6 +10,7 @@ mod paths;
 mod plot;
 mod rates;
 mod report;
+mod storm;
 mod table;
 
 use std::fs;
@@ -51,9 +52,10 @@ struct Measurement {
 }
 
 /// All of them, in the order in which they are run.
-const MEASUREMENTS: [Measurement; 2] = [
+const MEASUREMENTS: [Measurement; 3] = [
     Measurement { letter: 'a', name: "paths", run: paths::run },
     Measurement { letter: 'b', name: "rates", run: rates::run },
+    Measurement { letter: 'f', name: "storm", run: storm::run },
 ];
 
 fn main() -> ExitCode {
@@ -134,6 +136,10 @@ fn write(output: &Path, plan: Plan, machine: &Machine, sections: &[Section]) -> 
 fn summarize(output: &Path, sections: &[Section]) {
     let budgets = sections.iter().flat_map(|section| &section.rows).filter(|row| row.budget.is_some()).count();
     let missed: Vec<_> = sections.iter().flat_map(table::missed).collect();
+    let failed = sections.iter().flat_map(|section| section.rows.iter().map(|row| (section.letter, row)));
+    for (letter, row) in failed.filter(|(_, row)| row.samples.is_empty()) {
+        println!("NOT MEASURED: {letter} {}: {}", row.name, row.note);
+    }
     println!("{} of {budgets} budgets are met.", budgets - missed.len());
     for line in missed {
         println!("  {line}");

@@ -46,3 +46,15 @@ pub(crate) const ALL: [(&str, Set); 9] = [
     ("fail2ban-style iptables chain", netfilter::fail2ban),
     ("no filter, a UDP socket nobody reads", xdp::none),
 ];
+
+/// What each packet of an attack holds.
+pub(crate) const REQUEST: &str = "REGISTER sip:198.51.100.1 SIP/2.0\r\n\
+Via: SIP/2.0/UDP 192.0.2.66:5060;branch=z9hG4bK776asdhds;rport\r\n\
+Max-Forwards: 70\r\n\
+From: <sip:101@198.51.100.1>;tag=1928301774\r\n\
+To: <sip:101@198.51.100.1>\r\n\
+Call-ID: a84b4c76e66710\r\n\
+CSeq: 1 REGISTER\r\n\
+Contact: <sip:101@192.0.2.66:5060>\r\n\
+User-Agent: friendly-scanner\r\n\
+Content-Length: 0\r\n\r\n";
