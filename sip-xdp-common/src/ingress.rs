@@ -1,7 +1,7 @@
 //! The order in which an arriving packet is judged. It reads from top to bottom like the list in ARCHITECTURE.md, and
 //! is the same code in the kernel (over maps) and on the host (over whatever a test or a replay brings).
 
-use crate::blocklist::Standing;
+use crate::lists::Standing;
 use crate::packet::{self, ICMP, ICMPV6, Inspects, Ip, Link, Piece, TCP, UDP};
 use crate::reader::Reader;
 use crate::sip;
@@ -23,9 +23,9 @@ pub struct Listing {
 /// What is to be counted when a blocked source's packet is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Hit {
-    /// Where the entry stands, or [`NOWHERE`](crate::blocklist::NOWHERE).
+    /// Where the entry stands, or [`NOWHERE`](crate::lists::NOWHERE).
     pub standing: Standing,
-    /// What is added to its [`state`](crate::blocklist::Slot::state).
+    /// What is added to its [`state`](crate::lists::Slot::state).
     pub weight: u64,
 }
 
