@@ -1,12 +1,20 @@
-//! The front of the lists: two bits for each IPv4 /24 that say what has to be asked about a source in it.
+//! The front of the lists, for IPv4: arrays that addresses index, so that most sources are answered for by a load or two,
+//! however long the lists are.
 //!
-//! The front is an array that addresses index, so one load of memory answers for most sources, however long the lists
-//! are: their /24 is [`CLEAR`], or a feed lists all of it ([`WHOLE`]).
+//! There are three, each four times or more as large as the one before, and each asked only if the one before says that
+//! there is something: a bit for each /20 ([`COARSE`], 128 KiB, which stays in the nearest caches), a bit for each /24
+//! ([`FINE`], 2 MiB), and two bits for each /24 that say what has to be asked about a source in it ([`STATES`], 4 MiB).
 
-/// How many elements the front has: one for each /16.
-pub const ELEMENTS: u32 = 1 << 16;
+/// How many elements the states have.
+pub const STATES: u32 = 1 << 16;
 
-/// The bits of 256 places, two for each, in order: a cache line.
+/// How many elements there are of a bit for each /24.
+pub const FINE: u32 = 1 << 15;
+
+/// How many elements there are of a bit for each /20.
+pub const COARSE: u32 = 1 << 11;
+
+/// Bits in order: a cache line.
 pub type Element = [u64; 8];
 
 /// No list has anything to say of the /24.
@@ -17,6 +25,42 @@ pub const HOSTS: u64 = 1;
 pub const WHOLE: u64 = 2;
 /// Anything else: all lists are to be asked.
 pub const ASK: u64 = 3;
+
+/// Where a single bit is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bit {
+    /// Which element.
+    pub element: u32,
+    /// Which word of it: below 8.
+    pub word: usize,
+    /// Which bit of that.
+    pub bit: u32,
+}
+
+impl Bit {
+    /// Of the /24 around an IPv4 address in host order.
+    #[inline(always)]
+    pub const fn fine(address: u32) -> Self {
+        Self::number(address >> 8)
+    }
+
+    /// Of the /20 around it.
+    #[inline(always)]
+    pub const fn coarse(address: u32) -> Self {
+        Self::number(address >> 12)
+    }
+
+    #[inline(always)]
+    const fn number(number: u32) -> Self {
+        Self { element: number >> 9, word: (number >> 6 & 7) as usize, bit: number & 63 }
+    }
+
+    /// Whether it is set in the word that holds it.
+    #[inline(always)]
+    pub const fn is_set(&self, word: u64) -> bool {
+        word >> self.bit & 1 != 0
+    }
+}
 
 /// Where two bits are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

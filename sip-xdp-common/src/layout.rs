@@ -165,8 +165,8 @@ pub struct CpuState {
     pub lost_events: u64,
     /// When this CPU last wrote a diagnostic.
     pub diagnosed: u64,
-    /// Packets that a [`WHOLE`](crate::front::WHOLE) /24 dropped, of which some are sampled.
-    pub whole: u64,
+    /// Packets that only feeds have dropped, of which some are sampled.
+    pub fed: u64,
 }
 
 const _: () = assert!(size_of::<CpuState>() == 48);

@@ -13,7 +13,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::front::{self, Place};
+use crate::front::{self, Bit, Place};
 use crate::hash;
 use crate::layout::NEVER;
 use crate::source::{Source, mask};
@@ -71,7 +71,7 @@ pub const CLAIMED: u64 = 0x1000;
 /// One dropped packet in [`Slot::state`]. The counter is the upper 48 bits.
 pub const HIT: u64 = 1 << 16;
 
-/// One packet in so many that a [`front::WHOLE`] /24 drops is counted, with this weight.
+/// One packet in so many that nothing but feeds drops is counted, with this weight.
 pub const SAMPLE: u64 = 64;
 
 /// A listed network.
@@ -215,8 +215,12 @@ pub const NOWHERE: Standing = 0;
 pub trait Shelves {
     /// How to read them.
     fn guide(&self) -> Option<&Guide>;
-    /// An element of the front.
-    fn front(&self, element: u32) -> Option<&front::Element>;
+    /// An element of the front's bits for /20s.
+    fn coarse(&self, element: u32) -> Option<&front::Element>;
+    /// An element of the front's bits for /24s.
+    fn fine(&self, element: u32) -> Option<&front::Element>;
+    /// An element of the front's states.
+    fn states(&self, element: u32) -> Option<&front::Element>;
     /// The fingerprints of a group.
     fn prints(&self, group: u32) -> Option<&Prints>;
     /// A bucket.
@@ -228,6 +232,9 @@ pub trait Shelves {
     /// Takes at most [`Search::count`] steps, until one says that it was the last. The kernel's verifier follows a
     /// helper's loop once, not once for each length.
     fn each_length(&self, search: &mut Search);
+    /// `bit` (0 or 1) negated: no bits or all of them. The compiler must not see through it, or it makes a branch of what
+    /// is calculated with the result.
+    fn negate(&self, bit: u64) -> u64;
     /// See [`Reader::forget`](crate::reader::Reader::forget).
     fn forget(&self, value: usize) -> usize;
 }
@@ -241,11 +248,6 @@ impl Listed {
     const APART: u64 = 2;
     const BLOCKED: u64 = 4;
     const SAMPLED: u64 = 8;
-
-    #[inline(always)]
-    const fn blocked_at(standing: Standing) -> Self {
-        Self(if standing == NOWHERE { 0 } else { Self::BLOCKED | (standing as u64) << 32 })
-    }
 
     /// It is trusted.
     #[inline(always)]
@@ -301,14 +303,27 @@ fn search<S: Shelves>(shelves: &S, source: &Source) -> Listed {
     let mut whole = 0;
     let is_v4 = source.is_v4();
     if is_v4 {
-        let place = Place::of(((low >> 32) as u32).swap_bytes());
-        let Some(element) = shelves.front(place.element) else {
+        let address = ((low >> 32) as u32).swap_bytes();
+        let (coarse, fine, place) = (Bit::coarse(address), Bit::fine(address), Place::of(address));
+        let Some(element) = shelves.coarse(coarse.element) else {
+            return nothing;
+        };
+        if !coarse.is_set(current(&element[coarse.word & 7])) {
+            return nothing;
+        }
+        let Some(element) = shelves.fine(fine.element) else {
+            return nothing;
+        };
+        if !fine.is_set(current(&element[fine.word & 7])) {
+            return nothing;
+        }
+        let Some(element) = shelves.states(place.element) else {
             return nothing;
         };
         match place.read(current(&element[place.word & 7])) {
             front::CLEAR => return nothing,
             front::HOSTS => {
-                return Listed::blocked_at(find(shelves, guide, high, low, Kind::Blocked.label(128)));
+                return find(shelves, guide, high, low, Kind::Blocked.label(128)).blocks(shelves);
             }
             front::WHOLE if !shelves.is_sample() => return Listed(Listed::BLOCKED),
             front::WHOLE => whole = Listed::BLOCKED | Listed::SAMPLED,
@@ -387,12 +402,16 @@ impl Search {
         let length = length(guide, self.at as usize);
         self.at += 1;
         let label = current(&length.label);
-        let standing = find(shelves, guide, self.high & current(&length.high), self.low & current(&length.low), label);
-        if standing == NOWHERE {
+        let found = find(shelves, guide, self.high & current(&length.high), self.low & current(&length.low), label);
+        if found.standing == NOWHERE {
             return false;
         }
         if label & Kind::Blocked as u64 != 0 {
-            self.found.0 |= Listed::blocked_at(standing).0;
+            // In a sampled packet of a whole /24 the sample is taken already.
+            self.found.0 |= match self.found.0 & Listed::SAMPLED {
+                0 => found.blocks(shelves).0,
+                _ => (found.standing as u64) << 32,
+            };
             return true;
         }
         if label & Kind::Apart as u64 != 0 {
@@ -404,51 +423,73 @@ impl Search {
     }
 }
 
-/// Where the live entry for exactly this network stands.
+/// What there is for exactly this network, if it is live. Which of the two buckets it stands in and where there is
+/// calculated, not branched on: it is as good as random, and a wrong guess costs more than the whole path.
 #[inline(always)]
-fn find<S: Shelves>(shelves: &S, guide: &Guide, high: u64, low: u64, label: u64) -> Standing {
+fn find<S: Shelves>(shelves: &S, guide: &Guide, high: u64, low: u64, label: u64) -> Found {
     let hashed = Hashed::new(high, low, label, guide.seed);
     let [first, second] = hashed.buckets(guide.bucket_mask);
-    let wanted = Wanted { high, low, label, print: hashed.print() };
-    match find_in(shelves, first, &wanted) {
-        NOWHERE => find_in(shelves, second, &wanted),
-        standing => standing,
-    }
-}
-
-struct Wanted {
-    high: u64,
-    low: u64,
-    label: u64,
-    print: u64,
-}
-
-#[inline(always)]
-fn find_in<S: Shelves>(shelves: &S, number: u32, wanted: &Wanted) -> Standing {
-    let (Some(prints), Some(bucket)) = (shelves.prints(number / GROUP as u32), shelves.bucket(number)) else {
-        return NOWHERE;
+    let Some(prints) = shelves.prints(first / GROUP as u32) else {
+        return Found::NOTHING;
     };
-    let mut bits = byte_bits(current(&prints[number as usize % GROUP]), wanted.print);
-    // Only slots whose fingerprints fit are read.
-    for _ in 0..ALIKE {
-        if bits == 0 {
+    let print = hashed.print();
+    let mut in_first = byte_bits(current(&prints[first as usize % GROUP]), print);
+    let mut in_second = byte_bits(current(&prints[second as usize % GROUP]), print);
+    for _ in 0..2 * ALIKE {
+        if in_first | in_second == 0 {
             break;
         }
+        // All ones if there is a bit in the first.
+        let mask = shelves.negate((in_first | in_first.wrapping_neg()) >> 63);
+        let bits = in_second ^ (in_first ^ in_second) & mask;
+        let number = second ^ (first ^ second) & mask as u32;
         let way = lowest_byte(bits);
+        let Some(bucket) = shelves.bucket(number) else {
+            break;
+        };
+        // Only slots whose fingerprints fit are read.
         let slot = &bucket.slots[way & (WAYS - 1)];
-        let differs = (current(&slot.state) & LABEL ^ wanted.label)
-            | (current(&slot.low) ^ wanted.low)
-            | (current(&slot.high) ^ wanted.high);
+        let state = current(&slot.state);
+        let differs = (state & LABEL ^ label) | (current(&slot.low) ^ low) | (current(&slot.high) ^ high);
         if differs == 0 {
             let expires = current(&slot.expires);
             if expires != NEVER && expires <= shelves.now() {
                 break;
             }
-            return number * WAYS as u32 + way as u32 + 1;
+            return Found { standing: number * WAYS as u32 + way as u32 + 1, state };
         }
-        bits &= bits - 1;
+        let lowest = bits & bits.wrapping_neg();
+        in_first ^= lowest & mask;
+        in_second ^= lowest & !mask;
     }
-    NOWHERE
+    Found::NOTHING
+}
+
+/// A live entry.
+#[derive(Debug, Clone, Copy)]
+struct Found {
+    standing: Standing,
+    state: u64,
+}
+
+impl Found {
+    const NOTHING: Self = Self { standing: NOWHERE, state: 0 };
+
+    /// What it comes to if it is a block. Hits of what only feeds list are sampled.
+    #[inline(always)]
+    fn blocks<S: Shelves>(&self, shelves: &S) -> Listed {
+        if self.standing == NOWHERE {
+            return Listed(0);
+        }
+        let listed = Listed::BLOCKED | (self.standing as u64) << 32;
+        if self.state & CLAIMED != 0 {
+            Listed(listed)
+        } else if shelves.is_sample() {
+            Listed(listed | Listed::SAMPLED)
+        } else {
+            Listed(Listed::BLOCKED)
+        }
+    }
 }
 
 impl Guide {

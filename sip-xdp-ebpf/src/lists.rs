@@ -1,5 +1,6 @@
 //! The tables of the lists, over the maps.
 
+use core::arch::asm;
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_loop;
@@ -7,7 +8,7 @@ use sip_xdp_common::front;
 use sip_xdp_common::layout::CpuState;
 use sip_xdp_common::lists::{self, Bucket, Guide, Prints, Search, Shelves};
 
-use crate::maps::{FINGERPRINTS, FRONT, GUIDE, NETWORKS, cpu_state};
+use crate::maps::{FINGERPRINTS, FRONT_COARSE, FRONT_FINE, FRONT_STATES, GUIDE, NETWORKS, cpu_state};
 use crate::{clock, reader};
 
 /// The kernel's tables, on one CPU.
@@ -29,8 +30,18 @@ impl Shelves for Lists {
     }
 
     #[inline(always)]
-    fn front(&self, element: u32) -> Option<&front::Element> {
-        FRONT.get(element)
+    fn coarse(&self, element: u32) -> Option<&front::Element> {
+        FRONT_COARSE.get(element)
+    }
+
+    #[inline(always)]
+    fn fine(&self, element: u32) -> Option<&front::Element> {
+        FRONT_FINE.get(element)
+    }
+
+    #[inline(always)]
+    fn states(&self, element: u32) -> Option<&front::Element> {
+        FRONT_STATES.get(element)
     }
 
     #[inline(always)]
@@ -52,8 +63,8 @@ impl Shelves for Lists {
     fn is_sample(&self) -> bool {
         // SAFETY: this CPU's map value, valid while the program runs; nothing else uses the field.
         unsafe {
-            (*self.state).whole = (*self.state).whole.wrapping_add(1);
-            (*self.state).whole % lists::SAMPLE == 0
+            (*self.state).fed = (*self.state).fed.wrapping_add(1);
+            (*self.state).fed % lists::SAMPLE == 0
         }
     }
 
@@ -64,6 +75,14 @@ impl Shelves for Lists {
         // SAFETY: the helper calls `step`, at most `count` times, with the search, which outlives the call; it refuses
         // counts of more than 8 million, and flags other than 0.
         unsafe { bpf_loop(count, step as *mut c_void, core::ptr::from_mut(search).cast(), 0) };
+    }
+
+    #[inline(always)]
+    fn negate(&self, bit: u64) -> u64 {
+        let mut mask = bit;
+        // SAFETY: changes a register; touches no memory.
+        unsafe { asm!("{mask} = -{mask}", mask = inout(reg) mask, options(pure, nomem, nostack)) };
+        mask
     }
 
     #[inline(always)]

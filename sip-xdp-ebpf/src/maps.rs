@@ -20,7 +20,13 @@ const MAPPED: usize = 1 << 10;
 pub(crate) static GUIDE: Array<Guide, 1, MAPPED> = Array::new();
 
 #[btf_map]
-pub(crate) static FRONT: Array<front::Element, { front::ELEMENTS as usize }, MAPPED> = Array::new();
+pub(crate) static FRONT_COARSE: Array<front::Element, { front::COARSE as usize }, MAPPED> = Array::new();
+
+#[btf_map]
+pub(crate) static FRONT_FINE: Array<front::Element, { front::FINE as usize }, MAPPED> = Array::new();
+
+#[btf_map]
+pub(crate) static FRONT_STATES: Array<front::Element, { front::STATES as usize }, MAPPED> = Array::new();
 
 #[btf_map]
 pub(crate) static FINGERPRINTS: Array<Prints, { buckets(DEFAULT_NETWORKS) as usize / GROUP }, MAPPED> = Array::new();

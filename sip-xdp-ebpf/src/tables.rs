@@ -103,14 +103,7 @@ impl Tables for MapTables<'_> {
         // SAFETY: the set stays where it is while the map lives. Other CPUs write it too, in aligned words: what that
         // may cost is said in `sip_xdp_common::sources`.
         let set = unsafe { &mut *set };
-        let mut way = MEMBERS;
-        for (n, meter) in set.ways.iter().enumerate() {
-            if home.owns(meter) {
-                way = n;
-                break;
-            }
-        }
-        let way = self.forget(way);
+        let way = sources::way_of(&home, &set.ways);
         if way >= MEMBERS {
             return self.meet(set, &home, message, sent, now);
         }

@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::Ordering;
 
 use anyhow::Result;
-use sip_xdp_common::front::{ASK, CLEAR, ELEMENTS, Element, HOSTS, Place, WHOLE};
+use aya::maps::Map;
+use sip_xdp_common::front::{self, ASK, Bit, CLEAR, Element, HOSTS, Place, WHOLE};
+use sip_xdp_common::names;
 use sip_xdp_common::source::MAPPED_BITS;
 
 use crate::feeds::{Feeds, Listed};
@@ -31,13 +33,19 @@ pub struct Sets<'a> {
 
 /// The front.
 pub struct Front {
-    map: Mapped,
+    coarse: Mapped,
+    fine: Mapped,
+    states: Mapped,
 }
 
 impl Front {
-    /// Takes the map.
-    pub fn new(map: Mapped) -> Self {
-        Self { map }
+    /// Opens the maps by name, through `open`.
+    pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
+        Ok(Self {
+            coarse: Mapped::new(open(names::FRONT_COARSE)?)?,
+            fine: Mapped::new(open(names::FRONT_FINE)?)?,
+            states: Mapped::new(open(names::FRONT_STATES)?)?,
+        })
     }
 
     /// Brings up to date what `network` meets.
@@ -46,32 +54,44 @@ impl Front {
         if count > MANY {
             return self.rebuild(sets);
         }
-        let mut at = 0;
-        while at < count {
-            let element = Place::of(first + (at << 8)).element;
-            let view = self.map.one(element)?;
-            while at < count {
-                let address = first + (at << 8);
-                let place = Place::of(address);
-                if place.element != element {
-                    break;
-                }
-                let grain = Network::around(source_of(Ipv4Addr::from(address).into()), GRAIN);
-                let word = &view.words()[place.word];
-                word.store(place.written(word.load(Ordering::Relaxed), state(&grain, sets)), Ordering::Relaxed);
-                at += 1;
-            }
+        for address in (0..count).map(|n| first + (n << 8)) {
+            let grain = Network::around(source_of(Ipv4Addr::from(address).into()), GRAIN);
+            self.write(address, state(&grain, sets))?;
         }
+        Ok(())
+    }
+
+    /// Writes the state of a /24, and then the bits that lead to it.
+    fn write(&self, address: u32, state: u64) -> Result<()> {
+        let (place, fine, coarse) = (Place::of(address), Bit::fine(address), Bit::coarse(address));
+        let states = self.states.one(place.element)?;
+        let word = &states.words()[place.word];
+        let before = word.load(Ordering::Relaxed);
+        if place.read(before) == state {
+            return Ok(());
+        }
+        word.store(place.written(before, state), Ordering::Relaxed);
+        let bits = self.fine.one(fine.element)?;
+        let word = &bits.words()[fine.word];
+        let others = word.load(Ordering::Relaxed) & !(1 << fine.bit);
+        let after = others | u64::from(state != CLEAR) << fine.bit;
+        word.store(after, Ordering::Release);
+        // The sixteen /24s of a /20 are sixteen bits of one word.
+        let any = after >> (fine.bit & !15) & 0xffff != 0;
+        let bits = self.coarse.one(coarse.element)?;
+        let word = &bits.words()[coarse.word];
+        let others = word.load(Ordering::Relaxed) & !(1 << coarse.bit);
+        word.store(others | u64::from(any) << coarse.bit, Ordering::Release);
         Ok(())
     }
 
     /// Makes all of it anew. A source that was blocked before and still is, is blocked all the time.
     pub fn rebuild(&self, sets: Sets<'_>) -> Result<()> {
-        let mut wanted = vec![Element::default(); ELEMENTS as usize];
+        let mut states = vec![Element::default(); front::STATES as usize];
         let mut add = |network: &Network, met: Met| {
             let (first, count) = grains(network);
             for place in (0..count).map(|n| Place::of(first + (n << 8))) {
-                let word = &mut wanted[place.element as usize][place.word];
+                let word = &mut states[place.element as usize][place.word];
                 *word = place.written(*word, met.join(place.read(*word)));
             }
         };
@@ -84,14 +104,32 @@ impl Front {
                 }
             }
         }
-        let view = self.map.all()?;
-        for (word, wanted) in view.words().iter().zip(wanted.as_flattened()) {
-            if word.load(Ordering::Relaxed) != *wanted {
-                word.store(*wanted, Ordering::Relaxed);
-            }
-        }
-        Ok(())
+        let states = states.as_flattened();
+        let fine: Vec<u64> = states.chunks_exact(2).map(|words| any_of(words, 2)).collect();
+        let coarse: Vec<u64> = fine.chunks_exact(16).map(|words| any_of(words, 16)).collect();
+        store(&self.states, states)?;
+        store(&self.fine, &fine)?;
+        store(&self.coarse, &coarse)
     }
+}
+
+/// Whether any is set, for each `bits` bits of `bits` words: a bit each, which make one word.
+fn any_of(words: &[u64], bits: u32) -> u64 {
+    let per_word = u64::BITS / bits;
+    let group = (1 << bits) - 1;
+    let of_word = |word: u64| (0..per_word).fold(0, |all, n| all | u64::from(word >> (n * bits) & group != 0) << n);
+    (0..).zip(words).filter(|(_, word)| **word != 0).fold(0, |all, (n, word)| all | of_word(*word) << (n * per_word))
+}
+
+/// Writes the words that differ.
+fn store(map: &Mapped, wanted: &[u64]) -> Result<()> {
+    let view = map.all()?;
+    for (word, wanted) in view.words().iter().zip(wanted) {
+        if word.load(Ordering::Relaxed) != *wanted {
+            word.store(*wanted, Ordering::Release);
+        }
+    }
+    Ok(())
 }
 
 /// How a listed network meets a /24. They are joined in this order.

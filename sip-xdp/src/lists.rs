@@ -93,7 +93,7 @@ impl Lists {
             entries.insert((list, entry.network, entry.owner), entry);
         }
         let mut lists = Self {
-            front: Front::new(Mapped::new(open(names::FRONT)?)?),
+            front: Front::open(&mut open)?,
             table: Table::open(open, guide.get())?,
             guide,
             ledger,

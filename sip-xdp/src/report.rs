@@ -1,6 +1,7 @@
 //! Everything that is read from the pinned maps, with or without a daemon: counters, lists, interfaces.
 
 use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, MapData, PerCpuArray};
@@ -189,6 +190,21 @@ pub fn occupancy(pins: &Pins) -> Result<Occupancy> {
     let guide = guide::read(&Mapped::new(pins.open(names::GUIDE)?)?.all()?);
     let capacity = Ledger::new(pins.open(names::LEDGER)?)?.capacity();
     Ok(Occupancy { ipv4: guide.ipv4 as usize, ipv6: guide.ipv6 as usize, capacity })
+}
+
+/// Kernel memory that the pinned tables take, in bytes. It is fixed when they are made, but for the ledger, which grows
+/// with what operators and the detector list.
+pub fn memory(pins: &Pins) -> Result<u64> {
+    let mut bytes = 0;
+    for name in names::PINNED_MAPS {
+        let map = MapData::from_pin(pins.maps().join(name))?;
+        let path = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
+        let info = std::fs::read_to_string(&path).with_context(|| format!("{path} cannot be read"))?;
+        // `bpf_map_show_fdinfo` in kernel/bpf/syscall.c.
+        let memory = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+        bytes += memory.and_then(|bytes| bytes.trim().parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(bytes)
 }
 
 /// Whether there is a storm right now.

@@ -62,7 +62,7 @@ pub struct NoPlace;
 /// How many networks a table holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// All of them, of any kind.
+    /// Those that are blocked or trusted.
     pub all: usize,
     /// Blocked ones: IPv4 and IPv6.
     pub blocked: [usize; 2],
@@ -155,7 +155,9 @@ impl Table {
 
     fn count(&self, kind: Kind, network: &Network, change: isize) {
         let mut counts = self.counts.get();
-        counts.all = counts.all.saturating_add_signed(change);
+        if kind != Kind::Apart {
+            counts.all = counts.all.saturating_add_signed(change);
+        }
         if kind == Kind::Blocked {
             let family = &mut counts.blocked[usize::from(!network.is_v4())];
             *family = family.saturating_add_signed(change);

@@ -25,6 +25,13 @@ pub(crate) struct Status {
     check: bool,
 }
 
+/// Memory in bytes.
+#[derive(Debug, Serialize)]
+struct Memory {
+    /// The tables, in the kernel.
+    tables: u64,
+}
+
 #[derive(Debug, Serialize)]
 struct Report {
     schema: u32,
@@ -34,6 +41,7 @@ struct Report {
     daemon: Option<Value>,
     interfaces: Vec<FilteredInterface>,
     blocklist: Option<report::Occupancy>,
+    memory: Option<Memory>,
     warnings: Vec<String>,
 }
 
@@ -66,11 +74,12 @@ async fn collect(paths: &Paths) -> Result<Report> {
         }
     };
     let loaded = pins.is_loaded();
-    let (mut interfaces, mut blocklist) = (Vec::new(), None);
+    let (mut interfaces, mut blocklist, mut memory) = (Vec::new(), None, None);
     if loaded {
         let present = Netlink::connect()?.interfaces().await?;
         interfaces = report::interfaces(&pins, &present)?;
         blocklist = Some(report::occupancy(&pins)?);
+        memory = Some(Memory { tables: report::memory(&pins)? });
         if daemon.is_none() && warnings.is_empty() {
             warnings
                 .push("no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp run`".into());
@@ -99,7 +108,17 @@ async fn collect(paths: &Paths) -> Result<Report> {
         warnings.extend(more.iter().filter_map(Value::as_str).map(str::to_owned));
     }
     let enforcing = !interfaces.is_empty() && interfaces.iter().all(|i| i.attached && !i.dry_run);
-    Ok(Report { schema: SCHEMA, time: report::now(), enforcing, loaded, daemon, interfaces, blocklist, warnings })
+    Ok(Report {
+        schema: SCHEMA,
+        time: report::now(),
+        enforcing,
+        loaded,
+        daemon,
+        interfaces,
+        blocklist,
+        memory,
+        warnings,
+    })
 }
 
 fn text(report: &Report, output: Output) -> String {
@@ -117,6 +136,10 @@ fn text(report: &Report, output: Output) -> String {
     text.push_str(&format!("daemon    {daemon}\n"));
     if let Some(list) = &report.blocklist {
         text.push_str(&format!("blocked   {} IPv4 and {} IPv6 networks of {}\n", list.ipv4, list.ipv6, list.capacity));
+    }
+    if let Some(memory) = &report.memory {
+        let mebibytes = memory.tables as f64 / f64::from(1 << 20);
+        text.push_str(&format!("tables    {mebibytes:.1} MiB of kernel memory\n"));
     }
     if !report.interfaces.is_empty() {
         let rows: Vec<Vec<String>> = report
