@@ -86,10 +86,11 @@ impl Plain {
         Intervals::new(claimed.map(|((_, network, _), _)| *network).chain(fed.copied()))
     }
 
-    /// The networks on the block list.
-    pub(super) fn blocked(&self) -> BTreeSet<Prefix> {
-        let claimed = self.claims.keys().filter(|(list, ..)| *list == List::Block).map(|(_, network, _)| *network);
-        claimed.chain(self.feeds.values().flatten().copied()).collect()
+    /// The networks on a list, each once.
+    pub(super) fn networks(&self, list: List) -> BTreeSet<Prefix> {
+        let claimed = self.claims.keys().filter(|(of, ..)| *of == list).map(|(_, network, _)| *network);
+        let fed = self.feeds.values().flatten().filter(|_| list == List::Block);
+        claimed.chain(fed.copied()).collect()
     }
 
     /// The networks on both lists, some of them more than once.

@@ -97,7 +97,7 @@ impl World {
         }
         self.now += self.draw.below(3) * SECOND / 2;
         self.kernel.set_clock(self.now);
-        let blocked = self.plain.blocked().len();
+        let blocked = self.plain.networks(List::Block).len();
         assert!(blocked <= self.capacity, "{blocked} networks are more than there is room for\n{}", self.history());
         self.tally.most = self.tally.most.max(blocked);
     }
@@ -187,12 +187,13 @@ impl World {
         self.plain.adopt(EARLIER);
     }
 
-    /// A refusal must say why, and be right: what the model holds now is too much.
+    /// A refusal must say why, and be right: the model holds now what there is no room for.
     fn refused(&mut self, error: &ListError) {
         self.tally.refused += 1;
         self.note("refused");
         assert!(matches!(error, ListError::Full { .. }), "{error}\n{}", self.history());
-        let most = self.plain.blocked().len().max(self.plain.claims.len());
+        let networks = [List::Block, List::Trust].map(|list| self.plain.networks(list).len()).into_iter().sum();
+        let most = self.plain.claims.len().max(networks);
         assert!(most > self.capacity, "{error}, but there is room\n{}", self.history());
     }
 
