@@ -1,10 +1,10 @@
 //! The one hash of addresses. It is seeded when the tables are made, so that nobody outside can aim at a place in them.
 
-/// Mixes the two halves of an address and the length of its network. The constants are those of splitmix64; every bit
+/// Mixes the two halves of an address and what is said of its network. The constants are those of splitmix64; every bit
 /// of the result depends on every bit that goes in.
 #[inline(always)]
-pub const fn mix(high: u64, low: u64, length: u64, seed: u64) -> u64 {
-    let mixed = (high ^ seed).wrapping_add(length).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+pub const fn mix(high: u64, low: u64, label: u64, seed: u64) -> u64 {
+    let mixed = (high ^ seed ^ label.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ (mixed >> 32) ^ low).wrapping_mul(0x94d0_49bb_1331_11eb);
     let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed ^ (mixed >> 32)

@@ -1,7 +1,7 @@
 //! The order in which an arriving packet is judged. It reads from top to bottom like the list in ARCHITECTURE.md, and
 //! is the same code in the kernel (over maps) and on the host (over whatever a test or a replay brings).
 
-use crate::blocklist::Standing;
+use crate::lists::Standing;
 use crate::packet::{self, ICMP, ICMPV6, Inspects, Ip, Link, Piece, TCP, UDP};
 use crate::reader::Reader;
 use crate::sip;
@@ -23,9 +23,9 @@ pub struct Listing {
 /// What is to be counted when a blocked source's packet is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Hit {
-    /// Where the entry stands, or [`NOWHERE`](crate::blocklist::NOWHERE).
+    /// Where the entry stands, or [`NOWHERE`](crate::lists::NOWHERE).
     pub standing: Standing,
-    /// What is added to its [`state`](crate::blocklist::Slot::state).
+    /// What is added to its [`state`](crate::lists::Slot::state).
     pub weight: u64,
 }
 
@@ -92,12 +92,14 @@ pub struct Judgement {
     pub reason: Reason,
     /// What the payload is, if the judgement came as far as looking at it.
     pub message: Option<Message>,
+    /// Where the packet ends, by its own word; as far away as can be if it has none.
+    pub end: usize,
 }
 
 impl Judgement {
     #[inline(always)]
-    const fn by(reason: Reason) -> Self {
-        Self { reason, message: None }
+    const fn by(reason: Reason, end: usize) -> Self {
+        Self { reason, message: None, end }
     }
 }
 
@@ -117,9 +119,27 @@ enum Target {
 #[inline(always)]
 pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     // 1. What is not headed for a SIP port passes.
-    let Some(ip) = packet::locate(packet, tables.link(), tables.inspects()) else {
-        return Judgement::by(Reason::NotSip);
+    let glanced = if matches!(tables.link(), Link::Ethernet) { packet::glance(packet) } else { None };
+    if let Some(ip) = &glanced
+        && (ip.protocol == UDP || ip.protocol == TCP)
+        && !tables.scope_all()
+        && let Some((_, port)) = ip.ports(packet)
+        && !tables.is_sip_port(port)
+    {
+        return Judgement::by(Reason::NotSip, ip.end);
+    }
+    let located = match glanced {
+        // Forgotten, so that both ways are verified as one.
+        Some(ip) => {
+            let (at, transport) = (packet.forget(ip.at), packet.forget(ip.transport));
+            Some(Ip { at, transport, end: packet.forget(ip.end), ..ip })
+        }
+        None => packet::locate(packet, tables.link(), tables.inspects()),
     };
+    let Some(ip) = located else {
+        return Judgement::by(Reason::NotSip, usize::MAX);
+    };
+    let packet = &packet.afresh();
     let target = target(packet, tables, &ip);
     let by_the_way = match target {
         Target::Elsewhere => Reason::NotSip,
@@ -128,25 +148,25 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     };
     let to_sip = matches!(by_the_way, Reason::Unknown);
     if !to_sip && (!tables.scope_all() || ip.protocol == ICMP || ip.protocol == ICMPV6) {
-        return Judgement::by(by_the_way);
+        return Judgement::by(by_the_way, ip.end);
     }
     let Some(source) = ip.source(packet) else {
-        return Judgement::by(Reason::NotSip);
+        return Judgement::by(Reason::NotSip, ip.end);
     };
 
     // 2. Trusted sources pass, before any list is asked.
     let listing = tables.listing(&source);
     if listing.trusted {
-        return Judgement::by(if to_sip { Reason::Trusted } else { by_the_way });
+        return Judgement::by(if to_sip { Reason::Trusted } else { by_the_way }, ip.end);
     }
 
     // 3. Blocked sources go no further.
     if let Some(hit) = &listing.blocked {
         tables.count(hit);
-        return Judgement::by(Reason::Blocked);
+        return Judgement::by(Reason::Blocked, ip.end);
     }
     if !to_sip || ip.protocol == TCP {
-        return Judgement::by(by_the_way);
+        return Judgement::by(by_the_way, ip.end);
     }
 
     // From here on it no longer matters which list was asked and which was not.
@@ -185,7 +205,7 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
         Charged::Limited => Reason::Limited,
         Charged::Storm => Reason::Storm,
     };
-    Judgement { reason, message: Some(message) }
+    Judgement { reason, message: Some(message), end: ip.end }
 }
 
 #[inline(always)]

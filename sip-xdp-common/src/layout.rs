@@ -4,7 +4,6 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::egress::Answer;
-use crate::meter::Meter;
 use crate::source::Source;
 use crate::verdict::{Message, Reason};
 
@@ -24,30 +23,11 @@ pub const HEAD: usize = 512;
 /// The size of [`names::EVENTS`](crate::names::EVENTS) in bytes: about 1,600 events.
 pub const EVENTS_BYTES: usize = 1 << 20;
 
-/// Default capacity of the block and trust tables, in networks.
+/// Default capacity of the lists, in networks.
 pub const DEFAULT_NETWORKS: u32 = 131_072;
 
 /// Default capacity of the table of unknown sources.
 pub const DEFAULT_SOURCES: u32 = 65_536;
-
-/// [`TrustEntry::flags`]: the network is trusted.
-pub const TRUSTED: u32 = 1;
-/// [`TrustEntry::flags`]: IPv6 sources in the network are metered by their full address.
-pub const BY_ADDRESS: u32 = 2;
-
-/// A network in the trust table.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-pub struct TrustEntry {
-    /// When the trust ends: the latest end among this network and all that cover it.
-    pub expires: u64,
-    /// [`TRUSTED`], [`BY_ADDRESS`].
-    pub flags: u32,
-    /// Zero.
-    pub pad: u32,
-}
-
-const _: () = assert!(size_of::<TrustEntry>() == 16);
 
 /// Whose entry a ledger row is: [`LedgerKey::owner`].
 #[repr(u8)]
@@ -187,11 +167,9 @@ pub struct CpuState {
     pub diagnosed: u64,
     /// Packets that a [`WHOLE`](crate::front::WHOLE) /24 dropped, of which some are sampled.
     pub whole: u64,
-    /// Where the meter of a stranger in a storm is made: here, since the stack has no room for it.
-    pub stranger: Meter,
 }
 
-const _: () = assert!(size_of::<CpuState>() == 48 + 48);
+const _: () = assert!(size_of::<CpuState>() == 48);
 
 /// An interface that the filter is attached to. A slot is in use when `index` is not zero.
 #[repr(C)]
@@ -220,19 +198,19 @@ pub const MODE_NATIVE: u8 = 1;
 /// [`InterfaceRecord::mode`]: in the network stack, after the kernel has allocated.
 pub const MODE_GENERIC: u8 = 2;
 
-/// What the kernel tells the daemon of a source that is over a limit: one packet, and how far the meter has come.
+/// What the kernel tells the daemon of a source that is over a limit: one packet, and the source's record.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct LimitEvent {
     /// When.
     pub time: u64,
-    /// When the source was first seen.
+    /// When the source first went over a limit; the numbers below count from there.
     pub first: u64,
-    /// Requests from the source so far.
+    /// Requests, passed or not. In a storm: new sources.
     pub seen: u64,
-    /// REGISTER requests from the source so far.
+    /// REGISTER requests among them.
     pub registers: u64,
-    /// Packets over a limit so far.
+    /// Packets over a limit.
     pub limited: u64,
     /// The packet's source.
     pub source: Source,
@@ -263,9 +241,8 @@ const _: () = assert!(size_of::<LimitEvent>() == 72 + HEAD);
 #[cfg(feature = "user")]
 mod user {
     use super::*;
-    use crate::blocklist::{Bucket, Guide};
+    use crate::lists::{Bucket, Guide};
     use crate::meter::Limits;
-    use crate::sources::Set;
     use crate::storm::Weather;
 
     /// Every type here is `bytemuck::Pod`: any bit pattern is valid and there is no padding, which is all that aya's
@@ -277,6 +254,6 @@ mod user {
         )* };
     }
 
-    plain!(Source, TrustEntry, LedgerKey, LedgerRow, Counters, Responses, CpuState, InterfaceRecord, LimitEvent);
-    plain!(Limits, Weather, Guide, Bucket, Set);
+    plain!(Source, LedgerKey, LedgerRow, Counters, Responses, CpuState, InterfaceRecord, LimitEvent);
+    plain!(Limits, Weather, Guide, Bucket);
 }

@@ -7,12 +7,12 @@
 
 #![cfg_attr(not(test), no_std)]
 
-pub mod blocklist;
 pub mod egress;
 pub mod front;
 pub mod hash;
 pub mod ingress;
 pub mod layout;
+pub mod lists;
 pub mod meter;
 pub mod names;
 pub mod packet;

@@ -8,9 +8,9 @@ use crate::verdict::Message;
 
 /// The shortest time between two events about one source, in [`ticks`]: 50 ms. Twenty a second are enough to tell one
 /// sender from many, and bound what a flood can make the daemon read.
-const EVENT_INTERVAL: u32 = 48;
+const EVENT_INTERVAL: u32 = 763;
 
-/// A limit: `burst / interval` packets at once, then one per `interval`.
+/// A limit in nanoseconds: `burst / interval` packets at once, then one per `interval`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Limit {
@@ -38,40 +38,82 @@ impl Limit {
     }
 }
 
+/// One tick, as a power of two of nanoseconds: 66 us.
+pub const TICK_BITS: u32 = 16;
+
+/// A time in nanoseconds as ticks of 66 us, which begin again after 78 hours.
+#[inline(always)]
+pub const fn ticks(now: u64) -> u32 {
+    (now >> TICK_BITS) as u32
+}
+
+/// A limit of one source, in ticks, so that a meter is small: it is as exact as its interval is long (to 1 % at 150
+/// packets a second, to 10 % at 1,500; never stricter), and never more than one packet per tick.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Pace {
+    /// Ticks that one packet costs. 0 is no limit at all.
+    pub interval: u32,
+    /// Ticks that an untouched bucket holds: at most 2^31.
+    pub burst: u32,
+}
+
+impl Pace {
+    /// `count` packets, at least 1, in `per` nanoseconds, at most 39 hours.
+    pub const fn new(count: u32, per: u64) -> Self {
+        // Rounded down: whoever keeps to the limit is never refused.
+        let count = count as u64;
+        let interval = per / count >> TICK_BITS;
+        let interval = if interval == 0 { 1 } else { interval };
+        Self { interval: interval as u32, burst: (interval * count) as u32 }
+    }
+
+    /// Takes one packet's worth at `now` from a bucket that is full again at `full_at`. Returns the new `full_at`, or
+    /// `None` if the packet is over the limit. A time further ahead than the burst is one that the ticks have come
+    /// round to: the bucket is full.
+    #[inline(always)]
+    pub const fn take(&self, full_at: u32, now: u32) -> Option<u32> {
+        let ahead = full_at.wrapping_sub(now);
+        let from = if ahead > self.burst { 0 } else { ahead };
+        let to = from + self.interval;
+        if to > self.burst { None } else { Some(now.wrapping_add(to)) }
+    }
+}
+
 /// The limits of an unknown source.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Limits {
     /// REGISTER requests.
-    pub register: Limit,
+    pub register: Pace,
     /// All requests, REGISTER among them.
-    pub requests: Limit,
+    pub requests: Pace,
     /// Responses, keepalives and what cannot be parsed, together.
-    pub other: Limit,
+    pub other: Pace,
 }
 
-const _: () = assert!(size_of::<Limits>() == 48);
+const _: () = assert!(size_of::<Limits>() == 24);
 
-/// Where limits come from. The kernel reads each of them when it is needed: its stack has no room for all.
+/// Where limits come from. The kernel reads each of them when it is needed.
 pub trait LimitSource {
     /// The limit of REGISTER requests.
-    fn register(&self) -> Limit;
+    fn register(&self) -> Pace;
     /// The limit of all requests.
-    fn requests(&self) -> Limit;
+    fn requests(&self) -> Pace;
     /// The limit of everything else.
-    fn other(&self) -> Limit;
+    fn other(&self) -> Pace;
 }
 
 impl LimitSource for Limits {
-    fn register(&self) -> Limit {
+    fn register(&self) -> Pace {
         self.register
     }
 
-    fn requests(&self) -> Limit {
+    fn requests(&self) -> Pace {
         self.requests
     }
 
-    fn other(&self) -> Limit {
+    fn other(&self) -> Pace {
         self.other
     }
 }
@@ -113,32 +155,77 @@ impl Bucket {
     }
 }
 
-/// One tick of the clock of [`ticks`], as a power of two of nanoseconds: 1.05 ms.
-const TICK_BITS: u32 = 20;
-
-/// A time in nanoseconds as ticks of 1.05 ms, which begin again after 52 days.
-#[inline(always)]
-pub const fn ticks(now: u64) -> u32 {
-    (now >> TICK_BITS) as u32
-}
-
-/// What the kernel remembers of an unknown source.
+/// What the kernel remembers of every unknown source: a quarter of a cache line. All times in [`ticks`].
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Meter {
-    /// When the bucket of REGISTER requests is full again, in nanoseconds of the filter's clock.
-    pub register: u64,
+    /// Whose meter it is: a part of the source's hash. 0 if it is free.
+    pub mark: u32,
     /// When the bucket of all requests is full again.
-    pub requests: u64,
+    pub requests: u32,
+    /// When the bucket of REGISTER requests is full again.
+    pub register: u32,
     /// When the bucket of everything else is full again.
-    pub other: u64,
-    /// When the last event about this source was due, in [`ticks`]; 0 if there was none.
+    pub other: u32,
+}
+
+const _: () = assert!(size_of::<Meter>() == 16);
+
+impl Meter {
+    /// The meter of a source that is seen for the first time at `now`.
+    #[inline(always)]
+    pub const fn new(mark: u32, now: u32) -> Self {
+        Self { mark, requests: now, register: now, other: now }
+    }
+
+    /// Charges one message. Returns the limit that it is over, if any. A REGISTER needs room in two buckets, and takes
+    /// from both or from none.
+    #[inline(always)]
+    pub fn charge(&mut self, message: Message, now: u32, limits: &impl LimitSource) -> Option<Bucket> {
+        if !message.is_request() {
+            let Some(full_at) = limits.other().take(self.other, now) else {
+                return Some(Bucket::Other);
+            };
+            self.other = full_at;
+            return None;
+        }
+        let Some(requests) = limits.requests().take(self.requests, now) else {
+            return Some(Bucket::Requests);
+        };
+        if matches!(message, Message::Register) {
+            let Some(register) = limits.register().take(self.register, now) else {
+                return Some(Bucket::Register);
+            };
+            self.register = register;
+        }
+        self.requests = requests;
+        None
+    }
+
+    /// How long all of its buckets have been full at `now`, in ticks: how little would be lost with it.
+    #[inline(always)]
+    pub const fn rested(&self, now: u32) -> u32 {
+        let [requests, other] = [now.wrapping_sub(self.requests), now.wrapping_sub(self.other)];
+        // Half of all ticks lie ahead: such a bucket is not full yet. REGISTER requests are requests.
+        let requests = if requests > u32::MAX / 2 { 0 } else { requests };
+        let other = if other > u32::MAX / 2 { 0 } else { other };
+        if requests < other { requests } else { other }
+    }
+}
+
+/// What the kernel notes of a source from the moment it goes over a limit.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Record {
+    /// When that was, in nanoseconds of the filter's clock.
+    pub first: u64,
+    /// When the last event about this source was due, in [`ticks`].
     pub reported: u32,
-    /// When the source was first seen, in [`ticks`].
-    pub first: u32,
-    /// Requests seen, passed or not.
+    /// Whose record it is: [`Meter::mark`].
+    pub mark: u32,
+    /// Requests since, passed or not.
     pub seen: u32,
-    /// REGISTER requests seen, passed or not.
+    /// REGISTER requests among them.
     pub registers: u32,
     /// Packets over a limit.
     pub limited: u32,
@@ -146,74 +233,39 @@ pub struct Meter {
     pub pad: u32,
 }
 
-const _: () = assert!(size_of::<Meter>() == 48);
+const _: () = assert!(size_of::<Record>() == 32);
 
-/// The answer of a meter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Charge {
-    /// Within the limits.
-    Within,
-    /// Over this limit; `report` says whether the daemon should hear of this very packet.
-    Over {
-        /// The limit.
-        bucket: Bucket,
-        /// Whether an event is due.
-        report: bool,
-    },
-}
-
-impl Meter {
-    /// When the source was first seen, in nanoseconds, if it is `now` less than 52 days later.
+impl Record {
+    /// Begins with a source that goes over a limit at `now`, in nanoseconds.
     #[inline(always)]
-    pub const fn first_seen(&self, now: u64) -> u64 {
-        now.saturating_sub((ticks(now).wrapping_sub(self.first) as u64) << TICK_BITS)
+    pub fn begin(&mut self, mark: u32, now: u64) {
+        self.first = now;
+        // As if the last event had just been long enough ago.
+        self.reported = ticks(now).wrapping_sub(EVENT_INTERVAL);
+        self.mark = mark;
+        (self.seen, self.registers, self.limited) = (0, 0, 0);
     }
 
-    /// The meter of a source that is seen for the first time at `now`.
+    /// Notes a message of its source.
     #[inline(always)]
-    pub fn new(now: u64) -> Self {
-        Self { first: ticks(now), ..Self::default() }
-    }
-
-    /// Charges one message. A REGISTER needs room in two buckets, and takes from both or from none.
-    #[inline(always)]
-    pub fn charge(&mut self, message: Message, now: u64, limits: &impl LimitSource) -> Charge {
-        if !message.is_request() {
-            return match limits.other().take(self.other, now) {
-                Some(full_at) => {
-                    self.other = full_at;
-                    Charge::Within
-                }
-                None => self.over(Bucket::Other, now),
-            };
+    pub fn note(&mut self, message: Message) {
+        if message.is_request() {
+            self.seen = self.seen.saturating_add(1);
         }
-        self.seen = self.seen.saturating_add(1);
-        let Some(requests) = limits.requests().take(self.requests, now) else {
-            if matches!(message, Message::Register) {
-                self.registers = self.registers.saturating_add(1);
-            }
-            return self.over(Bucket::Requests, now);
-        };
         if matches!(message, Message::Register) {
             self.registers = self.registers.saturating_add(1);
-            let Some(register) = limits.register().take(self.register, now) else {
-                return self.over(Bucket::Register, now);
-            };
-            self.register = register;
         }
-        self.requests = requests;
-        Charge::Within
     }
 
+    /// Notes that the message was over a limit. Returns whether the daemon should hear of this very packet.
     #[inline(always)]
-    fn over(&mut self, bucket: Bucket, now: u64) -> Charge {
+    pub fn note_limited(&mut self, now: u64) -> bool {
         self.limited = self.limited.saturating_add(1);
-        let report = self.reported == 0 || ticks(now).wrapping_sub(self.reported) >= EVENT_INTERVAL;
-        if report {
-            // Never 0, which is "not yet".
-            self.reported = ticks(now).max(1);
+        let due = ticks(now).wrapping_sub(self.reported) >= EVENT_INTERVAL;
+        if due {
+            self.reported = ticks(now);
         }
-        Charge::Over { bucket, report }
+        due
     }
 }
 
@@ -224,82 +276,68 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
     const LIMITS: Limits = Limits {
-        register: Limit::new(100, 60 * SECOND),
-        requests: Limit::new(50, 10 * SECOND),
-        other: Limit::new(300, 10 * SECOND),
+        register: Pace::new(100, 60 * SECOND),
+        requests: Pace::new(50, 10 * SECOND),
+        other: Pace::new(300, 10 * SECOND),
     };
 
     /// A start far from zero, as on a host that has been up for a while.
     const START: u64 = 1_000 * SECOND;
 
     fn passed(messages: impl Iterator<Item = (u64, Message)>) -> usize {
-        let mut meter = Meter::new(START);
-        messages.filter(|(now, m)| meter.charge(*m, *now, &LIMITS) == Charge::Within).count()
+        let mut meter = Meter::new(1, ticks(START));
+        messages.filter(|(now, m)| meter.charge(*m, ticks(*now), &LIMITS).is_none()).count()
     }
 
     #[test]
     fn the_very_packet_over_the_limit_is_caught() {
-        let mut meter = Meter::new(START);
+        let mut meter = Meter::new(1, ticks(START));
         for n in 0..50 {
-            assert_eq!(meter.charge(Message::Options, START, &LIMITS), Charge::Within, "request {n}");
+            assert_eq!(meter.charge(Message::Options, ticks(START), &LIMITS), None, "request {n}");
         }
-        let over = Charge::Over { bucket: Bucket::Requests, report: true };
-        assert_eq!(meter.charge(Message::Options, START, &LIMITS), over);
-        assert_eq!((meter.seen, meter.limited), (51, 1));
+        assert_eq!(meter.charge(Message::Options, ticks(START), &LIMITS), Some(Bucket::Requests));
     }
 
     #[test]
     fn a_slow_register_flood_meets_the_register_limit() {
         // Four a second stay under 50 in 10 s, but not under 100 in 60 s.
-        let mut meter = Meter::new(START);
+        let mut meter = Meter::new(1, ticks(START));
         let over = (0..600)
-            .map(|n| meter.charge(Message::Register, START + n * SECOND / 4, &LIMITS))
-            .find(|charge| *charge != Charge::Within);
-        assert_eq!(over, Some(Charge::Over { bucket: Bucket::Register, report: true }));
-        assert!((100..=180).contains(&meter.seen), "{}", meter.seen);
+            .map(|n| (n, meter.charge(Message::Register, ticks(START + n * SECOND / 4), &LIMITS)))
+            .find(|(_, over)| over.is_some());
+        assert!(over.is_some_and(|(n, over)| (100..=180).contains(&n) && over == Some(Bucket::Register)), "{over:?}");
     }
 
     #[test]
     fn keepalives_never_cost_a_request() {
         let keepalives = (0..10_000).map(|_| (START, Message::Keepalive));
         assert_eq!(passed(keepalives), 300);
-        let mut meter = Meter::new(START);
+        let mut meter = Meter::new(1, ticks(START));
         for message in [Message::Keepalive, Message::Response, Message::Unparsed].into_iter().cycle().take(900) {
-            meter.charge(message, START, &LIMITS);
+            meter.charge(message, ticks(START), &LIMITS);
         }
-        assert_eq!((meter.seen, meter.requests, meter.register), (0, 0, 0));
-        assert_eq!(meter.charge(Message::Register, START, &LIMITS), Charge::Within);
+        assert_eq!((meter.requests, meter.register), (ticks(START), ticks(START)));
+        assert_eq!(meter.charge(Message::Register, ticks(START), &LIMITS), None);
     }
 
     #[test]
     fn events_about_one_source_keep_their_distance() {
-        let mut meter = Meter::new(START);
-        let reports = (0..2_000)
-            .map(|n| meter.charge(Message::Invite, START + n * SECOND / 1_000, &LIMITS))
-            .filter(|charge| matches!(charge, Charge::Over { report: true, .. }))
-            .count();
+        let mut record = Record::default();
+        record.begin(1, START);
+        let reports = (0..2_000).filter(|n| record.note_limited(START + n * SECOND / 1_000)).count();
         assert!((35..=40).contains(&reports), "{reports} events in two seconds");
-    }
-
-    #[test]
-    fn the_first_time_is_remembered_across_the_end_of_the_ticks() {
-        for start in [START, (1 << 52) - SECOND, u64::from(u32::MAX) << TICK_BITS] {
-            let meter = Meter::new(start);
-            for later in [0, SECOND, 3_600 * SECOND, 24 * 3_600 * SECOND] {
-                assert!(meter.first_seen(start + later).abs_diff(start) < 2 << TICK_BITS, "{start} {later}");
-            }
-        }
+        assert_eq!(record.limited, 2_000);
     }
 
     #[test]
     fn a_refused_register_takes_nothing() {
-        let mut meter = Meter::new(START);
+        let mut meter = Meter::new(1, ticks(START));
         for _ in 0..50 {
-            meter.charge(Message::Options, START, &LIMITS);
+            meter.charge(Message::Options, ticks(START), &LIMITS);
         }
-        let before = meter.register;
-        assert!(matches!(meter.charge(Message::Register, START, &LIMITS), Charge::Over { .. }));
-        assert_eq!(meter.register, before);
+        let before = meter;
+        assert!(meter.charge(Message::Register, ticks(START), &LIMITS).is_some());
+        assert_eq!(meter, before);
     }
 
     #[test]
@@ -307,6 +345,34 @@ mod tests {
         let limit = Limit::new(1, u64::MAX / 2);
         assert_eq!(limit.take(0, u64::MAX - 1), Some(u64::MAX));
         assert_eq!(limit.take(u64::MAX, u64::MAX), Some(u64::MAX));
+        let longest = Pace::new(1, 24 * 3_600 * SECOND);
+        assert_eq!(longest.take(u32::MAX, u32::MAX), Some(longest.interval - 1));
+    }
+
+    #[test]
+    fn ticks_may_come_round() {
+        // Silent for a minute, an hour, two days, three and a quarter days: the bucket is full again each time.
+        for silent in [60, 3_600, 48 * 3_600, 78 * 3_600] {
+            let mut meter = Meter::new(1, ticks(START));
+            for _ in 0..60 {
+                meter.charge(Message::Options, ticks(START), &LIMITS);
+            }
+            let later = ticks(START + silent * SECOND);
+            assert_eq!(meter.charge(Message::Options, later, &LIMITS), None, "after {silent} s");
+        }
+    }
+
+    #[test]
+    fn the_one_that_rested_longest_is_missed_least() {
+        let mut busy = Meter::new(1, ticks(START));
+        busy.charge(Message::Options, ticks(START + 10 * SECOND), &LIMITS);
+        let idle = Meter::new(1, ticks(START + 5 * SECOND));
+        let mut alive = Meter::new(1, ticks(START));
+        alive.charge(Message::Keepalive, ticks(START + 11 * SECOND), &LIMITS);
+        let now = ticks(START + 12 * SECOND);
+        assert!(idle.rested(now) > busy.rested(now));
+        assert!(busy.rested(now) > alive.rested(now), "keepalives count as well");
+        assert_eq!(Meter::new(1, now + 5).rested(now), 0);
     }
 
     proptest! {
@@ -315,25 +381,36 @@ mod tests {
         #[test]
         fn a_bucket_holds_its_rate(count in 1_u32..500, per_ms in 1_u64..100_000,
                                    gaps in prop::collection::vec(0_u64..2_000_000_000, 1..300)) {
-            let limit = Limit::new(count, per_ms * 1_000_000);
-            let (mut now, mut full_at, mut passed) = (START, 0, 0_u64);
+            let pace = Pace::new(count, per_ms * 1_000_000);
+            let (mut now, mut full_at, mut passed) = (START, ticks(START), 0_u64);
             for gap in &gaps {
                 now += gap;
-                if let Some(next) = limit.take(full_at, now) {
+                if let Some(next) = pace.take(full_at, ticks(now)) {
                     full_at = next;
                     passed += 1;
                 }
             }
-            let allowed = u64::from(count) + (now - START) / limit.interval.max(1) + 1;
+            let interval = u64::from(pace.interval) << TICK_BITS;
+            let allowed = u64::from(count) + (now - START) / interval + 2;
             prop_assert!(passed <= allowed, "{passed} > {allowed}");
 
-            let (mut now, mut full_at) = (START, 0);
+            let (mut now, mut full_at) = (ticks(START), ticks(START));
             for _ in 0..gaps.len() {
-                now += limit.interval;
-                let taken = limit.take(full_at, now);
+                now = now.wrapping_add(pace.interval);
+                let taken = pace.take(full_at, now);
                 prop_assert!(taken.is_some());
                 full_at = taken.unwrap_or_default();
             }
+        }
+
+        /// What the ticks cost in exactness.
+        #[test]
+        fn the_rate_is_the_wanted_one(per_second in 1_u32..1_500) {
+            let pace = Pace::new(per_second, SECOND);
+            let wanted = SECOND as f64 / f64::from(per_second);
+            let got = f64::from(pace.interval) * f64::from(1 << TICK_BITS);
+            let tolerance = if per_second <= 150 { 0.01 } else { 0.1 };
+            prop_assert!((got / wanted - 1.0).abs() < tolerance, "{got} for {wanted}");
         }
     }
 }

@@ -9,24 +9,37 @@ pub const EGRESS: &str = "sip_xdp_egress";
 
 /// Maps that are pinned: they outlive the daemon and are adopted by the next one.
 pub const PINNED_MAPS: [&str; 15] = [
-    GUIDE, FRONT, FILTER, BLOCKLIST, TRUST, LEDGER, SOURCES, SKETCH, WEATHER, COUNTERS, RESPONSES, CPU_STATE, EVENTS,
-    INTERFACES, CLOCK,
+    GUIDE,
+    FRONT,
+    FINGERPRINTS,
+    NETWORKS,
+    LEDGER,
+    SOURCES,
+    RECORDS,
+    SKETCH,
+    WEATHER,
+    COUNTERS,
+    RESPONSES,
+    CPU_STATE,
+    EVENTS,
+    INTERFACES,
+    CLOCK,
 ];
 
-/// How the tables of the lists are to be read ([`crate::blocklist::Guide`]).
+/// How the tables of the lists are to be read ([`crate::lists::Guide`]).
 pub const GUIDE: &str = "GUIDE";
 /// What each IPv4 /24 has to do with the lists ([`crate::front`]).
 pub const FRONT: &str = "FRONT";
-/// Trusted networks (LPM trie of [`crate::layout::TrustEntry`]).
-pub const TRUST: &str = "TRUST";
-/// Which networks may be on the lists, by their hash ([`crate::blocklist`]).
-pub const FILTER: &str = "FILTER";
-/// Blocked networks, with their counters ([`crate::blocklist::Bucket`]).
-pub const BLOCKLIST: &str = "BLOCKLIST";
+/// What may stand in each bucket of [`NETWORKS`] ([`crate::lists::Prints`]).
+pub const FINGERPRINTS: &str = "FINGERPRINTS";
+/// Listed networks, with their counters ([`crate::lists::Bucket`]).
+pub const NETWORKS: &str = "NETWORKS";
 /// Who listed what, when and why ([`crate::layout::LedgerKey`] to [`crate::layout::LedgerRow`]); user space only.
 pub const LEDGER: &str = "LEDGER";
 /// The meters of unknown sources ([`crate::sources::Set`]).
 pub const SOURCES: &str = "SOURCES";
+/// What is known of sources that went over a limit ([`crate::sources::Records`]).
+pub const RECORDS: &str = "RECORDS";
 /// The marks of sources without a meter ([`crate::storm::MARKS`] bytes).
 pub const SKETCH: &str = "SKETCH";
 /// Whether there is a storm ([`crate::storm::Weather`]).

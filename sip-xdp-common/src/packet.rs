@@ -94,6 +94,23 @@ pub struct Ip {
     pub piece: Piece,
 }
 
+/// The IP header of a frame that is as nearly all are: Ethernet without tags, IPv4 without options, a whole datagram.
+/// Two loads tell; everything else, and everything odd, is left to [`locate`].
+#[inline(always)]
+pub fn glance<R: Reader>(packet: &R) -> Option<Ip> {
+    // EtherType, version and header length, type of service, total length, identification.
+    let first = packet.eight(12)?;
+    // Flags and fragment offset, time to live, protocol, checksum, half of the source.
+    let second = packet.eight(20)?;
+    const PLAIN: u64 = u32::from_le_bytes([0x08, 0x00, 0x45, 0]) as u64;
+    const FRAGMENTED: u64 = u16::from_le_bytes([0x3f, 0xff]) as u64;
+    if first & 0xff_ffff != PLAIN || second & FRAGMENTED != 0 {
+        return None;
+    }
+    let total = usize::from(((first >> 32) as u16).swap_bytes());
+    Some(Ip { v4: true, at: 14, transport: 34, end: 14 + total, protocol: (second >> 24) as u8, piece: Piece::Whole })
+}
+
 /// Finds the IP header of a frame and follows it to the transport header. `None` for everything that is not IP, and for
 /// what is not looked behind.
 #[inline(always)]
@@ -356,6 +373,9 @@ mod tests {
             let (bytes, link) = if ethernet { (frame(&tags, pppoe, &ip), Link::Ethernet) } else { (ip, Link::Ip) };
             let packet = Bytes(&bytes);
             let found = locate(&packet, link, Inspects::ALL).expect("an IP packet");
+            let plain = ethernet && is_v4 && tags.is_empty() && !pppoe && options == 0;
+            let glanced = if ethernet { glance(&packet) } else { None };
+            prop_assert_eq!(glanced, plain.then_some(found));
             prop_assert_eq!((found.v4, found.protocol, found.piece), (is_v4, UDP, Piece::Whole));
             prop_assert_eq!(found.ports(&packet), Some((40_000, 5060)));
             prop_assert_eq!(found.source(&packet).expect("a source").is_v4(), is_v4);
@@ -366,6 +386,9 @@ mod tests {
         #[test]
         fn any_bytes_at_all(bytes in prop::collection::vec(any::<u8>(), 0..200), ethernet in any::<bool>()) {
             let packet = Bytes(&bytes);
+            if ethernet && let Some(ip) = glance(&packet) {
+                prop_assert_eq!(locate(&packet, Link::Ethernet, Inspects::ALL), Some(ip));
+            }
             if let Some(ip) = locate(&packet, if ethernet { Link::Ethernet } else { Link::Ip }, Inspects::ALL) {
                 let (_, _, payload) = (ip.source(&packet), ip.ports(&packet), ip.udp_payload(&packet));
                 prop_assert!(payload.is_none_or(|(start, _)| start <= MAX_OFFSET + 8));

@@ -25,6 +25,11 @@ pub trait Reader {
     /// Returns `value`, but in a way that makes the kernel verifier forget what it knows of it. At the end of a loop
     /// or a branch this lets the verifier merge states that differ only in this number, instead of following each.
     fn forget(&self, value: usize) -> usize;
+
+    /// The same packet, without what the verifier has learnt of its length: as [`Reader::forget`], for branches that
+    /// have read different parts of it.
+    #[must_use]
+    fn afresh(&self) -> Self;
 }
 
 /// A packet in memory: the host's [`Reader`].
@@ -59,6 +64,10 @@ impl Reader for Bytes<'_> {
 
     fn forget(&self, value: usize) -> usize {
         value
+    }
+
+    fn afresh(&self) -> Self {
+        *self
     }
 }
 

@@ -1,47 +1,47 @@
 //! The meters of unknown sources: a table of fixed size, in which a newcomer takes the place of whoever in its set has
 //! been silent for longest. Nothing is allocated, so a flood of new sources costs the same as any other.
 //!
-//! A source belongs to one [`Set`] of [`WAYS`]. A set begins with a line of tags, which is all that looking for a source
-//! reads before it is found. Two CPUs that change one set in the same instant may lose a charge or a newcomer, no more:
-//! a meter counts for whom its own line names, whatever the tag says.
+//! A source belongs to one [`Set`] of [`WAYS`], which is a cache line: one access finds its meter, and 65,536 sources fit
+//! in 2 MiB. A meter knows its source by 31 bits of the hash beside those that choose the set; two sources that agree in
+//! all of them share a meter, which chance alone makes happen to one pair in 10^13. What only matters for sources over
+//! a limit is kept elsewhere ([`Records`]). Two CPUs that change one set in the same instant may lose a charge or a
+//! newcomer, no more.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::hash;
-use crate::meter::{Meter, ticks};
+use crate::meter::{Meter, Record};
 use crate::source::Source;
 
 /// How many sources a set holds.
-pub const WAYS: usize = 8;
+pub const WAYS: usize = 4;
 
-/// How many sets there are for a capacity of `sources`: a power of two. A set has room for twice its share, so that when
-/// the table holds as many as it is meant for, one set in fifty has more members than ways.
+/// How many sets there are for a capacity of `sources`: a power of two. A set has room for at least twice its share, so
+/// that when the table holds as many as it is meant for, one set in twenty has more members than ways.
 pub const fn sets(sources: u32) -> u32 {
     sources.div_ceil(WAYS as u32 / 2).next_power_of_two()
 }
 
-/// A source and its meter: a cache line.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-pub struct Way {
-    /// Whose meter it is.
-    pub source: Source,
-    /// The meter.
-    pub meter: Meter,
-}
-
 /// Sources whose hashes begin alike.
-#[repr(C)]
+#[repr(C, align(64))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Set {
-    /// By way: a part of the source's hash, never 0, in the upper half, and when it was last seen, in [`ticks`], in the
-    /// lower one. 0 is a free way.
-    pub tags: [u64; WAYS],
-    /// The sources.
-    pub ways: [Way; WAYS],
+    /// Their meters, in no order.
+    pub ways: [Meter; WAYS],
 }
 
-const _: () = assert!(size_of::<Way>() == 64 && size_of::<Set>() == 64 * (1 + WAYS));
+/// What is known of the sources of a set that went over a limit.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Records {
+    /// By way.
+    pub ways: [Record; WAYS],
+}
+
+const _: () = assert!(size_of::<Set>() == 64 && size_of::<Records>() == 128);
+
+/// In [`Meter::mark`]: the source has a [`Record`].
+pub const RECORDED: u32 = 1;
 
 /// Where a source belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,38 +63,33 @@ impl Home {
         self.hash as u32 & mask
     }
 
-    /// Its tag, seen at `now`.
+    /// Its mark, without [`RECORDED`]: never 0.
     #[inline(always)]
-    pub const fn tag(&self, now: u64) -> u64 {
-        self.mark() << 32 | ticks(now) as u64
+    pub const fn mark(&self) -> u32 {
+        ((self.hash >> 32) as u32 | 2) & !RECORDED
     }
 
-    /// Whether a tag may be its own.
+    /// Whether a meter is its own.
     #[inline(always)]
-    pub const fn fits(&self, tag: u64) -> bool {
-        tag >> 32 == self.mark()
+    pub const fn owns(&self, meter: &Meter) -> bool {
+        meter.mark & !RECORDED == self.mark()
     }
 
     /// Its mark in the sketch of new sources ([`crate::storm::MARKS`]).
     #[inline(always)]
     pub const fn sketch(&self) -> usize {
-        (self.hash >> 48) as usize
-    }
-
-    #[inline(always)]
-    const fn mark(&self) -> u64 {
-        self.hash >> 32 | 1
+        (self.hash >> 20 & 0xffff) as usize
     }
 }
 
-/// Which of the tags gives way to a newcomer at `now`: a free one, else the one that was silent for longest.
+/// Which of the meters gives way to a newcomer at `now`, in ticks: a free one, else the one that rested longest.
 #[inline(always)]
-pub fn oldest(tags: &[u64; WAYS], now: u64) -> usize {
+pub fn least_missed(ways: &[Meter; WAYS], now: u32) -> usize {
     let (mut way, mut longest) = (0, 0);
-    for (n, tag) in tags.iter().enumerate() {
-        let silent = if *tag == 0 { 1 << 32 } else { ticks(now).wrapping_sub(*tag as u32) as u64 };
-        if silent > longest {
-            (way, longest) = (n, silent);
+    for (n, meter) in ways.iter().enumerate() {
+        let rested = if meter.mark == 0 { 1 << 32 } else { meter.rested(now) as u64 };
+        if rested > longest {
+            (way, longest) = (n, rested);
         }
     }
     way
@@ -103,31 +98,30 @@ pub fn oldest(tags: &[u64; WAYS], now: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::meter::ticks;
 
     #[test]
     fn a_newcomer_takes_a_free_way_and_then_that_of_the_longest_silent() {
-        let source = Source::v4(7);
-        let home = Home::of(&source, 1);
         let second = 1_000_000_000_u64;
-        let mut tags = [0; WAYS];
-        let mut given = [false; WAYS];
+        let mut ways = [Meter::default(); WAYS];
         for n in 0..WAYS as u64 {
-            let way = oldest(&tags, (100 + n) * second);
-            assert!(!given[way], "{way} twice");
-            given[way] = true;
-            tags[way] = home.tag((100 + n) * second);
+            let now = ticks((100 + n) * second);
+            let way = least_missed(&ways, now);
+            assert_eq!(ways[way].mark, 0, "{way} twice");
+            ways[way] = Meter::new(2 + 2 * n as u32, now);
         }
-        let first = tags.iter().position(|tag| *tag as u32 == ticks(100 * second));
-        assert_eq!(Some(oldest(&tags, 200 * second)), first);
+        assert_eq!(ways[least_missed(&ways, ticks(200 * second))].mark, 2, "the first one is the longest silent");
     }
 
     #[test]
-    fn a_tag_is_never_free_and_fits_its_source() {
+    fn a_mark_is_never_free_and_fits_its_source() {
         for n in 0..10_000 {
             let home = Home::of(&Source::v4(n), 3);
-            let tag = home.tag(0);
-            assert!(tag != 0 && home.fits(tag) && home.fits(home.tag(u64::MAX / 2)));
-            assert!(home.set(63) < 64);
+            let mut meter = Meter::new(home.mark(), 0);
+            assert!(meter.mark != 0 && home.owns(&meter) && home.set(63) < 64);
+            meter.mark |= RECORDED;
+            assert!(home.owns(&meter));
+            assert!(!home.owns(&Meter::default()));
         }
     }
 

@@ -15,8 +15,14 @@ pub(crate) fn leave(ctx: &XdpContext, judgement: &Judgement) -> u32 {
     let drops = matches!(judgement.reason.verdict(), Verdict::Drop);
     let dry_run = DRY_RUN.load() == 1;
     if let Some(counters) = COUNTERS.get_ptr_mut(SLOT.load()) {
-        // SAFETY: the helper only reads the context. It knows the length of jumbo frames, which the linear part lacks.
-        let bytes = unsafe { bpf_xdp_get_buff_len(ctx.ctx) };
+        let linear = ctx.data_end() - ctx.data();
+        let bytes = if judgement.end <= linear {
+            linear as u64
+        } else {
+            // There may be more than the linear part holds, as in jumbo frames.
+            // SAFETY: the helper only reads the context.
+            unsafe { bpf_xdp_get_buff_len(ctx.ctx) }
+        };
         let reason = judgement.reason as usize;
         // SAFETY: this CPU's map value, valid while the program runs and written by nothing else on this CPU. The
         // numbers of reasons and messages are below the lengths of the arrays, which the layout takes from them.

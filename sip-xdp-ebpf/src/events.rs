@@ -8,7 +8,7 @@ use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::warn;
 use sip_xdp_common::ingress::Sent;
 use sip_xdp_common::layout::{CpuState, HEAD, LimitEvent};
-use sip_xdp_common::meter::{Bucket, Limit, Meter};
+use sip_xdp_common::meter::{Bucket, Limit, Record};
 use sip_xdp_common::reader::Reader;
 use sip_xdp_common::verdict::Message;
 
@@ -27,7 +27,7 @@ const DIAGNOSTIC_INTERVAL: u64 = 1_000_000_000;
 pub(crate) fn report(
     ctx: &XdpContext,
     state: *mut CpuState,
-    meter: &Meter,
+    record: &Record,
     bucket: Bucket,
     message: Message,
     sent: &Sent,
@@ -53,10 +53,10 @@ pub(crate) fn report(
     unsafe {
         (*state).events = full_at;
         (&raw mut (*event).time).write(now);
-        (&raw mut (*event).first).write(meter.first_seen(now));
-        (&raw mut (*event).seen).write(meter.seen.into());
-        (&raw mut (*event).registers).write(meter.registers.into());
-        (&raw mut (*event).limited).write(meter.limited.into());
+        (&raw mut (*event).first).write(record.first);
+        (&raw mut (*event).seen).write(record.seen.into());
+        (&raw mut (*event).registers).write(record.registers.into());
+        (&raw mut (*event).limited).write(record.limited.into());
         (&raw mut (*event).source).write(sent.source);
         (&raw mut (*event).slot).write(SLOT.load());
         (&raw mut (*event).source_port).write(sent.source_port);

@@ -3,17 +3,18 @@
 
 use aya_ebpf::Global;
 use sip_xdp_common::ingress::Site;
-use sip_xdp_common::meter::{Limit, LimitSource, Limits};
+use sip_xdp_common::meter::{Limit, LimitSource, Limits, Pace};
 use sip_xdp_common::packet::{Inspects, Link};
 use sip_xdp_common::storm::StormLimits;
 
 const UNSET: Limit = Limit { interval: 0, burst: 0 };
+const NONE: Pace = Pace { interval: 0, burst: 0 };
 
 #[unsafe(no_mangle)]
 static PORTS: Global<[u64; 1024]> = Global::new([0; 1024]);
 
 #[unsafe(no_mangle)]
-static LIMITS: Global<Limits> = Global::new(Limits { register: UNSET, requests: UNSET, other: UNSET });
+static LIMITS: Global<Limits> = Global::new(Limits { register: NONE, requests: NONE, other: NONE });
 
 /// What a storm is.
 #[unsafe(no_mangle)]
@@ -82,19 +83,19 @@ const fn limits() -> *const Limits {
 
 impl LimitSource for Here {
     #[inline(always)]
-    fn register(&self) -> Limit {
+    fn register(&self) -> Pace {
         // SAFETY: a field of a static, which the kernel keeps for as long as the program is loaded.
         unsafe { (&raw const (*limits()).register).read_volatile() }
     }
 
     #[inline(always)]
-    fn requests(&self) -> Limit {
+    fn requests(&self) -> Pace {
         // SAFETY: as above.
         unsafe { (&raw const (*limits()).requests).read_volatile() }
     }
 
     #[inline(always)]
-    fn other(&self) -> Limit {
+    fn other(&self) -> Pace {
         // SAFETY: as above.
         unsafe { (&raw const (*limits()).other).read_volatile() }
     }

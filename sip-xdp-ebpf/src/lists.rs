@@ -1,13 +1,13 @@
-//! The block list's tables, over the maps.
+//! The tables of the lists, over the maps.
 
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_loop;
-use sip_xdp_common::blocklist::{self, Bucket, Guide, Search, Shelves};
 use sip_xdp_common::front;
 use sip_xdp_common::layout::CpuState;
+use sip_xdp_common::lists::{self, Bucket, Guide, Prints, Search, Shelves};
 
-use crate::maps::{BLOCKLIST, FILTER, FRONT, GUIDE, cpu_state};
+use crate::maps::{FINGERPRINTS, FRONT, GUIDE, NETWORKS, cpu_state};
 use crate::{clock, reader};
 
 /// The kernel's tables, on one CPU.
@@ -34,13 +34,13 @@ impl Shelves for Lists {
     }
 
     #[inline(always)]
-    fn filter(&self, element: u32) -> Option<&front::Element> {
-        FILTER.get(element)
+    fn prints(&self, group: u32) -> Option<&Prints> {
+        FINGERPRINTS.get(group)
     }
 
     #[inline(always)]
     fn bucket(&self, number: u32) -> Option<&Bucket> {
-        BLOCKLIST.get(number)
+        NETWORKS.get(number)
     }
 
     #[inline(always)]
@@ -53,7 +53,7 @@ impl Shelves for Lists {
         // SAFETY: this CPU's map value, valid while the program runs; nothing else uses the field.
         unsafe {
             (*self.state).whole = (*self.state).whole.wrapping_add(1);
-            (*self.state).whole % blocklist::SAMPLE == 0
+            (*self.state).whole % lists::SAMPLE == 0
         }
     }
 
@@ -73,11 +73,11 @@ impl Shelves for Lists {
     }
 }
 
-/// One step of a search, as `bpf_loop` calls it. Returns 0: go on.
+/// One step of a search, as `bpf_loop` calls it. Returns 1 if it was the last, else 0.
 unsafe extern "C" fn step(_: u32, search: *mut Search) -> u64 {
-    if let Some(state) = cpu_state() {
+    match cpu_state() {
         // SAFETY: by `each_length`, this is its search.
-        unsafe { (*search).step(&Lists::new(state)) };
+        Some(state) => unsafe { (*search).step(&Lists::new(state)) }.into(),
+        None => 1,
     }
-    0
 }

@@ -1,15 +1,15 @@
 //! The maps. Layouts are in `sip_xdp_common::layout`, names in `sip_xdp_common::names`.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
-use sip_xdp_common::blocklist::{Bucket, Guide, buckets, filter_elements};
 use sip_xdp_common::front;
 use sip_xdp_common::layout::{
     Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, InterfaceRecord, LedgerKey, LedgerRow,
-    LimitEvent, MAX_INTERFACES, Responses, TrustEntry,
+    LimitEvent, MAX_INTERFACES, Responses,
 };
-use sip_xdp_common::sources::{Set, sets};
+use sip_xdp_common::lists::{Bucket, GROUP, Guide, Prints, buckets};
+use sip_xdp_common::sources::{Records, Set, sets};
 use sip_xdp_common::storm::{MARKS, Weather};
 
 /// `BPF_F_MMAPABLE` (`include/uapi/linux/bpf.h`): user space maps the memory. It also starts on a page, so that elements
@@ -23,13 +23,10 @@ pub(crate) static GUIDE: Array<Guide, 1, MAPPED> = Array::new();
 pub(crate) static FRONT: Array<front::Element, { front::ELEMENTS as usize }, MAPPED> = Array::new();
 
 #[btf_map]
-pub(crate) static FILTER: Array<front::Element, { filter_elements(DEFAULT_NETWORKS) as usize }, MAPPED> = Array::new();
+pub(crate) static FINGERPRINTS: Array<Prints, { buckets(DEFAULT_NETWORKS) as usize / GROUP }, MAPPED> = Array::new();
 
 #[btf_map]
-pub(crate) static BLOCKLIST: Array<Bucket, { buckets(DEFAULT_NETWORKS) as usize }, MAPPED> = Array::new();
-
-#[btf_map]
-pub(crate) static TRUST: LpmTrie<[u8; 16], TrustEntry, { DEFAULT_NETWORKS as usize }> = LpmTrie::new();
+pub(crate) static NETWORKS: Array<Bucket, { buckets(DEFAULT_NETWORKS) as usize }, MAPPED> = Array::new();
 
 /// No program reads the ledger: it lives in the kernel so that it outlives the daemon together with the tables that
 /// are made from it.
@@ -39,6 +36,9 @@ pub(crate) static LEDGER: HashMap<LedgerKey, LedgerRow, { DEFAULT_NETWORKS as us
 
 #[btf_map]
 pub(crate) static SOURCES: Array<Set, { sets(DEFAULT_SOURCES) as usize }, MAPPED> = Array::new();
+
+#[btf_map]
+pub(crate) static RECORDS: Array<Records, { sets(DEFAULT_SOURCES) as usize }> = Array::new();
 
 #[btf_map]
 pub(crate) static SKETCH: Array<[u8; MARKS], 1> = Array::new();

@@ -2,30 +2,71 @@
 
 use core::arch::asm;
 
+use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use sip_xdp_common::layout::CpuState;
 use sip_xdp_common::reader::{MAX_OFFSET, Reader};
 
 /// The linear part of a packet: all of it, but for jumbo frames, whose headers it always holds.
-pub(crate) struct Packet {
+pub(crate) struct Packet<C> {
+    ctx: *const C,
     data: usize,
     data_end: usize,
     forgotten: *mut u64,
 }
 
-impl Packet {
+/// The kernel's contexts, which say where a packet is.
+pub(crate) trait Context {
+    /// Where its data starts and ends.
+    ///
+    /// # Safety
+    ///
+    /// `ctx` must be the context that the program was called with.
+    unsafe fn bounds(ctx: *const Self) -> (usize, usize);
+}
+
+impl Context for xdp_md {
+    #[inline(always)]
+    unsafe fn bounds(ctx: *const Self) -> (usize, usize) {
+        // SAFETY: by the caller. Volatile, so that each call reads them anew.
+        unsafe {
+            ((&raw const (*ctx).data).read_volatile() as usize, (&raw const (*ctx).data_end).read_volatile() as usize)
+        }
+    }
+}
+
+impl Context for __sk_buff {
+    #[inline(always)]
+    unsafe fn bounds(ctx: *const Self) -> (usize, usize) {
+        // SAFETY: as above.
+        unsafe {
+            ((&raw const (*ctx).data).read_volatile() as usize, (&raw const (*ctx).data_end).read_volatile() as usize)
+        }
+    }
+}
+
+impl Packet<xdp_md> {
     #[inline(always)]
     pub(crate) fn arriving(ctx: &XdpContext, state: *mut CpuState) -> Self {
         // SAFETY: a field's address inside this CPU's map value; nothing is read.
-        let forgotten = unsafe { &raw mut (*state).forgotten };
-        Self { data: ctx.data(), data_end: ctx.data_end(), forgotten }
+        Self::new(ctx.ctx, unsafe { &raw mut (*state).forgotten })
     }
+}
 
+impl Packet<__sk_buff> {
     #[inline(always)]
     pub(crate) fn leaving(ctx: &TcContext, state: *mut CpuState) -> Self {
         // SAFETY: as above. The field is another one, so that neither program meets the other's numbers.
-        let forgotten = unsafe { &raw mut (*state).forgotten_leaving };
-        Self { data: ctx.data(), data_end: ctx.data_end(), forgotten }
+        Self::new(ctx.skb.skb, unsafe { &raw mut (*state).forgotten_leaving })
+    }
+}
+
+impl<C: Context> Packet<C> {
+    #[inline(always)]
+    fn new(ctx: *const C, forgotten: *mut u64) -> Self {
+        // SAFETY: both makers above pass the program's own context.
+        let (data, data_end) = unsafe { C::bounds(ctx) };
+        Self { ctx, data, data_end, forgotten }
     }
 
     /// The address of the `N` bytes at `at`, if they are all there.
@@ -46,7 +87,7 @@ impl Packet {
     }
 }
 
-impl Reader for Packet {
+impl<C: Context> Reader for Packet<C> {
     #[inline(always)]
     fn byte(&self, at: usize) -> Option<u8> {
         // SAFETY: `span` checked one byte against the packet's end.
@@ -78,6 +119,11 @@ impl Reader for Packet {
         // SAFETY: a field of this CPU's map value, valid while the program runs; nothing else runs on this CPU that
         // uses it.
         unsafe { forget(self.forgotten, value) }
+    }
+
+    #[inline(always)]
+    fn afresh(&self) -> Self {
+        Self::new(self.ctx, self.forgotten)
     }
 }
 

@@ -1,20 +1,19 @@
 //! The tables that a judgement asks, over the maps.
 
-use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::programs::XdpContext;
-use sip_xdp_common::blocklist::{self, NOWHERE, Shelves as _, WAYS};
 use sip_xdp_common::ingress::{Charged, Hit, Listing, Sent, Site, Tables};
-use sip_xdp_common::layout::{BY_ADDRESS, CpuState, NEVER, TRUSTED};
-use sip_xdp_common::meter::{Bucket as Limited, Charge, Meter};
+use sip_xdp_common::layout::CpuState;
+use sip_xdp_common::lists::{self, NOWHERE, Shelves as _, WAYS};
+use sip_xdp_common::meter::{Bucket, Meter, Record, ticks};
 use sip_xdp_common::packet::{Inspects, Link};
 use sip_xdp_common::source::Source;
-use sip_xdp_common::sources::{self, Home, Set, WAYS as WAYS_OF_SOURCES};
+use sip_xdp_common::sources::{self, Home, RECORDED, Set, WAYS as MEMBERS};
 use sip_xdp_common::storm::{self, Welcome};
 use sip_xdp_common::verdict::Message;
 
 use crate::globals::Here;
 use crate::lists::Lists;
-use crate::maps::{BLOCKLIST, GUIDE, SKETCH, SOURCES, TRUST, WEATHER};
+use crate::maps::{GUIDE, NETWORKS, RECORDS, SKETCH, SOURCES, WEATHER};
 use crate::{clock, events, globals};
 
 /// The kernel's tables, for one packet.
@@ -65,19 +64,9 @@ impl Tables for MapTables<'_> {
 
     #[inline(always)]
     fn listing(&self, source: &Source) -> Listing {
-        let listed = blocklist::look_up(&Lists::new(self.state), source);
-        let mut listing = Listing::default();
-        if listed.ask_trust
-            && let Some(entry) = TRUST.get(&Key::new(128, source.octets))
-            && (entry.expires == NEVER || entry.expires > clock::now())
-        {
-            listing.trusted = entry.flags & TRUSTED != 0;
-            listing.by_address = entry.flags & BY_ADDRESS != 0;
-        }
-        if listed.blocked {
-            listing.blocked = Some(Hit { standing: listed.standing, weight: listed.hits });
-        }
-        listing
+        let listed = lists::look_up(&Lists::new(self.state), source);
+        let blocked = listed.is_blocked().then_some(Hit { standing: listed.standing(), weight: listed.hits() });
+        Listing { trusted: listed.is_trusted(), by_address: listed.is_apart(), blocked }
     }
 
     #[inline(always)]
@@ -86,7 +75,7 @@ impl Tables for MapTables<'_> {
             return;
         }
         let number = hit.standing - 1;
-        if let Some(bucket) = BLOCKLIST.get_ptr_mut(number / WAYS as u32) {
+        if let Some(bucket) = NETWORKS.get_ptr_mut(number / WAYS as u32) {
             let way = number as usize & (WAYS - 1);
             // SAFETY: the slot is in a bucket of map memory, which lives as long as the map; its state is an aligned
             // word. The addition is atomic; its result is not used, so that it compiles to a plain BPF atomic add.
@@ -107,44 +96,61 @@ impl Tables for MapTables<'_> {
             return Charged::Within;
         };
         let home = Home::of(&key, guide.seed);
-        let Some(set) = SOURCES.get_ptr_mut(home.set(guide.set_mask)) else {
+        let number = home.set(guide.set_mask);
+        let Some(set) = SOURCES.get_ptr_mut(number) else {
             return Charged::Within;
         };
         // SAFETY: the set stays where it is while the map lives. Other CPUs write it too, in aligned words: what that
         // may cost is said in `sip_xdp_common::sources`.
         let set = unsafe { &mut *set };
-        let mut way = WAYS_OF_SOURCES;
-        for n in 0..WAYS_OF_SOURCES {
-            if home.fits(set.tags[n]) && set.ways[n].source == key {
+        let mut way = MEMBERS;
+        for (n, meter) in set.ways.iter().enumerate() {
+            if home.owns(meter) {
                 way = n;
                 break;
             }
         }
-        let way = Lists::new(self.state).forget(way);
-        if way >= WAYS_OF_SOURCES {
-            return self.meet(set, &home, &key, message, sent, now);
+        let way = self.forget(way);
+        if way >= MEMBERS {
+            return self.meet(set, &home, message, sent, now);
         }
-        let tag = home.tag(now);
-        if set.tags[way] != tag {
-            set.tags[way] = tag;
+        let meter = &mut set.ways[way & (MEMBERS - 1)];
+        let over = meter.charge(message, ticks(now), &Here);
+        if over.is_none() && meter.mark & RECORDED == 0 {
+            return Charged::Within;
         }
-        let meter = &mut set.ways[way].meter;
-        match meter.charge(message, now, &Here) {
-            Charge::Within => Charged::Within,
-            Charge::Over { bucket, report } => {
-                if report {
-                    events::report(self.ctx, self.state, meter, bucket, message, sent, now);
+        let Some(records) = RECORDS.get_ptr_mut(number) else {
+            return Charged::Within;
+        };
+        // SAFETY: as above.
+        let record = unsafe { &mut (*records).ways[way & (MEMBERS - 1)] };
+        if meter.mark & RECORDED == 0 || record.mark != home.mark() {
+            meter.mark |= RECORDED;
+            record.begin(home.mark(), now);
+        }
+        record.note(message);
+        match over {
+            Some(bucket) => {
+                if record.note_limited(now) {
+                    events::report(self.ctx, self.state, record, bucket, message, sent, now);
                 }
                 Charged::Limited
             }
+            None => Charged::Within,
         }
     }
 }
 
 impl MapTables<'_> {
+    /// See [`Shelves::forget`].
+    #[inline(always)]
+    fn forget(&self, value: usize) -> usize {
+        Lists::new(self.state).forget(value)
+    }
+
     /// Meets a source that has no meter.
     #[inline(always)]
-    fn meet(&self, set: &mut Set, home: &Home, key: &Source, message: Message, sent: &Sent, now: u64) -> Charged {
+    fn meet(&self, set: &mut Set, home: &Home, message: Message, sent: &Sent, now: u64) -> Charged {
         let (Some(sketch), Some(weather)) = (SKETCH.get_ptr_mut(0), WEATHER.get_ptr_mut(0)) else {
             return Charged::Within;
         };
@@ -160,23 +166,19 @@ impl MapTables<'_> {
         }
         match welcome {
             Welcome::Meter => {
-                let way = Lists::new(self.state).forget(sources::oldest(&set.tags, now)) & (WAYS_OF_SOURCES - 1);
-                set.tags[way] = home.tag(now);
-                set.ways[way].source = *key;
-                let meter = &mut set.ways[way].meter;
-                *meter = Meter::new(now);
+                let way = self.forget(sources::least_missed(&set.ways, ticks(now)));
+                let meter = &mut set.ways[way & (MEMBERS - 1)];
+                *meter = Meter::new(home.mark(), ticks(now));
                 // The first message of a source is within any limit: a limit allows at least one.
-                meter.charge(message, now, &Here);
+                meter.charge(message, ticks(now), &Here);
                 Charged::Within
             }
             Welcome::Pass => Charged::Within,
             Welcome::Drop => {
                 if weather.report_due(now) {
-                    // SAFETY: this CPU's map value, valid while the program runs; nothing else uses the field.
-                    let meter = unsafe { &mut (*self.state).stranger };
-                    *meter = Meter::new(now);
-                    meter.seen = weather.new_sources as u32;
-                    events::report(self.ctx, self.state, meter, Limited::Storm, message, sent, now);
+                    let mut record = Record { first: now, ..Record::default() };
+                    record.seen = weather.new_sources as u32;
+                    events::report(self.ctx, self.state, &record, Bucket::Storm, message, sent, now);
                 }
                 Charged::Storm
             }

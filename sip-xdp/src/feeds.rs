@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use sip_xdp_common::lists::Kind;
+
 use crate::guide::{Lengths, length_of};
 use crate::network::Network;
 
@@ -22,7 +24,8 @@ impl Listed {
         let mut seen = [[false; 129]; 2];
         networks.iter().for_each(|net| seen[usize::from(net.is_v4())][usize::from(net.bits())] = true);
         let all = [false, true].into_iter().flat_map(|is_v4| (0..=128).map(move |bits| (is_v4, bits)));
-        let lengths = all.filter(|(is_v4, bits)| seen[usize::from(*is_v4)][usize::from(*bits)]).collect();
+        let seen = all.filter(|(is_v4, bits)| seen[usize::from(*is_v4)][usize::from(*bits)]);
+        let lengths = seen.map(|(is_v4, bits)| (is_v4, Kind::Blocked, bits)).collect();
         Self { networks, lengths }
     }
 
@@ -44,8 +47,8 @@ impl Listed {
     /// Whether one of its networks contains `network`. An IPv6 network that covers the mapped range covers no IPv4.
     pub fn covers(&self, network: &Network) -> bool {
         self.lengths
-            .range((network.is_v4(), 0)..=length_of(network))
-            .any(|(_, bits)| self.contains(&Network::around(network.first(), *bits)))
+            .range((network.is_v4(), Kind::Blocked, 0)..=length_of(Kind::Blocked, network))
+            .any(|(_, _, bits)| self.contains(&Network::around(network.first(), *bits)))
     }
 
     /// Its networks that lie in `network`, itself among them.

@@ -1,14 +1,14 @@
-//! The writer of the guide: how the kernel is to read the tables ([`sip_xdp_common::blocklist::Guide`]).
+//! The writer of the guide: how the kernel is to read the tables ([`sip_xdp_common::lists::Guide`]).
 
 use std::collections::BTreeSet;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
 use std::sync::atomic::Ordering;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aya::maps::{Array, MapData};
 use bytemuck::Zeroable as _;
-use sip_xdp_common::blocklist::{Guide, IPV6_LENGTHS, Length};
+use sip_xdp_common::lists::{Guide, IPV6_LENGTHS, Kind, Length, MAX_LENGTHS};
 
 use crate::mapped::{Mapped, View};
 use crate::network::Network;
@@ -16,8 +16,8 @@ use crate::network::Network;
 /// The word that says which version of the lengths is in force; written last.
 const VERSION_WORD: usize = std::mem::offset_of!(Guide, version) / size_of::<u64>();
 
-/// The lengths of networks that occur, by family: `(is IPv4, length out of 128)`.
-pub type Lengths = BTreeSet<(bool, u8)>;
+/// The lengths of networks that occur, by family and kind: `(is IPv4, kind, length out of 128)`.
+pub type Lengths = BTreeSet<(bool, Kind, u8)>;
 
 /// The guide, with a copy of what the kernel reads.
 pub struct GuideWriter {
@@ -31,13 +31,8 @@ impl GuideWriter {
     pub fn open(map: &Mapped) -> Result<Self> {
         let view = map.all()?;
         let copy = read(&view);
-        let version = (copy.version & 1) as usize;
-        let mut lengths = Lengths::new();
-        for (family, base) in [0, IPV6_LENGTHS].into_iter().enumerate() {
-            let known = &copy.lengths[version][base..][..copy.counts[version][family] as usize];
-            lengths.extend(known.iter().map(|length| (family == 0, length.bits as u8)));
-        }
-        Ok(Self { view, copy, lengths })
+        // What an earlier daemon has listed is looked for anew when the tables have been read.
+        Ok(Self { view, copy, lengths: Lengths::new() })
     }
 
     /// What the kernel reads.
@@ -59,13 +54,12 @@ impl GuideWriter {
     }
 
     /// Makes sure that networks like this one are looked for.
-    pub fn cover(&mut self, network: &Network) -> Result<()> {
-        let length = length_of(network);
-        if self.lengths.contains(&length) {
+    pub fn cover(&mut self, kind: Kind, network: &Network) -> Result<()> {
+        if self.lengths.contains(&length_of(kind, network)) {
             return Ok(());
         }
         let mut lengths = self.lengths.clone();
-        lengths.insert(length);
+        lengths.insert(length_of(kind, network));
         self.set_lengths(lengths)
     }
 
@@ -80,10 +74,15 @@ impl GuideWriter {
         let version = (self.copy.version ^ 1) & 1;
         let [mut ipv4, mut ipv6] = [0_usize; 2];
         // The longest first: of several entries for a source, the most specific one counts the hit.
-        for (is_v4, bits) in lengths.iter().rev() {
-            let (count, base) = if *is_v4 { (&mut ipv4, 0) } else { (&mut ipv6, IPV6_LENGTHS) };
-            self.copy.lengths[version as usize][base + *count] = Length::of(*bits);
-            *count += 1;
+        for kind in Kind::ALL {
+            for (is_v4, _, bits) in lengths.iter().filter(|(_, of, _)| *of == kind).rev() {
+                let (count, base) = if *is_v4 { (&mut ipv4, 0) } else { (&mut ipv6, IPV6_LENGTHS) };
+                if *count == MAX_LENGTHS {
+                    bail!("networks of more than {MAX_LENGTHS} lengths are listed");
+                }
+                self.copy.lengths[version as usize][base + *count] = Length::of(kind, *bits);
+                *count += 1;
+            }
         }
         self.copy.counts[version as usize] = [ipv4 as u32, ipv6 as u32];
         self.copy.version = version;
@@ -115,8 +114,8 @@ pub fn write_new(map: &mut Array<&mut MapData, Guide>, networks: u32, sources: u
 }
 
 /// The length of a network, as [`Lengths`] holds it.
-pub fn length_of(network: &Network) -> (bool, u8) {
-    (network.is_v4(), network.bits())
+pub fn length_of(kind: Kind, network: &Network) -> (bool, Kind, u8) {
+    (network.is_v4(), kind, network.bits())
 }
 
 /// Reads the guide.

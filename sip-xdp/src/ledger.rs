@@ -149,7 +149,7 @@ impl Ledger {
 }
 
 /// Removing what is not there is no error.
-pub fn forgive_missing(removed: Result<(), MapError>) -> Result<(), MapError> {
+fn forgive_missing(removed: Result<(), MapError>) -> Result<(), MapError> {
     match removed {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),

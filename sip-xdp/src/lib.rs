@@ -6,7 +6,7 @@
 //!
 //! - [`object`] loads the embedded kernel object, [`attach`] puts it on interfaces, [`pins`] keeps it there.
 //! - [`lists`] is the only writer of the lists: [`ledger`] remembers who listed what and why, [`feeds`] what feeds list;
-//!   [`table`], [`filter`], [`front`] and [`guide`] are what the kernel asks, in memory that [`mapped`] shares with it.
+//!   [`table`], [`front`] and [`guide`] are what the kernel asks, in memory that [`mapped`] shares with it.
 //! - [`sources`] are the meters of unknown sources.
 //! - [`detect`] turns events into bans, [`exempt`] knows who must never be banned.
 //! - [`daemon`] ties these together, [`control`] is how commands reach it.
@@ -20,7 +20,6 @@ pub mod daemon;
 pub mod detect;
 pub mod exempt;
 pub mod feeds;
-pub mod filter;
 pub mod front;
 pub mod guide;
 pub mod identity;

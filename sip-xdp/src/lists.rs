@@ -7,23 +7,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context, Result};
-use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Map, MapData, MapError};
-use sip_xdp_common::blocklist::{BLOCKED, TRUSTED as TRUST_TABLE};
-use sip_xdp_common::layout::{BY_ADDRESS, List, NEVER, Owner, TRUSTED, TrustEntry};
+use anyhow::Result;
+use aya::maps::{Map, MapError};
+use sip_xdp_common::layout::{List, NEVER, Owner};
+use sip_xdp_common::lists::Kind;
 use sip_xdp_common::names;
 use thiserror::Error;
 
 use crate::feeds::{Feeds, Listed};
-use crate::filter::Filter;
 use crate::front::{Front, Sets};
 use crate::guide::{GuideWriter, Lengths, length_of};
-use crate::ledger::{Entry, Ledger, forgive_missing};
+use crate::ledger::{Entry, Ledger};
 use crate::mapped::Mapped;
 use crate::network::Network;
 use crate::prefixes::Prefixes;
-use crate::table::{NoPlace, Slots, Table, TableEntry, Terms};
+use crate::table::{NoPlace, Slots, Table, Terms};
 
 /// Why an entry could not be listed.
 #[derive(Debug, Error)]
@@ -42,9 +40,7 @@ pub enum ListError {
         what: String,
     },
     /// Both buckets of a network are full, which chance makes all but impossible.
-    #[error(
-        "the block table has no place for {0}, although it is not full; raise capacity.networks in the configuration"
-    )]
+    #[error("the table has no place for {0}, although it is not full; raise capacity.networks in the configuration")]
     NoPlace(Network),
     /// The kernel refused.
     #[error("the kernel refused an entry for {network}: {source}")]
@@ -62,10 +58,8 @@ pub enum ListError {
 /// Both lists, with the model that the kernel's tables are computed from.
 pub struct Lists {
     ledger: Ledger,
-    trust: LpmTrie<MapData, [u8; 16], TrustEntry>,
     guide: GuideWriter,
     table: Table,
-    filter: Filter,
     front: Front,
     entries: BTreeMap<(List, Network, Owner), Entry>,
     blocked: Prefixes,
@@ -92,23 +86,16 @@ pub struct Refresh {
 impl Lists {
     /// Opens the maps by name, through `open`, reads the ledger, and makes the kernel's tables agree with it.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
-        let mut mapped = |name: &str| -> Result<Mapped> {
-            Mapped::new(open(name)?).with_context(|| format!("the map {name} cannot be used"))
-        };
-        let (buckets, filter) = (mapped(names::BLOCKLIST)?, mapped(names::FILTER)?);
-        let guide = GuideWriter::open(&mapped(names::GUIDE)?)?;
-        let front = Front::new(mapped(names::FRONT)?);
+        let guide = GuideWriter::open(&Mapped::new(open(names::GUIDE)?)?)?;
         let ledger = Ledger::new(open(names::LEDGER)?)?;
         let mut entries = BTreeMap::new();
         for (list, entry) in ledger.entries()? {
             entries.insert((list, entry.network, entry.owner), entry);
         }
         let mut lists = Self {
-            table: Table::new(buckets, guide.get()),
-            filter: Filter::new(filter, guide.get()),
-            trust: open(names::TRUST)?.try_into()?,
+            front: Front::new(Mapped::new(open(names::FRONT)?)?),
+            table: Table::open(open, guide.get())?,
             guide,
-            front,
             ledger,
             entries,
             blocked: Prefixes::default(),
@@ -127,49 +114,37 @@ impl Lists {
             let end = self.claimed_until(*list, network).unwrap_or(0);
             self.set_mut(*list).insert(*network, end);
         }
-        let entries: Vec<TableEntry> = {
+        let (mut fed, mut listed) = (Vec::new(), Vec::new());
+        {
             let whole = self.table.whole()?;
-            whole.recount();
-            whole.entries().collect()
-        };
-        let fed = entries.iter().filter(|entry| entry.terms.feed).map(|entry| entry.network);
-        self.feeds.replace(EARLIER, Listed::new(fed.collect()));
-        let in_table = entries.into_iter().map(|entry| entry.network);
-        let listed: BTreeSet<Network> = in_table.filter(|network| !self.feeds.contains(network)).collect();
-        for network in listed.into_iter().chain(self.blocked.iter().copied()) {
-            self.write_block(&network)?;
-        }
-        let trusted: Result<Vec<_>, _> = self.trust.keys().collect();
-        for key in trusted.context("the trust table cannot be read")? {
-            if !claimed.contains(&(List::Trust, network_of(&key))) {
-                self.trust.remove(&key)?;
+            whole.repair();
+            for entry in whole.entries() {
+                if entry.terms.feed {
+                    fed.push(entry.network);
+                } else {
+                    listed.push((entry.kind, entry.network));
+                }
             }
         }
-        for network in self.trusted.iter().copied().collect::<Vec<_>>() {
-            self.write_trust(&network)?;
+        self.feeds.replace(EARLIER, Listed::new(fed));
+        listed.extend(claimed.iter().map(|(list, network)| (kind(*list), *network)));
+        for (kind, network) in listed {
+            self.write(kind, &network)?;
         }
-        self.rebuild()
+        self.announce_all()
     }
 
-    /// Makes anew what stands before the tables.
-    fn rebuild(&mut self) -> Result<()> {
-        let lengths = self.lengths();
-        // Those that have gone are looked for until the filter no longer says that there may be any.
-        self.guide.set_lengths(self.guide.lengths().union(&lengths).copied().collect())?;
-        let fed = self.feeds.iter().flat_map(|(_, listed)| listed.networks());
-        let blocked = self.blocked.iter().chain(fed).map(|network| (network, BLOCKED));
-        let trusted = self.trusted.iter().chain(&self.by_address).map(|network| (network, TRUST_TABLE));
-        self.filter.rebuild(blocked.chain(trusted))?;
-        self.front.rebuild(Sets { blocked: &self.blocked, trusted: &self.trusted, feeds: &self.feeds })?;
+    /// Makes the kernel ask for all that is listed, and for nothing else.
+    fn announce_all(&mut self) -> Result<()> {
+        let of = |kind| move |network: &Network| length_of(kind, network);
+        let mut lengths: Lengths = self.feeds.iter().flat_map(|(_, listed)| listed.lengths()).copied().collect();
+        lengths.extend(self.trusted.iter().map(of(Kind::Trusted)));
+        lengths.extend(self.by_address.iter().map(of(Kind::Apart)));
+        lengths.extend(self.blocked.iter().map(of(Kind::Blocked)));
         self.guide.set_lengths(lengths)?;
-        self.guide.set_counts(self.table.counts());
+        self.front.rebuild(Sets { blocked: &self.blocked, trusted: &self.trusted, feeds: &self.feeds })?;
+        self.guide.set_counts(self.table.counts().blocked);
         Ok(())
-    }
-
-    /// The lengths of everything that is listed.
-    fn lengths(&self) -> Lengths {
-        let claimed = self.trusted.iter().chain(&self.by_address).chain(self.blocked.iter()).map(length_of);
-        claimed.chain(self.feeds.iter().flat_map(|(_, listed)| listed.lengths().iter().copied())).collect()
     }
 
     /// Replaces what a feed lists. What it listed before and still lists is blocked all the time. On an error nothing
@@ -183,7 +158,7 @@ impl Lists {
         // Others that list a network hold its place.
         let alone = |network: &&Network| !self.blocked.contains(network) && !self.feeds.others_contain(name, network);
         let (coming, leaving) = (added.iter().filter(alone).count(), removed.iter().filter(alone).count());
-        if self.table.counts().iter().sum::<usize>() + coming - leaving > self.ledger.capacity() as usize {
+        if self.table.counts().all + coming - leaving > self.ledger.capacity() as usize {
             return Err(self.full(List::Block, format!("{coming} networks of the feed {name} were")));
         }
         let old = self.feeds.replace(name, new);
@@ -194,7 +169,7 @@ impl Lists {
             let _ = self.write_blocks(&removed);
             return Err(error);
         }
-        self.rebuild()?;
+        self.announce_all()?;
         Ok(refresh)
     }
 
@@ -279,7 +254,11 @@ impl Lists {
     pub fn set_by_address(&mut self, networks: BTreeSet<Network>) -> Result<(), ListError> {
         let changed: Vec<_> = networks.symmetric_difference(&self.by_address).copied().collect();
         self.by_address = networks;
-        changed.into_iter().try_for_each(|network| self.refresh(List::Trust, network))
+        for network in changed {
+            self.write(Kind::Apart, &network)?;
+            self.announce(Kind::Apart, &network)?;
+        }
+        Ok(())
     }
 
     /// Whether a live trust entry covers `network`.
@@ -300,7 +279,7 @@ impl Lists {
 
     /// How many packets were dropped for a network.
     pub fn hits(&self, network: &Network) -> u64 {
-        self.table.get(network).ok().flatten().map_or(0, |entry| entry.hits)
+        self.table.get(Kind::Blocked, network).ok().flatten().map_or(0, |entry| entry.hits)
     }
 
     /// The owners of exactly `network` in a list.
@@ -334,12 +313,9 @@ impl Lists {
         let in_table = match list {
             List::Block => {
                 let is_new = !self.blocked.contains(network) && !self.feeds.contains(network);
-                self.table.counts().iter().sum::<usize>() + usize::from(is_new)
+                self.table.counts().all + usize::from(is_new)
             }
-            List::Trust => {
-                let markers = self.by_address.iter().filter(|net| !self.trusted.contains(net)).count();
-                self.trusted.len() + usize::from(!self.trusted.contains(network)) + markers
-            }
+            List::Trust => self.table.counts().all + usize::from(!self.trusted.contains(network)),
         };
         let capacity = self.ledger.capacity() as usize;
         in_table > capacity || self.entries.len() >= capacity
@@ -354,83 +330,66 @@ impl Lists {
         self.owners(list, network).iter().map(|entry| entry.expires).max()
     }
 
-    /// Brings the kernel's tables up to date for one network, and for those inside it.
+    /// Brings the kernel's tables up to date for one network.
     fn refresh(&mut self, list: List, network: Network) -> Result<(), ListError> {
         match self.claimed_until(list, &network) {
             Some(end) => self.set_mut(list).insert(network, end),
             None => drop(self.set_mut(list).remove(&network)),
         }
-        match list {
-            List::Block => self.write_block(&network)?,
-            List::Trust => {
-                let mut affected = self.trusted.within(&network);
-                affected.extend(self.by_address.iter().filter(|net| network.contains(net)));
-                affected.push(network);
-                affected.sort_unstable();
-                affected.dedup();
-                for network in affected {
-                    self.write_trust(&network)?;
-                }
-            }
-        }
-        self.announce(list, &network)?;
+        self.write(kind(list), &network)?;
+        self.announce(kind(list), &network)?;
         Ok(())
     }
 
-    /// Makes the kernel ask the tables about what lies in a network, or no longer.
-    fn announce(&mut self, list: List, network: &Network) -> Result<()> {
-        let is_there = match list {
-            List::Block => self.terms(network).is_some(),
-            List::Trust => self.trusted.contains(network) || self.by_address.contains(network),
-        };
-        if is_there {
-            self.filter.mark(network, if list == List::Block { BLOCKED } else { TRUST_TABLE })?;
-            self.guide.cover(network)?;
-        } else if self.filter.note_gone(1) {
-            return self.rebuild();
+    /// Makes the kernel ask the table about what lies in a network, or no longer. Lengths that have gone are looked for
+    /// until a feed is replaced or the daemon starts again: that costs little, and nothing is wrong.
+    fn announce(&mut self, kind: Kind, network: &Network) -> Result<()> {
+        if self.terms(kind, network).is_some() {
+            self.guide.cover(kind, network)?;
         }
         self.front.refresh(network, Sets { blocked: &self.blocked, trusted: &self.trusted, feeds: &self.feeds })?;
-        self.guide.set_counts(self.table.counts());
+        self.guide.set_counts(self.table.counts().blocked);
         Ok(())
     }
 
-    /// What the block table is to say of exactly `network`.
-    fn terms(&self, network: &Network) -> Option<Terms> {
-        let (claimed, feed) = (self.claimed_until(List::Block, network), self.feeds.contains(network));
-        let expires = if feed { NEVER } else { claimed? };
-        Some(Terms { expires, feed, claimed: claimed.is_some() })
+    /// What the table is to say of exactly `network`, if anything.
+    fn terms(&self, kind: Kind, network: &Network) -> Option<Terms> {
+        let terms = |expires, feed, claimed| Terms { expires, feed, claimed };
+        match kind {
+            Kind::Trusted => Some(terms(self.claimed_until(List::Trust, network)?, false, true)),
+            Kind::Apart => self.by_address.contains(network).then_some(terms(NEVER, false, true)),
+            Kind::Blocked => {
+                let (claimed, feed) = (self.claimed_until(List::Block, network), self.feeds.contains(network));
+                Some(terms(if feed { NEVER } else { claimed? }, feed, claimed.is_some()))
+            }
+        }
     }
 
-    fn write_block(&self, network: &Network) -> Result<(), ListError> {
-        self.write_slot(&self.table.pair(network)?, network)
+    fn write(&self, kind: Kind, network: &Network) -> Result<(), ListError> {
+        self.write_slot(&self.table.pair(kind, network)?, kind, network)
     }
 
     fn write_blocks(&self, networks: &[Network]) -> Result<(), ListError> {
         let whole = self.table.whole()?;
-        networks.iter().try_for_each(|network| self.write_slot(&whole, network))
+        networks.iter().try_for_each(|network| self.write_slot(&whole, Kind::Blocked, network))
     }
 
-    fn write_slot(&self, slots: &impl Slots, network: &Network) -> Result<(), ListError> {
-        match self.terms(network) {
-            Some(terms) => slots.set(network, terms).map_err(|NoPlace| ListError::NoPlace(*network)),
+    fn write_slot(&self, slots: &impl Slots, kind: Kind, network: &Network) -> Result<(), ListError> {
+        match self.terms(kind, network) {
+            Some(terms) => slots.set(kind, network, terms).map_err(|NoPlace| ListError::NoPlace(*network)),
             None => {
-                slots.remove(network);
+                slots.remove(kind, network);
                 Ok(())
             }
         }
     }
+}
 
-    fn write_trust(&mut self, network: &Network) -> Result<(), ListError> {
-        let key = lpm_key(network);
-        let end = self.trusted.end(network);
-        let near = self.by_address.iter().any(|net| net.contains(network));
-        let written = if self.trusted.contains(network) || self.by_address.contains(network) {
-            let flags = if end.is_some() { TRUSTED } else { 0 } | if near { BY_ADDRESS } else { 0 };
-            self.trust.insert(&key, TrustEntry { expires: end.unwrap_or(NEVER), flags, pad: 0 }, 0)
-        } else {
-            forgive_missing(self.trust.remove(&key))
-        };
-        written.map_err(|source| ListError::Kernel { network: *network, source })
+/// What the networks of a list are to the kernel.
+fn kind(list: List) -> Kind {
+    match list {
+        List::Block => Kind::Blocked,
+        List::Trust => Kind::Trusted,
     }
 }
 
@@ -440,15 +399,4 @@ fn name(list: List) -> &'static str {
         List::Block => "block",
         List::Trust => "trust",
     }
-}
-
-/// A network as a key of the tries.
-pub fn lpm_key(network: &Network) -> Key<[u8; 16]> {
-    Key::new(network.bits().into(), network.first().octets)
-}
-
-/// A key of the tries as a network.
-pub fn network_of(key: &Key<[u8; 16]>) -> Network {
-    let bits = key.prefix_len();
-    Network::around(sip_xdp_common::source::Source { octets: key.data() }, u8::try_from(bits).unwrap_or(128))
 }

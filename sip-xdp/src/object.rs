@@ -6,17 +6,17 @@ use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{MapInfo, MapType};
 use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use sip_xdp_common::blocklist::{Bucket, Guide, buckets, filter_elements};
 use sip_xdp_common::front;
 use sip_xdp_common::layout::{
     Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, InterfaceRecord, LedgerKey, LedgerRow,
-    MAX_INTERFACES, Responses, TrustEntry,
+    MAX_INTERFACES, Responses,
 };
+use sip_xdp_common::lists::{Bucket, GROUP, Guide, Prints, buckets};
 use sip_xdp_common::meter::Limits;
 use sip_xdp_common::names;
 use sip_xdp_common::packet::{Inspects, Link};
-use sip_xdp_common::source::{Source, mask};
-use sip_xdp_common::sources::{Set, sets};
+use sip_xdp_common::source::mask;
+use sip_xdp_common::sources::{Records, Set, sets};
 use sip_xdp_common::storm::{MARKS, StormLimits, Weather};
 
 use crate::guide;
@@ -92,16 +92,15 @@ impl Ports {
 pub fn shapes(capacity: &Capacity) -> [(&'static str, MapType, usize, usize, u32); names::PINNED_MAPS.len()] {
     let networks = capacity.networks;
     let interfaces = MAX_INTERFACES as u32;
-    let lpm_key = size_of::<u32>() + size_of::<Source>();
     let (word, index) = (size_of::<u64>(), size_of::<u32>());
     [
         (names::GUIDE, MapType::Array, index, size_of::<Guide>(), 1),
         (names::FRONT, MapType::Array, index, size_of::<front::Element>(), front::ELEMENTS),
-        (names::TRUST, MapType::LpmTrie, lpm_key, size_of::<TrustEntry>(), networks),
-        (names::FILTER, MapType::Array, index, size_of::<front::Element>(), filter_elements(networks)),
-        (names::BLOCKLIST, MapType::Array, index, size_of::<Bucket>(), buckets(networks)),
+        (names::FINGERPRINTS, MapType::Array, index, size_of::<Prints>(), buckets(networks) / GROUP as u32),
+        (names::NETWORKS, MapType::Array, index, size_of::<Bucket>(), buckets(networks)),
         (names::LEDGER, MapType::Hash, size_of::<LedgerKey>(), size_of::<LedgerRow>(), networks),
         (names::SOURCES, MapType::Array, index, size_of::<Set>(), sets(capacity.sources)),
+        (names::RECORDS, MapType::Array, index, size_of::<Records>(), sets(capacity.sources)),
         (names::SKETCH, MapType::Array, index, MARKS, 1),
         (names::WEATHER, MapType::Array, index, size_of::<Weather>(), 1),
         (names::COUNTERS, MapType::PerCpuArray, index, size_of::<Counters>(), interfaces),

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use sip_xdp_common::egress::Answer;
 use sip_xdp_common::layout::{Counters, CpuState, InterfaceRecord, List, MAX_INTERFACES, Responses};
+use sip_xdp_common::lists::Kind;
 use sip_xdp_common::names;
 use sip_xdp_common::storm::Weather;
 use sip_xdp_common::verdict::{Message, Reason, Verdict};
@@ -200,8 +201,8 @@ pub fn is_storm(pins: &Pins) -> Result<bool> {
 pub fn rows(pins: &Pins, list: List) -> Result<Vec<Row>> {
     let ledger = Ledger::new(pins.open(names::LEDGER)?)?;
     let guide = guide::read(&Mapped::new(pins.open(names::GUIDE)?)?.all()?);
-    let table = Table::new(Mapped::new(pins.open(names::BLOCKLIST)?)?, &guide);
-    let hits = |network: &Network| table.get(network).ok().flatten().map_or(0, |entry| entry.hits);
+    let table = Table::open(|name| pins.open(name), &guide)?;
+    let hits = |network: &Network| table.get(Kind::Blocked, network).ok().flatten().map_or(0, |entry| entry.hits);
     let now = clock::now();
     let entries = ledger.entries()?.into_iter().filter(|(of, entry)| *of == list && !entry.is_over(now));
     let row = |entry: Entry| Row {

@@ -4,16 +4,19 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
 use aya::maps::Map;
-use sip_xdp_common::blocklist::Guide;
+use sip_xdp_common::lists::Guide;
+use sip_xdp_common::meter::Meter;
 use sip_xdp_common::names;
 use sip_xdp_common::source::Source;
-use sip_xdp_common::sources::{Home, Set, WAYS};
+use sip_xdp_common::sources::{Home, Set};
 
 use crate::guide;
-use crate::mapped::Mapped;
+use crate::mapped::{Mapped, View};
 
-/// Words of a set.
-const SET_WORDS: usize = size_of::<Set>() / size_of::<u64>();
+/// Words of a meter; a [`Set`] is made of nothing else.
+const METER_WORDS: usize = size_of::<Meter>() / size_of::<u64>();
+
+const _: () = assert!(size_of::<Set>().is_multiple_of(size_of::<Meter>()));
 
 /// The table of meters.
 pub struct Sources {
@@ -32,29 +35,29 @@ impl Sources {
     /// How many sources have a meter.
     pub fn tracked(&self) -> Result<usize> {
         let view = self.map.all()?;
-        let tags = view.words().chunks_exact(SET_WORDS).flat_map(|set| &set[..WAYS]);
-        Ok(tags.filter(|tag| tag.load(Ordering::Relaxed) != 0).count())
-    }
-
-    /// How many can have one.
-    pub fn capacity(&self) -> usize {
-        self.map.elements() as usize * WAYS
+        Ok(meters(&view).filter(|meter| meter.mark != 0).count())
     }
 
     /// Takes a source's meter away: its next packet is its first.
     pub fn forget(&self, source: &Source) -> Result<()> {
         let home = Home::of(source, self.guide.seed);
         let view = self.map.one(home.set(self.guide.set_mask))?;
-        let own = view.words()[..WAYS].iter().filter(|tag| home.fits(tag.load(Ordering::Relaxed)));
-        own.for_each(|tag| tag.store(0, Ordering::Relaxed));
+        for (words, _) in view.words().chunks_exact(METER_WORDS).zip(meters(&view)).filter(|(_, own)| home.owns(own)) {
+            words[0].store(0, Ordering::Relaxed);
+        }
         Ok(())
     }
 
     /// Takes all meters away.
     pub fn forget_all(&self) -> Result<()> {
-        let view = self.map.all()?;
-        let tags = view.words().chunks_exact(SET_WORDS).flat_map(|set| &set[..WAYS]);
-        tags.for_each(|tag| tag.store(0, Ordering::Relaxed));
+        self.map.all()?.words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
         Ok(())
     }
+}
+
+fn meters(view: &View) -> impl Iterator<Item = Meter> {
+    view.words().chunks_exact(METER_WORDS).map(|words| {
+        let words: [u64; METER_WORDS] = std::array::from_fn(|n| words[n].load(Ordering::Relaxed));
+        bytemuck::cast(words)
+    })
 }

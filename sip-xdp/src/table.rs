@@ -1,11 +1,15 @@
-//! The writer of the block table: a hash table in mapped memory that the kernel reads while it changes. What its parts
-//! mean is said in [`sip_xdp_common::blocklist`].
+//! The writer of the table of networks: a hash table in mapped memory that the kernel reads while it changes. What its
+//! parts mean is said in [`sip_xdp_common::lists`].
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
-use sip_xdp_common::blocklist::{Bucket, CLAIMED, FEED, Guide, HIT, Hashed, LENGTH, OCCUPIED, Slot, VACATED, WAYS};
+use aya::maps::Map;
+use sip_xdp_common::lists::{
+    ALIKE, Bucket, CLAIMED, FEED, GROUP, Guide, HIT, Hashed, Kind, LABEL, OCCUPIED, Slot, WAYS,
+};
+use sip_xdp_common::names;
 use sip_xdp_common::source::Source;
 
 use crate::mapped::{Mapped, View};
@@ -19,10 +23,12 @@ const LOW: usize = 1;
 const EXPIRES: usize = 2;
 const STATE: usize = 3;
 
-/// Who lists a network, and until when, as the kernel needs it.
+const _: () = assert!(BUCKET_WORDS == WAYS * SLOT_WORDS && WAYS == size_of::<u64>());
+
+/// Until when a network is listed, and by whom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Terms {
-    /// When the block ends, on the filter's clock.
+    /// When it ends, on the filter's clock.
     pub expires: u64,
     /// A feed lists it.
     pub feed: bool,
@@ -32,16 +38,18 @@ pub struct Terms {
 
 impl Terms {
     fn flags(&self) -> u64 {
-        OCCUPIED | if self.feed { FEED } else { 0 } | if self.claimed { CLAIMED } else { 0 }
+        u64::from(self.feed) * FEED | u64::from(self.claimed) * CLAIMED
     }
 }
 
 /// An entry of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TableEntry {
-    /// Whom it blocks.
+    /// What the network is listed as.
+    pub kind: Kind,
+    /// The network.
     pub network: Network,
-    /// How.
+    /// Until when, and by whom.
     pub terms: Terms,
     /// Packets dropped for it.
     pub hits: u64,
@@ -51,178 +59,254 @@ pub struct TableEntry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NoPlace;
 
-/// The block table.
+/// How many networks a table holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// All of them, of any kind.
+    pub all: usize,
+    /// Blocked ones: IPv4 and IPv6.
+    pub blocked: [usize; 2],
+}
+
+/// The table.
 pub struct Table {
-    map: Mapped,
+    networks: Mapped,
+    prints: Mapped,
     seed: u64,
     bucket_mask: u32,
-    /// How many networks it holds: IPv4 and IPv6.
-    counts: Cell<[usize; 2]>,
+    counts: Cell<Counts>,
 }
 
 /// A part of the table that is mapped, or all of it.
 pub trait Slots {
-    /// The table, and the words of the two buckets of a key.
-    fn pair(&self, key: &Key) -> (&Table, [&[AtomicU64]; 2]);
+    /// The two buckets that a hash stands for.
+    fn places(&self, hashed: &Hashed) -> [Place<'_>; 2];
+
+    /// The table.
+    fn table(&self) -> &Table;
 
     /// Enters a network, or changes the terms of one that is there.
-    fn set(&self, network: &Network, terms: Terms) -> Result<(), NoPlace> {
-        let key = self.key(network);
-        let (table, buckets) = self.pair(&key);
-        if set(buckets, &key, terms)? {
-            table.count(network, 1);
+    fn set(&self, kind: Kind, network: &Network, terms: Terms) -> Result<(), NoPlace> {
+        let key = Key::new(kind, network, self.table());
+        if set(self.places(&key.hashed), &key, terms)? {
+            self.table().count(kind, network, 1);
         }
         Ok(())
     }
 
     /// Takes a network out, if it is there.
-    fn remove(&self, network: &Network) {
-        let key = self.key(network);
-        let (table, buckets) = self.pair(&key);
-        if let Some(slot) = find(buckets, &key) {
-            slot[STATE].store(VACATED, Ordering::Release);
-            table.count(network, -1);
+    fn remove(&self, kind: Kind, network: &Network) {
+        let key = Key::new(kind, network, self.table());
+        if let Some((place, way)) = find(self.places(&key.hashed), &key) {
+            place.clear(way);
+            self.table().count(kind, network, -1);
         }
     }
-
-    /// A network as the table looks for it.
-    fn key(&self, network: &Network) -> Key;
 }
 
 /// The table with all of its memory mapped, for work on many entries.
 pub struct Whole<'a> {
     table: &'a Table,
-    view: View,
+    networks: View,
+    prints: View,
 }
 
 /// The two buckets of one network.
 pub struct Pair<'a> {
     table: &'a Table,
-    views: [View; 2],
+    networks: [View; 2],
+    prints: View,
 }
 
 impl Table {
-    /// Takes the map, to be read as the guide says.
-    pub fn new(map: Mapped, guide: &Guide) -> Self {
-        Self { map, seed: guide.seed, bucket_mask: guide.bucket_mask, counts: Cell::default() }
+    /// Opens the maps by name, through `open`, to be read as the guide says.
+    pub fn open(mut open: impl FnMut(&str) -> Result<Map>, guide: &Guide) -> Result<Self> {
+        let (networks, prints) = (Mapped::new(open(names::NETWORKS)?)?, Mapped::new(open(names::FINGERPRINTS)?)?);
+        Ok(Self { networks, prints, seed: guide.seed, bucket_mask: guide.bucket_mask, counts: Cell::default() })
     }
 
     /// Maps all of it.
     pub fn whole(&self) -> Result<Whole<'_>> {
-        Ok(Whole { table: self, view: self.map.all()? })
+        Ok(Whole { table: self, networks: self.networks.all()?, prints: self.prints.all()? })
     }
 
-    /// Maps what concerns one network.
-    pub fn pair(&self, network: &Network) -> Result<Pair<'_>> {
-        let key = self.key(network);
-        Ok(Pair { table: self, views: [self.map.one(key.first)?, self.map.one(key.second)?] })
+    /// Maps what concerns one network of a kind.
+    pub fn pair(&self, kind: Kind, network: &Network) -> Result<Pair<'_>> {
+        let [first, second] = Key::new(kind, network, self).hashed.buckets(self.bucket_mask);
+        Ok(Pair {
+            table: self,
+            networks: [self.networks.one(first)?, self.networks.one(second)?],
+            // Both buckets are of one group.
+            prints: self.prints.one(first / GROUP as u32)?,
+        })
     }
 
     /// The entry for exactly this network.
-    pub fn get(&self, network: &Network) -> Result<Option<TableEntry>> {
-        let key = self.key(network);
-        let pair = self.pair(network)?;
-        Ok(find(Slots::pair(&pair, &key).1, &key).and_then(read))
+    pub fn get(&self, kind: Kind, network: &Network) -> Result<Option<TableEntry>> {
+        let pair = self.pair(kind, network)?;
+        let key = Key::new(kind, network, self);
+        Ok(find(pair.places(&key.hashed), &key).and_then(|(place, way)| read(place.slot(way))))
     }
 
-    /// How many networks it holds: IPv4 and IPv6.
-    pub fn counts(&self) -> [usize; 2] {
+    /// How many networks it holds.
+    pub fn counts(&self) -> Counts {
         self.counts.get()
     }
 
-    fn count(&self, network: &Network, change: isize) {
+    fn count(&self, kind: Kind, network: &Network, change: isize) {
         let mut counts = self.counts.get();
-        let family = &mut counts[usize::from(!network.is_v4())];
-        *family = family.saturating_add_signed(change);
+        counts.all = counts.all.saturating_add_signed(change);
+        if kind == Kind::Blocked {
+            let family = &mut counts.blocked[usize::from(!network.is_v4())];
+            *family = family.saturating_add_signed(change);
+        }
         self.counts.set(counts);
-    }
-
-    fn key(&self, network: &Network) -> Key {
-        let (high, low) = network.first().words();
-        let length = u64::from(network.bits());
-        let hashed = Hashed::new(high, low, length, self.seed);
-        Key { high, low, length, first: hashed.first(self.bucket_mask), second: hashed.second(self.bucket_mask) }
     }
 }
 
 impl Slots for Pair<'_> {
-    fn pair(&self, _: &Key) -> (&Table, [&[AtomicU64]; 2]) {
-        (self.table, [self.views[0].words(), self.views[1].words()])
+    fn places(&self, hashed: &Hashed) -> [Place<'_>; 2] {
+        let [first, second] = hashed.buckets(self.table.bucket_mask).map(|n| &self.prints.words()[n as usize % GROUP]);
+        [(0, first), (1, second)].map(|(n, prints)| Place { slots: self.networks[n].words(), prints })
     }
 
-    fn key(&self, network: &Network) -> Key {
-        self.table.key(network)
+    fn table(&self) -> &Table {
+        self.table
     }
 }
 
 impl Slots for Whole<'_> {
-    fn pair(&self, key: &Key) -> (&Table, [&[AtomicU64]; 2]) {
-        let bucket = |number: u32| &self.view.words()[number as usize * BUCKET_WORDS..][..BUCKET_WORDS];
-        (self.table, [bucket(key.first), bucket(key.second)])
+    fn places(&self, hashed: &Hashed) -> [Place<'_>; 2] {
+        hashed.buckets(self.table.bucket_mask).map(|number| self.place(number as usize))
     }
 
-    fn key(&self, network: &Network) -> Key {
-        self.table.key(network)
+    fn table(&self) -> &Table {
+        self.table
     }
 }
 
 impl Whole<'_> {
     /// All entries, in no order.
     pub fn entries(&self) -> impl Iterator<Item = TableEntry> {
-        self.view.words().chunks_exact(SLOT_WORDS).filter_map(read)
+        self.networks.words().chunks_exact(SLOT_WORDS).filter_map(read)
     }
 
-    /// Counts the entries of a table that an earlier daemon has filled.
-    pub fn recount(&self) {
-        self.table.counts.set([0; 2]);
-        self.entries().for_each(|entry| self.table.count(&entry.network, 1));
+    /// Puts right what a daemon left that died between two writes, and counts what is there.
+    pub fn repair(&self) {
+        self.table.counts.set(Counts::default());
+        for number in 0..self.prints.words().len() {
+            let place = self.place(number);
+            let mut prints = 0;
+            for way in 0..WAYS {
+                let Some(entry) = read(place.slot(way)) else {
+                    continue;
+                };
+                let key = Key::new(entry.kind, &entry.network, self.table);
+                prints |= key.hashed.print() << (8 * way);
+                self.table.count(entry.kind, &entry.network, 1);
+            }
+            place.prints.store(prints, Ordering::Release);
+        }
+    }
+
+    fn place(&self, number: usize) -> Place<'_> {
+        Place {
+            slots: &self.networks.words()[number * BUCKET_WORDS..][..BUCKET_WORDS],
+            prints: &self.prints.words()[number],
+        }
+    }
+}
+
+/// A bucket and its fingerprints.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    slots: &'a [AtomicU64],
+    prints: &'a AtomicU64,
+}
+
+impl<'a> Place<'a> {
+    fn slot(&self, way: usize) -> &'a [AtomicU64] {
+        &self.slots[way * SLOT_WORDS..][..SLOT_WORDS]
+    }
+
+    /// Whether one more network with this fingerprint has a place here.
+    fn takes(&self, print: u64) -> bool {
+        let prints = self.prints.load(Ordering::Relaxed).to_le_bytes();
+        prints.contains(&0) && prints.iter().filter(|other| u64::from(**other) == print).count() < ALIKE
+    }
+
+    fn used(&self) -> usize {
+        self.prints.load(Ordering::Relaxed).to_le_bytes().iter().filter(|print| **print != 0).count()
+    }
+
+    fn free(&self) -> Option<usize> {
+        self.prints.load(Ordering::Relaxed).to_le_bytes().iter().position(|print| *print == 0)
+    }
+
+    /// Writes the fingerprint, with which the entry is there, whole.
+    fn announce(&self, way: usize, print: u64) {
+        let prints = self.prints.load(Ordering::Relaxed);
+        self.prints.store(prints & !(0xff << (8 * way)) | print << (8 * way), Ordering::Release);
+    }
+
+    fn clear(&self, way: usize) {
+        self.announce(way, 0);
+        self.slot(way)[STATE].store(0, Ordering::Release);
     }
 }
 
 /// A network as the table looks for it.
-#[derive(Debug, Clone, Copy)]
-pub struct Key {
+#[derive(Clone, Copy)]
+struct Key {
     high: u64,
     low: u64,
-    length: u64,
-    first: u32,
-    second: u32,
+    label: u64,
+    hashed: Hashed,
 }
 
-/// The slot of a network in its two buckets.
-fn find<'a>(buckets: [&'a [AtomicU64]; 2], key: &Key) -> Option<&'a [AtomicU64]> {
-    buckets.into_iter().flat_map(|bucket| bucket.chunks_exact(SLOT_WORDS)).find(|slot| {
-        slot[STATE].load(Ordering::Acquire) & (LENGTH | OCCUPIED) == key.length | OCCUPIED
-            && slot[LOW].load(Ordering::Relaxed) == key.low
-            && slot[HIGH].load(Ordering::Relaxed) == key.high
+impl Key {
+    fn new(kind: Kind, network: &Network, table: &Table) -> Self {
+        let (high, low) = network.first().words();
+        let label = kind.label(network.bits());
+        Self { high, low, label, hashed: Hashed::new(high, low, label, table.seed) }
+    }
+}
+
+/// Where a network stands in its two buckets.
+fn find<'a>(places: [Place<'a>; 2], key: &Key) -> Option<(Place<'a>, usize)> {
+    places.into_iter().find_map(|place| {
+        let prints = place.prints.load(Ordering::Acquire).to_le_bytes();
+        let way = (0..WAYS).find(|way| {
+            let slot = place.slot(*way);
+            u64::from(prints[*way]) == key.hashed.print()
+                && slot[STATE].load(Ordering::Acquire) & LABEL == key.label
+                && slot[LOW].load(Ordering::Relaxed) == key.low
+                && slot[HIGH].load(Ordering::Relaxed) == key.high
+        })?;
+        Some((place, way))
     })
 }
 
 /// Returns whether the network is new.
-fn set(buckets: [&[AtomicU64]; 2], key: &Key, terms: Terms) -> Result<bool, NoPlace> {
-    let flags = terms.flags();
-    if let Some(slot) = find(buckets, key) {
+fn set(places: [Place<'_>; 2], key: &Key, terms: Terms) -> Result<bool, NoPlace> {
+    if let Some((place, way)) = find(places, key) {
+        let slot = place.slot(way);
         slot[EXPIRES].store(terms.expires, Ordering::Relaxed);
         // The kernel counts hits in the same word.
-        let change = |state: u64| Some(state & !(FEED | CLAIMED) | flags);
+        let change = |state: u64| Some(state & !(FEED | CLAIMED) | terms.flags());
         let _ = slot[STATE].fetch_update(Ordering::Release, Ordering::Relaxed, change);
         return Ok(false);
     }
-    let used = |bucket: &[AtomicU64]| bucket.chunks_exact(SLOT_WORDS).filter(|slot| is_occupied(slot)).count();
-    // The emptier of the two, the first if they are alike; there the first free slot.
-    let [first, second] = buckets.map(used);
-    let bucket = if first <= second { buckets[0] } else { buckets[1] };
-    let free = bucket.chunks_exact(SLOT_WORDS).find(|slot| !is_occupied(slot)).ok_or(NoPlace)?;
-    free[HIGH].store(key.high, Ordering::Relaxed);
-    free[LOW].store(key.low, Ordering::Relaxed);
-    free[EXPIRES].store(terms.expires, Ordering::Relaxed);
-    // Last: with this word the entry is there, whole.
-    free[STATE].store(key.length | flags, Ordering::Release);
+    // The emptier of the two that can take it, the first if they are alike.
+    let print = key.hashed.print();
+    let place = places.into_iter().filter(|place| place.takes(print)).min_by_key(Place::used).ok_or(NoPlace)?;
+    let way = place.free().ok_or(NoPlace)?;
+    let words = [(HIGH, key.high), (LOW, key.low), (EXPIRES, terms.expires), (STATE, key.label | terms.flags())];
+    for (word, value) in words {
+        place.slot(way)[word].store(value, Ordering::Relaxed);
+    }
+    place.announce(way, print);
     Ok(true)
-}
-
-fn is_occupied(slot: &[AtomicU64]) -> bool {
-    slot[STATE].load(Ordering::Relaxed) & OCCUPIED != 0
 }
 
 fn read(slot: &[AtomicU64]) -> Option<TableEntry> {
@@ -231,11 +315,9 @@ fn read(slot: &[AtomicU64]) -> Option<TableEntry> {
         return None;
     }
     let [high, low, expires] = [HIGH, LOW, EXPIRES].map(|word| slot[word].load(Ordering::Relaxed));
-    Some(TableEntry {
-        network: Network::around(Source::from_words(high, low), (state & LENGTH) as u8),
-        terms: Terms { expires, feed: state & FEED != 0, claimed: state & CLAIMED != 0 },
-        hits: state / HIT,
-    })
+    let length = state & LABEL & !(OCCUPIED | Kind::Apart as u64 | Kind::Blocked as u64);
+    let network = Network::around(Source::from_words(high, low), length as u8);
+    let kind = Kind::ALL.into_iter().find(|kind| kind.label(network.bits()) == state & LABEL)?;
+    let terms = Terms { expires, feed: state & FEED != 0, claimed: state & CLAIMED != 0 };
+    Some(TableEntry { kind, network, terms, hits: state / HIT })
 }
-
-const _: () = assert!(BUCKET_WORDS == WAYS * SLOT_WORDS);

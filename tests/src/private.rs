@@ -53,9 +53,7 @@ fn open(ids: &[(&'static str, u32)], name: &str) -> Result<Map> {
 }
 
 fn id(map: &Map) -> Result<u32> {
-    let (Map::HashMap(data) | Map::LpmTrie(data) | Map::Array(data) | Map::PerCpuArray(data) | Map::RingBuf(data)) =
-        map
-    else {
+    let (Map::HashMap(data) | Map::Array(data) | Map::PerCpuArray(data) | Map::RingBuf(data)) = map else {
         anyhow::bail!("another kind of map: {map:?}");
     };
     Ok(data.info()?.id())

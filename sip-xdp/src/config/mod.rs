@@ -314,7 +314,7 @@ impl Config {
 
     /// The limits as the kernel counts them.
     pub fn meter_limits(&self) -> meter::Limits {
-        let limit = |rate: Rate| meter::Limit::new(rate.count, rate.per.nanos());
+        let limit = |rate: Rate| meter::Pace::new(rate.count, rate.per.nanos());
         let limits = &self.limits.unknown;
         meter::Limits { register: limit(limits.register), requests: limit(limits.requests), other: limit(limits.other) }
     }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use sip_xdp::object::{Ports, Settings};
 use sip_xdp_common::ingress::{self, Charged, Hit, Judgement, Listing, Sent, Site, Tables};
 use sip_xdp_common::layout::{List, NEVER};
-use sip_xdp_common::meter::{Charge, Limits, Meter};
+use sip_xdp_common::meter::{Limits, Meter, ticks};
 use sip_xdp_common::packet::{Inspects, Link};
 use sip_xdp_common::reader::Bytes;
 use sip_xdp_common::source::{Source, mask};
@@ -76,10 +76,11 @@ impl Tables for HostTables {
     fn charge(&self, message: Message, sent: &Sent) -> Charged {
         let key = if sent.source.is_v4() { sent.source } else { sent.source.masked(mask(64)) };
         let mut meters = self.meters.borrow_mut();
-        let meter = meters.entry(key).or_insert_with(|| Meter::new(self.now.get()));
-        match meter.charge(message, self.now.get(), &self.limits) {
-            Charge::Within => Charged::Within,
-            Charge::Over { .. } => Charged::Limited,
+        let now = ticks(self.now.get());
+        let meter = meters.entry(key).or_insert_with(|| Meter::new(1, now));
+        match meter.charge(message, now, &self.limits) {
+            None => Charged::Within,
+            Some(_) => Charged::Limited,
         }
     }
 }

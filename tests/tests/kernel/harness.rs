@@ -11,7 +11,7 @@ use sip_xdp::object::{self, Capacity, Ports, Settings};
 use sip_xdp::sources::Sources;
 use sip_xdp_common::egress::Answer;
 use sip_xdp_common::layout::{Counters, LimitEvent, List, Responses};
-use sip_xdp_common::meter::{Limit, Limits};
+use sip_xdp_common::meter::{Limit, Limits, Pace};
 use sip_xdp_common::names;
 use sip_xdp_common::packet::{Inspects, Link};
 use sip_xdp_common::storm::StormLimits;
@@ -35,9 +35,9 @@ pub(crate) struct Outcome {
 
 pub(crate) fn limits() -> Limits {
     Limits {
-        register: Limit::new(100, 60 * SECOND),
-        requests: Limit::new(50, 10 * SECOND),
-        other: Limit::new(300, 10 * SECOND),
+        register: Pace::new(100, 60 * SECOND),
+        requests: Pace::new(50, 10 * SECOND),
+        other: Pace::new(300, 10 * SECOND),
     }
 }
 
@@ -179,7 +179,7 @@ impl Kernel {
 
 fn id(map: &Map) -> u32 {
     match map {
-        Map::HashMap(data) | Map::LpmTrie(data) | Map::Array(data) | Map::PerCpuArray(data) | Map::RingBuf(data) => {
+        Map::HashMap(data) | Map::Array(data) | Map::PerCpuArray(data) | Map::RingBuf(data) => {
             data.info().unwrap().id()
         }
         other => panic!("another kind of map: {other:?}"),

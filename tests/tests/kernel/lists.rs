@@ -1,14 +1,14 @@
 //! The block and trust tables in the kernel: expiry, overlaps, capacity, hits, and agreement with a plain model.
 
-use aya::maps::lpm_trie::LpmTrie;
 use sip_xdp::guide;
 use sip_xdp::ledger::Entry;
-use sip_xdp::lists::{ListError, Lists, lpm_key};
+use sip_xdp::lists::{ListError, Lists};
 use sip_xdp::mapped::Mapped;
 use sip_xdp::network::Network;
 use sip_xdp::object::{Capacity, Settings};
 use sip_xdp::table::{Slots, Table, Terms};
-use sip_xdp_common::layout::{List, NEVER, Owner, TrustEntry};
+use sip_xdp_common::layout::{List, NEVER, Owner};
+use sip_xdp_common::lists::Kind;
 use sip_xdp_common::names;
 use sip_xdp_common::verdict::Reason;
 
@@ -149,14 +149,14 @@ fn what_a_crash_left_half_done_is_put_right() {
     kernel.list(List::Trust, "198.51.100.7", NEVER);
     // The daemon dies between two writes: a row without its entry, and entries without a row.
     let guide = guide::read(&Mapped::new(kernel.map_again(names::GUIDE).unwrap()).unwrap().all().unwrap());
-    let table = Table::new(Mapped::new(kernel.map_again(names::BLOCKLIST).unwrap()).unwrap(), &guide);
+    let table = Table::open(|name| kernel.map_again(name), &guide).unwrap();
     let whole = table.whole().unwrap();
     let orphan: Network = "192.0.2.9".parse().unwrap();
     let orphan_trust: Network = "198.51.100.9".parse().unwrap();
-    whole.set(&orphan, Terms { expires: NEVER, feed: false, claimed: true }).unwrap();
-    whole.remove(&"192.0.2.8".parse().unwrap());
-    let mut trust: LpmTrie<_, [u8; 16], TrustEntry> = kernel.map_again(names::TRUST).unwrap().try_into().unwrap();
-    trust.insert(&lpm_key(&orphan_trust), TrustEntry { expires: NEVER, flags: 1, pad: 0 }, 0).unwrap();
+    let terms = Terms { expires: NEVER, feed: false, claimed: true };
+    whole.set(Kind::Blocked, &orphan, terms).unwrap();
+    whole.set(Kind::Trusted, &orphan_trust, terms).unwrap();
+    whole.remove(Kind::Blocked, &"192.0.2.8".parse().unwrap());
     assert_eq!(reason(&mut kernel, "192.0.2.9"), Reason::Blocked);
     assert_eq!(reason(&mut kernel, "192.0.2.8"), Reason::Unknown);
 

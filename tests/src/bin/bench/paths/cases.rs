@@ -14,7 +14,7 @@ use sip_xdp::ledger::Entry;
 use sip_xdp::network::Network;
 use sip_xdp::object::{Capacity, Ports, Settings};
 use sip_xdp_common::layout::{List, NEVER};
-use sip_xdp_common::meter::{Limit, Limits};
+use sip_xdp_common::meter::{Limit, Limits, Pace};
 use sip_xdp_common::packet::{Inspects, Link};
 use sip_xdp_common::storm::StormLimits;
 use sip_xdp_tests::generator::spread;
@@ -176,7 +176,7 @@ pub(super) fn cases() -> Result<Vec<Case>> {
     let usual = settings();
     let storm = Settings { storm: StormLimits::new(100, 1_000_000_000, Limit::new(1, 1_000_000_000)), ..settings() };
     let strict =
-        Settings { limits: Limits { register: Limit::new(1, 3_600_000_000_000), ..settings().limits }, ..settings() };
+        Settings { limits: Limits { register: Pace::new(1, 3_600_000_000_000), ..settings().limits }, ..settings() };
     let bare = Settings { inspects: Inspects { ipv6: false, tags: false }, ..settings() };
     let nothing = Filter::new(Lists::Nothing, &usual)?;
     let thousand = Filter::new(Lists::Feed(1_000), &usual)?;
@@ -253,10 +253,10 @@ fn empty_pass() -> Result<(&'static str, Rc<Ebpf>)> {
 
 /// As by default, but for limits that no run reaches and storms that none is.
 fn settings() -> Settings {
-    let endless = Limit { interval: 0, burst: 0 };
+    let (endless, unlimited) = (Limit { interval: 0, burst: 0 }, Pace { interval: 0, burst: 0 });
     Settings {
         ports: Ports::new([(5060, 5061)]),
-        limits: Limits { register: endless, requests: endless, other: endless },
+        limits: Limits { register: unlimited, requests: unlimited, other: unlimited },
         storm: StormLimits { new_sources: u64::MAX, budget: endless },
         ipv6_prefix: 64,
         scope_all: false,

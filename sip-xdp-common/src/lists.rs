@@ -1,0 +1,510 @@
+//! The lists as the kernel sees them: one hash table of networks, fingerprints of what is in it, and the lengths that
+//! occur.
+//!
+//! A [`Slot`] holds one network of one [`Kind`], of any length and either family, in one half of a cache line: its
+//! address, its end, its length and its hit counter. Slots stand in buckets of [`WAYS`]; a network has two buckets to
+//! choose from, by a seeded hash, and goes to the emptier one (both are of one group of [`GROUP`], so that one look tells). For each bucket there is a word of fingerprints, one byte
+//! of the hash per slot: these words are a sixty-fourth of the table, stay in the caches, and tell nearly every network
+//! that is not there. To find what lists a source, its network of each length that occurs is looked for; for IPv4 the
+//! [`front`] says beforehand that there is nothing to find, or only hosts.
+//!
+//! The table is plain memory that user space maps. It writes an entry so that a reader sees it whole or not at all, and
+//! changing other entries never moves one that stays.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::front::{self, Place};
+use crate::hash;
+use crate::layout::NEVER;
+use crate::source::{Source, mask};
+use crate::sources::sets;
+
+/// How many slots a bucket has.
+pub const WAYS: usize = 8;
+
+/// The most networks with the same fingerprint in one bucket; the writer sees to it.
+pub const ALIKE: usize = 3;
+
+/// How many buckets make a group: the fingerprints of a group are two cache lines, next to each other.
+pub const GROUP: usize = 16;
+
+/// The fingerprints of a group: a byte for each slot, a word for each bucket.
+pub type Prints = [u64; GROUP];
+
+/// How many buckets there are for a capacity of `networks`: a power of two, so that at most half of the slots are used.
+/// With two buckets to choose from, both of a network's are then full so rarely that nobody will see it.
+pub const fn buckets(networks: u32) -> u32 {
+    let wanted = networks.div_ceil(WAYS as u32 / 2).next_power_of_two();
+    if wanted < GROUP as u32 { GROUP as u32 } else { wanted }
+}
+
+/// What a network is listed as.
+#[repr(u64)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Never dropped.
+    Trusted = 0x000,
+    /// Not judged as one: hosts that must not share a fate live in it.
+    Apart = 0x200,
+    /// Dropped.
+    Blocked = 0x400,
+}
+
+impl Kind {
+    /// All of them, in the order in which they are looked for.
+    pub const ALL: [Self; 3] = [Self::Trusted, Self::Apart, Self::Blocked];
+
+    /// What stands in [`Slot::state`] for a network of this kind and length.
+    pub const fn label(self, bits: u8) -> u64 {
+        OCCUPIED | self as u64 | bits as u64
+    }
+}
+
+/// [`Slot::state`]: the slot holds a network.
+pub const OCCUPIED: u64 = 0x100;
+/// [`Slot::state`]: the length out of 128, [`Kind`] and [`OCCUPIED`].
+pub const LABEL: u64 = 0x7ff;
+/// [`Slot::state`]: a feed lists the network.
+pub const FEED: u64 = 0x800;
+/// [`Slot::state`]: an operator, the configuration or the detector lists the network.
+pub const CLAIMED: u64 = 0x1000;
+/// One dropped packet in [`Slot::state`]. The counter is the upper 48 bits.
+pub const HIT: u64 = 1 << 16;
+
+/// One packet in so many that a [`front::WHOLE`] /24 drops is counted, with this weight.
+pub const SAMPLE: u64 = 64;
+
+/// A listed network.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Slot {
+    /// The first half of the network's address, as [`Source::words`] gives it.
+    pub high: u64,
+    /// The second half.
+    pub low: u64,
+    /// When the listing ends, in nanoseconds of the filter's clock, or [`NEVER`].
+    pub expires: u64,
+    /// Label, flags and hits.
+    pub state: u64,
+}
+
+/// Where a network may stand.
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Bucket {
+    /// In no order.
+    pub slots: [Slot; WAYS],
+}
+
+const _: () = assert!(size_of::<Slot>() == 32 && size_of::<Bucket>() == 256);
+
+/// A length that occurs on a list.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Length {
+    /// The mask of the first half of an address, as [`mask`] gives it.
+    pub high: u64,
+    /// The mask of the second half.
+    pub low: u64,
+    /// As [`Kind::label`] says.
+    pub label: u64,
+}
+
+impl Length {
+    /// Of networks of a kind.
+    pub const fn of(kind: Kind, bits: u8) -> Self {
+        let (high, low) = mask(bits);
+        Self { high, low, label: kind.label(bits) }
+    }
+}
+
+/// Where the lengths of IPv6 networks begin in [`Guide::lengths`]; those of IPv4 begin at 0.
+pub const IPV6_LENGTHS: usize = 128;
+
+/// The most lengths that a family can have, all kinds together.
+pub const MAX_LENGTHS: usize = 384;
+
+/// For how many lengths the fingerprints are looked at before anything else is. The verifier follows each of these steps;
+/// lists with more lengths than this are rare, and pay a few nanoseconds for each.
+const GLANCES: usize = 12;
+
+/// How many places one version of the lengths has.
+const VERSION: usize = 512;
+
+const _: () = assert!(IPV6_LENGTHS + MAX_LENGTHS <= VERSION);
+
+/// How to read the tables of lists and sources. There are two versions of the lengths: one that is in force, and one that
+/// is being written.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Guide {
+    /// Seeds every hash; chosen once, when the tables are made.
+    pub seed: u64,
+    /// The number of buckets less one.
+    pub bucket_mask: u32,
+    /// The number of sets of sources ([`crate::sources`]) less one.
+    pub set_mask: u32,
+    /// IPv4 networks that are blocked.
+    pub ipv4: u32,
+    /// IPv6 networks that are blocked.
+    pub ipv6: u32,
+    /// The version in force: 0 or 1.
+    pub version: u32,
+    /// Zero.
+    pub pad: u32,
+    /// By version: how many lengths occur in IPv4 and in IPv6.
+    pub counts: [[u32; 2]; 2],
+    /// By version, then by family, the lengths that occur: trusted ones first, blocked ones last, the longest first.
+    pub lengths: [[Length; VERSION]; 2],
+}
+
+const _: () = assert!(size_of::<Guide>() == 48 + 2 * VERSION * 24);
+
+/// The hash of a network, and what follows from it.
+#[derive(Debug, Clone, Copy)]
+pub struct Hashed(u64);
+
+impl Hashed {
+    /// Of the network with this label at the address with these halves.
+    #[inline(always)]
+    pub const fn new(high: u64, low: u64, label: u64, seed: u64) -> Self {
+        Self(hash::mix(high, low, label, seed))
+    }
+
+    /// The two buckets, of a number less one that is a power of two: of the same group, and never the same.
+    #[inline(always)]
+    pub const fn buckets(&self, mask: u32) -> [u32; 2] {
+        let first = self.0 as u32 & mask;
+        let apart = ((self.0 >> 32 & 0xffff) * (GROUP as u64 - 1) >> 16) + 1;
+        [first, first ^ apart as u32]
+    }
+
+    /// The fingerprint: never 0, which is that of a free slot.
+    #[inline(always)]
+    pub const fn print(&self) -> u64 {
+        // The highest byte, 0 made 1.
+        let print = self.0 >> 56;
+        print + (print.wrapping_sub(1) >> 63)
+    }
+}
+
+/// The highest bit of each of the eight bytes of `word` that is `byte`.
+#[inline(always)]
+const fn byte_bits(word: u64, byte: u64) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const REST: u64 = 0x7f * ONES;
+    let differs = word ^ byte.wrapping_mul(ONES);
+    !(((differs & REST) + REST) | differs | REST)
+}
+
+/// The number of the lowest byte whose highest bit is set, if only highest bits are.
+#[inline(always)]
+const fn lowest_byte(bits: u64) -> usize {
+    // A single bit, multiplied: shifts the byte that holds its number to the top.
+    let lowest = (bits & bits.wrapping_neg()) >> 7;
+    (lowest.wrapping_mul(0x0001_0203_0405_0607) >> 56) as usize
+}
+
+/// Where a network stands: its bucket times [`WAYS`], plus its slot there, plus one. Zero is nowhere.
+pub type Standing = u32;
+
+/// No slot.
+pub const NOWHERE: Standing = 0;
+
+/// The tables, as one reader sees them.
+pub trait Shelves {
+    /// How to read them.
+    fn guide(&self) -> Option<&Guide>;
+    /// An element of the front.
+    fn front(&self, element: u32) -> Option<&front::Element>;
+    /// The fingerprints of a group.
+    fn prints(&self, group: u32) -> Option<&Prints>;
+    /// A bucket.
+    fn bucket(&self, number: u32) -> Option<&Bucket>;
+    /// The time; asked only for what ends.
+    fn now(&self) -> u64;
+    /// Whether this packet is the one in [`SAMPLE`].
+    fn is_sample(&self) -> bool;
+    /// Takes at most [`Search::count`] steps, until one says that it was the last. The kernel's verifier follows a
+    /// helper's loop once, not once for each length.
+    fn each_length(&self, search: &mut Search);
+    /// See [`Reader::forget`](crate::reader::Reader::forget).
+    fn forget(&self, value: usize) -> usize;
+}
+
+/// What the tables say of a source: in one word, so that the verifier can be made to forget all of it at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Listed(u64);
+
+impl Listed {
+    const TRUSTED: u64 = 1;
+    const APART: u64 = 2;
+    const BLOCKED: u64 = 4;
+    const SAMPLED: u64 = 8;
+
+    #[inline(always)]
+    const fn blocked_at(standing: Standing) -> Self {
+        Self(if standing == NOWHERE { 0 } else { Self::BLOCKED | (standing as u64) << 32 })
+    }
+
+    /// It is trusted.
+    #[inline(always)]
+    pub const fn is_trusted(&self) -> bool {
+        self.0 & Self::TRUSTED != 0
+    }
+
+    /// It is not judged as part of its network.
+    #[inline(always)]
+    pub const fn is_apart(&self) -> bool {
+        self.0 & Self::APART != 0
+    }
+
+    /// Something blocks it.
+    #[inline(always)]
+    pub const fn is_blocked(&self) -> bool {
+        self.0 & Self::BLOCKED != 0
+    }
+
+    /// What blocks it and is to be counted.
+    #[inline(always)]
+    pub const fn standing(&self) -> Standing {
+        (self.0 >> 32) as Standing
+    }
+
+    /// What is to be added to its [`Slot::state`].
+    #[inline(always)]
+    pub const fn hits(&self) -> u64 {
+        if self.0 & Self::SAMPLED != 0 { HIT * SAMPLE } else { HIT }
+    }
+}
+
+/// Reads a word that another CPU or user space may change at any time.
+#[inline(always)]
+pub fn current<T: Copy>(word: &T) -> T {
+    // SAFETY: a reference is valid and aligned. Volatile, so that it is read once, where it stands here.
+    unsafe { core::ptr::from_ref(word).read_volatile() }
+}
+
+/// Asks the tables about a source.
+#[inline(always)]
+pub fn look_up<S: Shelves>(shelves: &S, source: &Source) -> Listed {
+    Listed(shelves.forget(search(shelves, source).0 as usize) as u64)
+}
+
+#[inline(always)]
+fn search<S: Shelves>(shelves: &S, source: &Source) -> Listed {
+    let nothing = Listed(0);
+    let Some(guide) = shelves.guide() else {
+        return nothing;
+    };
+    let (high, low) = source.words();
+    let mut whole = 0;
+    let is_v4 = source.is_v4();
+    if is_v4 {
+        let place = Place::of(((low >> 32) as u32).swap_bytes());
+        let Some(element) = shelves.front(place.element) else {
+            return nothing;
+        };
+        match place.read(current(&element[place.word & 7])) {
+            front::CLEAR => return nothing,
+            front::HOSTS => {
+                return Listed::blocked_at(find(shelves, guide, high, low, Kind::Blocked.label(128)));
+            }
+            front::WHOLE if !shelves.is_sample() => return Listed(Listed::BLOCKED),
+            front::WHOLE => whole = Listed::BLOCKED | Listed::SAMPLED,
+            _ => {}
+        }
+    }
+    let version = (current(&guide.version) & 1) as usize;
+    let count = current(&guide.counts[version][usize::from(!is_v4)]) as usize;
+    let base = shelves.forget(version * VERSION + if is_v4 { 0 } else { IPV6_LENGTHS });
+    let whole = shelves.forget(whole as usize) as u64;
+    // First only the fingerprints: for most sources none fits.
+    let mut first = count;
+    for n in 0..=GLANCES {
+        if n >= count {
+            break;
+        }
+        if n == GLANCES {
+            first = n;
+            break;
+        }
+        let length = length(guide, base + n);
+        let (high, low) = (high & current(&length.high), low & current(&length.low));
+        if fits(shelves, guide, &Hashed::new(high, low, current(&length.label), guide.seed)) {
+            first = n;
+            break;
+        }
+    }
+    let first = shelves.forget(first);
+    if first >= count {
+        return Listed(whole);
+    }
+    let at = (base + first) as u32;
+    let mut search = Search { high, low, at, count: (count - first) as u32, found: Listed(whole) };
+    shelves.each_length(&mut search);
+    search.found
+}
+
+#[inline(always)]
+fn length(guide: &Guide, at: usize) -> &Length {
+    &guide.lengths[(at / VERSION) & 1][at % VERSION]
+}
+
+/// Whether a network may be in the table, by its fingerprint.
+#[inline(always)]
+fn fits<S: Shelves>(shelves: &S, guide: &Guide, hashed: &Hashed) -> bool {
+    let [first, second] = hashed.buckets(guide.bucket_mask);
+    let Some(prints) = shelves.prints(first / GROUP as u32) else {
+        return false;
+    };
+    let (first, second) = (&prints[first as usize % GROUP], &prints[second as usize % GROUP]);
+    let print = hashed.print();
+    // Both at once: a branch less to guess.
+    byte_bits(current(first), print) | byte_bits(current(second), print) != 0
+}
+
+/// A search through the lengths of a family.
+#[derive(Debug, Clone, Copy)]
+pub struct Search {
+    high: u64,
+    low: u64,
+    /// The place of the next length among all of both versions.
+    at: u32,
+    /// How many lengths there are.
+    pub count: u32,
+    /// What was found.
+    found: Listed,
+}
+
+impl Search {
+    /// Looks for the source's network of the next length. Returns whether all is found that matters.
+    #[inline(always)]
+    pub fn step<S: Shelves>(&mut self, shelves: &S) -> bool {
+        let Some(guide) = shelves.guide() else {
+            return true;
+        };
+        let length = length(guide, self.at as usize);
+        self.at += 1;
+        let label = current(&length.label);
+        let standing = find(shelves, guide, self.high & current(&length.high), self.low & current(&length.low), label);
+        if standing == NOWHERE {
+            return false;
+        }
+        if label & Kind::Blocked as u64 != 0 {
+            self.found.0 |= Listed::blocked_at(standing).0;
+            return true;
+        }
+        if label & Kind::Apart as u64 != 0 {
+            self.found.0 |= Listed::APART;
+            return false;
+        }
+        self.found.0 |= Listed::TRUSTED;
+        true
+    }
+}
+
+/// Where the live entry for exactly this network stands.
+#[inline(always)]
+fn find<S: Shelves>(shelves: &S, guide: &Guide, high: u64, low: u64, label: u64) -> Standing {
+    let hashed = Hashed::new(high, low, label, guide.seed);
+    let [first, second] = hashed.buckets(guide.bucket_mask);
+    let wanted = Wanted { high, low, label, print: hashed.print() };
+    match find_in(shelves, first, &wanted) {
+        NOWHERE => find_in(shelves, second, &wanted),
+        standing => standing,
+    }
+}
+
+struct Wanted {
+    high: u64,
+    low: u64,
+    label: u64,
+    print: u64,
+}
+
+#[inline(always)]
+fn find_in<S: Shelves>(shelves: &S, number: u32, wanted: &Wanted) -> Standing {
+    let (Some(prints), Some(bucket)) = (shelves.prints(number / GROUP as u32), shelves.bucket(number)) else {
+        return NOWHERE;
+    };
+    let mut bits = byte_bits(current(&prints[number as usize % GROUP]), wanted.print);
+    // Only slots whose fingerprints fit are read.
+    for _ in 0..ALIKE {
+        if bits == 0 {
+            break;
+        }
+        let way = lowest_byte(bits);
+        let slot = &bucket.slots[way & (WAYS - 1)];
+        let differs = (current(&slot.state) & LABEL ^ wanted.label)
+            | (current(&slot.low) ^ wanted.low)
+            | (current(&slot.high) ^ wanted.high);
+        if differs == 0 {
+            let expires = current(&slot.expires);
+            if expires != NEVER && expires <= shelves.now() {
+                break;
+            }
+            return number * WAYS as u32 + way as u32 + 1;
+        }
+        bits &= bits - 1;
+    }
+    NOWHERE
+}
+
+impl Guide {
+    /// How to read empty tables for a capacity of `networks` and of `sources`.
+    pub fn new(seed: u64, networks: u32, sources: u32) -> Self {
+        Self { seed, bucket_mask: buckets(networks) - 1, set_mask: sets(sources) - 1, ..Self::zeroed() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fingerprint_is_never_missed() {
+        for byte in 1..=255_u64 {
+            for way in 0..WAYS as u64 {
+                let word = 0x9a00_0f80_017f_00ff_u64 & !(0xff << (8 * way)) | byte << (8 * way);
+                let found = byte_bits(word, byte);
+                for n in 0..WAYS as u64 {
+                    assert_eq!(
+                        found >> (8 * n) & 0xff,
+                        u64::from(word >> (8 * n) & 0xff == byte) << 7,
+                        "{word:x} {byte:x}"
+                    );
+                }
+                let lowest = (0..WAYS).find(|n| word >> (8 * n) & 0xff == byte);
+                assert_eq!(Some(lowest_byte(found)), lowest);
+            }
+            assert_eq!(byte_bits(0, byte), 0);
+        }
+    }
+
+    #[test]
+    fn fingerprints_spread_and_are_never_that_of_a_free_slot() {
+        let mut counts = [0_u32; 256];
+        for n in 0..1 << 16 {
+            counts[Hashed::new(0, n, Kind::Blocked.label(128), 7).print() as usize] += 1;
+        }
+        assert_eq!(counts[0], 0);
+        assert!(counts[1..].iter().all(|count| (180..700).contains(count)), "{counts:?}");
+    }
+
+    /// What the size of the table rests on: however often it is filled to its capacity, every network finds a place.
+    #[test]
+    fn two_buckets_are_enough() {
+        for seed in 1..=4 {
+            let networks = 1_u32 << 18;
+            let mask = buckets(networks) - 1;
+            let mut used = vec![0_u8; mask as usize + 1];
+            for n in 0..u64::from(networks) {
+                let [first, second] = Hashed::new(0, n << 32, Kind::Blocked.label(128), seed).buckets(mask);
+                let to = if used[first as usize] <= used[second as usize] { first } else { second };
+                used[to as usize] += 1;
+            }
+            assert!(used.iter().all(|used| usize::from(*used) <= WAYS), "{:?}", used.iter().max());
+        }
+    }
+}
