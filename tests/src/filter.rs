@@ -11,6 +11,9 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use sip_xdp::lists::{EARLIER, Lists, Refresh};
+use sip_xdp::network::Network;
+use sip_xdp::pins::Pins;
 
 use crate::namespace::{Namespace, unique_name};
 use crate::process::{Line, Process, output};
@@ -163,6 +166,20 @@ impl<'a> Filter<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Makes feeds list these networks and no others. For that the daemon is stopped, and started again: it adopts what it
+    /// finds.
+    pub fn feed(&mut self, networks: Vec<Network>) -> Result<Refresh> {
+        self.stop()?;
+        let refresh = {
+            let pins = Pins::new(&self.pins);
+            let _lock = pins.lock()?;
+            let mut lists = Lists::open(|name| pins.open(name)).context("the pinned lists cannot be opened")?;
+            lists.replace_feed(EARLIER, networks)?
+        };
+        self.launch()?;
+        Ok(refresh)
     }
 
     /// Everything dropped on one interface.

@@ -18,6 +18,7 @@ pub mod sip;
 pub mod stream;
 pub mod supervise;
 pub mod topology;
+pub mod usage;
 pub mod wire;
 
 use std::thread;

@@ -5,7 +5,9 @@
 
 mod contenders;
 mod json;
+mod lists;
 mod machine;
+mod networks;
 mod paths;
 mod plot;
 mod rates;
@@ -52,9 +54,10 @@ struct Measurement {
 }
 
 /// All of them, in the order in which they are run.
-const MEASUREMENTS: [Measurement; 3] = [
+const MEASUREMENTS: [Measurement; 4] = [
     Measurement { letter: 'a', name: "paths", run: paths::run },
     Measurement { letter: 'b', name: "rates", run: rates::run },
+    Measurement { letter: 'e', name: "lists", run: lists::run },
     Measurement { letter: 'f', name: "storm", run: storm::run },
 ];
 

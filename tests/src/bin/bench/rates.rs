@@ -8,12 +8,15 @@ use sip_xdp_tests::generator::{Sources, spread};
 use sip_xdp_tests::namespace::sweep;
 use sip_xdp_tests::{Generator, Wire, wait_until};
 
-use crate::contenders::{ALL, BASELINE, Contender, OURS_ALONE, OURS_FULL, REQUEST, Set};
-use crate::report::{Budget, Plan, Row, Section};
+use crate::contenders::{ALL, BASELINE, Contender, OURS_ALONE, OURS_FULL, OURS_HALF, REQUEST, Set};
+use crate::report::{Budget, Plan, Row, Section, median};
 use crate::table::thousands;
 
 /// Sources that attack at the same time.
 const SOURCES: u32 = 1_024;
+
+/// What twice as long a list may change, in per cent.
+const LITTLE: f64 = 5.0;
 
 /// A contender and what it did so far.
 struct Entry<'w> {
@@ -64,6 +67,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Section> {
     let rows: Vec<_> = rows.collect();
     let mut remarks = remarks(rounds, duration);
     remarks.extend(standing(&rows));
+    remarks.extend(doubling(&rows));
     Ok(Section { letter: 'b', title: "Packets of 1,024 listed sources dropped per second, one core", rows, remarks })
 }
 
@@ -157,7 +161,7 @@ fn failed(name: &str, error: &Error) -> Row {
 fn standing(rows: &[Row]) -> Option<String> {
     let rate = |row: &Row| row.summary().map(|summary| summary.median);
     let ours = rows.iter().find(|row| row.name == OURS_FULL).and_then(rate)?;
-    let peers = rows.iter().filter(|row| ![BASELINE, OURS_ALONE, OURS_FULL].contains(&row.name.as_str()));
+    let peers = rows.iter().filter(|row| ![BASELINE, OURS_ALONE, OURS_HALF, OURS_FULL].contains(&row.name.as_str()));
     let faster: Vec<_> =
         peers.filter(|row| rate(row).is_some_and(|rate| rate >= ours)).map(|row| row.name.as_str()).collect();
     Some(if faster.is_empty() {
@@ -165,6 +169,18 @@ fn standing(rows: &[Row]) -> Option<String> {
     } else {
         format!("{OURS_FULL} drops LESS than {}.", faster.join(", "))
     })
+}
+
+/// What twice as long a list changes, round by round.
+fn doubling(rows: &[Row]) -> Option<String> {
+    let samples = |name| rows.iter().find(|row| row.name == name).map(|row| &row.samples);
+    let (half, full) = (samples(OURS_HALF)?, samples(OURS_FULL)?);
+    let change = median(half.iter().zip(full).map(|(half, full)| 100.0 * (full / half - 1.0)).collect())?;
+    let verdict = if change.abs() < LITTLE { "less" } else { "NOT less" };
+    Some(format!(
+        "Twice as long a list, {OURS_FULL} beside {OURS_HALF}, changes the drop rate by {change:+.1} % (median of the \
+         rounds), {verdict} than {LITTLE} %."
+    ))
 }
 
 fn remarks(rounds: usize, duration: Duration) -> Vec<String> {
@@ -178,4 +194,21 @@ fn remarks(rounds: usize, duration: Duration) -> Vec<String> {
             .to_owned(),
         "The receiving interface has GRO on. Without a filter, packets end at a UDP socket whose queue is full.".to_owned(),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn twice_as_long_a_list_is_compared_round_by_round() {
+        let row = |name: &str, samples: &[f64]| Row {
+            samples: samples.to_vec(),
+            ..failed(name, &anyhow::anyhow!("a row to be filled"))
+        };
+        let said = |full| doubling(&[row(OURS_HALF, &[2.0, 4.0, 3.0]), row(OURS_FULL, full)]);
+        assert!(said(&[1.96, 4.0, 2.0]).unwrap().contains("by -2.0 % (median of the rounds), less than 5 %"));
+        assert!(said(&[1.8, 3.0, 3.0]).unwrap().contains("by -10.0 % (median of the rounds), NOT less than 5 %"));
+        assert_eq!(said(&[]), None);
+    }
 }

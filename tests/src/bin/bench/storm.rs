@@ -1,7 +1,6 @@
 //! Section f: a flood in which no two packets have the same source, against sip-xdp, while phones that were known before
 //! keep registering with a real registrar behind it.
 
-use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
@@ -12,6 +11,7 @@ use serde_json::Value;
 use sip_xdp_tests::generator::{Frame, Sources};
 use sip_xdp_tests::programs::{Attached, DROP};
 use sip_xdp_tests::topology::{ATTACKER, OUTSIDE, PBX_LAN, PBX_WAN, WAN, address};
+use sip_xdp_tests::usage::memory;
 use sip_xdp_tests::wire::{accept_from_anywhere, link_address, received};
 use sip_xdp_tests::{Filter, Generator, Lab, Phone, Registrar, Wire};
 
@@ -159,7 +159,7 @@ impl Reading {
             dropped: sum(&wan["packets"]["drop"]),
             passed: sum(&wan["packets"]["pass"]),
             tracked: stats["sources"]["tracked"].as_u64().context("`stats` has no tracked sources")?,
-            memory: memory(filter)?,
+            memory: memory(filter.pid().context("the daemon is gone")?)?,
         })
     }
 }
@@ -167,15 +167,6 @@ impl Reading {
 /// All counters of an object.
 fn sum(counters: &Value) -> u64 {
     counters.as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum()
-}
-
-/// The daemon's resident memory in MiB.
-fn memory(filter: &Filter<'_>) -> Result<f64> {
-    let pid = filter.pid().context("the daemon is gone")?;
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the daemon is gone")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
-    let kilobytes: f64 = line.context("the daemon has no memory")?.trim().parse()?;
-    Ok(kilobytes / 1024.0)
 }
 
 fn rows(before: &Reading, flood: &Flood, calm: &[Duration], registrations: &[Option<Duration>]) -> Result<Vec<Row>> {

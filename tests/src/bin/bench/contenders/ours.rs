@@ -1,52 +1,66 @@
-//! sip-xdp: the daemon as users run it, with its tables filled through its own commands.
+//! sip-xdp: the daemon as users run it.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::Result;
+use sip_xdp::network::Network;
+use sip_xdp_common::source::MAPPED_BITS;
 use sip_xdp_tests::generator::spread;
 use sip_xdp_tests::topology::WAN;
 use sip_xdp_tests::{Filter, FilterOptions, Wire};
 
 use super::Contender;
+use crate::networks::{host, mixed};
 use crate::table::thousands;
 
 /// How long bans last: longer than any run.
 const BAN: Duration = Duration::from_secs(3600);
 
-/// What is in the tables beside the sources that attack.
+/// What is in the tables.
 #[derive(Debug, Clone, Copy)]
 struct Population {
-    /// Entries of public blocklists.
+    /// Entries of public blocklists, half of the sources that attack among them.
     feed: u32,
     /// Trusted networks, each a /24.
     trusted: u32,
-    /// Hosts that are blocked for a while.
+    /// Hosts that are blocked for a while, the other half of the sources among them.
     bans: u32,
 }
 
-/// The sources and nothing else.
-const ALONE: Population = Population { feed: 0, trusted: 0, bans: 0 };
 /// As in the field.
-const FULL: Population = Population { feed: FEED, trusted: 100, bans: 1_000 };
-/// How many entries of a feed can be entered one by one in reasonable time.
-const FEED: u32 = 20_000;
+const FULL: Population = Population { feed: 1_000_000, trusted: 100, bans: 1_000 };
+/// The same with half as long a feed.
+const HALF: Population = Population { feed: FULL.feed / 2, ..FULL };
+/// How many networks there is room for, whichever population it is.
+const CAPACITY: u32 = 1 << 20;
 
-/// The list alone.
+/// Nothing but the sources that attack, blocked for good.
 pub(super) fn list_alone<'w>(wire: &'w Wire, sources: &[Ipv4Addr]) -> Result<Box<dyn Contender + 'w>> {
-    place(wire, sources, ALONE)
+    let filter = start(wire, String::new())?;
+    filter.put("block", &texts(sources), None)?;
+    Ok(Box::new(Ours { filter, populated: String::new() }))
 }
 
 /// With all that is in the tables in the field.
 pub(super) fn full<'w>(wire: &'w Wire, sources: &[Ipv4Addr]) -> Result<Box<dyn Contender + 'w>> {
-    place(wire, sources, FULL)
+    populated(wire, sources, FULL)
 }
 
-fn place<'w>(wire: &'w Wire, sources: &[Ipv4Addr], population: Population) -> Result<Box<dyn Contender + 'w>> {
-    let options = FilterOptions { interfaces: vec![WAN.to_owned()], ..FilterOptions::default() };
-    let filter = Filter::start_with(&wire.receiver, wire.directory(), options)?;
-    let populated = populate(&filter, sources, population)?;
+/// With half of that.
+pub(super) fn half<'w>(wire: &'w Wire, sources: &[Ipv4Addr]) -> Result<Box<dyn Contender + 'w>> {
+    populated(wire, sources, HALF)
+}
+
+fn populated<'w>(wire: &'w Wire, sources: &[Ipv4Addr], population: Population) -> Result<Box<dyn Contender + 'w>> {
+    let mut filter = start(wire, format!("capacity.networks = {CAPACITY}\n"))?;
+    let populated = populate(&mut filter, sources, population)?;
     Ok(Box::new(Ours { filter, populated }))
+}
+
+fn start(wire: &Wire, configuration: String) -> Result<Filter<'_>> {
+    let options = FilterOptions { interfaces: vec![WAN.to_owned()], configuration, ..FilterOptions::default() };
+    Filter::start_with(&wire.receiver, wire.directory(), options)
 }
 
 struct Ours<'w> {
@@ -68,38 +82,31 @@ impl Contender for Ours<'_> {
     }
 }
 
-/// Blocks the sources and fills the tables; says what is in them now beside the sources.
-fn populate(filter: &Filter<'_>, sources: &[Ipv4Addr], population: Population) -> Result<String> {
-    let hosts: Vec<_> = sources.iter().map(ToString::to_string).collect();
-    filter.put("block", &hosts, None)?;
+/// Fills the tables, and says what is in them.
+fn populate(filter: &mut Filter<'_>, sources: &[Ipv4Addr], population: Population) -> Result<String> {
+    let (fed, banned) = sources.split_at(sources.len() / 2);
     // Numbers from a range of its own for each kind: no address is used twice.
-    let others = |first: u32, count: u32| (first..first + count).map(spread);
-    let bans: Vec<_> = others(1 << 20, population.bans).map(|host| host.to_string()).collect();
+    let others = |first: u32, count: u32, sources: usize| {
+        let count = count.saturating_sub(u32::try_from(sources).unwrap_or(count));
+        first..first + count
+    };
+    let hot = fed.iter().map(|source| Network::host((*source).into()));
+    let feed = filter.feed(hot.chain(others(4 << 20, population.feed, fed.len()).map(mixed)).collect())?;
+
+    let mut bans = texts(banned);
+    bans.extend(others(1 << 20, population.bans, banned.len()).map(|number| spread(number).to_string()));
     filter.put("block", &bans, Some(BAN))?;
-    let networks = others(2 << 20, population.trusted).map(network_of);
-    let trusted: Vec<_> =
-        networks.filter(|network| sources.iter().all(|source| network_of(*source) != *network)).collect();
+
+    let trusted: Vec<_> = others(2 << 20, population.trusted, 0)
+        .map(|number| Network::around(host(number).first(), MAPPED_BITS + 24))
+        .filter(|network| sources.iter().all(|source| !network.contains(&Network::host((*source).into()))))
+        .map(|network| network.to_string())
+        .collect();
     filter.put("trust", &trusted, None)?;
-    let feed = feed(filter, population.feed)?;
-    let parts = [
-        (feed, "feed entries"),
-        (u32::try_from(trusted.len())?, "trusted networks"),
-        (u32::try_from(bans.len())?, "bans"),
-    ];
-    let parts: Vec<_> =
-        parts.iter().filter(|part| part.0 > 0).map(|(count, what)| format!("{} {what}", thousands(*count))).collect();
-    Ok(parts.join(", "))
+    let [feed, trusted, bans] = [feed.total, trusted.len(), bans.len()].map(|count| thousands(count as i64));
+    Ok(format!("{feed} feed entries, {trusted} trusted networks, {bans} bans"))
 }
 
-/// Enters so many hosts that are blocked for good, and says how many there are.
-fn feed(filter: &Filter<'_>, count: u32) -> Result<u32> {
-    let hosts: Vec<_> = (0..count).map(|number| spread((4 << 20) + number).to_string()).collect();
-    filter.put("block", &hosts, None)?;
-    Ok(count)
-}
-
-/// The /24 of an address.
-fn network_of(address: Ipv4Addr) -> String {
-    let [a, b, c, _] = address.octets();
-    format!("{a}.{b}.{c}.0/24")
+fn texts(sources: &[Ipv4Addr]) -> Vec<String> {
+    sources.iter().map(ToString::to_string).collect()
 }
