@@ -5,6 +5,7 @@
 
 pub mod attack;
 pub mod capture;
+pub mod fail2ban;
 pub mod filter;
 pub mod foreign;
 pub mod namespace;
@@ -23,10 +24,11 @@ use anyhow::{Result, bail};
 
 pub use attack::Attacker;
 pub use capture::Capture;
+pub use fail2ban::Fail2ban;
 pub use filter::{Filter, FilterOptions};
 pub use namespace::Namespace;
 pub use phone::Phone;
-pub use registrar::Registrar;
+pub use registrar::{Registrar, RegistrarOptions};
 pub use stream::Stream;
 pub use topology::Lab;
 

@@ -4,6 +4,7 @@
 //! Everything happens in network namespaces that this program makes; when it ends, however it ends, nothing is left.
 
 mod json;
+mod latency;
 mod machine;
 mod plot;
 mod report;
@@ -48,7 +49,7 @@ struct Measurement {
 }
 
 /// All of them, in the order in which they are run.
-const MEASUREMENTS: [Measurement; 0] = [];
+const MEASUREMENTS: [Measurement; 1] = [Measurement { letter: 'd', name: "latency", run: latency::run }];
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
