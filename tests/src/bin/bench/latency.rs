@@ -177,11 +177,17 @@ fn remarks() -> Vec<String> {
             "Each attack lasts {} s in a network of its own, with a fresh registrar and a fresh defence. svcrack runs as \
              fast as it does by default; the flood has {FLOOD} REGISTERs a second from one source, each with wrong \
              credentials of its own, so that fail2ban has a log line for every single one.",
-            LASTS.as_secs()
+            LASTS.as_secs_f32()
         ),
         "What was dropped is told by a capture on the attacker's side: a request that got no answer. The registrar's own \
          log says how many requests reached it."
             .to_owned(),
+        format!(
+            "The thresholds are what each does without being told otherwise: fail2ban bans with failed login {MAX_RETRY}, \
+             which only the registrar's log tells it; sip-xdp looks at requests, of which an office has many, and drops \
+             from request {} on while it decides on a ban.",
+            LIMIT + 1
+        ),
         "fail2ban's chain exists before the attack, and it is woken by new lines of the log instead of polling: its \
          fastest settings."
             .to_owned(),

@@ -3,6 +3,7 @@
 //! A stream of requests runs all the time. Each carries its number, and when it was sent is remembered; the first one
 //! that does not arrive was sent when the block was already enforced.
 
+use std::mem::replace;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 use sip_xdp_tests::sip::Request;
 use sip_xdp_tests::topology::{ATTACKER, PBX_WAN, WAN};
-use sip_xdp_tests::{Filter, FilterOptions, Lab, Stream, stream, wait_until};
+use sip_xdp_tests::{Filter, FilterOptions, Lab, Stream, stream};
 
 /// Requests a second; the time between two of them is what the figure is precise to.
 pub(crate) const RATE: u32 = 10_000;
@@ -33,9 +34,10 @@ count = 50
 per = "10s"
 "#;
 
-/// How long nothing must arrive before we believe that nothing is on its way any more.
-const QUIET: Duration = Duration::from_millis(2);
-/// How many must have been sent in vain by then.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often is asked whether packets arrive.
+const PULSE: Duration = Duration::from_millis(1);
+/// How many packets in a row make us believe that they all arrive, or that none does.
 const ENOUGH: u64 = 20;
 /// More than the stream sends between a block and its evaluation.
 const REMEMBERED: usize = 1 << 16;
@@ -54,7 +56,7 @@ pub(crate) fn run(count: usize) -> Result<Vec<f64>> {
     let mut latencies = Vec::with_capacity(count);
     for _ in 0..count {
         let before = received.latest();
-        wait_until("the stream flows", Duration::from_secs(5), || Ok(received.latest() > before + 20))?;
+        wait_until("the stream flows", || received.latest() > before + ENOUGH)?;
         let called = sent.clock();
         filter.call(&json!({
             "command": "add", "list": "block", "network": format!("{ATTACKER}/32"), "ttl": null,
@@ -70,6 +72,18 @@ pub(crate) fn run(count: usize) -> Result<Vec<f64>> {
         bail!("something else than the block list dropped packets");
     }
     Ok(latencies)
+}
+
+/// Asks again and again until `condition` holds.
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
+    let start = Instant::now();
+    while !condition() {
+        if start.elapsed() > PATIENCE {
+            bail!("not within {PATIENCE:?}: {what}");
+        }
+        sleep(PULSE);
+    }
+    Ok(())
 }
 
 /// The stream: each request ends with its number, counted from 1, and is remembered with its time.
@@ -149,10 +163,9 @@ impl Received {
     /// Waits until nothing of the stream arrives any more; the number of the last one that did.
     fn settle(&self, flow: &Stream) -> Result<u64> {
         let mut last = self.latest();
-        wait_until("packets of the blocked source stop arriving", Duration::from_secs(5), || {
-            sleep(QUIET);
-            let before = std::mem::replace(&mut last, self.latest());
-            Ok(before == last && flow.sent() > last + ENOUGH)
+        wait_until("packets of the blocked source stop arriving", || {
+            let before = replace(&mut last, self.latest());
+            before == last && flow.sent() > last + ENOUGH
         })?;
         Ok(last)
     }
