@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::namespace::{Namespace, unique_name};
 use crate::process::{Line, Process, output};
@@ -152,6 +152,23 @@ impl<'a> Filter<'a> {
             .with_context(|| format!("`stats` has no interface {interface}: {stats}"))?;
         let path = format!("/packets/{}", counter.replace('.', "/"));
         Ok(found.pointer(&path).and_then(Value::as_u64).unwrap_or(0))
+    }
+
+    /// Puts networks on the `block` or the `trust` list, for good or for `ttl`, through the daemon's socket: for more of them
+    /// than one would start a program for.
+    pub fn put(&self, list: &str, networks: &[String], ttl: Option<Duration>) -> Result<()> {
+        for network in networks {
+            self.call(&json!({
+                "command": "add",
+                "list": list,
+                "network": network,
+                "ttl": ttl.map(|ttl| ttl.as_secs()),
+                "reason": "laboratory",
+                "force": true,
+                "operator": null,
+            }))?;
+        }
+        Ok(())
     }
 
     /// Everything dropped on one interface.

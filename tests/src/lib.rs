@@ -8,15 +8,18 @@ pub mod capture;
 pub mod fail2ban;
 pub mod filter;
 pub mod foreign;
+pub mod generator;
 pub mod namespace;
 pub mod office;
 pub mod phone;
 pub mod process;
+pub mod programs;
 pub mod registrar;
 pub mod sip;
 pub mod stream;
 pub mod supervise;
 pub mod topology;
+pub mod wire;
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,12 +30,14 @@ pub use attack::Attacker;
 pub use capture::Capture;
 pub use fail2ban::Fail2ban;
 pub use filter::{Filter, FilterOptions};
+pub use generator::Generator;
 pub use namespace::Namespace;
 pub use office::Office;
 pub use phone::Phone;
 pub use registrar::{Registrar, RegistrarOptions};
 pub use stream::Stream;
 pub use topology::Lab;
+pub use wire::Wire;
 
 /// Fails with what to do unless we are root.
 pub fn require_root() -> Result<()> {

@@ -77,6 +77,15 @@ impl Namespace {
         })
     }
 
+    /// Sets a network parameter of the namespace, by its path below /proc/sys.
+    pub fn sysctl(&self, parameter: &str, value: &str) -> Result<()> {
+        // The kernel shows each thread the parameters of the namespace that it is in.
+        self.enter(|| {
+            fs::write(Path::new("/proc/sys").join(parameter), value)
+                .with_context(|| format!("cannot set {parameter} to {value}"))
+        })
+    }
+
     fn path(&self) -> PathBuf {
         Path::new(DIRECTORY).join(&self.name)
     }

@@ -89,7 +89,7 @@ pub fn address(namespace: &Namespace, interface: &str, addresses: &[&str]) -> Re
 }
 
 /// Connects the PBX with somebody outside, whose interface is always called the same.
-fn connect(pbx: &Namespace, interface: &str, outside: &Namespace) -> Result<()> {
+pub(crate) fn connect(pbx: &Namespace, interface: &str, outside: &Namespace) -> Result<()> {
     succeed(Command::new("ip").args(["link", "add", interface, "netns", pbx.name(), "type", "veth"]).args([
         "peer",
         "name",

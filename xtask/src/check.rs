@@ -5,6 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::command::{self, find, is_root, say};
+use crate::toolchain::KERNEL_PACKAGES;
 use crate::workspace::Workspace;
 use crate::{build, packages};
 
@@ -27,7 +28,10 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         let target = workspace.root.join("target/clippy-bpf");
         let mut kernel = workspace.cargo();
         // Like their build, they need unstable features; the profile's panic strategy is what a `no_std` binary needs.
-        kernel.env("RUSTC_BOOTSTRAP", "1").args(["clippy", "--profile", "bpf", "--package", "sip-xdp-ebpf"]);
+        kernel.env("RUSTC_BOOTSTRAP", "1").args(["clippy", "--profile", "bpf"]);
+        for package in KERNEL_PACKAGES {
+            kernel.args(["--package", package]);
+        }
         command::run(kernel.arg("--target-dir").arg(target).args(["--", "-D", "warnings"]))?;
     } else {
         say("format and lints are left out: arguments were given");

@@ -23,7 +23,8 @@ const TEST_TOOLS: [(&str, &str); 9] = [
 ];
 
 /// The other filters that the benchmark measures against.
-const BENCH_TOOLS: [(&str, &str); 5] = [
+const BENCH_TOOLS: [(&str, &str); 6] = [
+    ("ethtool", "ethtool"),
     ("fail2ban-server", "fail2ban"),
     ("ipset", "ipset"),
     ("iptables-legacy", "iptables"),

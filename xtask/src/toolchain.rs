@@ -16,6 +16,9 @@ use crate::linker;
 use crate::packages;
 use crate::workspace::Workspace;
 
+/// The product's kernel programs, and those of the tests.
+pub(crate) const KERNEL_PACKAGES: [&str; 2] = ["sip-xdp-ebpf", "sip-xdp-tests-ebpf"];
+
 const TARGET: &str = "bpfel-unknown-none";
 const DISTRIBUTION_RUSTC: &str = "/usr/bin/rustc";
 const DISTRIBUTION_CARGO: &str = "/usr/bin/cargo";
@@ -81,8 +84,11 @@ impl Toolchain {
         if matches!(self.world, World::Nightly) {
             command.arg("-Zbuild-std=core");
         }
-        command.args(["--profile", "bpf", "--package", "sip-xdp-ebpf", "--target", TARGET, "--target-dir"]);
-        command.arg(workspace.kernel_target());
+        command.args(["--profile", "bpf", "--target", TARGET]);
+        for package in KERNEL_PACKAGES {
+            command.args(["--package", package]);
+        }
+        command.arg("--target-dir").arg(workspace.kernel_target());
         command
     }
 }

@@ -44,17 +44,22 @@ impl Workspace {
         self.kernel_target().join("bpfel-unknown-none/bpf/sip-xdp-ebpf")
     }
 
+    /// The same of the tests.
+    pub(crate) fn tests_object(&self) -> PathBuf {
+        self.object().with_file_name("sip-xdp-tests-ebpf")
+    }
+
     /// The `sip-xdp` binary.
     pub(crate) fn binary(&self, release: bool) -> PathBuf {
         self.target.join(if release { "release" } else { "debug" }).join("sip-xdp")
     }
 
-    /// The contributor's own cargo, told where the kernel object is when it is not at its usual place.
+    /// The contributor's own cargo, told where the kernel objects are when they are not at their usual place.
     pub(crate) fn cargo(&self) -> Command {
         let mut command = Command::new(&self.cargo);
         command.current_dir(&self.root);
         if self.target != self.root.join("target") {
-            command.env("SIP_XDP_OBJECT", self.object());
+            command.env("SIP_XDP_OBJECT", self.object()).env("SIP_XDP_TESTS_OBJECT", self.tests_object());
         }
         command
     }

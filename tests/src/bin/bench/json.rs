@@ -58,3 +58,38 @@ fn budget(judgement: &Judgement) -> Value {
         "met": judgement.is_met(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holds_samples_ratios_and_verdicts() {
+        let row = |name: &str, samples: &[f64], budget| Row {
+            name: name.to_owned(),
+            populated: "nothing".to_owned(),
+            unit: "Mpps",
+            samples: samples.to_vec(),
+            baseline: Some("base".to_owned()),
+            budget,
+            note: String::new(),
+        };
+        let rows = vec![row("base", &[4.0, 6.0], None), row("ours", &[2.0, 3.0], Some(Budget::RatioAtLeast(0.75)))];
+        let section = Section { letter: 'x', title: "test", rows, remarks: Vec::new() };
+        let machine = Machine {
+            cpu: "a CPU".to_owned(),
+            cores: 2,
+            kernel: "6.18".to_owned(),
+            time: "2026-01-01T00:00:00Z".to_owned(),
+            commit: None,
+        };
+        let document = document(Plan { quick: true }, &machine, &[section]);
+        assert_eq!(document["schema"], 1);
+        assert_eq!(document["machine"]["cores"], 2);
+        let ours = &document["sections"][0]["rows"][1];
+        assert_eq!(ours["samples"], json!([2.0, 3.0]));
+        assert_eq!((&ours["median"], &ours["ratio"]), (&json!(2.5), &json!(0.5)));
+        let expected = json!({ "kind": "ratio_at_least", "limit": 0.75, "reached": 0.5, "met": false });
+        assert_eq!(ours["budget"], expected);
+    }
+}

@@ -3,11 +3,14 @@
 //!
 //! Everything happens in network namespaces that this program makes; when it ends, however it ends, nothing is left.
 
+mod contenders;
 mod json;
 mod latency;
 mod machine;
 mod plot;
+mod rates;
 mod report;
+mod storm;
 mod table;
 
 use std::fs;
@@ -49,7 +52,11 @@ struct Measurement {
 }
 
 /// All of them, in the order in which they are run.
-const MEASUREMENTS: [Measurement; 1] = [Measurement { letter: 'd', name: "latency", run: latency::run }];
+const MEASUREMENTS: [Measurement; 3] = [
+    Measurement { letter: 'b', name: "rates", run: rates::run },
+    Measurement { letter: 'd', name: "latency", run: latency::run },
+    Measurement { letter: 'f', name: "storm", run: storm::run },
+];
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -129,6 +136,10 @@ fn write(output: &Path, plan: Plan, machine: &Machine, sections: &[Section]) -> 
 fn summarize(output: &Path, sections: &[Section]) {
     let budgets = sections.iter().flat_map(|section| &section.rows).filter(|row| row.budget.is_some()).count();
     let missed: Vec<_> = sections.iter().flat_map(table::missed).collect();
+    let failed = sections.iter().flat_map(|section| section.rows.iter().map(|row| (section.letter, row)));
+    for (letter, row) in failed.filter(|(_, row)| row.samples.is_empty()) {
+        println!("NOT MEASURED: {letter} {}: {}", row.name, row.note);
+    }
     println!("{} of {budgets} budgets are met.", budgets - missed.len());
     for line in missed {
         println!("  {line}");

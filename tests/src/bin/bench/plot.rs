@@ -124,8 +124,12 @@ impl Picture<'_> {
                 self.line((x(*mark), middle - BAR / 2 - 4), (x(*mark), middle + BAR / 2 + 4), BUDGET, 2)?;
                 behind = behind.max(x(*mark));
             }
-            let ratio = section.ratio(row).map_or_else(String::new, |ratio| format!("  (ratio {ratio:.2})"));
+            let ratio = section.ratio(row).filter(|_| row.baseline.as_ref() != Some(&row.name));
+            let ratio = ratio.map_or_else(String::new, |ratio| format!("  (ratio {ratio:.2})"));
             let value = format!("{}{ratio}", number(summary.median));
+            // The grid stays visible around the number, not through it.
+            let end = behind + 8 + text_width(&value, 13);
+            self.rectangle((behind + 6, middle - 8), (end, middle + 8), BACKGROUND)?;
             self.text(&value, (behind + 8, middle), 13, INK, (HPos::Left, VPos::Center))?;
         }
         Ok(())
@@ -184,7 +188,7 @@ fn tick_label(value: f64, step: f64) -> String {
 
 /// About how wide a text is: the font is the viewer's.
 fn text_width(text: &str, size: i32) -> i32 {
-    i32::try_from(text.chars().count()).unwrap_or(0) * size * 52 / 100
+    i32::try_from(text.chars().count()).unwrap_or(0) * size * 46 / 100
 }
 
 fn drawing(error: DrawingAreaErrorKind<impl std::error::Error + Send + Sync>) -> anyhow::Error {

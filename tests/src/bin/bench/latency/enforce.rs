@@ -58,14 +58,11 @@ pub(crate) fn run(count: usize) -> Result<Vec<f64>> {
         let before = received.latest();
         wait_until("the stream flows", || received.latest() > before + ENOUGH)?;
         let called = sent.clock();
-        filter.call(&json!({
-            "command": "add", "list": "block", "network": format!("{ATTACKER}/32"), "ttl": null,
-            "reason": "measured", "force": false, "operator": null,
-        }))?;
+        filter.put("block", &[ATTACKER.to_string()], None)?;
         let last = received.settle(&flow)?;
         let dropped = sent.of(last + 1);
         latencies.push(dropped.saturating_sub(called).as_secs_f64() * 1e3);
-        filter.call(&json!({ "command": "delete", "list": "block", "network": format!("{ATTACKER}/32") }))?;
+        filter.call(&json!({ "command": "delete", "list": "block", "network": ATTACKER.to_string() }))?;
     }
     flow.stop()?;
     if filter.packets(WAN, "drop.blocked")? != filter.dropped(WAN)? {

@@ -1,0 +1,60 @@
+//! What can drop a packet by its source: sip-xdp, its peers, and the two ends of the scale. Each stands at the receiving
+//! end of a wire of its own, so that all can be up at the same time and be measured in turn.
+
+mod netfilter;
+mod ours;
+mod xdp;
+
+use std::net::Ipv4Addr;
+
+use anyhow::Result;
+use sip_xdp_tests::Wire;
+
+/// A filter in place; dropping it takes it off.
+pub(crate) trait Contender {
+    /// Packets that it has stopped so far, by a counter of its own where it has one.
+    fn stopped(&self) -> Result<u64>;
+
+    /// What is in its tables beside the sources that attack.
+    fn populated(&self) -> String {
+        String::new()
+    }
+
+    /// What [`Contender::stopped`] reads.
+    fn counter(&self) -> &'static str;
+}
+
+/// How to put one in place, at the receiving end of a wire, against these sources.
+pub(crate) type Set = for<'w> fn(&'w Wire, &[Ipv4Addr]) -> Result<Box<dyn Contender + 'w>>;
+
+/// The name of the row that all others are compared with.
+pub(crate) const BASELINE: &str = "drop everything (XDP)";
+/// sip-xdp with nothing but the sources that attack.
+pub(crate) const OURS_ALONE: &str = "sip-xdp, list alone";
+/// sip-xdp as it stands in the field.
+pub(crate) const OURS_FULL: &str = "sip-xdp, full";
+
+/// All of them.
+pub(crate) const ALL: [(&str, Set); 9] = [
+    (BASELINE, xdp::drop_everything),
+    (OURS_ALONE, ours::list_alone),
+    (OURS_FULL, ours::full),
+    ("xdp-filter", xdp::xdp_filter),
+    ("nftables, netdev ingress set", netfilter::netdev_ingress),
+    ("nftables, inet prerouting set", netfilter::inet_prerouting),
+    ("ipset, iptables raw", netfilter::ipset),
+    ("fail2ban-style iptables chain", netfilter::fail2ban),
+    ("no filter, a UDP socket nobody reads", xdp::none),
+];
+
+/// What each packet of an attack holds.
+pub(crate) const REQUEST: &str = "REGISTER sip:198.51.100.1 SIP/2.0\r\n\
+Via: SIP/2.0/UDP 192.0.2.66:5060;branch=z9hG4bK776asdhds;rport\r\n\
+Max-Forwards: 70\r\n\
+From: <sip:101@198.51.100.1>;tag=1928301774\r\n\
+To: <sip:101@198.51.100.1>\r\n\
+Call-ID: a84b4c76e66710\r\n\
+CSeq: 1 REGISTER\r\n\
+Contact: <sip:101@192.0.2.66:5060>\r\n\
+User-Agent: friendly-scanner\r\n\
+Content-Length: 0\r\n\r\n";

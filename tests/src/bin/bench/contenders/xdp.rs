@@ -1,0 +1,130 @@
+//! Other XDP programs, and none at all.
+
+use std::fs;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use sip_xdp_tests::Wire;
+use sip_xdp_tests::process::{Process, succeed};
+use sip_xdp_tests::programs::{Attached, DROP};
+use sip_xdp_tests::topology::WAN;
+
+use super::Contender;
+
+/// The program that only says DROP.
+pub(super) fn drop_everything<'w>(wire: &'w Wire, _sources: &[Ipv4Addr]) -> Result<Box<dyn Contender + 'w>> {
+    Ok(Box::new(DropEverything { wire, _attached: Attached::new(&wire.receiver, WAN, DROP)? }))
+}
+
+struct DropEverything<'w> {
+    wire: &'w Wire,
+    _attached: Attached,
+}
+
+impl Contender for DropEverything<'_> {
+    /// It counts nothing; what the interface took in did not get any further than here.
+    fn stopped(&self) -> Result<u64> {
+        Ok(self.wire.received()?.saturating_sub(self.wire.reached_the_stack()?))
+    }
+
+    fn counter(&self) -> &'static str {
+        "taken in by the interface less seen by the stack"
+    }
+}
+
+/// No filter: packets go up the stack to a socket whose queue is full, as that of an overloaded server is.
+pub(super) fn none<'w>(wire: &'w Wire, _sources: &[Ipv4Addr]) -> Result<Box<dyn Contender + 'w>> {
+    let socket = wire.receiver.enter(|| UdpSocket::bind("0.0.0.0:5060").context("cannot bind to port 5060"))?;
+    Ok(Box::new(NoFilter { wire, _socket: socket }))
+}
+
+struct NoFilter<'w> {
+    wire: &'w Wire,
+    _socket: UdpSocket,
+}
+
+impl Contender for NoFilter<'_> {
+    /// Where the packets end is not a filter, but the socket.
+    fn stopped(&self) -> Result<u64> {
+        self.wire.delivered()
+    }
+
+    fn counter(&self) -> &'static str {
+        "delivered to UDP (nstat's IpInDelivers)"
+    }
+}
+
+/// xdp-filter from xdp-tools, denying sources of IPv4, attached in the driver.
+///
+/// It keeps its state in /sys/fs/bpf and a lock in /run, both in places that are the same for the whole machine. Here it
+/// has a mount namespace of its own with fresh ones: it neither meets an instance that the machine's owner uses, nor the
+/// lock of a call that was killed, and what it pinned goes away with the process that holds the namespace.
+pub(super) fn xdp_filter<'w>(wire: &'w Wire, sources: &[Ipv4Addr]) -> Result<Box<dyn Contender + 'w>> {
+    let filter = XdpFilter { room: Room::new(wire)? };
+    let list: String = sources.iter().map(|source| format!("{source}\n")).collect();
+    let file = wire.directory().join("sources");
+    fs::write(&file, list).with_context(|| format!("cannot write {}", file.display()))?;
+    succeed(filter.room.command("xdp-filter").args(["load", WAN, "-m", "native", "-f", "ipv4", "-p", "allow"]))?;
+    let add = r#"while read -r source; do xdp-filter ip -m src "$source" || exit 1; done < "$1""#;
+    succeed(filter.room.command("sh").args(["-c", add, "sh"]).arg(&file))?;
+    Ok(Box::new(filter))
+}
+
+struct XdpFilter {
+    room: Room,
+}
+
+impl Contender for XdpFilter {
+    fn stopped(&self) -> Result<u64> {
+        let status = succeed(self.room.command("xdp-filter").arg("status"))?;
+        drops(&status).with_context(|| format!("`xdp-filter status` shows no drops:\n{status}"))
+    }
+
+    fn counter(&self) -> &'static str {
+        "XDP_DROP in `xdp-filter status`"
+    }
+}
+
+fn drops(status: &str) -> Option<u64> {
+    status.lines().find_map(|line| line.trim().strip_prefix("XDP_DROP")?.split_whitespace().next()?.parse().ok())
+}
+
+/// The receiving end of a wire with a BPF file system and a /run of its own.
+struct Room {
+    holder: Process,
+}
+
+impl Room {
+    fn new(wire: &Wire) -> Result<Self> {
+        let mounts = "mount -t bpf bpf /sys/fs/bpf && mount -t tmpfs tmpfs /run && echo ready && exec sleep infinity";
+        let mut command = wire.receiver.command("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", mounts]);
+        let mut holder = Process::spawn("the holder of a mount namespace", &mut command)?;
+        holder.wait_line(Duration::from_secs(10), |line| line.text == "ready")?;
+        Ok(Self { holder })
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let namespaces = PathBuf::from(format!("/proc/{}/ns", self.holder.pid()));
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--mount={}", namespaces.join("mnt").display()));
+        command.arg(format!("--net={}", namespaces.join("net").display())).arg("--").arg(program);
+        command
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_xdp_filter_counts() {
+        let status = "Aggregate per-action statistics:\n  XDP_ABORTED      0 pkts      0 KiB\n  \
+                      XDP_DROP      4711 pkts      12 KiB\n";
+        assert_eq!(drops(status), Some(4711));
+        assert_eq!(drops("nothing"), None);
+    }
+}

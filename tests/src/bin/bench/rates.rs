@@ -1,0 +1,181 @@
+//! Section b: how many packets a second of listed sources can be dropped with one core.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::{Context, Error, Result};
+use sip_xdp_tests::generator::{Sources, spread};
+use sip_xdp_tests::namespace::sweep;
+use sip_xdp_tests::{Generator, Wire, wait_until};
+
+use crate::contenders::{ALL, BASELINE, Contender, OURS_ALONE, OURS_FULL, REQUEST, Set};
+use crate::report::{Budget, Plan, Row, Section};
+use crate::table::thousands;
+
+/// Sources that attack at the same time.
+const SOURCES: u32 = 1_024;
+
+/// A contender and what it did so far.
+struct Entry<'w> {
+    name: &'static str,
+    wire: &'w Wire,
+    contender: Box<dyn Contender + 'w>,
+    generator: Generator<'w>,
+    samples: Vec<f64>,
+    totals: Flow,
+}
+
+/// Where packets got to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Flow {
+    /// Made by the generator.
+    sent: u64,
+    /// Taken in by the receiving interface.
+    received: u64,
+    /// Counted by the contender.
+    stopped: u64,
+}
+
+/// The section.
+pub(crate) fn run(plan: &Plan) -> Result<Section> {
+    sweep()?;
+    let sources: Vec<_> = (0..SOURCES).map(spread).collect();
+    let wires = ALL.iter().map(|_| Wire::new()).collect::<Result<Vec<_>>>()?;
+    let mut entries: Vec<_> = ALL
+        .iter()
+        .zip(&wires)
+        .map(|((name, set), wire)| {
+            eprintln!("bench: {name} is put in place");
+            (*name, Entry::place(name, *set, wire, &sources))
+        })
+        .collect();
+    let (rounds, duration) = if plan.quick { (3, Duration::from_millis(150)) } else { (7, Duration::from_millis(500)) };
+    for _ in 0..rounds {
+        for (_, entry) in &mut entries {
+            // One that failed in a round is out of the race.
+            if let Ok(contender) = entry
+                && let Err(error) = contender.round(duration)
+            {
+                *entry = Err(error);
+            }
+        }
+    }
+    let rows = entries.iter().map(|(name, entry)| entry.as_ref().map_or_else(|error| failed(name, error), Entry::row));
+    let rows: Vec<_> = rows.collect();
+    let mut remarks = remarks(rounds, duration);
+    remarks.extend(standing(&rows));
+    Ok(Section { letter: 'b', title: "Packets of 1,024 listed sources dropped per second, one core", rows, remarks })
+}
+
+impl<'w> Entry<'w> {
+    fn place(name: &'static str, set: Set, wire: &'w Wire, sources: &[Ipv4Addr]) -> Result<Self> {
+        let contender = set(wire, sources)?;
+        let generator = wire.generator(&Sources::InTurn(sources.to_vec()), REQUEST.as_bytes())?;
+        let mut entry = Self { name, wire, contender, generator, samples: Vec::new(), totals: Flow::default() };
+        // Not counted: caches and branch predictors, and the generator learns how fast it goes here.
+        entry.generator.send_for(Duration::from_millis(50))?;
+        Ok(entry)
+    }
+
+    fn flow(&self) -> Result<Flow> {
+        Ok(Flow { sent: 0, received: self.wire.received()?, stopped: self.contender.stopped()? })
+    }
+
+    /// Sends for a while, and sees that every packet ended where it should.
+    fn round(&mut self, duration: Duration) -> Result<()> {
+        let before = self.flow()?;
+        let sent = self.generator.send_for(duration)?;
+        let mut flow = Flow::default();
+        // A last batch may still be on its way to a counter.
+        let settled = wait_until("every packet is counted", Duration::from_secs(1), || {
+            let now = self.flow()?;
+            flow = Flow {
+                sent: sent.packets,
+                received: now.received - before.received,
+                stopped: now.stopped - before.stopped,
+            };
+            Ok(flow.stopped == flow.received)
+        });
+        settled.with_context(|| {
+            format!(
+                "the interface took in {} packets, but {} were stopped ({})",
+                thousands(flow.received),
+                thousands(flow.stopped),
+                self.contender.counter()
+            )
+        })?;
+        self.samples.push(sent.million_per_second(flow.stopped));
+        self.totals.sent += flow.sent;
+        self.totals.received += flow.received;
+        self.totals.stopped += flow.stopped;
+        Ok(())
+    }
+
+    fn row(&self) -> Row {
+        let Flow { sent, received, stopped } = self.totals;
+        let mut note =
+            format!("{} of {} stopped: {}", thousands(stopped), thousands(received), self.contender.counter());
+        if sent > received {
+            note += &format!("; {} more found the interface's queue full", thousands(sent - received));
+        }
+        Row {
+            name: self.name.to_owned(),
+            populated: self.contender.populated(),
+            unit: "Mpps",
+            samples: self.samples.clone(),
+            baseline: Some(BASELINE.to_owned()),
+            budget: budget(self.name),
+            note,
+        }
+    }
+}
+
+fn budget(name: &str) -> Option<Budget> {
+    match name {
+        OURS_ALONE => Some(Budget::RatioAtLeast(0.95)),
+        OURS_FULL => Some(Budget::RatioAtLeast(0.88)),
+        _ => None,
+    }
+}
+
+/// A row without samples, which says so loudly.
+fn failed(name: &str, error: &Error) -> Row {
+    let failure = format!("FAILED: {error:#}");
+    eprintln!("bench: {name} {failure}");
+    Row {
+        name: name.to_owned(),
+        populated: String::new(),
+        unit: "Mpps",
+        samples: Vec::new(),
+        baseline: Some(BASELINE.to_owned()),
+        budget: budget(name),
+        note: failure,
+    }
+}
+
+/// Whether sip-xdp, as it stands in the field, drops more than every other filter.
+fn standing(rows: &[Row]) -> Option<String> {
+    let rate = |row: &Row| row.summary().map(|summary| summary.median);
+    let ours = rows.iter().find(|row| row.name == OURS_FULL).and_then(rate)?;
+    let peers = rows.iter().filter(|row| ![BASELINE, OURS_ALONE, OURS_FULL].contains(&row.name.as_str()));
+    let faster: Vec<_> =
+        peers.filter(|row| rate(row).is_some_and(|rate| rate >= ours)).map(|row| row.name.as_str()).collect();
+    Some(if faster.is_empty() {
+        format!("{OURS_FULL} drops more than every other filter here.")
+    } else {
+        format!("{OURS_FULL} drops LESS than {}.", faster.join(", "))
+    })
+}
+
+fn remarks(rounds: usize, duration: Duration) -> Vec<String> {
+    vec![
+        format!("{rounds} rounds, each of {} ms for every candidate in turn.", duration.as_millis()),
+        "One core makes the packets, hands them over a veth pair and runs the filter at its other end, so a rate is that \
+         of all three together. The share of making and handing over is what is left when everything is dropped."
+            .to_owned(),
+        "1,024 sources all over the address space, in turn; a REGISTER to port 5060. Counted is what the filter's own \
+         counter says."
+            .to_owned(),
+        "The receiving interface has GRO on. Without a filter, packets end at a UDP socket whose queue is full.".to_owned(),
+    ]
+}

@@ -1,0 +1,278 @@
+//! Millions of packets a second from one CPU: a kernel program that rewrites the source of a prepared frame, run by
+//! BPF_PROG_TEST_RUN with live frames, so that each of its packets leaves through an interface.
+//!
+//! The program looks at the clock itself, since setting such a run up takes tens of milliseconds.
+//!
+//! Over a veth pair the same CPU that makes a packet also receives it: a batch of 64 is made and handed over, then the
+//! receiving side polls it, in the same system call. A rate measured this way is that of making, handing over and judging
+//! a packet together; only rates that were measured with the same generator can be compared. For frames to be handed
+//! over at all, the receiving veth needs an XDP program or GRO (see [`crate::wire`]).
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues};
+use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions};
+use aya::{Ebpf, EbpfLoader};
+use nix::libc;
+use nix::net::if_::if_nametoindex;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+
+use crate::namespace::Namespace;
+use crate::programs;
+
+/// Packets that are handed over together; the receiving side polls as many at once.
+const BATCH: u32 = 64;
+/// Packets of the first run, which is to find out how fast it goes.
+const FIRST_RUN: u32 = 4_096;
+/// The most sources that can be taken in turn.
+const MAX_SOURCES: usize = 65_536;
+
+/// Where packets come from.
+#[derive(Debug, Clone)]
+pub enum Sources {
+    /// From these, in turn. Their number is a power of two, at most 65,536.
+    InTurn(Vec<Ipv4Addr>),
+    /// Every packet from an address that none before it had, from 64.0.0.0 to 191.255.255.255.
+    EveryPacketNew,
+}
+
+/// A frame that is sent again and again: Ethernet, IPv4, UDP without a checksum, a payload.
+#[derive(Debug, Clone)]
+pub struct Frame {
+    bytes: Vec<u8>,
+}
+
+/// What was sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Sent {
+    /// Packets made. The receiving side may have found no room for all of them.
+    pub packets: u64,
+    /// How long that took, with all that the sending CPU did for the receiving side. Setting up is left out. Zero when
+    /// there were too few to be timed.
+    pub elapsed: Duration,
+}
+
+/// A generator in a namespace.
+pub struct Generator<'a> {
+    namespace: &'a Namespace,
+    object: Ebpf,
+    progress: PerCpuArray<MapData, Progress>,
+    frame: Frame,
+    /// What was sent before, to tell how long the next run will take.
+    before: Sent,
+}
+
+/// What the program keeps of its work, as `tests/ebpf/src/generate.rs` lays it out.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+struct Progress {
+    sent: u64,
+    first: u64,
+    last: u64,
+    timed: u64,
+}
+
+// SAFETY: four numbers without padding, for which all bytes are valid.
+unsafe impl aya::Pod for Progress {}
+
+impl Frame {
+    /// A datagram to `to`, with the link-layer address of the interface there. The source is filled in by the generator.
+    pub fn new(link: [u8; 6], to: SocketAddrV4, payload: &[u8]) -> Result<Self> {
+        let udp_length = u16::try_from(8 + payload.len()).context("the payload is too long for a datagram")?;
+        let ip_length = udp_length.checked_add(20).context("the payload is too long for a packet")?;
+        let mut bytes = link.to_vec();
+        bytes.extend([2, 0, 0, 0, 0, 2, 0x08, 0x00]);
+        // IPv4: no options, may not be fragmented, time to live 64, UDP, checksum and source to be filled in.
+        bytes.extend([0x45, 0]);
+        bytes.extend(ip_length.to_be_bytes());
+        bytes.extend([0, 0, 0x40, 0, 64, 17, 0, 0, 0, 0, 0, 0]);
+        bytes.extend(to.ip().octets());
+        for field in [5060, to.port(), udp_length, 0] {
+            bytes.extend(field.to_be_bytes());
+        }
+        bytes.extend(payload);
+        Ok(Self { bytes })
+    }
+
+    /// How long it is.
+    pub fn length(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The sum of the IP header's words as they lie in memory, which the generator adds the source to.
+    fn header_sum(&self) -> u32 {
+        let words = self.bytes[14..34].chunks_exact(2);
+        words.map(|word| u32::from(u16::from_ne_bytes([word[0], word[1]]))).sum()
+    }
+}
+
+impl Sent {
+    /// Packets per second, in millions, if only `packets` of them count. None, if they were too few to be timed.
+    pub fn million_per_second(&self, packets: u64) -> f64 {
+        if self.elapsed.is_zero() {
+            return 0.0;
+        }
+        packets as f64 / self.elapsed.as_secs_f64() / 1e6
+    }
+}
+
+impl<'a> Generator<'a> {
+    /// Loads one that sends from an interface of a namespace.
+    pub fn load(namespace: &'a Namespace, interface: &str, frame: Frame, sources: &Sources) -> Result<Self> {
+        let index: u32 = namespace
+            .enter(|| if_nametoindex(interface).with_context(|| format!("there is no interface {interface}")))?;
+        let addresses = match sources {
+            Sources::InTurn(addresses) if addresses.len() > MAX_SOURCES || !addresses.len().is_power_of_two() => {
+                bail!("the number of sources is to be a power of two, at most {MAX_SOURCES}");
+            }
+            Sources::InTurn(addresses) => addresses.as_slice(),
+            Sources::EveryPacketNew => &[],
+        };
+        let every_packet_new = u8::from(matches!(sources, Sources::EveryPacketNew));
+        let mask = u32::try_from(addresses.len().saturating_sub(1))?;
+        let sum = frame.header_sum();
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global("INTERFACE", &index, true)
+            .override_global("EVERY_PACKET_NEW", &every_packet_new, true)
+            .override_global("TURN_MASK", &mask, true)
+            .override_global("HEADER_SUM", &sum, true);
+        let mut object = programs::load_with(loader, programs::GENERATE)?;
+        let mut turn: Array<_, u32> = object.take_map("SOURCES").context("the generator has no sources")?.try_into()?;
+        for (index, address) in addresses.iter().enumerate() {
+            turn.set(u32::try_from(index)?, u32::from_ne_bytes(address.octets()), 0).context("cannot set a source")?;
+        }
+        let progress = object.take_map("PROGRESS").context("the generator has no counter")?.try_into()?;
+        Ok(Self { namespace, object, progress, frame, before: Sent::default() })
+    }
+
+    /// Sends for about so long, from one CPU.
+    pub fn send_for(&mut self, duration: Duration) -> Result<Sent> {
+        let mut all = Sent::default();
+        // The last run ends a little early or late, as every guess does.
+        while all.elapsed < duration.mul_f64(0.9) {
+            let packets = next_run(&self.before, duration.saturating_sub(all.elapsed));
+            let sent = self.run(packets)?;
+            self.before = sent;
+            all = Sent { packets: all.packets + sent.packets, elapsed: all.elapsed + sent.elapsed };
+        }
+        Ok(all)
+    }
+
+    /// Sends so many packets, from one CPU.
+    pub fn send(&mut self, packets: u32) -> Result<Sent> {
+        self.run(packets)
+    }
+
+    /// One system call.
+    fn run(&mut self, repeat: u32) -> Result<Sent> {
+        let program = programs::program(&self.object, programs::GENERATE)?;
+        let (frame, progress) = (&self.frame, &mut self.progress);
+        self.namespace.enter(move || {
+            stay_on(sending_cpu()?)?;
+            go_first();
+            let before = restart(progress)?;
+            let options = TestRunOptions {
+                data_in: Some(&frame.bytes),
+                repeat,
+                attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+                ..TestRunOptions::default()
+            };
+            program.test_run(options).context("cannot send live frames (Linux 5.18 can)")?;
+            finish(progress, before)
+        })
+    }
+}
+
+/// Sets the times to zero; returns how many packets were sent before.
+fn restart(progress: &mut PerCpuArray<MapData, Progress>) -> Result<u64> {
+    let values = progress.get(&0, 0).context("cannot read the generator's progress")?;
+    let fresh: Vec<_> = values.iter().map(|value| Progress { sent: value.sent, ..Progress::default() }).collect();
+    progress.set(0, PerCpuValues::try_from(fresh)?, 0).context("cannot reset the generator's progress")?;
+    Ok(values.iter().map(|value| value.sent).sum())
+}
+
+/// What was sent since, of which the first and last few packets were not timed.
+fn finish(progress: &PerCpuArray<MapData, Progress>, before: u64) -> Result<Sent> {
+    let values = progress.get(&0, 0).context("cannot read the generator's progress")?;
+    let packets = values.iter().map(|value| value.sent).sum::<u64>() - before;
+    let timed: u64 = values.iter().map(|value| value.timed).sum();
+    let span: u64 = values.iter().map(|value| value.last - value.first).sum();
+    let elapsed = if timed == 0 { 0.0 } else { span as f64 * packets as f64 / timed as f64 };
+    Ok(Sent { packets, elapsed: Duration::from_nanos(elapsed as u64) })
+}
+
+/// The CPU that senders use: the last one that we may use.
+pub fn sending_cpu() -> Result<usize> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).context("cannot tell which CPUs may be used")?;
+    (0..CpuSet::count()).rev().find(|cpu| allowed.is_set(*cpu).unwrap_or(false)).context("there is no CPU")
+}
+
+/// An address for each number, each another one, all over the range of [`Sources::EveryPacketNew`] and never loopback.
+pub fn spread(number: u32) -> Ipv4Addr {
+    const MASK: u32 = (1 << 31) - 1;
+    let address = (64 << 24) + (number.wrapping_mul(0x9e37_79b1) & MASK);
+    let address = Ipv4Addr::from(address);
+    // 62.0.0.0 is outside the range, so that this is another address for each as well.
+    if address.is_loopback() { Ipv4Addr::from(u32::from(address) - (65 << 24)) } else { address }
+}
+
+/// Keeps the calling thread on one CPU.
+fn stay_on(cpu: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu)
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))
+        .with_context(|| format!("cannot use CPU {cpu}"))
+}
+
+/// Lets the calling thread go before everybody's ordinary work on its CPU. Where that is not allowed it goes without.
+fn go_first() {
+    // SAFETY: changes how the calling thread is scheduled and touches no memory. On Linux, 0 is the calling thread.
+    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
+}
+
+/// How many packets are to be sent for so long, if it goes as before.
+fn next_run(before: &Sent, duration: Duration) -> u32 {
+    if before.elapsed.is_zero() {
+        return FIRST_RUN;
+    }
+    let wanted = before.packets as f64 * duration.as_secs_f64() / before.elapsed.as_secs_f64();
+    (wanted as u32).max(FIRST_RUN / 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn addresses_differ_and_are_no_loopback() {
+        let addresses: HashSet<_> = (0..200_000).map(spread).collect();
+        assert_eq!(addresses.len(), 200_000);
+        assert!(addresses.iter().all(|address| !address.is_loopback() && (62..=191).contains(&address.octets()[0])));
+    }
+
+    #[test]
+    fn a_frame_has_honest_lengths() {
+        let frame = Frame::new([1; 6], SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 1), 5060), b"hello").unwrap();
+        assert_eq!(frame.length(), 47);
+        assert_eq!(frame.bytes[16..18], 33_u16.to_be_bytes());
+        assert_eq!(frame.bytes[38..40], 13_u16.to_be_bytes());
+        // The words of this header, added by hand: 4500 0021 0000 4000 4011 0000 0000 0000 c633 6401.
+        let by_hand: u32 = [0x4500, 0x0021, 0x4000, 0x4011, 0xc633, 0x6401].into_iter().sum();
+        let fold = |sum: u32| (sum & 0xffff) + (sum >> 16);
+        assert_eq!(fold(fold(frame.header_sum())) as u16, (fold(fold(by_hand)) as u16).to_be());
+    }
+
+    #[test]
+    fn a_run_is_as_long_as_it_should_be() {
+        let before = Sent { packets: 4_096, elapsed: Duration::from_millis(1) };
+        assert_eq!(next_run(&Sent::default(), Duration::from_secs(1)), FIRST_RUN);
+        assert_eq!(next_run(&before, Duration::from_millis(500)), 2_048_000);
+        assert_eq!(next_run(&before, Duration::ZERO), FIRST_RUN / 4);
+    }
+}

@@ -1,0 +1,64 @@
+//! The laboratory's own kernel programs, embedded: the baselines that filters are measured against, and the generator.
+
+use anyhow::{Context, Result};
+use aya::programs::{Xdp, XdpMode};
+use aya::{Ebpf, EbpfLoader};
+
+use crate::namespace::Namespace;
+
+/// The object as `cargo xtask build` compiled it.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sip-xdp-tests-ebpf.o"));
+
+/// The program that drops everything.
+pub const DROP: &str = "drop_everything";
+/// The program that passes everything.
+pub const PASS: &str = "pass_everything";
+/// The program that sends; see [`crate::generator`].
+pub(crate) const GENERATE: &str = "generate_packet";
+
+/// An object with one program of it loaded. To run that under BPF_PROG_TEST_RUN, see [`program`].
+pub fn load(name: &str) -> Result<Ebpf> {
+    load_with(EbpfLoader::new(), name)
+}
+
+/// The same, with what the caller has told the loader.
+pub(crate) fn load_with(mut loader: EbpfLoader<'_>, name: &str) -> Result<Ebpf> {
+    let mut object = loader.load(OBJECT).context("the laboratory's kernel object cannot be loaded")?;
+    let program: &mut Xdp = object
+        .program_mut(name)
+        .with_context(|| format!("the laboratory's kernel object has no program {name}"))?
+        .try_into()
+        .with_context(|| format!("{name} is no XDP program"))?;
+    program.load().with_context(|| format!("the kernel refuses {name}"))?;
+    Ok(object)
+}
+
+/// A program of a loaded object.
+pub fn program<'o>(object: &'o Ebpf, name: &str) -> Result<&'o Xdp> {
+    object
+        .program(name)
+        .with_context(|| format!("the object has no program {name}"))?
+        .try_into()
+        .with_context(|| format!("{name} is no XDP program"))
+}
+
+/// A program on an interface, in the driver; dropping it detaches.
+#[derive(Debug)]
+pub struct Attached {
+    _object: Ebpf,
+}
+
+impl Attached {
+    /// Attaches [`DROP`] or [`PASS`].
+    pub fn new(namespace: &Namespace, interface: &str, name: &str) -> Result<Self> {
+        let mut object = load(name)?;
+        namespace.enter(|| {
+            let program: &mut Xdp = object.program_mut(name).context("it was just loaded")?.try_into()?;
+            program
+                .attach(interface, XdpMode::Driver)
+                .with_context(|| format!("cannot attach {name} to {interface}"))?;
+            Ok(())
+        })?;
+        Ok(Self { _object: object })
+    }
+}
