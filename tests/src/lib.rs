@@ -5,6 +5,7 @@
 
 pub mod attack;
 pub mod capture;
+pub mod cpu;
 pub mod fail2ban;
 pub mod filter;
 pub mod foreign;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use md5::{Digest as _, Md5};
 
+use crate::cpu::stay_on;
 use crate::namespace::Namespace;
 use crate::sip::Request;
 use crate::stream;
@@ -51,13 +52,14 @@ pub struct Tally {
 }
 
 impl Office {
-    /// Puts phones of one user to work at an address of a namespace. Each waits for its own answer only.
+    /// Puts phones of one user to work at an address of a namespace, all on one CPU. Each waits for its own answer only.
     pub fn open(
         namespace: &Namespace,
         address: Ipv4Addr,
         registrar: Ipv4Addr,
         phones: usize,
         credentials: (&str, &str),
+        cpu: usize,
     ) -> Result<Self> {
         let (from, to) = (SocketAddr::new(address.into(), 5060), SocketAddr::new(registrar.into(), 5060));
         let socket = stream::socket(namespace, from, to)?;
@@ -65,7 +67,11 @@ impl Office {
         let line = Line { from, to, user: credentials.0.to_owned(), password: credentials.1.to_owned() };
         let counts = Arc::new(Counts::default());
         let shared = Arc::clone(&counts);
-        let thread = thread::spawn(move || work(&socket, &line, phones, &shared));
+        let thread = thread::spawn(move || {
+            // A CPU that may not be used is said where the registrar is given the same one.
+            let _ = stay_on(cpu);
+            work(&socket, &line, phones, &shared);
+        });
         Ok(Self { counts, thread: Some(thread) })
     }
 

@@ -31,11 +31,13 @@ pub struct RegistrarOptions<'a> {
     pub log_requests: bool,
     /// A file that its log goes to as well, for programs that watch logs.
     pub log_file: Option<PathBuf>,
+    /// The only CPU that it may use.
+    pub cpu: Option<usize>,
 }
 
 impl Default for RegistrarOptions<'_> {
     fn default() -> Self {
-        Self { users: &USERS, log_requests: true, log_file: None }
+        Self { users: &USERS, log_requests: true, log_file: None, cpu: None }
     }
 }
 
@@ -68,7 +70,14 @@ impl Registrar {
         fs::write(&file, configuration(options)).with_context(|| format!("cannot write {}", file.display()))?;
         let runtime = directory.join("kamailio");
         fs::create_dir_all(&runtime).with_context(|| format!("cannot make {}", runtime.display()))?;
-        let mut command = namespace.command("kamailio");
+        let mut command = match options.cpu {
+            Some(cpu) => {
+                let mut command = namespace.command("taskset");
+                command.args(["--cpu-list", &cpu.to_string(), "kamailio"]);
+                command
+            }
+            None => namespace.command("kamailio"),
+        };
         command.args(["-DD", "-E", "-m", "64", "-M", "8", "-Y"]).arg(&runtime);
         command.arg("-P").arg(runtime.join("kamailio.pid")).arg("-f").arg(&file);
         let mut process = match &options.log_file {

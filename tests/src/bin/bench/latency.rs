@@ -110,7 +110,7 @@ impl Series {
     }
 
     fn row_name(&self, defence: Defence, what: &str) -> String {
-        format!("{}, {what}: {}", self.attack.name(), defence.name())
+        format!("{}: {}, {what}", defence.name(), self.attack.name())
     }
 }
 
@@ -155,7 +155,7 @@ fn enforced(rounds: Vec<Vec<f64>>) -> [Row; 2] {
     let mut rounds = rounds;
     rounds.iter_mut().for_each(|round| round.sort_by(f64::total_cmp));
     let row = |percent: usize, budget| Row {
-        name: format!("decided to enforced, p{percent}: sip-xdp"),
+        name: format!("sip-xdp: decided to enforced, p{percent}"),
         populated: "an empty list".to_owned(),
         unit: "ms",
         samples: rounds.iter().filter_map(|round| percentile(round, percent)).collect(),

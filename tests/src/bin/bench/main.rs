@@ -4,6 +4,7 @@
 //! Everything happens in network namespaces that this program makes; when it ends, however it ends, nothing is left.
 
 mod contenders;
+mod host;
 mod json;
 mod latency;
 mod machine;
@@ -52,8 +53,9 @@ struct Measurement {
 }
 
 /// All of them, in the order in which they are run.
-const MEASUREMENTS: [Measurement; 3] = [
+const MEASUREMENTS: [Measurement; 4] = [
     Measurement { letter: 'b', name: "rates", run: rates::run },
+    Measurement { letter: 'c', name: "host", run: host::run },
     Measurement { letter: 'd', name: "latency", run: latency::run },
     Measurement { letter: 'f', name: "storm", run: storm::run },
 ];
