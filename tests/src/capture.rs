@@ -35,7 +35,8 @@ impl Capture {
         // The name ends as tcpdump's profile demands where one confines it.
         let file = directory.join(format!("{}.pcap", unique_name()));
         let mut command = namespace.command("tcpdump");
-        command.args(["-i", interface, "-n", "-p", "-U", "-Z", "root", "-B", "65536", "-s", "512", "-w"]);
+        command.args(["-i", interface, "-n", "-p", "-U", "--immediate-mode", "-Z", "root"]);
+        command.args(["-B", "65536", "-s", "512", "-w"]);
         command.arg(&file).arg(expression);
         let mut process = Process::spawn(format!("tcpdump on {interface}"), &mut command)?;
         process.wait_line(Duration::from_secs(10), |line| line.text.contains("listening on"))?;
@@ -51,7 +52,7 @@ impl Capture {
     /// Ends the capture; fails if it lost anything.
     pub fn stop(mut self) -> Result<Vec<Packet>> {
         // What passed a moment ago may still be on its way to tcpdump.
-        std::thread::sleep(Duration::from_millis(1100));
+        std::thread::sleep(Duration::from_millis(200));
         self.process.stop(Signal::SIGINT)?;
         let lines = self.process.lines();
         let lost = lines.iter().find_map(|line| line.text.strip_suffix(" packets dropped by kernel"));

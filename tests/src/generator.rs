@@ -1,7 +1,9 @@
 //! Millions of packets a second from one CPU: a kernel program that rewrites the source of a prepared frame, run by
 //! BPF_PROG_TEST_RUN with live frames, so that each of its packets leaves through an interface.
 //!
-//! The program looks at the clock itself, since setting such a run up takes tens of milliseconds.
+//! The program looks at the clock itself, since setting a run up takes time. It would take tens of milliseconds if the
+//! kernel had to prepare a fast way to call the program each time, and to wait until nobody uses that any more; so the
+//! program is attached, for as long as the generator lives, to an interface that nobody uses.
 //!
 //! Over a veth pair the same CPU that makes a packet also receives it: a batch of 64 is made and handed over, then the
 //! receiving side polls it, in the same system call. A rate measured this way is that of making, handing over and judging
@@ -9,17 +11,17 @@
 //! over at all, the receiving veth needs an XDP program or GRO (see [`crate::wire`]).
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues};
-use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions};
+use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
-use nix::libc;
 use nix::net::if_::if_nametoindex;
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
 
+use crate::cpu::{Precedence, sending_cpu, stay_on};
 use crate::namespace::Namespace;
 use crate::programs;
 
@@ -53,6 +55,17 @@ pub struct Sent {
     /// How long that took, with all that the sending CPU did for the receiving side. Setting up is left out. Zero when
     /// there were too few to be timed.
     pub elapsed: Duration,
+}
+
+/// What was sent at a constant rate, or as near to it as the CPU could.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Steady {
+    /// Packets made.
+    pub packets: u64,
+    /// Those of them that were sent before all other work, and how long that took.
+    pub timed: Sent,
+    /// Whether it was too much for the CPU.
+    pub overloaded: bool,
 }
 
 /// A generator in a namespace.
@@ -145,6 +158,7 @@ impl<'a> Generator<'a> {
         for (index, address) in addresses.iter().enumerate() {
             turn.set(u32::try_from(index)?, u32::from_ne_bytes(address.octets()), 0).context("cannot set a source")?;
         }
+        attach_to_spare(namespace, &mut object)?;
         let progress = object.take_map("PROGRESS").context("the generator has no counter")?.try_into()?;
         Ok(Self { namespace, object, progress, frame, before: Sent::default() })
     }
@@ -162,9 +176,60 @@ impl<'a> Generator<'a> {
         Ok(all)
     }
 
+    /// Sends from one CPU until it is told to stop.
+    pub fn send_until(&mut self, stop: &AtomicBool) -> Result<Sent> {
+        /// How soon it notices.
+        const NOTICE: Duration = Duration::from_millis(50);
+        let mut all = Sent::default();
+        while !stop.load(Ordering::Relaxed) {
+            let sent = self.send_for(NOTICE)?;
+            all = Sent { packets: all.packets + sent.packets, elapsed: all.elapsed + sent.elapsed };
+        }
+        Ok(all)
+    }
+
     /// Sends so many packets, from one CPU.
     pub fn send(&mut self, packets: u32) -> Result<Sent> {
         self.run(packets)
+    }
+
+    /// Sends at a constant rate from one CPU until it is told to stop. Each millisecond it sends what is due, before
+    /// everything else there, and sleeps for what is left of it.
+    ///
+    /// When nothing is ever left, it goes on as an ordinary thread among others, and what it could not send in time is not
+    /// made up for. The kernel does the same with packets that a network card receives.
+    pub fn send_steadily(&mut self, cpu: usize, rate: u32, stop: &AtomicBool) -> Result<Steady> {
+        const PERIOD: Duration = Duration::from_millis(1);
+        /// So many periods in a row that were too short are no accident.
+        const OVERLOAD: u32 = 5;
+        let due = rate / 1_000;
+        let program = programs::program(&self.object, programs::GENERATE)?;
+        let frame = &self.frame;
+        self.namespace.enter(move || {
+            stay_on(cpu)?;
+            Precedence::OverEverything.take();
+            let mut steady = Steady::default();
+            let mut late = 0;
+            let mut next = Instant::now();
+            while !stop.load(Ordering::Relaxed) {
+                let start = Instant::now();
+                run_once(program, frame, due)?;
+                let took = start.elapsed();
+                steady.packets += u64::from(due);
+                if !steady.overloaded {
+                    steady.timed.packets += u64::from(due);
+                    steady.timed.elapsed += took;
+                    late = if took > PERIOD { late + 1 } else { 0 };
+                    if late == OVERLOAD {
+                        steady.overloaded = true;
+                        Precedence::Ordinary.take();
+                    }
+                }
+                next = (next + PERIOD).max(Instant::now());
+                sleep(next.saturating_duration_since(Instant::now()));
+            }
+            Ok(steady)
+        })
     }
 
     /// One system call.
@@ -173,18 +238,36 @@ impl<'a> Generator<'a> {
         let (frame, progress) = (&self.frame, &mut self.progress);
         self.namespace.enter(move || {
             stay_on(sending_cpu()?)?;
-            go_first();
+            Precedence::OverOrdinaryWork.take();
             let before = restart(progress)?;
-            let options = TestRunOptions {
-                data_in: Some(&frame.bytes),
-                repeat,
-                attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
-                ..TestRunOptions::default()
-            };
-            program.test_run(options).context("cannot send live frames (Linux 5.18 can)")?;
+            run_once(program, frame, repeat)?;
             finish(progress, before)
         })
     }
+}
+
+/// One system call.
+fn run_once(program: &Xdp, frame: &Frame, repeat: u32) -> Result<()> {
+    let options = TestRunOptions {
+        data_in: Some(&frame.bytes),
+        repeat,
+        attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+        ..TestRunOptions::default()
+    };
+    program.test_run(options).context("cannot send live frames (Linux 5.18 can)").map(drop)
+}
+
+/// Attaches the program to an interface of its own, which is never up.
+fn attach_to_spare(namespace: &Namespace, object: &mut Ebpf) -> Result<()> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let (spare, peer) = (format!("spare{number}"), format!("peer{number}"));
+    namespace.ip(["link", "add", &spare, "type", "veth", "peer", "name", &peer])?;
+    namespace.enter(|| {
+        let program: &mut Xdp = object.program_mut(programs::GENERATE).context("it was just loaded")?.try_into()?;
+        program.attach(&spare, XdpMode::Driver).with_context(|| format!("cannot attach the generator to {spare}"))?;
+        Ok(())
+    })
 }
 
 /// Sets the times to zero; returns how many packets were sent before.
@@ -205,12 +288,6 @@ fn finish(progress: &PerCpuArray<MapData, Progress>, before: u64) -> Result<Sent
     Ok(Sent { packets, elapsed: Duration::from_nanos(elapsed as u64) })
 }
 
-/// The CPU that senders use: the last one that we may use.
-pub fn sending_cpu() -> Result<usize> {
-    let allowed = sched_getaffinity(Pid::from_raw(0)).context("cannot tell which CPUs may be used")?;
-    (0..CpuSet::count()).rev().find(|cpu| allowed.is_set(*cpu).unwrap_or(false)).context("there is no CPU")
-}
-
 /// An address for each number, each another one, all over the range of [`Sources::EveryPacketNew`] and never loopback.
 pub fn spread(number: u32) -> Ipv4Addr {
     const MASK: u32 = (1 << 31) - 1;
@@ -218,20 +295,6 @@ pub fn spread(number: u32) -> Ipv4Addr {
     let address = Ipv4Addr::from(address);
     // 62.0.0.0 is outside the range, so that this is another address for each as well.
     if address.is_loopback() { Ipv4Addr::from(u32::from(address) - (65 << 24)) } else { address }
-}
-
-/// Keeps the calling thread on one CPU.
-fn stay_on(cpu: usize) -> Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu)
-        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))
-        .with_context(|| format!("cannot use CPU {cpu}"))
-}
-
-/// Lets the calling thread go before everybody's ordinary work on its CPU. Where that is not allowed it goes without.
-fn go_first() {
-    // SAFETY: changes how the calling thread is scheduled and touches no memory. On Linux, 0 is the calling thread.
-    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
 }
 
 /// How many packets are to be sent for so long, if it goes as before.

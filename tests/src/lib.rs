@@ -5,10 +5,13 @@
 
 pub mod attack;
 pub mod capture;
+pub mod cpu;
+pub mod fail2ban;
 pub mod filter;
 pub mod foreign;
 pub mod generator;
 pub mod namespace;
+pub mod office;
 pub mod phone;
 pub mod private;
 pub mod process;
@@ -28,11 +31,13 @@ use anyhow::{Result, bail};
 
 pub use attack::Attacker;
 pub use capture::Capture;
+pub use fail2ban::Fail2ban;
 pub use filter::{Filter, FilterOptions};
 pub use generator::Generator;
 pub use namespace::Namespace;
+pub use office::Office;
 pub use phone::Phone;
-pub use registrar::Registrar;
+pub use registrar::{Registrar, RegistrarOptions};
 pub use stream::Stream;
 pub use topology::Lab;
 pub use wire::Wire;

@@ -1,7 +1,9 @@
 //! A child process whose output is kept line by line with the time it came, and which never outlives its owner.
 
-use std::io::{BufRead as _, BufReader, Read};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -40,7 +42,17 @@ pub struct Process {
 impl Process {
     /// Starts a command and reads its output from then on. It gets SIGTERM should we die without cleaning up.
     pub fn spawn(name: impl Into<String>, command: &mut Command) -> Result<Self> {
-        let name = name.into();
+        Self::spawn_and_copy(name.into(), command, None)
+    }
+
+    /// The same; each line of the standard error is appended to a file as well, as a system's logger would do.
+    pub fn spawn_with_log(name: impl Into<String>, command: &mut Command, log: &Path) -> Result<Self> {
+        let file = OpenOptions::new().create(true).append(true).open(log);
+        let file = file.with_context(|| format!("cannot open {}", log.display()))?;
+        Self::spawn_and_copy(name.into(), command, Some(file))
+    }
+
+    fn spawn_and_copy(name: String, command: &mut Command, log: Option<File>) -> Result<Self> {
         die_with_parent(command);
         let mut child = command
             .stdin(Stdio::null())
@@ -50,8 +62,8 @@ impl Process {
             .with_context(|| format!("cannot start {name}"))?;
         let lines = Arc::default();
         let readers = [
-            child.stdout.take().map(|stream| read_lines(stream, false, &lines)),
-            child.stderr.take().map(|stream| read_lines(stream, true, &lines)),
+            child.stdout.take().map(|stream| read_lines(stream, false, &lines, None)),
+            child.stderr.take().map(|stream| read_lines(stream, true, &lines, log)),
         ];
         Ok(Self { name, child, lines, readers: readers.into_iter().flatten().collect() })
     }
@@ -187,13 +199,20 @@ fn die_with_parent(command: &mut Command) {
     }
 }
 
-fn read_lines(stream: impl Read + Send + 'static, error: bool, lines: &Arc<Mutex<Vec<Line>>>) -> JoinHandle<()> {
+fn read_lines(
+    stream: impl Read + Send + 'static,
+    error: bool,
+    lines: &Arc<Mutex<Vec<Line>>>,
+    mut copy: Option<File>,
+) -> JoinHandle<()> {
     let lines = Arc::clone(lines);
     thread::spawn(move || {
         let mut stream = BufReader::new(stream);
         let mut buffer = Vec::new();
         // A pipe that cannot be read any more is at its end.
         while stream.read_until(b'\n', &mut buffer).is_ok_and(|length| length > 0) {
+            // What cannot be copied is missed by whoever reads the copy, and said there.
+            let _ = copy.as_mut().map(|file| file.write_all(&buffer));
             let text = String::from_utf8_lossy(&buffer).trim_end().to_owned();
             lock(&lines).push(Line { at: SystemTime::now(), error, text });
             buffer.clear();

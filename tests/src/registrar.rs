@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
@@ -17,6 +17,29 @@ pub const USERS: [(&str, &str); 3] = [("alice", "wonderland-7"), ("bob", "builde
 
 /// What a log line of a request starts with, after whatever Kamailio puts before it.
 const MARK: &str = "lab-request ";
+
+/// What a log line of a failed login contains, before the address that failed; no more of the request, so that nobody can
+/// make it tell something else.
+pub const FAILURE: &str = "Failed auth from ";
+
+/// What may differ from one registrar to the next.
+#[derive(Debug, Clone)]
+pub struct RegistrarOptions<'a> {
+    /// Names and passwords.
+    pub users: &'a [(&'a str, &'a str)],
+    /// Whether it logs a line per request, which costs it a little time, and us memory.
+    pub log_requests: bool,
+    /// A file that its log goes to as well, for programs that watch logs.
+    pub log_file: Option<PathBuf>,
+    /// The only CPU that it may use.
+    pub cpu: Option<usize>,
+}
+
+impl Default for RegistrarOptions<'_> {
+    fn default() -> Self {
+        Self { users: &USERS, log_requests: true, log_file: None, cpu: None }
+    }
+}
 
 /// Kamailio in the foreground; ends when dropped.
 #[derive(Debug)]
@@ -38,19 +61,29 @@ pub struct Request {
 impl Registrar {
     /// Starts it on port 5060 of every address of the namespace, and waits until it serves.
     pub fn start(namespace: &Namespace, directory: &Path) -> Result<Self> {
-        Self::start_with(namespace, directory, &USERS)
+        Self::start_with(namespace, directory, &RegistrarOptions::default())
     }
 
-    /// The same with other users.
-    pub fn start_with(namespace: &Namespace, directory: &Path, users: &[(&str, &str)]) -> Result<Self> {
+    /// The same with other options.
+    pub fn start_with(namespace: &Namespace, directory: &Path, options: &RegistrarOptions<'_>) -> Result<Self> {
         let file = directory.join("kamailio.cfg");
-        fs::write(&file, configuration(users)).with_context(|| format!("cannot write {}", file.display()))?;
+        fs::write(&file, configuration(options)).with_context(|| format!("cannot write {}", file.display()))?;
         let runtime = directory.join("kamailio");
         fs::create_dir_all(&runtime).with_context(|| format!("cannot make {}", runtime.display()))?;
-        let mut command = namespace.command("kamailio");
+        let mut command = match options.cpu {
+            Some(cpu) => {
+                let mut command = namespace.command("taskset");
+                command.args(["--cpu-list", &cpu.to_string(), "kamailio"]);
+                command
+            }
+            None => namespace.command("kamailio"),
+        };
         command.args(["-DD", "-E", "-m", "64", "-M", "8", "-Y"]).arg(&runtime);
         command.arg("-P").arg(runtime.join("kamailio.pid")).arg("-f").arg(&file);
-        let mut process = Process::spawn("kamailio", &mut command)?;
+        let mut process = match &options.log_file {
+            Some(log) => Process::spawn_with_log("kamailio", &mut command, log)?,
+            None => Process::spawn("kamailio", &mut command)?,
+        };
         process.wait_line(Duration::from_secs(20), |line| line.text.contains("lab-ready"))?;
         Ok(Self { process })
     }
@@ -75,6 +108,13 @@ impl Registrar {
         sources
     }
 
+    /// When it logged the failed logins of one source, in this order.
+    pub fn failures_of(&self, source: impl Into<IpAddr>) -> Vec<SystemTime> {
+        let mark = format!("{FAILURE}{}", source.into());
+        let failed = |line: &Line| line.text.ends_with(&mark);
+        self.process.lines().into_iter().filter(failed).map(|line| line.at).collect()
+    }
+
     /// The end of its log, for messages.
     pub fn log(&self) -> String {
         self.process.tail()
@@ -88,13 +128,17 @@ fn request(line: &Line) -> Option<Request> {
 }
 
 /// Unknown users get 404, known ones a challenge: what stock configurations do, and what enumeration relies on.
-fn configuration(users: &[(&str, &str)]) -> String {
+fn configuration(options: &RegistrarOptions<'_>) -> String {
     let mut passwords = String::new();
-    for (user, password) in users {
+    for (user, password) in options.users {
         // Writing to a string cannot fail.
         let _ = writeln!(passwords, "        case \"{user}\": $var(password) = \"{password}\"; break;");
     }
-    TEMPLATE.replace("@PASSWORDS@", passwords.trim_end())
+    let request_line = if options.log_requests { r#"xlog("L_ALERT", "lab-request $si $rm\n");"# } else { "" };
+    TEMPLATE
+        .replace("@PASSWORDS@", passwords.trim_end())
+        .replace("@LOG_REQUEST@", request_line)
+        .replace("@FAILURE@", FAILURE)
 }
 
 const TEMPLATE: &str = r##"#!KAMAILIO
@@ -143,7 +187,7 @@ route[USER] {
 }
 
 request_route {
-    xlog("L_ALERT", "lab-request $si $rm\n");
+    @LOG_REQUEST@
     if (!mf_process_maxfwd_header("10")) {
         sl_send_reply("483", "Too Many Hops");
         exit;
@@ -156,6 +200,8 @@ request_route {
         $var(user) = $tU;
         route(USER);
         if (!pv_www_authenticate("lab.example", "$var(password)", "0")) {
+            # The first request has no credentials yet, and is no failure.
+            if (is_present_hf("Authorization")) xlog("L_ALERT", "$TF @FAILURE@$si\n");
             www_challenge("lab.example", "0");
             exit;
         }

@@ -22,6 +22,11 @@ pub struct Request<'a> {
 impl Request<'_> {
     /// The bytes on the wire.
     pub fn bytes(&self) -> Vec<u8> {
+        self.bytes_with("")
+    }
+
+    /// The same with further headers, each with its line end.
+    pub fn bytes_with(&self, headers: &str) -> Vec<u8> {
         let Self { method, user, call_id, sequence, from, to } = self;
         format!(
             "{method} sip:{user}@{to} SIP/2.0\r\n\
@@ -33,6 +38,7 @@ impl Request<'_> {
              CSeq: {sequence} {method}\r\n\
              Contact: <sip:{user}@{from}>\r\n\
              User-Agent: lab phone\r\n\
+             {headers}\
              Content-Length: 0\r\n\r\n"
         )
         .into_bytes()

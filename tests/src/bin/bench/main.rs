@@ -4,7 +4,9 @@
 //! Everything happens in network namespaces that this program makes; when it ends, however it ends, nothing is left.
 
 mod contenders;
+mod host;
 mod json;
+mod latency;
 mod lists;
 mod machine;
 mod networks;
@@ -54,9 +56,11 @@ struct Measurement {
 }
 
 /// All of them, in the order in which they are run.
-const MEASUREMENTS: [Measurement; 4] = [
+const MEASUREMENTS: [Measurement; 6] = [
     Measurement { letter: 'a', name: "paths", run: paths::run },
     Measurement { letter: 'b', name: "rates", run: rates::run },
+    Measurement { letter: 'c', name: "host", run: host::run },
+    Measurement { letter: 'd', name: "latency", run: latency::run },
     Measurement { letter: 'e', name: "lists", run: lists::run },
     Measurement { letter: 'f', name: "storm", run: storm::run },
 ];

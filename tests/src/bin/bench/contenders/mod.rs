@@ -22,6 +22,11 @@ pub(crate) trait Contender {
 
     /// What [`Contender::stopped`] reads.
     fn counter(&self) -> &'static str;
+
+    /// The same if nothing but what it stops is counted there, whatever else its host receives.
+    fn own_counter(&self) -> Option<&'static str> {
+        Some(self.counter())
+    }
 }
 
 /// How to put one in place, at the receiving end of a wire, against these sources.
@@ -36,6 +41,9 @@ pub(crate) const OURS_HALF: &str = "sip-xdp, 500,000 entries";
 /// sip-xdp as it stands in the field.
 pub(crate) const OURS_FULL: &str = "sip-xdp, full";
 
+/// No filter at all.
+pub(crate) const NO_FILTER: &str = "no filter, a UDP socket nobody reads";
+
 /// All of them.
 pub(crate) const ALL: [(&str, Set); 10] = [
     (BASELINE, xdp::drop_everything),
@@ -47,7 +55,7 @@ pub(crate) const ALL: [(&str, Set); 10] = [
     ("nftables, inet prerouting set", netfilter::inet_prerouting),
     ("ipset, iptables raw", netfilter::ipset),
     ("fail2ban-style iptables chain", netfilter::fail2ban),
-    ("no filter, a UDP socket nobody reads", xdp::none),
+    (NO_FILTER, xdp::none),
 ];
 
 /// What each packet of an attack holds.

@@ -33,6 +33,10 @@ impl Contender for DropEverything<'_> {
     fn counter(&self) -> &'static str {
         "taken in by the interface less seen by the stack"
     }
+
+    fn own_counter(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// No filter: packets go up the stack to a socket whose queue is full, as that of an overloaded server is.

@@ -1,0 +1,111 @@
+//! A real fail2ban beside the registrar: it watches the registrar's log and rejects who fails too often, with its own
+//! action, in the namespace only. Nothing of it touches the machine's own instance: configuration, socket and process id
+//! file are its own.
+
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+
+use crate::namespace::{Namespace, unique_name};
+use crate::process::Process;
+use crate::registrar::FAILURE;
+
+/// How many failed logins lead to a ban: the package's default.
+pub const MAX_RETRY: usize = 5;
+/// Within which time they must be: the package's default.
+pub const FIND_TIME: &str = "10m";
+/// How it learns of new lines; the other choices ask once a second.
+pub const BACKEND: &str = "pyinotify";
+/// What it does to a banned address.
+pub const ACTION: &str = "iptables-multiport";
+
+/// Where the package keeps its actions.
+const ACTIONS: &str = "/etc/fail2ban/action.d";
+const JAIL: &str = "sip";
+/// Python needs a while to start.
+const READY: Duration = Duration::from_secs(20);
+
+/// A server in the foreground; ends when dropped.
+#[derive(Debug)]
+pub struct Fail2ban {
+    process: Process,
+}
+
+impl Fail2ban {
+    /// Starts it in a namespace, on a log that must exist, and waits until it watches.
+    pub fn start(namespace: &Namespace, directory: &Path, log: &Path) -> Result<Self> {
+        let directory = directory.join(unique_name());
+        configure(&directory, log).context("cannot configure fail2ban")?;
+        let mut command = namespace.command("fail2ban-server");
+        command.current_dir(&directory).args(["-f", "-x", "--logtarget", "stdout"]);
+        command.arg("-c").arg(&directory).arg("-s").arg(directory.join("fail2ban.sock"));
+        command.arg("-p").arg(directory.join("fail2ban.pid")).arg("start");
+        let mut process = Process::spawn("fail2ban", &mut command)?;
+        let started = format!("Jail '{JAIL}' started");
+        process.wait_line(READY, |line| line.text.contains(&started))?;
+        Ok(Self { process })
+    }
+
+    /// When it decided to ban an address, just before it ran its action.
+    pub fn banned(&self, address: impl Into<IpAddr>) -> Option<SystemTime> {
+        let decision = format!("[{JAIL}] Ban {}", address.into());
+        self.process.lines().into_iter().find(|line| line.text.ends_with(&decision)).map(|line| line.at)
+    }
+
+    /// The end of its log, for messages.
+    pub fn log(&self) -> String {
+        self.process.tail()
+    }
+}
+
+fn configure(directory: &Path, log: &Path) -> Result<()> {
+    if !Path::new(ACTIONS).is_dir() {
+        bail!("{ACTIONS} is missing: is the package fail2ban installed?");
+    }
+    fs::create_dir_all(directory.join("filter.d"))?;
+    symlink(ACTIONS, directory.join("action.d"))?;
+    // Bans need not outlive this instance.
+    fs::write(
+        directory.join("fail2ban.conf"),
+        "[DEFAULT]\nloglevel = INFO\nlogtarget = stdout\nsyslogsocket = auto\ndbfile = None\ndbpurgeage = 1d\n\
+         dbmaxmatches = 10\nallowipv6 = auto\n[Definition]\n[Thread]\n",
+    )?;
+    fs::write(directory.join("filter.d").join(format!("{JAIL}.conf")), filter())?;
+    fs::write(directory.join("jail.conf"), jail(log))?;
+    Ok(())
+}
+
+fn filter() -> String {
+    format!("[Definition]\nfailregex = {FAILURE}<HOST>$\nignoreregex =\n")
+}
+
+/// The chain is made at the start, not with the first ban: that is the faster of the two ways.
+fn jail(log: &Path) -> String {
+    format!(
+        "[{JAIL}]\nenabled = true\nfilter = {JAIL}\nlogpath = {}\nbackend = {BACKEND}\nmaxretry = {MAX_RETRY}\n\
+         findtime = {FIND_TIME}\nbantime = 10m\nusedns = no\n\
+         action = {ACTION}[name={JAIL}, port=\"5060,5061\", protocol=udp, actionstart_on_demand=false]\n",
+        log.display()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_a_jail_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        if Path::new(ACTIONS).is_dir() {
+            configure(directory.path(), Path::new("/x/log")).unwrap();
+            let jail = fs::read_to_string(directory.path().join("jail.conf")).unwrap();
+            assert!(jail.contains("\nlogpath = /x/log\n") && jail.contains("\nmaxretry = 5\n"), "{jail}");
+            assert!(directory.path().join("action.d/iptables-multiport.conf").exists());
+        }
+        assert_eq!(filter(), "[Definition]\nfailregex = Failed auth from <HOST>$\nignoreregex =\n");
+    }
+}

@@ -1,0 +1,251 @@
+//! An office full of phones that do nothing but register: each starts again as soon as it is registered.
+//!
+//! What a registrar answers them is what is left of its machine while something else keeps that busy. One thread plays all
+//! phones through one socket; they differ in their Call-IDs.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use md5::{Digest as _, Md5};
+
+use crate::cpu::stay_on;
+use crate::namespace::Namespace;
+use crate::sip::Request;
+use crate::stream;
+
+/// The realm of the lab's registrar.
+const REALM: &str = "lab.example";
+/// When a phone sends again what was not answered (T1 of RFC 3261).
+const RETRANSMIT: Duration = Duration::from_millis(500);
+/// How often phones that wait are looked at.
+const PATROL: Duration = Duration::from_millis(20);
+
+/// Phones that register all the time, until this is dropped.
+#[derive(Debug)]
+pub struct Office {
+    counts: Arc<Counts>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What happened so far.
+#[derive(Debug, Default)]
+struct Counts {
+    stop: AtomicBool,
+    registered: AtomicU64,
+    refused: AtomicU64,
+    repeated: AtomicU64,
+}
+
+/// What happened up to a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    /// Registrations that were completed: challenged, then accepted.
+    pub registered: u64,
+    /// Final responses other than a challenge or an acceptance, and credentials that were challenged again.
+    pub refused: u64,
+    /// Requests that were sent again because no answer came in time.
+    pub repeated: u64,
+}
+
+impl Office {
+    /// Puts phones of one user to work at an address of a namespace, all on one CPU. Each waits for its own answer only.
+    pub fn open(
+        namespace: &Namespace,
+        address: Ipv4Addr,
+        registrar: Ipv4Addr,
+        phones: usize,
+        credentials: (&str, &str),
+        cpu: usize,
+    ) -> Result<Self> {
+        let (from, to) = (SocketAddr::new(address.into(), 5060), SocketAddr::new(registrar.into(), 5060));
+        let socket = stream::socket(namespace, from, to)?;
+        socket.set_read_timeout(Some(PATROL)).context("cannot limit the time to wait")?;
+        let line = Line { from, to, user: credentials.0.to_owned(), password: credentials.1.to_owned() };
+        let counts = Arc::new(Counts::default());
+        let shared = Arc::clone(&counts);
+        let thread = thread::spawn(move || {
+            // A CPU that may not be used is said where the registrar is given the same one.
+            let _ = stay_on(cpu);
+            work(&socket, &line, phones, &shared);
+        });
+        Ok(Self { counts, thread: Some(thread) })
+    }
+
+    /// What happened so far.
+    pub fn tally(&self) -> Tally {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let Counts { registered, refused, repeated, .. } = &*self.counts;
+        Tally { registered: read(registered), refused: read(refused), repeated: read(repeated) }
+    }
+}
+
+impl Drop for Office {
+    fn drop(&mut self) {
+        self.counts.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A phone that panicked has said so on the standard error.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What all phones have in common.
+struct Line {
+    from: SocketAddr,
+    to: SocketAddr,
+    user: String,
+    password: String,
+}
+
+/// One phone: what it sent last, and when.
+struct Handset {
+    number: usize,
+    /// CSeq of the last request; odd without credentials, even with.
+    sequence: u32,
+    request: Vec<u8>,
+    sent: Instant,
+}
+
+fn work(socket: &UdpSocket, line: &Line, phones: usize, counts: &Counts) {
+    let mut handsets: Vec<_> = (0..phones).map(|number| Handset::new(number, line)).collect();
+    for handset in &mut handsets {
+        handset.send(socket);
+    }
+    let mut patrolled = Instant::now();
+    let mut buffer = [0; 4096];
+    while !counts.stop.load(Ordering::Relaxed) {
+        // Without an answer the time is up; with an error for an earlier request there is nothing to read either.
+        if let Ok(length) = socket.recv(&mut buffer) {
+            let answer = std::str::from_utf8(&buffer[..length]).ok().and_then(Answer::parse);
+            if let Some(answer) = answer
+                && let Some(handset) = handsets.get_mut(answer.phone)
+                && handset.sequence == answer.sequence
+            {
+                handset.go_on(&answer, line, counts);
+                handset.send(socket);
+            }
+        }
+        if patrolled.elapsed() > PATROL {
+            patrolled = Instant::now();
+            for handset in handsets.iter_mut().filter(|handset| handset.sent.elapsed() > RETRANSMIT) {
+                counts.repeated.fetch_add(1, Ordering::Relaxed);
+                handset.send(socket);
+            }
+        }
+    }
+}
+
+impl Handset {
+    fn new(number: usize, line: &Line) -> Self {
+        let mut handset = Self { number, sequence: 1, request: Vec::new(), sent: Instant::now() };
+        handset.request = handset.register(line, "");
+        handset
+    }
+
+    /// What follows from an answer: credentials after a challenge, otherwise the next registration.
+    fn go_on(&mut self, answer: &Answer<'_>, line: &Line, counts: &Counts) {
+        let challenge = answer.nonce.filter(|_| answer.status == 401 && self.sequence % 2 == 1);
+        if challenge.is_none() {
+            let is_done = answer.status == 200 && self.sequence.is_multiple_of(2);
+            let counter = if is_done { &counts.registered } else { &counts.refused };
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        // The next odd number begins anew, the next even one has credentials.
+        self.sequence += if challenge.is_none() && self.sequence % 2 == 1 { 2 } else { 1 };
+        let credentials = challenge.map_or_else(String::new, |nonce| line.credentials(nonce));
+        self.request = self.register(line, &credentials);
+    }
+
+    fn register(&self, line: &Line, credentials: &str) -> Vec<u8> {
+        let call_id = format!("{PREFIX}{}", self.number);
+        let Line { from, to, user, .. } = line;
+        let request =
+            Request { method: "REGISTER", user, call_id: &call_id, sequence: self.sequence, from: *from, to: *to };
+        request.bytes_with(credentials)
+    }
+
+    fn send(&mut self, socket: &UdpSocket) {
+        self.sent = Instant::now();
+        // What is lost is sent again.
+        let _ = socket.send(&self.request);
+    }
+}
+
+impl Line {
+    /// The header that answers a challenge (RFC 2617 without qop, which the registrar does not ask for).
+    fn credentials(&self, nonce: &str) -> String {
+        let Self { user, password, to, .. } = self;
+        let uri = format!("sip:{user}@{to}");
+        let secret = digest(&format!("{user}:{REALM}:{password}"));
+        let request = digest(&format!("REGISTER:{uri}"));
+        let response = digest(&format!("{secret}:{nonce}:{request}"));
+        format!(
+            "Authorization: Digest username=\"{user}\", realm=\"{REALM}\", nonce=\"{nonce}\", uri=\"{uri}\", \
+             response=\"{response}\", algorithm=MD5\r\n"
+        )
+    }
+}
+
+const PREFIX: &str = "office-";
+
+/// What a phone needs of a final response.
+#[derive(Debug, PartialEq, Eq)]
+struct Answer<'a> {
+    status: u16,
+    phone: usize,
+    sequence: u32,
+    nonce: Option<&'a str>,
+}
+
+impl<'a> Answer<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        let status = text.strip_prefix("SIP/2.0 ")?.get(..3)?.parse().ok().filter(|status| *status >= 200)?;
+        let header = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        Some(Self {
+            status,
+            phone: header("Call-ID:")?.strip_prefix(PREFIX)?.parse().ok()?,
+            sequence: header("CSeq:")?.split(' ').next()?.parse().ok()?,
+            nonce: header("WWW-Authenticate:")
+                .and_then(|challenge| challenge.split_once("nonce=\"")?.1.split('"').next()),
+        })
+    }
+}
+
+fn digest(text: &str) -> String {
+    Md5::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_answers() {
+        let text = "SIP/2.0 401 Unauthorized\r\nVia: x\r\nCSeq: 3 REGISTER\r\nCall-ID: office-17\r\n\
+                    WWW-Authenticate: Digest realm=\"lab.example\", nonce=\"abc\"\r\n\r\n";
+        assert_eq!(Answer::parse(text), Some(Answer { status: 401, phone: 17, sequence: 3, nonce: Some("abc") }));
+        assert_eq!(Answer::parse("SIP/2.0 100 Trying\r\nCSeq: 3 REGISTER\r\nCall-ID: office-17\r\n\r\n"), None);
+    }
+
+    #[test]
+    fn a_phone_takes_one_step_after_the_other() {
+        let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 5060);
+        let line = Line { from: address, to: address, user: "alice".into(), password: "secret".into() };
+        let counts = Counts::default();
+        let mut handset = Handset::new(0, &line);
+        let answer = |status, sequence| Answer { status, phone: 0, sequence, nonce: (status == 401).then_some("n") };
+        handset.go_on(&answer(401, 1), &line, &counts);
+        assert!(handset.sequence == 2 && handset.request.windows(14).any(|part| part == b"Authorization:"));
+        handset.go_on(&answer(200, 2), &line, &counts);
+        assert_eq!((handset.sequence, counts.registered.load(Ordering::Relaxed)), (3, 1));
+        handset.go_on(&answer(503, 3), &line, &counts);
+        assert_eq!((handset.sequence, counts.refused.load(Ordering::Relaxed)), (5, 1));
+        handset.go_on(&answer(401, 5), &line, &counts);
+        handset.go_on(&answer(401, 6), &line, &counts);
+        assert_eq!((handset.sequence, counts.refused.load(Ordering::Relaxed)), (7, 2));
+    }
+}
