@@ -175,7 +175,7 @@ impl Hashed {
     #[inline(always)]
     pub const fn buckets(&self, mask: u32) -> [u32; 2] {
         let first = self.0 as u32 & mask;
-        let apart = ((self.0 >> 32 & 0xffff) * (GROUP as u64 - 1) >> 16) + 1;
+        let apart = (((self.0 >> 32 & 0xffff) * (GROUP as u64 - 1)) >> 16) + 1;
         [first, first ^ apart as u32]
     }
 

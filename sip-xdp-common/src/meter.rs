@@ -63,7 +63,7 @@ impl Pace {
     pub const fn new(count: u32, per: u64) -> Self {
         // Rounded down: whoever keeps to the limit is never refused.
         let count = count as u64;
-        let interval = per / count >> TICK_BITS;
+        let interval = (per / count) >> TICK_BITS;
         let interval = if interval == 0 { 1 } else { interval };
         Self { interval: interval as u32, burst: (interval * count) as u32 }
     }

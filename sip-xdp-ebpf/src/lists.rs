@@ -64,7 +64,7 @@ impl Shelves for Lists {
         // SAFETY: this CPU's map value, valid while the program runs; nothing else uses the field.
         unsafe {
             (*self.state).fed = (*self.state).fed.wrapping_add(1);
-            (*self.state).fed % lists::SAMPLE == 0
+            (*self.state).fed.is_multiple_of(lists::SAMPLE)
         }
     }
 

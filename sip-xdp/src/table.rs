@@ -38,7 +38,7 @@ pub struct Terms {
 
 impl Terms {
     fn flags(&self) -> u64 {
-        u64::from(self.feed) * FEED | u64::from(self.claimed) * CLAIMED
+        (u64::from(self.feed) * FEED) | (u64::from(self.claimed) * CLAIMED)
     }
 }
 

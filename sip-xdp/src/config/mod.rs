@@ -286,6 +286,12 @@ impl Config {
         let limits = &self.limits.unknown;
         for (name, rate) in [("register", limits.register), ("requests", limits.requests), ("other", limits.other)] {
             check_rate(&format!("limits.unknown.{name}"), rate.count, rate.per)?;
+            if u64::from(rate.count) * 1_000_000_000 > MAX_PER_SECOND * rate.per.nanos() {
+                bail!(
+                    "limits.unknown.{name} allows one source more than {MAX_PER_SECOND} packets a second, which is finer \
+                     than its meter counts; lower count or lengthen per"
+                );
+            }
         }
         let storm = &self.limits.storm;
         for (name, rate) in [("new_sources", storm.new_sources), ("budget", storm.budget)] {
@@ -336,6 +342,9 @@ impl Config {
         Capacity { networks: self.capacity.networks, sources: self.capacity.sources }
     }
 }
+
+/// The highest limit of one source: its meter counts in ticks of 66 us, see [`meter::Pace`].
+const MAX_PER_SECOND: u64 = 10_000;
 
 fn check_rate(name: &str, count: u32, per: Span) -> Result<()> {
     if !(1..=1_000_000).contains(&count) {

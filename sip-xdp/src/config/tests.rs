@@ -88,6 +88,7 @@ fn refuses_what_cannot_be_meant() {
         ("[trust]\nnetworks = [\"0.0.0.0/0\"]", "would switch the filter off"),
         ("[limits.unknown]\nrequests = { count = 0, per = \"1s\" }", "limits.unknown.requests.count = 0"),
         ("[limits.unknown]\nrequests = { count = 5, per = \"10\" }", "is not a duration"),
+        ("[limits.unknown]\nother = { count = 10001, per = \"1s\" }", "lower count or lengthen per"),
         ("[bans]\nunproven = \"2d\"", "bans.unproven = \"2d\" is out of range"),
         ("interfaces = eth0", ":1: "),
     ] {

@@ -54,7 +54,7 @@ pub(crate) fn turn(ctx: &XdpContext) -> u32 {
             ((start + SOURCE4_AT) as *mut u32).write_volatile(address[0] as u32);
         }
         // Only comes back if there is no program.
-        let _ = MEASURED.tail_call(ctx, 0);
+        MEASURED.tail_call(ctx, 0);
     }
     xdp_action::XDP_ABORTED
 }

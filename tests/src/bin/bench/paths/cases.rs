@@ -61,7 +61,7 @@ pub(super) struct Case {
 enum Run {
     Ours(Rc<Private>),
     Laboratory(&'static str, Rc<Ebpf>),
-    InTurn(Turns, #[expect(dead_code, reason = "keeps the measured program loaded")] Kept),
+    InTurn(Box<Turns>, #[expect(dead_code, reason = "keeps the measured program loaded")] Kept),
 }
 
 #[expect(dead_code, reason = "keeps the measured program loaded")]
@@ -97,7 +97,7 @@ impl Case {
         sources: &[Network],
     ) -> Result<Self> {
         let turns = Turns::new(sources, filter.0.ingress()?.fd()?)?;
-        let run = Run::InTurn(turns, Kept::Ours(Rc::clone(&filter.0)));
+        let run = Run::InTurn(Box::new(turns), Kept::Ours(Rc::clone(&filter.0)));
         Ok(Self { populated: filter.1.clone(), empty: Some(empty), ..Self::new(name, action, frame, run) })
     }
 
@@ -114,7 +114,7 @@ impl Case {
         sources: &[Network],
     ) -> Result<Self> {
         let fd: &ProgramFd = programs::program(&object, program)?.fd()?;
-        let run = Run::InTurn(Turns::new(sources, fd)?, Kept::Laboratory(object));
+        let run = Run::InTurn(Box::new(Turns::new(sources, fd)?), Kept::Laboratory(object));
         Ok(Self { empty, ..Self::new(name, action, frame, run) })
     }
 
