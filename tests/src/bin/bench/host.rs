@@ -188,8 +188,9 @@ fn remarks(cpus: Cpus, rounds: usize, window: Duration, floods: &[Flood]) -> Vec
         format!(
             "\"{}\": each millisecond as many packets as are due are made, handed over and filtered on CPU {serving}, before \
              all other work there. Where that takes more than the CPU has, it goes on among other work, and what is not \
-             done in time is lost: so does the kernel with what a network card receives. That the flood is made there too \
-             costs about as much as all of it against \"drop everything\". The phones have CPU {other}.",
+             done in time is lost before any filter: so does the kernel with what a network card receives. Phones behind \
+             the same card would lose as much; these are not. That the flood is made there too costs about as much as all of \
+             it against \"drop everything\". The phones have CPU {other}.",
             Flood::Shared.name()
         ),
     ];
