@@ -1,7 +1,6 @@
 //! The order in which an arriving packet is judged. It reads from top to bottom like the list in ARCHITECTURE.md, and
 //! is the same code in the kernel (over maps) and on the host (over whatever a test or a replay brings).
 
-use crate::lists::Standing;
 use crate::packet::{self, ICMP, ICMPV6, Inspects, Ip, Link, Piece, TCP, UDP};
 use crate::reader::Reader;
 use crate::sip;
@@ -16,17 +15,8 @@ pub struct Listing {
     /// The source is metered by its full address, although it is IPv6: hosts that must not share a fate live in its
     /// network.
     pub by_address: bool,
-    /// A live entry blocks the source, if it is not trusted.
-    pub blocked: Option<Hit>,
-}
-
-/// What is to be counted when a blocked source's packet is dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Hit {
-    /// Where the entry stands, or [`NOWHERE`](crate::lists::NOWHERE).
-    pub standing: Standing,
-    /// What is added to its [`state`](crate::lists::Slot::state).
-    pub weight: u64,
+    /// A live entry blocks the source, if it is not trusted. The hit is counted.
+    pub blocked: bool,
 }
 
 /// Where a program stands.
@@ -46,11 +36,8 @@ pub trait Tables: Site {
     /// Whether blocked sources lose everything but ICMP, not only SIP.
     fn scope_all(&self) -> bool;
 
-    /// What the lists say of `source`.
+    /// What the lists say of `source`; counts the hit if it is blocked.
     fn listing(&self, source: &Source) -> Listing;
-
-    /// Counts a packet that an entry drops.
-    fn count(&self, hit: &Hit);
 
     /// Charges a message to its source's meter, or to the strangers' budget in a storm, and tells the daemon if that is
     /// due.
@@ -161,16 +148,17 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     }
 
     // 3. Blocked sources go no further.
-    if let Some(hit) = &listing.blocked {
-        tables.count(hit);
+    if listing.blocked {
         return Judgement::by(Reason::Blocked, ip.end);
     }
     if !to_sip || ip.protocol == TCP {
         return Judgement::by(by_the_way, ip.end);
     }
 
-    // From here on it no longer matters which list was asked and which was not.
+    // From here on it no longer matters which list was asked, and which family the source is of.
     let by_address = packet.forget(usize::from(listing.by_address)) != 0;
+    let (high, low) = source.words();
+    let source = Source::from_words(packet.forget(high as usize) as u64, packet.forget(low as usize) as u64);
 
     // 4. The payload, by its start line.
     let (mut source_port, mut destination_port) = (0, 0);

@@ -126,7 +126,7 @@ pub const MAX_LENGTHS: usize = 384;
 
 /// For how many lengths the fingerprints are looked at before anything else is. The verifier follows each of these steps;
 /// lists with more lengths than this are rare, and pay a few nanoseconds for each.
-const GLANCES: usize = 12;
+const GLANCES: usize = 8;
 
 /// How many places one version of the lengths has.
 const VERSION: usize = 512;
@@ -205,12 +205,6 @@ const fn lowest_byte(bits: u64) -> usize {
     (lowest.wrapping_mul(0x0001_0203_0405_0607) >> 56) as usize
 }
 
-/// Where a network stands: its bucket times [`WAYS`], plus its slot there, plus one. Zero is nowhere.
-pub type Standing = u32;
-
-/// No slot.
-pub const NOWHERE: Standing = 0;
-
 /// The tables, as one reader sees them.
 pub trait Shelves {
     /// How to read them.
@@ -225,6 +219,8 @@ pub trait Shelves {
     fn prints(&self, group: u32) -> Option<&Prints>;
     /// A bucket.
     fn bucket(&self, number: u32) -> Option<&Bucket>;
+    /// Adds to a slot's [`state`](Slot::state), atomically.
+    fn hit(&self, slot: &Slot, hits: u64);
     /// The time; asked only for what ends.
     fn now(&self) -> u64;
     /// Whether this packet is the one in [`SAMPLE`].
@@ -247,6 +243,7 @@ impl Listed {
     const TRUSTED: u64 = 1;
     const APART: u64 = 2;
     const BLOCKED: u64 = 4;
+    /// A feed blocks all of the /24, and this packet is the one in [`SAMPLE`].
     const SAMPLED: u64 = 8;
 
     /// It is trusted.
@@ -261,22 +258,10 @@ impl Listed {
         self.0 & Self::APART != 0
     }
 
-    /// Something blocks it.
+    /// Something blocks it, and the hit is counted.
     #[inline(always)]
     pub const fn is_blocked(&self) -> bool {
         self.0 & Self::BLOCKED != 0
-    }
-
-    /// What blocks it and is to be counted.
-    #[inline(always)]
-    pub const fn standing(&self) -> Standing {
-        (self.0 >> 32) as Standing
-    }
-
-    /// What is to be added to its [`Slot::state`].
-    #[inline(always)]
-    pub const fn hits(&self) -> u64 {
-        if self.0 & Self::SAMPLED != 0 { HIT * SAMPLE } else { HIT }
     }
 }
 
@@ -323,7 +308,10 @@ fn search<S: Shelves>(shelves: &S, source: &Source) -> Listed {
         match place.read(current(&element[place.word & 7])) {
             front::CLEAR => return nothing,
             front::HOSTS => {
-                return find(shelves, guide, high, low, Kind::Blocked.label(128)).blocks(shelves);
+                return match find(shelves, guide, high, low, Kind::Blocked.label(128)) {
+                    Some(slot) => Listed(block(shelves, slot, nothing)),
+                    None => nothing,
+                };
             }
             front::WHOLE if !shelves.is_sample() => return Listed(Listed::BLOCKED),
             front::WHOLE => whole = Listed::BLOCKED | Listed::SAMPLED,
@@ -402,16 +390,12 @@ impl Search {
         let length = length(guide, self.at as usize);
         self.at += 1;
         let label = current(&length.label);
-        let found = find(shelves, guide, self.high & current(&length.high), self.low & current(&length.low), label);
-        if found.standing == NOWHERE {
+        let (high, low) = (self.high & current(&length.high), self.low & current(&length.low));
+        let Some(slot) = find(shelves, guide, high, low, label) else {
             return false;
-        }
+        };
         if label & Kind::Blocked as u64 != 0 {
-            // In a sampled packet of a whole /24 the sample is taken already.
-            self.found.0 |= match self.found.0 & Listed::SAMPLED {
-                0 => found.blocks(shelves).0,
-                _ => (found.standing as u64) << 32,
-            };
+            self.found.0 |= block(shelves, slot, self.found);
             return true;
         }
         if label & Kind::Apart as u64 != 0 {
@@ -423,15 +407,24 @@ impl Search {
     }
 }
 
+/// Counts a hit: nothing else that is found can matter any more. Hits of what only feeds list are sampled.
+#[inline(always)]
+fn block<S: Shelves>(shelves: &S, slot: &Slot, before: Listed) -> u64 {
+    if current(&slot.state) & CLAIMED != 0 {
+        shelves.hit(slot, HIT);
+    } else if before.0 & Listed::SAMPLED != 0 || shelves.is_sample() {
+        shelves.hit(slot, HIT * SAMPLE);
+    }
+    Listed::BLOCKED
+}
+
 /// What there is for exactly this network, if it is live. Which of the two buckets it stands in and where there is
 /// calculated, not branched on: it is as good as random, and a wrong guess costs more than the whole path.
 #[inline(always)]
-fn find<S: Shelves>(shelves: &S, guide: &Guide, high: u64, low: u64, label: u64) -> Found {
+fn find<'a, S: Shelves>(shelves: &'a S, guide: &Guide, high: u64, low: u64, label: u64) -> Option<&'a Slot> {
     let hashed = Hashed::new(high, low, label, guide.seed);
     let [first, second] = hashed.buckets(guide.bucket_mask);
-    let Some(prints) = shelves.prints(first / GROUP as u32) else {
-        return Found::NOTHING;
-    };
+    let prints = shelves.prints(first / GROUP as u32)?;
     let print = hashed.print();
     let mut in_first = byte_bits(current(&prints[first as usize % GROUP]), print);
     let mut in_second = byte_bits(current(&prints[second as usize % GROUP]), print);
@@ -444,52 +437,23 @@ fn find<S: Shelves>(shelves: &S, guide: &Guide, high: u64, low: u64, label: u64)
         let bits = in_second ^ (in_first ^ in_second) & mask;
         let number = second ^ (first ^ second) & mask as u32;
         let way = lowest_byte(bits);
-        let Some(bucket) = shelves.bucket(number) else {
-            break;
-        };
+        let bucket = shelves.bucket(number)?;
         // Only slots whose fingerprints fit are read.
         let slot = &bucket.slots[way & (WAYS - 1)];
-        let state = current(&slot.state);
-        let differs = (state & LABEL ^ label) | (current(&slot.low) ^ low) | (current(&slot.high) ^ high);
+        let differs =
+            (current(&slot.state) & LABEL ^ label) | (current(&slot.low) ^ low) | (current(&slot.high) ^ high);
         if differs == 0 {
             let expires = current(&slot.expires);
             if expires != NEVER && expires <= shelves.now() {
-                break;
+                return None;
             }
-            return Found { standing: number * WAYS as u32 + way as u32 + 1, state };
+            return Some(slot);
         }
         let lowest = bits & bits.wrapping_neg();
         in_first ^= lowest & mask;
         in_second ^= lowest & !mask;
     }
-    Found::NOTHING
-}
-
-/// A live entry.
-#[derive(Debug, Clone, Copy)]
-struct Found {
-    standing: Standing,
-    state: u64,
-}
-
-impl Found {
-    const NOTHING: Self = Self { standing: NOWHERE, state: 0 };
-
-    /// What it comes to if it is a block. Hits of what only feeds list are sampled.
-    #[inline(always)]
-    fn blocks<S: Shelves>(&self, shelves: &S) -> Listed {
-        if self.standing == NOWHERE {
-            return Listed(0);
-        }
-        let listed = Listed::BLOCKED | (self.standing as u64) << 32;
-        if self.state & CLAIMED != 0 {
-            Listed(listed)
-        } else if shelves.is_sample() {
-            Listed(listed | Listed::SAMPLED)
-        } else {
-            Listed(Listed::BLOCKED)
-        }
-    }
+    None
 }
 
 impl Guide {

@@ -246,16 +246,14 @@ fn hidden_if_first(mut ip: Ip) -> Option<Ip> {
 }
 
 impl Ip {
-    /// The source address. What follows is verified once for both families: nothing in the result tells the verifier
-    /// which of them it came from.
+    /// The source address.
     #[inline(always)]
     pub fn source<R: Reader>(&self, packet: &R) -> Option<Source> {
-        let (high, low) = if self.v4 {
-            Source::v4(packet.four(self.at + 12)?).words()
+        Some(if self.v4 {
+            Source::v4(packet.four(self.at + 12)?)
         } else {
-            (packet.eight(self.at + 8)?, packet.eight(self.at + 16)?)
-        };
-        Some(Source::from_words(packet.forget(high as usize) as u64, packet.forget(low as usize) as u64))
+            Source::from_words(packet.eight(self.at + 8)?, packet.eight(self.at + 16)?)
+        })
     }
 
     /// The source and destination port (the same place in UDP and TCP).

@@ -6,7 +6,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::bpf_loop;
 use sip_xdp_common::front;
 use sip_xdp_common::layout::CpuState;
-use sip_xdp_common::lists::{self, Bucket, Guide, Prints, Search, Shelves};
+use sip_xdp_common::lists::{self, Bucket, Guide, Prints, Search, Shelves, Slot};
 
 use crate::maps::{FINGERPRINTS, FRONT_COARSE, FRONT_FINE, FRONT_STATES, GUIDE, NETWORKS, cpu_state};
 use crate::{clock, reader};
@@ -52,6 +52,16 @@ impl Shelves for Lists {
     #[inline(always)]
     fn bucket(&self, number: u32) -> Option<&Bucket> {
         NETWORKS.get(number)
+    }
+
+    #[inline(always)]
+    fn hit(&self, slot: &Slot, hits: u64) {
+        // SAFETY: the slot is map memory, which lives as long as the map and which programs may write; its state is an
+        // aligned word. The addition is atomic; its result is not used, so that it compiles to a plain BPF atomic add.
+        unsafe {
+            let state = (&raw const slot.state).cast_mut();
+            core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(state, hits)
+        };
     }
 
     #[inline(always)]

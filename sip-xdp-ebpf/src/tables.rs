@@ -1,9 +1,9 @@
 //! The tables that a judgement asks, over the maps.
 
 use aya_ebpf::programs::XdpContext;
-use sip_xdp_common::ingress::{Charged, Hit, Listing, Sent, Site, Tables};
+use sip_xdp_common::ingress::{Charged, Listing, Sent, Site, Tables};
 use sip_xdp_common::layout::CpuState;
-use sip_xdp_common::lists::{self, NOWHERE, Shelves as _, WAYS};
+use sip_xdp_common::lists::{self, Shelves as _};
 use sip_xdp_common::meter::{Bucket, Meter, Record, ticks};
 use sip_xdp_common::packet::{Inspects, Link};
 use sip_xdp_common::source::Source;
@@ -13,7 +13,7 @@ use sip_xdp_common::verdict::Message;
 
 use crate::globals::Here;
 use crate::lists::Lists;
-use crate::maps::{GUIDE, NETWORKS, RECORDS, SKETCH, SOURCES, WEATHER};
+use crate::maps::{GUIDE, RECORDS, SKETCH, SOURCES, WEATHER};
 use crate::{clock, events, globals};
 
 /// The kernel's tables, for one packet.
@@ -65,27 +65,7 @@ impl Tables for MapTables<'_> {
     #[inline(always)]
     fn listing(&self, source: &Source) -> Listing {
         let listed = lists::look_up(&Lists::new(self.state), source);
-        let blocked = listed.is_blocked().then_some(Hit { standing: listed.standing(), weight: listed.hits() });
-        Listing { trusted: listed.is_trusted(), by_address: listed.is_apart(), blocked }
-    }
-
-    #[inline(always)]
-    fn count(&self, hit: &Hit) {
-        if hit.standing == NOWHERE {
-            return;
-        }
-        let number = hit.standing - 1;
-        if let Some(bucket) = NETWORKS.get_ptr_mut(number / WAYS as u32) {
-            let way = number as usize & (WAYS - 1);
-            // SAFETY: the slot is in a bucket of map memory, which lives as long as the map; its state is an aligned
-            // word. The addition is atomic; its result is not used, so that it compiles to a plain BPF atomic add.
-            unsafe {
-                let state = &raw mut (*bucket).slots[way].state;
-                core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(
-                    state, hit.weight,
-                )
-            };
-        }
+        Listing { trusted: listed.is_trusted(), by_address: listed.is_apart(), blocked: listed.is_blocked() }
     }
 
     #[inline(always)]

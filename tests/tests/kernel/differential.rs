@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use sip_xdp::object::{Ports, Settings};
-use sip_xdp_common::ingress::{self, Charged, Hit, Judgement, Listing, Sent, Site, Tables};
+use sip_xdp_common::ingress::{self, Charged, Judgement, Listing, Sent, Site, Tables};
 use sip_xdp_common::layout::{List, NEVER};
 use sip_xdp_common::meter::{Limits, Meter, ticks};
 use sip_xdp_common::packet::{Inspects, Link};
@@ -67,11 +67,8 @@ impl Tables for HostTables {
     }
 
     fn listing(&self, of: &Source) -> Listing {
-        let blocked = (*of == source(BLOCKED)).then(Hit::default);
-        Listing { trusted: *of == source(TRUSTED), by_address: false, blocked }
+        Listing { trusted: *of == source(TRUSTED), by_address: false, blocked: *of == source(BLOCKED) }
     }
-
-    fn count(&self, _: &Hit) {}
 
     fn charge(&self, message: Message, sent: &Sent) -> Charged {
         let key = if sent.source.is_v4() { sent.source } else { sent.source.masked(mask(64)) };
