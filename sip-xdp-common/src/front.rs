@@ -1,66 +1,26 @@
-//! The front of the lists, for IPv4: arrays that addresses index, so that most sources are answered for by a load or two,
+//! The front of the lists, for IPv4: arrays that addresses index, so that most sources are answered for by one load,
 //! however long the lists are.
 //!
-//! There are three, each four times or more as large as the one before, and each asked only if the one before says that
-//! there is something: a bit for each /20 ([`COARSE`], 128 KiB, which stays in the nearest caches), a bit for each /24
-//! ([`FINE`], 2 MiB), and two bits for each /24 that say what has to be asked about a source in it ([`STATES`], 4 MiB).
+//! There are two: two bits for each /20 ([`COARSE`], 256 KiB, which stays in the nearest caches), and, only where hosts are
+//! not all that is listed, two bits for each /24 ([`FINE`], 4 MiB).
 
-/// How many elements the states have.
-pub const STATES: u32 = 1 << 16;
+/// How many elements there are of two bits for each /24.
+pub const FINE: u32 = 1 << 16;
 
-/// How many elements there are of a bit for each /24.
-pub const FINE: u32 = 1 << 15;
-
-/// How many elements there are of a bit for each /20.
-pub const COARSE: u32 = 1 << 11;
+/// How many elements there are of two bits for each /20.
+pub const COARSE: u32 = 1 << 12;
 
 /// Bits in order: a cache line.
 pub type Element = [u64; 8];
 
-/// No list has anything to say of the /24.
+/// No list has anything to say of the network.
 pub const CLEAR: u64 = 0;
 /// Some of its addresses are blocked, each by itself; nothing else on any list meets it.
 pub const HOSTS: u64 = 1;
 /// A feed blocks all of it, and no trusted network nor any entry of an operator or the detector meets it.
 pub const WHOLE: u64 = 2;
-/// Anything else: all lists are to be asked.
+/// Anything else: all lists are to be asked; for a /20, its /24s.
 pub const ASK: u64 = 3;
-
-/// Where a single bit is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bit {
-    /// Which element.
-    pub element: u32,
-    /// Which word of it: below 8.
-    pub word: usize,
-    /// Which bit of that.
-    pub bit: u32,
-}
-
-impl Bit {
-    /// Of the /24 around an IPv4 address in host order.
-    #[inline(always)]
-    pub const fn fine(address: u32) -> Self {
-        Self::number(address >> 8)
-    }
-
-    /// Of the /20 around it.
-    #[inline(always)]
-    pub const fn coarse(address: u32) -> Self {
-        Self::number(address >> 12)
-    }
-
-    #[inline(always)]
-    const fn number(number: u32) -> Self {
-        Self { element: number >> 9, word: (number >> 6 & 7) as usize, bit: number & 63 }
-    }
-
-    /// Whether it is set in the word that holds it.
-    #[inline(always)]
-    pub const fn is_set(&self, word: u64) -> bool {
-        word >> self.bit & 1 != 0
-    }
-}
 
 /// Where two bits are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,8 +42,14 @@ impl Place {
 
     /// Of the /24 around an IPv4 address in host order.
     #[inline(always)]
-    pub const fn of(address: u32) -> Self {
+    pub const fn fine(address: u32) -> Self {
         Self::number(address >> 8)
+    }
+
+    /// Of the /20 around it.
+    #[inline(always)]
+    pub const fn coarse(address: u32) -> Self {
+        Self::number(address >> 12)
     }
 
     /// The two bits in the word that holds them.
@@ -108,7 +74,7 @@ mod tests {
         let mut seen = std::collections::HashSet::new();
         // All /24s of a few /16s, far apart.
         for (network, sixteen) in (0..256).flat_map(|network| [0_u32, 0x0a00, 0xc000, 0xffff].map(|s| (network, s))) {
-            let place = Place::of(sixteen << 16 | network << 8 | 0x77);
+            let place = Place::fine(sixteen << 16 | network << 8 | 0x77);
             assert!(place.element == sixteen && place.word < 8 && place.shift < 63);
             seen.insert((place.element, place.word, place.shift));
         }
@@ -117,7 +83,7 @@ mod tests {
 
     #[test]
     fn bits_are_read_as_written() {
-        let place = Place::of(u32::from_be_bytes([192, 0, 2, 7]));
+        let place = Place::fine(u32::from_be_bytes([192, 0, 2, 7]));
         for bits in [CLEAR, HOSTS, WHOLE, ASK] {
             let word = place.written(0x5555_5555_5555_5555, bits);
             assert_eq!(place.read(word), bits);

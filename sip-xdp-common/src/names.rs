@@ -8,11 +8,10 @@ pub const INGRESS: &str = "sip_xdp_ingress";
 pub const EGRESS: &str = "sip_xdp_egress";
 
 /// Maps that are pinned: they outlive the daemon and are adopted by the next one.
-pub const PINNED_MAPS: [&str; 17] = [
+pub const PINNED_MAPS: [&str; 16] = [
     GUIDE,
     FRONT_COARSE,
     FRONT_FINE,
-    FRONT_STATES,
     FINGERPRINTS,
     NETWORKS,
     LEDGER,
@@ -30,12 +29,10 @@ pub const PINNED_MAPS: [&str; 17] = [
 
 /// How the tables of the lists are to be read ([`crate::lists::Guide`]).
 pub const GUIDE: &str = "GUIDE";
-/// Which IPv4 /20s have anything to do with the lists ([`crate::front`]).
+/// What each IPv4 /20 has to do with the lists ([`crate::front`]).
 pub const FRONT_COARSE: &str = "FRONT_COARSE";
-/// Which IPv4 /24s have.
+/// What each IPv4 /24 has to do with them, where that of its /20 does not say it all.
 pub const FRONT_FINE: &str = "FRONT_FINE";
-/// What each IPv4 /24 has to do with the lists.
-pub const FRONT_STATES: &str = "FRONT_STATES";
 /// What may stand in each bucket of [`NETWORKS`] ([`crate::lists::Prints`]).
 pub const FINGERPRINTS: &str = "FINGERPRINTS";
 /// Listed networks, with their counters ([`crate::lists::Bucket`]).

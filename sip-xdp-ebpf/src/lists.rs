@@ -8,7 +8,7 @@ use sip_xdp_common::front;
 use sip_xdp_common::layout::CpuState;
 use sip_xdp_common::lists::{self, Bucket, Guide, Prints, Search, Shelves, Slot};
 
-use crate::maps::{FINGERPRINTS, FRONT_COARSE, FRONT_FINE, FRONT_STATES, GUIDE, NETWORKS, cpu_state};
+use crate::maps::{FINGERPRINTS, FRONT_COARSE, FRONT_FINE, GUIDE, NETWORKS, cpu_state};
 use crate::{clock, reader};
 
 /// The kernel's tables, on one CPU.
@@ -37,11 +37,6 @@ impl Shelves for Lists {
     #[inline(always)]
     fn fine(&self, element: u32) -> Option<&front::Element> {
         FRONT_FINE.get(element)
-    }
-
-    #[inline(always)]
-    fn states(&self, element: u32) -> Option<&front::Element> {
-        FRONT_STATES.get(element)
     }
 
     #[inline(always)]

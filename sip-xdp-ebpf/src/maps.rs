@@ -26,9 +26,6 @@ pub(crate) static FRONT_COARSE: Array<front::Element, { front::COARSE as usize }
 pub(crate) static FRONT_FINE: Array<front::Element, { front::FINE as usize }, MAPPED> = Array::new();
 
 #[btf_map]
-pub(crate) static FRONT_STATES: Array<front::Element, { front::STATES as usize }, MAPPED> = Array::new();
-
-#[btf_map]
 pub(crate) static FINGERPRINTS: Array<Prints, { buckets(DEFAULT_NETWORKS) as usize / GROUP }, MAPPED> = Array::new();
 
 #[btf_map]

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Result;
 use aya::maps::Map;
-use sip_xdp_common::front::{self, ASK, Bit, CLEAR, Element, HOSTS, Place, WHOLE};
+use sip_xdp_common::front::{self, ASK, CLEAR, Element, HOSTS, Place, WHOLE};
 use sip_xdp_common::names;
 use sip_xdp_common::source::MAPPED_BITS;
 
@@ -35,17 +35,12 @@ pub struct Sets<'a> {
 pub struct Front {
     coarse: Mapped,
     fine: Mapped,
-    states: Mapped,
 }
 
 impl Front {
     /// Opens the maps by name, through `open`.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
-        Ok(Self {
-            coarse: Mapped::new(open(names::FRONT_COARSE)?)?,
-            fine: Mapped::new(open(names::FRONT_FINE)?)?,
-            states: Mapped::new(open(names::FRONT_STATES)?)?,
-        })
+        Ok(Self { coarse: Mapped::new(open(names::FRONT_COARSE)?)?, fine: Mapped::new(open(names::FRONT_FINE)?)? })
     }
 
     /// Brings up to date what `network` meets.
@@ -61,36 +56,27 @@ impl Front {
         Ok(())
     }
 
-    /// Writes the state of a /24, and then the bits that lead to it.
+    /// Writes the state of a /24, and then that of its /20.
     fn write(&self, address: u32, state: u64) -> Result<()> {
-        let (place, fine, coarse) = (Place::of(address), Bit::fine(address), Bit::coarse(address));
-        let states = self.states.one(place.element)?;
-        let word = &states.words()[place.word];
-        let before = word.load(Ordering::Relaxed);
-        if place.read(before) == state {
-            return Ok(());
-        }
-        word.store(place.written(before, state), Ordering::Relaxed);
-        let bits = self.fine.one(fine.element)?;
-        let word = &bits.words()[fine.word];
-        let others = word.load(Ordering::Relaxed) & !(1 << fine.bit);
-        let after = others | u64::from(state != CLEAR) << fine.bit;
+        let (fine, coarse) = (Place::fine(address), Place::coarse(address));
+        let view = self.fine.one(fine.element)?;
+        let word = &view.words()[fine.word];
+        let after = fine.written(word.load(Ordering::Relaxed), state);
         word.store(after, Ordering::Release);
-        // The sixteen /24s of a /20 are sixteen bits of one word.
-        let any = after >> (fine.bit & !15) & 0xffff != 0;
-        let bits = self.coarse.one(coarse.element)?;
-        let word = &bits.words()[coarse.word];
-        let others = word.load(Ordering::Relaxed) & !(1 << coarse.bit);
-        word.store(others | u64::from(any) << coarse.bit, Ordering::Release);
+        // The sixteen /24s of a /20 are half a word.
+        let all = summary((after >> (fine.shift & !31)) as u32);
+        let view = self.coarse.one(coarse.element)?;
+        let word = &view.words()[coarse.word];
+        word.store(coarse.written(word.load(Ordering::Relaxed), all), Ordering::Release);
         Ok(())
     }
 
     /// Makes all of it anew. A source that was blocked before and still is, is blocked all the time.
     pub fn rebuild(&self, sets: Sets<'_>) -> Result<()> {
-        let mut states = vec![Element::default(); front::STATES as usize];
+        let mut states = vec![Element::default(); front::FINE as usize];
         let mut add = |network: &Network, met: Met| {
             let (first, count) = grains(network);
-            for place in (0..count).map(|n| Place::of(first + (n << 8))) {
+            for place in (0..count).map(|n| Place::fine(first + (n << 8))) {
                 let word = &mut states[place.element as usize][place.word];
                 *word = place.written(*word, met.join(place.read(*word)));
             }
@@ -104,21 +90,25 @@ impl Front {
                 }
             }
         }
-        let states = states.as_flattened();
-        let fine: Vec<u64> = states.chunks_exact(2).map(|words| any_of(words, 2)).collect();
-        let coarse: Vec<u64> = fine.chunks_exact(16).map(|words| any_of(words, 16)).collect();
-        store(&self.states, states)?;
-        store(&self.fine, &fine)?;
+        let fine = states.as_flattened();
+        // A word holds the states of two /20s, so sixteen of them make one coarse word.
+        let both = |word: &u64| summary(*word as u32) | summary((*word >> 32) as u32) << 2;
+        let join = |words: &[u64]| words.iter().rev().fold(0, |all, word| all << 4 | both(word));
+        let coarse: Vec<u64> = fine.chunks_exact(16).map(join).collect();
+        store(&self.fine, fine)?;
         store(&self.coarse, &coarse)
     }
 }
 
-/// Whether any is set, for each `bits` bits of `bits` words: a bit each, which make one word.
-fn any_of(words: &[u64], bits: u32) -> u64 {
-    let per_word = u64::BITS / bits;
-    let group = (1 << bits) - 1;
-    let of_word = |word: u64| (0..per_word).fold(0, |all, n| all | u64::from(word >> (n * bits) & group != 0) << n);
-    (0..).zip(words).filter(|(_, word)| **word != 0).fold(0, |all, (n, word)| all | of_word(*word) << (n * per_word))
+/// What the states of the sixteen /24s of a /20 come to.
+fn summary(states: u32) -> u64 {
+    const LOW: u32 = 0x5555_5555;
+    let (low, high) = (states & LOW, states >> 1 & LOW);
+    match (low, high) {
+        (0, 0) => CLEAR,
+        (_, 0) => HOSTS,
+        _ => ASK,
+    }
 }
 
 /// Writes the words that differ.

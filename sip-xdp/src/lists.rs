@@ -162,7 +162,8 @@ impl Lists {
             return Err(self.full(List::Block, format!("{coming} networks of the feed {name} were")));
         }
         let old = self.feeds.replace(name, new);
-        let written = self.write_blocks(&added).and_then(|()| self.write_blocks(&removed));
+        // What goes makes room for what comes.
+        let written = self.write_blocks(&removed).and_then(|()| self.write_blocks(&added));
         if let Err(error) = written {
             self.feeds.replace(name, old);
             let _ = self.write_blocks(&added);

@@ -97,7 +97,6 @@ pub fn shapes(capacity: &Capacity) -> [(&'static str, MapType, usize, usize, u32
         (names::GUIDE, MapType::Array, index, size_of::<Guide>(), 1),
         (names::FRONT_COARSE, MapType::Array, index, size_of::<front::Element>(), front::COARSE),
         (names::FRONT_FINE, MapType::Array, index, size_of::<front::Element>(), front::FINE),
-        (names::FRONT_STATES, MapType::Array, index, size_of::<front::Element>(), front::STATES),
         (names::FINGERPRINTS, MapType::Array, index, size_of::<Prints>(), buckets(networks) / GROUP as u32),
         (names::NETWORKS, MapType::Array, index, size_of::<Bucket>(), buckets(networks)),
         (names::LEDGER, MapType::Hash, size_of::<LedgerKey>(), size_of::<LedgerRow>(), networks),
