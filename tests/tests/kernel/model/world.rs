@@ -38,17 +38,19 @@ pub(super) struct Tally {
     pub(super) trusted: u64,
     pub(super) changes: u64,
     pub(super) refused: u64,
+    /// Refused although there was room, for want of a place.
+    pub(super) crowded: u64,
     /// The most networks that were blocked at a time.
     most: usize,
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { probes, blocked, trusted, changes, refused, most } = self;
+        let Self { probes, blocked, trusted, changes, refused, crowded, most } = self;
         write!(
             f,
-            "{probes} probes, {blocked} blocked, {trusted} trusted; {changes} changes, {refused} refused; at most \
-             {most} networks blocked"
+            "{probes} probes, {blocked} blocked, {trusted} trusted; {changes} changes, {refused} refused, {crowded} of \
+             them for want of a place; at most {most} networks blocked"
         )
     }
 }
@@ -191,6 +193,11 @@ impl World {
     fn refused(&mut self, error: &ListError) {
         self.tally.refused += 1;
         self.note("refused");
+        // While a feed is replaced, what comes needs places beside what goes.
+        if matches!(error, ListError::NoPlace(_)) {
+            self.tally.crowded += 1;
+            return;
+        }
         assert!(matches!(error, ListError::Full { .. }), "{error}\n{}", self.history());
         let networks = [List::Block, List::Trust].map(|list| self.plain.networks(list).len()).into_iter().sum();
         let most = self.plain.claims.len().max(networks);
