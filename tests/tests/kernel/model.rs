@@ -51,11 +51,10 @@ fn the_kernel_says_what_a_plain_model_says() {
 fn what_is_refused_changes_no_answer() {
     let tally = compare(256, Plan { feed: 180, each: 100 }, variable("SIP_XDP_PROBES", PROBES) / 5);
     assert!(tally.refused >= tally.changes / 50, "too few were refused: {tally}");
-    assert!(tally.crowded <= 1 + tally.changes / 500, "too many found no place: {tally}");
+    assert_eq!(tally.crowded, 0, "some found no place: {tally}");
 }
 
 #[test]
-#[ignore = "new networks are entered before the old ones are taken out, and find no place"]
 fn a_feed_can_change_altogether() {
     let listed = 1_000;
     let capacity = Capacity { networks: 1_024, sources: 64 };
