@@ -18,7 +18,7 @@ use crate::table::{number, thousands};
 /// Sources that attack at the same time.
 const SOURCES: u32 = 1_024;
 /// Phones that register at the same time.
-const PHONES: usize = 16;
+const PHONES: usize = 64;
 /// Packets a second of the flood that the registrar's own CPU has to take in.
 const RATE: u32 = 1_000_000;
 /// Under a flood that nothing filters, as it reaches a registrar.
