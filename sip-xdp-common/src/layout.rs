@@ -241,8 +241,8 @@ const _: () = assert!(size_of::<LimitEvent>() == 72 + HEAD);
 #[cfg(feature = "user")]
 mod user {
     use super::*;
-    use crate::lists::{Bucket, Guide};
     use crate::meter::Limits;
+    use crate::networks::{Bucket, Guide};
     use crate::storm::Weather;
 
     /// Every type here is `bytemuck::Pod`: any bit pattern is valid and there is no padding, which is all that aya's

@@ -15,6 +15,7 @@ pub mod layout;
 pub mod lists;
 pub mod meter;
 pub mod names;
+pub mod networks;
 pub mod packet;
 pub mod reader;
 pub mod sip;

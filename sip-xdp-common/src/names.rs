@@ -27,15 +27,15 @@ pub const PINNED_MAPS: [&str; 16] = [
     CLOCK,
 ];
 
-/// How the tables of the lists are to be read ([`crate::lists::Guide`]).
+/// How the tables of the lists are to be read ([`crate::networks::Guide`]).
 pub const GUIDE: &str = "GUIDE";
 /// What each IPv4 /20 has to do with the lists ([`crate::front`]).
 pub const FRONT_COARSE: &str = "FRONT_COARSE";
 /// What each IPv4 /24 has to do with them, where that of its /20 does not say it all.
 pub const FRONT_FINE: &str = "FRONT_FINE";
-/// What may stand in each bucket of [`NETWORKS`] ([`crate::lists::Prints`]).
+/// What may stand in each bucket of [`NETWORKS`] ([`crate::networks::Prints`]).
 pub const FINGERPRINTS: &str = "FINGERPRINTS";
-/// Listed networks, with their counters ([`crate::lists::Bucket`]).
+/// Listed networks, with their counters ([`crate::networks::Bucket`]).
 pub const NETWORKS: &str = "NETWORKS";
 /// Who listed what, when and why ([`crate::layout::LedgerKey`] to [`crate::layout::LedgerRow`]); user space only.
 pub const LEDGER: &str = "LEDGER";

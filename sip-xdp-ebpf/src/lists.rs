@@ -6,7 +6,8 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::bpf_loop;
 use sip_xdp_common::front;
 use sip_xdp_common::layout::CpuState;
-use sip_xdp_common::lists::{self, Bucket, Guide, Prints, Search, Shelves, Slot};
+use sip_xdp_common::lists::{self, Search, Shelves};
+use sip_xdp_common::networks::{Bucket, Guide, Prints, Slot};
 
 use crate::maps::{FINGERPRINTS, FRONT_COARSE, FRONT_FINE, GUIDE, NETWORKS, cpu_state};
 use crate::{clock, reader};

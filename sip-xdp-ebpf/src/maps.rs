@@ -8,7 +8,7 @@ use sip_xdp_common::layout::{
     Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, InterfaceRecord, LedgerKey, LedgerRow,
     LimitEvent, MAX_INTERFACES, Responses,
 };
-use sip_xdp_common::lists::{Bucket, GROUP, Guide, Prints, buckets};
+use sip_xdp_common::networks::{Bucket, GROUP, Guide, Prints, buckets};
 use sip_xdp_common::sources::{Records, Set, sets};
 use sip_xdp_common::storm::{MARKS, Weather};
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use sip_xdp_common::lists::Kind;
+use sip_xdp_common::networks::Kind;
 
 use crate::guide::{Lengths, length_of};
 use crate::network::Network;

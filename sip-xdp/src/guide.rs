@@ -1,4 +1,4 @@
-//! The writer of the guide: how the kernel is to read the tables ([`sip_xdp_common::lists::Guide`]).
+//! The writer of the guide: how the kernel is to read the tables ([`sip_xdp_common::networks::Guide`]).
 
 use std::collections::BTreeSet;
 use std::collections::hash_map::RandomState;
@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context, Result, bail};
 use aya::maps::{Array, MapData};
 use bytemuck::Zeroable as _;
-use sip_xdp_common::lists::{Guide, IPV6_LENGTHS, Kind, Length, MAX_LENGTHS};
+use sip_xdp_common::networks::{Guide, IPV6_LENGTHS, Kind, Length, MAX_LENGTHS};
 
 use crate::mapped::{Mapped, View};
 use crate::network::Network;

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 use aya::maps::{Map, MapError};
 use sip_xdp_common::layout::{List, NEVER, Owner};
-use sip_xdp_common::lists::Kind;
 use sip_xdp_common::names;
+use sip_xdp_common::networks::Kind;
 use thiserror::Error;
 
 use crate::feeds::{Feeds, Listed};

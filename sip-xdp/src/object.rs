@@ -11,9 +11,9 @@ use sip_xdp_common::layout::{
     Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, InterfaceRecord, LedgerKey, LedgerRow,
     MAX_INTERFACES, Responses,
 };
-use sip_xdp_common::lists::{Bucket, GROUP, Guide, Prints, buckets};
 use sip_xdp_common::meter::Limits;
 use sip_xdp_common::names;
+use sip_xdp_common::networks::{Bucket, GROUP, Guide, Prints, buckets};
 use sip_xdp_common::packet::{Inspects, Link};
 use sip_xdp_common::source::mask;
 use sip_xdp_common::sources::{Records, Set, sets};

@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 use sip_xdp_common::egress::Answer;
 use sip_xdp_common::layout::{Counters, CpuState, InterfaceRecord, List, MAX_INTERFACES, Responses};
-use sip_xdp_common::lists::Kind;
 use sip_xdp_common::names;
+use sip_xdp_common::networks::Kind;
 use sip_xdp_common::storm::Weather;
 use sip_xdp_common::verdict::{Message, Reason, Verdict};
 

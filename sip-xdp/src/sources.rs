@@ -4,9 +4,9 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
 use aya::maps::Map;
-use sip_xdp_common::lists::Guide;
 use sip_xdp_common::meter::Meter;
 use sip_xdp_common::names;
+use sip_xdp_common::networks::Guide;
 use sip_xdp_common::source::Source;
 use sip_xdp_common::sources::{Home, Set};
 

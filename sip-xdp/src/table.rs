@@ -1,15 +1,15 @@
 //! The writer of the table of networks: a hash table in mapped memory that the kernel reads while it changes. What its
-//! parts mean is said in [`sip_xdp_common::lists`].
+//! parts mean is said in [`sip_xdp_common::networks`].
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
 use aya::maps::Map;
-use sip_xdp_common::lists::{
+use sip_xdp_common::names;
+use sip_xdp_common::networks::{
     ALIKE, Bucket, CLAIMED, FEED, GROUP, Guide, HIT, Hashed, Kind, LABEL, OCCUPIED, Slot, WAYS,
 };
-use sip_xdp_common::names;
 use sip_xdp_common::source::Source;
 
 use crate::mapped::{Mapped, View};

@@ -8,8 +8,8 @@ use sip_xdp::network::Network;
 use sip_xdp::object::{Capacity, Settings};
 use sip_xdp::table::{Slots, Table, Terms};
 use sip_xdp_common::layout::{List, NEVER, Owner};
-use sip_xdp_common::lists::Kind;
 use sip_xdp_common::names;
+use sip_xdp_common::networks::Kind;
 use sip_xdp_common::verdict::Reason;
 
 use crate::frames::{request, sip};

@@ -22,8 +22,8 @@ pub(crate) const RATE: u32 = 10_000;
 /// Nothing but the block list may drop anything.
 const NO_LIMITS: &str = r#"
 [limits.unknown]
-register = { count = 1000000, per = "1s" }
-requests = { count = 1000000, per = "1s" }
+register = { count = 1000000, per = "2m" }
+requests = { count = 1000000, per = "2m" }
 [detect.register]
 enabled = false
 count = 100

@@ -1,0 +1,246 @@
+//! The table of networks that the kernel and user space share: its layout, where a network stands in it, and how it is
+//! to be read. Looking things up is in [`crate::lists`]; writing is user space's.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::hash;
+use crate::source::mask;
+use crate::sources::sets;
+
+/// How many slots a bucket has.
+pub const WAYS: usize = 8;
+
+/// The most networks with the same fingerprint in one bucket; the writer sees to it.
+pub const ALIKE: usize = 3;
+
+/// How many buckets make a group. With groups of 16, one table in a hundred that is filled to its capacity has a crowded
+/// group; with 64, none in thousands.
+pub const GROUP: usize = 64;
+
+/// The fingerprints of a group: a byte for each slot, a word for each bucket.
+pub type Prints = [u64; GROUP];
+
+/// How many buckets there are for a capacity of `networks`: a power of two, so that at most half of the slots are used.
+/// With two buckets to choose from, both of a network's are then full so rarely that nobody will see it.
+pub const fn buckets(networks: u32) -> u32 {
+    let wanted = networks.div_ceil(WAYS as u32 / 2).next_power_of_two();
+    if wanted < GROUP as u32 { GROUP as u32 } else { wanted }
+}
+
+/// What a network is listed as.
+#[repr(u64)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Never dropped.
+    Trusted = 0x000,
+    /// Not judged as one: hosts that must not share a fate live in it.
+    Apart = 0x200,
+    /// Dropped.
+    Blocked = 0x400,
+}
+
+impl Kind {
+    /// All of them, in the order in which they are looked for.
+    pub const ALL: [Self; 3] = [Self::Trusted, Self::Apart, Self::Blocked];
+
+    /// What stands in [`Slot::state`] for a network of this kind and length.
+    pub const fn label(self, bits: u8) -> u64 {
+        OCCUPIED | self as u64 | bits as u64
+    }
+}
+
+/// [`Slot::state`]: the slot holds a network.
+pub const OCCUPIED: u64 = 0x100;
+/// [`Slot::state`]: the length out of 128, [`Kind`] and [`OCCUPIED`].
+pub const LABEL: u64 = 0x7ff;
+/// [`Slot::state`]: a feed lists the network.
+pub const FEED: u64 = 0x800;
+/// [`Slot::state`]: an operator, the configuration or the detector lists the network.
+pub const CLAIMED: u64 = 0x1000;
+/// One dropped packet in [`Slot::state`]. The counter is the upper 48 bits.
+pub const HIT: u64 = 1 << 16;
+
+/// A listed network.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Slot {
+    /// The first half of the network's address, as [`Source::words`](crate::source::Source::words) gives it.
+    pub high: u64,
+    /// The second half.
+    pub low: u64,
+    /// When the listing ends, in nanoseconds of the filter's clock, or [`NEVER`](crate::layout::NEVER).
+    pub expires: u64,
+    /// Label, flags and hits.
+    pub state: u64,
+}
+
+/// Where a network may stand.
+#[repr(C, align(64))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Bucket {
+    /// In no order.
+    pub slots: [Slot; WAYS],
+}
+
+const _: () = assert!(size_of::<Slot>() == 32 && size_of::<Bucket>() == 256);
+
+/// A length that occurs on a list.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Length {
+    /// The mask of the first half of an address, as [`mask`] gives it.
+    pub high: u64,
+    /// The mask of the second half.
+    pub low: u64,
+    /// As [`Kind::label`] says.
+    pub label: u64,
+}
+
+impl Length {
+    /// Of networks of a kind.
+    pub const fn of(kind: Kind, bits: u8) -> Self {
+        let (high, low) = mask(bits);
+        Self { high, low, label: kind.label(bits) }
+    }
+}
+
+/// Where the lengths of IPv6 networks begin in [`Guide::lengths`]; those of IPv4 begin at 0.
+pub const IPV6_LENGTHS: usize = 128;
+
+/// The most lengths that a family can have, all kinds together.
+pub const MAX_LENGTHS: usize = 384;
+
+/// How many places one version of the lengths has.
+pub(crate) const VERSION: usize = 512;
+
+const _: () = assert!(IPV6_LENGTHS + MAX_LENGTHS <= VERSION);
+
+/// How to read the tables of lists and sources. There are two versions of the lengths: one that is in force, and one that
+/// is being written.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Guide {
+    /// Seeds every hash; chosen once, when the tables are made.
+    pub seed: u64,
+    /// The number of buckets less one.
+    pub bucket_mask: u32,
+    /// The number of sets of sources ([`crate::sources`]) less one.
+    pub set_mask: u32,
+    /// IPv4 networks that are blocked.
+    pub ipv4: u32,
+    /// IPv6 networks that are blocked.
+    pub ipv6: u32,
+    /// The version in force: 0 or 1.
+    pub version: u32,
+    /// Zero.
+    pub pad: u32,
+    /// By version: how many lengths occur in IPv4 and in IPv6.
+    pub counts: [[u32; 2]; 2],
+    /// By version, then by family, the lengths that occur: trusted ones first, blocked ones last, the longest first.
+    pub lengths: [[Length; VERSION]; 2],
+}
+
+const _: () = assert!(size_of::<Guide>() == 48 + 2 * VERSION * 24);
+
+impl Guide {
+    /// How to read empty tables for a capacity of `networks` and of `sources`.
+    pub fn new(seed: u64, networks: u32, sources: u32) -> Self {
+        Self { seed, bucket_mask: buckets(networks) - 1, set_mask: sets(sources) - 1, ..Self::zeroed() }
+    }
+}
+
+/// The hash of a network, and what follows from it.
+#[derive(Debug, Clone, Copy)]
+pub struct Hashed(u64);
+
+impl Hashed {
+    /// Of the network with this label at the address with these halves.
+    #[inline(always)]
+    pub const fn new(high: u64, low: u64, label: u64, seed: u64) -> Self {
+        Self(hash::mix(high, low, label, seed))
+    }
+
+    /// The two buckets, of a number less one that is a power of two: of the same group, and never the same.
+    #[inline(always)]
+    pub const fn buckets(&self, mask: u32) -> [u32; 2] {
+        let first = self.0 as u32 & mask;
+        let apart = (((self.0 >> 32 & 0xffff) * (GROUP as u64 - 1)) >> 16) + 1;
+        [first, first ^ apart as u32]
+    }
+
+    /// The fingerprint: never 0, which is that of a free slot.
+    #[inline(always)]
+    pub const fn print(&self) -> u64 {
+        // The highest byte, 0 made 1.
+        let print = self.0 >> 56;
+        print + (print.wrapping_sub(1) >> 63)
+    }
+}
+
+/// The highest bit of each of the eight bytes of `word` that is `byte`.
+#[inline(always)]
+pub(crate) const fn byte_bits(word: u64, byte: u64) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const REST: u64 = 0x7f * ONES;
+    let differs = word ^ byte.wrapping_mul(ONES);
+    !(((differs & REST) + REST) | differs | REST)
+}
+
+/// The number of the lowest byte whose highest bit is set, if only highest bits are.
+#[inline(always)]
+pub(crate) const fn lowest_byte(bits: u64) -> usize {
+    // A single bit, multiplied: shifts the byte that holds its number to the top.
+    let lowest = (bits & bits.wrapping_neg()) >> 7;
+    (lowest.wrapping_mul(0x0001_0203_0405_0607) >> 56) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fingerprint_is_never_missed() {
+        for byte in 1..=255_u64 {
+            for way in 0..WAYS as u64 {
+                let word = 0x9a00_0f80_017f_00ff_u64 & !(0xff << (8 * way)) | byte << (8 * way);
+                let found = byte_bits(word, byte);
+                for n in 0..WAYS as u64 {
+                    assert_eq!(
+                        found >> (8 * n) & 0xff,
+                        u64::from(word >> (8 * n) & 0xff == byte) << 7,
+                        "{word:x} {byte:x}"
+                    );
+                }
+                let lowest = (0..WAYS).find(|n| word >> (8 * n) & 0xff == byte);
+                assert_eq!(Some(lowest_byte(found)), lowest);
+            }
+            assert_eq!(byte_bits(0, byte), 0);
+        }
+    }
+
+    #[test]
+    fn fingerprints_spread_and_are_never_that_of_a_free_slot() {
+        let mut counts = [0_u32; 256];
+        for n in 0..1 << 16 {
+            counts[Hashed::new(0, n, Kind::Blocked.label(128), 7).print() as usize] += 1;
+        }
+        assert_eq!(counts[0], 0);
+        assert!(counts[1..].iter().all(|count| (180..700).contains(count)), "{counts:?}");
+    }
+
+    /// What the size of the table rests on: however often it is filled to its capacity, every network finds a place.
+    #[test]
+    fn two_buckets_are_enough() {
+        for seed in 1..=40 {
+            let networks = 1_u32 << 15;
+            let mask = buckets(networks) - 1;
+            let mut used = vec![0_u8; mask as usize + 1];
+            for n in 0..u64::from(networks) {
+                let [first, second] = Hashed::new(0, n << 32, Kind::Blocked.label(128), seed).buckets(mask);
+                let to = if used[first as usize] <= used[second as usize] { first } else { second };
+                used[to as usize] += 1;
+            }
+            assert!(used.iter().all(|used| usize::from(*used) <= WAYS), "{:?}", used.iter().max());
+        }
+    }
+}
