@@ -18,6 +18,7 @@ pub mod names;
 pub mod networks;
 pub mod packet;
 pub mod reader;
+pub mod record;
 pub mod sip;
 pub mod source;
 pub mod sources;

@@ -10,7 +10,8 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::hash;
-use crate::meter::{Meter, Record};
+use crate::meter::Meter;
+use crate::record::Record;
 use crate::source::Source;
 
 /// How many sources a set holds.

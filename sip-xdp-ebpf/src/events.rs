@@ -8,8 +8,9 @@ use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::warn;
 use sip_xdp_common::ingress::Sent;
 use sip_xdp_common::layout::{CpuState, HEAD, LimitEvent};
-use sip_xdp_common::meter::{Bucket, Limit, Record};
+use sip_xdp_common::meter::{Bucket, Limit};
 use sip_xdp_common::reader::Reader;
+use sip_xdp_common::record::Record;
 use sip_xdp_common::verdict::Message;
 
 use crate::globals::{DRY_RUN, SLOT};
