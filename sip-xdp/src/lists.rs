@@ -345,10 +345,11 @@ impl Lists {
     /// Makes the kernel ask the table about what lies in a network, or no longer. Lengths that have gone are looked for
     /// until a feed is replaced or the daemon starts again: that costs little, and nothing is wrong.
     fn announce(&mut self, kind: Kind, network: &Network) -> Result<()> {
+        // The front first: with it a banned IPv4 host is blocked, while a new length waits for a grace period.
+        self.front.refresh(network, Sets { blocked: &self.blocked, trusted: &self.trusted, feeds: &self.feeds })?;
         if self.terms(kind, network).is_some() {
             self.guide.cover(kind, network)?;
         }
-        self.front.refresh(network, Sets { blocked: &self.blocked, trusted: &self.trusted, feeds: &self.feeds })?;
         self.guide.set_counts(self.table.counts().blocked);
         Ok(())
     }
