@@ -6,7 +6,7 @@ use std::hash::BuildHasher as _;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, bail};
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, Map, MapData};
 use bytemuck::Zeroable as _;
 use sip_xdp_common::networks::{Guide, IPV6_LENGTHS, Kind, Length, MAX_LENGTHS};
 
@@ -30,7 +30,7 @@ impl GuideWriter {
     /// Takes the map, which [`write_new`] has written.
     pub fn open(map: &Mapped) -> Result<Self> {
         let view = map.all()?;
-        let copy = read(&view);
+        let copy = copy_of(&view);
         // What an earlier daemon has listed is looked for anew when the tables have been read.
         Ok(Self { view, copy, lengths: Lengths::new() })
     }
@@ -118,8 +118,12 @@ pub fn length_of(kind: Kind, network: &Network) -> (bool, Kind, u8) {
     (network.is_v4(), kind, network.bits())
 }
 
-/// Reads the guide.
-pub fn read(view: &View) -> Guide {
+/// Reads the guide from its map.
+pub fn read(map: Map) -> Result<Guide> {
+    Ok(copy_of(&Mapped::new(map)?.all()?))
+}
+
+fn copy_of(view: &View) -> Guide {
     let mut guide = Guide::zeroed();
     let words: &mut [u64] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut guide));
     for (word, from) in words.iter_mut().zip(view.words()) {

@@ -1,7 +1,4 @@
-//! A set of networks with ends, and what the kernel must hold for it.
-//!
-//! The kernel finds the longest matching network and looks at that one alone. So that an expired host never hides a
-//! live network around it, each network is given the latest end among itself and all that cover it.
+//! A set of networks with ends: which of them cover a network, which lie in it, and until when it is covered.
 
 use std::collections::BTreeMap;
 

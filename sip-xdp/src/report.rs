@@ -21,7 +21,6 @@ use crate::clock;
 use crate::guide;
 use crate::ledger::Ledger;
 use crate::ledger::{Entry, Tier};
-use crate::mapped::Mapped;
 use crate::netlink::Interface;
 use crate::network::Network;
 use crate::pins::Pins;
@@ -187,7 +186,7 @@ pub fn stats(pins: &Pins) -> Result<Stats> {
 
 /// Counts the block list.
 pub fn occupancy(pins: &Pins) -> Result<Occupancy> {
-    let guide = guide::read(&Mapped::new(pins.open(names::GUIDE)?)?.all()?);
+    let guide = guide::read(pins.open(names::GUIDE)?)?;
     let capacity = Ledger::new(pins.open(names::LEDGER)?)?.capacity();
     Ok(Occupancy { ipv4: guide.ipv4 as usize, ipv6: guide.ipv6 as usize, capacity })
 }
@@ -216,7 +215,7 @@ pub fn is_storm(pins: &Pins) -> Result<bool> {
 /// Reads a list; what has ended is left out.
 pub fn rows(pins: &Pins, list: List) -> Result<Vec<Row>> {
     let ledger = Ledger::new(pins.open(names::LEDGER)?)?;
-    let guide = guide::read(&Mapped::new(pins.open(names::GUIDE)?)?.all()?);
+    let guide = guide::read(pins.open(names::GUIDE)?)?;
     let table = Table::open(|name| pins.open(name), &guide)?;
     let hits = |network: &Network| table.get(Kind::Blocked, network).ok().flatten().map_or(0, |entry| entry.hits);
     let now = clock::now();

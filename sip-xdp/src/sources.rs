@@ -27,7 +27,7 @@ pub struct Sources {
 impl Sources {
     /// Opens the maps by name, through `open`.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
-        let guide = guide::read(&Mapped::new(open(names::GUIDE)?)?.all()?);
+        let guide = guide::read(open(names::GUIDE)?)?;
         let map = Mapped::new(open(names::SOURCES)?).context("the table of sources cannot be used")?;
         Ok(Self { map, guide })
     }

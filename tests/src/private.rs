@@ -11,7 +11,7 @@ use sip_xdp_common::names;
 /// The filter.
 pub struct Private {
     object: Ebpf,
-    ids: Vec<(&'static str, u32)>,
+    maps: Maps,
     /// Its lists.
     pub lists: Lists,
 }
@@ -20,18 +20,14 @@ impl Private {
     /// Loads one.
     pub fn load(settings: &Settings) -> Result<Self> {
         let object = object::load(settings, None)?;
-        let ids: Result<Vec<_>> = names::PINNED_MAPS
-            .iter()
-            .map(|name| Ok((*name, id(object.map(name).with_context(|| format!("no map {name}"))?)?)))
-            .collect();
-        let ids = ids?;
-        let lists = Lists::open(|name| open(&ids, name))?;
-        Ok(Self { object, ids, lists })
+        let maps = Maps::of(&object)?;
+        let lists = Lists::open(|name| maps.open(name))?;
+        Ok(Self { object, maps, lists })
     }
 
     /// A handle of one's own on one of its maps.
     pub fn map(&self, name: &str) -> Result<Map> {
-        open(&self.ids, name)
+        self.maps.open(name)
     }
 
     /// The ingress program.
@@ -47,9 +43,24 @@ impl Private {
     }
 }
 
-fn open(ids: &[(&'static str, u32)], name: &str) -> Result<Map> {
-    let id = ids.iter().find(|(known, _)| *known == name).with_context(|| format!("no map {name}"))?.1;
-    Ok(Map::from_map_data(MapData::from_id(id)?)?)
+/// The maps of a loaded object, to be opened again by name, as the next daemon would.
+pub struct Maps {
+    ids: Vec<(&'static str, u32)>,
+}
+
+impl Maps {
+    /// Those that the product pins. None may have been taken out of the object yet.
+    pub fn of(object: &Ebpf) -> Result<Self> {
+        let id = |name| id(object.map(name).with_context(|| format!("no map {name}"))?);
+        let ids: Result<_> = names::PINNED_MAPS.into_iter().map(|name| Ok((name, id(name)?))).collect();
+        Ok(Self { ids: ids? })
+    }
+
+    /// A handle of one's own on a map.
+    pub fn open(&self, name: &str) -> Result<Map> {
+        let id = self.ids.iter().find(|(known, _)| *known == name).with_context(|| format!("no map {name}"))?.1;
+        Ok(Map::from_map_data(MapData::from_id(id)?)?)
+    }
 }
 
 fn id(map: &Map) -> Result<u32> {

@@ -16,6 +16,7 @@ use sip_xdp_common::names;
 use sip_xdp_common::packet::{Inspects, Link};
 use sip_xdp_common::storm::StormLimits;
 use sip_xdp_common::verdict::{Message, Reason};
+use sip_xdp_tests::private::Maps;
 
 pub(crate) const SECOND: u64 = 1_000_000_000;
 
@@ -65,7 +66,7 @@ pub(crate) struct Kernel {
     pub(crate) lists: Lists,
     responses: PerCpuArray<MapData, Responses>,
     events: RingBuf<MapData>,
-    ids: Vec<(&'static str, u32)>,
+    maps: Maps,
     last: RefCell<Counters>,
 }
 
@@ -73,19 +74,16 @@ impl Kernel {
     pub(crate) fn new(settings: &Settings) -> Self {
         assert!(is_root(), "this test loads a BPF program and needs root: run `sudo -E cargo xtask test`");
         let mut object = object::load(settings, None).expect("the kernel takes the program");
-        let ids = names::PINNED_MAPS.map(|name| (name, id(object.map(name).unwrap()))).to_vec();
+        let maps = Maps::of(&object).unwrap();
         let mut take = |name: &str| object.take_map(name).unwrap_or_else(|| panic!("no map {name}"));
         let clock = take(names::CLOCK).try_into().unwrap();
         let counters: PerCpuArray<_, Counters> = take(names::COUNTERS).try_into().unwrap();
         let responses = take(names::RESPONSES).try_into().unwrap();
         let events = take(names::EVENTS).try_into().unwrap();
-        let again = |name: &str| {
-            Ok(Map::from_map_data(MapData::from_id(ids.iter().find(|(known, _)| *known == name).unwrap().1)?)?)
-        };
-        let lists = Lists::open(again).unwrap();
-        let sources = Sources::open(again).unwrap();
+        let lists = Lists::open(|name| maps.open(name)).unwrap();
+        let sources = Sources::open(|name| maps.open(name)).unwrap();
         let last = RefCell::new(sum(&counters, settings.slot));
-        let mut kernel = Self { object, clock, counters, sources, lists, responses, events, ids, last };
+        let mut kernel = Self { object, clock, counters, sources, lists, responses, events, maps, last };
         kernel.set_clock(START);
         kernel
     }
@@ -163,8 +161,7 @@ impl Kernel {
 
     /// A second handle on the maps of the lists, as the next daemon would have.
     pub(crate) fn map_again(&self, name: &str) -> anyhow::Result<Map> {
-        let id = self.ids.iter().find(|(known, _)| *known == name).unwrap().1;
-        Ok(Map::from_map_data(MapData::from_id(id)?)?)
+        self.maps.open(name)
     }
 
     /// The events since the last call.
@@ -174,15 +171,6 @@ impl Kernel {
             events.push(bytemuck::pod_read_unaligned(&item));
         }
         events
-    }
-}
-
-fn id(map: &Map) -> u32 {
-    match map {
-        Map::HashMap(data) | Map::Array(data) | Map::PerCpuArray(data) | Map::RingBuf(data) => {
-            data.info().unwrap().id()
-        }
-        other => panic!("another kind of map: {other:?}"),
     }
 }
 

@@ -3,7 +3,6 @@
 use sip_xdp::guide;
 use sip_xdp::ledger::Entry;
 use sip_xdp::lists::{ListError, Lists};
-use sip_xdp::mapped::Mapped;
 use sip_xdp::network::Network;
 use sip_xdp::object::{Capacity, Settings};
 use sip_xdp::table::{Slots, Table, Terms};
@@ -148,7 +147,7 @@ fn what_a_crash_left_half_done_is_put_right() {
     kernel.list(List::Block, "192.0.2.8", NEVER);
     kernel.list(List::Trust, "198.51.100.7", NEVER);
     // The daemon dies between two writes: a row without its entry, and entries without a row.
-    let guide = guide::read(&Mapped::new(kernel.map_again(names::GUIDE).unwrap()).unwrap().all().unwrap());
+    let guide = guide::read(kernel.map_again(names::GUIDE).unwrap()).unwrap();
     let table = Table::open(|name| kernel.map_again(name), &guide).unwrap();
     let whole = table.whole().unwrap();
     let orphan: Network = "192.0.2.9".parse().unwrap();
