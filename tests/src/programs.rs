@@ -15,6 +15,8 @@ pub const DROP: &str = "drop_everything";
 pub const PASS: &str = "pass_everything";
 /// The program that gives another one its sources.
 pub const TURN: &str = "take_turns";
+/// The program that touches as much memory as a look-up cannot do without; see [`floor`].
+pub const FLOOR: &str = "touch_tables";
 /// IPv4 networks in an LPM trie of the kernel, the map [`TRIE4_MAP`].
 pub const TRIE4: &str = "ask_trie4";
 /// The trie of [`TRIE4`].
@@ -43,6 +45,13 @@ pub fn load_with(mut loader: EbpfLoader<'_>, name: &str) -> Result<Ebpf> {
     Ok(object)
 }
 
+/// [`FLOOR`], told which tables to touch and what to return (`tests/ebpf/src/floor.rs`).
+pub fn floor(touched: u32, action: u32) -> Result<Ebpf> {
+    let mut loader = EbpfLoader::new();
+    loader.override_global("TOUCHED", &touched, true).override_global("ACTION", &action, true);
+    load_with(loader, FLOOR)
+}
+
 /// A program of a loaded object.
 pub fn program<'o>(object: &'o Ebpf, name: &str) -> Result<&'o Xdp> {
     object
@@ -61,7 +70,11 @@ pub struct Attached {
 impl Attached {
     /// Attaches [`DROP`] or [`PASS`].
     pub fn new(namespace: &Namespace, interface: &str, name: &str) -> Result<Self> {
-        let mut object = load(name)?;
+        Self::attach(namespace, interface, name, load(name)?)
+    }
+
+    /// Attaches a program of an object.
+    pub fn attach(namespace: &Namespace, interface: &str, name: &str, mut object: Ebpf) -> Result<Self> {
         namespace.enter(|| {
             let program: &mut Xdp = object.program_mut(name).context("it was just loaded")?.try_into()?;
             program

@@ -1,9 +1,10 @@
-//! Kernel programs for the laboratory, no part of the product: the baselines that every filter is measured against, a
-//! generator of packets, and what gives measured programs their sources.
+//! Kernel programs for the laboratory, no part of the product: the baselines that every filter is measured against, the
+//! floor under them, a generator of packets, and what gives measured programs their sources.
 
 #![no_std]
 #![no_main]
 
+mod floor;
 mod generate;
 mod trie;
 mod turn;
@@ -34,6 +35,12 @@ fn generate_packet(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 fn take_turns(ctx: XdpContext) -> u32 {
     turn::turn(&ctx)
+}
+
+/// What no list can do without.
+#[xdp(frags)]
+fn touch_tables(ctx: XdpContext) -> u32 {
+    floor::touch(&ctx)
 }
 
 /// An IPv4 block list as a trie.

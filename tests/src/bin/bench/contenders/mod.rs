@@ -41,12 +41,16 @@ pub(crate) const OURS_HALF: &str = "sip-xdp, 500,000 entries";
 /// sip-xdp as it stands in the field.
 pub(crate) const OURS_FULL: &str = "sip-xdp, full";
 
+/// What no list of a million can do without: one look at its memory.
+pub(crate) const FLOOR: &str = "floor: one line of 64 MiB, counted";
+
 /// No filter at all.
 pub(crate) const NO_FILTER: &str = "no filter, a UDP socket nobody reads";
 
 /// All of them.
-pub(crate) const ALL: [(&str, Set); 10] = [
+pub(crate) const ALL: [(&str, Set); 11] = [
     (BASELINE, xdp::drop_everything),
+    (FLOOR, xdp::least),
     (OURS_ALONE, ours::list_alone),
     (OURS_HALF, ours::half),
     (OURS_FULL, ours::full),

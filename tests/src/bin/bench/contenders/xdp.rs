@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use sip_xdp_tests::Wire;
 use sip_xdp_tests::process::{Process, succeed};
-use sip_xdp_tests::programs::{Attached, DROP};
+use sip_xdp_tests::programs::{Attached, DROP, FLOOR, floor};
 use sip_xdp_tests::topology::WAN;
 
 use super::Contender;
@@ -17,6 +17,15 @@ use super::Contender;
 /// The program that only says DROP.
 pub(super) fn drop_everything<'w>(wire: &'w Wire, _sources: &[Ipv4Addr]) -> Result<Box<dyn Contender + 'w>> {
     Ok(Box::new(DropEverything { wire, _attached: Attached::new(&wire.receiver, WAN, DROP)? }))
+}
+
+/// The program that touches one line of 64 MiB for each packet, counts it and says DROP: what the memory of a list of a
+/// million costs by itself.
+pub(super) fn least<'w>(wire: &'w Wire, _sources: &[Ipv4Addr]) -> Result<Box<dyn Contender + 'w>> {
+    /// The networks, and `XDP_DROP` (`include/uapi/linux/bpf.h`).
+    const NETWORKS: (u32, u32) = (8, 1);
+    let object = floor(NETWORKS.0, NETWORKS.1)?;
+    Ok(Box::new(DropEverything { wire, _attached: Attached::attach(&wire.receiver, WAN, FLOOR, object)? }))
 }
 
 struct DropEverything<'w> {

@@ -40,6 +40,9 @@ const EMPTY_HOT: &str = "empty program, 1,024 sources in turn";
 const EMPTY_COLD: &str = "empty program, 524,288 sources in turn";
 const EMPTY_COLD6: &str = "empty program, 524,288 IPv6 sources in turn";
 const HEADERS: &str = "headers only: TCP, one source in turn";
+const FLOOR_FRONT: &str = "floor: one line of 256 KiB and one of 4 MiB";
+const FLOOR_METERS: &str = "floor: the same and one line of 2 MiB, 60,000 sources";
+const FLOOR_NETWORKS: &str = "floor: one line of 256 KiB and one of 64 MiB";
 const TRIE4: &str = "listed, random of 1 M, LPM trie alone";
 const TRIE6: &str = "IPv6 listed, random of 1 M, LPM trie alone";
 
@@ -195,6 +198,7 @@ pub(super) fn cases() -> Result<Vec<Case>> {
     let hot = &listed[..HOT as usize];
     let phones: Vec<_> = (0..1 << 16).map(|n| unlisted[n % 60_000]).collect();
 
+    let floor = |touched, action| anyhow::Ok((programs::FLOOR, Rc::new(programs::floor(touched, action)?)));
     let trie4 = Rc::new(trie4(MILLION)?);
     let trie6 = Rc::new(trie6(MILLION)?);
     let register = || sip4(host(5 * MILLION), REGISTER);
@@ -226,9 +230,11 @@ pub(super) fn cases() -> Result<Vec<Case>> {
         Case::in_turn("unlisted, random, 1 k", (PASS, HEADERS), lists4(), &thousand, &unlisted)?.within(15.0),
         Case::in_turn("unlisted, random, 32 k", (PASS, HEADERS), lists4(), &some, &unlisted)?,
         Case::in_turn("unlisted, random, 1 M", (PASS, HEADERS), lists4(), &million, &unlisted)?.within(40.0),
+        Case::laboratory(FLOOR_FRONT, (PASS, Some(EMPTY_COLD)), register(), floor(1 | 2, PASS)?, &unlisted)?,
         Case::in_turn("unlisted, random, full", (PASS, HEADERS), lists4(), &full, &unlisted)?,
         Case::in_turn("listed, 1,024 hot of 1 M", (DROP, EMPTY_HOT), register(), &full, hot)?,
         Case::in_turn("listed, random of 1 M", (DROP, HEADERS), register(), &million, &listed)?.against(TRIE4, 0.2),
+        Case::laboratory(FLOOR_NETWORKS, (DROP, Some(EMPTY_COLD)), register(), floor(1 | 8, DROP)?, &listed)?,
         Case::laboratory(TRIE4, (DROP, Some(EMPTY_COLD)), register(), (programs::TRIE4, trie4), &listed)?,
         Case::in_turn("IPv6 unlisted, random, 1 k", (PASS, EMPTY_COLD6), lists6(), &thousand6, &unlisted6)?
             .within(150.0),
@@ -240,6 +246,7 @@ pub(super) fn cases() -> Result<Vec<Case>> {
         Case::ours("REGISTER within limits, one source", PASS, register(), &full).within(100.0),
         Case::in_turn("REGISTER within limits, 60,000 sources", (PASS, EMPTY_COLD), register(), &full, &phones)?
             .within(150.0),
+        Case::laboratory(FLOOR_METERS, (PASS, Some(EMPTY_COLD)), register(), floor(1 | 2 | 4, PASS)?, &phones)?,
         Case::ours("REGISTER over a limit", DROP, register(), &Filter::new(Lists::Full, &strict)?),
         Case::ours("keepalive within limits", PASS, sip4(host(5 * MILLION), b"\r\n\r\n"), &full),
         Case::ours("REGISTER behind 400 bytes of CRLF", PASS, sip4(host(5 * MILLION), &blanks), &full).within(250.0),
