@@ -54,14 +54,23 @@ pub struct Pace {
     pub burst: u32,
 }
 
+/// The most ticks that a bucket may hold: half of the way until ticks begin again.
+const MAX_BURST: u64 = 1 << 31;
+
 impl Pace {
     /// `count` packets, at least 1, in `per` nanoseconds, at most 39 hours.
     pub const fn new(count: u32, per: u64) -> Self {
+        Self::with_burst(count, per, count)
+    }
+
+    /// The same with `burst` packets at once.
+    pub const fn with_burst(count: u32, per: u64, burst: u32) -> Self {
         // Rounded down: whoever keeps to the limit is never refused.
-        let count = count as u64;
-        let interval = (per / count) >> TICK_BITS;
+        let interval = (per / count as u64) >> TICK_BITS;
         let interval = if interval == 0 { 1 } else { interval };
-        Self { interval: interval as u32, burst: (interval * count) as u32 }
+        let ticks = interval * burst as u64;
+        let ticks = if ticks > MAX_BURST { MAX_BURST } else { ticks };
+        Self { interval: interval as u32, burst: ticks as u32 }
     }
 
     /// Takes one packet's worth at `now` from a bucket that is full again at `full_at`. Returns the new `full_at`, or

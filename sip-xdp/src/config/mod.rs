@@ -1,6 +1,7 @@
 //! The configuration file. Everything in it is optional; a key that nobody knows is an error that names the nearest
 //! one that exists, so that a typing error never leaves a protection off.
 
+mod rules;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -20,7 +21,8 @@ use crate::attach::ModeChoice;
 use crate::network::Network;
 use crate::object::{Capacity, Ports};
 
-pub use values::{PortRange, Span};
+pub use rules::{Decoy, Detect, Leak, Rule, Signature};
+pub use values::{HostName, PortRange, Span};
 
 /// The effective configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +46,8 @@ pub struct Config {
     pub ipv6_prefix: u8,
     /// Who is never dropped and never banned.
     pub trust: Trust,
+    /// Who may talk under the policy `closed`.
+    pub admit: Admit,
     /// What sources may send.
     pub limits: LimitsConfig,
     /// What leads to a ban.
@@ -63,6 +67,8 @@ pub enum Policy {
     /// Everybody who is not blocked.
     #[default]
     Open,
+    /// Only who is trusted, admitted, known good, or a peer.
+    Closed,
 }
 
 /// What blocked sources lose.
@@ -82,6 +88,18 @@ pub enum BlockScope {
 pub struct Trust {
     /// Networks.
     pub networks: Vec<Network>,
+    /// Hosts and SIP domains, followed through SRV, A and AAAA.
+    pub hosts: Vec<HostName>,
+}
+
+/// Who may talk under the policy `closed`, and is limited and judged like everybody else.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Admit {
+    /// Networks.
+    pub networks: Vec<Network>,
+    /// Hosts and SIP domains, followed through SRV, A and AAAA.
+    pub hosts: Vec<HostName>,
 }
 
 /// A number of packets in a time.
@@ -99,6 +117,8 @@ pub struct Rate {
 pub struct LimitsConfig {
     /// Sources of which nothing is known.
     pub unknown: UnknownLimits,
+    /// Sources that are known good, and peers.
+    pub good: GoodLimits,
     /// What a storm is, and what strangers may send in one.
     pub storm: StormConfig,
 }
@@ -125,34 +145,39 @@ pub struct UnknownLimits {
     pub other: Rate,
 }
 
-/// What leads to a ban.
+/// What a source may send that is known good, or a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Detect {
-    /// A flood of REGISTER requests by one sender.
-    pub register: Rule,
-    /// A flood of requests of any method by one sender.
-    pub requests: Rule,
+pub struct GoodLimits {
+    /// Requests of an address, whatever they are. An address with many accepted users may send more.
+    pub requests: Burst,
 }
 
-/// A kind of evidence.
+/// A number of packets in a time, and how many may come at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rule {
-    /// Whether it leads to a ban.
-    #[serde(default = "yes")]
-    pub enabled: bool,
-    /// More than how many.
+pub struct Burst {
+    /// How many.
     pub count: u32,
     /// In which time.
     pub per: Span,
+    /// How many at once.
+    pub burst: u32,
 }
 
 /// How long bans last.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Bans {
-    /// Bans on evidence that could be forged.
+    /// The first ban on evidence that is proven.
+    pub first: Span,
+    /// How much longer each further one is.
+    pub factor: u32,
+    /// The longest.
+    pub max: Span,
+    /// Bans on evidence that could be forged. They do not grow.
     pub unproven: Span,
+    /// After so long without an offence, the next ban is a first one again.
+    pub forget: Span,
 }
 
 /// Which headers are looked behind. SIP behind what is switched off passes unseen; the kernel program is made without it.
@@ -181,10 +206,6 @@ pub struct CapacityConfig {
     pub sources: u32,
 }
 
-fn yes() -> bool {
-    true
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -197,6 +218,7 @@ impl Default for Config {
             block_scope: BlockScope::Sip,
             ipv6_prefix: 64,
             trust: Trust::default(),
+            admit: Admit::default(),
             limits: LimitsConfig::default(),
             detect: Detect::default(),
             bans: Bans::default(),
@@ -225,18 +247,21 @@ impl Default for StormConfig {
     }
 }
 
-impl Default for Detect {
+impl Default for GoodLimits {
     fn default() -> Self {
-        Self {
-            register: Rule { enabled: true, count: 100, per: Span::seconds(60) },
-            requests: Rule { enabled: true, count: 50, per: Span::seconds(10) },
-        }
+        Self { requests: Burst { count: 400, per: Span::seconds(1), burst: 4_000 } }
     }
 }
 
 impl Default for Bans {
     fn default() -> Self {
-        Self { unproven: Span::seconds(300) }
+        Self {
+            first: Span::seconds(600),
+            factor: 2,
+            max: Span::seconds(24 * 3600),
+            unproven: Span::seconds(300),
+            forget: Span::seconds(7 * 24 * 3600),
+        }
     }
 }
 
@@ -297,23 +322,37 @@ impl Config {
         for (name, rate) in [("new_sources", storm.new_sources), ("budget", storm.budget)] {
             check_rate(&format!("limits.storm.{name}"), rate.count, rate.per)?;
         }
-        for (name, rule) in [("register", self.detect.register), ("requests", self.detect.requests)] {
-            check_rate(&format!("detect.{name}"), rule.count, rule.per)?;
+        let Burst { count, per, burst } = self.limits.good.requests;
+        check_rate("limits.good.requests", count, per)?;
+        if burst < count || burst > 1_000_000 {
+            bail!("limits.good.requests.burst = {burst} is out of range; use {count} (its count) to 1000000");
         }
-        if self.bans.unproven < Span::seconds(1) || self.bans.unproven > Span::seconds(24 * 3600) {
-            bail!("bans.unproven = \"{}\" is out of range; use 1s to 24h (5m by default)", self.bans.unproven);
+        self.detect.check()?;
+        let Bans { first, factor, max, unproven, forget } = self.bans;
+        let (day, month) = (Span::seconds(24 * 3600), Span::seconds(30 * 24 * 3600));
+        for (name, span, most) in
+            [("first", first, month), ("max", max, month), ("unproven", unproven, day), ("forget", forget, month)]
+        {
+            if span < Span::seconds(1) || span > most {
+                bail!("bans.{name} = \"{span}\" is out of range; use 1s to {most}");
+            }
+        }
+        if !(1..=100).contains(&factor) {
+            bail!("bans.factor = {factor} is out of range; use 1 (bans do not grow) to 100");
+        }
+        if max < first {
+            bail!("bans.max = \"{max}\" is shorter than bans.first = \"{first}\"; make it longer");
         }
         for (name, count) in [("networks", self.capacity.networks), ("sources", self.capacity.sources)] {
             if !(16..=4_194_304).contains(&count) {
                 bail!("capacity.{name} = {count} is out of range; use 16 to 4194304");
             }
         }
-        for network in &self.trust.networks {
-            if network.prefix() == 0 {
-                bail!(
-                    "trust.networks contains {network}, which would switch the filter off; name the networks you know"
-                );
-            }
+        if let Some(network) = self.trust.networks.iter().find(|network| network.prefix() == 0) {
+            bail!("trust.networks contains {network}, which would switch the filter off; name the networks you know");
+        }
+        if let Some(network) = self.admit.networks.iter().find(|network| network.prefix() == 0) {
+            bail!("admit.networks contains {network}, which is policy = \"open\"; write that instead");
         }
         Ok(())
     }
@@ -323,6 +362,12 @@ impl Config {
         let limit = |rate: Rate| meter::Pace::new(rate.count, rate.per.nanos());
         let limits = &self.limits.unknown;
         meter::Limits { register: limit(limits.register), requests: limit(limits.requests), other: limit(limits.other) }
+    }
+
+    /// The limit of known sources, as the kernel counts it.
+    pub fn good_pace(&self) -> meter::Pace {
+        let Burst { count, per, burst } = self.limits.good.requests;
+        meter::Pace::with_burst(count, per.nanos(), burst)
     }
 
     /// What a storm is, as the kernel counts it.

@@ -96,3 +96,48 @@ impl<'de> Deserialize<'de> for PortRange {
         Ok(Self { first, last })
     }
 }
+/// The name of a host or a SIP domain, as DNS knows it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct HostName(String);
+
+impl HostName {
+    /// The name, in lower case, without a dot at its end.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::str::FromStr for HostName {
+    type Err = String;
+
+    /// Letters, digits, `-` and `_` between dots, at most 63 a label and 253 in all (RFC 1035, 2.3.4; RFC 2782 for `_`).
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+        let is_label = |label: &str| {
+            (1..=63).contains(&label.len())
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+        };
+        // What ends in a number is an address that was written wrongly.
+        let is_numeric = name.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+        if name.len() > 253 || is_numeric || !name.split('.').all(is_label) {
+            return Err(format!(
+                "\"{text}\" is no host name; write it as DNS knows it (sip.carrier.example), and addresses under networks"
+            ));
+        }
+        Ok(Self(name))
+    }
+}
+
+impl fmt::Display for HostName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for HostName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}

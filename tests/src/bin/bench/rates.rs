@@ -161,7 +161,8 @@ fn failed(name: &str, error: &Error) -> Row {
 fn standing(rows: &[Row]) -> Option<String> {
     let rate = |row: &Row| row.summary().map(|summary| summary.median);
     let ours = rows.iter().find(|row| row.name == OURS_FULL).and_then(rate)?;
-    let peers = rows.iter().filter(|row| ![BASELINE, FLOOR, OURS_ALONE, OURS_HALF, OURS_FULL].contains(&row.name.as_str()));
+    let peers =
+        rows.iter().filter(|row| ![BASELINE, FLOOR, OURS_ALONE, OURS_HALF, OURS_FULL].contains(&row.name.as_str()));
     let faster: Vec<_> =
         peers.filter(|row| rate(row).is_some_and(|rate| rate >= ours)).map(|row| row.name.as_str()).collect();
     Some(if faster.is_empty() {
