@@ -4,6 +4,7 @@ use crate::ingress::Site;
 use crate::packet::{self, Piece, UDP};
 use crate::reader::Reader;
 use crate::sip;
+use crate::source::Source;
 use crate::verdict::Message;
 
 /// What one of our responses says.
@@ -36,23 +37,55 @@ impl Answer {
     }
 }
 
-/// Reads a packet that leaves. `None` if it is not a SIP response from one of the SIP ports.
+/// A SIP message that leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leaving {
+    /// Who is sent it.
+    pub destination: Source,
+    /// On which port.
+    pub port: u16,
+    /// From which of ours.
+    pub local_port: u16,
+    /// What it is.
+    pub message: Message,
+    /// The status code of a response, 0 if it has none.
+    pub status: u16,
+    /// Where the UDP payload starts.
+    pub payload: usize,
+    /// Where the UDP payload ends.
+    pub end: usize,
+    /// The payload goes on in other fragments.
+    pub first_fragment: bool,
+}
+
+/// The lowest status code that ends a transaction (RFC 3261, 7.2).
+pub const FINAL: u16 = 200;
+
+/// Reads a packet that leaves. `None` if it is no SIP message from one of the SIP ports.
 #[inline(always)]
-pub fn read<R: Reader, S: Site>(packet: &R, site: &S) -> Option<Answer> {
+pub fn read<R: Reader, S: Site>(packet: &R, site: &S) -> Option<Leaving> {
     let ip = packet::locate(packet, site.link(), site.inspects())?;
     if ip.protocol != UDP || matches!(ip.piece, Piece::Later | Piece::Hidden) {
         return None;
     }
-    let (source_port, _) = ip.ports(packet)?;
-    if !site.is_sip_port(source_port) {
+    let (local_port, port) = ip.ports(packet)?;
+    if !site.is_sip_port(local_port) {
         return None;
     }
-    let (start, end) = ip.udp_payload(packet)?;
+    let (payload, end) = ip.udp_payload(packet)?;
     // What we send starts with its start line; nothing needs to be skipped.
-    if start + sip::STATUS_END > end || !matches!(sip::start_line(packet, start, end), Message::Response) {
+    if payload + sip::STATUS_END > end {
         return None;
     }
-    Some(sip::status(packet, start).map_or(Answer::Other, Answer::of))
+    let message = sip::start_line(packet, payload, end);
+    let status = match message {
+        Message::Response => sip::status(packet, payload).unwrap_or(0),
+        message if message.is_request() => 0,
+        _ => return None,
+    };
+    let destination = ip.destination(packet)?;
+    let first_fragment = matches!(ip.piece, Piece::First);
+    Some(Leaving { destination, port, local_port, message, status, payload, end, first_fragment })
 }
 
 #[cfg(test)]
@@ -77,7 +110,7 @@ mod tests {
         }
     }
 
-    fn leaving(port: u16, payload: &str) -> Option<Answer> {
+    fn leaving(port: u16, payload: &str) -> Option<Leaving> {
         let mut packet = vec![0x45, 0];
         packet.extend((28 + payload.len() as u16).to_be_bytes());
         packet.extend([0, 0, 0, 0, 64, UDP, 0, 0, 192, 0, 2, 1, 192, 0, 2, 7]);
@@ -91,7 +124,8 @@ mod tests {
 
     #[test]
     fn responses_are_told_by_their_status() {
-        for (line, answer) in [
+        let answer = |line| leaving(5060, line).map(|leaving| Answer::of(leaving.status));
+        for (line, expected) in [
             ("SIP/2.0 200 OK\r\n", Some(Answer::Accepted)),
             ("SIP/2.0 299 Fine\r\n", Some(Answer::Accepted)),
             ("SIP/2.0 401 Unauthorized\r\n", Some(Answer::Challenged)),
@@ -105,11 +139,19 @@ mod tests {
             ("SIP/2.0 x00 ?\r\n", Some(Answer::Other)),
             ("SIP/2.0 200", Some(Answer::Accepted)),
             ("SIP/2.0 20", None),
-            ("OPTIONS sip:a SIP/2.0\r\n", None),
             ("", None),
         ] {
-            assert_eq!(leaving(5060, line), answer, "{line}");
+            assert_eq!(answer(line), expected, "{line}");
         }
         assert_eq!(leaving(53, "SIP/2.0 200 OK\r\n"), None);
+    }
+
+    #[test]
+    fn requests_say_where_they_go() {
+        let leaving = leaving(5060, "OPTIONS sip:a SIP/2.0\r\n").unwrap();
+        assert_eq!(leaving.destination, Source::v4(u32::from_le_bytes([192, 0, 2, 7])));
+        assert_eq!((leaving.message, leaving.status), (Message::Options, 0));
+        assert_eq!((leaving.local_port, leaving.port), (5060, 0x9c40));
+        assert_eq!((leaving.payload, leaving.end), (28, 51));
     }
 }

@@ -1,23 +1,12 @@
 //! The order in which an arriving packet is judged. It reads from top to bottom like the list in ARCHITECTURE.md, and
 //! is the same code in the kernel (over maps) and on the host (over whatever a test or a replay brings).
 
+use crate::lists::Listed;
 use crate::packet::{self, ICMP, ICMPV6, Inspects, Ip, Link, Piece, TCP, UDP};
 use crate::reader::Reader;
 use crate::sip;
 use crate::source::Source;
 use crate::verdict::{Message, Reason};
-
-/// What the lists say of a source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Listing {
-    /// The source is trusted: nothing else is asked.
-    pub trusted: bool,
-    /// The source is metered by its full address, although it is IPv6: hosts that must not share a fate live in its
-    /// network.
-    pub by_address: bool,
-    /// A live entry blocks the source, if it is not trusted. The hit is counted.
-    pub blocked: bool,
-}
 
 /// Where a program stands.
 pub trait Site {
@@ -36,12 +25,32 @@ pub trait Tables: Site {
     /// Whether blocked sources lose everything but ICMP, not only SIP.
     fn scope_all(&self) -> bool;
 
-    /// What the lists say of `source`; counts the hit if it is blocked.
-    fn listing(&self, source: &Source) -> Listing;
+    /// Whether only those may talk who are trusted, admitted, known good, or peers.
+    fn is_closed(&self) -> bool;
 
-    /// Charges a message to its source's meter, or to the strangers' budget in a storm, and tells the daemon if that is
-    /// due.
+    /// What the lists say of `source`; counts the hit if it is blocked.
+    fn listing(&self, source: &Source) -> Listed;
+
+    /// What is known of a port of `source`; counts the hit if it is banned.
+    fn flow(&self, source: &Source, port: u16) -> FlowState;
+
+    /// Whether we sent `source` a request a moment ago.
+    fn was_asked(&self, source: &Source) -> bool;
+
+    /// Charges a message to its source's meter, or to the strangers' budget in a storm, and tells the daemon of it if that
+    /// is due.
     fn charge(&self, message: Message, sent: &Sent) -> Charged;
+}
+
+/// What is known of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FlowState {
+    /// Nothing.
+    Stranger,
+    /// A known-good phone is there.
+    Good,
+    /// It is banned.
+    Banned,
 }
 
 /// What became of a message that was charged.
@@ -60,8 +69,10 @@ pub enum Charged {
 pub struct Sent {
     /// Whose packet it is.
     pub source: Source,
-    /// Whether the source is metered by its full address, IPv6 though it may be.
-    pub by_address: bool,
+    /// What the lists say of it.
+    pub listed: Listed,
+    /// It passes although its address is blocked: a known-good flow that an entry of the detector or of a feed does not end.
+    pub spared: bool,
     /// Its source port.
     pub source_port: u16,
     /// The port that it was sent to.
@@ -70,6 +81,8 @@ pub struct Sent {
     pub payload: usize,
     /// Where the UDP payload ends.
     pub end: usize,
+    /// The payload goes on in other fragments.
+    pub first_fragment: bool,
 }
 
 /// The outcome for one packet.
@@ -142,38 +155,64 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     };
 
     // 2. Trusted sources pass, before any list is asked.
-    let listing = tables.listing(&source);
-    if listing.trusted {
+    let listed = tables.listing(&source);
+    if listed.is_trusted() {
         return Judgement::by(if to_sip { Reason::Trusted } else { by_the_way }, ip.end);
     }
 
-    // 3. Blocked sources go no further.
-    if listing.blocked {
+    // 3. Blocked sources go no further, and neither do blocked ports of theirs. What the detector or a feed blocks, a phone
+    // that had registered before may go on to use.
+    let is_sip_udp = to_sip && ip.protocol == UDP;
+    let mut spared = false;
+    if is_sip_udp
+        && (listed.has_flows() || listed.is_blocked())
+        && (listed.has_flows() || listed.is_good())
+        && !listed.is_blocked_by_hand()
+        && let Target::Sip { source_port, .. } = target
+    {
+        match tables.flow(&source, source_port) {
+            FlowState::Banned => return Judgement::by(Reason::Blocked, ip.end),
+            FlowState::Good => spared = listed.is_blocked() && listed.is_good(),
+            FlowState::Stranger => {}
+        }
+    }
+    if listed.is_blocked() && !spared {
         return Judgement::by(Reason::Blocked, ip.end);
     }
-    if !to_sip || ip.protocol == TCP {
+    if !to_sip {
+        return Judgement::by(by_the_way, ip.end);
+    }
+
+    // Under the policy `closed` strangers may only answer.
+    let may_talk = !tables.is_closed() || listed.is_admitted() || listed.is_good() || listed.is_peer();
+    if !may_talk && (!is_sip_udp || !tables.was_asked(&source)) {
+        return Judgement::by(Reason::Closed, ip.end);
+    }
+    if ip.protocol == TCP {
         return Judgement::by(by_the_way, ip.end);
     }
 
     // From here on it no longer matters which list was asked, and which family the source is of.
-    let by_address = packet.forget(usize::from(listing.by_address)) != 0;
+    let listed = Listed::new(packet.forget(listed.bits() as usize) as u64);
+    let flags = packet.forget(usize::from(may_talk) | usize::from(spared) << 1);
+    let (may_talk, spared) = (flags & 1 != 0, flags & 2 != 0);
     let (high, low) = source.words();
     let source = Source::from_words(packet.forget(high as usize) as u64, packet.forget(low as usize) as u64);
 
     // 4. The payload, by its start line.
     let (mut source_port, mut destination_port) = (0, 0);
     let (mut payload, mut end) = (ip.transport, ip.transport);
+    // Forgotten, so that the verifier follows the parser once, not once for each kind of packet.
+    let first_fragment = packet.forget(usize::from(matches!(ip.piece, Piece::First))) != 0;
     let message = match target {
         Target::Sip { source_port: from, destination_port: to } => {
             (source_port, destination_port) = (from, to);
-            // Forgotten, so that the verifier follows the parser once, not once for each kind of packet.
-            let first = packet.forget(usize::from(matches!(ip.piece, Piece::First))) != 0;
             match ip.udp_payload(packet) {
                 Some(span) => {
                     (payload, end) = span;
-                    sip::classify(packet, payload, end, first)
+                    sip::classify(packet, payload, end, first_fragment)
                 }
-                None if first => Message::Other,
+                None if first_fragment => Message::Other,
                 None => Message::Unparsed,
             }
         }
@@ -185,10 +224,15 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     // What follows is verified once, not once for each kind of message.
     let number = packet.forget(message as usize) & (Message::SLOTS - 1);
     let message = Message::from_number(number as u8).unwrap_or(Message::Unparsed);
+    if !may_talk && !matches!(message, Message::Response) {
+        return Judgement { reason: Reason::Closed, message: Some(message), end: ip.end };
+    }
 
-    // 5. Unknown sources stay within their limits; 6. and in a storm, strangers within a budget that they share.
-    let sent = Sent { source, by_address, source_port, destination_port, payload, end };
+    // 5. Known sources have generous limits, 6. unknown ones theirs; 7. and in a storm, strangers share a budget.
+    let sent = Sent { source, listed, spared, source_port, destination_port, payload, end, first_fragment };
     let reason = match tables.charge(message, &sent) {
+        Charged::Within if listed.is_good() => Reason::Good,
+        Charged::Within if listed.is_peer() => Reason::Peer,
         Charged::Within => message.passes_as(),
         Charged::Limited => Reason::Limited,
         Charged::Storm => Reason::Storm,

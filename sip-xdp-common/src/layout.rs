@@ -9,7 +9,7 @@ use crate::verdict::{Message, Reason};
 
 /// The version of everything in this module. Pinned maps of another version are replaced, with their bans carried
 /// over.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// The expiry of what never expires.
 pub const NEVER: u64 = u64::MAX;
@@ -17,11 +17,22 @@ pub const NEVER: u64 = u64::MAX;
 /// How many interfaces one filter serves.
 pub const MAX_INTERFACES: usize = 64;
 
-/// How many bytes of a payload an event carries: enough for the start line and the headers up to Call-ID.
-pub const HEAD: usize = 512;
+/// How many bytes of a payload an event carries: all that fits into one packet of Ethernet, so that no header can hide
+/// behind others in a message that is not fragmented.
+pub const HEAD: usize = 1472;
 
-/// The size of [`names::EVENTS`](crate::names::EVENTS) in bytes: about 1,600 events.
-pub const EVENTS_BYTES: usize = 1 << 20;
+/// The size of [`names::EVENTS`](crate::names::EVENTS) in bytes: about 2,700 events.
+pub const EVENTS_BYTES: usize = 4 << 20;
+
+/// How many ports of addresses are remembered, banned or known good.
+pub const FLOWS: usize = 65_536;
+
+/// How many hosts are remembered that we sent requests to.
+pub const ASKED: usize = 16_384;
+
+/// In how many slices sources are divided, by a seeded hash; each has a budget of samples of its own, so that nobody
+/// can use up that of everybody else.
+pub const SLICES: usize = 64;
 
 /// Default capacity of the lists, in networks.
 pub const DEFAULT_NETWORKS: u32 = 131_072;
@@ -39,6 +50,8 @@ pub enum Owner {
     Auto = 1,
     /// The configuration file.
     Config = 2,
+    /// A host whose name is followed.
+    Host = 3,
 }
 
 impl Owner {
@@ -48,6 +61,7 @@ impl Owner {
             0 => Some(Self::Manual),
             1 => Some(Self::Auto),
             2 => Some(Self::Config),
+            3 => Some(Self::Host),
             _ => None,
         }
     }
@@ -58,6 +72,7 @@ impl Owner {
             Self::Manual => "manual",
             Self::Auto => "auto",
             Self::Config => "config",
+            Self::Host => "host",
         }
     }
 }
@@ -70,6 +85,23 @@ pub enum List {
     Block = 0,
     /// The trust table.
     Trust = 1,
+    /// Who may talk under the policy `closed`.
+    Admit = 2,
+}
+
+impl List {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Block, Self::Trust, Self::Admit];
+
+    /// The list with this number, if there is one.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::Block),
+            1 => Some(Self::Trust),
+            2 => Some(Self::Admit),
+            _ => None,
+        }
+    }
 }
 
 /// One owner's claim on one network.
@@ -86,9 +118,13 @@ pub struct LedgerKey {
     pub owner: u8,
     /// Zero.
     pub pad: u8,
+    /// The port of a flow, in host order; 0 for all of the network.
+    pub port: u16,
+    /// Zero.
+    pub rest: u16,
 }
 
-const _: () = assert!(size_of::<LedgerKey>() == 20);
+const _: () = assert!(size_of::<LedgerKey>() == 24);
 
 /// How many bytes of a reason a ledger row holds.
 pub const REASON: usize = 160;
@@ -97,6 +133,8 @@ pub const REASON: usize = 160;
 pub const TIER_NONE: u8 = 0;
 /// [`LedgerRow::tier`]: the source could be forged.
 pub const TIER_UNPROVEN: u8 = 1;
+/// [`LedgerRow::tier`]: the source has shown that it is where it says.
+pub const TIER_PROVEN: u8 = 2;
 
 /// [`LedgerRow::flags`]: made in a dry run, never enforced.
 pub const ROW_DRY_RUN: u8 = 1;
@@ -109,7 +147,7 @@ pub struct LedgerRow {
     pub expires: u64,
     /// When it was made, in milliseconds since 1970-01-01 UTC.
     pub added_ms: u64,
-    /// [`TIER_NONE`] or [`TIER_UNPROVEN`].
+    /// [`TIER_NONE`], [`TIER_UNPROVEN`] or [`TIER_PROVEN`].
     pub tier: u8,
     /// [`ROW_DRY_RUN`].
     pub flags: u8,
@@ -167,9 +205,13 @@ pub struct CpuState {
     pub diagnosed: u64,
     /// Packets that only feeds have dropped, of which some are sampled.
     pub fed: u64,
+    /// Samples that found no room, in their slice's bucket or in the ring.
+    pub lost_samples: u64,
+    /// When each slice's bucket of samples is full again: of what arrives, and of what leaves.
+    pub samples: [[u64; SLICES]; 2],
 }
 
-const _: () = assert!(size_of::<CpuState>() == 48);
+const _: () = assert!(size_of::<CpuState>() == 56 + 16 * SLICES);
 
 /// An interface that the filter is attached to. A slot is in use when `index` is not zero.
 #[repr(C)]
@@ -198,10 +240,46 @@ pub const MODE_NATIVE: u8 = 1;
 /// [`InterfaceRecord::mode`]: in the network stack, after the kernel has allocated.
 pub const MODE_GENERIC: u8 = 2;
 
-/// What the kernel tells the daemon of a source that is over a limit: one packet, and the source's record.
+/// What an event is about.
+#[repr(u8)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EventKind {
+    /// A source is over a limit; the packet is one that was dropped.
+    Limited,
+    /// There is a storm; the packet is a stranger's that was dropped.
+    Storm,
+    /// A sample of the requests that pass.
+    Request,
+    /// A sample of the responses to our requests.
+    Response,
+    /// A sample of our final responses.
+    Answer,
+    /// A sample of our requests.
+    Asked,
+    /// A known-good flow passes although its address is blocked.
+    Conflict,
+}
+
+impl EventKind {
+    /// The kind with this number, if there is one.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            0 => Self::Limited,
+            1 => Self::Storm,
+            2 => Self::Request,
+            3 => Self::Response,
+            4 => Self::Answer,
+            5 => Self::Asked,
+            6 => Self::Conflict,
+            _ => return None,
+        })
+    }
+}
+
+/// What the kernel tells the daemon: one packet, and for a source over a limit its record.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-pub struct LimitEvent {
+pub struct Event {
     /// When.
     pub time: u64,
     /// When the source first went over a limit; the numbers below count from there.
@@ -212,36 +290,46 @@ pub struct LimitEvent {
     pub registers: u64,
     /// Packets over a limit.
     pub limited: u64,
-    /// The packet's source.
+    /// The other side: who sent what arrives, who is sent what leaves.
     pub source: Source,
     /// The interface's slot.
     pub slot: u32,
-    /// The packet's source port.
-    pub source_port: u16,
-    /// The port that it was sent to.
-    pub destination_port: u16,
+    /// The other side's port.
+    pub port: u16,
+    /// Our port.
+    pub local_port: u16,
+    /// [`EventKind`].
+    pub kind: u8,
     /// [`Message`].
     pub message: u8,
-    /// [`Bucket`](crate::meter::Bucket).
+    /// [`Bucket`](crate::meter::Bucket) that the packet is over.
     pub bucket: u8,
-    /// 1 if the source is metered by its full address.
-    pub by_address: u8,
-    /// 1 if in a dry run.
-    pub dry_run: u8,
+    /// [`BY_ADDRESS`], [`IN_DRY_RUN`], [`FROM_GOOD`].
+    pub flags: u8,
     /// Bytes used of `head`.
     pub head_length: u16,
-    /// Zero.
-    pub pad: u16,
+    /// Bytes of the payload, as far as the packet goes.
+    pub length: u16,
     /// How the payload starts.
     pub head: [u8; HEAD],
 }
 
-const _: () = assert!(size_of::<LimitEvent>() == 72 + HEAD);
+const _: () = assert!(size_of::<Event>() == 72 + HEAD && size_of::<Event>().is_multiple_of(8));
+
+/// [`Event::flags`]: the source is metered by its full address, IPv6 though it may be.
+pub const BY_ADDRESS: u8 = 1;
+/// [`Event::flags`]: in a dry run.
+pub const IN_DRY_RUN: u8 = 2;
+/// [`Event::flags`]: the source is known good.
+pub const FROM_GOOD: u8 = 4;
+/// [`Event::flags`]: the payload goes on in other fragments.
+pub const FRAGMENTED: u8 = 8;
 
 #[cfg(feature = "user")]
 mod user {
     use super::*;
-    use crate::meter::Limits;
+    use crate::flow::{Asked, Flow, FlowKey};
+    use crate::meter::{Limits, Pace};
     use crate::networks::{Bucket, Guide};
     use crate::storm::Weather;
 
@@ -254,6 +342,6 @@ mod user {
         )* };
     }
 
-    plain!(Source, LedgerKey, LedgerRow, Counters, Responses, CpuState, InterfaceRecord, LimitEvent);
-    plain!(Limits, Weather, Guide, Bucket);
+    plain!(Source, LedgerKey, LedgerRow, Counters, Responses, CpuState, InterfaceRecord, Event);
+    plain!(Limits, Pace, Weather, Guide, Bucket, FlowKey, Flow, Asked);
 }

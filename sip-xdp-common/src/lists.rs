@@ -14,8 +14,8 @@
 use crate::front::{self, Place};
 use crate::layout::NEVER;
 use crate::networks::{
-    ALIKE, Bucket, CLAIMED, GROUP, Guide, HIT, Hashed, IPV6_LENGTHS, Kind, LABEL, Length, Prints, Slot, VERSION, WAYS,
-    byte_bits, lowest_byte,
+    ALIKE, Bucket, CLAIMED, FLOWS, GROUP, Guide, HIT, Hashed, IPV6_LENGTHS, KIND, Kind, LABEL, Length, OWN, Prints,
+    SUSPECT, Slot, Standing, VERSION, WAYS, byte_bits, lowest_byte,
 };
 use crate::source::Source;
 
@@ -59,11 +59,35 @@ pub trait Shelves {
 pub struct Listed(u64);
 
 impl Listed {
-    const TRUSTED: u64 = 1;
-    const APART: u64 = 2;
-    const BLOCKED: u64 = 4;
+    /// It is trusted.
+    pub const TRUSTED: u64 = 1;
+    /// It is not judged as part of its network.
+    pub const APART: u64 = 2;
+    /// Something blocks it.
+    pub const BLOCKED: u64 = 4;
     /// A feed blocks all of the /24, and this packet is the one in [`SAMPLE`].
     const SAMPLED: u64 = 8;
+    /// An operator blocks it, or the configuration.
+    const OWN: u64 = 0x10;
+    const ADMITTED: u64 = 0x20;
+    const FLOWS: u64 = 0x40;
+    const GOOD: u64 = 0x80;
+    const PEER: u64 = 0x100;
+    const SETTLED: u64 = 0x200;
+    /// Where the scale of a known host stands.
+    const SCALE: u32 = 12;
+
+    /// From its bits.
+    #[inline(always)]
+    pub const fn new(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// All of it.
+    #[inline(always)]
+    pub const fn bits(&self) -> u64 {
+        self.0
+    }
 
     /// It is trusted.
     #[inline(always)]
@@ -82,6 +106,66 @@ impl Listed {
     pub const fn is_blocked(&self) -> bool {
         self.0 & Self::BLOCKED != 0
     }
+
+    /// What blocks it is an operator, or the configuration.
+    #[inline(always)]
+    pub const fn is_blocked_by_hand(&self) -> bool {
+        self.0 & Self::OWN != 0
+    }
+
+    /// It may talk under the policy `closed`.
+    #[inline(always)]
+    pub const fn is_admitted(&self) -> bool {
+        self.0 & Self::ADMITTED != 0
+    }
+
+    /// Its ports are to be asked about.
+    #[inline(always)]
+    pub const fn has_flows(&self) -> bool {
+        self.0 & Self::FLOWS != 0
+    }
+
+    /// It is known good.
+    #[inline(always)]
+    pub const fn is_good(&self) -> bool {
+        self.0 & Self::GOOD != 0
+    }
+
+    /// It is a peer.
+    #[inline(always)]
+    pub const fn is_peer(&self) -> bool {
+        self.0 & Self::PEER != 0
+    }
+
+    /// It is a peer, and will be for some time.
+    #[inline(always)]
+    pub const fn is_settled_peer(&self) -> bool {
+        self.0 & Self::SETTLED != 0
+    }
+
+    /// It is under suspicion, and neither known good nor a peer.
+    #[inline(always)]
+    pub const fn is_suspect(&self) -> bool {
+        self.scale() == SUSPECT && self.0 & (Self::GOOD | Self::PEER) == 0
+    }
+
+    /// The power of two by which a known host's limit is multiplied.
+    #[inline(always)]
+    pub const fn scale(&self) -> u64 {
+        self.0 >> Self::SCALE & 15
+    }
+
+    /// What a slot says of a known host.
+    #[inline(always)]
+    fn known(state: u64, now: u64) -> u64 {
+        let standing = Standing::of(state);
+        let bit = |is: bool, bit: u64| (is as u64).wrapping_neg() & bit;
+        bit(standing.is_good(now), Self::GOOD)
+            | bit(standing.is_peer(now), Self::PEER)
+            | bit(standing.is_settled_peer(now), Self::SETTLED)
+            | bit(state & FLOWS != 0, Self::FLOWS)
+            | standing.scale() << Self::SCALE
+    }
 }
 
 /// Reads a word that another CPU or user space may change at any time.
@@ -91,14 +175,24 @@ pub fn current<T: Copy>(word: &T) -> T {
     unsafe { core::ptr::from_ref(word).read_volatile() }
 }
 
+/// Whether a look-up is for a packet that is dropped if its source is blocked.
+#[repr(u32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counting {
+    /// It is: that is a hit.
+    Hits,
+    /// It is not.
+    Nothing,
+}
+
 /// Asks the tables about a source.
 #[inline(always)]
-pub fn look_up<S: Shelves>(shelves: &S, source: &Source) -> Listed {
-    Listed(shelves.forget(search(shelves, source).0 as usize) as u64)
+pub fn look_up<S: Shelves>(shelves: &S, source: &Source, counting: Counting) -> Listed {
+    Listed(shelves.forget(search(shelves, source, counting).0 as usize) as u64)
 }
 
 #[inline(always)]
-fn search<S: Shelves>(shelves: &S, source: &Source) -> Listed {
+fn search<S: Shelves>(shelves: &S, source: &Source, counting: Counting) -> Listed {
     let nothing = Listed(0);
     let Some(guide) = shelves.guide() else {
         return nothing;
@@ -117,7 +211,7 @@ fn search<S: Shelves>(shelves: &S, source: &Source) -> Listed {
             front::CLEAR => return nothing,
             front::HOSTS => {
                 return match find(shelves, guide, high, low, Kind::Blocked.label(128)) {
-                    Some(slot) => Listed(block(shelves, slot, nothing)),
+                    Some(slot) => Listed(block(shelves, slot, nothing, counting)),
                     None => nothing,
                 };
             }
@@ -152,7 +246,8 @@ fn search<S: Shelves>(shelves: &S, source: &Source) -> Listed {
         return Listed(whole);
     }
     let at = (base + first) as u32;
-    let mut search = Search { high, low, at, count: (count - first) as u32, found: Listed(whole) };
+    let count = (count - first) as u32;
+    let mut search = Search { high, low, at, count, counting, pad: 0, found: Listed(whole) };
     shelves.each_length(&mut search);
     search.found
 }
@@ -182,6 +277,7 @@ fn fits<S: Shelves>(shelves: &S, guide: &Guide, hashed: &Hashed) -> bool {
 }
 
 /// A search through the lengths of a family.
+#[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct Search {
     high: u64,
@@ -190,6 +286,8 @@ pub struct Search {
     at: u32,
     /// How many lengths there are.
     pub count: u32,
+    counting: Counting,
+    pad: u32,
     /// What was found.
     found: Listed,
 }
@@ -208,28 +306,38 @@ impl Search {
         let Some(slot) = find(shelves, guide, high, low, label) else {
             return false;
         };
-        if label & Kind::Blocked as u64 != 0 {
-            self.found.0 |= block(shelves, slot, self.found);
+        let kind = label & KIND;
+        if kind == Kind::Blocked as u64 {
+            self.found.0 |= block(shelves, slot, self.found, self.counting);
             return true;
         }
-        if label & Kind::Apart as u64 != 0 {
-            self.found.0 |= Listed::APART;
-            return false;
+        if kind == Kind::Trusted as u64 {
+            self.found.0 |= Listed::TRUSTED;
+            return true;
         }
-        self.found.0 |= Listed::TRUSTED;
-        true
+        self.found.0 |= if kind == Kind::Known as u64 {
+            Listed::known(current(&slot.state), shelves.now())
+        } else if kind == Kind::Apart as u64 {
+            Listed::APART
+        } else {
+            Listed::ADMITTED
+        };
+        false
     }
 }
 
 /// Counts a hit: nothing else that is found can matter any more. Hits of what only feeds list are sampled.
 #[inline(always)]
-fn block<S: Shelves>(shelves: &S, slot: &Slot, before: Listed) -> u64 {
-    if current(&slot.state) & CLAIMED != 0 {
+fn block<S: Shelves>(shelves: &S, slot: &Slot, before: Listed, counting: Counting) -> u64 {
+    let state = current(&slot.state);
+    if matches!(counting, Counting::Nothing) {
+        // Nothing is dropped for it.
+    } else if state & CLAIMED != 0 {
         shelves.hit(slot, HIT);
     } else if before.0 & Listed::SAMPLED != 0 || shelves.is_sample() {
         shelves.hit(slot, HIT * SAMPLE);
     }
-    Listed::BLOCKED
+    Listed::BLOCKED | if state & OWN != 0 { Listed::OWN } else { 0 }
 }
 
 /// What there is for exactly this network, if it is live. Which of the two buckets it stands in and where there is

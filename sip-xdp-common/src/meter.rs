@@ -73,6 +73,14 @@ impl Pace {
         Self { interval: interval as u32, burst: ticks as u32 }
     }
 
+    /// The same with 2^`scale` times as many packets, at once and in the long run, as far as ticks can say it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn scaled(&self, scale: u64) -> Self {
+        let interval = self.interval >> (scale & 15);
+        Self { interval: if interval == 0 { 1 } else { interval }, burst: self.burst }
+    }
+
     /// Takes one packet's worth at `now` from a bucket that is full again at `full_at`. Returns the new `full_at`, or
     /// `None` if the packet is over the limit. A time further ahead than the burst is one that the ticks have come
     /// round to: the bucket is full.
@@ -205,6 +213,18 @@ impl Meter {
         }
         self.requests = requests;
         None
+    }
+
+    /// Charges a message of a known source, whatever it is. Returns whether it is within the limit.
+    #[inline(always)]
+    pub const fn charge_known(&mut self, now: u32, limit: &Pace) -> bool {
+        match limit.take(self.requests, now) {
+            Some(full_at) => {
+                self.requests = full_at;
+                true
+            }
+            None => false,
+        }
     }
 
     /// How long all of its buckets have been full at `now`, in ticks: how little would be lost with it.

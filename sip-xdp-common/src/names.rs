@@ -8,7 +8,7 @@ pub const INGRESS: &str = "sip_xdp_ingress";
 pub const EGRESS: &str = "sip_xdp_egress";
 
 /// Maps that are pinned: they outlive the daemon and are adopted by the next one.
-pub const PINNED_MAPS: [&str; 16] = [
+pub const PINNED_MAPS: [&str; 18] = [
     GUIDE,
     FRONT_COARSE,
     FRONT_FINE,
@@ -17,6 +17,8 @@ pub const PINNED_MAPS: [&str; 16] = [
     LEDGER,
     SOURCES,
     RECORDS,
+    FLOWS,
+    ASKED,
     SKETCH,
     WEATHER,
     COUNTERS,
@@ -43,6 +45,10 @@ pub const LEDGER: &str = "LEDGER";
 pub const SOURCES: &str = "SOURCES";
 /// What is known of sources that went over a limit ([`crate::sources::Records`]).
 pub const RECORDS: &str = "RECORDS";
+/// Ports of addresses that are banned or known good ([`crate::flow::FlowKey`] to [`crate::flow::Flow`]).
+pub const FLOWS: &str = "FLOWS";
+/// Hosts that we sent requests to ([`crate::source::Source`] to [`crate::flow::Asked`]).
+pub const ASKED: &str = "ASKED";
 /// The marks of sources without a meter ([`crate::storm::MARKS`] bytes).
 pub const SKETCH: &str = "SKETCH";
 /// Whether there is a storm ([`crate::storm::Weather`]).
@@ -53,7 +59,7 @@ pub const COUNTERS: &str = "COUNTERS";
 pub const RESPONSES: &str = "RESPONSES";
 /// What each CPU keeps for itself ([`crate::layout::CpuState`]).
 pub const CPU_STATE: &str = "CPU_STATE";
-/// Limit events on their way to the daemon ([`crate::layout::LimitEvent`]).
+/// Events on their way to the daemon ([`crate::layout::Event`]).
 pub const EVENTS: &str = "EVENTS";
 /// The interfaces that the filter is attached to ([`crate::layout::InterfaceRecord`]).
 pub const INTERFACES: &str = "INTERFACES";
@@ -84,6 +90,11 @@ pub const IPV6: &str = "IPV6";
 /// Global: 1 to look behind VLAN tags and into PPPoE sessions (`u8`).
 pub const TAGS: &str = "TAGS";
 
+/// Global: the limit of known-good addresses and peers ([`crate::meter::Pace`]).
+pub const GOOD_LIMIT: &str = "GOOD_LIMIT";
+/// Global: 1 if only those may talk who are trusted, admitted, known good, or peers (`u8`).
+pub const CLOSED: &str = "CLOSED";
+
 /// All globals that the loader sets.
-pub const GLOBALS: [&str; 11] =
-    [PORTS, LIMITS, STORM, IPV6_MASK, LINK, SLOT, SCOPE_ALL, DRY_RUN, CLOCK_FROM_MAP, IPV6, TAGS];
+pub const GLOBALS: [&str; 13] =
+    [PORTS, LIMITS, GOOD_LIMIT, STORM, IPV6_MASK, LINK, SLOT, SCOPE_ALL, CLOSED, DRY_RUN, CLOCK_FROM_MAP, IPV6, TAGS];

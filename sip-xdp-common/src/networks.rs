@@ -32,16 +32,20 @@ pub const fn buckets(networks: u32) -> u32 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// Never dropped.
-    Trusted = 0x000,
+    Trusted = 0x0000,
     /// Not judged as one: hosts that must not share a fate live in it.
-    Apart = 0x200,
+    Apart = 0x0200,
     /// Dropped.
-    Blocked = 0x400,
+    Blocked = 0x0400,
+    /// A host that something is known of: see [`Standing`].
+    Known = 0x0600,
+    /// May talk under the policy `closed`.
+    Admitted = 0x2000,
 }
 
 impl Kind {
     /// All of them, in the order in which they are looked for.
-    pub const ALL: [Self; 3] = [Self::Trusted, Self::Apart, Self::Blocked];
+    pub const ALL: [Self; 5] = [Self::Trusted, Self::Known, Self::Apart, Self::Admitted, Self::Blocked];
 
     /// What stands in [`Slot::state`] for a network of this kind and length.
     pub const fn label(self, bits: u8) -> u64 {
@@ -51,12 +55,18 @@ impl Kind {
 
 /// [`Slot::state`]: the slot holds a network.
 pub const OCCUPIED: u64 = 0x100;
+/// [`Slot::state`]: the bits of [`Kind`].
+pub const KIND: u64 = 0x2600;
 /// [`Slot::state`]: the length out of 128, [`Kind`] and [`OCCUPIED`].
-pub const LABEL: u64 = 0x7ff;
+pub const LABEL: u64 = KIND | OCCUPIED | 0xff;
 /// [`Slot::state`]: a feed lists the network.
 pub const FEED: u64 = 0x800;
 /// [`Slot::state`]: an operator, the configuration or the detector lists the network.
 pub const CLAIMED: u64 = 0x1000;
+/// [`Slot::state`] of a blocked network: an operator lists it, or the configuration.
+pub const OWN: u64 = 0x4000;
+/// [`Slot::state`] of a known host: some of its ports are banned, or known good ([`crate::flow`]).
+pub const FLOWS: u64 = 0x8000;
 /// One dropped packet in [`Slot::state`]. The counter is the upper 48 bits.
 pub const HIT: u64 = 1 << 16;
 
@@ -70,8 +80,94 @@ pub struct Slot {
     pub low: u64,
     /// When the listing ends, in nanoseconds of the filter's clock, or [`NEVER`](crate::layout::NEVER).
     pub expires: u64,
-    /// Label, flags and hits.
+    /// Label, flags and, in the upper 48 bits, hits; for a known host its [`Standing`].
     pub state: u64,
+}
+
+/// What is known of a host, in the upper 48 bits of [`Slot::state`]: until when it is known good, until when it is a peer,
+/// and how generous its limit is. Each end is 22 bits of units of 2^30 ns, so an end must be less than 26 days ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Standing(u64);
+
+/// How many bits an end has, and the unit that it counts in, as a power of two of nanoseconds.
+const END_BITS: u32 = 22;
+const END_UNIT: u32 = 30;
+const END_MASK: u64 = (1 << END_BITS) - 1;
+
+/// The scale of a host that is under suspicion: it may send one request a second.
+pub const SUSPECT: u64 = 15;
+
+impl Standing {
+    /// The longest time ahead that an end can say, in nanoseconds: 26 days.
+    pub const LONGEST: u64 = (END_MASK / 2 - 1) << END_UNIT;
+
+    /// Until these times in nanoseconds of the filter's clock, 0 for never. An end is rounded up by at most 1.07 s.
+    pub const fn new(good_until: u64, peer_until: u64, scale: u64) -> Self {
+        const fn end(until: u64) -> u64 {
+            // 0 says never: an end that would come out so is one unit later.
+            let end = ((until >> END_UNIT) + 1) & END_MASK;
+            if until == 0 {
+                0
+            } else if end == 0 {
+                1
+            } else {
+                end
+            }
+        }
+        Self((end(good_until) | end(peer_until) << END_BITS | (scale & 15) << (2 * END_BITS)) << 16)
+    }
+
+    /// As it stands in a slot.
+    #[inline(always)]
+    pub const fn of(state: u64) -> Self {
+        Self(state & !0xffff)
+    }
+
+    /// The bits for a slot.
+    pub const fn bits(&self) -> u64 {
+        self.0
+    }
+
+    /// Whether it is known good at `now`.
+    #[inline(always)]
+    pub const fn is_good(&self, now: u64) -> bool {
+        Self::left(self.0 >> 16, now) != 0
+    }
+
+    /// Whether it is a peer at `now`.
+    #[inline(always)]
+    pub const fn is_peer(&self, now: u64) -> bool {
+        Self::left(self.0 >> (16 + END_BITS), now) != 0
+    }
+
+    /// Whether it will be a peer for another half of an hour.
+    #[inline(always)]
+    pub const fn is_settled_peer(&self, now: u64) -> bool {
+        Self::left(self.0 >> (16 + END_BITS), now) > 1_800_000_000_000 >> END_UNIT
+    }
+
+    /// The power of two by which its limit is multiplied, or [`SUSPECT`].
+    #[inline(always)]
+    pub const fn scale(&self) -> u64 {
+        self.0 >> (16 + 2 * END_BITS)
+    }
+
+    /// When both ends are, in nanoseconds, 0 where there is none or it is over at `now`.
+    pub const fn ends(&self, now: u64) -> (u64, u64) {
+        const fn end(field: u64, now: u64) -> u64 {
+            let left = Standing::left(field, now);
+            if left == 0 { 0 } else { ((now >> END_UNIT) + left) << END_UNIT }
+        }
+        (end(self.0 >> 16, now), end(self.0 >> (16 + END_BITS), now))
+    }
+
+    /// How many units are left until an end; 0 if it is over, or never was.
+    #[inline(always)]
+    const fn left(end: u64, now: u64) -> u64 {
+        let end = end & END_MASK;
+        let left = end.wrapping_sub(now >> END_UNIT) & END_MASK;
+        if end == 0 || left > END_MASK / 2 { 0 } else { left }
+    }
 }
 
 /// Where a network may stand.
@@ -136,7 +232,7 @@ pub struct Guide {
     pub pad: u32,
     /// By version: how many lengths occur in IPv4 and in IPv6.
     pub counts: [[u32; 2]; 2],
-    /// By version, then by family, the lengths that occur: trusted ones first, blocked ones last, the longest first.
+    /// By version, then by family, the lengths that occur, in the order of [`Kind::ALL`], the longest first.
     pub lengths: [[Length; VERSION]; 2],
 }
 
@@ -197,6 +293,24 @@ pub(crate) const fn lowest_byte(bits: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_standing_ends_when_it_should() {
+        const SECOND: u64 = 1_000_000_000;
+        // Across the point where 22 bits begin again, too.
+        for start in [1, 77 * SECOND, (1 << 52) - 3_000 * SECOND, (1 << 52) - 1, 1 << 53] {
+            for length in [2 * SECOND, 3_600 * SECOND, 24 * 3_600 * SECOND, Standing::LONGEST] {
+                let good = Standing::new(start + length, 0, 3);
+                assert!(good.is_good(start) && good.is_good(start + length - 1), "{start} {length}");
+                assert!(!good.is_good(start + length + 2 * SECOND), "{start} {length}");
+                assert!(!good.is_peer(start) && good.scale() == 3);
+                let peer = Standing::of(Standing::new(0, start + length, SUSPECT).bits() | 0x27ff);
+                assert!(peer.is_peer(start) && !peer.is_good(start) && peer.scale() == SUSPECT);
+                assert_eq!(peer.is_settled_peer(start), length > 1_801 * SECOND);
+            }
+        }
+        assert!(!Standing::default().is_good(SECOND) && !Standing::default().is_peer(SECOND));
+    }
 
     #[test]
     fn a_fingerprint_is_never_missed() {

@@ -256,6 +256,16 @@ impl Ip {
         })
     }
 
+    /// The destination address.
+    #[inline(always)]
+    pub fn destination<R: Reader>(&self, packet: &R) -> Option<Source> {
+        Some(if self.v4 {
+            Source::v4(packet.four(self.at + 16)?)
+        } else {
+            Source::from_words(packet.eight(self.at + 24)?, packet.eight(self.at + 32)?)
+        })
+    }
+
     /// The source and destination port (the same place in UDP and TCP).
     #[inline(always)]
     pub fn ports<R: Reader>(&self, packet: &R) -> Option<(u16, u16)> {

@@ -2,8 +2,8 @@
 //! been silent for longest. Nothing is allocated, so a flood of new sources costs the same as any other.
 //!
 //! A source belongs to one [`Set`] of [`WAYS`], which is a cache line: one access finds its meter, and 65,536 sources fit
-//! in 2 MiB. A meter knows its source by 31 bits of the hash beside those that choose the set; two sources that agree in
-//! all of them share a meter, which chance alone makes happen to one pair in 10^13. What only matters for sources over
+//! in 2 MiB. A meter knows its source by 29 bits of the hash beside those that choose the set; two sources that agree in
+//! all of them share a meter, which chance alone makes happen to one pair in 10^12. What only matters for sources over
 //! a limit is kept elsewhere ([`Records`]). Two CPUs that change one set in the same instant may lose a charge or a
 //! newcomer, no more.
 
@@ -44,6 +44,11 @@ const _: () = assert!(size_of::<Set>() == 64 && size_of::<Records>() == 128);
 /// In [`Meter::mark`]: the source has a [`Record`].
 pub const RECORDED: u32 = 1;
 
+/// In [`Meter::mark`]: the stamps are those of a known source.
+pub const KNOWN: u32 = 2;
+
+const FLAGS: u32 = RECORDED | KNOWN;
+
 /// Where a source belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Home {
@@ -64,16 +69,16 @@ impl Home {
         self.hash as u32 & mask
     }
 
-    /// Its mark, without [`RECORDED`]: never 0.
+    /// Its mark, without [`RECORDED`] and [`KNOWN`]: never 0.
     #[inline(always)]
     pub const fn mark(&self) -> u32 {
-        ((self.hash >> 32) as u32 | 2) & !RECORDED
+        ((self.hash >> 32) as u32 | 4) & !FLAGS
     }
 
     /// Whether a meter is its own.
     #[inline(always)]
     pub const fn owns(&self, meter: &Meter) -> bool {
-        meter.mark & !RECORDED == self.mark()
+        meter.mark & !FLAGS == self.mark()
     }
 
     /// Its mark in the sketch of new sources ([`crate::storm::MARKS`]).
@@ -89,7 +94,7 @@ impl Home {
 pub fn way_of(home: &Home, ways: &[Meter; WAYS]) -> usize {
     let mut bits = 0;
     for (n, meter) in ways.iter().enumerate() {
-        let differs = (meter.mark & !RECORDED ^ home.mark()) as u64;
+        let differs = (meter.mark & !FLAGS ^ home.mark()) as u64;
         // Bit 63 is set if there is any difference: both numbers have 32 bits.
         bits |= (1 - (differs.wrapping_neg() >> 63)) << n;
     }
@@ -124,9 +129,9 @@ mod tests {
             let now = ticks((100 + n) * second);
             let way = least_missed(&ways, now);
             assert_eq!(ways[way].mark, 0, "{way} twice");
-            ways[way] = Meter::new(2 + 2 * n as u32, now);
+            ways[way] = Meter::new(4 + 4 * n as u32, now);
         }
-        assert_eq!(ways[least_missed(&ways, ticks(200 * second))].mark, 2, "the first one is the longest silent");
+        assert_eq!(ways[least_missed(&ways, ticks(200 * second))].mark, 4, "the first one is the longest silent");
     }
 
     #[test]
@@ -144,10 +149,10 @@ mod tests {
     #[test]
     fn a_source_is_found_wherever_it_is() {
         let home = Home::of(&Source::v4(7), 1);
-        let others: [Meter; WAYS] = std::array::from_fn(|n| Meter::new(4 * n as u32 + 2, 0));
+        let others: [Meter; WAYS] = std::array::from_fn(|n| Meter::new(8 * n as u32 + 4, 0));
         assert!(way_of(&home, &others) >= WAYS && way_of(&home, &[Meter::default(); WAYS]) >= WAYS);
         for way in 0..WAYS {
-            for flag in [0, RECORDED] {
+            for flag in [0, RECORDED, KNOWN] {
                 let mut ways = others;
                 ways[way].mark = home.mark() | flag;
                 assert_eq!(way_of(&home, &ways), way);

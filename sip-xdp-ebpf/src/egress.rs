@@ -1,30 +1,97 @@
-//! Counts what leaves. Always lets the next program, if any, have its say.
+//! Reads what leaves: counts our responses, opens a way for answers to our requests, and samples both for the daemon.
+//! Always lets the next program, if any, have its say.
 
 use aya_ebpf::programs::TcContext;
-use sip_xdp_common::egress::{self, Answer};
+use sip_xdp_common::egress::{self, Answer, FINAL, Leaving};
+use sip_xdp_common::flow::Asked;
+use sip_xdp_common::layout::{BY_ADDRESS, CpuState, EventKind, FRAGMENTED, FROM_GOOD};
+use sip_xdp_common::lists::{self, Counting};
+use sip_xdp_common::meter::Bucket;
+use sip_xdp_common::reader::Reader;
+use sip_xdp_common::source::Source;
+use sip_xdp_common::sources::Home;
+use sip_xdp_common::verdict::Message;
 
+use crate::clock;
+use crate::events::{Told, sample};
 use crate::globals::Here;
-use crate::maps::{RESPONSES, cpu_state};
+use crate::lists::Lists;
+use crate::maps::{ASKED, GUIDE, RESPONSES, cpu_state};
 use crate::reader::Packet;
 
 /// `TCX_NEXT`, which is also `TC_ACT_UNSPEC` (`include/uapi/linux/bpf.h`): go on.
 const NEXT: i32 = -1;
 
-/// Counts one of our responses by what it says.
+/// How old an entry of [`ASKED`] may get before it is written again, in nanoseconds.
+const REFRESH: u64 = 1_000_000_000;
+
+/// Reads one packet.
 #[inline(always)]
-pub(crate) fn count(ctx: &TcContext) -> i32 {
-    let Some(state) = cpu_state() else {
-        return NEXT;
-    };
-    let packet = Packet::leaving(ctx, state);
-    if let Some(answer) = egress::read(&packet, &Here)
-        && let Some(counters) = RESPONSES.get_ptr_mut(0)
-    {
-        let index = answer as usize;
+pub(crate) fn read(ctx: &TcContext) -> i32 {
+    if let Some(state) = cpu_state() {
+        let packet = Packet::leaving(ctx, state);
+        if let Some(leaving) = egress::read(&packet, &Here) {
+            note(ctx, state, &packet, &leaving);
+        }
+    }
+    NEXT
+}
+
+#[inline(always)]
+fn note<R: Reader>(ctx: &TcContext, state: *mut CpuState, packet: &R, leaving: &Leaving) {
+    // What follows is verified once, not once for each way through the headers.
+    let (high, low) = leaving.destination.words();
+    let destination = Source::from_words(packet.forget(high as usize) as u64, packet.forget(low as usize) as u64);
+    let number = packet.forget(leaving.message as usize) & (Message::SLOTS - 1);
+    let message = Message::from_number(number as u8).unwrap_or(Message::Unparsed);
+    let status = packet.forget(leaving.status.into()) as u16;
+    let is_response = matches!(message, Message::Response);
+    if is_response && let Some(counters) = RESPONSES.get_ptr_mut(0) {
+        let index = packet.forget(Answer::of(status) as usize);
         if index < Answer::COUNT {
             // SAFETY: this CPU's map value, valid while the program runs; the index is below the array's length.
             unsafe { *counters.cast::<u64>().add(index) += 1 };
         }
     }
-    NEXT
+    if is_response && status < FINAL {
+        return;
+    }
+    let listed = lists::look_up(&Lists::new(state), &destination, Counting::Nothing);
+    if listed.is_trusted() {
+        return;
+    }
+    let now = clock::now();
+    if !is_response {
+        // SAFETY: the value is one word of a map value, valid while the program runs.
+        let fresh =
+            ASKED.get_ptr(destination).is_some_and(|asked| unsafe { now.saturating_sub((*asked).at) < REFRESH });
+        if !fresh {
+            // Full means that somebody else's entry goes; nothing else can fail.
+            let _ = ASKED.insert(destination, Asked { at: now }, 0);
+        }
+    }
+    let Some(guide) = GUIDE.get(0) else {
+        return;
+    };
+    if listed.is_settled_peer() {
+        return;
+    }
+    let flags = u8::from(listed.is_apart()) * BY_ADDRESS
+        | u8::from(listed.is_good()) * FROM_GOOD
+        | u8::from(leaving.first_fragment) * FRAGMENTED;
+    let told = Told {
+        ctx,
+        state,
+        kind: if is_response { EventKind::Answer } else { EventKind::Asked },
+        source: &destination,
+        port: leaving.port,
+        local_port: leaving.local_port,
+        message,
+        bucket: Bucket::Other,
+        flags,
+        payload: leaving.payload,
+        end: leaving.end,
+        now,
+    };
+    sample(&told, &Home::of(&destination, guide.seed));
 }

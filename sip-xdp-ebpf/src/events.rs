@@ -1,105 +1,213 @@
-//! Limit events on their way to the daemon, bounded per source (by the meter) and per CPU (here). What finds no room
-//! is counted. Nothing here runs for a packet that is within its limits.
+//! Events on their way to the daemon. Limits are reported within a budget of each CPU (and of each source, by its record);
+//! samples within a budget of each slice of all sources, so that one that sends much cannot use up what others are seen
+//! by. What finds no room is counted.
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::{bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::bindings::{__sk_buff, xdp_md};
+use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use aya_log_ebpf::warn;
-use sip_xdp_common::ingress::Sent;
-use sip_xdp_common::layout::{CpuState, HEAD, LimitEvent};
+use sip_xdp_common::layout::{CpuState, Event, EventKind, HEAD, SLICES};
 use sip_xdp_common::meter::{Bucket, Limit};
-use sip_xdp_common::reader::Reader;
 use sip_xdp_common::record::Record;
+use sip_xdp_common::source::Source;
+use sip_xdp_common::sources::Home;
 use sip_xdp_common::verdict::Message;
 
-use crate::globals::{DRY_RUN, SLOT};
+use crate::globals::SLOT;
 use crate::maps::EVENTS;
 use crate::reader::Packet;
 
-/// Events per second and CPU: what a daemon digests at a few per cent of a core, whatever arrives.
+/// Limits reported per second and CPU: what a daemon digests at a few per cent of a core, whatever arrives.
 const BUDGET: Limit = Limit::new(2_000, 1_000_000_000);
+
+/// Samples per second, CPU, direction and slice. A slice of an office that registers after an outage takes some hundreds
+/// at once.
+const SAMPLES: Limit = Limit::new(500, 1_000_000_000);
 
 /// The shortest time between two diagnostics of one CPU, in nanoseconds.
 const DIAGNOSTIC_INTERVAL: u64 = 1_000_000_000;
 
-/// Tells the daemon of a message over a limit.
+/// A packet of which the daemon is told.
+pub(crate) struct Told<'a, C> {
+    pub(crate) ctx: &'a C,
+    pub(crate) state: *mut CpuState,
+    pub(crate) kind: EventKind,
+    pub(crate) source: &'a Source,
+    pub(crate) port: u16,
+    pub(crate) local_port: u16,
+    pub(crate) message: Message,
+    pub(crate) bucket: Bucket,
+    pub(crate) flags: u8,
+    pub(crate) payload: usize,
+    pub(crate) end: usize,
+    pub(crate) now: u64,
+}
+
+/// A kernel context, as events need it.
+pub(crate) trait Origin: aya_ebpf::EbpfContext {
+    /// Which of the budgets of samples is used: 0 for what arrives, 1 for what leaves.
+    const DIRECTION: usize;
+
+    /// Bytes in the packet.
+    fn length(&self) -> usize;
+
+    /// Passes a number through map memory.
+    fn forget(&self, state: *mut CpuState, value: usize) -> usize;
+
+    /// Copies `length` bytes at `at` to `to`; 0 if it was done.
+    ///
+    /// # Safety
+    ///
+    /// `to` must have room for them.
+    unsafe fn load(&self, at: u32, to: *mut c_void, length: u32) -> i64;
+}
+
+impl Origin for aya_ebpf::programs::XdpContext {
+    const DIRECTION: usize = 0;
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        let ctx: *mut xdp_md = self.ctx;
+        // SAFETY: the helper only reads the context. Jumbo frames have more than their linear part.
+        unsafe { bpf_xdp_get_buff_len(ctx) as usize }
+    }
+
+    #[inline(always)]
+    fn forget(&self, state: *mut CpuState, value: usize) -> usize {
+        use sip_xdp_common::reader::Reader;
+        Packet::arriving(self, state).forget(value)
+    }
+
+    #[inline(always)]
+    unsafe fn load(&self, at: u32, to: *mut c_void, length: u32) -> i64 {
+        // SAFETY: by the caller; the helper checks the packet's side.
+        unsafe { bpf_xdp_load_bytes(self.ctx, at, to, length) }
+    }
+}
+
+impl Origin for aya_ebpf::programs::TcContext {
+    const DIRECTION: usize = 1;
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.len() as usize
+    }
+
+    #[inline(always)]
+    fn forget(&self, state: *mut CpuState, value: usize) -> usize {
+        use sip_xdp_common::reader::Reader;
+        Packet::leaving(self, state).forget(value)
+    }
+
+    #[inline(always)]
+    unsafe fn load(&self, at: u32, to: *mut c_void, length: u32) -> i64 {
+        let skb: *mut __sk_buff = self.skb.skb;
+        // SAFETY: by the caller; the helper checks the packet's side.
+        unsafe { bpf_skb_load_bytes(skb.cast(), at, to, length) }
+    }
+}
+
+/// Tells of a source over a limit, with its record.
 #[inline(always)]
-pub(crate) fn report(
-    ctx: &XdpContext,
-    state: *mut CpuState,
-    record: &Record,
-    bucket: Bucket,
-    message: Message,
-    sent: &Sent,
-    now: u64,
-) {
+pub(crate) fn report<C: Origin>(told: &Told<'_, C>, record: &Record) {
+    let state = told.state;
     // SAFETY: this CPU's map value, valid while the program runs.
-    let Some(full_at) = (unsafe { BUDGET.take((*state).events, now) }) else {
-        return lost(state);
-    };
-    let Some(mut entry) = EVENTS.reserve(0) else {
+    let Some(full_at) = (unsafe { BUDGET.take((*state).events, told.now) }) else {
         // SAFETY: as above.
+        unsafe { (*state).lost_events += 1 };
+        return;
+    };
+    if send(told, record) {
+        // SAFETY: as above.
+        unsafe { (*state).events = full_at };
+    } else {
+        // SAFETY: as above.
+        unsafe { (*state).lost_events += 1 };
+    }
+}
+
+/// Sends a sample, if its slice has any left.
+#[inline(always)]
+pub(crate) fn sample<C: Origin>(told: &Told<'_, C>, home: &Home) {
+    let state = told.state;
+    let slice = told.ctx.forget(state, home.sketch()) % SLICES;
+    // SAFETY: this CPU's map value, valid while the program runs; the slice is below the array's length.
+    let bucket = unsafe { (&raw mut (*state).samples[C::DIRECTION]).cast::<u64>().add(slice) };
+    // SAFETY: as above.
+    let taken = unsafe { SAMPLES.take(*bucket, told.now) };
+    let sent = match taken {
+        Some(full_at) => {
+            // SAFETY: as above.
+            unsafe { *bucket = full_at };
+            send(told, &Record::default())
+        }
+        None => false,
+    };
+    if !sent {
+        // SAFETY: as above.
+        unsafe { (*state).lost_samples += 1 };
+    }
+}
+
+/// Writes an event into the ring. Returns whether there was room.
+#[inline(always)]
+fn send<C: Origin>(told: &Told<'_, C>, record: &Record) -> bool {
+    let state = told.state;
+    let Some(mut entry) = EVENTS.reserve(0) else {
+        // SAFETY: this CPU's map value, valid while the program runs.
         unsafe {
-            if now.saturating_sub((*state).diagnosed) >= DIAGNOSTIC_INTERVAL {
-                (*state).diagnosed = now;
-                warn!(ctx, "events find no room: the daemon does not read them fast enough");
+            if told.now.saturating_sub((*state).diagnosed) >= DIAGNOSTIC_INTERVAL {
+                (*state).diagnosed = told.now;
+                warn!(told.ctx, "events find no room: the daemon does not read them fast enough");
             }
         }
-        return lost(state);
+        return false;
     };
-    let event: *mut LimitEvent = entry.as_mut_ptr();
+    let event: *mut Event = entry.as_mut_ptr();
     // SAFETY: `event` is the record just reserved, ours alone until it is submitted; every field but the unused rest
     // of `head` is written.
     unsafe {
-        (*state).events = full_at;
-        (&raw mut (*event).time).write(now);
+        (&raw mut (*event).time).write(told.now);
         (&raw mut (*event).first).write(record.first);
         (&raw mut (*event).seen).write(record.seen.into());
         (&raw mut (*event).registers).write(record.registers.into());
         (&raw mut (*event).limited).write(record.limited.into());
-        (&raw mut (*event).source).write(sent.source);
+        (&raw mut (*event).source).write(*told.source);
         (&raw mut (*event).slot).write(SLOT.load());
-        (&raw mut (*event).source_port).write(sent.source_port);
-        (&raw mut (*event).destination_port).write(sent.destination_port);
-        (&raw mut (*event).message).write(message as u8);
-        (&raw mut (*event).bucket).write(bucket as u8);
-        (&raw mut (*event).by_address).write(sent.by_address as u8);
-        (&raw mut (*event).dry_run).write(DRY_RUN.load());
-        (&raw mut (*event).pad).write(0);
-        let length = copy_head(ctx, state, sent, (&raw mut (*event).head).cast());
-        (&raw mut (*event).head_length).write(length);
+        (&raw mut (*event).port).write(told.port);
+        (&raw mut (*event).local_port).write(told.local_port);
+        (&raw mut (*event).kind).write(told.kind as u8);
+        (&raw mut (*event).message).write(told.message as u8);
+        (&raw mut (*event).bucket).write(told.bucket as u8);
+        (&raw mut (*event).flags).write(told.flags);
+        copy_head(told, event);
     }
     entry.submit(0);
+    true
 }
 
-/// Copies the start of the payload into the `HEAD` bytes at `head` and returns how much.
+/// Copies the start of the payload, and notes how long all of it is.
 ///
 /// # Safety
 ///
-/// `head` must be `HEAD` writable bytes.
+/// `event` must be writable.
 #[inline(always)]
-unsafe fn copy_head(ctx: &XdpContext, state: *mut CpuState, sent: &Sent, head: *mut c_void) -> u16 {
-    // SAFETY: the context outlives the program run.
-    let there = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as usize;
-    let end = if sent.end < there { sent.end } else { there };
+unsafe fn copy_head<C: Origin>(told: &Told<'_, C>, event: *mut Event) {
+    let there = told.ctx.length();
+    let end = if told.end < there { told.end } else { there };
     // Forgotten, so that the checks below are made on the very number that the helper gets.
-    let length = Packet::arriving(ctx, state).forget(end.saturating_sub(sent.payload));
-    let length = if length > HEAD { HEAD } else { length };
-    if length == 0 {
-        return 0;
+    let whole = told.ctx.forget(told.state, end.saturating_sub(told.payload));
+    let length = if whole > HEAD { HEAD } else { whole };
+    let mut copied = 0;
+    if length != 0 {
+        // SAFETY: the head has room for `HEAD` bytes, and `length` is at most that.
+        let failed = unsafe { told.ctx.load(told.payload as u32, (&raw mut (*event).head).cast(), length as u32) };
+        copied = if failed == 0 { length as u16 } else { 0 };
     }
-    // SAFETY: by the caller `head` has room for `HEAD` bytes, and `length` is at most that. The helper checks the
-    // packet's side, and reads jumbo frames across their pieces.
-    match unsafe { bpf_xdp_load_bytes(ctx.ctx, sent.payload as u32, head, length as u32) } {
-        0 => length as u16,
-        _ => 0,
+    // SAFETY: by the caller.
+    unsafe {
+        (&raw mut (*event).head_length).write(copied);
+        (&raw mut (*event).length).write(whole as u16);
     }
-}
-
-/// Counts an event that found no room.
-#[inline(always)]
-fn lost(state: *mut CpuState) {
-    // SAFETY: this CPU's map value, valid while the program runs.
-    unsafe { (*state).lost_events += 1 };
 }

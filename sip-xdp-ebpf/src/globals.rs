@@ -16,6 +16,10 @@ static PORTS: Global<[u64; 1024]> = Global::new([0; 1024]);
 #[unsafe(no_mangle)]
 static LIMITS: Global<Limits> = Global::new(Limits { register: NONE, requests: NONE, other: NONE });
 
+/// The limit of known-good addresses and peers.
+#[unsafe(no_mangle)]
+pub(crate) static GOOD_LIMIT: Global<Pace> = Global::new(NONE);
+
 /// What a storm is.
 #[unsafe(no_mangle)]
 pub(crate) static STORM: Global<StormLimits> = Global::new(StormLimits { new_sources: 0, budget: UNSET });
@@ -35,6 +39,10 @@ pub(crate) static SLOT: Global<u32> = Global::new(0);
 /// 1: blocked sources lose everything but ICMP.
 #[unsafe(no_mangle)]
 pub(crate) static SCOPE_ALL: Global<u8> = Global::new(0);
+
+/// 1: only those may talk who are trusted, admitted, known good, or peers.
+#[unsafe(no_mangle)]
+pub(crate) static CLOSED: Global<u8> = Global::new(0);
 
 /// 1: count, but drop nothing.
 #[unsafe(no_mangle)]

@@ -40,7 +40,7 @@ fn sip_xdp_ingress(ctx: XdpContext) -> u32 {
 /// Reads what leaves.
 #[classifier]
 fn sip_xdp_egress(ctx: TcContext) -> i32 {
-    egress::count(&ctx)
+    egress::read(&ctx)
 }
 
 #[cfg(not(test))]

@@ -1,14 +1,16 @@
 //! The maps. Layouts are in `sip_xdp_common::layout`, names in `sip_xdp_common::names`.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
+use sip_xdp_common::flow::{Asked, Flow, FlowKey};
 use sip_xdp_common::front;
 use sip_xdp_common::layout::{
-    Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, InterfaceRecord, LedgerKey, LedgerRow,
-    LimitEvent, MAX_INTERFACES, Responses,
+    ASKED as MAX_ASKED, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, Event, FLOWS as MAX_FLOWS,
+    InterfaceRecord, LedgerKey, LedgerRow, MAX_INTERFACES, Responses,
 };
 use sip_xdp_common::networks::{Bucket, GROUP, Guide, Prints, buckets};
+use sip_xdp_common::source::Source;
 use sip_xdp_common::sources::{Records, Set, sets};
 use sip_xdp_common::storm::{MARKS, Weather};
 
@@ -44,6 +46,12 @@ pub(crate) static SOURCES: Array<Set, { sets(DEFAULT_SOURCES) as usize }, MAPPED
 pub(crate) static RECORDS: Array<Records, { sets(DEFAULT_SOURCES) as usize }> = Array::new();
 
 #[btf_map]
+pub(crate) static FLOWS: HashMap<FlowKey, Flow, MAX_FLOWS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map]
+pub(crate) static ASKED: LruHashMap<Source, Asked, MAX_ASKED> = LruHashMap::new();
+
+#[btf_map]
 pub(crate) static SKETCH: Array<[u8; MARKS], 1> = Array::new();
 
 #[btf_map]
@@ -59,7 +67,7 @@ pub(crate) static RESPONSES: PerCpuArray<Responses, 1> = PerCpuArray::new();
 static CPU_STATE: PerCpuArray<CpuState, 1> = PerCpuArray::new();
 
 #[btf_map]
-pub(crate) static EVENTS: RingBuf<LimitEvent, EVENTS_BYTES> = RingBuf::new();
+pub(crate) static EVENTS: RingBuf<Event, EVENTS_BYTES> = RingBuf::new();
 
 /// Written and read by user space; see [`LEDGER`].
 #[btf_map]

@@ -1,21 +1,23 @@
 //! The tables that a judgement asks, over the maps.
 
 use aya_ebpf::programs::XdpContext;
-use sip_xdp_common::ingress::{Charged, Listing, Sent, Site, Tables};
-use sip_xdp_common::layout::CpuState;
-use sip_xdp_common::lists::{self, Shelves as _};
-use sip_xdp_common::meter::{Bucket, Meter, ticks};
+use sip_xdp_common::flow::{FlowKey, RESERVE};
+use sip_xdp_common::ingress::{Charged, FlowState, Sent, Site, Tables};
+use sip_xdp_common::layout::{BY_ADDRESS, CpuState, EventKind, FRAGMENTED, FROM_GOOD, IN_DRY_RUN};
+use sip_xdp_common::lists::{self, Counting, Listed, Shelves as _};
+use sip_xdp_common::meter::{Bucket, LimitSource, Meter, Pace, ticks};
 use sip_xdp_common::packet::{Inspects, Link};
 use sip_xdp_common::record::Record;
 use sip_xdp_common::source::Source;
-use sip_xdp_common::sources::{self, Home, RECORDED, Set, WAYS as MEMBERS};
+use sip_xdp_common::sources::{self, Home, KNOWN, RECORDED, Set, WAYS as MEMBERS};
 use sip_xdp_common::storm::{self, Welcome};
 use sip_xdp_common::verdict::Message;
 
+use crate::events::{Told, report, sample};
 use crate::globals::Here;
 use crate::lists::Lists;
-use crate::maps::{GUIDE, RECORDS, SKETCH, SOURCES, WEATHER};
-use crate::{clock, events, globals};
+use crate::maps::{ASKED, FLOWS, GUIDE, RECORDS, SKETCH, SOURCES, WEATHER};
+use crate::{clock, globals};
 
 /// The kernel's tables, for one packet.
 pub(crate) struct MapTables<'a> {
@@ -64,14 +66,41 @@ impl Tables for MapTables<'_> {
     }
 
     #[inline(always)]
-    fn listing(&self, source: &Source) -> Listing {
-        let listed = lists::look_up(&Lists::new(self.state), source);
-        Listing { trusted: listed.is_trusted(), by_address: listed.is_apart(), blocked: listed.is_blocked() }
+    fn is_closed(&self) -> bool {
+        globals::CLOSED.load() == 1
+    }
+
+    #[inline(always)]
+    fn listing(&self, source: &Source) -> Listed {
+        lists::look_up(&Lists::new(self.state), source, Counting::Hits)
+    }
+
+    #[inline(always)]
+    fn flow(&self, source: &Source, port: u16) -> FlowState {
+        let Some(flow) = FLOWS.get_ptr_mut(FlowKey::new(*source, port)) else {
+            return FlowState::Stranger;
+        };
+        let now = clock::now();
+        // SAFETY: a map value, valid while the program runs (the kernel frees it after a grace period). Two CPUs that
+        // count a hit in the same instant may lose one.
+        unsafe {
+            if (*flow).banned_until > now {
+                (*flow).hits += 1;
+                return FlowState::Banned;
+            }
+            if (*flow).good_until > now { FlowState::Good } else { FlowState::Stranger }
+        }
+    }
+
+    #[inline(always)]
+    fn was_asked(&self, source: &Source) -> bool {
+        // SAFETY: as above; the value is one word.
+        ASKED.get_ptr(source).is_some_and(|asked| unsafe { (*asked).is_open(clock::now()) })
     }
 
     #[inline(always)]
     fn charge(&self, message: Message, sent: &Sent) -> Charged {
-        let key = Self::metered_as(&sent.source, sent.by_address);
+        let key = Self::metered_as(&sent.source, sent.listed.is_apart());
         let now = clock::now();
         let Some(guide) = GUIDE.get(0) else {
             return Charged::Within;
@@ -85,18 +114,155 @@ impl Tables for MapTables<'_> {
         // may cost is said in `sip_xdp_common::sources`.
         let set = unsafe { &mut *set };
         let way = sources::way_of(&home, &set.ways);
-        if way >= MEMBERS {
-            return self.meet(set, &home, message, sent, now);
+        let charged = if sent.listed.is_good() || sent.listed.is_peer() {
+            self.charge_known(set, way, &home, sent, now)
+        } else if way >= MEMBERS {
+            self.meet(set, &home, message, sent, now)
+        } else {
+            self.charge_unknown(set, way, number, &home, message, sent, now)
+        };
+        if matches!(charged, Charged::Within) {
+            self.sample(message, sent, &home, now);
         }
+        charged
+    }
+}
+
+/// What a source under suspicion may send: one request a second.
+struct Suspected;
+
+const SUSPECTED: Pace = Pace::new(1, 1_000_000_000);
+
+impl LimitSource for Suspected {
+    #[inline(always)]
+    fn register(&self) -> Pace {
+        SUSPECTED
+    }
+
+    #[inline(always)]
+    fn requests(&self) -> Pace {
+        SUSPECTED
+    }
+
+    #[inline(always)]
+    fn other(&self) -> Pace {
+        SUSPECTED
+    }
+}
+
+impl MapTables<'_> {
+    /// See [`Shelves::forget`].
+    #[inline(always)]
+    fn forget(&self, value: usize) -> usize {
+        Lists::new(self.state).forget(value)
+    }
+
+    /// What is to be told of a packet.
+    #[inline(always)]
+    fn told<'s>(
+        &'s self,
+        kind: EventKind,
+        bucket: Bucket,
+        message: Message,
+        sent: &'s Sent,
+        now: u64,
+    ) -> Told<'s, XdpContext> {
+        let flags = u8::from(sent.listed.is_apart()) * BY_ADDRESS
+            | u8::from(sent.listed.is_good()) * FROM_GOOD
+            | u8::from(sent.first_fragment) * FRAGMENTED
+            | globals::DRY_RUN.load() * IN_DRY_RUN;
+        Told {
+            ctx: self.ctx,
+            state: self.state,
+            kind,
+            source: &sent.source,
+            port: sent.source_port,
+            local_port: sent.destination_port,
+            message,
+            bucket,
+            flags,
+            payload: sent.payload,
+            end: sent.end,
+            now,
+        }
+    }
+
+    /// Samples what the detector learns from: requests of unknown sources, registrations and calls of known-good ones,
+    /// responses of hosts that we asked and that are no settled peers.
+    #[inline(always)]
+    fn sample(&self, message: Message, sent: &Sent, home: &Home, now: u64) {
+        let listed = &sent.listed;
+        let kind = if message.is_request() {
+            let matters = !listed.is_good() || matches!(message, Message::Register | Message::Invite);
+            if listed.is_peer() || !matters {
+                return;
+            }
+            if sent.spared { EventKind::Conflict } else { EventKind::Request }
+        } else if matches!(message, Message::Response) && !listed.is_settled_peer() && self.was_asked(&sent.source) {
+            EventKind::Response
+        } else {
+            return;
+        };
+        sample(&self.told(kind, Bucket::Requests, message, sent, now), home);
+    }
+
+    /// Charges a source that is known good, or a peer. What is over its limit may still be within its flow's reserve.
+    #[inline(always)]
+    fn charge_known(&self, set: &mut Set, way: usize, home: &Home, sent: &Sent, now: u64) -> Charged {
+        let way = if way >= MEMBERS { self.forget(sources::least_missed(&set.ways, ticks(now))) } else { way };
         let meter = &mut set.ways[way & (MEMBERS - 1)];
-        let over = meter.charge(message, ticks(now), &Here);
+        if meter.mark != home.mark() | KNOWN {
+            *meter = Meter::new(home.mark() | KNOWN, ticks(now));
+        }
+        if meter.charge_known(ticks(now), &globals::GOOD_LIMIT.load().scaled(sent.listed.scale())) {
+            return Charged::Within;
+        }
+        let Some(flow) = FLOWS.get_ptr_mut(FlowKey::new(sent.source, sent.source_port)) else {
+            return Charged::Limited;
+        };
+        // SAFETY: a map value, valid while the program runs. Two CPUs that take from the reserve in the same instant may
+        // take the same packet's worth.
+        unsafe {
+            match RESERVE.take((*flow).reserve, now) {
+                Some(full_at) if (*flow).good_until > now => {
+                    (*flow).reserve = full_at;
+                    Charged::Within
+                }
+                _ => Charged::Limited,
+            }
+        }
+    }
+
+    /// Charges an unknown source that has a meter.
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "what `charge` has looked up already")]
+    fn charge_unknown(
+        &self,
+        set: &mut Set,
+        way: usize,
+        number: u32,
+        home: &Home,
+        message: Message,
+        sent: &Sent,
+        now: u64,
+    ) -> Charged {
+        let meter = &mut set.ways[way & (MEMBERS - 1)];
+        if meter.mark & KNOWN != 0 {
+            // It was known once; its stamps were those of another limit.
+            *meter = Meter::new(home.mark(), ticks(now));
+        }
+        let over = if sent.listed.is_suspect() {
+            meter.charge(message, ticks(now), &Suspected)
+        } else {
+            meter.charge(message, ticks(now), &Here)
+        };
         if over.is_none() && meter.mark & RECORDED == 0 {
             return Charged::Within;
         }
         let Some(records) = RECORDS.get_ptr_mut(number) else {
             return Charged::Within;
         };
-        // SAFETY: as above.
+        // SAFETY: as the set.
         let record = unsafe { &mut (*records).ways[way & (MEMBERS - 1)] };
         if meter.mark & RECORDED == 0 || record.mark != home.mark() {
             meter.mark |= RECORDED;
@@ -106,20 +272,12 @@ impl Tables for MapTables<'_> {
         match over {
             Some(bucket) => {
                 if record.note_limited(now) {
-                    events::report(self.ctx, self.state, record, bucket, message, sent, now);
+                    report(&self.told(EventKind::Limited, bucket, message, sent, now), record);
                 }
                 Charged::Limited
             }
             None => Charged::Within,
         }
-    }
-}
-
-impl MapTables<'_> {
-    /// See [`Shelves::forget`].
-    #[inline(always)]
-    fn forget(&self, value: usize) -> usize {
-        Lists::new(self.state).forget(value)
     }
 
     /// Meets a source that has no meter.
@@ -152,7 +310,7 @@ impl MapTables<'_> {
                 if weather.report_due(now) {
                     let mut record = Record { first: now, ..Record::default() };
                     record.seen = weather.new_sources as u32;
-                    events::report(self.ctx, self.state, &record, Bucket::Storm, message, sent, now);
+                    report(&self.told(EventKind::Storm, Bucket::Storm, message, sent, now), &record);
                 }
                 Charged::Storm
             }

@@ -27,8 +27,19 @@ pub struct Sets<'a> {
     pub blocked: &'a Prefixes,
     /// What is trusted.
     pub trusted: &'a Prefixes,
+    /// Hosts that something is known of.
+    pub known: &'a Prefixes,
+    /// Who may talk under the policy `closed`.
+    pub admitted: &'a Prefixes,
     /// What feeds block.
     pub feeds: &'a Feeds,
+}
+
+impl<'a> Sets<'a> {
+    /// What is listed, but not blocked.
+    fn others(&self) -> [&'a Prefixes; 3] {
+        [self.trusted, self.known, self.admitted]
+    }
 }
 
 /// The front.
@@ -82,7 +93,9 @@ impl Front {
             }
         };
         sets.blocked.iter().for_each(|network| add(network, Met::claimed(network)));
-        sets.trusted.iter().for_each(|network| add(network, Met::More));
+        for others in sets.others() {
+            others.iter().for_each(|network| add(network, Met::More));
+        }
         for wide in [true, false] {
             for network in sets.feeds.iter().flat_map(|(_, listed)| listed.networks()) {
                 if (network.bits() <= GRAIN) == wide {
@@ -127,7 +140,7 @@ fn store(map: &Mapped, wanted: &[u64]) -> Result<()> {
 enum Met {
     /// A single address that somebody but a feed blocks.
     Claimed,
-    /// A trusted network, or one that somebody but a feed blocks.
+    /// A trusted or admitted network, a known host, or a network that somebody but a feed blocks.
     More,
     /// A feed blocks all of the /24.
     FedWhole,
@@ -164,7 +177,8 @@ impl Met {
 
 /// What one /24 has to do with the lists.
 fn state(grain: &Network, sets: Sets<'_>) -> u64 {
-    let meets_more = sets.trusted.meets(grain) || sets.blocked.covering(grain).next().is_some();
+    let meets_more =
+        sets.others().iter().any(|others| others.meets(grain)) || sets.blocked.covering(grain).next().is_some();
     if meets_more {
         return ASK;
     }
@@ -221,7 +235,8 @@ mod tests {
             (&["192.0.2.7"], &[], &["192.0.2.64/26"], ASK),
         ] {
             let (blocked, trusted, feeds) = sets(claimed, trusted, fed);
-            let sets = Sets { blocked: &blocked, trusted: &trusted, feeds: &feeds };
+            let none = Prefixes::default();
+            let sets = Sets { blocked: &blocked, trusted: &trusted, known: &none, admitted: &none, feeds: &feeds };
             assert_eq!(state(&"192.0.2.0/24".parse().unwrap(), sets), expected, "{claimed:?} {fed:?}");
         }
     }

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, bail};
 use aya::maps::{HashMap, Map, MapData, MapError};
 use serde::Serialize;
-use sip_xdp_common::layout::{LedgerKey, LedgerRow, List, Owner, REASON, ROW_DRY_RUN, TIER_NONE, TIER_UNPROVEN};
+use sip_xdp_common::layout::{
+    LedgerKey, LedgerRow, List, Owner, REASON, ROW_DRY_RUN, TIER_NONE, TIER_PROVEN, TIER_UNPROVEN,
+};
 
 use crate::clock;
 use crate::network::Network;
@@ -16,6 +18,18 @@ use crate::network::Network;
 pub enum Tier {
     /// The source address could be forged.
     Unproven,
+    /// The source has completed a request with credentials, or echoed a nonce that was given to nobody else.
+    Proven,
+}
+
+impl Tier {
+    /// The name in logs and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unproven => "unproven",
+            Self::Proven => "proven",
+        }
+    }
 }
 
 /// One owner's claim on one network.
@@ -23,6 +37,8 @@ pub enum Tier {
 pub struct Entry {
     /// The network.
     pub network: Network,
+    /// The port, if it is about one flow of an address.
+    pub port: Option<u16>,
     /// Whose claim it is.
     pub owner: Owner,
     /// When it was made, in milliseconds since 1970.
@@ -41,7 +57,16 @@ impl Entry {
     /// An operator's entry, made now.
     pub fn manual(network: Network, expires: u64, reason: &str) -> Self {
         let reason = shorten(reason).to_owned();
-        Self { network, owner: Owner::Manual, added_ms: clock::wall_ms(), expires, tier: None, dry_run: false, reason }
+        let added_ms = clock::wall_ms();
+        Self { network, port: None, owner: Owner::Manual, added_ms, expires, tier: None, dry_run: false, reason }
+    }
+
+    /// What it is about: a network, or a flow.
+    pub fn place(&self) -> String {
+        match self.port {
+            Some(port) => format!("{} port={port}", self.network),
+            None => self.network.to_string(),
+        }
     }
 
     /// Whether it has ended at `now`.
@@ -52,7 +77,8 @@ impl Entry {
     /// The row's key in the kernel.
     pub fn key(&self, list: List) -> LedgerKey {
         let (network, prefix) = (self.network.first(), self.network.bits());
-        LedgerKey { network, prefix, list: list as u8, owner: self.owner as u8, pad: 0 }
+        let port = self.port.unwrap_or(0);
+        LedgerKey { network, prefix, list: list as u8, owner: self.owner as u8, pad: 0, port, rest: 0 }
     }
 
     /// The row's value in the kernel.
@@ -63,7 +89,11 @@ impl Entry {
         LedgerRow {
             expires: self.expires,
             added_ms: self.added_ms,
-            tier: if self.tier.is_some() { TIER_UNPROVEN } else { TIER_NONE },
+            tier: match self.tier {
+                None => TIER_NONE,
+                Some(Tier::Unproven) => TIER_UNPROVEN,
+                Some(Tier::Proven) => TIER_PROVEN,
+            },
             flags: if self.dry_run { ROW_DRY_RUN } else { 0 },
             reason_length: text.len() as u16,
             pad: 0,
@@ -73,18 +103,19 @@ impl Entry {
 
     /// Reads a row. `None` if it is not one that this version writes.
     pub fn read(key: &LedgerKey, row: &LedgerRow) -> Option<(List, Self)> {
-        let list = match key.list {
-            0 => List::Block,
-            1 => List::Trust,
-            _ => return None,
-        };
+        let list = List::from_number(key.list)?;
         let reason = row.reason.get(..usize::from(row.reason_length))?;
         let entry = Self {
             network: Network::around(key.network, key.prefix),
+            port: (key.port != 0).then_some(key.port),
             owner: Owner::from_number(key.owner)?,
             added_ms: row.added_ms,
             expires: row.expires,
-            tier: (row.tier == TIER_UNPROVEN).then_some(Tier::Unproven),
+            tier: match row.tier {
+                TIER_UNPROVEN => Some(Tier::Unproven),
+                TIER_PROVEN => Some(Tier::Proven),
+                _ => None,
+            },
             dry_run: row.flags & ROW_DRY_RUN != 0,
             reason: String::from_utf8_lossy(reason).into_owned(),
         };
@@ -131,7 +162,7 @@ impl Ledger {
         for row in self.rows.iter().take(2 * self.capacity as usize) {
             let (key, row) = row.context("the ledger cannot be read")?;
             if let Some((list, entry)) = Entry::read(&key, &row) {
-                entries.insert((list, entry.network, entry.owner), (list, entry));
+                entries.insert((list, entry.network, entry.port, entry.owner), (list, entry));
             }
         }
         Ok(entries.into_values().collect())
@@ -165,8 +196,9 @@ mod tests {
     fn a_row_comes_back_as_it_went() {
         let mut entry = Entry::manual("192.0.2.0/24".parse().unwrap(), 77, "überfällig: Ärger");
         entry.dry_run = true;
-        entry.tier = Some(Tier::Unproven);
-        for list in [List::Block, List::Trust] {
+        entry.tier = Some(Tier::Proven);
+        entry.port = Some(5062);
+        for list in List::ALL {
             assert_eq!(Entry::read(&entry.key(list), &entry.row()), Some((list, entry.clone())));
         }
     }

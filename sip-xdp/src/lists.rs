@@ -11,10 +11,13 @@ use anyhow::Result;
 use aya::maps::{Map, MapError};
 use sip_xdp_common::layout::{List, NEVER, Owner};
 use sip_xdp_common::names;
-use sip_xdp_common::networks::Kind;
+use sip_xdp_common::networks::{Kind, SUSPECT, Standing};
+use sip_xdp_common::source::Source;
 use thiserror::Error;
 
+use crate::clock;
 use crate::feeds::{Feeds, Listed};
+use crate::flows::Flows;
 use crate::front::{Front, Sets};
 use crate::guide::{GuideWriter, Lengths, length_of};
 use crate::ledger::{Entry, Ledger};
@@ -61,12 +64,79 @@ pub struct Lists {
     guide: GuideWriter,
     table: Table,
     front: Front,
-    entries: BTreeMap<(List, Network, Owner), Entry>,
+    flows: Flows,
+    entries: BTreeMap<Id, Entry>,
     blocked: Prefixes,
     trusted: Prefixes,
+    admitted: Prefixes,
+    /// Hosts that something is known of, and what.
+    known: Prefixes,
+    standings: BTreeMap<Network, HostStanding>,
     feeds: Feeds,
     /// IPv6 networks whose hosts are metered one by one.
     by_address: BTreeSet<Network>,
+}
+
+/// Whose claim on what: the port is 0 for all of a network.
+type Id = (List, Network, u16, Owner);
+
+fn id(list: List, entry: &Entry) -> Id {
+    (list, entry.network, entry.port.unwrap_or(0), entry.owner)
+}
+
+/// What is known of a host. Times on the filter's clock, 0 for never.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HostStanding {
+    /// Until when it is known good.
+    pub good_until: u64,
+    /// Until when it is a peer.
+    pub peer_until: u64,
+    /// Until when it is under suspicion.
+    pub suspect_until: u64,
+    /// The power of two by which its limit is multiplied while it is known good.
+    pub scale: u64,
+    /// Until when one of its ports is banned.
+    flows_until: u64,
+}
+
+impl HostStanding {
+    /// What a slot says.
+    fn read(standing: Standing, expires: u64, now: u64) -> Self {
+        let (good_until, peer_until) = standing.ends(now);
+        let is_suspect = standing.scale() == SUSPECT;
+        let suspect_until = if is_suspect { expires } else { 0 };
+        let scale = if is_suspect { 0 } else { standing.scale() };
+        // One that is over altogether stays for a moment, so that it is taken out like all others.
+        let flows_until = if good_until.max(peer_until).max(suspect_until) == 0 { expires.max(1) } else { 0 };
+        Self { good_until, peer_until, suspect_until, scale, flows_until }
+    }
+
+    fn end(&self) -> u64 {
+        self.good_until.max(self.peer_until).max(self.suspect_until).max(self.flows_until)
+    }
+
+    fn terms(&self) -> Terms {
+        let is_known = self.good_until != 0 || self.peer_until != 0;
+        let scale = if !is_known && self.suspect_until != 0 { SUSPECT } else { self.scale };
+        Terms {
+            expires: self.end(),
+            flows: self.flows_until != 0,
+            standing: Some(Standing::new(self.good_until, self.peer_until, scale)),
+            ..Terms::default()
+        }
+    }
+
+    /// Without what has ended at `now`.
+    fn at(self, now: u64) -> Self {
+        let live = |end: u64| if end > now { end } else { 0 };
+        Self {
+            good_until: live(self.good_until),
+            peer_until: live(self.peer_until),
+            suspect_until: live(self.suspect_until),
+            flows_until: live(self.flows_until),
+            scale: self.scale,
+        }
+    }
 }
 
 /// The name under which [`Lists`] keeps what the feeds of an earlier daemon listed.
@@ -90,16 +160,20 @@ impl Lists {
         let ledger = Ledger::new(open(names::LEDGER)?)?;
         let mut entries = BTreeMap::new();
         for (list, entry) in ledger.entries()? {
-            entries.insert((list, entry.network, entry.owner), entry);
+            entries.insert(id(list, &entry), entry);
         }
         let mut lists = Self {
             front: Front::open(&mut open)?,
+            flows: Flows::open(&mut open)?,
             table: Table::open(open, guide.get())?,
             guide,
             ledger,
             entries,
             blocked: Prefixes::default(),
             trusted: Prefixes::default(),
+            admitted: Prefixes::default(),
+            known: Prefixes::default(),
+            standings: BTreeMap::new(),
             feeds: Feeds::default(),
             by_address: BTreeSet::new(),
         };
@@ -109,17 +183,21 @@ impl Lists {
 
     /// Rebuilds the model from the ledger's entries, and the kernel's tables from the model. What feeds listed stays.
     fn reconcile(&mut self) -> Result<()> {
-        let claimed: BTreeSet<(List, Network)> = self.entries.keys().map(|(list, net, _)| (*list, *net)).collect();
+        let whole = self.entries.keys().filter(|(_, _, port, _)| *port == 0);
+        let claimed: BTreeSet<(List, Network)> = whole.map(|(list, net, ..)| (*list, *net)).collect();
         for (list, network) in &claimed {
             let end = self.claimed_until(*list, network).unwrap_or(0);
             self.set_mut(*list).insert(*network, end);
         }
-        let (mut fed, mut listed) = (Vec::new(), Vec::new());
+        let (mut fed, mut listed, mut known) = (Vec::new(), Vec::new(), Vec::new());
+        let now = clock::now();
         {
             let whole = self.table.whole()?;
             whole.repair();
             for entry in whole.entries() {
-                if entry.terms.feed {
+                if let Some(standing) = entry.terms.standing {
+                    known.push((entry.network, HostStanding::read(standing, entry.terms.expires, now)));
+                } else if entry.terms.feed {
                     fed.push(entry.network);
                 } else {
                     listed.push((entry.kind, entry.network));
@@ -131,7 +209,28 @@ impl Lists {
         for (kind, network) in listed {
             self.write(kind, &network)?;
         }
+        // What is known of hosts is the table's own truth while it lives.
+        for (network, standing) in known {
+            self.known.insert(network, standing.end());
+            self.standings.insert(network, standing);
+            self.write(Kind::Known, &network)?;
+        }
+        let banned: BTreeSet<_> = self.entries.keys().filter(|id| id.2 != 0).map(|id| (id.1, id.2)).collect();
+        for (key, _) in self.flows.all()?.into_iter().filter(|(_, flow)| flow.banned_until != 0) {
+            let network = Network::around(key.source, 128);
+            if !banned.contains(&(network, key.port)) {
+                self.flows.ban(key.source, key.port, 0).map_err(|source| ListError::Kernel { network, source })?;
+            }
+        }
+        for (network, port) in banned {
+            self.refresh_flow(&network, port)?;
+        }
         self.announce_all()
+    }
+
+    fn sets(&self) -> Sets<'_> {
+        let Self { blocked, trusted, known, admitted, feeds, .. } = self;
+        Sets { blocked, trusted, known, admitted, feeds }
     }
 
     /// Makes the kernel ask for all that is listed, and for nothing else.
@@ -139,10 +238,12 @@ impl Lists {
         let of = |kind| move |network: &Network| length_of(kind, network);
         let mut lengths: Lengths = self.feeds.iter().flat_map(|(_, listed)| listed.lengths()).copied().collect();
         lengths.extend(self.trusted.iter().map(of(Kind::Trusted)));
+        lengths.extend(self.known.iter().map(of(Kind::Known)));
+        lengths.extend(self.admitted.iter().map(of(Kind::Admitted)));
         lengths.extend(self.by_address.iter().map(of(Kind::Apart)));
         lengths.extend(self.blocked.iter().map(of(Kind::Blocked)));
         self.guide.set_lengths(lengths)?;
-        self.front.rebuild(Sets { blocked: &self.blocked, trusted: &self.trusted, feeds: &self.feeds })?;
+        self.front.rebuild(self.sets())?;
         self.guide.set_counts(self.table.counts().blocked);
         Ok(())
     }
@@ -181,20 +282,20 @@ impl Lists {
 
     /// The entries of a list, ordered by network.
     pub fn entries(&self, list: List) -> impl Iterator<Item = &Entry> {
-        let from = (list, Network::FIRST, Owner::Manual);
+        let from = (list, Network::FIRST, 0, Owner::Manual);
         self.entries.range(from..).take_while(move |((of, ..), _)| *of == list).map(|(_, entry)| entry)
     }
 
     /// Adds an entry, or replaces its owner's earlier one. On an error nothing has changed.
     pub fn put(&mut self, list: List, entry: Entry) -> Result<(), ListError> {
-        let network = entry.network;
-        let id = (list, network, entry.owner);
+        let (network, port) = (entry.network, entry.port);
+        let id = id(list, &entry);
         if !self.entries.contains_key(&id) && self.is_full(list, &network) {
             return Err(self.full(list, format!("{network} was")));
         }
         self.ledger.put(list, &entry).map_err(|source| ListError::Kernel { network, source })?;
         let before = self.entries.insert(id, entry);
-        let Err(error) = self.refresh(list, network) else {
+        let Err(error) = self.refresh(list, network, port) else {
             return Ok(());
         };
         // Undo: the ledger as it was, and the tables once more from it.
@@ -210,24 +311,36 @@ impl Lists {
                 }
             }
         }
-        let _ = self.refresh(list, network);
+        let _ = self.refresh(list, network, port);
         Err(error)
     }
 
     /// Takes an owner's entry out. Returns it if there was one.
     pub fn remove(&mut self, list: List, network: &Network, owner: Owner) -> Result<Option<Entry>, ListError> {
-        let Some(entry) = self.entries.remove(&(list, *network, owner)) else {
+        self.remove_by((list, *network, 0, owner))
+    }
+
+    /// Takes out what is listed of the ports of an address.
+    pub fn remove_flows(&mut self, network: &Network) -> Result<Vec<Entry>, ListError> {
+        let all = (List::Block, *network, 1, Owner::Manual)..=(List::Block, *network, u16::MAX, Owner::Host);
+        let ids: Vec<_> = self.entries.range(all).map(|(id, _)| *id).collect();
+        Ok(self.take_out(ids)?.into_iter().map(|(_, entry)| entry).collect())
+    }
+
+    fn remove_by(&mut self, id: Id) -> Result<Option<Entry>, ListError> {
+        let (list, network, ..) = id;
+        let Some(entry) = self.entries.remove(&id) else {
             return Ok(None);
         };
         // First the kernel's table, then the ledger: a crash in between leaves the entry, not an orphan.
-        if let Err(error) = self.refresh(list, *network) {
+        if let Err(error) = self.refresh(list, network, entry.port) {
             // Still ours: what expires is tried again.
-            self.entries.insert((list, *network, owner), entry);
+            self.entries.insert(id, entry);
             return Err(error);
         }
         match self.ledger.remove(list, &entry) {
             Ok(()) => Ok(Some(entry)),
-            Err(source) => Err(ListError::Kernel { network: *network, source }),
+            Err(source) => Err(ListError::Kernel { network, source }),
         }
     }
 
@@ -239,16 +352,84 @@ impl Lists {
 
     /// Takes out what `unwanted` says and returns it.
     pub fn retain(&mut self, unwanted: impl Fn(List, &Entry) -> bool) -> Result<Vec<(List, Entry)>, ListError> {
-        let ids: Vec<_> = self.entries.iter().filter(|((l, ..), e)| unwanted(*l, e)).map(|(id, _)| *id).collect();
+        let ids: Vec<_> = self.entries.iter().filter(|(id, e)| unwanted(id.0, e)).map(|(id, _)| *id).collect();
         self.take_out(ids)
     }
 
-    fn take_out(&mut self, ids: Vec<(List, Network, Owner)>) -> Result<Vec<(List, Entry)>, ListError> {
+    fn take_out(&mut self, ids: Vec<Id>) -> Result<Vec<(List, Entry)>, ListError> {
         let mut out = Vec::with_capacity(ids.len());
-        for (list, network, owner) in ids {
-            out.extend(self.remove(list, &network, owner)?.map(|entry| (list, entry)));
+        for id in ids {
+            out.extend(self.remove_by(id)?.map(|entry| (id.0, entry)));
         }
         Ok(out)
+    }
+
+    /// What is known of a host.
+    pub fn standing(&self, source: Source) -> HostStanding {
+        self.standings.get(&Network::around(source, 128)).copied().unwrap_or_default()
+    }
+
+    /// Changes what is known of a host. What has ended at `now` is forgotten.
+    pub fn know(&mut self, source: Source, now: u64, change: impl FnOnce(&mut HostStanding)) -> Result<(), ListError> {
+        let network = Network::around(source, 128);
+        let before = self.standing(source);
+        let mut standing = before.at(now);
+        change(&mut standing);
+        if standing == before {
+            return Ok(());
+        }
+        let is_new = standing.end() != 0 && !self.standings.contains_key(&network);
+        if is_new && self.table.counts().all >= self.ledger.capacity() as usize {
+            return Err(ListError::Full {
+                list: "known hosts",
+                capacity: self.ledger.capacity(),
+                what: format!("{network} was"),
+            });
+        }
+        if standing.end() == 0 {
+            self.standings.remove(&network);
+            self.known.remove(&network);
+        } else {
+            self.standings.insert(network, standing);
+            self.known.insert(network, standing.end());
+        }
+        self.write(Kind::Known, &network)?;
+        self.announce(Kind::Known, &network)?;
+        Ok(())
+    }
+
+    /// Notes until when a flow is known good.
+    pub fn know_flow(&mut self, source: Source, port: u16, good_until: u64) -> Result<(), ListError> {
+        let network = Network::around(source, 128);
+        self.flows.good(source, port, good_until).map_err(|source| ListError::Kernel { network, source })
+    }
+
+    /// Whether a known-good host or a peer lives in `network`.
+    pub fn knows_within(&self, network: &Network, now: u64) -> bool {
+        let is_known = |host: &Network| {
+            self.standings.get(host).is_some_and(|standing| standing.good_until > now || standing.peer_until > now)
+        };
+        self.known.within(network).iter().any(is_known)
+    }
+
+    /// Hosts that something is known of.
+    pub fn known_hosts(&self) -> impl Iterator<Item = (&Network, &HostStanding)> {
+        self.standings.iter()
+    }
+
+    /// Forgets what has ended at `now`.
+    pub fn tidy(&mut self, now: u64) -> Result<(), ListError> {
+        let over: Vec<Source> = self
+            .standings
+            .iter()
+            .filter(|(_, standing)| standing.at(now) != **standing)
+            .map(|(network, _)| network.first())
+            .collect();
+        for source in over {
+            self.know(source, now, |_| {})?;
+        }
+        self.flows.tidy(now)?;
+        Ok(())
     }
 
     /// Sets the IPv6 networks whose hosts are metered one by one, because hosts live there that must not share a fate.
@@ -286,7 +467,7 @@ impl Lists {
     /// The owners of exactly `network` in a list.
     pub fn owners(&self, list: List, network: &Network) -> Vec<&Entry> {
         self.entries
-            .range((list, *network, Owner::Manual)..=(list, *network, Owner::Config))
+            .range((list, *network, 0, Owner::Manual)..=(list, *network, 0, Owner::Host))
             .map(|(_, entry)| entry)
             .collect()
     }
@@ -300,6 +481,7 @@ impl Lists {
         match list {
             List::Block => &mut self.blocked,
             List::Trust => &mut self.trusted,
+            List::Admit => &mut self.admitted,
         }
     }
 
@@ -307,6 +489,7 @@ impl Lists {
         match list {
             List::Block => &self.blocked,
             List::Trust => &self.trusted,
+            List::Admit => &self.admitted,
         }
     }
 
@@ -316,7 +499,7 @@ impl Lists {
                 let is_new = !self.blocked.contains(network) && !self.feeds.contains(network);
                 self.table.counts().all + usize::from(is_new)
             }
-            List::Trust => self.table.counts().all + usize::from(!self.trusted.contains(network)),
+            List::Trust | List::Admit => self.table.counts().all + usize::from(!self.set(list).contains(network)),
         };
         let capacity = self.ledger.capacity() as usize;
         in_table > capacity || self.entries.len() >= capacity
@@ -332,7 +515,10 @@ impl Lists {
     }
 
     /// Brings the kernel's tables up to date for one network.
-    fn refresh(&mut self, list: List, network: Network) -> Result<(), ListError> {
+    fn refresh(&mut self, list: List, network: Network, port: Option<u16>) -> Result<(), ListError> {
+        if let Some(port) = port {
+            return self.refresh_flow(&network, port);
+        }
         match self.claimed_until(list, &network) {
             Some(end) => self.set_mut(list).insert(network, end),
             None => drop(self.set_mut(list).remove(&network)),
@@ -342,11 +528,22 @@ impl Lists {
         Ok(())
     }
 
+    /// Brings the kernel's tables up to date for one flow.
+    fn refresh_flow(&mut self, network: &Network, port: u16) -> Result<(), ListError> {
+        let flows = (List::Block, *network, port, Owner::Manual)..=(List::Block, *network, port, Owner::Host);
+        let until = self.entries.range(flows).map(|(_, entry)| entry.expires).max().unwrap_or(0);
+        let source = network.first();
+        self.flows.ban(source, port, until).map_err(|source| ListError::Kernel { network: *network, source })?;
+        let all = (List::Block, *network, 1, Owner::Manual)..=(List::Block, *network, u16::MAX, Owner::Host);
+        let last = self.entries.range(all).map(|(_, entry)| entry.expires).max().unwrap_or(0);
+        self.know(source, 0, |standing| standing.flows_until = last)
+    }
+
     /// Makes the kernel ask the table about what lies in a network, or no longer. Lengths that have gone are looked for
     /// until a feed is replaced or the daemon starts again: that costs little, and nothing is wrong.
     fn announce(&mut self, kind: Kind, network: &Network) -> Result<()> {
         // The front first: with it a banned IPv4 host is blocked, while a new length waits for a grace period.
-        self.front.refresh(network, Sets { blocked: &self.blocked, trusted: &self.trusted, feeds: &self.feeds })?;
+        self.front.refresh(network, self.sets())?;
         if self.terms(kind, network).is_some() {
             self.guide.cover(kind, network)?;
         }
@@ -356,13 +553,17 @@ impl Lists {
 
     /// What the table is to say of exactly `network`, if anything.
     fn terms(&self, kind: Kind, network: &Network) -> Option<Terms> {
-        let terms = |expires, feed, claimed| Terms { expires, feed, claimed };
+        let claimed = |expires| Terms { expires, claimed: true, ..Terms::default() };
         match kind {
-            Kind::Trusted => Some(terms(self.claimed_until(List::Trust, network)?, false, true)),
-            Kind::Apart => self.by_address.contains(network).then_some(terms(NEVER, false, true)),
+            Kind::Trusted => self.claimed_until(List::Trust, network).map(claimed),
+            Kind::Admitted => self.claimed_until(List::Admit, network).map(claimed),
+            Kind::Apart => self.by_address.contains(network).then(|| claimed(NEVER)),
+            Kind::Known => self.standings.get(network).map(HostStanding::terms),
             Kind::Blocked => {
-                let (claimed, feed) = (self.claimed_until(List::Block, network), self.feeds.contains(network));
-                Some(terms(if feed { NEVER } else { claimed? }, feed, claimed.is_some()))
+                let (until, feed) = (self.claimed_until(List::Block, network), self.feeds.contains(network));
+                let expires = if feed { NEVER } else { until? };
+                let own = self.owners(List::Block, network).iter().any(|entry| entry.owner != Owner::Auto);
+                Some(Terms { expires, feed, claimed: until.is_some(), own, ..Terms::default() })
             }
         }
     }
@@ -392,6 +593,7 @@ fn kind(list: List) -> Kind {
     match list {
         List::Block => Kind::Blocked,
         List::Trust => Kind::Trusted,
+        List::Admit => Kind::Admitted,
     }
 }
 
@@ -400,5 +602,6 @@ fn name(list: List) -> &'static str {
     match list {
         List::Block => "block",
         List::Trust => "trust",
+        List::Admit => "admit",
     }
 }

@@ -6,16 +6,17 @@ use anyhow::{Context, Result, anyhow, bail};
 use aya::maps::{MapInfo, MapType};
 use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use sip_xdp_common::flow::{Asked, Flow, FlowKey};
 use sip_xdp_common::front;
 use sip_xdp_common::layout::{
-    Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, InterfaceRecord, LedgerKey, LedgerRow,
-    MAX_INTERFACES, Responses,
+    ASKED, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, FLOWS, InterfaceRecord, LedgerKey,
+    LedgerRow, MAX_INTERFACES, Responses,
 };
-use sip_xdp_common::meter::Limits;
+use sip_xdp_common::meter::{Limits, Pace};
 use sip_xdp_common::names;
 use sip_xdp_common::networks::{Bucket, GROUP, Guide, Prints, buckets};
 use sip_xdp_common::packet::{Inspects, Link};
-use sip_xdp_common::source::mask;
+use sip_xdp_common::source::{Source, mask};
 use sip_xdp_common::sources::{Records, Set, sets};
 use sip_xdp_common::storm::{MARKS, StormLimits, Weather};
 
@@ -46,12 +47,16 @@ pub struct Settings {
     pub ports: Ports,
     /// The limits of unknown sources.
     pub limits: Limits,
+    /// The limit of known-good addresses and peers.
+    pub good: Pace,
     /// What a storm is.
     pub storm: StormLimits,
     /// The length under which IPv6 sources are metered.
     pub ipv6_prefix: u8,
     /// Blocked sources lose everything but ICMP.
     pub scope_all: bool,
+    /// Only those may talk who are trusted, admitted, known good, or peers.
+    pub closed: bool,
     /// Count, but drop nothing.
     pub dry_run: bool,
     /// Which headers are looked behind.
@@ -102,6 +107,8 @@ pub fn shapes(capacity: &Capacity) -> [(&'static str, MapType, usize, usize, u32
         (names::LEDGER, MapType::Hash, size_of::<LedgerKey>(), size_of::<LedgerRow>(), networks),
         (names::SOURCES, MapType::Array, index, size_of::<Set>(), sets(capacity.sources)),
         (names::RECORDS, MapType::Array, index, size_of::<Records>(), sets(capacity.sources)),
+        (names::FLOWS, MapType::Hash, size_of::<FlowKey>(), size_of::<Flow>(), FLOWS as u32),
+        (names::ASKED, MapType::LruHash, size_of::<Source>(), size_of::<Asked>(), ASKED as u32),
         (names::SKETCH, MapType::Array, index, MARKS, 1),
         (names::WEATHER, MapType::Array, index, size_of::<Weather>(), 1),
         (names::COUNTERS, MapType::PerCpuArray, index, size_of::<Counters>(), interfaces),
@@ -146,6 +153,7 @@ pub fn make_maps(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
         settings.clock_from_map.into(),
         settings.inspects.ipv6.into(),
         settings.inspects.tags.into(),
+        settings.closed.into(),
     ];
     let pins: Vec<(&str, PathBuf)> =
         maps.map(|dir| names::PINNED_MAPS.map(|name| (name, dir.join(name))).to_vec()).unwrap_or_default();
@@ -154,6 +162,7 @@ pub fn make_maps(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
     loader
         .override_global(names::PORTS, settings.ports.0.as_slice(), true)
         .override_global(names::LIMITS, limits, true)
+        .override_global(names::GOOD_LIMIT, bytemuck::bytes_of(&settings.good), true)
         .override_global(names::STORM, bytemuck::bytes_of(&settings.storm), true)
         .override_global(names::IPV6_MASK, ipv6_mask.as_slice(), true)
         .override_global(names::SLOT, &settings.slot, true)
@@ -162,7 +171,8 @@ pub fn make_maps(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
         .override_global(names::DRY_RUN, &flags[2], true)
         .override_global(names::CLOCK_FROM_MAP, &flags[3], true)
         .override_global(names::IPV6, &flags[4], true)
-        .override_global(names::TAGS, &flags[5], true);
+        .override_global(names::TAGS, &flags[5], true)
+        .override_global(names::CLOSED, &flags[6], true);
     for (name, _, _, _, entries) in shapes(&settings.capacity) {
         loader.map_max_entries(name, entries);
     }

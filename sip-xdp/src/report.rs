@@ -18,6 +18,7 @@ use sip_xdp_common::verdict::{Message, Reason, Verdict};
 
 use crate::attach::Mode;
 use crate::clock;
+use crate::flows::Flows;
 use crate::guide;
 use crate::ledger::Ledger;
 use crate::ledger::{Entry, Tier};
@@ -172,6 +173,7 @@ pub fn stats(pins: &Pins) -> Result<Stats> {
     }
     let lost_events = cpu_states.get(&0, 0)?.iter().map(|state| state.lost_events).sum();
     let tracked = Sources::open(|name| pins.open(name))?.tracked()?;
+    let (good, peers) = known(pins)?;
     Ok(Stats {
         schema: SCHEMA,
         time: now(),
@@ -180,8 +182,20 @@ pub fn stats(pins: &Pins) -> Result<Stats> {
         responses: responses(pins)?,
         lost_events,
         blocklist: occupancy(pins)?,
-        sources: SourceStats { tracked, good: 0, peers: 0 },
+        sources: SourceStats { tracked, good, peers },
     })
+}
+
+/// Counts the hosts that are known good, and the peers.
+fn known(pins: &Pins) -> Result<(usize, usize)> {
+    let guide = guide::read(pins.open(names::GUIDE)?)?;
+    let table = Table::open(|name| pins.open(name), &guide)?;
+    let now = clock::now();
+    let whole = table.whole()?;
+    let live = whole.entries().filter(|entry| entry.terms.expires > now).filter_map(|entry| entry.terms.standing);
+    Ok(live.fold((0, 0), |(good, peers), standing| {
+        (good + usize::from(standing.is_good(now)), peers + usize::from(standing.is_peer(now)))
+    }))
 }
 
 /// Counts the block list.
@@ -217,13 +231,18 @@ pub fn rows(pins: &Pins, list: List) -> Result<Vec<Row>> {
     let ledger = Ledger::new(pins.open(names::LEDGER)?)?;
     let guide = guide::read(pins.open(names::GUIDE)?)?;
     let table = Table::open(|name| pins.open(name), &guide)?;
+    let flows = Flows::open(|name| pins.open(name))?;
     let hits = |network: &Network| table.get(Kind::Blocked, network).ok().flatten().map_or(0, |entry| entry.hits);
     let now = clock::now();
     let entries = ledger.entries()?.into_iter().filter(|(of, entry)| *of == list && !entry.is_over(now));
     let row = |entry: Entry| Row {
-        hits: if list == List::Block { hits(&entry.network) } else { 0 },
+        hits: match (list, entry.port) {
+            (List::Block, None) => hits(&entry.network),
+            (List::Block, Some(port)) => flows.get(entry.network.first(), port).map_or(0, |flow| flow.hits),
+            _ => 0,
+        },
         network: entry.network,
-        port: None,
+        port: entry.port,
         owner: entry.owner.name(),
         reason: entry.reason,
         tier: entry.tier,

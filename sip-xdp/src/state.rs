@@ -42,7 +42,7 @@ pub fn save<'a>(path: &Path, entries: impl Iterator<Item = (List, &'a Entry)>) -
         of.push(SavedEntry {
             network: entry.network,
             auto: entry.owner == Owner::Auto,
-            unproven: entry.tier.is_some(),
+            unproven: entry.tier == Some(Tier::Unproven),
             added: clock::from_ms(entry.added_ms),
             expires: clock::to_wall(entry.expires),
             reason: entry.reason.clone(),

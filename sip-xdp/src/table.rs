@@ -8,7 +8,7 @@ use anyhow::Result;
 use aya::maps::Map;
 use sip_xdp_common::names;
 use sip_xdp_common::networks::{
-    ALIKE, Bucket, CLAIMED, FEED, GROUP, Guide, HIT, Hashed, Kind, LABEL, OCCUPIED, Slot, WAYS,
+    ALIKE, Bucket, CLAIMED, FEED, FLOWS, GROUP, Guide, HIT, Hashed, Kind, LABEL, OCCUPIED, OWN, Slot, Standing, WAYS,
 };
 use sip_xdp_common::source::Source;
 
@@ -26,7 +26,7 @@ const STATE: usize = 3;
 const _: () = assert!(BUCKET_WORDS == WAYS * SLOT_WORDS && WAYS == size_of::<u64>());
 
 /// Until when a network is listed, and by whom.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Terms {
     /// When it ends, on the filter's clock.
     pub expires: u64,
@@ -34,11 +34,23 @@ pub struct Terms {
     pub feed: bool,
     /// Somebody else does.
     pub claimed: bool,
+    /// An operator does, or the configuration.
+    pub own: bool,
+    /// Some of its ports are banned.
+    pub flows: bool,
+    /// What is known of a host.
+    pub standing: Option<Standing>,
 }
 
 impl Terms {
+    const FLAGS: u64 = FEED | CLAIMED | OWN | FLOWS;
+
     fn flags(&self) -> u64 {
-        (u64::from(self.feed) * FEED) | (u64::from(self.claimed) * CLAIMED)
+        (u64::from(self.feed) * FEED)
+            | (u64::from(self.claimed) * CLAIMED)
+            | (u64::from(self.own) * OWN)
+            | (u64::from(self.flows) * FLOWS)
+            | self.standing.map_or(0, |standing| standing.bits())
     }
 }
 
@@ -295,7 +307,8 @@ fn set(places: [Place<'_>; 2], key: &Key, terms: Terms) -> Result<bool, NoPlace>
         let slot = place.slot(way);
         slot[EXPIRES].store(terms.expires, Ordering::Relaxed);
         // The kernel counts hits in the same word.
-        let change = |state: u64| Some(state & !(FEED | CLAIMED) | terms.flags());
+        let kept = if terms.standing.is_some() { LABEL } else { !Terms::FLAGS };
+        let change = |state: u64| Some(state & kept | terms.flags());
         let _ = slot[STATE].fetch_update(Ordering::Release, Ordering::Relaxed, change);
         return Ok(false);
     }
@@ -317,9 +330,11 @@ fn read(slot: &[AtomicU64]) -> Option<TableEntry> {
         return None;
     }
     let [high, low, expires] = [HIGH, LOW, EXPIRES].map(|word| slot[word].load(Ordering::Relaxed));
-    let length = state & LABEL & !(OCCUPIED | Kind::Apart as u64 | Kind::Blocked as u64);
-    let network = Network::around(Source::from_words(high, low), length as u8);
+    let network = Network::around(Source::from_words(high, low), state as u8);
     let kind = Kind::ALL.into_iter().find(|kind| kind.label(network.bits()) == state & LABEL)?;
-    let terms = Terms { expires, feed: state & FEED != 0, claimed: state & CLAIMED != 0 };
-    Some(TableEntry { kind, network, terms, hits: state / HIT })
+    let is = |flag| state & flag != 0;
+    let standing = (kind == Kind::Known).then_some(Standing::of(state));
+    let terms = Terms { expires, feed: is(FEED), claimed: is(CLAIMED), own: is(OWN), flows: is(FLOWS), standing };
+    let hits = if standing.is_some() { 0 } else { state / HIT };
+    Some(TableEntry { kind, network, terms, hits })
 }

@@ -64,7 +64,9 @@ impl Maps {
 }
 
 fn id(map: &Map) -> Result<u32> {
-    let (Map::HashMap(data) | Map::Array(data) | Map::PerCpuArray(data) | Map::RingBuf(data)) = map else {
+    let (Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::PerCpuArray(data) | Map::RingBuf(data)) =
+        map
+    else {
         anyhow::bail!("another kind of map: {map:?}");
     };
     Ok(data.info()?.id())

@@ -182,7 +182,7 @@ impl Default for Signature {
             enabled: true,
             agents: TOOLS.map(str::to_owned).to_vec(),
             tags: true,
-            users: ["sipvicious", "nm", "sipsak"].map(str::to_owned).to_vec(),
+            users: ["sipvicious", "nm"].map(str::to_owned).to_vec(),
         }
     }
 }

@@ -82,7 +82,7 @@ fn refuses_what_cannot_be_meant() {
         ("ports = [70000]", "\"70000\" is not a port"),
         ("ports = [\"5090-5060\"]", "write 5060-5090"),
         ("mode = \"fast\"", "unknown variant `fast`"),
-        ("policy = \"closed\"", "unknown variant `closed`"),
+        ("policy = \"shut\"", "unknown variant `shut`, expected `open` or `closed`"),
         ("ipv6_prefix = 8", "ipv6_prefix = 8 is out of range"),
         ("[trust]\nnetworks = [\"192.0.2.1/24\"]", "write 192.0.2.0/24 for the network"),
         ("[trust]\nnetworks = [\"0.0.0.0/0\"]", "would switch the filter off"),

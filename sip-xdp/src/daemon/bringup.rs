@@ -3,6 +3,7 @@
 //! The order matters: the tables are complete before the first program that reads them is on an interface, and the new
 //! program is on an interface before anything of the old one goes.
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -21,7 +22,7 @@ use tokio::net::UnixListener;
 
 use super::{Daemon, Overrides, Served};
 use crate::attach::{Mode, attach, attach_egress};
-use crate::config::{BlockScope, Config};
+use crate::config::{BlockScope, Config, Policy};
 use crate::control;
 use crate::detect::Detector;
 use crate::exempt::{Exempt, near};
@@ -118,7 +119,8 @@ impl Daemon {
             served: Vec::new(),
             dirty: false,
             state_error: None,
-            notes: std::collections::HashMap::new(),
+            notes: HashMap::new(),
+            offences: BTreeMap::new(),
             ended: false,
             lock: Some(lock),
             paths,
@@ -186,17 +188,20 @@ impl Daemon {
                 );
             }
         }
-        let networks = self.config.trust.networks.clone();
-        self.lists.retain(|list, entry| {
-            list == List::Trust && entry.owner == Owner::Config && !networks.contains(&entry.network)
-        })?;
-        for network in networks {
-            let entry = Entry {
-                owner: Owner::Config,
-                ..Entry::manual(network, clock::after(None), &self.paths.config.display().to_string())
-            };
-            if self.lists.owners(List::Trust, &network).iter().all(|known| known.owner != Owner::Config) {
-                self.lists.put(List::Trust, entry)?;
+        // Where everybody may talk, nobody needs to be admitted, and the tables need not hold it.
+        let admitted =
+            if self.config.policy == Policy::Closed { self.config.admit.networks.clone() } else { Vec::new() };
+        for (list, networks) in [(List::Trust, self.config.trust.networks.clone()), (List::Admit, admitted)] {
+            self.lists
+                .retain(|of, entry| of == list && entry.owner == Owner::Config && !networks.contains(&entry.network))?;
+            for network in networks {
+                let entry = Entry {
+                    owner: Owner::Config,
+                    ..Entry::manual(network, clock::after(None), &self.paths.config.display().to_string())
+                };
+                if self.lists.owners(list, &network).iter().all(|known| known.owner != Owner::Config) {
+                    self.lists.put(list, entry)?;
+                }
             }
         }
         self.lists.expire(clock::now())?;
@@ -208,6 +213,9 @@ impl Daemon {
         let prefix = self.config.ipv6_prefix;
         let mut networks = self.exempt.ipv6_networks(prefix);
         networks.extend(near(self.lists.entries(List::Trust).map(|entry| &entry.network), prefix));
+        let now = clock::now();
+        let good = self.lists.known_hosts().filter(|(_, standing)| standing.good_until > now);
+        networks.extend(near(good.map(|(network, _)| network), prefix));
         Ok(self.lists.set_by_address(networks)?)
     }
 
@@ -339,9 +347,11 @@ fn settings(config: &Config, link: Link, slot: u32) -> Settings {
     Settings {
         ports: config.port_set(),
         limits: config.meter_limits(),
+        good: config.good_pace(),
         storm: config.storm_limits(),
         ipv6_prefix: config.ipv6_prefix,
         scope_all: config.block_scope == BlockScope::All,
+        closed: config.policy == Policy::Closed,
         dry_run: config.dry_run,
         inspects: Inspects { ipv6: config.inspect.ipv6, tags: config.inspect.tags },
         link,

@@ -83,6 +83,9 @@ impl Daemon {
         }
         // Forget what it did, or its next request would find the bucket empty and the evidence complete.
         self.detector.forget(&network.first());
+        self.offences.retain(|offender, _| !network.contains(offender) && !offender.contains(network));
+        let now = clock::now();
+        self.lists.know(network.first(), now, |standing| standing.suspect_until = 0)?;
         for gone in [network.first(), Network::around(network.first(), self.config.ipv6_prefix).first()] {
             self.sources.forget(&gone)?;
         }
@@ -124,6 +127,9 @@ impl Daemon {
             for owner in owners {
                 removed.extend(self.lists.remove(list, &network, *owner)?);
             }
+        }
+        if list == List::Block {
+            removed.extend(self.lists.remove_flows(network)?);
         }
         self.dirty |= !removed.is_empty();
         Ok(removed)

@@ -3,15 +3,16 @@
 
 mod bringup;
 mod commands;
+mod verdicts;
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use aya::maps::{MapData, RingBuf};
 use serde_json::{Value, json};
-use sip_xdp_common::layout::{LimitEvent, List, Owner};
-use sip_xdp_common::meter::Bucket;
+use sip_xdp_common::layout::{Event, List};
 use sip_xdp_common::source::Source;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -22,16 +23,17 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::attach::{Mode, ModeChoice};
 use crate::config::Config;
 use crate::control::{self, Call};
-use crate::detect::{Detector, Finding};
+use crate::detect::Detector;
 use crate::exempt::Exempt;
-use crate::ledger::{Entry, Tier};
 use crate::lists::Lists;
 use crate::netlink::Netlink;
-use crate::network::{Network, address_of};
+use crate::network::Network;
 use crate::paths::Paths;
 use crate::pins::{Lock, Pins};
 use crate::sources::Sources;
 use crate::{clock, state};
+
+use verdicts::Offence;
 
 /// How often expired entries are taken out and changes are written to disk.
 const TICK: Duration = Duration::from_secs(1);
@@ -39,7 +41,10 @@ const TICK: Duration = Duration::from_secs(1);
 /// How many ticks lie between two looks at the host's addresses and routes.
 const SURROUNDINGS_TICKS: u64 = 30;
 
-/// Limit events older than this were meant for a daemon that has died, in nanoseconds.
+/// How many ticks lie between two rounds of forgetting.
+const MINUTE_TICKS: u64 = 60;
+
+/// Events older than this were meant for a daemon that has died, in nanoseconds.
 const STALE: u64 = 5_000_000_000;
 
 /// The same note about the same source is written once in this time, in nanoseconds.
@@ -107,7 +112,9 @@ struct Daemon {
     state_error: Option<String>,
     /// Volume does not ban before this time.
     learning_until: u64,
-    notes: std::collections::HashMap<(Source, &'static str), u64>,
+    notes: HashMap<(Source, &'static str), u64>,
+    /// How often each network was banned, and when it last was, for bans that grow.
+    offences: BTreeMap<Network, Offence>,
     /// Everything was unloaded: end.
     ended: bool,
 }
@@ -184,88 +191,12 @@ impl Daemon {
     /// Reads all events that are there.
     fn drain(&mut self, events: &mut RingBuf<MapData>) {
         while let Some(item) = events.next() {
-            let Ok(event) = bytemuck::try_pod_read_unaligned::<LimitEvent>(&item) else {
+            let Ok(event) = bytemuck::try_pod_read_unaligned::<Event>(&item) else {
                 continue;
             };
             drop(item);
             self.observe(&event);
         }
-    }
-
-    fn observe(&mut self, event: &LimitEvent) {
-        let now = clock::now();
-        if now.saturating_sub(event.time) > STALE {
-            return;
-        }
-        if event.bucket == Bucket::Storm as u8 {
-            // Who sent this very packet does not matter: its address is as likely as not forged.
-            if self.note_due(Source::v4(0), "storm", now) {
-                log::warn!("storm new_sources={} dry_run={}", event.seen, self.config.dry_run);
-            }
-            return;
-        }
-        if self.note_due(event.source, "limit", now) {
-            let kind = Bucket::from_number(event.bucket).map_or("?", |bucket| bucket.name());
-            log::info!("limit {} kind={kind} dry_run={}", address_of(event.source), self.config.dry_run);
-        }
-        if let Some(finding) = self.detector.observe(event) {
-            self.ban(&finding, now);
-        }
-    }
-
-    /// Bans the source of a finding, unless a rule that no evidence overrides speaks against it.
-    fn ban(&mut self, finding: &Finding, now: u64) {
-        let host = Network::around(finding.source, 128);
-        let around = Network::neighbourhood(finding.source, self.config.ipv6_prefix);
-        // A network with somebody in it who must stay reachable is judged host by host.
-        let by_host = finding.by_address || self.must_stay(&around, now).is_some();
-        let network = if by_host { host } else { around };
-        if let Some(what) = self.must_stay(&network, now) {
-            if self.note_due(finding.source, "exempt", now) {
-                log::warn!("not banned {network} although limited: it {what}; {}", finding.reason);
-            }
-            return;
-        }
-        if now < self.learning_until {
-            if self.note_due(finding.source, "learn", now) {
-                log::info!("not banned {network} while learning; {}", finding.reason);
-            }
-            return;
-        }
-        let entry = Entry {
-            owner: Owner::Auto,
-            tier: Some(Tier::Unproven),
-            dry_run: self.config.dry_run,
-            ..Entry::manual(network, clock::after(Some(self.config.bans.unproven.0)), &finding.reason)
-        };
-        match self.lists.put(List::Block, entry) {
-            Ok(()) => {
-                self.dirty = true;
-                log::warn!(
-                    "ban {network} kind={} tier=unproven for={} dry_run={} reason=\"{}\"",
-                    finding.kind.name(),
-                    self.config.bans.unproven,
-                    self.config.dry_run,
-                    finding.reason
-                );
-            }
-            Err(error) => {
-                if self.note_due(finding.source, "full", now) {
-                    log::error!("not banned {network}, its excess is dropped all the same: {error}");
-                }
-            }
-        }
-    }
-
-    /// Why nothing in `network` may be banned by evidence, if so.
-    fn must_stay(&self, network: &Network, now: u64) -> Option<String> {
-        if let Some((host, what)) = self.exempt.inside(network) {
-            return Some(if network.is_host() { format!("is {what}") } else { format!("contains {what} ({host})") });
-        }
-        if self.lists.trusts(network, now) {
-            return Some("is trusted".to_owned());
-        }
-        self.lists.trusted_within(network, now).first().map(|inside| format!("contains {inside}, which is trusted"))
     }
 
     /// Whether a note of this kind about this source may be written again.
@@ -291,9 +222,9 @@ impl Daemon {
                 for (list, entry) in expired {
                     self.dirty = true;
                     let what = if list == List::Block { "unban" } else { "untrust" };
+                    let place = entry.place();
                     log::info!(
-                        "{what} {} owner={} dry_run={} reason=\"expired\"",
-                        entry.network,
+                        "{what} {place} owner={} dry_run={} reason=\"expired\"",
                         entry.owner.name(),
                         entry.dry_run
                     );
@@ -301,7 +232,15 @@ impl Daemon {
             }
             Err(error) => log::error!("expired entries stay in the tables, where they no longer match: {error}"),
         }
-        self.detector.tidy(now);
+        let actions = self.detector.tick(now);
+        self.act(actions, now);
+        if let Err(error) = self.lists.tidy(now) {
+            log::error!("known hosts that are over stay in the tables, where they no longer count: {error}");
+        }
+        if ticks.is_multiple_of(MINUTE_TICKS) {
+            self.detector.tidy(now);
+            self.forgive(now);
+        }
         if ticks.is_multiple_of(SURROUNDINGS_TICKS)
             && let Err(error) = self.look_around().await
         {
@@ -316,8 +255,7 @@ impl Daemon {
             return;
         }
         let path = self.paths.state_file();
-        let both = [List::Block, List::Trust];
-        let entries = both.iter().flat_map(|list| self.lists.entries(*list).map(move |entry| (*list, entry)));
+        let entries = List::ALL.iter().flat_map(|list| self.lists.entries(*list).map(move |entry| (*list, entry)));
         match state::save(&path, entries) {
             Ok(()) => {
                 self.dirty = false;
@@ -347,12 +285,25 @@ impl Daemon {
         let mut warnings = self.warnings.clone();
         warnings.extend(self.attach_warnings.iter().cloned());
         warnings.extend(self.state_error.clone());
+        if self.detector.registrar_is_failing(clock::now()) {
+            warnings
+                .push("the registrar rejects sources that it accepted within a day; rejections ban nobody".to_owned());
+        }
+        if !self.detector.sees_responses() {
+            warnings.push(
+                "hardly any of our responses is seen, so that volume limits but bans nobody and nobody is known good; filter \
+                 on the interface by which they leave, too"
+                    .to_owned(),
+            );
+        }
         json!({
             "pid": std::process::id(),
             "version": env!("CARGO_PKG_VERSION"),
             "config": PathBuf::from(&self.paths.config),
             "watched_sources": self.detector.watched(),
             "learning": clock::now() < self.learning_until,
+            "registrar_failing": self.detector.registrar_is_failing(clock::now()),
+            "sees_responses": self.detector.sees_responses(),
             "warnings": warnings,
         })
     }

@@ -12,11 +12,12 @@ fn the_verifier_accepts_it_with_room() {
         ("as by default", settings()),
         ("with block_scope all", Settings { scope_all: true, ..settings() }),
         ("without Ethernet", Settings { link: Link::Ip, ..settings() }),
+        ("with the policy closed", Settings { closed: true, ..settings() }),
         ("in a dry run", Settings { dry_run: true, clock_from_map: false, ..settings() }),
     ] {
         let instructions = Kernel::new(&settings).verified_instructions();
         println!("{name}: {instructions:?} instructions verified, ingress and egress");
-        assert!(instructions.iter().all(|count| *count < 300_000), "{name}: {instructions:?}");
+        assert!(instructions.iter().all(|count| *count < 500_000), "{name}: {instructions:?}");
     }
 }
 

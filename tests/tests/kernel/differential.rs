@@ -6,8 +6,9 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use sip_xdp::object::{Ports, Settings};
-use sip_xdp_common::ingress::{self, Charged, Judgement, Listing, Sent, Site, Tables};
+use sip_xdp_common::ingress::{self, Charged, FlowState, Judgement, Sent, Site, Tables};
 use sip_xdp_common::layout::{List, NEVER};
+use sip_xdp_common::lists::Listed;
 use sip_xdp_common::meter::{Limits, Meter, ticks};
 use sip_xdp_common::packet::{Inspects, Link};
 use sip_xdp_common::reader::Bytes;
@@ -66,8 +67,21 @@ impl Tables for HostTables {
         self.scope_all
     }
 
-    fn listing(&self, of: &Source) -> Listing {
-        Listing { trusted: *of == source(TRUSTED), by_address: false, blocked: *of == source(BLOCKED) }
+    fn is_closed(&self) -> bool {
+        false
+    }
+
+    fn listing(&self, of: &Source) -> Listed {
+        let trusted = u64::from(*of == source(TRUSTED)) * Listed::TRUSTED;
+        Listed::new(trusted | u64::from(*of == source(BLOCKED)) * Listed::BLOCKED)
+    }
+
+    fn flow(&self, _: &Source, _: u16) -> FlowState {
+        FlowState::Stranger
+    }
+
+    fn was_asked(&self, _: &Source) -> bool {
+        false
     }
 
     fn charge(&self, message: Message, sent: &Sent) -> Charged {

@@ -10,7 +10,7 @@ use sip_xdp::lists::Lists;
 use sip_xdp::object::{self, Capacity, Ports, Settings};
 use sip_xdp::sources::Sources;
 use sip_xdp_common::egress::Answer;
-use sip_xdp_common::layout::{Counters, LimitEvent, List, Responses};
+use sip_xdp_common::layout::{Counters, Event, List, Responses};
 use sip_xdp_common::meter::{Limit, Limits, Pace};
 use sip_xdp_common::names;
 use sip_xdp_common::packet::{Inspects, Link};
@@ -46,9 +46,11 @@ pub(crate) fn settings() -> Settings {
     Settings {
         ports: Ports::new([(5060, 5061)]),
         limits: limits(),
+        good: Pace::with_burst(400, SECOND, 4_000),
         storm: StormLimits::new(2_000, SECOND, Limit::new(500, SECOND)),
         ipv6_prefix: 64,
         scope_all: false,
+        closed: false,
         dry_run: false,
         inspects: Inspects::ALL,
         link: Link::Ethernet,
@@ -165,7 +167,7 @@ impl Kernel {
     }
 
     /// The events since the last call.
-    pub(crate) fn events(&mut self) -> Vec<LimitEvent> {
+    pub(crate) fn events(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         while let Some(item) = self.events.next() {
             events.push(bytemuck::pod_read_unaligned(&item));

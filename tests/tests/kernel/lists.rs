@@ -152,7 +152,7 @@ fn what_a_crash_left_half_done_is_put_right() {
     let whole = table.whole().unwrap();
     let orphan: Network = "192.0.2.9".parse().unwrap();
     let orphan_trust: Network = "198.51.100.9".parse().unwrap();
-    let terms = Terms { expires: NEVER, feed: false, claimed: true };
+    let terms = Terms { expires: NEVER, claimed: true, ..Terms::default() };
     whole.set(Kind::Blocked, &orphan, terms).unwrap();
     whole.set(Kind::Trusted, &orphan_trust, terms).unwrap();
     whole.remove(Kind::Blocked, &"192.0.2.8".parse().unwrap());

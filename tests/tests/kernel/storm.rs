@@ -1,8 +1,7 @@
 //! Storms in the kernel: a flood in which every packet has a new source must neither fill the table of sources, nor push
 //! real ones out of it, nor be stopped at the price of those who are known.
 
-use sip_xdp_common::layout::{List, NEVER};
-use sip_xdp_common::meter::Bucket;
+use sip_xdp_common::layout::{EventKind, List, NEVER};
 use sip_xdp_common::verdict::Reason;
 
 use crate::frames::{request, sip};
@@ -48,7 +47,7 @@ fn a_flood_of_new_sources_is_a_storm() {
         assert_eq!(kernel.run(&sip(phone, &request("REGISTER"))).reason, Reason::Unknown, "request {n}");
     }
     assert_eq!(kernel.run(&sip("192.0.2.200", &request("REGISTER"))).reason, Reason::Trusted);
-    let storms = kernel.events().iter().filter(|event| event.bucket == Bucket::Storm as u8).count();
+    let storms = kernel.events().iter().filter(|event| event.kind == EventKind::Storm as u8).count();
     assert!((1..=3).contains(&storms), "{storms} storm events in two seconds");
 
     // And when it is calm again, strangers are welcome.

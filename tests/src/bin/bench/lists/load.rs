@@ -172,9 +172,11 @@ fn settings() -> Settings {
     Settings {
         ports: config.port_set(),
         limits: config.meter_limits(),
+        good: config.good_pace(),
         storm: config.storm_limits(),
         ipv6_prefix: config.ipv6_prefix,
         scope_all: false,
+        closed: false,
         dry_run: false,
         inspects: Inspects::ALL,
         link: Link::Ethernet,

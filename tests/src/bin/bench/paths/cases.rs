@@ -264,9 +264,11 @@ fn settings() -> Settings {
     Settings {
         ports: Ports::new([(5060, 5061)]),
         limits: Limits { register: unlimited, requests: unlimited, other: unlimited },
+        good: unlimited,
         storm: StormLimits { new_sources: u64::MAX, budget: endless },
         ipv6_prefix: 64,
         scope_all: false,
+        closed: false,
         dry_run: false,
         inspects: Inspects::ALL,
         link: Link::Ethernet,

@@ -4,14 +4,15 @@
 //! tells one flooding sender from an office whose phones all register at once. Pure: time comes with the events.
 
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 
-use sip_xdp_common::layout::LimitEvent;
+use sip_xdp_common::layout::{BY_ADDRESS, Event};
 use sip_xdp_common::meter::Bucket;
 use sip_xdp_common::source::{Source, mask};
 
 use crate::config::{Config, Rate, Rule};
-use crate::identity::identity;
+use crate::message::Head;
+
+use super::digest::{digest, most_common};
 
 /// How long a flood is watched before anything is decided, in nanoseconds.
 const WATCH: u64 = 1_000_000_000;
@@ -29,9 +30,9 @@ const MAX_SUSPECTS: usize = 16_384;
 /// A source is forgotten when it has been quiet for this long, in nanoseconds.
 const QUIET: u64 = 60_000_000_000;
 
-/// The detector.
+/// Who is over a limit.
 #[derive(Debug)]
-pub struct Detector {
+pub(super) struct Volume {
     rules: Rules,
     suspects: HashMap<Source, Suspect>,
 }
@@ -67,47 +68,48 @@ struct Sample {
 
 /// One sender floods.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+pub(super) struct Flood {
     /// Whose: the source that sent most of the sampled packets.
-    pub source: Source,
+    pub(super) source: Source,
     /// The port that most of them came from.
-    pub port: u16,
+    pub(super) port: u16,
     /// Whether the source was metered by its full address.
-    pub by_address: bool,
+    pub(super) by_address: bool,
     /// Which kind of evidence.
-    pub kind: Bucket,
+    pub(super) kind: Bucket,
     /// The evidence in words and numbers.
-    pub reason: String,
+    pub(super) reason: String,
 }
 
-impl Detector {
+impl Volume {
     /// A detector with the rules of `config`.
-    pub fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config) -> Self {
         Self { rules: Rules::new(config), suspects: HashMap::new() }
     }
 
     /// Takes new rules, and keeps what was seen.
-    pub fn configure(&mut self, config: &Config) {
+    pub(super) fn configure(&mut self, config: &Config) {
         self.rules = Rules::new(config);
     }
 
     /// How many sources are being watched.
-    pub fn watched(&self) -> usize {
+    #[cfg(test)]
+    pub(super) fn watched(&self) -> usize {
         self.suspects.len()
     }
 
     /// Forgets a source: it was banned, or an operator has pardoned it.
-    pub fn forget(&mut self, source: &Source) {
+    pub(super) fn forget(&mut self, source: &Source) {
         self.suspects.retain(|suspect, _| suspect != source && *suspect != source.masked(self.rules.ipv6_mask));
     }
 
     /// Forgets sources that have been quiet.
-    pub fn tidy(&mut self, now: u64) {
+    pub(super) fn tidy(&mut self, now: u64) {
         self.suspects.retain(|_, suspect| now.saturating_sub(suspect.last) < QUIET);
     }
 
     /// Takes an event, and says whether it completes the evidence for a ban.
-    pub fn observe(&mut self, event: &LimitEvent) -> Option<Finding> {
+    pub(super) fn observe(&mut self, event: &Event) -> Option<Flood> {
         let kind = Bucket::from_number(event.bucket)?;
         // Responses, keepalives and noise are limited, never evidence.
         let (rule, limit) = match kind {
@@ -115,7 +117,7 @@ impl Detector {
             Bucket::Requests => self.rules.requests,
             Bucket::Other | Bucket::Storm => return None,
         };
-        let by_address = event.by_address != 0 || event.source.is_v4();
+        let by_address = event.flags & BY_ADDRESS != 0 || event.source.is_v4();
         let key = if by_address { event.source } else { event.source.masked(self.rules.ipv6_mask) };
         if self.suspects.len() >= MAX_SUSPECTS && !self.suspects.contains_key(&key) {
             return None;
@@ -147,7 +149,7 @@ impl Detector {
         } else {
             String::new()
         };
-        let finding = Finding {
+        let finding = Flood {
             source: sender.source,
             port: sender.port,
             by_address,
@@ -174,7 +176,7 @@ impl Rules {
 }
 
 impl Suspect {
-    fn new(event: &LimitEvent) -> Self {
+    fn new(event: &Event) -> Self {
         Self {
             first: event.time,
             last: event.time,
@@ -185,15 +187,15 @@ impl Suspect {
         }
     }
 
-    fn note(&mut self, event: &LimitEvent) {
+    fn note(&mut self, event: &Event) {
         self.last = event.time;
         let head = event.head.get(..usize::from(event.head_length)).unwrap_or_default();
-        let found = identity(head);
+        let found = Head::read(head);
         let sample = Sample {
             source: event.source,
-            port: event.source_port,
-            user: found.user.map(digest),
-            call_id: found.call_id.map(digest),
+            port: event.port,
+            user: found.as_ref().and_then(|head| head.from.user).map(digest),
+            call_id: found.as_ref().and_then(|head| head.call_id).map(digest),
         };
         if self.samples.len() < MAX_SAMPLES {
             self.samples.push(sample);
@@ -227,43 +229,30 @@ impl Suspect {
     }
 }
 
-/// How many different values there are, the most common one, and how often it occurs.
-fn most_common<T: Copy + Eq + Hash>(values: impl Iterator<Item = Option<T>>) -> Option<(usize, T, usize)> {
-    let mut counts: HashMap<T, usize> = HashMap::new();
-    values.flatten().for_each(|value| *counts.entry(value).or_default() += 1);
-    let (value, count) = counts.iter().max_by_key(|(_, count)| **count)?;
-    Some((counts.len(), *value, *count))
-}
-
-fn digest(bytes: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    bytes.hash(&mut hasher);
-    hasher.finish()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use bytemuck::Zeroable;
-    use sip_xdp_common::layout::HEAD;
+    use sip_xdp_common::layout::{EventKind, HEAD};
     use sip_xdp_common::verdict::Message;
 
     const MS: u64 = 1_000_000;
 
     /// An event every 50 ms, as the kernel sends them, for a flood of `rate` a second.
-    fn flood(rate: u64, shape: impl Fn(u64) -> (u16, String, String)) -> impl Iterator<Item = LimitEvent> {
+    fn flood(rate: u64, shape: impl Fn(u64) -> (u16, String, String)) -> impl Iterator<Item = Event> {
         (0..400).map(move |n| {
             let (port, user, call) = shape(n);
             let seen = 51 + n * rate / 20;
-            let mut event = LimitEvent {
+            let mut event = Event {
                 time: 1_000_000 * MS + n * 50 * MS,
                 source: crate::network::source_of("192.0.2.66".parse().unwrap()),
-                source_port: port,
+                port: port,
+                kind: EventKind::Limited as u8,
                 message: Message::Register as u8,
                 bucket: Bucket::Requests as u8,
                 seen,
                 registers: seen,
-                ..LimitEvent::zeroed()
+                ..Event::zeroed()
             };
             let head = format!("REGISTER sip:x SIP/2.0\r\nFrom: <sip:{user}@x>;tag=1\r\nCall-ID: {call}\r\n\r\n");
             assert!(head.len() <= HEAD);
@@ -273,8 +262,8 @@ mod tests {
         })
     }
 
-    fn run(events: impl Iterator<Item = LimitEvent>, config: &Config) -> Option<(u64, Finding)> {
-        let mut detector = Detector::new(config);
+    fn run(events: impl Iterator<Item = Event>, config: &Config) -> Option<(u64, Flood)> {
+        let mut detector = Volume::new(config);
         let mut start = None;
         events.into_iter().find_map(|event| {
             let start = *start.get_or_insert(event.time);
@@ -334,7 +323,7 @@ mod tests {
 
     #[test]
     fn noise_is_never_evidence() {
-        let events = flood(1_000, |_| (5060, "a".into(), "c".into())).map(|event| LimitEvent {
+        let events = flood(1_000, |_| (5060, "a".into(), "c".into())).map(|event| Event {
             bucket: Bucket::Other as u8,
             message: Message::Keepalive as u8,
             ..event
@@ -344,7 +333,7 @@ mod tests {
 
     #[test]
     fn memory_is_bounded() {
-        let mut detector = Detector::new(&Config::default());
+        let mut detector = Volume::new(&Config::default());
         let mut event = flood(180, |_| (5060, "a".into(), "c".into())).next().unwrap();
         for n in 0..2 * MAX_SUSPECTS as u32 {
             event.source = crate::network::source_of(std::net::Ipv4Addr::from(n).into());

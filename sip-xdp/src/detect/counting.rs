@@ -1,0 +1,115 @@
+//! How evidence is counted: what happened in the last so many minutes, and buckets that leak.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
+/// The most that one window remembers. No rule counts further.
+pub(super) const MOST: usize = 1_000;
+
+/// What happened within a time.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Window<T> {
+    events: VecDeque<(u64, T)>,
+}
+
+impl<T> Default for Window<T> {
+    fn default() -> Self {
+        Self { events: VecDeque::new() }
+    }
+}
+
+impl<T> Window<T> {
+    /// Notes an event, and forgets those older than `per` nanoseconds.
+    pub(super) fn note(&mut self, at: u64, event: T, per: u64) {
+        self.tidy(at, per);
+        if self.events.len() >= MOST {
+            self.events.pop_front();
+        }
+        self.events.push_back((at, event));
+    }
+
+    /// Forgets what is older than `per` nanoseconds.
+    pub(super) fn tidy(&mut self, now: u64, per: u64) {
+        while self.events.front().is_some_and(|(at, _)| now.saturating_sub(*at) > per) {
+            self.events.pop_front();
+        }
+    }
+
+    /// Forgets what is not worth keeping.
+    pub(super) fn retain(&mut self, keep: impl Fn(&T) -> bool) {
+        self.events.retain(|(_, event)| keep(event));
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &(u64, T)> {
+        self.events.iter()
+    }
+
+    /// How long ago the first of them was.
+    pub(super) fn since(&self, now: u64) -> u64 {
+        self.events.front().map_or(0, |(at, _)| now.saturating_sub(*at))
+    }
+
+    /// The shortest time between two that follow each other.
+    pub(super) fn shortest_pause(&self) -> Option<u64> {
+        let later = self.events.iter().skip(1);
+        self.events.iter().zip(later).map(|((before, _), (after, _))| after.saturating_sub(*before)).min()
+    }
+}
+
+/// A bucket that leaks.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub(super) struct Bucket {
+    level: f64,
+    at: u64,
+}
+
+impl Bucket {
+    /// Pours one in, where one leaks out in `per` nanoseconds. Returns the level.
+    pub(super) fn pour(&mut self, now: u64, per: u64) -> f64 {
+        let leaked = now.saturating_sub(self.at) as f64 / per.max(1) as f64;
+        self.level = (self.level - leaked).max(0.0) + 1.0;
+        self.at = now;
+        self.level
+    }
+}
+
+/// A time in words: "40 s", "12 min", "3 h".
+pub(super) fn words(nanos: u64) -> String {
+    match nanos / 1_000_000_000 {
+        seconds @ 0..=120 => format!("{} s", seconds.max(1)),
+        seconds @ 121..=7_200 => format!("{} min", seconds / 60),
+        seconds => format!("{} h", seconds / 3_600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn a_window_forgets() {
+        let mut window = Window::default();
+        (0..10).for_each(|n| window.note(n * SECOND, n, 5 * SECOND));
+        assert_eq!(window.iter().map(|(_, n)| *n).collect::<Vec<_>>(), [4, 5, 6, 7, 8, 9]);
+        assert_eq!((window.since(9 * SECOND), window.shortest_pause()), (5 * SECOND, Some(SECOND)));
+        (0..5_000).for_each(|n| window.note(9 * SECOND, n, 5 * SECOND));
+        assert_eq!(window.len(), MOST);
+    }
+
+    #[test]
+    fn a_bucket_leaks() {
+        let mut bucket = Bucket::default();
+        // One a minute goes in and out for good; one every 30 seconds fills it.
+        assert!((0..100).map(|n| bucket.pour(n * 60 * SECOND, 60 * SECOND)).all(|level| level <= 1.0));
+        let mut bucket = Bucket::default();
+        let over = (0..100).position(|n| bucket.pour(n * 30 * SECOND, 60 * SECOND) >= 20.0);
+        assert_eq!(over, Some(38));
+    }
+}

@@ -1,0 +1,20 @@
+//! Digests of what senders say, so that what is kept of it has a size. Seeded: nobody can make two of them collide.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::LazyLock;
+
+static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
+/// The digest of a value, while this process lives.
+pub(super) fn digest<T: Hash + ?Sized>(value: &T) -> u64 {
+    SEED.hash_one(value)
+}
+
+/// How many different values there are, the most common one, and how often it occurs.
+pub(super) fn most_common<T: Copy + Eq + Hash>(values: impl Iterator<Item = Option<T>>) -> Option<(usize, T, usize)> {
+    let mut counts: HashMap<T, usize> = HashMap::new();
+    values.flatten().for_each(|value| *counts.entry(value).or_default() += 1);
+    let (value, count) = counts.iter().max_by_key(|(_, count)| **count)?;
+    Some((counts.len(), *value, *count))
+}

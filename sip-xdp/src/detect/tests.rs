@@ -1,0 +1,3 @@
+//! What the detector makes of whole conversations.
+
+use super::*;

@@ -1,0 +1,485 @@
+//! The head of a SIP message: the start line and those headers that say who sends what to whom, with which credentials.
+//!
+//! What the kernel samples may be cut off anywhere and is hostile by assumption. The reader is as tolerant as the servers
+//! behind it (blanks, NULs and line ends before the start line, bare line feeds, folded lines, compact names in any case,
+//! blanks before the colon), keeps to what it can read, and copies nothing. Crates that parse SIP want a message that is
+//! complete and correct; this one must learn what it can from one that is neither.
+
+use std::borrow::Cow;
+
+/// The most credentials of one message that are looked at.
+const MAX_CREDENTIALS: usize = 4;
+
+/// The first line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartLine<'a> {
+    /// A request: its method, and the URI that it is for.
+    Request {
+        /// As it is written.
+        method: &'a [u8],
+        /// As it is written.
+        uri: &'a [u8],
+    },
+    /// A response, with its status code.
+    Response(u16),
+}
+
+/// From or To.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Party<'a> {
+    /// The user part of the URI, as it is written.
+    pub user: Option<&'a [u8]>,
+    /// The tag.
+    pub tag: Option<&'a [u8]>,
+}
+
+/// An Authorization or Proxy-Authorization header with the Digest scheme.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Credentials<'a> {
+    /// Who it claims to be.
+    pub username: &'a [u8],
+    /// The server's nonce, echoed.
+    pub nonce: &'a [u8],
+    /// The digest.
+    pub response: &'a [u8],
+}
+
+/// A WWW-Authenticate or Proxy-Authenticate header with the Digest scheme.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Challenge<'a> {
+    /// The nonce that is to be echoed.
+    pub nonce: &'a [u8],
+    /// The credentials were right, but their nonce was too old (RFC 2617, 3.2.1).
+    pub stale: bool,
+}
+
+/// What can be read of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head<'a> {
+    /// The first line.
+    pub start: StartLine<'a>,
+    /// From.
+    pub from: Party<'a>,
+    /// To.
+    pub to: Party<'a>,
+    /// Call-ID.
+    pub call_id: Option<&'a [u8]>,
+    /// CSeq: number and method.
+    pub cseq: Option<(u32, &'a [u8])>,
+    /// The branch of the topmost Via.
+    pub branch: Option<&'a [u8]>,
+    /// User-Agent.
+    pub agent: Option<&'a [u8]>,
+    /// Digest credentials.
+    pub credentials: Vec<Credentials<'a>>,
+    /// Whether there is an Authorization header of any kind.
+    pub authorized: bool,
+    /// The first Digest challenge.
+    pub challenge: Option<Challenge<'a>>,
+    /// The lifetime in Expires, in seconds.
+    pub expires: Option<u32>,
+    /// The longest lifetime among the contacts, in seconds.
+    pub contact_expires: Option<u32>,
+    /// Whether there is a Contact.
+    pub has_contact: bool,
+    /// Whether the headers end in what is there: none is missing.
+    pub complete: bool,
+}
+
+impl<'a> Head<'a> {
+    /// Reads the start of a message. `None` if it does not begin like one.
+    pub fn read(bytes: &'a [u8]) -> Option<Self> {
+        let begin = bytes.iter().position(|byte| *byte > b' ')?;
+        let mut lines = Lines { rest: &bytes[begin..] };
+        let (first, whole) = lines.next()?;
+        let start = start_line(first)?;
+        let mut head = Self {
+            start,
+            from: Party::default(),
+            to: Party::default(),
+            call_id: None,
+            cseq: None,
+            branch: None,
+            agent: None,
+            credentials: Vec::new(),
+            authorized: false,
+            challenge: None,
+            expires: None,
+            contact_expires: None,
+            has_contact: false,
+            complete: false,
+        };
+        if whole {
+            for (line, whole) in lines {
+                // The last line may be cut off: then its value is not what was meant.
+                if line.is_empty() {
+                    head.complete = whole;
+                    break;
+                }
+                if let Some((name, value)) = header(line) {
+                    head.note(name, value, whole);
+                }
+            }
+        }
+        Some(head)
+    }
+
+    /// The lifetime of a registration that a response says, in seconds.
+    pub fn lifetime(&self) -> Option<u32> {
+        self.contact_expires.or(self.expires)
+    }
+
+    fn note(&mut self, name: &[u8], value: &'a [u8], whole: bool) {
+        let is = |long: &str, short: &str| {
+            name.eq_ignore_ascii_case(long.as_bytes())
+                || !short.is_empty() && name.eq_ignore_ascii_case(short.as_bytes())
+        };
+        if is("authorization", "") || is("proxy-authorization", "") {
+            self.authorized = true;
+            if whole
+                && self.credentials.len() < MAX_CREDENTIALS
+                && let Some(found) = credentials(value)
+            {
+                self.credentials.push(found);
+            }
+        }
+        if !whole || value.is_empty() {
+            return;
+        }
+        if is("from", "f") {
+            self.from = party(value);
+        } else if is("to", "t") {
+            self.to = party(value);
+        } else if is("call-id", "i") {
+            self.call_id = self.call_id.or(Some(value));
+        } else if is("cseq", "") {
+            self.cseq = self.cseq.or_else(|| cseq(value));
+        } else if is("via", "v") {
+            let top = value.split(|byte| *byte == b',').next().unwrap_or_default();
+            self.branch = self.branch.or_else(|| parameter(top, "branch"));
+        } else if is("user-agent", "") {
+            self.agent = self.agent.or(Some(value));
+        } else if is("www-authenticate", "") || is("proxy-authenticate", "") {
+            self.challenge = self.challenge.or_else(|| challenge(value));
+        } else if is("expires", "") {
+            self.expires = self.expires.or_else(|| number(value));
+        } else if is("contact", "m") {
+            self.has_contact = true;
+            let longest = contacts(value).filter_map(|contact| parameter(contact, "expires").and_then(number)).max();
+            self.contact_expires = self.contact_expires.max(longest);
+        }
+    }
+}
+
+/// A user as RFC 3261 (19.1.4) compares them: escapes resolved, at most 64 bytes.
+pub fn user_name(user: &[u8]) -> String {
+    let mut bytes = Vec::with_capacity(user.len().min(64));
+    let mut rest = user;
+    while let Some((first, behind)) = rest.split_first() {
+        let escaped = (*first == b'%').then(|| behind.get(..2)).flatten();
+        let value = escaped.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
+        bytes.push(value.unwrap_or(*first));
+        rest = if value.is_some() { &behind[2..] } else { behind };
+        if bytes.len() == 64 {
+            break;
+        }
+    }
+    match String::from_utf8_lossy(&bytes) {
+        // Nothing that could write into a terminal or a log's next line.
+        text if text.chars().any(char::is_control) => text.chars().filter(|c| !c.is_control()).collect(),
+        Cow::Borrowed(text) => text.to_owned(),
+        Cow::Owned(text) => text,
+    }
+}
+
+/// The user part of a URI, or of an address with one: what stands between the scheme and the `@`.
+pub fn uri_user(value: &[u8]) -> Option<&[u8]> {
+    // What stands in quotes before the URI is a name, and may hold anything.
+    let from = value.iter().position(|byte| *byte == b'<').map_or(0, |at| at + 1);
+    let uri = &value[from..];
+    let end = uri.iter().position(|byte| matches!(byte, b'>' | b' ' | b'\t' | b'\r' | b'\n')).unwrap_or(uri.len());
+    let uri = &uri[..end];
+    let scheme = uri.iter().position(|byte| *byte == b':')?;
+    if !["sip", "sips", "tel"].iter().any(|known| uri[..scheme].eq_ignore_ascii_case(known.as_bytes())) {
+        return None;
+    }
+    let rest = &uri[scheme + 1..];
+    let user = if uri[..scheme].eq_ignore_ascii_case(b"tel") {
+        rest.split(|byte| *byte == b';').next()?
+    } else {
+        let at = rest.iter().position(|byte| *byte == b'@')?;
+        // A password, or parameters of the user.
+        rest[..at].split(|byte| matches!(byte, b':' | b';')).next()?
+    };
+    (!user.is_empty()).then_some(user)
+}
+
+/// Lines with their continuations (RFC 3261, 7.3.1), and whether each is complete.
+struct Lines<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Lines<'a> {
+    type Item = (&'a [u8], bool);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let mut from = 0;
+        loop {
+            let Some(end) = self.rest[from..].iter().position(|byte| *byte == b'\n').map(|at| from + at) else {
+                let line = self.rest;
+                self.rest = &[];
+                return Some((trim(line), false));
+            };
+            let line = trim(&self.rest[..end]);
+            match self.rest.get(end + 1) {
+                // An empty line ends the headers, whatever follows.
+                Some(b' ' | b'\t') if !line.is_empty() => from = end + 1,
+                next => {
+                    // Without the next byte it is not known whether the line goes on.
+                    let whole = next.is_some() || line.is_empty();
+                    self.rest = &self.rest[end + 1..];
+                    return Some((line, whole));
+                }
+            }
+        }
+    }
+}
+
+/// Without blanks and NULs around it.
+fn trim(bytes: &[u8]) -> &[u8] {
+    let from = bytes.iter().position(|byte| *byte > b' ').unwrap_or(bytes.len());
+    let to = bytes.iter().rposition(|byte| *byte > b' ').map_or(from, |at| at + 1);
+    &bytes[from..to]
+}
+
+fn start_line(line: &[u8]) -> Option<StartLine<'_>> {
+    let mut words = line.split(|byte| *byte <= b' ').filter(|word| !word.is_empty());
+    let first = words.next()?;
+    if first.len() >= 7 && first[..7].eq_ignore_ascii_case(b"SIP/2.0") {
+        let status = words.next().and_then(number).filter(|status| (100..700).contains(status))?;
+        return Some(StartLine::Response(status as u16));
+    }
+    let uri = words.next()?;
+    let is_token = first.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-.!%*_+`'~".contains(byte));
+    is_token.then_some(StartLine::Request { method: first, uri })
+}
+
+fn header(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let colon = line.iter().position(|byte| *byte == b':')?;
+    Some((trim(&line[..colon]), trim(&line[colon + 1..])))
+}
+
+fn party(value: &[u8]) -> Party<'_> {
+    let value = behind_name(value);
+    // Behind the bracket are parameters of the header; without one, all parameters are.
+    let parameters = value.iter().position(|byte| *byte == b'>').map_or(value, |at| &value[at..]);
+    Party { user: uri_user(value), tag: parameter(parameters, "tag") }
+}
+
+/// Without the quoted name that may stand before an address.
+fn behind_name(value: &[u8]) -> &[u8] {
+    if value.first() != Some(&b'"') {
+        return value;
+    }
+    let mut escaped = false;
+    for (at, byte) in value.iter().enumerate().skip(1) {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => return trim(&value[at + 1..]),
+            _ => {}
+        }
+    }
+    value
+}
+
+/// The value of a `;name=value` parameter.
+fn parameter<'a>(value: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    value.split(|byte| *byte == b';').skip(1).find_map(|part| {
+        let equals = part.iter().position(|byte| *byte == b'=')?;
+        let found = trim(&part[..equals]).eq_ignore_ascii_case(name.as_bytes());
+        let text = trim(&part[equals + 1..]);
+        let end = text.iter().position(|byte| matches!(byte, b'>' | b',' | b' ')).unwrap_or(text.len());
+        (found && end > 0).then(|| unquoted(&text[..end]))
+    })
+}
+
+fn unquoted(text: &[u8]) -> &[u8] {
+    text.strip_prefix(b"\"").map_or(text, |text| text.strip_suffix(b"\"").unwrap_or(text))
+}
+
+/// The contacts of a header, split at the commas between them.
+fn contacts(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let (mut quoted, mut bracket) = (false, false);
+    value.split(move |byte| {
+        match byte {
+            b'"' => quoted = !quoted,
+            b'<' if !quoted => bracket = true,
+            b'>' if !quoted => bracket = false,
+            _ => {}
+        }
+        *byte == b',' && !quoted && !bracket
+    })
+}
+
+fn cseq(value: &[u8]) -> Option<(u32, &[u8])> {
+    let mut words = value.split(|byte| *byte <= b' ').filter(|word| !word.is_empty());
+    Some((number(words.next()?)?, words.next()?))
+}
+
+fn number(text: &[u8]) -> Option<u32> {
+    let text = trim(text);
+    let digits = text.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len());
+    std::str::from_utf8(&text[..digits]).ok()?.parse().ok()
+}
+
+/// The parameters of a Digest header: `name=value`, quoted or not, between commas.
+fn digest(value: &[u8]) -> Option<impl Iterator<Item = (&[u8], &[u8])>> {
+    let scheme = value.get(..6)?;
+    let blank = value.get(6).is_none_or(|byte| *byte <= b' ');
+    if !scheme.eq_ignore_ascii_case(b"digest") || !blank {
+        return None;
+    }
+    let (mut quoted, mut escaped) = (false, false);
+    let parts = value[6..].split(move |byte| {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            _ => {}
+        }
+        *byte == b',' && !quoted
+    });
+    Some(parts.filter_map(|part| {
+        let equals = part.iter().position(|byte| *byte == b'=')?;
+        Some((trim(&part[..equals]), unquoted(trim(&part[equals + 1..]))))
+    }))
+}
+
+fn credentials(value: &[u8]) -> Option<Credentials<'_>> {
+    let mut found = Credentials::default();
+    for (name, value) in digest(value)? {
+        if name.eq_ignore_ascii_case(b"username") {
+            found.username = value;
+        } else if name.eq_ignore_ascii_case(b"nonce") {
+            found.nonce = value;
+        } else if name.eq_ignore_ascii_case(b"response") {
+            found.response = value;
+        }
+    }
+    Some(found)
+}
+
+fn challenge(value: &[u8]) -> Option<Challenge<'_>> {
+    let mut found = Challenge::default();
+    for (name, value) in digest(value)? {
+        if name.eq_ignore_ascii_case(b"nonce") {
+            found.nonce = value;
+        } else if name.eq_ignore_ascii_case(b"stale") {
+            found.stale = value.eq_ignore_ascii_case(b"true");
+        }
+    }
+    Some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const GUESS: &str = "REGISTER sip:198.51.100.1 SIP/2.0\r\n\
+        Via: SIP/2.0/UDP 192.0.2.66:5060;branch=z9hG4bK-1;rport, SIP/2.0/UDP 10.0.0.1;branch=other\r\n\
+        From: \"a;tag=no\" <sip:100@198.51.100.1;x=y>;tag=31303001\r\nTo: <sip:100@198.51.100.1>\r\n\
+        Call-ID: c1@host\r\nCSeq: 2 REGISTER\r\nUser-Agent: friendly-scanner\r\nContact: <sip:100@192.0.2.66>;expires=60, \
+        \"x, y\" <sip:100@192.0.2.67>;expires=3600\r\nExpires: 20\r\n\
+        Authorization: Digest username=\"100\",realm=\"a, b\",nonce=\"abc\\\"d\",uri=\"sip:x\",response=\"0f\",algorithm=MD5\r\n\
+        Content-Length: 0\r\n\r\n";
+
+    #[test]
+    fn reads_a_registration() {
+        let head = Head::read(GUESS.as_bytes()).unwrap();
+        assert_eq!(head.start, StartLine::Request { method: b"REGISTER", uri: b"sip:198.51.100.1" });
+        assert_eq!(head.from, Party { user: Some(b"100"), tag: Some(b"31303001") });
+        assert_eq!(head.to, Party { user: Some(b"100"), tag: None });
+        assert_eq!((head.call_id, head.cseq), (Some(&b"c1@host"[..]), Some((2, &b"REGISTER"[..]))));
+        assert_eq!((head.branch, head.agent), (Some(&b"z9hG4bK-1"[..]), Some(&b"friendly-scanner"[..])));
+        let credentials = Credentials { username: b"100", nonce: b"abc\\\"d", response: b"0f" };
+        assert_eq!(head.credentials, [credentials]);
+        assert_eq!((head.contact_expires, head.expires, head.lifetime()), (Some(3600), Some(20), Some(3600)));
+        assert!(head.complete && head.authorized && head.has_contact);
+    }
+
+    #[test]
+    fn spelling_makes_no_difference() {
+        let plain = Head::read(GUESS.as_bytes()).unwrap();
+        let compact =
+            GUESS.replace("Via:", "v:").replace("From:", "f :").replace("To:", "T:").replace("Call-ID:", "i\t:");
+        let folded = GUESS.replace(",nonce", ",\r\n nonce").replace("Call-ID: ", "Call-ID:\r\n\t");
+        let leading = format!("\r\n\0\0 \t\r\n{GUESS}");
+        for text in
+            [compact, folded, leading, GUESS.replace("\r\n", "\n"), GUESS.replace("Authorization", "aUTHORIZATION")]
+        {
+            assert_eq!(Head::read(text.as_bytes()).as_ref(), Some(&plain), "{text}");
+        }
+    }
+
+    #[test]
+    fn reads_a_challenge() {
+        let text = "SIP/2.0 401 Unauthorized\r\nCSeq: 1 REGISTER\r\nWWW-Authenticate: Digest realm=\"a\", nonce=\"n1\", \
+                    stale=TRUE\r\n\r\n";
+        let head = Head::read(text.as_bytes()).unwrap();
+        assert_eq!(head.start, StartLine::Response(401));
+        assert_eq!(head.challenge, Some(Challenge { nonce: b"n1", stale: true }));
+    }
+
+    #[test]
+    fn what_is_cut_off_does_not_count() {
+        let at = GUESS.find("Authorization").unwrap();
+        let head = Head::read(&GUESS.as_bytes()[..at + 60]).unwrap();
+        assert!(head.authorized && head.credentials.is_empty() && !head.complete);
+        let at = GUESS.find("c1@host").unwrap();
+        assert_eq!(Head::read(&GUESS.as_bytes()[..at + 3]).unwrap().call_id, None);
+        for text in ["", "\r\n\r\n", "REGISTER", "SIP/2.0", "SIP/2.0 xyz", "(x) y z"] {
+            assert_eq!(Head::read(text.as_bytes()), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn users_are_compared_as_the_standard_says() {
+        for (uri, user) in [
+            ("<sip:alice@a>", Some("alice")),
+            ("sips:%61lice:secret@a;tag=1", Some("alice")),
+            ("\"Bob <sip:eve@a>\" <sip:alice@a>", Some("alice")),
+            ("<tel:+4912345;phone-context=x>", Some("+4912345")),
+            ("<sip:a>", None),
+            ("<mailto:alice@a>", None),
+            ("nonsense", None),
+        ] {
+            assert_eq!(party(uri.as_bytes()).user.map(user_name).as_deref(), user, "{uri}");
+        }
+        assert_eq!(user_name(b"%zz%4"), "%zz%4");
+        assert_eq!(user_name(b"a%0ab\x1b[2J"), "ab[2J");
+        assert_eq!(user_name(&[b'x'; 500]).len(), 64);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_at_all(bytes in prop::collection::vec(any::<u8>(), 0..1500)) {
+            let _ = Head::read(&bytes);
+        }
+
+        #[test]
+        fn any_change_of_a_message(at in 0..GUESS.len(), byte in any::<u8>(), cut in 0..GUESS.len()) {
+            let mut bytes = GUESS.as_bytes().to_vec();
+            bytes[at] = byte;
+            bytes.truncate(cut);
+            if let Some(head) = Head::read(&bytes) {
+                prop_assert!(head.credentials.len() <= MAX_CREDENTIALS);
+                prop_assert!(head.from.user.is_none_or(|user| user_name(user).len() <= 64 * 3));
+            }
+        }
+    }
+}
