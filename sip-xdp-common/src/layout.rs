@@ -304,7 +304,7 @@ pub struct Event {
     pub message: u8,
     /// [`Bucket`](crate::meter::Bucket) that the packet is over.
     pub bucket: u8,
-    /// [`BY_ADDRESS`], [`IN_DRY_RUN`], [`FROM_GOOD`].
+    /// [`BY_ADDRESS`], [`IN_DRY_RUN`], [`FROM_GOOD`], [`FRAGMENTED`], [`SUSPECTED`].
     pub flags: u8,
     /// Bytes used of `head`.
     pub head_length: u16,
@@ -324,6 +324,8 @@ pub const IN_DRY_RUN: u8 = 2;
 pub const FROM_GOOD: u8 = 4;
 /// [`Event::flags`]: the payload goes on in other fragments.
 pub const FRAGMENTED: u8 = 8;
+/// [`Event::flags`]: the source is under suspicion, and limited more strictly than others.
+pub const SUSPECTED: u8 = 16;
 
 #[cfg(feature = "user")]
 mod user {

@@ -3,7 +3,7 @@
 use aya_ebpf::programs::XdpContext;
 use sip_xdp_common::flow::{FlowKey, RESERVE};
 use sip_xdp_common::ingress::{Charged, FlowState, Sent, Site, Tables};
-use sip_xdp_common::layout::{BY_ADDRESS, CpuState, EventKind, FRAGMENTED, FROM_GOOD, IN_DRY_RUN};
+use sip_xdp_common::layout::{BY_ADDRESS, CpuState, EventKind, FRAGMENTED, FROM_GOOD, IN_DRY_RUN, SUSPECTED};
 use sip_xdp_common::lists::{self, Counting, Listed, Shelves as _};
 use sip_xdp_common::meter::{Bucket, LimitSource, Meter, Pace, ticks};
 use sip_xdp_common::packet::{Inspects, Link};
@@ -131,22 +131,22 @@ impl Tables for MapTables<'_> {
 /// What a source under suspicion may send: one request a second.
 struct Suspected;
 
-const SUSPECTED: Pace = Pace::new(1, 1_000_000_000);
+const ONE_A_SECOND: Pace = Pace::new(1, 1_000_000_000);
 
 impl LimitSource for Suspected {
     #[inline(always)]
     fn register(&self) -> Pace {
-        SUSPECTED
+        ONE_A_SECOND
     }
 
     #[inline(always)]
     fn requests(&self) -> Pace {
-        SUSPECTED
+        ONE_A_SECOND
     }
 
     #[inline(always)]
     fn other(&self) -> Pace {
-        SUSPECTED
+        ONE_A_SECOND
     }
 }
 
@@ -170,6 +170,7 @@ impl MapTables<'_> {
         let flags = u8::from(sent.listed.is_apart()) * BY_ADDRESS
             | u8::from(sent.listed.is_good()) * FROM_GOOD
             | u8::from(sent.first_fragment) * FRAGMENTED
+            | u8::from(sent.listed.is_suspect()) * SUSPECTED
             | globals::DRY_RUN.load() * IN_DRY_RUN;
         Told {
             ctx: self.ctx,

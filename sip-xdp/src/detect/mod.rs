@@ -20,7 +20,7 @@ mod volume;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use sip_xdp_common::layout::{BY_ADDRESS, Event, EventKind, FRAGMENTED};
+use sip_xdp_common::layout::{BY_ADDRESS, Event, EventKind, FRAGMENTED, SUSPECTED};
 use sip_xdp_common::source::{Source, mask};
 
 use crate::config::{Config, Detect};
@@ -274,6 +274,10 @@ impl Detector {
         let (asked, answered, proven) = (subject.asked, subject.answered, subject.proven);
         if let Some(head) = head {
             self.look_for_signature(key, event, head, actions);
+        }
+        // A limit of one request a second tells no flood.
+        if event.flags & SUSPECTED != 0 {
+            return;
         }
         let Some(flood) = self.volume.observe(event) else {
             return;

@@ -24,7 +24,7 @@ const SECOND: u64 = 1_000_000_000;
 const NO_RETRY: usize = 2;
 
 /// How many tries and challenges of one source may be waiting.
-const MAX_WAITING: usize = 512;
+const MAX_WAITING: usize = 64;
 
 /// How many users, and sources for each, are remembered that strangers have tried.
 const MAX_USERS: usize = 16_384;
@@ -127,7 +127,11 @@ impl Detector {
         let Some(subject) = self.subjects.get_mut(&key) else {
             return;
         };
-        let before = subject.tentative.iter().filter(|(_, rejection)| rejection.user == user).count();
+        let waiting = subject.tentative.iter().filter(|(_, rejection)| rejection.user == user).count();
+        let is_certain =
+            |(at, rejection): &&(u64, Rejection)| rejection.user == user && now.saturating_sub(*at) < GRACE;
+        let certain = subject.rejected.iter().rev().take_while(|(at, _)| now.saturating_sub(*at) < GRACE);
+        let before = waiting + certain.filter(is_certain).count();
         if subject.tentative.len() < MAX_WAITING {
             subject.tentative.push((now, Rejection { user: user.clone(), port, echoed }));
             self.due.push_back((now + GRACE, key));
@@ -167,12 +171,12 @@ impl Detector {
         };
         let late = |(at, ..): &(u64, String, bool)| now.saturating_sub(*at) >= GRACE;
         let over: Vec<_> = subject.challenged.extract_if(.., |waiting| late(waiting)).collect();
-        // Credentials that the kernel's own limit has held up are not missing.
-        let held_up = subject.limited != 0 && now.saturating_sub(subject.limited) < 3 * GRACE;
-        let source = subject.source;
-        if held_up || self.is_spared(&source, now) || self.known.was_good(&source, now) {
+        let (source, limited) = (subject.source, subject.limited);
+        if self.is_spared(&source, now) || self.known.was_good(&source, now) {
             return;
         }
+        // Credentials that the kernel's own limit has held up are not missing.
+        let over = over.into_iter().filter(|(at, ..)| limited == 0 || limited.saturating_add(GRACE) < *at);
         for (_, user, is_call) in over {
             if is_call {
                 self.refused_call(key, &user, false, now, actions);

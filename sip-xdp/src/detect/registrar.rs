@@ -13,6 +13,8 @@ const WINDOW: u64 = 600_000_000_000;
 const MANY: usize = 5;
 const SHARE: usize = 5;
 
+const TENTH: u64 = 100_000_000;
+
 /// How many requests must have been seen before it can be told whether responses are.
 const ENOUGH: u64 = 50;
 
@@ -35,6 +37,7 @@ pub(super) struct Registrar {
     rejections: Window<Rejected>,
     said: bool,
     failing_until: u64,
+    counted: u64,
     asked: u64,
     answered: u64,
 }
@@ -60,6 +63,11 @@ impl Registrar {
     pub(super) fn rejected(&mut self, now: u64, source: &[u8], user: &str, good_source: bool, good_phone: bool) {
         let rejected = Rejected { source: digest(source), phone: digest(&(source, user)), good_source, good_phone };
         self.rejections.note(now, rejected, WINDOW);
+        // Counting takes a while; a flood of rejections is counted ten times a second.
+        if now.saturating_sub(self.counted) < TENTH && self.rejections.len() > 2 * MANY {
+            return;
+        }
+        self.counted = now;
         let too_many = |all: usize, good: usize| all > MANY && good > MANY / 2 && good * SHARE > all;
         let count = |value: fn(&Rejected) -> u64, good: fn(&Rejected) -> bool| {
             let all: HashSet<u64> = self.rejections.iter().map(|(_, one)| value(one)).collect();
@@ -118,11 +126,11 @@ mod tests {
         }
         assert!(!registrar.is_failing(SECOND), "strangers");
         for n in 20..26_u8 {
-            registrar.rejected(2 * SECOND, &[n], "100", true, true);
+            registrar.rejected(u64::from(n) * SECOND / 10, &[n], "100", true, true);
         }
-        assert!(registrar.is_failing(2 * SECOND));
-        assert!(registrar.news(2 * SECOND).is_some() && registrar.news(3 * SECOND).is_none());
-        assert!(!registrar.is_failing(2 * SECOND + WINDOW) && registrar.news(2 * SECOND + WINDOW).is_some());
+        assert!(registrar.is_failing(3 * SECOND));
+        assert!(registrar.news(3 * SECOND).is_some() && registrar.news(4 * SECOND).is_none());
+        assert!(!registrar.is_failing(3 * SECOND + WINDOW) && registrar.news(3 * SECOND + WINDOW).is_some());
     }
 
     #[test]

@@ -1,3 +1,474 @@
-//! What the detector makes of whole conversations.
+//! What the detector makes of whole conversations, as the kernel would sample them.
+
+use bytemuck::Zeroable;
+use sip_xdp_common::layout::HEAD;
+use sip_xdp_common::meter::Bucket;
+use sip_xdp_common::verdict::Message;
 
 use super::*;
+use crate::network::source_of;
+
+const SECOND: u64 = 1_000_000_000;
+const START: u64 = 1_000_000 * SECOND;
+
+/// A registrar, and everybody who talks to it.
+struct Scene {
+    detector: Detector,
+    now: u64,
+    number: u64,
+    bans: Vec<Finding>,
+    actions: Vec<Action>,
+}
+
+/// Somebody at an address.
+#[derive(Clone)]
+struct Who {
+    source: Source,
+    port: u16,
+    user: String,
+    agent: &'static str,
+}
+
+fn who(address: &str, port: u16, user: &str) -> Who {
+    Who { source: source_of(address.parse().unwrap()), port, user: user.to_owned(), agent: "Phone 1.0" }
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self::with(Config::default())
+    }
+
+    fn with(config: Config) -> Self {
+        Self { detector: Detector::new(&config), now: START, number: 0, bans: Vec::new(), actions: Vec::new() }
+    }
+
+    fn wait(&mut self, nanos: u64) {
+        self.now += nanos;
+        let actions = self.detector.tick(self.now);
+        self.take(actions);
+    }
+
+    fn take(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Ban(finding) => self.bans.push(finding),
+                action => self.actions.push(action),
+            }
+        }
+    }
+
+    fn event(&mut self, kind: EventKind, who: &Who, text: &str) {
+        let mut event = Event {
+            time: self.now,
+            kind: kind as u8,
+            source: who.source,
+            port: who.port,
+            bucket: Bucket::Requests as u8,
+            message: Message::Register as u8,
+            head_length: text.len() as u16,
+            length: text.len() as u16,
+            ..Event::zeroed()
+        };
+        assert!(text.len() <= HEAD);
+        event.head[..text.len()].copy_from_slice(text.as_bytes());
+        let actions = self.detector.observe(&event);
+        self.take(actions);
+    }
+
+    /// A request and its response, in the same transaction.
+    fn ask(&mut self, who: &Who, method: &str, target: &str, credentials: &str, status: &str) {
+        self.number += 1;
+        let (number, user) = (self.number, &who.user);
+        let (aor, uri) =
+            if method == "REGISTER" { (target, String::new()) } else { (user.as_str(), format!("{target}@")) };
+        let common = format!(
+            "Via: SIP/2.0/UDP h;branch=z9hG4bK{number}\r\nFrom: <sip:{aor}@pbx>;tag=f{number}\r\nTo: <sip:{target}@pbx>\r\n\
+             Call-ID: c{number}\r\nCSeq: {number} {method}\r\n"
+        );
+        let agent = who.agent;
+        let request = format!("{method} sip:{uri}pbx SIP/2.0\r\n{common}User-Agent: {agent}\r\n{credentials}\r\n");
+        self.event(EventKind::Request, who, &request);
+        self.event(EventKind::Answer, who, &format!("SIP/2.0 {status}\r\n{common}{}\r\n", challenge(status, number)));
+    }
+
+    /// Registers as phones do. The nonce is one that nobody else is given.
+    fn register(&mut self, who: &Who) {
+        self.ask(who, "REGISTER", &who.user, "", "401 Unauthorized");
+        let credentials = self.credentials(who, self.number, "right");
+        self.ask(who, "REGISTER", &who.user, &format!("{credentials}Expires: 600\r\n"), "200 OK");
+    }
+
+    /// Tries a password that is wrong.
+    fn guess(&mut self, who: &Who, password: &str) {
+        self.ask(who, "REGISTER", &who.user, "", "401 Unauthorized");
+        let credentials = self.credentials(who, self.number, password);
+        self.ask(who, "REGISTER", &who.user, &credentials, "401 Unauthorized");
+    }
+
+    fn credentials(&self, who: &Who, nonce: u64, password: &str) -> String {
+        let user = &who.user;
+        format!(
+            "Authorization: Digest username=\"{user}\",realm=\"r\",nonce=\"n{nonce}\",uri=\"sip:pbx\",response=\"{password}\"\r\n"
+        )
+    }
+
+    fn good(&self, who: &Who) -> bool {
+        self.detector.good(&who.source, who.port, self.now).until > self.now
+    }
+
+    fn only_ban(&self) -> &Finding {
+        let [ban] = self.bans.as_slice() else { panic!("{} bans: {:#?}", self.bans.len(), self.bans) };
+        ban
+    }
+}
+
+fn challenge(status: &str, number: u64) -> String {
+    if status.starts_with("401") || status.starts_with("407") {
+        format!("WWW-Authenticate: Digest realm=\"r\", nonce=\"n{number}\"\r\n")
+    } else {
+        String::new()
+    }
+}
+
+#[test]
+fn a_phone_that_registers_is_known_good_until_it_ends() {
+    let mut scene = Scene::new();
+    let phone = who("192.0.2.7", 5062, "100");
+    scene.ask(&phone, "REGISTER", "100", "", "200 OK");
+    scene.ask(&phone, "OPTIONS", "100", "", "200 OK");
+    assert!(!scene.good(&phone), "without credentials it proves nothing");
+    let credentials = scene.credentials(&phone, 77, "x");
+    scene.ask(&phone, "OPTIONS", "100", &credentials, "200 OK");
+    scene.ask(&phone, "SUBSCRIBE", "100", &credentials, "200 OK");
+    assert!(!scene.good(&phone), "a nonce that nobody gave");
+    scene.register(&phone);
+    assert!(scene.good(&phone));
+    assert_eq!(scene.detector.good(&phone.source, 5063, scene.now).flow_until, 0, "another port");
+    scene.wait(599 * SECOND);
+    assert!(scene.good(&phone));
+    scene.wait(2 * SECOND);
+    assert!(!scene.good(&phone) && scene.detector.was_good_lately(&phone.source, scene.now));
+    scene.register(&phone);
+    scene.ask(&phone, "REGISTER", "100", "", "401 Unauthorized");
+    let credentials = scene.credentials(&phone, scene.number, "right");
+    scene.ask(&phone, "REGISTER", "100", &format!("{credentials}Expires: 0\r\n"), "200 OK");
+    assert!(!scene.good(&phone), "it has taken its registration back");
+    assert!(scene.bans.is_empty());
+}
+
+#[test]
+fn guesses_are_proven_by_the_nonce_they_echo() {
+    // As svcrack does it: one bare request, then guesses in one transaction that all echo the nonce of the last challenge.
+    let mut scene = Scene::new();
+    let attacker = who("192.0.2.66", 5060, "100");
+    let common = "Via: SIP/2.0/UDP h;branch=z9hG4bK1\r\nFrom: <sip:100@pbx>;tag=1\r\nTo: <sip:100@pbx>\r\nCall-ID: 1\r\nCSeq: 2 REGISTER\r\n";
+    let mut sent = 0;
+    for n in 0..40_u64 {
+        let credentials = if n == 0 { String::new() } else { scene.credentials(&attacker, n - 1, &format!("{n}")) };
+        let request = format!("REGISTER sip:pbx SIP/2.0\r\n{common}{credentials}\r\n");
+        scene.event(EventKind::Request, &attacker, &request);
+        // A retransmission is no further try.
+        scene.event(EventKind::Request, &attacker, &request);
+        let response = format!("SIP/2.0 401 Unauthorized\r\n{common}{}\r\n", challenge("401", n));
+        scene.event(EventKind::Answer, &attacker, &response);
+        scene.event(EventKind::Answer, &attacker, &response);
+        sent += 1;
+        scene.wait(SECOND / 180);
+        if !scene.bans.is_empty() {
+            break;
+        }
+    }
+    let ban = scene.only_ban();
+    assert_eq!((ban.kind, ban.tier, ban.port, ban.grows), ("rejected", Tier::Proven, None, true));
+    assert!(
+        ban.reason.starts_with("10 rejected passwords for the user \"100\" in 1 s, nonce echoed, none accepted"),
+        "{}",
+        ban.reason
+    );
+    assert!(sent <= 12, "{sent} requests");
+}
+
+#[test]
+fn patience_does_not_help() {
+    for (pause, at_most) in [(7, 20), (30, 22), (50, 80)] {
+        let mut scene = Scene::new();
+        let attacker = who("192.0.2.66", 5060, "100");
+        let tries = (1..400).find(|n| {
+            scene.guess(&attacker, &format!("{n}"));
+            scene.wait(pause * SECOND);
+            !scene.bans.is_empty()
+        });
+        assert!(tries.is_some_and(|tries| tries <= at_most), "every {pause} s: {tries:?}");
+        let ban = scene.only_ban();
+        assert_eq!(ban.tier, Tier::Proven);
+        assert_eq!(ban.kind, if pause >= 20 { "misconfigured" } else { "rejected" }, "every {pause} s");
+    }
+}
+
+#[test]
+fn a_stale_nonce_is_no_guess() {
+    let mut scene = Scene::new();
+    for n in 0..100 {
+        let phone = who("192.0.2.7", 5000 + n, &format!("{n}"));
+        let old = scene.credentials(&phone, 999_999, "right");
+        scene.ask(&phone, "REGISTER", &phone.user.clone(), &old, "401 Unauthorized");
+        let new = scene.credentials(&phone, scene.number, "right");
+        scene.wait(SECOND / 10);
+        scene.ask(&phone, "REGISTER", &phone.user.clone(), &new, "200 OK");
+    }
+    scene.wait(60 * SECOND);
+    assert!(scene.bans.is_empty(), "{:?}", scene.bans);
+}
+
+#[test]
+fn enumeration_by_refusal_and_by_silence_after_a_challenge() {
+    for (method, status) in [
+        ("REGISTER", "404 Not Found"),
+        ("INVITE", "404 Not Found"),
+        ("OPTIONS", "404 Not Found"),
+        ("REGISTER", "401 Unauthorized"),
+        ("REGISTER", "403 No"),
+    ] {
+        let mut scene = Scene::new();
+        let attacker = who("192.0.2.66", 5060, "x");
+        let tries = (0..40).position(|n| {
+            scene.ask(&attacker, method, &format!("{}", 1_000 + n), "", status);
+            scene.wait(SECOND);
+            !scene.bans.is_empty()
+        });
+        assert!(tries.is_some_and(|tries| tries <= 16), "{method} {status}: {tries:?}");
+        let ban = scene.only_ban();
+        assert!(["enumeration", "invites"].contains(&ban.kind), "{}", ban.kind);
+        assert_eq!(ban.tier, Tier::Unproven, "anybody can have sent that");
+    }
+}
+
+#[test]
+fn what_the_kernel_holds_up_is_not_missing() {
+    let mut scene = Scene::new();
+    for n in 0..300 {
+        let phone = who("192.0.2.7", 5000 + n, &format!("{n}"));
+        scene.ask(&phone, "REGISTER", &phone.user.clone(), "", "401 Unauthorized");
+        scene.event(EventKind::Limited, &phone, "REGISTER sip:pbx SIP/2.0\r\nCall-ID: x\r\n\r\n");
+        scene.wait(SECOND / 20);
+    }
+    scene.wait(60 * SECOND);
+    assert!(scene.bans.is_empty(), "{:?}", scene.bans);
+}
+
+#[test]
+fn one_bad_phone_does_not_silence_its_office() {
+    for phones in [4, 300] {
+        let mut scene = Scene::new();
+        let office: Vec<Who> = (0..phones).map(|n| who("192.0.2.7", 10_000 + n, &format!("{n}"))).collect();
+        let bad = who("192.0.2.7", 9_999, "old");
+        for round in 0..120 {
+            if round % 15 == 0 {
+                office.iter().for_each(|phone| scene.register(phone));
+            }
+            scene.guess(&bad, "stale");
+            scene.wait(30 * SECOND);
+        }
+        assert!(!scene.bans.is_empty(), "{phones} phones");
+        for ban in &scene.bans {
+            assert_eq!((ban.kind, ban.port, ban.grows), ("misconfigured", Some(9_999), false), "{ban:?}");
+        }
+    }
+}
+
+#[test]
+fn guessing_from_an_office_bans_the_office_only_if_it_is_many() {
+    let mut scene = Scene::new();
+    scene.register(&who("192.0.2.7", 10_000, "100"));
+    for n in 0..60 {
+        scene.guess(&who("192.0.2.7", 20_000 + n, &format!("{}", 2_000 + n)), "x");
+        scene.wait(SECOND);
+    }
+    assert!(scene.bans.iter().any(|ban| ban.port.is_none() && ban.kind == "rejected"), "{:?}", scene.bans);
+}
+
+#[test]
+fn a_registrar_that_rejects_everybody_bans_nobody() {
+    let mut scene = Scene::new();
+    let office: Vec<Who> = (0..300).map(|n| who("192.0.2.7", 10_000 + n, &format!("{n}"))).collect();
+    office.iter().for_each(|phone| scene.register(phone));
+    scene.wait(60 * SECOND);
+    for round in 0..20 {
+        for phone in &office {
+            scene.guess(phone, &format!("right {round}"));
+            scene.wait(SECOND / 10);
+        }
+    }
+    assert!(scene.bans.is_empty(), "{:?}", scene.bans);
+    assert!(scene.actions.iter().any(|action| matches!(action, Action::Note("registrar_failing", _))));
+    assert!(scene.detector.registrar_is_failing(scene.now));
+}
+
+#[test]
+fn tools_are_limited_and_then_banned() {
+    let mut scene = Scene::new();
+    let tool = Who { agent: "friendly-scanner", ..who("192.0.2.66", 5060, "100") };
+    scene.ask(&tool, "OPTIONS", "100", "", "200 OK");
+    assert!(matches!(scene.actions.as_slice(), [Action::Suspect(source, ..)] if *source == tool.source));
+    scene.ask(&tool, "OPTIONS", "100", "", "200 OK");
+    assert!(scene.bans.is_empty());
+    scene.ask(&tool, "OPTIONS", "100", "", "200 OK");
+    assert_eq!((scene.only_ban().kind, scene.only_ban().tier), ("signature", Tier::Unproven));
+
+    let mut scene = Scene::new();
+    scene.ask(&tool, "OPTIONS", "7", "", "404 Not Found");
+    assert_eq!(scene.only_ban().kind, "signature", "a second kind of evidence");
+
+    let mut scene = Scene::new();
+    scene.guess(&tool, "x");
+    let ban = scene.only_ban();
+    assert_eq!((ban.kind, ban.tier), ("signature", Tier::Proven), "it echoes the nonce");
+}
+
+#[test]
+fn looking_for_a_way_out() {
+    let mut scene = Scene::new();
+    let caller = who("192.0.2.66", 5060, "100");
+    let mut tried = 0;
+    for prefix in ["00", "+", "011", "900", "9011", "8011"] {
+        scene.ask(&caller, "INVITE", &format!("{prefix}441234567890"), "", "407 Proxy Authentication Required");
+        scene.wait(6 * SECOND);
+        tried += 1;
+        if !scene.bans.is_empty() {
+            break;
+        }
+    }
+    assert_eq!((scene.only_ban().kind, tried), ("invites", 4));
+    assert!(scene.only_ban().reason.contains("under 4 prefixes"), "{}", scene.only_ban().reason);
+}
+
+#[test]
+fn a_peer_is_never_banned_and_only_an_answer_makes_one() {
+    let mut scene = Scene::new();
+    let carrier = who("203.0.113.5", 5060, "carrier");
+    let ours = |tag: &str| {
+        format!(
+            "OPTIONS sip:carrier SIP/2.0\r\nVia: SIP/2.0/UDP us;branch=z9hG4bKours{tag}\r\nTo: <sip:a@b>{tag}\r\n\r\n"
+        )
+    };
+    let theirs = |branch: &str| format!("SIP/2.0 200 OK\r\nVia: SIP/2.0/UDP us;branch=z9hG4bK{branch}\r\n\r\n");
+    scene.event(EventKind::Response, &carrier, &theirs("ours"));
+    scene.event(EventKind::Asked, &carrier, &ours(";tag=in-their-dialog"));
+    scene.event(EventKind::Response, &carrier, &theirs("ours;tag=in-their-dialog"));
+    scene.event(EventKind::Asked, &carrier, &ours(""));
+    scene.event(EventKind::Response, &carrier, &theirs("other"));
+    assert!(scene.actions.is_empty(), "{:?}", scene.actions);
+    scene.event(EventKind::Response, &carrier, &theirs("ours"));
+    assert_eq!(scene.actions, [Action::Peer(carrier.source, scene.now + known::PEER)]);
+    for n in 0..200 {
+        scene.ask(&carrier, "INVITE", &format!("004930{}", 1_000_000 + n), "", "404 Not Found");
+        scene.ask(&carrier, "INVITE", &format!("{}0049301234567", n % 10), "", "407 Proxy Authentication Required");
+        scene.wait(SECOND);
+    }
+    assert!(scene.bans.is_empty(), "{:?}", scene.bans);
+}
+
+#[test]
+fn a_forger_gets_nobody_banned_who_is_known() {
+    let mut scene = Scene::new();
+    let phone = who("192.0.2.7", 5062, "100");
+    scene.register(&phone);
+    for n in 0..2_000_u64 {
+        let forged = who("192.0.2.7", 1_024 + n as u16, &format!("{}", n % 50));
+        let credentials = scene.credentials(&forged, 5_000_000 + n, "x");
+        scene.ask(&forged, "REGISTER", &forged.user.clone(), &credentials, "401 Unauthorized");
+        scene.ask(&forged, "REGISTER", &format!("{}", 7_000 + n), "", "404 Not Found");
+        scene.ask(&Who { agent: "sipvicious", ..forged }, "INVITE", "00441234567890", "", "404 Not Found");
+        scene.wait(SECOND / 500);
+    }
+    assert!(scene.bans.is_empty(), "{:?}", scene.bans);
+    // An uninvolved stranger is banned for a short time at most.
+    for n in 0..100_u64 {
+        let forged = who("198.51.100.9", 5060, "200");
+        let credentials = scene.credentials(&forged, 6_000_000 + n, &format!("{n}"));
+        scene.ask(&forged, "REGISTER", "200", &credentials, "401 Unauthorized");
+    }
+    assert!(!scene.bans.is_empty() && scene.bans.iter().all(|ban| ban.tier == Tier::Unproven && !ban.grows));
+}
+
+#[test]
+fn decoys_and_sprayed_users() {
+    let mut config = Config::default();
+    config.detect.decoy.users = vec!["honey".to_owned()];
+    let mut scene = Scene::with(config);
+    scene.guess(&who("192.0.2.66", 5060, "honey"), "x");
+    assert_eq!((scene.only_ban().kind, scene.only_ban().tier), ("decoy", Tier::Proven));
+
+    let mut scene = Scene::new();
+    for n in 0..6 {
+        scene.guess(&who(&format!("203.0.113.{n}"), 5060, "nobody"), "x");
+    }
+    assert_eq!(scene.bans.iter().map(|ban| ban.kind).collect::<Vec<_>>(), ["decoy"; 2], "the fifth and the sixth");
+
+    let mut scene = Scene::new();
+    scene.register(&who("192.0.2.7", 5062, "100"));
+    for n in 0..12 {
+        let stranger = who(&format!("203.0.113.{n}"), 5060, "100");
+        scene.guess(&stranger, "a");
+        scene.wait(6 * SECOND);
+        scene.guess(&stranger, "b");
+        scene.wait(6 * SECOND);
+    }
+    assert!(scene.actions.iter().any(|action| matches!(action, Action::Note("sprayed", _))));
+    assert!(
+        scene.bans.len() >= 2 && scene.bans.iter().all(|ban| ban.reason.starts_with("2 rejected")),
+        "{:?}",
+        scene.bans
+    );
+    assert!(scene.bans.iter().all(|ban| ban.source != who("192.0.2.7", 0, "").source));
+}
+
+#[test]
+fn ipv6_is_judged_by_its_network() {
+    let mut scene = Scene::new();
+    for n in 0..12 {
+        scene.guess(&who(&format!("2001:db8:66::{:x}", 1 + n), 5060, "100"), &format!("{n}"));
+        scene.wait(SECOND);
+    }
+    scene.wait(6 * SECOND);
+    let ban = scene.only_ban();
+    assert!(!ban.by_address && ban.kind == "rejected");
+}
+
+#[test]
+fn unseen_responses_keep_volume_from_banning() {
+    let mut scene = Scene::new();
+    for n in 0..200 {
+        scene.number += 1;
+        let (phone, number) = (who(&format!("192.0.2.{n}"), 5062, "100"), scene.number);
+        scene.event(EventKind::Request, &phone, &format!("REGISTER sip:pbx SIP/2.0\r\nCall-ID: {number}\r\n\r\n"));
+    }
+    assert!(!scene.detector.sees_responses());
+    let attacker = who("203.0.113.66", 5060, "1");
+    for n in 0..100 {
+        scene.event(EventKind::Limited, &attacker, &format!("REGISTER sip:pbx SIP/2.0\r\nCall-ID: {n}\r\n\r\n"));
+        scene.wait(SECOND / 20);
+    }
+    assert!(scene.bans.is_empty());
+}
+
+#[test]
+fn ten_thousand_patient_sources_are_each_judged_and_memory_is_bounded() {
+    let mut scene = Scene::new();
+    let bots: Vec<Who> = (0..10_000_u32)
+        .map(|n| Who {
+            source: source_of(std::net::Ipv4Addr::from(0x0b00_0000 + 7 * n).into()),
+            ..who("192.0.2.1", 5060, "100")
+        })
+        .collect();
+    for round in 0..11 {
+        for bot in &bots {
+            scene.guess(bot, &format!("{round}"));
+            scene.now += SECOND / 1_000;
+        }
+        scene.wait(10 * SECOND);
+    }
+    let banned: std::collections::HashSet<_> = scene.bans.iter().map(|ban| ban.source).collect();
+    assert_eq!(banned.len(), bots.len());
+    assert!(scene.detector.watched() <= MAX_SUBJECTS);
+}

@@ -9,6 +9,7 @@ mod egress;
 mod frames;
 mod harness;
 mod kept;
+mod known;
 mod limits;
 mod lists;
 mod model;
