@@ -39,6 +39,8 @@ pub enum Owner {
     Auto = 1,
     /// The configuration file.
     Config = 2,
+    /// A host name that is followed, of which this is an address.
+    Host = 3,
 }
 
 impl Owner {
@@ -48,6 +50,7 @@ impl Owner {
             0 => Some(Self::Manual),
             1 => Some(Self::Auto),
             2 => Some(Self::Config),
+            3 => Some(Self::Host),
             _ => None,
         }
     }
@@ -58,6 +61,7 @@ impl Owner {
             Self::Manual => "manual",
             Self::Auto => "auto",
             Self::Config => "config",
+            Self::Host => "host",
         }
     }
 }

@@ -286,7 +286,7 @@ impl Lists {
     /// The owners of exactly `network` in a list.
     pub fn owners(&self, list: List, network: &Network) -> Vec<&Entry> {
         self.entries
-            .range((list, *network, Owner::Manual)..=(list, *network, Owner::Config))
+            .range((list, *network, Owner::Manual)..=(list, *network, Owner::Host))
             .map(|(_, entry)| entry)
             .collect()
     }
