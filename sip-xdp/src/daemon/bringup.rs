@@ -25,6 +25,7 @@ use crate::config::{BlockScope, Config};
 use crate::control;
 use crate::detect::Detector;
 use crate::exempt::{Exempt, near};
+use crate::hosts::Hosts;
 use crate::ledger::Entry;
 use crate::ledger::Ledger;
 use crate::lists::Lists;
@@ -106,6 +107,12 @@ impl Daemon {
                 }
             }
         }
+        let (mut hosts, trouble) = Hosts::open(paths.hosts_file());
+        hosts.recall(lists.entries(List::Trust));
+        if let Some(trouble) = trouble {
+            log::error!("{trouble}");
+            warnings.push(trouble);
+        }
         let learning_until = if first_start { clock::after(Some(config.learn.0)) } else { 0 };
         let events = RingBuf::try_from(open(names::EVENTS)?)?;
         let sources = Sources::open(open)?;
@@ -115,6 +122,11 @@ impl Daemon {
         let mut daemon = Self {
             detector: Detector::new(&config),
             exempt: Exempt::default(),
+            hosts,
+            trusted_hosts: Default::default(),
+            admitted_hosts: Default::default(),
+            hosts_error: None,
+            hosts_save_error: None,
             served: Vec::new(),
             dirty: false,
             state_error: None,
@@ -161,6 +173,7 @@ impl Daemon {
             return Err(error);
         }
         self.detector.configure(&self.config);
+        self.hosts.ask_again();
         Ok(json!({ "applied": self.summary() }))
     }
 
@@ -199,6 +212,7 @@ impl Daemon {
                 self.lists.put(List::Trust, entry)?;
             }
         }
+        self.prepare_hosts();
         self.lists.expire(clock::now())?;
         self.judge_by_address()
     }

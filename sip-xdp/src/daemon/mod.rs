@@ -3,6 +3,7 @@
 
 mod bringup;
 mod commands;
+mod hosts;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::config::Config;
 use crate::control::{self, Call};
 use crate::detect::{Detector, Finding};
 use crate::exempt::Exempt;
+use crate::hosts::{ByName, Hosts};
 use crate::ledger::{Entry, Tier};
 use crate::lists::Lists;
 use crate::netlink::Netlink;
@@ -97,6 +99,11 @@ struct Daemon {
     sources: Sources,
     detector: Detector,
     exempt: Exempt,
+    hosts: Hosts,
+    trusted_hosts: ByName,
+    admitted_hosts: ByName,
+    hosts_error: Option<String>,
+    hosts_save_error: Option<String>,
     served: Vec<Served>,
     /// What an operator should know, said in `status`.
     warnings: Vec<String>,
@@ -125,6 +132,7 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ticks = 0_u64;
+    let mut answers = daemon.hosts.start();
 
     ready(&daemon.summary());
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -149,6 +157,7 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
+            Some(update) = answers.recv() => daemon.host_answered(update),
             _ = tick.tick() => {
                 ticks += 1;
                 daemon.tick(ticks).await;
@@ -286,6 +295,7 @@ impl Daemon {
 
     async fn tick(&mut self, ticks: u64) {
         let now = clock::now();
+        self.expire_hosts(now);
         match self.lists.expire(now) {
             Ok(expired) => {
                 for (list, entry) in expired {
@@ -308,6 +318,7 @@ impl Daemon {
             log::warn!("the host's addresses and routes: {error:#}");
         }
         self.save();
+        self.save_hosts(false);
     }
 
     /// Writes the lists to disk if they have changed. A failure is said once, and again in `status`.
@@ -338,6 +349,7 @@ impl Daemon {
     /// Leaves the filter as it is and lets go of the instance.
     fn stop(mut self) {
         self.save();
+        self.save_hosts(true);
         let _ = std::fs::remove_file(self.paths.socket());
         drop(self.lock.take());
     }
@@ -347,12 +359,14 @@ impl Daemon {
         let mut warnings = self.warnings.clone();
         warnings.extend(self.attach_warnings.iter().cloned());
         warnings.extend(self.state_error.clone());
+        warnings.extend(self.hosts_warnings());
         json!({
             "pid": std::process::id(),
             "version": env!("CARGO_PKG_VERSION"),
             "config": PathBuf::from(&self.paths.config),
             "watched_sources": self.detector.watched(),
             "learning": clock::now() < self.learning_until,
+            "hosts": self.hosts_status(),
             "warnings": warnings,
         })
     }
