@@ -69,6 +69,8 @@ pub enum Request {
         /// The name.
         name: HostName,
     },
+    /// The filter may go on enforcing.
+    Confirm,
     /// Read the configuration again.
     Reload,
     /// Detach, and end if nothing is left.

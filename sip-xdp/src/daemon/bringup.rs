@@ -19,6 +19,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
 
+use super::confirm::Confirmation;
 use super::{Daemon, Overrides, Served};
 use crate::attach::{Mode, attach, attach_egress};
 use crate::config::{BlockScope, Config};
@@ -44,6 +45,12 @@ impl Daemon {
     /// Starts: adopts what is pinned, or begins anew with what is on disk. A start that fails leaves what was there.
     pub(super) async fn start(paths: Paths, overrides: Overrides) -> Result<(Self, RingBuf<MapData>, UnixListener)> {
         let config = overrides.read(&paths)?;
+        if overrides.confirm.is_some() && config.dry_run {
+            bail!(
+                "--confirm has nothing to confirm in a dry run, which {} asks for; take dry_run out of it",
+                paths.config.display()
+            );
+        }
         object::check_capabilities()?;
         let pins = Pins::new(&paths.pin_dir);
         let lock = pins.prepare()?;
@@ -127,6 +134,8 @@ impl Daemon {
             admitted_hosts: Default::default(),
             hosts_error: None,
             hosts_save_error: None,
+            confirmation: Confirmation::default(),
+            step_back_failed: false,
             served: Vec::new(),
             dirty: false,
             state_error: None,
@@ -155,12 +164,14 @@ impl Daemon {
             daemon.pins.promote_new_maps()?;
         }
         daemon.dirty = true;
+        daemon.confirmation = Confirmation::new(daemon.overrides.confirm);
         Ok((daemon, events, listener))
     }
 
     /// Reads the configuration again and applies it. On an error the running one stays in force.
     pub(super) async fn reload(&mut self) -> Result<Value> {
-        let config = self.overrides.read(&self.paths)?;
+        let mut config = self.overrides.read(&self.paths)?;
+        config.dry_run |= self.confirmation.is_missed();
         if config.capacity != self.config.capacity {
             bail!("capacity cannot change while it runs; restart the daemon (the filter goes on meanwhile)");
         }
@@ -178,7 +189,7 @@ impl Daemon {
     }
 
     /// Applies the configuration to what is loaded.
-    async fn apply(&mut self) -> Result<()> {
+    pub(super) async fn apply(&mut self) -> Result<()> {
         let surroundings = self.netlink.surroundings().await?;
         let interfaces = wanted_interfaces(&self.config, &self.netlink, &surroundings).await?;
         self.exempt = Exempt::new(&surroundings, &resolv_conf());

@@ -30,6 +30,7 @@ impl Daemon {
             Request::Delete { list: ListName::Trust, network } => self.untrust(&network),
             Request::TrustHost { name, ttl, reason } => self.trust_host(name, ttl, reason),
             Request::DistrustHost { name } => self.distrust_host(&name),
+            Request::Confirm => self.confirm().await,
             Request::Reload => self.reload().await,
             Request::Unload { interfaces } => self.unload(&interfaces),
         }

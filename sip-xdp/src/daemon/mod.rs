@@ -3,6 +3,7 @@
 
 mod bringup;
 mod commands;
+mod confirm;
 mod hosts;
 
 use std::path::PathBuf;
@@ -35,6 +36,8 @@ use crate::pins::{Lock, Pins};
 use crate::sources::Sources;
 use crate::{clock, state};
 
+use confirm::Confirmation;
+
 /// How often expired entries are taken out and changes are written to disk.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -61,6 +64,8 @@ pub struct Overrides {
     pub mode: Option<ModeChoice>,
     /// `--dry-run`.
     pub dry_run: bool,
+    /// `--confirm`: go back to a dry run after so long, unless somebody confirms.
+    pub confirm: Option<Duration>,
 }
 
 impl Overrides {
@@ -104,6 +109,8 @@ struct Daemon {
     admitted_hosts: ByName,
     hosts_error: Option<String>,
     hosts_save_error: Option<String>,
+    confirmation: Confirmation,
+    step_back_failed: bool,
     served: Vec<Served>,
     /// What an operator should know, said in `status`.
     warnings: Vec<String>,
@@ -172,11 +179,16 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     let ended = daemon.ended;
+    if !ended {
+        daemon.step_back().await;
+    }
+    let dry_run = daemon.config.dry_run;
     daemon.stop();
     // Answers that are still on their way.
     tokio::time::sleep(Duration::from_millis(50)).await;
     if !ended {
-        log::info!("stopped; the filter goes on enforcing, `sip-xdp unload` takes it off");
+        let on = if dry_run { "in a dry run" } else { "enforcing" };
+        log::info!("stopped; the filter goes on {on}, `sip-xdp unload` takes it off");
     }
     Ok(())
 }
@@ -187,7 +199,7 @@ impl Daemon {
         let interfaces: Vec<_> = self.served.iter().map(|s| format!("{} ({})", s.name, s.mode)).collect();
         let ports: Vec<_> = self.config.ports.iter().map(ToString::to_string).collect();
         let verb = if self.config.dry_run { "dry run, nothing is dropped," } else { "enforcing" };
-        format!("{verb} on {}, ports {}", interfaces.join(", "), ports.join(" "))
+        format!("{verb} on {}, ports {}{}", interfaces.join(", "), ports.join(" "), self.confirmation.note())
     }
 
     /// Reads all events that are there.
@@ -295,6 +307,7 @@ impl Daemon {
 
     async fn tick(&mut self, ticks: u64) {
         let now = clock::now();
+        self.check_confirmation(now).await;
         self.expire_hosts(now);
         match self.lists.expire(now) {
             Ok(expired) => {
@@ -360,6 +373,7 @@ impl Daemon {
         warnings.extend(self.attach_warnings.iter().cloned());
         warnings.extend(self.state_error.clone());
         warnings.extend(self.hosts_warnings());
+        warnings.extend(self.confirmation.warning());
         json!({
             "pid": std::process::id(),
             "version": env!("CARGO_PKG_VERSION"),
@@ -367,6 +381,7 @@ impl Daemon {
             "watched_sources": self.detector.watched(),
             "learning": clock::now() < self.learning_until,
             "hosts": self.hosts_status(),
+            "confirm": self.confirmation.status(),
             "warnings": warnings,
         })
     }
