@@ -137,7 +137,7 @@ fn a_domain_is_followed_through_its_services() -> Result<()> {
     server.serve(&records)?;
     let configuration = "[trust]\nhosts = [\"carrier.example\", \"evil.carrier.example\", \"too.carrier.example\"]\n\
                          [admit]\nhosts = [\"a.carrier.example\"]\n";
-    let filter = start(&lab, &server, configuration)?;
+    let mut filter = start(&lab, &server, configuration)?;
     let all = ["192.0.2.1", "192.0.2.2", "192.0.2.4", "192.0.2.5", "2001:db8:77::2"];
     wait_for(&filter, &all, SOON)?;
     wait_until("all are answered", SOON, || {
@@ -166,7 +166,17 @@ fn a_domain_is_followed_through_its_services() -> Result<()> {
     assert_eq!(addresses(&filter)?, all);
     filter.configure("[trust]\nhosts = [\"carrier.example\"]\n")?;
     ask_again(&filter)?;
-    wait_for(&filter, &["192.0.2.1", "192.0.2.2", "192.0.2.4", "2001:db8:77::2"], SOON)?;
+    let left = ["192.0.2.1", "192.0.2.2", "192.0.2.4", "2001:db8:77::2"];
+    wait_for(&filter, &left, SOON)?;
+
+    // What is on disk is destroyed, and nobody answers: what the kernel has stays.
+    server.stop()?;
+    filter.kill9()?;
+    let instance = filter.pins().file_name().context("the pins have no name")?;
+    std::fs::write(lab.directory().join(instance).join("state/hosts.json"), "{")?;
+    filter.launch()?;
+    assert_eq!(addresses(&filter)?, left);
+    assert!(filter.json(&["status"])?["warnings"].to_string().contains("hosts.json is corrupt"));
     Ok(())
 }
 

@@ -45,7 +45,8 @@ impl Daemon {
             self.list_hosts(purpose);
             all.extend(names);
         }
-        self.hosts.follow(all);
+        // The configuration and commands may be too much together; `status` says so.
+        self.hosts.follow(all.into_iter().take(MAX_NAMES).collect());
     }
 
     /// Puts the addresses of a name into force for a purpose, in place of those that it had. None take the name out.
@@ -226,6 +227,12 @@ impl Daemon {
         let mut warnings: Vec<_> = unresolved
             .filter_map(|name| Some(format!("the host {name} has no address yet: {}", self.hosts.error(name)?)))
             .collect();
+        if names.len() > MAX_NAMES {
+            warnings.push(format!(
+                "there are {} host names, of which only the first {MAX_NAMES} are followed; take some out",
+                names.len()
+            ));
+        }
         warnings.extend(self.hosts_error.clone());
         warnings.extend(self.hosts_save_error.clone());
         warnings
