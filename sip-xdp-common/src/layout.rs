@@ -50,7 +50,7 @@ pub enum Owner {
     Auto = 1,
     /// The configuration file.
     Config = 2,
-    /// A host whose name is followed.
+    /// A host name that is followed, of which this is an address.
     Host = 3,
 }
 

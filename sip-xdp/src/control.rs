@@ -15,6 +15,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::config::HostName;
 use crate::network::Network;
 
 /// The group whose members may give commands.
@@ -54,6 +55,22 @@ pub enum Request {
         /// The network, or one inside it.
         network: Network,
     },
+    /// Trust a host name: follow it through DNS.
+    TrustHost {
+        /// The name.
+        name: HostName,
+        /// For how many seconds; without it for good.
+        ttl: Option<u64>,
+        /// Why.
+        reason: String,
+    },
+    /// Trust a host name no longer.
+    DistrustHost {
+        /// The name.
+        name: HostName,
+    },
+    /// The filter may go on enforcing.
+    Confirm,
     /// Read the configuration again.
     Reload,
     /// Detach, and end if nothing is left.

@@ -8,6 +8,7 @@
 //! - [`lists`] is the only writer of the lists: [`ledger`] remembers who listed what and why, [`feeds`] what feeds list;
 //!   [`table`], [`front`] and [`guide`] are what the kernel asks, in memory that [`mapped`] shares with it.
 //! - [`sources`] are the meters of unknown sources.
+//! - [`hosts`] follows host names that are trusted or admitted through DNS.
 //! - [`detect`] turns events into bans, [`exempt`] knows who must never be banned.
 //! - [`daemon`] ties these together, [`control`] is how commands reach it.
 //! - [`report`] reads everything from the pinned maps, with or without a daemon.
@@ -23,6 +24,7 @@ pub mod feeds;
 pub mod flows;
 pub mod front;
 pub mod guide;
+pub mod hosts;
 pub mod ledger;
 pub mod lists;
 pub mod mapped;

@@ -25,4 +25,9 @@ impl Paths {
     pub fn state_file(&self) -> PathBuf {
         self.state_dir.join("lists.json")
     }
+
+    /// The host names that are followed, on disk.
+    pub fn hosts_file(&self) -> PathBuf {
+        self.state_dir.join("hosts.json")
+    }
 }

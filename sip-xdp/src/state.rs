@@ -33,11 +33,12 @@ struct SavedEntry {
     reason: String,
 }
 
-/// Writes the lists, so that a crash leaves the old file or the new one. What the configuration file lists is left
-/// out, and so is what was made in a dry run.
+/// Writes the lists. What the configuration file lists is left out, as are addresses of hosts, which
+/// [`hosts`](crate::hosts) keeps, and what was made in a dry run.
 pub fn save<'a>(path: &Path, entries: impl Iterator<Item = (List, &'a Entry)>) -> Result<()> {
     let mut saved = Saved { schema: SCHEMA, block: Vec::new(), trust: Vec::new() };
-    for (list, entry) in entries.filter(|(_, entry)| entry.owner != Owner::Config && !entry.dry_run) {
+    let is_kept = |entry: &Entry| matches!(entry.owner, Owner::Manual | Owner::Auto) && !entry.dry_run;
+    for (list, entry) in entries.filter(|(_, entry)| is_kept(entry)) {
         let of = if list == List::Block { &mut saved.block } else { &mut saved.trust };
         of.push(SavedEntry {
             network: entry.network,
@@ -48,11 +49,16 @@ pub fn save<'a>(path: &Path, entries: impl Iterator<Item = (List, &'a Entry)>) -
             reason: entry.reason.clone(),
         });
     }
+    write(path, &saved)
+}
+
+/// Writes a file of the state, so that a crash leaves the old one or the new one.
+pub(crate) fn write(path: &Path, state: &impl Serialize) -> Result<()> {
     let directory = path.parent().context("the state file has no directory")?;
     let temporary = path.with_extension("json.new");
     let written = || -> io::Result<()> {
         let mut file = File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec_pretty(&saved)?)?;
+        file.write_all(&serde_json::to_vec_pretty(state)?)?;
         file.write_all(b"\n")?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
@@ -78,22 +84,27 @@ pub fn load(path: &Path) -> Loaded {
     let text = match fs::read(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Loaded::Nothing,
-        Err(error) => return set_aside(path, &format!("cannot be read ({error})")),
+        Err(error) => return corrupt(path, &format!("cannot be read ({error})")),
     };
     match serde_json::from_slice::<Saved>(&text) {
         Ok(saved) if saved.schema == SCHEMA => Loaded::Entries(entries(saved)),
-        Ok(saved) => set_aside(path, &format!("has schema {}, not {SCHEMA}", saved.schema)),
-        Err(error) => set_aside(path, &format!("is corrupt ({error})")),
+        Ok(saved) => corrupt(path, &format!("has schema {}, not {SCHEMA}", saved.schema)),
+        Err(error) => corrupt(path, &format!("is corrupt ({error})")),
     }
 }
 
-fn set_aside(path: &Path, what: &str) -> Loaded {
+fn corrupt(path: &Path, what: &str) -> Loaded {
+    Loaded::Corrupt(format!("{}, and the lists start empty", set_aside(path, what)))
+}
+
+/// Renames a file of the state that is of no use, and says so.
+pub(crate) fn set_aside(path: &Path, what: &str) -> String {
     let aside = path.with_extension(format!("json.corrupt-{}", clock::wall_ms() / 1_000));
     let kept = match fs::rename(path, &aside) {
         Ok(()) => format!("it was set aside as {}", aside.display()),
         Err(error) => format!("it cannot be set aside either ({error})"),
     };
-    Loaded::Corrupt(format!("{} {what}; {kept}, and the lists start empty", path.display()))
+    format!("{} {what}; {kept}", path.display())
 }
 
 fn entries(saved: Saved) -> Vec<(List, Entry)> {
@@ -130,9 +141,10 @@ mod tests {
         };
         let over = Entry::manual("198.51.100.67".parse().unwrap(), 1, "over");
         let config = Entry { owner: Owner::Config, ..permanent.clone() };
+        let host = Entry { owner: Owner::Host, ..permanent.clone() };
         let dry = Entry { dry_run: true, ..ban.clone() };
         let mut all = vec![(List::Block, permanent), (List::Trust, trusted), (List::Block, ban)];
-        all.extend([(List::Block, over), (List::Trust, config), (List::Block, dry)]);
+        all.extend([(List::Block, over), (List::Trust, config), (List::Trust, host), (List::Block, dry)]);
         all
     }
 

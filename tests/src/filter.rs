@@ -31,11 +31,18 @@ pub struct FilterOptions {
     pub arguments: Vec<String>,
     /// Its configuration file.
     pub configuration: String,
+    /// What it finds at /etc/resolv.conf, if not what everybody finds there.
+    pub resolv_conf: Option<PathBuf>,
 }
 
 impl Default for FilterOptions {
     fn default() -> Self {
-        Self { interfaces: vec![WAN.to_owned(), LAN.to_owned()], arguments: Vec::new(), configuration: String::new() }
+        Self {
+            interfaces: vec![WAN.to_owned(), LAN.to_owned()],
+            arguments: Vec::new(),
+            configuration: String::new(),
+            resolv_conf: None,
+        }
     }
 }
 
@@ -280,7 +287,16 @@ impl<'a> Filter<'a> {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.namespace.command(&self.binary);
+        let mut command = match &self.options.resolv_conf {
+            None => self.namespace.command(&self.binary),
+            Some(file) => {
+                // A mount namespace of its own, in which the BPF file system is still the one that everybody has.
+                let mut command = self.namespace.command("unshare");
+                let script = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
+                command.args(["--mount", "--", "sh", "-c", script]).arg(file).arg(&self.binary);
+                command
+            }
+        };
         command.arg("--config").arg(self.configuration_file());
         command.arg("--run-dir").arg(self.directory.join("run"));
         command.arg("--state-dir").arg(self.directory.join("state"));

@@ -6,6 +6,7 @@
 pub mod attack;
 pub mod capture;
 pub mod cpu;
+pub mod dns;
 pub mod fail2ban;
 pub mod filter;
 pub mod foreign;
@@ -31,6 +32,7 @@ use anyhow::{Result, bail};
 
 pub use attack::Attacker;
 pub use capture::Capture;
+pub use dns::NameServer;
 pub use fail2ban::Fail2ban;
 pub use filter::{Filter, FilterOptions};
 pub use generator::Generator;

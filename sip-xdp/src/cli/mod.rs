@@ -2,6 +2,7 @@
 
 mod block;
 mod config;
+mod confirm;
 mod output;
 mod reload;
 mod run;
@@ -128,6 +129,8 @@ enum Command {
     Config(config::Config),
     /// Have the daemon read its configuration again
     Reload,
+    /// Let a filter that was started with `run --confirm` go on enforcing
+    Confirm,
 }
 
 /// Carries out a command. Returns the exit status: 0 done, 1 failed.
@@ -146,6 +149,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Unload(unload) => unload.execute(&paths, output).await?,
         Command::Config(config) => config.execute(&paths, config_required, output)?,
         Command::Reload => reload::execute(&paths, output).await?,
+        Command::Confirm => confirm::execute(&paths, output).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::json;
 use sip_xdp::attach::ModeChoice;
+use sip_xdp::config::Span;
 use sip_xdp::daemon::{self, Overrides};
 use sip_xdp::paths::Paths;
 
@@ -27,13 +28,26 @@ pub(crate) struct Run {
     /// Count and report what would be dropped, and drop nothing
     #[arg(long)]
     dry_run: bool,
+    /// Go back to a dry run after this time, unless `sip-xdp confirm` comes: for trying it out over the network
+    #[arg(long, value_name = "TIME", conflicts_with = "dry_run", value_parser = confirmation)]
+    confirm: Option<Span>,
+}
+
+/// A time in which somebody can notice that they are shut out, and in which nobody goes home.
+fn confirmation(text: &str) -> Result<Span, String> {
+    let span: Span = text.parse()?;
+    if span < Span::seconds(1) || span > Span::seconds(24 * 3600) {
+        return Err(format!("{span} is out of range; use 1s to 24h"));
+    }
+    Ok(span)
 }
 
 impl Run {
     pub(crate) async fn execute(self, paths: Paths, config_required: bool, output: Output) -> Result<()> {
         init_log();
-        let Self { interfaces, mode, dry_run } = self;
-        let overrides = Overrides { config_required, interfaces, mode, dry_run };
+        let Self { interfaces, mode, dry_run, confirm } = self;
+        let confirm = confirm.map(|span| span.0);
+        let overrides = Overrides { config_required, interfaces, mode, dry_run, confirm };
         daemon::run(paths, overrides, |summary| {
             let line = if output.json {
                 json!({ "event": "ready", "summary": summary }).to_string()

@@ -1,7 +1,9 @@
 //! `trust`: the trust list.
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::{Args, Subcommand};
+use serde_json::Value;
+use sip_xdp::config::{HostName, Span};
 use sip_xdp::control::{self, ListName, Request};
 use sip_xdp::network::Network;
 use sip_xdp::paths::Paths;
@@ -11,6 +13,7 @@ use sip_xdp_common::layout::List;
 
 use super::Output;
 use super::block;
+use super::output::table;
 
 /// The trust list: never dropped, never banned, checked before the block list.
 #[derive(Debug, Subcommand)]
@@ -21,13 +24,15 @@ pub(crate) enum Trust {
     List,
 }
 
-/// Trust an address or a network
+/// Trust an address, a network, or a host
 ///
-/// For good, or for a time. Kept over restarts and reboots.
+/// For good, or for a time. Kept over restarts and reboots. A host is followed through DNS (SRV, A and AAAA), and
+/// trusting it is as safe as DNS is: whoever can forge its answers is trusted too.
 #[derive(Debug, Args)]
 pub(crate) struct Add {
-    /// An address or a network: 203.0.113.5, 203.0.113.0/24, 2001:db8::/32
-    network: String,
+    /// An address, a network or a host: 203.0.113.5, 203.0.113.0/24, 2001:db8::/32, sip.carrier.example
+    #[arg(value_name = "NETWORK|HOST")]
+    who: String,
     /// For how long: 90s, 10m, 24h, 7d [default: for good]
     #[arg(long, value_name = "TIME")]
     ttl: Option<String>,
@@ -41,23 +46,46 @@ pub(crate) struct Add {
 /// Removes an entry that was added by command.
 #[derive(Debug, Args)]
 pub(crate) struct Delete {
-    /// The network, as `trust list` shows it
-    network: String,
+    /// The network or the host, as `trust list` shows it
+    #[arg(value_name = "NETWORK|HOST")]
+    who: String,
+}
+
+/// Whom to trust.
+enum Who {
+    Network(Network),
+    Host(HostName),
+}
+
+/// Reads an address, a network, or a host name.
+fn read(text: &str) -> Result<Who> {
+    match text.parse::<Network>() {
+        Ok(network) => Ok(Who::Network(network)),
+        // What has no letters, or has what no name has, is an address or a network that was written wrongly.
+        Err(error) if text.contains(['/', ':']) || !text.contains(|c: char| c.is_ascii_alphabetic()) => {
+            Err(error.into())
+        }
+        Err(_) => text.parse().map(Who::Host).map_err(|error: String| anyhow!(error)),
+    }
 }
 
 impl Trust {
     pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
         match self {
-            Self::Add(add) => {
-                let network: Network = add.network.parse()?;
-                let request = Request::Add {
-                    list: ListName::Trust,
-                    network,
-                    ttl: block::seconds(add.ttl)?,
-                    reason: add.reason,
-                    force: false,
-                    operator: None,
-                };
+            Self::Add(add) => add.execute(paths, output).await,
+            Self::Del(delete) => delete.execute(paths, output).await,
+            Self::List => list(paths, output).await,
+        }
+    }
+}
+
+impl Add {
+    async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
+        let (ttl, reason) = (block::seconds(self.ttl)?, self.reason);
+        match read(&self.who)? {
+            Who::Network(network) => {
+                let (list, force, operator) = (ListName::Trust, false, None);
+                let request = Request::Add { list, network, ttl, reason, force, operator };
                 let answer = control::call(&paths.socket(), &request).await?;
                 output.print(&answer, |answer| {
                     let blocked = answer["was_blocked"].as_bool().unwrap_or(false);
@@ -65,15 +93,90 @@ impl Trust {
                     format!("trusted {network}{}{note}", block::until(answer))
                 })
             }
-            Self::Del(delete) => {
-                let request = Request::Delete { list: ListName::Trust, network: delete.network.parse()? };
+            Who::Host(name) => {
+                let request = Request::TrustHost { name: name.clone(), ttl, reason };
                 let answer = control::call(&paths.socket(), &request).await?;
-                output.print(&answer, |answer| block::removed("no longer trusted:", answer))
+                output.print(&answer, |answer| {
+                    let until = block::until(answer);
+                    format!("trusted {name}{until}; `sip-xdp trust list` shows its addresses when DNS has answered")
+                })
             }
-            Self::List => {
-                let rows = report::rows(&Pins::new(&paths.pin_dir), List::Trust)?;
-                output.print(&rows, |rows| block::list(rows, false))
+        }
+    }
+}
+
+impl Delete {
+    async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
+        let verb = "no longer trusted:";
+        match read(&self.who)? {
+            Who::Network(network) => {
+                let request = Request::Delete { list: ListName::Trust, network };
+                let answer = control::call(&paths.socket(), &request).await?;
+                output.print(&answer, |answer| {
+                    let removed = block::removed(verb, answer);
+                    match answer["still_trusted_by_host"].as_str() {
+                        Some(host) => {
+                            format!("{removed}but {network} is trusted all the same, as an address of {host}")
+                        }
+                        None => removed,
+                    }
+                })
             }
+            Who::Host(name) => {
+                let answer = control::call(&paths.socket(), &Request::DistrustHost { name: name.clone() }).await?;
+                output.print(&answer, |answer| format!("{verb} {name}\n{}", block::removed(verb, answer)))
+            }
+        }
+    }
+}
+
+/// The entries, and for people the hosts behind them, if there is a daemon that follows them.
+async fn list(paths: &Paths, output: Output) -> Result<()> {
+    let rows = report::rows(&Pins::new(&paths.pin_dir), List::Trust)?;
+    let hosts = if output.json { None } else { control::call(&paths.socket(), &Request::Status).await.ok() };
+    output.print(&rows, |rows| {
+        let hosts = hosts.as_ref().and_then(|status| status["hosts"].as_array()).map(Vec::as_slice);
+        let of_trust = hosts.unwrap_or_default().iter().filter(|host| host["purpose"] == "trust");
+        let hosts: Vec<Vec<String>> = of_trust.map(host_cells).collect();
+        let entries = block::list(rows, false);
+        if hosts.is_empty() {
+            return entries;
+        }
+        format!("{entries}\n{}", table(&["HOST", "OWNER", "ADDRESSES", "ANSWERED", "REASON"], &hosts))
+    })
+}
+
+/// A host's row.
+fn host_cells(host: &Value) -> Vec<String> {
+    let text = |key: &str| host[key].as_str().unwrap_or_default().to_owned();
+    let addresses: Vec<_> = host["addresses"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let mut answered = match host["age"].as_u64() {
+        Some(age) => format!("{} ago", Span::seconds(age)),
+        None => "never".to_owned(),
+    };
+    if let Some(error) = host["error"].as_str() {
+        answered = format!("{answered}, then: {error}");
+    }
+    vec![text("name"), text("owner"), addresses.join(" "), answered, text("reason")]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_are_told_from_hosts() {
+        for (text, is_host) in [
+            ("192.0.2.1", false),
+            ("2001:db8::/32", false),
+            ("abcd::1", false),
+            ("sip.carrier.example", true),
+            ("1and1.example", true),
+        ] {
+            assert_eq!(matches!(read(text).unwrap(), Who::Host(_)), is_host, "{text}");
+        }
+        for text in ["", "192.0.2.256", "192.0.2.0/33", "host.example/24", "2001:db8:::1", "-a.example", "a..example"] {
+            assert!(read(text).is_err(), "{text}");
         }
     }
 }

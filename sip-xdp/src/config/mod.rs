@@ -18,6 +18,7 @@ use sip_xdp_common::storm::StormLimits;
 use toml::{Table, Value};
 
 use crate::attach::ModeChoice;
+use crate::hosts::MAX_NAMES;
 use crate::network::Network;
 use crate::object::{Capacity, Ports};
 
@@ -353,6 +354,12 @@ impl Config {
         }
         if let Some(network) = self.admit.networks.iter().find(|network| network.prefix() == 0) {
             bail!("admit.networks contains {network}, which is policy = \"open\"; write that instead");
+        }
+        let hosts = self.trust.hosts.len() + self.admit.hosts.len();
+        if hosts > MAX_NAMES {
+            bail!(
+                "trust.hosts and admit.hosts have {hosts} names, of which {MAX_NAMES} can be followed; list networks"
+            );
         }
         Ok(())
     }

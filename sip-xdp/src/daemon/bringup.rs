@@ -20,12 +20,14 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
 
+use super::confirm::Confirmation;
 use super::{Daemon, Overrides, Served};
 use crate::attach::{Mode, attach, attach_egress};
 use crate::config::{BlockScope, Config, Policy};
 use crate::control;
 use crate::detect::Detector;
 use crate::exempt::{Exempt, near};
+use crate::hosts::Hosts;
 use crate::ledger::Entry;
 use crate::ledger::Ledger;
 use crate::lists::Lists;
@@ -44,6 +46,12 @@ impl Daemon {
     /// Starts: adopts what is pinned, or begins anew with what is on disk. A start that fails leaves what was there.
     pub(super) async fn start(paths: Paths, overrides: Overrides) -> Result<(Self, RingBuf<MapData>, UnixListener)> {
         let config = overrides.read(&paths)?;
+        if overrides.confirm.is_some() && config.dry_run {
+            bail!(
+                "--confirm has nothing to confirm in a dry run, which {} asks for; take dry_run out of it",
+                paths.config.display()
+            );
+        }
         object::check_capabilities()?;
         let pins = Pins::new(&paths.pin_dir);
         let lock = pins.prepare()?;
@@ -107,6 +115,12 @@ impl Daemon {
                 }
             }
         }
+        let (mut hosts, trouble) = Hosts::open(paths.hosts_file());
+        hosts.recall(lists.entries(List::Trust));
+        if let Some(trouble) = trouble {
+            log::error!("{trouble}");
+            warnings.push(trouble);
+        }
         let learning_until = if first_start { clock::after(Some(config.learn.0)) } else { 0 };
         let events = RingBuf::try_from(open(names::EVENTS)?)?;
         let sources = Sources::open(open)?;
@@ -116,6 +130,13 @@ impl Daemon {
         let mut daemon = Self {
             detector: Detector::new(&config),
             exempt: Exempt::default(),
+            hosts,
+            trusted_hosts: Default::default(),
+            admitted_hosts: Default::default(),
+            hosts_error: None,
+            hosts_save_error: None,
+            confirmation: Confirmation::default(),
+            step_back_failed: false,
             served: Vec::new(),
             dirty: false,
             state_error: None,
@@ -145,12 +166,14 @@ impl Daemon {
             daemon.pins.promote_new_maps()?;
         }
         daemon.dirty = true;
+        daemon.confirmation = Confirmation::new(daemon.overrides.confirm);
         Ok((daemon, events, listener))
     }
 
     /// Reads the configuration again and applies it. On an error the running one stays in force.
     pub(super) async fn reload(&mut self) -> Result<Value> {
-        let config = self.overrides.read(&self.paths)?;
+        let mut config = self.overrides.read(&self.paths)?;
+        config.dry_run |= self.confirmation.is_missed();
         if config.capacity != self.config.capacity {
             bail!("capacity cannot change while it runs; restart the daemon (the filter goes on meanwhile)");
         }
@@ -163,11 +186,12 @@ impl Daemon {
             return Err(error);
         }
         self.detector.configure(&self.config);
+        self.hosts.ask_again();
         Ok(json!({ "applied": self.summary() }))
     }
 
     /// Applies the configuration to what is loaded.
-    async fn apply(&mut self) -> Result<()> {
+    pub(super) async fn apply(&mut self) -> Result<()> {
         let surroundings = self.netlink.surroundings().await?;
         let interfaces = wanted_interfaces(&self.config, &self.netlink, &surroundings).await?;
         self.exempt = Exempt::new(&surroundings, &resolv_conf());
@@ -204,6 +228,7 @@ impl Daemon {
                 }
             }
         }
+        self.prepare_hosts();
         self.lists.expire(clock::now())?;
         self.judge_by_address()
     }

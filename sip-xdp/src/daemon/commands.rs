@@ -28,6 +28,9 @@ impl Daemon {
             }
             Request::Delete { list: ListName::Block, network } => self.unblock(&network),
             Request::Delete { list: ListName::Trust, network } => self.untrust(&network),
+            Request::TrustHost { name, ttl, reason } => self.trust_host(name, ttl, reason),
+            Request::DistrustHost { name } => self.distrust_host(&name),
+            Request::Confirm => self.confirm().await,
             Request::Reload => self.reload().await,
             Request::Unload { interfaces } => self.unload(&interfaces),
         }
@@ -102,18 +105,25 @@ impl Daemon {
 
     fn untrust(&mut self, network: &Network) -> Result<Value> {
         let by_file = self.lists.owners(List::Trust, network).iter().any(|entry| entry.owner == Owner::Config);
+        let by_host = self.trusting_host(network).map(|name| self.belongs_to_host(network, name));
         let removed = match self.lists.remove(List::Trust, network, Owner::Manual)? {
             Some(entry) => entry,
             None if by_file => bail!(
                 "{network} is trusted by {}; take it out of trust.networks there and run `sip-xdp reload`",
                 self.paths.config.display()
             ),
+            None if let Some(error) = by_host => bail!(error),
             None => bail!("{network} is not in the trust list; see `sip-xdp trust list`"),
         };
         self.judge_by_address()?;
         self.dirty = true;
         log::info!("untrust {network} owner=manual reason=\"by command\"");
-        Ok(json!({ "removed": [describe(&removed)], "still_trusted_by_config": by_file }))
+        let by_host = self.trusting_host(network);
+        Ok(json!({
+            "removed": [describe(&removed)],
+            "still_trusted_by_config": by_file,
+            "still_trusted_by_host": by_host,
+        }))
     }
 
     /// Takes the owners' entries for `network` out, or else those of the networks around it.
@@ -157,6 +167,6 @@ impl Daemon {
     }
 }
 
-fn describe(entry: &Entry) -> Value {
+pub(super) fn describe(entry: &Entry) -> Value {
     json!({ "network": entry.network, "owner": entry.owner.name(), "reason": entry.reason })
 }

@@ -3,6 +3,8 @@
 
 mod bringup;
 mod commands;
+mod confirm;
+mod hosts;
 mod verdicts;
 
 use std::collections::{BTreeMap, HashMap};
@@ -25,6 +27,7 @@ use crate::config::Config;
 use crate::control::{self, Call};
 use crate::detect::Detector;
 use crate::exempt::Exempt;
+use crate::hosts::{ByName, Hosts};
 use crate::lists::Lists;
 use crate::netlink::Netlink;
 use crate::network::Network;
@@ -33,6 +36,7 @@ use crate::pins::{Lock, Pins};
 use crate::sources::Sources;
 use crate::{clock, state};
 
+use confirm::Confirmation;
 use verdicts::Offence;
 
 /// How often expired entries are taken out and changes are written to disk.
@@ -64,6 +68,8 @@ pub struct Overrides {
     pub mode: Option<ModeChoice>,
     /// `--dry-run`.
     pub dry_run: bool,
+    /// `--confirm`: go back to a dry run after so long, unless somebody confirms.
+    pub confirm: Option<Duration>,
 }
 
 impl Overrides {
@@ -102,6 +108,13 @@ struct Daemon {
     sources: Sources,
     detector: Detector,
     exempt: Exempt,
+    hosts: Hosts,
+    trusted_hosts: ByName,
+    admitted_hosts: ByName,
+    hosts_error: Option<String>,
+    hosts_save_error: Option<String>,
+    confirmation: Confirmation,
+    step_back_failed: bool,
     served: Vec<Served>,
     /// What an operator should know, said in `status`.
     warnings: Vec<String>,
@@ -132,6 +145,7 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ticks = 0_u64;
+    let mut answers = daemon.hosts.start();
 
     ready(&daemon.summary());
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -156,6 +170,7 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
+            Some(update) = answers.recv() => daemon.host_answered(update),
             _ = tick.tick() => {
                 ticks += 1;
                 daemon.tick(ticks).await;
@@ -170,11 +185,16 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     let ended = daemon.ended;
+    if !ended {
+        daemon.step_back().await;
+    }
+    let dry_run = daemon.config.dry_run;
     daemon.stop();
     // Answers that are still on their way.
     tokio::time::sleep(Duration::from_millis(50)).await;
     if !ended {
-        log::info!("stopped; the filter goes on enforcing, `sip-xdp unload` takes it off");
+        let on = if dry_run { "in a dry run" } else { "enforcing" };
+        log::info!("stopped; the filter goes on {on}, `sip-xdp unload` takes it off");
     }
     Ok(())
 }
@@ -185,7 +205,7 @@ impl Daemon {
         let interfaces: Vec<_> = self.served.iter().map(|s| format!("{} ({})", s.name, s.mode)).collect();
         let ports: Vec<_> = self.config.ports.iter().map(ToString::to_string).collect();
         let verb = if self.config.dry_run { "dry run, nothing is dropped," } else { "enforcing" };
-        format!("{verb} on {}, ports {}", interfaces.join(", "), ports.join(" "))
+        format!("{verb} on {}, ports {}{}", interfaces.join(", "), ports.join(" "), self.confirmation.note())
     }
 
     /// Reads all events that are there.
@@ -217,6 +237,8 @@ impl Daemon {
 
     async fn tick(&mut self, ticks: u64) {
         let now = clock::now();
+        self.check_confirmation(now).await;
+        self.expire_hosts(now);
         match self.lists.expire(now) {
             Ok(expired) => {
                 for (list, entry) in expired {
@@ -247,6 +269,7 @@ impl Daemon {
             log::warn!("the host's addresses and routes: {error:#}");
         }
         self.save();
+        self.save_hosts(false);
     }
 
     /// Writes the lists to disk if they have changed. A failure is said once, and again in `status`.
@@ -276,6 +299,7 @@ impl Daemon {
     /// Leaves the filter as it is and lets go of the instance.
     fn stop(mut self) {
         self.save();
+        self.save_hosts(true);
         let _ = std::fs::remove_file(self.paths.socket());
         drop(self.lock.take());
     }
@@ -296,6 +320,8 @@ impl Daemon {
                     .to_owned(),
             );
         }
+        warnings.extend(self.hosts_warnings());
+        warnings.extend(self.confirmation.warning());
         json!({
             "pid": std::process::id(),
             "version": env!("CARGO_PKG_VERSION"),
@@ -304,6 +330,8 @@ impl Daemon {
             "learning": clock::now() < self.learning_until,
             "registrar_failing": self.detector.registrar_is_failing(clock::now()),
             "sees_responses": self.detector.sees_responses(),
+            "hosts": self.hosts_status(),
+            "confirm": self.confirmation.status(),
             "warnings": warnings,
         })
     }

@@ -1,0 +1,17 @@
+//! `confirm`: lets a filter that was started with `run --confirm` go on enforcing.
+
+use anyhow::Result;
+use sip_xdp::control::{self, Request};
+use sip_xdp::paths::Paths;
+
+use super::Output;
+
+/// Sends the request, and prints what is in force now.
+pub(crate) async fn execute(paths: &Paths, output: Output) -> Result<()> {
+    let answer = control::call(&paths.socket(), &Request::Confirm).await?;
+    output.print(&answer, |answer| {
+        let late =
+            if answer["late"].as_bool().unwrap_or(false) { "late, it had gone back to a dry run; now " } else { "" };
+        format!("confirmed: {late}{}", answer["applied"].as_str().unwrap_or_default())
+    })
+}
