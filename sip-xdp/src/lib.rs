@@ -35,6 +35,5 @@ pub mod pins;
 pub mod prefixes;
 pub mod report;
 pub mod sources;
-pub mod state;
 pub mod store;
 pub mod table;

@@ -21,6 +21,7 @@ use crate::ledger::{Entry, Ledger};
 use crate::mapped::Mapped;
 use crate::network::Network;
 use crate::prefixes::Prefixes;
+use crate::store::Change;
 use crate::table::{NoPlace, Slots, Table, Terms};
 
 /// Why an entry could not be listed.
@@ -62,6 +63,8 @@ pub struct Lists {
     table: Table,
     front: Front,
     entries: BTreeMap<(List, Network, Owner), Entry>,
+    /// What has changed since the store was last told.
+    touched: BTreeSet<(List, Network, Owner)>,
     blocked: Prefixes,
     trusted: Prefixes,
     feeds: Feeds,
@@ -98,6 +101,7 @@ impl Lists {
             guide,
             ledger,
             entries,
+            touched: BTreeSet::new(),
             blocked: Prefixes::default(),
             trusted: Prefixes::default(),
             feeds: Feeds::default(),
@@ -195,6 +199,7 @@ impl Lists {
         self.ledger.put(list, &entry).map_err(|source| ListError::Kernel { network, source })?;
         let before = self.entries.insert(id, entry);
         let Err(error) = self.refresh(list, network) else {
+            self.touched.insert(id);
             return Ok(());
         };
         // Undo: the ledger as it was, and the tables once more from it.
@@ -225,6 +230,7 @@ impl Lists {
             self.entries.insert((list, *network, owner), entry);
             return Err(error);
         }
+        self.touched.insert((list, *network, owner));
         match self.ledger.remove(list, &entry) {
             Ok(()) => Ok(Some(entry)),
             Err(source) => Err(ListError::Kernel { network: *network, source }),
@@ -249,6 +255,22 @@ impl Lists {
             out.extend(self.remove(list, &network, owner)?.map(|entry| (list, entry)));
         }
         Ok(out)
+    }
+
+    /// What has changed since this was last asked, for the store.
+    pub fn take_changes(&mut self) -> Vec<Change> {
+        let touched = std::mem::take(&mut self.touched).into_iter();
+        let change = |id @ (list, network, owner): (List, Network, Owner)| match self.entries.get(&id) {
+            Some(entry) => Change::Put(list, entry.clone()),
+            None => Change::Remove(list, network, None, owner),
+        };
+        touched.map(change).collect()
+    }
+
+    /// All entries, for a store that is not told the changes.
+    pub fn all_entries(&mut self) -> Change {
+        self.touched.clear();
+        Change::Entries(self.entries.iter().map(|((list, ..), entry)| (*list, entry.clone())).collect())
     }
 
     /// Sets the IPv6 networks whose hosts are metered one by one, because hosts live there that must not share a fate.

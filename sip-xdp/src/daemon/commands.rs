@@ -55,7 +55,6 @@ impl Daemon {
         }
         let (expires, reason) = (entry.expires, entry.reason.clone());
         self.lists.put(List::Block, entry)?;
-        self.dirty = true;
         log::info!("block {network} owner=manual reason=\"{reason}\"");
         Ok(json!({ "network": network, "expires": clock::to_wall(expires) }))
     }
@@ -69,7 +68,6 @@ impl Daemon {
         let blocked = self.lists.blocks(&network, clock::now());
         self.lists.put(List::Trust, entry)?;
         self.judge_by_address()?;
-        self.dirty = true;
         log::info!("trust {network} owner=manual");
         Ok(json!({ "network": network, "expires": clock::to_wall(expires), "was_blocked": blocked }))
     }
@@ -87,6 +85,7 @@ impl Daemon {
             self.sources.forget(&gone)?;
         }
         for entry in &removed {
+            self.store.record_end(List::Block, entry, "command");
             log::info!(
                 "unban {} owner={} dry_run={} reason=\"by command\"",
                 entry.network,
@@ -108,7 +107,6 @@ impl Daemon {
             None => bail!("{network} is not in the trust list; see `sip-xdp trust list`"),
         };
         self.judge_by_address()?;
-        self.dirty = true;
         log::info!("untrust {network} owner=manual reason=\"by command\"");
         Ok(json!({ "removed": [describe(&removed)], "still_trusted_by_config": by_file }))
     }
@@ -125,7 +123,6 @@ impl Daemon {
                 removed.extend(self.lists.remove(list, &network, *owner)?);
             }
         }
-        self.dirty |= !removed.is_empty();
         Ok(removed)
     }
 
@@ -137,7 +134,7 @@ impl Daemon {
         }
         let all = indices.is_empty() || indices.len() == self.served.len();
         if all {
-            self.save();
+            self.save_now();
             self.pins.remove_all()?;
             self.ended = true;
             log::info!("unloaded; nothing is filtered any more");

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::attach::{Mode, ModeChoice};
+use crate::clock;
 use crate::config::Config;
 use crate::control::{self, Call};
 use crate::detect::{Detector, Finding};
@@ -31,9 +32,9 @@ use crate::network::{Network, address_of};
 use crate::paths::Paths;
 use crate::pins::{Lock, Pins};
 use crate::sources::Sources;
-use crate::{clock, state};
+use crate::store::Store;
 
-/// How often expired entries are taken out and changes are written to disk.
+/// How often expired entries are taken out and the store is told of changes.
 const TICK: Duration = Duration::from_secs(1);
 
 /// How many ticks lie between two looks at the host's addresses and routes.
@@ -102,9 +103,7 @@ struct Daemon {
     warnings: Vec<String>,
     /// The same about how the programs are attached.
     attach_warnings: Vec<String>,
-    /// The lists differ from what is on disk.
-    dirty: bool,
-    state_error: Option<String>,
+    store: Store,
     /// Volume does not ban before this time.
     learning_until: u64,
     notes: std::collections::HashMap<(Source, &'static str), u64>,
@@ -238,9 +237,10 @@ impl Daemon {
             dry_run: self.config.dry_run,
             ..Entry::manual(network, clock::after(Some(self.config.bans.unproven.0)), &finding.reason)
         };
-        match self.lists.put(List::Block, entry) {
+        match self.lists.put(List::Block, entry.clone()) {
             Ok(()) => {
-                self.dirty = true;
+                self.store.record_ban(finding.kind.name(), &entry);
+                self.save();
                 log::warn!(
                     "ban {network} kind={} tier=unproven for={} dry_run={} reason=\"{}\"",
                     finding.kind.name(),
@@ -289,7 +289,7 @@ impl Daemon {
         match self.lists.expire(now) {
             Ok(expired) => {
                 for (list, entry) in expired {
-                    self.dirty = true;
+                    self.store.record_end(list, &entry, "expired");
                     let what = if list == List::Block { "unban" } else { "untrust" };
                     log::info!(
                         "{what} {} owner={} dry_run={} reason=\"expired\"",
@@ -310,34 +310,27 @@ impl Daemon {
         self.save();
     }
 
-    /// Writes the lists to disk if they have changed. A failure is said once, and again in `status`.
+    /// Has the store write what has changed in the lists.
     fn save(&mut self) {
-        if !self.dirty {
-            return;
+        if self.store.wants_entries() {
+            self.store.record(self.lists.all_entries());
         }
-        let path = self.paths.state_file();
-        let both = [List::Block, List::Trust];
-        let entries = both.iter().flat_map(|list| self.lists.entries(*list).map(move |entry| (*list, entry)));
-        match state::save(&path, entries) {
-            Ok(()) => {
-                self.dirty = false;
-                if self.state_error.take().is_some() {
-                    log::info!("the lists can be written to {} again", path.display());
-                }
-            }
-            Err(error) => {
-                let text = format!("the lists would not survive a reboot: {error:#}");
-                if self.state_error.is_none() {
-                    log::error!("{text}");
-                }
-                self.state_error = Some(text);
-            }
+        for change in self.lists.take_changes() {
+            self.store.record(change);
+        }
+    }
+
+    /// The same, and waits until it is on disk.
+    fn save_now(&mut self) {
+        self.save();
+        if let Err(error) = self.store.flush() {
+            log::error!("{error:#}");
         }
     }
 
     /// Leaves the filter as it is and lets go of the instance.
     fn stop(mut self) {
-        self.save();
+        self.save_now();
         let _ = std::fs::remove_file(self.paths.socket());
         drop(self.lock.take());
     }
@@ -346,7 +339,7 @@ impl Daemon {
     fn status(&self) -> Value {
         let mut warnings = self.warnings.clone();
         warnings.extend(self.attach_warnings.iter().cloned());
-        warnings.extend(self.state_error.clone());
+        warnings.extend(self.store.trouble());
         json!({
             "pid": std::process::id(),
             "version": env!("CARGO_PKG_VERSION"),
