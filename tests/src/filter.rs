@@ -255,6 +255,11 @@ impl<'a> Filter<'a> {
         self.launch()
     }
 
+    /// Where it keeps what is to survive a reboot.
+    pub fn state_directory(&self) -> PathBuf {
+        self.directory.join("state")
+    }
+
     /// Where it pins what it loads.
     pub fn pins(&self) -> &Path {
         &self.pins
@@ -283,7 +288,7 @@ impl<'a> Filter<'a> {
         let mut command = self.namespace.command(&self.binary);
         command.arg("--config").arg(self.configuration_file());
         command.arg("--run-dir").arg(self.directory.join("run"));
-        command.arg("--state-dir").arg(self.directory.join("state"));
+        command.arg("--state-dir").arg(self.state_directory());
         command.arg("--pin-dir").arg(&self.pins).args(arguments);
         command
     }
