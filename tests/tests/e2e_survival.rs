@@ -116,6 +116,7 @@ fn manual_blocks_survive_a_restart() -> Result<()> {
 #[test]
 fn a_ban_survives_a_crash_and_a_reboot() -> Result<()> {
     let lab = Lab::new()?;
+    let _registrar = Registrar::start(&lab.pbx, lab.directory())?;
     let mut filter = Filter::start(&lab.pbx, lab.directory())?;
     let source = ATTACKER.to_string();
     let mut svcrack = Attacker::new(&lab.attacker, lab.directory()).crack("101")?;
