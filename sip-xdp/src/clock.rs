@@ -45,7 +45,12 @@ fn round(time: Timestamp) -> Timestamp {
 
 /// The wall clock in milliseconds since 1970.
 pub fn wall_ms() -> u64 {
-    Timestamp::now().as_millisecond().try_into().unwrap_or_default()
+    to_ms(Timestamp::now())
+}
+
+/// A timestamp in milliseconds since 1970.
+pub fn to_ms(time: Timestamp) -> u64 {
+    time.as_millisecond().try_into().unwrap_or_default()
 }
 
 /// Milliseconds since 1970 as a timestamp.

@@ -7,6 +7,7 @@
 //! - [`object`] loads the embedded kernel object, [`attach`] puts it on interfaces, [`pins`] keeps it there.
 //! - [`lists`] is the only writer of the lists: [`ledger`] remembers who listed what and why, [`feeds`] what feeds list;
 //!   [`table`], [`front`] and [`guide`] are what the kernel asks, in memory that [`mapped`] shares with it.
+//! - [`store`] is what survives a reboot: the lists, and what happened.
 //! - [`sources`] are the meters of unknown sources.
 //! - [`hosts`] follows host names that are trusted or admitted through DNS.
 //! - [`detect`] turns events into bans, [`exempt`] knows who must never be banned.
@@ -21,6 +22,7 @@ pub mod daemon;
 pub mod detect;
 pub mod exempt;
 pub mod feeds;
+mod files;
 pub mod flows;
 pub mod front;
 pub mod guide;
@@ -37,5 +39,5 @@ pub mod pins;
 pub mod prefixes;
 pub mod report;
 pub mod sources;
-pub mod state;
+pub mod store;
 pub mod table;

@@ -24,6 +24,7 @@ use crate::ledger::{Entry, Ledger};
 use crate::mapped::Mapped;
 use crate::network::Network;
 use crate::prefixes::Prefixes;
+use crate::store::Change;
 use crate::table::{NoPlace, Slots, Table, Terms};
 
 /// Why an entry could not be listed.
@@ -66,6 +67,8 @@ pub struct Lists {
     front: Front,
     flows: Flows,
     entries: BTreeMap<Id, Entry>,
+    /// What has changed since the store was last told.
+    touched: BTreeSet<Id>,
     blocked: Prefixes,
     trusted: Prefixes,
     admitted: Prefixes,
@@ -169,6 +172,7 @@ impl Lists {
             guide,
             ledger,
             entries,
+            touched: BTreeSet::new(),
             blocked: Prefixes::default(),
             trusted: Prefixes::default(),
             admitted: Prefixes::default(),
@@ -296,6 +300,7 @@ impl Lists {
         self.ledger.put(list, &entry).map_err(|source| ListError::Kernel { network, source })?;
         let before = self.entries.insert(id, entry);
         let Err(error) = self.refresh(list, network, port) else {
+            self.touched.insert(id);
             return Ok(());
         };
         // Undo: the ledger as it was, and the tables once more from it.
@@ -338,6 +343,7 @@ impl Lists {
             self.entries.insert(id, entry);
             return Err(error);
         }
+        self.touched.insert(id);
         match self.ledger.remove(list, &entry) {
             Ok(()) => Ok(Some(entry)),
             Err(source) => Err(ListError::Kernel { network, source }),
@@ -430,6 +436,22 @@ impl Lists {
         }
         self.flows.tidy(now)?;
         Ok(())
+    }
+
+    /// What has changed since this was last asked, for the store.
+    pub fn take_changes(&mut self) -> Vec<Change> {
+        let touched = std::mem::take(&mut self.touched).into_iter();
+        let change = |id @ (list, network, port, owner): Id| match self.entries.get(&id) {
+            Some(entry) => Change::Put(list, entry.clone()),
+            None => Change::Remove(list, network, (port != 0).then_some(port), owner),
+        };
+        touched.map(change).collect()
+    }
+
+    /// All entries, for a store that is not told the changes.
+    pub fn all_entries(&mut self) -> Change {
+        self.touched.clear();
+        Change::Entries(self.entries.iter().map(|((list, ..), entry)| (*list, entry.clone())).collect())
     }
 
     /// Sets the IPv6 networks whose hosts are metered one by one, because hosts live there that must not share a fate.

@@ -21,9 +21,9 @@ impl Paths {
         self.run_dir.join("control.sock")
     }
 
-    /// The lists on disk.
-    pub fn state_file(&self) -> PathBuf {
-        self.state_dir.join("lists.json")
+    /// The store: what survives a reboot.
+    pub fn store_file(&self) -> PathBuf {
+        self.state_dir.join("state.db")
     }
 
     /// The host names that are followed, on disk.

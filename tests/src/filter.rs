@@ -262,6 +262,11 @@ impl<'a> Filter<'a> {
         self.launch()
     }
 
+    /// Where it keeps what is to survive a reboot.
+    pub fn state_directory(&self) -> PathBuf {
+        self.directory.join("state")
+    }
+
     /// Where it pins what it loads.
     pub fn pins(&self) -> &Path {
         &self.pins
@@ -299,7 +304,7 @@ impl<'a> Filter<'a> {
         };
         command.arg("--config").arg(self.configuration_file());
         command.arg("--run-dir").arg(self.directory.join("run"));
-        command.arg("--state-dir").arg(self.directory.join("state"));
+        command.arg("--state-dir").arg(self.state_directory());
         command.arg("--pin-dir").arg(&self.pins).args(arguments);
         command
     }

@@ -36,7 +36,7 @@ use crate::object::{self, Settings};
 use crate::paths::Paths;
 use crate::pins::{Lock, Pins};
 use crate::sources::Sources;
-use crate::state::{self, Loaded};
+use crate::store::{Found, Opened, State, Store};
 use crate::{clock, pins};
 
 /// Where the resolvers are listed.
@@ -91,23 +91,19 @@ impl Daemon {
         let open = |name: &str| -> Result<Map> { Ok(Map::from_map_data(MapData::from_pin(maps.join(name))?)?) };
         let mut lists = Lists::open(open)?;
 
-        let mut first_start = false;
+        let Opened { store, found } = Store::open(&paths.store_file());
+        let first_start = !pins.is_loaded() && matches!(found, Found::Nothing);
+        let mut state = match found {
+            Found::Nothing => State::default(),
+            Found::State(state) => state,
+            Found::Corrupt(message) => {
+                log::error!("{message}");
+                warnings.push(message);
+                State::default()
+            }
+        };
         if !adopts {
-            let carried = match carried_over(&pins, misfit.as_deref()) {
-                Some(entries) => entries,
-                None => match state::load(&paths.state_file()) {
-                    Loaded::Nothing => {
-                        first_start = true;
-                        Vec::new()
-                    }
-                    Loaded::Entries(entries) => entries,
-                    Loaded::Corrupt(message) => {
-                        log::error!("{message}");
-                        warnings.push(message);
-                        Vec::new()
-                    }
-                },
-            };
+            let carried = carried_over(&pins, misfit.as_deref()).unwrap_or(std::mem::take(&mut state.entries));
             for (list, entry) in carried {
                 if let Err(error) = lists.put(list, entry) {
                     log::error!("not carried over: {error}");
@@ -138,8 +134,7 @@ impl Daemon {
             confirmation: Confirmation::default(),
             step_back_failed: false,
             served: Vec::new(),
-            dirty: false,
-            state_error: None,
+            store,
             notes: HashMap::new(),
             offences: BTreeMap::new(),
             ended: false,
@@ -156,6 +151,7 @@ impl Daemon {
             learning_until,
         };
         daemon.exempt = Exempt::new(&surroundings, &resolv_conf());
+        daemon.recall(state);
         daemon.prepare_lists()?;
         // Before anything is attached: a daemon that nobody can talk to must not leave a filter behind.
         let listener = control::listen(&daemon.paths.socket())?;
@@ -165,7 +161,8 @@ impl Daemon {
         } else {
             daemon.pins.promote_new_maps()?;
         }
-        daemon.dirty = true;
+        // What the kernel has is the truth; from here on the store is told what changes.
+        daemon.store.record(daemon.lists.all_entries());
         daemon.confirmation = Confirmation::new(daemon.overrides.confirm);
         Ok((daemon, events, listener))
     }

@@ -12,6 +12,7 @@ use crate::config::BlockScope;
 use crate::control::{ListName, Request};
 use crate::ledger::Entry;
 use crate::network::Network;
+use crate::store::Change;
 
 impl Daemon {
     /// Carries out one request.
@@ -58,7 +59,6 @@ impl Daemon {
         }
         let (expires, reason) = (entry.expires, entry.reason.clone());
         self.lists.put(List::Block, entry)?;
-        self.dirty = true;
         log::info!("block {network} owner=manual reason=\"{reason}\"");
         Ok(json!({ "network": network, "expires": clock::to_wall(expires) }))
     }
@@ -72,7 +72,6 @@ impl Daemon {
         let blocked = self.lists.blocks(&network, clock::now());
         self.lists.put(List::Trust, entry)?;
         self.judge_by_address()?;
-        self.dirty = true;
         log::info!("trust {network} owner=manual");
         Ok(json!({ "network": network, "expires": clock::to_wall(expires), "was_blocked": blocked }))
     }
@@ -86,13 +85,18 @@ impl Daemon {
         }
         // Forget what it did, or its next request would find the bucket empty and the evidence complete.
         self.detector.forget(&network.first());
-        self.offences.retain(|offender, _| !network.contains(offender) && !offender.contains(network));
+        let pardoned = |offender: &Network| network.contains(offender) || offender.contains(network);
+        for offender in self.offences.keys().filter(|offender| pardoned(offender)) {
+            self.store.record(Change::Pardon(*offender));
+        }
+        self.offences.retain(|offender, _| !pardoned(offender));
         let now = clock::now();
         self.lists.know(network.first(), now, |standing| standing.suspect_until = 0)?;
         for gone in [network.first(), Network::around(network.first(), self.config.ipv6_prefix).first()] {
             self.sources.forget(&gone)?;
         }
         for entry in &removed {
+            self.store.record_end(List::Block, entry, "command");
             log::info!(
                 "unban {} owner={} dry_run={} reason=\"by command\"",
                 entry.network,
@@ -116,7 +120,6 @@ impl Daemon {
             None => bail!("{network} is not in the trust list; see `sip-xdp trust list`"),
         };
         self.judge_by_address()?;
-        self.dirty = true;
         log::info!("untrust {network} owner=manual reason=\"by command\"");
         let by_host = self.trusting_host(network);
         Ok(json!({
@@ -141,7 +144,6 @@ impl Daemon {
         if list == List::Block {
             removed.extend(self.lists.remove_flows(network)?);
         }
-        self.dirty |= !removed.is_empty();
         Ok(removed)
     }
 
@@ -153,7 +155,7 @@ impl Daemon {
         }
         let all = indices.is_empty() || indices.len() == self.served.len();
         if all {
-            self.save();
+            self.save_now();
             self.pins.remove_all()?;
             self.ended = true;
             log::info!("unloaded; nothing is filtered any more");

@@ -5,6 +5,7 @@ mod bringup;
 mod commands;
 mod confirm;
 mod hosts;
+mod memory;
 mod verdicts;
 
 use std::collections::{BTreeMap, HashMap};
@@ -23,6 +24,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::attach::{Mode, ModeChoice};
+use crate::clock;
 use crate::config::Config;
 use crate::control::{self, Call};
 use crate::detect::Detector;
@@ -34,12 +36,12 @@ use crate::network::Network;
 use crate::paths::Paths;
 use crate::pins::{Lock, Pins};
 use crate::sources::Sources;
-use crate::{clock, state};
+use crate::store::Store;
 
 use confirm::Confirmation;
 use verdicts::Offence;
 
-/// How often expired entries are taken out and changes are written to disk.
+/// How often expired entries are taken out and the store is told of changes.
 const TICK: Duration = Duration::from_secs(1);
 
 /// How many ticks lie between two looks at the host's addresses and routes.
@@ -120,9 +122,7 @@ struct Daemon {
     warnings: Vec<String>,
     /// The same about how the programs are attached.
     attach_warnings: Vec<String>,
-    /// The lists differ from what is on disk.
-    dirty: bool,
-    state_error: Option<String>,
+    store: Store,
     /// Volume does not ban before this time.
     learning_until: u64,
     notes: HashMap<(Source, &'static str), u64>,
@@ -242,7 +242,7 @@ impl Daemon {
         match self.lists.expire(now) {
             Ok(expired) => {
                 for (list, entry) in expired {
-                    self.dirty = true;
+                    self.store.record_end(list, &entry, "expired");
                     let what = if list == List::Block { "unban" } else { "untrust" };
                     let place = entry.place();
                     log::info!(
@@ -262,6 +262,7 @@ impl Daemon {
         if ticks.is_multiple_of(MINUTE_TICKS) {
             self.detector.tidy(now);
             self.forgive(now);
+            self.remember_evidence();
         }
         if ticks.is_multiple_of(SURROUNDINGS_TICKS)
             && let Err(error) = self.look_around().await
@@ -272,33 +273,28 @@ impl Daemon {
         self.save_hosts(false);
     }
 
-    /// Writes the lists to disk if they have changed. A failure is said once, and again in `status`.
+    /// Has the store write what has changed in the lists.
     fn save(&mut self) {
-        if !self.dirty {
-            return;
+        if self.store.wants_entries() {
+            self.store.record(self.lists.all_entries());
         }
-        let path = self.paths.state_file();
-        let entries = List::ALL.iter().flat_map(|list| self.lists.entries(*list).map(move |entry| (*list, entry)));
-        match state::save(&path, entries) {
-            Ok(()) => {
-                self.dirty = false;
-                if self.state_error.take().is_some() {
-                    log::info!("the lists can be written to {} again", path.display());
-                }
-            }
-            Err(error) => {
-                let text = format!("the lists would not survive a reboot: {error:#}");
-                if self.state_error.is_none() {
-                    log::error!("{text}");
-                }
-                self.state_error = Some(text);
-            }
+        for change in self.lists.take_changes() {
+            self.store.record(change);
+        }
+    }
+
+    /// The same, and waits until it is on disk.
+    fn save_now(&mut self) {
+        self.save();
+        if let Err(error) = self.store.flush() {
+            log::error!("{error:#}");
         }
     }
 
     /// Leaves the filter as it is and lets go of the instance.
     fn stop(mut self) {
-        self.save();
+        self.remember_evidence();
+        self.save_now();
         self.save_hosts(true);
         let _ = std::fs::remove_file(self.paths.socket());
         drop(self.lock.take());
@@ -308,7 +304,7 @@ impl Daemon {
     fn status(&self) -> Value {
         let mut warnings = self.warnings.clone();
         warnings.extend(self.attach_warnings.iter().cloned());
-        warnings.extend(self.state_error.clone());
+        warnings.extend(self.store.trouble());
         if self.detector.registrar_is_failing(clock::now()) {
             warnings
                 .push("the registrar rejects sources that it accepted within a day; rejections ban nobody".to_owned());

@@ -11,6 +11,7 @@ use crate::clock;
 use crate::detect::{Acceptance, Action, Finding};
 use crate::ledger::{Entry, Tier};
 use crate::network::{Network, address_of};
+use crate::store::{self, Change};
 
 /// The length of the IPv6 networks in which several banned networks condemn the whole.
 const SITE: u8 = 56;
@@ -74,7 +75,10 @@ impl Daemon {
             match action {
                 Action::Ban(finding) => self.ban(&finding, now),
                 Action::Accepted(acceptance) => self.accepted(&acceptance, now),
-                Action::Peer(source, until) => self.know(source, now, |standing| standing.peer_until = until),
+                Action::Peer(source, until) => {
+                    self.know(source, now, |standing| standing.peer_until = until);
+                    self.remember_peer(source, until);
+                }
                 Action::Suspect(source, until, what) => self.suspect(source, until, &what, now),
                 Action::Note(kind, text) => {
                     if self.note_due(Source::v4(0), kind, now) {
@@ -85,7 +89,7 @@ impl Daemon {
         }
     }
 
-    fn know(&mut self, source: Source, now: u64, change: impl FnOnce(&mut crate::lists::HostStanding)) {
+    pub(super) fn know(&mut self, source: Source, now: u64, change: impl FnOnce(&mut crate::lists::HostStanding)) {
         if let Err(error) = self.lists.know(source, now, change)
             && self.note_due(Source::v4(0), "known", now)
         {
@@ -96,16 +100,8 @@ impl Daemon {
     /// A user was accepted, or has taken its registration back.
     fn accepted(&mut self, acceptance: &Acceptance, now: u64) {
         let Acceptance { source, port, .. } = acceptance;
-        let good = self.detector.good(source, *port, now);
-        let is_new = good.until != 0 && self.lists.standing(*source).good_until == 0;
-        let scale = (good.users / USERS).checked_ilog2().map_or(0, |log| u64::from(log) + 1).min(8);
-        self.know(*source, now, |standing| (standing.good_until, standing.scale) = (good.until, scale));
-        if let Err(error) = self.lists.know_flow(*source, *port, good.flow_until)
-            && self.note_due(*source, "flow", now)
-        {
-            log::error!("{} port={port} has no reserve of its own: {error}", address_of(*source));
-        }
-        if is_new {
+        self.remember_acceptance(acceptance);
+        if self.note_good(*source, *port, now) {
             log::info!("good {} port={port}", address_of(*source));
             // Its IPv6 neighbours are judged one by one from now on.
             if !source.is_v4()
@@ -114,6 +110,20 @@ impl Daemon {
                 log::error!("networks of known hosts: {error:#}");
             }
         }
+    }
+
+    /// Tells the kernel what is known of an address and one of its ports. Returns whether it was not known good before.
+    pub(super) fn note_good(&mut self, source: Source, port: u16, now: u64) -> bool {
+        let good = self.detector.good(&source, port, now);
+        let is_new = good.until != 0 && self.lists.standing(source).good_until == 0;
+        let scale = (good.users / USERS).checked_ilog2().map_or(0, |log| u64::from(log) + 1).min(8);
+        self.know(source, now, |standing| (standing.good_until, standing.scale) = (good.until, scale));
+        if let Err(error) = self.lists.know_flow(source, port, good.flow_until)
+            && self.note_due(source, "flow", now)
+        {
+            log::error!("{} port={port} has no reserve of its own: {error}", address_of(source));
+        }
+        is_new
     }
 
     /// Limits a source that looks like a tool, but may be forged.
@@ -176,7 +186,10 @@ impl Daemon {
         }
         let length = (0..count).fold(bans.first.0, |length, _| length.saturating_mul(bans.factor).min(bans.max.0));
         if self.offences.len() < MAX_OFFENCES || before.is_some() {
-            self.offences.insert(*network, Offence { count: count.saturating_add(1), at: now });
+            let count = count.saturating_add(1);
+            self.offences.insert(*network, Offence { count, at: now });
+            let offence = store::Offence { network: *network, count, last_ms: clock::wall_ms() };
+            self.store.record(Change::Offence(offence));
         }
         length.min(bans.max.0)
     }
@@ -189,9 +202,10 @@ impl Daemon {
             return false;
         }
         let (source, reason) = (entry.network.first(), entry.reason.clone());
-        match self.lists.put(List::Block, entry) {
+        match self.lists.put(List::Block, entry.clone()) {
             Ok(()) => {
-                self.dirty = true;
+                self.store.record_ban(kind, &entry);
+                self.save();
                 log::warn!(
                     "ban {place} kind={kind} tier={} for={} dry_run={} reason=\"{reason}\"",
                     tier.map_or("none", Tier::name),

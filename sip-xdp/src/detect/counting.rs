@@ -49,6 +49,11 @@ impl<T> Window<T> {
         self.events.iter()
     }
 
+    /// Moves all of it in time.
+    pub(super) fn shift(&mut self, moved: impl Fn(u64) -> u64) {
+        self.events.iter_mut().for_each(|(at, _)| *at = moved(*at));
+    }
+
     /// How long ago the first of them was.
     pub(super) fn since(&self, now: u64) -> u64 {
         self.events.front().map_or(0, |(at, _)| now.saturating_sub(*at))
@@ -75,6 +80,11 @@ impl Bucket {
         self.level = (self.level - leaked).max(0.0) + 1.0;
         self.at = now;
         self.level
+    }
+
+    /// Moves it in time.
+    pub(super) fn shift(&mut self, moved: impl Fn(u64) -> u64) {
+        self.at = moved(self.at);
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod counting;
 mod digest;
+mod evidence;
 mod exchange;
 mod known;
 mod nonces;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use serde::{Deserialize, Serialize};
 use sip_xdp_common::source::Source;
 
 use super::counting::{Bucket, Window};
@@ -10,7 +11,7 @@ use super::counting::{Bucket, Window};
 const MAX_NUMBERS: usize = 256;
 
 /// One rejected try.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Rejection {
     pub(super) user: String,
     pub(super) port: u16,
@@ -41,7 +42,7 @@ pub(super) struct Subject {
     pub(super) invites: Bucket,
     pub(super) refused_calls: u32,
     pub(super) answered_calls: u32,
-    numbers: HashMap<String, BTreeSet<String>>,
+    pub(super) numbers: HashMap<String, BTreeSet<String>>,
     /// When the kernel last dropped packets of it because of a limit.
     pub(super) limited: u64,
     /// Requests seen, and how many of them were answered.

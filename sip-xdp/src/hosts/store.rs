@@ -14,7 +14,7 @@ use sip_xdp_common::layout::NEVER;
 
 use super::{Answer, Given, MAX_ADDRESSES, MAX_NAMES};
 use crate::config::HostName;
-use crate::{clock, state};
+use crate::{clock, files};
 
 const SCHEMA: u32 = 1;
 
@@ -62,13 +62,13 @@ pub(super) fn save(path: &Path, kept: &Kept) -> Result<()> {
         addresses: answer.addresses.clone(),
         at: clock::from_ms(answer.at_ms),
     });
-    state::write(path, &Saved { schema: SCHEMA, given: given.collect(), answers: answers.collect() })
+    files::write(path, &Saved { schema: SCHEMA, given: given.collect(), answers: answers.collect() })
 }
 
 /// Reads the file. One that cannot be read or understood is set aside; the text says where and why.
 pub(super) fn load(path: &Path) -> (Kept, Option<String>) {
     let aside = |what: &str| {
-        let kept = state::set_aside(path, what);
+        let kept = files::set_aside(path, what);
         (Kept::default(), Some(format!("{kept}; hosts that were trusted by command have to be added again")))
     };
     let text = match fs::read(path) {

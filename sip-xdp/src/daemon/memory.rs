@@ -1,0 +1,90 @@
+//! What the daemon remembers over restarts and reboots beside the lists: who is real, who offended, and the evidence.
+
+use std::time::Duration;
+
+use sip_xdp_common::source::Source;
+
+use super::verdicts::Offence;
+use super::{Daemon, clock};
+use crate::detect::Acceptance;
+use crate::network::{address_of, source_of};
+use crate::store::{self, Change, Peer, State};
+
+/// Under which name the detector's evidence is kept.
+const EVIDENCE: &str = "evidence";
+
+impl Daemon {
+    /// Takes up what was known, before the first packet is judged.
+    pub(super) fn recall(&mut self, state: State) {
+        let now = clock::now();
+        let State { accepted, peers, offences, notes, .. } = state;
+        let acceptances = accepted.into_iter().map(|row| Acceptance {
+            source: source_of(row.address),
+            user: row.user,
+            port: row.port,
+            at: from_wall_ms(row.last_ms),
+            until: from_wall_ms(row.until_ms),
+        });
+        let acceptances: Vec<_> = acceptances.collect();
+        let peers: Vec<_> =
+            peers.into_iter().map(|peer| (source_of(peer.address), from_wall_ms(peer.until_ms))).collect();
+        self.detector.restore(acceptances.iter().cloned(), peers.iter().copied());
+        for acceptance in acceptances.iter().filter(|acceptance| acceptance.until > now) {
+            self.note_good(acceptance.source, acceptance.port, now);
+        }
+        for (source, until) in peers.into_iter().filter(|(_, until)| *until > now) {
+            self.know(source, now, |standing| standing.peer_until = standing.peer_until.max(until));
+        }
+        for offence in offences {
+            let at = from_wall_ms(offence.last_ms);
+            self.offences.insert(offence.network, Offence { count: offence.count, at });
+        }
+        for (_, value) in notes.iter().filter(|(name, _)| name == EVIDENCE) {
+            if let Err(error) = self.detector.recall(value, now, clock::wall_ms()) {
+                log::warn!("the evidence of before cannot be read, and begins anew: {error:#}");
+            }
+        }
+    }
+
+    /// Has the store remember an acceptance.
+    pub(super) fn remember_acceptance(&self, acceptance: &Acceptance) {
+        let Acceptance { source, user, port, at, until } = acceptance;
+        let last_ms = to_wall_ms(*at);
+        self.store.record(Change::Accepted(store::Accepted {
+            address: address_of(*source),
+            user: user.clone(),
+            port: *port,
+            first_ms: last_ms,
+            last_ms,
+            until_ms: to_wall_ms(*until),
+        }));
+    }
+
+    /// Has the store remember a peer.
+    pub(super) fn remember_peer(&self, source: Source, until: u64) {
+        self.store.record(Change::Peer(Peer { address: address_of(source), until_ms: to_wall_ms(until) }));
+    }
+
+    /// Has the store remember the evidence.
+    pub(super) fn remember_evidence(&self) {
+        match self.detector.evidence(clock::now(), clock::wall_ms()) {
+            Ok(value) => self.store.record(Change::Note { name: EVIDENCE.to_owned(), value }),
+            Err(error) => log::error!("the evidence cannot be kept: {error:#}"),
+        }
+    }
+}
+
+/// A wall-clock time on the filter's clock; what lies before its beginning becomes that.
+fn from_wall_ms(ms: u64) -> u64 {
+    let (wall, now) = (clock::wall_ms(), clock::now());
+    let apart = Duration::from_millis(ms.abs_diff(wall)).as_nanos();
+    let apart = u64::try_from(apart).unwrap_or(u64::MAX);
+    if ms >= wall { now.saturating_add(apart) } else { now.saturating_sub(apart) }
+}
+
+/// A time on the filter's clock as wall-clock time.
+fn to_wall_ms(time: u64) -> u64 {
+    let (wall, now) = (clock::wall_ms(), clock::now());
+    let apart = time.abs_diff(now) / 1_000_000;
+    if time >= now { wall.saturating_add(apart) } else { wall.saturating_sub(apart) }
+}

@@ -1,0 +1,156 @@
+//! What the store is told, and what it tells.
+
+use std::net::IpAddr;
+
+use sip_xdp_common::layout::{List, Owner};
+
+use crate::clock;
+use crate::ledger::{Entry, Tier};
+use crate::network::Network;
+
+/// One thing that has changed and is to survive a reboot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// An entry was added, or replaced its owner's earlier one.
+    Put(List, Entry),
+    /// An owner's entry was taken out: for a whole network, or for one port of a host.
+    Remove(List, Network, Option<u16>, Owner),
+    /// These are all entries that there are; what else the store has is taken out.
+    Entries(Vec<(List, Entry)>),
+    /// Somebody was banned, for the so-many-th time.
+    Offence(Offence),
+    /// What a network did is forgotten.
+    Pardon(Network),
+    /// A ban began.
+    Banned(Ban),
+    /// The bans of a network, or of one port of a host, ended.
+    Ended {
+        /// The network.
+        network: Network,
+        /// The port, if only that was banned.
+        port: Option<u16>,
+        /// When, in milliseconds since 1970.
+        at_ms: u64,
+        /// By what: `expired` or `command`.
+        by: String,
+    },
+    /// A user was accepted with credentials. Of an earlier row the time of the first acceptance is kept.
+    Accepted(Accepted),
+    /// Whoever was accepted from this address, or answered there, is forgotten.
+    Forgotten(IpAddr),
+    /// Somebody answered a request of ours.
+    Peer(Peer),
+    /// Something that somebody wants back under this name.
+    Note {
+        /// The name.
+        name: String,
+        /// What was noted.
+        value: Vec<u8>,
+    },
+}
+
+impl Change {
+    /// Whether it is about entries, which are never lost.
+    pub(super) fn is_of_entries(&self) -> bool {
+        matches!(self, Self::Put(..) | Self::Remove(..) | Self::Entries(_))
+    }
+}
+
+/// How often a network was banned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offence {
+    /// The network.
+    pub network: Network,
+    /// How often.
+    pub count: u32,
+    /// When the last time, in milliseconds since 1970.
+    pub last_ms: u64,
+}
+
+/// A user that was accepted with credentials from an address and port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// The address.
+    pub address: IpAddr,
+    /// The user.
+    pub user: String,
+    /// The port.
+    pub port: u16,
+    /// When for the first time, in milliseconds since 1970.
+    pub first_ms: u64,
+    /// When for the last time.
+    pub last_ms: u64,
+    /// When its registration ends, or has ended.
+    pub until_ms: u64,
+}
+
+/// An address that answered a request of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// The address.
+    pub address: IpAddr,
+    /// How long it counts as a peer, in milliseconds since 1970.
+    pub until_ms: u64,
+}
+
+/// A ban, as the history keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ban {
+    /// The network.
+    pub network: Network,
+    /// The port, if only that was banned.
+    pub port: Option<u16>,
+    /// The kind of evidence.
+    pub kind: String,
+    /// How sure the evidence was.
+    pub tier: Option<Tier>,
+    /// Why.
+    pub reason: String,
+    /// When it began, in milliseconds since 1970.
+    pub from_ms: u64,
+    /// When it was to end, if ever.
+    pub until_ms: Option<u64>,
+}
+
+impl Ban {
+    /// The ban that an entry of the block list is.
+    pub fn of(kind: &str, entry: &Entry) -> Self {
+        Self {
+            network: entry.network,
+            port: entry.port,
+            kind: kind.to_owned(),
+            tier: entry.tier,
+            reason: entry.reason.clone(),
+            from_ms: entry.added_ms,
+            until_ms: clock::to_wall(entry.expires).map(clock::to_ms),
+        }
+    }
+}
+
+/// A ban of the past or of now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HistoryRow {
+    /// Its number. Later bans have higher ones.
+    pub id: i64,
+    /// The ban.
+    pub ban: Ban,
+    /// When it ended, if it has.
+    pub ended_ms: Option<u64>,
+    /// What ended it.
+    pub ended_by: Option<String>,
+}
+
+/// What survived.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct State {
+    /// The entries of both lists that have not ended.
+    pub entries: Vec<(List, Entry)>,
+    /// Who was banned how often, in the last 30 days.
+    pub offences: Vec<Offence>,
+    /// Who was accepted, in the last 30 days.
+    pub accepted: Vec<Accepted>,
+    /// Who still counts as a peer.
+    pub peers: Vec<Peer>,
+    /// The notes, by name.
+    pub notes: Vec<(String, Vec<u8>)>,
+}

@@ -1,0 +1,202 @@
+//! What survives a reboot, in one SQLite file: the lists, who offended, who was accepted, what happened.
+//!
+//! While the machine is up, the pinned ledger is the truth of the lists; the store is told of every change and read only
+//! when the ledger is gone. It must never stand in the filter's way: changes are written by a thread of its own, a file
+//! that is broken is set aside, and without any disk the filter runs all the same and `status` says so.
+
+mod change;
+mod columns;
+mod earlier;
+mod queue;
+mod read;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod write;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::bail;
+use rusqlite::Connection;
+use sip_xdp_common::layout::{List, Owner};
+
+pub use self::change::{Accepted, Ban, Change, HistoryRow, Offence, Peer, State};
+pub use self::read::Reader;
+use self::schema::{Failure, Usable};
+use self::writer::{Shared, Writer};
+use crate::clock;
+use crate::ledger::Entry;
+use crate::network::Network;
+
+/// How long a disk may take before the daemon stops without it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The store, open for writing. Dropping it writes what waits.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    shared: Arc<Shared>,
+}
+
+/// A store that was opened, and what was in it.
+#[derive(Debug)]
+pub struct Opened {
+    /// The store.
+    pub store: Store,
+    /// What was in it.
+    pub found: Found,
+}
+
+/// What was found on disk.
+#[derive(Debug)]
+pub enum Found {
+    /// Nothing: a first start.
+    Nothing,
+    /// What survived, without what has ended.
+    State(State),
+    /// Something unreadable, which was set aside; the text says where and why.
+    Corrupt(String),
+}
+
+impl Store {
+    /// Opens the store and reads it. Whatever is wrong with the disk, there is a store afterwards: a file that cannot be
+    /// read or understood is renamed, never overwritten, and where nothing can be written, changes wait.
+    pub fn open(path: &Path) -> Opened {
+        let (connection, mut found, trouble) = look(path);
+        let connection = connection.map(|connection| match &mut found {
+            Found::Nothing => import(path, connection, &mut found),
+            _ => connection,
+        });
+        let store = Self { path: path.to_owned(), shared: Arc::new(Shared::default()) };
+        if let Some(trouble) = trouble {
+            writer::report(&mut store.shared.desk(), path, &trouble);
+        }
+        let writer = Writer::new(path.to_owned(), Arc::clone(&store.shared), connection);
+        if let Err(error) = thread::Builder::new().name("store".to_owned()).spawn(|| writer.run()) {
+            let mut desk = store.shared.desk();
+            desk.ended = true;
+            writer::report(&mut desk, path, &error.to_string());
+        }
+        Opened { store, found }
+    }
+
+    /// Opens the store to read it, with or without a daemon.
+    pub fn read_only(path: &Path) -> anyhow::Result<Reader> {
+        Reader::open(path)
+    }
+
+    /// Has a change written. Never waits.
+    pub fn record(&self, change: Change) {
+        self.shared.record(change);
+    }
+
+    /// Records that a ban began. Bans of a dry run are none.
+    pub fn record_ban(&self, kind: &str, entry: &Entry) {
+        if !entry.dry_run {
+            self.record(Change::Banned(Ban::of(kind, entry)));
+        }
+    }
+
+    /// Records what ended a ban, if the entry was one.
+    pub fn record_end(&self, list: List, entry: &Entry, by: &str) {
+        if list == List::Block && entry.owner == Owner::Auto && !entry.dry_run {
+            let (network, port) = (entry.network, entry.port);
+            self.record(Change::Ended { network, port, at_ms: clock::wall_ms(), by: by.to_owned() });
+        }
+    }
+
+    /// Whether the store wants to be told all entries, as [`Change::Entries`], because it missed some change or lost its
+    /// file, and can write them now.
+    pub fn wants_entries(&self) -> bool {
+        let desk = self.shared.desk();
+        desk.queue.has_lost_track() && desk.trouble.is_none()
+    }
+
+    /// Waits until all that was recorded is on disk.
+    pub fn flush(&self) -> anyhow::Result<()> {
+        if !self.shared.flush(PATIENCE) {
+            bail!("{} takes too long to write", self.path.display());
+        }
+        match self.trouble() {
+            Some(trouble) => bail!(trouble),
+            None => Ok(()),
+        }
+    }
+
+    /// Why changes cannot be written, if so.
+    pub fn trouble(&self) -> Option<String> {
+        self.shared.desk().trouble.clone()
+    }
+
+    /// The bans of a network and of those around it, the latest first. Reads what is on disk, without keeping anybody
+    /// from writing.
+    pub fn history(&self, network: &Network) -> anyhow::Result<Vec<HistoryRow>> {
+        if schema::exists(&self.path) { Reader::open(&self.path)?.history(network) } else { Ok(Vec::new()) }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.shared.end(PATIENCE);
+    }
+}
+
+/// Opens the file and reads what it holds. Returns also why it cannot be written, if so.
+fn look(path: &Path) -> (Option<Connection>, Found, Option<String>) {
+    let what = match schema::open_writable(path).and_then(read_all) {
+        Ok((connection, found)) => return (Some(connection), found, None),
+        Err(Failure::Unavailable(why)) if !schema::exists(path) => return (None, nothing(path), Some(why)),
+        // What cannot be written may be readable all the same.
+        Err(Failure::Unavailable(why)) => match schema::open_readable(path).and_then(read_all) {
+            Ok((_, Found::Nothing)) => return (None, nothing(path), Some(why)),
+            Ok((_, found)) => return (None, found, Some(why)),
+            Err(Failure::Corrupt(what)) => what,
+            Err(failure) => format!("cannot be read ({})", failure.text()),
+        },
+        Err(Failure::Locked(what)) => format!("cannot be read ({what})"),
+        Err(Failure::Corrupt(what)) => what,
+    };
+    let (message, _) = schema::set_aside(path, &what);
+    match schema::open_writable(path) {
+        Ok(usable) => (Some(usable.connection), Found::Corrupt(message), None),
+        Err(failure) => (None, Found::Corrupt(message), Some(failure.text().to_owned())),
+    }
+}
+
+fn read_all(usable: Usable) -> Result<(Connection, Found), Failure> {
+    let found = if usable.is_new { Found::Nothing } else { Found::State(read::state(&usable.connection)?) };
+    Ok((usable.connection, found))
+}
+
+/// What is found where there is no store and none can be made.
+fn nothing(path: &Path) -> Found {
+    found_earlier(path).unwrap_or(Found::Nothing)
+}
+
+/// What an earlier version left, if it left something.
+fn found_earlier(path: &Path) -> Option<Found> {
+    Some(match earlier::read(path)? {
+        Ok(entries) => Found::State(State { entries, ..State::default() }),
+        Err(message) => Found::Corrupt(message),
+    })
+}
+
+/// Takes over what an earlier version left into a store that is new.
+fn import(path: &Path, mut connection: Connection, found: &mut Found) -> Connection {
+    let Some(earlier) = found_earlier(path) else {
+        return connection;
+    };
+    if let Found::State(state) = &earlier {
+        match write::write(&mut connection, &[Change::Entries(state.entries.clone())]) {
+            Ok(()) => earlier::retire(path),
+            // They are in the state that the daemon starts with, and it will say them again.
+            Err(error) => log::warn!("what the earlier version left cannot be written yet: {error}"),
+        }
+    }
+    *found = earlier;
+    connection
+}

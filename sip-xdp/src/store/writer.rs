@@ -1,0 +1,222 @@
+//! The thread that writes. The daemon hands changes over and goes on; a disk that is slow, full or gone keeps nobody
+//! waiting.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+use super::change::Change;
+use super::queue::Queue;
+use super::schema::{self, Failure};
+use super::write;
+
+/// The least time between two transactions.
+const PACE: Duration = Duration::from_millis(200);
+
+/// How long to wait after a transaction that failed.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How often what is too old is removed.
+const TIDY: Duration = Duration::from_secs(3_600);
+
+/// What the daemon and the writer share.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    desk: Mutex<Desk>,
+    /// There is something to do.
+    wake: Condvar,
+    /// Something was done.
+    done: Condvar,
+}
+
+/// What lies between the two. Nobody holds the lock while waiting for a disk.
+#[derive(Debug, Default)]
+pub(super) struct Desk {
+    /// What waits to be written.
+    pub(super) queue: Queue,
+    /// Why nothing can be written.
+    pub(super) trouble: Option<String>,
+    /// How often somebody has asked for everything to be written now, and up to which of these it was tried.
+    asked: u64,
+    answered: u64,
+    stop: bool,
+    /// The writer has ended.
+    pub(super) ended: bool,
+}
+
+impl Shared {
+    /// Looks at what lies between the two.
+    pub(super) fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands over a change.
+    pub(super) fn record(&self, change: Change) {
+        let mut desk = self.desk();
+        let wakes = desk.queue.is_empty();
+        desk.queue.push(change);
+        drop(desk);
+        if wakes {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Has everything written now. Returns false if that has neither succeeded nor failed after `patience`.
+    pub(super) fn flush(&self, patience: Duration) -> bool {
+        let mut desk = self.desk();
+        desk.asked += 1;
+        let ticket = desk.asked;
+        self.wake.notify_one();
+        let waits = |desk: &mut Desk| desk.answered < ticket && !desk.ended;
+        let waited = self.done.wait_timeout_while(desk, patience, waits);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    /// Ends the writer, which tries once more to write what waits.
+    pub(super) fn end(&self, patience: Duration) {
+        let mut desk = self.desk();
+        desk.stop = true;
+        self.wake.notify_one();
+        drop(self.done.wait_timeout_while(desk, patience, |desk| !desk.ended));
+    }
+}
+
+/// The writer.
+pub(super) struct Writer {
+    path: PathBuf,
+    shared: Arc<Shared>,
+    connection: Option<Connection>,
+    last_attempt: Option<Instant>,
+    last_tidied: Option<Instant>,
+}
+
+/// What there is to do.
+struct Task {
+    changes: Vec<Change>,
+    ticket: u64,
+    /// Somebody waits for it to be on disk.
+    hurries: bool,
+    stops: bool,
+}
+
+impl Writer {
+    /// A writer for a file that is open, or that is to be opened as soon as possible.
+    pub(super) fn new(path: PathBuf, shared: Arc<Shared>, connection: Option<Connection>) -> Self {
+        Self { path, shared, connection, last_attempt: None, last_tidied: None }
+    }
+
+    /// Writes until it is told to end.
+    pub(super) fn run(mut self) {
+        loop {
+            let Task { changes, ticket, hurries, stops } = self.next_task();
+            let attempt = self.attempt(&changes, hurries);
+            self.last_attempt = Some(Instant::now());
+            let mut desk = self.shared.desk();
+            match attempt {
+                Ok(()) => {
+                    if desk.trouble.take().is_some() {
+                        log::info!("the lists can be written to {} again", self.path.display());
+                    }
+                }
+                Err(failure) => {
+                    desk.queue.put_back(changes);
+                    report(&mut desk, &self.path, failure.text());
+                    // Whatever is wrong with the file, the next attempt begins with a new look at it.
+                    self.connection = None;
+                }
+            }
+            desk.answered = ticket;
+            if stops {
+                drop(desk);
+                // The last one to let go of the file brings the log into it.
+                self.connection = None;
+                self.shared.desk().ended = true;
+                self.shared.done.notify_all();
+                return;
+            }
+            drop(desk);
+            self.shared.done.notify_all();
+        }
+    }
+
+    /// Waits until there is something to do and it is time to do it.
+    fn next_task(&self) -> Task {
+        let since = |at: Option<Instant>| at.map_or(Duration::MAX, |at| at.elapsed());
+        let mut desk = self.shared.desk();
+        loop {
+            let hurries = desk.asked > desk.answered || desk.stop;
+            let wait = if hurries {
+                Duration::ZERO
+            } else if self.connection.is_none() {
+                RETRY.saturating_sub(since(self.last_attempt))
+            } else if !desk.queue.is_empty() {
+                PACE.saturating_sub(since(self.last_attempt))
+            } else {
+                TIDY.saturating_sub(since(self.last_tidied))
+            };
+            if wait.is_zero() {
+                return Task { changes: desk.queue.take(), ticket: desk.asked, hurries, stops: desk.stop };
+            }
+            desk = self.shared.wake.wait_timeout(desk, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn attempt(&mut self, changes: &[Change], hurries: bool) -> Result<(), Failure> {
+        if self.connection.is_some() && !schema::exists(&self.path) {
+            // Somebody has removed the file: what is written to it now, nobody will find.
+            self.connection = None;
+            self.shared.desk().queue.lose_track();
+        }
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            None => {
+                let opened = self.open()?;
+                self.connection.insert(opened)
+            }
+        };
+        write::write(connection, changes)?;
+        if self.last_tidied.is_none_or(|at| at.elapsed() >= TIDY) {
+            write::tidy(connection)?;
+            self.last_tidied = Some(Instant::now());
+        }
+        if hurries {
+            write::checkpoint(connection)?;
+        }
+        Ok(())
+    }
+
+    /// Opens the file again. One that is broken is set aside, and all entries are asked for.
+    fn open(&self) -> Result<Connection, Failure> {
+        let what = match schema::open_writable(&self.path) {
+            Ok(usable) => {
+                if usable.is_new {
+                    self.shared.desk().queue.lose_track();
+                }
+                return Ok(usable.connection);
+            }
+            Err(Failure::Corrupt(what)) => what,
+            Err(failure) => return Err(failure),
+        };
+        let (message, moved) = schema::set_aside(&self.path, &what);
+        if !moved {
+            return Err(Failure::Corrupt(message));
+        }
+        log::error!("{message}");
+        self.shared.desk().queue.lose_track();
+        Ok(schema::open_writable(&self.path)?.connection)
+    }
+}
+
+/// Says why nothing can be written: in the log once, and to whoever asks.
+pub(super) fn report(desk: &mut Desk, path: &Path, what: &str) {
+    let mut text = format!("the lists would not survive a reboot: {} cannot be written ({what})", path.display());
+    if desk.trouble.is_none() {
+        log::error!("{text}");
+    }
+    if desk.queue.dropped() > 0 {
+        text.push_str(&format!("; {} notes and bans of the history were dropped meanwhile", desk.queue.dropped()));
+    }
+    desk.trouble = Some(text);
+}
