@@ -1,12 +1,11 @@
-//! What must never be banned: monitoring, keepalives, many phones behind one address, trusted sources.
+//! What must never be banned: monitoring, keepalives, trusted sources.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
-use sip_xdp_tests::sip::Request;
 use sip_xdp_tests::topology::{ATTACKER, LAN, OUTSIDE, PBX_LAN, PHONE, WAN};
 use sip_xdp_tests::{Attacker, Capture, Filter, FilterOptions, Lab, Phone, Registrar, Stream, stream};
 
@@ -51,42 +50,17 @@ fn keepalives_do_not_count() -> Result<()> {
     sleep(Duration::from_secs(3));
     let sent = keepalives.stop()?;
     let after = phone.register()?;
-    let (passed, limited) = (filter.packets(LAN, "pass.keepalive")?, filter.packets(LAN, "drop.limited")?);
-    println!("keepalives: sent {sent}, passed {passed}, limited {limited}; the phone: {during:?}, {after:?}");
+    let (strange, good) = (filter.packets(LAN, "pass.keepalive")?, filter.packets(LAN, "pass.good")?);
+    let limited = filter.packets(LAN, "drop.limited")?;
+    println!(
+        "keepalives: sent {sent}, passed {strange} before the phone was known good and {good} since, with its own requests, \
+         limited {limited}; the phone: {during:?}, {after:?}"
+    );
     assert!(sent > 8000, "only {sent} were sent");
-    assert_eq!(passed + limited, sent);
+    assert!((sent..=sent + 4).contains(&(strange + good + limited)), "all are counted");
     assert_eq!((during.status, during.sent), (200, 2));
     assert_eq!((after.status, after.sent), (200, 2));
     assert!(!filter.is_banned(&PHONE.to_string())?);
-    Ok(())
-}
-
-/// An office comes back after an outage: the limit slows it down, nothing bans it.
-#[test]
-fn many_phones_behind_one_address_are_limited_but_not_banned() -> Result<()> {
-    const PHONES: u16 = 300;
-    let lab = Lab::new()?;
-    let registrar = Registrar::start(&lab.pbx, lab.directory())?;
-    let filter = Filter::start(&lab.pbx, lab.directory())?;
-    let to = SocketAddr::from((PBX_LAN, 5060));
-    let addresses = (0..PHONES).map(|number| SocketAddr::from((PHONE, 20_000 + number)));
-    let sockets: Vec<(SocketAddr, UdpSocket)> =
-        addresses.map(|from| Ok((from, stream::socket(&lab.phone, from, to)?))).collect::<Result<_>>()?;
-    for sequence in 1..=2 {
-        for (number, (from, socket)) in sockets.iter().enumerate() {
-            let (user, call_id) = (format!("2{number:03}"), format!("call-{number}"));
-            let (user, call_id) = (user.as_str(), call_id.as_str());
-            socket.send(&Request { method: "REGISTER", user, call_id, sequence, from: *from, to }.bytes())?;
-            sleep(Duration::from_millis(10));
-        }
-    }
-    sleep(Duration::from_secs(4));
-    let (received, limited) = (registrar.received_from(PHONE), filter.packets(LAN, "drop.limited")?);
-    println!("{PHONES} phones behind one address: sent {}, received {received}, limited {limited}", 2 * PHONES);
-    assert_eq!(received as u64 + limited, 2 * u64::from(PHONES));
-    assert!(limited > 0, "the limit did not act");
-    assert!(!filter.is_banned(&PHONE.to_string())?, "{:#?}", filter.log());
-    assert_eq!(filter.packets(LAN, "drop.blocked")?, 0);
     Ok(())
 }
 

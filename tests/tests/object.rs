@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use aya_obj::Object;
 use aya_obj::generated::bpf_map_type;
 use sip_xdp::object::{Capacity, OBJECT, shapes};
-use sip_xdp_common::meter::Limits;
+use sip_xdp_common::meter::{Limits, Pace};
 use sip_xdp_common::names;
 use sip_xdp_common::storm::StormLimits;
 
@@ -51,11 +51,13 @@ fn it_has_the_globals_in_their_sizes() {
     let sizes: [(&str, usize); names::GLOBALS.len()] = [
         (names::PORTS, 8192),
         (names::LIMITS, size_of::<Limits>()),
+        (names::GOOD_LIMIT, size_of::<Pace>()),
         (names::STORM, size_of::<StormLimits>()),
         (names::IPV6_MASK, 16),
         (names::LINK, 1),
         (names::SLOT, 4),
         (names::SCOPE_ALL, 1),
+        (names::CLOSED, 1),
         (names::DRY_RUN, 1),
         (names::CLOCK_FROM_MAP, 1),
         (names::IPV6, 1),

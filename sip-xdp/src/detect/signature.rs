@@ -89,7 +89,7 @@ fn signature(head: &Head<'_>, rules: &Signature) -> Option<String> {
         return Some("a From-tag of the shape that sipvicious makes".to_owned());
     }
     let user = head.from.user.or(head.to.user).map(user_name)?;
-    rules.users.iter().any(|known| *known == user).then(|| format!("the user {user:?}, which only tools have"))
+    rules.users.contains(&user).then(|| format!("the user {user:?}, which only tools have"))
 }
 
 fn starts_with(agent: &[u8], known: &[u8]) -> bool {

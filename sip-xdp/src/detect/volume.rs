@@ -246,7 +246,7 @@ mod tests {
             let mut event = Event {
                 time: 1_000_000 * MS + n * 50 * MS,
                 source: crate::network::source_of("192.0.2.66".parse().unwrap()),
-                port: port,
+                port,
                 kind: EventKind::Limited as u8,
                 message: Message::Register as u8,
                 bucket: Bucket::Requests as u8,
