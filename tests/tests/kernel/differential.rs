@@ -73,7 +73,7 @@ impl Tables for HostTables {
 
     fn listing(&self, of: &Source) -> Listed {
         let trusted = u64::from(*of == source(TRUSTED)) * Listed::TRUSTED;
-        Listed::new(trusted | u64::from(*of == source(BLOCKED)) * Listed::BLOCKED)
+        Listed::new(trusted | (u64::from(*of == source(BLOCKED)) * Listed::BLOCKED))
     }
 
     fn flow(&self, _: &Source, _: u16) -> FlowState {
