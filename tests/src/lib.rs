@@ -36,7 +36,7 @@ pub mod wire;
 
 use std::env;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
 
@@ -68,6 +68,16 @@ pub fn require_root() -> Result<()> {
 /// The short duration of something that lasts longer in the field; the long one when SIP_XDP_LONG is set to 1.
 pub fn short_or_long(short: Duration, long: Duration) -> Duration {
     if env::var_os("SIP_XDP_LONG").is_some_and(|value| value == "1") { long } else { short }
+}
+
+/// Waits for the next second of the wall clock: within one, the registrar gives the same nonce to everybody, and who echoes it
+/// proves less than with a nonce that nobody else has.
+pub fn wait_for_a_nonce_of_its_own() {
+    let second = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let now = second();
+    while second() == now {
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Asks every few milliseconds until `condition` holds; fails with `what` when it does not in time. Returns how long it took.

@@ -72,6 +72,13 @@ impl Lab {
         Ok(lab)
     }
 
+    /// Gives the attacker another address: 198.51.100.100, and so on.
+    pub fn further_attacker(&self, number: u8) -> Result<Ipv4Addr> {
+        let attacker = Ipv4Addr::new(198, 51, 100, 100 + number);
+        address(&self.attacker, OUTSIDE, &[&format!("{attacker}/24")])?;
+        Ok(attacker)
+    }
+
     /// Lets the PBX take packets through an interface that it would not answer them through: forged ones.
     pub fn accept_forgeries(&self) -> Result<()> {
         ["all", WAN, LAN].iter().try_for_each(|name| self.pbx.sysctl(&format!("net/ipv4/conf/{name}/rp_filter"), "0"))
