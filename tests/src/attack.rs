@@ -1,10 +1,11 @@
 //! Real attack tools: sipvicious, which scans, enumerates and guesses passwords, and sipsak, which also has honest uses.
 
+use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::namespace::Namespace;
 use crate::process::{Process, output};
@@ -16,12 +17,38 @@ pub struct Attacker<'a> {
     namespace: &'a Namespace,
     directory: PathBuf,
     address: Ipv4Addr,
+    disguise: Disguise,
+}
+
+/// How an attacker tries not to be recognised by its tool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disguise {
+    /// Not at all.
+    None,
+    /// Compact headers, and no User-Agent: the tools' option `-c`.
+    Compact,
+    /// The User-Agent of a real phone, for which the tools have no option.
+    Agent,
+    /// Another source port than 5060.
+    Port,
+}
+
+impl Disguise {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::None, Self::Compact, Self::Agent, Self::Port];
 }
 
 impl<'a> Attacker<'a> {
     /// The attacker at its usual address.
     pub fn new(namespace: &'a Namespace, directory: &Path) -> Self {
-        Self { namespace, directory: directory.to_path_buf(), address: ATTACKER }
+        Self { namespace, directory: directory.to_path_buf(), address: ATTACKER, disguise: Disguise::None }
+    }
+
+    /// The same in disguise.
+    #[must_use]
+    pub fn disguise(mut self, disguise: Disguise) -> Self {
+        self.disguise = disguise;
+        self
     }
 
     /// The same at another address of the namespace.
@@ -33,21 +60,27 @@ impl<'a> Attacker<'a> {
 
     /// Guesses numeric passwords of one user, about 180 a second, for longer than any test lasts.
     pub fn crack(&self, user: &str) -> Result<Process> {
-        let mut command = self.sipvicious("svcrack");
-        command.args(["-u", user, "-r", "100000-999999", "--maximumtime", "300"]).arg(PBX_WAN.to_string());
+        // The tool's own default.
+        self.crack_with_pauses(user, "0.005")
+    }
+
+    /// The same; so many seconds pass before each password.
+    pub fn crack_with_pauses(&self, user: &str, pause: &str) -> Result<Process> {
+        let mut command = self.sipvicious("svcrack")?;
+        command.args(["-t", pause, "-u", user, "-r", "100000-999999", "--maximumtime", "300"]).arg(PBX_WAN.to_string());
         Process::spawn("svcrack", &mut command)
     }
 
     /// Tries extensions with one method: REGISTER, OPTIONS or INVITE.
     pub fn enumerate(&self, method: &str) -> Result<Process> {
-        let mut command = self.sipvicious("svwar");
+        let mut command = self.sipvicious("svwar")?;
         command.args(["--force", "-m", method, "-e", "1000-99999", "--maximumtime", "300"]);
         Process::spawn("svwar", command.arg(PBX_WAN.to_string()))
     }
 
     /// Looks for SIP servers in a network.
     pub fn map(&self, network: &str) -> Result<Process> {
-        let mut command = self.sipvicious("svmap");
+        let mut command = self.sipvicious("svmap")?;
         Process::spawn("svmap", command.args(["-p", "5060", network]))
     }
 
@@ -57,14 +90,44 @@ impl<'a> Attacker<'a> {
     }
 
     /// Its tools ask for the machine's name and keep files in the home directory; both are its own here.
-    fn sipvicious(&self, tool: &str) -> Command {
-        let mut command = self.namespace.command(tool);
+    fn sipvicious(&self, tool: &str) -> Result<Command> {
+        let mut command = match self.disguise {
+            Disguise::Agent => {
+                let script = self.directory.join("other-agent.py");
+                fs::write(&script, OTHER_AGENT).with_context(|| format!("cannot write {}", script.display()))?;
+                let mut command = self.namespace.command("python3");
+                command.arg(script).arg(tool);
+                command
+            }
+            _ => self.namespace.command(tool),
+        };
+        match self.disguise {
+            Disguise::Compact => _ = command.arg("-c"),
+            Disguise::Port => _ = command.args(["-P", &OTHER_PORT.to_string()]),
+            Disguise::None | Disguise::Agent => {}
+        }
         self.home(&mut command);
         command.args(["-x", &self.address.to_string(), "-b", &self.address.to_string()]);
-        command
+        Ok(command)
     }
 
     fn home<'c>(&self, command: &'c mut Command) -> &'c mut Command {
         command.env("HOME", &self.directory).current_dir(&self.directory)
     }
 }
+
+/// The source port of [`Disguise::Port`].
+pub const OTHER_PORT: u16 = 5099;
+
+/// Runs one of the tools with another User-Agent in place of its own.
+const OTHER_AGENT: &str = r#"
+import importlib, sys
+sys.path.append("/usr/share/sipvicious")
+from sipvicious.libs import svhelper
+request = svhelper.makeRequest
+request.__defaults__ = tuple(
+    "Grandstream GXP1625 1.0.4.152" if value == "friendly-scanner" else value for value in request.__defaults__)
+tool = sys.argv.pop(1)
+sys.argv[0] = tool
+importlib.import_module("sipvicious." + tool).main()
+"#;

@@ -4,42 +4,57 @@
 //! Everything here cleans up when it is dropped; what a killed run left behind is swept by the next one.
 
 pub mod attack;
+pub mod bans;
 pub mod capture;
 pub mod cpu;
+pub mod digest;
 pub mod dns;
 pub mod fail2ban;
 pub mod filter;
 pub mod foreign;
+pub mod forger;
 pub mod generator;
+pub mod guesser;
+mod handset;
+pub mod message;
 pub mod namespace;
+pub mod nat;
 pub mod office;
+pub mod party;
 pub mod phone;
+pub mod phones;
 pub mod private;
 pub mod process;
 pub mod programs;
 pub mod registrar;
 pub mod sip;
+pub mod spelling;
 pub mod stream;
 pub mod supervise;
 pub mod topology;
 pub mod usage;
 pub mod wire;
 
+use std::env;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
 
-pub use attack::Attacker;
+pub use attack::{Attacker, Disguise};
 pub use capture::Capture;
 pub use dns::NameServer;
 pub use fail2ban::Fail2ban;
 pub use filter::{Filter, FilterOptions};
 pub use generator::Generator;
+pub use guesser::{Guess, Guesser};
 pub use namespace::Namespace;
+pub use nat::Nat;
 pub use office::Office;
+pub use party::Party;
 pub use phone::Phone;
-pub use registrar::{Registrar, RegistrarOptions};
+pub use phones::{Phones, PhonesOptions};
+pub use registrar::{Mood, Registrar, RegistrarOptions};
 pub use stream::Stream;
 pub use topology::Lab;
 pub use wire::Wire;
@@ -50,6 +65,21 @@ pub fn require_root() -> Result<()> {
         bail!("needs root: run it through `cargo xtask`, or with sudo");
     }
     Ok(())
+}
+
+/// The short duration of something that lasts longer in the field; the long one when SIP_XDP_LONG is set to 1.
+pub fn short_or_long(short: Duration, long: Duration) -> Duration {
+    if env::var_os("SIP_XDP_LONG").is_some_and(|value| value == "1") { long } else { short }
+}
+
+/// Waits for the next second of the wall clock: within one, the registrar gives the same nonce to everybody, and who echoes it
+/// proves less than with a nonce that nobody else has.
+pub fn wait_for_a_nonce_of_its_own() {
+    let second = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let now = second();
+    while second() == now {
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Asks every few milliseconds until `condition` holds; fails with `what` when it does not in time. Returns how long it took.

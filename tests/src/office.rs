@@ -10,15 +10,14 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use md5::{Digest as _, Md5};
 
 use crate::cpu::stay_on;
+use crate::digest::Challenge;
+use crate::message::Message;
 use crate::namespace::Namespace;
 use crate::sip::Request;
 use crate::stream;
 
-/// The realm of the lab's registrar.
-const REALM: &str = "lab.example";
 /// When a phone sends again what was not answered (T1 of RFC 3261).
 const RETRANSMIT: Duration = Duration::from_millis(500);
 /// How often phones that wait are looked at.
@@ -120,7 +119,7 @@ fn work(socket: &UdpSocket, line: &Line, phones: usize, counts: &Counts) {
     while !counts.stop.load(Ordering::Relaxed) {
         // Without an answer the time is up; with an error for an earlier request there is nothing to read either.
         if let Ok(length) = socket.recv(&mut buffer) {
-            let answer = std::str::from_utf8(&buffer[..length]).ok().and_then(Answer::parse);
+            let answer = Message::parse(&buffer[..length]).and_then(|message| Answer::of(&message));
             if let Some(answer) = answer
                 && let Some(handset) = handsets.get_mut(answer.phone)
                 && handset.sequence == answer.sequence
@@ -147,8 +146,8 @@ impl Handset {
     }
 
     /// What follows from an answer: credentials after a challenge, otherwise the next registration.
-    fn go_on(&mut self, answer: &Answer<'_>, line: &Line, counts: &Counts) {
-        let challenge = answer.nonce.filter(|_| answer.status == 401 && self.sequence % 2 == 1);
+    fn go_on(&mut self, answer: &Answer, line: &Line, counts: &Counts) {
+        let challenge = answer.challenge.as_ref().filter(|_| answer.status == 401 && self.sequence % 2 == 1);
         if challenge.is_none() {
             let is_done = answer.status == 200 && self.sequence.is_multiple_of(2);
             let counter = if is_done { &counts.registered } else { &counts.refused };
@@ -156,7 +155,7 @@ impl Handset {
         }
         // The next odd number begins anew, the next even one has credentials.
         self.sequence += if challenge.is_none() && self.sequence % 2 == 1 { 2 } else { 1 };
-        let credentials = challenge.map_or_else(String::new, |nonce| line.credentials(nonce));
+        let credentials = challenge.map_or_else(String::new, |challenge| line.credentials(challenge));
         self.request = self.register(line, &credentials);
     }
 
@@ -176,17 +175,10 @@ impl Handset {
 }
 
 impl Line {
-    /// The header that answers a challenge (RFC 2617 without qop, which the registrar does not ask for).
-    fn credentials(&self, nonce: &str) -> String {
+    /// The header that answers a challenge.
+    fn credentials(&self, challenge: &Challenge) -> String {
         let Self { user, password, to, .. } = self;
-        let uri = format!("sip:{user}@{to}");
-        let secret = digest(&format!("{user}:{REALM}:{password}"));
-        let request = digest(&format!("REGISTER:{uri}"));
-        let response = digest(&format!("{secret}:{nonce}:{request}"));
-        format!(
-            "Authorization: Digest username=\"{user}\", realm=\"{REALM}\", nonce=\"{nonce}\", uri=\"{uri}\", \
-             response=\"{response}\", algorithm=MD5\r\n"
-        )
+        challenge.credentials(user, password, "REGISTER", &format!("sip:{user}@{to}"))
     }
 }
 
@@ -194,41 +186,47 @@ const PREFIX: &str = "office-";
 
 /// What a phone needs of a final response.
 #[derive(Debug, PartialEq, Eq)]
-struct Answer<'a> {
+struct Answer {
     status: u16,
     phone: usize,
     sequence: u32,
-    nonce: Option<&'a str>,
+    challenge: Option<Challenge>,
 }
 
-impl<'a> Answer<'a> {
-    fn parse(text: &'a str) -> Option<Self> {
-        let status = text.strip_prefix("SIP/2.0 ")?.get(..3)?.parse().ok().filter(|status| *status >= 200)?;
-        let header = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+impl Answer {
+    fn of(message: &Message<'_>) -> Option<Self> {
         Some(Self {
-            status,
-            phone: header("Call-ID:")?.strip_prefix(PREFIX)?.parse().ok()?,
-            sequence: header("CSeq:")?.split(' ').next()?.parse().ok()?,
-            nonce: header("WWW-Authenticate:")
-                .and_then(|challenge| challenge.split_once("nonce=\"")?.1.split('"').next()),
+            status: message.status().filter(|status| *status >= 200)?,
+            phone: message.header("Call-ID")?.strip_prefix(PREFIX)?.parse().ok()?,
+            sequence: message.sequence()?,
+            challenge: Challenge::of(message),
         })
     }
-}
-
-fn digest(text: &str) -> String {
-    Md5::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn answer(text: &str) -> Option<Answer> {
+        Answer::of(&Message::parse(text.as_bytes())?)
+    }
+
+    /// A response to the 17th phone; a challenge in any case, which is read with a status that asks for credentials.
+    fn answered(status: u16, sequence: u32) -> Answer {
+        let text = format!(
+            "SIP/2.0 {status} x\r\nVia: x\r\nCSeq: {sequence} REGISTER\r\nCall-ID: office-17\r\n\
+             WWW-Authenticate: Digest realm=\"lab.example\", nonce=\"abc\"\r\n\r\n"
+        );
+        answer(&text).unwrap()
+    }
+
     #[test]
     fn reads_answers() {
-        let text = "SIP/2.0 401 Unauthorized\r\nVia: x\r\nCSeq: 3 REGISTER\r\nCall-ID: office-17\r\n\
-                    WWW-Authenticate: Digest realm=\"lab.example\", nonce=\"abc\"\r\n\r\n";
-        assert_eq!(Answer::parse(text), Some(Answer { status: 401, phone: 17, sequence: 3, nonce: Some("abc") }));
-        assert_eq!(Answer::parse("SIP/2.0 100 Trying\r\nCSeq: 3 REGISTER\r\nCall-ID: office-17\r\n\r\n"), None);
+        let read = answered(401, 3);
+        assert_eq!((read.status, read.phone, read.sequence, read.challenge.is_some()), (401, 17, 3, true));
+        assert!(answered(200, 3).challenge.is_none());
+        assert_eq!(answer("SIP/2.0 100 Trying\r\nCSeq: 3 REGISTER\r\nCall-ID: office-17\r\n\r\n"), None);
     }
 
     #[test]
@@ -237,15 +235,14 @@ mod tests {
         let line = Line { from: address, to: address, user: "alice".into(), password: "secret".into() };
         let counts = Counts::default();
         let mut handset = Handset::new(0, &line);
-        let answer = |status, sequence| Answer { status, phone: 0, sequence, nonce: (status == 401).then_some("n") };
-        handset.go_on(&answer(401, 1), &line, &counts);
+        handset.go_on(&answered(401, 1), &line, &counts);
         assert!(handset.sequence == 2 && handset.request.windows(14).any(|part| part == b"Authorization:"));
-        handset.go_on(&answer(200, 2), &line, &counts);
+        handset.go_on(&answered(200, 2), &line, &counts);
         assert_eq!((handset.sequence, counts.registered.load(Ordering::Relaxed)), (3, 1));
-        handset.go_on(&answer(503, 3), &line, &counts);
+        handset.go_on(&answered(503, 3), &line, &counts);
         assert_eq!((handset.sequence, counts.refused.load(Ordering::Relaxed)), (5, 1));
-        handset.go_on(&answer(401, 5), &line, &counts);
-        handset.go_on(&answer(401, 6), &line, &counts);
+        handset.go_on(&answered(401, 5), &line, &counts);
+        handset.go_on(&answered(401, 6), &line, &counts);
         assert_eq!((handset.sequence, counts.refused.load(Ordering::Relaxed)), (7, 2));
     }
 }

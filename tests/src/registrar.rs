@@ -3,17 +3,27 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::namespace::Namespace;
-use crate::process::{Line, Process};
+use crate::process::{Line, Process, succeed};
+use crate::topology::PBX_WAN;
 
 /// The users of [`Registrar::start`]: name and password.
 pub const USERS: [(&str, &str); 3] = [("alice", "wonderland-7"), ("bob", "builder-8"), ("101", "not-in-any-list")];
+
+/// The users that [`RegistrarOptions::phones`] adds: 1000 to 1299, as the configuration's pattern says.
+const PHONES: &str = r#"    if ($var(user) =~ "^1[0-2][0-9][0-9]$") $var(password) = "phone-" + $var(user);"#;
+
+/// The password of one of them.
+pub fn phone_password(user: &str) -> String {
+    format!("phone-{user}")
+}
 
 /// What a log line of a request starts with, after whatever Kamailio puts before it.
 const MARK: &str = "lab-request ";
@@ -33,11 +43,40 @@ pub struct RegistrarOptions<'a> {
     pub log_file: Option<PathBuf>,
     /// The only CPU that it may use.
     pub cpu: Option<usize>,
+    /// Whether the users 1000 to 1299 exist as well, with the passwords of [`phone_password`].
+    pub phones: bool,
+    /// How many seconds a nonce is good for.
+    pub nonce_expire: u32,
+}
+
+/// How the registrar treats everybody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mood {
+    /// Everybody gets what is due.
+    Fair,
+    /// Nobody gets an answer.
+    Quiet,
+    /// Credentials are challenged again, the right ones too.
+    Challenging,
+    /// Everything is answered with 403.
+    Refusing,
+}
+
+impl Mood {
+    /// The value of the variable in the configuration.
+    const fn number(self) -> &'static str {
+        match self {
+            Self::Fair => "0",
+            Self::Quiet => "1",
+            Self::Challenging => "401",
+            Self::Refusing => "403",
+        }
+    }
 }
 
 impl Default for RegistrarOptions<'_> {
     fn default() -> Self {
-        Self { users: &USERS, log_requests: true, log_file: None, cpu: None }
+        Self { users: &USERS, log_requests: true, log_file: None, cpu: None, phones: false, nonce_expire: 300 }
     }
 }
 
@@ -45,6 +84,7 @@ impl Default for RegistrarOptions<'_> {
 #[derive(Debug)]
 pub struct Registrar {
     process: Process,
+    control: PathBuf,
 }
 
 /// One request that the registrar received.
@@ -67,7 +107,9 @@ impl Registrar {
     /// The same with other options.
     pub fn start_with(namespace: &Namespace, directory: &Path, options: &RegistrarOptions<'_>) -> Result<Self> {
         let file = directory.join("kamailio.cfg");
-        fs::write(&file, configuration(options)).with_context(|| format!("cannot write {}", file.display()))?;
+        let control = directory.join("kamailio.sock");
+        fs::write(&file, configuration(options, &control))
+            .with_context(|| format!("cannot write {}", file.display()))?;
         let runtime = directory.join("kamailio");
         fs::create_dir_all(&runtime).with_context(|| format!("cannot make {}", runtime.display()))?;
         let mut command = match options.cpu {
@@ -85,7 +127,33 @@ impl Registrar {
             None => Process::spawn("kamailio", &mut command)?,
         };
         process.wait_line(Duration::from_secs(20), |line| line.text.contains("lab-ready"))?;
-        Ok(Self { process })
+        Ok(Self { process, control })
+    }
+
+    /// Changes how it treats everybody; the next request is treated like that.
+    pub fn treat_everybody(&self, mood: Mood) -> Result<()> {
+        self.remote(&["pv.shvSet", "mood", "int", mood.number()])
+    }
+
+    /// Sends a request from its port 5060, as it does to carriers that it registers with or looks after.
+    pub fn ask(&self, method: &str, to: SocketAddr) -> Result<()> {
+        // Without a body it would write one of its own.
+        let headers = format!(
+            "From: <sip:pbx@lab.example>\r\nTo: <sip:pbx@{to}>\r\nContact: <sip:pbx@{PBX_WAN}>\r\n\
+             Content-Type: text/plain\r\n"
+        );
+        self.remote(&["tm.t_uac_start", method, &format!("sip:{to}"), ".", ".", &headers, "lab"])
+    }
+
+    /// A command over its control socket.
+    fn remote(&self, arguments: &[&str]) -> Result<()> {
+        let said =
+            succeed(Command::new("kamcmd").arg("-s").arg(format!("unix:{}", self.control.display())).args(arguments))?;
+        // It succeeds even when it was refused.
+        if said.starts_with("error") {
+            bail!("Kamailio refuses {arguments:?}: {said}");
+        }
+        Ok(())
     }
 
     /// Every request so far.
@@ -97,6 +165,13 @@ impl Registrar {
     pub fn received_from(&self, source: impl Into<IpAddr>) -> usize {
         let source = source.into().to_string();
         self.requests().iter().filter(|request| request.source == source).count()
+    }
+
+    /// How many requests of one method came from one source.
+    pub fn received_of(&self, source: impl Into<IpAddr>, method: &str) -> usize {
+        let source = source.into().to_string();
+        let is_one = |request: &&Request| request.source == source && request.method.eq_ignore_ascii_case(method);
+        self.requests().iter().filter(is_one).count()
     }
 
     /// How many requests came from each source.
@@ -128,7 +203,7 @@ fn request(line: &Line) -> Option<Request> {
 }
 
 /// Unknown users get 404, known ones a challenge: what stock configurations do, and what enumeration relies on.
-fn configuration(options: &RegistrarOptions<'_>) -> String {
+fn configuration(options: &RegistrarOptions<'_>, control: &Path) -> String {
     let mut passwords = String::new();
     for (user, password) in options.users {
         // Writing to a string cannot fail.
@@ -139,96 +214,14 @@ fn configuration(options: &RegistrarOptions<'_>) -> String {
         .replace("@PASSWORDS@", passwords.trim_end())
         .replace("@LOG_REQUEST@", request_line)
         .replace("@FAILURE@", FAILURE)
+        .replace("@PHONES@", if options.phones { PHONES } else { "" })
+        .replace("@NONCE_EXPIRE@", &options.nonce_expire.to_string())
+        .replace("@CONTROL@", &control.display().to_string())
+        // What it is called in requests that it passes on; phones reach that address too.
+        .replace("@ADVERTISED@", &PBX_WAN.to_string())
 }
 
-const TEMPLATE: &str = r##"#!KAMAILIO
-debug=1
-log_stderror=yes
-children=2
-tcp_children=1
-auto_aliases=no
-dns=no
-rev_dns=no
-listen=udp:0.0.0.0:5060
-listen=udp:[::]:5060
-server_header="Server: lab"
-
-loadmodule "tm.so"
-loadmodule "sl.so"
-loadmodule "rr.so"
-loadmodule "pv.so"
-loadmodule "maxfwd.so"
-loadmodule "usrloc.so"
-loadmodule "registrar.so"
-loadmodule "textops.so"
-loadmodule "siputils.so"
-loadmodule "xlog.so"
-loadmodule "auth.so"
-
-modparam("usrloc", "db_mode", 0)
-modparam("auth", "nonce_expire", 300)
-modparam("registrar", "max_contacts", 10)
-
-event_route[core:worker-one-init] {
-    xlog("L_ALERT", "lab-ready\n");
-}
-
-# Sets the password of the user in $var(user); 404 for those that do not exist.
-route[USER] {
-    $var(password) = "";
-    switch ($var(user)) {
-@PASSWORDS@
-        default: break;
-    }
-    if ($var(password) == "") {
-        sl_send_reply("404", "Not Found");
-        exit;
-    }
-}
-
-request_route {
-    @LOG_REQUEST@
-    if (!mf_process_maxfwd_header("10")) {
-        sl_send_reply("483", "Too Many Hops");
-        exit;
-    }
-    if (is_method("ACK|CANCEL|BYE")) {
-        if (!is_method("ACK")) sl_send_reply("481", "Call Does Not Exist");
-        exit;
-    }
-    if (is_method("REGISTER")) {
-        $var(user) = $tU;
-        route(USER);
-        if (!pv_www_authenticate("lab.example", "$var(password)", "0")) {
-            # The first request has no credentials yet, and is no failure.
-            if (is_present_hf("Authorization")) xlog("L_ALERT", "$TF @FAILURE@$si\n");
-            www_challenge("lab.example", "0");
-            exit;
-        }
-        if (!save("location")) sl_reply_error();
-        exit;
-    }
-    if (is_method("OPTIONS")) {
-        if ($rU != $null && $rU != "100" && $rU != "ping") {
-            $var(user) = $rU;
-            route(USER);
-        }
-        sl_send_reply("200", "OK");
-        exit;
-    }
-    if (is_method("INVITE")) {
-        $var(user) = $rU;
-        route(USER);
-        if (!pv_proxy_authenticate("lab.example", "$var(password)", "0")) {
-            proxy_challenge("lab.example", "0");
-            exit;
-        }
-        sl_send_reply("486", "Busy Here");
-        exit;
-    }
-    sl_send_reply("200", "OK");
-}
-"##;
+const TEMPLATE: &str = include_str!("kamailio.cfg");
 
 #[cfg(test)]
 mod tests {

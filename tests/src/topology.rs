@@ -72,6 +72,33 @@ impl Lab {
         Ok(lab)
     }
 
+    /// Gives the attacker another address: 198.51.100.100, and so on.
+    pub fn further_attacker(&self, number: u8) -> Result<Ipv4Addr> {
+        let attacker = Ipv4Addr::new(198, 51, 100, 100 + number);
+        address(&self.attacker, OUTSIDE, &[&format!("{attacker}/24")])?;
+        Ok(attacker)
+    }
+
+    /// Lets the PBX take packets through an interface that it would not answer them through: forged ones.
+    pub fn accept_forgeries(&self) -> Result<()> {
+        ["all", WAN, LAN].iter().try_for_each(|name| self.pbx.sysctl(&format!("net/ipv4/conf/{name}/rp_filter"), "0"))
+    }
+
+    /// Routes the IPv6 network of [`Lab::routed`] to the attacker, who may use any address of it.
+    pub fn route_to_attacker(&self) -> Result<()> {
+        self.pbx.ip(["-6", "route", "add", "2001:db8:77::/64", "via", "2001:db8:66::66"])?;
+        // Without it no neighbour can be asked for on behalf of an address that the interface does not have.
+        address(&self.attacker, OUTSIDE, &["fe80::66/64"])?;
+        self.attacker.ip(["-6", "route", "add", "local", "2001:db8:77::/64", "dev", "lo"])?;
+        self.attacker.ip(["-6", "route", "add", "default", "via", "2001:db8:66::1"])?;
+        self.attacker.sysctl("net/ipv6/ip_nonlocal_bind", "1")
+    }
+
+    /// An address of the network that is routed to the attacker.
+    pub fn routed(&self, host: u16) -> Ipv6Addr {
+        Ipv6Addr::new(0x2001, 0xdb8, 0x77, 0, 0, 0, 0, host)
+    }
+
     /// A directory for files of the test, removed with the lab.
     pub fn directory(&self) -> &Path {
         self.directory.path()

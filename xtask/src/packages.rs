@@ -10,10 +10,12 @@ use anyhow::{Context, Result, bail};
 use crate::command::{as_root, ask, find, is_root, run, run_quietly, say};
 
 /// What the end-to-end tests and the demo use. Each line: a program, and the package that brings it.
-const TEST_TOOLS: [(&str, &str); 10] = [
+const TEST_TOOLS: [(&str, &str); 12] = [
     ("dnsmasq", "dnsmasq-base"),
     ("ip", "iproute2"),
     ("kamailio", "kamailio"),
+    ("kamcmd", "kamailio"),
+    ("nft", "nftables"),
     ("nsenter", "util-linux"),
     ("sipp", "sip-tester"),
     ("sipsak", "sipsak"),

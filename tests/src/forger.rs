@@ -1,0 +1,78 @@
+//! Datagrams with a source address that is not ours, through a raw socket of a namespace.
+
+use std::net::{SocketAddrV4, UdpSocket};
+use std::os::fd::AsRawFd as _;
+
+use anyhow::{Context, Result};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, connect, socket};
+
+use crate::namespace::Namespace;
+use crate::sip::Request;
+use crate::stream::Stream;
+
+const IP_HEADER: u16 = 20;
+const UDP_HEADER: u16 = 8;
+const UDP: u8 = 17;
+
+/// A stream of REGISTERs that seem to come from `source`, every second one with credentials that some registrar might have
+/// asked for; `port` says from which port each seems to come.
+pub fn forge(
+    namespace: &Namespace,
+    source: SocketAddrV4,
+    to: SocketAddrV4,
+    rate: u32,
+    port: impl Fn(u64) -> u16 + Send + 'static,
+) -> Result<Stream> {
+    let socket = namespace.enter(|| raw_socket(to))?;
+    Stream::start(socket, rate, move |number| {
+        let from = SocketAddrV4::new(*source.ip(), port(number));
+        let sequence = u32::try_from(number).unwrap_or(u32::MAX);
+        let call_id = format!("forged-{number}");
+        let request =
+            Request { method: "REGISTER", user: "101", call_id: &call_id, sequence, from: from.into(), to: to.into() };
+        packet(from, to, &request.bytes_with(if number % 2 == 1 { CREDENTIALS } else { "" }))
+    })
+}
+
+const CREDENTIALS: &str = "Authorization: Digest username=\"101\", realm=\"lab.example\", nonce=\"0123456789abcdef\", \
+                           uri=\"sip:101@lab.example\", response=\"00112233445566778899aabbccddeeff\", algorithm=MD5\r\n";
+
+/// A socket that takes packets with their IP headers (raw(7)), and to all else behaves like one for datagrams.
+fn raw_socket(to: SocketAddrV4) -> Result<UdpSocket> {
+    let raw = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)
+        .context("cannot open a raw socket")?;
+    connect(raw.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(*to.ip(), 0)))
+        .with_context(|| format!("cannot send to {to}"))?;
+    Ok(raw.into())
+}
+
+/// An IPv4 packet. The kernel fills in its identification, its length and its checksum; the datagram has none.
+fn packet(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(payload.len()).unwrap_or(u16::MAX).saturating_add(UDP_HEADER);
+    let mut packet = Vec::with_capacity(payload.len() + usize::from(IP_HEADER + UDP_HEADER));
+    packet.extend([0x45, 0]);
+    packet.extend((length + IP_HEADER).to_be_bytes());
+    packet.extend([0, 0, 0, 0, 64, UDP, 0, 0]);
+    packet.extend(from.ip().octets());
+    packet.extend(to.ip().octets());
+    packet.extend(from.port().to_be_bytes());
+    packet.extend(to.port().to_be_bytes());
+    packet.extend(length.to_be_bytes());
+    packet.extend([0, 0]);
+    packet.extend(payload);
+    packet
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_a_packet_that_others_can_read() {
+        let (from, to) = ("192.0.2.7:5060".parse().unwrap(), "198.51.100.1:5061".parse().unwrap());
+        let packet = packet(from, to, b"hello");
+        let read = etherparse::SlicedPacket::from_ip(&packet).unwrap();
+        let Some(etherparse::TransportSlice::Udp(udp)) = read.transport else { panic!("{read:?}") };
+        assert_eq!((udp.source_port(), udp.destination_port(), udp.payload()), (5060, 5061, &b"hello"[..]));
+    }
+}

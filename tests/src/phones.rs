@@ -1,0 +1,210 @@
+//! Many real phones, simulated by one thread: each has a socket, a user and Call-IDs of its own, registers with digest
+//! authentication, watches other extensions (SUBSCRIBE, for the lamps of busy lines), sends again what is not answered, and
+//! does what users have done to phones that are refused: nothing, until they try again half a minute later.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::handset::Handset;
+use crate::namespace::Namespace;
+use crate::topology::{PBX_LAN, PHONE};
+
+/// The port of the first phone; the others follow.
+pub const FIRST_PORT: u16 = 20_000;
+/// The user of the first phone; the others follow.
+pub const FIRST_USER: u16 = 1000;
+/// How often phones are asked whether they have something to do.
+const PATROL: Duration = Duration::from_millis(10);
+
+/// Which phones.
+#[derive(Debug, Clone)]
+pub struct PhonesOptions {
+    /// How many.
+    pub count: u16,
+    /// The addresses that they have, in turn: one for an office behind one address.
+    pub addresses: Vec<Ipv4Addr>,
+    /// Where they register.
+    pub registrar: Ipv4Addr,
+    /// How many other extensions each watches.
+    pub subscriptions: u16,
+    /// How long after an acceptance they register and subscribe again; never, without.
+    pub refresh: Option<Duration>,
+}
+
+impl Default for PhonesOptions {
+    fn default() -> Self {
+        Self { count: 300, addresses: vec![PHONE], registrar: PBX_LAN, subscriptions: 0, refresh: None }
+    }
+}
+
+/// Phones at work until this is dropped.
+#[derive(Debug)]
+pub struct Phones {
+    counts: Arc<Counts>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the phones count while they work.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    stop: AtomicBool,
+    again: AtomicBool,
+    /// Phones that are registered now.
+    registered: AtomicUsize,
+    /// Subscriptions that are accepted now.
+    subscribed: AtomicUsize,
+    pub(crate) begun: AtomicU64,
+    pub(crate) accepted: AtomicU64,
+    pub(crate) sent: AtomicU64,
+    pub(crate) repeated: AtomicU64,
+    pub(crate) rejected: AtomicU64,
+    pub(crate) stale: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) unanswered: AtomicU64,
+    pub(crate) called: AtomicU64,
+}
+
+/// What happened up to a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PhonesTally {
+    /// Phones that are registered now.
+    pub registered: usize,
+    /// Subscriptions that are accepted now.
+    pub subscribed: usize,
+    /// Registrations that were begun.
+    pub begun: u64,
+    /// Registrations that were accepted.
+    pub accepted: u64,
+    /// Requests that were sent, with those that were sent again.
+    pub sent: u64,
+    /// Requests that were sent again because no answer came in time.
+    pub repeated: u64,
+    /// Credentials that were challenged again, but for those with a stale nonce.
+    pub rejected: u64,
+    /// Credentials that were challenged again since their nonce was too old.
+    pub stale: u64,
+    /// Final responses other than a challenge or an acceptance.
+    pub refused: u64,
+    /// Requests that were given up since no answer came at all.
+    pub unanswered: u64,
+    /// Calls that reached a phone, which answered them.
+    pub called: u64,
+}
+
+impl Phones {
+    /// Puts phones to work, all in the same moment.
+    pub fn start(namespace: &Namespace, options: &PhonesOptions) -> Result<Self> {
+        let to = SocketAddr::new(options.registrar.into(), 5060);
+        let addresses = options.addresses.iter().cycle();
+        let places: Vec<_> = (0..options.count).zip(addresses).map(|(number, &address)| (number, address)).collect();
+        let sockets: Vec<_> =
+            namespace.enter(|| places.iter().map(|&(number, at)| socket(number, at, to)).collect::<Result<_>>())?;
+        let handsets = places.iter().map(|&(number, address)| {
+            let from = SocketAddr::new(address.into(), FIRST_PORT + number);
+            // An extension watches those that follow it.
+            let watched = (1..=options.subscriptions).map(|next| user((number + next) % 300)).collect();
+            Handset::new(user(number), from, to, watched, options.refresh)
+        });
+        let mut handsets: Vec<_> = handsets.collect();
+        let counts = Arc::new(Counts::default());
+        let shared = Arc::clone(&counts);
+        let thread = thread::spawn(move || work(&sockets, &mut handsets, &shared));
+        Ok(Self { counts, thread: Some(thread) })
+    }
+
+    /// Makes all phones register again at once, as after a power cut.
+    pub fn register_again(&self) {
+        self.counts.again.store(true, Relaxed);
+    }
+
+    /// What happened so far.
+    pub fn tally(&self) -> PhonesTally {
+        let counts = &*self.counts;
+        PhonesTally {
+            registered: counts.registered.load(Relaxed),
+            subscribed: counts.subscribed.load(Relaxed),
+            begun: counts.begun.load(Relaxed),
+            accepted: counts.accepted.load(Relaxed),
+            sent: counts.sent.load(Relaxed),
+            repeated: counts.repeated.load(Relaxed),
+            rejected: counts.rejected.load(Relaxed),
+            stale: counts.stale.load(Relaxed),
+            refused: counts.refused.load(Relaxed),
+            unanswered: counts.unanswered.load(Relaxed),
+            called: counts.called.load(Relaxed),
+        }
+    }
+
+    /// Waits until so many phones are registered; returns how long it took.
+    pub fn wait_registered(&self, count: usize, timeout: Duration) -> Result<Duration> {
+        crate::wait_until("all phones are registered", timeout, || {
+            // After `register_again` nobody is, as soon as the thread has noticed.
+            Ok(!self.counts.again.load(Relaxed) && self.tally().registered >= count)
+        })
+        .with_context(|| format!("{count} phones were to be registered, but they saw {:?}", self.tally()))
+    }
+}
+
+impl Drop for Phones {
+    fn drop(&mut self) {
+        self.counts.stop.store(true, Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A phone that panicked has said so on the standard error.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The user of a phone, by its number.
+pub fn user(number: u16) -> String {
+    (FIRST_USER + number).to_string()
+}
+
+fn socket(number: u16, address: Ipv4Addr, to: SocketAddr) -> Result<UdpSocket> {
+    let from = SocketAddr::new(address.into(), FIRST_PORT + number);
+    let socket = UdpSocket::bind(from).with_context(|| format!("cannot bind to {from}"))?;
+    socket.connect(to).with_context(|| format!("cannot connect to {to}"))?;
+    socket.set_nonblocking(true).context("cannot make a socket return at once")?;
+    Ok(socket)
+}
+
+fn work(sockets: &[UdpSocket], handsets: &mut [Handset], counts: &Counts) {
+    let timeout = PollTimeout::try_from(PATROL).unwrap_or(PollTimeout::ZERO);
+    let mut ready: Vec<_> = sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)).collect();
+    let mut buffer = [0; 4096];
+    let mut patrolled: Option<Instant> = None;
+    while !counts.stop.load(Relaxed) {
+        let now = Instant::now();
+        if counts.again.load(Relaxed) {
+            handsets.iter_mut().for_each(|handset| handset.register_again(now));
+            counts.registered.store(0, Relaxed);
+            counts.again.store(false, Relaxed);
+        }
+        if patrolled.is_none_or(|last| now - last >= PATROL) {
+            patrolled = Some(now);
+            for (handset, socket) in handsets.iter_mut().zip(sockets) {
+                handset.patrol(now, socket, counts);
+            }
+            counts.registered.store(handsets.iter().filter(|handset| handset.is_registered()).count(), Relaxed);
+            counts.subscribed.store(handsets.iter().map(Handset::subscribed).sum(), Relaxed);
+        }
+        // An interrupted wait is a short one.
+        let _ = poll(&mut ready, timeout);
+        let now = Instant::now();
+        for (index, (handset, socket)) in handsets.iter_mut().zip(sockets).enumerate() {
+            if ready[index].any().unwrap_or(true) {
+                // An ICMP error for an earlier datagram is reported here, too; the timers see to that.
+                while let Ok(length) = socket.recv(&mut buffer) {
+                    handset.take(&buffer[..length], now, socket, counts);
+                }
+            }
+        }
+    }
+}

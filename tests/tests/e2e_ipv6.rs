@@ -1,0 +1,76 @@
+//! An attacker with a whole IPv6 network changes its address with every password: it is banned with all of them, unless we
+//! live in that network ourselves. Needs root and Linux 6.6 or later.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::Result;
+use sip_xdp_tests::topology::{OUTSIDE, PBX_WAN6, WAN, address};
+use sip_xdp_tests::{Capture, Filter, Guess, Guesser, Lab, Phone, Registrar, wait_for_a_nonce_of_its_own, wait_until};
+
+const PROMPT: Duration = Duration::from_secs(10);
+
+fn pbx() -> SocketAddr {
+    SocketAddr::from((PBX_WAN6, 5060))
+}
+
+#[test]
+fn addresses_of_a_routed_network_are_banned_together() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.route_to_attacker()?;
+    let registrar = Registrar::start(&lab.pbx, lab.directory())?;
+    let filter = Filter::start(&lab.pbx, lab.directory())?;
+    let phone = Phone::new(&lab.phone, lab.directory());
+    assert_eq!(phone.register()?.status, 200, "the phone before the attack");
+    let from: Vec<_> = (1..=200_u16).map(|host| SocketAddr::from((lab.routed(host), 5060))).collect();
+    let guess = Guess { from, ..Guess::new(SocketAddr::from((lab.routed(1), 5060)), pbx(), "101") };
+    wait_for_a_nonce_of_its_own();
+    let _guesser = Guesser::start(&lab.attacker, guess)?;
+    let ban = filter.wait_for_ban("2001:db8:77::/64", PROMPT);
+    let sources = registrar.sources().into_keys().filter(|source| source.starts_with("2001:db8:77:")).count();
+    println!("rotating addresses: {sources} of them got to Kamailio; {ban:?}");
+    let ban = ban?;
+    assert_eq!(ban.tier, "proven", "every password came with a nonce that only this network had: {ban:?}");
+    let others: Vec<_> = filter.bans()?.into_iter().filter(|other| other.network != ban.network).collect();
+    assert!(others.is_empty(), "only the network was to be banned, not {others:?}");
+    let seen = Capture::start(&lab.pbx, WAN, "udp and src net 2001:db8:77::/64", lab.directory())?;
+    let blocked = filter.packets(WAN, "drop.blocked")?;
+    wait_until("new addresses of the network are dropped", PROMPT, || {
+        Ok(filter.packets(WAN, "drop.blocked")? > blocked + 5)
+    })?;
+    assert_eq!(seen.stop()?.len(), 0, "packets of the banned network passed");
+    assert_eq!(phone.register()?.status, 200, "the phone after the attack");
+    Ok(())
+}
+
+#[test]
+fn neighbours_of_ours_are_banned_one_by_one() -> Result<()> {
+    let lab = Lab::new()?;
+    let _registrar = Registrar::start(&lab.pbx, lab.directory())?;
+    let filter = Filter::start(&lab.pbx, lab.directory())?;
+    let neighbour = |host: u16| Ipv6Addr::new(0x2001, 0xdb8, 0x66, 0, 0, 0, 0, host);
+    let guessing = [0x101_u16, 0x102, 0x103];
+    for host in guessing.into_iter().chain([0x199]) {
+        address(&lab.attacker, OUTSIDE, &[&format!("{}/64", neighbour(host))])?;
+    }
+    let mut outcomes = Vec::new();
+    for host in guessing {
+        wait_for_a_nonce_of_its_own();
+        let guess = Guess::new(SocketAddr::from((neighbour(host), 5060)), pbx(), "101");
+        let _guesser = Guesser::start(&lab.attacker, guess)?;
+        let ban = filter.wait_for_ban(&neighbour(host).to_string(), PROMPT);
+        println!("{}: {ban:?}", neighbour(host));
+        outcomes.push(ban);
+    }
+    // Whoever lives beside them is not disturbed.
+    let guess = Guess::new(SocketAddr::from((neighbour(0x199), 5060)), pbx(), "101");
+    let honest = Guesser::start(&lab.attacker, guess)?;
+    wait_until("an innocent neighbour is answered", PROMPT, || Ok(honest.rejected() >= 2))?;
+    drop(honest);
+    for outcome in outcomes {
+        outcome?;
+    }
+    let wide: Vec<_> = filter.bans()?.into_iter().filter(|ban| ban.network.ends_with("/64")).collect();
+    assert!(wide.is_empty(), "our own network was banned: {wide:?}");
+    Ok(())
+}

@@ -1,0 +1,205 @@
+//! What looks like an attack and is none: three hundred phones behind one address that come back together, a registrar that
+//! is silent or refuses everybody, nonces that are too old, keepalives. None of it may lead to a ban. `SIP_XDP_LONG=1` lets
+//! outages last as long as they do in the field. Needs root and Linux 6.6 or later.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use sip_xdp_tests::phones::FIRST_PORT;
+use sip_xdp_tests::topology::{LAN, OUTSIDE, PBX_LAN, PHONE, address};
+use sip_xdp_tests::{
+    Filter, Lab, Mood, Phones, PhonesOptions, Registrar, RegistrarOptions, Stream, short_or_long, stream, wait_until,
+};
+
+const PHONES: u16 = 300;
+const SUBSCRIPTIONS: u16 = 20;
+/// After a storm all of them are registered within that time.
+const PROMPT: Duration = Duration::from_secs(30);
+/// A phone that gave up waits for half a minute before it tries again.
+const PATIENT: Duration = Duration::from_secs(90);
+
+fn registrar(lab: &Lab) -> Result<Registrar> {
+    let options = RegistrarOptions { phones: true, ..RegistrarOptions::default() };
+    Registrar::start_with(&lab.pbx, lab.directory(), &options)
+}
+
+/// Prints how it went, with rates over the time that it took.
+fn report(what: &str, took: Duration, phones: &Phones, filter: &Filter<'_>) -> Result<()> {
+    let tally = phones.tally();
+    let (limited, blocked) = (filter.packets(LAN, "drop.limited")?, filter.packets(LAN, "drop.blocked")?);
+    println!(
+        "{what}: {} phones registered in {took:.2?}, {:.0} registrations and {:.0} requests a second; {limited} limited, \
+         {blocked} blocked; {tally:?}",
+        tally.registered,
+        tally.registered as f64 / took.as_secs_f64(),
+        tally.sent as f64 / took.as_secs_f64(),
+    );
+    Ok(())
+}
+
+/// Waits until all phones are registered, then until they are subscribed; nobody may be banned all the while.
+fn all_come_back(what: &str, phones: &Phones, filter: &Filter<'_>, timeout: Duration) -> Result<()> {
+    let start = Instant::now();
+    let registered = phones.wait_registered(PHONES.into(), timeout);
+    report(what, start.elapsed(), phones, filter)?;
+    filter.nobody_is_banned(what)?;
+    registered?;
+    let all = usize::from(PHONES * SUBSCRIPTIONS);
+    let subscribed = wait_until("all phones have subscribed", PATIENT, || Ok(phones.tally().subscribed >= all));
+    report(&format!("{what}, with {} subscriptions", phones.tally().subscribed), start.elapsed(), phones, filter)?;
+    filter.nobody_is_banned(what)?;
+    subscribed.map(drop)
+}
+
+#[test]
+fn three_hundred_phones_that_nobody_knows() -> Result<()> {
+    let lab = Lab::new()?;
+    let _registrar = registrar(&lab)?;
+    let filter = Filter::start(&lab.pbx, lab.directory())?;
+    let options = PhonesOptions { count: PHONES, subscriptions: SUBSCRIPTIONS, ..PhonesOptions::default() };
+    let phones = Phones::start(&lab.phone, &options)?;
+    all_come_back("nothing known before", &phones, &filter, PROMPT)
+}
+
+#[test]
+fn three_hundred_phones_after_an_outage() -> Result<()> {
+    let lab = Lab::new()?;
+    let _registrar = registrar(&lab)?;
+    let mut filter = Filter::start(&lab.pbx, lab.directory())?;
+    let options = PhonesOptions { count: PHONES, subscriptions: SUBSCRIPTIONS, ..PhonesOptions::default() };
+    let before = Phones::start(&lab.phone, &options)?;
+    before.wait_registered(PHONES.into(), PATIENT)?;
+    drop(before);
+    filter.restart()?;
+    let phones = Phones::start(&lab.phone, &options)?;
+    all_come_back("known before, after an outage", &phones, &filter, PROMPT)
+}
+
+/// The registrar says nothing, the phones repeat themselves, and then it speaks again.
+fn silence(what: &str, are_known: bool) -> Result<()> {
+    let lab = Lab::new()?;
+    let registrar = registrar(&lab)?;
+    let filter = Filter::start(&lab.pbx, lab.directory())?;
+    let options = PhonesOptions { count: PHONES, ..PhonesOptions::default() };
+    if !are_known {
+        registrar.treat_everybody(Mood::Quiet)?;
+    }
+    let phones = Phones::start(&lab.phone, &options)?;
+    if are_known {
+        phones.wait_registered(PHONES.into(), PATIENT)?;
+        registrar.treat_everybody(Mood::Quiet)?;
+        phones.register_again();
+    }
+    let outage = short_or_long(Duration::from_secs(20), Duration::from_secs(120));
+    let start = Instant::now();
+    while start.elapsed() < outage {
+        filter.nobody_is_banned("while the registrar is silent")?;
+        sleep(Duration::from_secs(1));
+    }
+    report(what, outage, &phones, &filter)?;
+    assert!(phones.tally().repeated > 1000, "the phones were to repeat themselves, but {:?}", phones.tally());
+    registrar.treat_everybody(Mood::Fair)?;
+    let start = Instant::now();
+    let registered = phones.wait_registered(PHONES.into(), PATIENT);
+    report(&format!("{what}, when it speaks again"), start.elapsed(), &phones, &filter)?;
+    filter.nobody_is_banned("when the registrar speaks again")?;
+    registered.map(drop)
+}
+
+#[test]
+fn a_silent_registrar_and_phones_that_are_known() -> Result<()> {
+    silence("silence, phones known before", true)
+}
+
+#[test]
+fn a_silent_registrar_and_phones_that_nobody_knows() -> Result<()> {
+    silence("silence, nothing known before", false)
+}
+
+/// The registrar refuses what it accepted a minute ago: its data base is gone. Phones do what phones do then.
+fn refusal(what: &str, mood: Mood, offices: u8) -> Result<()> {
+    let lab = Lab::new()?;
+    let registrar = registrar(&lab)?;
+    let filter = Filter::start(&lab.pbx, lab.directory())?;
+    let addresses: Vec<_> = (0..offices).map(|number| Ipv4Addr::new(203, 0, 113, 10 + number)).collect();
+    for further in addresses.iter().filter(|further| **further != PHONE) {
+        address(&lab.phone, OUTSIDE, &[&format!("{further}/24")])?;
+    }
+    let phones = Phones::start(&lab.phone, &PhonesOptions { count: PHONES, addresses, ..PhonesOptions::default() })?;
+    phones.wait_registered(PHONES.into(), PATIENT)?;
+    registrar.treat_everybody(mood)?;
+    phones.register_again();
+    let outage = short_or_long(Duration::from_secs(30), Duration::from_secs(600));
+    let start = Instant::now();
+    while start.elapsed() < outage {
+        filter.nobody_is_banned("while the registrar refuses everybody")?;
+        sleep(Duration::from_secs(1));
+    }
+    report(what, outage, &phones, &filter)?;
+    let tally = phones.tally();
+    let refused = tally.rejected.max(tally.refused);
+    assert!(refused >= PHONES.into(), "all phones were to be refused, but only {refused} times: {tally:?}");
+    registrar.treat_everybody(Mood::Fair)?;
+    let registered = phones.wait_registered(PHONES.into(), PATIENT);
+    filter.nobody_is_banned("when the registrar is well again")?;
+    registered.map(drop)
+}
+
+#[test]
+fn a_registrar_that_challenges_everybody_again() -> Result<()> {
+    refusal("401 to everybody, one office", Mood::Challenging, 1)
+}
+
+#[test]
+fn a_registrar_that_challenges_ten_offices_again() -> Result<()> {
+    refusal("401 to everybody, ten offices", Mood::Challenging, 10)
+}
+
+#[test]
+fn a_registrar_that_refuses_everybody() -> Result<()> {
+    refusal("403 to everybody, one office", Mood::Refusing, 1)
+}
+
+/// From the port that it is registered from, as phones behind a router send them, but far more of them.
+#[test]
+fn keepalives_of_a_registered_phone() -> Result<()> {
+    let lab = Lab::new()?;
+    let _registrar = registrar(&lab)?;
+    let filter = Filter::start(&lab.pbx, lab.directory())?;
+    let one = PhonesOptions { count: 1, ..PhonesOptions::default() };
+    Phones::start(&lab.phone, &one)?.wait_registered(1, PROMPT)?;
+    let (from, to) = (SocketAddr::from((PHONE, FIRST_PORT)), SocketAddr::from((PBX_LAN, 5060)));
+    let keepalives = Stream::start(stream::socket(&lab.phone, from, to)?, 1000, |_| b"\r\n\r\n".to_vec())?;
+    sleep(Duration::from_secs(10));
+    filter.nobody_is_banned("for its keepalives")?;
+    let sent = keepalives.stop()?;
+    let phones = Phones::start(&lab.phone, &one)?;
+    let registered = phones.wait_registered(1, PROMPT)?;
+    let (passed, limited) = (filter.packets(LAN, "pass.keepalive")?, filter.packets(LAN, "drop.limited")?);
+    println!("{sent} keepalives in 10 s, {passed} passed, {limited} limited; registered again in {registered:.2?}");
+    assert!(sent > 8000, "a thousand a second were to be sent, not {sent} in ten seconds");
+    assert!(registered < Duration::from_secs(2), "the phone was to register at once, not after {registered:?}");
+    filter.nobody_is_banned("for its keepalives")
+}
+
+/// Each registration begins with a nonce that is too old; the registrar asks again, and accepts the second try.
+#[test]
+fn nonces_that_are_too_old() -> Result<()> {
+    const FEW: u16 = 20;
+    let lab = Lab::new()?;
+    let options = RegistrarOptions { phones: true, nonce_expire: 1, ..RegistrarOptions::default() };
+    let _registrar = Registrar::start_with(&lab.pbx, lab.directory(), &options)?;
+    let filter = Filter::start(&lab.pbx, lab.directory())?;
+    let refresh = Some(Duration::from_millis(2500));
+    let phones = Phones::start(&lab.phone, &PhonesOptions { count: FEW, refresh, ..PhonesOptions::default() })?;
+    phones.wait_registered(FEW.into(), PROMPT)?;
+    wait_until("every phone has had ten nonces that were too old", PATIENT, || {
+        filter.nobody_is_banned("for nonces that are too old")?;
+        let tally = phones.tally();
+        Ok(tally.stale + tally.rejected >= u64::from(10 * FEW) && tally.accepted > u64::from(10 * FEW))
+    })?;
+    println!("nonces that are too old: {:?}", phones.tally());
+    filter.nobody_is_banned("for nonces that are too old")
+}
