@@ -91,16 +91,8 @@ impl<'a> Attacker<'a> {
 
     /// Its tools ask for the machine's name and keep files in the home directory; both are its own here.
     fn sipvicious(&self, tool: &str) -> Result<Command> {
-        let mut command = match self.disguise {
-            Disguise::Agent => {
-                let script = self.directory.join("other-agent.py");
-                fs::write(&script, OTHER_AGENT).with_context(|| format!("cannot write {}", script.display()))?;
-                let mut command = self.namespace.command("python3");
-                command.arg(script).arg(tool);
-                command
-            }
-            _ => self.namespace.command(tool),
-        };
+        let is_itself = self.disguise != Disguise::Agent && self.address == ATTACKER;
+        let mut command = if is_itself { self.namespace.command(tool) } else { self.altered(tool)? };
         match self.disguise {
             Disguise::Compact => _ = command.arg("-c"),
             Disguise::Port => _ = command.args(["-P", &OTHER_PORT.to_string()]),
@@ -108,6 +100,16 @@ impl<'a> Attacker<'a> {
         }
         self.home(&mut command);
         command.args(["-x", &self.address.to_string(), "-b", &self.address.to_string()]);
+        Ok(command)
+    }
+
+    /// One of the tools with what it has no option for, or an option that does nothing.
+    fn altered(&self, tool: &str) -> Result<Command> {
+        let script = self.directory.join("altered.py");
+        fs::write(&script, ALTERED).with_context(|| format!("cannot write {}", script.display()))?;
+        let mut command = self.namespace.command("python3");
+        command.arg(script).args([tool, &self.address.to_string()]);
+        command.arg(if self.disguise == Disguise::Agent { OTHER_AGENT } else { "" });
         Ok(command)
     }
 
@@ -119,15 +121,23 @@ impl<'a> Attacker<'a> {
 /// The source port of [`Disguise::Port`].
 pub const OTHER_PORT: u16 = 5099;
 
-/// Runs one of the tools with another User-Agent in place of its own.
-const OTHER_AGENT: &str = r#"
-import importlib, sys
+/// The User-Agent of [`Disguise::Agent`].
+const OTHER_AGENT: &str = "Grandstream GXP1625 1.0.4.152";
+
+/// Runs a tool with another User-Agent in place of its own, if one is named, and bound to an address: `-b` has no effect in
+/// svcrack and svwar 0.3.3.
+const ALTERED: &str = r#"
+import functools, importlib, sys
 sys.path.append("/usr/share/sipvicious")
 from sipvicious.libs import svhelper
-request = svhelper.makeRequest
-request.__defaults__ = tuple(
-    "Grandstream GXP1625 1.0.4.152" if value == "friendly-scanner" else value for value in request.__defaults__)
-tool = sys.argv.pop(1)
+tool, address, agent = (sys.argv.pop(1) for _ in range(3))
+if agent:
+    request = svhelper.makeRequest
+    request.__defaults__ = tuple(agent if value == "friendly-scanner" else value for value in request.__defaults__)
 sys.argv[0] = tool
-importlib.import_module("sipvicious." + tool).main()
+module = importlib.import_module("sipvicious." + tool)
+for name in ("ASipOfRedWine", "TakeASip"):
+    if hasattr(module, name):
+        setattr(module, name, functools.partial(getattr(module, name), bindingip=address))
+module.main()
 "#;

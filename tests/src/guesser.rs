@@ -104,7 +104,7 @@ fn work(sockets: &[UdpSocket], guess: &Guess, counts: &Counts) {
             return;
         }
         let asking = |sequence, credentials: &str| {
-            let call_id = format!("guess-{}", from.port());
+            let call_id = format!("guess-{}-{}", from.ip(), from.port());
             let Guess { to, user, .. } = guess;
             let request = Request { method: "REGISTER", user, call_id: &call_id, sequence, from: *from, to: *to };
             ask(socket, &guess.spelling, &request.bytes_with(credentials))

@@ -51,7 +51,7 @@ fn strangers_reach_nothing() -> Result<()> {
     let (dropped, received) = (filter.packets(WAN, "drop.closed")?, registrar.received_from(ATTACKER));
     let passed = seen.stop()?.len();
     println!("a stranger: sent {sent}, {dropped} dropped as closed, {passed} passed, {received} got to Kamailio");
-    closed?;
+    closed.with_context(|| format!("{dropped} of {sent} were; {}", filter.decisions()))?;
     assert_eq!((passed, received), (0, 0), "nothing of a stranger was to pass");
     assert!(stranger.received().is_empty(), "a stranger was answered: {:?}", stranger.received());
     Ok(())
@@ -95,7 +95,9 @@ fn who_is_admitted_or_trusted_may_talk() -> Result<()> {
     }
     let stranger = Party::open(&lab.attacker, sip(ATTACKER))?;
     let sent = send_everything(&stranger, sip(PBX_WAN))?;
-    wait_until("what a stranger sends is still dropped", SOON, || Ok(filter.packets(WAN, "drop.closed")? >= sent))?;
+    let closed =
+        wait_until("what a stranger sends is still dropped", SOON, || Ok(filter.packets(WAN, "drop.closed")? >= sent));
+    closed.with_context(|| format!("{sent} were to be dropped as closed; {}", filter.decisions()))?;
     assert_eq!(registrar.received_from(ATTACKER), 0, "a stranger's requests got to Kamailio");
     Ok(())
 }
@@ -123,7 +125,7 @@ fn provider_calls(
     let (passed, closed) = (filter.packets(WAN, "pass.peer")?, filter.packets(WAN, "drop.closed")?);
     println!("{what}: {passed} passed as peer, {closed} dropped as closed; our registration came from {from}");
     call.with_context(|| format!("{what}: the provider was to be known as a peer; {}", filter.decisions()))?;
-    dropped?;
+    dropped.with_context(|| format!("{what}: only {closed} were; {}", filter.decisions()))?;
     assert!(passed > 0, "{what}: the provider's call was to pass as peer");
     for user in ["early", "stranger"] {
         let calls = pbx.count(&format!("INVITE sip:{user}@"));

@@ -68,7 +68,8 @@ fn neighbours_of_ours_are_banned_one_by_one() -> Result<()> {
     wait_until("an innocent neighbour is answered", PROMPT, || Ok(honest.rejected() >= 2))?;
     drop(honest);
     for outcome in outcomes {
-        outcome?;
+        let ban = outcome?;
+        assert_eq!(ban.tier, "proven", "every password came with a nonce that only this address had: {ban:?}");
     }
     let wide: Vec<_> = filter.bans()?.into_iter().filter(|ban| ban.network.ends_with("/64")).collect();
     assert!(wide.is_empty(), "our own network was banned: {wide:?}");

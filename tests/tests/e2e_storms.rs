@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use sip_xdp_tests::phones::FIRST_PORT;
 use sip_xdp_tests::topology::{LAN, OUTSIDE, PBX_LAN, PHONE, address};
 use sip_xdp_tests::{
@@ -199,7 +199,8 @@ fn nonces_that_are_too_old() -> Result<()> {
         filter.nobody_is_banned("for nonces that are too old")?;
         let tally = phones.tally();
         Ok(tally.stale + tally.rejected >= u64::from(10 * FEW) && tally.accepted > u64::from(10 * FEW))
-    })?;
+    })
+    .with_context(|| format!("the phones saw {:?}; {}", phones.tally(), filter.decisions()))?;
     println!("nonces that are too old: {:?}", phones.tally());
     filter.nobody_is_banned("for nonces that are too old")
 }

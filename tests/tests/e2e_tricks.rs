@@ -37,7 +37,9 @@ fn no_spelling_helps_a_guesser() -> Result<()> {
                 println!("{name:32} {kind:12} {:9} after {tried:3} passwords; \"{}\"", ban.tier, ban.reason);
                 if tried > PASSWORDS || kind != "rejected" || ban.tier != "proven" {
                     complaints.push(format!(
-                        "{name}: at most {PASSWORDS} passwords and a ban for proven, rejected credentials were expected"
+                        "{name}: at most {PASSWORDS} passwords and a ban for proven, rejected credentials were expected, \
+                         but it took {tried} and was for {} {kind}",
+                        ban.tier
                     ));
                 }
             }
