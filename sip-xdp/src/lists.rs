@@ -20,7 +20,7 @@ use crate::feeds::{Feeds, Listed};
 use crate::flows::Flows;
 use crate::front::{Front, Sets};
 use crate::guide::{GuideWriter, Lengths, length_of};
-use crate::ledger::{Entry, Ledger};
+use crate::ledger::{Entry, Ledger, Tier};
 use crate::mapped::Mapped;
 use crate::network::Network;
 use crate::prefixes::Prefixes;
@@ -75,6 +75,9 @@ pub struct Lists {
     /// Hosts that something is known of, and what.
     known: Prefixes,
     standings: BTreeMap<Network, HostStanding>,
+    /// How many of them are under suspicion, and how many bans rest on evidence that could be forged.
+    suspects: usize,
+    unproven: usize,
     feeds: Feeds,
     /// IPv6 networks whose hosts are metered one by one.
     by_address: BTreeSet<Network>,
@@ -82,6 +85,11 @@ pub struct Lists {
 
 /// Whose claim on what: the port is 0 for all of a network.
 type Id = (List, Network, u16, Owner);
+
+/// Whether an entry is a ban on evidence that could be forged.
+fn is_unproven(entry: &Entry) -> bool {
+    entry.owner == Owner::Auto && entry.tier == Some(Tier::Unproven)
+}
 
 fn id(list: List, entry: &Entry) -> Id {
     (list, entry.network, entry.port.unwrap_or(0), entry.owner)
@@ -165,6 +173,7 @@ impl Lists {
         for (list, entry) in ledger.entries()? {
             entries.insert(id(list, &entry), entry);
         }
+        let entries_unproven = entries.values().filter(|entry| is_unproven(entry)).count();
         let mut lists = Self {
             front: Front::open(&mut open)?,
             flows: Flows::open(&mut open)?,
@@ -178,6 +187,8 @@ impl Lists {
             admitted: Prefixes::default(),
             known: Prefixes::default(),
             standings: BTreeMap::new(),
+            suspects: 0,
+            unproven: entries_unproven,
             feeds: Feeds::default(),
             by_address: BTreeSet::new(),
         };
@@ -217,6 +228,7 @@ impl Lists {
         for (network, standing) in known {
             self.known.insert(network, standing.end());
             self.standings.insert(network, standing);
+            self.suspects += usize::from(standing.suspect_until != 0);
             self.write(Kind::Known, &network)?;
         }
         let banned: BTreeSet<_> = self.entries.keys().filter(|id| id.2 != 0).map(|id| (id.1, id.2)).collect();
@@ -298,9 +310,12 @@ impl Lists {
             return Err(self.full(list, format!("{network} was")));
         }
         self.ledger.put(list, &entry).map_err(|source| ListError::Kernel { network, source })?;
+        let adds = is_unproven(&entry);
         let before = self.entries.insert(id, entry);
         let Err(error) = self.refresh(list, network, port) else {
             self.touched.insert(id);
+            self.unproven += usize::from(adds);
+            self.unproven -= usize::from(before.as_ref().is_some_and(is_unproven));
             return Ok(());
         };
         // Undo: the ledger as it was, and the tables once more from it.
@@ -344,6 +359,7 @@ impl Lists {
             return Err(error);
         }
         self.touched.insert(id);
+        self.unproven -= usize::from(is_unproven(&entry));
         match self.ledger.remove(list, &entry) {
             Ok(()) => Ok(Some(entry)),
             Err(source) => Err(ListError::Kernel { network, source }),
@@ -392,6 +408,8 @@ impl Lists {
                 what: format!("{network} was"),
             });
         }
+        self.suspects -= usize::from(before.suspect_until != 0);
+        self.suspects += usize::from(standing.suspect_until != 0);
         if standing.end() == 0 {
             self.standings.remove(&network);
             self.known.remove(&network);
@@ -408,6 +426,21 @@ impl Lists {
     pub fn know_flow(&mut self, source: Source, port: u16, good_until: u64) -> Result<(), ListError> {
         let network = Network::around(source, 128);
         self.flows.good(source, port, good_until).map_err(|source| ListError::Kernel { network, source })
+    }
+
+    /// How many hosts are under suspicion.
+    pub fn suspects(&self) -> usize {
+        self.suspects
+    }
+
+    /// How many bans rest on evidence that could be forged.
+    pub fn unproven(&self) -> usize {
+        self.unproven
+    }
+
+    /// How many networks there is room for.
+    pub fn capacity(&self) -> usize {
+        self.ledger.capacity() as usize
     }
 
     /// Whether a known-good host or a peer lives in `network`.

@@ -25,6 +25,12 @@ const HOUR: u64 = 3_600_000_000_000;
 /// Accepted users for which the usual limit is enough; twice as many double it.
 const USERS: usize = 64;
 
+/// How many hosts are under suspicion at the same time.
+const MAX_SUSPECTS: usize = 4_096;
+
+/// Bans on evidence that could be forged may take one place in so many of the tables.
+const UNPROVEN_SHARE: usize = 4;
+
 /// How many offenders are remembered.
 const MAX_OFFENCES: usize = 131_072;
 
@@ -130,6 +136,10 @@ impl Daemon {
     fn suspect(&mut self, source: Source, until: u64, what: &str, now: u64) {
         let host = Network::around(source, 128);
         let standing = self.lists.standing(source);
+        // Forged senders must not fill the tables; beyond this many the usual limit has to do.
+        if self.lists.suspects() >= MAX_SUSPECTS {
+            return;
+        }
         if self.must_stay(&host, now).is_some() || standing.good_until > now || standing.peer_until > now {
             return;
         }
@@ -202,6 +212,12 @@ impl Daemon {
             return false;
         }
         let (source, reason) = (entry.network.first(), entry.reason.clone());
+        if tier == Some(Tier::Unproven) && self.lists.unproven() >= self.lists.capacity() / UNPROVEN_SHARE {
+            if self.note_due(Source::v4(0), "unproven", now) {
+                log::error!("not banned {place}, its excess is dropped all the same: too many bans could be forged");
+            }
+            return false;
+        }
         match self.lists.put(List::Block, entry.clone()) {
             Ok(()) => {
                 self.store.record_ban(kind, &entry);
