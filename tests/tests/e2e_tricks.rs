@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use sip_xdp_tests::spelling::SPELLINGS;
 use sip_xdp_tests::topology::PBX_WAN;
-use sip_xdp_tests::{Filter, Guess, Guesser, Lab, Phone, Registrar, wait_for_a_nonce_of_its_own};
+use sip_xdp_tests::{Filter, FilterOptions, Guess, Guesser, Lab, Phone, Registrar, wait_for_a_nonce_of_its_own};
 
 /// From the first password to the ban: twenty are sent in a second.
 const PROMPT: Duration = Duration::from_secs(8);
@@ -18,7 +18,10 @@ const PASSWORDS: usize = 15;
 fn no_spelling_helps_a_guesser() -> Result<()> {
     let lab = Lab::new()?;
     let registrar = Registrar::start(&lab.pbx, lab.directory())?;
-    let filter = Filter::start(&lab.pbx, lab.directory())?;
+    // Twelve sources that try one user would make a decoy of it.
+    let configuration = "[detect.decoy]\nenabled = false\n".to_owned();
+    let options = FilterOptions { configuration, ..FilterOptions::default() };
+    let filter = Filter::start_with(&lab.pbx, lab.directory(), options)?;
     let phone = Phone::new(&lab.phone, lab.directory());
     assert_eq!(phone.register()?.status, 200, "the phone before the attacks");
     let mut complaints = Vec::new();

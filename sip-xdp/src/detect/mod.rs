@@ -314,7 +314,8 @@ impl Detector {
         if !self.exchanges.ask(event.source, head, &request, now) {
             return;
         }
-        let echoes_own = request.nonces.iter().any(|nonce| self.nonces.echo(*nonce, event.source) == Echo::Own);
+        let judged_as = self.key(event);
+        let echoes_own = request.nonces.iter().any(|nonce| self.nonces.echo(*nonce, judged_as) == Echo::Own);
         let (key, subject) = self.subject(event);
         subject.proven |= echoes_own;
         if request.method != exchange::Method::Ack {
@@ -333,7 +334,8 @@ impl Detector {
     /// A final response of ours has left.
     fn answer(&mut self, event: &Event, head: &Head<'_>, actions: &mut Vec<Action>) {
         if let Some(challenge) = head.challenge {
-            self.nonces.give(digest(challenge.nonce), event.source, event.time);
+            // An IPv6 network is one source: one of its addresses may fetch what another one uses.
+            self.nonces.give(digest(challenge.nonce), self.key(event), event.time);
         }
         // What was not sampled on its way in proves nothing.
         let Ok(Some(request)) = self.exchanges.answer(event.source, head) else {

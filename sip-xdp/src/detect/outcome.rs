@@ -65,7 +65,7 @@ impl Detector {
         {
             subject.answered_calls += 1;
         }
-        let echoes = request.nonces.iter().any(|nonce| self.nonces.echo(*nonce, event.source) != Echo::Foreign);
+        let echoes = request.nonces.iter().any(|nonce| self.nonces.echo(*nonce, key) != Echo::Foreign);
         let (true, Some(user)) = (request.authorized, &request.user) else {
             return;
         };
@@ -118,7 +118,7 @@ impl Detector {
         let (Some(user), port) = (request.user.clone(), request.port) else {
             return;
         };
-        let echoed = request.nonces.iter().any(|nonce| self.nonces.echo(*nonce, event.source) == Echo::Own);
+        let echoed = request.nonces.iter().any(|nonce| self.nonces.echo(*nonce, key) == Echo::Own);
         // Whoever says that it is somebody who was accepted here, without an echo, may be anybody.
         if !echoed && self.is_spared(&event.source, now) {
             return;
