@@ -149,13 +149,14 @@ impl Detector {
         };
         if self.is_spared(&event.source, now) {
             // Nobody is banned for wrong numbers, or for what somebody else may have sent.
-            if request.method == Method::Invite && request.authorized {
-                self.refused_call(key, &target, true, now, actions);
+            let echoes_own = request.nonces.iter().any(|nonce| self.nonces.echo(*nonce, key) == Echo::Own);
+            if request.method == Method::Invite && echoes_own {
+                self.refused_call(key, &target, Some(request.port), now, actions);
             }
             return;
         }
         if request.method == Method::Invite {
-            self.refused_call(key, &target, false, now, actions);
+            self.refused_call(key, &target, None, now, actions);
         }
         if matches!(status, 403 | 404) {
             self.enumerated(key, &target, now, actions);
@@ -179,7 +180,7 @@ impl Detector {
         let over = over.into_iter().filter(|(at, ..)| limited == 0 || limited.saturating_add(GRACE) < *at);
         for (_, user, is_call) in over {
             if is_call {
-                self.refused_call(key, &user, false, now, actions);
+                self.refused_call(key, &user, None, now, actions);
             }
             self.enumerated(key, &user, now, actions);
         }

@@ -108,9 +108,9 @@ impl Detector {
         let subject = self.subjects.get(&key)?;
         let rejected = self.rules.rejected;
         // Only what echoes a nonce of ours is known to come from there.
-        let real: Vec<_> = subject.rejected.iter().filter(|(_, rejection)| rejection.echoed).collect();
+        let real: Vec<&(u64, Rejection)> = subject.rejected.iter().filter(|(_, rejection)| rejection.echoed).collect();
         let others = |rejection: &Rejection| !self.known.accepted(&subject.source, &rejection.user, now);
-        let strange: Vec<_> = real.iter().filter(|(_, rejection)| others(rejection)).collect();
+        let strange: Vec<_> = real.iter().copied().filter(|(_, rejection)| others(rejection)).collect();
         let users: BTreeSet<&str> = strange.iter().map(|(_, rejection)| rejection.user.as_str()).collect();
         let ports: BTreeSet<u16> = strange.iter().map(|(_, rejection)| rejection.port).collect();
         let threshold = rejected.count as usize;
@@ -125,15 +125,23 @@ impl Detector {
             grows,
             reason: told(subject, users, tries, tries, subject.rejected.since(now)),
         };
+        // A phone with a wrong password may come from another port each time, as its router forgets it in between.
+        let is_phone = |tries: &[&(u64, Rejection)], users: &BTreeSet<&str>| {
+            let pauses = tries.windows(2).map(|pair| pair[1].0.saturating_sub(pair[0].0));
+            users.len() == 1 && pauses.min().is_some_and(|pause| pause >= PATIENT)
+        };
         if (users.len() > FEW_USERS || ports.len() > FEW_PORTS) && enough(strange.len()) {
+            if is_phone(&strange, &users) {
+                let port = strange.last().map(|(_, rejection)| rejection.port);
+                return Some(finding(port, "misconfigured", &users, strange.len(), false));
+            }
             return Some(finding(None, "rejected", &users, strange.len(), true));
         }
         let mut by_port: BTreeMap<u16, Vec<&(u64, Rejection)>> = BTreeMap::new();
         real.iter().for_each(|one| by_port.entry(one.1.port).or_default().push(one));
         by_port.into_iter().find(|(_, tries)| enough(tries.len())).map(|(port, tries)| {
             let users: BTreeSet<&str> = tries.iter().map(|(_, rejection)| rejection.user.as_str()).collect();
-            let pauses = tries.windows(2).map(|pair| pair[1].0.saturating_sub(pair[0].0));
-            let is_phone = users.len() == 1 && pauses.min().is_some_and(|pause| pause >= PATIENT);
+            let is_phone = is_phone(&tries, &users);
             let kind = if is_phone { "misconfigured" } else { "rejected" };
             finding(Some(port), kind, &users, tries.len(), !is_phone)
         })
@@ -167,12 +175,13 @@ impl Detector {
         self.convict_by(key, "enumeration", reason, now, actions);
     }
 
-    /// A call was refused. `authorized`: the caller was accepted, and only looking for a way out is evidence.
+    /// A call was refused. `phone`: the port of a phone behind an address with accepted users, of which only looking for
+    /// a way out is evidence, and against that phone alone.
     pub(super) fn refused_call(
         &mut self,
         key: Source,
         number: &str,
-        authorized: bool,
+        phone: Option<u16>,
         now: u64,
         actions: &mut Vec<Action>,
     ) {
@@ -188,10 +197,17 @@ impl Detector {
             && prefixes >= PREFIXES
         {
             let reason = format!("calls to one number (...{end}) under {prefixes} prefixes, all refused");
-            self.convict_by(key, "invites", reason, now, actions);
+            match phone {
+                Some(port) => {
+                    let (by_address, kind, tier) = (true, "invites", Tier::Proven);
+                    let finding = Finding { source, port: Some(port), by_address, kind, tier, grows: false, reason };
+                    self.convict(key, finding, now, actions);
+                }
+                None => self.convict_by(key, "invites", reason, now, actions),
+            }
             return;
         }
-        if authorized {
+        if phone.is_some() {
             return;
         }
         subject.refused_calls += 1;

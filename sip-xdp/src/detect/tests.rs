@@ -277,6 +277,37 @@ fn one_bad_phone_does_not_silence_its_office() {
 }
 
 #[test]
+fn a_bad_phone_whose_port_changes_does_not_silence_its_office_either() {
+    let mut scene = Scene::new();
+    let phone = who("192.0.2.7", 10_000, "100");
+    for n in 0..120 {
+        if n % 15 == 0 {
+            scene.register(&phone);
+        }
+        scene.guess(&who("192.0.2.7", 20_000 + n, "old"), "stale");
+        scene.wait(30 * SECOND);
+    }
+    assert!(scene.bans.iter().all(|ban| ban.port.is_some() && ban.kind == "misconfigured"), "{:?}", scene.bans);
+}
+
+#[test]
+fn a_phone_of_an_office_that_looks_for_a_way_out_is_banned_alone() {
+    let mut scene = Scene::new();
+    let phone = who("192.0.2.7", 10_000, "100");
+    scene.register(&phone);
+    for prefix in ["00", "+", "011", "900", "9011"] {
+        let target = format!("{prefix}441234567890");
+        scene.ask(&phone, "INVITE", &target, "", "407 Proxy Authentication Required");
+        let credentials = scene.credentials(&phone, scene.number, "right");
+        scene.ask(&phone, "INVITE", &target, &credentials, "404 Not Found");
+        scene.wait(6 * SECOND);
+    }
+    let ban = &scene.bans[0];
+    assert_eq!((ban.kind, ban.port, ban.tier), ("invites", Some(10_000), Tier::Proven));
+    assert!(scene.bans.iter().all(|ban| ban.port.is_some()));
+}
+
+#[test]
 fn guessing_from_an_office_bans_the_office_only_if_it_is_many() {
     let mut scene = Scene::new();
     scene.register(&who("192.0.2.7", 10_000, "100"));
@@ -454,14 +485,17 @@ fn unseen_responses_keep_volume_from_banning() {
 
 #[test]
 fn ten_thousand_patient_sources_are_each_judged_and_memory_is_bounded() {
-    let mut scene = Scene::new();
+    let mut config = Config::default();
+    config.detect.rejected.count = 3;
+    config.detect.decoy.enabled = false;
+    let mut scene = Scene::with(config);
     let bots: Vec<Who> = (0..10_000_u32)
         .map(|n| Who {
             source: source_of(std::net::Ipv4Addr::from(0x0b00_0000 + 7 * n).into()),
             ..who("192.0.2.1", 5060, "100")
         })
         .collect();
-    for round in 0..11 {
+    for round in 0..4 {
         for bot in &bots {
             scene.guess(bot, &format!("{round}"));
             scene.now += SECOND / 1_000;
