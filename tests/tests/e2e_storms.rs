@@ -2,6 +2,7 @@
 //! is silent or refuses everybody, nonces that are too old, keepalives. None of it may lead to a ban. `SIP_XDP_LONG=1` lets
 //! outages last as long as they do in the field. Needs root and Linux 6.6 or later.
 
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -10,7 +11,8 @@ use anyhow::{Context as _, Result};
 use sip_xdp_tests::phones::FIRST_PORT;
 use sip_xdp_tests::topology::{LAN, OUTSIDE, PBX_LAN, PHONE, address};
 use sip_xdp_tests::{
-    Filter, Lab, Mood, Phones, PhonesOptions, Registrar, RegistrarOptions, Stream, short_or_long, stream, wait_until,
+    Attacker, Filter, Lab, Mood, Phones, PhonesOptions, Registrar, RegistrarOptions, Stream, short_or_long, stream,
+    wait_until,
 };
 
 const PHONES: u16 = 300;
@@ -75,6 +77,33 @@ fn three_hundred_phones_after_an_outage() -> Result<()> {
     filter.restart()?;
     let phones = Phones::start(&lab.phone, &options)?;
     all_come_back("known before, after an outage", &phones, &filter, PROMPT)
+}
+
+/// The responses leave by a way that nobody watches: nobody becomes known good, and what the phones send is limited. Not
+/// even a flood of one sender leads to a ban then.
+#[test]
+fn responses_that_nobody_sees() -> Result<()> {
+    let lab = Lab::new()?;
+    let _registrar = registrar(&lab)?;
+    let filter = Filter::start(&lab.pbx, lab.directory())?;
+    // The links live as long as their pins.
+    let links: Vec<_> = fs::read_dir(filter.pins().join("egress"))?.collect::<std::io::Result<_>>()?;
+    anyhow::ensure!(links.len() == 2, "{} links of egress programs", links.len());
+    links.iter().try_for_each(|link| fs::remove_file(link.path()))?;
+    let options = PhonesOptions { count: PHONES, ..PhonesOptions::default() };
+    let phones = Phones::start(&lab.phone, &options)?;
+    sleep(Duration::from_secs(20));
+    report("nobody sees the responses", Duration::from_secs(20), &phones, &filter)?;
+    filter.nobody_is_banned("nobody sees the responses")?;
+    let status = filter.json(&["status"])?;
+    anyhow::ensure!(status["daemon"]["sees_responses"] == false, "status does not say so: {status}");
+    let flood = Attacker::new(&lab.attacker, lab.directory()).enumerate("OPTIONS")?;
+    sleep(Duration::from_secs(5));
+    drop(flood);
+    let bans = filter.json(&["block", "list"])?;
+    println!("nobody sees the responses: svwar at full speed: {bans}");
+    anyhow::ensure!(!bans.to_string().contains("flood"), "volume has banned: {bans}");
+    Ok(())
 }
 
 /// The registrar says nothing, the phones repeat themselves, and then it speaks again.
