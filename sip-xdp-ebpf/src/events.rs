@@ -21,9 +21,8 @@ use crate::reader::Packet;
 /// Limits reported per second and CPU: what a daemon digests at a few per cent of a core, whatever arrives.
 const BUDGET: Limit = Limit::new(2_000, 1_000_000_000);
 
-/// Samples per second, CPU, direction and slice. A slice of an office that registers after an outage takes some hundreds
-/// at once.
-const SAMPLES: Limit = Limit::new(500, 1_000_000_000);
+/// Samples per CPU, direction and slice: 1,000 at once, as when an office comes back after an outage, then 200 a second.
+const SAMPLES: Limit = Limit { interval: 5_000_000, burst: 5_000_000_000 };
 
 /// The shortest time between two diagnostics of one CPU, in nanoseconds.
 const DIAGNOSTIC_INTERVAL: u64 = 1_000_000_000;

@@ -302,6 +302,14 @@ impl Lists {
         self.entries.range(from..).take_while(move |((of, ..), _)| *of == list).map(|(_, entry)| entry)
     }
 
+    /// The entries of a list for networks inside `network`, itself among them.
+    pub fn entries_within(&self, list: List, network: Network) -> impl Iterator<Item = &Entry> {
+        let from = (list, Network::around(network.first(), 0), 0, Owner::Manual);
+        let inside =
+            self.entries.range(from..).take_while(move |(id, _)| id.0 == list && id.1.first() <= network.last());
+        inside.map(|(_, entry)| entry).filter(move |entry| network.contains(&entry.network))
+    }
+
     /// Adds an entry, or replaces its owner's earlier one. On an error nothing has changed.
     pub fn put(&mut self, list: List, entry: Entry) -> Result<(), ListError> {
         let (network, port) = (entry.network, entry.port);

@@ -50,6 +50,9 @@ const SURROUNDINGS_TICKS: u64 = 30;
 /// How many ticks lie between two rounds of forgetting.
 const MINUTE_TICKS: u64 = 60;
 
+/// How many events are read before anything else has its turn.
+const EVENTS_AT_ONCE: usize = 1_024;
+
 /// Events older than this were meant for a daemon that has died, in nanoseconds.
 const STALE: u64 = 5_000_000_000;
 
@@ -154,8 +157,9 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
         tokio::select! {
             readable = events.readable_mut() => {
                 let mut guard = readable?;
-                daemon.drain(guard.get_inner_mut());
-                guard.clear_ready();
+                if daemon.drain(guard.get_inner_mut()) {
+                    guard.clear_ready();
+                }
             }
             Some(call) = called.recv() => {
                 let answer = daemon.command(call.request).await;
@@ -208,15 +212,19 @@ impl Daemon {
         format!("{verb} on {}, ports {}{}", interfaces.join(", "), ports.join(" "), self.confirmation.note())
     }
 
-    /// Reads all events that are there.
-    fn drain(&mut self, events: &mut RingBuf<MapData>) {
-        while let Some(item) = events.next() {
+    /// Reads the events that are there, but not so many at once that commands have to wait. Returns whether none is left.
+    fn drain(&mut self, events: &mut RingBuf<MapData>) -> bool {
+        for _ in 0..EVENTS_AT_ONCE {
+            let Some(item) = events.next() else {
+                return true;
+            };
             let Ok(event) = bytemuck::try_pod_read_unaligned::<Event>(&item) else {
                 continue;
             };
             drop(item);
             self.observe(&event);
         }
+        false
     }
 
     /// Whether a note of this kind about this source may be written again.

@@ -243,12 +243,8 @@ impl Daemon {
     fn judge_site(&mut self, network: &Network, now: u64) {
         let site = Network::around(network.first(), SITE);
         let lately = clock::wall_ms().saturating_sub(HOUR / 1_000_000);
-        let banned = self.lists.entries(List::Block).filter(|entry| {
-            entry.owner == Owner::Auto
-                && entry.port.is_none()
-                && entry.network.bits() == 64
-                && entry.added_ms >= lately
-                && site.contains(&entry.network)
+        let banned = self.lists.entries_within(List::Block, site).filter(|entry| {
+            entry.owner == Owner::Auto && entry.port.is_none() && entry.network.bits() == 64 && entry.added_ms >= lately
         });
         let (mut count, mut tier) = (0, Tier::Proven);
         for entry in banned {

@@ -8,6 +8,9 @@ use super::counting::{Bucket, Window};
 use super::subject::{Rejection, Subject};
 use super::{Detector, MAX_SUBJECTS};
 
+/// How many sources are remembered over a restart: those that were heard of last.
+const MAX_KEPT: usize = 4_096;
+
 /// All of it. Times are on the filter's clock of then, which is said beside the wall clock's.
 #[derive(Debug, Serialize, Deserialize)]
 struct Kept {
@@ -37,8 +40,9 @@ impl Detector {
         let is_worth_it = |subject: &Subject| {
             subject.rejected.len() > 0 || subject.refused.len() > 0 || subject.refused_calls > 0 || subject.proven
         };
-        let subjects = self.subjects.iter().filter(|(_, subject)| is_worth_it(subject));
-        let subjects = subjects.map(|(key, subject)| KeptSubject {
+        let mut subjects: Vec<_> = self.subjects.iter().filter(|(_, subject)| is_worth_it(subject)).collect();
+        subjects.sort_unstable_by_key(|(_, subject)| std::cmp::Reverse(subject.last));
+        let subjects = subjects.into_iter().take(MAX_KEPT).map(|(key, subject)| KeptSubject {
             key: key.octets,
             source: subject.source.octets,
             by_address: subject.by_address,
