@@ -304,7 +304,7 @@ impl Lists {
 
     /// The entries of a list for networks inside `network`, itself among them.
     pub fn entries_within(&self, list: List, network: Network) -> impl Iterator<Item = &Entry> {
-        let from = (list, Network::around(network.first(), 0), 0, Owner::Manual);
+        let from = (list, network, 0, Owner::Manual);
         let inside =
             self.entries.range(from..).take_while(move |(id, _)| id.0 == list && id.1.first() <= network.last());
         inside.map(|(_, entry)| entry).filter(move |entry| network.contains(&entry.network))
