@@ -14,8 +14,8 @@
 use crate::front::{self, Place};
 use crate::layout::NEVER;
 use crate::networks::{
-    ALIKE, Bucket, CLAIMED, FLOWS, GROUP, Guide, HIT, Hashed, IPV6_LENGTHS, KIND, Kind, LABEL, Length, OWN, Prints,
-    SUSPECT, Slot, Standing, VERSION, WAYS, byte_bits, lowest_byte,
+    ALIKE, Bucket, CLAIMED, FLOWS, FORMER, GROUP, Guide, HIT, Hashed, IPV6_LENGTHS, KIND, Kind, LABEL, Length, OWN,
+    Prints, SUSPECT, Slot, Standing, VERSION, WAYS, byte_bits, lowest_byte,
 };
 use crate::source::Source;
 
@@ -147,6 +147,12 @@ impl Listed {
     #[inline(always)]
     pub const fn is_suspect(&self) -> bool {
         self.scale() == SUSPECT && self.0 & (Self::GOOD | Self::PEER) == 0
+    }
+
+    /// It was known good once, and is not any more.
+    #[inline(always)]
+    pub const fn is_former(&self) -> bool {
+        self.scale() == FORMER && self.0 & (Self::GOOD | Self::PEER) == 0
     }
 
     /// The power of two by which a known host's limit is multiplied.

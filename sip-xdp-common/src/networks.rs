@@ -97,6 +97,9 @@ const END_MASK: u64 = (1 << END_BITS) - 1;
 /// The scale of a host that is under suspicion: it may send one request a second.
 pub const SUSPECT: u64 = 15;
 
+/// The scale of a host that was known good, and is not any more: it is limited like others, but no stranger in a storm.
+pub const FORMER: u64 = 14;
+
 impl Standing {
     /// The longest time ahead that an end can say, in nanoseconds: 26 days.
     pub const LONGEST: u64 = (END_MASK / 2 - 1) << END_UNIT;
@@ -146,7 +149,7 @@ impl Standing {
         Self::left(self.0 >> (16 + END_BITS), now) > 1_800_000_000_000 >> END_UNIT
     }
 
-    /// The power of two by which its limit is multiplied, or [`SUSPECT`].
+    /// The power of two by which its limit is multiplied, [`SUSPECT`] or [`FORMER`].
     #[inline(always)]
     pub const fn scale(&self) -> u64 {
         self.0 >> (16 + 2 * END_BITS)

@@ -292,8 +292,10 @@ impl MapTables<'_> {
         let (mark, weather) = unsafe { (sketch.cast::<u8>().add(home.sketch()), &mut *weather) };
         // SAFETY: as above.
         let found = unsafe { mark.read_volatile() };
-        let welcome = weather.meet(found, now, &globals::STORM.load());
-        if found != storm::window_mark(now) {
+        // Who was known good is no stranger, and its return says nothing of the weather.
+        let former = sent.listed.is_former();
+        let welcome = if former { Welcome::Meter } else { weather.meet(found, now, &globals::STORM.load()) };
+        if !former && found != storm::window_mark(now) {
             // SAFETY: as above.
             unsafe { mark.write_volatile(storm::window_mark(now)) };
         }

@@ -11,7 +11,7 @@ use anyhow::Result;
 use aya::maps::{Map, MapError};
 use sip_xdp_common::layout::{List, NEVER, Owner};
 use sip_xdp_common::names;
-use sip_xdp_common::networks::{Kind, SUSPECT, Standing};
+use sip_xdp_common::networks::{FORMER, Kind, SUSPECT, Standing};
 use sip_xdp_common::source::Source;
 use thiserror::Error;
 
@@ -104,6 +104,8 @@ pub struct HostStanding {
     pub peer_until: u64,
     /// Until when it is under suspicion.
     pub suspect_until: u64,
+    /// Until when it is remembered that it was known good.
+    pub former_until: u64,
     /// The power of two by which its limit is multiplied while it is known good.
     pub scale: u64,
     /// Until when one of its ports is banned.
@@ -116,19 +118,28 @@ impl HostStanding {
         let (good_until, peer_until) = standing.ends(now);
         let is_suspect = standing.scale() == SUSPECT;
         let suspect_until = if is_suspect { expires } else { 0 };
-        let scale = if is_suspect { 0 } else { standing.scale() };
+        let is_former = standing.scale() == FORMER || good_until != 0 && expires > good_until;
+        let former_until = if is_former && !is_suspect { expires } else { 0 };
+        let scale = if is_suspect || standing.scale() == FORMER { 0 } else { standing.scale() };
         // One that is over altogether stays for a moment, so that it is taken out like all others.
-        let flows_until = if good_until.max(peer_until).max(suspect_until) == 0 { expires.max(1) } else { 0 };
-        Self { good_until, peer_until, suspect_until, scale, flows_until }
+        let last = good_until.max(peer_until).max(suspect_until).max(former_until);
+        let flows_until = if last == 0 { expires.max(1) } else { 0 };
+        Self { good_until, peer_until, suspect_until, former_until, scale, flows_until }
     }
 
     fn end(&self) -> u64 {
-        self.good_until.max(self.peer_until).max(self.suspect_until).max(self.flows_until)
+        let ends = [self.peer_until, self.suspect_until, self.former_until, self.flows_until];
+        ends.into_iter().fold(self.good_until, u64::max)
     }
 
     fn terms(&self) -> Terms {
         let is_known = self.good_until != 0 || self.peer_until != 0;
-        let scale = if !is_known && self.suspect_until != 0 { SUSPECT } else { self.scale };
+        let scale = match (is_known, self.suspect_until != 0, self.former_until != 0) {
+            (true, ..) => self.scale,
+            (_, true, _) => SUSPECT,
+            (_, _, true) => FORMER,
+            _ => 0,
+        };
         Terms {
             expires: self.end(),
             flows: self.flows_until != 0,
@@ -144,6 +155,7 @@ impl HostStanding {
             good_until: live(self.good_until),
             peer_until: live(self.peer_until),
             suspect_until: live(self.suspect_until),
+            former_until: live(self.former_until),
             flows_until: live(self.flows_until),
             scale: self.scale,
         }

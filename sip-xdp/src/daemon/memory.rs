@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sip_xdp_common::source::Source;
 
-use super::verdicts::Offence;
+use super::verdicts::{FORMER, Offence};
 use super::{Daemon, clock};
 use crate::detect::Acceptance;
 use crate::network::{address_of, source_of};
@@ -29,8 +29,13 @@ impl Daemon {
         let peers: Vec<_> =
             peers.into_iter().map(|peer| (source_of(peer.address), from_wall_ms(peer.until_ms))).collect();
         self.detector.restore(acceptances.iter().cloned(), peers.iter().copied());
-        for acceptance in acceptances.iter().filter(|acceptance| acceptance.until > now) {
-            self.note_good(acceptance.source, acceptance.port, now);
+        for acceptance in &acceptances {
+            if acceptance.until > now {
+                self.note_good(acceptance.source, acceptance.port, now);
+            } else if acceptance.until.saturating_add(FORMER) > now {
+                let until = acceptance.until.saturating_add(FORMER);
+                self.know(acceptance.source, now, |standing| standing.former_until = standing.former_until.max(until));
+            }
         }
         for (source, until) in peers.into_iter().filter(|(_, until)| *until > now) {
             self.know(source, now, |standing| standing.peer_until = standing.peer_until.max(until));

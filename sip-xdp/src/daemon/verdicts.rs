@@ -25,6 +25,9 @@ const HOUR: u64 = 3_600_000_000_000;
 /// Accepted users for which the usual limit is enough; twice as many double it.
 const USERS: usize = 64;
 
+/// For how long a host is no stranger in a storm after its last registration has ended, in nanoseconds: a week.
+pub(super) const FORMER: u64 = 7 * 24 * HOUR;
+
 /// How many hosts are under suspicion at the same time.
 const MAX_SUSPECTS: usize = 4_096;
 
@@ -123,7 +126,10 @@ impl Daemon {
         let good = self.detector.good(&source, port, now);
         let is_new = good.until != 0 && self.lists.standing(source).good_until == 0;
         let scale = (good.users / USERS).checked_ilog2().map_or(0, |log| u64::from(log) + 1).min(8);
-        self.know(source, now, |standing| (standing.good_until, standing.scale) = (good.until, scale));
+        self.know(source, now, |standing| {
+            (standing.good_until, standing.scale) = (good.until, scale);
+            standing.former_until = good.until.max(now).saturating_add(FORMER);
+        });
         if let Err(error) = self.lists.know_flow(source, port, good.flow_until)
             && self.note_due(source, "flow", now)
         {

@@ -150,6 +150,10 @@ fn a_storm_spares_who_is_known() {
     }
     kernel.catch_up();
     assert_eq!(kernel.run(&sip("203.0.113.9", &request("REGISTER"))).reason, Storm);
+    // So is somebody who was known good before: limited, but no stranger.
+    kernel.lists.know(source("192.0.2.6"), START, |standing| standing.former_until = START + HOUR).unwrap();
+    let all = reasons(&mut kernel, &sip("192.0.2.6", &request("REGISTER")), 51);
+    assert!(all[..50].iter().all(|reason| *reason == Unknown) && all[50] == Limited, "{all:?}");
     assert_eq!(reasons(&mut kernel, &sip("192.0.2.7", &request("REGISTER")), 60), [Good; 60]);
     assert_eq!(reasons(&mut kernel, &sip("192.0.2.8", &request("INVITE")), 60), [Peer; 60]);
 }
