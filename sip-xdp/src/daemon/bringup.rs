@@ -22,10 +22,11 @@ use tokio::net::UnixListener;
 
 use super::confirm::Confirmation;
 use super::{Daemon, Overrides, Served};
-use crate::attach::{Mode, attach, attach_egress};
+use crate::attach::{Mode, attach};
 use crate::config::{BlockScope, Config, Policy};
 use crate::control;
 use crate::detect::Detector;
+use crate::egress::{EgressWay, attach_egress};
 use crate::exempt::{Exempt, near};
 use crate::hosts::Hosts;
 use crate::ledger::Entry;
@@ -295,7 +296,8 @@ impl Daemon {
             if !adopts {
                 attached_anew.push(interface.index);
             }
-            let egress = attach_egress(object::egress(&mut object)?, interface, &self.pins);
+            let ways = self.overrides.egress_ways.as_deref().unwrap_or(&EgressWay::ALL);
+            let egress = attach_egress(object::egress(&mut object)?, interface, ways, &self.pins);
             let egress =
                 egress.err().map(|error| format!("{}: our responses are not counted: {error:#}", interface.name));
             for warning in warning.into_iter().chain(egress) {
