@@ -118,7 +118,6 @@ impl Daemon {
             log::error!("{trouble}");
             warnings.push(trouble);
         }
-        let learning_until = if first_start { clock::after(Some(config.learn.0)) } else { 0 };
         let events = RingBuf::try_from(open(names::EVENTS)?)?;
         let sources = Sources::open(open)?;
         let records = open(names::INTERFACES)?.try_into()?;
@@ -149,10 +148,13 @@ impl Daemon {
             sources,
             warnings,
             attach_warnings: Vec::new(),
-            learning_until,
+            learning_until: 0,
         };
         daemon.exempt = Exempt::new(&surroundings, &resolv_conf());
         daemon.recall(state);
+        if first_start {
+            daemon.begin_to_learn();
+        }
         daemon.prepare_lists()?;
         // Before anything is attached: a daemon that nobody can talk to must not leave a filter behind.
         let listener = control::listen(&daemon.paths.socket())?;
