@@ -4,12 +4,9 @@ use std::fmt;
 use std::io;
 
 use anyhow::{Context, Result, anyhow, bail};
-use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
-use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::{XdpLink, XdpLinkId};
-use aya::programs::{
-    ProgramError, ProgramInfo, SchedClassifier, TcAttachType, Xdp, XdpMode, loaded_links, loaded_programs,
-};
+use aya::programs::{ProgramError, ProgramInfo, Xdp, XdpMode, loaded_links, loaded_programs};
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::layout::{MODE_GENERIC, MODE_NATIVE};
 
@@ -194,31 +191,6 @@ fn pin_program(program: &mut Xdp, interface: &Interface, pins: &Pins) -> Result<
     program.pin(&path).with_context(|| format!("{} cannot be pinned", path.display()))
 }
 
-/// Attaches the egress program and pins it, adopting the pinned link if there is one. Before Linux 6.6 there is no tcx,
-/// and without it nothing that outlives the daemon: then it is an error.
-pub fn attach_egress(program: &mut SchedClassifier, interface: &Interface, pins: &Pins) -> Result<()> {
-    let path = pins.egress_link(interface.index);
-    if path.exists() {
-        let link = PinnedLink::from_pin(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
-        let adopted = SchedClassifierLink::try_from(FdLink::from(link))
-            .map_err(|error| anyhow!("{}: {error}", path.display()))
-            .and_then(|link| Ok(program.attach_to_link(link)?));
-        if let Ok(id) = adopted {
-            drop(FdLink::try_from(program.take_link(id)?)?);
-            return Ok(());
-        }
-        // The interface under the link is gone; one with the same index has taken its place.
-        std::fs::remove_file(&path)?;
-    }
-    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-    let id = program
-        .attach_with_options(&interface.name, TcAttachType::Egress, options)
-        .map_err(|error| anyhow!("no tcx link ({}); Linux 6.6 or newer is needed", cause(&error)))?;
-    let link = FdLink::try_from(program.take_link(id)?)?;
-    link.pin(&path).with_context(|| format!("{} cannot be pinned", path.display()))?;
-    Ok(())
-}
-
 /// Another program sits on the interface.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -268,10 +240,15 @@ fn errno(error: &ProgramError) -> Option<i32> {
 }
 
 /// The innermost cause of an error of aya's.
-fn cause(error: &ProgramError) -> String {
-    let mut cause: &(dyn std::error::Error + 'static) = error;
-    while let Some(source) = cause.source() {
-        cause = source;
+pub(crate) fn cause(error: &ProgramError) -> String {
+    innermost(error)
+}
+
+/// The innermost cause of an error: for those of aya's, the system's own word.
+pub(crate) fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
     }
-    cause.to_string()
+    error.to_string()
 }

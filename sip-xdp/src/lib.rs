@@ -4,7 +4,7 @@
 //! its limits, sends an event; the detector reads events and decides on bans; bans go through the lists back into the
 //! kernel's tables.
 //!
-//! - [`object`] loads the embedded kernel object, [`attach`] puts it on interfaces, [`pins`] keeps it there.
+//! - [`object`] loads the embedded kernel object, [`attach`] and [`egress`] put it on interfaces, [`pins`] keeps it there.
 //! - [`lists`] is the only writer of the lists: [`ledger`] remembers who listed what and why, [`feeds`] what feeds list;
 //!   [`table`], [`front`] and [`guide`] are what the kernel asks, in memory that [`mapped`] shares with it.
 //! - [`store`] is what survives a reboot: the lists, and what happened.
@@ -16,10 +16,12 @@
 
 pub mod attach;
 pub mod clock;
+mod clsact;
 pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod detect;
+pub mod egress;
 pub mod exempt;
 pub mod feeds;
 mod files;

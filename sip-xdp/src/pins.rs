@@ -5,6 +5,8 @@
 //! PIN_DIR/v2-new/MAP        the same while they are being replaced; left over only by a crash
 //! PIN_DIR/links/INDEX       the link that holds the ingress program on the interface with that index
 //! PIN_DIR/egress/INDEX      the link that holds the egress program there
+//! PIN_DIR/clsact/INDEX      a directory: our filter is on that interface's clsact qdisc, where there are no such links
+//! PIN_DIR/clsact/INDEX/qdisc   the same: that qdisc is ours, too
 //! PIN_DIR/programs/INDEX    the ingress program itself, for people with bpftool
 //! ```
 //!
@@ -21,11 +23,17 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{FsType, statfs};
 use sip_xdp_common::layout::LAYOUT_VERSION;
 
+use crate::attach::innermost;
+use crate::egress::detach_filter;
+
 /// The magic number of the BPF file system (`BPF_FS_MAGIC` in `include/uapi/linux/magic.h`).
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// Where the BPF file system is by convention.
 const BPFFS: &str = "/sys/fs/bpf";
+
+/// The note that a qdisc is ours.
+const QDISC: &str = "qdisc";
 
 /// The pins of one instance.
 #[derive(Debug, Clone)]
@@ -65,6 +73,11 @@ impl Pins {
         self.root.join("egress").join(index.to_string())
     }
 
+    /// The note that our filter is on the clsact qdisc of an interface.
+    pub fn clsact(&self, index: u32) -> PathBuf {
+        self.root.join("clsact").join(index.to_string())
+    }
+
     /// The program of an interface.
     pub fn program(&self, index: u32) -> PathBuf {
         self.root.join("programs").join(index.to_string())
@@ -72,7 +85,11 @@ impl Pins {
 
     /// The indices of the interfaces that have a link.
     pub fn linked(&self) -> Vec<u32> {
-        let Ok(directory) = fs::read_dir(self.root.join("links")) else {
+        self.indices("links")
+    }
+
+    fn indices(&self, name: &str) -> Vec<u32> {
+        let Ok(directory) = fs::read_dir(self.root.join(name)) else {
             return Vec::new();
         };
         let mut indices: Vec<u32> =
@@ -111,7 +128,7 @@ impl Pins {
     /// Makes the directories, on a BPF file system, and takes the instance for this process.
     pub fn prepare(&self) -> Result<Lock> {
         self.check_bpffs()?;
-        let inside = ["links", "egress", "programs"].map(|name| self.root.join(name));
+        let inside = ["links", "egress", "clsact", "programs"].map(|name| self.root.join(name));
         for directory in [self.root.clone()].into_iter().chain(inside) {
             fs::create_dir_all(&directory)
                 .with_context(|| format!("{} cannot be made; run it as root", directory.display()))?;
@@ -171,10 +188,33 @@ impl Pins {
         Ok(())
     }
 
-    /// Takes the link and the program of an interface away, which detaches the program.
+    /// Notes that our filter is on an interface, and whether the qdisc under it is ours; that stays noted.
+    pub(crate) fn note_clsact(&self, index: u32, owns_qdisc: bool) -> Result<()> {
+        let note = self.clsact(index);
+        let note = if owns_qdisc { note.join(QDISC) } else { note };
+        fs::create_dir_all(&note).with_context(|| format!("{} cannot be made", note.display()))
+    }
+
+    /// Whether the qdisc of an interface is noted as ours.
+    pub(crate) fn owns_qdisc(&self, index: u32) -> bool {
+        self.clsact(index).join(QDISC).exists()
+    }
+
+    /// Forgets what is noted of an interface.
+    pub(crate) fn forget_clsact(&self, index: u32) -> Result<()> {
+        remove_directory(&self.clsact(index))
+    }
+
+    /// Takes the egress link of an interface away, which detaches its program.
+    pub(crate) fn remove_egress_link(&self, index: u32) -> Result<()> {
+        remove_file(&self.egress_link(index))
+    }
+
+    /// Takes the links and the program of an interface away, which detaches the programs, and the egress filter.
     pub fn detach(&self, index: u32) -> Result<()> {
         remove_file(&self.link(index))?;
-        remove_file(&self.egress_link(index))?;
+        self.remove_egress_link(index)?;
+        detach_filter(index, self)?;
         remove_file(&self.program(index))
     }
 
@@ -189,6 +229,9 @@ impl Pins {
     /// Takes everything away.
     pub fn remove_all(&self) -> Result<()> {
         remove_directory(&self.root.join("links"))?;
+        for index in self.indices("clsact") {
+            detach_filter(index, self)?;
+        }
         remove_directory(&self.root)
     }
 }
@@ -218,13 +261,4 @@ pub fn remove_directory(path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// The innermost cause of an error: for map errors, the system's own word.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }

@@ -18,6 +18,7 @@ use sip_xdp_common::verdict::{Message, Reason, Verdict};
 
 use crate::attach::Mode;
 use crate::clock;
+use crate::egress::{self, EgressWay};
 use crate::flows::Flows;
 use crate::guide;
 use crate::ledger::Ledger;
@@ -152,6 +153,8 @@ pub struct FilteredInterface {
     pub dry_run: bool,
     /// Whether our program is on it right now.
     pub attached: bool,
+    /// How our responses are read there, if they are.
+    pub egress: Option<EgressWay>,
 }
 
 /// Reads the counters.
@@ -257,7 +260,8 @@ pub fn rows(pins: &Pins, list: List) -> Result<Vec<Row>> {
 pub fn interfaces(pins: &Pins, present: &[Interface]) -> Result<Vec<FilteredInterface>> {
     let filtered = |record: &InterfaceRecord| {
         let ours = ProgramInfo::from_pin(pins.program(record.index)).ok().map(|program| program.id());
-        let on = present.iter().find(|interface| interface.index == record.index).and_then(|i| i.xdp);
+        let present = present.iter().find(|interface| interface.index == record.index);
+        let on = present.and_then(|interface| interface.xdp);
         FilteredInterface {
             interface: name_of(record),
             index: record.index,
@@ -265,6 +269,7 @@ pub fn interfaces(pins: &Pins, present: &[Interface]) -> Result<Vec<FilteredInte
             since: clock::from_ms(record.since_ms),
             dry_run: record.dry_run != 0,
             attached: ours.is_some() && on.map(|xdp| xdp.id) == ours,
+            egress: present.and_then(|interface| egress::way(interface, pins)),
         }
     };
     Ok(records(pins)?.iter().map(|(_, record)| filtered(record)).collect())

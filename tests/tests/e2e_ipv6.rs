@@ -4,11 +4,20 @@
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use sip_xdp_tests::digest::Challenge;
+use sip_xdp_tests::message::Message;
+use sip_xdp_tests::registrar::USERS;
+use sip_xdp_tests::sip::Request;
 use sip_xdp_tests::topology::{OUTSIDE, PBX_WAN6, WAN, address};
-use sip_xdp_tests::{Capture, Filter, Guess, Guesser, Lab, Phone, Registrar, wait_for_a_nonce_of_its_own, wait_until};
+use sip_xdp_tests::{
+    Capture, Filter, Guess, Guesser, Lab, Party, Phone, Registrar, wait_for_a_nonce_of_its_own, wait_until,
+};
 
 const PROMPT: Duration = Duration::from_secs(10);
+/// The PBX and the phone at the phones' side.
+const PBX_LAN6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x10, 0, 0, 0, 0, 1);
+const PHONE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x10, 0, 0, 0, 0, 0x10);
 
 fn pbx() -> SocketAddr {
     SocketAddr::from((PBX_WAN6, 5060))
@@ -73,5 +82,33 @@ fn neighbours_of_ours_are_banned_one_by_one() -> Result<()> {
     }
     let wide: Vec<_> = filter.bans()?.into_iter().filter(|ban| ban.network.ends_with("/64")).collect();
     assert!(wide.is_empty(), "our own network was banned: {wide:?}");
+    Ok(())
+}
+
+/// Its registration is seen to leave, as that of others is.
+#[test]
+fn a_phone_becomes_known_good() -> Result<()> {
+    let lab = Lab::new()?;
+    let _registrar = Registrar::start(&lab.pbx, lab.directory())?;
+    let mut filter = Filter::start(&lab.pbx, lab.directory())?;
+    let (from, to) = (SocketAddr::from((PHONE6, 5070)), SocketAddr::from((PBX_LAN6, 5060)));
+    let (user, password) = USERS[0];
+    let phone = Party::open(&lab.phone, from)?;
+    let call_id = phone.request("REGISTER", user, to)?;
+    let challenged = phone.wait_for("a challenge", PROMPT, |received| received.text.starts_with("SIP/2.0 401"))?;
+    let challenge = Message::parse(challenged.text.as_bytes()).as_ref().and_then(Challenge::of);
+    let challenge = challenge.context("no challenge")?;
+    let credentials = challenge.credentials(user, password, "REGISTER", &format!("sip:{user}@{to}"));
+    let request = Request { method: "REGISTER", user, call_id: &call_id, sequence: 2, from, to };
+    phone.send(to, &request.bytes_with(&credentials))?;
+    phone.wait_for("its acceptance", PROMPT, |received| received.text.starts_with("SIP/2.0 200"))?;
+    wait_until("the phone is known good", PROMPT, || Ok(filter.sources("good")? == 1))
+        .with_context(|| filter.decisions())?;
+    let line = format!("good {PHONE6} port=5070");
+    assert!(filter.log().iter().any(|said| said.text.ends_with(&line)), "{}", filter.decisions());
+    // A reboot does not change what is known of it.
+    filter.unload()?;
+    filter.launch()?;
+    assert_eq!(filter.sources("good")?, 1);
     Ok(())
 }

@@ -123,13 +123,19 @@ pub(super) fn list(rows: &[Row], hits: bool) -> String {
     let cells = |row: &Row| {
         let owner = if row.dry_run { format!("{} (dry run)", row.owner) } else { row.owner.to_owned() };
         let expires = row.expires.map_or_else(|| "never".to_owned(), time);
-        let mut cells = vec![row.network.to_string(), owner, time(row.added), expires, row.reason.clone()];
+        let mut cells =
+            vec![place(&row.network, row.port.map(u64::from)), owner, time(row.added), expires, row.reason.clone()];
         if hits {
             cells.insert(4, row.hits.to_string());
         }
         cells
     };
     table(&heads, &rows.iter().map(cells).collect::<Vec<_>>())
+}
+
+/// A network, or one flow of an address.
+fn place(network: &impl std::fmt::Display, port: Option<u64>) -> String {
+    port.map_or_else(|| network.to_string(), |port| format!("{network} port={port}"))
 }
 
 /// " until ..." for an answer that carries an expiry.
@@ -146,7 +152,8 @@ pub(super) fn removed(verb: &str, answer: &Value) -> String {
     let line = |entry: &Value| {
         let text = |key: &str| entry[key].as_str().unwrap_or_default().to_owned();
         let reason = if text("reason").is_empty() { String::new() } else { format!(": {}", text("reason")) };
-        format!("{verb} {} ({}{reason})\n", text("network"), text("owner"))
+        let place = place(&text("network"), entry["port"].as_u64());
+        format!("{verb} {place} ({}{reason})\n", text("owner"))
     };
     entries.iter().map(line).collect()
 }

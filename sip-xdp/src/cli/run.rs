@@ -47,7 +47,7 @@ impl Run {
         init_log();
         let Self { interfaces, mode, dry_run, confirm } = self;
         let confirm = confirm.map(|span| span.0);
-        let overrides = Overrides { config_required, interfaces, mode, dry_run, confirm };
+        let overrides = Overrides { config_required, interfaces, mode, dry_run, confirm, egress_ways: None };
         daemon::run(paths, overrides, |summary| {
             let line = if output.json {
                 json!({ "event": "ready", "summary": summary }).to_string()

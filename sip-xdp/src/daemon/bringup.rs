@@ -22,10 +22,11 @@ use tokio::net::UnixListener;
 
 use super::confirm::Confirmation;
 use super::{Daemon, Overrides, Served};
-use crate::attach::{Mode, attach, attach_egress};
+use crate::attach::{Mode, attach};
 use crate::config::{BlockScope, Config, Policy};
 use crate::control;
 use crate::detect::Detector;
+use crate::egress::{EgressWay, attach_egress};
 use crate::exempt::{Exempt, near};
 use crate::hosts::Hosts;
 use crate::ledger::Entry;
@@ -117,7 +118,6 @@ impl Daemon {
             log::error!("{trouble}");
             warnings.push(trouble);
         }
-        let learning_until = if first_start { clock::after(Some(config.learn.0)) } else { 0 };
         let events = RingBuf::try_from(open(names::EVENTS)?)?;
         let sources = Sources::open(open)?;
         let records = open(names::INTERFACES)?.try_into()?;
@@ -148,10 +148,13 @@ impl Daemon {
             sources,
             warnings,
             attach_warnings: Vec::new(),
-            learning_until,
+            learning_until: 0,
         };
         daemon.exempt = Exempt::new(&surroundings, &resolv_conf());
         daemon.recall(state);
+        if first_start {
+            daemon.begin_to_learn();
+        }
         daemon.prepare_lists()?;
         // Before anything is attached: a daemon that nobody can talk to must not leave a filter behind.
         let listener = control::listen(&daemon.paths.socket())?;
@@ -295,7 +298,8 @@ impl Daemon {
             if !adopts {
                 attached_anew.push(interface.index);
             }
-            let egress = attach_egress(object::egress(&mut object)?, interface, &self.pins);
+            let ways = self.overrides.egress_ways.as_deref().unwrap_or(&EgressWay::ALL);
+            let egress = attach_egress(object::egress(&mut object)?, interface, ways, &self.pins);
             let egress =
                 egress.err().map(|error| format!("{}: our responses are not counted: {error:#}", interface.name));
             for warning in warning.into_iter().chain(egress) {

@@ -99,7 +99,7 @@ impl Daemon {
             self.store.record_end(List::Block, entry, "command");
             log::info!(
                 "unban {} owner={} dry_run={} reason=\"by command\"",
-                entry.network,
+                entry.place(),
                 entry.owner.name(),
                 entry.dry_run
             );
@@ -170,5 +170,5 @@ impl Daemon {
 }
 
 pub(super) fn describe(entry: &Entry) -> Value {
-    json!({ "network": entry.network, "owner": entry.owner.name(), "reason": entry.reason })
+    json!({ "network": entry.network, "port": entry.port, "owner": entry.owner.name(), "reason": entry.reason })
 }

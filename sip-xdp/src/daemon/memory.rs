@@ -13,7 +13,20 @@ use crate::store::{self, Change, Peer, State};
 /// Under which name the detector's evidence is kept.
 const EVIDENCE: &str = "evidence";
 
+/// Under which name it is kept until when volume does not ban.
+const LEARNING: &str = "learning";
+
 impl Daemon {
+    /// Begins to learn, if the configuration says so: this is a first start.
+    pub(super) fn begin_to_learn(&mut self) {
+        let learn = self.config.learn.0;
+        if !learn.is_zero() {
+            self.learning_until = clock::after(Some(learn));
+            let value = to_wall_ms(self.learning_until).to_string().into_bytes();
+            self.store.record(Change::Note { name: LEARNING.to_owned(), value });
+        }
+    }
+
     /// Takes up what was known, before the first packet is judged.
     pub(super) fn recall(&mut self, state: State) {
         let now = clock::now();
@@ -44,11 +57,15 @@ impl Daemon {
             let at = from_wall_ms(offence.last_ms);
             self.offences.insert(offence.network, Offence { count: offence.count, at });
         }
-        for (_, value) in notes.iter().filter(|(name, _)| name == EVIDENCE) {
-            if let Err(error) = self.detector.recall(value, now, clock::wall_ms()) {
-                log::warn!("the evidence of before cannot be read, and begins anew: {error:#}");
-            }
+        let note = |wanted: &str| notes.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
+        if let Some(value) = note(EVIDENCE)
+            && let Err(error) = self.detector.recall(value, now, clock::wall_ms())
+        {
+            log::warn!("the evidence of before cannot be read, and begins anew: {error:#}");
         }
+        let until = note(LEARNING).and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
+        // It never lasts longer than it may now, whatever the clock says.
+        self.learning_until = until.map_or(0, |until| from_wall_ms(until).min(clock::after(Some(self.config.learn.0))));
     }
 
     /// Has the store remember an acceptance.

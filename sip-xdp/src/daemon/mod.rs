@@ -28,6 +28,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::control::{self, Call};
 use crate::detect::Detector;
+use crate::egress::EgressWay;
 use crate::exempt::Exempt;
 use crate::hosts::{ByName, Hosts};
 use crate::lists::Lists;
@@ -75,6 +76,8 @@ pub struct Overrides {
     pub dry_run: bool,
     /// `--confirm`: go back to a dry run after so long, unless somebody confirms.
     pub confirm: Option<Duration>,
+    /// The ways to try to read our responses, if not all: for tests, on a kernel that has all of them.
+    pub egress_ways: Option<Vec<EgressWay>>,
 }
 
 impl Overrides {

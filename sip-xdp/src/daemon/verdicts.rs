@@ -201,7 +201,8 @@ impl Daemon {
             return bans.first.0;
         }
         let length = (0..count).fold(bans.first.0, |length, _| length.saturating_mul(bans.factor).min(bans.max.0));
-        if self.offences.len() < MAX_OFFENCES || before.is_some() {
+        // What a dry run decides is nothing when it is over.
+        if !self.config.dry_run && (self.offences.len() < MAX_OFFENCES || before.is_some()) {
             let count = count.saturating_add(1);
             self.offences.insert(*network, Offence { count, at: now });
             let offence = store::Offence { network: *network, count, last_ms: clock::wall_ms() };

@@ -1,8 +1,14 @@
 //! The egress program: our own responses, counted by what they say; everything goes on.
 
-use sip_xdp_common::egress::Answer;
+use std::net::IpAddr;
 
-use crate::frames::{Ip, ethernet, fragment, request, udp_from, vlan};
+use sip_xdp::network::address_of;
+use sip_xdp::object::Settings;
+use sip_xdp_common::egress::Answer;
+use sip_xdp_common::layout::{EventKind, FRAGMENTED, HEAD};
+use sip_xdp_common::packet::Link;
+
+use crate::frames::{Ip, ethernet, extension, fragment, pppoe, request, udp_from, vlan};
 use crate::harness::{Kernel, settings};
 
 fn response(line: &str) -> Vec<u8> {
@@ -48,5 +54,71 @@ fn nothing_else_is_counted() {
         ("ARP", ethernet(0x0806, vec![0; 46])),
     ] {
         assert_eq!(kernel.leave(&frame), None, "{name}");
+    }
+}
+
+/// A response as it leaves in one kind of frame: a name, the link, the frame, and to whom it goes.
+fn leaving(payload: &[u8]) -> Vec<(&'static str, Link, Vec<u8>, &'static str)> {
+    let (v4, v6) = (Ip::udp("192.0.2.1"), Ip::udp("2001:db8::2"));
+    let (to4, to6) = ("198.51.100.1", "2001:db8::1");
+    let datagram = udp_from(5060, 40_000, payload);
+    let (in4, in6) = (v4.build(&datagram), v6.build(&datagram));
+    let options = Ip { options: vec![1; 8], ..v4.clone() };
+    let first = Ip { fragment: 0x2000, ..v4.clone() };
+    let extended = Ip { extensions: vec![(0, extension(0)), (60, extension(1))], ..v6.clone() };
+    let session = |protocol, packet: &Vec<u8>| ethernet(0x8864, pppoe(0, protocol, packet.clone()));
+    vec![
+        ("IPv4", Link::Ethernet, v4.frame(&datagram), to4),
+        ("IPv4 with options", Link::Ethernet, options.frame(&datagram), to4),
+        ("a first fragment", Link::Ethernet, first.frame(&datagram), to4),
+        ("IPv6", Link::Ethernet, v6.frame(&datagram), to6),
+        ("IPv6 with extension headers", Link::Ethernet, extended.frame(&datagram), to6),
+        ("VLAN, IPv4", Link::Ethernet, ethernet(0x8100, vlan(7, 0x0800, in4.clone())), to4),
+        ("VLAN, IPv6", Link::Ethernet, ethernet(0x8100, vlan(7, 0x86dd, in6.clone())), to6),
+        ("QinQ", Link::Ethernet, ethernet(0x88a8, vlan(7, 0x8100, vlan(8, 0x0800, in4.clone()))), to4),
+        ("PPPoE, IPv4", Link::Ethernet, session(0x0021, &in4), to4),
+        ("PPPoE, IPv6", Link::Ethernet, session(0x0057, &in6), to6),
+        ("PPPoE in a VLAN", Link::Ethernet, ethernet(0x8100, vlan(7, 0x8864, pppoe(0, 0x0021, in4.clone()))), to4),
+        ("no link header, IPv4", Link::Ip, in4, to4),
+        ("no link header, IPv6", Link::Ip, in6, to6),
+    ]
+}
+
+#[test]
+fn what_leaves_is_sampled_whatever_is_around_it() {
+    let short = b"SIP/2.0 200 OK\r\nVia: SIP/2.0/UDP 192.0.2.7\r\nCSeq: 1 REGISTER\r\n\r\n".to_vec();
+    let long: Vec<u8> = short.iter().copied().chain(std::iter::repeat_n(b'x', 1_200)).collect();
+    let mut kernels = [Link::Ethernet, Link::Ip].map(|link| (link, Kernel::new(&Settings { link, ..settings() })));
+    for payload in [short, long] {
+        for (name, link, frame, to) in leaving(&payload) {
+            let (_, kernel) = kernels.iter_mut().find(|(of, _)| *of == link).unwrap();
+            assert_eq!(kernel.leave(&frame), Some(Answer::Accepted), "{name}");
+            let events = kernel.events();
+            assert_eq!(events.len(), 1, "{name}");
+            let event = &events[0];
+            assert_eq!(EventKind::from_number(event.kind), Some(EventKind::Answer), "{name}");
+            assert_eq!(address_of(event.source), to.parse::<IpAddr>().unwrap(), "{name}");
+            assert_eq!((event.port, event.local_port), (40_000, 5060), "{name}");
+            let head = &event.head[..usize::from(event.head_length)];
+            assert_eq!(head, &payload[..payload.len().min(HEAD)], "{name}");
+            assert_eq!(usize::from(event.length), payload.len(), "{name}");
+            assert_eq!(event.flags & FRAGMENTED != 0, name == "a first fragment", "{name}");
+        }
+    }
+}
+
+#[test]
+fn our_requests_are_sampled_and_open_a_way_back() {
+    let payload = request("OPTIONS");
+    for to in ["198.51.100.1", "2001:db8::1"] {
+        let mut kernel = Kernel::new(&settings());
+        let us = Ip::udp(if to.contains(':') { "2001:db8::2" } else { "192.0.2.1" });
+        kernel.leave(&us.frame(&udp_from(5060, 5070, &payload)));
+        let events = kernel.events();
+        assert_eq!(events.len(), 1, "{to}");
+        let event = &events[0];
+        assert_eq!(EventKind::from_number(event.kind), Some(EventKind::Asked), "{to}");
+        assert_eq!((address_of(event.source), event.port), (to.parse::<IpAddr>().unwrap(), 5070));
+        assert_eq!(&event.head[..usize::from(event.head_length)], payload.as_slice(), "{to}");
     }
 }

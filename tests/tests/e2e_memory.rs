@@ -1,0 +1,197 @@
+//! What a daemon knew, the next one knows: after a restart, after a crash, and after a reboot, which takes everything in the
+//! kernel away. Needs root and Linux 6.6 or later.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use sip_xdp_tests::bans::Ban;
+use sip_xdp_tests::phones::FIRST_PORT;
+use sip_xdp_tests::topology::{ATTACKER, LAN, OUTSIDE, PBX_LAN, PBX_WAN, PHONE, address};
+use sip_xdp_tests::{
+    Filter, FilterOptions, Guess, Guesser, Lab, Phones, PhonesOptions, Registrar, RegistrarOptions, Stream, stream,
+    wait_for_a_nonce_of_its_own, wait_until,
+};
+
+const PROMPT: Duration = Duration::from_secs(15);
+/// The port of the phone that has a wrong password.
+const BAD_PORT: u16 = 5071;
+
+fn registrar(lab: &Lab) -> Result<Registrar> {
+    let options = RegistrarOptions { phones: true, ..RegistrarOptions::default() };
+    Registrar::start_with(&lab.pbx, lab.directory(), &options)
+}
+
+fn start<'a>(lab: &'a Lab, configuration: &str) -> Result<Filter<'a>> {
+    let configuration = configuration.to_owned();
+    Filter::start_with(&lab.pbx, lab.directory(), FilterOptions { configuration, ..FilterOptions::default() })
+}
+
+/// A guesser at the attacker's usual place.
+fn guess(lab: &Lab, every: Duration) -> Result<Guesser> {
+    wait_for_a_nonce_of_its_own();
+    let (from, to) = (SocketAddr::from((ATTACKER, 5060)), SocketAddr::from((PBX_WAN, 5060)));
+    Guesser::start(&lab.attacker, Guess { every, ..Guess::new(from, to, "101") })
+}
+
+/// What `block list` says, without what goes on by itself; ends are within a second of each other.
+fn listed(filter: &Filter<'_>) -> Result<Vec<(Value, i64)>> {
+    let list = filter.json(&["block", "list"])?;
+    let rows = list.as_array().context("`block list` is no array")?;
+    let row = |row: &Value| {
+        let expires: jiff::Timestamp = row["expires"].as_str().context("a ban that does not end")?.parse()?;
+        let mut row = row.clone();
+        let fields = row.as_object_mut().context("no object")?;
+        fields.remove("hits");
+        fields.remove("expires");
+        Ok((row, expires.as_second()))
+    };
+    rows.iter().map(row).collect()
+}
+
+#[test]
+fn bans_and_phones_are_known_again() -> Result<()> {
+    let lab = Lab::new()?;
+    let _registrar = registrar(&lab)?;
+    let mut filter = start(&lab, "")?;
+    // Three offices with known phones, and one phone in the first of them that has a wrong password.
+    let addresses = [10, 11, 12].map(|host| Ipv4Addr::new(203, 0, 113, host));
+    for further in &addresses[1..] {
+        address(&lab.phone, OUTSIDE, &[&format!("{further}/24")])?;
+    }
+    let options = PhonesOptions { count: 30, addresses: addresses.to_vec(), ..PhonesOptions::default() };
+    let phones = Phones::start(&lab.phone, &options)?;
+    phones.wait_registered(30, PROMPT)?;
+    drop(phones);
+    wait_until("three offices are known", PROMPT, || Ok(filter.sources("good")? == 3))?;
+    wait_for_a_nonce_of_its_own();
+    let to = SocketAddr::from((PBX_LAN, 5060));
+    let bad = Guesser::start(&lab.phone, Guess::new(SocketAddr::from((PHONE, BAD_PORT)), to, "bob"))?;
+    let is_flow = |ban: &Ban| ban.port == Some(BAD_PORT) && ban.network.starts_with(&PHONE.to_string());
+    wait_until("the flow is banned", PROMPT, || Ok(filter.bans()?.iter().any(is_flow)))
+        .with_context(|| filter.decisions())?;
+    drop(bad);
+    let guesser = guess(&lab, Duration::from_millis(50))?;
+    filter.wait_for_ban(&ATTACKER.to_string(), PROMPT)?;
+    drop(guesser);
+    let before = listed(&filter)?;
+    println!("{before:?}");
+    assert_eq!(before.len(), 2, "{}", filter.decisions());
+
+    for end in ["a restart", "a crash", "a reboot"] {
+        match end {
+            "a restart" => filter.stop()?,
+            "a crash" => filter.kill9()?,
+            _ => filter.unload()?,
+        }
+        filter.launch()?;
+        // At once, not after a while.
+        assert_eq!(filter.sources("good")?, 3, "after {end}");
+        let after = listed(&filter)?;
+        assert_eq!(after.len(), before.len(), "after {end}: {after:?}");
+        for ((row, expires), (row_before, expires_before)) in after.iter().zip(&before) {
+            assert_eq!(row, row_before, "after {end}");
+            assert!(expires.abs_diff(*expires_before) <= 1, "after {end}: {row} until {expires}, not {expires_before}");
+        }
+        // The registered phones go on, ten times as fast as strangers may, and the bad one does not.
+        let limited = filter.packets(LAN, "drop.limited")?;
+        let blocked = filter.packets(LAN, "drop.blocked")?;
+        let good = flood(&lab, PHONE, FIRST_PORT)?;
+        let bad = flood(&lab, PHONE, BAD_PORT)?;
+        sleep(Duration::from_secs(2));
+        let (good, bad) = (good.stop()?, bad.stop()?);
+        sleep(Duration::from_millis(200));
+        let limited = filter.packets(LAN, "drop.limited")? - limited;
+        let blocked = filter.packets(LAN, "drop.blocked")? - blocked;
+        println!("after {end}: {good} of a known phone, {limited} limited; {bad} of a banned flow, {blocked} blocked");
+        assert_eq!((limited, blocked), (0, bad), "after {end}");
+    }
+    Ok(())
+}
+
+fn flood(lab: &Lab, from: Ipv4Addr, port: u16) -> Result<Stream> {
+    let (from, to) = (SocketAddr::from((from, port)), SocketAddr::from((PBX_LAN, 5060)));
+    let payload = move |number| {
+        let (sequence, call_id) = (u32::try_from(number).unwrap_or(u32::MAX), format!("flood-{port}-{number}"));
+        sip_xdp_tests::sip::Request { method: "OPTIONS", user: "ping", call_id: &call_id, sequence, from, to }.bytes()
+    };
+    Stream::start(stream::socket(&lab.phone, from, to)?, 100, payload)
+}
+
+/// Four of seven passwords before, and three after.
+fn patience_does_not_pay(begins_anew: impl FnOnce(&mut Filter<'_>) -> Result<()>) -> Result<()> {
+    const PAUSE: Duration = Duration::from_secs(1);
+    let lab = Lab::new()?;
+    let _registrar = registrar(&lab)?;
+    let mut filter = start(&lab, "[detect.rejected]\ncount = 7\n")?;
+    let guesser = guess(&lab, PAUSE)?;
+    wait_until("four passwords are tried", PROMPT, || Ok(guesser.rejected() >= 4))?;
+    let first = guesser.tried();
+    drop(guesser);
+    // They might have been retries.
+    sleep(Duration::from_secs(6));
+    filter.nobody_is_banned("for four passwords")?;
+    begins_anew(&mut filter)?;
+    let guesser = guess(&lab, PAUSE)?;
+    let ban = filter.wait_for_ban(&ATTACKER.to_string(), PROMPT)?;
+    let second = guesser.tried();
+    println!("{first} passwords before, {second} after: {ban:?}");
+    assert!(first + second < 7 + 3, "{first} and {second} passwords were tried");
+    assert!(ban.reason.contains("7 rejected passwords"), "{ban:?}");
+    Ok(())
+}
+
+#[test]
+fn a_patient_guesser_gains_nothing_by_a_restart() -> Result<()> {
+    patience_does_not_pay(|filter| filter.restart())
+}
+
+#[test]
+fn a_patient_guesser_gains_nothing_by_a_reboot() -> Result<()> {
+    patience_does_not_pay(|filter| {
+        filter.unload()?;
+        filter.launch()
+    })
+}
+
+#[test]
+fn bans_grow_unless_pardoned() -> Result<()> {
+    let lab = Lab::new()?;
+    let _registrar = registrar(&lab)?;
+    let mut filter = start(&lab, "[bans]\nfirst = \"3s\"\n")?;
+    let source = ATTACKER.to_string();
+    let guesser = guess(&lab, Duration::from_millis(50))?;
+    // The next one comes so soon after the last one that they are told apart by when they began.
+    let mut last = String::new();
+    let mut next = |filter: &Filter<'_>| -> Result<u64> {
+        wait_until("the next ban", 2 * PROMPT, || {
+            let rows = filter.entries(&source)?;
+            let added = rows.first().and_then(|row| row["added"].as_str()).filter(|added| *added != last);
+            let is_new = added.is_some();
+            last = added.map_or_else(|| last.clone(), str::to_owned);
+            Ok(is_new)
+        })
+        .with_context(|| filter.decisions())?;
+        let ban = filter.ban_of(&source)?.context("it was just there")?;
+        assert_eq!(ban.tier, "proven", "{ban:?}");
+        Ok(ban.lasts.context("it does not end")?.as_secs_f64().round() as u64)
+    };
+    let mut seen = vec![next(&filter)?];
+    filter.succeed(&["unban", &source])?;
+    seen.push(next(&filter)?);
+    seen.push(next(&filter)?);
+    // It is on its way to the disk for a fifth of a second at most, if that is not busy.
+    sleep(Duration::from_secs(1));
+    filter.kill9()?;
+    filter.launch()?;
+    seen.push(next(&filter)?);
+    filter.unload()?;
+    filter.launch()?;
+    seen.push(next(&filter)?);
+    println!("a ban, one after a pardon, one after that is over, one after a crash, one after a reboot: {seen:?} s");
+    drop(guesser);
+    assert_eq!(seen, [3, 3, 6, 12, 24]);
+    Ok(())
+}
