@@ -152,6 +152,10 @@ impl Daemon {
         };
         daemon.exempt = Exempt::new(&surroundings, &resolv_conf());
         daemon.recall(state);
+        if !daemon.config.dry_run {
+            // It may stem from a dry run, which enforces nothing.
+            daemon.lists.end_suspicion(clock::now())?;
+        }
         if first_start {
             daemon.begin_to_learn();
         }
@@ -178,6 +182,9 @@ impl Daemon {
             bail!("capacity cannot change while it runs; restart the daemon (the filter goes on meanwhile)");
         }
         let before = std::mem::replace(&mut self.config, config);
+        if before.dry_run && !self.config.dry_run {
+            self.lists.end_suspicion(clock::now())?;
+        }
         if let Err(error) = self.apply().await {
             self.config = before;
             if let Err(again) = self.apply().await {

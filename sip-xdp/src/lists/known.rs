@@ -119,6 +119,13 @@ impl Lists {
         self.flows.good(source, port, good_until).map_err(|source| ListError::Kernel { network, source })
     }
 
+    /// Ends all suspicion.
+    pub fn end_suspicion(&mut self, now: u64) -> Result<(), ListError> {
+        let suspects = self.standings.iter().filter(|(_, standing)| standing.suspect_until != 0);
+        let suspects: Vec<Source> = suspects.map(|(network, _)| network.first()).collect();
+        suspects.into_iter().try_for_each(|source| self.know(source, now, |standing| standing.suspect_until = 0))
+    }
+
     /// How many hosts are under suspicion.
     pub fn suspects(&self) -> usize {
         self.suspects
