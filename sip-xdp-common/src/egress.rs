@@ -137,6 +137,7 @@ mod tests {
             ("SIP/2.0 100 Trying\r\n", Some(Answer::Other)),
             ("SIP/2.0 503 Busy\r\n", Some(Answer::Other)),
             ("SIP/2.0 x00 ?\r\n", Some(Answer::Other)),
+            ("SIP/2.0 2\t0 ?\r\n", Some(Answer::Other)),
             ("SIP/2.0 200", Some(Answer::Accepted)),
             ("SIP/2.0 20", None),
             ("", None),

@@ -131,8 +131,8 @@ pub const STATUS_END: usize = 11;
 pub fn status<R: Reader>(packet: &R, at: usize) -> Option<u16> {
     let word = packet.eight(at + STATUS_END - 8)?;
     let digit = |n: u32| {
-        let digit = (word >> (40 + 8 * n)) as u8;
-        digit.is_ascii_digit().then_some(u16::from(digit - b'0'))
+        let digit = ((word >> (40 + 8 * n)) as u8).wrapping_sub(b'0');
+        (digit < 10).then_some(u16::from(digit))
     };
     Some(digit(0)? * 100 + digit(1)? * 10 + digit(2)?)
 }

@@ -33,6 +33,13 @@ pub struct Party<'a> {
     pub tag: Option<&'a [u8]>,
 }
 
+impl Party<'_> {
+    /// The first of two headers counts, as it does for servers; what it lacks is taken from the second.
+    fn or(self, second: Self) -> Self {
+        Self { user: self.user.or(second.user), tag: self.tag.or(second.tag) }
+    }
+}
+
 /// An Authorization or Proxy-Authorization header with the Digest scheme.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Credentials<'a> {
@@ -147,9 +154,9 @@ impl<'a> Head<'a> {
             return;
         }
         if is("from", "f") {
-            self.from = party(value);
+            self.from = self.from.or(party(value));
         } else if is("to", "t") {
-            self.to = party(value);
+            self.to = self.to.or(party(value));
         } else if is("call-id", "i") {
             self.call_id = self.call_id.or(Some(value));
         } else if is("cseq", "") {
@@ -177,7 +184,9 @@ pub fn user_name(user: &[u8]) -> String {
     let mut rest = user;
     while let Some((first, behind)) = rest.split_first() {
         let escaped = (*first == b'%').then(|| behind.get(..2)).flatten();
-        let value = escaped.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
+        // Two digits, and not the sign that the standard library would take as well.
+        let digits = escaped.filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+        let value = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
         bytes.push(value.unwrap_or(*first));
         rest = if value.is_some() { &behind[2..] } else { behind };
         if bytes.len() == 64 {
@@ -448,6 +457,13 @@ mod tests {
     }
 
     #[test]
+    fn the_first_of_two_headers_counts() {
+        // As servers read it: whoever adds a second one changes nothing.
+        let text = GUESS.replace("Call-ID:", "f: <sip:eve@a>;tag=2\r\nTo: nonsense\r\nCall-ID:");
+        assert_eq!(Head::read(text.as_bytes()), Head::read(GUESS.as_bytes()));
+    }
+
+    #[test]
     fn users_are_compared_as_the_standard_says() {
         for (uri, user) in [
             ("<sip:alice@a>", Some("alice")),
@@ -460,7 +476,9 @@ mod tests {
         ] {
             assert_eq!(party(uri.as_bytes()).user.map(user_name).as_deref(), user, "{uri}");
         }
-        assert_eq!(user_name(b"%zz%4"), "%zz%4");
+        for text in ["%zz%4", "%+4", "%-1", "% 4"] {
+            assert_eq!(user_name(text.as_bytes()), text);
+        }
         assert_eq!(user_name(b"a%0ab\x1b[2J"), "ab[2J");
         assert_eq!(user_name(&[b'x'; 500]).len(), 64);
     }

@@ -18,7 +18,7 @@ pub(crate) fn all(workspace: &Workspace, release: bool) -> Result<()> {
 }
 
 /// Compiles the kernel programs; cargo itself knows whether anything changed.
-fn kernel(workspace: &Workspace) -> Result<()> {
+pub(crate) fn kernel(workspace: &Workspace) -> Result<()> {
     let toolchain = Toolchain::find_or_install()?;
     command::run(&mut toolchain.build(workspace)).context("the kernel programs do not compile")?;
     let size = std::fs::metadata(workspace.object())

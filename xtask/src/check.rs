@@ -22,8 +22,15 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     if arguments.is_empty() {
         say("format: cargo fmt --all --check");
         command::run(workspace.cargo().args(["fmt", "--all", "--check"])).context("run `cargo fmt --all`")?;
-        say("lints: cargo clippy --all-targets -- -D warnings");
-        command::run(workspace.cargo().args(["clippy", "--all-targets", "--", "-D", "warnings"]))?;
+        say("lints: cargo clippy --all-targets -- -D warnings, of everything for this machine");
+        let mut host = workspace.cargo();
+        host.args(["clippy", "--all-targets", "--workspace"]);
+        for package in KERNEL_PACKAGES {
+            host.args(["--exclude", package]);
+        }
+        // The fuzz targets too, but without libFuzzer, which needs a C++ compiler.
+        host.args(["--features", "sip-xdp-fuzz/libfuzzer", "--", "-D", "warnings"]);
+        command::run(&mut host)?;
         say("lints of the kernel programs, read as if for this machine");
         let target = workspace.root.join("target/clippy-bpf");
         let mut kernel = workspace.cargo();
@@ -39,7 +46,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     say("tests that need no root");
     let mut unprivileged = workspace.cargo();
     unprivileged.args(["test", "--no-fail-fast"]);
-    for package in ["sip-xdp-common", "sip-xdp", "xtask"] {
+    for package in ["sip-xdp-common", "sip-xdp", "sip-xdp-fuzz", "xtask"] {
         unprivileged.args(["--package", package]);
     }
     command::run(unprivileged.arg("--").args(arguments))?;

@@ -1,4 +1,4 @@
-//! Everything a contributor runs: `cargo xtask build`, `test`, `demo`, `bench`, `package`.
+//! Everything a contributor runs: `cargo xtask build`, `test`, `fuzz`, `demo`, `bench`, `package`.
 //!
 //! Each command finds what it needs, installs what is missing, and says in one line each what it found or did. A second
 //! run finds everything in place and changes nothing.
@@ -8,6 +8,7 @@ mod build;
 mod check;
 mod command;
 mod demo;
+mod fuzz;
 mod linker;
 mod package;
 mod packages;
@@ -41,6 +42,15 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Look for inputs that the parsers and the detector cannot stand, guided by what they reach
+    Fuzz {
+        /// Only these targets
+        #[arg(value_name = "TARGET", value_parser = fuzz::TARGETS)]
+        targets: Vec<String>,
+        /// How long, for each target
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_080))]
+        minutes: u32,
+    },
     /// Show an attacker being banned in the driver while a phone keeps registering (needs root)
     Demo,
     /// Measure sip-xdp beside other filters, all in one run: about five minutes (needs root)
@@ -73,6 +83,7 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Build { release } => build::run(release),
         Task::Test { arguments } => check::run(&arguments),
+        Task::Fuzz { targets, minutes } => fuzz::run(&targets, minutes),
         Task::Demo => demo::run(),
         Task::Bench { quick, section, output } => bench::run(quick, &section, output),
         Task::Package => package::run(),

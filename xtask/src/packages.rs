@@ -35,6 +35,9 @@ const BENCH_TOOLS: [(&str, &str); 6] = [
     ("xdp-filter", "xdp-tools"),
 ];
 
+/// What libFuzzer is compiled with.
+const FUZZ_TOOLS: [(&str, &str); 1] = [("c++", "g++")];
+
 /// What lets fail2ban be woken by new lines of a log, instead of polling.
 const BENCH_LIBRARIES: [&str; 1] = ["python3-pyinotify"];
 
@@ -55,6 +58,11 @@ pub(crate) fn install_bench_tools() -> Result<()> {
     install_tools("filters to compare with", &BENCH_TOOLS)?;
     // Elsewhere it comes with fail2ban, or the benchmark says that it is missing.
     if has_apt() { install(&BENCH_LIBRARIES.map(str::to_owned)) } else { Ok(()) }
+}
+
+/// Makes available what the fuzz targets are built with.
+pub(crate) fn install_fuzz_tools() -> Result<()> {
+    install_tools("what libFuzzer is compiled with", &FUZZ_TOOLS)
 }
 
 fn install_tools(what: &str, tools: &[(&str, &str)]) -> Result<()> {

@@ -39,6 +39,11 @@ impl Workspace {
         self.target.join("bpf")
     }
 
+    /// Where the fuzz targets are built, with flags of their own, and what they find.
+    pub(crate) fn fuzz_target(&self) -> PathBuf {
+        self.target.join("fuzz")
+    }
+
     /// The compiled kernel programs.
     pub(crate) fn object(&self) -> PathBuf {
         self.kernel_target().join("bpfel-unknown-none/bpf/sip-xdp-ebpf")

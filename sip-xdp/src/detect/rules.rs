@@ -232,6 +232,10 @@ impl Detector {
         } else {
             format!("tried {user:?}, which nobody has and {sources} sources have tried within {}", rule.per)
         };
+        // Behind an address with accepted users it may be a phone with an old user; its rejections count all the same.
+        if self.subjects.get(&key).is_some_and(|subject| self.is_spared(&subject.source, now)) {
+            return;
+        }
         let proven = self.subjects.get(&key).is_some_and(|subject| subject.proven);
         if proven {
             self.convict_by(key, "decoy", reason, now, actions);

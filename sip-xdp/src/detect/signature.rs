@@ -26,28 +26,27 @@ impl Detector {
         if !self.rules.signature.enabled || self.is_spared(&event.source, event.time) {
             return;
         }
-        let found = signature(head, &self.rules.signature);
+        // A tool gives itself away in every request. One that does not was sent by somebody else: what was forged in the name
+        // of a phone must not be proven by the phone.
+        let Some(found) = signature(head, &self.rules.signature) else {
+            return;
+        };
         let Some(subject) = self.subjects.get_mut(&key) else {
             return;
         };
-        if found.is_none() && subject.signature.is_none() {
-            return;
+        if let Some(call) = head.call_id
+            && subject.calls.len() < CALLS
+        {
+            subject.calls.insert(super::digest(call));
         }
         let is_new = subject.signature.is_none();
-        if let Some(found) = found {
-            if let Some(call) = head.call_id
-                && subject.calls.len() < CALLS
-            {
-                subject.calls.insert(super::digest(call));
-            }
-            subject.signature.get_or_insert(found);
-        }
+        let what = subject.signature.get_or_insert(found).clone();
         let calls = subject.calls.len();
         if subject.proven || calls >= CALLS {
             let more = if subject.proven { String::new() } else { format!(" in {calls} calls") };
             self.convict_by_signature(key, event.time, &more, actions);
-        } else if is_new && let Some(what) = &subject.signature {
-            actions.push(Action::Suspect(event.source, event.time + SUSPICION, what.clone()));
+        } else if is_new {
+            actions.push(Action::Suspect(event.source, event.time + SUSPICION, what));
         }
     }
 
@@ -56,9 +55,13 @@ impl Detector {
         if !self.rules.signature.enabled {
             return;
         }
-        let Some(subject) = self.subjects.get_mut(&key) else {
+        let Some(subject) = self.subjects.get(&key) else {
             return;
         };
+        // What looked like a tool before somebody was accepted from there may have been forged.
+        if self.is_spared(&subject.source, now) {
+            return;
+        }
         let Some(what) = &subject.signature else {
             return;
         };

@@ -357,6 +357,32 @@ fn tools_are_limited_and_then_banned() {
 }
 
 #[test]
+fn an_office_is_no_tool_because_a_packet_said_so() {
+    let mut scene = Scene::new();
+    let phone = who("192.0.2.7", 5062, "100");
+    // Anybody can send this, and before the phones are known.
+    let forged = Who { agent: "friendly-scanner", ..who("192.0.2.7", 1_024, "x") };
+    scene.ask(&forged, "OPTIONS", "100", "", "200 OK");
+    scene.register(&phone);
+    scene.guess(&who("192.0.2.7", 5063, "101"), "mistyped");
+    scene.wait(6 * SECOND);
+    assert!(scene.bans.is_empty(), "{:?}", scene.bans);
+}
+
+#[test]
+fn an_office_is_no_scanner_because_a_phone_has_an_old_user() {
+    let mut scene = Scene::new();
+    scene.register(&who("192.0.2.7", 5062, "100"));
+    for n in 0..6 {
+        scene.guess(&who(&format!("203.0.113.{n}"), 5060, "1000"), "x");
+    }
+    scene.bans.clear();
+    scene.guess(&who("192.0.2.7", 5063, "1000"), "was right once");
+    scene.wait(6 * SECOND);
+    assert!(scene.bans.is_empty(), "{:?}", scene.bans);
+}
+
+#[test]
 fn looking_for_a_way_out() {
     let mut scene = Scene::new();
     let caller = who("192.0.2.66", 5060, "100");

@@ -1,0 +1,232 @@
+//! Any bytes as a script of traffic for the detector. Whatever happens, it must not ban a peer, must not ban on evidence
+//! that can be forged whoever was accepted within a day, must say why it bans, and must remember a bounded number of sources.
+
+use std::collections::HashMap;
+
+use bytemuck::Zeroable as _;
+use sip_xdp::config::Config;
+use sip_xdp::detect::{Acceptance, Action, Detector, Finding};
+use sip_xdp::ledger::Tier;
+use sip_xdp_common::layout::{BY_ADDRESS, Event, EventKind, FRAGMENTED, HEAD, SUSPECTED};
+use sip_xdp_common::meter::Bucket;
+use sip_xdp_common::source::Source;
+
+use crate::script::{Deed, STEP, Step};
+use crate::texts;
+
+const SECOND: u64 = 1_000_000_000;
+const DAY: u64 = 24 * 3_600 * SECOND;
+
+/// When a script begins, and how long it may take: the clock counts from the start of the machine.
+const START: u64 = 1_000 * SECOND;
+const YEAR: u64 = 365 * DAY;
+
+/// The most events of one script.
+const MAX_EVENTS: usize = 2_000;
+
+/// The most keys under which the sources of a script can be judged: each by itself, and as a network of two lengths.
+const KEYS: usize = 8 * 3;
+
+/// Every kind of evidence.
+const KINDS: [&str; 10] = [
+    "register",
+    "requests",
+    "rejected",
+    "slow",
+    "sprayed",
+    "misconfigured",
+    "enumeration",
+    "signature",
+    "invites",
+    "decoy",
+];
+
+/// Runs a script, and panics if something that must hold does not.
+pub fn run(bytes: &[u8]) {
+    let Some((first, steps)) = bytes.split_first() else {
+        return;
+    };
+    let mut scene = Scene::new(*first);
+    let mut rest = steps;
+    while let Some((step, behind)) = rest.split_first_chunk::<STEP>() {
+        rest = behind;
+        let step = Step::read(*step);
+        for time in 0..1_u32 << step.times {
+            if scene.events >= MAX_EVENTS || scene.now > YEAR {
+                return;
+            }
+            scene.act(&step, time, rest);
+            if step.pause > 0 {
+                scene.now += 1_000_000 << (step.pause - 1);
+            }
+        }
+    }
+}
+
+/// The daemon's configuration, by the bits of a byte.
+fn config(bits: u8) -> Config {
+    let mut config = Config::default();
+    if bits & 1 != 0 {
+        config.detect.decoy.users = vec!["honey".to_owned()];
+    }
+    config.ipv6_prefix = if bits & 2 != 0 { 56 } else { 64 };
+    config.detect.signature.enabled = bits & 4 == 0;
+    config.detect.requests.enabled = bits & 8 == 0;
+    config
+}
+
+struct Scene {
+    detector: Detector,
+    now: u64,
+    events: usize,
+    /// The number of the transaction.
+    number: u32,
+    /// When somebody was last accepted from a source, and until when a source is a peer.
+    accepted: HashMap<Source, u64>,
+    peers: HashMap<Source, u64>,
+}
+
+impl Scene {
+    fn new(bits: u8) -> Self {
+        let detector = Detector::new(&config(bits));
+        Self { detector, now: START, events: 0, number: 0, accepted: HashMap::new(), peers: HashMap::new() }
+    }
+
+    fn act(&mut self, step: &Step, time: u32, rest: &[u8]) {
+        self.events += 1;
+        if step.anew {
+            self.number += 1;
+        }
+        let message = |nonce, credentials, status| texts::Message { step, time, nonce, credentials, status };
+        let (own, status) = (self.number, usize::from(step.status));
+        let plain = message(own, usize::from(step.credentials), status);
+        match step.deed {
+            Deed::Request => self.event(EventKind::Request, step, time, &plain.request(self.number)),
+            Deed::Answer => self.event(EventKind::Answer, step, time, &plain.response(self.number)),
+            Deed::Exchange => self.exchange(step, time, &plain),
+            Deed::Register | Deed::Guess => {
+                self.exchange(step, time, &message(own, 0, texts::CHALLENGED));
+                self.number += 1;
+                let status = if step.deed == Deed::Register { texts::ACCEPTED } else { texts::CHALLENGED };
+                self.exchange(step, time, &message(own, 1, status));
+            }
+            Deed::Limited => self.event(EventKind::Limited, step, time, &plain.request(self.number)),
+            Deed::Asked => self.event(EventKind::Asked, step, time, &plain.request(self.number)),
+            Deed::Response => self.event(EventKind::Response, step, time, &plain.response(self.number)),
+            Deed::Conflict => self.event(EventKind::Conflict, step, time, &plain.request(self.number)),
+            Deed::Storm => self.event(EventKind::Storm, step, time, &plain.request(self.number)),
+            Deed::Tidy => self.detector.tidy(self.now),
+            Deed::Forget => self.detector.forget(&texts::source(step, time)),
+            Deed::Restart => self.restart(step.user),
+            Deed::Configure => self.detector.configure(&config(step.user)),
+            Deed::Tick => {
+                let actions = self.detector.tick(self.now);
+                self.check(actions);
+            }
+            Deed::Raw => {
+                let kind = EventKind::from_number(step.method).unwrap_or(EventKind::Request);
+                self.event(kind, step, time, &rest[..rest.len().min(HEAD)]);
+            }
+        }
+        assert!(self.detector.watched() <= KEYS, "{} sources are watched", self.detector.watched());
+        let (good, peers) = self.detector.known(self.now);
+        assert!(good <= self.accepted.len() && peers <= self.peers.len(), "{good} are good, {peers} are peers");
+        for (source, at) in &self.accepted {
+            let lately = self.now.saturating_sub(*at) < DAY;
+            assert_eq!(self.detector.was_good_lately(source, self.now), lately, "who was accepted is forgotten");
+        }
+    }
+
+    fn exchange(&mut self, step: &Step, time: u32, message: &texts::Message<'_>) {
+        self.event(EventKind::Request, step, time, &message.request(self.number));
+        self.event(EventKind::Answer, step, time, &message.response(self.number));
+    }
+
+    fn event(&mut self, kind: EventKind, step: &Step, time: u32, text: &[u8]) {
+        let shown = if step.cut { text.len() / 2 } else { text.len() }.min(HEAD);
+        let flag = |is: bool, flag: u8| u8::from(is) * flag;
+        let mut event = Event {
+            time: self.now,
+            kind: kind as u8,
+            source: texts::source(step, time),
+            port: texts::port(step, time),
+            local_port: 5060,
+            bucket: [Bucket::Register, Bucket::Requests, Bucket::Other, Bucket::Storm][usize::from(step.expires & 3)]
+                as u8,
+            seen: u64::from(time) * 7,
+            registers: u64::from(time) * 5,
+            limited: u64::from(time),
+            flags: flag(step.by_address, BY_ADDRESS)
+                | flag(step.in_dialog && step.cut, FRAGMENTED)
+                | flag(step.agent == 3, SUSPECTED),
+            head_length: shown as u16,
+            length: text.len().min(usize::from(u16::MAX)) as u16,
+            ..Event::zeroed()
+        };
+        event.head[..shown].copy_from_slice(&text[..shown]);
+        let actions = self.detector.observe(&event);
+        self.check(actions);
+    }
+
+    /// A new daemon that knows what the last one has kept.
+    fn restart(&mut self, bits: u8) {
+        let kept = self.detector.evidence(self.now, self.now / 1_000_000);
+        let mut detector = Detector::new(&config(bits));
+        detector.restore(self.detector.acceptances(), self.peers.iter().map(|(source, until)| (*source, *until)));
+        let recalled = kept.and_then(|kept| detector.recall(&kept, self.now, self.now / 1_000_000));
+        assert!(recalled.is_ok(), "the evidence is lost: {recalled:?}");
+        self.detector = detector;
+    }
+
+    fn check(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Ban(finding) => self.check_ban(&finding),
+                Action::Accepted(Acceptance { source, user, at, until, .. }) => {
+                    assert!(at == self.now && !user.chars().any(char::is_control));
+                    // Whoever takes a registration back was accepted when it was made.
+                    if until > at {
+                        self.accepted.insert(source, at);
+                    }
+                }
+                Action::Peer(source, until) => {
+                    assert!(until > self.now);
+                    self.peers.insert(source, until);
+                }
+                Action::Suspect(source, until, what) => {
+                    assert!(!self.is_peer(&source) && !self.was_accepted(&source), "{what}");
+                    assert!(until > self.now);
+                    is_said(&what);
+                }
+                Action::Note(_, text) => is_said(&text),
+            }
+        }
+    }
+
+    fn check_ban(&self, finding: &Finding) {
+        is_said(&finding.reason);
+        assert!(KINDS.contains(&finding.kind), "{}", finding.kind);
+        assert!(!self.is_peer(&finding.source), "a peer is banned: {finding:?}");
+        assert!(finding.tier == Tier::Proven || !finding.grows, "it grows on nothing: {finding:?}");
+        assert!(finding.port.is_none() || finding.tier == Tier::Proven, "a flow on nothing: {finding:?}");
+        if self.was_accepted(&finding.source) {
+            assert_eq!(finding.tier, Tier::Proven, "whoever was accepted is banned on what may be forged: {finding:?}");
+            // The others behind an address are not banned for what one of them did once.
+            let by_count = finding.kind == "rejected";
+            assert!(finding.port.is_some() || by_count, "an office is banned: {finding:?}");
+        }
+    }
+
+    fn is_peer(&self, source: &Source) -> bool {
+        self.peers.get(source).is_some_and(|until| *until > self.now)
+    }
+
+    fn was_accepted(&self, source: &Source) -> bool {
+        self.accepted.get(source).is_some_and(|at| self.now.saturating_sub(*at) < DAY)
+    }
+}
+
+/// What is said is said in one line that does nothing to a terminal.
+fn is_said(text: &str) {
+    assert!(!text.is_empty() && !text.chars().any(char::is_control), "{text:?}");
+}

@@ -1,0 +1,167 @@
+//! Any bytes as a packet that arrives, judged by tables that say whatever the input says. It starts with [`Answers`].
+
+use std::cell::Cell;
+
+use sip_xdp_common::ingress::{self, Charged, FlowState, Judgement, Sent, Site, Tables};
+use sip_xdp_common::lists::Listed;
+use sip_xdp_common::packet::{Inspects, Link};
+use sip_xdp_common::reader::Bytes;
+use sip_xdp_common::source::Source;
+use sip_xdp_common::verdict::{Message, Reason, Verdict};
+
+use crate::site::Interface;
+
+/// How many bytes of an input say what the tables do.
+pub const ANSWERS: usize = 4;
+
+/// What the tables say, and what they were asked.
+#[derive(Debug)]
+struct Answers {
+    site: Interface,
+    scope_all: bool,
+    closed: bool,
+    listed: Listed,
+    flow: FlowState,
+    was_asked: bool,
+    charged: Charged,
+    source: Cell<Option<Source>>,
+    flow_asked: Cell<bool>,
+    sent: Cell<Option<(Message, Sent)>>,
+}
+
+impl Answers {
+    fn new(bytes: [u8; ANSWERS]) -> Self {
+        let [site, answers, low, high] = bytes;
+        Self {
+            site: Interface(site),
+            scope_all: site & 8 != 0,
+            closed: site & 16 != 0,
+            listed: Listed::new(u16::from_le_bytes([low, high]).into()),
+            flow: [FlowState::Stranger, FlowState::Good, FlowState::Banned][usize::from(answers & 3) % 3],
+            was_asked: answers & 4 != 0,
+            charged: [Charged::Within, Charged::Limited, Charged::Storm][usize::from(answers >> 3 & 3) % 3],
+            source: Cell::new(None),
+            flow_asked: Cell::new(false),
+            sent: Cell::new(None),
+        }
+    }
+}
+
+impl Site for Answers {
+    fn link(&self) -> Link {
+        self.site.link()
+    }
+
+    fn inspects(&self) -> Inspects {
+        self.site.inspects()
+    }
+
+    fn is_sip_port(&self, port: u16) -> bool {
+        self.site.is_sip_port(port)
+    }
+}
+
+impl Tables for Answers {
+    fn scope_all(&self) -> bool {
+        self.scope_all
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    fn listing(&self, source: &Source) -> Listed {
+        assert_eq!(self.source.replace(Some(*source)), None, "the lists are asked twice");
+        self.listed
+    }
+
+    fn flow(&self, source: &Source, _: u16) -> FlowState {
+        assert_eq!(self.source.get(), Some(*source));
+        assert!(!self.flow_asked.replace(true), "the flows are asked twice");
+        self.flow
+    }
+
+    fn was_asked(&self, source: &Source) -> bool {
+        assert_eq!(self.source.get(), Some(*source));
+        self.was_asked
+    }
+
+    fn charge(&self, message: Message, sent: &Sent) -> Charged {
+        assert_eq!(self.sent.replace(Some((message, *sent))), None, "a message is charged twice");
+        self.charged
+    }
+}
+
+/// Judges any bytes, and panics if something that must hold does not.
+pub fn run(bytes: &[u8]) {
+    let Some((answers, packet)) = bytes.split_first_chunk::<ANSWERS>() else {
+        return;
+    };
+    let tables = Answers::new(*answers);
+    let judgement = ingress::judge(&Bytes(packet), &tables);
+    if let Some((message, sent)) = tables.sent.get() {
+        check_charge(packet, &tables, message, &sent, &judgement);
+    } else {
+        let reasons = [Reason::NotSip, Reason::Trusted, Reason::Fragment, Reason::Blocked, Reason::Closed];
+        let is_tcp = judgement.reason == Reason::Unknown && judgement.message.is_none();
+        assert!(is_tcp || reasons.contains(&judgement.reason), "{:?} without a charge", judgement.reason);
+    }
+    check_lists(&tables, &judgement);
+}
+
+/// What was charged is the reason, and is where the packet says.
+fn check_charge(packet: &[u8], tables: &Answers, message: Message, sent: &Sent, judgement: &Judgement) {
+    assert_eq!(judgement.message, Some(message));
+    assert_eq!((Some(sent.source), sent.listed), (tables.source.get(), tables.listed));
+    let expected = match tables.charged {
+        Charged::Limited => Reason::Limited,
+        Charged::Storm => Reason::Storm,
+        Charged::Within if tables.listed.is_good() => Reason::Good,
+        Charged::Within if tables.listed.is_peer() => Reason::Peer,
+        Charged::Within => message.passes_as(),
+    };
+    assert_eq!(judgement.reason, expected);
+    assert!(!tables.listed.is_blocked() || sent.spared);
+    assert!(!sent.spared || (tables.listed.is_blocked() && tables.flow == FlowState::Good));
+    // A message that is more than noise has a start line, and its ports stand before it.
+    if matches!(message, Message::Response) || (message.is_request() && !matches!(message, Message::Other)) {
+        assert!(sent.payload + 8 <= packet.len() && sent.payload + 8 <= sent.end);
+        assert!(sent.end - sent.payload <= usize::from(u16::MAX));
+        let word = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
+        let ports = (word(sent.payload - 8), word(sent.payload - 6));
+        assert_eq!(ports, (sent.source_port, sent.destination_port));
+        assert!(tables.is_sip_port(sent.destination_port));
+    }
+}
+
+/// Trust comes first, then blocks, then the policy.
+fn check_lists(tables: &Answers, judgement: &Judgement) {
+    let reason = judgement.reason;
+    let passes = reason.verdict() == Verdict::Pass;
+    let listed = tables.listed;
+    if tables.source.get().is_none() {
+        assert!(passes && matches!(reason, Reason::NotSip | Reason::Fragment), "{reason:?} without asking the lists");
+        return;
+    }
+    if listed.is_trusted() {
+        assert!(passes && tables.sent.get().is_none(), "a trusted source meets {reason:?}");
+        assert!(!tables.flow_asked.get());
+        return;
+    }
+    let banned = tables.flow_asked.get() && tables.flow == FlowState::Banned;
+    let spared =
+        tables.flow_asked.get() && tables.flow == FlowState::Good && listed.is_good() && !listed.is_blocked_by_hand();
+    if banned || (listed.is_blocked() && !spared) {
+        assert_eq!(reason, Reason::Blocked);
+        return;
+    }
+    assert_ne!(reason, Reason::Blocked, "blocked by nothing");
+    let is_by_the_way = matches!(reason, Reason::NotSip | Reason::Fragment);
+    let may_talk = !tables.closed || listed.is_admitted() || listed.is_good() || listed.is_peer();
+    if may_talk {
+        assert_ne!(reason, Reason::Closed);
+    } else if !is_by_the_way {
+        let answers = tables.was_asked && judgement.message == Some(Message::Response);
+        assert_eq!(answers, reason != Reason::Closed, "a stranger meets {reason:?} under the policy closed");
+    }
+}
