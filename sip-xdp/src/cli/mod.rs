@@ -4,6 +4,7 @@ mod block;
 mod config;
 mod confirm;
 mod explain;
+mod generate;
 mod import;
 mod output;
 mod reload;
@@ -140,6 +141,8 @@ enum Command {
     Reload,
     /// Let a filter that was started with `run --confirm` go on enforcing
     Confirm,
+    Completions(generate::Completions),
+    Man(generate::Man),
 }
 
 /// Carries out a command. Returns the exit status: 0 done, 1 failed.
@@ -162,6 +165,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Config(config) => config.execute(&paths, config_required, output)?,
         Command::Reload => reload::execute(&paths, output).await?,
         Command::Confirm => confirm::execute(&paths, output).await?,
+        Command::Completions(completions) => completions.execute()?,
+        Command::Man(man) => man.execute(output)?,
     }
     Ok(ExitCode::SUCCESS)
 }
