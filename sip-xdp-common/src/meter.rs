@@ -96,7 +96,11 @@ impl Pace {
     pub const fn left(&self, full_at: u32, now: u32) -> u32 {
         let ahead = full_at.wrapping_sub(now);
         let from = if ahead > self.burst { 0 } else { ahead };
-        if self.interval == 0 { u32::MAX } else { (self.burst - from) / self.interval }
+        match (self.burst - from).checked_div(self.interval) {
+            Some(left) => left,
+            // No limit at all.
+            None => u32::MAX,
+        }
     }
 
     /// How many packets an untouched bucket lets through at once.

@@ -40,7 +40,7 @@ fn whoever_is_listed_or_known_is_explained() -> Result<()> {
     let registered = Phone::new(&lab.phone, lab.directory()).register()?;
     assert_eq!(registered.status, 200);
     filter.succeed(&["trust", "add", "192.0.2.0/28", "--reason", "the office"])?;
-    filter.succeed(&["block", "add", "192.0.2.0/24", "--reason", "a neighbour"])?;
+    filter.succeed(&["block", "add", "192.0.2.0/24", "--reason", "a neighbour", "--force"])?;
 
     wait_for_a_nonce_of_its_own();
     let (from, to) = (SocketAddr::from((ATTACKER, 5060)), SocketAddr::from((PBX_WAN, 5060)));

@@ -72,13 +72,13 @@ fn a_ban_is_seen_at_once() -> Result<()> {
     filter.succeed(&["unban", &attacker])?;
     let unban = wait_for(&all, "unban", &attacker)?;
     assert_eq!(unban["kind"], "command");
-    filter.succeed(&["block", "add", "192.0.2.0/24", "--ttl", "1s"])?;
-    let expired = wait_for(&all, "unban", "192.0.2.0/24")?;
+    filter.succeed(&["block", "add", "192.0.2.0/28", "--ttl", "1s"])?;
+    let expired = wait_for(&all, "unban", "192.0.2.0/28")?;
     assert_eq!(expired["kind"], "expired");
 
     // What concerns one address is what is about it, or a network around it.
     let of_one = events(&one)?;
-    assert!(!of_one.is_empty() && of_one.iter().all(|event| event["address"] == "192.0.2.0/24"), "{of_one:?}");
+    assert!(!of_one.is_empty() && of_one.iter().all(|event| event["address"] == "192.0.2.0/28"), "{of_one:?}");
     let line = people.lines().into_iter().find(|line| line.text.contains("  ban ")).context("people see no ban")?;
     assert!(line.text.contains(&attacker), "{}", line.text);
     println!("{}", line.text);

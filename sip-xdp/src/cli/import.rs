@@ -80,7 +80,13 @@ impl Import {
             let (reason, operator) = (self.reason.clone(), block::operator());
             let request = Request::Import { list, networks, ttl, reason, force: self.force, operator };
             let answer = control::call(&paths.socket(), &request).await;
-            let answer = answer.with_context(|| format!("not all was entered ({} of {all} before)", imported.added))?;
+            let before = imported.added;
+            let answer = match answer {
+                Err(error) if before > 0 => {
+                    return Err(error.context(format!("{before} of {all} networks were entered, and then")));
+                }
+                answer => answer?,
+            };
             imported.added += answer["added"].as_u64().unwrap_or(0);
             imported.refused.extend(answer["refused"].as_array().cloned().unwrap_or_default());
             progress(done, all);

@@ -6,23 +6,20 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, MapData};
-use bytemuck::Zeroable as _;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::layout::{InterfaceRecord, List, MAX_INTERFACES, NEVER, Owner};
 use sip_xdp_common::meter::{Meter, Pace, ticks};
 use sip_xdp_common::names;
 use sip_xdp_common::networks::{Guide, IPV6_LENGTHS, Kind, LABEL, SUSPECT};
-use sip_xdp_common::record::Record;
 use sip_xdp_common::source::MAPPED_BITS;
-use sip_xdp_common::sources::{KNOWN, RECORDED};
+use sip_xdp_common::sources::{KNOWN, RECORDED, Records};
 
 use crate::clock;
 use crate::config::{Config, LimitsConfig, Policy};
 use crate::flows::Flows;
 use crate::guide;
 use crate::ledger::{Entry, Ledger, Tier};
-use crate::mapped::Mapped;
 use crate::network::{Network, source_of};
 use crate::pins::Pins;
 use crate::report;
@@ -288,12 +285,11 @@ fn levels(config: &Config, meter: Option<Meter>, is_known: bool, is_suspect: boo
 
 /// What is recorded of a source that went over a limit.
 fn limited(pins: &Pins, meter: &Meter, set: u32, way: usize, now: u64) -> Result<Option<Limited>> {
-    const WORDS: usize = size_of::<Record>() / size_of::<u64>();
-    let view = Mapped::new(pins.open(names::RECORDS)?)?.one(set)?;
-    let words = view.words().iter().skip(way * WORDS).take(WORDS);
-    let mut record = Record::zeroed();
-    let copy: &mut [u64] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut record));
-    copy.iter_mut().zip(words).for_each(|(to, from)| *to = from.load(std::sync::atomic::Ordering::Relaxed));
+    let records: Array<MapData, Records> = pins.open(names::RECORDS)?.try_into()?;
+    let records = records.get(&set, 0).context("the records of sources cannot be read")?;
+    let Some(record) = records.ways.get(way) else {
+        return Ok(None);
+    };
     if record.mark != meter.mark & !(RECORDED | KNOWN) || record.limited == 0 {
         return Ok(None);
     }
