@@ -333,6 +333,7 @@ mod user {
     use crate::flow::{Asked, Flow, FlowKey};
     use crate::meter::{Limits, Pace};
     use crate::networks::{Bucket, Guide};
+    use crate::sources::Records;
     use crate::storm::Weather;
 
     /// Every type here is `bytemuck::Pod`: any bit pattern is valid and there is no padding, which is all that aya's
@@ -345,5 +346,5 @@ mod user {
     }
 
     plain!(Source, LedgerKey, LedgerRow, Counters, Responses, CpuState, InterfaceRecord, Event);
-    plain!(Limits, Pace, Weather, Guide, Bucket, FlowKey, Flow, Asked);
+    plain!(Limits, Pace, Weather, Guide, Bucket, FlowKey, Flow, Asked, Records);
 }

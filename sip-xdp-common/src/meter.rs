@@ -91,6 +91,22 @@ impl Pace {
         let to = from + self.interval;
         if to > self.burst { None } else { Some(now.wrapping_add(to)) }
     }
+
+    /// How many packets a bucket that is full again at `full_at` would let through at once at `now`.
+    pub const fn left(&self, full_at: u32, now: u32) -> u32 {
+        let ahead = full_at.wrapping_sub(now);
+        let from = if ahead > self.burst { 0 } else { ahead };
+        match (self.burst - from).checked_div(self.interval) {
+            Some(left) => left,
+            // No limit at all.
+            None => u32::MAX,
+        }
+    }
+
+    /// How many packets an untouched bucket lets through at once.
+    pub const fn whole(&self) -> u32 {
+        self.left(0, 0)
+    }
 }
 
 /// The limits of an unknown source.
@@ -265,6 +281,20 @@ mod tests {
             assert_eq!(meter.charge(Message::Options, ticks(START), &LIMITS), None, "request {n}");
         }
         assert_eq!(meter.charge(Message::Options, ticks(START), &LIMITS), Some(Bucket::Requests));
+    }
+
+    #[test]
+    fn what_is_left_is_what_passes() {
+        let pace = LIMITS.requests;
+        assert_eq!(pace.whole(), 50);
+        let (mut full_at, now) = (ticks(START), ticks(START));
+        for passed in 0..50 {
+            assert_eq!(pace.left(full_at, now), 50 - passed);
+            full_at = pace.take(full_at, now).unwrap();
+        }
+        assert_eq!((pace.left(full_at, now), pace.take(full_at, now)), (0, None));
+        assert_eq!(pace.left(full_at, ticks(START + 5 * SECOND)), 25);
+        assert_eq!(pace.left(full_at, ticks(START + 3_600 * SECOND)), 50);
     }
 
     #[test]

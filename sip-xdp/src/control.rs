@@ -17,6 +17,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::config::HostName;
 use crate::network::Network;
+use crate::transfer;
+use crate::watch::{self, Hub};
 
 /// The group whose members may give commands.
 const GROUP: &str = "sip-xdp";
@@ -69,6 +71,36 @@ pub enum Request {
         /// The name.
         name: HostName,
     },
+    /// List many networks: all that can be.
+    Import {
+        /// Which list.
+        list: ListName,
+        /// The networks.
+        networks: Vec<Network>,
+        /// For how many seconds; without it for good.
+        ttl: Option<u64>,
+        /// Why.
+        reason: String,
+        /// Although some contain addresses that should stay reachable.
+        force: bool,
+        /// The address from which the operator is logged in.
+        operator: Option<std::net::IpAddr>,
+    },
+    /// Take up a part of what another instance has exported.
+    Restore {
+        /// That part.
+        part: transfer::Part,
+    },
+    /// What is known of a source that no table of the kernel's says?
+    Explain {
+        /// The source.
+        address: std::net::IpAddr,
+    },
+    /// Tell events until the connection ends.
+    Watch {
+        /// Those that concern this address; without it all.
+        address: Option<std::net::IpAddr>,
+    },
     /// The filter may go on enforcing.
     Confirm,
     /// Read the configuration again.
@@ -109,15 +141,7 @@ pub struct Call {
 
 /// Sends a request to the daemon of `socket` and returns its answer.
 pub async fn call(socket: &Path, request: &Request) -> Result<Value> {
-    let stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::PermissionDenied => {
-            anyhow!("{} may not be opened; run it as root or as a member of the group {GROUP}", socket.display())
-        }
-        _ => anyhow!(NoDaemon(format!(
-            "no daemon answers at {} ({error}); start it with `sip-xdp run`",
-            socket.display()
-        ))),
-    })?;
+    let stream = connect(socket).await?;
     let exchange = async {
         let (reader, mut writer) = stream.into_split();
         writer.write_all(&line(request)?).await?;
@@ -129,7 +153,25 @@ pub async fn call(socket: &Path, request: &Request) -> Result<Value> {
         .await
         .map_err(|_| anyhow!("the daemon does not answer; see its log"))?
         .context("the daemon went away")?;
-    match serde_json::from_str(&text).context("the daemon's answer cannot be understood; is it of this version?")? {
+    answer(&text)
+}
+
+/// Connects to the daemon of `socket`.
+pub(crate) async fn connect(socket: &Path) -> Result<UnixStream> {
+    UnixStream::connect(socket).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            anyhow!("{} may not be opened; run it as root or as a member of the group {GROUP}", socket.display())
+        }
+        _ => anyhow!(NoDaemon(format!(
+            "no daemon answers at {} ({error}); start it with `sip-xdp run`",
+            socket.display()
+        ))),
+    })
+}
+
+/// Reads the daemon's answer.
+pub(crate) fn answer(text: &str) -> Result<Value> {
+    match serde_json::from_str(text).context("the daemon's answer cannot be understood; is it of this version?")? {
         Answer::Ok(value) => Ok(value),
         Answer::Error(error) => bail!(error),
     }
@@ -165,27 +207,34 @@ pub fn listen(socket: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves one connection: one request, one answer.
-pub async fn serve(stream: UnixStream, calls: mpsc::Sender<Call>) {
+/// Serves one connection: one request and one answer, or events until it ends.
+pub async fn serve(stream: UnixStream, calls: mpsc::Sender<Call>, hub: Hub) {
+    let (reader, mut writer) = stream.into_split();
+    let mut reader = BufReader::new(reader.take(MAX_REQUEST));
     let served = tokio::time::timeout(PATIENCE, async {
-        let (reader, mut writer) = stream.into_split();
         let mut text = String::new();
-        BufReader::new(reader.take(MAX_REQUEST)).read_line(&mut text).await?;
-        let answer = match serde_json::from_str(&text) {
-            Ok(request) => ask(request, &calls).await,
-            Err(error) => Err(anyhow!("the request cannot be understood: {error}")),
+        reader.read_line(&mut text).await?;
+        let (answer, watcher) = match serde_json::from_str(&text) {
+            // Before it is answered, so that nothing is missed that happens after that.
+            Ok(Request::Watch { address }) => (Ok(Value::Null), Some((hub.subscribe(), address))),
+            Ok(request) => (ask(request, &calls).await, None),
+            Err(error) => (Err(anyhow!("the request cannot be understood: {error}")), None),
         };
         let answer = match answer {
             Ok(value) => Answer::Ok(value),
             Err(error) => Answer::Error(format!("{error:#}")),
         };
         writer.write_all(&line(&answer)?).await?;
-        anyhow::Ok(())
+        anyhow::Ok(watcher)
     });
-    match served.await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => log::debug!("control connection: {error:#}"),
-        Err(_) => log::debug!("control connection: timed out"),
+    let watched = match served.await {
+        Ok(Ok(Some((events, address)))) => watch::serve(events, address, reader, writer).await,
+        Ok(Ok(None)) => Ok(()),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(anyhow!("timed out")),
+    };
+    if let Err(error) = watched {
+        log::debug!("control connection: {error:#}");
     }
 }
 
@@ -195,7 +244,8 @@ async fn ask(request: Request, calls: &mpsc::Sender<Call>) -> Result<Value> {
     answered.await.map_err(|_| anyhow!("the daemon is stopping"))?
 }
 
-fn line(value: &impl Serialize) -> Result<Vec<u8>> {
+/// A value as one line.
+pub(crate) fn line(value: &impl Serialize) -> Result<Vec<u8>> {
     let mut text = serde_json::to_vec(value)?;
     text.push(b'\n');
     Ok(text)

@@ -19,6 +19,12 @@ const VERSION_WORD: usize = std::mem::offset_of!(Guide, version) / size_of::<u64
 /// The lengths of networks that occur, by family and kind: `(is IPv4, kind, length out of 128)`.
 pub type Lengths = BTreeSet<(bool, Kind, u8)>;
 
+/// The word with both numbers of blocked networks.
+const COUNTS_WORD: usize = std::mem::offset_of!(Guide, ipv4) / size_of::<u64>();
+
+const _: () = assert!(std::mem::offset_of!(Guide, ipv4).is_multiple_of(size_of::<u64>()));
+const _: () = assert!(std::mem::offset_of!(Guide, ipv6) / size_of::<u64>() == COUNTS_WORD);
+
 /// The guide, with a copy of what the kernel reads.
 pub struct GuideWriter {
     view: View,
@@ -49,7 +55,9 @@ impl GuideWriter {
     pub fn set_counts(&mut self, counts: [usize; 2]) {
         if counts != [self.copy.ipv4 as usize, self.copy.ipv6 as usize] {
             [self.copy.ipv4, self.copy.ipv6] = counts.map(|count| count as u32);
-            self.write();
+            // They change with every entry, and the rest of the guide hardly ever does.
+            let words: &[u64] = bytemuck::cast_slice(std::slice::from_ref(&self.copy));
+            self.view.words()[COUNTS_WORD].store(words[COUNTS_WORD], Ordering::Relaxed);
         }
     }
 

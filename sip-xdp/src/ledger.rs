@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{HashMap, Map, MapData, MapError};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sip_xdp_common::layout::{
     LedgerKey, LedgerRow, List, Owner, REASON, ROW_DRY_RUN, TIER_NONE, TIER_PROVEN, TIER_UNPROVEN,
 };
@@ -13,7 +13,7 @@ use crate::clock;
 use crate::network::Network;
 
 /// How sure it is that the source is who it says, [`None`] where that is not the question.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tier {
     /// The source address could be forged.
@@ -166,6 +166,13 @@ impl Ledger {
             }
         }
         Ok(entries.into_values().collect())
+    }
+
+    /// The entry of an owner for exactly this network, or for this port of it.
+    pub fn get(&self, list: List, network: &Network, port: Option<u16>, owner: Owner) -> Option<Entry> {
+        let key = Entry { owner, port, ..Entry::manual(*network, 0, "") }.key(list);
+        let row = self.rows.get(&key, 0).ok()?;
+        Entry::read(&key, &row).map(|(_, entry)| entry)
     }
 
     /// Writes a row.

@@ -12,7 +12,9 @@
 //! - [`hosts`] follows host names that are trusted or admitted through DNS.
 //! - [`detect`] turns events into bans, [`exempt`] knows who must never be banned.
 //! - [`daemon`] ties these together, [`control`] is how commands reach it.
-//! - [`report`] reads everything from the pinned maps, with or without a daemon.
+//! - [`report`] reads everything from the pinned maps, with or without a daemon; [`explain`] says what they mean for one
+//!   address.
+//! - [`watch`] is the stream of events, [`transfer`] what one instance hands to another.
 
 pub mod attach;
 pub mod clock;
@@ -23,6 +25,7 @@ pub mod daemon;
 pub mod detect;
 pub mod egress;
 pub mod exempt;
+pub mod explain;
 pub mod feeds;
 mod files;
 pub mod flows;
@@ -43,3 +46,5 @@ pub mod report;
 pub mod sources;
 pub mod store;
 pub mod table;
+pub mod transfer;
+pub mod watch;

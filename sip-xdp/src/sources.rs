@@ -38,6 +38,15 @@ impl Sources {
         Ok(meters(&view).filter(|meter| meter.mark != 0).count())
     }
 
+    /// A source's meter, and the set and the place in it where that stands.
+    pub fn meter(&self, source: &Source) -> Result<Option<(Meter, u32, usize)>> {
+        let home = Home::of(source, self.guide.seed);
+        let set = home.set(self.guide.set_mask);
+        let view = self.map.one(set)?;
+        let found = meters(&view).enumerate().find(|(_, meter)| home.owns(meter));
+        Ok(found.map(|(way, meter)| (meter, set, way)))
+    }
+
     /// Takes a source's meter away: its next packet is its first.
     pub fn forget(&self, source: &Source) -> Result<()> {
         let home = Home::of(source, self.guide.seed);

@@ -125,6 +125,11 @@ impl<'a> Filter<'a> {
         output(&mut self.command(arguments))
     }
 
+    /// Starts a command of the program that does not end by itself.
+    pub fn start_command(&self, arguments: &[&str]) -> Result<Process> {
+        Process::spawn(arguments.join(" "), &mut self.command(arguments))
+    }
+
     /// Runs a command that must succeed.
     pub fn succeed(&self, arguments: &[&str]) -> Result<String> {
         crate::process::succeed(&mut self.command(arguments))

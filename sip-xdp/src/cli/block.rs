@@ -14,6 +14,7 @@ use sip_xdp::report::{self, Row};
 use sip_xdp_common::layout::List;
 
 use super::Output;
+use super::import::{Export, Import};
 use super::output::table;
 
 /// The block list.
@@ -22,6 +23,8 @@ pub(crate) enum Block {
     Add(Add),
     Del(Delete),
     List(Listing),
+    Import(Import),
+    Export(Export),
 }
 
 /// Block an address or a network
@@ -72,6 +75,8 @@ impl Block {
             Self::Add(add) => add.execute(paths, output).await,
             Self::Del(delete) => delete.execute(paths, output).await,
             Self::List(listing) => listing.execute(paths, output),
+            Self::Import(import) => import.execute(ListName::Block, paths, output).await,
+            Self::Export(export) => export.execute(paths, output),
         }
     }
 }
@@ -168,6 +173,6 @@ pub(super) fn seconds(ttl: Option<String>) -> Result<Option<u64>> {
 }
 
 /// The address from which the operator is logged in by ssh, if so.
-fn operator() -> Option<IpAddr> {
+pub(super) fn operator() -> Option<IpAddr> {
     std::env::var("SSH_CONNECTION").ok()?.split(' ').next()?.parse().ok()
 }

@@ -3,13 +3,18 @@
 mod block;
 mod config;
 mod confirm;
+mod explain;
+mod generate;
+mod import;
 mod output;
 mod reload;
 mod run;
+mod state;
 mod stats;
 mod status;
 mod trust;
 mod unload;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -115,6 +120,8 @@ enum Command {
     Run(run::Run),
     Status(status::Status),
     Stats(stats::Stats),
+    Explain(explain::Explain),
+    Watch(watch::Watch),
     /// The block list
     #[command(subcommand)]
     Block(block::Block),
@@ -123,6 +130,9 @@ enum Command {
     /// The trust list: never dropped, never banned
     #[command(subcommand, alias = "allow")]
     Trust(trust::Trust),
+    /// What the filter has learnt, to be handed to another host
+    #[command(subcommand)]
+    State(state::State),
     Unload(unload::Unload),
     /// The configuration file
     #[command(subcommand)]
@@ -131,6 +141,8 @@ enum Command {
     Reload,
     /// Let a filter that was started with `run --confirm` go on enforcing
     Confirm,
+    Completions(generate::Completions),
+    Man(generate::Man),
 }
 
 /// Carries out a command. Returns the exit status: 0 done, 1 failed.
@@ -143,6 +155,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Run(run) => run.execute(paths, config_required, output).await?,
         Command::Status(status) => return status.execute(&paths, output).await,
         Command::Stats(stats) => stats.execute(&paths, output)?,
+        Command::Explain(explain) => explain.execute(&paths, config_required, output).await?,
+        Command::Watch(watch) => watch.execute(&paths, output).await?,
+        Command::State(state) => state.execute(&paths, output).await?,
         Command::Block(block) => block.execute(&paths, output).await?,
         Command::Unban(delete) => delete.execute(&paths, output).await?,
         Command::Trust(trust) => trust.execute(&paths, output).await?,
@@ -150,6 +165,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Config(config) => config.execute(&paths, config_required, output)?,
         Command::Reload => reload::execute(&paths, output).await?,
         Command::Confirm => confirm::execute(&paths, output).await?,
+        Command::Completions(completions) => completions.execute()?,
+        Command::Man(man) => man.execute(output)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -13,6 +13,7 @@ use sip_xdp_common::layout::List;
 
 use super::Output;
 use super::block;
+use super::import::Import;
 use super::output::table;
 
 /// The trust list: never dropped, never banned, checked before the block list.
@@ -22,6 +23,7 @@ pub(crate) enum Trust {
     Del(Delete),
     /// Who is trusted; works with the daemon dead
     List,
+    Import(Import),
 }
 
 /// Trust an address, a network, or a host
@@ -75,6 +77,7 @@ impl Trust {
             Self::Add(add) => add.execute(paths, output).await,
             Self::Del(delete) => delete.execute(paths, output).await,
             Self::List => list(paths, output).await,
+            Self::Import(import) => import.execute(ListName::Trust, paths, output).await,
         }
     }
 }

@@ -11,7 +11,7 @@ use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use aya::util::nr_cpus;
 use aya_log::EbpfLogger;
 use bytemuck::Zeroable;
-use log::Log;
+use log::{Level, Log};
 use serde_json::{Value, json};
 use sip_xdp_common::layout::{Counters, InterfaceRecord, List, MAX_INTERFACES, Owner};
 use sip_xdp_common::names;
@@ -21,6 +21,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
 
 use super::confirm::Confirmation;
+use super::events::Event as Said;
 use super::{Daemon, Overrides, Served};
 use crate::attach::{Mode, attach};
 use crate::config::{BlockScope, Config, Policy};
@@ -135,6 +136,7 @@ impl Daemon {
             step_back_failed: false,
             served: Vec::new(),
             store,
+            hub: Default::default(),
             notes: HashMap::new(),
             offences: BTreeMap::new(),
             ended: false,
@@ -212,10 +214,11 @@ impl Daemon {
     fn prepare_lists(&mut self) -> Result<()> {
         if !self.config.dry_run {
             for (_, entry) in self.lists.retain(|_, entry| entry.dry_run)? {
-                log::info!(
-                    "unban {} owner={} dry_run=true reason=\"the dry run is over\"",
-                    entry.network,
-                    entry.owner.name()
+                let (network, owner) = (entry.network, entry.owner.name());
+                self.say(
+                    Said::of("unban", &entry).kind("dry_run_over"),
+                    Level::Info,
+                    format_args!("unban {network} owner={owner} dry_run=true reason=\"the dry run is over\""),
                 );
             }
         }

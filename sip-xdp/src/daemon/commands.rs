@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use log::Level;
 use serde_json::{Value, json};
 use sip_xdp_common::layout::{List, Owner};
 
 use super::Daemon;
+use super::events::Event as Said;
 use crate::clock;
 use crate::config::BlockScope;
 use crate::control::{ListName, Request};
@@ -31,6 +33,14 @@ impl Daemon {
             Request::Delete { list: ListName::Trust, network } => self.untrust(&network),
             Request::TrustHost { name, ttl, reason } => self.trust_host(name, ttl, reason),
             Request::DistrustHost { name } => self.distrust_host(&name),
+            Request::Import { list, networks, ttl, reason, force, operator } => {
+                let expires = clock::after(ttl.map(Duration::from_secs));
+                let operator = operator.map(Network::host);
+                self.import(list, &networks, |network| Entry::manual(network, expires, &reason), force, operator)
+            }
+            Request::Restore { part } => self.restore(part),
+            Request::Explain { address } => self.explain(address),
+            Request::Watch { .. } => bail!("events are told over a connection of their own"),
             Request::Confirm => self.confirm().await,
             Request::Reload => self.reload().await,
             Request::Unload { interfaces } => self.unload(&interfaces),
@@ -44,23 +54,24 @@ impl Daemon {
                 "{network} is everybody, this host among them; block the networks that attack, or stop the SIP server"
             );
         }
-        if !force {
-            if let Some(what) = self.must_stay(&network, clock::now()) {
-                bail!("{network} was not blocked: it {what}; add --force if you mean it");
-            }
-            if self.config.block_scope == BlockScope::All
-                && let Some(operator) = operator.filter(|operator| network.contains(operator))
-            {
-                bail!(
-                    "{network} was not blocked: you are logged in from {operator}, and block_scope = \"all\" would cut \
-                     you off; add --force if you mean it"
-                );
-            }
+        if !force && let Some(why) = self.refusal(&network, operator) {
+            bail!("{network} was not blocked: {why}; add --force if you mean it");
         }
         let (expires, reason) = (entry.expires, entry.reason.clone());
+        let said = Said::of("block", &entry).kind("command");
         self.lists.put(List::Block, entry)?;
-        log::info!("block {network} owner=manual reason=\"{reason}\"");
+        self.say(said, Level::Info, format_args!("block {network} owner=manual reason=\"{reason}\""));
         Ok(json!({ "network": network, "expires": clock::to_wall(expires) }))
+    }
+
+    /// Why a network is not blocked by command, unless somebody insists.
+    pub(super) fn refusal(&self, network: &Network, operator: Option<Network>) -> Option<String> {
+        if let Some(what) = self.must_stay(network, clock::now()) {
+            return Some(format!("it {what}"));
+        }
+        let operator = operator.filter(|operator| network.contains(operator))?;
+        let cuts_off = self.config.block_scope == BlockScope::All;
+        cuts_off.then(|| format!("you are logged in from {operator}, and block_scope = \"all\" would cut you off"))
     }
 
     fn trust(&mut self, entry: Entry) -> Result<Value> {
@@ -70,9 +81,10 @@ impl Daemon {
         }
         let expires = entry.expires;
         let blocked = self.lists.blocks(&network, clock::now());
+        let said = Said::of("trust", &entry).kind("command");
         self.lists.put(List::Trust, entry)?;
         self.judge_by_address()?;
-        log::info!("trust {network} owner=manual");
+        self.say(said, Level::Info, format_args!("trust {network} owner=manual"));
         Ok(json!({ "network": network, "expires": clock::to_wall(expires), "was_blocked": blocked }))
     }
 
@@ -97,11 +109,11 @@ impl Daemon {
         }
         for entry in &removed {
             self.store.record_end(List::Block, entry, "command");
-            log::info!(
-                "unban {} owner={} dry_run={} reason=\"by command\"",
-                entry.place(),
-                entry.owner.name(),
-                entry.dry_run
+            let (place, owner, dry_run) = (entry.place(), entry.owner.name(), entry.dry_run);
+            self.say(
+                Said::of("unban", entry).kind("command"),
+                Level::Info,
+                format_args!("unban {place} owner={owner} dry_run={dry_run} reason=\"by command\""),
             );
         }
         Ok(json!({ "removed": removed.iter().map(describe).collect::<Vec<_>>() }))
@@ -120,7 +132,11 @@ impl Daemon {
             None => bail!("{network} is not in the trust list; see `sip-xdp trust list`"),
         };
         self.judge_by_address()?;
-        log::info!("untrust {network} owner=manual reason=\"by command\"");
+        self.say(
+            Said::of("untrust", &removed).kind("command"),
+            Level::Info,
+            format_args!("untrust {network} owner=manual reason=\"by command\""),
+        );
         let by_host = self.trusting_host(network);
         Ok(json!({
             "removed": [describe(&removed)],

@@ -97,7 +97,7 @@ impl Daemon {
 }
 
 /// A wall-clock time on the filter's clock; what lies before its beginning becomes that.
-fn from_wall_ms(ms: u64) -> u64 {
+pub(super) fn from_wall_ms(ms: u64) -> u64 {
     let (wall, now) = (clock::wall_ms(), clock::now());
     let apart = Duration::from_millis(ms.abs_diff(wall)).as_nanos();
     let apart = u64::try_from(apart).unwrap_or(u64::MAX);

@@ -4,7 +4,10 @@
 mod bringup;
 mod commands;
 mod confirm;
+mod events;
+mod explain;
 mod hosts;
+mod import;
 mod memory;
 mod verdicts;
 
@@ -14,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use aya::maps::{MapData, RingBuf};
+use log::Level;
 use serde_json::{Value, json};
 use sip_xdp_common::layout::{Event, List};
 use sip_xdp_common::source::Source;
@@ -38,8 +42,10 @@ use crate::paths::Paths;
 use crate::pins::{Lock, Pins};
 use crate::sources::Sources;
 use crate::store::Store;
+use crate::watch::Hub;
 
 use confirm::Confirmation;
+use events::Event as Said;
 use verdicts::Offence;
 
 /// How often expired entries are taken out and the store is told of changes.
@@ -129,6 +135,8 @@ struct Daemon {
     /// The same about how the programs are attached.
     attach_warnings: Vec<String>,
     store: Store,
+    /// Who watches is told of events here.
+    hub: Hub,
     /// Volume does not ban before this time.
     learning_until: u64,
     notes: HashMap<(Source, &'static str), u64>,
@@ -170,7 +178,7 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
             }
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    tokio::spawn(control::serve(stream, calls.clone()));
+                    tokio::spawn(control::serve(stream, calls.clone(), daemon.hub.clone()));
                 }
                 Err(error) => {
                     log::warn!("control socket: {error}");
@@ -256,10 +264,11 @@ impl Daemon {
                     self.store.record_end(list, &entry, "expired");
                     let what = if list == List::Block { "unban" } else { "untrust" };
                     let place = entry.place();
-                    log::info!(
-                        "{what} {place} owner={} dry_run={} reason=\"expired\"",
-                        entry.owner.name(),
-                        entry.dry_run
+                    let (owner, dry_run) = (entry.owner.name(), entry.dry_run);
+                    self.say(
+                        Said::of(what, &entry).kind("expired"),
+                        Level::Info,
+                        format_args!("{what} {place} owner={owner} dry_run={dry_run} reason=\"expired\""),
                     );
                 }
             }

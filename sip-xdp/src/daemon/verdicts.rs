@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use log::Level;
 use sip_xdp_common::layout::{Event, EventKind, List, Owner};
 use sip_xdp_common::meter::Bucket;
 use sip_xdp_common::source::Source;
 
+use super::events::Event as Said;
 use super::{Daemon, STALE};
 use crate::clock;
 use crate::detect::{Acceptance, Action, Finding};
@@ -35,7 +37,7 @@ const MAX_SUSPECTS: usize = 4_096;
 const UNPROVEN_SHARE: usize = 4;
 
 /// How many offenders are remembered.
-const MAX_OFFENCES: usize = 131_072;
+pub(super) const MAX_OFFENCES: usize = 131_072;
 
 /// How often a network was banned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,19 +59,31 @@ impl Daemon {
             Some(EventKind::Storm) => {
                 // Who sent this very packet does not matter: its address is as likely as not forged.
                 if self.note_due(Source::v4(0), "storm", now) {
-                    log::warn!("storm new_sources={} dry_run={}", event.seen, self.config.dry_run);
+                    let (seen, dry_run) = (event.seen, self.config.dry_run);
+                    self.say(
+                        Said::new("storm").reason(format!("{seen} new sources in a second")).dry_run(dry_run),
+                        Level::Warn,
+                        format_args!("storm new_sources={seen} dry_run={dry_run}"),
+                    );
                 }
                 return;
             }
             Some(EventKind::Limited) if self.note_due(event.source, "limit", now) => {
                 let kind = Bucket::from_number(event.bucket).map_or("?", |bucket| bucket.name());
-                log::info!("limit {} kind={kind} dry_run={}", address_of(event.source), self.config.dry_run);
+                let (address, dry_run) = (address_of(event.source), self.config.dry_run);
+                self.say(
+                    Said::new("limit").from(event.source).port(event.port).kind(kind).dry_run(dry_run),
+                    Level::Info,
+                    format_args!("limit {address} kind={kind} dry_run={dry_run}"),
+                );
             }
             Some(EventKind::Conflict) if self.note_due(event.source, "conflict", now) => {
-                log::warn!(
-                    "conflict {} port={} reason=\"blocked, but a phone is registered there\"",
-                    address_of(event.source),
-                    event.port
+                let (address, port) = (address_of(event.source), event.port);
+                let reason = "blocked, but a phone is registered there";
+                self.say(
+                    Said::new("conflict").from(event.source).port(port).reason(reason),
+                    Level::Warn,
+                    format_args!("conflict {address} port={port} reason=\"{reason}\""),
                 );
             }
             _ => {}
@@ -85,13 +99,17 @@ impl Daemon {
                 Action::Ban(finding) => self.ban(&finding, now),
                 Action::Accepted(acceptance) => self.accepted(&acceptance, now),
                 Action::Peer(source, until) => {
+                    if self.lists.standing(source).peer_until <= now {
+                        self.tell(&Said::new("peer").from(source));
+                    }
                     self.know(source, now, |standing| standing.peer_until = until);
                     self.remember_peer(source, until);
                 }
                 Action::Suspect(source, until, what) => self.suspect(source, until, &what, now),
                 Action::Note(kind, text) => {
                     if self.note_due(Source::v4(0), kind, now) {
-                        log::warn!("{kind} reason=\"{text}\"");
+                        let said = Said::new(kind).reason(&*text);
+                        self.say(said, Level::Warn, format_args!("{kind} reason=\"{text}\""));
                     }
                 }
             }
@@ -111,7 +129,11 @@ impl Daemon {
         let Acceptance { source, port, .. } = acceptance;
         self.remember_acceptance(acceptance);
         if self.note_good(*source, *port, now) {
-            log::info!("good {} port={port}", address_of(*source));
+            self.say(
+                Said::new("good").from(*source).port(*port),
+                Level::Info,
+                format_args!("good {} port={port}", address_of(*source)),
+            );
             // Its IPv6 neighbours are judged one by one from now on.
             if !source.is_v4()
                 && let Err(error) = self.judge_by_address()
@@ -151,7 +173,12 @@ impl Daemon {
         }
         self.know(source, now, |standing| standing.suspect_until = until);
         if self.note_due(source, "suspect", now) {
-            log::info!("suspect {} dry_run={} reason=\"{what}\"", address_of(source), self.config.dry_run);
+            let (address, dry_run) = (address_of(source), self.config.dry_run);
+            self.say(
+                Said::new("suspect").from(source).reason(what).dry_run(dry_run),
+                Level::Info,
+                format_args!("suspect {address} dry_run={dry_run} reason=\"{what}\""),
+            );
         }
     }
 
@@ -164,7 +191,11 @@ impl Daemon {
         let network = if by_host || self.lists.knows_within(&around, now) { host } else { around };
         if let Some(what) = self.must_stay(&network, now) {
             if self.note_due(finding.source, "exempt", now) {
-                log::warn!("not banned {network} although it attacks: it {what}; {}", finding.reason);
+                self.say(
+                    Said::new("exempt").about(network).kind(finding.kind).reason(&*finding.reason),
+                    Level::Warn,
+                    format_args!("not banned {network} although it attacks: it {what}; {}", finding.reason),
+                );
             }
             return;
         }
@@ -229,11 +260,15 @@ impl Daemon {
             Ok(()) => {
                 self.store.record_ban(kind, &entry);
                 self.save();
-                log::warn!(
-                    "ban {place} kind={kind} tier={} for={} dry_run={} reason=\"{reason}\"",
-                    tier.map_or("none", Tier::name),
-                    humantime::format_duration(length),
-                    self.config.dry_run,
+                self.say(
+                    Said::of("ban", &entry).kind(kind),
+                    Level::Warn,
+                    format_args!(
+                        "ban {place} kind={kind} tier={} for={} dry_run={} reason=\"{reason}\"",
+                        tier.map_or("none", Tier::name),
+                        humantime::format_duration(length),
+                        self.config.dry_run,
+                    ),
                 );
                 true
             }

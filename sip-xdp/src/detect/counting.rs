@@ -82,6 +82,11 @@ impl Bucket {
         self.level
     }
 
+    /// What is in it at `now`, where one leaks out in `per` nanoseconds.
+    pub(super) fn level(&self, now: u64, per: u64) -> f64 {
+        (self.level - now.saturating_sub(self.at) as f64 / per.max(1) as f64).max(0.0)
+    }
+
     /// Moves it in time.
     pub(super) fn shift(&mut self, moved: impl Fn(u64) -> u64) {
         self.at = moved(self.at);

@@ -169,6 +169,12 @@ impl Known {
         (good, self.peers.values().filter(|until| **until > now).count())
     }
 
+    /// The users that were accepted from an address, with the port, and until when that counts.
+    pub(super) fn accepted_at(&self, source: &Source) -> impl Iterator<Item = (&str, u16, u64)> {
+        let users = self.addresses.get(source).into_iter().flat_map(|address| &address.users);
+        users.map(|((user, port), (_, until))| (user.as_str(), *port, *until))
+    }
+
     /// All that was accepted.
     pub(super) fn acceptances(&self) -> impl Iterator<Item = Acceptance> + '_ {
         self.addresses.iter().flat_map(|(source, address)| {

@@ -8,6 +8,7 @@ mod counting;
 mod digest;
 mod evidence;
 mod exchange;
+mod explain;
 mod known;
 mod nonces;
 mod outcome;
@@ -36,6 +37,7 @@ use registrar::Registrar;
 use subject::Subject;
 use volume::Volume;
 
+pub use explain::{Accepted, Evidence, LastRequest, View};
 pub use known::Acceptance;
 
 /// How many sources are watched at the same time. When there are more, the one that was silent for longest goes.
@@ -274,6 +276,7 @@ impl Detector {
         subject.limited = event.time;
         let (asked, answered, proven) = (subject.asked, subject.answered, subject.proven);
         if let Some(head) = head {
+            subject.note_last(head);
             self.look_for_signature(key, event, head, actions);
         }
         // A limit of one request a second tells no flood.
@@ -318,6 +321,7 @@ impl Detector {
         let echoes_own = request.nonces.iter().any(|nonce| self.nonces.echo(*nonce, judged_as) == Echo::Own);
         let (key, subject) = self.subject(event);
         subject.proven |= echoes_own;
+        subject.note_last(head);
         if request.method != exchange::Method::Ack {
             subject.asked += 1;
             self.registrar.asked();

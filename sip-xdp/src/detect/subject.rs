@@ -50,6 +50,9 @@ pub(super) struct Subject {
     pub(super) answered: u64,
     /// When it was last banned for something, so that one offence is one ban.
     pub(super) banned: u64,
+    /// The first line of its last request, and the user that it named.
+    pub(super) start_line: Box<str>,
+    pub(super) user: Box<str>,
 }
 
 impl Subject {
@@ -74,6 +77,8 @@ impl Subject {
             asked: 0,
             answered: 0,
             banned: 0,
+            start_line: Box::default(),
+            user: Box::default(),
         }
     }
 

@@ -532,3 +532,36 @@ fn ten_thousand_patient_sources_are_each_judged_and_memory_is_bounded() {
     assert_eq!(banned.len(), bots.len());
     assert!(scene.detector.watched() <= MAX_SUBJECTS);
 }
+
+#[test]
+fn what_is_known_is_explained() {
+    let mut scene = Scene::new();
+    let (attacker, phone) = (who("192.0.2.66", 5060, "100"), who("192.0.2.7", 5062, "200"));
+    scene.register(&phone);
+    for n in 0..4 {
+        scene.guess(&attacker, &format!("{n}"));
+        scene.wait(10 * SECOND);
+    }
+    let view = scene.detector.explain(&attacker.source, scene.now);
+    let [rejected, slow] = view.evidence.as_slice() else { panic!("{:?}", view.evidence) };
+    assert_eq!(
+        (rejected.kind.as_str(), rejected.count, rejected.limit, rejected.per),
+        ("rejected", 4.0, Some(10), Some(600))
+    );
+    assert!(rejected.text.contains("for \"100\", 4 with a nonce of ours"), "{}", rejected.text);
+    assert!(slow.kind == "slow" && slow.count > 3.0 && slow.limit == Some(20), "{slow:?}");
+    let last = view.last.unwrap();
+    assert_eq!(
+        (last.age, last.start_line.as_str(), last.user.as_deref()),
+        (10, "REGISTER sip:pbx SIP/2.0", Some("100"))
+    );
+    assert!(view.proven && view.asked == 8 && view.answered == 8 && view.accepted.is_empty());
+
+    let view = scene.detector.explain(&phone.source, scene.now);
+    let [accepted] = view.accepted.as_slice() else { panic!("{:?}", view.accepted) };
+    assert_eq!((accepted.user.as_str(), accepted.port, accepted.left), ("200", 5062, 560));
+    assert_eq!(scene.detector.explain(&who("192.0.2.9", 1, "").source, scene.now), View::default());
+    // In ten minutes the window is empty again; the bucket, which leaks slowly, is not asked to be.
+    let view = scene.detector.explain(&attacker.source, scene.now + 700 * SECOND);
+    assert!(view.evidence.is_empty(), "{:?}", view.evidence);
+}

@@ -123,7 +123,7 @@ fn subject(change: &Change) -> Option<Subject<'_>> {
         Change::Accepted(accepted) => Some(Subject::Accepted(accepted.address, &accepted.user, accepted.port)),
         Change::Peer(peer) => Some(Subject::Peer(peer.address)),
         Change::Note { name, .. } => Some(Subject::Note(name)),
-        Change::Banned(_) | Change::Ended { .. } | Change::Forgotten(_) => None,
+        Change::Banned(_) | Change::Ended { .. } | Change::Past(..) | Change::Forgotten(_) => None,
     }
 }
 

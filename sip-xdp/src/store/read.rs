@@ -41,6 +41,13 @@ impl Reader {
         if self.is_new { Ok(State::default()) } else { Ok(state(&self.connection)?) }
     }
 
+    /// All bans that are remembered, the earliest first.
+    pub fn bans(&self) -> Result<Vec<HistoryRow>> {
+        let sql = "SELECT id, network, port, kind, tier, reason, from_ms, until_ms, ended_ms, ended_by
+            FROM history ORDER BY id";
+        if self.is_new { Ok(Vec::new()) } else { Ok(rows(&self.connection, sql, params![], history_row)?) }
+    }
+
     /// The bans of a network and of those around it, the latest first.
     pub fn history(&self, network: &Network) -> Result<Vec<HistoryRow>> {
         let sql = "SELECT id, network, port, kind, tier, reason, from_ms, until_ms, ended_ms, ended_by

@@ -72,6 +72,7 @@ fn apply(transaction: &Transaction<'_>, change: &Change) -> Result<()> {
             "UPDATE history SET ended_ms = ?, ended_by = ? WHERE network = ? AND port = ? AND ended_ms IS NULL",
             params![from_number(*at_ms), by, network.to_string(), from_port(*port)],
         ),
+        Change::Past(ban, ended) => past(transaction, ban, ended.as_ref()),
         Change::Accepted(row) => accepted(transaction, row),
         Change::Forgotten(address) => {
             execute("DELETE FROM accepted WHERE address = ?", params![address.to_string()])?;
@@ -114,6 +115,18 @@ fn banned(transaction: &Transaction<'_>, ban: &Ban) -> Result<()> {
     let (from, until) = (from_number(ban.from_ms), ban.until_ms.map(from_number));
     let (port, tier) = (from_port(ban.port), from_tier(ban.tier));
     let columns = params![ban.network.to_string(), port, ban.kind, tier, ban.reason, from, until];
+    transaction.prepare_cached(sql)?.execute(columns).map(drop)
+}
+
+/// Writes a ban that another instance has told, with when and by what it ended, unless it is there.
+fn past(transaction: &Transaction<'_>, ban: &Ban, ended: Option<&(u64, String)>) -> Result<()> {
+    let sql = "INSERT INTO history (network, port, kind, tier, reason, from_ms, until_ms, ended_ms, ended_by)
+        SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 WHERE NOT EXISTS
+            (SELECT 1 FROM history WHERE network = ?1 AND port = ?2 AND from_ms = ?6)";
+    let (from, until) = (from_number(ban.from_ms), ban.until_ms.map(from_number));
+    let (port, tier) = (from_port(ban.port), from_tier(ban.tier));
+    let (ended_ms, ended_by) = (ended.map(|(at, _)| from_number(*at)), ended.map(|(_, by)| by));
+    let columns = params![ban.network.to_string(), port, ban.kind, tier, ban.reason, from, until, ended_ms, ended_by];
     transaction.prepare_cached(sql)?.execute(columns).map(drop)
 }
 

@@ -1,0 +1,225 @@
+//! `explain`: what becomes of an address right now, and why.
+
+use std::net::IpAddr;
+
+use anyhow::Result;
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use sip_xdp::config::Config;
+use sip_xdp::control::{self, NoDaemon, Request};
+use sip_xdp::detect::View;
+use sip_xdp::explain::{self, Decision, Facts, Kernel, Level, Match, Outcome, Settings};
+use sip_xdp::network::Network;
+use sip_xdp::paths::Paths;
+use sip_xdp::pins::Pins;
+use sip_xdp::report::{self, SCHEMA};
+use sip_xdp::store::Store;
+use sip_xdp::transfer::PastBan;
+
+use super::Output;
+use super::output::table;
+
+/// How many bans of the past are shown to people.
+const SHOWN: usize = 5;
+
+/// What becomes of an address right now, which entry or limit decides, and what is known of it
+///
+/// Works with the daemon dead, then without the evidence, which is the daemon's.
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// The address
+    ip: IpAddr,
+}
+
+/// What the daemon says.
+#[derive(Debug, Deserialize)]
+struct Told {
+    settings: Settings,
+    known: View,
+    never_banned: Option<String>,
+    learning: bool,
+    registrar_failing: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    schema: u32,
+    time: jiff::Timestamp,
+    address: IpAddr,
+    #[serde(flatten)]
+    decision: Decision,
+    #[serde(flatten)]
+    kernel: Kernel,
+    #[serde(flatten)]
+    settings: SettingsShown,
+    daemon: bool,
+    #[serde(flatten)]
+    known: View,
+    history: Vec<PastBan>,
+    notes: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct SettingsShown {
+    policy: sip_xdp::config::Policy,
+}
+
+impl Explain {
+    pub(crate) async fn execute(self, paths: &Paths, config_required: bool, output: Output) -> Result<()> {
+        let report = self.collect(paths, config_required).await?;
+        output.print(&report, |report| text(report, output))
+    }
+
+    async fn collect(self, paths: &Paths, config_required: bool) -> Result<Report> {
+        let mut notes = Vec::new();
+        let told = match control::call(&paths.socket(), &Request::Explain { address: self.ip }).await {
+            Ok(told) => Some(serde_json::from_value::<Told>(told)?),
+            Err(error) if error.is::<NoDaemon>() => {
+                notes.push(
+                    "no daemon: its evidence is not shown, and limits are those of the configuration file".into(),
+                );
+                None
+            }
+            Err(error) => {
+                notes.push(format!("without the daemon's evidence: {error:#}"));
+                None
+            }
+        };
+        let daemon = told.is_some();
+        let (settings, known) = match told {
+            Some(told) => {
+                let never = told.never_banned.map(|why| format!("it is never banned: it {why}"));
+                notes.extend(never);
+                notes.extend(told.learning.then(|| "learning: volume bans nobody for now".to_owned()));
+                let failing = "the registrar rejects its own users: rejections ban nobody for now";
+                notes.extend(told.registrar_failing.then(|| failing.to_owned()));
+                (told.settings, told.known)
+            }
+            None => {
+                let config = Config::read(&paths.config, config_required).unwrap_or_else(|error| {
+                    notes.push(format!("limits are the defaults: {error:#}"));
+                    Config::default()
+                });
+                (Settings::from(&config), View::default())
+            }
+        };
+        let kernel = explain::read(&Pins::new(&paths.pin_dir), self.ip, &settings)?;
+        let decision = explain::decide(&Facts { kernel: &kernel, policy: settings.policy });
+        if kernel.dry_run {
+            notes.push("it is a dry run: everything passes all the same".to_owned());
+        }
+        let history = match history(paths, self.ip) {
+            Ok(history) => history,
+            Err(error) => {
+                notes.push(format!("without its history: {error:#}"));
+                Vec::new()
+            }
+        };
+        Ok(Report {
+            schema: SCHEMA,
+            time: report::now(),
+            address: self.ip.to_canonical(),
+            decision,
+            kernel,
+            settings: SettingsShown { policy: settings.policy },
+            daemon,
+            known,
+            history,
+            notes,
+        })
+    }
+}
+
+/// The bans of an address, of its ports and of the networks around it, the latest first.
+fn history(paths: &Paths, address: IpAddr) -> Result<Vec<PastBan>> {
+    let file = paths.store_file();
+    if !file.exists() {
+        return Ok(Vec::new());
+    }
+    let rows = Store::read_only(&file)?.history(&Network::host(address))?;
+    Ok(rows.into_iter().map(PastBan::from).collect())
+}
+
+fn text(report: &Report, output: Output) -> String {
+    let Report { kernel, known, decision, .. } = report;
+    let verdict = match decision.verdict {
+        Outcome::Pass => output.good("passes"),
+        Outcome::Limit => output.bad("is limited"),
+        Outcome::Drop => output.bad("is dropped"),
+    };
+    let dry_run = if kernel.dry_run { " (dry run)" } else { "" };
+    let mut text = format!("{} {verdict}{dry_run}: {}\n", report.address, decision.because);
+    let mut line = |head: &str, what: String| {
+        if !what.is_empty() {
+            text.push_str(&format!("{head:9} {what}\n"));
+        }
+    };
+    line("limits", kernel.limits.iter().map(level).collect::<Vec<_>>().join(", "));
+    if let Some(limited) = &kernel.limited {
+        line("limited", format!("{} packets since {}", limited.packets, time(limited.since)));
+    }
+    if let Some(last) = &known.last {
+        let user = last.user.as_ref().map(|user| format!(", user {user:?}")).unwrap_or_default();
+        line("last", format!("{} s ago: {}{user}", last.age, last.start_line));
+    }
+    let users = known.accepted.iter().take(SHOWN).map(|accepted| {
+        let state = if accepted.left > 0 { format!("for {} s more", accepted.left) } else { "no longer".to_owned() };
+        format!("{:?} at port {} {state}", accepted.user, accepted.port)
+    });
+    line("users", users.collect::<Vec<_>>().join(", "));
+    let proven = if known.proven { "yes: it has answered a challenge that only it was sent" } else { "" };
+    line("proven", proven.to_owned());
+    for evidence in &known.evidence {
+        let enough = match (evidence.limit, evidence.per) {
+            (Some(limit), Some(_)) => format!(" ({} of {limit})", evidence.count),
+            _ => String::new(),
+        };
+        line("evidence", format!("{}{enough}: {}", evidence.kind, evidence.text));
+    }
+    for note in &report.notes {
+        line("note", note.clone());
+    }
+    if !kernel.matches.is_empty() {
+        let heads = ["LIST", "NETWORK", "PORT", "OWNER", "EXPIRES", "HITS", "REASON"];
+        text.push_str(&format!("\n{}", table(&heads, &kernel.matches.iter().map(entry).collect::<Vec<_>>())));
+    }
+    if !report.history.is_empty() {
+        let rows: Vec<_> = report.history.iter().take(SHOWN).map(past).collect();
+        text.push_str(&format!("\n{}", table(&["BANNED", "NETWORK", "ENDED", "KIND", "REASON"], &rows)));
+        let more = report.history.len().saturating_sub(SHOWN);
+        if more > 0 {
+            text.push_str(&format!("and {more} earlier ones; --json shows them\n"));
+        }
+    }
+    text
+}
+
+fn level(level: &Level) -> String {
+    format!("{} {} of {} left", level.limit, level.left, level.of)
+}
+
+fn entry(one: &Match) -> Vec<String> {
+    vec![
+        one.list.to_owned(),
+        one.network.to_string(),
+        one.port.map(|port| port.to_string()).unwrap_or_default(),
+        if one.dry_run { format!("{} (dry run)", one.owner) } else { one.owner.to_owned() },
+        one.expires.map_or_else(|| "never".to_owned(), time),
+        one.hits.to_string(),
+        one.reason.clone(),
+    ]
+}
+
+fn past(ban: &PastBan) -> Vec<String> {
+    let network = match ban.port {
+        Some(port) => format!("{} port {port}", ban.network),
+        None => ban.network.to_string(),
+    };
+    let by = ban.ended_by.as_ref().map(|by| format!(" ({by})")).unwrap_or_default();
+    let ended = ban.ended.map_or_else(|| "not yet".to_owned(), |at| format!("{}{by}", time(at)));
+    vec![time(ban.from), network, ended, ban.kind.clone(), ban.reason.clone()]
+}
+
+fn time(time: jiff::Timestamp) -> String {
+    time.strftime("%F %T UTC").to_string()
+}

@@ -1,0 +1,84 @@
+//! `state export` and `state import`: for a standby host, or a rebuild.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use serde_json::Value;
+use sip_xdp::control::{self, Request};
+use sip_xdp::paths::Paths;
+use sip_xdp::report::SCHEMA;
+use sip_xdp::transfer::Export;
+
+use super::Output;
+use super::import::{progress, read, refused};
+
+/// What the filter has learnt, to be handed to another host.
+#[derive(Debug, Subcommand)]
+pub(crate) enum State {
+    /// Print bans, trust, who is known good, offences and history as JSON; works with the daemon dead
+    Export,
+    Import(Import),
+}
+
+/// Take up what `state export` has printed
+///
+/// Adds to what is here; what is here and lasts longer stays.
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// The file; - for the standard input
+    file: PathBuf,
+}
+
+/// What became of the rows of one kind.
+#[derive(Debug, Default, Serialize)]
+struct Count {
+    added: u64,
+    kept: u64,
+    refused: Vec<Value>,
+}
+
+impl State {
+    pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
+        match self {
+            // It is JSON for people as well: it is meant for a file.
+            Self::Export => Output::new(true).print(&Export::collect(paths)?, |_| String::new()),
+            Self::Import(import) => import.execute(paths, output).await,
+        }
+    }
+}
+
+impl Import {
+    async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
+        let name = self.file.display();
+        let text = read(&self.file)?;
+        let export: Export = serde_json::from_str(&text)
+            .with_context(|| format!("{name}: nothing was taken up, it is not what `sip-xdp state export` prints"))?;
+        if export.schema != SCHEMA {
+            bail!("{name}: nothing was taken up, it has schema {}, and this version reads {SCHEMA}", export.schema);
+        }
+        let mut counts: BTreeMap<&str, Count> = BTreeMap::new();
+        let parts = export.parts();
+        let all = parts.len();
+        for (number, part) in (1..).zip(parts) {
+            let count = counts.entry(part.name()).or_default();
+            let answer = control::call(&paths.socket(), &Request::Restore { part }).await?;
+            count.added += answer["added"].as_u64().unwrap_or(0);
+            count.kept += answer["kept"].as_u64().unwrap_or(0);
+            count.refused.extend(answer["refused"].as_array().cloned().unwrap_or_default());
+            progress(number, all);
+        }
+        output.print(&counts, |counts| {
+            if counts.is_empty() {
+                return "there was nothing in it".to_owned();
+            }
+            let line = |(name, count): (&&str, &Count)| {
+                let (added, kept) = (count.added, count.kept);
+                format!("{name:9} {added} taken up, {kept} known or over\n{}", refused(&count.refused))
+            };
+            counts.iter().map(line).collect()
+        })
+    }
+}

@@ -1,0 +1,25 @@
+//! What the daemon knows of an address that no table of the kernel's says.
+
+use std::net::IpAddr;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::Daemon;
+use crate::clock;
+use crate::explain::Settings;
+use crate::network::{Network, source_of};
+
+impl Daemon {
+    /// The evidence, and what is in force.
+    pub(super) fn explain(&self, address: IpAddr) -> Result<Value> {
+        let now = clock::now();
+        Ok(json!({
+            "settings": Settings::from(&self.config),
+            "known": self.detector.explain(&source_of(address), now),
+            "never_banned": self.must_stay(&Network::host(address), now),
+            "learning": now < self.learning_until,
+            "registrar_failing": self.detector.registrar_is_failing(now),
+        }))
+    }
+}

@@ -1,0 +1,224 @@
+//! Many entries at once: lists of networks by command, and what another instance has exported.
+
+use anyhow::{Result, bail};
+use log::Level;
+use serde_json::{Value, json};
+use sip_xdp_common::layout::{List, Owner};
+
+use super::events::Event as Said;
+use super::memory::from_wall_ms;
+use super::verdicts::{MAX_OFFENCES, Offence};
+use super::{Daemon, clock};
+use crate::control::ListName;
+use crate::detect::Acceptance;
+use crate::hosts::{Given, MAX_NAMES};
+use crate::ledger::Entry;
+use crate::network::{Network, source_of};
+use crate::store::{self, Ban, Change};
+use crate::transfer::{self, Accepted, Host, Listed, Part, PastBan, Whose};
+
+/// The longest registration that is believed, in nanoseconds.
+const LONGEST: u64 = 24 * 3_600_000_000_000;
+
+/// The longest name of a user that is believed, in bytes.
+const MAX_USER: usize = 256;
+
+/// What became of rows that were to be taken up.
+#[derive(Debug, Default)]
+struct Tally {
+    added: usize,
+    kept: usize,
+    refused: Vec<Value>,
+}
+
+impl Tally {
+    fn refuse(&mut self, what: impl ToString, why: impl ToString) {
+        self.refused.push(json!({ "what": what.to_string(), "why": why.to_string() }));
+    }
+
+    fn answer(self) -> Value {
+        json!({ "added": self.added, "kept": self.kept, "refused": self.refused })
+    }
+}
+
+impl Daemon {
+    /// Enters networks in a list: all but those that must not be. Without room the rest is not entered.
+    pub(super) fn import(
+        &mut self,
+        list: ListName,
+        networks: &[Network],
+        entry: impl Fn(Network) -> Entry,
+        force: bool,
+        operator: Option<Network>,
+    ) -> Result<Value> {
+        let (of, verb) = match list {
+            ListName::Block => (List::Block, "block"),
+            ListName::Trust => (List::Trust, "trust"),
+        };
+        let mut tally = Tally::default();
+        let mut failed = None;
+        for network in networks {
+            if network.prefix() == 0 {
+                tally.refuse(network, "it is everybody");
+            } else if let (List::Block, false, Some(why)) = (of, force, self.refusal(network, operator)) {
+                tally.refuse(network, why);
+            } else if let Err(error) = self.lists.put(of, entry(*network)) {
+                failed = Some(error);
+                break;
+            } else {
+                tally.added += 1;
+            }
+        }
+        if of == List::Trust {
+            self.judge_by_address()?;
+        }
+        self.save();
+        let (added, refused) = (tally.added, tally.refused.len());
+        self.say(
+            Said::new(verb).kind("import").reason(format!("{added} networks")),
+            Level::Info,
+            format_args!("import list={verb} added={added} refused={refused} owner=manual"),
+        );
+        match failed {
+            Some(error) => bail!("{error}; {added} of these {} networks were entered", networks.len()),
+            None => Ok(tally.answer()),
+        }
+    }
+
+    /// Takes up a part of what another instance has exported. What is here and lasts longer stays.
+    pub(super) fn restore(&mut self, part: Part) -> Result<Value> {
+        let mut tally = Tally::default();
+        let name = part.name();
+        match part {
+            Part::Trust(rows) => {
+                rows.into_iter().for_each(|row| self.restore_entry(List::Trust, row, &mut tally));
+                self.judge_by_address()?;
+            }
+            Part::Block(rows) => rows.into_iter().for_each(|row| self.restore_entry(List::Block, row, &mut tally)),
+            Part::Hosts(rows) => {
+                rows.into_iter().for_each(|row| self.restore_host(row, &mut tally));
+                self.prepare_hosts();
+                self.save_hosts(false);
+            }
+            Part::Accepted(rows) => {
+                rows.into_iter().for_each(|row| self.restore_accepted(row, &mut tally));
+                self.judge_by_address()?;
+            }
+            Part::Offences(rows) => rows.into_iter().for_each(|row| self.restore_offence(&row, &mut tally)),
+            Part::History(rows) => {
+                tally.added = rows.len();
+                rows.into_iter().for_each(|row| self.store.record(past(row)));
+            }
+        }
+        self.save();
+        let (added, kept, refused) = (tally.added, tally.kept, tally.refused.len());
+        log::info!("import state={name} added={added} kept={kept} refused={refused}");
+        Ok(tally.answer())
+    }
+
+    fn restore_entry(&mut self, list: List, row: Listed, tally: &mut Tally) {
+        let now = clock::now();
+        let Listed { network, port, .. } = row;
+        let expires = row.expires.map_or(sip_xdp_common::layout::NEVER, clock::from_wall);
+        let owner = match row.owner {
+            Whose::Manual => Owner::Manual,
+            Whose::Auto => Owner::Auto,
+        };
+        let stays = (list == List::Block).then(|| self.must_stay(&network, now)).flatten();
+        if let Some(why) = stays {
+            return tally.refuse(network, format!("it {why}"));
+        }
+        if network.prefix() == 0 || (port.is_some() && !network.is_host()) || (list == List::Trust && port.is_some()) {
+            return tally.refuse(network, "it is everybody, or a port of more than one host");
+        }
+        let entry = Entry {
+            owner,
+            port,
+            tier: row.tier,
+            added_ms: clock::to_ms(row.added),
+            dry_run: owner == Owner::Auto && self.config.dry_run,
+            ..Entry::manual(network, expires, &row.reason)
+        };
+        let known = match port {
+            None => self.lists.owners(list, &network).into_iter().find(|one| one.owner == owner),
+            Some(_) => {
+                let mut of = self.lists.entries(list);
+                of.find(|one| one.network == network && one.port == port && one.owner == owner)
+            }
+        };
+        if entry.is_over(now) || known.is_some_and(|known| known.expires >= expires) {
+            tally.kept += 1;
+            return;
+        }
+        match self.lists.put(list, entry) {
+            Ok(()) => tally.added += 1,
+            Err(error) => tally.refuse(network, error),
+        }
+    }
+
+    fn restore_host(&mut self, row: Host, tally: &mut Tally) {
+        let expires = row.expires.map_or(sip_xdp_common::layout::NEVER, clock::from_wall);
+        let known = self.hosts.given().get(&row.name).is_some_and(|given| given.expires >= expires);
+        if known || expires <= clock::now() {
+            tally.kept += 1;
+        } else if self.hosts.given().len() >= MAX_NAMES || !row.name.as_str().contains('.') {
+            tally.refuse(row.name, format!("it is no whole name, or {MAX_NAMES} are followed already"));
+        } else {
+            self.hosts.give(row.name, Given { added_ms: clock::to_ms(row.added), expires, reason: row.reason });
+            tally.added += 1;
+        }
+    }
+
+    fn restore_accepted(&mut self, row: Accepted, tally: &mut Tally) {
+        let now = clock::now();
+        let Accepted { address, port, user, .. } = row;
+        let source = source_of(address);
+        if user.len() > MAX_USER {
+            return tally.refuse(address, "the name of its user is too long");
+        }
+        let at = from_wall_ms(clock::to_ms(row.last)).min(now);
+        let until = from_wall_ms(clock::to_ms(row.until)).min(now.saturating_add(LONGEST));
+        let known = self.detector.registered_until(&source, &user, port);
+        // The two clocks are read one after the other, so a time that is converted twice may differ a little.
+        if known.saturating_add(1_000_000_000) >= until {
+            tally.kept += 1;
+            return;
+        }
+        let acceptance = Acceptance { source, user, port, at, until };
+        self.detector.restore([acceptance.clone()], []);
+        self.remember_acceptance(&acceptance);
+        if until > now {
+            self.note_good(source, port, now);
+        }
+        tally.added += 1;
+    }
+
+    fn restore_offence(&mut self, row: &transfer::Offence, tally: &mut Tally) {
+        let transfer::Offence { network, count, last } = row;
+        let at = from_wall_ms(clock::to_ms(*last)).min(clock::now());
+        let known = self.offences.get(network).copied();
+        if known.is_some_and(|known| known.count >= *count) || self.offences.len() >= MAX_OFFENCES {
+            tally.kept += 1;
+            return;
+        }
+        self.offences.insert(*network, Offence { count: *count, at: at.max(known.map_or(0, |known| known.at)) });
+        let offence = store::Offence { network: *network, count: *count, last_ms: clock::to_ms(*last) };
+        self.store.record(Change::Offence(offence));
+        tally.added += 1;
+    }
+}
+
+/// A ban for the history.
+fn past(row: PastBan) -> Change {
+    let ban = Ban {
+        network: row.network,
+        port: row.port,
+        kind: row.kind,
+        tier: row.tier,
+        reason: row.reason,
+        from_ms: clock::to_ms(row.from),
+        until_ms: row.until.map(clock::to_ms),
+    };
+    let ended = row.ended.map(|at| (clock::to_ms(at), row.ended_by.unwrap_or_default()));
+    Change::Past(ban, ended)
+}

@@ -1,0 +1,209 @@
+//! What the detector knows of one source, for people who ask. It changes nothing.
+
+use serde::{Deserialize, Serialize};
+use sip_xdp_common::source::Source;
+
+use super::Detector;
+use super::counting::words;
+use super::subject::Subject;
+use crate::message::{Head, StartLine};
+
+/// How many bytes of a start line, or of a user, are remembered.
+const REMEMBERED: usize = 128;
+
+/// How many names are told of many.
+const TOLD: usize = 10;
+
+/// One kind of evidence against a source, and how much of it leads to a ban.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// A row of `[detect]`.
+    pub kind: String,
+    /// How much there is.
+    pub count: f64,
+    /// How much is enough; none if the rule is off, or has no such number.
+    pub limit: Option<u64>,
+    /// Within how many seconds, or how long one takes to leak out.
+    pub per: Option<u64>,
+    /// In words.
+    pub text: String,
+}
+
+/// The last request of a source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastRequest {
+    /// How many seconds ago.
+    pub age: u64,
+    /// Its first line, of which at most 128 bytes are kept.
+    pub start_line: String,
+    /// The user that it was about, if it named one.
+    pub user: Option<String>,
+}
+
+/// A user that was accepted from an address with credentials.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// The user.
+    pub user: String,
+    /// The port of its phone.
+    pub port: u16,
+    /// For how many seconds more it is registered; 0 if it no longer is.
+    pub left: u64,
+}
+
+/// All that is known of a source.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct View {
+    /// It has shown that it is where it says.
+    pub proven: bool,
+    /// What is known against it.
+    pub evidence: Vec<Evidence>,
+    /// Its last request that was seen.
+    pub last: Option<LastRequest>,
+    /// Requests seen, and how many of them were answered.
+    pub asked: u64,
+    /// Of these so many were answered.
+    pub answered: u64,
+    /// Users that were accepted from this very address.
+    pub accepted: Vec<Accepted>,
+}
+
+impl Subject {
+    /// Remembers what a request was.
+    pub(super) fn note_last(&mut self, head: &Head<'_>) {
+        let StartLine::Request { method, uri } = head.start else {
+            return;
+        };
+        self.start_line = printable(&[method, b" ", uri, b" SIP/2.0"].concat());
+        let claimed = head.credentials.first().map(|credentials| credentials.username);
+        let user = claimed.filter(|user| !user.is_empty()).or(head.from.user).or(head.to.user);
+        self.user = user.map(printable).unwrap_or_default();
+    }
+}
+
+/// The start of a hostile text, without what a terminal would obey.
+fn printable(bytes: &[u8]) -> Box<str> {
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(REMEMBERED)]);
+    let clean: String = text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect();
+    let end = (0..=REMEMBERED.min(clean.len())).rev().find(|end| clean.is_char_boundary(*end)).unwrap_or(0);
+    clean[..end].into()
+}
+
+impl Detector {
+    /// What is known of a source at `now`.
+    pub fn explain(&self, source: &Source, now: u64) -> View {
+        let accepted = self.known.accepted_at(source).map(|(user, port, until)| Accepted {
+            user: user.to_owned(),
+            port,
+            left: until.saturating_sub(now) / 1_000_000_000,
+        });
+        let accepted = accepted.take(TOLD * TOLD).collect();
+        let around = source.masked(self.ipv6_mask);
+        let by_network = || self.subjects.get(&around).filter(|_| !source.is_v4());
+        let Some(subject) = self.subjects.get(source).or_else(by_network) else {
+            return View { accepted, ..View::default() };
+        };
+        let last = (!subject.start_line.is_empty()).then(|| LastRequest {
+            age: now.saturating_sub(subject.last) / 1_000_000_000,
+            start_line: subject.start_line.to_string(),
+            user: (!subject.user.is_empty()).then(|| subject.user.to_string()),
+        });
+        View {
+            proven: subject.proven,
+            evidence: self.evidence_of(subject, now),
+            last,
+            asked: subject.asked,
+            answered: subject.answered,
+            accepted,
+        }
+    }
+
+    /// Until when a user is known to be registered at a port of an address; 0 if it never was.
+    pub fn registered_until(&self, source: &Source, user: &str, port: u16) -> u64 {
+        let mut accepted = self.known.accepted_at(source);
+        accepted.find(|(known, at, _)| *known == user && *at == port).map_or(0, |(_, _, until)| until)
+    }
+
+    /// What is known against a source.
+    fn evidence_of(&self, subject: &Subject, now: u64) -> Vec<Evidence> {
+        let rules = &self.rules;
+        let mut all = Vec::new();
+        let mut add = |kind: &str, enabled: bool, count: f64, limit: u64, per: u64, text: String| {
+            if count > 0.0 {
+                let (limit, per) = (enabled.then_some(limit), enabled.then_some(per / 1_000_000_000));
+                all.push(Evidence { kind: kind.to_owned(), count, limit, per, text });
+            }
+        };
+        let rejected = rules.rejected;
+        let within = rejected.per.nanos();
+        let lately = || subject.rejected.iter().filter(|(at, _)| now.saturating_sub(*at) <= within);
+        let count = lately().count();
+        let users = named(lately().map(|(_, rejection)| rejection.user.as_str()));
+        let echoed = lately().filter(|(_, rejection)| rejection.echoed).count();
+        let text = format!("{count} rejected passwords for {users}, {echoed} with a nonce of ours");
+        add("rejected", rejected.enabled, count as f64, rejected.count.into(), within, text);
+
+        let slow = rules.slow;
+        let level = rounded(subject.slow.level(now, slow.per.nanos()));
+        let text = format!("rejected passwords fill {level} of {}, and one leaks out every {}", slow.count, slow.per);
+        add("slow", slow.enabled, level, slow.count.into(), slow.per.nanos(), text);
+
+        let rule = rules.enumeration;
+        let within = rule.per.nanos();
+        let lately = || subject.refused.iter().filter(|(at, _)| now.saturating_sub(*at) <= within);
+        let count = lately().count();
+        let text = format!("{count} different users refused: {}", named(lately().map(|(_, user)| user.as_str())));
+        add("enumeration", rule.enabled, count as f64, rule.count.into(), within, text);
+
+        let rule = rules.invites;
+        let level = rounded(subject.invites.level(now, rule.per.nanos()));
+        let text = format!("{} calls refused, {} answered", subject.refused_calls, subject.answered_calls);
+        add("invites", rule.enabled, level, rule.count.into(), rule.per.nanos(), text);
+
+        if let Some(what) = &subject.signature {
+            let text = format!("{what}, in {} calls", subject.calls.len());
+            all.push(Evidence { kind: "signature".to_owned(), count: 1.0, limit: None, per: None, text });
+        }
+        if subject.limited != 0 {
+            let text = format!("over a limit {} ago", words(now.saturating_sub(subject.limited)));
+            all.push(Evidence { kind: "limited".to_owned(), count: 1.0, limit: None, per: None, text });
+        }
+        all
+    }
+}
+
+/// Some names, each once.
+fn named<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let all: std::collections::BTreeSet<&str> = names.collect();
+    let more = all.len().saturating_sub(TOLD);
+    let told: Vec<String> = all.into_iter().take(TOLD).map(|name| format!("{name:?}")).collect();
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{rest}", told.join(", "))
+}
+
+/// To one digit behind the point.
+fn rounded(level: f64) -> f64 {
+    (level * 10.0).round() / 10.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_is_short_and_harmless() {
+        assert_eq!(&*printable(b"REGISTER sip:a SIP/2.0"), "REGISTER sip:a SIP/2.0");
+        assert_eq!(&*printable(b"a\x1b[2Jb\r\n"), "a?[2Jb??");
+        for hostile in [vec![0xff; 4_096], "ü".repeat(300).into_bytes(), vec![b'x'; 129]] {
+            let kept = printable(&hostile);
+            assert!(kept.len() <= REMEMBERED && kept.len() > REMEMBERED - 4, "{}", kept.len());
+        }
+    }
+
+    #[test]
+    fn names_are_told_once_and_not_too_many() {
+        assert_eq!(named(["b", "a", "b"].into_iter()), "\"a\", \"b\"");
+        let many: Vec<String> = (10..30).map(|n| n.to_string()).collect();
+        assert!(named(many.iter().map(String::as_str)).ends_with("\"19\" and 10 more"));
+    }
+}

@@ -1,0 +1,133 @@
+//! `watch`: decisions as they are made. Needs root and Linux 6.6 or later.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use sip_xdp_tests::process::Process;
+use sip_xdp_tests::topology::{ATTACKER, PBX_WAN};
+use sip_xdp_tests::{Filter, Lab, Phone, Registrar, stream, wait_until};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// Starts watching, and waits until it does.
+fn watch(filter: &Filter<'_>, arguments: &[&str]) -> Result<Process> {
+    let mut watcher = filter.start_command(&[&["watch"], arguments].concat())?;
+    // What happens before it is connected, it does not see; an entry that is made again and again shows when it is.
+    wait_until("it watches", SOON, || {
+        filter.succeed(&["trust", "add", "192.0.2.200"])?;
+        Ok(!watcher.lines().is_empty() || watcher.try_wait()?.is_some())
+    })?;
+    Ok(watcher)
+}
+
+/// The events so far; each line must be one object with all fields.
+fn events(watcher: &Process) -> Result<Vec<Value>> {
+    let lines = watcher.lines().into_iter().filter(|line| !line.error);
+    let mut events = Vec::new();
+    for line in lines {
+        let event: Value = serde_json::from_str(&line.text).with_context(|| format!("no JSON: {}", line.text))?;
+        for field in ["time", "event", "kind", "address", "port", "reason", "tier", "dry_run"] {
+            assert!(event.get(field).is_some(), "no {field} in {event}");
+        }
+        events.push(event);
+    }
+    Ok(events)
+}
+
+fn wait_for(watcher: &Process, event: &str, address: &str) -> Result<Value> {
+    let mut found = None;
+    wait_until(&format!("{event} of {address} is seen"), SOON, || {
+        found = events(watcher)?.into_iter().find(|one| one["event"] == event && one["address"] == address);
+        Ok(found.is_some())
+    })?;
+    found.context("it was just found")
+}
+
+#[test]
+fn a_ban_is_seen_at_once() -> Result<()> {
+    let lab = Lab::new()?;
+    let _registrar = Registrar::start(&lab.pbx, lab.directory())?;
+    let filter = Filter::start(&lab.pbx, lab.directory())?;
+    let mut all = watch(&filter, &["--json"])?;
+    let mut people = watch(&filter, &[])?;
+    let mut one = filter.start_command(&["watch", "--json", "--ip", "192.0.2.7"])?;
+    let attacker = ATTACKER.to_string();
+
+    assert_eq!(Phone::new(&lab.phone, lab.directory()).register()?.status, 200);
+    wait_for(&all, "good", "203.0.113.10")?;
+    let stream = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 500)?;
+    let limit = wait_for(&all, "limit", &attacker)?;
+    assert!(limit["kind"] == "requests" || limit["kind"] == "register", "{limit}");
+    let ban = wait_for(&all, "ban", &attacker)?;
+    stream.stop()?;
+    let logged = filter.ban_logged(&attacker).context("the ban is not in the log")?;
+    let seen = all.lines().into_iter().find(|line| line.text.contains("\"ban\"")).context("no line")?.at;
+    let late = seen.duration_since(logged).unwrap_or_default();
+    println!("seen {late:?} after it was logged: {ban}");
+    assert!(late < Duration::from_secs(1), "it was seen {late:?} after it was logged");
+    assert!(ban["tier"] == "unproven" && ban["dry_run"] == false && ban["reason"].is_string(), "{ban}");
+
+    filter.succeed(&["unban", &attacker])?;
+    let unban = wait_for(&all, "unban", &attacker)?;
+    assert_eq!(unban["kind"], "command");
+    filter.succeed(&["block", "add", "192.0.2.0/28", "--ttl", "1s"])?;
+    let expired = wait_for(&all, "unban", "192.0.2.0/28")?;
+    assert_eq!(expired["kind"], "expired");
+
+    // What concerns one address is what is about it, or a network around it.
+    let of_one = events(&one)?;
+    assert!(!of_one.is_empty() && of_one.iter().all(|event| event["address"] == "192.0.2.0/28"), "{of_one:?}");
+    let line = people.lines().into_iter().find(|line| line.text.contains("  ban ")).context("people see no ban")?;
+    assert!(line.text.contains(&attacker), "{}", line.text);
+    println!("{}", line.text);
+
+    for watcher in [&mut all, &mut people, &mut one] {
+        let status = watcher.stop(Signal::SIGINT)?;
+        assert_eq!(status.code(), Some(0), "Ctrl-C is no failure");
+    }
+    Ok(())
+}
+
+#[test]
+fn it_ends_with_the_daemon() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut filter = Filter::start(&lab.pbx, lab.directory())?;
+    let mut watcher = watch(&filter, &["--json"])?;
+    filter.stop()?;
+    let status = watcher.wait(SOON)?;
+    let errors: Vec<_> = watcher.lines().into_iter().filter(|line| line.error).map(|line| line.text).collect();
+    println!("{errors:?}");
+    assert!(status.code() == Some(1) && errors.len() == 1, "{status}: {errors:?}");
+    let output = filter.cli(&["watch"])?;
+    assert_eq!(output.status.code(), Some(1), "there is nothing to watch");
+    assert_eq!(filter.cli(&["watch", "--packets"])?.status.code(), Some(2));
+    Ok(())
+}
+
+/// Whoever does not read must not keep the daemon from its work.
+#[test]
+fn a_watcher_that_does_not_read_delays_nobody() -> Result<()> {
+    let lab = Lab::new()?;
+    let filter = Filter::start(&lab.pbx, lab.directory())?;
+    let mut watcher = watch(&filter, &["--json"])?;
+    watcher.signal(Signal::SIGSTOP)?;
+    let networks: Vec<String> = (0..4_000).map(|n| format!("10.0.{}.{}", n / 250, n % 250)).collect();
+    let start = Instant::now();
+    filter.put("block", &networks, None)?;
+    println!("4000 entries in {:?} beside a watcher that does not read", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(20));
+    watcher.signal(Signal::SIGCONT)?;
+    // Its pipe and its socket hold some; what did not fit is told as a number.
+    wait_until("it is told what it lost", SOON, || {
+        let lines = watcher.lines().into_iter();
+        let mut shown = 0;
+        for line in lines.filter(|line| !line.error) {
+            let event: Value = serde_json::from_str(&line.text)?;
+            shown += event["count"].as_u64().unwrap_or(u64::from(event["event"] == "block"));
+        }
+        Ok(shown >= 4_000)
+    })?;
+    watcher.stop(Signal::SIGINT).map(drop)
+}
