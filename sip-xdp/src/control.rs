@@ -69,6 +69,15 @@ pub enum Request {
         /// The name.
         name: HostName,
     },
+    /// How are the feeds?
+    FeedList,
+    /// Ask feeds now. The answer says which round of each to wait for.
+    FeedSync {
+        /// One of them, or all.
+        name: Option<String>,
+        /// No size is too strange.
+        accept: bool,
+    },
     /// The filter may go on enforcing.
     Confirm,
     /// Read the configuration again.

@@ -3,6 +3,7 @@
 mod block;
 mod config;
 mod confirm;
+mod feed;
 mod output;
 mod reload;
 mod run;
@@ -123,6 +124,9 @@ enum Command {
     /// The trust list: never dropped, never banned
     #[command(subcommand, alias = "allow")]
     Trust(trust::Trust),
+    /// Lists that others keep
+    #[command(subcommand)]
+    Feed(feed::Feed),
     Unload(unload::Unload),
     /// The configuration file
     #[command(subcommand)]
@@ -146,6 +150,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Block(block) => block.execute(&paths, output).await?,
         Command::Unban(delete) => delete.execute(&paths, output).await?,
         Command::Trust(trust) => trust.execute(&paths, output).await?,
+        Command::Feed(feed) => feed.execute(&paths, output).await?,
         Command::Unload(unload) => unload.execute(&paths, output).await?,
         Command::Config(config) => config.execute(&paths, config_required, output)?,
         Command::Reload => reload::execute(&paths, output).await?,

@@ -27,6 +27,7 @@ use crate::config::{BlockScope, Config, Policy};
 use crate::control;
 use crate::detect::Detector;
 use crate::exempt::{Exempt, near};
+use crate::feeds::engine::Engine;
 use crate::hosts::Hosts;
 use crate::ledger::Entry;
 use crate::ledger::Ledger;
@@ -126,6 +127,7 @@ impl Daemon {
         let mut daemon = Self {
             detector: Detector::new(&config),
             exempt: Exempt::default(),
+            feeds: Engine::new(paths.feeds_dir()),
             hosts,
             trusted_hosts: Default::default(),
             admitted_hosts: Default::default(),
@@ -227,6 +229,7 @@ impl Daemon {
         }
         self.prepare_hosts();
         self.lists.expire(clock::now())?;
+        self.prepare_feeds();
         self.judge_by_address()
     }
 

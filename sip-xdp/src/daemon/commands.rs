@@ -31,6 +31,8 @@ impl Daemon {
             Request::Delete { list: ListName::Trust, network } => self.untrust(&network),
             Request::TrustHost { name, ttl, reason } => self.trust_host(name, ttl, reason),
             Request::DistrustHost { name } => self.distrust_host(&name),
+            Request::FeedList => Ok(self.feed_list()),
+            Request::FeedSync { name, accept } => self.feed_sync(name.as_deref(), accept),
             Request::Confirm => self.confirm().await,
             Request::Reload => self.reload().await,
             Request::Unload { interfaces } => self.unload(&interfaces),
@@ -79,6 +81,9 @@ impl Daemon {
     fn unblock(&mut self, network: &Network) -> Result<Value> {
         let removed = self.delete(List::Block, network, &[Owner::Manual, Owner::Auto])?;
         if removed.is_empty() {
+            if let Some(fed) = self.fed(network) {
+                bail!(fed);
+            }
             bail!(
                 "{network} is not blocked, and neither is a network around it; see `sip-xdp block list --match {network}`"
             );
@@ -103,6 +108,9 @@ impl Daemon {
                 entry.owner.name(),
                 entry.dry_run
             );
+        }
+        if let Some(fed) = self.fed(network) {
+            bail!("what else blocked it was removed, but {fed}");
         }
         Ok(json!({ "removed": removed.iter().map(describe).collect::<Vec<_>>() }))
     }

@@ -4,6 +4,7 @@
 mod bringup;
 mod commands;
 mod confirm;
+mod feeds;
 mod hosts;
 mod memory;
 mod verdicts;
@@ -29,6 +30,7 @@ use crate::config::Config;
 use crate::control::{self, Call};
 use crate::detect::Detector;
 use crate::exempt::Exempt;
+use crate::feeds::engine::Engine;
 use crate::hosts::{ByName, Hosts};
 use crate::lists::Lists;
 use crate::netlink::Netlink;
@@ -110,6 +112,7 @@ struct Daemon {
     sources: Sources,
     detector: Detector,
     exempt: Exempt,
+    feeds: Engine,
     hosts: Hosts,
     trusted_hosts: ByName,
     admitted_hosts: ByName,
@@ -146,6 +149,7 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ticks = 0_u64;
     let mut answers = daemon.hosts.start();
+    let mut feeds = daemon.feeds.updates();
 
     ready(&daemon.summary());
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -171,6 +175,7 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
                 }
             },
             Some(update) = answers.recv() => daemon.host_answered(update),
+            Some(update) = feeds.recv() => daemon.feed_said(update),
             _ = tick.tick() => {
                 ticks += 1;
                 daemon.tick(ticks).await;
@@ -269,6 +274,9 @@ impl Daemon {
         {
             log::warn!("the host's addresses and routes: {error:#}");
         }
+        if ticks.is_multiple_of(SURROUNDINGS_TICKS) {
+            self.protect_from_feeds();
+        }
         self.save();
         self.save_hosts(false);
     }
@@ -317,6 +325,7 @@ impl Daemon {
             );
         }
         warnings.extend(self.hosts_warnings());
+        warnings.extend(self.feeds_warnings());
         warnings.extend(self.confirmation.warning());
         json!({
             "pid": std::process::id(),
@@ -327,6 +336,7 @@ impl Daemon {
             "registrar_failing": self.detector.registrar_is_failing(clock::now()),
             "sees_responses": self.detector.sees_responses(),
             "hosts": self.hosts_status(),
+            "feeds": self.feed_list(),
             "confirm": self.confirmation.status(),
             "warnings": warnings,
         })
