@@ -18,6 +18,8 @@ use crate::network::Network;
 pub(super) struct Last {
     /// How many entries.
     pub(super) count: usize,
+    /// There has been a list, though perhaps an empty one.
+    pub(super) is_known: bool,
     /// By what the server knows the list.
     pub(super) validators: Validators,
     /// Where to go on, for servers that tell what is new.
@@ -35,6 +37,7 @@ impl Last {
         let cursor = saved.cursor.clone().filter(|_| config.format == FeedFormat::Apiban);
         Self {
             count: saved.listed.networks().len(),
+            is_known: true,
             validators: saved.validators.clone(),
             cursor,
             ends: saved.ends.clone(),
@@ -107,7 +110,9 @@ pub(super) fn sync(
     let refuse = |reason| Err(Trouble { reason, retry_after: None, is_refused: true });
     let count = candidate.listed.networks().len();
     if !accept {
-        if is_whole && count == 0 {
+        // One that was accepted may stay as it is.
+        let was_empty = last.is_known && last.count == 0;
+        if is_whole && count == 0 && !was_empty {
             return refuse("it is empty".to_owned());
         }
         // What APIBAN adds page by page is no list that could be too long or too short.

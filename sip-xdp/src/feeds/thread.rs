@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
 use super::engine::{FeedState, NewList, Update};
-use super::fetch::{Fetcher, Validators};
+use super::fetch::Fetcher;
 use super::guards::Untouchable;
 use super::saved::{self, Saved};
 use super::sync::{Candidate, Last, Trouble, sync};
@@ -136,7 +136,7 @@ impl Follower {
         };
         let kept = prepared.and_then(saved::Prepared::commit);
         self.state.disk_error = kept.err().map(|error| format!("{error:#}"));
-        self.last = Last { count: counts.iter().sum(), validators, cursor, ends, untouchable };
+        self.last = Last { count: counts.iter().sum(), is_known: true, validators, cursor, ends, untouchable };
         [self.state.ipv4, self.state.ipv6] = counts;
         self.state.tally = tally;
         self.state.last = Some(refresh);
@@ -195,7 +195,7 @@ impl Follower {
             return Ok(());
         }
         if self.hand_over(Vec::new(), true)?.is_ok() {
-            self.last = Last { validators: Validators::default(), ..Last::default() };
+            self.last = Last::default();
             (self.state.ipv4, self.state.ipv6) = (0, 0);
         }
         Ok(())
