@@ -82,6 +82,7 @@ pub fn trim(networks: Vec<Network>, guards: &Guards, untouchable: &Untouchable, 
                 tally.skip(reason::PROTECTED);
             } else {
                 tally.split += 1;
+                tally.pieces += pieces.len().saturating_sub(1) as u64;
                 kept.append(&mut pieces);
             }
         }

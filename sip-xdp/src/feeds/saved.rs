@@ -22,6 +22,8 @@ const MAGIC: &str = "sip-xdp feed 1";
 pub(super) struct Saved {
     /// What it lists.
     pub(super) listed: Listed,
+    /// How many entries that was before some were split.
+    pub(super) entries: usize,
     /// By what its server knows that list.
     pub(super) validators: Validators,
     /// Where to go on, for servers that tell what is new.
@@ -90,7 +92,7 @@ pub(super) fn prepare(directory: &Path, config: &FeedConfig, saved: &Saved) -> R
 }
 
 fn write(writer: &mut impl Write, config: &FeedConfig, saved: &Saved) -> io::Result<()> {
-    writeln!(writer, "{MAGIC}\nsource {}", source(config))?;
+    writeln!(writer, "{MAGIC}\nsource {}\nentries {}", source(config), saved.entries)?;
     let heads = [("etag", &saved.validators.etag), ("modified", &saved.validators.modified), ("cursor", &saved.cursor)];
     for (name, value) in heads {
         if let Some(value) = value {
@@ -153,6 +155,7 @@ fn read(mut reader: impl BufRead, source: &str) -> Result<Option<Saved>> {
             None if line == "\n" => break,
             Some(("source", from)) if from == source => {}
             Some(("source", _)) => return Ok(None),
+            Some(("entries", value)) => saved.entries = value.parse()?,
             Some(("etag", value)) => saved.validators.etag = Some(value.to_owned()),
             Some(("modified", value)) => saved.validators.modified = Some(value.to_owned()),
             Some(("cursor", value)) => saved.cursor = Some(value.to_owned()),
@@ -221,6 +224,7 @@ mod tests {
     fn saved() -> Saved {
         let network = |text: &str| text.parse::<Network>().unwrap();
         Saved {
+            entries: 3,
             listed: Listed::new(vec![network("192.0.2.1"), network("2001:db8::/32"), network("198.51.100.0/24")]),
             validators: Validators { etag: Some("W/\"a b\"".to_owned()), modified: Some("Wed, 21 Oct".to_owned()) },
             cursor: Some("98765".to_owned()),

@@ -16,7 +16,7 @@ use crate::network::Network;
 /// What is in force, and what it came from.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Last {
-    /// How many entries.
+    /// How many entries; what was split counts once.
     pub(super) count: usize,
     /// There has been a list, though perhaps an empty one.
     pub(super) is_known: bool,
@@ -36,7 +36,7 @@ impl Last {
         // Only the server knows what it told an earlier daemon last.
         let cursor = saved.cursor.clone().filter(|_| config.format == FeedFormat::Apiban);
         Self {
-            count: saved.listed.networks().len(),
+            count: saved.entries,
             is_known: true,
             validators: saved.validators.clone(),
             cursor,
@@ -56,6 +56,13 @@ pub(super) struct Candidate {
     pub(super) ends: BTreeMap<Network, u64>,
     /// There is more, which the server does not want to give now.
     pub(super) come_back: Option<Duration>,
+}
+
+impl Candidate {
+    /// How many entries it has. Networks that were split count once, or a short list would seem to have grown.
+    pub(super) fn entries(&self) -> usize {
+        self.listed.networks().len().saturating_sub(self.tally.pieces as usize)
+    }
 }
 
 /// Why there is no list that may come into force.
@@ -108,7 +115,7 @@ pub(super) fn sync(
     candidate.tally = parsed.tally;
     candidate.listed = trim(parsed.networks, &config.guards, untouchable, &mut candidate.tally);
     let refuse = |reason| Err(Trouble { reason, retry_after: None, is_refused: true });
-    let count = candidate.listed.networks().len();
+    let count = candidate.entries();
     if !accept {
         // One that was accepted may stay as it is.
         let was_empty = last.is_known && last.count == 0;

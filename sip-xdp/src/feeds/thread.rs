@@ -124,9 +124,10 @@ impl Follower {
         candidate: Candidate,
         untouchable: Arc<Untouchable>,
     ) -> Result<Result<(), String>, Gone> {
+        let entries = candidate.entries();
         let Candidate { listed, tally, validators, cursor, ends, .. } = candidate;
         let counts = listed.counts();
-        let saved = Saved { listed, validators, cursor, ends, confirmed_ms: 0 };
+        let saved = Saved { listed, validators, cursor, ends, entries, confirmed_ms: 0 };
         // Written before, and put in its place after it is in force.
         let prepared = saved::prepare(&self.directory, &self.config, &saved);
         let Saved { listed, validators, cursor, ends, .. } = saved;
@@ -136,7 +137,7 @@ impl Follower {
         };
         let kept = prepared.and_then(saved::Prepared::commit);
         self.state.disk_error = kept.err().map(|error| format!("{error:#}"));
-        self.last = Last { count: counts.iter().sum(), is_known: true, validators, cursor, ends, untouchable };
+        self.last = Last { count: entries, is_known: true, validators, cursor, ends, untouchable };
         [self.state.ipv4, self.state.ipv6] = counts;
         self.state.tally = tally;
         self.state.last = Some(refresh);

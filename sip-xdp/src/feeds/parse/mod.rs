@@ -42,6 +42,8 @@ pub struct Tally {
     pub host_bits: u64,
     /// How many were split, because something that must stay reachable lies inside.
     pub split: u64,
+    /// How many networks more there are for that.
+    pub pieces: u64,
     /// The first line that was no entry.
     pub first_malformed: Option<u64>,
 }
