@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::Path;
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, MapData, PerCpuArray};
@@ -19,7 +18,6 @@ use sip_xdp_common::verdict::{Message, Reason, Verdict};
 
 use crate::attach::Mode;
 use crate::clock;
-use crate::feeds;
 use crate::flows::Flows;
 use crate::guide;
 use crate::ledger::Ledger;
@@ -253,37 +251,6 @@ pub fn rows(pins: &Pins, list: List) -> Result<Vec<Row>> {
         dry_run: entry.dry_run,
     };
     Ok(entries.map(|(_, entry)| row(entry)).collect())
-}
-
-/// The networks that feeds list, as rows of the block list whose owner is `feed:NAME`. Which feed lists what is known from
-/// `directory`, where the lists are kept; what is in force, from the kernel.
-pub fn feed_rows(pins: &Pins, directory: &Path) -> Result<Vec<Row>> {
-    let guide = guide::read(pins.open(names::GUIDE)?)?;
-    let table = Table::open(|name| pins.open(name), &guide)?;
-    let lists = feeds::on_disk(directory);
-    let whole = table.whole()?;
-    let mut rows = Vec::new();
-    for entry in whole.entries().filter(|entry| entry.terms.feed) {
-        let row = |owner: String, added| Row {
-            network: entry.network,
-            port: None,
-            owner,
-            reason: String::new(),
-            tier: None,
-            added,
-            expires: None,
-            hits: entry.hits,
-            dry_run: false,
-        };
-        let by = lists.iter().filter(|(_, listed, _)| listed.contains(&entry.network));
-        let before = rows.len();
-        rows.extend(by.map(|(name, _, since)| row(format!("feed:{name}"), clock::from_ms(*since))));
-        if rows.len() == before {
-            rows.push(row("feed:".to_owned(), Timestamp::UNIX_EPOCH));
-        }
-    }
-    rows.sort_by(|one, other| (one.network, &one.owner).cmp(&(other.network, &other.owner)));
-    Ok(rows)
 }
 
 /// The interfaces that the filter has a record of, held against those that there are.

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 use sip_xdp::config::Span;
 use sip_xdp::control::{self, ListName, Request};
+use sip_xdp::feeds;
 use sip_xdp::network::Network;
 use sip_xdp::paths::Paths;
 use sip_xdp::pins::Pins;
@@ -109,7 +110,7 @@ impl Listing {
         let mut rows = report::rows(&pins, List::Block)?;
         let wants_feeds = self.owner.as_ref().is_some_and(|owner| owner.starts_with("feed"));
         if self.all || output.json || self.matching.is_some() || wants_feeds {
-            rows.extend(report::feed_rows(&pins, &paths.feeds_dir())?);
+            rows.extend(feeds::report::rows(&pins, &paths.feeds_dir())?);
         }
         let is_owned =
             |row: &Row, owner: &str| row.owner == owner || (owner == "feed" && row.owner.starts_with("feed:"));

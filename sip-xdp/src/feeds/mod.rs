@@ -10,6 +10,7 @@ pub mod engine;
 pub mod fetch;
 pub mod guards;
 pub mod parse;
+pub mod report;
 mod saved;
 mod sync;
 #[cfg(test)]
@@ -17,7 +18,6 @@ mod tests;
 mod thread;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use sip_xdp_common::networks::Kind;
 
@@ -101,12 +101,6 @@ impl Listed {
         }
         rest
     }
-}
-
-/// What each feed last listed, as it is kept in `directory`, and since when in milliseconds since 1970: for those who ask
-/// without a daemon.
-pub fn on_disk(directory: &Path) -> Vec<(String, Listed, u64)> {
-    saved::all(directory)
 }
 
 /// All feeds, by name.
