@@ -101,6 +101,15 @@ pub enum Request {
         /// Those that concern this address; without it all.
         address: Option<std::net::IpAddr>,
     },
+    /// How are the feeds?
+    FeedList,
+    /// Ask feeds now. The answer says which round of each to wait for.
+    FeedSync {
+        /// One of them, or all.
+        name: Option<String>,
+        /// No size is too strange.
+        accept: bool,
+    },
     /// The filter may go on enforcing.
     Confirm,
     /// Read the configuration again.

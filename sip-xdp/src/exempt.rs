@@ -28,6 +28,11 @@ impl Exempt {
         self.hosts.iter().find(|(host, _)| network.contains(host)).copied()
     }
 
+    /// All of them.
+    pub fn networks(&self) -> impl Iterator<Item = Network> {
+        self.hosts.iter().map(|(host, _)| *host)
+    }
+
     /// The IPv6 networks of `prefix` bits in which exempt hosts live.
     pub fn ipv6_networks(&self, prefix: u8) -> BTreeSet<Network> {
         near(self.hosts.iter().map(|(host, _)| host), prefix)

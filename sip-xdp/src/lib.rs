@@ -5,10 +5,11 @@
 //! kernel's tables.
 //!
 //! - [`object`] loads the embedded kernel object, [`attach`] and [`egress`] put it on interfaces, [`pins`] keeps it there.
-//! - [`lists`] is the only writer of the lists: [`ledger`] remembers who listed what and why, [`feeds`] what feeds list;
+//! - [`lists`] is the only writer of the lists: [`ledger`] remembers who listed what and why;
 //!   [`table`], [`front`] and [`guide`] are what the kernel asks, in memory that [`mapped`] shares with it.
 //! - [`store`] is what survives a reboot: the lists, and what happened.
 //! - [`sources`] are the meters of unknown sources.
+//! - [`feeds`] fetches lists that others keep, and doubts them.
 //! - [`hosts`] follows host names that are trusted or admitted through DNS.
 //! - [`detect`] turns events into bans, [`exempt`] knows who must never be banned.
 //! - [`daemon`] ties these together, [`control`] is how commands reach it.

@@ -30,4 +30,9 @@ impl Paths {
     pub fn hosts_file(&self) -> PathBuf {
         self.state_dir.join("hosts.json")
     }
+
+    /// What feeds last listed, on disk.
+    pub fn feeds_dir(&self) -> PathBuf {
+        self.state_dir.join("feeds")
+    }
 }

@@ -123,7 +123,7 @@ pub struct Row {
     /// The port of a flow; none for a whole address.
     pub port: Option<u16>,
     /// Whose entry it is.
-    pub owner: &'static str,
+    pub owner: String,
     /// Why.
     pub reason: String,
     /// How sure the evidence is.
@@ -246,7 +246,7 @@ pub fn rows(pins: &Pins, list: List) -> Result<Vec<Row>> {
         },
         network: entry.network,
         port: entry.port,
-        owner: entry.owner.name(),
+        owner: entry.owner.name().to_owned(),
         reason: entry.reason,
         tier: entry.tier,
         added: clock::from_ms(entry.added_ms),

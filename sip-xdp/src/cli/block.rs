@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 use sip_xdp::config::Span;
 use sip_xdp::control::{self, ListName, Request};
+use sip_xdp::feeds;
 use sip_xdp::network::Network;
 use sip_xdp::paths::Paths;
 use sip_xdp::pins::Pins;
@@ -61,9 +62,12 @@ pub(crate) struct Delete {
 /// One row per owner. Works with the daemon dead.
 #[derive(Debug, Args)]
 pub(crate) struct Listing {
-    /// Only entries of this owner: manual or auto
-    #[arg(long, value_name = "OWNER", value_parser = ["manual", "auto"])]
+    /// Only entries of this owner: manual, auto, feed, or feed:NAME
+    #[arg(long, value_name = "OWNER", value_parser = owner)]
     owner: Option<String>,
+    /// What feeds list, too; shown without this where --match or --owner asks for it, and in JSON
+    #[arg(long)]
+    all: bool,
     /// Only entries that contain this address or lie in this network
     #[arg(long = "match", value_name = "IP")]
     matching: Option<String>,
@@ -107,11 +111,27 @@ impl Delete {
 
 impl Listing {
     fn execute(self, paths: &Paths, output: Output) -> Result<()> {
-        let mut rows = report::rows(&Pins::new(&paths.pin_dir), List::Block)?;
-        rows.retain(|row| self.owner.as_ref().is_none_or(|owner| row.owner == owner));
+        let pins = Pins::new(&paths.pin_dir);
+        let mut rows = report::rows(&pins, List::Block)?;
+        let wants_feeds = self.owner.as_ref().is_some_and(|owner| owner.starts_with("feed"));
+        if self.all || output.json || self.matching.is_some() || wants_feeds {
+            rows.extend(feeds::report::rows(&pins, &paths.feeds_dir())?);
+        }
+        let is_owned =
+            |row: &Row, owner: &str| row.owner == owner || (owner == "feed" && row.owner.starts_with("feed:"));
+        rows.retain(|row| self.owner.as_ref().is_none_or(|owner| is_owned(row, owner)));
         let matching: Option<Network> = self.matching.map(|text| text.parse()).transpose()?;
         rows.retain(|row| matching.is_none_or(|m| row.network.contains(&m) || m.contains(&row.network)));
         output.print(&rows, |rows| list(rows, true))
+    }
+}
+
+/// An owner of the block list.
+fn owner(text: &str) -> Result<String, String> {
+    match text {
+        "manual" | "auto" | "feed" => Ok(text.to_owned()),
+        _ if text.starts_with("feed:") => Ok(text.to_owned()),
+        _ => Err("use manual, auto, feed, or feed:NAME".to_owned()),
     }
 }
 
@@ -126,7 +146,7 @@ pub(super) fn list(rows: &[Row], hits: bool) -> String {
     }
     let time = |time: jiff::Timestamp| time.strftime("%F %T UTC").to_string();
     let cells = |row: &Row| {
-        let owner = if row.dry_run { format!("{} (dry run)", row.owner) } else { row.owner.to_owned() };
+        let owner = if row.dry_run { format!("{} (dry run)", row.owner) } else { row.owner.clone() };
         let expires = row.expires.map_or_else(|| "never".to_owned(), time);
         let mut cells =
             vec![place(&row.network, row.port.map(u64::from)), owner, time(row.added), expires, row.reason.clone()];

@@ -261,7 +261,7 @@ mod tests {
         let row = |network: &str, seconds: Option<i64>| Row {
             network: network.parse().unwrap(),
             port: None,
-            owner: "manual",
+            owner: "manual".to_owned(),
             reason: "a\nb".to_owned(),
             tier: None,
             added: now,

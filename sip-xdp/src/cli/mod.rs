@@ -4,6 +4,7 @@ mod block;
 mod config;
 mod confirm;
 mod explain;
+mod feed;
 mod generate;
 mod import;
 mod output;
@@ -133,6 +134,9 @@ enum Command {
     /// What the filter has learnt, to be handed to another host
     #[command(subcommand)]
     State(state::State),
+    /// Lists that others keep
+    #[command(subcommand)]
+    Feed(feed::Feed),
     Unload(unload::Unload),
     /// The configuration file
     #[command(subcommand)]
@@ -161,6 +165,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Block(block) => block.execute(&paths, output).await?,
         Command::Unban(delete) => delete.execute(&paths, output).await?,
         Command::Trust(trust) => trust.execute(&paths, output).await?,
+        Command::Feed(feed) => feed.execute(&paths, output).await?,
         Command::Unload(unload) => unload.execute(&paths, output).await?,
         Command::Config(config) => config.execute(&paths, config_required, output)?,
         Command::Reload => reload::execute(&paths, output).await?,

@@ -1,6 +1,7 @@
 //! The configuration file. Everything in it is optional; a key that nobody knows is an error that names the nearest
 //! one that exists, so that a typing error never leaves a protection off.
 
+mod feeds;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use crate::hosts::MAX_NAMES;
 use crate::network::Network;
 use crate::object::{Capacity, Ports};
 
+pub use feeds::{Factor, FeedAction, FeedConfig, FeedFormat, Guards};
 pub use rules::{Decoy, Detect, Leak, Rule, Signature};
 pub use values::{HostName, PortRange, Span};
 
@@ -59,6 +61,8 @@ pub struct Config {
     pub inspect: Inspect,
     /// How large the tables are.
     pub capacity: CapacityConfig,
+    /// Lists that others keep.
+    pub feeds: Vec<FeedConfig>,
 }
 
 /// Who may talk at all.
@@ -225,6 +229,7 @@ impl Default for Config {
             bans: Bans::default(),
             inspect: Inspect::default(),
             capacity: CapacityConfig::default(),
+            feeds: Vec::new(),
         }
     }
 }
@@ -290,7 +295,8 @@ impl Config {
         };
         let fault = |error: toml::de::Error| anyhow!("{}{}", at(error.span()), error.message().replace('\n', " "));
         let table: Table = toml::from_str(text).map_err(fault)?;
-        if let Ok(known) = Table::try_from(Self::default()) {
+        if let Ok(mut known) = Table::try_from(Self::default()) {
+            known.insert("feeds".to_owned(), Value::Array(FeedConfig::template().into_iter().collect()));
             check_keys(&table, &known, "").map_err(|(key, error)| anyhow!("{}{error}", at(find_key(text, &key))))?;
         }
         let config: Self = toml::from_str(text).map_err(fault)?;
@@ -329,6 +335,7 @@ impl Config {
             bail!("limits.good.requests.burst = {burst} is out of range; use {count} (its count) to 1000000");
         }
         self.detect.check()?;
+        feeds::check(&self.feeds)?;
         let Bans { first, factor, max, unproven, forget } = self.bans;
         let (day, month) = (Span::seconds(24 * 3600), Span::seconds(30 * 24 * 3600));
         for (name, span, most) in
@@ -419,6 +426,13 @@ fn check_keys(table: &Table, known: &Table, prefix: &str) -> Result<(), (String,
         };
         if let (Value::Table(table), Value::Table(expected)) = (value, expected) {
             check_keys(table, expected, &format!("{prefix}{key}."))?;
+        }
+        if let (Value::Array(rows), Value::Array(expected)) = (value, expected)
+            && let Some(Value::Table(expected)) = expected.first()
+        {
+            rows.iter()
+                .filter_map(Value::as_table)
+                .try_for_each(|row| check_keys(row, expected, &format!("{prefix}{key}.")))?;
         }
     }
     Ok(())

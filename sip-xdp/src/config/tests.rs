@@ -32,6 +32,9 @@ fn what_is_documented_is_the_default() {
     let readme = include_str!("../../../README.md");
     let block = readme.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     assert_eq!(Config::parse(block).unwrap(), Config::default(), "in the README");
+    let feed = readme.split("```toml").nth(2).and_then(|rest| rest.split("```").next()).unwrap();
+    let Config { feeds, .. } = Config::parse(feed).unwrap();
+    assert_eq!(feeds, [FeedConfig::new("example", "https://lists.example/sip.txt")], "a feed in the README");
     // And nothing is left out there.
     let Value::Table(all) = Value::try_from(Config::default()).unwrap() else { panic!("not a table") };
     let written: Table = toml::from_str(block).unwrap();

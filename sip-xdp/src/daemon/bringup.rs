@@ -29,6 +29,7 @@ use crate::control;
 use crate::detect::Detector;
 use crate::egress::{EgressWay, attach_egress};
 use crate::exempt::{Exempt, near};
+use crate::feeds::engine::Engine;
 use crate::hosts::Hosts;
 use crate::ledger::Entry;
 use crate::ledger::Ledger;
@@ -127,6 +128,7 @@ impl Daemon {
         let mut daemon = Self {
             detector: Detector::new(&config),
             exempt: Exempt::default(),
+            feeds: Engine::new(paths.feeds_dir()),
             hosts,
             trusted_hosts: Default::default(),
             admitted_hosts: Default::default(),
@@ -240,6 +242,7 @@ impl Daemon {
         }
         self.prepare_hosts();
         self.lists.expire(clock::now())?;
+        self.prepare_feeds();
         self.judge_by_address()
     }
 

@@ -41,6 +41,8 @@ impl Daemon {
             Request::Restore { part } => self.restore(part),
             Request::Explain { address } => self.explain(address),
             Request::Watch { .. } => bail!("events are told over a connection of their own"),
+            Request::FeedList => Ok(self.feed_list()),
+            Request::FeedSync { name, accept } => self.feed_sync(name.as_deref(), accept),
             Request::Confirm => self.confirm().await,
             Request::Reload => self.reload().await,
             Request::Unload { interfaces } => self.unload(&interfaces),
@@ -91,6 +93,9 @@ impl Daemon {
     fn unblock(&mut self, network: &Network) -> Result<Value> {
         let removed = self.delete(List::Block, network, &[Owner::Manual, Owner::Auto])?;
         if removed.is_empty() {
+            if let Some(fed) = self.fed(network) {
+                bail!(fed);
+            }
             bail!(
                 "{network} is not blocked, and neither is a network around it; see `sip-xdp block list --match {network}`"
             );
@@ -115,6 +120,9 @@ impl Daemon {
                 Level::Info,
                 format_args!("unban {place} owner={owner} dry_run={dry_run} reason=\"by command\""),
             );
+        }
+        if let Some(fed) = self.fed(network) {
+            bail!("what else blocked it was removed, but {fed}");
         }
         Ok(json!({ "removed": removed.iter().map(describe).collect::<Vec<_>>() }))
     }

@@ -6,6 +6,7 @@ mod commands;
 mod confirm;
 mod events;
 mod explain;
+mod feeds;
 mod hosts;
 mod import;
 mod memory;
@@ -34,6 +35,7 @@ use crate::control::{self, Call};
 use crate::detect::Detector;
 use crate::egress::EgressWay;
 use crate::exempt::Exempt;
+use crate::feeds::engine::Engine;
 use crate::hosts::{ByName, Hosts};
 use crate::lists::Lists;
 use crate::netlink::Netlink;
@@ -122,6 +124,7 @@ struct Daemon {
     sources: Sources,
     detector: Detector,
     exempt: Exempt,
+    feeds: Engine,
     hosts: Hosts,
     trusted_hosts: ByName,
     admitted_hosts: ByName,
@@ -160,6 +163,7 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ticks = 0_u64;
     let mut answers = daemon.hosts.start();
+    let mut feeds = daemon.feeds.updates();
 
     ready(&daemon.summary());
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -186,6 +190,7 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
                 }
             },
             Some(update) = answers.recv() => daemon.host_answered(update),
+            Some(update) = feeds.recv() => daemon.feed_said(update),
             _ = tick.tick() => {
                 ticks += 1;
                 daemon.tick(ticks).await;
@@ -289,6 +294,9 @@ impl Daemon {
         {
             log::warn!("the host's addresses and routes: {error:#}");
         }
+        if ticks.is_multiple_of(SURROUNDINGS_TICKS) {
+            self.protect_from_feeds();
+        }
         self.save();
         self.save_hosts(false);
     }
@@ -337,6 +345,7 @@ impl Daemon {
             );
         }
         warnings.extend(self.hosts_warnings());
+        warnings.extend(self.feeds_warnings());
         warnings.extend(self.confirmation.warning());
         json!({
             "pid": std::process::id(),
@@ -347,6 +356,7 @@ impl Daemon {
             "registrar_failing": self.detector.registrar_is_failing(clock::now()),
             "sees_responses": self.detector.sees_responses(),
             "hosts": self.hosts_status(),
+            "feeds": self.feed_list(),
             "confirm": self.confirmation.status(),
             "warnings": warnings,
         })

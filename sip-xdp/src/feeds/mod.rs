@@ -1,5 +1,21 @@
-//! What feeds list: for each feed a sorted array of networks, 17 bytes apiece, which is all that the daemon keeps of a
-//! million of them.
+//! Lists that others keep: what they list, and how they are fetched, read, doubted and kept.
+//!
+//! For each feed there is a sorted array of networks, 17 bytes apiece, which is all that the daemon keeps of a million
+//! of them. A thread for each feed ([`engine`]) fetches its list ([`fetch`]), reads it ([`parse`]), takes out what no list
+//! may touch, and refuses what is too strange ([`guards`]). It never writes the tables: the list goes to the daemon's loop,
+//! and when that has put it into force, to disk ([`saved`]).
+
+mod apis;
+pub mod engine;
+pub mod fetch;
+pub mod guards;
+pub mod parse;
+pub mod report;
+mod saved;
+mod sync;
+#[cfg(test)]
+mod tests;
+mod thread;
 
 use std::collections::BTreeMap;
 
@@ -37,6 +53,17 @@ impl Listed {
     /// All networks, sorted.
     pub fn networks(&self) -> &[Network] {
         &self.networks
+    }
+
+    /// How many networks are IPv4 and IPv6.
+    pub fn counts(&self) -> [usize; 2] {
+        let ipv4 = self.networks.iter().filter(|network| network.is_v4()).count();
+        [ipv4, self.networks.len() - ipv4]
+    }
+
+    /// All networks, sorted, for whoever takes them.
+    pub fn into_networks(self) -> Vec<Network> {
+        self.networks
     }
 
     /// Whether it lists exactly `network`.
@@ -103,6 +130,11 @@ impl Feeds {
         self.by_name.iter().map(|(name, listed)| (name.as_str(), listed))
     }
 
+    /// The feeds that list `network`, or a network around it.
+    pub fn covering(&self, network: &Network) -> Vec<&str> {
+        self.iter().filter(|(_, listed)| listed.covers(network)).map(|(name, _)| name).collect()
+    }
+
     /// Whether a feed other than `name` lists exactly `network`.
     pub fn others_contain(&self, name: &str, network: &Network) -> bool {
         self.iter().any(|(feed, listed)| feed != name && listed.contains(network))
@@ -111,39 +143,5 @@ impl Feeds {
     /// Whether any feed lists exactly `network`.
     pub fn contains(&self, network: &Network) -> bool {
         self.by_name.values().any(|listed| listed.contains(network))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use sip_xdp_common::source::Source;
-
-    fn close() -> impl Strategy<Value = Network> {
-        (any::<u16>(), 100_u8..=128).prop_map(|(low, bits)| {
-            let mut octets = [0; 16];
-            octets[10..12].fill(0xff);
-            octets[14..].copy_from_slice(&(low & 0x0fff).to_be_bytes());
-            Network::around(Source { octets }, bits)
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn sorted_arrays_say_what_plain_lists_say(one in prop::collection::vec(close(), 0..80),
-                                                  two in prop::collection::vec(close(), 0..80), probe in close()) {
-            let (a, b) = (Listed::new(one.clone()), Listed::new(two.clone()));
-            prop_assert_eq!(a.contains(&probe), one.contains(&probe));
-            prop_assert_eq!(a.covers(&probe), one.iter().any(|network| network.contains(&probe)));
-            let mut inside: Vec<Network> = one.iter().copied().filter(|network| probe.contains(network)).collect();
-            inside.sort_unstable();
-            inside.dedup();
-            prop_assert_eq!(a.within(&probe).copied().collect::<Vec<_>>(), inside);
-            let mut rest: Vec<Network> = one.iter().copied().filter(|network| !two.contains(network)).collect();
-            rest.sort_unstable();
-            rest.dedup();
-            prop_assert_eq!(a.without(&b), rest);
-        }
     }
 }

@@ -1,0 +1,194 @@
+//! `feed`: lists that others keep.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::{Args, Subcommand};
+use serde::Deserialize;
+use serde_json::Value;
+use sip_xdp::control::{self, NoDaemon, Request};
+use sip_xdp::paths::Paths;
+
+use super::Output;
+use super::output::table;
+
+/// How often to look whether a synchronisation is over.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How long it may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Lists that others keep.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Feed {
+    /// How each feed is: entries, age, errors, and what was left out
+    List,
+    Sync(Sync),
+}
+
+/// Ask a feed, or all of them, now
+///
+/// Waits for the result; exits with 1 and the reason if a list cannot be fetched or is refused.
+#[derive(Debug, Args)]
+pub(crate) struct Sync {
+    /// The feed; without it all
+    name: Option<String>,
+    /// Take a list that is empty, or that shrank or grew too much
+    #[arg(long, requires = "name")]
+    accept: bool,
+}
+
+/// A row of `feed list`, as far as people see it.
+#[derive(Debug, Deserialize)]
+struct Row {
+    name: String,
+    format: String,
+    action: String,
+    ipv4: usize,
+    ipv6: usize,
+    age: Option<u64>,
+    next: u64,
+    error: Option<String>,
+    skipped: BTreeMap<String, u64>,
+    first_malformed: Option<u64>,
+    host_bits: u64,
+    split: u64,
+    guards: Vec<String>,
+    added: Option<usize>,
+    removed: Option<usize>,
+    round: u64,
+}
+
+impl Feed {
+    pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
+        match self {
+            Self::List => {
+                let rows = ask(paths, &Request::FeedList).await?;
+                let text = text(&read(&rows)?);
+                output.print(&rows, |_| text)
+            }
+            Self::Sync(sync) => sync.execute(paths, output).await,
+        }
+    }
+}
+
+impl Sync {
+    async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
+        let request = Request::FeedSync { name: self.name, accept: self.accept };
+        let answer = ask(paths, &request).await?;
+        let rounds: BTreeMap<String, u64> =
+            serde_json::from_value(answer["rounds"].clone()).context("the daemon's answer cannot be understood")?;
+        let start = Instant::now();
+        let values = loop {
+            let values = ask(paths, &Request::FeedList).await?;
+            let rows = read(&values)?;
+            let is_done = |name: &String, round: u64| {
+                rows.iter().find(|row| row.name == *name).is_none_or(|row| row.round >= round)
+            };
+            if rounds.iter().all(|(name, round)| is_done(name, *round)) {
+                break values;
+            }
+            if start.elapsed() > PATIENCE {
+                bail!("it is not over after {} s; see `sip-xdp feed list` and the daemon's log", PATIENCE.as_secs());
+            }
+            tokio::time::sleep(LOOK).await;
+        };
+        let values: Vec<Value> = values
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|row| row["name"].as_str().is_some_and(|name| rounds.contains_key(name)))
+            .cloned()
+            .collect();
+        let rows = read(&Value::Array(values.clone()))?;
+        let failed: Vec<_> =
+            rows.iter().filter_map(|row| Some(format!("{}: {}", row.name, row.error.as_ref()?))).collect();
+        if rows.is_empty() {
+            output.print(&values, |_| "there are no feeds".to_owned())?;
+        } else {
+            let done: String = rows.iter().filter(|row| row.error.is_none()).map(synced).collect();
+            output.print(&values, |_| done)?;
+        }
+        if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("; ")) }
+    }
+}
+
+async fn ask(paths: &Paths, request: &Request) -> Result<Value> {
+    control::call(&paths.socket(), request).await.map_err(|error| match error.downcast::<NoDaemon>() {
+        Ok(error) => anyhow!("{error}; what feeds listed stays in force meanwhile, but is not refreshed"),
+        Err(error) => error,
+    })
+}
+
+fn read(rows: &Value) -> Result<Vec<Row>> {
+    serde_json::from_value(rows.clone()).context("the daemon's answer cannot be understood; is it of this version?")
+}
+
+fn synced(row: &Row) -> String {
+    let Row { name, added, removed, .. } = row;
+    let changes = match (added, removed) {
+        (Some(added), Some(removed)) => format!(" (the last change: {added} added, {removed} removed)"),
+        _ => String::new(),
+    };
+    format!("{name}: {} IPv4 and {} IPv6 networks{changes}\n", row.ipv4, row.ipv6)
+}
+
+/// The feeds for people: a table, and a line for what is worth one.
+fn text(rows: &[Row]) -> String {
+    if rows.is_empty() {
+        return "there are no feeds; [[feeds]] in the configuration adds one\n".to_owned();
+    }
+    let cells = |row: &Row| {
+        let skipped: u64 = row.skipped.values().sum();
+        vec![
+            row.name.clone(),
+            row.format.clone(),
+            row.action.clone(),
+            row.ipv4.to_string(),
+            row.ipv6.to_string(),
+            row.age.map_or_else(|| "never".to_owned(), span),
+            span(row.next),
+            skipped.to_string(),
+            if row.error.is_some() { "failing" } else { "well" }.to_owned(),
+        ]
+    };
+    let heads = ["FEED", "FORMAT", "ACTION", "IPV4", "IPV6", "AGE", "NEXT", "SKIPPED", "STATE"];
+    let mut text = table(&heads, &rows.iter().map(cells).collect::<Vec<_>>());
+    for row in rows {
+        for note in notes(row) {
+            text.push_str(&format!("{}: {note}\n", row.name));
+        }
+    }
+    text
+}
+
+fn notes(row: &Row) -> Vec<String> {
+    let mut notes: Vec<String> = row.error.iter().cloned().collect();
+    if !row.skipped.is_empty() {
+        let reasons: Vec<_> = row.skipped.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+        let first =
+            row.first_malformed.map(|line| format!(", the first malformed one in line {line}")).unwrap_or_default();
+        notes.push(format!("skipped {}{first}", reasons.join(", ").replace('_', " ")));
+    }
+    if row.host_bits > 0 {
+        notes.push(format!("{} networks with bits set behind their prefix, taken as networks", row.host_bits));
+    }
+    if row.split > 0 {
+        notes.push(format!("{} networks split around what must stay reachable", row.split));
+    }
+    if !row.guards.is_empty() {
+        notes.push(format!("guards that fired: {}", row.guards.join(", ").replace('_', " ")));
+    }
+    notes
+}
+
+/// Seconds in the largest unit that fits.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7_200 => format!("{}m", seconds / 60),
+        7_200..172_800 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}

@@ -1,0 +1,257 @@
+//! All feeds: which are followed, how each is, and what they have to say to the daemon.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, SyncSender, channel};
+use std::thread;
+
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+
+use super::Listed;
+use super::guards::{Untouchable, trim};
+use super::parse::{Tally, reason};
+use super::saved;
+use super::sync::Last;
+use super::thread::{Follower, Order, age};
+use crate::clock;
+use crate::config::FeedConfig;
+use crate::lists::Refresh;
+use crate::network::Network;
+
+/// How a feed is.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct FeedState {
+    /// IPv4 networks in force.
+    pub ipv4: usize,
+    /// IPv6 networks in force.
+    pub ipv6: usize,
+    /// When its server last said that this is its list, in milliseconds since 1970.
+    pub confirmed_ms: Option<u64>,
+    /// When it is asked next, in milliseconds since 1970.
+    pub next_ms: u64,
+    /// What went wrong with the last answer.
+    pub error: Option<String>,
+    /// Whether that was a guard, so that somebody may accept the list.
+    pub is_refused: bool,
+    /// Why the list in force would not survive a reboot.
+    pub disk_error: Option<String>,
+    /// What was left out of the list in force.
+    pub tally: Tally,
+    /// What the last change came to.
+    pub last: Option<Refresh>,
+    /// How often in turn it has failed.
+    pub failures: u32,
+    /// The last order that was carried out.
+    pub round: u64,
+    /// Whether this daemon has had a list of it, from its server or from disk.
+    pub is_settled: bool,
+}
+
+/// What a feed has to say.
+#[derive(Debug)]
+pub struct Update {
+    /// Its name.
+    pub name: String,
+    /// Which of the feeds that had this name.
+    pub generation: u64,
+    /// How it is.
+    pub state: FeedState,
+    /// A list to be put into force.
+    pub list: Option<NewList>,
+}
+
+/// A list to be put into force.
+#[derive(Debug)]
+pub struct NewList {
+    /// All of its networks.
+    pub networks: Vec<Network>,
+    /// There are none because the last list became too old.
+    pub is_expired: bool,
+    /// Where to say what that came to. A feed that is dropped instead ends.
+    pub applied: SyncSender<Result<Refresh, String>>,
+}
+
+struct Running {
+    config: FeedConfig,
+    generation: u64,
+    orders: Sender<Order>,
+    state: FeedState,
+}
+
+/// All feeds.
+pub struct Engine {
+    directory: PathBuf,
+    running: BTreeMap<String, Running>,
+    untouchable: watch::Sender<Arc<Untouchable>>,
+    updates: mpsc::Sender<Update>,
+    received: Option<mpsc::Receiver<Update>>,
+    counter: u64,
+}
+
+impl Engine {
+    /// Without any feeds yet. Their lists are kept in `directory`.
+    pub fn new(directory: PathBuf) -> Self {
+        let (updates, received) = mpsc::channel(4);
+        let untouchable = watch::Sender::new(Arc::default());
+        Self { directory, running: BTreeMap::new(), untouchable, updates, received: Some(received), counter: 0 }
+    }
+
+    /// What feeds have to say; there is one receiver.
+    pub fn updates(&mut self) -> mpsc::Receiver<Update> {
+        self.received.take().unwrap_or_else(|| mpsc::channel(1).1)
+    }
+
+    /// Says what no list may touch from now on. Whether that is something else than before.
+    pub fn protect(&self, untouchable: Untouchable) -> bool {
+        self.untouchable.send_if_modified(|known| {
+            let is_new = **known != untouchable;
+            if is_new {
+                *known = Arc::new(untouchable);
+            }
+            is_new
+        })
+    }
+
+    /// What no list may touch.
+    pub fn untouchable(&self) -> Arc<Untouchable> {
+        Arc::clone(&self.untouchable.borrow())
+    }
+
+    /// Follows these feeds and no others. Returns the lists that are on disk of those that are new: they may come into force
+    /// at once.
+    pub fn configure(&mut self, feeds: &[FeedConfig]) -> Vec<(String, Vec<Network>)> {
+        self.running.retain(|_, running| feeds.contains(&running.config));
+        saved::forget_others(&self.directory, feeds);
+        let new: Vec<_> = feeds.iter().filter(|feed| !self.running.contains_key(&feed.name)).cloned().collect();
+        new.into_iter().filter_map(|feed| Some((feed.name.clone(), self.follow(feed)?.into_networks()))).collect()
+    }
+
+    fn follow(&mut self, config: FeedConfig) -> Option<Listed> {
+        let untouchable = self.untouchable();
+        let saved = saved::load(&self.directory, &config).unwrap_or_else(|error| {
+            log::warn!("feed {}: {error:#}; it waits for its server", config.name);
+            None
+        });
+        let is_over = |at| !config.ttl.0.is_zero() && age(at) >= config.ttl.0;
+        let saved = saved.filter(|saved| !is_over(saved.confirmed_ms));
+        let (mut state, mut last, mut listed) = (FeedState::default(), Last::default(), None);
+        if let Some(mut saved) = saved {
+            let networks = std::mem::take(&mut saved.listed).into_networks();
+            let tally = &mut state.tally;
+            saved.listed = trim(networks, &config.guards, &untouchable, tally);
+            // By what the last list was held against is not known any more.
+            last = Last::recall(&config, &saved, if tally.is_clean() { untouchable } else { Arc::default() });
+            [state.ipv4, state.ipv6] = saved.listed.counts();
+            (state.confirmed_ms, state.is_settled) = (Some(saved.confirmed_ms), true);
+            listed = Some(saved.listed);
+        }
+        self.counter += 1;
+        let (generation, name) = (self.counter, config.name.clone());
+        let (orders, received) = channel();
+        let follower = Follower {
+            config: config.clone(),
+            generation,
+            directory: self.directory.clone(),
+            updates: self.updates.clone(),
+            untouchable: self.untouchable.subscribe(),
+            last,
+            state: state.clone(),
+            said: None,
+        };
+        if let Err(error) = thread::Builder::new().name("feed".to_owned()).spawn(move || follower.run(received)) {
+            log::error!("feed {name} cannot be followed: {error}");
+            state.error = Some(format!("it cannot be followed: {error}"));
+        }
+        self.running.insert(name, Running { config, generation, orders, state });
+        listed
+    }
+
+    /// Takes how a feed is. Whether there still is such a feed.
+    pub fn note(&mut self, name: &str, generation: u64, state: FeedState) -> bool {
+        match self.running.get_mut(name) {
+            Some(running) if running.generation == generation => {
+                running.state = state;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Has one feed, or all, asked now. Returns the number of the round that each will say when it is done, by name; `None`
+    /// if there is no such feed.
+    pub fn sync(&mut self, name: Option<&str>, accept: bool) -> Option<BTreeMap<String, u64>> {
+        if name.is_some_and(|name| !self.running.contains_key(name)) {
+            return None;
+        }
+        self.counter += 1;
+        let round = self.counter;
+        let wanted = self.running.iter().filter(|(feed, _)| name.is_none_or(|name| name == *feed));
+        let asked = wanted.filter(|(_, running)| running.orders.send(Order { round, accept }).is_ok());
+        Some(asked.map(|(name, _)| (name.clone(), round)).collect())
+    }
+
+    /// The names of all feeds.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.running.keys().map(String::as_str)
+    }
+
+    /// Whether every feed has had a list by now.
+    pub fn is_settled(&self) -> bool {
+        self.running.values().all(|running| running.state.is_settled)
+    }
+
+    /// The rows of `feed list`.
+    pub fn rows(&self) -> Vec<Value> {
+        self.running.iter().map(|(name, running)| row(name, running)).collect()
+    }
+
+    /// What an operator should know of them.
+    pub fn warnings(&self) -> Vec<String> {
+        let warning = |(name, running): (&String, &Running)| {
+            let state = &running.state;
+            let error = state.error.as_ref().map(|error| {
+                let kept = match state.ipv4 + state.ipv6 {
+                    0 => "it lists nothing".to_owned(),
+                    count => format!("its last list stays in force ({count} networks)"),
+                };
+                format!("the feed {name} fails: {error}; {kept}")
+            });
+            let disk = state.disk_error.as_ref();
+            let disk = disk.map(|error| format!("the list of the feed {name} would not survive a reboot: {error}"));
+            error.into_iter().chain(disk)
+        };
+        self.running.iter().flat_map(warning).collect()
+    }
+}
+
+fn row(name: &str, running: &Running) -> Value {
+    let Running { config, state, .. } = running;
+    let guards: Vec<&str> = [reason::TOO_BROAD, reason::SPECIAL, reason::PROTECTED]
+        .into_iter()
+        .filter(|reason| state.tally.count(reason) > 0)
+        .chain((state.tally.split > 0).then_some("split"))
+        .chain(state.is_refused.then_some("size"))
+        .collect();
+    json!({
+        "name": name,
+        "format": config.format.name(),
+        "action": config.action.name(),
+        "url": config.shown_url(),
+        "ipv4": state.ipv4,
+        "ipv6": state.ipv6,
+        "age": state.confirmed_ms.map(|at| age(at).as_secs()),
+        "next": state.next_ms.saturating_sub(clock::wall_ms()) / 1_000,
+        "error": state.error,
+        "refused": state.is_refused,
+        "skipped": state.tally.skipped,
+        "first_malformed": state.tally.first_malformed,
+        "host_bits": state.tally.host_bits,
+        "split": state.tally.split,
+        "guards": guards,
+        "added": state.last.map(|last| last.added),
+        "removed": state.last.map(|last| last.removed),
+        "round": state.round,
+    })
+}

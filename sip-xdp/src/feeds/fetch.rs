@@ -1,0 +1,299 @@
+//! Fetching a list over HTTPS, HTTP or from a file: politely, within bounds, and without ever saying a key.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+use ureq::Agent;
+use ureq::http::{HeaderMap, Response, header};
+use ureq::{Body, Error};
+
+use crate::config::FeedConfig;
+
+/// What a request may take altogether, its answer included.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a connection may take.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// How many times a server may send us elsewhere.
+const REDIRECTS: u32 = 5;
+
+/// A server can ask us to stay away for at most so long.
+const LONGEST_RETRY: Duration = Duration::from_secs(24 * 3_600);
+
+/// The longest key that is one.
+const LONGEST_KEY: u64 = 4_096;
+
+/// Why nothing was fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What happened, without secrets.
+    pub reason: String,
+    /// How long the server wants to be left alone.
+    pub retry_after: Option<Duration>,
+}
+
+impl From<String> for Failure {
+    fn from(reason: String) -> Self {
+        Self { reason, retry_after: None }
+    }
+}
+
+/// By what a server, or a file, knows whether we have its list already.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Validators {
+    /// `ETag`.
+    pub etag: Option<String>,
+    /// `Last-Modified`.
+    pub modified: Option<String>,
+}
+
+/// What came back.
+pub(super) enum Fetched {
+    /// Nothing has changed since the validators were given.
+    Same,
+    /// A list, to be read.
+    List(Box<dyn Read + Send>, Validators),
+}
+
+/// Fetches lists for one feed.
+pub(super) struct Fetcher {
+    agent: Agent,
+    most: u64,
+}
+
+impl Fetcher {
+    pub(super) fn new(config: &FeedConfig) -> Self {
+        // A key is for one server, and what was asked for in secret is not fetched in the open.
+        let redirects = if config.key_file.is_some() { 0 } else { REDIRECTS };
+        let agent = Agent::config_builder()
+            .timeout_global(Some(PATIENCE))
+            .timeout_connect(Some(CONNECT))
+            .http_status_as_error(false)
+            .max_redirects(redirects)
+            .max_redirects_will_error(redirects != 0)
+            .https_only(config.url.starts_with("https:"))
+            .user_agent(concat!("sip-xdp/", env!("CARGO_PKG_VERSION"), " (+feed sync)"))
+            .max_idle_connections(0)
+            .build()
+            .new_agent();
+        Self { agent, most: config.guards.max_bytes }
+    }
+
+    /// Fetches a list, unless it is the one that we have.
+    pub(super) fn list(&self, config: &FeedConfig, known: &Validators) -> Result<Fetched, Failure> {
+        if let Some(path) = config.file() {
+            return file(&path, known, self.most).map_err(Failure::from);
+        }
+        let conditions = [("If-None-Match", &known.etag), ("If-Modified-Since", &known.modified)].into_iter();
+        let conditions: Vec<_> = conditions.filter_map(|(name, value)| Some((name, value.as_deref()?))).collect();
+        let answer = self.get(&config.url, &conditions)?;
+        match answer.status().as_u16() {
+            200 => {}
+            304 if !conditions.is_empty() => return Ok(Fetched::Same),
+            status => return Err(refused(status, answer.headers())),
+        }
+        check_type(answer.headers())?;
+        let text = |name: header::HeaderName| Some(answer.headers().get(name)?.to_str().ok()?.to_owned());
+        let validators = Validators { etag: text(header::ETAG), modified: text(header::LAST_MODIFIED) };
+        Ok(Fetched::List(self.body(answer), validators))
+    }
+
+    /// Asks for a page: its status and headers, and what it says.
+    pub(super) fn page(
+        &self,
+        url: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<(u16, HeaderMap, Box<dyn Read + Send>), Failure> {
+        let answer = self.get(url, headers)?;
+        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+        if (300..400).contains(&status) {
+            return Err(format!(
+                "HTTP {status}: the server sends us elsewhere, where its key must not go; correct the url"
+            )
+            .into());
+        }
+        Ok((status, headers, self.body(answer)))
+    }
+
+    fn get(&self, url: &str, headers: &[(&str, &str)]) -> Result<Response<Body>, Failure> {
+        let mut request = self.agent.get(url);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.call().map_err(|error| Failure::from(say(&error)))
+    }
+
+    fn body(&self, answer: Response<Body>) -> Box<dyn Read + Send> {
+        Box::new(Capped { inner: answer.into_body().into_reader(), left: self.most, most: self.most })
+    }
+}
+
+/// What a status means that is no list.
+pub(super) fn refused(status: u16, headers: &HeaderMap) -> Failure {
+    let hint = match status {
+        401 | 403 => ": access is refused",
+        404 | 410 => ": there is no such list",
+        429 => ": too many requests",
+        500.. => ": the server has a problem",
+        _ => "",
+    };
+    let retry_after = if matches!(status, 429 | 503) { retry_after(headers) } else { None };
+    Failure { reason: format!("HTTP {status}{hint}"), retry_after }
+}
+
+/// `Retry-After`: seconds, or a date (RFC 9110, 10.2.3).
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let seconds = match text.parse::<u64>() {
+        Ok(seconds) => seconds,
+        Err(_) => {
+            let then = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+            then.duration_since(jiff::Timestamp::now()).as_secs().try_into().unwrap_or(0)
+        }
+    };
+    Some(Duration::from_secs(seconds).min(LONGEST_RETRY))
+}
+
+/// Refuses what is certainly no list by what the server says of it.
+fn check_type(headers: &HeaderMap) -> Result<(), Failure> {
+    let Some(kind) = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) else {
+        return Ok(());
+    };
+    let bare = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let is_odd = ["image/", "audio/", "video/", "font/", "multipart/"].iter().any(|family| bare.starts_with(family))
+        || ["text/html", "application/xhtml+xml", "application/pdf", "application/zip"].contains(&bare.as_str());
+    if is_odd { Err(format!("the server sends {bare}, not a list").into()) } else { Ok(()) }
+}
+
+/// An error in words that cannot contain a secret: those of the library may name the address that was asked for.
+fn say(error: &Error) -> String {
+    match error {
+        Error::Timeout(_) => format!("no whole answer within {} s", PATIENCE.as_secs()),
+        Error::HostNotFound => "the host was not found".to_owned(),
+        Error::ConnectionFailed => "no connection".to_owned(),
+        Error::TooManyRedirects => format!("more than {REDIRECTS} redirects"),
+        Error::RedirectFailed => "a redirect that leads nowhere".to_owned(),
+        Error::RequireHttpsOnly(_) => "the server sends us from https to http".to_owned(),
+        Error::BadUri(_) => "the server, or the url, names no valid address".to_owned(),
+        Error::Io(error) => read_error(error),
+        Error::Decompress(_, _) => "the answer is not what its compression says, or cut off".to_owned(),
+        Error::Protocol(_) | Error::Http(_) => "the answer is not HTTP, or cut off".to_owned(),
+        Error::Rustls(error) => format!("TLS: {error}"),
+        _ => "the request failed".to_owned(),
+    }
+}
+
+/// What went wrong while a body was read.
+fn read_error(error: &io::Error) -> String {
+    if let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        return say(inner);
+    }
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => "the answer is cut off".to_owned(),
+        io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => {
+            "the answer is not what its compression says, or cut off".to_owned()
+        }
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
+            format!("no whole answer within {} s", PATIENCE.as_secs())
+        }
+        io::ErrorKind::ConnectionRefused => "the connection was refused".to_owned(),
+        io::ErrorKind::ConnectionReset => "the server closed the connection".to_owned(),
+        io::ErrorKind::FileTooLarge => error.to_string(),
+        kind => kind.to_string(),
+    }
+}
+
+/// Reads up to so many bytes; more are an error. Errors are said in our own words.
+struct Capped<R> {
+    inner: R,
+    left: u64,
+    most: u64,
+}
+
+impl<R: Read> Read for Capped<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = match self.inner.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(error),
+            Err(error) => return Err(io::Error::new(error.kind(), read_error(&error))),
+            Ok(read) => read,
+        };
+        match self.left.checked_sub(read as u64) {
+            Some(left) => {
+                self.left = left;
+                Ok(read)
+            }
+            None => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {} bytes", self.most))),
+        }
+    }
+}
+
+fn file(path: &Path, known: &Validators, most: u64) -> Result<Fetched, String> {
+    let cannot = |error: io::Error| format!("{} cannot be read: {error}", path.display());
+    // Asked before it is opened: to open a pipe may take forever.
+    if !fs::metadata(path).map_err(cannot)?.is_file() {
+        return Err(format!("{} is not a file", path.display()));
+    }
+    let file = File::open(path).map_err(cannot)?;
+    let metadata = file.metadata().map_err(cannot)?;
+    let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    let etag = modified.map(|modified| format!("{}-{}", modified.as_nanos(), metadata.len()));
+    if etag.is_some() && etag == known.etag {
+        return Ok(Fetched::Same);
+    }
+    Ok(Fetched::List(Box::new(Capped { inner: file, left: most, most }), Validators { etag, modified: None }))
+}
+
+/// Reads the key that a server wants.
+pub(super) fn key(config: &FeedConfig) -> Result<String, String> {
+    let path = config.key_file.as_ref().ok_or("there is no key_file")?;
+    let mut text = String::new();
+    let file = File::open(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+    // What is wrong with it is not said in the library's words, which might quote it.
+    file.take(LONGEST_KEY).read_to_string(&mut text).map_err(|_| format!("{} is no text", path.display()))?;
+    let key = text.trim();
+    // It becomes a part of an address or a header.
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
+    if key.is_empty() || !key.bytes().all(is_plain) {
+        return Err(format!("{} contains no key; write it alone on one line", path.display()));
+    }
+    Ok(key.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_says_when_to_come_back() {
+        let after = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, text.parse().unwrap());
+            refused(429, &headers).retry_after
+        };
+        assert_eq!(after("120"), Some(Duration::from_secs(120)));
+        assert_eq!(after("99999999"), Some(LONGEST_RETRY));
+        assert_eq!(after("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
+        assert_eq!(after("soon"), None);
+        let then = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(600);
+        let date = then.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+        assert!(after(&date).is_some_and(|after| (598..=600).contains(&after.as_secs())), "{date}");
+    }
+
+    #[test]
+    fn keys_are_never_quoted() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        let config = FeedConfig { key_file: Some(path.clone()), ..FeedConfig::new("a", "https://host/") };
+        assert!(key(&config).unwrap_err().contains("cannot be read"));
+        for (text, is_key) in [("sEcret-1\n", true), ("", false), ("sEcret two", false), ("sEcret\r\nX: y", false)] {
+            fs::write(&path, text).unwrap();
+            match key(&config) {
+                Ok(key) => assert!(is_key && key == text.trim()),
+                Err(error) => assert!(!is_key && !error.contains("sEcret"), "{error}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! What is never believed of a list, whoever publishes it: networks that are too broad, addresses that belong to nobody,
+//! addresses that must stay reachable; and lists that have changed too much to be right.
+
+use crate::config::Guards;
+use crate::feeds::Listed;
+use crate::feeds::parse::{Tally, reason};
+use crate::network::Network;
+
+/// An entry that would fall into more pieces than this is left out.
+const MOST_PIECES: usize = 64;
+
+/// Ranges that are nobody's on the internet (RFC 6890). Those for documentation and benchmarks are left to whoever uses them.
+const SPECIAL: [&str; 15] = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.168.0.0/16",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+    // The unspecified address, loopback, and all forms of IPv4 in IPv6.
+    "::/8",
+    "fc00::/7",
+    "fe80::/10",
+    "fec0::/10",
+    "ff00::/8",
+];
+
+/// What no list may touch.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Untouchable {
+    special: Listed,
+    protected: Listed,
+}
+
+impl Untouchable {
+    /// The special ranges, and what must stay reachable.
+    pub fn new(protected: Vec<Network>) -> Self {
+        // `::/8` contains the mapped range, which no one may write: as a network of the tables it can be said.
+        let special = SPECIAL.iter().filter_map(|text| text.parse::<ipnet::IpNet>().ok()).map(Network::from);
+        Self { special: Listed::new(special.collect()), protected: Listed::new(protected) }
+    }
+
+    /// Whether a network is not touched by any of it.
+    fn spares(&self, network: &Network) -> bool {
+        [&self.special, &self.protected].into_iter().all(|set| !covers(set, network) && within(set, network).is_none())
+    }
+}
+
+/// Whether one of `set` contains `network`, within one family.
+fn covers(set: &Listed, network: &Network) -> bool {
+    set.covers(network)
+}
+
+/// One of `set` that lies in `network`, within one family.
+fn within<'a>(set: &'a Listed, network: &Network) -> Option<&'a Network> {
+    set.within(network).find(|inside| inside.is_v4() == network.is_v4())
+}
+
+/// Takes out what is too broad, special or protected. An entry that contains such a part loses that part only.
+pub fn trim(networks: Vec<Network>, guards: &Guards, untouchable: &Untouchable, tally: &mut Tally) -> Listed {
+    let total = networks.len();
+    let mut kept = Vec::with_capacity(total);
+    let mut pieces = Vec::new();
+    for network in networks {
+        let shortest = if network.is_v4() { guards.min_prefix } else { guards.min_prefix6 };
+        if network.prefix() < shortest {
+            tally.skip(reason::TOO_BROAD);
+        } else if untouchable.spares(&network) {
+            kept.push(network);
+        } else if covers(&untouchable.special, &network) {
+            tally.skip(reason::SPECIAL);
+        } else if covers(&untouchable.protected, &network) {
+            tally.skip(reason::PROTECTED);
+        } else {
+            pieces.clear();
+            split(network, untouchable, &mut pieces);
+            if pieces.len() > MOST_PIECES {
+                tally.skip(reason::PROTECTED);
+            } else {
+                tally.split += 1;
+                tally.pieces += pieces.len().saturating_sub(1) as u64;
+                kept.append(&mut pieces);
+            }
+        }
+    }
+    let before = kept.len();
+    let listed = Listed::new(kept);
+    let duplicates = before - listed.networks().len();
+    if duplicates > 0 {
+        *tally.skipped.entry(reason::DUPLICATE).or_default() += duplicates as u64;
+    }
+    listed
+}
+
+/// The parts of a network that are not untouchable; more than [`MOST_PIECES`] if there would be too many.
+fn split(network: Network, untouchable: &Untouchable, pieces: &mut Vec<Network>) {
+    let is_gone = covers(&untouchable.special, &network) || covers(&untouchable.protected, &network);
+    if is_gone || pieces.len() > MOST_PIECES {
+        return;
+    }
+    if untouchable.spares(&network) {
+        pieces.push(network);
+        return;
+    }
+    for half in halves(&network) {
+        split(half, untouchable, pieces);
+    }
+}
+
+fn halves(network: &Network) -> [Network; 2] {
+    let bits = network.bits() + 1;
+    [Network::around(network.first(), bits), Network::around(network.last(), bits)]
+}
+
+/// Why a list of `now` entries does not follow one of `before`, if it does not.
+pub fn implausible(before: usize, now: usize, guards: &Guards) -> Option<String> {
+    if before.max(now) < guards.from as usize || before == 0 {
+        return None;
+    }
+    if guards.shrink.of(before).is_some_and(|least| now as u64 <= least) {
+        return Some(format!("it shrank from {before} to {now} entries"));
+    }
+    if guards.grow.of(before).is_some_and(|most| now as u64 >= most) {
+        return Some(format!("it grew from {before} to {now} entries"));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use sip_xdp_common::source::Source;
+
+    use super::*;
+
+    fn network(text: &str) -> Network {
+        text.parse::<ipnet::IpNet>().map(Network::from).unwrap_or_else(|_| text.parse().unwrap())
+    }
+
+    fn trimmed(entries: &[&str], protected: &[&str]) -> (Vec<String>, Tally) {
+        let untouchable = Untouchable::new(protected.iter().map(|text| network(text)).collect());
+        let mut tally = Tally::default();
+        let entries = entries.iter().map(|text| network(text)).collect();
+        let kept = trim(entries, &Guards::default(), &untouchable, &mut tally);
+        (kept.networks().iter().map(ToString::to_string).collect(), tally)
+    }
+
+    #[test]
+    fn what_is_too_broad_is_left_out() {
+        let (kept, tally) = trimmed(&["0.0.0.0/0", "64.0.0.0/7", "64.0.0.0/8", "2000::/18", "2001:db8::/32"], &[]);
+        assert_eq!(kept, ["64.0.0.0/8", "2001:db8::/32"]);
+        assert_eq!(tally.count(reason::TOO_BROAD), 3);
+    }
+
+    #[test]
+    fn bogons_are_left_out() {
+        let bogons = [
+            "0.1.0.1",
+            "10.0.0.0/8",
+            "10.1.2.3",
+            "100.64.0.1",
+            "127.0.0.1",
+            "169.254.1.0/24",
+            "172.31.0.0/16",
+            "192.168.0.0/16",
+            "224.0.0.1",
+            "240.0.0.0/8",
+            "255.255.255.255",
+            "::1",
+            "fc00::/19",
+            "fd00::1",
+            "fe80::1",
+            "ff02::1",
+        ];
+        let (kept, tally) = trimmed(&bogons, &[]);
+        assert!(kept.is_empty(), "{kept:?}");
+        assert_eq!(tally.count(reason::SPECIAL), bogons.len() as u64);
+        let fine = ["9.255.255.255", "11.0.0.1", "192.0.2.1", "198.51.100.1", "203.0.113.1", "2001:db8::1"];
+        assert_eq!(trimmed(&fine, &[]).0, fine);
+    }
+
+    #[test]
+    fn only_the_protected_part_goes() {
+        let (kept, tally) = trimmed(&["198.51.100.0/29", "198.51.100.1", "203.0.113.0/24"], &["198.51.100.1"]);
+        assert_eq!(kept, ["198.51.100.0", "198.51.100.2/31", "198.51.100.4/30", "203.0.113.0/24"]);
+        assert_eq!((tally.split, tally.count(reason::PROTECTED)), (1, 1));
+        // A special range inside is cut out as well.
+        let (kept, _) = trimmed(&["192.0.0.0/8"], &[]);
+        assert!(!kept.is_empty() && kept.iter().all(|kept| !network(kept).contains(&network("192.168.0.0/16"))));
+        // One address in a /32 of IPv6 would take 96 pieces.
+        let (kept, tally) = trimmed(&["2001:db8::/32", "2001:db8:1::/64"], &["2001:db8:66::1"]);
+        assert_eq!((kept, tally.count(reason::PROTECTED)), (vec!["2001:db8:1::/64".to_owned()], 1));
+        let (kept, _) = trimmed(&["2001:db8:66::/64"], &["2001:db8:66::1"]);
+        assert_eq!(kept.len(), 64);
+    }
+
+    #[test]
+    fn duplicates_are_counted() {
+        let (kept, tally) = trimmed(&["192.0.2.1", "192.0.2.1", "192.0.2.1"], &[]);
+        assert_eq!((kept.len(), tally.count(reason::DUPLICATE)), (1, 2));
+    }
+
+    #[test]
+    fn sizes_must_be_plausible() {
+        let guards = Guards::default();
+        for (before, now, is_plausible) in [
+            (0, 1_000_000, true),
+            (100, 51, true),
+            (100, 50, false),
+            (100, 0, false),
+            (100, 299, true),
+            (100, 300, false),
+            (3, 1, true),
+            (3, 9, true),
+            (3, 10, false),
+            (10, 5, false),
+        ] {
+            assert_eq!(implausible(before, now, &guards).is_none(), is_plausible, "{before} {now}");
+        }
+        let off = Guards { shrink: crate::config::Factor(0), grow: crate::config::Factor(0), ..guards };
+        assert!(implausible(100, 1, &off).is_none() && implausible(100, 10_000, &off).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn splitting_loses_nothing_else(low in any::<u8>(), bits in 120_u8..=127, hole in any::<u8>(), probe in any::<u8>()) {
+            let host = |last: u8| Network::around(Source { octets: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 192, 0, 2, last] }, 128);
+            let entry = Network::around(host(low).first(), bits);
+            let untouchable = Untouchable::new(vec![host(hole)]);
+            let kept = trim(vec![entry], &Guards::default(), &untouchable, &mut Tally::default());
+            let expected = entry.contains(&host(probe)) && probe != hole;
+            prop_assert_eq!(kept.covers(&host(probe)), expected);
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! What feeds list, read from the pinned maps and from disk, with or without a daemon.
+
+use std::path::Path;
+
+use anyhow::Result;
+use jiff::Timestamp;
+use sip_xdp_common::names;
+
+use super::saved;
+use crate::pins::Pins;
+use crate::report::Row;
+use crate::table::Table;
+use crate::{clock, guide};
+
+/// The networks that feeds list, as rows of the block list whose owner is `feed:NAME`. Which feed lists what is known from
+/// `directory`, where the lists are kept; what is in force, from the kernel.
+pub fn rows(pins: &Pins, directory: &Path) -> Result<Vec<Row>> {
+    let guide = guide::read(pins.open(names::GUIDE)?)?;
+    let table = Table::open(|name| pins.open(name), &guide)?;
+    let lists = saved::all(directory);
+    let whole = table.whole()?;
+    let mut rows = Vec::new();
+    for entry in whole.entries().filter(|entry| entry.terms.feed) {
+        let row = |owner: String, added| Row {
+            network: entry.network,
+            port: None,
+            owner,
+            reason: String::new(),
+            tier: None,
+            added,
+            expires: None,
+            hits: entry.hits,
+            dry_run: false,
+        };
+        let by = lists.iter().filter(|(_, listed, _)| listed.contains(&entry.network));
+        let before = rows.len();
+        rows.extend(by.map(|(name, _, since)| row(format!("feed:{name}"), clock::from_ms(*since))));
+        if rows.len() == before {
+            rows.push(row("feed:".to_owned(), Timestamp::UNIX_EPOCH));
+        }
+    }
+    rows.sort_by(|one, other| (one.network, &one.owner).cmp(&(other.network, &other.owner)));
+    Ok(rows)
+}

@@ -1,0 +1,273 @@
+//! The last good list of a feed on disk, so that it is in force again before the first packet after a start, network or
+//! not. When it was last confirmed is the file's own time.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::Listed;
+use super::fetch::Validators;
+use crate::config::FeedConfig;
+use crate::network::Network;
+
+/// The first line.
+const MAGIC: &str = "sip-xdp feed 1";
+
+/// What is kept of a feed.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Saved {
+    /// What it lists.
+    pub(super) listed: Listed,
+    /// How many entries that was before some were split.
+    pub(super) entries: usize,
+    /// By what its server knows that list.
+    pub(super) validators: Validators,
+    /// Where to go on, for servers that tell what is new.
+    pub(super) cursor: Option<String>,
+    /// When entries end, in seconds since 1970, for servers that say so. These are what the server said; the list is what
+    /// the guards left of it.
+    pub(super) ends: BTreeMap<Network, u64>,
+    /// When its server last said that this is its list, in milliseconds since 1970.
+    pub(super) confirmed_ms: u64,
+}
+
+/// The file of a feed.
+pub(super) fn path(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!("{name}.list"))
+}
+
+/// FNV-1a: tells a file that was damaged, not one that was forged.
+struct Check(u64);
+
+impl Check {
+    fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+}
+
+/// Where a list came from, without telling what may be a secret.
+fn source(config: &FeedConfig) -> String {
+    let mut check = Check::new();
+    check.add(format!("{} {}", config.format.name(), config.url).as_bytes());
+    format!("{:016x}", check.0)
+}
+
+/// A file that has been written, but not put in the place of the last one yet.
+pub(super) struct Prepared {
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl Prepared {
+    /// Puts it in the place of the last one.
+    pub(super) fn commit(self) -> Result<()> {
+        let directory = self.path.parent().context("the file has no directory")?;
+        let renamed = fs::rename(&self.temporary, &self.path).and_then(|()| File::open(directory)?.sync_all());
+        renamed.with_context(|| format!("{} cannot be written", self.path.display()))
+    }
+}
+
+/// Writes a list beside the last one.
+pub(super) fn prepare(directory: &Path, config: &FeedConfig, saved: &Saved) -> Result<Prepared> {
+    let path = path(directory, &config.name);
+    let temporary = path.with_extension("list.new");
+    let write = || -> io::Result<()> {
+        fs::create_dir_all(directory)?;
+        let mut writer = BufWriter::new(File::create(&temporary)?);
+        write(&mut writer, config, saved)?;
+        writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+    };
+    write().with_context(|| format!("{} cannot be written", temporary.display()))?;
+    Ok(Prepared { temporary, path })
+}
+
+fn write(writer: &mut impl Write, config: &FeedConfig, saved: &Saved) -> io::Result<()> {
+    writeln!(writer, "{MAGIC}\nsource {}\nentries {}", source(config), saved.entries)?;
+    let heads = [("etag", &saved.validators.etag), ("modified", &saved.validators.modified), ("cursor", &saved.cursor)];
+    for (name, value) in heads {
+        if let Some(value) = value {
+            writeln!(writer, "{name} {value}")?;
+        }
+    }
+    writeln!(writer)?;
+    let mut check = Check::new();
+    let mut line = String::new();
+    let mut body = |text: std::fmt::Arguments<'_>| {
+        use std::fmt::Write as _;
+        line.clear();
+        let _ = writeln!(line, "{text}");
+        check.add(line.as_bytes());
+        writer.write_all(line.as_bytes())
+    };
+    for network in saved.listed.networks() {
+        body(format_args!("{network}"))?;
+    }
+    for (network, end) in &saved.ends {
+        body(format_args!("{network} until {end}"))?;
+    }
+    writeln!(writer, "check {:016x}", check.0)
+}
+
+/// Notes that a list is still its server's list.
+pub(super) fn touch(directory: &Path, name: &str) -> io::Result<()> {
+    File::options().append(true).open(path(directory, name))?.set_modified(SystemTime::now())
+}
+
+/// Reads what is kept of a feed; `None` if nothing is, or if it came from elsewhere.
+pub(super) fn load(directory: &Path, config: &FeedConfig) -> Result<Option<Saved>> {
+    let path = path(directory, &config.name);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("{} cannot be read", path.display())),
+    };
+    let confirmed = file.metadata().and_then(|metadata| metadata.modified()).unwrap_or(UNIX_EPOCH);
+    let age = confirmed.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let read = read(BufReader::with_capacity(1 << 16, file), &source(config));
+    let saved = read.with_context(|| format!("{} is corrupt", path.display()))?;
+    Ok(saved.map(|saved| Saved { confirmed_ms: u64::try_from(age.as_millis()).unwrap_or(0), ..saved }))
+}
+
+fn read(mut reader: impl BufRead, source: &str) -> Result<Option<Saved>> {
+    let mut saved = Saved::default();
+    let mut line = String::new();
+    let mut next = |line: &mut String| -> Result<()> {
+        line.clear();
+        ensure!(reader.read_line(line)? > 0, "it is cut off");
+        ensure!(line.ends_with('\n'), "its last line is cut off");
+        Ok(())
+    };
+    next(&mut line)?;
+    ensure!(line.trim_end() == MAGIC, "it is no list of a feed");
+    loop {
+        next(&mut line)?;
+        match line.trim_end().split_once(' ') {
+            None if line == "\n" => break,
+            Some(("source", from)) if from == source => {}
+            Some(("source", _)) => return Ok(None),
+            Some(("entries", value)) => saved.entries = value.parse()?,
+            Some(("etag", value)) => saved.validators.etag = Some(value.to_owned()),
+            Some(("modified", value)) => saved.validators.modified = Some(value.to_owned()),
+            Some(("cursor", value)) => saved.cursor = Some(value.to_owned()),
+            _ => bail!("it has an odd head"),
+        }
+    }
+    let mut networks = Vec::new();
+    let mut check = Check::new();
+    loop {
+        next(&mut line)?;
+        let text = line.trim_end();
+        if let Some(sum) = text.strip_prefix("check ") {
+            ensure!(sum == format!("{:016x}", check.0), "its sum is wrong");
+            break;
+        }
+        check.add(line.as_bytes());
+        match text.split_once(" until ") {
+            Some((network, end)) => drop(saved.ends.insert(network.parse()?, end.parse()?)),
+            None => networks.push(text.parse()?),
+        }
+    }
+    saved.listed = Listed::new(networks);
+    Ok(Some(saved))
+}
+
+/// Removes what is kept of feeds that there are no longer.
+pub(super) fn forget_others(directory: &Path, feeds: &[FeedConfig]) {
+    let Ok(files) = fs::read_dir(directory) else {
+        return;
+    };
+    for file in files.filter_map(|file| Some(file.ok()?.path())) {
+        let is_ours = file.extension().is_some_and(|extension| extension == "list");
+        if is_ours && !feeds.iter().any(|feed| path(directory, &feed.name) == file) {
+            let _ = fs::remove_file(file);
+        }
+    }
+}
+
+/// What all feeds last listed, and since when, for those who ask without a daemon.
+pub(super) fn all(directory: &Path) -> Vec<(String, Listed, u64)> {
+    let files = fs::read_dir(directory).into_iter().flatten().filter_map(|file| Some(file.ok()?.path()));
+    let lists = files.filter(|path| path.extension().is_some_and(|extension| extension == "list"));
+    let mut found: Vec<_> = lists
+        .filter_map(|path| {
+            let name = path.file_stem()?.to_str()?.to_owned();
+            let file = File::open(&path).ok()?;
+            let modified = file.metadata().ok()?.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+            let mut reader = BufReader::with_capacity(1 << 16, file);
+            let (mut magic, mut source) = (String::new(), String::new());
+            reader.read_line(&mut magic).ok()?;
+            reader.read_line(&mut source).ok()?;
+            let from = source.trim_end().strip_prefix("source ")?.to_owned();
+            let whole = io::Cursor::new(magic + &source);
+            let saved = read(io::Read::chain(whole, reader), &from).ok()??;
+            Some((name, saved.listed, u64::try_from(modified.as_millis()).ok()?))
+        })
+        .collect();
+    found.sort_by(|one, other| one.0.cmp(&other.0));
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn saved() -> Saved {
+        let network = |text: &str| text.parse::<Network>().unwrap();
+        Saved {
+            entries: 3,
+            listed: Listed::new(vec![network("192.0.2.1"), network("2001:db8::/32"), network("198.51.100.0/24")]),
+            validators: Validators { etag: Some("W/\"a b\"".to_owned()), modified: Some("Wed, 21 Oct".to_owned()) },
+            cursor: Some("98765".to_owned()),
+            ends: [(network("192.0.2.1"), 1_800_000_000)].into(),
+            confirmed_ms: 0,
+        }
+    }
+
+    #[test]
+    fn comes_back_as_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = FeedConfig::new("a", "https://host/list?key=sEcret");
+        assert_eq!(load(directory.path(), &config).unwrap(), None);
+        prepare(directory.path(), &config, &saved()).unwrap().commit().unwrap();
+        let back = load(directory.path(), &config).unwrap().unwrap();
+        assert!(back.confirmed_ms > 1_600_000_000_000);
+        assert_eq!(Saved { confirmed_ms: 0, ..back }, saved());
+        let text = fs::read_to_string(path(directory.path(), "a")).unwrap();
+        assert!(!text.contains("sEcret"));
+        assert_eq!(all(directory.path())[0].1, saved().listed);
+        // A list from elsewhere is another list.
+        assert_eq!(load(directory.path(), &FeedConfig::new("a", "https://other/list")).unwrap(), None);
+        forget_others(directory.path(), &[]);
+        assert_eq!(load(directory.path(), &config).unwrap(), None);
+    }
+
+    #[test]
+    fn whatever_is_damaged_is_not_believed() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = FeedConfig::new("a", "https://host/list");
+        prepare(directory.path(), &config, &saved()).unwrap().commit().unwrap();
+        let path = path(directory.path(), "a");
+        let whole = fs::read(&path).unwrap();
+        for length in 0..whole.len() {
+            fs::write(&path, &whole[..length]).unwrap();
+            assert!(load(directory.path(), &config).is_err(), "cut off after {length} bytes");
+        }
+        let body = whole.windows(2).position(|two| two == b"\n\n").unwrap() + 2;
+        for at in body..whole.len() - 1 {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            fs::write(&path, &damaged).unwrap();
+            assert!(load(directory.path(), &config).is_err(), "byte {at}");
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! Sorted arrays against plain lists.
+
+use super::*;
+use proptest::prelude::*;
+use sip_xdp_common::source::Source;
+
+fn close() -> impl Strategy<Value = Network> {
+    (any::<u16>(), 100_u8..=128).prop_map(|(low, bits)| {
+        let mut octets = [0; 16];
+        octets[10..12].fill(0xff);
+        octets[14..].copy_from_slice(&(low & 0x0fff).to_be_bytes());
+        Network::around(Source { octets }, bits)
+    })
+}
+
+proptest! {
+    #[test]
+    fn sorted_arrays_say_what_plain_lists_say(one in prop::collection::vec(close(), 0..80),
+                                              two in prop::collection::vec(close(), 0..80), probe in close()) {
+        let (a, b) = (Listed::new(one.clone()), Listed::new(two.clone()));
+        prop_assert_eq!(a.contains(&probe), one.contains(&probe));
+        prop_assert_eq!(a.covers(&probe), one.iter().any(|network| network.contains(&probe)));
+        let mut inside: Vec<Network> = one.iter().copied().filter(|network| probe.contains(network)).collect();
+        inside.sort_unstable();
+        inside.dedup();
+        prop_assert_eq!(a.within(&probe).copied().collect::<Vec<_>>(), inside);
+        let mut rest: Vec<Network> = one.iter().copied().filter(|network| !two.contains(network)).collect();
+        rest.sort_unstable();
+        rest.dedup();
+        prop_assert_eq!(a.without(&b), rest);
+    }
+}

@@ -1,0 +1,242 @@
+//! The thread of one feed: asks when it is time, or when somebody wants it, and hands over what may come into force.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher as _, Hasher as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+
+use super::engine::{FeedState, NewList, Update};
+use super::fetch::Fetcher;
+use super::guards::Untouchable;
+use super::saved::{self, Saved};
+use super::sync::{Candidate, Last, Trouble, sync};
+use crate::clock;
+use crate::config::{FeedConfig, FeedFormat};
+
+/// The pause after a first failure, unless the feed is asked more often anyway,
+const FIRST_PAUSE: Duration = Duration::from_secs(30);
+
+/// and the longest after many, unless the feed is asked less often anyway or its server wants a longer one.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3_600);
+
+/// Somebody wants the feed to be asked now.
+#[derive(Debug)]
+pub(super) struct Order {
+    /// The number under which the answer is waited for.
+    pub(super) round: u64,
+    /// No size is too strange.
+    pub(super) accept: bool,
+}
+
+/// What the thread works with.
+pub(super) struct Follower {
+    pub(super) config: FeedConfig,
+    pub(super) generation: u64,
+    pub(super) directory: PathBuf,
+    pub(super) updates: mpsc::Sender<Update>,
+    pub(super) untouchable: watch::Receiver<Arc<Untouchable>>,
+    pub(super) last: Last,
+    pub(super) state: FeedState,
+    /// What was logged of its last failure.
+    pub(super) said: Option<String>,
+}
+
+/// Nobody wants the feed any more.
+pub(super) struct Gone;
+
+impl Follower {
+    /// Follows the feed until nobody wants it any more.
+    pub(super) fn run(mut self, orders: Receiver<Order>) {
+        let fetcher = Fetcher::new(&self.config);
+        let mut due = Instant::now() + self.first_pause();
+        loop {
+            let pause = self.say_next(due);
+            if self.tell(None).is_err() {
+                return;
+            }
+            let order = match orders.recv_timeout(pause) {
+                Ok(order) => Some(order),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let accept = order.as_ref().is_some_and(|order| order.accept);
+            let Ok(pause) = self.ask(&fetcher, accept) else {
+                return;
+            };
+            if let Some(order) = order {
+                self.state.round = order.round;
+            }
+            due = Instant::now() + jitter(pause);
+            if self.expire().is_err() {
+                return;
+            }
+        }
+    }
+
+    /// How long to wait at the start: a list that was fetched a moment ago need not be fetched again.
+    fn first_pause(&self) -> Duration {
+        let is_elsewhere = self.config.file().is_none() && self.config.format != FeedFormat::Crowdsec;
+        match self.state.confirmed_ms {
+            Some(at) if is_elsewhere => self.config.every.0.saturating_sub(age(at)),
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// Notes when it is asked next. The pause may be shorter: until the list becomes too old.
+    fn say_next(&mut self, due: Instant) -> Duration {
+        let pause = due.saturating_duration_since(Instant::now());
+        self.state.next_ms = clock::wall_ms().saturating_add(pause.as_millis() as u64);
+        pause
+    }
+
+    /// Asks once, and says how long to wait until it is asked again.
+    fn ask(&mut self, fetcher: &Fetcher, accept: bool) -> Result<Duration, Gone> {
+        let untouchable = Arc::clone(&self.untouchable.borrow_and_update());
+        let every = self.config.every.0;
+        let trouble = match sync(&self.config, fetcher, &self.last, &untouchable, accept) {
+            Ok(None) => {
+                if let Err(error) = saved::touch(&self.directory, &self.config.name) {
+                    log::debug!("feed {}: {error}", self.config.name);
+                }
+                self.confirm();
+                return Ok(every);
+            }
+            Ok(Some(candidate)) => {
+                let come_back = candidate.come_back;
+                match self.put_into_force(candidate, untouchable)? {
+                    Ok(()) => return Ok(come_back.map_or(every, |pause| pause.min(every))),
+                    Err(reason) => Trouble::from(reason),
+                }
+            }
+            Err(trouble) => trouble,
+        };
+        self.fail(&trouble);
+        Ok(pause_after(self.state.failures, every).max(trouble.retry_after.unwrap_or_default()))
+    }
+
+    /// Has the daemon put a list into force, and keeps it. The inner error says why it did not.
+    fn put_into_force(
+        &mut self,
+        candidate: Candidate,
+        untouchable: Arc<Untouchable>,
+    ) -> Result<Result<(), String>, Gone> {
+        let entries = candidate.entries();
+        let Candidate { listed, tally, validators, cursor, ends, .. } = candidate;
+        let counts = listed.counts();
+        let saved = Saved { listed, validators, cursor, ends, entries, confirmed_ms: 0 };
+        // Written before, and put in its place after it is in force.
+        let prepared = saved::prepare(&self.directory, &self.config, &saved);
+        let Saved { listed, validators, cursor, ends, .. } = saved;
+        let refresh = match self.hand_over(listed.into_networks(), false)? {
+            Ok(refresh) => refresh,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let kept = prepared.and_then(saved::Prepared::commit);
+        self.state.disk_error = kept.err().map(|error| format!("{error:#}"));
+        self.last = Last { count: entries, is_known: true, validators, cursor, ends, untouchable };
+        [self.state.ipv4, self.state.ipv6] = counts;
+        self.state.tally = tally;
+        self.state.last = Some(refresh);
+        self.confirm();
+        Ok(Ok(()))
+    }
+
+    fn hand_over(
+        &self,
+        networks: Vec<crate::network::Network>,
+        is_expired: bool,
+    ) -> Result<Result<crate::lists::Refresh, String>, Gone> {
+        let (applied, answer) = sync_channel(1);
+        self.tell(Some(NewList { networks, is_expired, applied }))?;
+        answer.recv().map_err(|_| Gone)
+    }
+
+    fn tell(&self, list: Option<NewList>) -> Result<(), Gone> {
+        let (name, generation, state) = (self.config.name.clone(), self.generation, self.state.clone());
+        self.updates.blocking_send(Update { name, generation, state, list }).map_err(|_| Gone)
+    }
+
+    /// All is well.
+    fn confirm(&mut self) {
+        if self.said.take().is_some() {
+            log::info!("feed {} is well again", self.config.name);
+        }
+        self.state.confirmed_ms = Some(clock::wall_ms());
+        (self.state.error, self.state.is_refused, self.state.failures) = (None, false, 0);
+        self.state.is_settled = true;
+    }
+
+    fn fail(&mut self, trouble: &Trouble) {
+        let reason = match trouble.is_refused {
+            true => format!("{}; `sip-xdp feed sync {} --accept` takes it", trouble.reason, self.config.name),
+            false => trouble.reason.clone(),
+        };
+        if self.said.as_ref() != Some(&reason) {
+            let verb = if trouble.is_refused { "refused" } else { "failed" };
+            log::warn!("feed {} {verb} reason=\"{}\"", self.config.name, trouble.reason);
+        }
+        self.said = Some(reason.clone());
+        // Whatever it told meanwhile is lost: everything again.
+        if self.config.format == FeedFormat::Crowdsec {
+            self.last.cursor = None;
+        }
+        self.state.failures = self.state.failures.saturating_add(1);
+        (self.state.error, self.state.is_refused) = (Some(reason), trouble.is_refused);
+    }
+
+    /// Takes the list out when nobody has confirmed it for too long.
+    fn expire(&mut self) -> Result<(), Gone> {
+        let ttl = self.config.ttl.0;
+        let is_over = self.state.confirmed_ms.is_some_and(|at| age(at) >= ttl);
+        if ttl.is_zero() || !is_over || self.last.count == 0 {
+            return Ok(());
+        }
+        if self.hand_over(Vec::new(), true)?.is_ok() {
+            self.last = Last::default();
+            (self.state.ipv4, self.state.ipv6) = (0, 0);
+        }
+        Ok(())
+    }
+}
+
+/// How long ago a time was, in milliseconds since 1970.
+pub(super) fn age(at_ms: u64) -> Duration {
+    Duration::from_millis(clock::wall_ms().saturating_sub(at_ms))
+}
+
+/// How long to wait after so many failures in turn.
+fn pause_after(failures: u32, every: Duration) -> Duration {
+    let first = FIRST_PAUSE.min(every);
+    first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST_PAUSE.max(every))
+}
+
+/// Ten per cent more or less, so that not everybody asks in the same moment.
+fn jitter(pause: Duration) -> Duration {
+    // A hasher is seeded at random.
+    let random = RandomState::new().build_hasher().finish() % 2_001;
+    pause.mul_f64(0.9 + random as f64 / 10_000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_with_failures() {
+        let seconds = |failures, every| pause_after(failures, Duration::from_secs(every)).as_secs();
+        assert_eq!([1, 2, 3, 7, 8, 40].map(|failures| seconds(failures, 240)), [30, 60, 120, 1_920, 3_600, 3_600]);
+        assert_eq!([1, 2, 3].map(|failures| seconds(failures, 5)), [5, 10, 20]);
+        assert_eq!(seconds(40, 86_400), 86_400);
+    }
+
+    #[test]
+    fn jitter_stays_within_ten_per_cent() {
+        let pauses: Vec<_> = (0..200).map(|_| jitter(Duration::from_secs(100))).collect();
+        assert!(pauses.iter().all(|pause| (90.0..=110.0).contains(&pause.as_secs_f64())), "{pauses:?}");
+        assert!(pauses.iter().collect::<std::collections::HashSet<_>>().len() > 10);
+    }
+}
