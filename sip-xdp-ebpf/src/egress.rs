@@ -76,9 +76,9 @@ fn note<R: Reader>(ctx: &TcContext, state: *mut CpuState, packet: &R, leaving: &
     if listed.is_settled_peer() {
         return;
     }
-    let flags = u8::from(listed.is_apart()) * BY_ADDRESS
-        | u8::from(listed.is_good()) * FROM_GOOD
-        | u8::from(leaving.first_fragment) * FRAGMENTED;
+    let flags = (u8::from(listed.is_apart()) * BY_ADDRESS)
+        | (u8::from(listed.is_good()) * FROM_GOOD)
+        | (u8::from(leaving.first_fragment) * FRAGMENTED);
     let told = Told {
         ctx,
         state,

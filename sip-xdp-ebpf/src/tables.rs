@@ -167,11 +167,11 @@ impl MapTables<'_> {
         sent: &'s Sent,
         now: u64,
     ) -> Told<'s, XdpContext> {
-        let flags = u8::from(sent.listed.is_apart()) * BY_ADDRESS
-            | u8::from(sent.listed.is_good()) * FROM_GOOD
-            | u8::from(sent.first_fragment) * FRAGMENTED
-            | u8::from(sent.listed.is_suspect()) * SUSPECTED
-            | globals::DRY_RUN.load() * IN_DRY_RUN;
+        let flags = (u8::from(sent.listed.is_apart()) * BY_ADDRESS)
+            | (u8::from(sent.listed.is_good()) * FROM_GOOD)
+            | (u8::from(sent.first_fragment) * FRAGMENTED)
+            | (u8::from(sent.listed.is_suspect()) * SUSPECTED)
+            | (globals::DRY_RUN.load() * IN_DRY_RUN);
         Told {
             ctx: self.ctx,
             state: self.state,

@@ -80,8 +80,10 @@ impl Request {
         };
         let method = Method::of(method);
         let register = method == Method::Register;
-        let user = if register { head.to.user.or(head.from.user) } else { head.from.user };
-        let target = if register { head.to.user.or(head.from.user) } else { uri_user(uri).or(head.to.user) };
+        // Some servers take the name in the credentials for the user, whatever From and To say.
+        let named = head.credentials.first().map(|credentials| credentials.username).filter(|name| !name.is_empty());
+        let user = if register { head.to.user.or(head.from.user) } else { head.from.user }.or(named);
+        let target = if register { user } else { uri_user(uri).or(head.to.user) };
         let credentials = head.credentials.iter().map(|credentials| (credentials.nonce, credentials.response));
         Some(Self {
             method,

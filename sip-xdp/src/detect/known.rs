@@ -197,11 +197,8 @@ impl Known {
             address.users.retain(|_, (at, until)| *until > now || now.saturating_sub(*at) < MEMORY);
             for user in before {
                 let gone = !address.users.keys().any(|(known, _)| *known == user);
-                if gone && let Some(count) = users.get_mut(&user) {
-                    *count -= 1;
-                    if *count == 0 {
-                        users.remove(&user);
-                    }
+                if gone {
+                    forget_user(users, &user);
                 }
             }
             !address.users.is_empty()
@@ -210,8 +207,21 @@ impl Known {
 
     /// Makes room: who was not accepted for the longest time goes.
     fn forget_the_oldest(&mut self) {
-        if let Some(oldest) = self.addresses.iter().min_by_key(|(_, address)| address.last).map(|(source, _)| *source) {
-            self.addresses.remove(&oldest);
+        let oldest = self.addresses.iter().min_by_key(|(_, address)| address.last).map(|(source, _)| *source);
+        let Some(address) = oldest.and_then(|oldest| self.addresses.remove(&oldest)) else {
+            return;
+        };
+        let users: BTreeSet<String> = address.users.into_keys().map(|(user, _)| user).collect();
+        users.iter().for_each(|user| forget_user(&mut self.users, user));
+    }
+}
+
+/// One address less from which a user was accepted.
+fn forget_user(users: &mut HashMap<String, u32>, user: &str) {
+    if let Some(count) = users.get_mut(user) {
+        *count -= 1;
+        if *count == 0 {
+            users.remove(user);
         }
     }
 }

@@ -189,6 +189,24 @@ fn guesses_are_proven_by_the_nonce_they_echo() {
 }
 
 #[test]
+fn leaving_the_user_out_of_the_headers_does_not_help() {
+    let mut scene = Scene::new();
+    let attacker = who("192.0.2.66", 5060, "100");
+    for n in 0..12_u64 {
+        let common = format!(
+            "Via: SIP/2.0/UDP h;branch=z9hG4bK{n}\r\nFrom: <sip:pbx>;tag=1\r\nTo: <sip:pbx>\r\nCall-ID: 1\r\nCSeq: {n} REGISTER\r\n"
+        );
+        let credentials = scene.credentials(&attacker, n.saturating_sub(1), "x");
+        scene.event(EventKind::Request, &attacker, &format!("REGISTER sip:pbx SIP/2.0\r\n{common}{credentials}\r\n"));
+        let nonce = challenge("401", n);
+        scene.event(EventKind::Answer, &attacker, &format!("SIP/2.0 401 Unauthorized\r\n{common}{nonce}\r\n"));
+        scene.wait(SECOND);
+    }
+    assert_eq!(scene.only_ban().kind, "rejected");
+    assert!(scene.only_ban().reason.contains("the user \"100\""), "{}", scene.only_ban().reason);
+}
+
+#[test]
 fn patience_does_not_help() {
     for (pause, at_most) in [(7, 20), (30, 22), (50, 80)] {
         let mut scene = Scene::new();
