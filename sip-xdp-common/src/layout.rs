@@ -93,6 +93,15 @@ impl List {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Block, Self::Trust, Self::Admit];
 
+    /// The name in messages, JSON and the store.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Block => "block",
+            Self::Trust => "trust",
+            Self::Admit => "admit",
+        }
+    }
+
     /// The list with this number, if there is one.
     pub const fn from_number(number: u8) -> Option<Self> {
         match number {

@@ -4,6 +4,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::hash;
+use crate::layout::List;
 use crate::source::mask;
 use crate::sources::sets;
 
@@ -46,6 +47,15 @@ pub enum Kind {
 impl Kind {
     /// All of them, in the order in which they are looked for.
     pub const ALL: [Self; 5] = [Self::Trusted, Self::Known, Self::Apart, Self::Admitted, Self::Blocked];
+
+    /// What the networks of a list are to the kernel.
+    pub const fn of(list: List) -> Self {
+        match list {
+            List::Block => Self::Blocked,
+            List::Trust => Self::Trusted,
+            List::Admit => Self::Admitted,
+        }
+    }
 
     /// What stands in [`Slot::state`] for a network of this kind and length.
     pub const fn label(self, bits: u8) -> u64 {

@@ -168,7 +168,7 @@ impl Lists {
             }
         }
         self.feeds.replace(EARLIER, Listed::new(fed));
-        listed.extend(claimed.iter().map(|(list, network)| (kind(*list), *network)));
+        listed.extend(claimed.iter().map(|(list, network)| (Kind::of(*list), *network)));
         for (kind, network) in listed {
             self.write(kind, &network)?;
         }
@@ -435,7 +435,7 @@ impl Lists {
     }
 
     fn full(&self, list: List, what: String) -> ListError {
-        ListError::Full { list: name(list), capacity: self.ledger.capacity(), what }
+        ListError::Full { list: list.name(), capacity: self.ledger.capacity(), what }
     }
 
     /// The latest end among the owners of exactly `network`.
@@ -452,8 +452,8 @@ impl Lists {
             Some(end) => self.set_mut(list).insert(network, end),
             None => drop(self.set_mut(list).remove(&network)),
         }
-        self.write(kind(list), &network)?;
-        self.announce(kind(list), &network)?;
+        self.write(Kind::of(list), &network)?;
+        self.announce(Kind::of(list), &network)?;
         Ok(())
     }
 
@@ -503,23 +503,5 @@ impl Lists {
                 Ok(())
             }
         }
-    }
-}
-
-/// What the networks of a list are to the kernel.
-fn kind(list: List) -> Kind {
-    match list {
-        List::Block => Kind::Blocked,
-        List::Trust => Kind::Trusted,
-        List::Admit => Kind::Admitted,
-    }
-}
-
-/// The name of a list in messages.
-fn name(list: List) -> &'static str {
-    match list {
-        List::Block => "block",
-        List::Trust => "trust",
-        List::Admit => "admit",
     }
 }

@@ -73,7 +73,7 @@ impl Method {
 }
 
 impl Request {
-    /// From the head of a request. `fragmented`: more of it comes in other packets; `length`: bytes of the payload.
+    /// From the head of a request that came from this port. `unseen`: there is more of it than was sampled.
     pub(super) fn new(head: &Head<'_>, port: u16, unseen: bool) -> Option<Self> {
         let StartLine::Request { method, uri } = head.start else {
             return None;

@@ -249,8 +249,7 @@ impl Detector {
 
     /// The key under which a source is judged.
     fn key(&self, event: &Event) -> Source {
-        let by_address = event.flags & BY_ADDRESS != 0 || event.source.is_v4();
-        if by_address { event.source } else { event.source.masked(self.ipv6_mask) }
+        if is_by_address(event) { event.source } else { event.source.masked(self.ipv6_mask) }
     }
 
     /// The source of an event, among those that are watched.
@@ -263,8 +262,7 @@ impl Detector {
             let oldest = *oldest;
             self.subjects.retain(|_, subject| subject.last > oldest);
         }
-        let by_address = event.flags & BY_ADDRESS != 0 || event.source.is_v4();
-        let subject = self.subjects.entry(key).or_insert_with(|| Subject::new(event.source, by_address));
+        let subject = self.subjects.entry(key).or_insert_with(|| Subject::new(event.source, is_by_address(event)));
         subject.last = event.time;
         subject.source = event.source;
         (key, subject)
@@ -355,4 +353,9 @@ impl Detector {
     fn is_spared(&self, source: &Source, now: u64) -> bool {
         self.known.is_peer(source, now) || self.known.was_good_lately(source, now)
     }
+}
+
+/// Whether the source of an event is judged by its full address.
+fn is_by_address(event: &Event) -> bool {
+    event.flags & BY_ADDRESS != 0 || event.source.is_v4()
 }

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use sip_xdp_common::layout::{BY_ADDRESS, Event};
+use sip_xdp_common::layout::Event;
 use sip_xdp_common::meter::Bucket;
 use sip_xdp_common::source::{Source, mask};
 
@@ -13,6 +13,7 @@ use crate::config::{Config, Rate, Rule};
 use crate::message::Head;
 
 use super::digest::{digest, most_common};
+use super::is_by_address;
 
 /// How long a flood is watched before anything is decided, in nanoseconds.
 const WATCH: u64 = 1_000_000_000;
@@ -117,7 +118,7 @@ impl Volume {
             Bucket::Requests => self.rules.requests,
             Bucket::Other | Bucket::Storm => return None,
         };
-        let by_address = event.flags & BY_ADDRESS != 0 || event.source.is_v4();
+        let by_address = is_by_address(event);
         let key = if by_address { event.source } else { event.source.masked(self.rules.ipv6_mask) };
         if self.suspects.len() >= MAX_SUSPECTS && !self.suspects.contains_key(&key) {
             return None;

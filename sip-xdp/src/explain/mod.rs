@@ -200,7 +200,7 @@ fn matches(
     for list in [List::Trust, List::Block, List::Admit] {
         for bits in (shortest..=host.bits()).rev() {
             let network = Network::around(host.first(), bits);
-            let in_table = |entry: &&TableEntry| entry.kind == kind(list) && entry.network == network;
+            let in_table = |entry: &&TableEntry| entry.kind == Kind::of(list) && entry.network == network;
             let slot = covering.iter().find(in_table);
             let hits = slot.filter(|_| list == List::Block).map_or(0, |slot| slot.hits);
             let entries = owners().filter_map(|owner| ledger.get(list, &network, None, owner));
@@ -217,25 +217,9 @@ fn matches(
     Ok(all)
 }
 
-fn kind(list: List) -> Kind {
-    match list {
-        List::Block => Kind::Blocked,
-        List::Trust => Kind::Trusted,
-        List::Admit => Kind::Admitted,
-    }
-}
-
-fn name(list: List) -> &'static str {
-    match list {
-        List::Block => "block",
-        List::Trust => "trust",
-        List::Admit => "admit",
-    }
-}
-
 fn matched(list: List, entry: Entry, hits: u64) -> Match {
     Match {
-        list: name(list),
+        list: list.name(),
         network: entry.network,
         port: entry.port,
         owner: entry.owner.name(),

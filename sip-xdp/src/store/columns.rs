@@ -16,11 +16,7 @@ pub(super) fn to_port(column: u16) -> Option<u16> {
 
 /// A list as a column.
 pub(super) fn from_list(list: List) -> &'static str {
-    match list {
-        List::Block => "block",
-        List::Trust => "trust",
-        List::Admit => "admit",
-    }
+    list.name()
 }
 
 /// A column as a list.
