@@ -140,39 +140,38 @@ pub fn load(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
     Ok(object)
 }
 
+/// What the program's globals are to be, by name.
+pub fn globals(settings: &Settings) -> [(&'static str, Vec<u8>); names::GLOBALS.len()] {
+    let (high, low) = mask(settings.ipv6_prefix);
+    let flag = |is: bool| vec![u8::from(is)];
+    [
+        (names::PORTS, bytemuck::cast_slice(settings.ports.0.as_slice()).to_vec()),
+        (names::LIMITS, bytemuck::bytes_of(&settings.limits).to_vec()),
+        (names::GOOD_LIMIT, bytemuck::bytes_of(&settings.good).to_vec()),
+        (names::STORM, bytemuck::bytes_of(&settings.storm).to_vec()),
+        (names::IPV6_MASK, bytemuck::bytes_of(&[high, low]).to_vec()),
+        (names::SLOT, bytemuck::bytes_of(&settings.slot).to_vec()),
+        (names::LINK, vec![settings.link as u8]),
+        (names::SCOPE_ALL, flag(settings.scope_all)),
+        (names::DRY_RUN, flag(settings.dry_run)),
+        (names::CLOCK_FROM_MAP, flag(settings.clock_from_map)),
+        (names::IPV6, flag(settings.inspects.ipv6)),
+        (names::TAGS, flag(settings.inspects.tags)),
+        (names::CLOSED, flag(settings.closed)),
+    ]
+}
+
 /// Makes the maps, but loads no program yet. With `maps`, the shared maps are those pinned in that directory, and are
 /// pinned there if they are not yet; without, they are private to the returned object.
 pub fn make_maps(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
-    let limits = bytemuck::bytes_of(&settings.limits);
-    let (high, low) = mask(settings.ipv6_prefix);
-    let ipv6_mask = [high, low];
-    let flags = [
-        settings.link as u8,
-        settings.scope_all.into(),
-        settings.dry_run.into(),
-        settings.clock_from_map.into(),
-        settings.inspects.ipv6.into(),
-        settings.inspects.tags.into(),
-        settings.closed.into(),
-    ];
+    let globals = globals(settings);
     let pins: Vec<(&str, PathBuf)> =
         maps.map(|dir| names::PINNED_MAPS.map(|name| (name, dir.join(name))).to_vec()).unwrap_or_default();
 
     let mut loader = EbpfLoader::new();
-    loader
-        .override_global(names::PORTS, settings.ports.0.as_slice(), true)
-        .override_global(names::LIMITS, limits, true)
-        .override_global(names::GOOD_LIMIT, bytemuck::bytes_of(&settings.good), true)
-        .override_global(names::STORM, bytemuck::bytes_of(&settings.storm), true)
-        .override_global(names::IPV6_MASK, ipv6_mask.as_slice(), true)
-        .override_global(names::SLOT, &settings.slot, true)
-        .override_global(names::LINK, &flags[0], true)
-        .override_global(names::SCOPE_ALL, &flags[1], true)
-        .override_global(names::DRY_RUN, &flags[2], true)
-        .override_global(names::CLOCK_FROM_MAP, &flags[3], true)
-        .override_global(names::IPV6, &flags[4], true)
-        .override_global(names::TAGS, &flags[5], true)
-        .override_global(names::CLOSED, &flags[6], true);
+    for (name, value) in &globals {
+        loader.override_global(name, value.as_slice(), true);
+    }
     for (name, _, _, _, entries) in shapes(&settings.capacity) {
         loader.map_max_entries(name, entries);
     }

@@ -119,7 +119,7 @@ fn provider_calls(
     accepted.with_context(|| format!("{what}: the answer to our own REGISTER was to pass; {}", filter.decisions()))?;
     // The daemon reads the answer a moment later, so that a call in this very moment may need its retransmission.
     let called = |received: &Received| received.text.starts_with("INVITE sip:called@");
-    let mut call_within = |time| {
+    let call_within = |time| {
         provider.request("INVITE", "called", from)?;
         pbx.wait_for("the provider's call", time, called)
     };

@@ -7,6 +7,7 @@ use sip_xdp::network::Network;
 use sip_xdp::object::{Capacity, Settings};
 use sip_xdp::table::{Slots, Table, Terms};
 use sip_xdp_common::layout::{List, NEVER, Owner};
+use sip_xdp_common::lists::SAMPLE;
 use sip_xdp_common::names;
 use sip_xdp_common::networks::Kind;
 use sip_xdp_common::verdict::Reason;
@@ -114,6 +115,45 @@ fn hits_are_exact_and_survive_a_change_of_the_entry() {
     kernel.lists.remove(List::Block, &network, Owner::Manual).unwrap();
     kernel.list(List::Block, "192.0.2.7", NEVER);
     assert_eq!(kernel.lists.hits(&network), 0, "a new entry starts at zero");
+}
+
+#[test]
+fn what_a_feed_blocks_ends_with_any_change_of_the_lists() {
+    let mut kernel = Kernel::new(&settings());
+    let host: Network = "192.0.2.7".parse().unwrap();
+    let feed = |kernel: &mut Kernel, networks: &[Network]| {
+        kernel.lists.replace_feed("feed", networks.to_vec()).unwrap();
+        // Twice: nothing may be remembered from one packet to the next.
+        [(); 2].map(|()| reason(kernel, "192.0.2.7"))
+    };
+    assert_eq!(feed(&mut kernel, &[host]), [Reason::Blocked; 2]);
+    assert_eq!(feed(&mut kernel, &[]), [Reason::Unknown; 2], "the feed dropped it");
+    assert_eq!(feed(&mut kernel, &[host]), [Reason::Blocked; 2]);
+    kernel.list(List::Trust, "192.0.2.7", START + 10 * SECOND);
+    assert_eq!(reason(&mut kernel, "192.0.2.7"), Reason::Trusted);
+    kernel.set_clock(START + 10 * SECOND);
+    assert_eq!(reason(&mut kernel, "192.0.2.7"), Reason::Blocked, "the trust has ended");
+    kernel.lists.remove(List::Trust, &host, Owner::Manual).unwrap();
+    assert_eq!(reason(&mut kernel, "192.0.2.7"), Reason::Blocked);
+
+    // A ban goes on when the feed has dropped the host, and ends by itself.
+    kernel.list(List::Block, "192.0.2.7", START + 20 * SECOND);
+    assert_eq!(feed(&mut kernel, &[]), [Reason::Blocked; 2]);
+    kernel.set_clock(START + 20 * SECOND);
+    assert_eq!(reason(&mut kernel, "192.0.2.7"), Reason::Unknown, "the ban has ended");
+}
+
+#[test]
+fn hits_of_feeds_are_sampled() {
+    let mut kernel = Kernel::new(&settings());
+    let hosts = ["192.0.2.7", "198.51.100.7"];
+    let networks = hosts.map(|host| host.parse::<Network>().unwrap());
+    kernel.lists.replace_feed("feed", networks.to_vec()).unwrap();
+    for _ in 0..16 * SAMPLE {
+        hosts.iter().for_each(|host| assert_eq!(reason(&mut kernel, host), Reason::Blocked, "{host}"));
+    }
+    let hits: u64 = networks.iter().map(|network| kernel.lists.hits(network)).sum();
+    assert_eq!(hits, 2 * 16 * SAMPLE, "one in {SAMPLE} counts for all of them");
 }
 
 #[test]

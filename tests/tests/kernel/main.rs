@@ -12,6 +12,7 @@ mod kept;
 mod known;
 mod limits;
 mod lists;
+mod machine;
 mod model;
 mod storm;
 mod table;
