@@ -9,8 +9,8 @@ use aya::{Ebpf, EbpfLoader};
 use sip_xdp_common::flow::{Asked, Flow, FlowKey};
 use sip_xdp_common::front;
 use sip_xdp_common::layout::{
-    ASKED, CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, FLOWS, InterfaceRecord, LedgerKey,
-    LedgerRow, MAX_INTERFACES, Responses,
+    ASKED, CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, FLOWS, InterfaceRecord,
+    LedgerKey, LedgerRow, MAX_INTERFACES, Responses,
 };
 use sip_xdp_common::meter::{Limits, Pace};
 use sip_xdp_common::names;

@@ -5,9 +5,9 @@ use log::Level;
 use serde_json::{Value, json};
 use sip_xdp_common::layout::{List, Owner};
 
-use super::verdicts::Chronicle as _;
 use super::events::Event as Said;
 use super::memory::from_wall_ms;
+use super::verdicts::Chronicle as _;
 use super::verdicts::{MAX_OFFENCES, Offence};
 use super::{Daemon, clock};
 use crate::control::ListName;
