@@ -13,7 +13,7 @@ mod story;
 use std::collections::{BTreeMap, HashSet};
 
 use anyhow::{Context, Result};
-use sip_xdp_common::layout::{List, NEVER, Owner};
+use sip_xdp_common::layout::{FRAGMENTED, List, NEVER, Owner};
 use sip_xdp_common::packet::{Inspects, TCP, UDP};
 use sip_xdp_common::source::Source;
 use sip_xdp_common::verdict::{Message, Reason};
@@ -228,7 +228,8 @@ impl<'c> Replay<'c> {
     fn take(&mut self, packet: &Packet<'_>, buffer: &mut Vec<u8>) -> Result<()> {
         self.facts.packets += 1;
         self.facts.bytes += u64::from(packet.length);
-        self.facts.cut += u64::from((packet.data.len() as u64) < u64::from(packet.length));
+        let is_cut = (packet.data.len() as u64) < u64::from(packet.length);
+        self.facts.cut += u64::from(is_cut);
         let name = frame::link_name(packet.link);
         match name.and_then(|name| self.facts.links.get_mut(name)) {
             Some(count) => *count += 1,
@@ -253,10 +254,10 @@ impl<'c> Replay<'c> {
             return Ok(());
         };
         if self.registrar.has(&ends.source) {
-            return self.leave(&ends, frame, now);
+            return self.leave(&ends, frame, now, is_cut);
         }
         if self.registrar.has(&ends.destination) || self.registrar.is_unknown() {
-            return self.arrive(&ends, frame, now);
+            return self.arrive(&ends, frame, now, is_cut);
         }
         self.facts.skipped.elsewhere += 1;
         Ok(())
@@ -308,7 +309,7 @@ impl<'c> Replay<'c> {
     }
 
     /// A packet that is for us.
-    fn arrive(&mut self, ends: &Ends, frame: &[u8], now: u64) -> Result<()> {
+    fn arrive(&mut self, ends: &Ends, frame: &[u8], now: u64, is_cut: bool) -> Result<()> {
         if self.config.block_scope == BlockScope::Sip
             && let Some(reason) = self.doorway.passes_by(frame)
         {
@@ -324,12 +325,12 @@ impl<'c> Replay<'c> {
             self.facts.messages[message as usize] += 1;
         }
         self.story.count(ends.source, ends.ports.map(|(from, _)| from), reason);
-        self.hear(now);
+        self.hear(now, is_cut);
         Ok(())
     }
 
     /// A packet of ours.
-    fn leave(&mut self, ends: &Ends, frame: &[u8], now: u64) -> Result<()> {
+    fn leave(&mut self, ends: &Ends, frame: &[u8], now: u64, is_cut: bool) -> Result<()> {
         let is_sip = |(from, _): (u16, u16)| self.doorway.ports.contains(from);
         if ends.protocol != UDP || !ends.ports.is_some_and(is_sip) {
             let is_tcp = ends.protocol == TCP && ends.ports.is_some_and(is_sip);
@@ -342,13 +343,17 @@ impl<'c> Replay<'c> {
         if self.refused.len() < MAX_CLOSE {
             self.refused.insert(ends.destination);
         }
-        self.hear(now);
+        self.hear(now, is_cut);
         Ok(())
     }
 
     /// Takes what the programs have to tell.
-    fn hear(&mut self, now: u64) {
-        while let Some(event) = self.kernel.event() {
+    fn hear(&mut self, now: u64, is_cut: bool) {
+        while let Some(mut event) = self.kernel.event() {
+            if is_cut {
+                // It goes on in what is not there, as that of a fragment does.
+                event.flags |= FRAGMENTED;
+            }
             self.court(now).observe(&event);
         }
     }
