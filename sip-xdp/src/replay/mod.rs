@@ -49,6 +49,9 @@ const SETTLES: u64 = 10;
 /// After so many minutes without a packet there is nothing more that fades by the minute.
 const FADES: u64 = 64;
 
+/// A packet that is so much earlier than the one before it is not merely late, in nanoseconds.
+const LATE: u64 = 5 * SECOND;
+
 /// How often it is looked how close sources have come to a ban, in nanoseconds.
 const LOOK: u64 = 10 * SECOND;
 
@@ -139,9 +142,11 @@ struct Replay<'c> {
     notes: Notes,
     story: Story,
     facts: Facts,
-    /// When the first and the last packet were seen, in nanoseconds since 1970.
+    /// When the first packet was seen, and the latest, in nanoseconds since 1970.
     first: u64,
-    last: u64,
+    latest: u64,
+    /// A moment on the filter's clock, and when that was by the capture.
+    anchor: (u64, u64),
     /// Up to when second and minute work is done, on the filter's clock.
     ticked: u64,
     tidied: u64,
@@ -191,7 +196,8 @@ impl<'c> Replay<'c> {
             story: Story::new(config.ipv6_prefix),
             facts: Facts::default(),
             first: 0,
-            last: 0,
+            latest: 0,
+            anchor: (START, 0),
             ticked: START,
             tidied: START,
             looked: START,
@@ -221,7 +227,7 @@ impl<'c> Replay<'c> {
 
     /// A time of the filter's clock on both clocks of the capture.
     fn moment(&self, now: u64) -> Moment {
-        Moment { now, wall_ms: (self.first + now.saturating_sub(START)) / 1_000_000 }
+        Moment { now, wall_ms: self.anchor.1.saturating_add(now.saturating_sub(self.anchor.0)) / 1_000_000 }
     }
 
     /// Takes the next packet of the capture.
@@ -263,14 +269,20 @@ impl<'c> Replay<'c> {
         Ok(())
     }
 
-    /// Lets the time of the capture go on to that of a packet, and returns it on the filter's clock. It never goes back.
+    /// Lets the time of the capture go on to that of a packet, and returns it on the filter's clock. That never goes back: a
+    /// packet that is a little late comes at the same time as the one before it, and one that is much earlier shows that the
+    /// clock was set, and time goes on from there.
     fn advance(&mut self, at: u64) -> u64 {
         if self.facts.packets == 1 {
-            (self.first, self.last) = (at, at);
+            (self.first, self.latest, self.anchor) = (at, at, (START, at));
         }
-        self.facts.out_of_order += u64::from(at < self.last);
-        self.last = self.last.max(at);
-        let now = START + (self.last - self.first);
+        self.latest = self.latest.max(at);
+        let (now, before) = self.anchor;
+        self.facts.out_of_order += u64::from(at < before);
+        let now = now.saturating_add(at.saturating_sub(before));
+        if at >= before || before - at > LATE {
+            self.anchor = (now, at);
+        }
         let due = (now - self.ticked) / SECOND;
         if due > 0 {
             (1..=due.min(SETTLES)).for_each(|second| self.tick(self.ticked + second * SECOND));
@@ -374,7 +386,7 @@ impl<'c> Replay<'c> {
     /// When the capture begins and ends.
     fn span(&self) -> Option<(jiff::Timestamp, jiff::Timestamp)> {
         let time = |at: u64| clock::from_ms(at / 1_000_000);
-        (self.facts.packets > 0).then(|| (time(self.first), time(self.last)))
+        (self.facts.packets > 0).then(|| (time(self.first), time(self.latest)))
     }
 }
 
