@@ -44,7 +44,8 @@ fn write(directory: &Path, name: &str, content: &[u8]) -> Result<PathBuf> {
 /// The addresses in a list of a report.
 fn addresses(report: &Value, list: &str) -> BTreeSet<String> {
     let rows = report[list].as_array().unwrap_or_else(|| panic!("no {list}: {report}"));
-    let host = |row: &Value| row["address"].as_str().unwrap().split('/').next().unwrap().to_owned();
+    let address = |row: &Value| row["address"].as_str().unwrap_or_else(|| panic!("no address: {row}")).to_owned();
+    let host = |row: &Value| address(row).split('/').next().map(str::to_owned).unwrap_or_default();
     rows.iter().map(host).collect()
 }
 

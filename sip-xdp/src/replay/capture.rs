@@ -457,7 +457,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn read(bytes: &[u8]) -> Result<(Vec<(u64, i32, Vec<u8>, u32)>, Option<String>)> {
+    /// When, link type, bytes, length on the wire.
+    type Read = (u64, i32, Vec<u8>, u32);
+
+    fn read(bytes: &[u8]) -> Result<(Vec<Read>, Option<String>)> {
         let mut capture = Capture::new(Box::new(io::Cursor::new(bytes.to_vec())), None)?;
         let mut packets = Vec::new();
         while let Some(packet) = capture.next() {
