@@ -249,6 +249,33 @@ pub const MODE_NATIVE: u8 = 1;
 /// [`InterfaceRecord::mode`]: in the network stack, after the kernel has allocated.
 pub const MODE_GENERIC: u8 = 2;
 
+/// How many words the map of the settable clock has.
+pub const CLOCK_WORDS: u32 = 2;
+/// Where in it the time stands.
+pub const CLOCK_TIME: u32 = 0;
+/// Where in it the program that reads this clock says what became of its last packet: see [`outcome`].
+pub const CLOCK_OUTCOME: u32 = 1;
+
+/// What became of a packet, in one word; [`reason_of`] reads it.
+#[inline(always)]
+pub const fn outcome(reason: Reason, message: Option<Message>) -> u64 {
+    let message = match message {
+        Some(message) => 1 + message as u64,
+        None => 0,
+    };
+    reason as u64 | message << 8
+}
+
+/// The reason in an [`outcome`].
+pub fn reason_of(outcome: u64) -> Option<Reason> {
+    Reason::ALL.get(usize::from(outcome as u8)).copied()
+}
+
+/// The kind of message in an [`outcome`], if the judgement came as far as looking at it.
+pub fn message_of(outcome: u64) -> Option<Message> {
+    Message::from_number(((outcome >> 8) as u8).checked_sub(1)?)
+}
+
 /// What an event is about.
 #[repr(u8)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -63,7 +63,8 @@ pub const CPU_STATE: &str = "CPU_STATE";
 pub const EVENTS: &str = "EVENTS";
 /// The interfaces that the filter is attached to ([`crate::layout::InterfaceRecord`]).
 pub const INTERFACES: &str = "INTERFACES";
-/// A settable clock, in nanoseconds, read instead of the kernel's when [`CLOCK_FROM_MAP`] is 1.
+/// A settable clock, in nanoseconds, read instead of the kernel's when [`CLOCK_FROM_MAP`] is 1, and beside it what became
+/// of the last packet that arrived ([`crate::layout::CLOCK_TIME`], [`crate::layout::CLOCK_OUTCOME`]).
 pub const CLOCK: &str = "CLOCK";
 
 /// Global: bitmap of the SIP ports, bit `port % 64` of word `port / 64` (`[u64; 1024]`).

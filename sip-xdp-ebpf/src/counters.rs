@@ -6,6 +6,7 @@ use aya_ebpf::programs::XdpContext;
 use sip_xdp_common::ingress::Judgement;
 use sip_xdp_common::verdict::Verdict;
 
+use crate::clock;
 use crate::globals::{DRY_RUN, SLOT};
 use crate::maps::COUNTERS;
 
@@ -39,5 +40,6 @@ pub(crate) fn leave(ctx: &XdpContext, judgement: &Judgement) -> u32 {
             }
         }
     }
+    clock::leave(judgement);
     if drops && !dry_run { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
 }

@@ -6,8 +6,8 @@ use aya_ebpf::macros::btf_map;
 use sip_xdp_common::flow::{Asked, Flow, FlowKey};
 use sip_xdp_common::front;
 use sip_xdp_common::layout::{
-    ASKED as MAX_ASKED, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, Event, FLOWS as MAX_FLOWS,
-    InterfaceRecord, LedgerKey, LedgerRow, MAX_INTERFACES, Responses,
+    ASKED as MAX_ASKED, CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, Event,
+    FLOWS as MAX_FLOWS, InterfaceRecord, LedgerKey, LedgerRow, MAX_INTERFACES, Responses,
 };
 use sip_xdp_common::networks::{Bucket, GROUP, Guide, Prints, buckets};
 use sip_xdp_common::source::Source;
@@ -73,8 +73,9 @@ pub(crate) static EVENTS: RingBuf<Event, EVENTS_BYTES> = RingBuf::new();
 #[btf_map]
 pub(crate) static INTERFACES: Array<InterfaceRecord, MAX_INTERFACES> = Array::new();
 
+/// Only read and written where `CLOCK_FROM_MAP` says so.
 #[btf_map]
-pub(crate) static CLOCK: Array<u64, 1> = Array::new();
+pub(crate) static CLOCK: Array<u64, { CLOCK_WORDS as usize }, MAPPED> = Array::new();
 
 /// This CPU's state.
 #[inline(always)]

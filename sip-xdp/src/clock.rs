@@ -19,7 +19,33 @@ pub fn now() -> u64 {
 
 /// The time on the filter's clock at which something ends that lasts `ttl` from now; without a ttl it never does.
 pub fn after(ttl: Option<Duration>) -> u64 {
-    ttl.map_or(NEVER, |ttl| now().saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(NEVER)).min(NEVER - 1))
+    ttl.map_or(NEVER, |ttl| later(now(), ttl))
+}
+
+/// One moment on both clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// On the filter's clock, in nanoseconds.
+    pub now: u64,
+    /// On the wall clock, in milliseconds since 1970.
+    pub wall_ms: u64,
+}
+
+impl Moment {
+    /// This one.
+    pub fn present() -> Self {
+        Self { now: now(), wall_ms: wall_ms() }
+    }
+
+    /// The time on the filter's clock at which something ends that lasts `ttl` from this moment on.
+    pub fn after(&self, ttl: Duration) -> u64 {
+        later(self.now, ttl)
+    }
+}
+
+/// The time `ttl` after `now`, which is never [`NEVER`].
+fn later(now: u64, ttl: Duration) -> u64 {
+    now.saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(NEVER)).min(NEVER - 1)
 }
 
 /// A time on the filter's clock as wall-clock time; `None` for what never comes.

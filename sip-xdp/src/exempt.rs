@@ -23,6 +23,11 @@ impl Exempt {
         Self { hosts }
     }
 
+    /// These networks, all for the same reason.
+    pub fn of_networks(networks: &[Network], what: &'static str) -> Self {
+        Self { hosts: networks.iter().map(|network| (*network, what)).collect() }
+    }
+
     /// The first exempt host inside `network`, and what it is.
     pub fn inside(&self, network: &Network) -> Option<(Network, &'static str)> {
         self.hosts.iter().find(|(host, _)| network.contains(host)).copied()

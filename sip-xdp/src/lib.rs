@@ -15,6 +15,7 @@
 //! - [`daemon`] ties these together, [`control`] is how commands reach it.
 //! - [`report`] reads everything from the pinned maps, with or without a daemon; [`explain`] says what they mean for one
 //!   address.
+//! - [`replay`] runs a capture through all of this offline, in the time of the capture.
 //! - [`watch`] is the stream of events, [`transfer`] what one instance hands to another.
 
 pub mod attach;
@@ -43,6 +44,7 @@ pub mod object;
 pub mod paths;
 pub mod pins;
 pub mod prefixes;
+pub mod replay;
 pub mod report;
 pub mod sources;
 pub mod store;

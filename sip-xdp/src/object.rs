@@ -9,8 +9,8 @@ use aya::{Ebpf, EbpfLoader};
 use sip_xdp_common::flow::{Asked, Flow, FlowKey};
 use sip_xdp_common::front;
 use sip_xdp_common::layout::{
-    ASKED, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, FLOWS, InterfaceRecord, LedgerKey,
-    LedgerRow, MAX_INTERFACES, Responses,
+    ASKED, CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, FLOWS, InterfaceRecord,
+    LedgerKey, LedgerRow, MAX_INTERFACES, Responses,
 };
 use sip_xdp_common::meter::{Limits, Pace};
 use sip_xdp_common::names;
@@ -116,7 +116,7 @@ pub fn shapes(capacity: &Capacity) -> [(&'static str, MapType, usize, usize, u32
         (names::CPU_STATE, MapType::PerCpuArray, index, size_of::<CpuState>(), 1),
         (names::EVENTS, MapType::RingBuf, 0, 0, EVENTS_BYTES as u32),
         (names::INTERFACES, MapType::Array, index, size_of::<InterfaceRecord>(), interfaces),
-        (names::CLOCK, MapType::Array, index, word, 1),
+        (names::CLOCK, MapType::Array, index, word, CLOCK_WORDS),
     ]
 }
 

@@ -335,7 +335,7 @@ fn add(mut sum: Counters, one: &Counters) -> Counters {
     sum
 }
 
-fn by_verdict(counted: &[u64; Reason::COUNT], would_drop: &[u64; Reason::COUNT]) -> ByVerdict {
+pub(crate) fn by_verdict(counted: &[u64; Reason::COUNT], would_drop: &[u64; Reason::COUNT]) -> ByVerdict {
     let named = |verdict: Verdict, from: &[u64; Reason::COUNT]| {
         let reasons = Reason::ALL.into_iter().filter(|reason| reason.verdict() == verdict);
         reasons.map(|reason| (reason.name(), from[reason as usize])).collect()

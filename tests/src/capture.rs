@@ -30,13 +30,28 @@ pub struct Packet {
 }
 
 impl Capture {
-    /// Starts tcpdump with a filter expression and waits until it records.
+    /// Starts tcpdump with a filter expression and waits until it records the beginning of each packet.
     pub fn start(namespace: &Namespace, interface: &str, expression: &str, directory: &Path) -> Result<Self> {
+        Self::record(namespace, interface, expression, directory, "512")
+    }
+
+    /// The same with all of each packet.
+    pub fn start_whole(namespace: &Namespace, interface: &str, expression: &str, directory: &Path) -> Result<Self> {
+        Self::record(namespace, interface, expression, directory, "0")
+    }
+
+    fn record(
+        namespace: &Namespace,
+        interface: &str,
+        expression: &str,
+        directory: &Path,
+        length: &str,
+    ) -> Result<Self> {
         // The name ends as tcpdump's profile demands where one confines it.
         let file = directory.join(format!("{}.pcap", unique_name()));
         let mut command = namespace.command("tcpdump");
         command.args(["-i", interface, "-n", "-p", "-U", "--immediate-mode", "-Z", "root"]);
-        command.args(["-B", "65536", "-s", "512", "-w"]);
+        command.args(["-B", "65536", "-s", length, "-w"]);
         command.arg(&file).arg(expression);
         let mut process = Process::spawn(format!("tcpdump on {interface}"), &mut command)?;
         process.wait_line(Duration::from_secs(10), |line| line.text.contains("listening on"))?;
@@ -47,6 +62,11 @@ impl Capture {
     pub fn packets(&self) -> Result<Vec<Packet>> {
         let file = fs::read(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
         parse(&file)
+    }
+
+    /// Where it is written.
+    pub fn file(&self) -> &Path {
+        &self.file
     }
 
     /// Ends the capture; fails if it lost anything.

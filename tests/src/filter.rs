@@ -332,7 +332,7 @@ impl Drop for Filter<'_> {
 }
 
 /// The binary: where xtask says, or next to the tests.
-fn binary() -> Result<PathBuf> {
+pub fn binary() -> Result<PathBuf> {
     if let Some(binary) = env::var_os("SIP_XDP_BIN") {
         return Ok(binary.into());
     }

@@ -9,6 +9,7 @@ mod generate;
 mod import;
 mod output;
 mod reload;
+mod replay;
 mod run;
 mod state;
 mod stats;
@@ -123,6 +124,7 @@ enum Command {
     Stats(stats::Stats),
     Explain(explain::Explain),
     Watch(watch::Watch),
+    Replay(replay::Replay),
     /// The block list
     #[command(subcommand)]
     Block(block::Block),
@@ -161,6 +163,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Stats(stats) => stats.execute(&paths, output)?,
         Command::Explain(explain) => explain.execute(&paths, config_required, output).await?,
         Command::Watch(watch) => watch.execute(&paths, output).await?,
+        Command::Replay(replay) => replay.execute(&paths, config_required, output)?,
         Command::State(state) => state.execute(&paths, output).await?,
         Command::Block(block) => block.execute(&paths, output).await?,
         Command::Unban(delete) => delete.execute(&paths, output).await?,

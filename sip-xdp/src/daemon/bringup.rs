@@ -3,7 +3,7 @@
 //! The order matters: the tables are complete before the first program that reads them is on an interface, and the new
 //! program is on an interface before anything of the old one goes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -28,7 +28,7 @@ use crate::config::{BlockScope, Config, Policy};
 use crate::control;
 use crate::detect::Detector;
 use crate::egress::{EgressWay, attach_egress};
-use crate::exempt::{Exempt, near};
+use crate::exempt::Exempt;
 use crate::feeds::engine::Engine;
 use crate::hosts::Hosts;
 use crate::ledger::Entry;
@@ -139,7 +139,7 @@ impl Daemon {
             served: Vec::new(),
             store,
             hub: Default::default(),
-            notes: HashMap::new(),
+            notes: Default::default(),
             offences: BTreeMap::new(),
             ended: false,
             lock: Some(lock),
@@ -246,15 +246,9 @@ impl Daemon {
         self.judge_by_address()
     }
 
-    /// Tells the kernel in which IPv6 networks hosts live that must not share their network's fate.
+    /// See [`Court::judge_by_address`](super::verdicts::Court::judge_by_address).
     pub(super) fn judge_by_address(&mut self) -> Result<()> {
-        let prefix = self.config.ipv6_prefix;
-        let mut networks = self.exempt.ipv6_networks(prefix);
-        networks.extend(near(self.lists.entries(List::Trust).map(|entry| &entry.network), prefix));
-        let now = clock::now();
-        let good = self.lists.known_hosts().filter(|(_, standing)| standing.good_until > now);
-        networks.extend(near(good.map(|(network, _)| network), prefix));
-        Ok(self.lists.set_by_address(networks)?)
+        self.court().judge_by_address()
     }
 
     /// Looks again at the host's addresses, gateways and resolvers.
@@ -382,7 +376,8 @@ async fn wanted_interfaces(config: &Config, netlink: &Netlink, around: &Surround
     Ok(wanted)
 }
 
-fn settings(config: &Config, link: Link, slot: u32) -> Settings {
+/// What the programs are told of a configuration.
+pub(crate) fn settings(config: &Config, link: Link, slot: u32) -> Settings {
     Settings {
         ports: config.port_set(),
         limits: config.meter_limits(),

@@ -4,36 +4,42 @@ use std::fmt;
 
 use log::Level;
 use serde::Serialize;
+use sip_xdp_common::layout::List;
 use sip_xdp_common::source::Source;
 
-use super::Daemon;
+use super::verdicts::{Chronicle, Court};
+use super::{Daemon, memory, save, verdicts};
+use crate::clock::Moment;
+use crate::detect::Acceptance;
 use crate::ledger::{Entry, Tier};
+use crate::lists::Lists;
 use crate::network::Network;
 use crate::report;
-use crate::watch::Told;
+use crate::store::{self, Change, Store};
+use crate::watch::{Hub, Told};
 
 /// One event. What does not apply is null in JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Event {
-    time: jiff::Timestamp,
-    event: &'static str,
-    kind: Option<String>,
-    address: Option<Network>,
-    port: Option<u16>,
-    reason: Option<String>,
-    tier: Option<Tier>,
-    dry_run: bool,
+pub(crate) struct Event {
+    pub(crate) time: jiff::Timestamp,
+    pub(crate) event: &'static str,
+    pub(crate) kind: Option<String>,
+    pub(crate) address: Option<Network>,
+    pub(crate) port: Option<u16>,
+    pub(crate) reason: Option<String>,
+    pub(crate) tier: Option<Tier>,
+    pub(crate) dry_run: bool,
 }
 
 impl Event {
     /// Of this name, now, about nobody in particular.
-    pub(super) fn new(event: &'static str) -> Self {
+    pub(crate) fn new(event: &'static str) -> Self {
         let time = report::now();
         Self { time, event, kind: None, address: None, port: None, reason: None, tier: None, dry_run: false }
     }
 
     /// About an entry of a list.
-    pub(super) fn of(event: &'static str, entry: &Entry) -> Self {
+    pub(crate) fn of(event: &'static str, entry: &Entry) -> Self {
         Self {
             address: Some(entry.network),
             port: entry.port,
@@ -45,45 +51,49 @@ impl Event {
     }
 
     /// About a source.
-    pub(super) fn from(self, source: Source) -> Self {
+    pub(crate) fn from(self, source: Source) -> Self {
         self.about(Network::around(source, 128))
     }
 
     /// About a network.
-    pub(super) fn about(self, network: Network) -> Self {
+    pub(crate) fn about(self, network: Network) -> Self {
         Self { address: Some(network), ..self }
     }
 
     /// Of a port.
-    pub(super) fn port(self, port: u16) -> Self {
+    pub(crate) fn port(self, port: u16) -> Self {
         Self { port: Some(port), ..self }
     }
 
     /// Of this kind.
-    pub(super) fn kind(self, kind: impl Into<String>) -> Self {
+    pub(crate) fn kind(self, kind: impl Into<String>) -> Self {
         Self { kind: Some(kind.into()), ..self }
     }
 
     /// For this reason.
-    pub(super) fn reason(self, reason: impl Into<String>) -> Self {
+    pub(crate) fn reason(self, reason: impl Into<String>) -> Self {
         Self { reason: Some(reason.into()), ..self }
     }
 
     /// Whether nothing follows from it, since nothing is dropped.
-    pub(super) fn dry_run(self, dry_run: bool) -> Self {
+    pub(crate) fn dry_run(self, dry_run: bool) -> Self {
         Self { dry_run, ..self }
     }
 }
 
-impl Daemon {
-    /// Writes the line to the log, and tells the event to whoever watches.
-    pub(super) fn say(&self, event: Event, level: Level, line: fmt::Arguments<'_>) {
+/// Who hears of the daemon's decisions: the log, those who watch, and the store.
+pub(super) struct Recorder<'a> {
+    hub: &'a Hub,
+    store: &'a Store,
+}
+
+impl Chronicle for Recorder<'_> {
+    fn say(&mut self, event: Event, level: Level, line: fmt::Arguments<'_>) {
         log::log!(level, "{line}");
         self.tell(&event);
     }
 
-    /// Tells an event to whoever watches.
-    pub(super) fn tell(&self, event: &Event) {
+    fn tell(&mut self, event: &Event) {
         if !self.hub.is_watched() {
             return;
         }
@@ -91,6 +101,58 @@ impl Daemon {
             Ok(line) => self.hub.tell(Told { about: event.address, line: line.into() }),
             Err(error) => log::error!("an event cannot be told: {error}"),
         }
+    }
+
+    fn accepted(&mut self, acceptance: &Acceptance) {
+        self.store.record(memory::accepted(acceptance));
+    }
+
+    fn peer(&mut self, source: Source, until: u64) {
+        self.store.record(memory::peer(source, until));
+    }
+
+    fn offence(&mut self, offence: store::Offence) {
+        self.store.record(Change::Offence(offence));
+    }
+
+    fn banned(&mut self, kind: &str, entry: &Entry, lists: &mut Lists) {
+        self.store.record_ban(kind, entry);
+        save(self.store, lists);
+    }
+
+    fn expired(&mut self, list: List, entry: &Entry) {
+        self.store.record_end(list, entry, "expired");
+    }
+}
+
+impl Daemon {
+    pub(super) fn recorder(&self) -> Recorder<'_> {
+        Recorder { hub: &self.hub, store: &self.store }
+    }
+
+    /// Where what happens now is judged.
+    pub(super) fn court(&mut self) -> Court<'_, Recorder<'_>> {
+        Court {
+            config: &self.config,
+            lists: &mut self.lists,
+            detector: &mut self.detector,
+            exempt: &self.exempt,
+            offences: &mut self.offences,
+            notes: &mut self.notes,
+            learning_until: self.learning_until,
+            at: Moment::present(),
+            chronicle: Recorder { hub: &self.hub, store: &self.store },
+        }
+    }
+
+    /// Why nothing in `network` may be banned by evidence, if so.
+    pub(super) fn must_stay(&self, network: &Network, now: u64) -> Option<String> {
+        verdicts::must_stay(&self.exempt, &self.lists, network, now)
+    }
+
+    /// Writes the line to the log, and tells the event to whoever watches.
+    pub(super) fn say(&self, event: Event, level: Level, line: fmt::Arguments<'_>) {
+        self.recorder().say(event, level, line);
     }
 }
 

@@ -7,6 +7,7 @@ use sip_xdp_common::layout::{List, Owner};
 
 use super::events::Event as Said;
 use super::memory::from_wall_ms;
+use super::verdicts::Chronicle as _;
 use super::verdicts::{MAX_OFFENCES, Offence};
 use super::{Daemon, clock};
 use crate::control::ListName;
@@ -186,9 +187,9 @@ impl Daemon {
         }
         let acceptance = Acceptance { source, user, port, at, until };
         self.detector.restore([acceptance.clone()], []);
-        self.remember_acceptance(&acceptance);
+        self.recorder().accepted(&acceptance);
         if until > now {
-            self.note_good(source, port, now);
+            self.court().note_good(source, port, now);
         }
         tally.added += 1;
     }

@@ -7,6 +7,7 @@ use sip_xdp_common::source::Source;
 use super::verdicts::{FORMER, Offence};
 use super::{Daemon, clock};
 use crate::detect::Acceptance;
+use crate::lists::HostStanding;
 use crate::network::{address_of, source_of};
 use crate::store::{self, Change, Peer, State};
 
@@ -44,14 +45,15 @@ impl Daemon {
         self.detector.restore(acceptances.iter().cloned(), peers.iter().copied());
         for acceptance in &acceptances {
             if acceptance.until > now {
-                self.note_good(acceptance.source, acceptance.port, now);
+                self.court().note_good(acceptance.source, acceptance.port, now);
             } else if acceptance.until.saturating_add(FORMER) > now {
                 let until = acceptance.until.saturating_add(FORMER);
-                self.know(acceptance.source, now, |standing| standing.former_until = standing.former_until.max(until));
+                let remember = |standing: &mut HostStanding| standing.former_until = standing.former_until.max(until);
+                self.court().know(acceptance.source, now, remember);
             }
         }
         for (source, until) in peers.into_iter().filter(|(_, until)| *until > now) {
-            self.know(source, now, |standing| standing.peer_until = standing.peer_until.max(until));
+            self.court().know(source, now, |standing| standing.peer_until = standing.peer_until.max(until));
         }
         for offence in offences {
             let at = from_wall_ms(offence.last_ms);
@@ -68,25 +70,6 @@ impl Daemon {
         self.learning_until = until.map_or(0, |until| from_wall_ms(until).min(clock::after(Some(self.config.learn.0))));
     }
 
-    /// Has the store remember an acceptance.
-    pub(super) fn remember_acceptance(&self, acceptance: &Acceptance) {
-        let Acceptance { source, user, port, at, until } = acceptance;
-        let last_ms = to_wall_ms(*at);
-        self.store.record(Change::Accepted(store::Accepted {
-            address: address_of(*source),
-            user: user.clone(),
-            port: *port,
-            first_ms: last_ms,
-            last_ms,
-            until_ms: to_wall_ms(*until),
-        }));
-    }
-
-    /// Has the store remember a peer.
-    pub(super) fn remember_peer(&self, source: Source, until: u64) {
-        self.store.record(Change::Peer(Peer { address: address_of(source), until_ms: to_wall_ms(until) }));
-    }
-
     /// Has the store remember the evidence.
     pub(super) fn remember_evidence(&self) {
         match self.detector.evidence(clock::now(), clock::wall_ms()) {
@@ -94,6 +77,25 @@ impl Daemon {
             Err(error) => log::error!("the evidence cannot be kept: {error:#}"),
         }
     }
+}
+
+/// An acceptance as the store remembers it.
+pub(super) fn accepted(acceptance: &Acceptance) -> Change {
+    let Acceptance { source, user, port, at, until } = acceptance;
+    let last_ms = to_wall_ms(*at);
+    Change::Accepted(store::Accepted {
+        address: address_of(*source),
+        user: user.clone(),
+        port: *port,
+        first_ms: last_ms,
+        last_ms,
+        until_ms: to_wall_ms(*until),
+    })
+}
+
+/// A peer as the store remembers it.
+pub(super) fn peer(source: Source, until: u64) -> Change {
+    Change::Peer(Peer { address: address_of(source), until_ms: to_wall_ms(until) })
 }
 
 /// A wall-clock time on the filter's clock; what lies before its beginning becomes that.

@@ -1,27 +1,25 @@
 //! The daemon: reads events from the kernel, bans, expires, answers commands. It can die at any moment; the filter
 //! goes on without it, and the next one adopts it.
 
-mod bringup;
+pub(crate) mod bringup;
 mod commands;
 mod confirm;
-mod events;
+pub(crate) mod events;
 mod explain;
 mod feeds;
 mod hosts;
 mod import;
 mod memory;
-mod verdicts;
+pub(crate) mod verdicts;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use aya::maps::{MapData, RingBuf};
-use log::Level;
 use serde_json::{Value, json};
-use sip_xdp_common::layout::{Event, List};
-use sip_xdp_common::source::Source;
+use sip_xdp_common::layout::Event;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
@@ -47,8 +45,7 @@ use crate::store::Store;
 use crate::watch::Hub;
 
 use confirm::Confirmation;
-use events::Event as Said;
-use verdicts::Offence;
+use verdicts::{Notes, Offence};
 
 /// How often expired entries are taken out and the store is told of changes.
 const TICK: Duration = Duration::from_secs(1);
@@ -64,12 +61,6 @@ const EVENTS_AT_ONCE: usize = 1_024;
 
 /// Events older than this were meant for a daemon that has died, in nanoseconds.
 const STALE: u64 = 5_000_000_000;
-
-/// The same note about the same source is written once in this time, in nanoseconds.
-const NOTE_INTERVAL: u64 = 60_000_000_000;
-
-/// How many sources the notes remember.
-const MAX_NOTES: usize = 4_096;
 
 /// What the command line asks of the daemon, over the configuration file.
 #[derive(Debug, Clone, Default)]
@@ -142,11 +133,21 @@ struct Daemon {
     hub: Hub,
     /// Volume does not ban before this time.
     learning_until: u64,
-    notes: HashMap<(Source, &'static str), u64>,
+    notes: Notes,
     /// How often each network was banned, and when it last was, for bans that grow.
     offences: BTreeMap<Network, Offence>,
     /// Everything was unloaded: end.
     ended: bool,
+}
+
+/// Has the store write what has changed in the lists.
+fn save(store: &Store, lists: &mut Lists) {
+    if store.wants_entries() {
+        store.record(lists.all_entries());
+    }
+    for change in lists.take_changes() {
+        store.record(change);
+    }
 }
 
 /// Runs the daemon until it is told to stop, by signal or by `unload`. `ready` is called once when it enforces.
@@ -238,55 +239,22 @@ impl Daemon {
                 continue;
             };
             drop(item);
-            self.observe(&event);
+            self.court().observe(&event);
         }
         false
-    }
-
-    /// Whether a note of this kind about this source may be written again.
-    fn note_due(&mut self, source: Source, kind: &'static str, now: u64) -> bool {
-        if self.notes.len() >= MAX_NOTES {
-            self.notes.retain(|_, at| now.saturating_sub(*at) < NOTE_INTERVAL);
-        }
-        if self.notes.len() >= MAX_NOTES {
-            return false;
-        }
-        let at = self.notes.entry((source, kind)).or_default();
-        let due = *at == 0 || now.saturating_sub(*at) >= NOTE_INTERVAL;
-        if due {
-            *at = now;
-        }
-        due
     }
 
     async fn tick(&mut self, ticks: u64) {
         let now = clock::now();
         self.check_confirmation(now).await;
         self.expire_hosts(now);
-        match self.lists.expire(now) {
-            Ok(expired) => {
-                for (list, entry) in expired {
-                    self.store.record_end(list, &entry, "expired");
-                    let what = if list == List::Block { "unban" } else { "untrust" };
-                    let place = entry.place();
-                    let (owner, dry_run) = (entry.owner.name(), entry.dry_run);
-                    self.say(
-                        Said::of(what, &entry).kind("expired"),
-                        Level::Info,
-                        format_args!("{what} {place} owner={owner} dry_run={dry_run} reason=\"expired\""),
-                    );
-                }
-            }
-            Err(error) => log::error!("expired entries stay in the tables, where they no longer match: {error}"),
-        }
-        let actions = self.detector.tick(now);
-        self.act(actions, now);
+        self.court().tick();
         if let Err(error) = self.lists.tidy(now) {
             log::error!("known hosts that are over stay in the tables, where they no longer count: {error}");
         }
         if ticks.is_multiple_of(MINUTE_TICKS) {
             self.detector.tidy(now);
-            self.forgive(now);
+            self.court().forgive();
             self.remember_evidence();
         }
         if ticks.is_multiple_of(SURROUNDINGS_TICKS)
@@ -303,12 +271,7 @@ impl Daemon {
 
     /// Has the store write what has changed in the lists.
     fn save(&mut self) {
-        if self.store.wants_entries() {
-            self.store.record(self.lists.all_entries());
-        }
-        for change in self.lists.take_changes() {
-            self.store.record(change);
-        }
+        save(&self.store, &mut self.lists);
     }
 
     /// The same, and waits until it is on disk.

@@ -1,19 +1,26 @@
-//! What the daemon makes of findings: bans, and what is known of hosts.
+//! What follows from events and findings: bans, and what is known of hosts. The daemon and a replay share it: what differs
+//! is whose tables these are, what time it is, and who hears of it.
 
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::time::Duration;
 
+use anyhow::Result;
 use log::Level;
 use sip_xdp_common::layout::{Event, EventKind, List, Owner};
 use sip_xdp_common::meter::Bucket;
 use sip_xdp_common::source::Source;
 
+use super::STALE;
 use super::events::Event as Said;
-use super::{Daemon, STALE};
-use crate::clock;
-use crate::detect::{Acceptance, Action, Finding};
+use crate::clock::Moment;
+use crate::config::Config;
+use crate::detect::{Acceptance, Action, Detector, Finding};
+use crate::exempt::{Exempt, near};
 use crate::ledger::{Entry, Tier};
+use crate::lists::{HostStanding, Lists};
 use crate::network::{Network, address_of};
-use crate::store::{self, Change};
+use crate::store;
 
 /// The length of the IPv6 networks in which several banned networks condemn the whole.
 const SITE: u8 = 56;
@@ -28,7 +35,7 @@ const HOUR: u64 = 3_600_000_000_000;
 const USERS: usize = 64;
 
 /// For how long a host is no stranger in a storm after its last registration has ended, in nanoseconds: a week.
-pub(super) const FORMER: u64 = 7 * 24 * HOUR;
+pub(crate) const FORMER: u64 = 7 * 24 * HOUR;
 
 /// How many hosts are under suspicion at the same time.
 const MAX_SUSPECTS: usize = 4_096;
@@ -37,21 +44,137 @@ const MAX_SUSPECTS: usize = 4_096;
 const UNPROVEN_SHARE: usize = 4;
 
 /// How many offenders are remembered.
-pub(super) const MAX_OFFENCES: usize = 131_072;
+pub(crate) const MAX_OFFENCES: usize = 131_072;
 
 /// How often a network was banned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Offence {
+pub(crate) struct Offence {
     /// Times.
-    pub(super) count: u32,
+    pub(crate) count: u32,
     /// When it was last, on the filter's clock.
-    pub(super) at: u64,
+    pub(crate) at: u64,
 }
 
-impl Daemon {
+/// The same note about the same source is written once in this time, in nanoseconds.
+const NOTE_INTERVAL: u64 = 60_000_000_000;
+
+/// How many sources the notes remember.
+const MAX_NOTES: usize = 4_096;
+
+/// When something was last noted of a source, so that it is not said again and again.
+#[derive(Debug, Default)]
+pub(crate) struct Notes(HashMap<(Source, &'static str), u64>);
+
+impl Notes {
+    /// Whether a note of this kind about this source may be written again.
+    pub(crate) fn are_due(&mut self, source: Source, kind: &'static str, now: u64) -> bool {
+        if self.0.len() >= MAX_NOTES {
+            self.0.retain(|_, at| now.saturating_sub(*at) < NOTE_INTERVAL);
+        }
+        if self.0.len() >= MAX_NOTES {
+            return false;
+        }
+        let at = self.0.entry((source, kind)).or_default();
+        let due = *at == 0 || now.saturating_sub(*at) >= NOTE_INTERVAL;
+        if due {
+            *at = now;
+        }
+        due
+    }
+}
+
+/// Who hears of what is decided, and remembers it.
+pub(crate) trait Chronicle {
+    /// A decision: as a line for the log, and as an event.
+    fn say(&mut self, event: Said, level: Level, line: fmt::Arguments<'_>);
+
+    /// An event that is not worth a line.
+    fn tell(&mut self, event: &Said);
+
+    /// A user was accepted.
+    fn accepted(&mut self, acceptance: &Acceptance);
+
+    /// A host is a peer until then.
+    fn peer(&mut self, source: Source, until: u64);
+
+    /// A network has offended again.
+    fn offence(&mut self, offence: store::Offence);
+
+    /// A ban is in force, because of evidence of this kind.
+    fn banned(&mut self, kind: &str, entry: &Entry, lists: &mut Lists);
+
+    /// An entry has ended by itself.
+    fn expired(&mut self, list: List, entry: &Entry);
+}
+
+/// Where findings are judged, for one event or one tick.
+pub(crate) struct Court<'a, C> {
+    /// The rules.
+    pub(crate) config: &'a Config,
+    /// The tables that the kernel asks.
+    pub(crate) lists: &'a mut Lists,
+    /// Who turns events into findings.
+    pub(crate) detector: &'a mut Detector,
+    /// Who is never banned.
+    pub(crate) exempt: &'a Exempt,
+    /// How often each network was banned.
+    pub(crate) offences: &'a mut BTreeMap<Network, Offence>,
+    /// What was said a moment ago.
+    pub(crate) notes: &'a mut Notes,
+    /// Volume does not ban before this time.
+    pub(crate) learning_until: u64,
+    /// What time it is.
+    pub(crate) at: Moment,
+    /// Who hears of it.
+    pub(crate) chronicle: C,
+}
+
+impl<C: Chronicle> Court<'_, C> {
+    fn say(&mut self, event: Said, level: Level, line: fmt::Arguments<'_>) {
+        self.chronicle.say(event, level, line);
+    }
+
+    fn note_due(&mut self, source: Source, kind: &'static str, now: u64) -> bool {
+        self.notes.are_due(source, kind, now)
+    }
+
+    /// Takes out what has ended, and looks at what has become certain by the mere passing of time.
+    pub(crate) fn tick(&mut self) {
+        let now = self.at.now;
+        match self.lists.expire(now) {
+            Ok(expired) => {
+                for (list, entry) in expired {
+                    self.chronicle.expired(list, &entry);
+                    let what = if list == List::Block { "unban" } else { "untrust" };
+                    let place = entry.place();
+                    let (owner, dry_run) = (entry.owner.name(), entry.dry_run);
+                    self.say(
+                        Said::of(what, &entry).kind("expired"),
+                        Level::Info,
+                        format_args!("{what} {place} owner={owner} dry_run={dry_run} reason=\"expired\""),
+                    );
+                }
+            }
+            Err(error) => log::error!("expired entries stay in the tables, where they no longer match: {error}"),
+        }
+        let actions = self.detector.tick(now);
+        self.act(actions);
+    }
+
+    /// Tells the kernel in which IPv6 networks hosts live that must not share their network's fate.
+    pub(crate) fn judge_by_address(&mut self) -> Result<()> {
+        let prefix = self.config.ipv6_prefix;
+        let mut networks = self.exempt.ipv6_networks(prefix);
+        networks.extend(near(self.lists.entries(List::Trust).map(|entry| &entry.network), prefix));
+        let now = self.at.now;
+        let good = self.lists.known_hosts().filter(|(_, standing)| standing.good_until > now);
+        networks.extend(near(good.map(|(network, _)| network), prefix));
+        Ok(self.lists.set_by_address(networks)?)
+    }
+
     /// Takes one event of the kernel's.
-    pub(super) fn observe(&mut self, event: &Event) {
-        let now = clock::now();
+    pub(crate) fn observe(&mut self, event: &Event) {
+        let now = self.at.now;
         if now.saturating_sub(event.time) > STALE {
             return;
         }
@@ -89,21 +212,22 @@ impl Daemon {
             _ => {}
         }
         let actions = self.detector.observe(event);
-        self.act(actions, now);
+        self.act(actions);
     }
 
     /// Does what follows from events.
-    pub(super) fn act(&mut self, actions: Vec<Action>, now: u64) {
+    fn act(&mut self, actions: Vec<Action>) {
+        let now = self.at.now;
         for action in actions {
             match action {
                 Action::Ban(finding) => self.ban(&finding, now),
                 Action::Accepted(acceptance) => self.accepted(&acceptance, now),
                 Action::Peer(source, until) => {
                     if self.lists.standing(source).peer_until <= now {
-                        self.tell(&Said::new("peer").from(source));
+                        self.chronicle.tell(&Said::new("peer").from(source));
                     }
                     self.know(source, now, |standing| standing.peer_until = until);
-                    self.remember_peer(source, until);
+                    self.chronicle.peer(source, until);
                 }
                 Action::Suspect(source, until, what) => self.suspect(source, until, &what, now),
                 Action::Note(kind, text) => {
@@ -116,7 +240,8 @@ impl Daemon {
         }
     }
 
-    pub(super) fn know(&mut self, source: Source, now: u64, change: impl FnOnce(&mut crate::lists::HostStanding)) {
+    /// Notes what is known of a host.
+    pub(crate) fn know(&mut self, source: Source, now: u64, change: impl FnOnce(&mut HostStanding)) {
         if let Err(error) = self.lists.know(source, now, change)
             && self.note_due(Source::v4(0), "known", now)
         {
@@ -127,7 +252,7 @@ impl Daemon {
     /// A user was accepted, or has taken its registration back.
     fn accepted(&mut self, acceptance: &Acceptance, now: u64) {
         let Acceptance { source, port, .. } = acceptance;
-        self.remember_acceptance(acceptance);
+        self.chronicle.accepted(acceptance);
         if self.note_good(*source, *port, now) {
             self.say(
                 Said::new("good").from(*source).port(*port),
@@ -144,7 +269,7 @@ impl Daemon {
     }
 
     /// Tells the kernel what is known of an address and one of its ports. Returns whether it was not known good before.
-    pub(super) fn note_good(&mut self, source: Source, port: u16, now: u64) -> bool {
+    pub(crate) fn note_good(&mut self, source: Source, port: u16, now: u64) -> bool {
         let good = self.detector.good(&source, port, now);
         let is_new = good.until != 0 && self.lists.standing(source).good_until == 0;
         let scale = (good.users / USERS).checked_ilog2().map_or(0, |log| u64::from(log) + 1).min(8);
@@ -212,7 +337,8 @@ impl Daemon {
             port: finding.port,
             tier: Some(finding.tier),
             dry_run: self.config.dry_run,
-            ..Entry::manual(network, clock::after(Some(length)), &finding.reason)
+            added_ms: self.at.wall_ms,
+            ..Entry::manual(network, self.at.after(length), &finding.reason)
         };
         if self.enter(entry, finding.kind, length, now) && network.bits() == 64 && finding.port.is_none() {
             self.judge_site(&network, now);
@@ -236,8 +362,8 @@ impl Daemon {
         if !self.config.dry_run && (self.offences.len() < MAX_OFFENCES || before.is_some()) {
             let count = count.saturating_add(1);
             self.offences.insert(*network, Offence { count, at: now });
-            let offence = store::Offence { network: *network, count, last_ms: clock::wall_ms() };
-            self.store.record(Change::Offence(offence));
+            let offence = store::Offence { network: *network, count, last_ms: self.at.wall_ms };
+            self.chronicle.offence(offence);
         }
         length.min(bans.max.0)
     }
@@ -258,8 +384,7 @@ impl Daemon {
         }
         match self.lists.put(List::Block, entry.clone()) {
             Ok(()) => {
-                self.store.record_ban(kind, &entry);
-                self.save();
+                self.chronicle.banned(kind, &entry, self.lists);
                 self.say(
                     Said::of("ban", &entry).kind(kind),
                     Level::Warn,
@@ -284,7 +409,7 @@ impl Daemon {
     /// Bans an IPv6 site of which several networks were banned within an hour: it hops from one to the next.
     fn judge_site(&mut self, network: &Network, now: u64) {
         let site = Network::around(network.first(), SITE);
-        let lately = clock::wall_ms().saturating_sub(HOUR / 1_000_000);
+        let lately = self.at.wall_ms.saturating_sub(HOUR / 1_000_000);
         let banned = self.lists.entries_within(List::Block, site).filter(|entry| {
             entry.owner == Owner::Auto && entry.port.is_none() && entry.network.bits() == 64 && entry.added_ms >= lately
         });
@@ -304,25 +429,31 @@ impl Daemon {
             owner: Owner::Auto,
             tier: Some(tier),
             dry_run: self.config.dry_run,
-            ..Entry::manual(site, clock::after(Some(length)), &reason)
+            added_ms: self.at.wall_ms,
+            ..Entry::manual(site, self.at.after(length), &reason)
         };
         self.enter(entry, "site", length, now);
     }
 
     /// Forgets offences that are long past.
-    pub(super) fn forgive(&mut self, now: u64) {
+    pub(crate) fn forgive(&mut self) {
+        let now = self.at.now;
         let forget = self.config.bans.forget.nanos();
         self.offences.retain(|_, offence| now.saturating_sub(offence.at) < forget);
     }
 
-    /// Why nothing in `network` may be banned by evidence, if so.
-    pub(super) fn must_stay(&self, network: &Network, now: u64) -> Option<String> {
-        if let Some((host, what)) = self.exempt.inside(network) {
-            return Some(if network.is_host() { format!("is {what}") } else { format!("contains {what} ({host})") });
-        }
-        if self.lists.trusts(network, now) {
-            return Some("is trusted".to_owned());
-        }
-        self.lists.trusted_within(network, now).first().map(|inside| format!("contains {inside}, which is trusted"))
+    fn must_stay(&self, network: &Network, now: u64) -> Option<String> {
+        must_stay(self.exempt, self.lists, network, now)
     }
+}
+
+/// Why nothing in `network` may be banned by evidence, if so.
+pub(crate) fn must_stay(exempt: &Exempt, lists: &Lists, network: &Network, now: u64) -> Option<String> {
+    if let Some((host, what)) = exempt.inside(network) {
+        return Some(if network.is_host() { format!("is {what}") } else { format!("contains {what} ({host})") });
+    }
+    if lists.trusts(network, now) {
+        return Some("is trusted".to_owned());
+    }
+    lists.trusted_within(network, now).first().map(|inside| format!("contains {inside}, which is trusted"))
 }

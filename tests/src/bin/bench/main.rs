@@ -13,6 +13,7 @@ mod networks;
 mod paths;
 mod plot;
 mod rates;
+mod replay;
 mod report;
 mod storm;
 mod table;
@@ -56,13 +57,14 @@ struct Measurement {
 }
 
 /// All of them, in the order in which they are run.
-const MEASUREMENTS: [Measurement; 6] = [
+const MEASUREMENTS: [Measurement; 7] = [
     Measurement { letter: 'a', name: "paths", run: paths::run },
     Measurement { letter: 'b', name: "rates", run: rates::run },
     Measurement { letter: 'c', name: "host", run: host::run },
     Measurement { letter: 'd', name: "latency", run: latency::run },
     Measurement { letter: 'e', name: "lists", run: lists::run },
     Measurement { letter: 'f', name: "storm", run: storm::run },
+    Measurement { letter: 'g', name: "replay", run: replay::run },
 ];
 
 fn main() -> ExitCode {

@@ -1,0 +1,562 @@
+//! Capture files: pcap and pcapng, as they are or compressed with gzip or zstd. Whatever is in them, reading ends with what
+//! could be read, and with a note where and why it ended.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek as _, Write as _, stdin};
+use std::path::Path;
+use std::rc::Rc;
+
+use anyhow::{Context, Result, bail};
+use flate2::read::MultiGzDecoder;
+use pcap_parser::traits::PcapNGPacketBlock as _;
+use pcap_parser::{
+    Block, LegacyPcapBlock, PcapError, PcapHeader, parse_block_be, parse_block_le, parse_pcap_frame,
+    parse_pcap_frame_be, parse_pcap_frame_modified, parse_pcap_header,
+};
+
+/// The largest record that is believed. libpcap writes none above 256 KiB, but for names and secrets.
+const MAX_RECORD: usize = 16 << 20;
+
+/// How much is read at once.
+const CHUNK: usize = 256 << 10;
+
+/// How many interfaces one section may describe.
+const MAX_INTERFACES: usize = 65_536;
+
+const SECOND: u64 = 1_000_000_000;
+
+/// A file of packets that can be read more than once.
+#[derive(Debug)]
+pub struct Input {
+    name: String,
+    file: File,
+    size: u64,
+    read: Rc<Cell<u64>>,
+}
+
+impl Input {
+    /// Opens a file; `-` is standard input. What cannot be read twice, as a pipe, is kept in a temporary file.
+    pub fn open(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let mut file = if name == "-" {
+            spool(&mut stdin().lock()).context("standard input cannot be kept in a temporary file")?
+        } else {
+            let mut file = File::open(path).with_context(|| format!("{name} cannot be read; check the path"))?;
+            let kind = file.metadata().with_context(|| format!("{name} cannot be read"))?.file_type();
+            if kind.is_dir() {
+                bail!("{name} is a directory; name a capture file");
+            }
+            if kind.is_file() {
+                file
+            } else {
+                spool(&mut file).with_context(|| format!("{name} cannot be kept in a temporary file"))?
+            }
+        };
+        let size = file.seek(io::SeekFrom::End(0)).with_context(|| format!("{name} cannot be read"))?;
+        Ok(Self { name, file, size, read: Rc::default() })
+    }
+
+    /// Its name, as it was given.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How much of it was read by the last reader, from 0 to 1.
+    pub fn progress(&self) -> f64 {
+        if self.size == 0 { 1.0 } else { self.read.get() as f64 / self.size as f64 }
+    }
+
+    /// Reads it from its beginning. One reader at a time.
+    pub fn packets(&self) -> Result<Capture> {
+        let again = || -> io::Result<Counted> {
+            let mut file = self.file.try_clone()?;
+            file.rewind()?;
+            self.read.set(0);
+            Ok(Counted { file, read: Rc::clone(&self.read) })
+        };
+        let mut magic = Vec::new();
+        let cannot = || format!("{} cannot be read", self.name);
+        again().and_then(|file| file.take(4).read_to_end(&mut magic)).with_context(cannot)?;
+        let file = again().with_context(cannot)?;
+        let (compression, reader): (_, Box<dyn Read>) = match magic.as_slice() {
+            [0x1f, 0x8b, ..] => (Some("gzip"), Box::new(MultiGzDecoder::new(BufReader::with_capacity(CHUNK, file)))),
+            [0x28, 0xb5, 0x2f, 0xfd] => (Some("zstd"), Box::new(zstd::Decoder::new(file).with_context(cannot)?)),
+            _ => (None, Box::new(file)),
+        };
+        Capture::new(reader, compression).with_context(|| format!("{} is no capture that can be read", self.name))
+    }
+}
+
+/// Copies all of `from` to a file that nobody else sees.
+fn spool(from: &mut impl Read) -> io::Result<File> {
+    let mut file = tempfile::tempfile()?;
+    io::copy(from, &mut file)?;
+    file.flush()?;
+    Ok(file)
+}
+
+/// A file that says how far it was read.
+struct Counted {
+    file: File,
+    read: Rc<Cell<u64>>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        self.read.set(self.read.get() + count as u64);
+        Ok(count)
+    }
+}
+
+/// One packet of a capture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packet<'a> {
+    /// When it was seen, in nanoseconds since 1970; as the packet before it, if nobody wrote that down.
+    pub at: u64,
+    /// What its first bytes are: a number of tcpdump's list of link types.
+    pub link: i32,
+    /// What is there of it.
+    pub data: &'a [u8],
+    /// How long it was on the wire.
+    pub length: u32,
+}
+
+/// The packets of a capture, one after the other.
+pub struct Capture {
+    stream: Stream,
+    format: Format,
+    compression: Option<&'static str>,
+    /// When the last packet was seen.
+    last: u64,
+    trouble: Option<String>,
+    /// Records that hold packets, but in a way that is not read.
+    unread: u64,
+}
+
+/// How the rest of a file is to be read.
+enum Format {
+    Pcap(PcapHeader),
+    PcapNg { is_big_endian: bool, interfaces: Vec<Interface> },
+}
+
+/// What a pcapng section says of an interface.
+#[derive(Debug, Clone, Copy)]
+struct Interface {
+    link: i32,
+    /// Units per second.
+    resolution: u64,
+    /// Seconds to be added.
+    offset: i64,
+    /// How much of a packet is kept; 0 for all of it.
+    snap: u32,
+}
+
+impl Capture {
+    fn new(reader: Box<dyn Read>, compression: Option<&'static str>) -> Result<Self> {
+        let mut stream = Stream { reader, buffer: Vec::new(), start: 0, offset: 0 };
+        stream.need(4)?;
+        let format = match *stream.rest() {
+            [] => bail!("it is empty"),
+            [0x0a, 0x0d, 0x0d, 0x0a, ..] => Format::PcapNg { is_big_endian: false, interfaces: Vec::new() },
+            _ => {
+                stream.need(24)?;
+                match parse_pcap_header(stream.rest()) {
+                    Ok((_, header)) => {
+                        stream.skip(header.size());
+                        Format::Pcap(header)
+                    }
+                    Err(pcap_parser::nom::Err::Incomplete(_)) => {
+                        bail!("it ends within its first 24 bytes");
+                    }
+                    Err(_) => {
+                        let start: Vec<_> = stream.rest().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+                        bail!("it begins with {}, and neither pcap nor pcapng does", start.join(" "));
+                    }
+                }
+            }
+        };
+        Ok(Self { stream, format, compression, last: 0, trouble: None, unread: 0 })
+    }
+
+    /// What kind of file it is.
+    pub fn format(&self) -> &'static str {
+        match self.format {
+            Format::Pcap(_) => "pcap",
+            Format::PcapNg { .. } => "pcapng",
+        }
+    }
+
+    /// By what it is compressed.
+    pub fn compression(&self) -> Option<&'static str> {
+        self.compression
+    }
+
+    /// Why it could not be read to its end, if so.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// How many records hold packets that could not be read.
+    pub fn unread(&self) -> u64 {
+        self.unread
+    }
+
+    /// The next packet; none at the end, or where the file is damaged.
+    #[expect(clippy::should_implement_trait, reason = "a packet lies in the reader's memory until the next one")]
+    pub fn next(&mut self) -> Option<Packet<'_>> {
+        match self.advance() {
+            Ok(Some(found)) => {
+                self.last = found.at;
+                let data = self.stream.buffer.get(found.from..found.to).unwrap_or_default();
+                Some(Packet { at: found.at, link: found.link, data, length: found.length })
+            }
+            Ok(None) => None,
+            Err(error) => {
+                self.trouble.get_or_insert(format!("{error:#}"));
+                None
+            }
+        }
+    }
+
+    /// Goes behind the next packet.
+    fn advance(&mut self) -> Result<Option<Found>> {
+        if self.trouble.is_some() {
+            return Ok(None);
+        }
+        loop {
+            let at = self.stream.offset;
+            let length = match &self.format {
+                Format::Pcap(header) => self.stream.record_length(header)?,
+                Format::PcapNg { is_big_endian, .. } => self.stream.block_length(*is_big_endian)?,
+            };
+            let Some(length) = length else {
+                return Ok(None);
+            };
+            if length > MAX_RECORD {
+                bail!("the record at byte {at} claims {length} bytes: the file is damaged from there on");
+            }
+            if !self.stream.need(length)? {
+                bail!("the file ends in the middle of the record that begins at byte {at}");
+            }
+            let damaged = || format!("the record at byte {at} is damaged, and what follows cannot be found");
+            let begins = self.stream.start;
+            let record = self.stream.rest().get(..length).unwrap_or_default();
+            let found = match &mut self.format {
+                Format::Pcap(header) => {
+                    let block = pcap_record(header, record).with_context(damaged)?;
+                    Some(Found::new(
+                        begins,
+                        record,
+                        block.data,
+                        time_of(header, &block),
+                        header.network.0,
+                        block.origlen,
+                    ))
+                }
+                Format::PcapNg { is_big_endian, interfaces } => {
+                    let parse = if *is_big_endian { parse_block_be } else { parse_block_le };
+                    let block = parse(record).map_err(|_| anyhow::anyhow!("no such block")).with_context(damaged)?.1;
+                    match block {
+                        Block::SectionHeader(header) => {
+                            *is_big_endian = header.big_endian();
+                            interfaces.clear();
+                            None
+                        }
+                        Block::InterfaceDescription(block) => {
+                            if interfaces.len() >= MAX_INTERFACES {
+                                bail!("the block at byte {at} is about one interface too many");
+                            }
+                            interfaces.push(Interface {
+                                link: block.linktype.0,
+                                resolution: resolution(block.if_tsresol),
+                                offset: block.if_tsoffset,
+                                snap: block.snaplen,
+                            });
+                            None
+                        }
+                        Block::EnhancedPacket(block) => match interfaces.get(block.if_id as usize) {
+                            Some(interface) => {
+                                let time = interface.time(block.ts_high, block.ts_low);
+                                let data = block.packet_data();
+                                Some(Found::new(begins, record, data, time, interface.link, block.origlen))
+                            }
+                            None => {
+                                self.unread += 1;
+                                None
+                            }
+                        },
+                        // It has no time, and is of the first interface.
+                        Block::SimplePacket(block) => match interfaces.first() {
+                            Some(interface) => {
+                                let kept = if interface.snap == 0 { usize::MAX } else { interface.snap as usize };
+                                let data = block.packet_data();
+                                let data = &data[..data.len().min(kept)];
+                                Some(Found::new(begins, record, data, self.last, interface.link, block.origlen))
+                            }
+                            None => {
+                                self.unread += 1;
+                                None
+                            }
+                        },
+                        // The packet block of early versions (draft-ietf-opsawg-pcapng, appendix).
+                        Block::Unknown(block) if block.block_type == 2 => {
+                            self.unread += 1;
+                            None
+                        }
+                        _ => None,
+                    }
+                }
+            };
+            self.stream.skip(length);
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+    }
+}
+
+/// Where a packet is in the stream's memory.
+struct Found {
+    from: usize,
+    to: usize,
+    at: u64,
+    link: i32,
+    length: u32,
+}
+
+impl Found {
+    /// Of `data`, which is part of `record`, which begins at `begins`.
+    fn new(begins: usize, record: &[u8], data: &[u8], at: u64, link: i32, length: u32) -> Self {
+        let from = begins + (data.as_ptr() as usize).saturating_sub(record.as_ptr() as usize);
+        Self { from, to: from + data.len(), at, link, length }
+    }
+}
+
+/// A pcap record, header and all.
+fn pcap_record<'r>(header: &PcapHeader, record: &'r [u8]) -> Result<LegacyPcapBlock<'r>> {
+    let parse = match (header.is_modified_format(), header.is_bigendian()) {
+        (true, _) => parse_pcap_frame_modified,
+        (_, true) => parse_pcap_frame_be,
+        _ => parse_pcap_frame,
+    };
+    Ok(parse(record).map_err(|_: pcap_parser::nom::Err<PcapError<&[u8]>>| anyhow::anyhow!("no such record"))?.1)
+}
+
+/// In nanoseconds since 1970.
+fn time_of(header: &PcapHeader, block: &LegacyPcapBlock<'_>) -> u64 {
+    let unit = if header.is_nanosecond_precision() { 1 } else { 1_000 };
+    u64::from(block.ts_sec) * SECOND + u64::from(block.ts_usec) * unit
+}
+
+/// Units per second, from what an interface says of it: a power of ten, or of two with the highest bit set
+/// (draft-ietf-opsawg-pcapng, 4.2). One that makes no sense is taken for microseconds, which is what is meant without one.
+fn resolution(said: u8) -> u64 {
+    let power = u32::from(said & 0x7f);
+    let units = if said & 0x80 == 0 { 10_u64.checked_pow(power) } else { 1_u64.checked_shl(power) };
+    units.filter(|units| *units != 0).unwrap_or(1_000_000)
+}
+
+impl Interface {
+    /// In nanoseconds since 1970; what does not fit becomes the nearest that does.
+    fn time(&self, high: u32, low: u32) -> u64 {
+        let units = u128::from(high) << 32 | u128::from(low);
+        let nanos = units * u128::from(SECOND) / u128::from(self.resolution);
+        let offset = i128::from(self.offset) * i128::from(SECOND);
+        let nanos = i128::try_from(nanos).unwrap_or(i128::MAX).saturating_add(offset).max(0);
+        u64::try_from(nanos).unwrap_or(u64::MAX)
+    }
+}
+
+/// A reader with as much of it in memory as one record needs.
+struct Stream {
+    reader: Box<dyn Read>,
+    buffer: Vec<u8>,
+    /// Where in the buffer what comes next begins.
+    start: usize,
+    /// Where in the file that is, as it is without compression.
+    offset: u64,
+}
+
+impl Stream {
+    fn rest(&self) -> &[u8] {
+        &self.buffer[self.start..]
+    }
+
+    fn skip(&mut self, bytes: usize) {
+        self.start += bytes;
+        self.offset += bytes as u64;
+    }
+
+    /// Sees that so many bytes are there, and returns whether they are.
+    fn need(&mut self, bytes: usize) -> Result<bool> {
+        if self.rest().len() >= bytes {
+            return Ok(true);
+        }
+        self.buffer.drain(..self.start);
+        self.start = 0;
+        while self.buffer.len() < bytes {
+            let filled = self.buffer.len();
+            self.buffer.resize(filled + CHUNK.max(bytes - filled), 0);
+            let read = loop {
+                match self.reader.read(&mut self.buffer[filled..]) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    read => break read,
+                }
+            };
+            self.buffer.truncate(filled + *read.as_ref().unwrap_or(&0));
+            let behind = self.offset + self.buffer.len() as u64;
+            if read.with_context(|| format!("behind byte {behind} it cannot be read"))? == 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn word(&self, at: usize, is_big_endian: bool) -> u32 {
+        let bytes = self.rest().get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default();
+        if is_big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }
+    }
+
+    /// How long the next record of a pcap file is; none at the end.
+    fn record_length(&mut self, header: &PcapHeader) -> Result<Option<usize>> {
+        let head = if header.is_modified_format() { 24 } else { 16 };
+        self.header(head)?.then(|| Ok(head + self.word(8, header.is_bigendian()) as usize)).transpose()
+    }
+
+    /// How long the next block of a pcapng file is; none at the end.
+    fn block_length(&mut self, is_big_endian: bool) -> Result<Option<usize>> {
+        if !self.header(12)? {
+            return Ok(None);
+        }
+        // A section says itself how it is to be read (draft-ietf-opsawg-pcapng, 4.1).
+        let is_section = self.word(0, false) == 0x0a0d_0d0a;
+        let is_big_endian = if is_section { self.word(8, true) == 0x1a2b_3c4d } else { is_big_endian };
+        let length = self.word(4, is_big_endian) as usize;
+        if length < 12 {
+            bail!("the block at byte {} claims {length} bytes: the file is damaged from there on", self.offset);
+        }
+        Ok(Some(length))
+    }
+
+    /// Whether there is another record, by the length of its header.
+    fn header(&mut self, bytes: usize) -> Result<bool> {
+        if self.need(bytes)? {
+            return Ok(true);
+        }
+        if self.rest().is_empty() {
+            return Ok(false);
+        }
+        bail!("the file ends in the middle of the record that begins at byte {}", self.offset);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// When, link type, bytes, length on the wire.
+    type Read = (u64, i32, Vec<u8>, u32);
+
+    fn read(bytes: &[u8]) -> Result<(Vec<Read>, Option<String>)> {
+        let mut capture = Capture::new(Box::new(io::Cursor::new(bytes.to_vec())), None)?;
+        let mut packets = Vec::new();
+        while let Some(packet) = capture.next() {
+            packets.push((packet.at, packet.link, packet.data.to_vec(), packet.length));
+        }
+        Ok((packets, capture.trouble().map(str::to_owned)))
+    }
+
+    /// A pcap file of one packet, in either byte order.
+    fn pcap(is_big_endian: bool, nanoseconds: bool) -> Vec<u8> {
+        let word = |word: u32| if is_big_endian { word.to_be_bytes() } else { word.to_le_bytes() };
+        let magic = if nanoseconds { 0xa1b2_3c4d } else { 0xa1b2_c3d4 };
+        let version = if is_big_endian { [0, 2, 0, 4] } else { [2, 0, 4, 0] };
+        [word(magic), version, word(0), word(0), word(65_535), word(113), word(7), word(5), word(3), word(9)]
+            .concat()
+            .into_iter()
+            .chain(*b"abc")
+            .collect()
+    }
+
+    fn block(kind: u32, body: &[u8]) -> Vec<u8> {
+        let length = (12 + body.len() as u32).to_le_bytes();
+        [&kind.to_le_bytes()[..], &length, body, &length].concat()
+    }
+
+    fn pcapng() -> Vec<u8> {
+        let section = block(0x0a0d_0d0a, &[&0x1a2b_3c4d_u32.to_le_bytes()[..], &[1, 0, 0, 0], &[0xff; 8]].concat());
+        // Two interfaces: microseconds, and units of 1/1024 s with an offset of 10 s.
+        let plain = block(1, &[1, 0, 0, 0, 0, 0, 4, 0]);
+        let options = [&[9, 0, 1, 0, 0x8a, 0, 0, 0, 14, 0, 8, 0, 10][..], &[0; 7], &[0; 4]].concat();
+        let odd = block(1, &[&[101, 0, 0, 0, 0, 0, 4, 0][..], &options].concat());
+        let packet = |interface: u32, low: u32| {
+            let words = [interface, 0, low, 3, 9].map(u32::to_le_bytes).concat();
+            block(6, &[&words[..], b"abc\0"].concat())
+        };
+        let simple = block(3, &[&3_u32.to_le_bytes()[..], b"xyz\0"].concat());
+        [section, plain, odd, packet(0, 2_000_000), packet(1, 512), simple, packet(7, 0)].concat()
+    }
+
+    #[test]
+    fn both_byte_orders_and_both_units() {
+        for is_big_endian in [false, true] {
+            for (nanoseconds, at) in [(false, 7 * SECOND + 5_000), (true, 7 * SECOND + 5)] {
+                let (packets, trouble) = read(&pcap(is_big_endian, nanoseconds)).unwrap();
+                assert_eq!(packets, [(at, 113, b"abc".to_vec(), 9)]);
+                assert_eq!(trouble, None);
+            }
+        }
+    }
+
+    #[test]
+    fn pcapng_has_interfaces_with_their_own_time() {
+        let (packets, trouble) = read(&pcapng()).unwrap();
+        let expected = [
+            (2 * SECOND, 1, b"abc".to_vec(), 9),
+            (10 * SECOND + SECOND / 2, 101, b"abc".to_vec(), 9),
+            (10 * SECOND + SECOND / 2, 1, b"xyz".to_vec(), 3),
+        ];
+        assert_eq!((packets.as_slice(), trouble), (&expected[..], None));
+    }
+
+    #[test]
+    fn what_is_cut_off_is_said_with_its_place() {
+        let whole = pcap(false, false);
+        assert!(read(&[]).unwrap_err().to_string().contains("empty"));
+        assert!(read(&whole[..20]).unwrap_err().to_string().contains("first 24 bytes"));
+        assert!(read(b"<html>, and a lot more of that").unwrap_err().to_string().contains("3c 68 74 6d"));
+        assert_eq!(read(&whole[..24]).unwrap(), (Vec::new(), None), "a header alone is an empty capture");
+        let (packets, trouble) = read(&whole[..whole.len() - 1]).unwrap();
+        assert!(packets.is_empty() && trouble.unwrap().contains("at byte 24"));
+        let mut long = whole.clone();
+        long.extend([0xff; 16]);
+        let (packets, trouble) = read(&long).unwrap();
+        assert!(packets.len() == 1 && trouble.as_ref().unwrap().contains("byte 43 claims 4294967311"), "{trouble:?}");
+    }
+
+    proptest! {
+        /// Whatever the bytes are: an end, and no more packets than there is room for.
+        #[test]
+        fn any_bytes_at_all(garbage in prop::collection::vec(any::<u8>(), 0..300), which in 0..4_usize,
+                            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6)) {
+            let mut bytes = match which {
+                0 => pcap(false, false),
+                1 => pcap(true, true),
+                2 => pcapng(),
+                _ => Vec::new(),
+            };
+            for (index, value) in changes.into_iter().filter(|_| which < 3) {
+                let at = index.index(bytes.len());
+                bytes[at] = value;
+            }
+            bytes.extend(garbage);
+            if let Ok((packets, _)) = read(&bytes) {
+                prop_assert!(packets.len() * 16 <= bytes.len());
+                prop_assert!(packets.iter().all(|packet| packet.2.len() <= bytes.len()));
+            }
+        }
+    }
+}
