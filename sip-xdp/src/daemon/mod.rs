@@ -9,6 +9,7 @@ mod explain;
 mod feeds;
 mod hosts;
 mod import;
+mod interfaces;
 mod memory;
 mod verdicts;
 
@@ -28,7 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::attach::{Mode, ModeChoice};
+use crate::attach::ModeChoice;
 use crate::clock;
 use crate::config::Config;
 use crate::control::{self, Call};
@@ -38,7 +39,7 @@ use crate::exempt::Exempt;
 use crate::feeds::engine::Engine;
 use crate::hosts::{ByName, Hosts};
 use crate::lists::Lists;
-use crate::netlink::Netlink;
+use crate::netlink::{LinkChanges, Netlink};
 use crate::network::Network;
 use crate::paths::Paths;
 use crate::pins::{Lock, Pins};
@@ -48,6 +49,7 @@ use crate::watch::Hub;
 
 use confirm::Confirmation;
 use events::Event as Said;
+use interfaces::{Loaded, Served};
 use verdicts::Offence;
 
 /// How often expired entries are taken out and the store is told of changes.
@@ -103,15 +105,6 @@ impl Overrides {
     }
 }
 
-/// An interface that is being filtered.
-#[derive(Debug, Clone)]
-struct Served {
-    index: u32,
-    name: String,
-    mode: Mode,
-    slot: u32,
-}
-
 /// A running daemon.
 struct Daemon {
     paths: Paths,
@@ -132,7 +125,14 @@ struct Daemon {
     hosts_save_error: Option<String>,
     confirmation: Confirmation,
     step_back_failed: bool,
+    /// The interfaces that are to be filtered, by their configured names.
+    wanted: Vec<String>,
+    /// Those that are.
     served: Vec<Served>,
+    /// The programs of interfaces that are not there at the moment.
+    spare: HashMap<String, Loaded>,
+    /// Why an interface that is there is not filtered.
+    unserved: BTreeMap<String, String>,
     /// What an operator should know, said in `status`.
     warnings: Vec<String>,
     /// The same about how the programs are attached.
@@ -151,6 +151,8 @@ struct Daemon {
 
 /// Runs the daemon until it is told to stop, by signal or by `unload`. `ready` is called once when it enforces.
 pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -> Result<()> {
+    // Before anybody looks at the interfaces, so that no change is missed.
+    let mut links = LinkChanges::listen()?;
     let (mut daemon, events, listener) = Daemon::start(paths, overrides).await?;
     // SAFETY: the ring owns its map's descriptor for as long as it lives, and always returns that one.
     let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };
@@ -189,6 +191,10 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
+            changed = links.changed() => {
+                changed?;
+                daemon.follow_interfaces().await;
+            }
             Some(update) = answers.recv() => daemon.host_answered(update),
             Some(update) = feeds.recv() => daemon.feed_said(update),
             _ = tick.tick() => {
@@ -222,7 +228,8 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
 impl Daemon {
     /// The `ready` line: where, how, and for which ports.
     fn summary(&self) -> String {
-        let interfaces: Vec<_> = self.served.iter().map(|s| format!("{} ({})", s.name, s.mode)).collect();
+        let mut interfaces: Vec<_> = self.served.iter().map(|s| format!("{} ({})", s.name, s.mode)).collect();
+        interfaces.extend(self.missing().into_iter().map(|name| format!("{name} (as soon as it is there)")));
         let ports: Vec<_> = self.config.ports.iter().map(ToString::to_string).collect();
         let verb = if self.config.dry_run { "dry run, nothing is dropped," } else { "enforcing" };
         format!("{verb} on {}, ports {}{}", interfaces.join(", "), ports.join(" "), self.confirmation.note())
@@ -262,6 +269,10 @@ impl Daemon {
     async fn tick(&mut self, ticks: u64) {
         let now = clock::now();
         self.check_confirmation(now).await;
+        // The kernel says nothing when somebody takes a program off.
+        if self.served.len() < self.wanted.len() || ticks.is_multiple_of(SURROUNDINGS_TICKS) {
+            self.follow_interfaces().await;
+        }
         self.expire_hosts(now);
         match self.lists.expire(now) {
             Ok(expired) => {
@@ -332,6 +343,7 @@ impl Daemon {
     fn status(&self) -> Value {
         let mut warnings = self.warnings.clone();
         warnings.extend(self.attach_warnings.iter().cloned());
+        warnings.extend(self.interface_warnings());
         warnings.extend(self.store.trouble());
         if self.detector.registrar_is_failing(clock::now()) {
             warnings
@@ -358,6 +370,7 @@ impl Daemon {
             "hosts": self.hosts_status(),
             "feeds": self.feed_list(),
             "confirm": self.confirmation.status(),
+            "missing": self.missing(),
             "warnings": warnings,
         })
     }
