@@ -15,6 +15,7 @@
 //! - [`daemon`] ties these together, [`control`] is how commands reach it.
 //! - [`report`] reads everything from the pinned maps, with or without a daemon; [`explain`] says what they mean for one
 //!   address.
+//! - [`doctor`] says what is wrong with a host, and what to do about it.
 //! - [`watch`] is the stream of events, [`transfer`] what one instance hands to another.
 
 pub mod attach;
@@ -24,6 +25,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod detect;
+pub mod doctor;
 pub mod egress;
 pub mod exempt;
 pub mod explain;

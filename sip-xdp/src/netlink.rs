@@ -83,6 +83,13 @@ impl Netlink {
         Ok(links.iter().map(interface).collect())
     }
 
+    /// The host's addresses, each with the index of its interface.
+    pub async fn addresses(&self) -> Result<Vec<(u32, IpAddr)>> {
+        let all: Vec<_> =
+            self.handle.address().get().execute().try_collect().await.context("the addresses cannot be listed")?;
+        Ok(all.iter().filter_map(|message| Some((message.header.index, own_address(message)?))).collect())
+    }
+
     /// The host's addresses, gateways and interfaces with a default route.
     pub async fn surroundings(&self) -> Result<Surroundings> {
         let mut found = Surroundings::default();

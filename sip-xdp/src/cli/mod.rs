@@ -3,6 +3,7 @@
 mod block;
 mod config;
 mod confirm;
+mod doctor;
 mod explain;
 mod feed;
 mod generate;
@@ -123,6 +124,7 @@ enum Command {
     Stats(stats::Stats),
     Explain(explain::Explain),
     Watch(watch::Watch),
+    Doctor(doctor::Doctor),
     /// The block list
     #[command(subcommand)]
     Block(block::Block),
@@ -161,6 +163,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Stats(stats) => stats.execute(&paths, output)?,
         Command::Explain(explain) => explain.execute(&paths, config_required, output).await?,
         Command::Watch(watch) => watch.execute(&paths, output).await?,
+        Command::Doctor(doctor) => return doctor.execute(&paths, config_required, output).await,
         Command::State(state) => state.execute(&paths, output).await?,
         Command::Block(block) => block.execute(&paths, output).await?,
         Command::Unban(delete) => delete.execute(&paths, output).await?,
