@@ -15,7 +15,7 @@
 //! - [`daemon`] ties these together, [`control`] is how commands reach it.
 //! - [`report`] reads everything from the pinned maps, with or without a daemon; [`explain`] says what they mean for one
 //!   address.
-//! - [`doctor`] says what is wrong with a host, and what to do about it.
+//! - [`doctor`] says what is wrong with a host, and what to do about it; [`suggest`] whom to trust.
 //! - [`watch`] is the stream of events, [`transfer`] what one instance hands to another.
 
 pub mod attach;
@@ -48,6 +48,7 @@ pub mod prefixes;
 pub mod report;
 pub mod sources;
 pub mod store;
+pub mod suggest;
 pub mod table;
 pub mod transfer;
 pub mod watch;

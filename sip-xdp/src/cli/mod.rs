@@ -14,6 +14,7 @@ mod run;
 mod state;
 mod stats;
 mod status;
+mod suggest;
 mod trust;
 mod unload;
 mod watch;

@@ -60,7 +60,7 @@ fn one(scene: &Scene, interface: &Interface) -> Vec<Check> {
         mtu(interface.mtu, mode, features),
         queues(name, interface, device::channels(name).ok()),
         offloads(name, device::lro(name).unwrap_or(false), device::gro(name).unwrap_or(false)),
-        programs(interface, filtered.is_some()),
+        programs(interface, filtered.is_some(), scene.is_root),
         traffic_control(interface),
     ]
 }
@@ -150,7 +150,7 @@ fn offloads(name: &str, lro: bool, gro: bool) -> Check {
 }
 
 /// Who else has an XDP program there.
-fn programs(interface: &Interface, is_ours: bool) -> Check {
+fn programs(interface: &Interface, is_ours: bool, is_root: bool) -> Check {
     const CHECK: &str = "xdp_programs";
     let Some(xdp) = interface.xdp else {
         return Check::ok(CHECK, "none is attached");
@@ -164,7 +164,11 @@ fn programs(interface: &Interface, is_ours: bool) -> Check {
         let detail = format!("another sip-xdp is attached (program {}), or this one's pins may not be read", xdp.id);
         return Check::warn(CHECK, detail, "name its --pin-dir, or run it as root");
     }
-    let name = if name.is_empty() { "of a name that only root may read".to_owned() } else { format!("\"{name}\"") };
+    if !is_root {
+        let detail = format!("a program is attached (id {}), but only root may see whose", xdp.id);
+        return Check::warn(CHECK, detail, "run it as root to see everything");
+    }
+    let name = if name.is_empty() { "without a name".to_owned() } else { format!("\"{name}\"") };
     Check::fail(
         CHECK,
         format!("another product's program is attached: {name}, id {}; the kernel takes one per interface", xdp.id),
@@ -224,7 +228,7 @@ fn responses(scene: &Scene, wanted: &[String]) -> Check {
     if defaults.is_empty() {
         return Check::ok(CHECK, "there is no default route; only neighbours are answered");
     }
-    Check::ok(CHECK, format!("what goes to the world leaves by {}, and is seen", list(&watched)))
+    Check::ok(CHECK, format!("what goes to the world leaves by {}, where it is read", list(&watched)))
 }
 
 #[cfg(test)]
