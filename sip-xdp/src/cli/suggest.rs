@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use sip_xdp::config::Config;
 use sip_xdp::control::{self, Request};
 use sip_xdp::daemon::Overrides;
+use sip_xdp::explain::Settings;
 use sip_xdp::paths::Paths;
 use sip_xdp::pins::Pins;
 use sip_xdp::report;
@@ -17,7 +19,7 @@ use super::Output;
 /// Propose whom to trust, with the reason
 ///
 /// Reads what a PBX is configured with (pjsip identifies and registrations, Kamailio's dispatcher and permissions lists,
-/// FreeSWITCH's gateways), and finds known sources that ran into a limit. Changes nothing: run the lines that you agree with.
+/// FreeSWITCH's gateways), and finds known sources that are at their limit. Changes nothing: run the lines that you agree with.
 #[derive(Debug, Args)]
 pub(crate) struct Suggest {
     /// Look for a PBX's configuration here; may be repeated [default: where PBXes usually keep it]
@@ -31,14 +33,15 @@ impl Suggest {
             bail!("{} is no directory; name the one with the PBX's configuration", missing.display());
         }
         let directories = if self.pbx_dir.is_empty() { PBX_DIRS.map(PathBuf::from).to_vec() } else { self.pbx_dir };
-        let suggestions = suggest::suggest(&directories, &Pins::new(&paths.pin_dir), &trusted(paths).await)?;
+        let config = Overrides::default().read(paths)?;
+        let (pins, settings) = (Pins::new(&paths.pin_dir), Settings::from(&config));
+        let suggestions = suggest::suggest(&directories, &pins, &settings, &trusted(paths, config).await)?;
         output.print(&suggestions, text)
     }
 }
 
 /// Who is trusted already, by the configuration and, as far as they may be asked, the filter and its daemon.
-async fn trusted(paths: &Paths) -> Trusted {
-    let config = Overrides::default().read(paths).unwrap_or_default();
+async fn trusted(paths: &Paths, config: Config) -> Trusted {
     let mut trusted = Trusted { networks: config.trust.networks, hosts: config.trust.hosts.into_iter().collect() };
     let rows = report::rows(&Pins::new(&paths.pin_dir), List::Trust).unwrap_or_default();
     trusted.networks.extend(rows.into_iter().map(|row| row.network));

@@ -200,7 +200,7 @@ pub(super) fn state(directory: &Path) -> Check {
         return Check::fail(CHECK, detail, "move it out of the way, or choose another --state-dir");
     }
     let writable = access(existing, AccessFlags::W_OK | AccessFlags::X_OK);
-    let free = statvfs(existing).map(|stat| stat.blocks_available() as u64 * stat.fragment_size() as u64);
+    let free = statvfs(existing).map(|stat| stat.blocks_available() * stat.fragment_size());
     match (writable, free) {
         (Err(nix::errno::Errno::EACCES), _) if !geteuid().is_root() => Check::warn(
             CHECK,

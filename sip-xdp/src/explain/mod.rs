@@ -268,7 +268,7 @@ fn levels(config: &Config, meter: Option<Meter>, is_known: bool, is_suspect: boo
 }
 
 /// What is recorded of a source that went over a limit.
-pub(crate) fn limited(pins: &Pins, meter: &Meter, set: u32, way: usize, now: u64) -> Result<Option<Limited>> {
+fn limited(pins: &Pins, meter: &Meter, set: u32, way: usize, now: u64) -> Result<Option<Limited>> {
     let records: Array<MapData, Records> = pins.open(names::RECORDS)?.try_into()?;
     let records = records.get(&set, 0).context("the records of sources cannot be read")?;
     let Some(record) = records.ways.get(way) else {

@@ -1,4 +1,4 @@
-//! Whom to trust: what the configuration of a PBX says of its carriers, and known sources that ran into a limit.
+//! Whom to trust: what the configuration of a PBX says of its carriers, and known sources that are at their limit.
 //!
 //! Nothing is trusted here: an operator reads what is proposed, with its reason, and decides. What would trust too many at
 //! once is not proposed, but named.
@@ -16,16 +16,14 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use sip_xdp_common::names;
 use sip_xdp_common::networks::Kind;
-use sip_xdp_common::sources::RECORDED;
 
 use crate::clock;
 use crate::config::HostName;
-use crate::explain;
+use crate::explain::{self, Level, Settings};
 use crate::guide;
 use crate::network::Network;
 use crate::pins::Pins;
 use crate::report::SCHEMA;
-use crate::sources::Sources;
 use crate::table::Table;
 
 /// Where PBXes keep their configuration, on Debian and elsewhere.
@@ -40,6 +38,9 @@ pub const PBX_DIRS: [&str; 6] = [
 
 /// Nothing broader is proposed: the shortest prefixes of IPv4 and IPv6.
 const BROADEST: [u8; 2] = [16, 32];
+
+/// A limit is used up when less than this part of it is left.
+const NEARLY: u32 = 5;
 
 /// How deep directories are looked into, how many files are read, and how long each may be, in bytes.
 const DEEPEST: usize = 6;
@@ -128,7 +129,7 @@ impl Trusted {
 }
 
 /// Reads the configuration in these directories; each may be missing, unless all of them are.
-pub fn suggest(directories: &[PathBuf], pins: &Pins, trusted: &Trusted) -> Result<Suggestions> {
+pub fn suggest(directories: &[PathBuf], pins: &Pins, settings: &Settings, trusted: &Trusted) -> Result<Suggestions> {
     let mut files = Vec::new();
     for directory in directories {
         collect(directory, DEEPEST, &mut files);
@@ -146,7 +147,7 @@ pub fn suggest(directories: &[PathBuf], pins: &Pins, trusted: &Trusted) -> Resul
         }
     }
     // Without a filter nobody has run into its limits.
-    for (network, reason) in limited(pins).unwrap_or_default() {
+    for (network, reason) in limited(pins, settings).unwrap_or_default() {
         collected.found.entry(Who::Network(network)).or_default().push(reason);
     }
     let (known, new): (Vec<_>, Vec<_>) = collected.found.into_iter().partition(|(who, _)| trusted.covers(who));
@@ -265,11 +266,11 @@ fn host_of(text: &str) -> &str {
     .trim()
 }
 
-/// Known-good sources and peers that ran into a limit, and what happened to them.
-fn limited(pins: &Pins) -> Result<Vec<(Network, String)>> {
+/// Known-good sources and peers that have all but used up their limit. The kernel keeps no record of known sources that went
+/// over it before.
+fn limited(pins: &Pins, settings: &Settings) -> Result<Vec<(Network, String)>> {
     let guide = guide::read(pins.open(names::GUIDE)?)?;
     let table = Table::open(|name| pins.open(name), &guide)?;
-    let sources = Sources::open(|name| pins.open(name))?;
     let now = clock::now();
     let known: Vec<_> = table
         .whole()?
@@ -284,11 +285,10 @@ fn limited(pins: &Pins) -> Result<Vec<(Network, String)>> {
             (false, true) => "a peer",
             (false, false) => continue,
         };
-        if let Some((meter, set, way)) = sources.meter(&network.first())?
-            && meter.mark & RECORDED != 0
-            && let Some(limited) = explain::limited(pins, &meter, set, way, now)?
-        {
-            found.push((network, format!("{what}, but {} of its packets were over a limit", limited.packets)));
+        let limits = explain::read(pins, network.address(), settings)?.limits;
+        let level = limits.iter().find(|level| level.limit == "good" && level.left < level.of.div_ceil(NEARLY));
+        if let Some(Level { left, of, .. }) = level {
+            found.push((network, format!("{what}, but at its limit: {left} of {of} packets are left")));
         }
     }
     Ok(found)
@@ -297,6 +297,7 @@ fn limited(pins: &Pins) -> Result<Vec<(Network, String)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     #[test]
     fn hosts_are_found_in_whatever_is_around_them() {
@@ -362,7 +363,8 @@ mod tests {
         );
         let trusted = Trusted { networks: vec!["198.51.100.0/24".parse().unwrap()], hosts: BTreeSet::new() };
         let pins = Pins::new(&directory.path().join("pins"));
-        let found = suggest(&[directory.path().to_owned()], &pins, &trusted).unwrap();
+        let found =
+            suggest(&[directory.path().to_owned()], &pins, &Settings::from(&Config::default()), &trusted).unwrap();
         let who: Vec<_> = found.proposals.iter().map(|proposal| proposal.who.as_str()).collect();
         assert_eq!(who, ["192.0.2.7", "203.0.113.0/24", "sip.south.example"]);
         assert_eq!((found.trusted, found.files, found.refused.len()), (1, 4, 1));
