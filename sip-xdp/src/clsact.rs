@@ -148,7 +148,7 @@ fn ask(kind: u16, flags: i32, index: u32, handle: u32, parent: u32) -> Result<Ve
 }
 
 /// The first attribute of a kind.
-fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(crate) fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     while bytes.len() >= 4 {
         let length = usize::from(u16::from_ne_bytes([bytes[0], bytes[1]]));
         // The two upper bits say that it is nested and in which byte order.

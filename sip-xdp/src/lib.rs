@@ -16,6 +16,7 @@
 //! - [`report`] reads everything from the pinned maps, with or without a daemon; [`explain`] says what they mean for one
 //!   address.
 //! - [`replay`] runs a capture through all of this offline, in the time of the capture.
+//! - [`doctor`] says what is wrong with a host, and what to do about it; [`suggest`] whom to trust.
 //! - [`watch`] is the stream of events, [`transfer`] what one instance hands to another.
 
 pub mod attach;
@@ -25,6 +26,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod detect;
+pub mod doctor;
 pub mod egress;
 pub mod exempt;
 pub mod explain;
@@ -48,6 +50,7 @@ pub mod replay;
 pub mod report;
 pub mod sources;
 pub mod store;
+pub mod suggest;
 pub mod table;
 pub mod transfer;
 pub mod watch;

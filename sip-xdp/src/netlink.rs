@@ -3,15 +3,21 @@
 //! Asked through netlink, not through `/sys`: that shows the namespace of whoever mounted it.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use futures::TryStreamExt;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage, LinkXdp, XdpAttached};
+use netlink_packet_route::link::{
+    LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
+};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
+use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rtnetlink::{Handle, RouteMessageBuilder};
 use sip_xdp_common::packet::Link;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +30,14 @@ pub struct Interface {
     pub link: Option<Link>,
     /// The link type's number (`ARPHRD_*` in `include/uapi/linux/if_arp.h`).
     pub link_type: u16,
+    /// What kind of virtual interface it is, as `ip -d link` says it: "vlan", "veth"; none for hardware.
+    pub kind: Option<String>,
+    /// Whether it is up.
+    pub up: bool,
+    /// The longest packet, in bytes.
+    pub mtu: u32,
+    /// How many queues packets arrive in.
+    pub rx_queues: u32,
     /// The XDP program on it.
     pub xdp: Option<AttachedXdp>,
 }
@@ -67,6 +81,13 @@ impl Netlink {
         let links: Vec<LinkMessage> =
             self.handle.link().get().execute().try_collect().await.context("the interfaces cannot be listed")?;
         Ok(links.iter().map(interface).collect())
+    }
+
+    /// The host's addresses, each with the index of its interface.
+    pub async fn addresses(&self) -> Result<Vec<(u32, IpAddr)>> {
+        let all: Vec<_> =
+            self.handle.address().get().execute().try_collect().await.context("the addresses cannot be listed")?;
+        Ok(all.iter().filter_map(|message| Some((message.header.index, own_address(message)?))).collect())
     }
 
     /// The host's addresses, gateways and interfaces with a default route.
@@ -141,12 +162,52 @@ fn note_gateways(found: &mut Surroundings, attributes: &[RouteAttribute]) {
     }
 }
 
+/// Says that something has changed about interfaces: one came, went, was renamed, or got another program. What it is has
+/// to be asked for, so that nothing depends on having read every notification.
+#[derive(Debug)]
+pub struct LinkChanges {
+    socket: AsyncFd<Socket>,
+}
+
+impl LinkChanges {
+    /// Listens from now on. Must be called on a tokio runtime.
+    pub fn listen() -> Result<Self> {
+        let what = "the kernel's notifications about interfaces cannot be heard";
+        let mut socket = Socket::new(NETLINK_ROUTE).context(what)?;
+        socket.set_non_blocking(true).context(what)?;
+        socket.bind(&SocketAddr::new(0, libc::RTMGRP_LINK as u32)).context(what)?;
+        // SAFETY: the socket owns its descriptor for as long as it lives, and always returns that one.
+        let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
+        Ok(Self { socket: socket.context(what)? })
+    }
+
+    /// Waits until something has changed. Whatever came meanwhile is one change.
+    pub async fn changed(&mut self) -> Result<()> {
+        let mut guard = self.socket.readable().await?;
+        loop {
+            // What does not fit is cut off: nobody reads it.
+            match guard.get_inner().recv(&mut Vec::with_capacity(64), libc::MSG_TRUNC) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // Some were lost, which is a change as well.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error).context("the kernel's notifications about interfaces"),
+            }
+        }
+        guard.clear_ready();
+        Ok(())
+    }
+}
+
 fn interface(message: &LinkMessage) -> Interface {
-    let mut name = String::new();
-    let mut xdp = None;
+    let (mut name, mut kind, mut mtu, mut rx_queues, mut xdp) = (String::new(), None, 0, 1, None);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(ifname) => name.clone_from(ifname),
+            LinkAttribute::Mtu(bytes) => mtu = *bytes,
+            LinkAttribute::NumRxQueues(count) => rx_queues = *count,
+            LinkAttribute::LinkInfo(infos) => kind = kind_of(infos),
             LinkAttribute::Xdp(attributes) => xdp = attached(attributes),
             _ => {}
         }
@@ -157,7 +218,16 @@ fn interface(message: &LinkMessage) -> Interface {
         LinkLayerType::None | LinkLayerType::Ppp | LinkLayerType::Rawip => Some(Link::Ip),
         _ => None,
     };
-    Interface { index: message.header.index, name, link, link_type: message.header.link_layer_type.into(), xdp }
+    let link_type = message.header.link_layer_type.into();
+    let up = message.header.flags.contains(LinkFlags::Up);
+    Interface { index: message.header.index, name, link, link_type, kind, up, mtu, rx_queues, xdp }
+}
+
+fn kind_of(infos: &[LinkInfo]) -> Option<String> {
+    infos.iter().find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind.to_string()),
+        _ => None,
+    })
 }
 
 fn attached(attributes: &[LinkXdp]) -> Option<AttachedXdp> {

@@ -198,12 +198,7 @@ pub fn egress(object: &mut Ebpf) -> Result<&mut SchedClassifier> {
 
 /// Checks what loading needs before it fails half-way: the capabilities.
 pub fn check_capabilities() -> Result<()> {
-    let status = std::fs::read_to_string("/proc/self/status").context("/proc is not mounted; mount it")?;
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .ok_or_else(|| anyhow!("/proc/self/status names no capabilities"))?;
+    let effective = effective_capabilities()?;
     // Numbers from include/uapi/linux/capability.h. CAP_SYS_ADMIN stands in for the two newer ones.
     let has = |number: u32| effective >> number & 1 == 1;
     let mut missing = Vec::new();
@@ -221,6 +216,20 @@ pub fn check_capabilities() -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Whether this process has the capability with this number.
+pub(crate) fn has_capability(number: u32) -> bool {
+    effective_capabilities().is_ok_and(|effective| effective >> number & 1 == 1)
+}
+
+fn effective_capabilities() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").context("/proc is not mounted; mount it")?;
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .ok_or_else(|| anyhow!("/proc/self/status names no capabilities"))
 }
 
 /// Puts a load error on one line: aya's own messages leave the cause to the chain, and the verifier's log, which has

@@ -237,7 +237,7 @@ impl Pins {
 }
 
 /// Whether `path`, or the nearest directory above it that exists, is on a BPF file system.
-fn is_bpffs(path: &Path) -> bool {
+pub(crate) fn is_bpffs(path: &Path) -> bool {
     path.ancestors()
         .find(|path| path.exists())
         .and_then(|path| statfs(path).ok())

@@ -141,10 +141,12 @@ pub struct Row {
 /// An interface that the filter has a record of.
 #[derive(Debug, Clone, Serialize)]
 pub struct FilteredInterface {
-    /// Its name when it was attached.
+    /// Its configured name.
     pub interface: String,
     /// The kernel's index.
     pub index: u32,
+    /// Its name now; none if it is gone.
+    pub current_name: Option<String>,
     /// How the program is attached.
     pub mode: Option<Mode>,
     /// Since when.
@@ -265,6 +267,7 @@ pub fn interfaces(pins: &Pins, present: &[Interface]) -> Result<Vec<FilteredInte
         FilteredInterface {
             interface: name_of(record),
             index: record.index,
+            current_name: present.map(|interface| interface.name.clone()),
             mode: Mode::from_number(record.mode),
             since: clock::from_ms(record.since_ms),
             dry_run: record.dry_run != 0,
@@ -276,10 +279,13 @@ pub fn interfaces(pins: &Pins, present: &[Interface]) -> Result<Vec<FilteredInte
 }
 
 /// Detaches from one interface and forgets it.
-pub fn forget_interface(pins: &Pins, index: u32) -> Result<()> {
-    pins.detach(index)?;
-    let slots: Vec<u32> =
-        records(pins)?.into_iter().filter(|(_, record)| record.index == index).map(|(slot, _)| slot).collect();
+pub fn forget_interface(pins: &Pins, name: &str) -> Result<()> {
+    let ours = records(pins)?.into_iter().filter(|(_, record)| name_of(record) == name);
+    let mut slots = Vec::new();
+    for (slot, record) in ours {
+        pins.detach(record.index)?;
+        slots.push(slot);
+    }
     let mut map: Array<MapData, InterfaceRecord> = pins.open(names::INTERFACES)?.try_into()?;
     for slot in slots {
         map.set(slot, InterfaceRecord::zeroed(), 0)?;
@@ -312,7 +318,8 @@ fn records(pins: &Pins) -> Result<Vec<(u32, InterfaceRecord)>> {
     Ok(found)
 }
 
-fn name_of(record: &InterfaceRecord) -> String {
+/// The configured name in an interface's record.
+pub fn name_of(record: &InterfaceRecord) -> String {
     String::from_utf8_lossy(&record.name[..usize::from(record.name_length).min(record.name.len())]).into_owned()
 }
 

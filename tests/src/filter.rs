@@ -125,6 +125,15 @@ impl<'a> Filter<'a> {
         output(&mut self.command(arguments))
     }
 
+    /// The same inside of another program, which is given the whole command line as its last arguments.
+    pub fn cli_inside(&self, wrapper: &[&str], arguments: &[&str]) -> Result<Output> {
+        let (program, options) = wrapper.split_first().context("no program to run it inside of")?;
+        let mut command = self.namespace.command(program);
+        command.args(options).arg(&self.binary);
+        self.add_arguments(&mut command, arguments);
+        output(&mut command)
+    }
+
     /// Starts a command of the program that does not end by itself.
     pub fn start_command(&self, arguments: &[&str]) -> Result<Process> {
         Process::spawn(arguments.join(" "), &mut self.command(arguments))
@@ -311,11 +320,15 @@ impl<'a> Filter<'a> {
                 command
             }
         };
+        self.add_arguments(&mut command, arguments);
+        command
+    }
+
+    fn add_arguments(&self, command: &mut Command, arguments: &[&str]) {
         command.arg("--config").arg(self.configuration_file());
         command.arg("--run-dir").arg(self.directory.join("run"));
         command.arg("--state-dir").arg(self.state_directory());
         command.arg("--pin-dir").arg(&self.pins).args(arguments);
-        command
     }
 }
 

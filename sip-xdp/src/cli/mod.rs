@@ -3,6 +3,7 @@
 mod block;
 mod config;
 mod confirm;
+mod doctor;
 mod explain;
 mod feed;
 mod generate;
@@ -14,6 +15,7 @@ mod run;
 mod state;
 mod stats;
 mod status;
+mod suggest;
 mod trust;
 mod unload;
 mod watch;
@@ -125,6 +127,7 @@ enum Command {
     Explain(explain::Explain),
     Watch(watch::Watch),
     Replay(replay::Replay),
+    Doctor(doctor::Doctor),
     /// The block list
     #[command(subcommand)]
     Block(block::Block),
@@ -164,6 +167,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Explain(explain) => explain.execute(&paths, config_required, output).await?,
         Command::Watch(watch) => watch.execute(&paths, output).await?,
         Command::Replay(replay) => replay.execute(&paths, config_required, output)?,
+        Command::Doctor(doctor) => return doctor.execute(&paths, config_required, output).await,
         Command::State(state) => state.execute(&paths, output).await?,
         Command::Block(block) => block.execute(&paths, output).await?,
         Command::Unban(delete) => delete.execute(&paths, output).await?,

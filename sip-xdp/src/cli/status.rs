@@ -84,16 +84,7 @@ async fn collect(paths: &Paths) -> Result<Report> {
             warnings
                 .push("no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp run`".into());
         }
-        for interface in &interfaces {
-            if !interface.attached {
-                warnings.push(format!(
-                    "{} is not filtered any more: it is gone, or the program was taken off",
-                    interface.interface
-                ));
-            } else if interface.dry_run {
-                warnings.push(format!("{} is in a dry run: nothing is dropped", interface.interface));
-            }
-        }
+        warnings.extend(interfaces.iter().filter_map(trouble));
         if report::is_storm(&pins)? {
             warnings
                 .push("a storm: more new sources than can be real; strangers share one budget until it is over".into());
@@ -107,7 +98,10 @@ async fn collect(paths: &Paths) -> Result<Report> {
     if let Some(Value::Array(more)) = daemon.as_ref().and_then(|daemon| daemon.get("warnings")) {
         warnings.extend(more.iter().filter_map(Value::as_str).map(str::to_owned));
     }
-    let enforcing = !interfaces.is_empty() && interfaces.iter().all(|i| i.attached && !i.dry_run);
+    // A configured interface that the filter has never been on has no record.
+    let missing =
+        daemon.as_ref().and_then(|daemon| daemon["missing"].as_array()).is_some_and(|names| !names.is_empty());
+    let enforcing = !missing && !interfaces.is_empty() && interfaces.iter().all(|i| i.attached && !i.dry_run);
     Ok(Report {
         schema: SCHEMA,
         time: report::now(),
@@ -119,6 +113,20 @@ async fn collect(paths: &Paths) -> Result<Report> {
         memory,
         warnings,
     })
+}
+
+/// What is wrong with an interface that the filter has been on.
+fn trouble(interface: &FilteredInterface) -> Option<String> {
+    let name = &interface.interface;
+    match &interface.current_name {
+        None => Some(format!("{name} is gone; the daemon filters it again as soon as it is back")),
+        Some(_) if !interface.attached => Some(format!("{name} is not filtered any more: the program was taken off")),
+        Some(now) if now != name => Some(format!(
+            "{name} is called {now} now; it is filtered until another interface is called {name}: write {now} into the \
+             configuration and run `sip-xdp reload`"
+        )),
+        Some(_) => interface.dry_run.then(|| format!("{name} is in a dry run: nothing is dropped")),
+    }
 }
 
 fn text(report: &Report, output: Output) -> String {
@@ -148,6 +156,7 @@ fn text(report: &Report, output: Output) -> String {
             .map(|i| {
                 let mode = i.mode.map(|mode| mode.to_string()).unwrap_or_default();
                 let state = match (i.attached, i.dry_run) {
+                    (false, _) if i.current_name.is_none() => "gone",
                     (false, _) => "detached",
                     (true, true) => "dry run",
                     (true, false) => "enforcing",

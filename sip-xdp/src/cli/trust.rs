@@ -15,6 +15,7 @@ use super::Output;
 use super::block;
 use super::import::Import;
 use super::output::table;
+use super::suggest::Suggest;
 
 /// The trust list: never dropped, never banned, checked before the block list.
 #[derive(Debug, Subcommand)]
@@ -24,6 +25,7 @@ pub(crate) enum Trust {
     /// Who is trusted; works with the daemon dead
     List,
     Import(Import),
+    Suggest(Suggest),
 }
 
 /// Trust an address, a network, or a host
@@ -77,6 +79,7 @@ impl Trust {
             Self::Add(add) => add.execute(paths, output).await,
             Self::Del(delete) => delete.execute(paths, output).await,
             Self::List => list(paths, output).await,
+            Self::Suggest(suggest) => suggest.execute(paths, output).await,
             Self::Import(import) => import.execute(ListName::Trust, paths, output).await,
         }
     }

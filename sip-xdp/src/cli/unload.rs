@@ -66,7 +66,7 @@ impl Unload {
             return Ok(json!({ "unloaded": names(&known) }));
         }
         for interface in &chosen {
-            report::forget_interface(&pins, interface.index)?;
+            report::forget_interface(&pins, &interface.interface)?;
         }
         Ok(json!({ "unloaded": names(&chosen) }))
     }

@@ -54,7 +54,7 @@ fn text(line: &str) -> String {
     if let Some(count) = event["count"].as_u64() {
         return format!("{time}  lost         {count} events, which came faster than they could be shown");
     }
-    let mut whom = field("address");
+    let mut whom = field("address") + &field("interface");
     if let Some(port) = event["port"].as_u64() {
         whom.push_str(&format!(" port {port}"));
     }
@@ -80,5 +80,8 @@ mod tests {
         let line = r#"{"time":"2026-01-02T03:04:05Z","event":"limit","kind":"requests","address":"192.0.2.7","port":5060,
             "reason":null,"tier":null,"dry_run":true}"#;
         assert_eq!(text(line), "2026-01-02 03:04:05  limit        192.0.2.7 port 5060  requests, dry run");
+        let line = r#"{"time":"2026-01-02T03:04:05Z","event":"interface","kind":"gone","address":null,"port":null,
+            "reason":"index 7","tier":null,"dry_run":false,"interface":"ppp0"}"#;
+        assert_eq!(text(line), "2026-01-02 03:04:05  interface    ppp0  gone  index 7");
     }
 }

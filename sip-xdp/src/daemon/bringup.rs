@@ -3,39 +3,33 @@
 //! The order matters: the tables are complete before the first program that reads them is on an interface, and the new
 //! program is on an interface before anything of the old one goes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 
-use anyhow::{Context, Result, anyhow, bail};
-use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues, RingBuf};
-use aya::util::nr_cpus;
-use aya_log::EbpfLogger;
-use bytemuck::Zeroable;
-use log::{Level, Log};
+use anyhow::{Context, Result, bail};
+use aya::maps::{Map, MapData, RingBuf};
+use log::Level;
 use serde_json::{Value, json};
-use sip_xdp_common::layout::{Counters, InterfaceRecord, List, MAX_INTERFACES, Owner};
+use sip_xdp_common::layout::{List, Owner};
 use sip_xdp_common::names;
-use sip_xdp_common::packet::{Inspects, Link};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use sip_xdp_common::packet::Link;
 use tokio::net::UnixListener;
 
 use super::confirm::Confirmation;
 use super::events::Event as Said;
-use super::{Daemon, Overrides, Served};
-use crate::attach::{Mode, attach};
-use crate::config::{BlockScope, Config, Policy};
+use super::interfaces::settings;
+use super::{Daemon, Overrides};
+use crate::config::{Config, Policy};
 use crate::control;
 use crate::detect::Detector;
-use crate::egress::{EgressWay, attach_egress};
 use crate::exempt::Exempt;
 use crate::feeds::engine::Engine;
 use crate::hosts::Hosts;
 use crate::ledger::Entry;
 use crate::ledger::Ledger;
 use crate::lists::Lists;
-use crate::netlink::{Interface, Netlink, Surroundings};
-use crate::object::{self, Settings};
+use crate::netlink::Netlink;
+use crate::object;
 use crate::paths::Paths;
 use crate::pins::{Lock, Pins};
 use crate::sources::Sources;
@@ -81,7 +75,6 @@ impl Daemon {
         }
         let netlink = Netlink::connect()?;
         let surroundings = netlink.surroundings().await?;
-        let interfaces = wanted_interfaces(&config, &netlink, &surroundings).await?;
 
         // The tables: those that are pinned, or new ones beside them.
         pins::remove_directory(&pins.new_maps())?;
@@ -122,8 +115,6 @@ impl Daemon {
         }
         let events = RingBuf::try_from(open(names::EVENTS)?)?;
         let sources = Sources::open(open)?;
-        let records = open(names::INTERFACES)?.try_into()?;
-        let counters = open(names::COUNTERS)?.try_into()?;
 
         let mut daemon = Self {
             detector: Detector::new(&config),
@@ -136,7 +127,10 @@ impl Daemon {
             hosts_save_error: None,
             confirmation: Confirmation::default(),
             step_back_failed: false,
+            wanted: Vec::new(),
             served: Vec::new(),
+            spare: HashMap::new(),
+            unserved: BTreeMap::new(),
             store,
             hub: Default::default(),
             notes: Default::default(),
@@ -154,6 +148,7 @@ impl Daemon {
             attach_warnings: Vec::new(),
             learning_until: 0,
         };
+        let interfaces = daemon.resolve(&surroundings).await?;
         daemon.exempt = Exempt::new(&surroundings, &resolv_conf());
         daemon.recall(state);
         if !daemon.config.dry_run {
@@ -166,7 +161,7 @@ impl Daemon {
         daemon.prepare_lists()?;
         // Before anything is attached: a daemon that nobody can talk to must not leave a filter behind.
         let listener = control::listen(&daemon.paths.socket())?;
-        daemon.serve(&interfaces, &maps, records, counters)?;
+        daemon.serve(&interfaces, &maps)?;
         if adopts {
             daemon.pins.remove_other_versions()?;
         } else {
@@ -204,12 +199,10 @@ impl Daemon {
     /// Applies the configuration to what is loaded.
     pub(super) async fn apply(&mut self) -> Result<()> {
         let surroundings = self.netlink.surroundings().await?;
-        let interfaces = wanted_interfaces(&self.config, &self.netlink, &surroundings).await?;
+        let interfaces = self.resolve(&surroundings).await?;
         self.exempt = Exempt::new(&surroundings, &resolv_conf());
         self.prepare_lists()?;
-        let records = self.pins.open(names::INTERFACES)?.try_into()?;
-        let counters = self.pins.open(names::COUNTERS)?.try_into()?;
-        self.serve(&interfaces, &self.pins.maps(), records, counters)
+        self.serve(&interfaces, &self.pins.maps())
     }
 
     /// Brings what the lists owe to the configuration and to the host up to date.
@@ -253,160 +246,10 @@ impl Daemon {
 
     /// Looks again at the host's addresses, gateways and resolvers.
     pub(super) async fn look_around(&mut self) -> Result<()> {
-        self.exempt = Exempt::new(&self.netlink.surroundings().await?, &resolv_conf());
+        let surroundings = self.netlink.surroundings().await?;
+        self.exempt = Exempt::new(&surroundings, &resolv_conf());
+        self.follow_default_routes(&surroundings).await?;
         self.judge_by_address()
-    }
-
-    /// Puts the program on the interfaces that are wanted, and takes it off all others.
-    fn serve(
-        &mut self,
-        interfaces: &[Interface],
-        maps: &std::path::Path,
-        mut records: Array<MapData, InterfaceRecord>,
-        mut counters: PerCpuArray<MapData, Counters>,
-    ) -> Result<()> {
-        let known: Vec<InterfaceRecord> =
-            (0..MAX_INTERFACES as u32).map(|slot| records.get(&slot, 0)).collect::<Result<_, _>>()?;
-        let slots: Vec<Option<u32>> = interfaces
-            .iter()
-            .map(|interface| known.iter().position(|record| record.index == interface.index).map(|slot| slot as u32))
-            .collect();
-        let is_wanted = |index: u32| interfaces.iter().any(|interface| interface.index == index);
-        let mut free = (0..MAX_INTERFACES as u32).filter(|slot| !is_wanted(known[*slot as usize].index));
-
-        // All programs are loaded before the first is attached: what the verifier refuses changes nothing.
-        let mut loaded = Vec::new();
-        for (interface, slot) in interfaces.iter().zip(&slots) {
-            let is_new = slot.is_none();
-            let slot = match slot {
-                Some(slot) => *slot,
-                None => free.next().context("too many interfaces")?,
-            };
-            let link = interface.link.context("an interface without a link type")?;
-            let object = object::load(&settings(&self.config, link, slot), Some(maps))?;
-            loaded.push((interface, slot, is_new, object));
-        }
-        let mut served = Vec::new();
-        let mut attached_anew = Vec::new();
-        let mut warnings = Vec::new();
-        for (interface, slot, is_new, mut object) in loaded {
-            if is_new {
-                counters.set(slot, PerCpuValues::try_from(vec![Counters::zeroed(); cpus()?])?, 0)?;
-            }
-            let adopts = self.pins.link(interface.index).exists();
-            let program = object::ingress(&mut object)?;
-            let (mode, warning) = match attach(program, interface, self.config.mode, &self.pins) {
-                Ok(attached) => attached,
-                Err(error) => {
-                    self.detach_all(&attached_anew);
-                    return Err(error);
-                }
-            };
-            if !adopts {
-                attached_anew.push(interface.index);
-            }
-            let ways = self.overrides.egress_ways.as_deref().unwrap_or(&EgressWay::ALL);
-            let egress = attach_egress(object::egress(&mut object)?, interface, ways, &self.pins);
-            let egress =
-                egress.err().map(|error| format!("{}: our responses are not counted: {error:#}", interface.name));
-            for warning in warning.into_iter().chain(egress) {
-                log::warn!("{warning}");
-                warnings.push(warning);
-            }
-            let since = known[slot as usize];
-            let since_ms = if is_new { clock::wall_ms() } else { since.since_ms };
-            records.set(slot, record(interface, mode, self.config.dry_run, since_ms), 0)?;
-            let how = if adopts { ", adopting what was there" } else { "" };
-            log::info!("attached to {} in {mode} mode{how}", interface.name);
-            served.push(Served { index: interface.index, name: interface.name.clone(), mode, slot });
-            forward_diagnostics(&mut object)?;
-        }
-        for index in self.pins.linked().into_iter().filter(|index| !is_wanted(*index)) {
-            self.pins.detach(index)?;
-            log::info!("detached from interface {index}, which is no longer configured");
-        }
-        for (slot, record) in known.iter().enumerate() {
-            if record.index != 0 && !is_wanted(record.index) && served.iter().all(|s| s.slot as usize != slot) {
-                records.set(slot as u32, InterfaceRecord::zeroed(), 0)?;
-            }
-        }
-        self.attach_warnings = warnings;
-        self.served = served;
-        Ok(())
-    }
-
-    /// Takes programs off again that were attached in vain.
-    fn detach_all(&self, indices: &[u32]) {
-        for index in indices {
-            if let Err(error) = self.pins.detach(*index) {
-                log::error!("interface {index}: {error:#}");
-            }
-        }
-    }
-}
-
-/// The interfaces that are to be filtered: those configured, or those with a default route.
-async fn wanted_interfaces(config: &Config, netlink: &Netlink, around: &Surroundings) -> Result<Vec<Interface>> {
-    let all = netlink.interfaces().await?;
-    let names = || all.iter().map(|interface| interface.name.as_str()).collect::<Vec<_>>().join(", ");
-    let mut wanted: Vec<Interface> = Vec::new();
-    if config.interfaces.is_empty() {
-        wanted.extend(all.iter().filter(|interface| around.default_interfaces.contains(&interface.index)).cloned());
-        if wanted.is_empty() {
-            bail!("no interface has a default route; name those to filter on with --iface (there are: {})", names());
-        }
-    }
-    for name in &config.interfaces {
-        let found = all.iter().find(|interface| interface.name == *name);
-        let interface = found.ok_or_else(|| anyhow!("there is no interface {name}; there are: {}", names()))?;
-        if !wanted.contains(interface) {
-            wanted.push(interface.clone());
-        }
-    }
-    if wanted.len() > MAX_INTERFACES {
-        bail!("{} interfaces are too many; one filter serves {MAX_INTERFACES}", wanted.len());
-    }
-    if let Some(odd) = wanted.iter().find(|interface| interface.link.is_none()) {
-        bail!(
-            "{} has link type {}, which this filter cannot read; it reads Ethernet, loopback, PPP, tun and WireGuard",
-            odd.name,
-            odd.link_type
-        );
-    }
-    Ok(wanted)
-}
-
-/// What the programs are told of a configuration.
-pub(crate) fn settings(config: &Config, link: Link, slot: u32) -> Settings {
-    Settings {
-        ports: config.port_set(),
-        limits: config.meter_limits(),
-        good: config.good_pace(),
-        storm: config.storm_limits(),
-        ipv6_prefix: config.ipv6_prefix,
-        scope_all: config.block_scope == BlockScope::All,
-        closed: config.policy == Policy::Closed,
-        dry_run: config.dry_run,
-        inspects: Inspects { ipv6: config.inspect.ipv6, tags: config.inspect.tags },
-        link,
-        slot,
-        clock_from_map: false,
-        capacity: config.table_capacity(),
-    }
-}
-
-fn record(interface: &Interface, mode: Mode, dry_run: bool, since_ms: u64) -> InterfaceRecord {
-    let mut name = [0; 16];
-    let length = interface.name.len().min(name.len());
-    name[..length].copy_from_slice(&interface.name.as_bytes()[..length]);
-    InterfaceRecord {
-        index: interface.index,
-        mode: mode.number(),
-        link: interface.link.unwrap_or(Link::Ethernet) as u8,
-        dry_run: dry_run.into(),
-        name_length: length as u8,
-        name,
-        since_ms,
     }
 }
 
@@ -424,24 +267,6 @@ fn carried_over(pins: &Pins, misfit: Option<&str>) -> Option<Vec<(List, Entry)>>
     }
 }
 
-/// Forwards what the kernel program has to say of itself to the log.
-fn forward_diagnostics(object: &mut aya::Ebpf) -> Result<()> {
-    let logger: EbpfLogger<&'static dyn Log> = EbpfLogger::init(object).context("the kernel's diagnostics")?;
-    // SAFETY: the logger owns its map's descriptor for as long as it lives, and always returns that one.
-    let mut logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }?;
-    tokio::spawn(async move {
-        while let Ok(mut guard) = logger.readable_mut().await {
-            guard.get_inner_mut().flush();
-            guard.clear_ready();
-        }
-    });
-    Ok(())
-}
-
 fn resolv_conf() -> String {
     fs::read_to_string(RESOLV_CONF).unwrap_or_default()
-}
-
-fn cpus() -> Result<usize> {
-    nr_cpus().map_err(|(file, error)| anyhow!("{file}: {error}"))
 }

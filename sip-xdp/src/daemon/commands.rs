@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use log::Level;
 use serde_json::{Value, json};
 use sip_xdp_common::layout::{List, Owner};
@@ -172,23 +172,18 @@ impl Daemon {
     }
 
     fn unload(&mut self, interfaces: &[String]) -> Result<Value> {
-        let mut indices = Vec::new();
-        for name in interfaces {
-            let served = self.served.iter().find(|served| served.name == *name);
-            indices.push(served.with_context(|| format!("{name} is not filtered; see `sip-xdp status`"))?.index);
+        if let Some(unknown) = interfaces.iter().find(|name| !self.wanted.contains(name)) {
+            bail!("{unknown} is not filtered; see `sip-xdp status`");
         }
-        let all = indices.is_empty() || indices.len() == self.served.len();
+        let all = interfaces.is_empty() || self.wanted.iter().all(|name| interfaces.contains(name));
         if all {
             self.save_now();
             self.pins.remove_all()?;
             self.ended = true;
             log::info!("unloaded; nothing is filtered any more");
-            return Ok(json!({ "unloaded": self.served.iter().map(|s| s.name.clone()).collect::<Vec<_>>() }));
+            return Ok(json!({ "unloaded": self.wanted }));
         }
-        for index in &indices {
-            crate::report::forget_interface(&self.pins, *index)?;
-        }
-        self.served.retain(|served| !indices.contains(&served.index));
+        interfaces.iter().try_for_each(|name| self.abandon(name))?;
         Ok(json!({ "unloaded": interfaces }))
     }
 }

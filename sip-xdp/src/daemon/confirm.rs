@@ -143,11 +143,9 @@ impl Daemon {
         }
     }
 
-    /// Applies the configuration to the interfaces that are filtered and still there.
+    /// Applies the configuration to the interfaces that are filtered; those that are gone come back with it.
     async fn apply_where_served(&mut self) -> Result<()> {
-        let present = self.netlink.interfaces().await?;
-        let is_present = |name: &String| present.iter().any(|interface| interface.name == *name);
-        self.config.interfaces = self.served.iter().map(|served| served.name.clone()).filter(is_present).collect();
+        self.config.interfaces.clone_from(&self.wanted);
         if self.config.interfaces.is_empty() {
             return Ok(());
         }

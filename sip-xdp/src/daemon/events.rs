@@ -29,13 +29,26 @@ pub(crate) struct Event {
     pub(crate) reason: Option<String>,
     pub(crate) tier: Option<Tier>,
     pub(crate) dry_run: bool,
+    /// Only of events about an interface.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) interface: Option<String>,
 }
 
 impl Event {
     /// Of this name, now, about nobody in particular.
     pub(crate) fn new(event: &'static str) -> Self {
         let time = report::now();
-        Self { time, event, kind: None, address: None, port: None, reason: None, tier: None, dry_run: false }
+        Self {
+            time,
+            event,
+            kind: None,
+            address: None,
+            port: None,
+            reason: None,
+            tier: None,
+            dry_run: false,
+            interface: None,
+        }
     }
 
     /// About an entry of a list.
@@ -73,6 +86,11 @@ impl Event {
     /// For this reason.
     pub(crate) fn reason(self, reason: impl Into<String>) -> Self {
         Self { reason: Some(reason.into()), ..self }
+    }
+
+    /// About an interface.
+    pub(super) fn interface(self, name: &str) -> Self {
+        Self { interface: Some(name.to_owned()), ..self }
     }
 
     /// Whether nothing follows from it, since nothing is dropped.

@@ -1,7 +1,7 @@
 //! The daemon: reads events from the kernel, bans, expires, answers commands. It can die at any moment; the filter
 //! goes on without it, and the next one adopts it.
 
-pub(crate) mod bringup;
+mod bringup;
 mod commands;
 mod confirm;
 pub(crate) mod events;
@@ -9,10 +9,11 @@ mod explain;
 mod feeds;
 mod hosts;
 mod import;
+pub(crate) mod interfaces;
 mod memory;
 pub(crate) mod verdicts;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::attach::{Mode, ModeChoice};
+use crate::attach::ModeChoice;
 use crate::clock;
 use crate::config::Config;
 use crate::control::{self, Call};
@@ -36,7 +37,7 @@ use crate::exempt::Exempt;
 use crate::feeds::engine::Engine;
 use crate::hosts::{ByName, Hosts};
 use crate::lists::Lists;
-use crate::netlink::Netlink;
+use crate::netlink::{LinkChanges, Netlink};
 use crate::network::Network;
 use crate::paths::Paths;
 use crate::pins::{Lock, Pins};
@@ -45,6 +46,7 @@ use crate::store::Store;
 use crate::watch::Hub;
 
 use confirm::Confirmation;
+use interfaces::{Loaded, Served};
 use verdicts::{Notes, Offence};
 
 /// How often expired entries are taken out and the store is told of changes.
@@ -94,15 +96,6 @@ impl Overrides {
     }
 }
 
-/// An interface that is being filtered.
-#[derive(Debug, Clone)]
-struct Served {
-    index: u32,
-    name: String,
-    mode: Mode,
-    slot: u32,
-}
-
 /// A running daemon.
 struct Daemon {
     paths: Paths,
@@ -123,7 +116,14 @@ struct Daemon {
     hosts_save_error: Option<String>,
     confirmation: Confirmation,
     step_back_failed: bool,
+    /// The interfaces that are to be filtered, by their configured names.
+    wanted: Vec<String>,
+    /// Those that are.
     served: Vec<Served>,
+    /// The programs of interfaces that are not there at the moment.
+    spare: HashMap<String, Loaded>,
+    /// Why an interface that is there is not filtered.
+    unserved: BTreeMap<String, String>,
     /// What an operator should know, said in `status`.
     warnings: Vec<String>,
     /// The same about how the programs are attached.
@@ -152,6 +152,8 @@ fn save(store: &Store, lists: &mut Lists) {
 
 /// Runs the daemon until it is told to stop, by signal or by `unload`. `ready` is called once when it enforces.
 pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -> Result<()> {
+    // Before anybody looks at the interfaces, so that no change is missed.
+    let mut links = LinkChanges::listen()?;
     let (mut daemon, events, listener) = Daemon::start(paths, overrides).await?;
     // SAFETY: the ring owns its map's descriptor for as long as it lives, and always returns that one.
     let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };
@@ -190,6 +192,10 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
+            changed = links.changed() => {
+                changed?;
+                daemon.follow_interfaces().await;
+            }
             Some(update) = answers.recv() => daemon.host_answered(update),
             Some(update) = feeds.recv() => daemon.feed_said(update),
             _ = tick.tick() => {
@@ -223,7 +229,8 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
 impl Daemon {
     /// The `ready` line: where, how, and for which ports.
     fn summary(&self) -> String {
-        let interfaces: Vec<_> = self.served.iter().map(|s| format!("{} ({})", s.name, s.mode)).collect();
+        let mut interfaces: Vec<_> = self.served.iter().map(|s| format!("{} ({})", s.name, s.mode)).collect();
+        interfaces.extend(self.missing().into_iter().map(|name| format!("{name} (as soon as it is there)")));
         let ports: Vec<_> = self.config.ports.iter().map(ToString::to_string).collect();
         let verb = if self.config.dry_run { "dry run, nothing is dropped," } else { "enforcing" };
         format!("{verb} on {}, ports {}{}", interfaces.join(", "), ports.join(" "), self.confirmation.note())
@@ -247,6 +254,10 @@ impl Daemon {
     async fn tick(&mut self, ticks: u64) {
         let now = clock::now();
         self.check_confirmation(now).await;
+        // The kernel says nothing when somebody takes a program off.
+        if self.served.len() < self.wanted.len() || ticks.is_multiple_of(SURROUNDINGS_TICKS) {
+            self.follow_interfaces().await;
+        }
         self.expire_hosts(now);
         self.court().tick();
         if let Err(error) = self.lists.tidy(now) {
@@ -295,6 +306,7 @@ impl Daemon {
     fn status(&self) -> Value {
         let mut warnings = self.warnings.clone();
         warnings.extend(self.attach_warnings.iter().cloned());
+        warnings.extend(self.interface_warnings());
         warnings.extend(self.store.trouble());
         if self.detector.registrar_is_failing(clock::now()) {
             warnings
@@ -321,6 +333,7 @@ impl Daemon {
             "hosts": self.hosts_status(),
             "feeds": self.feed_list(),
             "confirm": self.confirmation.status(),
+            "missing": self.missing(),
             "warnings": warnings,
         })
     }

@@ -16,7 +16,7 @@ use sip_xdp_common::packet::Link;
 use sip_xdp_common::verdict::{Message, Reason};
 
 use crate::config::Config;
-use crate::daemon::bringup::settings;
+use crate::daemon::interfaces::settings;
 use crate::lists::Lists;
 use crate::mapped::{Mapped, View};
 use crate::object::{self, Settings};

@@ -1,0 +1,587 @@
+//! Interfaces come and go: a PPP line is redialled, a VLAN made anew, an adapter pulled out, a name changed. Whatever
+//! happens to them, the daemon goes on, and filters what is configured as soon as it is there.
+//!
+//! A configured name decides. The interface that has it is filtered; if none has it, the one that had it when it was
+//! attached still is, under whatever name, since it is the same wire. The programs of an interface that went are kept
+//! loaded, so that its successor need not wait for the verifier.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use anyhow::{Context, Result, anyhow, bail};
+use aya::Ebpf;
+use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues};
+use aya::util::nr_cpus;
+use aya_log::EbpfLogger;
+use bytemuck::Zeroable;
+use log::{Level, Log};
+use sip_xdp_common::layout::{Counters, InterfaceRecord, MAX_INTERFACES};
+use sip_xdp_common::names;
+use sip_xdp_common::packet::{Inspects, Link};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::JoinHandle;
+
+use super::Daemon;
+use super::events::Event as Said;
+use crate::attach::{Mode, attach};
+use crate::clock;
+use crate::config::{BlockScope, Config, Policy};
+use crate::egress::{EgressWay, attach_egress};
+use crate::netlink::{Interface, Surroundings};
+use crate::object::{self, Settings};
+use crate::report::{forget_interface, name_of};
+
+/// An interface that is being filtered.
+pub(super) struct Served {
+    /// Its configured name.
+    pub(super) name: String,
+    /// How the program is attached.
+    pub(super) mode: Mode,
+    index: u32,
+    /// Its name at the moment.
+    current_name: String,
+    /// The ingress program's id.
+    program: u32,
+    loaded: Loaded,
+}
+
+/// The programs of an interface.
+pub(super) struct Loaded {
+    slot: u32,
+    link: Link,
+    object: Ebpf,
+    _diagnostics: Diagnostics,
+}
+
+/// Forwards what a kernel program has to say of itself to the log, until it is dropped.
+struct Diagnostics(JoinHandle<()>);
+
+impl Drop for Diagnostics {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// An interface that is to be filtered, and the name that it is configured by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Wanted {
+    name: String,
+    interface: Interface,
+}
+
+/// What became of the configured names.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Resolved {
+    wanted: Vec<Wanted>,
+    missing: Vec<String>,
+}
+
+/// The maps that say what is filtered and count it.
+struct Books {
+    records: Array<MapData, InterfaceRecord>,
+    counters: PerCpuArray<MapData, Counters>,
+}
+
+impl Books {
+    fn open(maps: &std::path::Path) -> Result<Self> {
+        let open =
+            |name: &str| -> Result<_> { Ok(aya::maps::Map::from_map_data(MapData::from_pin(maps.join(name))?)?) };
+        Ok(Self { records: open(names::INTERFACES)?.try_into()?, counters: open(names::COUNTERS)?.try_into()? })
+    }
+
+    fn read(&self) -> Result<Vec<InterfaceRecord>> {
+        Ok((0..MAX_INTERFACES as u32).map(|slot| self.records.get(&slot, 0)).collect::<Result<_, _>>()?)
+    }
+
+    /// Begins to count anew.
+    fn clear(&mut self, slot: u32) -> Result<()> {
+        let cpus = nr_cpus().map_err(|(file, error)| anyhow!("{file}: {error}"))?;
+        Ok(self.counters.set(slot, PerCpuValues::try_from(vec![Counters::zeroed(); cpus])?, 0)?)
+    }
+}
+
+impl Daemon {
+    /// Finds the interfaces that are to be filtered: those configured, or those with a default route. It is an error if
+    /// none is there, unless the filter has been on it before: a name that was never right must not look like
+    /// protection, and one that was may be right again any moment.
+    pub(super) async fn resolve(&self, around: &Surroundings) -> Result<Resolved> {
+        let all = self.netlink.interfaces().await?;
+        // Without tables, or with those of another version, nothing is known.
+        let known = Books::open(&self.pins.maps()).and_then(|books| books.read()).unwrap_or_default();
+        let known: Vec<(String, u32)> =
+            known.iter().filter(|record| record.index != 0).map(|record| (name_of(record), record.index)).collect();
+        let mut names = self.config.interfaces.clone();
+        if names.is_empty() {
+            names = with_default_route(&all, around);
+        }
+        if names.is_empty() {
+            names = known.iter().map(|(name, _)| name.clone()).collect();
+        }
+        let there = || all.iter().map(|interface| interface.name.as_str()).collect::<Vec<_>>().join(", ");
+        if names.is_empty() {
+            bail!("no interface has a default route; name those to filter on with --iface (there are: {})", there());
+        }
+        let attached: Vec<_> = known.iter().filter(|(_, index)| self.pins.link(*index).exists()).cloned().collect();
+        let resolved = resolve(&names, &all, &attached);
+        if resolved.wanted.len() + resolved.missing.len() > MAX_INTERFACES {
+            bail!("{} interfaces are too many; one filter serves {MAX_INTERFACES}", names.len());
+        }
+        let was_there = |name: &String| known.iter().any(|(known, _)| known == name);
+        if resolved.wanted.is_empty() && !resolved.missing.iter().any(was_there) {
+            bail!("there is no interface {}; there are: {}", resolved.missing.join(", "), there());
+        }
+        if let Some(odd) = resolved.wanted.iter().find(|wanted| wanted.interface.link.is_none()) {
+            bail!(unreadable(&odd.interface));
+        }
+        Ok(resolved)
+    }
+
+    /// Puts the program on the interfaces that are wanted, and takes it off all others.
+    pub(super) fn serve(&mut self, resolved: &Resolved, maps: &std::path::Path) -> Result<()> {
+        let mut books = Books::open(maps)?;
+        let known = books.read()?;
+        let slots = slots(&known, resolved)?;
+        // All programs are loaded before the first is attached: what the verifier refuses changes nothing.
+        let mut loaded = Vec::new();
+        for (wanted, (slot, is_new)) in resolved.wanted.iter().zip(slots) {
+            loaded.push((wanted, is_new, load(&self.config, &wanted.interface, slot, maps)?));
+        }
+        let (mut served, mut attached_anew, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
+        for (wanted, is_new, loaded) in loaded {
+            let adopts = self.pins.link(wanted.interface.index).exists();
+            let (one, said) = match self.put_on(wanted, loaded, is_new, &mut books) {
+                Ok(put) => put,
+                Err(error) => {
+                    self.detach_all(&attached_anew);
+                    return Err(error);
+                }
+            };
+            if !adopts {
+                attached_anew.push(wanted.interface.index);
+            }
+            let how = if adopts { ", adopting what was there" } else { "" };
+            log::info!("attached to {} in {} mode{how}", one.name, one.mode);
+            warnings.extend(said);
+            served.push(one);
+        }
+        let is_wanted = |index: u32| resolved.wanted.iter().any(|wanted| wanted.interface.index == index);
+        for index in self.pins.linked().into_iter().filter(|index| !is_wanted(*index)) {
+            self.pins.detach(index)?;
+            log::info!("detached from interface {index}, which is no longer configured, or gone");
+        }
+        for (slot, record) in known.iter().enumerate().filter(|(_, record)| record.index != 0) {
+            let in_use = served.iter().any(|served| served.loaded.slot as usize == slot);
+            if !in_use && !resolved.missing.contains(&name_of(record)) {
+                books.records.set(slot as u32, InterfaceRecord::zeroed(), 0)?;
+            }
+        }
+        for name in &resolved.missing {
+            log::warn!("interface {name} kind=missing reason=\"there is none of this name yet\"");
+        }
+        self.attach_warnings = warnings;
+        self.wanted = served.iter().map(|served| served.name.clone()).chain(resolved.missing.clone()).collect();
+        self.served = served;
+        self.spare.clear();
+        self.unserved.clear();
+        Ok(())
+    }
+
+    /// Puts programs on an interface. Returns what one would wish to be otherwise, too.
+    fn put_on(
+        &self,
+        wanted: &Wanted,
+        mut loaded: Loaded,
+        is_new: bool,
+        books: &mut Books,
+    ) -> Result<(Served, Vec<String>)> {
+        let Wanted { name, interface } = wanted;
+        let since = if is_new { 0 } else { books.records.get(&loaded.slot, 0)?.since_ms };
+        if is_new {
+            books.clear(loaded.slot)?;
+        }
+        let program = object::ingress(&mut loaded.object)?;
+        let (mode, warning) = attach(program, interface, self.config.mode, &self.pins)?;
+        let program = program.info()?.id();
+        let ways = self.overrides.egress_ways.as_deref().unwrap_or(&EgressWay::ALL);
+        let egress = attach_egress(object::egress(&mut loaded.object)?, interface, ways, &self.pins);
+        let egress = egress.err().map(|error| format!("{name}: our responses are not counted: {error:#}"));
+        let warnings: Vec<String> = warning.into_iter().chain(egress).collect();
+        warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        let since_ms = if since == 0 { clock::wall_ms() } else { since };
+        books.records.set(loaded.slot, record(wanted, mode, self.config.dry_run, since_ms), 0)?;
+        let (index, current_name) = (interface.index, interface.name.clone());
+        Ok((Served { name: name.clone(), mode, index, current_name, program, loaded }, warnings))
+    }
+
+    /// Takes programs off again that were attached in vain.
+    fn detach_all(&self, indices: &[u32]) {
+        for index in indices {
+            if let Err(error) = self.pins.detach(*index) {
+                log::error!("interface {index}: {error:#}");
+            }
+        }
+    }
+
+    /// Brings what is filtered up to date with the interfaces that there are now.
+    pub(super) async fn follow_interfaces(&mut self) {
+        let present = match self.netlink.interfaces().await {
+            Ok(present) => present,
+            Err(error) => return log::warn!("{error:#}"),
+        };
+        let attached: Vec<_> = self.served.iter().map(|served| (served.name.clone(), served.index)).collect();
+        let resolved = resolve(&self.wanted, &present, &attached);
+        let (kept, lost): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.served).into_iter().partition(|served| is_still_served(served, &resolved));
+        self.served = kept;
+        for served in lost {
+            let is_there = present.iter().any(|interface| interface.index == served.index);
+            self.let_go(served, is_there);
+        }
+        self.note_names(&resolved);
+        self.unserved.retain(|name, _| resolved.wanted.iter().any(|wanted| wanted.name == *name));
+        let mut attached_some = false;
+        for wanted in &resolved.wanted {
+            if self.served.iter().all(|served| served.name != wanted.name) {
+                attached_some |= self.take_on(wanted);
+            }
+        }
+        // With an interface come addresses of our own, and routes.
+        if attached_some && let Err(error) = self.look_around().await {
+            log::warn!("the host's addresses and routes: {error:#}");
+        }
+    }
+
+    /// Filters on interfaces that have got a default route, if that is what is configured.
+    pub(super) async fn follow_default_routes(&mut self, around: &Surroundings) -> Result<()> {
+        if !self.config.interfaces.is_empty() {
+            return Ok(());
+        }
+        let found = with_default_route(&self.netlink.interfaces().await?, around);
+        let new: Vec<_> = found.into_iter().filter(|name| !self.wanted.contains(name)).collect();
+        self.wanted.extend(new);
+        Ok(())
+    }
+
+    /// Filters an interface that came, or came back. Returns whether it does.
+    fn take_on(&mut self, wanted: &Wanted) -> bool {
+        let name = &wanted.name;
+        match self.try_to_take_on(wanted) {
+            Ok((served, warnings)) => {
+                self.unserved.remove(name);
+                self.attach_warnings.retain(|warning| !warning.starts_with(&format!("{name}: ")));
+                self.attach_warnings.extend(warnings);
+                let (mode, index) = (served.mode, served.index);
+                self.say_of_interface(name, "attached", &format!("mode={mode} index={index}"));
+                self.served.push(served);
+                true
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                if self.unserved.get(name) != Some(&error) {
+                    self.say_of_interface(name, "failed", &format!("reason={error:?}"));
+                    self.unserved.insert(name.clone(), error);
+                }
+                false
+            }
+        }
+    }
+
+    fn try_to_take_on(&mut self, wanted: &Wanted) -> Result<(Served, Vec<String>)> {
+        let maps = self.pins.maps();
+        let mut books = Books::open(&maps)?;
+        let link = wanted.interface.link.with_context(|| unreadable(&wanted.interface))?;
+        // The interface may have come back as another kind of link, which takes another program.
+        let spare = self.spare.remove(&wanted.name).filter(|loaded| loaded.link == link);
+        let (loaded, is_new) = match spare {
+            Some(loaded) => (loaded, false),
+            None => {
+                let (slot, is_new) = self.slot_for(&wanted.name, &books.read()?)?;
+                (load(&self.config, &wanted.interface, slot, &maps)?, is_new)
+            }
+        };
+        self.put_on(wanted, loaded, is_new, &mut books)
+    }
+
+    /// The slot of an interface that is taken on: the one that it had, or else a free one.
+    fn slot_for(&self, name: &str, known: &[InterfaceRecord]) -> Result<(u32, bool)> {
+        if let Some(slot) = known.iter().position(|record| record.index != 0 && name_of(record) == name) {
+            return Ok((slot as u32, false));
+        }
+        let free = known.iter().position(|record| record.index == 0);
+        Ok((free.context("too many interfaces")? as u32, true))
+    }
+
+    /// An interface is not filtered any more: it is gone, or another one has its name, or somebody took the program off.
+    fn let_go(&mut self, served: Served, is_there: bool) {
+        let Served { name, index, loaded, .. } = served;
+        if let Err(error) = self.pins.detach(index) {
+            log::error!("interface {index}: {error:#}");
+        }
+        let kind = if is_there { "detached" } else { "gone" };
+        self.say_of_interface(&name, kind, &format!("index={index}"));
+        self.spare.insert(name, loaded);
+    }
+
+    /// Says which interfaces are called otherwise than before.
+    fn note_names(&mut self, resolved: &Resolved) {
+        let mut renamed = Vec::new();
+        for served in &mut self.served {
+            let now = resolved.wanted.iter().find(|wanted| wanted.name == served.name);
+            if let Some(now) = now
+                && now.interface.name != served.current_name
+            {
+                served.current_name.clone_from(&now.interface.name);
+                renamed.push((served.name.clone(), served.current_name.clone(), served.index));
+            }
+        }
+        for (name, now, index) in renamed {
+            self.say_of_interface(&name, "renamed", &format!("name={now} index={index}"));
+        }
+    }
+
+    /// Says what became of an interface: the line in the log, and the event.
+    fn say_of_interface(&self, name: &str, kind: &'static str, details: &str) {
+        let level = if kind == "attached" { Level::Info } else { Level::Warn };
+        let event = Said::new("interface").interface(name).kind(kind).reason(details).dry_run(self.config.dry_run);
+        self.say(event, level, format_args!("interface {name} kind={kind} {details}"));
+    }
+
+    /// Does not filter an interface any more, by command.
+    pub(super) fn abandon(&mut self, name: &str) -> Result<()> {
+        forget_interface(&self.pins, name)?;
+        self.wanted.retain(|wanted| wanted != name);
+        self.served.retain(|served| served.name != name);
+        self.spare.remove(name);
+        self.unserved.remove(name);
+        Ok(())
+    }
+
+    /// The configured interfaces that are not there.
+    pub(super) fn missing(&self) -> Vec<&str> {
+        let is_served = |name: &str| self.served.iter().any(|served| served.name == name);
+        let names = self.wanted.iter().map(String::as_str);
+        names.filter(|name| !is_served(name) && !self.unserved.contains_key(*name)).collect()
+    }
+
+    /// What `status` warns of.
+    pub(super) fn interface_warnings(&self) -> Vec<String> {
+        // Those that were filtered before have a record, of which `status` itself speaks.
+        let was_there = |name: &str| self.spare.contains_key(name);
+        let missing = self.missing().into_iter().filter(|name| !was_there(name));
+        let missing =
+            missing.map(|name| format!("there is no interface {name}; it is filtered as soon as there is one"));
+        let failed = self.unserved.iter().map(|(name, error)| format!("{name} is not filtered: {error}"));
+        missing.chain(failed).collect()
+    }
+}
+
+impl fmt::Debug for Served {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Served").field("name", &self.name).field("index", &self.index).finish_non_exhaustive()
+    }
+}
+
+/// Which interfaces the configured names mean. `attached` are the names and indices under which ours are attached.
+fn resolve(names: &[String], present: &[Interface], attached: &[(String, u32)]) -> Resolved {
+    let mut resolved = Resolved::default();
+    let mut seen = BTreeSet::new();
+    for name in names.iter().filter(|name| seen.insert(name.as_str())) {
+        let by_name = present.iter().find(|interface| interface.name == *name);
+        let renamed = || {
+            let (_, index) = attached.iter().find(|(attached, _)| attached == name)?;
+            let found = present.iter().find(|interface| interface.index == *index)?;
+            // A number may have been given to another interface, on which nothing of ours is.
+            (found.xdp.is_some() && !names.contains(&found.name)).then_some(found)
+        };
+        match by_name.or_else(renamed) {
+            Some(interface) => resolved.wanted.push(Wanted { name: name.clone(), interface: interface.clone() }),
+            None => resolved.missing.push(name.clone()),
+        }
+    }
+    resolved
+}
+
+/// Whether an interface is still the one that is filtered, and by our program.
+fn is_still_served(served: &Served, resolved: &Resolved) -> bool {
+    resolved.wanted.iter().any(|wanted| {
+        wanted.name == served.name
+            && wanted.interface.index == served.index
+            && wanted.interface.link == Some(served.loaded.link)
+            && wanted.interface.xdp.is_some_and(|xdp| xdp.id == served.program)
+    })
+}
+
+/// The counters of each wanted interface, and whether they are new: those of its name, or of its index, or free ones.
+fn slots(known: &[InterfaceRecord], resolved: &Resolved) -> Result<Vec<(u32, bool)>> {
+    let used = |slot: &usize| known[*slot].index != 0;
+    let mut free: BTreeSet<usize> = (0..known.len()).collect();
+    let mut chosen: Vec<Option<usize>> = vec![None; resolved.wanted.len()];
+    let by_name = |wanted: &Wanted, slot: &usize| name_of(&known[*slot]) == wanted.name;
+    let by_index = |wanted: &Wanted, slot: &usize| known[*slot].index == wanted.interface.index;
+    // An interface that is not there keeps its counters.
+    free.retain(|slot| !used(slot) || !resolved.missing.contains(&name_of(&known[*slot])));
+    for fits in [&by_name as &dyn Fn(&Wanted, &usize) -> bool, &by_index] {
+        for (wanted, chosen) in resolved.wanted.iter().zip(&mut chosen).filter(|(_, chosen)| chosen.is_none()) {
+            *chosen = free.iter().copied().find(|slot| used(slot) && fits(wanted, slot));
+            if let Some(slot) = chosen {
+                free.remove(slot);
+            }
+        }
+    }
+    let known_slots = chosen.into_iter();
+    known_slots
+        .map(|slot| match slot {
+            Some(slot) => Ok((slot as u32, false)),
+            None => Ok((free.pop_first().context("too many interfaces")? as u32, true)),
+        })
+        .collect()
+}
+
+fn with_default_route(all: &[Interface], around: &Surroundings) -> Vec<String> {
+    let found = all.iter().filter(|interface| around.default_interfaces.contains(&interface.index));
+    found.map(|interface| interface.name.clone()).collect()
+}
+
+fn unreadable(interface: &Interface) -> String {
+    format!(
+        "{} has link type {}, which this filter cannot read; it reads Ethernet, loopback, PPP, tun and WireGuard",
+        interface.name, interface.link_type
+    )
+}
+
+/// Loads the programs of an interface.
+fn load(config: &Config, interface: &Interface, slot: u32, maps: &std::path::Path) -> Result<Loaded> {
+    let link = interface.link.with_context(|| unreadable(interface))?;
+    let mut object = object::load(&settings(config, link, slot), Some(maps))?;
+    let diagnostics = forward_diagnostics(&mut object)?;
+    Ok(Loaded { slot, link, object, _diagnostics: diagnostics })
+}
+
+/// What a program is told at load time.
+pub(crate) fn settings(config: &Config, link: Link, slot: u32) -> Settings {
+    Settings {
+        ports: config.port_set(),
+        limits: config.meter_limits(),
+        good: config.good_pace(),
+        storm: config.storm_limits(),
+        ipv6_prefix: config.ipv6_prefix,
+        scope_all: config.block_scope == BlockScope::All,
+        closed: config.policy == Policy::Closed,
+        dry_run: config.dry_run,
+        inspects: Inspects { ipv6: config.inspect.ipv6, tags: config.inspect.tags },
+        link,
+        slot,
+        clock_from_map: false,
+        capacity: config.table_capacity(),
+    }
+}
+
+fn record(wanted: &Wanted, mode: Mode, dry_run: bool, since_ms: u64) -> InterfaceRecord {
+    let mut name = [0; 16];
+    let length = wanted.name.len().min(name.len());
+    name[..length].copy_from_slice(&wanted.name.as_bytes()[..length]);
+    InterfaceRecord {
+        index: wanted.interface.index,
+        mode: mode.number(),
+        link: wanted.interface.link.unwrap_or(Link::Ethernet) as u8,
+        dry_run: dry_run.into(),
+        name_length: length as u8,
+        name,
+        since_ms,
+    }
+}
+
+/// Forwards what the kernel program has to say of itself to the log.
+fn forward_diagnostics(object: &mut Ebpf) -> Result<Diagnostics> {
+    let logger: EbpfLogger<&'static dyn Log> = EbpfLogger::init(object).context("the kernel's diagnostics")?;
+    // SAFETY: the logger owns its map's descriptor for as long as it lives, and always returns that one.
+    let mut logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }?;
+    Ok(Diagnostics(tokio::spawn(async move {
+        while let Ok(mut guard) = logger.readable_mut().await {
+            guard.get_inner_mut().flush();
+            guard.clear_ready();
+        }
+    })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::AttachedXdp;
+
+    fn interface(name: &str, index: u32, is_attached: bool) -> Interface {
+        Interface {
+            index,
+            name: name.to_owned(),
+            link: Some(Link::Ethernet),
+            link_type: 1,
+            kind: None,
+            up: true,
+            mtu: 1500,
+            rx_queues: 1,
+            xdp: is_attached.then_some(AttachedXdp { id: 9, native: true }),
+        }
+    }
+
+    /// Each name with the index that it means; 0 for none.
+    fn meant(names: &[&str], present: &[Interface], attached: &[(&str, u32)]) -> Vec<(String, u32)> {
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let attached: Vec<_> = attached.iter().map(|(name, index)| ((*name).to_owned(), *index)).collect();
+        let resolved = resolve(&names, present, &attached);
+        let wanted = resolved.wanted.into_iter().map(|wanted| (wanted.name, wanted.interface.index));
+        wanted.chain(resolved.missing.into_iter().map(|name| (name, 0))).collect()
+    }
+
+    fn pairs(pairs: &[(&str, u32)]) -> Vec<(String, u32)> {
+        pairs.iter().map(|(name, index)| ((*name).to_owned(), *index)).collect()
+    }
+
+    #[test]
+    fn the_configured_name_decides() {
+        let both = [interface("wan", 5, true), interface("lan", 6, true)];
+        assert_eq!(meant(&["wan", "lan", "wan"], &both, &[]), pairs(&[("wan", 5), ("lan", 6)]));
+        // Made anew: the new number.
+        let anew = [interface("wan", 9, false)];
+        assert_eq!(meant(&["wan"], &anew, &[("wan", 5)]), pairs(&[("wan", 9)]));
+        // Gone.
+        assert_eq!(meant(&["wan", "lan"], &both[1..], &[("wan", 5)]), pairs(&[("lan", 6), ("wan", 0)]));
+        // Two that have changed their names.
+        let swapped = [interface("lan", 5, true), interface("wan", 6, true)];
+        let attached = [("wan", 5), ("lan", 6)];
+        assert_eq!(meant(&["wan", "lan"], &swapped, &attached), pairs(&[("wan", 6), ("lan", 5)]));
+    }
+
+    #[test]
+    fn a_renamed_interface_stays_until_another_has_its_name() {
+        let renamed = [interface("wan0", 5, true)];
+        assert_eq!(meant(&["wan"], &renamed, &[("wan", 5)]), pairs(&[("wan", 5)]));
+        let another = [interface("wan0", 5, true), interface("wan", 9, false)];
+        assert_eq!(meant(&["wan"], &another, &[("wan", 5)]), pairs(&[("wan", 9)]));
+        // The number was given to one on which we are not, or that is wanted itself.
+        assert_eq!(meant(&["wan"], &[interface("tap", 5, false)], &[("wan", 5)]), pairs(&[("wan", 0)]));
+        let other = [interface("lan", 5, true)];
+        assert_eq!(meant(&["wan", "lan"], &other, &[("wan", 5)]), pairs(&[("lan", 5), ("wan", 0)]));
+    }
+
+    #[test]
+    fn counters_follow_the_name() {
+        let wanted = |name: &str, index| Wanted { name: name.to_owned(), interface: interface(name, index, false) };
+        let of = |name, index| record(&wanted(name, index), Mode::Native, false, 1);
+        let mut known = vec![InterfaceRecord::zeroed(); 4];
+        (known[0], known[2]) = (of("wan", 5), of("lan", 6));
+        let slots = |all: &[Wanted], missing: &[&str]| {
+            let missing = missing.iter().map(|name| (*name).to_owned()).collect();
+            slots(&known, &Resolved { wanted: all.to_vec(), missing }).unwrap()
+        };
+        assert_eq!(slots(&[wanted("lan", 6), wanted("wan", 9)], &[]), [(2, false), (0, false)]);
+        // Renamed in the configuration, too.
+        assert_eq!(slots(&[wanted("wan0", 5)], &["lan"]), [(0, false)]);
+        // The old one under a new name, and a new one under the old name.
+        assert_eq!(slots(&[wanted("old", 5), wanted("wan", 9)], &["lan"]), [(1, true), (0, false)]);
+        // One that is missing keeps its own.
+        assert_eq!(slots(&[wanted("ppp0", 7), wanted("ppp1", 8)], &["wan", "lan"]), [(1, true), (3, true)]);
+        let many: Vec<_> = (0..5).map(|number| wanted(&format!("x{number}"), 10 + number)).collect();
+        assert!(super::slots(&known, &Resolved { wanted: many, missing: vec![] }).is_err());
+    }
+}

@@ -1,0 +1,105 @@
+//! FreeSWITCH's gateways: to whom they register or send calls.
+
+use super::Mention;
+
+/// Who is named in one file. Only as much of XML is read as these files are made of: tags, attributes, comments.
+pub(super) fn mentions(text: &str) -> Vec<Mention> {
+    let text = without_comments(text);
+    let mut found = Vec::new();
+    let mut gateway: Option<Gateway> = None;
+    for (at, tag) in tags(&text) {
+        let line = text[..at].matches('\n').count() + 1;
+        if tag.starts_with("gateway") && !tag.starts_with("gateways") {
+            gateway = attribute(tag, "name").map(|name| Gateway { name, line, realm: None, proxies: Vec::new() });
+        } else if tag.starts_with("/gateway") && !tag.starts_with("/gateways") {
+            found.extend(gateway.take().map(Gateway::mentions).unwrap_or_default());
+        } else if let Some(gateway) = &mut gateway
+            && tag.starts_with("param")
+            && let (Some(name), Some(value)) = (attribute(tag, "name"), attribute(tag, "value"))
+        {
+            match name.as_str() {
+                "realm" => gateway.realm = Some((value, line)),
+                "proxy" | "register-proxy" | "outbound-proxy" => gateway.proxies.push((value, line)),
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+struct Gateway {
+    name: String,
+    line: usize,
+    realm: Option<(String, usize)>,
+    proxies: Vec<(String, usize)>,
+}
+
+impl Gateway {
+    /// Its proxies; without one the realm is where it sends to, and without that its name.
+    fn mentions(self) -> Vec<Mention> {
+        let Self { name, line, realm, mut proxies } = self;
+        if proxies.is_empty() {
+            proxies.push(realm.unwrap_or_else(|| (name.clone(), line)));
+        }
+        proxies.dedup_by(|one, other| one.0 == other.0);
+        let mention = |(text, line)| Mention { text, what: format!("FreeSWITCH gateway {name}"), line };
+        proxies.into_iter().map(mention).collect()
+    }
+}
+
+/// Blanks comments out, so that lines keep their numbers.
+fn without_comments(text: &str) -> String {
+    let (mut rest, mut plain) = (text, String::with_capacity(text.len()));
+    while let Some((before, after)) = rest.split_once("<!--") {
+        plain.push_str(before);
+        let (comment, behind) = after.split_once("-->").unwrap_or((after, ""));
+        plain.extend(comment.chars().filter(|c| *c == '\n'));
+        rest = behind;
+    }
+    plain + rest
+}
+
+/// What is between angle brackets, and where that begins.
+fn tags(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.match_indices('<').filter_map(|(at, _)| Some((at, text[at + 1..].split_once('>')?.0)))
+}
+
+/// The value of an attribute.
+fn attribute(tag: &str, name: &str) -> Option<String> {
+    tag.match_indices(name).find_map(|(at, _)| {
+        let starts = tag[..at].ends_with(char::is_whitespace);
+        let value = tag[at + name.len()..].trim_start().strip_prefix('=').filter(|_| starts)?.trim_start();
+        let quote = value.chars().next().filter(|quote| "\"'".contains(*quote))?;
+        Some(value[1..].split(quote).next()?.to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gateways() {
+        let text = "<include>\n <gateways>\n<gateway name=\"north\">\n  <param name=\"username\" value=\"us\"/>\n\
+                    <param value='sip.north.example:5080' name='proxy'/>\n<param name=\"realm\" value=\"auth.north.example\"/>\n\
+                    </gateway>\n<!-- <gateway name=\"old\">\n<param name=\"proxy\" value=\"192.0.2.1\"/></gateway> -->\n\
+                    <gateway name=\"south\"><param name=\"realm\" value=\"$${domain}\"/></gateway>\n\
+                    <gateway name=\"sip.east.example\">\n<param name=\"register\" value=\"true\"/>\n</gateway>\n</gateways>\n</include>";
+        let found: Vec<_> = mentions(text).into_iter().map(|found| (found.text, found.what, found.line)).collect();
+        let expected = [
+            ("sip.north.example:5080", "FreeSWITCH gateway north", 5),
+            ("$${domain}", "FreeSWITCH gateway south", 10),
+            ("sip.east.example", "FreeSWITCH gateway sip.east.example", 11),
+        ];
+        assert_eq!(found, expected.map(|(text, what, line)| (text.to_owned(), what.to_owned(), line)));
+    }
+
+    #[test]
+    fn what_is_no_configuration_says_nothing() {
+        for text in
+            ["", "<", "<gateway", "<gateway name=>", "<gateway name=\"a", "<!-- <gateway name='a'>", "</gateway>"]
+        {
+            assert!(mentions(text).is_empty(), "{text}");
+        }
+    }
+}
