@@ -101,6 +101,8 @@ pub enum Request {
         /// Those that concern this address; without it all.
         address: Option<std::net::IpAddr>,
     },
+    /// What happened lately?
+    Recent,
     /// How are the feeds?
     FeedList,
     /// Ask feeds now. The answer says which round of each to wait for.
@@ -226,6 +228,7 @@ pub async fn serve(stream: UnixStream, calls: mpsc::Sender<Call>, hub: Hub) {
         let (answer, watcher) = match serde_json::from_str(&text) {
             // Before it is answered, so that nothing is missed that happens after that.
             Ok(Request::Watch { address }) => (Ok(Value::Null), Some((hub.subscribe(), address))),
+            Ok(Request::Recent) => (serde_json::to_value(hub.recent()).map_err(Into::into), None),
             Ok(request) => (ask(request, &calls).await, None),
             Err(error) => (Err(anyhow!("the request cannot be understood: {error}")), None),
         };

@@ -15,6 +15,8 @@
 //! - [`daemon`] ties these together, [`control`] is how commands reach it.
 //! - [`report`] reads everything from the pinned maps, with or without a daemon; [`explain`] says what they mean for one
 //!   address.
+//! - [`overview`] is all that a screen shows at once; [`top`] shows it on a terminal, [`metrics`] to Prometheus and to
+//!   browsers.
 //! - [`watch`] is the stream of events, [`transfer`] what one instance hands to another.
 
 pub mod attach;
@@ -37,9 +39,11 @@ pub mod ledger;
 pub mod lists;
 pub mod mapped;
 pub mod message;
+pub mod metrics;
 pub mod netlink;
 pub mod network;
 pub mod object;
+pub mod overview;
 pub mod paths;
 pub mod pins;
 pub mod prefixes;
@@ -47,5 +51,7 @@ pub mod report;
 pub mod sources;
 pub mod store;
 pub mod table;
+pub mod top;
 pub mod transfer;
 pub mod watch;
+mod web;

@@ -1,9 +1,11 @@
 //! The stream of events: what the daemon decides, told to whoever watches. Watching never delays the daemon: who reads too
 //! slowly loses events, and is told how many.
 
+mod recent;
+
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
@@ -17,6 +19,9 @@ use crate::control::{self, Request};
 use crate::network::Network;
 use crate::report;
 
+pub use recent::Latest;
+use recent::Recent;
+
 /// How many events a watcher may be behind before it loses some.
 const BACKLOG: usize = 1_024;
 
@@ -25,19 +30,24 @@ const BACKLOG: usize = 1_024;
 pub struct Told {
     /// Whom it is about; nobody in particular if it is about the weather, or the registrar.
     pub about: Option<Network>,
+    /// Its name.
+    pub event: &'static str,
+    /// Its kind, of which each event has but a few.
+    pub kind: Option<String>,
     /// The JSON object.
     pub line: Arc<str>,
 }
 
-/// Where events go to all watchers.
+/// Where events go to all watchers, and where the latest are kept for those who come later.
 #[derive(Debug, Clone)]
 pub struct Hub {
     sender: broadcast::Sender<Told>,
+    recent: Arc<Mutex<Recent>>,
 }
 
 impl Default for Hub {
     fn default() -> Self {
-        Self { sender: broadcast::Sender::new(BACKLOG) }
+        Self { sender: broadcast::Sender::new(BACKLOG), recent: Arc::default() }
     }
 }
 
@@ -47,8 +57,14 @@ impl Hub {
         self.sender.receiver_count() > 0
     }
 
+    /// What happened lately.
+    pub fn recent(&self) -> Latest {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).latest()
+    }
+
     /// Tells an event to all who watch.
     pub fn tell(&self, told: Told) {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).note(&told);
         // Nobody may be there to hear it.
         let _ = self.sender.send(told);
     }
@@ -127,7 +143,8 @@ mod tests {
     use super::*;
 
     fn told(about: &str, number: usize) -> Told {
-        Told { about: Some(about.parse().unwrap()), line: format!("{{\"number\":{number}}}").into() }
+        let line = format!("{{\"number\":{number}}}").into();
+        Told { about: Some(about.parse().unwrap()), event: "ban", kind: None, line }
     }
 
     async fn watch(hub: &Hub, address: Option<IpAddr>) -> BufReader<UnixStream> {
@@ -150,7 +167,7 @@ mod tests {
         for (number, about) in ["192.0.2.8", "192.0.2.7", "192.0.2.0/24", "2001:db8::/64"].into_iter().enumerate() {
             hub.tell(told(about, number));
         }
-        hub.tell(Told { about: None, line: "{}".into() });
+        hub.tell(Told { about: None, event: "storm", kind: None, line: "{}".into() });
         for line in ["{\"number\":0}", "{\"number\":1}", "{\"number\":2}", "{\"number\":3}", "{}"] {
             assert_eq!(next(&mut all).await, line);
         }

@@ -13,6 +13,7 @@ mod run;
 mod state;
 mod stats;
 mod status;
+mod top;
 mod trust;
 mod unload;
 mod watch;
@@ -121,6 +122,7 @@ enum Command {
     Run(run::Run),
     Status(status::Status),
     Stats(stats::Stats),
+    Top(top::Top),
     Explain(explain::Explain),
     Watch(watch::Watch),
     /// The block list
@@ -159,6 +161,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Run(run) => run.execute(paths, config_required, output).await?,
         Command::Status(status) => return status.execute(&paths, output).await,
         Command::Stats(stats) => stats.execute(&paths, output)?,
+        Command::Top(top) => top.execute(paths, output).await?,
         Command::Explain(explain) => explain.execute(&paths, config_required, output).await?,
         Command::Watch(watch) => watch.execute(&paths, output).await?,
         Command::State(state) => state.execute(&paths, output).await?,

@@ -139,6 +139,7 @@ impl Daemon {
             served: Vec::new(),
             store,
             hub: Default::default(),
+            metrics: Default::default(),
             notes: HashMap::new(),
             offences: BTreeMap::new(),
             ended: false,
@@ -197,6 +198,7 @@ impl Daemon {
             return Err(error);
         }
         self.detector.configure(&self.config);
+        self.metrics.configure(&self.config.metrics);
         self.hosts.ask_again();
         Ok(json!({ "applied": self.summary() }))
     }

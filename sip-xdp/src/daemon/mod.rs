@@ -38,6 +38,7 @@ use crate::exempt::Exempt;
 use crate::feeds::engine::Engine;
 use crate::hosts::{ByName, Hosts};
 use crate::lists::Lists;
+use crate::metrics::Metrics;
 use crate::netlink::Netlink;
 use crate::network::Network;
 use crate::paths::Paths;
@@ -140,6 +141,8 @@ struct Daemon {
     store: Store,
     /// Who watches is told of events here.
     hub: Hub,
+    /// Metrics and the web page.
+    metrics: Metrics,
     /// Volume does not ban before this time.
     learning_until: u64,
     notes: HashMap<(Source, &'static str), u64>,
@@ -156,6 +159,8 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
     let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };
     let mut events = events.context("the event ring cannot be watched")?;
     let (calls, mut called) = mpsc::channel::<Call>(16);
+    daemon.metrics = Metrics::new(&daemon.paths, &calls, &daemon.hub);
+    daemon.metrics.configure(&daemon.config.metrics);
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -347,6 +352,7 @@ impl Daemon {
         warnings.extend(self.hosts_warnings());
         warnings.extend(self.feeds_warnings());
         warnings.extend(self.confirmation.warning());
+        warnings.extend(self.metrics.warnings());
         json!({
             "pid": std::process::id(),
             "version": env!("CARGO_PKG_VERSION"),
@@ -358,6 +364,7 @@ impl Daemon {
             "hosts": self.hosts_status(),
             "feeds": self.feed_list(),
             "confirm": self.confirmation.status(),
+            "metrics": self.metrics.status(),
             "warnings": warnings,
         })
     }
