@@ -160,11 +160,12 @@ impl Overview {
         let now = clock::now();
         let entries: Vec<_> = entries.into_iter().filter(|(_, entry)| !entry.is_over(now)).collect();
         let hits = Hits::read(pins)?;
+        let stats = report::stats(pins)?;
         let mut overview = Self {
-            time: report::now(),
+            time: stats.time,
             loaded: true,
             enforcing: !interfaces.is_empty() && interfaces.iter().all(|one| one.attached && !one.dry_run),
-            stats: Some(report::stats(pins)?),
+            stats: Some(stats),
             storm: Storm { is_storm: weather.is_storm(now), new_sources: weather.new_sources },
             lists: count(&entries, hits.fed),
             bans: count_bans(&entries),
@@ -350,13 +351,14 @@ fn limited(pins: &Pins, latest: &Latest, blocked: &[Worst]) -> Result<Vec<Worst>
             continue;
         };
         let kind = event["kind"].as_str().unwrap_or_default();
-        let when = if limited.now { "is" } else { "was" };
+        let what = if kind == "other" { "other packets" } else { kind };
+        let when = if limited.now { "" } else { ", lately" };
         found.push(Worst {
             network,
             port: None,
             state: "limited",
             owner: kind.to_owned(),
-            reason: format!("{when} over the limit of {kind}"),
+            reason: format!("{what} over the limit{when}"),
             tier: None,
             since: Some(limited.since),
             expires: None,

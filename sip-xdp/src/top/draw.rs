@@ -323,7 +323,7 @@ fn foot_line<'a>(app: &App, look: &Look) -> Line<'a> {
     match &app.message {
         Some(Ok(message)) => Line::styled(clean(message), look.good()),
         Some(Err(error)) => Line::styled(clean(error), look.bad()),
-        None => Line::styled("q quit  s sort  / filter  Enter details  b block  u unblock  t trust  p pause  ? help", look.dim()),
+        None => Line::styled("q quit  s sort  / filter  Enter details  b block  u unblock  t trust  ? help", look.dim()),
     }
 }
 

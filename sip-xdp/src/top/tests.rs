@@ -85,7 +85,7 @@ fn attacked(second: u64) -> Overview {
             worst("198.51.100.66", "blocked", 12_000 * second * second, reason),
             worst("2001:db8:1234:5678::/64", "blocked", 500, "friendly-scanner, the User-Agent of an attack tool"),
             port,
-            worst("192.0.2.7", "limited", 70 * second, "is over the limit of requests"),
+            worst("192.0.2.7", "limited", 70 * second, "requests over the limit"),
         ],
         warnings: vec!["the feed spamhaus fails: HTTP 503; its last list stays in force (12351 networks)".to_owned()],
         ..Overview::empty(FromDaemon { status: Some(status), latest: Latest { bans: vec![ban; 3], ..Latest::default() } })
