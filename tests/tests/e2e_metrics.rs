@@ -189,16 +189,16 @@ fn hostile_clients_harm_nobody() -> Result<()> {
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     wait_for_metrics(&lab, METRICS)?;
     let before = resident(&filter)?;
+    let mut endless = http::connect(&lab.pbx, METRICS)?;
+    let flood = [b'a'; 64 * 1024];
+    let sent = (0..1_000).take_while(|_| endless.write_all(&flood).is_ok()).count();
+    println!("of an endless head {} KiB were taken", sent * 64);
+    assert!(sent < 1_000, "an endless head is cut off");
     let mut idle: Vec<TcpStream> = (0..300).map(|_| http::connect(&lab.pbx, METRICS)).collect::<Result<_>>()?;
     for stream in &mut idle {
         // Those that found no place are closed already.
         let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-Slow: ");
     }
-    let mut endless = http::connect(&lab.pbx, METRICS).ok();
-    let flood = [b'a'; 64 * 1024];
-    let sent = (0..1_000).take_while(|_| endless.as_mut().is_some_and(|stream| stream.write_all(&flood).is_ok())).count();
-    println!("of an endless head {} KiB were taken", sent * 64);
-    assert!(sent < 1_000, "an endless head is cut off");
 
     // The filter does its work meanwhile.
     let stream = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 500)?;

@@ -24,7 +24,7 @@ use crate::web::Site;
 const CONNECTIONS: usize = 64;
 
 /// How long a client may take to send the head of a request, or to send another one.
-const HEAD_TIME: Duration = Duration::from_secs(10);
+const HEAD_TIME: Duration = Duration::from_secs(5);
 
 /// How long a connection may last.
 const LIFETIME: Duration = Duration::from_secs(120);
@@ -33,7 +33,7 @@ const LIFETIME: Duration = Duration::from_secs(120);
 const HEAD_SIZE: usize = 16 * 1024;
 
 /// How long to wait before listening is tried again.
-const RETRY: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_secs(5);
 
 /// Serves until `stopped` is dropped on the other side.
 pub(super) fn run(address: SocketAddr, inputs: Inputs, state: &Mutex<State>, mut stopped: watch::Receiver<()>) {

@@ -207,7 +207,7 @@ fn state_lines<'a>(app: &App, look: &Look, height: u16) -> Vec<Line<'a>> {
     let capacity = stats.blocklist.capacity;
     let share = used * 100 / (capacity as usize).max(1);
     let full = if share >= 90 { look.warn() } else { Style::new() };
-    say("BLOCKED", format!("{used} of {} ({share} %)", short(capacity.into())), full);
+    say("BLOCKED", format!("{used}, {share} % full"), full);
     let bans = &overview.bans;
     let dry = if bans.dry_run > 0 { ", not enforced" } else { "" };
     say("BANS", format!("{} proven, {} not{dry}", bans.proven, bans.unproven), Style::new());
@@ -332,7 +332,7 @@ fn help<'a>() -> Vec<Line<'a>> {
         "up down, j k     select a source; also Page Up, Page Down, Home, End",
         "Enter            all about it: evidence, since when, until when",
         "s                sort by rate, packets, latest, address",
-        "/                filter by any part of address, owner or reason; Esc clears",
+        "/                filter by a part of address, owner or reason",
         "b                block an address or network for one hour",
         "u                unblock the selected source",
         "t                trust an address or network for good",
@@ -398,8 +398,11 @@ fn rule(title: &str, width: usize) -> String {
 }
 
 fn place(one: &Worst) -> String {
-    let port = one.port.map(|port| format!(" port {port}")).unwrap_or_default();
-    format!("{}{port}", one.network)
+    match one.port {
+        Some(port) if one.network.is_v4() => format!("{}:{port}", one.network),
+        Some(port) => format!("[{}]:{port}", one.network),
+        None => one.network.to_string(),
+    }
 }
 
 /// How long an entry still lasts.

@@ -176,7 +176,9 @@ fn a_storm() {
 #[test]
 fn nothing_at_all() {
     looks_like("nothing-80x24", &screen(&app(nothing), 80, 24));
-    looks_like("not-loaded-80x24", &screen(&App::new(false), 80, 24));
+    let mut not_loaded = App::new(false);
+    not_loaded.update(Overview { time: attacked(0).time, ..Overview::empty(FromDaemon::default()) });
+    looks_like("not-loaded-80x24", &screen(&not_loaded, 80, 24));
 }
 
 #[test]
