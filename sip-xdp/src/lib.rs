@@ -17,7 +17,7 @@
 //!   address.
 //! - [`overview`] is all that a screen shows at once; [`top`] shows it on a terminal, [`metrics`] to Prometheus and to
 //!   browsers.
-//! - [`watch`] is the stream of events, [`transfer`] what one instance hands to another.
+//! - [`tap`] asks the kernel for copies of what it drops; [`watch`] is the stream of events, [`transfer`] what one instance hands to another.
 
 pub mod attach;
 pub mod clock;
@@ -51,6 +51,7 @@ pub mod report;
 pub mod sources;
 pub mod store;
 pub mod table;
+pub mod tap;
 pub mod top;
 pub mod transfer;
 pub mod watch;

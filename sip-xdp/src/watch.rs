@@ -42,12 +42,13 @@ pub struct Told {
 #[derive(Debug, Clone)]
 pub struct Hub {
     sender: broadcast::Sender<Told>,
+    packets: broadcast::Sender<Told>,
     recent: Arc<Mutex<Recent>>,
 }
 
 impl Default for Hub {
     fn default() -> Self {
-        Self { sender: broadcast::Sender::new(BACKLOG), recent: Arc::default() }
+        Self { sender: broadcast::Sender::new(BACKLOG), packets: broadcast::Sender::new(BACKLOG), recent: Arc::default() }
     }
 }
 
@@ -69,6 +70,21 @@ impl Hub {
         let _ = self.sender.send(told);
     }
 
+    /// Whether anybody wants samples of what is dropped.
+    pub fn wants_packets(&self) -> bool {
+        self.packets.receiver_count() > 0
+    }
+
+    /// Tells a packet to all who want it. There is a channel of its own for these, so that they never push out a ban.
+    pub fn tell_packet(&self, told: Told) {
+        let _ = self.packets.send(told);
+    }
+
+    /// Begins to watch what is dropped.
+    pub fn subscribe_packets(&self) -> broadcast::Receiver<Told> {
+        self.packets.subscribe()
+    }
+
     /// Begins to watch.
     pub fn subscribe(&self) -> broadcast::Receiver<Told> {
         self.sender.subscribe()
@@ -78,6 +94,7 @@ impl Hub {
 /// Sends events to one watcher until it goes away or the daemon ends: those that concern `address`, or all.
 pub async fn serve(
     mut events: broadcast::Receiver<Told>,
+    mut packets: Option<broadcast::Receiver<Told>>,
     address: Option<IpAddr>,
     mut reader: impl tokio::io::AsyncRead + Unpin,
     mut writer: OwnedWriteHalf,
@@ -85,17 +102,27 @@ pub async fn serve(
     let address = address.map(Network::host);
     let mut byte = [0];
     loop {
-        let line = tokio::select! {
-            told = events.recv() => match told {
-                Ok(told) if concerns(&told, address.as_ref()) => format!("{}\n", told.line),
-                Ok(_) => continue,
-                Err(RecvError::Lagged(count)) => format!("{}\n", lost(count)),
-                Err(RecvError::Closed) => return Ok(()),
-            },
+        let told = tokio::select! {
+            told = events.recv() => told,
+            told = next_of(&mut packets) => told,
             // A watcher has nothing more to say: it is gone, or as good as.
             _ = reader.read(&mut byte) => return Ok(()),
         };
+        let line = match told {
+            Ok(told) if concerns(&told, address.as_ref()) => format!("{}\n", told.line),
+            Ok(_) => continue,
+            Err(RecvError::Lagged(count)) => format!("{}\n", lost(count)),
+            Err(RecvError::Closed) => return Ok(()),
+        };
         writer.write_all(line.as_bytes()).await?;
+    }
+}
+
+/// The next event of a channel; never, if there is none.
+async fn next_of(channel: &mut Option<broadcast::Receiver<Told>>) -> Result<Told, RecvError> {
+    match channel {
+        Some(channel) => channel.recv().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -119,10 +146,11 @@ pub struct Stream {
 
 impl Stream {
     /// Asks the daemon of `socket` for its events.
-    pub async fn open(socket: &Path, address: Option<IpAddr>) -> Result<Self> {
+    /// With `packets` samples of what is dropped come as well.
+    pub async fn open(socket: &Path, address: Option<IpAddr>, packets: bool) -> Result<Self> {
         let stream: UnixStream = control::connect(socket).await?;
         let (reader, mut writer) = stream.into_split();
-        writer.write_all(&control::line(&Request::Watch { address })?).await?;
+        writer.write_all(&control::line(&Request::Watch { address, packets })?).await?;
         let mut lines = BufReader::new(reader).lines();
         let first = lines.next_line().await.context("the daemon went away")?;
         control::answer(&first.unwrap_or_default())?;
@@ -150,7 +178,7 @@ mod tests {
     async fn watch(hub: &Hub, address: Option<IpAddr>) -> BufReader<UnixStream> {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (reader, writer) = theirs.into_split();
-        tokio::spawn(serve(hub.subscribe(), address, reader, writer));
+        tokio::spawn(serve(hub.subscribe(), Some(hub.subscribe_packets()), address, reader, writer));
         BufReader::new(ours)
     }
 

@@ -40,6 +40,7 @@ use crate::paths::Paths;
 use crate::pins::{Lock, Pins};
 use crate::sources::Sources;
 use crate::store::{Found, Opened, State, Store};
+use crate::tap::Tap;
 use crate::{clock, pins};
 
 /// Where the resolvers are listed.
@@ -139,6 +140,7 @@ impl Daemon {
             served: Vec::new(),
             store,
             hub: Default::default(),
+            tap: Tap::open(open)?,
             metrics: Default::default(),
             notes: HashMap::new(),
             offences: BTreeMap::new(),
@@ -292,12 +294,12 @@ impl Daemon {
             };
             let link = interface.link.context("an interface without a link type")?;
             let object = object::load(&settings(&self.config, link, slot), Some(maps))?;
-            loaded.push((interface, slot, is_new, object));
+            loaded.push((interface, slot, link, is_new, object));
         }
         let mut served = Vec::new();
         let mut attached_anew = Vec::new();
         let mut warnings = Vec::new();
-        for (interface, slot, is_new, mut object) in loaded {
+        for (interface, slot, link, is_new, mut object) in loaded {
             if is_new {
                 counters.set(slot, PerCpuValues::try_from(vec![Counters::zeroed(); cpus()?])?, 0)?;
             }
@@ -326,7 +328,7 @@ impl Daemon {
             records.set(slot, record(interface, mode, self.config.dry_run, since_ms), 0)?;
             let how = if adopts { ", adopting what was there" } else { "" };
             log::info!("attached to {} in {mode} mode{how}", interface.name);
-            served.push(Served { index: interface.index, name: interface.name.clone(), mode, slot });
+            served.push(Served { index: interface.index, name: interface.name.clone(), mode, slot, link });
             forward_diagnostics(&mut object)?;
         }
         for index in self.pins.linked().into_iter().filter(|index| !is_wanted(*index)) {

@@ -10,6 +10,7 @@ mod feeds;
 mod hosts;
 mod import;
 mod memory;
+mod packets;
 mod verdicts;
 
 use std::collections::{BTreeMap, HashMap};
@@ -21,6 +22,7 @@ use aya::maps::{MapData, RingBuf};
 use log::Level;
 use serde_json::{Value, json};
 use sip_xdp_common::layout::{Event, List};
+use sip_xdp_common::packet::Link;
 use sip_xdp_common::source::Source;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -45,6 +47,7 @@ use crate::paths::Paths;
 use crate::pins::{Lock, Pins};
 use crate::sources::Sources;
 use crate::store::Store;
+use crate::tap::Tap;
 use crate::watch::Hub;
 
 use confirm::Confirmation;
@@ -111,6 +114,7 @@ struct Served {
     name: String,
     mode: Mode,
     slot: u32,
+    link: Link,
 }
 
 /// A running daemon.
@@ -141,6 +145,8 @@ struct Daemon {
     store: Store,
     /// Who watches is told of events here.
     hub: Hub,
+    /// Copies of what is dropped, for whoever watches.
+    tap: Tap,
     /// Metrics and the web page.
     metrics: Metrics,
     /// Volume does not ban before this time.
@@ -265,6 +271,7 @@ impl Daemon {
     }
 
     async fn tick(&mut self, ticks: u64) {
+        self.tap.fill(self.hub.wants_packets());
         let now = clock::now();
         self.check_confirmation(now).await;
         self.expire_hosts(now);

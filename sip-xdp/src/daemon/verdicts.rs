@@ -56,6 +56,7 @@ impl Daemon {
             return;
         }
         match EventKind::from_number(event.kind) {
+            Some(EventKind::Dropped) => return self.show_packet(event),
             Some(EventKind::Storm) => {
                 // Who sent this very packet does not matter: its address is as likely as not forged.
                 if self.note_due(Source::v4(0), "storm", now) {
