@@ -32,7 +32,7 @@ impl Browser<'_> {
         let profile = self.lab.directory().join(format!("chromium-{width}-{dark}"));
         command.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]);
         command.args(["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]);
-        command.args(["--hide-scrollbars", "--virtual-time-budget=9000", "--timeout=60000"]);
+        command.args(["--hide-scrollbars", "--virtual-time-budget=60000", "--timeout=60000"]);
         command.arg(format!("--user-data-dir={}", profile.display())).arg(format!("--window-size={width},{height}"));
         command.env("HOME", self.lab.directory());
         if dark {
@@ -99,6 +99,7 @@ fn it_shows_nothing_and_everything() -> Result<()> {
     assert!(text(&page, "feeds").contains("example"), "{}", text(&page, "feeds"));
     assert!(!page.contains("NaN") && !page.contains("undefined") && !page.contains("Infinity"), "{page}");
     browser.picture("web-nothing", DESKTOP, false)?;
+    browser.picture("web-nothing-phone-dark", PHONE, true)?;
 
     assert_eq!(Phone::new(&lab.phone, lab.directory()).register()?.status, 200);
     filter.succeed(&["block", "add", "192.0.2.66", "--reason", HOSTILE])?;

@@ -102,6 +102,8 @@ function tiles(now, rates) {
 }
 
 function show(now) {
+  // The server reads its tables at most once a second: nothing new says nothing of rates.
+  if (before && before.time === now.time) return;
   const passed = seconds(now);
   const sums = totals(now.stats);
   const earlier = before ? totals(before.stats) : {};
@@ -130,7 +132,7 @@ function show(now) {
       { text: place(one), kind: "source" },
       { text: short(one.rate), kind: "number", name: "per second" },
       { text: short(one.packets), kind: "number", name: "packets" },
-      { text: one.state === "limited" ? "limit" : one.owner + (one.tier ? ", " + one.tier : ""), name: "by" },
+      { text: one.state === "limited" ? "limit" : one.owner + (one.tier ? ", " + one.tier : ""), kind: "word", name: "by" },
       { text: one.state === "limited" ? "–" : one.expires ? "in " + span((Date.parse(one.expires) - Date.parse(now.time)) / 1000) : "for good", kind: "when", name: "until" },
       { text: one.reason + (one.dry_run ? " (dry run)" : ""), kind: "why" },
     ],
@@ -142,14 +144,14 @@ function show(now) {
     cells: [
       { text: clock(one.time), kind: "when" },
       { text: one.address + (one.port ? " port " + one.port : ""), kind: "source" },
-      { text: one.kind + (one.dry_run ? " (dry run)" : "") },
+      { text: one.kind + (one.dry_run ? " (dry run)" : ""), kind: "word" },
       { text: one.reason, kind: "why" },
     ],
   })), "None since the daemon started.");
   fill("others", latest.others.slice(0, SHOWN).map((one) => ({
     cells: [
       { text: clock(one.time), kind: "when" },
-      { text: one.event },
+      { text: one.event.replaceAll("_", " "), kind: "word" },
       { text: (one.address ?? "") + (one.port ? " port " + one.port : ""), kind: "source" },
       { text: one.reason ?? one.kind ?? "", kind: "why" },
     ],
@@ -167,8 +169,8 @@ function show(now) {
   const reasons = Object.entries(sums).filter(([, count]) => count > 0).sort(([, one], [, other]) => other - one);
   fill("reasons", reasons.map(([key, count]) => ({
     cells: [
-      { text: key.split(" ")[0].replace("_", " ") },
-      { text: key.split(" ")[1] },
+      { text: key.split(" ")[0].replace("_", " "), kind: "word" },
+      { text: key.split(" ")[1], kind: "word" },
       { text: rates ? short(rates[key]) : "–", kind: "number" },
       { text: short(count), kind: "number" },
     ],
@@ -209,7 +211,7 @@ function chart(history) {
     svg.append(shape("text", { x: left - 6, y: y(most * part) + 4, "text-anchor": "end" }, most * part < 10 ? String(most * part) : short(most * part)));
   }
   if (rates.length < 2) {
-    svg.append(shape("text", { x: (left + width) / 2, y: height / 2, "text-anchor": "middle" }, "The first half minute is being counted."));
+    svg.append(shape("text", { x: (left + width) / 2, y: height / 2 - 16, "text-anchor": "middle" }, "The first half minute is being counted."));
   } else {
     for (const verdict of VERDICTS) {
       if (verdict === "would_drop" && rates.every((one) => one[verdict] === 0)) continue;
