@@ -6,8 +6,8 @@ use core::ffi::c_void;
 
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
-use aya_log_ebpf::warn;
 use aya_ebpf::programs::XdpContext;
+use aya_log_ebpf::warn;
 use sip_xdp_common::ingress::Judgement;
 use sip_xdp_common::layout::{CpuState, Event, EventKind, HEAD, IN_DRY_RUN, SLICES};
 use sip_xdp_common::meter::{Bucket, Limit};
@@ -65,7 +65,7 @@ pub(crate) trait Origin: aya_ebpf::EbpfContext {
     unsafe fn load(&self, at: u32, to: *mut c_void, length: u32) -> i64;
 }
 
-impl Origin for aya_ebpf::programs::XdpContext {
+impl Origin for XdpContext {
     const DIRECTION: usize = 0;
 
     #[inline(always)]

@@ -189,7 +189,8 @@ impl Overview {
     fn warn(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if self.daemon.is_none() {
-            warnings.push("no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp run`".into());
+            warnings
+                .push("no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp run`".into());
         }
         for interface in &self.interfaces {
             let name = &interface.interface;
@@ -200,7 +201,8 @@ impl Overview {
             }
         }
         if self.storm.is_storm {
-            warnings.push("a storm: more new sources than can be real; strangers share one budget until it is over".into());
+            warnings
+                .push("a storm: more new sources than can be real; strangers share one budget until it is over".into());
         }
         if self.interfaces.is_empty() {
             warnings.push("no interface is filtered; start `sip-xdp run`".into());

@@ -48,7 +48,11 @@ pub struct Hub {
 
 impl Default for Hub {
     fn default() -> Self {
-        Self { sender: broadcast::Sender::new(BACKLOG), packets: broadcast::Sender::new(BACKLOG), recent: Arc::default() }
+        Self {
+            sender: broadcast::Sender::new(BACKLOG),
+            packets: broadcast::Sender::new(BACKLOG),
+            recent: Arc::default(),
+        }
     }
 }
 

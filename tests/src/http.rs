@@ -31,7 +31,8 @@ pub struct Answer {
 pub fn connect(namespace: &Namespace, address: &str) -> Result<TcpStream> {
     let address: SocketAddr = address.parse().context("no address")?;
     namespace.enter(|| {
-        let stream = TcpStream::connect_timeout(&address, PATIENCE).with_context(|| format!("cannot reach {address}"))?;
+        let stream =
+            TcpStream::connect_timeout(&address, PATIENCE).with_context(|| format!("cannot reach {address}"))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         Ok(stream)

@@ -18,7 +18,8 @@ fn metrics(lab: &Lab) -> Result<String> {
 
 /// Waits until metrics are offered there.
 fn wait_for_metrics(lab: &Lab, address: &str) -> Result<()> {
-    wait_until(&format!("metrics are at {address}"), SOON, || Ok(http::get(&lab.pbx, address, "/metrics").is_ok())).map(drop)
+    wait_until(&format!("metrics are at {address}"), SOON, || Ok(http::get(&lab.pbx, address, "/metrics").is_ok()))
+        .map(drop)
 }
 
 #[test]
@@ -31,7 +32,8 @@ fn they_say_what_happened() -> Result<()> {
         "[[feeds]]\nname = \"good\"\nurl = \"file://{}\"\n[[feeds]]\nname = \"gone\"\nurl = \"file:///nonexistent\"\n",
         list.display()
     );
-    let filter = Filter::start_with(&lab.pbx, lab.directory(), FilterOptions { configuration, ..FilterOptions::default() })?;
+    let filter =
+        Filter::start_with(&lab.pbx, lab.directory(), FilterOptions { configuration, ..FilterOptions::default() })?;
     wait_for_metrics(&lab, METRICS)?;
     assert_eq!(Phone::new(&lab.phone, lab.directory()).register()?.status, 200);
     filter.succeed(&["trust", "add", "192.0.2.16/28"])?;
@@ -57,7 +59,8 @@ fn they_say_what_happened() -> Result<()> {
             let labels = format!("interface=\"{interface}\",verdict=\"{verdict}\",reason=\"{reason}\"");
             sample(&text, &format!("sip_xdp_packets_total{{{labels}}}"))
         };
-        let each = [(WAN, "drop", "blocked"), (WAN, "drop", "limited"), (WAN, "pass", "unknown"), (LAN, "pass", "good")];
+        let each =
+            [(WAN, "drop", "blocked"), (WAN, "drop", "limited"), (WAN, "pass", "unknown"), (LAN, "pass", "good")];
         Ok(each.iter().all(|(interface, verdict, reason)| {
             let counted = counted(interface, verdict, reason);
             counted.is_some() && counted == shown(interface, verdict, reason)
@@ -84,7 +87,11 @@ fn they_say_what_happened() -> Result<()> {
     ] {
         assert_eq!(value(series), Some(expected), "{series}\n{text}");
     }
-    let bans: f64 = text.lines().filter(|line| line.starts_with("sip_xdp_bans_total{")).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum();
+    let bans: f64 = text
+        .lines()
+        .filter(|line| line.starts_with("sip_xdp_bans_total{"))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum();
     assert_eq!(bans, 1.0, "by kind");
     assert!(value("sip_xdp_feed_age_seconds{feed=\"good\"}").is_some());
     assert!(value("sip_xdp_tables_bytes").is_some_and(|bytes| bytes > 1e6));

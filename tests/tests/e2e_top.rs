@@ -75,12 +75,13 @@ fn start(terminal: &Terminal, filter: &Filter<'_>, lab: &Lab) -> Result<Pid> {
     let command = filter.command(&["top", "--interval", "500ms"]);
     let words = command.get_args().map(|word| word.to_string_lossy().into_owned());
     let line: Vec<_> = [command.get_program().to_string_lossy().into_owned()].into_iter().chain(words).collect();
-    let settings = command.get_envs().filter_map(|(name, value)| {
-        Some(format!("{}={}", name.to_string_lossy(), value?.to_string_lossy()))
-    });
+    let settings = command
+        .get_envs()
+        .filter_map(|(name, value)| Some(format!("{}={}", name.to_string_lossy(), value?.to_string_lossy())));
     let note = lab.directory().join("top.pid");
     // The shell's own number becomes that of the program.
-    let run = format!("echo $$ > {}; exec env {} {}", note.display(), settings.collect::<Vec<_>>().join(" "), line.join(" "));
+    let run =
+        format!("echo $$ > {}; exec env {} {}", note.display(), settings.collect::<Vec<_>>().join(" "), line.join(" "));
     let script = lab.directory().join("top.sh");
     std::fs::write(&script, run)?;
     terminal.type_text(&format!("sh {}; echo left with $?", script.display()))?;
@@ -98,7 +99,8 @@ fn is_restored(terminal: &Terminal, status: &str) -> Result<()> {
     assert_eq!(cursor.trim(), "1 0 0", "the cursor is shown, on the first screen");
     terminal.type_text("echo seen $((40 + 2))")?;
     terminal.press("Enter")?;
-    terminal.wait("what is typed is seen", |screen| screen.contains("echo seen $((40") && screen.contains("seen 42"))?;
+    terminal
+        .wait("what is typed is seen", |screen| screen.contains("echo seen $((40") && screen.contains("seen 42"))?;
     terminal.type_text("clear")?;
     terminal.press("Enter")?;
     terminal.wait("it is clear", |screen| !screen.contains("left with")).map(drop)
@@ -110,7 +112,8 @@ fn keys_do_what_they_say() -> Result<()> {
     let mut filter = Filter::start(&lab.pbx, lab.directory())?;
     let terminal = Terminal::start(&lab, 80, 24)?;
     start(&terminal, &filter, &lab)?;
-    terminal.wait("nobody yet", |screen| screen.contains("nobody is kept out") && screen.contains("enforcing on wan"))?;
+    terminal
+        .wait("nobody yet", |screen| screen.contains("nobody is kept out") && screen.contains("enforcing on wan"))?;
 
     let attacker = ATTACKER.to_string();
     let stream = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 500)?;
@@ -128,11 +131,14 @@ fn keys_do_what_they_say() -> Result<()> {
     terminal.press("Escape")?;
     terminal.resize(200, 60)?;
     let screen = terminal.wait("it fills the larger screen", |screen| {
-        screen.lines().count() >= 59 && screen.contains("fragment") && screen.lines().any(|line| line.chars().count() > 150)
+        screen.lines().count() >= 59
+            && screen.contains("fragment")
+            && screen.lines().any(|line| line.chars().count() > 150)
     })?;
     println!("{screen}");
     terminal.resize(80, 24)?;
-    terminal.wait("and the smaller one again", |screen| !screen.contains("fragment") && screen.contains("LATEST BANS"))?;
+    terminal
+        .wait("and the smaller one again", |screen| !screen.contains("fragment") && screen.contains("LATEST BANS"))?;
     stream.stop()?;
 
     // Nothing happens without a yes.

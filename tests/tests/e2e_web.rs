@@ -30,7 +30,14 @@ impl Browser<'_> {
     fn command(&self, (width, height): (u32, u32), dark: bool) -> Command {
         let mut command = self.lab.pbx.command("chromium");
         let profile = self.lab.directory().join(format!("chromium-{width}-{dark}"));
-        command.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]);
+        command.args([
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-sync",
+        ]);
         command.args(["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]);
         command.args(["--hide-scrollbars", "--virtual-time-budget=60000", "--timeout=60000"]);
         command.arg(format!("--user-data-dir={}", profile.display())).arg(format!("--window-size={width},{height}"));
@@ -50,13 +57,15 @@ impl Browser<'_> {
 
     /// A picture of it. Returns its size in bytes, which tells an empty page from one with something on it.
     fn picture(&self, name: &str, window: (u32, u32), dark: bool) -> Result<u64> {
-        let directory = env::var_os("SIP_XDP_SCREENSHOTS").map_or_else(|| self.lab.directory().to_path_buf(), PathBuf::from);
+        let directory =
+            env::var_os("SIP_XDP_SCREENSHOTS").map_or_else(|| self.lab.directory().to_path_buf(), PathBuf::from);
         let file = directory.join(format!("{name}.png"));
         let screenshot = format!("--screenshot={}", file.display());
         let output = output(self.command(window, dark).arg(screenshot).arg(format!("http://{METRICS}/")))?;
         ensure!(output.status.success(), "chromium failed: {}", String::from_utf8_lossy(&output.stderr));
         let picture = fs::read(&file).context("no picture")?;
-        let number = |at: usize| picture.get(at..at + 4).and_then(|bytes| Some(u32::from_be_bytes(bytes.try_into().ok()?)));
+        let number =
+            |at: usize| picture.get(at..at + 4).and_then(|bytes| Some(u32::from_be_bytes(bytes.try_into().ok()?)));
         assert_eq!((number(16), number(20)), (Some(window.0), Some(window.1)), "{name} has another size");
         Ok(picture.len() as u64)
     }
@@ -65,7 +74,8 @@ impl Browser<'_> {
 /// The text of an element by its id: everything up to its end, tags taken out.
 fn text(page: &str, id: &str) -> String {
     let Some((_, rest)) = page.split_once(&format!("id=\"{id}\"")) else { return String::new() };
-    let end = ["</table>", "</section>", "</header>"].iter().filter_map(|end| rest.find(end)).min().unwrap_or(rest.len());
+    let end =
+        ["</table>", "</section>", "</header>"].iter().filter_map(|end| rest.find(end)).min().unwrap_or(rest.len());
     let mut is_tag = true;
     let text = rest[..end].chars().filter_map(|c| match c {
         '<' => {
@@ -88,7 +98,8 @@ fn it_shows_nothing_and_everything() -> Result<()> {
     let list = lab.directory().join("list.txt");
     fs::write(&list, "192.0.2.1\n192.0.2.2\n")?;
     let configuration = format!("[[feeds]]\nname = \"example\"\nurl = \"file://{}\"\n", list.display());
-    let filter = Filter::start_with(&lab.pbx, lab.directory(), FilterOptions { configuration, ..FilterOptions::default() })?;
+    let filter =
+        Filter::start_with(&lab.pbx, lab.directory(), FilterOptions { configuration, ..FilterOptions::default() })?;
     wait_until("it answers", SOON, || Ok(http::get(&lab.pbx, METRICS, "/").is_ok()))?;
     let browser = Browser { lab: &lab };
 
@@ -117,9 +128,12 @@ fn it_shows_nothing_and_everything() -> Result<()> {
     assert_eq!(page.matches("<script").count(), 1);
 
     // A page that is wider than the window would be cut off: what is in it breaks instead.
-    for (name, window, dark) in
-        [("web", DESKTOP, false), ("web-dark", DESKTOP, true), ("web-phone", PHONE, false), ("web-phone-dark", PHONE, true)]
-    {
+    for (name, window, dark) in [
+        ("web", DESKTOP, false),
+        ("web-dark", DESKTOP, true),
+        ("web-phone", PHONE, false),
+        ("web-phone-dark", PHONE, true),
+    ] {
         let size = browser.picture(name, window, dark)?;
         println!("{name}: {size} bytes");
         assert!(size > 20_000, "{name} is empty: {size} bytes");

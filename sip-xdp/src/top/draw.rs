@@ -247,7 +247,11 @@ fn worst_sources(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
     let heads: String = HEADS
         .iter()
         .enumerate()
-        .map(|(n, (head, width))| if (1..3).contains(&n) { format!("{head:>width$} ") } else { format!("{head:width$} ") })
+        .map(
+            |(n, (head, width))| {
+                if (1..3).contains(&n) { format!("{head:>width$} ") } else { format!("{head:width$} ") }
+            },
+        )
         .collect();
     let mut lines =
         vec![Line::styled(rule(&title, width), look.head()), Line::styled(format!("{heads}WHY"), look.dim())];
@@ -323,7 +327,9 @@ fn foot_line<'a>(app: &App, look: &Look) -> Line<'a> {
     match &app.message {
         Some(Ok(message)) => Line::styled(clean(message), look.good()),
         Some(Err(error)) => Line::styled(clean(error), look.bad()),
-        None => Line::styled("q quit  s sort  / filter  Enter details  b block  u unblock  t trust  ? help", look.dim()),
+        None => {
+            Line::styled("q quit  s sort  / filter  Enter details  b block  u unblock  t trust  ? help", look.dim())
+        }
     }
 }
 
@@ -379,12 +385,7 @@ fn popup(frame: &mut Frame<'_>, title: &str, lines: Vec<Line<'_>>) {
     let height = lines.iter().map(rows).sum::<usize>() as u16 + 2;
     let height = height.min(area.height.saturating_sub(2));
     let text = Paragraph::new(lines).wrap(Wrap { trim: false });
-    let area = Rect {
-        x: area.x + (area.width - width) / 2,
-        y: area.y + (area.height - height) / 2,
-        width,
-        height,
-    };
+    let area = Rect { x: area.x + (area.width - width) / 2, y: area.y + (area.height - height) / 2, width, height };
     frame.render_widget(Clear, area);
     let block = Block::new().borders(Borders::ALL).title(format!(" {title} "));
     let inner = block.inner(area);
@@ -445,7 +446,8 @@ fn cut(text: &str, width: usize) -> String {
 /// Text that attackers may have chosen, without what would move the cursor or turn the line around.
 fn clean(text: &str) -> String {
     let is_odd = |c: char| {
-        c.is_control() || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+        c.is_control()
+            || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
     };
     text.chars().map(|c| if is_odd(c) { '\u{fffd}' } else { c }).collect()
 }

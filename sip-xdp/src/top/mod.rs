@@ -184,14 +184,8 @@ fn events() -> mpsc::Receiver<Event> {
 
 /// What the daemon is asked for.
 fn request(order: &Order, operator: Option<IpAddr>) -> Request {
-    let add = |list, network, ttl| Request::Add {
-        list,
-        network,
-        ttl,
-        reason: REASON.to_owned(),
-        force: false,
-        operator,
-    };
+    let add =
+        |list, network, ttl| Request::Add { list, network, ttl, reason: REASON.to_owned(), force: false, operator };
     match order {
         Order::Block(network) => add(ListName::Block, *network, Some(BLOCK_TTL)),
         Order::Trust(network) => add(ListName::Trust, *network, None),

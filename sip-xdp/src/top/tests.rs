@@ -88,7 +88,10 @@ fn attacked(second: u64) -> Overview {
             worst("192.0.2.7", "limited", 70 * second, "requests over the limit"),
         ],
         warnings: vec!["the feed spamhaus fails: HTTP 503; its last list stays in force (12351 networks)".to_owned()],
-        ..Overview::empty(FromDaemon { status: Some(status), latest: Latest { bans: vec![ban; 3], ..Latest::default() } })
+        ..Overview::empty(FromDaemon {
+            status: Some(status),
+            latest: Latest { bans: vec![ban; 3], ..Latest::default() },
+        })
     }
 }
 
@@ -101,7 +104,8 @@ fn in_a_storm(second: u64) -> Overview {
     }
     overview.warnings = vec![
         "a storm: more new sources than can be real; strangers share one budget until it is over".to_owned(),
-        "the block list is nearly full: 125006 networks of 131072; raise capacity.networks and restart the daemon".to_owned(),
+        "the block list is nearly full: 125006 networks of 131072; raise capacity.networks and restart the daemon"
+            .to_owned(),
         "the feed spamhaus fails: HTTP 503".to_owned(),
     ];
     overview
@@ -113,7 +117,8 @@ fn nothing(second: u64) -> Overview {
     overview.latest = Latest::default();
     overview.worst.clear();
     overview.bans = Bans::default();
-    overview.warnings = vec!["no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp run`".to_owned()];
+    overview.warnings =
+        vec!["no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp run`".to_owned()];
     if let Some(stats) = &mut overview.stats {
         stats.interfaces[0].packets = ByVerdict::default();
         stats.blocklist = Occupancy { ipv4: 0, ipv6: 0, capacity: 131_072 };
@@ -216,7 +221,9 @@ fn no_colours_means_none() {
     let mut terminal = Terminal::new(TestBackend::new(80, 24)).unwrap();
     terminal.draw(|frame| draw(frame, &app)).unwrap();
     let cells = terminal.backend().buffer().content();
-    assert!(cells.iter().all(|cell| cell.fg == ratatui::style::Color::Reset && cell.bg == ratatui::style::Color::Reset));
+    assert!(
+        cells.iter().all(|cell| cell.fg == ratatui::style::Color::Reset && cell.bg == ratatui::style::Color::Reset)
+    );
 }
 
 #[test]

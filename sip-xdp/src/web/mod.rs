@@ -182,7 +182,8 @@ mod tests {
         for host in ["127.0.0.1:9598", "127.0.0.1", "[::1]:9598", "[::1]", "localhost:1", "LocalHost", "192.0.2.1:80"] {
             assert!(is_no_name(host), "{host}");
         }
-        for host in ["evil.example", "evil.example:9598", "localhost.evil.example", "127.0.0.1.evil.example:1", "", "x"] {
+        for host in ["evil.example", "evil.example:9598", "localhost.evil.example", "127.0.0.1.evil.example:1", "", "x"]
+        {
             assert!(!is_no_name(host), "{host}");
         }
     }
@@ -197,7 +198,9 @@ mod tests {
             assert!(!PAGE.contains(inline), "{inline} would not run under the policy");
         }
         // What attackers choose is only ever put in as text.
-        for dangerous in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "DOMParser", "srcdoc"] {
+        for dangerous in
+            ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "DOMParser", "srcdoc"]
+        {
             assert!(!SCRIPT.contains(dangerous), "{dangerous}");
         }
     }

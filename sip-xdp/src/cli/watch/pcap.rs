@@ -81,7 +81,9 @@ impl Capture {
     pub(super) fn summary(&self) -> String {
         let other = match self.left_out {
             0 => String::new(),
-            count => format!("; {count} of interfaces with another kind of link were left out, which one file cannot hold"),
+            count => {
+                format!("; {count} of interfaces with another kind of link were left out, which one file cannot hold")
+            }
         };
         format!("{} packets written to {}{other}", self.written, self.name)
     }

@@ -11,11 +11,8 @@ use crate::watch::Latest;
 
 /// Everything that can be shown, once.
 fn full() -> Overview {
-    let packets = ByVerdict {
-        pass: [("good", 1)].into(),
-        drop: [("blocked", 2)].into(),
-        would_drop: [("blocked", 3)].into(),
-    };
+    let packets =
+        ByVerdict { pass: [("good", 1)].into(), drop: [("blocked", 2)].into(), would_drop: [("blocked", 3)].into() };
     let status = json!({
         "registrar_failing": true, "sees_responses": true, "learning": false, "watched_sources": 7,
         "feeds": [{ "name": "a\"b", "ipv4": 5, "ipv6": 1, "age": 9, "error": "x", "guards": ["size"] }],
@@ -99,7 +96,8 @@ fn it_is_what_prometheus_reads() {
         let labels: BTreeSet<_> = samples.iter().map(|(labels, _)| labels).collect();
         assert_eq!(labels.len(), samples.len(), "a series of {name} twice");
     }
-    let value = |name: &str, labels: &str| families[name].iter().find(|(all, _)| all == labels).map(|(_, value)| *value);
+    let value =
+        |name: &str, labels: &str| families[name].iter().find(|(all, _)| all == labels).map(|(_, value)| *value);
     let blocked = "interface=\"eth0\",verdict=\"drop\",reason=\"blocked\"}";
     assert_eq!(value("sip_xdp_packets_total", blocked), Some(2.0));
     assert_eq!(value("sip_xdp_feed_error", "feed=\"a\\\"b\"}"), Some(1.0));
