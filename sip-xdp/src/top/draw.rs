@@ -419,8 +419,8 @@ fn left(one: &Worst, now: Timestamp) -> String {
 fn span(seconds: i64) -> String {
     match seconds {
         ..120 => format!("{seconds}s"),
-        ..7_200 => format!("{}m", seconds / 60),
-        ..172_800 => format!("{}h", seconds / 3_600),
+        120..7_200 => format!("{}m", seconds / 60),
+        7_200..172_800 => format!("{}h", seconds / 3_600),
         _ => format!("{}d", seconds / 86_400),
     }
 }
@@ -429,8 +429,8 @@ fn span(seconds: i64) -> String {
 fn short(number: u64) -> String {
     match number {
         ..100_000 => number.to_string(),
-        ..10_000_000 => format!("{:.1}k", number as f64 / 1e3),
-        ..10_000_000_000 => format!("{:.1}M", number as f64 / 1e6),
+        100_000..10_000_000 => format!("{:.1}k", number as f64 / 1e3),
+        10_000_000..10_000_000_000 => format!("{:.1}M", number as f64 / 1e6),
         _ => format!("{:.1}G", number as f64 / 1e9),
     }
 }

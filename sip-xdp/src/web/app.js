@@ -8,6 +8,9 @@ const SVG = "http://www.w3.org/2000/svg";
 const VERDICTS = ["pass", "drop", "would_drop"];
 
 let before = null;
+// Of the last step of the history, until there are rates of our own.
+let lastStep = null;
+let hasRates = false;
 
 const byId = (id) => document.getElementById(id);
 
@@ -79,7 +82,7 @@ function seconds(now) {
 }
 
 function tiles(now, rates) {
-  const sum = (verdict) => (rates ? Object.entries(rates).filter(([key]) => key.startsWith(verdict + " ")).reduce((all, [, rate]) => all + rate, 0) : null);
+  const sum = (verdict) => (rates ? Object.entries(rates).filter(([key]) => key.startsWith(verdict + " ")).reduce((all, [, rate]) => all + rate, 0) : lastStep ? lastStep[verdict] : null);
   const rate = (value) => (value === null ? "–" : short(value));
   const stats = now.stats;
   const dropped = sum("drop");
@@ -117,6 +120,7 @@ function show(now) {
   const warnings = byId("warnings");
   warnings.hidden = now.warnings.length === 0;
   warnings.replaceChildren(...now.warnings.map((text) => element("p", clean(text))));
+  hasRates = rates !== null;
   tiles(now, rates);
 
   const known = new Map(before ? before.worst.map((one) => [place(one) + one.state, one.packets]) : []);
@@ -220,6 +224,8 @@ function chart(history) {
     svg.append(shape("text", { x: left, y: height - 5 }, clock(first)));
     svg.append(shape("text", { x: width - 8, y: height - 5, "text-anchor": "end" }, clock(last)));
   }
+  lastStep = rates.at(-1) ?? null;
+  if (before && !hasRates) tiles(before, null);
   box.replaceChildren(svg);
   byId("range").textContent = rates.length < 2 ? "" : "packets a second, the last " + span((last - first) / 1000);
   const would = rates.some((one) => one.would_drop > 0);
