@@ -294,6 +294,9 @@ pub enum EventKind {
     Asked,
     /// A known-good flow passes although its address is blocked.
     Conflict,
+    /// A sample of what is dropped, for whoever watches. [`Event::head`] is how the frame starts, [`Event::length`] is the
+    /// frame's, [`Event::seen`] the [`Reason`]; whose it is, the frame says.
+    Dropped,
 }
 
 impl EventKind {
@@ -307,6 +310,7 @@ impl EventKind {
             4 => Self::Answer,
             5 => Self::Asked,
             6 => Self::Conflict,
+            7 => Self::Dropped,
             _ => return None,
         })
     }

@@ -8,7 +8,7 @@ pub const INGRESS: &str = "sip_xdp_ingress";
 pub const EGRESS: &str = "sip_xdp_egress";
 
 /// Maps that are pinned: they outlive the daemon and are adopted by the next one.
-pub const PINNED_MAPS: [&str; 18] = [
+pub const PINNED_MAPS: [&str; 19] = [
     GUIDE,
     FRONT_COARSE,
     FRONT_FINE,
@@ -27,6 +27,7 @@ pub const PINNED_MAPS: [&str; 18] = [
     EVENTS,
     INTERFACES,
     CLOCK,
+    TAP,
 ];
 
 /// How the tables of the lists are to be read ([`crate::networks::Guide`]).
@@ -66,6 +67,9 @@ pub const INTERFACES: &str = "INTERFACES";
 /// A settable clock, in nanoseconds, read instead of the kernel's when [`CLOCK_FROM_MAP`] is 1, and beside it what became
 /// of the last packet that arrived ([`crate::layout::CLOCK_TIME`], [`crate::layout::CLOCK_OUTCOME`]).
 pub const CLOCK: &str = "CLOCK";
+
+/// How many dropped packets may still be copied to whoever watches (one `u64`); user space fills it up again, or does not.
+pub const TAP: &str = "TAP";
 
 /// Global: bitmap of the SIP ports, bit `port % 64` of word `port / 64` (`[u64; 1024]`).
 pub const PORTS: &str = "PORTS";

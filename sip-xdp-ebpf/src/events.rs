@@ -6,16 +6,19 @@ use core::ffi::c_void;
 
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
+use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::warn;
-use sip_xdp_common::layout::{CpuState, Event, EventKind, HEAD, SLICES};
+use sip_xdp_common::ingress::Judgement;
+use sip_xdp_common::layout::{CpuState, Event, EventKind, HEAD, IN_DRY_RUN, SLICES};
 use sip_xdp_common::meter::{Bucket, Limit};
 use sip_xdp_common::record::Record;
 use sip_xdp_common::source::Source;
 use sip_xdp_common::sources::Home;
-use sip_xdp_common::verdict::Message;
+use sip_xdp_common::verdict::{Message, Verdict};
 
-use crate::globals::SLOT;
-use crate::maps::EVENTS;
+use crate::clock;
+use crate::globals::{DRY_RUN, SLOT};
+use crate::maps::{EVENTS, TAP};
 use crate::reader::Packet;
 
 /// Limits reported per second and CPU: what a daemon digests at a few per cent of a core, whatever arrives.
@@ -62,7 +65,7 @@ pub(crate) trait Origin: aya_ebpf::EbpfContext {
     unsafe fn load(&self, at: u32, to: *mut c_void, length: u32) -> i64;
 }
 
-impl Origin for aya_ebpf::programs::XdpContext {
+impl Origin for XdpContext {
     const DIRECTION: usize = 0;
 
     #[inline(always)]
@@ -147,6 +150,43 @@ pub(crate) fn sample<C: Origin>(told: &Told<'_, C>, home: &Home) {
         // SAFETY: as above.
         unsafe { (*state).lost_samples += 1 };
     }
+}
+
+/// Copies a dropped packet for whoever watches, as long as user space has left something in [`TAP`]; without watchers that
+/// is one load from a line that stays in the cache.
+#[inline(always)]
+pub(crate) fn tap(ctx: &XdpContext, state: *mut CpuState, judgement: &Judgement) {
+    if !matches!(judgement.reason.verdict(), Verdict::Drop) {
+        return;
+    }
+    let Some(left) = TAP.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: a map value, valid while the program runs. Two CPUs that take the last one in the same instant copy one packet
+    // more, and neither goes below zero.
+    let there = unsafe { left.read_volatile() };
+    if there == 0 {
+        return;
+    }
+    // SAFETY: as above.
+    unsafe { left.write_volatile(there - 1) };
+    let told = Told {
+        ctx,
+        state,
+        kind: EventKind::Dropped,
+        source: &Source::v4(0),
+        port: 0,
+        local_port: 0,
+        message: judgement.message.unwrap_or(Message::Unparsed),
+        bucket: Bucket::Other,
+        flags: DRY_RUN.load() * IN_DRY_RUN,
+        payload: 0,
+        end: usize::MAX,
+        now: clock::now(),
+    };
+    let record = Record { seen: judgement.reason as u32, ..Record::default() };
+    // Who watches does not miss one among many; what the ring has no room for is not missed by the detector either.
+    let _ = send(&told, &record);
 }
 
 /// Writes an event into the ring. Returns whether there was room.

@@ -34,6 +34,7 @@ fn sip_xdp_ingress(ctx: XdpContext) -> u32 {
         return xdp_action::XDP_PASS;
     };
     let judgement = ingress::judge(&Packet::arriving(&ctx, state), &MapTables::new(&ctx, state));
+    events::tap(&ctx, state, &judgement);
     counters::leave(&ctx, &judgement)
 }
 

@@ -77,6 +77,9 @@ pub(crate) static INTERFACES: Array<InterfaceRecord, MAX_INTERFACES> = Array::ne
 #[btf_map]
 pub(crate) static CLOCK: Array<u64, { CLOCK_WORDS as usize }, MAPPED> = Array::new();
 
+#[btf_map]
+pub(crate) static TAP: Array<u64, 1, MAPPED> = Array::new();
+
 /// This CPU's state.
 #[inline(always)]
 pub(crate) fn cpu_state() -> Option<*mut CpuState> {

@@ -100,7 +100,12 @@ pub enum Request {
     Watch {
         /// Those that concern this address; without it all.
         address: Option<std::net::IpAddr>,
+        /// Samples of what is dropped, too.
+        #[serde(default)]
+        packets: bool,
     },
+    /// What happened lately?
+    Recent,
     /// How are the feeds?
     FeedList,
     /// Ask feeds now. The answer says which round of each to wait for.
@@ -225,7 +230,10 @@ pub async fn serve(stream: UnixStream, calls: mpsc::Sender<Call>, hub: Hub) {
         reader.read_line(&mut text).await?;
         let (answer, watcher) = match serde_json::from_str(&text) {
             // Before it is answered, so that nothing is missed that happens after that.
-            Ok(Request::Watch { address }) => (Ok(Value::Null), Some((hub.subscribe(), address))),
+            Ok(Request::Watch { address, packets }) => {
+                (Ok(Value::Null), Some((hub.subscribe(), packets.then(|| hub.subscribe_packets()), address)))
+            }
+            Ok(Request::Recent) => (serde_json::to_value(hub.recent()).map_err(Into::into), None),
             Ok(request) => (ask(request, &calls).await, None),
             Err(error) => (Err(anyhow!("the request cannot be understood: {error}")), None),
         };
@@ -237,7 +245,7 @@ pub async fn serve(stream: UnixStream, calls: mpsc::Sender<Call>, hub: Hub) {
         anyhow::Ok(watcher)
     });
     let watched = match served.await {
-        Ok(Ok(Some((events, address)))) => watch::serve(events, address, reader, writer).await,
+        Ok(Ok(Some((events, packets, address)))) => watch::serve(events, packets, address, reader, writer).await,
         Ok(Ok(None)) => Ok(()),
         Ok(Err(error)) => Err(error),
         Err(_) => Err(anyhow!("timed out")),

@@ -17,7 +17,10 @@
 //!   address.
 //! - [`replay`] runs a capture through all of this offline, in the time of the capture.
 //! - [`doctor`] says what is wrong with a host, and what to do about it; [`suggest`] whom to trust.
-//! - [`watch`] is the stream of events, [`transfer`] what one instance hands to another.
+//! - [`overview`] is all that a screen shows at once; [`top`] shows it on a terminal, [`metrics`] to Prometheus and to
+//!   browsers.
+//! - [`tap`] asks the kernel for copies of what it drops; [`watch`] is the stream of events, [`transfer`] what one
+//!   instance hands to another.
 
 pub mod attach;
 pub mod clock;
@@ -40,9 +43,11 @@ pub mod ledger;
 pub mod lists;
 pub mod mapped;
 pub mod message;
+pub mod metrics;
 pub mod netlink;
 pub mod network;
 pub mod object;
+pub mod overview;
 pub mod paths;
 pub mod pins;
 pub mod prefixes;
@@ -52,5 +57,8 @@ pub mod sources;
 pub mod store;
 pub mod suggest;
 pub mod table;
+pub mod tap;
+pub mod top;
 pub mod transfer;
 pub mod watch;
+mod web;

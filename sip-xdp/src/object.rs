@@ -117,6 +117,7 @@ pub fn shapes(capacity: &Capacity) -> [(&'static str, MapType, usize, usize, u32
         (names::EVENTS, MapType::RingBuf, 0, 0, EVENTS_BYTES as u32),
         (names::INTERFACES, MapType::Array, index, size_of::<InterfaceRecord>(), interfaces),
         (names::CLOCK, MapType::Array, index, word, CLOCK_WORDS),
+        (names::TAP, MapType::Array, index, word, 1),
     ]
 }
 

@@ -109,6 +109,8 @@ pub struct Stats {
     pub responses: ResponseStats,
     /// Events that found no room on their way to the daemon.
     pub lost_events: u64,
+    /// Samples of what passes that found no room on their way to the daemon.
+    pub lost_samples: u64,
     /// The block list.
     pub blocklist: Occupancy,
     /// The sources.
@@ -161,34 +163,40 @@ pub struct FilteredInterface {
 
 /// Reads the counters.
 pub fn stats(pins: &Pins) -> Result<Stats> {
-    let counters: PerCpuArray<MapData, Counters> = pins.open(names::COUNTERS)?.try_into()?;
     let cpu_states: PerCpuArray<MapData, CpuState> = pins.open(names::CPU_STATE)?.try_into()?;
     let records = records(pins)?;
-    let mut interfaces = Vec::new();
-    for (slot, record) in &records {
-        let per_cpu = counters.get(slot, 0).context("the counters cannot be read")?;
-        let sum = per_cpu.iter().fold(Counters::zeroed(), add);
-        interfaces.push(InterfaceStats {
-            interface: name_of(record),
-            mode: Mode::from_number(record.mode),
-            packets: by_verdict(&sum.packets, &sum.would_drop),
-            bytes: by_verdict(&sum.bytes, &sum.would_drop_bytes),
-            methods: Message::ALL.iter().map(|message| (message.name(), sum.messages[*message as usize])).collect(),
-        });
-    }
-    let lost_events = cpu_states.get(&0, 0)?.iter().map(|state| state.lost_events).sum();
+    let cpu_states = cpu_states.get(&0, 0)?;
     let tracked = Sources::open(|name| pins.open(name))?.tracked()?;
     let (good, peers) = known(pins)?;
     Ok(Stats {
         schema: SCHEMA,
         time: now(),
         since: records.iter().map(|(_, record)| clock::from_ms(record.since_ms)).min(),
-        interfaces,
+        interfaces: packets(pins)?,
         responses: responses(pins)?,
-        lost_events,
+        lost_events: cpu_states.iter().map(|state| state.lost_events).sum(),
+        lost_samples: cpu_states.iter().map(|state| state.lost_samples).sum(),
         blocklist: occupancy(pins)?,
         sources: SourceStats { tracked, good, peers },
     })
+}
+
+/// Reads the counters of all interfaces, and nothing that takes longer.
+pub fn packets(pins: &Pins) -> Result<Vec<InterfaceStats>> {
+    let counters: PerCpuArray<MapData, Counters> = pins.open(names::COUNTERS)?.try_into()?;
+    let mut interfaces = Vec::new();
+    for (slot, record) in records(pins)? {
+        let per_cpu = counters.get(&slot, 0).context("the counters cannot be read")?;
+        let sum = per_cpu.iter().fold(Counters::zeroed(), add);
+        interfaces.push(InterfaceStats {
+            interface: name_of(&record),
+            mode: Mode::from_number(record.mode),
+            packets: by_verdict(&sum.packets, &sum.would_drop),
+            bytes: by_verdict(&sum.bytes, &sum.would_drop_bytes),
+            methods: Message::ALL.iter().map(|message| (message.name(), sum.messages[*message as usize])).collect(),
+        });
+    }
+    Ok(interfaces)
 }
 
 /// Counts the hosts that are known good, and the peers.
@@ -227,8 +235,13 @@ pub fn memory(pins: &Pins) -> Result<u64> {
 
 /// Whether there is a storm right now.
 pub fn is_storm(pins: &Pins) -> Result<bool> {
+    Ok(weather(pins)?.is_storm(clock::now()))
+}
+
+/// The weather.
+pub fn weather(pins: &Pins) -> Result<Weather> {
     let weather: Array<MapData, Weather> = pins.open(names::WEATHER)?.try_into()?;
-    Ok(weather.get(&0, 0)?.is_storm(clock::now()))
+    Ok(weather.get(&0, 0)?)
 }
 
 /// Reads a list; what has ended is left out.

@@ -1,9 +1,11 @@
 //! The stream of events: what the daemon decides, told to whoever watches. Watching never delays the daemon: who reads too
 //! slowly loses events, and is told how many.
 
+mod recent;
+
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
@@ -17,6 +19,9 @@ use crate::control::{self, Request};
 use crate::network::Network;
 use crate::report;
 
+pub use recent::Latest;
+use recent::Recent;
+
 /// How many events a watcher may be behind before it loses some.
 const BACKLOG: usize = 1_024;
 
@@ -25,19 +30,29 @@ const BACKLOG: usize = 1_024;
 pub struct Told {
     /// Whom it is about; nobody in particular if it is about the weather, or the registrar.
     pub about: Option<Network>,
+    /// Its name.
+    pub event: &'static str,
+    /// Its kind, of which each event has but a few.
+    pub kind: Option<String>,
     /// The JSON object.
     pub line: Arc<str>,
 }
 
-/// Where events go to all watchers.
+/// Where events go to all watchers, and where the latest are kept for those who come later.
 #[derive(Debug, Clone)]
 pub struct Hub {
     sender: broadcast::Sender<Told>,
+    packets: broadcast::Sender<Told>,
+    recent: Arc<Mutex<Recent>>,
 }
 
 impl Default for Hub {
     fn default() -> Self {
-        Self { sender: broadcast::Sender::new(BACKLOG) }
+        Self {
+            sender: broadcast::Sender::new(BACKLOG),
+            packets: broadcast::Sender::new(BACKLOG),
+            recent: Arc::default(),
+        }
     }
 }
 
@@ -47,10 +62,31 @@ impl Hub {
         self.sender.receiver_count() > 0
     }
 
+    /// What happened lately.
+    pub fn recent(&self) -> Latest {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).latest()
+    }
+
     /// Tells an event to all who watch.
     pub fn tell(&self, told: Told) {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).note(&told);
         // Nobody may be there to hear it.
         let _ = self.sender.send(told);
+    }
+
+    /// Whether anybody wants samples of what is dropped.
+    pub fn wants_packets(&self) -> bool {
+        self.packets.receiver_count() > 0
+    }
+
+    /// Tells a packet to all who want it. There is a channel of its own for these, so that they never push out a ban.
+    pub fn tell_packet(&self, told: Told) {
+        let _ = self.packets.send(told);
+    }
+
+    /// Begins to watch what is dropped.
+    pub fn subscribe_packets(&self) -> broadcast::Receiver<Told> {
+        self.packets.subscribe()
     }
 
     /// Begins to watch.
@@ -62,6 +98,7 @@ impl Hub {
 /// Sends events to one watcher until it goes away or the daemon ends: those that concern `address`, or all.
 pub async fn serve(
     mut events: broadcast::Receiver<Told>,
+    mut packets: Option<broadcast::Receiver<Told>>,
     address: Option<IpAddr>,
     mut reader: impl tokio::io::AsyncRead + Unpin,
     mut writer: OwnedWriteHalf,
@@ -69,17 +106,27 @@ pub async fn serve(
     let address = address.map(Network::host);
     let mut byte = [0];
     loop {
-        let line = tokio::select! {
-            told = events.recv() => match told {
-                Ok(told) if concerns(&told, address.as_ref()) => format!("{}\n", told.line),
-                Ok(_) => continue,
-                Err(RecvError::Lagged(count)) => format!("{}\n", lost(count)),
-                Err(RecvError::Closed) => return Ok(()),
-            },
+        let told = tokio::select! {
+            told = events.recv() => told,
+            told = next_of(&mut packets) => told,
             // A watcher has nothing more to say: it is gone, or as good as.
             _ = reader.read(&mut byte) => return Ok(()),
         };
+        let line = match told {
+            Ok(told) if concerns(&told, address.as_ref()) => format!("{}\n", told.line),
+            Ok(_) => continue,
+            Err(RecvError::Lagged(count)) => format!("{}\n", lost(count)),
+            Err(RecvError::Closed) => return Ok(()),
+        };
         writer.write_all(line.as_bytes()).await?;
+    }
+}
+
+/// The next event of a channel; never, if there is none.
+async fn next_of(channel: &mut Option<broadcast::Receiver<Told>>) -> Result<Told, RecvError> {
+    match channel {
+        Some(channel) => channel.recv().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -103,10 +150,11 @@ pub struct Stream {
 
 impl Stream {
     /// Asks the daemon of `socket` for its events.
-    pub async fn open(socket: &Path, address: Option<IpAddr>) -> Result<Self> {
+    /// With `packets` samples of what is dropped come as well.
+    pub async fn open(socket: &Path, address: Option<IpAddr>, packets: bool) -> Result<Self> {
         let stream: UnixStream = control::connect(socket).await?;
         let (reader, mut writer) = stream.into_split();
-        writer.write_all(&control::line(&Request::Watch { address })?).await?;
+        writer.write_all(&control::line(&Request::Watch { address, packets })?).await?;
         let mut lines = BufReader::new(reader).lines();
         let first = lines.next_line().await.context("the daemon went away")?;
         control::answer(&first.unwrap_or_default())?;
@@ -127,13 +175,14 @@ mod tests {
     use super::*;
 
     fn told(about: &str, number: usize) -> Told {
-        Told { about: Some(about.parse().unwrap()), line: format!("{{\"number\":{number}}}").into() }
+        let line = format!("{{\"number\":{number}}}").into();
+        Told { about: Some(about.parse().unwrap()), event: "ban", kind: None, line }
     }
 
     async fn watch(hub: &Hub, address: Option<IpAddr>) -> BufReader<UnixStream> {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (reader, writer) = theirs.into_split();
-        tokio::spawn(serve(hub.subscribe(), address, reader, writer));
+        tokio::spawn(serve(hub.subscribe(), Some(hub.subscribe_packets()), address, reader, writer));
         BufReader::new(ours)
     }
 
@@ -150,7 +199,7 @@ mod tests {
         for (number, about) in ["192.0.2.8", "192.0.2.7", "192.0.2.0/24", "2001:db8::/64"].into_iter().enumerate() {
             hub.tell(told(about, number));
         }
-        hub.tell(Told { about: None, line: "{}".into() });
+        hub.tell(Told { about: None, event: "storm", kind: None, line: "{}".into() });
         for line in ["{\"number\":0}", "{\"number\":1}", "{\"number\":2}", "{\"number\":3}", "{}"] {
             assert_eq!(next(&mut all).await, line);
         }

@@ -309,7 +309,8 @@ impl<'a> Filter<'a> {
         self.directory.join("config.toml")
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// A command of the program, with the directories of this instance.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = match &self.options.resolv_conf {
             None => self.namespace.command(&self.binary),
             Some(file) => {

@@ -16,6 +16,7 @@ pub mod forger;
 pub mod generator;
 pub mod guesser;
 mod handset;
+pub mod http;
 pub mod lists;
 pub mod message;
 pub mod mix;

@@ -1,11 +1,12 @@
 //! `watch`: decisions as they are made. Needs root and Linux 6.6 or later.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use sip_xdp_tests::process::Process;
+use sip_xdp_tests::process::{Process, succeed};
 use sip_xdp_tests::topology::{ATTACKER, PBX_WAN};
 use sip_xdp_tests::{Filter, Lab, Phone, Registrar, stream, wait_until};
 
@@ -102,7 +103,53 @@ fn it_ends_with_the_daemon() -> Result<()> {
     assert!(status.code() == Some(1) && errors.len() == 1, "{status}: {errors:?}");
     let output = filter.cli(&["watch"])?;
     assert_eq!(output.status.code(), Some(1), "there is nothing to watch");
-    assert_eq!(filter.cli(&["watch", "--packets"])?.status.code(), Some(2));
+    Ok(())
+}
+
+/// What is dropped is on no capture of this host, but here.
+#[test]
+fn dropped_packets_are_seen_and_written() -> Result<()> {
+    let lab = Lab::new()?;
+    let filter = Filter::start(&lab.pbx, lab.directory())?;
+    let attacker = ATTACKER.to_string();
+    filter.succeed(&["block", "add", &attacker])?;
+    let file = lab.directory().join("dropped.pcap");
+    let file = file.to_str().context("a path that is no text")?;
+    let mut shown = watch(&filter, &["--json", "--packets"])?;
+    let mut writing = filter.start_command(&["watch", "-w", file])?;
+    let mut other = filter.start_command(&["watch", "--json", "--packets", "--ip", "192.0.2.99"])?;
+    let stream = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 1_000)?;
+    let packet = wait_for(&shown, "packet", &attacker)?;
+    let place = (&packet["kind"], &packet["interface"], &packet["link"]);
+    assert_eq!(place, (&"blocked".into(), &"wan".into(), &"ethernet".into()));
+    let start_line = packet["reason"].as_str().context("no start line")?;
+    assert!(start_line.starts_with("REGISTER sip:"), "{start_line}");
+    assert!(packet["port"].is_u64() && packet["dry_run"] == false && packet["length"].as_u64() > Some(200), "{packet}");
+    wait_until("some are written", SOON, || Ok(std::fs::metadata(file).is_ok_and(|file| file.len() > 50_000)))?;
+    stream.stop()?;
+    let (dropped, seen) = (filter.packets("wan", "drop.blocked")?, events(&shown)?.len() as u64);
+    println!("{seen} shown of {dropped} dropped: {packet}");
+
+    let status = writing.stop(Signal::SIGINT)?;
+    assert_eq!(status.code(), Some(0));
+    let said = writing.lines().into_iter().find(|line| line.error).context("it says nothing")?.text;
+    let count: usize = said.split(' ').next().and_then(|count| count.parse().ok()).context("no number")?;
+    // Others read it: each packet, from whom, whole.
+    let read = succeed(Command::new("tcpdump").args(["-n", "-tt", "-A", "-r", file]))?;
+    let from = format!("IP {attacker}.");
+    let lines = read.lines().filter(|line| line.contains(&from) && line.contains(" > 198.51.100.1.5060"));
+    assert_eq!(lines.count(), count, "{said}: {read}");
+    assert!(!read.contains("truncated"));
+    let tshark = ["-n", "-r", file, "-Y", "sip.Method == REGISTER", "-T", "fields", "-e", "ip.src"];
+    let sources = succeed(Command::new("tshark").args(tshark))?;
+    assert_eq!(sources.lines().filter(|source| *source == attacker).count(), count);
+
+    assert!(other.lines().iter().all(|line| line.error), "another address is another's business");
+    for watcher in [&mut shown, &mut other] {
+        watcher.stop(Signal::SIGINT)?;
+    }
+    let bad = filter.cli(&["watch", "-w", "/nonexistent/x.pcap"])?;
+    assert_eq!(bad.status.code(), Some(1), "{}", String::from_utf8_lossy(&bad.stderr));
     Ok(())
 }
 

@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail};
 use crate::command::{as_root, ask, find, is_root, run, run_quietly, say};
 
 /// What the end-to-end tests and the demo use. Each line: a program, and the package that brings it.
-const TEST_TOOLS: [(&str, &str); 12] = [
+const TEST_TOOLS: [(&str, &str); 15] = [
+    ("chromium", "chromium"),
     ("dnsmasq", "dnsmasq-base"),
     ("ip", "iproute2"),
     ("kamailio", "kamailio"),
@@ -23,6 +24,8 @@ const TEST_TOOLS: [(&str, &str); 12] = [
     ("svmap", "sipvicious"),
     ("svwar", "sipvicious"),
     ("tcpdump", "tcpdump"),
+    ("tmux", "tmux"),
+    ("tshark", "tshark"),
 ];
 
 /// The other filters that the benchmark measures against.

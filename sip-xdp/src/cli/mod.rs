@@ -16,6 +16,7 @@ mod state;
 mod stats;
 mod status;
 mod suggest;
+mod top;
 mod trust;
 mod unload;
 mod watch;
@@ -124,6 +125,7 @@ enum Command {
     Run(run::Run),
     Status(status::Status),
     Stats(stats::Stats),
+    Top(top::Top),
     Explain(explain::Explain),
     Watch(watch::Watch),
     Replay(replay::Replay),
@@ -164,6 +166,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Run(run) => run.execute(paths, config_required, output).await?,
         Command::Status(status) => return status.execute(&paths, output).await,
         Command::Stats(stats) => stats.execute(&paths, output)?,
+        Command::Top(top) => top.execute(paths, output).await?,
         Command::Explain(explain) => explain.execute(&paths, config_required, output).await?,
         Command::Watch(watch) => watch.execute(&paths, output).await?,
         Command::Replay(replay) => replay.execute(&paths, config_required, output)?,

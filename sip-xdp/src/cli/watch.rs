@@ -1,9 +1,12 @@
 //! `watch`: what the daemon decides, as it happens.
 
+mod pcap;
+
 use std::io::{ErrorKind, Write as _, stdout};
 use std::net::IpAddr;
+use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Args;
 use serde_json::Value;
 use sip_xdp::paths::Paths;
@@ -11,6 +14,7 @@ use sip_xdp::watch::Stream;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Output;
+use pcap::Capture;
 
 /// Bans, limits, storms and who turns out to be real, one line each as it happens
 ///
@@ -20,36 +24,61 @@ pub(crate) struct Watch {
     /// Only what concerns this address
     #[arg(long, value_name = "IP")]
     ip: Option<IpAddr>,
+    /// Samples of what is dropped, too, at most 200 a second: captures on this host do not see these packets
+    #[arg(long)]
+    packets: bool,
+    /// Write these packets to FILE, or with `-` to the standard output, for tcpdump and Wireshark; implies --packets
+    #[arg(short, value_name = "FILE")]
+    write: Option<PathBuf>,
 }
 
 impl Watch {
     pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        let mut stream = Stream::open(&paths.socket(), self.ip).await?;
-        loop {
+        let mut stream = Stream::open(&paths.socket(), self.ip, self.packets || self.write.is_some()).await?;
+        let mut capture = self.write.map(Capture::create).transpose()?;
+        let outcome = loop {
             let line = tokio::select! {
-                line = stream.next() => line?,
-                _ = interrupt.recv() => return Ok(()),
-                _ = terminate.recv() => return Ok(()),
+                line = stream.next() => match line {
+                    Ok(line) => line,
+                    Err(error) => break Err(error),
+                },
+                _ = interrupt.recv() => break Ok(()),
+                _ = terminate.recv() => break Ok(()),
             };
-            let line = if output.json { line } else { text(&line) };
-            let mut out = stdout().lock();
-            match writeln!(out, "{line}").and_then(|()| out.flush()) {
+            let written = match &mut capture {
+                Some(capture) => capture.take(&line)?,
+                None => print(&if output.json { line } else { text(&line) }),
+            };
+            match written {
                 // Whoever read this has seen enough.
-                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
-                written => written?,
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => break Ok(()),
+                written => written.context("what was watched cannot be written")?,
             }
+        };
+        if let Some(capture) = capture {
+            eprintln!("{}", capture.summary());
         }
+        outcome
     }
 }
 
-/// An event for people.
+fn print(line: &str) -> std::io::Result<()> {
+    let mut out = stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()
+}
+
+/// An event for people. What is not ours to choose, such as a start line, moves no cursor.
 fn text(line: &str) -> String {
     let Ok(event) = serde_json::from_str::<Value>(line) else {
         return line.to_owned();
     };
-    let field = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
+    let field = |name: &str| -> String {
+        let text = event[name].as_str().unwrap_or_default();
+        text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    };
     let time = field("time").get(..19).map(|time| time.replace('T', " ")).unwrap_or_default();
     if let Some(count) = event["count"].as_u64() {
         return format!("{time}  lost         {count} events, which came faster than they could be shown");

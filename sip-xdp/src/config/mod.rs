@@ -2,6 +2,7 @@
 //! one that exists, so that a typing error never leaves a protection off.
 
 mod feeds;
+mod metrics;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use crate::network::Network;
 use crate::object::{Capacity, Ports};
 
 pub use feeds::{Factor, FeedAction, FeedConfig, FeedFormat, Guards};
+pub use metrics::{Listen, MetricsConfig};
 pub use rules::{Decoy, Detect, Leak, Rule, Signature};
 pub use values::{HostName, PortRange, Span};
 
@@ -61,6 +63,8 @@ pub struct Config {
     pub inspect: Inspect,
     /// How large the tables are.
     pub capacity: CapacityConfig,
+    /// Where metrics and the web page are offered.
+    pub metrics: MetricsConfig,
     /// Lists that others keep.
     pub feeds: Vec<FeedConfig>,
 }
@@ -229,6 +233,7 @@ impl Default for Config {
             bans: Bans::default(),
             inspect: Inspect::default(),
             capacity: CapacityConfig::default(),
+            metrics: MetricsConfig::default(),
             feeds: Vec::new(),
         }
     }

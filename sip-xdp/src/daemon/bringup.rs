@@ -34,6 +34,7 @@ use crate::paths::Paths;
 use crate::pins::{Lock, Pins};
 use crate::sources::Sources;
 use crate::store::{Found, Opened, State, Store};
+use crate::tap::Tap;
 use crate::{clock, pins};
 
 /// Where the resolvers are listed.
@@ -133,6 +134,8 @@ impl Daemon {
             unserved: BTreeMap::new(),
             store,
             hub: Default::default(),
+            tap: Tap::open(open)?,
+            metrics: Default::default(),
             notes: Default::default(),
             offences: BTreeMap::new(),
             ended: false,
@@ -192,6 +195,7 @@ impl Daemon {
             return Err(error);
         }
         self.detector.configure(&self.config);
+        self.metrics.configure(&self.config.metrics);
         self.hosts.ask_again();
         Ok(json!({ "applied": self.summary() }))
     }

@@ -41,6 +41,7 @@ impl Daemon {
             Request::Restore { part } => self.restore(part),
             Request::Explain { address } => self.explain(address),
             Request::Watch { .. } => bail!("events are told over a connection of their own"),
+            Request::Recent => Ok(serde_json::to_value(self.hub.recent())?),
             Request::FeedList => Ok(self.feed_list()),
             Request::FeedSync { name, accept } => self.feed_sync(name.as_deref(), accept),
             Request::Confirm => self.confirm().await,

@@ -112,11 +112,13 @@ impl Chronicle for Recorder<'_> {
     }
 
     fn tell(&mut self, event: &Event) {
-        if !self.hub.is_watched() {
-            return;
-        }
         match serde_json::to_string(event) {
-            Ok(line) => self.hub.tell(Told { about: event.address, line: line.into() }),
+            Ok(line) => self.hub.tell(Told {
+                about: event.address,
+                event: event.event,
+                kind: event.kind.clone(),
+                line: line.into(),
+            }),
             Err(error) => log::error!("an event cannot be told: {error}"),
         }
     }

@@ -46,6 +46,18 @@ pub(super) struct Served {
     loaded: Loaded,
 }
 
+impl Served {
+    /// Its slot in the tables.
+    pub(super) fn slot(&self) -> u32 {
+        self.loaded.slot
+    }
+
+    /// How its frames start.
+    pub(super) fn link(&self) -> Link {
+        self.loaded.link
+    }
+}
+
 /// The programs of an interface.
 pub(super) struct Loaded {
     slot: u32,

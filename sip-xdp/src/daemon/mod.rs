@@ -11,6 +11,7 @@ mod hosts;
 mod import;
 pub(crate) mod interfaces;
 mod memory;
+mod packets;
 pub(crate) mod verdicts;
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,7 +21,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use aya::maps::{MapData, RingBuf};
 use serde_json::{Value, json};
-use sip_xdp_common::layout::Event;
+use sip_xdp_common::layout::{Event, EventKind};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
@@ -37,12 +38,14 @@ use crate::exempt::Exempt;
 use crate::feeds::engine::Engine;
 use crate::hosts::{ByName, Hosts};
 use crate::lists::Lists;
+use crate::metrics::Metrics;
 use crate::netlink::{LinkChanges, Netlink};
 use crate::network::Network;
 use crate::paths::Paths;
 use crate::pins::{Lock, Pins};
 use crate::sources::Sources;
 use crate::store::Store;
+use crate::tap::Tap;
 use crate::watch::Hub;
 
 use confirm::Confirmation;
@@ -131,6 +134,10 @@ struct Daemon {
     store: Store,
     /// Who watches is told of events here.
     hub: Hub,
+    /// Copies of what is dropped, for whoever watches.
+    tap: Tap,
+    /// Metrics and the web page.
+    metrics: Metrics,
     /// Volume does not ban before this time.
     learning_until: u64,
     notes: Notes,
@@ -159,6 +166,8 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
     let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };
     let mut events = events.context("the event ring cannot be watched")?;
     let (calls, mut called) = mpsc::channel::<Call>(16);
+    daemon.metrics = Metrics::new(&daemon.paths, &calls, &daemon.hub);
+    daemon.metrics.configure(&daemon.config.metrics);
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -246,12 +255,17 @@ impl Daemon {
                 continue;
             };
             drop(item);
-            self.court().observe(&event);
+            if event.kind == EventKind::Dropped as u8 {
+                self.show_packet(&event);
+            } else {
+                self.court().observe(&event);
+            }
         }
         false
     }
 
     async fn tick(&mut self, ticks: u64) {
+        self.tap.fill(self.hub.wants_packets());
         let now = clock::now();
         self.check_confirmation(now).await;
         // The kernel says nothing when somebody takes a program off.
@@ -322,6 +336,7 @@ impl Daemon {
         warnings.extend(self.hosts_warnings());
         warnings.extend(self.feeds_warnings());
         warnings.extend(self.confirmation.warning());
+        warnings.extend(self.metrics.warnings());
         json!({
             "pid": std::process::id(),
             "version": env!("CARGO_PKG_VERSION"),
@@ -334,6 +349,7 @@ impl Daemon {
             "feeds": self.feed_list(),
             "confirm": self.confirmation.status(),
             "missing": self.missing(),
+            "metrics": self.metrics.status(),
             "warnings": warnings,
         })
     }

@@ -267,6 +267,21 @@ fn levels(config: &Config, meter: Option<Meter>, is_known: bool, is_suspect: boo
     ]
 }
 
+/// That a source is over a limit, or was, and nothing else about it.
+pub fn limited_lately(pins: &Pins, sources: &Sources, host: &Network) -> Result<Option<Limited>> {
+    // IPv6 sources are metered by address, or with their network; one of another length has no meter.
+    let lengths: &[u8] = if host.is_v4() { &[128] } else { &[128, 64, 56, 48] };
+    for bits in lengths {
+        match sources.meter(&Network::around(host.first(), *bits).first())? {
+            Some((meter, set, way)) if meter.mark & RECORDED != 0 => {
+                return limited(pins, &meter, set, way, clock::now());
+            }
+            _ => {}
+        }
+    }
+    Ok(None)
+}
+
 /// What is recorded of a source that went over a limit.
 fn limited(pins: &Pins, meter: &Meter, set: u32, way: usize, now: u64) -> Result<Option<Limited>> {
     let records: Array<MapData, Records> = pins.open(names::RECORDS)?.try_into()?;

@@ -1,0 +1,36 @@
+//! `top`: the full-screen view.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use sip_xdp::config::Span;
+use sip_xdp::paths::Paths;
+use sip_xdp::top::{self, Options};
+
+use super::Output;
+use super::block::operator;
+
+/// Live full-screen view: rates by verdict, worst sources with the evidence, latest bans, feeds, warnings
+///
+/// Works with the daemon dead, and says so. Keys sort, filter, block, unblock and trust; `?` shows them. With --json it
+/// prints once what it would show.
+#[derive(Debug, Args)]
+pub(crate) struct Top {
+    /// Read everything anew every INTERVAL
+    #[arg(long, value_name = "INTERVAL", default_value = "1s")]
+    interval: Span,
+}
+
+impl Top {
+    pub(crate) async fn execute(self, paths: Paths, output: Output) -> Result<()> {
+        if output.json {
+            return output.print(&top::read(&paths).await?, |_| String::new());
+        }
+        if self.interval.0 < Duration::from_millis(100) {
+            bail!("--interval {} is too short; use 100ms or more", self.interval);
+        }
+        let plain = std::env::var_os("NO_COLOR").is_some();
+        top::run(paths, Options { interval: self.interval.0, plain, operator: operator() }).await
+    }
+}

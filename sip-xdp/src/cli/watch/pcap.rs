@@ -1,0 +1,134 @@
+//! Packets in the format that every capture tool reads: pcap with times in microseconds, version 2.4.
+
+use std::fs::File;
+use std::io::{self, Write, stdout};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use jiff::Timestamp;
+use serde_json::Value;
+
+/// LINKTYPE_ETHERNET.
+const ETHERNET: u32 = 1;
+
+/// LINKTYPE_RAW: IPv4 or IPv6, without anything before it.
+const RAW: u32 = 101;
+
+/// More than any sample has.
+const LONGEST: u32 = 65_535;
+
+/// A file of packets.
+pub(super) struct Capture {
+    to: Box<dyn Write>,
+    name: String,
+    /// The link type of the file: that of its first packet. There is one for all.
+    link: Option<u32>,
+    written: usize,
+    left_out: usize,
+}
+
+impl Capture {
+    /// Makes the file; `-` is the standard output.
+    pub(super) fn create(path: PathBuf) -> Result<Self> {
+        let to: Box<dyn Write> = if path == Path::new("-") {
+            Box::new(stdout())
+        } else {
+            Box::new(File::create(&path).with_context(|| format!("{} cannot be written", path.display()))?)
+        };
+        Ok(Self::to(to, path.display().to_string()))
+    }
+
+    fn to(to: Box<dyn Write>, name: String) -> Self {
+        Self { to, name, link: None, written: 0, left_out: 0 }
+    }
+
+    /// Writes an event's packet; other events are passed over.
+    pub(super) fn take(&mut self, line: &str) -> Result<io::Result<()>> {
+        let event: Value = serde_json::from_str(line).context("an event that is no JSON")?;
+        if event["event"] != "packet" {
+            return Ok(Ok(()));
+        }
+        let data = event["data"].as_str().and_then(bytes).context("a packet without its bytes")?;
+        let time: Timestamp = event["time"].as_str().context("a packet without its time")?.parse()?;
+        let link = if event["link"] == "ip" { RAW } else { ETHERNET };
+        let length = event["length"].as_u64().unwrap_or(0).max(data.len() as u64);
+        Ok(self.write(link, time, &data, length as u32))
+    }
+
+    fn write(&mut self, link: u32, time: Timestamp, data: &[u8], length: u32) -> io::Result<()> {
+        let mut bytes = Vec::with_capacity(data.len() + 40);
+        if self.link.is_none() {
+            for word in [0xa1b2_c3d4, 4 << 16 | 2, 0, 0, LONGEST, link] {
+                bytes.extend(u32::to_le_bytes(word));
+            }
+            self.link = Some(link);
+        }
+        if self.link != Some(link) {
+            self.left_out += 1;
+            return Ok(());
+        }
+        let (seconds, micros) = (time.as_second() as u32, time.subsec_microsecond() as u32);
+        for word in [seconds, micros, data.len() as u32, length] {
+            bytes.extend(u32::to_le_bytes(word));
+        }
+        bytes.extend(data);
+        self.to.write_all(&bytes)?;
+        self.written += 1;
+        self.to.flush()
+    }
+
+    /// What came of it.
+    pub(super) fn summary(&self) -> String {
+        let other = match self.left_out {
+            0 => String::new(),
+            count => {
+                format!("; {count} of interfaces with another kind of link were left out, which one file cannot hold")
+            }
+        };
+        format!("{} packets written to {}{other}", self.written, self.name)
+    }
+}
+
+fn bytes(hex: &str) -> Option<Vec<u8>> {
+    let digits = hex.as_bytes().chunks(2);
+    digits.map(|two| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn packets_of_one_kind_make_a_file() {
+        let shared = Shared::default();
+        let mut capture = Capture::to(Box::new(shared.clone()), "x".to_owned());
+        let packet = |link: &str| {
+            format!(r#"{{"time":"1970-01-01T00:00:07.5Z","event":"packet","link":"{link}","length":9,"data":"0aff"}}"#)
+        };
+        for line in [r#"{"event":"ban"}"#, &packet("ip"), &packet("ethernet"), &packet("ip")] {
+            capture.take(line).unwrap().unwrap();
+        }
+        let file = shared.0.lock().unwrap();
+        assert_eq!(file.len(), 24 + 2 * (16 + 2));
+        assert_eq!((&file[..4], file[20]), (&[0xd4, 0xc3, 0xb2, 0xa1][..], RAW as u8));
+        let record = [7_u32, 500_000, 2, 9].map(u32::to_le_bytes).concat();
+        assert_eq!((&file[24..40], &file[40..42]), (&record[..], &[0x0a, 0xff][..]));
+        assert!(capture.summary().starts_with("2 packets written to x; 1 of interfaces"), "{}", capture.summary());
+        assert!(capture.take(r#"{"event":"packet","data":"zz"}"#).is_err());
+    }
+}
