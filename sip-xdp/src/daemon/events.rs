@@ -7,6 +7,7 @@ use serde::Serialize;
 use sip_xdp_common::source::Source;
 
 use super::Daemon;
+use crate::clock;
 use crate::ledger::{Entry, Tier};
 use crate::network::Network;
 use crate::report;
@@ -23,13 +24,26 @@ pub(super) struct Event {
     reason: Option<String>,
     tier: Option<Tier>,
     dry_run: bool,
+    owner: Option<&'static str>,
+    expires: Option<jiff::Timestamp>,
 }
 
 impl Event {
     /// Of this name, now, about nobody in particular.
     pub(super) fn new(event: &'static str) -> Self {
         let time = report::now();
-        Self { time, event, kind: None, address: None, port: None, reason: None, tier: None, dry_run: false }
+        Self {
+            time,
+            event,
+            kind: None,
+            address: None,
+            port: None,
+            reason: None,
+            tier: None,
+            dry_run: false,
+            owner: None,
+            expires: None,
+        }
     }
 
     /// About an entry of a list.
@@ -40,6 +54,8 @@ impl Event {
             reason: Some(entry.reason.clone()),
             tier: entry.tier,
             dry_run: entry.dry_run,
+            owner: Some(entry.owner.name()),
+            expires: clock::to_wall(entry.expires),
             ..Self::new(event)
         }
     }
@@ -109,7 +125,10 @@ mod tests {
         let event = Event::of("ban", &entry).kind("rejected").dry_run(true);
         let json = serde_json::to_value(&event).unwrap();
         let fields: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(fields, ["time", "event", "kind", "address", "port", "reason", "tier", "dry_run"]);
+        assert_eq!(
+            fields,
+            ["time", "event", "kind", "address", "port", "reason", "tier", "dry_run", "owner", "expires"]
+        );
         assert_eq!(
             (&json["address"], &json["port"], &json["tier"]),
             (&"192.0.2.7".into(), &5062.into(), &"proven".into())

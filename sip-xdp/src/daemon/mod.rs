@@ -10,6 +10,7 @@ mod feeds;
 mod hosts;
 mod import;
 mod memory;
+mod tools;
 mod verdicts;
 
 use std::collections::{BTreeMap, HashMap};
