@@ -15,7 +15,7 @@
 //! - [`daemon`] ties these together, [`control`] is how commands reach it.
 //! - [`report`] reads everything from the pinned maps, with or without a daemon; [`explain`] says what they mean for one
 //!   address.
-//! - [`watch`] is the stream of events, [`transfer`] what one instance hands to another.
+//! - [`watch`] is the stream of events, [`outlets`] tells them to others, [`transfer`] what one instance hands to another.
 
 pub mod attach;
 pub mod clock;
@@ -40,6 +40,7 @@ pub mod message;
 pub mod netlink;
 pub mod network;
 pub mod object;
+pub mod outlets;
 pub mod paths;
 pub mod pins;
 pub mod prefixes;

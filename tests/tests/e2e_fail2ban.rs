@@ -119,17 +119,14 @@ fn a_daemon_that_starts_again_is_waited_for() -> Result<()> {
     let directory = lab.directory().join("fail2ban");
     let fail2ban = Fail2ban::start_through(&lab.pbx, &directory, &[("sip", &sip)], &filter.command_line())?;
     filter.stop()?;
-    fail2ban.client(&["set", "sip", "banip", "192.0.2.9"])?;
+    fail(&sip, "192.0.2.9")?;
     wait_until("its check has failed", SOON, || Ok(fail2ban.count_logged("Invariant check failed") > 0))?;
     filter.launch()?;
     wait_for(&filter, &fail2ban, "192.0.2.9", Some("fail2ban:sip"))?;
     // Who must stay reachable is not banned, and its log says so.
     filter.succeed(&["trust", "add", "192.0.2.10"])?;
-    fail2ban.client(&["set", "sip", "banip", "192.0.2.10"])?;
-    wait_until("it is told why", SOON, || {
-        Ok(fail2ban.count_logged("192.0.2.10/32 was not blocked: it is trusted")
-            + fail2ban.count_logged("192.0.2.10 was not blocked: it is trusted")
-            > 0)
-    })?;
+    fail(&sip, "192.0.2.10")?;
+    let why = "192.0.2.10 was not blocked: it is trusted";
+    wait_until("it is told why", SOON, || Ok(fail2ban.count_logged(why) > 0))?;
     fail2ban.stop()
 }

@@ -139,6 +139,7 @@ impl Daemon {
             served: Vec::new(),
             store,
             hub: Default::default(),
+            outlets: Default::default(),
             notes: HashMap::new(),
             offences: BTreeMap::new(),
             ended: false,
@@ -175,6 +176,7 @@ impl Daemon {
         // What the kernel has is the truth; from here on the store is told what changes.
         daemon.store.record(daemon.lists.all_entries());
         daemon.confirmation = Confirmation::new(daemon.overrides.confirm);
+        daemon.outlets.configure(&daemon.config, &daemon.hub);
         Ok((daemon, events, listener))
     }
 
@@ -198,6 +200,7 @@ impl Daemon {
         }
         self.detector.configure(&self.config);
         self.hosts.ask_again();
+        self.outlets.configure(&self.config, &self.hub);
         Ok(json!({ "applied": self.summary() }))
     }
 

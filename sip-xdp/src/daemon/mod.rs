@@ -41,6 +41,7 @@ use crate::hosts::{ByName, Hosts};
 use crate::lists::Lists;
 use crate::netlink::Netlink;
 use crate::network::Network;
+use crate::outlets::Outlets;
 use crate::paths::Paths;
 use crate::pins::{Lock, Pins};
 use crate::sources::Sources;
@@ -141,6 +142,8 @@ struct Daemon {
     store: Store,
     /// Who watches is told of events here.
     hub: Hub,
+    /// Who else is told.
+    outlets: Outlets,
     /// Volume does not ban before this time.
     learning_until: u64,
     notes: HashMap<(Source, &'static str), u64>,
@@ -347,6 +350,7 @@ impl Daemon {
         }
         warnings.extend(self.hosts_warnings());
         warnings.extend(self.feeds_warnings());
+        warnings.extend(self.outlets.warnings());
         warnings.extend(self.confirmation.warning());
         json!({
             "pid": std::process::id(),
@@ -358,6 +362,8 @@ impl Daemon {
             "sees_responses": self.detector.sees_responses(),
             "hosts": self.hosts_status(),
             "feeds": self.feed_list(),
+            "notify": self.outlets.notify_status(),
+            "crowdsec": self.outlets.crowdsec_status(),
             "confirm": self.confirmation.status(),
             "warnings": warnings,
         })
