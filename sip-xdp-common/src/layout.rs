@@ -52,9 +52,14 @@ pub enum Owner {
     Config = 2,
     /// A host name that is followed, of which this is an address.
     Host = 3,
+    /// Programs that block on their own account, such as the jails of fail2ban.
+    Tool = 4,
 }
 
 impl Owner {
+    /// The owner with the highest number.
+    pub const LAST: Self = Self::Tool;
+
     /// The owner with this number, if there is one.
     pub const fn from_number(number: u8) -> Option<Self> {
         match number {
@@ -62,6 +67,7 @@ impl Owner {
             1 => Some(Self::Auto),
             2 => Some(Self::Config),
             3 => Some(Self::Host),
+            4 => Some(Self::Tool),
             _ => None,
         }
     }
@@ -73,6 +79,7 @@ impl Owner {
             Self::Auto => "auto",
             Self::Config => "config",
             Self::Host => "host",
+            Self::Tool => "tool",
         }
     }
 }

@@ -49,6 +49,9 @@ pub enum Request {
         force: bool,
         /// The address from which the operator is logged in.
         operator: Option<std::net::IpAddr>,
+        /// The tool that blocks it, on its own account.
+        #[serde(default)]
+        by: Option<String>,
     },
     /// Take a network off.
     Delete {
@@ -56,6 +59,9 @@ pub enum Request {
         list: ListName,
         /// The network, or one inside it.
         network: Network,
+        /// The tool that lets go of what it has blocked.
+        #[serde(default)]
+        by: Option<String>,
     },
     /// Trust a host name: follow it through DNS.
     TrustHost {

@@ -19,8 +19,8 @@
 //! - [`doctor`] says what is wrong with a host, and what to do about it; [`suggest`] whom to trust.
 //! - [`overview`] is all that a screen shows at once; [`top`] shows it on a terminal, [`metrics`] to Prometheus and to
 //!   browsers.
-//! - [`tap`] asks the kernel for copies of what it drops; [`watch`] is the stream of events, [`transfer`] what one
-//!   instance hands to another.
+//! - [`tap`] asks the kernel for copies of what it drops; [`watch`] is the stream of events, [`outlets`] tells them to
+//!   others, [`transfer`] what one instance hands to another.
 
 pub mod attach;
 pub mod clock;
@@ -47,6 +47,7 @@ pub mod metrics;
 pub mod netlink;
 pub mod network;
 pub mod object;
+pub mod outlets;
 pub mod overview;
 pub mod paths;
 pub mod pins;

@@ -23,7 +23,7 @@ use crate::store::{self, HistoryRow, State, Store};
 /// How many bytes of JSON a part may have: less than a request.
 const PART: usize = 40_000;
 
-/// Whose entry it is. Those of the configuration and of host names are made anew where they are imported.
+/// Whose entry it is. Those of the configuration, of host names and of tools are made anew where they are imported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Whose {
@@ -260,7 +260,7 @@ fn listed(entry: &Entry) -> Option<Listed> {
     let owner = match entry.owner {
         Owner::Manual => Whose::Manual,
         Owner::Auto => Whose::Auto,
-        Owner::Config | Owner::Host => return None,
+        Owner::Config | Owner::Host | Owner::Tool => return None,
     };
     Some(Listed {
         network: entry.network,

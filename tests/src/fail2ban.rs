@@ -1,17 +1,19 @@
-//! A real fail2ban beside the registrar: it watches the registrar's log and rejects who fails too often, with its own
-//! action, in the namespace only. Nothing of it touches the machine's own instance: configuration, socket and process id
-//! file are its own.
+//! A real fail2ban beside the registrar: it watches logs and bans who fails too often, with an action of its own or with
+//! ours, in the namespace only. Nothing of it touches the machine's own instance: configuration, socket, database and
+//! process id file are its own.
 
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
 
 use crate::namespace::{Namespace, unique_name};
-use crate::process::Process;
+use crate::process::{Process, succeed};
 use crate::registrar::FAILURE;
 
 /// How many failed logins lead to a ban: the package's default.
@@ -29,10 +31,14 @@ const JAIL: &str = "sip";
 /// Python needs a while to start.
 const READY: Duration = Duration::from_secs(20);
 
+/// Our action file, as it is packaged.
+const OUR_ACTION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../sip-xdp/packaging/fail2ban/sip-xdp.conf");
+
 /// A server in the foreground; ends when dropped.
 #[derive(Debug)]
 pub struct Fail2ban {
     process: Process,
+    socket: PathBuf,
 }
 
 impl Fail2ban {
@@ -40,14 +46,54 @@ impl Fail2ban {
     pub fn start(namespace: &Namespace, directory: &Path, log: &Path) -> Result<Self> {
         let directory = directory.join(unique_name());
         configure(&directory, log).context("cannot configure fail2ban")?;
+        Self::launch(namespace, &directory, &[JAIL])
+    }
+
+    /// Starts it with these jails, each over a log that must exist, which ban through `sip_xdp`, a command line. Another one
+    /// that is started later in the same directory remembers its bans.
+    pub fn start_through(
+        namespace: &Namespace,
+        directory: &Path,
+        jails: &[(&str, &Path)],
+        sip_xdp: &str,
+    ) -> Result<Self> {
+        configure_through(directory, jails, sip_xdp).context("cannot configure fail2ban")?;
+        Self::launch(namespace, directory, &jails.iter().map(|(name, _)| *name).collect::<Vec<_>>())
+    }
+
+    fn launch(namespace: &Namespace, directory: &Path, jails: &[&str]) -> Result<Self> {
+        let socket = directory.join("fail2ban.sock");
         let mut command = namespace.command("fail2ban-server");
-        command.current_dir(&directory).args(["-f", "-x", "--logtarget", "stdout"]);
-        command.arg("-c").arg(&directory).arg("-s").arg(directory.join("fail2ban.sock"));
+        command.current_dir(directory).args(["-f", "-x", "--logtarget", "stdout"]);
+        command.arg("-c").arg(directory).arg("-s").arg(&socket);
         command.arg("-p").arg(directory.join("fail2ban.pid")).arg("start");
         let mut process = Process::spawn("fail2ban", &mut command)?;
-        let started = format!("Jail '{JAIL}' started");
-        process.wait_line(READY, |line| line.text.contains(&started))?;
-        Ok(Self { process })
+        for jail in jails {
+            let started = format!("Jail '{jail}' started");
+            process.wait_line(READY, |line| line.text.contains(&started))?;
+        }
+        Ok(Self { process, socket })
+    }
+
+    /// Gives it a command, and returns what it answers.
+    pub fn client(&self, arguments: &[&str]) -> Result<String> {
+        succeed(Command::new("fail2ban-client").arg("-s").arg(&self.socket).args(arguments))
+    }
+
+    /// Whether a jail holds an address for banned.
+    pub fn holds(&self, jail: &str, address: impl Into<IpAddr>) -> Result<bool> {
+        let address = address.into().to_string();
+        Ok(self.client(&["get", jail, "banip"])?.split_whitespace().any(|banned| banned == address))
+    }
+
+    /// How many lines of its log contain this.
+    pub fn count_logged(&self, text: &str) -> usize {
+        self.process.count_lines(|line| line.text.contains(text))
+    }
+
+    /// Ends it in an orderly way, in which it unbans everybody.
+    pub fn stop(mut self) -> Result<()> {
+        self.process.stop(Signal::SIGTERM).map(drop)
     }
 
     /// When it decided to ban an address, just before it ran its action.
@@ -69,14 +115,35 @@ fn configure(directory: &Path, log: &Path) -> Result<()> {
     fs::create_dir_all(directory.join("filter.d"))?;
     symlink(ACTIONS, directory.join("action.d"))?;
     // Bans need not outlive this instance.
-    fs::write(
-        directory.join("fail2ban.conf"),
-        "[DEFAULT]\nloglevel = INFO\nlogtarget = stdout\nsyslogsocket = auto\ndbfile = None\ndbpurgeage = 1d\n\
-         dbmaxmatches = 10\nallowipv6 = auto\n[Definition]\n[Thread]\n",
-    )?;
+    fs::write(directory.join("fail2ban.conf"), server("None"))?;
     fs::write(directory.join("filter.d").join(format!("{JAIL}.conf")), filter())?;
     fs::write(directory.join("jail.conf"), jail(log))?;
     Ok(())
+}
+
+fn configure_through(directory: &Path, jails: &[(&str, &Path)], sip_xdp: &str) -> Result<()> {
+    for part in ["filter.d", "action.d"] {
+        fs::create_dir_all(directory.join(part))?;
+    }
+    fs::copy(OUR_ACTION, directory.join("action.d/sip-xdp.conf")).context("no action file")?;
+    fs::write(directory.join("fail2ban.conf"), server(&directory.join("bans.sqlite3").display().to_string()))?;
+    fs::write(directory.join("filter.d").join(format!("{JAIL}.conf")), filter())?;
+    let jail = |(name, log): &(&str, &Path)| {
+        format!(
+            "[{name}]\nenabled = true\nfilter = {JAIL}\nlogpath = {}\nbackend = polling\nmaxretry = {MAX_RETRY}\n\
+             findtime = {FIND_TIME}\nbantime = 10m\nusedns = no\naction = sip-xdp[sipxdp=\"{sip_xdp}\"]\n\n",
+            log.display()
+        )
+    };
+    fs::write(directory.join("jail.conf"), jails.iter().map(jail).collect::<String>())?;
+    Ok(())
+}
+
+fn server(database: &str) -> String {
+    format!(
+        "[DEFAULT]\nloglevel = INFO\nlogtarget = stdout\nsyslogsocket = auto\ndbfile = {database}\ndbpurgeage = 1d\n\
+         dbmaxmatches = 10\nallowipv6 = auto\n[Definition]\n[Thread]\n"
+    )
 }
 
 fn filter() -> String {

@@ -305,6 +305,13 @@ impl<'a> Filter<'a> {
         Ok(status)
     }
 
+    /// The start of a command line that gives this instance a command: for programs that want one as text.
+    pub fn command_line(&self) -> String {
+        let command = self.command(&[]);
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+
     fn configuration_file(&self) -> PathBuf {
         self.directory.join("config.toml")
     }

@@ -7,6 +7,7 @@ pub mod attack;
 pub mod bans;
 pub mod capture;
 pub mod cpu;
+pub mod crowdsec;
 pub mod digest;
 pub mod dns;
 pub mod fail2ban;
@@ -47,6 +48,7 @@ use anyhow::{Result, bail};
 
 pub use attack::{Attacker, Disguise};
 pub use capture::Capture;
+pub use crowdsec::Crowdsec;
 pub use dns::NameServer;
 pub use fail2ban::Fail2ban;
 pub use filter::{Filter, FilterOptions};

@@ -102,7 +102,7 @@ impl ListServer {
         *lock(&self.shared.answers) = Box::new(answers);
     }
 
-    /// The heads of all requests so far.
+    /// All requests so far: their heads, and their bodies if they have any.
     pub fn requests(&self) -> Vec<String> {
         lock(&self.shared.requests).clone()
     }
@@ -118,7 +118,8 @@ impl Shared {
     fn answer(&self, mut stream: TcpStream) -> Result<()> {
         stream.set_nonblocking(false)?;
         let (mut head, mut buffer) = (Vec::new(), [0; 4_096]);
-        while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+        // A body that is left unread would make the kernel reset the connection under our answer.
+        while !is_whole(&head) {
             let read = stream.read(&mut buffer)?;
             if read == 0 {
                 return Ok(());
@@ -145,6 +146,16 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// Whether a request is here as long as it says.
+fn is_whole(request: &[u8]) -> bool {
+    let Some(end) = request.windows(4).position(|end| end == b"\r\n\r\n") else {
+        return false;
+    };
+    let head = String::from_utf8_lossy(&request[..end]).to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+    request.len() >= end + 4 + length.unwrap_or(0)
 }
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

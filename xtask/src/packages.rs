@@ -10,9 +10,12 @@ use anyhow::{Context, Result, bail};
 use crate::command::{as_root, ask, find, is_root, run, run_quietly, say};
 
 /// What the end-to-end tests and the demo use. Each line: a program, and the package that brings it.
-const TEST_TOOLS: [(&str, &str); 15] = [
+const TEST_TOOLS: [(&str, &str); 18] = [
     ("chromium", "chromium"),
+    ("crowdsec", "crowdsec"),
+    ("cscli", "crowdsec"),
     ("dnsmasq", "dnsmasq-base"),
+    ("fail2ban-server", "fail2ban"),
     ("ip", "iproute2"),
     ("kamailio", "kamailio"),
     ("kamcmd", "kamailio"),
@@ -45,8 +48,16 @@ const FUZZ_TOOLS: [(&str, &str); 1] = [("c++", "g++")];
 const BENCH_LIBRARIES: [&str; 1] = ["python3-pyinotify"];
 
 /// Packages that would start a service once they are installed, and the service.
-const SERVICES: [(&str, &str); 3] =
-    [("fail2ban", "fail2ban.service"), ("kamailio", "kamailio.service"), ("nftables", "nftables.service")];
+const SERVICES: [(&str, &str); 4] = [
+    ("crowdsec", "crowdsec.service"),
+    ("fail2ban", "fail2ban.service"),
+    ("kamailio", "kamailio.service"),
+    ("nftables", "nftables.service"),
+];
+
+/// The package that would register this machine with a service outside, and the file that keeps it from that, as its
+/// README.Debian says: one that has something in it.
+const OFFLINE: (&str, &str) = ("crowdsec", "/etc/crowdsec/online_api_credentials.yaml");
 
 /// Asked before a package's maintainer scripts start a service; 101 means no.
 const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
@@ -127,10 +138,22 @@ pub(crate) fn install(packages: &[String]) -> Result<()> {
     }
     say(format!("installing Debian packages: {}", missing.join(" ")));
     let services = ServiceGuard::hold(&missing)?;
+    stay_offline(&missing)?;
     // Lists can be older than the mirror: one more try with fresh ones.
     let result = apt_install(&missing).or_else(|_| update().and_then(|()| apt_install(&missing)));
     services.release()?;
     result
+}
+
+/// Sees to it that none of these packages registers this machine anywhere. What an administrator has there is left alone.
+fn stay_offline(packages: &[String]) -> Result<()> {
+    let (package, file) = OFFLINE;
+    if !packages.iter().any(|name| name == package) || Path::new(file).exists() {
+        return Ok(());
+    }
+    let note = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
+    fs::write(note.path(), "# Not registered: installed for the tests of sip-xdp.\n")?;
+    run(as_root("install")?.args(["-D", "--mode=600"]).arg(note.path()).arg(file))
 }
 
 fn apt_install(packages: &[String]) -> Result<()> {

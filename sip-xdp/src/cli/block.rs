@@ -45,6 +45,9 @@ pub(crate) struct Add {
     /// Block it although it contains addresses that should stay reachable
     #[arg(long)]
     force: bool,
+    /// For a program, on its own account: it stays blocked until the last one that blocks it has let go
+    #[arg(long, value_name = "NAME", conflicts_with = "reason")]
+    by: Option<String>,
 }
 
 /// Unblock an address or a network, and forget what it did
@@ -55,6 +58,9 @@ pub(crate) struct Add {
 pub(crate) struct Delete {
     /// An address or a network
     network: String,
+    /// For a program: only what it blocks itself, exactly this network; nothing to let go of is no error
+    #[arg(long, value_name = "NAME")]
+    by: Option<String>,
 }
 
 /// Who is blocked, by whom, why and until when
@@ -62,7 +68,7 @@ pub(crate) struct Delete {
 /// One row per owner. Works with the daemon dead.
 #[derive(Debug, Args)]
 pub(crate) struct Listing {
-    /// Only entries of this owner: manual, auto, feed, or feed:NAME
+    /// Only entries of this owner: manual, auto, tool, feed, or feed:NAME
     #[arg(long, value_name = "OWNER", value_parser = owner)]
     owner: Option<String>,
     /// What feeds list, too; shown without this where --match or --owner asks for it, and in JSON
@@ -95,6 +101,7 @@ impl Add {
             reason: self.reason,
             force: self.force,
             operator: operator(),
+            by: self.by,
         };
         let answer = control::call(&paths.socket(), &request).await?;
         output.print(&answer, |answer| format!("blocked {network}{}", until(answer)))
@@ -103,7 +110,7 @@ impl Add {
 
 impl Delete {
     pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
-        let request = Request::Delete { list: ListName::Block, network: self.network.parse()? };
+        let request = Request::Delete { list: ListName::Block, network: self.network.parse()?, by: self.by };
         let answer = control::call(&paths.socket(), &request).await?;
         output.print(&answer, |answer| removed("unblocked", answer))
     }
@@ -129,9 +136,9 @@ impl Listing {
 /// An owner of the block list.
 fn owner(text: &str) -> Result<String, String> {
     match text {
-        "manual" | "auto" | "feed" => Ok(text.to_owned()),
+        "manual" | "auto" | "tool" | "feed" => Ok(text.to_owned()),
         _ if text.starts_with("feed:") => Ok(text.to_owned()),
-        _ => Err("use manual, auto, feed, or feed:NAME".to_owned()),
+        _ => Err("use manual, auto, tool, feed, or feed:NAME".to_owned()),
     }
 }
 

@@ -91,7 +91,7 @@ impl Add {
         match read(&self.who)? {
             Who::Network(network) => {
                 let (list, force, operator) = (ListName::Trust, false, None);
-                let request = Request::Add { list, network, ttl, reason, force, operator };
+                let request = Request::Add { list, network, ttl, reason, force, operator, by: None };
                 let answer = control::call(&paths.socket(), &request).await?;
                 output.print(&answer, |answer| {
                     let blocked = answer["was_blocked"].as_bool().unwrap_or(false);
@@ -116,7 +116,7 @@ impl Delete {
         let verb = "no longer trusted:";
         match read(&self.who)? {
             Who::Network(network) => {
-                let request = Request::Delete { list: ListName::Trust, network };
+                let request = Request::Delete { list: ListName::Trust, network, by: None };
                 let answer = control::call(&paths.socket(), &request).await?;
                 output.print(&answer, |answer| {
                     let removed = block::removed(verb, answer);

@@ -37,6 +37,9 @@ pub struct FeedConfig {
     /// What is too strange to be put into force.
     #[serde(default)]
     pub guards: Guards,
+    /// How the scenarios begin that we publish there ourselves: they are not taken back.
+    #[serde(skip)]
+    pub own: Option<String>,
 }
 
 fn default_every() -> Span {
@@ -178,6 +181,7 @@ impl FeedConfig {
             ttl: default_ttl(),
             action: FeedAction::default(),
             guards: Guards::default(),
+            own: None,
         }
     }
 

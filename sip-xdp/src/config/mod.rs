@@ -3,6 +3,7 @@
 
 mod feeds;
 mod metrics;
+mod outlets;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use crate::object::{Capacity, Ports};
 
 pub use feeds::{Factor, FeedAction, FeedConfig, FeedFormat, Guards};
 pub use metrics::{Listen, MetricsConfig};
+pub use outlets::{CrowdsecConfig, NotifyConfig, Occasion};
 pub use rules::{Decoy, Detect, Leak, Rule, Signature};
 pub use values::{HostName, PortRange, Span};
 
@@ -65,6 +67,10 @@ pub struct Config {
     pub capacity: CapacityConfig,
     /// Where metrics and the web page are offered.
     pub metrics: MetricsConfig,
+    /// Who is told what happens.
+    pub notify: NotifyConfig,
+    /// Who shares our bans.
+    pub crowdsec: CrowdsecConfig,
     /// Lists that others keep.
     pub feeds: Vec<FeedConfig>,
 }
@@ -234,6 +240,8 @@ impl Default for Config {
             inspect: Inspect::default(),
             capacity: CapacityConfig::default(),
             metrics: MetricsConfig::default(),
+            notify: NotifyConfig::default(),
+            crowdsec: CrowdsecConfig::default(),
             feeds: Vec::new(),
         }
     }
@@ -304,8 +312,12 @@ impl Config {
             known.insert("feeds".to_owned(), Value::Array(FeedConfig::template().into_iter().collect()));
             check_keys(&table, &known, "").map_err(|(key, error)| anyhow!("{}{error}", at(find_key(text, &key))))?;
         }
-        let config: Self = toml::from_str(text).map_err(fault)?;
+        let mut config: Self = toml::from_str(text).map_err(fault)?;
         config.check().map_err(|error| anyhow!(": {error}"))?;
+        let own = config.crowdsec.own_scenarios();
+        for feed in config.feeds.iter_mut().filter(|feed| feed.format == FeedFormat::Crowdsec) {
+            feed.own.clone_from(&own);
+        }
         Ok(config)
     }
 
@@ -341,6 +353,8 @@ impl Config {
         }
         self.detect.check()?;
         feeds::check(&self.feeds)?;
+        self.notify.check()?;
+        self.crowdsec.check()?;
         let Bans { first, factor, max, unproven, forget } = self.bans;
         let (day, month) = (Span::seconds(24 * 3600), Span::seconds(30 * 24 * 3600));
         for (name, span, most) in

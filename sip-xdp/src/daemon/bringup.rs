@@ -136,6 +136,7 @@ impl Daemon {
             hub: Default::default(),
             tap: Tap::open(open)?,
             metrics: Default::default(),
+            outlets: Default::default(),
             notes: Default::default(),
             offences: BTreeMap::new(),
             ended: false,
@@ -173,6 +174,7 @@ impl Daemon {
         // What the kernel has is the truth; from here on the store is told what changes.
         daemon.store.record(daemon.lists.all_entries());
         daemon.confirmation = Confirmation::new(daemon.overrides.confirm);
+        daemon.outlets.configure(&daemon.config, &daemon.hub);
         Ok((daemon, events, listener))
     }
 
@@ -197,6 +199,7 @@ impl Daemon {
         self.detector.configure(&self.config);
         self.metrics.configure(&self.config.metrics);
         self.hosts.ask_again();
+        self.outlets.configure(&self.config, &self.hub);
         Ok(json!({ "applied": self.summary() }))
     }
 

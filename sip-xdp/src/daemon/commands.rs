@@ -21,7 +21,12 @@ impl Daemon {
     pub(super) async fn command(&mut self, request: Request) -> Result<Value> {
         match request {
             Request::Status => Ok(self.status()),
-            Request::Add { list, network, ttl, reason, force, operator } => {
+            Request::Add { list: ListName::Block, network, ttl, force, operator, by: Some(tool), .. } => {
+                let expires = clock::after(ttl.map(Duration::from_secs));
+                self.block_for(&tool, network, expires, force, operator.map(Network::host))
+            }
+            Request::Delete { list: ListName::Block, network, by: Some(tool) } => self.unblock_for(&tool, &network),
+            Request::Add { list, network, ttl, reason, force, operator, .. } => {
                 let ttl = ttl.map(Duration::from_secs);
                 let entry = Entry::manual(network, clock::after(ttl), &reason);
                 match list {
@@ -29,8 +34,8 @@ impl Daemon {
                     ListName::Trust => self.trust(entry),
                 }
             }
-            Request::Delete { list: ListName::Block, network } => self.unblock(&network),
-            Request::Delete { list: ListName::Trust, network } => self.untrust(&network),
+            Request::Delete { list: ListName::Block, network, .. } => self.unblock(&network),
+            Request::Delete { list: ListName::Trust, network, .. } => self.untrust(&network),
             Request::TrustHost { name, ttl, reason } => self.trust_host(name, ttl, reason),
             Request::DistrustHost { name } => self.distrust_host(&name),
             Request::Import { list, networks, ttl, reason, force, operator } => {
@@ -50,7 +55,7 @@ impl Daemon {
         }
     }
 
-    fn block(&mut self, entry: Entry, force: bool, operator: Option<Network>) -> Result<Value> {
+    pub(super) fn block(&mut self, entry: Entry, force: bool, operator: Option<Network>) -> Result<Value> {
         let network = entry.network;
         if network.prefix() == 0 {
             bail!(
@@ -60,10 +65,10 @@ impl Daemon {
         if !force && let Some(why) = self.refusal(&network, operator) {
             bail!("{network} was not blocked: {why}; add --force if you mean it");
         }
-        let (expires, reason) = (entry.expires, entry.reason.clone());
+        let (expires, reason, owner) = (entry.expires, entry.reason.clone(), entry.owner.name());
         let said = Said::of("block", &entry).kind("command");
         self.lists.put(List::Block, entry)?;
-        self.say(said, Level::Info, format_args!("block {network} owner=manual reason=\"{reason}\""));
+        self.say(said, Level::Info, format_args!("block {network} owner={owner} reason=\"{reason}\""));
         Ok(json!({ "network": network, "expires": clock::to_wall(expires) }))
     }
 
@@ -92,7 +97,7 @@ impl Daemon {
     }
 
     fn unblock(&mut self, network: &Network) -> Result<Value> {
-        let removed = self.delete(List::Block, network, &[Owner::Manual, Owner::Auto])?;
+        let removed = self.delete(List::Block, network, &[Owner::Manual, Owner::Auto, Owner::Tool])?;
         if removed.is_empty() {
             if let Some(fed) = self.fed(network) {
                 bail!(fed);

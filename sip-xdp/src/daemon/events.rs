@@ -9,7 +9,7 @@ use sip_xdp_common::source::Source;
 
 use super::verdicts::{Chronicle, Court};
 use super::{Daemon, memory, save, verdicts};
-use crate::clock::Moment;
+use crate::clock::{self, Moment};
 use crate::detect::Acceptance;
 use crate::ledger::{Entry, Tier};
 use crate::lists::Lists;
@@ -29,6 +29,8 @@ pub(crate) struct Event {
     pub(crate) reason: Option<String>,
     pub(crate) tier: Option<Tier>,
     pub(crate) dry_run: bool,
+    pub(crate) owner: Option<&'static str>,
+    pub(crate) expires: Option<jiff::Timestamp>,
     /// Only of events about an interface.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) interface: Option<String>,
@@ -48,6 +50,8 @@ impl Event {
             tier: None,
             dry_run: false,
             interface: None,
+            owner: None,
+            expires: None,
         }
     }
 
@@ -59,6 +63,8 @@ impl Event {
             reason: Some(entry.reason.clone()),
             tier: entry.tier,
             dry_run: entry.dry_run,
+            owner: Some(entry.owner.name()),
+            expires: clock::to_wall(entry.expires),
             ..Self::new(event)
         }
     }
@@ -170,6 +176,11 @@ impl Daemon {
         verdicts::must_stay(&self.exempt, &self.lists, network, now)
     }
 
+    /// Tells an event to whoever watches.
+    pub(super) fn tell(&self, event: &Event) {
+        self.recorder().tell(event);
+    }
+
     /// Writes the line to the log, and tells the event to whoever watches.
     pub(super) fn say(&self, event: Event, level: Level, line: fmt::Arguments<'_>) {
         self.recorder().say(event, level, line);
@@ -191,7 +202,10 @@ mod tests {
         let event = Event::of("ban", &entry).kind("rejected").dry_run(true);
         let json = serde_json::to_value(&event).unwrap();
         let fields: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(fields, ["time", "event", "kind", "address", "port", "reason", "tier", "dry_run"]);
+        assert_eq!(
+            fields,
+            ["time", "event", "kind", "address", "port", "reason", "tier", "dry_run", "owner", "expires"]
+        );
         assert_eq!(
             (&json["address"], &json["port"], &json["tier"]),
             (&"192.0.2.7".into(), &5062.into(), &"proven".into())

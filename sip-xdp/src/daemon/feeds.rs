@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
+use log::Level;
 use serde_json::{Value, json};
 use sip_xdp_common::layout::List;
 
 use super::Daemon;
+use super::events::Event as Said;
 use crate::config::Guards;
 use crate::feeds::engine::Update;
 use crate::feeds::guards::{Untouchable, trim};
@@ -38,8 +40,18 @@ impl Daemon {
     pub(super) fn feed_said(&mut self, update: Update) {
         let Update { name, generation, state, list } = update;
         let was_settled = self.feeds.is_settled();
+        let before = self.feeds.trouble(&name);
         if !self.feeds.note(&name, generation, state) {
             return;
+        }
+        // Its thread has logged it.
+        match self.feeds.trouble(&name) {
+            now if now == before => {}
+            Some((error, is_refused)) => {
+                let kind = if is_refused { "refused" } else { "failed" };
+                self.tell(&Said::new("feed").kind(kind).reason(format!("{name}: {error}")));
+            }
+            None => self.tell(&Said::new("feed").kind("well").reason(name.as_str())),
         }
         if let Some(list) = list {
             // If it has ended meanwhile, nobody wants to know.
@@ -59,9 +71,12 @@ impl Daemon {
         let refresh = self.lists.replace_feed(name, networks).map_err(|error| error.to_string())?;
         let crate::lists::Refresh { added, removed, total } = refresh;
         if is_expired {
-            log::warn!("feed {name} expired removed={removed}");
+            let said = Said::new("feed").kind("expired").reason(format!("{name}: {removed} networks were taken out"));
+            self.say(said, Level::Warn, format_args!("feed {name} expired removed={removed}"));
         } else if added + removed > 0 {
-            log::info!("feed {name} added={added} removed={removed} total={total}");
+            let reason = format!("{name}: {added} added, {removed} removed, {total} in all");
+            let said = Said::new("feed").kind("changed").reason(reason);
+            self.say(said, Level::Info, format_args!("feed {name} added={added} removed={removed} total={total}"));
         }
         Ok(refresh)
     }

@@ -12,6 +12,7 @@ mod import;
 pub(crate) mod interfaces;
 mod memory;
 mod packets;
+mod tools;
 pub(crate) mod verdicts;
 
 use std::collections::{BTreeMap, HashMap};
@@ -41,6 +42,7 @@ use crate::lists::Lists;
 use crate::metrics::Metrics;
 use crate::netlink::{LinkChanges, Netlink};
 use crate::network::Network;
+use crate::outlets::Outlets;
 use crate::paths::Paths;
 use crate::pins::{Lock, Pins};
 use crate::sources::Sources;
@@ -138,6 +140,8 @@ struct Daemon {
     tap: Tap,
     /// Metrics and the web page.
     metrics: Metrics,
+    /// Who else is told.
+    outlets: Outlets,
     /// Volume does not ban before this time.
     learning_until: u64,
     notes: Notes,
@@ -335,6 +339,7 @@ impl Daemon {
         }
         warnings.extend(self.hosts_warnings());
         warnings.extend(self.feeds_warnings());
+        warnings.extend(self.outlets.warnings());
         warnings.extend(self.confirmation.warning());
         warnings.extend(self.metrics.warnings());
         json!({
@@ -347,6 +352,8 @@ impl Daemon {
             "sees_responses": self.detector.sees_responses(),
             "hosts": self.hosts_status(),
             "feeds": self.feed_list(),
+            "notify": self.outlets.notify_status(),
+            "crowdsec": self.outlets.crowdsec_status(),
             "confirm": self.confirmation.status(),
             "missing": self.missing(),
             "metrics": self.metrics.status(),

@@ -96,23 +96,26 @@ pub(super) fn crowdsec(
     let is_first = from_the_start || last.cursor.is_none();
     let base = config.url.trim_end_matches('/');
     let base = base.strip_suffix("/v1/decisions/stream").unwrap_or(base);
-    let url = format!("{base}/v1/decisions/stream{}", if is_first { "?startup=true" } else { "" });
+    // All decisions about an address, not only the longest: that one may be ours, or end before its time.
+    let url = format!("{base}/v1/decisions/stream?dedup=false{}", if is_first { "&startup=true" } else { "" });
     let (status, headers, body) = fetcher.page(&url, &[("X-Api-Key", &key)])?;
     if status != 200 {
         return Err(refused(status, &headers).into());
     }
-    let found = decisions(std::io::BufReader::new(body))?;
-    let mut ends = if is_first { BTreeMap::new() } else { last.ends.clone() };
-    for network in &found.deleted {
-        ends.remove(network);
+    let found = decisions(std::io::BufReader::new(body), config.own.as_deref())?;
+    let mut decided = if is_first { BTreeMap::new() } else { last.decided.clone() };
+    for place in &found.deleted {
+        decided.remove(place);
     }
-    for (network, duration) in found.new {
-        let end = now.saturating_add(duration.as_secs());
-        let known: &mut u64 = ends.entry(network).or_default();
-        *known = end.max(*known);
+    decided.extend(found.new.into_iter().map(|(place, duration)| (place, now.saturating_add(duration.as_secs()))));
+    decided.retain(|_, end| *end > now);
+    let mut ends: BTreeMap<Network, u64> = BTreeMap::new();
+    for ((_, network), end) in &decided {
+        let known = ends.entry(*network).or_default();
+        *known = (*known).max(*end);
     }
     // From here on it tells what is new, as long as nothing goes wrong.
-    let candidate = Candidate { cursor: Some("stream".to_owned()), ends, ..Candidate::default() };
+    let candidate = Candidate { cursor: Some("stream".to_owned()), decided, ends, ..Candidate::default() };
     Ok(live(found.tally, candidate, now))
 }
 

@@ -192,6 +192,12 @@ impl Engine {
         Some(asked.map(|(name, _)| (name.clone(), round)).collect())
     }
 
+    /// What went wrong with the last answer of a feed, and whether a guard refused it.
+    pub fn trouble(&self, name: &str) -> Option<(String, bool)> {
+        let state = &self.running.get(name)?.state;
+        Some((state.error.clone()?, state.is_refused))
+    }
+
     /// The names of all feeds.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.running.keys().map(String::as_str)

@@ -169,7 +169,7 @@ fn check_type(headers: &HeaderMap) -> Result<(), Failure> {
 }
 
 /// An error in words that cannot contain a secret: those of the library may name the address that was asked for.
-fn say(error: &Error) -> String {
+pub(crate) fn say(error: &Error) -> String {
     match error {
         Error::Timeout(_) => format!("no whole answer within {} s", PATIENCE.as_secs()),
         Error::HostNotFound => "the host was not found".to_owned(),

@@ -26,6 +26,8 @@ pub(super) struct Last {
     pub(super) cursor: Option<String>,
     /// What the server listed and when that ends, in seconds since 1970.
     pub(super) ends: BTreeMap<Network, u64>,
+    /// The same, one by one, of a server that ends each by itself: by number and network.
+    pub(super) decided: BTreeMap<(u64, Network), u64>,
     /// What the guards held it against.
     pub(super) untouchable: Arc<Untouchable>,
 }
@@ -41,6 +43,7 @@ impl Last {
             validators: saved.validators.clone(),
             cursor,
             ends: saved.ends.clone(),
+            decided: BTreeMap::new(),
             untouchable,
         }
     }
@@ -54,6 +57,7 @@ pub(super) struct Candidate {
     pub(super) validators: Validators,
     pub(super) cursor: Option<String>,
     pub(super) ends: BTreeMap<Network, u64>,
+    pub(super) decided: BTreeMap<(u64, Network), u64>,
     /// There is more, which the server does not want to give now.
     pub(super) come_back: Option<Duration>,
 }

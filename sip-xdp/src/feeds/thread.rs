@@ -125,7 +125,7 @@ impl Follower {
         untouchable: Arc<Untouchable>,
     ) -> Result<Result<(), String>, Gone> {
         let entries = candidate.entries();
-        let Candidate { listed, tally, validators, cursor, ends, .. } = candidate;
+        let Candidate { listed, tally, validators, cursor, ends, decided, .. } = candidate;
         let counts = listed.counts();
         let saved = Saved { listed, validators, cursor, ends, entries, confirmed_ms: 0 };
         // Written before, and put in its place after it is in force.
@@ -137,7 +137,7 @@ impl Follower {
         };
         let kept = prepared.and_then(saved::Prepared::commit);
         self.state.disk_error = kept.err().map(|error| format!("{error:#}"));
-        self.last = Last { count: entries, is_known: true, validators, cursor, ends, untouchable };
+        self.last = Last { count: entries, is_known: true, validators, cursor, ends, decided, untouchable };
         [self.state.ipv4, self.state.ipv6] = counts;
         self.state.tally = tally;
         self.state.last = Some(refresh);

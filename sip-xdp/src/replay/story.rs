@@ -192,6 +192,8 @@ impl Telling<'_> {
 impl Chronicle for Telling<'_> {
     fn say(&mut self, mut event: Said, _: Level, _: fmt::Arguments<'_>) {
         event.time = self.time();
+        // Reckoned by this machine's clock, which the capture's has nothing to do with.
+        event.expires = None;
         let what = event.kind.clone().or_else(|| event.reason.clone()).unwrap_or_default();
         let noted = Noted { at: event.time, what };
         match (event.event, event.address) {

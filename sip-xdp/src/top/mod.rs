@@ -184,11 +184,18 @@ fn events() -> mpsc::Receiver<Event> {
 
 /// What the daemon is asked for.
 fn request(order: &Order, operator: Option<IpAddr>) -> Request {
-    let add =
-        |list, network, ttl| Request::Add { list, network, ttl, reason: REASON.to_owned(), force: false, operator };
+    let add = |list, network, ttl| Request::Add {
+        list,
+        network,
+        ttl,
+        reason: REASON.to_owned(),
+        force: false,
+        operator,
+        by: None,
+    };
     match order {
         Order::Block(network) => add(ListName::Block, *network, Some(BLOCK_TTL)),
         Order::Trust(network) => add(ListName::Trust, *network, None),
-        Order::Unblock(network) => Request::Delete { list: ListName::Block, network: *network },
+        Order::Unblock(network) => Request::Delete { list: ListName::Block, network: *network, by: None },
     }
 }

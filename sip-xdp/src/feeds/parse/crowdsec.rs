@@ -8,13 +8,16 @@ use serde::Deserialize;
 use super::{Tally, Word, reason};
 use crate::network::Network;
 
+/// A decision about a network. Several may be about the same one, and each ends by itself.
+pub(in crate::feeds) type Place = (u64, Network);
+
 /// What has changed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::feeds) struct Decisions {
     /// What is to be blocked, and for how long.
-    pub(in crate::feeds) new: Vec<(Network, Duration)>,
+    pub(in crate::feeds) new: Vec<(Place, Duration)>,
     /// What is not to be blocked any more.
-    pub(in crate::feeds) deleted: Vec<Network>,
+    pub(in crate::feeds) deleted: Vec<Place>,
     /// What was left out of `new`.
     pub(in crate::feeds) tally: Tally,
 }
@@ -27,6 +30,10 @@ struct Answer {
 
 #[derive(Deserialize)]
 struct Decision {
+    #[serde(default)]
+    id: u64,
+    #[serde(default)]
+    scenario: String,
     #[serde(rename = "type", default)]
     kind: String,
     #[serde(default)]
@@ -45,14 +52,18 @@ impl Decision {
     }
 }
 
-/// Reads an answer.
-pub(in crate::feeds) fn decisions(body: impl Read) -> Result<Decisions, String> {
+/// Reads an answer. Decisions whose scenario begins with `own` are ours: taken back, they would outlive what they came from.
+pub(in crate::feeds) fn decisions(body: impl Read, own: Option<&str>) -> Result<Decisions, String> {
     let answer: Answer = serde_json::from_reader(body).map_err(|error| match error.classify() {
         serde_json::error::Category::Io => error.to_string(),
         _ => format!("the answer is not CrowdSec's JSON, or cut off (line {})", error.line()),
     })?;
     let mut found = Decisions::default();
+    let is_ours = |decision: &Decision| own.is_some_and(|own| decision.scenario.starts_with(own));
     for (number, decision) in (1..).zip(answer.new.unwrap_or_default()) {
+        if is_ours(&decision) {
+            continue;
+        }
         if !decision.is_ban() {
             found.tally.skip(reason::OTHER);
             continue;
@@ -64,7 +75,7 @@ pub(in crate::feeds) fn decisions(body: impl Read) -> Result<Decisions, String> 
         match Word::read(&decision.value) {
             Word::Network { network, host_bits } => {
                 found.tally.host_bits += u64::from(host_bits);
-                found.new.push((network, duration));
+                found.new.push(((decision.id, network), duration));
             }
             Word::Everybody => found.tally.skip(reason::TOO_BROAD),
             Word::Mapped => found.tally.skip(reason::SPECIAL),
@@ -73,7 +84,7 @@ pub(in crate::feeds) fn decisions(body: impl Read) -> Result<Decisions, String> 
     }
     for decision in answer.deleted.unwrap_or_default().iter().filter(|decision| decision.is_ban()) {
         if let Word::Network { network, .. } = Word::read(&decision.value) {
-            found.deleted.push(network);
+            found.deleted.push((decision.id, network));
         }
     }
     Ok(found)

@@ -94,20 +94,36 @@ fn apiban_pages() {
 }
 
 #[test]
+fn crowdsec_does_not_give_us_our_own_back() {
+    let decision = |id: u32, scenario: &str| {
+        format!(
+            "{{\"id\":{id},\"origin\":\"crowdsec\",\"type\":\"ban\",\"scope\":\"Ip\",\"value\":\"192.0.2.1\",\
+             \"duration\":\"1h\",\"scenario\":\"{scenario}\"}}"
+        )
+    };
+    let new = [decision(4, "sip-xdp/gw1/rejected"), decision(5, "sip-xdp/gw10/rejected"), decision(6, "ssh-bf")];
+    let text = format!("{{\"new\":[{}],\"deleted\":[{}]}}", new.join(","), decision(3, "sip-xdp/gw1/slow"));
+    let ids =
+        |own| -> Vec<u64> { decisions(text.as_bytes(), own).unwrap().new.iter().map(|((id, _), _)| *id).collect() };
+    assert_eq!(ids(Some("sip-xdp/gw1/")), [5, 6]);
+    assert_eq!(ids(None), [4, 5, 6]);
+}
+
+#[test]
 fn crowdsec_decisions() {
     let text = "{\"new\":[{\"id\":1,\"origin\":\"CAPI\",\"type\":\"ban\",\"scope\":\"Ip\",\"value\":\"192.0.2.1\",\
                 \"duration\":\"3h59m\",\"scenario\":\"x\"},{\"type\":\"ban\",\"scope\":\"Range\",\"value\":\"198.51.100.0/24\",\
                 \"duration\":\"1h\"},{\"type\":\"captcha\",\"scope\":\"Ip\",\"value\":\"192.0.2.2\",\"duration\":\"1h\"},\
                 {\"type\":\"ban\",\"scope\":\"Country\",\"value\":\"ZZ\",\"duration\":\"1h\"}],\"deleted\":null}";
-    let found = decisions(text.as_bytes()).unwrap();
+    let found = decisions(text.as_bytes(), None).unwrap();
     assert_eq!(found.new.len(), 2);
     assert_eq!(found.new[0].1, Duration::from_secs(4 * 3_600 - 60));
     assert_eq!(found.tally.count(reason::OTHER), 2);
-    assert_eq!(decisions(&b"{\"new\":null,\"deleted\":null}"[..]), Ok(Decisions::default()));
+    assert_eq!(decisions(&b"{\"new\":null,\"deleted\":null}"[..], None), Ok(Decisions::default()));
     let text =
         "{\"deleted\":[{\"type\":\"ban\",\"scope\":\"Ip\",\"value\":\"192.0.2.1\",\"duration\":\"-5s\"}],\"new\":[]}";
-    assert_eq!(decisions(text.as_bytes()).unwrap().deleted.len(), 1);
-    assert!(decisions(&b"<html>"[..]).is_err() && decisions(&b"{\"new\":["[..]).is_err());
+    assert_eq!(decisions(text.as_bytes(), None).unwrap().deleted.len(), 1);
+    assert!(decisions(&b"<html>"[..], None).is_err() && decisions(&b"{\"new\":["[..], None).is_err());
     for (text, expected) in [
         ("3h59m", Some(14_340.0)),
         ("1h2m3.5s", Some(3_723.5)),
@@ -145,7 +161,7 @@ proptest! {
     fn no_bytes_upset_a_parser(bytes in prop::collection::vec(any::<u8>(), 0..600), format in formats()) {
         let _ = read(format, &bytes);
         let _ = page(200, &bytes);
-        let _ = decisions(&bytes[..]);
+        let _ = decisions(&bytes[..], None);
     }
 
     #[test]

@@ -1,0 +1,152 @@
+//! Notification: a program that is started, and a server that is told, for what an operator wants to know at once.
+//!
+//! There are only so many messages in a time. What is over that is counted, and the next message says how many; if nothing
+//! more happens, one of its own does.
+
+mod channel;
+mod gate;
+mod message;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{Following, Heard, follow, note};
+use crate::clock;
+use crate::config::NotifyConfig;
+use crate::watch::Hub;
+
+use channel::Channel;
+use gate::Gate;
+use message::Message;
+
+/// How many events wait for their turn.
+const WAITING: usize = 256;
+
+/// How notification is.
+#[derive(Debug, Default)]
+struct Report {
+    sent: u64,
+    failed: u64,
+    suppressed: u64,
+    /// What goes wrong at present, by channel.
+    errors: BTreeMap<&'static str, String>,
+}
+
+/// Tells people. Ends when dropped, after the message that is on its way.
+pub struct Notifier {
+    config: NotifyConfig,
+    report: Arc<Mutex<Report>>,
+    _following: Following,
+}
+
+impl Notifier {
+    /// Begins to tell what happens from now on.
+    pub fn start(config: NotifyConfig, hub: &Hub) -> Self {
+        let (queue, events) = sync_channel(WAITING);
+        let (report, lost) = (Arc::<Mutex<Report>>::default(), Arc::<AtomicU64>::default());
+        let worker = Worker {
+            channels: Channel::all(&config),
+            said: BTreeMap::new(),
+            gate: Gate::new(config.limit),
+            timeout: config.timeout.0,
+            lost: Arc::clone(&lost),
+            report: Arc::clone(&report),
+        };
+        if let Err(error) = thread::Builder::new().name("notify".to_owned()).spawn(move || worker.run(&events)) {
+            log::error!("nobody is notified: {error}");
+        }
+        let wanted: Vec<_> = config.events.iter().map(|occasion| occasion.name()).collect();
+        let following = follow(hub.subscribe(), queue, lost, move |heard| {
+            // That a feed has changed is nothing to wake somebody for.
+            wanted.contains(&heard.event.as_str()) && heard.kind.as_deref() != Some("changed")
+        });
+        Self { config, report, _following: following }
+    }
+
+    /// What it was started with.
+    pub fn config(&self) -> &NotifyConfig {
+        &self.config
+    }
+
+    /// How it is.
+    pub fn status(&self) -> Value {
+        let report = lock(&self.report);
+        let Report { sent, failed, suppressed, errors } = &*report;
+        json!({ "sent": sent, "failed": failed, "suppressed": suppressed, "errors": errors })
+    }
+
+    /// What an operator should know.
+    pub fn warnings(&self) -> Vec<String> {
+        let report = lock(&self.report);
+        report.errors.iter().map(|(channel, error)| format!("notification by {channel} fails: {error}")).collect()
+    }
+}
+
+struct Worker {
+    channels: Vec<Channel>,
+    /// What was logged last of each channel.
+    said: BTreeMap<&'static str, Option<String>>,
+    gate: Gate,
+    timeout: Duration,
+    lost: Arc<AtomicU64>,
+    report: Arc<Mutex<Report>>,
+}
+
+impl Worker {
+    fn run(mut self, events: &Receiver<Heard>) {
+        loop {
+            let heard = match self.gate.until_due(clock::now()) {
+                None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(wait) => events.recv_timeout(wait),
+            };
+            self.gate.suppress("others", self.lost.swap(0, Ordering::Relaxed));
+            match heard {
+                Ok(heard) if self.gate.admits(clock::now()) => {
+                    let message = Message::of(&heard, &self.gate.take_suppressed());
+                    self.send(&message);
+                }
+                Ok(heard) => {
+                    self.gate.suppress(&heard.event, 1);
+                    lock(&self.report).suppressed += 1;
+                }
+                Err(RecvTimeoutError::Timeout) if self.gate.admits(clock::now()) => {
+                    let message = Message::summary(&self.gate.take_suppressed());
+                    self.send(&message);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn send(&mut self, message: &Message) {
+        for channel in &self.channels {
+            let name = channel.name();
+            let result = channel.send(message, self.timeout);
+            {
+                let mut report = lock(&self.report);
+                match &result {
+                    Ok(()) => {
+                        report.sent += 1;
+                        report.errors.remove(name);
+                    }
+                    Err(error) => {
+                        report.failed += 1;
+                        report.errors.insert(name, error.clone());
+                    }
+                }
+            }
+            note(&format!("notify {name}"), self.said.entry(name).or_default(), result);
+        }
+    }
+}
+
+fn lock(report: &Mutex<Report>) -> MutexGuard<'_, Report> {
+    report.lock().unwrap_or_else(PoisonError::into_inner)
+}
