@@ -99,7 +99,7 @@ impl Machine {
         object.relocate_calls(&text).unwrap();
         let code = object.functions[&object.programs[names::INGRESS].function_key()].instructions.clone();
         let clock = maps.iter().position(|(name, _)| name == names::CLOCK).unwrap();
-        regions.insert(MAPS + clock as u64, Region::Own(START.to_le_bytes().to_vec()));
+        regions.insert(MAPS + clock as u64, Region::Own([START, 0].map(u64::to_le_bytes).concat()));
         regions.insert(CONTEXT, Region::Own(vec![0; 24]));
         regions.insert(STACK, Region::Own(vec![0; FRAME as usize * FRAMES]));
         Self { code, regions, tables, tally: Tally::default() }
