@@ -147,13 +147,13 @@ mod tests {
     use super::*;
 
     /// An event as the daemon tells it.
-    pub(super) fn told(event: &str, address: &str, more: &str) -> Told {
+    pub(super) fn told(event: &'static str, address: &str, more: &str) -> Told {
         let line = format!(
             "{{\"time\":\"2026-01-02T03:04:05Z\",\"event\":\"{event}\",\"kind\":\"rejected\",\"address\":\"{address}\",\
              \"port\":null,\"reason\":\"10 passwords\",\"tier\":\"proven\",\"dry_run\":false,\"owner\":\"auto\",\
              \"expires\":null{more}}}"
         );
-        Told { about: address.parse().ok(), line: line.into() }
+        Told { about: address.parse().ok(), event, kind: None, line: line.into() }
     }
 
     #[tokio::test]
@@ -166,7 +166,7 @@ mod tests {
             hub.tell(told("ban", &format!("192.0.2.{number}"), ""));
             hub.tell(told("limit", "192.0.2.9", ""));
         }
-        hub.tell(Told { about: None, line: "{}".into() });
+        hub.tell(Told { about: None, event: "other", kind: None, line: "{}".into() });
         while lost.load(Ordering::Relaxed) < 2 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }

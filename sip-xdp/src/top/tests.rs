@@ -47,6 +47,7 @@ fn attacked(second: u64) -> Overview {
     let interface = FilteredInterface {
         interface: "eth0".to_owned(),
         index: 2,
+        current_name: Some("eth0".to_owned()),
         mode: Some(crate::attach::Mode::Native),
         since: time,
         dry_run: false,

@@ -136,8 +136,8 @@ impl Machine {
                     let high = self.code[at].imm;
                     r[dst] = match src {
                         0 => u64::from(insn.imm as u32) | u64::from(high as u32) << 32,
-                        1 => HANDLE | insn.imm as u64,
-                        2 => (MAPS + insn.imm as u64) << REGION | high as u64,
+                        1 => HANDLE + insn.imm as u64,
+                        2 => ((MAPS + insn.imm as u64) << REGION) + high as u64,
                         4 => (at as i64 + i64::from(insn.imm)) as u64,
                         _ => panic!("a constant of kind {src}"),
                     };
@@ -187,7 +187,7 @@ impl Machine {
             let map = (a & !HANDLE) as usize;
             let key = self.read(b, 4);
             let Table { value, entries, is_array } = self.tables[map];
-            return if is_array && key < entries { (MAPS + map as u64) << REGION | key * value } else { 0 };
+            return if is_array && key < entries { ((MAPS + map as u64) << REGION) + key * value } else { 0 };
         }
         self.tally.helpers += 1;
         match number {

@@ -20,6 +20,7 @@ fn full() -> Overview {
     let interface = FilteredInterface {
         interface: "eth0".to_owned(),
         index: 2,
+        current_name: Some("eth0".to_owned()),
         mode: None,
         since: crate::report::now(),
         dry_run: false,

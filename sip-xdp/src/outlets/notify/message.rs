@@ -107,7 +107,7 @@ mod tests {
     use super::*;
     use crate::outlets::tests::told;
 
-    fn heard(event: &str) -> Heard {
+    fn heard(event: &'static str) -> Heard {
         serde_json::from_str(&told(event, "192.0.2.7", "").line).unwrap()
     }
 
