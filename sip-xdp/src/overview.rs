@@ -192,14 +192,7 @@ impl Overview {
             warnings
                 .push("no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp run`".into());
         }
-        for interface in &self.interfaces {
-            let name = &interface.interface;
-            if !interface.attached {
-                warnings.push(format!("{name} is not filtered any more: it is gone, or the program was taken off"));
-            } else if interface.dry_run {
-                warnings.push(format!("{name} is in a dry run: nothing is dropped"));
-            }
-        }
+        warnings.extend(self.interfaces.iter().filter_map(FilteredInterface::trouble));
         if self.storm.is_storm {
             warnings
                 .push("a storm: more new sources than can be real; strangers share one budget until it is over".into());

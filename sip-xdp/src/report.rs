@@ -161,6 +161,22 @@ pub struct FilteredInterface {
     pub egress: Option<EgressWay>,
 }
 
+impl FilteredInterface {
+    /// What an operator should know of it, if anything.
+    pub fn trouble(&self) -> Option<String> {
+        let name = &self.interface;
+        match &self.current_name {
+            None => Some(format!("{name} is gone; the daemon filters it again as soon as it is back")),
+            Some(_) if !self.attached => Some(format!("{name} is not filtered any more: the program was taken off")),
+            Some(now) if now != name => Some(format!(
+                "{name} is called {now} now; it is filtered until another interface is called {name}: write {now} into the \
+                 configuration and run `sip-xdp reload`"
+            )),
+            Some(_) => self.dry_run.then(|| format!("{name} is in a dry run: nothing is dropped")),
+        }
+    }
+}
+
 /// Reads the counters.
 pub fn stats(pins: &Pins) -> Result<Stats> {
     let cpu_states: PerCpuArray<MapData, CpuState> = pins.open(names::CPU_STATE)?.try_into()?;

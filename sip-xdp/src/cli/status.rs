@@ -84,7 +84,7 @@ async fn collect(paths: &Paths) -> Result<Report> {
             warnings
                 .push("no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp run`".into());
         }
-        warnings.extend(interfaces.iter().filter_map(trouble));
+        warnings.extend(interfaces.iter().filter_map(FilteredInterface::trouble));
         if report::is_storm(&pins)? {
             warnings
                 .push("a storm: more new sources than can be real; strangers share one budget until it is over".into());
@@ -113,20 +113,6 @@ async fn collect(paths: &Paths) -> Result<Report> {
         memory,
         warnings,
     })
-}
-
-/// What is wrong with an interface that the filter has been on.
-fn trouble(interface: &FilteredInterface) -> Option<String> {
-    let name = &interface.interface;
-    match &interface.current_name {
-        None => Some(format!("{name} is gone; the daemon filters it again as soon as it is back")),
-        Some(_) if !interface.attached => Some(format!("{name} is not filtered any more: the program was taken off")),
-        Some(now) if now != name => Some(format!(
-            "{name} is called {now} now; it is filtered until another interface is called {name}: write {now} into the \
-             configuration and run `sip-xdp reload`"
-        )),
-        Some(_) => interface.dry_run.then(|| format!("{name} is in a dry run: nothing is dropped")),
-    }
 }
 
 fn text(report: &Report, output: Output) -> String {
