@@ -56,19 +56,19 @@ impl Daemon {
             ListName::Trust => (List::Trust, "trust"),
         };
         let mut tally = Tally::default();
-        let mut failed = None;
+        let mut entries = Vec::with_capacity(networks.len());
         for network in networks {
             if network.prefix() == 0 {
                 tally.refuse(network, "it is everybody");
             } else if let (List::Block, false, Some(why)) = (of, force, self.refusal(network, operator)) {
                 tally.refuse(network, why);
-            } else if let Err(error) = self.lists.put(of, entry(*network)) {
-                failed = Some(error);
-                break;
             } else {
-                tally.added += 1;
+                entries.push(entry(*network));
             }
         }
+        let wanted = entries.len();
+        let failed = self.lists.put_all(of, entries).err();
+        tally.added = failed.as_ref().map_or(wanted, |stopped| stopped.entered);
         if of == List::Trust {
             self.judge_by_address()?;
         }
@@ -91,10 +91,10 @@ impl Daemon {
         let name = part.name();
         match part {
             Part::Trust(rows) => {
-                rows.into_iter().for_each(|row| self.restore_entry(List::Trust, row, &mut tally));
+                self.restore_entries(List::Trust, rows, &mut tally);
                 self.judge_by_address()?;
             }
-            Part::Block(rows) => rows.into_iter().for_each(|row| self.restore_entry(List::Block, row, &mut tally)),
+            Part::Block(rows) => self.restore_entries(List::Block, rows, &mut tally),
             Part::Hosts(rows) => {
                 rows.into_iter().for_each(|row| self.restore_host(row, &mut tally));
                 self.prepare_hosts();
@@ -116,7 +116,22 @@ impl Daemon {
         Ok(tally.answer())
     }
 
-    fn restore_entry(&mut self, list: List, row: Listed, tally: &mut Tally) {
+    /// Enters rows of a list: all but those that must not be. What finds no room is refused.
+    fn restore_entries(&mut self, list: List, rows: Vec<Listed>, tally: &mut Tally) {
+        let mut entries: Vec<Entry> = rows.into_iter().filter_map(|row| self.restored(list, row, tally)).collect();
+        while !entries.is_empty() {
+            let Err(stopped) = self.lists.put_all(list, entries.clone()) else {
+                tally.added += entries.len();
+                return;
+            };
+            tally.added += stopped.entered;
+            tally.refuse(entries[stopped.entered].network, stopped.error);
+            entries.drain(..=stopped.entered);
+        }
+    }
+
+    /// The entry that a row is to be here, if it is to be one.
+    fn restored(&self, list: List, row: Listed, tally: &mut Tally) -> Option<Entry> {
         let now = clock::now();
         let Listed { network, port, .. } = row;
         let expires = row.expires.map_or(sip_xdp_common::layout::NEVER, clock::from_wall);
@@ -126,10 +141,12 @@ impl Daemon {
         };
         let stays = (list == List::Block).then(|| self.must_stay(&network, now)).flatten();
         if let Some(why) = stays {
-            return tally.refuse(network, format!("it {why}"));
+            tally.refuse(network, format!("it {why}"));
+            return None;
         }
         if network.prefix() == 0 || (port.is_some() && !network.is_host()) || (list == List::Trust && port.is_some()) {
-            return tally.refuse(network, "it is everybody, or a port of more than one host");
+            tally.refuse(network, "it is everybody, or a port of more than one host");
+            return None;
         }
         let entry = Entry {
             owner,
@@ -139,21 +156,12 @@ impl Daemon {
             dry_run: owner == Owner::Auto && self.config.dry_run,
             ..Entry::manual(network, expires, &row.reason)
         };
-        let known = match port {
-            None => self.lists.owners(list, &network).into_iter().find(|one| one.owner == owner),
-            Some(_) => {
-                let mut of = self.lists.entries(list);
-                of.find(|one| one.network == network && one.port == port && one.owner == owner)
-            }
-        };
+        let known = self.lists.entry(list, &network, port, owner);
         if entry.is_over(now) || known.is_some_and(|known| known.expires >= expires) {
             tally.kept += 1;
-            return;
+            return None;
         }
-        match self.lists.put(list, entry) {
-            Ok(()) => tally.added += 1,
-            Err(error) => tally.refuse(network, error),
-        }
+        Some(entry)
     }
 
     fn restore_host(&mut self, row: Host, tally: &mut Tally) {

@@ -25,7 +25,7 @@ use sip_xdp_common::source::Source;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::attach::{Mode, ModeChoice};
@@ -52,6 +52,9 @@ use verdicts::Offence;
 
 /// How often expired entries are taken out and the store is told of changes.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How long an answer waits for the disk.
+const DISK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How many ticks lie between two looks at the host's addresses and routes.
 const SURROUNDINGS_TICKS: u64 = 30;
@@ -177,8 +180,9 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
                 }
             }
             Some(call) = called.recv() => {
+                let is_lasting = call.request.is_lasting();
                 let answer = daemon.command(call.request).await;
-                let _ = call.answer.send(answer);
+                daemon.answer(call.answer, answer, is_lasting);
             }
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
@@ -311,7 +315,23 @@ impl Daemon {
         }
     }
 
-    /// The same, and waits until it is on disk.
+    /// Answers a command: one that changes what is to last, when that would survive a power cut. For a slow disk the daemon
+    /// does not wait, nor does the answer for long; `status` says what is wrong with a disk.
+    fn answer(&mut self, to: oneshot::Sender<Result<Value>>, answer: Result<Value>, is_lasting: bool) {
+        if !is_lasting {
+            // Who asked may be gone.
+            let _ = to.send(answer);
+            return;
+        }
+        self.save();
+        let written = self.store.hurry();
+        tokio::task::spawn_blocking(move || {
+            written.wait(DISK_PATIENCE);
+            let _ = to.send(answer);
+        });
+    }
+
+    /// Has the store write what has changed in the lists, and waits until it is on disk.
     fn save_now(&mut self) {
         self.save();
         if let Err(error) = self.store.flush() {
