@@ -52,6 +52,8 @@ pub enum Owner {
     Config = 2,
     /// A host name that is followed, of which this is an address.
     Host = 3,
+    /// Feeds that trust or admit; which, the reason says.
+    Feed = 4,
 }
 
 impl Owner {
@@ -62,6 +64,7 @@ impl Owner {
             1 => Some(Self::Auto),
             2 => Some(Self::Config),
             3 => Some(Self::Host),
+            4 => Some(Self::Feed),
             _ => None,
         }
     }
@@ -73,6 +76,7 @@ impl Owner {
             Self::Auto => "auto",
             Self::Config => "config",
             Self::Host => "host",
+            Self::Feed => "feed",
         }
     }
 }

@@ -485,7 +485,7 @@ impl Lists {
     /// The owners of exactly `network` in a list.
     pub fn owners(&self, list: List, network: &Network) -> Vec<&Entry> {
         self.entries
-            .range((list, *network, 0, Owner::Manual)..=(list, *network, 0, Owner::Host))
+            .range((list, *network, 0, Owner::Manual)..=(list, *network, 0, Owner::Feed))
             .map(|(_, entry)| entry)
             .collect()
     }

@@ -10,7 +10,7 @@ use bytemuck::Zeroable;
 use jiff::Timestamp;
 use serde::Serialize;
 use sip_xdp_common::egress::Answer;
-use sip_xdp_common::layout::{Counters, CpuState, InterfaceRecord, List, MAX_INTERFACES, Responses};
+use sip_xdp_common::layout::{Counters, CpuState, InterfaceRecord, List, MAX_INTERFACES, Owner, Responses};
 use sip_xdp_common::names;
 use sip_xdp_common::networks::Kind;
 use sip_xdp_common::storm::Weather;
@@ -109,6 +109,8 @@ pub struct Stats {
     pub responses: ResponseStats,
     /// Events that found no room on their way to the daemon.
     pub lost_events: u64,
+    /// Packets that were not sampled for the detector, because so many of their kind had been.
+    pub lost_samples: u64,
     /// The block list.
     pub blocklist: Occupancy,
     /// The sources.
@@ -160,7 +162,6 @@ pub struct FilteredInterface {
 /// Reads the counters.
 pub fn stats(pins: &Pins) -> Result<Stats> {
     let counters: PerCpuArray<MapData, Counters> = pins.open(names::COUNTERS)?.try_into()?;
-    let cpu_states: PerCpuArray<MapData, CpuState> = pins.open(names::CPU_STATE)?.try_into()?;
     let records = records(pins)?;
     let mut interfaces = Vec::new();
     for (slot, record) in &records {
@@ -174,7 +175,7 @@ pub fn stats(pins: &Pins) -> Result<Stats> {
             methods: Message::ALL.iter().map(|message| (message.name(), sum.messages[*message as usize])).collect(),
         });
     }
-    let lost_events = cpu_states.get(&0, 0)?.iter().map(|state| state.lost_events).sum();
+    let lost = losses(pins)?;
     let tracked = Sources::open(|name| pins.open(name))?.tracked()?;
     let (good, peers) = known(pins)?;
     Ok(Stats {
@@ -183,9 +184,29 @@ pub fn stats(pins: &Pins) -> Result<Stats> {
         since: records.iter().map(|(_, record)| clock::from_ms(record.since_ms)).min(),
         interfaces,
         responses: responses(pins)?,
-        lost_events,
+        lost_events: lost.events,
+        lost_samples: lost.samples,
         blocklist: occupancy(pins)?,
         sources: SourceStats { tracked, good, peers },
+    })
+}
+
+/// What found no room on its way to the daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Losses {
+    /// Events.
+    pub events: u64,
+    /// Packets that were not sampled for the detector, because so many of their kind had been.
+    pub samples: u64,
+}
+
+/// Counts what found no room on its way to the daemon.
+pub fn losses(pins: &Pins) -> Result<Losses> {
+    let states: PerCpuArray<MapData, CpuState> = pins.open(names::CPU_STATE)?.try_into()?;
+    let states = states.get(&0, 0).context("the states of the CPUs cannot be read")?;
+    Ok(Losses {
+        events: states.iter().map(|state| state.lost_events).sum(),
+        samples: states.iter().map(|state| state.lost_samples).sum(),
     })
 }
 
@@ -246,7 +267,10 @@ pub fn rows(pins: &Pins, list: List) -> Result<Vec<Row>> {
         },
         network: entry.network,
         port: entry.port,
-        owner: entry.owner.name().to_owned(),
+        owner: match entry.owner {
+            Owner::Feed => format!("feed:{}", entry.reason),
+            owner => owner.name().to_owned(),
+        },
         reason: entry.reason,
         tier: entry.tier,
         added: clock::from_ms(entry.added_ms),

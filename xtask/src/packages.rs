@@ -10,8 +10,9 @@ use anyhow::{Context, Result, bail};
 use crate::command::{as_root, ask, find, is_root, run, run_quietly, say};
 
 /// What the end-to-end tests and the demo use. Each line: a program, and the package that brings it.
-const TEST_TOOLS: [(&str, &str); 12] = [
+const TEST_TOOLS: [(&str, &str); 13] = [
     ("dnsmasq", "dnsmasq-base"),
+    ("faketime", "faketime"),
     ("ip", "iproute2"),
     ("kamailio", "kamailio"),
     ("kamcmd", "kamailio"),

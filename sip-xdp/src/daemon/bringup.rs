@@ -142,6 +142,7 @@ impl Daemon {
             store,
             hub: Default::default(),
             notes: HashMap::new(),
+            wall: Default::default(),
             offences: BTreeMap::new(),
             ended: false,
             lock: Some(lock),

@@ -138,6 +138,11 @@ impl Daemon {
                 self.paths.config.display()
             ),
             None if let Some(error) = by_host => bail!(error),
+            None if let Some(fed) = self.lists.entry(List::Trust, network, None, Owner::Feed) => bail!(
+                "{network} is trusted by the feed {}; take the feed out of the configuration, or `sip-xdp block add {network} \
+                 --force` and sync it, and it leaves that out",
+                fed.reason
+            ),
             None => bail!("{network} is not in the trust list; see `sip-xdp trust list`"),
         };
         self.judge_by_address()?;

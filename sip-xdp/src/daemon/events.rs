@@ -23,13 +23,34 @@ pub(super) struct Event {
     reason: Option<String>,
     tier: Option<Tier>,
     dry_run: bool,
+    /// What it says of a feed, if it is about one.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    feed: Option<FeedFigures>,
+}
+
+/// What an event says of a feed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub(super) struct FeedFigures {
+    /// Its name.
+    pub(super) feed: String,
+    /// How many networks it listed for the first time, ...
+    pub(super) added: usize,
+    /// ... lists no longer, ...
+    pub(super) removed: usize,
+    /// ... and lists now.
+    pub(super) total: usize,
 }
 
 impl Event {
     /// Of this name, now, about nobody in particular.
     pub(super) fn new(event: &'static str) -> Self {
         let time = report::now();
-        Self { time, event, kind: None, address: None, port: None, reason: None, tier: None, dry_run: false }
+        Self { time, event, kind: None, address: None, port: None, reason: None, tier: None, dry_run: false, feed: None }
+    }
+
+    /// About a feed.
+    pub(super) fn of_feed(kind: &str, figures: FeedFigures) -> Self {
+        Self { feed: Some(figures), ..Self::new("feed").kind(kind) }
     }
 
     /// About an entry of a list.
@@ -114,6 +135,10 @@ mod tests {
             (&json["address"], &json["port"], &json["tier"]),
             (&"192.0.2.7".into(), &5062.into(), &"proven".into())
         );
+        let figures = FeedFigures { feed: "public".to_owned(), added: 3, removed: 2, total: 20 };
+        let synced = serde_json::to_value(Event::of_feed("synced", figures)).unwrap();
+        assert_eq!((&synced["event"], &synced["kind"], &synced["feed"]), (&"feed".into(), &"synced".into(), &"public".into()));
+        assert_eq!((&synced["added"], &synced["removed"], &synced["total"]), (&3.into(), &2.into(), &20.into()));
         let storm = serde_json::to_value(Event::new("storm")).unwrap();
         assert_eq!((&storm["address"], &storm["kind"], &storm["dry_run"]), (&Value::Null, &Value::Null, &false.into()));
     }

@@ -20,6 +20,10 @@ use crate::transfer::{self, Accepted, Host, Listed, Part, PastBan, Whose};
 /// The longest registration that is believed, in nanoseconds.
 const LONGEST: u64 = 24 * 3_600_000_000_000;
 
+/// Two times that were converted one after the other may differ by so much and be the same, in nanoseconds: both clocks
+/// are read, one after the other.
+const ALIKE: u64 = 1_000_000_000;
+
 /// The longest name of a user that is believed, in bytes.
 const MAX_USER: usize = 256;
 
@@ -157,7 +161,7 @@ impl Daemon {
             ..Entry::manual(network, expires, &row.reason)
         };
         let known = self.lists.entry(list, &network, port, owner);
-        if entry.is_over(now) || known.is_some_and(|known| known.expires >= expires) {
+        if entry.is_over(now) || known.is_some_and(|known| known.expires.saturating_add(ALIKE) >= expires) {
             tally.kept += 1;
             return None;
         }
@@ -166,7 +170,7 @@ impl Daemon {
 
     fn restore_host(&mut self, row: Host, tally: &mut Tally) {
         let expires = row.expires.map_or(sip_xdp_common::layout::NEVER, clock::from_wall);
-        let known = self.hosts.given().get(&row.name).is_some_and(|given| given.expires >= expires);
+        let known = self.hosts.given().get(&row.name).is_some_and(|given| given.expires.saturating_add(ALIKE) >= expires);
         if known || expires <= clock::now() {
             tally.kept += 1;
         } else if self.hosts.given().len() >= MAX_NAMES || !row.name.as_str().contains('.') {
@@ -187,8 +191,7 @@ impl Daemon {
         let at = from_wall_ms(clock::to_ms(row.last)).min(now);
         let until = from_wall_ms(clock::to_ms(row.until)).min(now.saturating_add(LONGEST));
         let known = self.detector.registered_until(&source, &user, port);
-        // The two clocks are read one after the other, so a time that is converted twice may differ a little.
-        if known.saturating_add(1_000_000_000) >= until {
+        if known.saturating_add(ALIKE) >= until {
             tally.kept += 1;
             return;
         }

@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::attach::{Mode, ModeChoice};
-use crate::clock;
+use crate::clock::{self, WallWatch};
 use crate::config::Config;
 use crate::control::{self, Call};
 use crate::detect::Detector;
@@ -146,6 +146,8 @@ struct Daemon {
     /// Volume does not ban before this time.
     learning_until: u64,
     notes: HashMap<(Source, &'static str), u64>,
+    /// Whether somebody sets the wall clock, by which the store keeps its times.
+    wall: WallWatch,
     /// How often each network was banned, and when it last was, for bans that grow.
     offences: BTreeMap<Network, Offence>,
     /// Everything was unloaded: end.
@@ -265,6 +267,7 @@ impl Daemon {
 
     async fn tick(&mut self, ticks: u64) {
         let now = clock::now();
+        self.follow_the_wall_clock();
         self.check_confirmation(now).await;
         self.expire_hosts(now);
         match self.lists.expire(now) {
@@ -303,6 +306,19 @@ impl Daemon {
         }
         self.save();
         self.save_hosts(false);
+    }
+
+    /// Bans end by the filter's clock, whatever the wall clock says; but the store has their ends by the wall clock. When
+    /// that was set, it is told all of them again, so that they neither vanish with a reboot nor last longer.
+    fn follow_the_wall_clock(&mut self) {
+        let Some(jump) = self.wall.jump() else {
+            return;
+        };
+        let (way, by) = if jump > 0 { ("forward", jump) } else { ("back", -jump) };
+        let by = humantime::format_duration(Duration::from_millis(by.unsigned_abs()));
+        log::warn!("the wall clock was set {way} by {by}; bans end when they would have ended");
+        self.store.record(self.lists.all_entries());
+        self.remember_evidence();
     }
 
     /// Has the store write what has changed in the lists.

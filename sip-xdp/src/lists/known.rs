@@ -161,18 +161,18 @@ impl Lists {
 
     /// Takes out what is listed of the ports of an address.
     pub fn remove_flows(&mut self, network: &Network) -> Result<Vec<Entry>, ListError> {
-        let all = (List::Block, *network, 1, Owner::Manual)..=(List::Block, *network, u16::MAX, Owner::Host);
+        let all = (List::Block, *network, 1, Owner::Manual)..=(List::Block, *network, u16::MAX, Owner::Feed);
         let ids: Vec<_> = self.entries.range(all).map(|(id, _)| *id).collect();
         Ok(self.take_out(ids)?.into_iter().map(|(_, entry)| entry).collect())
     }
 
     /// Brings the kernel's tables up to date for one flow.
     pub(super) fn refresh_flow(&mut self, network: &Network, port: u16) -> Result<(), ListError> {
-        let flows = (List::Block, *network, port, Owner::Manual)..=(List::Block, *network, port, Owner::Host);
+        let flows = (List::Block, *network, port, Owner::Manual)..=(List::Block, *network, port, Owner::Feed);
         let until = self.entries.range(flows).map(|(_, entry)| entry.expires).max().unwrap_or(0);
         let source = network.first();
         self.flows.ban(source, port, until).map_err(|source| ListError::Kernel { network: *network, source })?;
-        let all = (List::Block, *network, 1, Owner::Manual)..=(List::Block, *network, u16::MAX, Owner::Host);
+        let all = (List::Block, *network, 1, Owner::Manual)..=(List::Block, *network, u16::MAX, Owner::Feed);
         let last = self.entries.range(all).map(|(_, entry)| entry.expires).max().unwrap_or(0);
         self.know(source, 0, |standing| standing.flows_until = last)
     }

@@ -289,3 +289,18 @@ fn the_earlier_version_is_read_once() {
     assert!(message.contains("lists.json is corrupt") && message.contains("set aside as"), "{message}");
     assert!(!earlier.exists());
 }
+
+/// Somebody has set the clock back since the ban was made: it is not over because of that, and lasts no longer.
+#[test]
+fn an_entry_from_the_future_is_not_over() {
+    let (_directory, path) = place();
+    let store = make(&path);
+    let day = 24 * 3_600_000;
+    let entry = Entry { added_ms: clock::wall_ms() + day, ..ban("192.0.2.7", in_seconds(3_600)) };
+    store.record(Change::Put(List::Block, entry.clone()));
+    store.flush().unwrap();
+    drop(store);
+    let (_store, state) = reopen(&path);
+    let left = state.entries.first().map(|(_, found)| found.expires.abs_diff(entry.expires));
+    assert!(left.is_some_and(|left| left < 1_000_000_000), "{:?}", state.entries);
+}
