@@ -30,7 +30,9 @@ impl FakeTime {
     pub fn set(&self, seconds: i64) -> Result<()> {
         // Never half a file: the program may read it at any moment.
         let new = self.file.with_extension("new");
-        fs::write(&new, format!("{seconds:+}\n")).and_then(|()| fs::rename(&new, &self.file)).context("cannot set the clock")
+        fs::write(&new, format!("{seconds:+}\n"))
+            .and_then(|()| fs::rename(&new, &self.file))
+            .context("cannot set the clock")
     }
 
     /// The variables with which a program follows it.

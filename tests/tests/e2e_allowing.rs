@@ -49,7 +49,11 @@ fn what_a_feed_trusts_is_trusted_until_it_does_not() -> Result<()> {
     let verdict = |filter: &Filter<'_>| anyhow::Ok(filter.json(&["explain", &attacker])?["verdict"].clone());
     wait_until("it blocks", SOON, || Ok(verdict(&filter)? == "drop"))?;
     let mut watch = filter.start_command(&["watch", "--json"])?;
-    std::thread::sleep(Duration::from_millis(500));
+    // What happens before it is connected, it does not see.
+    wait_until("it watches", SOON, || {
+        filter.succeed(&["block", "add", "192.0.2.128/25"])?;
+        Ok(!watch.lines().is_empty())
+    })?;
     filter.configure(&configuration(&list, "trust", "open"))?;
     filter.succeed(&["reload"])?;
     let expected = set(&[&attacker, "192.0.2.0/25"]);
@@ -57,9 +61,9 @@ fn what_a_feed_trusts_is_trusted_until_it_does_not() -> Result<()> {
     let event = watch.wait_line(SOON, |line| line.text.contains("\"guard\""))?;
     let event: Value = serde_json::from_str(&event.text)?;
     assert_eq!((&event["event"], &event["feed"]), (&"feed".into(), &"offices".into()));
-    assert_eq!(event["reason"], "3 too broad, 1 split", "{event}");
+    assert_eq!(event["reason"], "4 too broad, 1 split", "{event}");
     let row = filter.json(&["feed", "list"])?[0].clone();
-    assert_eq!((&row["action"], &row["skipped"]["too_broad"]), (&"trust".into(), &3.into()), "{row}");
+    assert_eq!((&row["action"], &row["skipped"]["too_broad"]), (&"trust".into(), &4.into()), "{row}");
     assert_eq!(verdict(&filter)?, "pass");
     let why = filter.json(&["explain", &attacker])?.to_string();
     assert!(why.contains("offices"), "{why}");

@@ -168,7 +168,9 @@ impl Model {
             let fits = |claim: &Claim| match (claim, found) {
                 (None, None) => true,
                 (Some((from, _)), None) => *from <= now,
-                (Some((from, to)), Some(end)) => end.saturating_add(SECOND) >= *from && end.saturating_sub(SECOND) <= *to,
+                (Some((from, to)), Some(end)) => {
+                    end.saturating_add(SECOND) >= *from && end.saturating_sub(SECOND) <= *to
+                }
                 (None, Some(_)) => false,
             };
             if !possible.iter().any(fits) {
@@ -274,8 +276,7 @@ fn whatever_was_acknowledged_survives() -> Result<()> {
     let configuration = format!(
         "[bans]\nfirst = \"3s\"\nunproven = \"3s\"\n\n[[feeds]]\nname = \"lab\"\nurl = \"http://{place}/list\"\nevery = \"1h\"\n"
     );
-    let options =
-        FilterOptions { interfaces: vec![WAN.to_owned()], configuration, ..FilterOptions::default() };
+    let options = FilterOptions { interfaces: vec![WAN.to_owned()], configuration, ..FilterOptions::default() };
     let mut filter = Filter::start_with(&lab.pbx, lab.directory(), options)?;
     let pins = Pins::new(filter.pins());
     let mut model = Model::new();

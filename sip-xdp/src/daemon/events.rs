@@ -45,7 +45,17 @@ impl Event {
     /// Of this name, now, about nobody in particular.
     pub(super) fn new(event: &'static str) -> Self {
         let time = report::now();
-        Self { time, event, kind: None, address: None, port: None, reason: None, tier: None, dry_run: false, feed: None }
+        Self {
+            time,
+            event,
+            kind: None,
+            address: None,
+            port: None,
+            reason: None,
+            tier: None,
+            dry_run: false,
+            feed: None,
+        }
     }
 
     /// About a feed.
@@ -137,7 +147,10 @@ mod tests {
         );
         let figures = FeedFigures { feed: "public".to_owned(), added: 3, removed: 2, total: 20 };
         let synced = serde_json::to_value(Event::of_feed("synced", figures)).unwrap();
-        assert_eq!((&synced["event"], &synced["kind"], &synced["feed"]), (&"feed".into(), &"synced".into(), &"public".into()));
+        assert_eq!(
+            (&synced["event"], &synced["kind"], &synced["feed"]),
+            (&"feed".into(), &"synced".into(), &"public".into())
+        );
         assert_eq!((&synced["added"], &synced["removed"], &synced["total"]), (&3.into(), &2.into(), &20.into()));
         let storm = serde_json::to_value(Event::new("storm")).unwrap();
         assert_eq!((&storm["address"], &storm["kind"], &storm["dry_run"]), (&Value::Null, &Value::Null, &false.into()));

@@ -78,12 +78,7 @@ impl Daemon {
     }
 
     /// Puts what a feed lists into force.
-    fn put_feed(
-        &mut self,
-        name: &str,
-        networks: Vec<Network>,
-        is_expired: bool,
-    ) -> Result<Refresh, String> {
+    fn put_feed(&mut self, name: &str, networks: Vec<Network>, is_expired: bool) -> Result<Refresh, String> {
         let refresh = match self.feeds.list_of(name) {
             Some(list @ (List::Trust | List::Admit)) => {
                 self.lists.replace_feed(name, Vec::new()).map_err(|error| error.to_string())?;
@@ -141,10 +136,8 @@ impl Daemon {
                     wanted.remove(&entry.network);
                 }
             }
-            let entry = |(network, names): (_, String)| Entry {
-                owner: Owner::Feed,
-                ..Entry::manual(network, NEVER, &names)
-            };
+            let entry =
+                |(network, names): (_, String)| Entry { owner: Owner::Feed, ..Entry::manual(network, NEVER, &names) };
             let coming: Vec<Entry> = wanted.into_iter().map(entry).collect();
             let has_changed = !gone.is_empty() || !coming.is_empty();
             lists.put_all(list, coming).map_err(|stopped| stopped.to_string())?;

@@ -170,7 +170,8 @@ impl Daemon {
 
     fn restore_host(&mut self, row: Host, tally: &mut Tally) {
         let expires = row.expires.map_or(sip_xdp_common::layout::NEVER, clock::from_wall);
-        let known = self.hosts.given().get(&row.name).is_some_and(|given| given.expires.saturating_add(ALIKE) >= expires);
+        let known =
+            self.hosts.given().get(&row.name).is_some_and(|given| given.expires.saturating_add(ALIKE) >= expires);
         if known || expires <= clock::now() {
             tally.kept += 1;
         } else if self.hosts.given().len() >= MAX_NAMES || !row.name.as_str().contains('.') {

@@ -40,8 +40,10 @@ impl Daemon {
             until: from_wall_ms(row.until_ms).min(clock::after(Some(between(row.last_ms, row.until_ms)))),
         });
         let acceptances: Vec<_> = acceptances.collect();
-        let peers: Vec<_> =
-            peers.into_iter().map(|peer| (source_of(peer.address), from_wall_ms(peer.until_ms).min(now + HOUR))).collect();
+        let peers: Vec<_> = peers
+            .into_iter()
+            .map(|peer| (source_of(peer.address), from_wall_ms(peer.until_ms).min(now + HOUR)))
+            .collect();
         self.detector.restore(acceptances.iter().cloned(), peers.iter().copied());
         for acceptance in &acceptances {
             if acceptance.until > now {
