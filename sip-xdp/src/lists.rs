@@ -513,7 +513,7 @@ impl Lists {
 
     /// Whether a network has no place in the table yet.
     fn needs_place(&self, list: List, network: &Network) -> bool {
-        !self.set(list).contains(network) && !(list == List::Block && self.feeds.contains(network))
+        !(self.set(list).contains(network) || list == List::Block && self.feeds.contains(network))
     }
 
     /// Whether there is no room for an entry beside so many networks that were promised a place.
