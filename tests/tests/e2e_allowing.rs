@@ -61,7 +61,7 @@ fn what_a_feed_trusts_is_trusted_until_it_does_not() -> Result<()> {
     let event = watch.wait_line(SOON, |line| line.text.contains("\"guard\""))?;
     let event: Value = serde_json::from_str(&event.text)?;
     assert_eq!((&event["event"], &event["feed"]), (&"feed".into(), &"offices".into()));
-    assert_eq!(event["reason"], "4 too broad, 1 split", "{event}");
+    assert_eq!(event["reason"], "offices: 4 too broad, 1 split", "{event}");
     let row = filter.json(&["feed", "list"])?[0].clone();
     assert_eq!((&row["action"], &row["skipped"]["too_broad"]), (&"trust".into(), &4.into()), "{row}");
     assert_eq!(verdict(&filter)?, "pass");
