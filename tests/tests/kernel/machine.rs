@@ -11,7 +11,7 @@ use aya::maps::Map;
 use aya_obj::Object;
 use aya_obj::generated::bpf_insn;
 use sip_xdp::mapped::{Mapped, View};
-use sip_xdp::object::{OBJECT, globals, shapes};
+use sip_xdp::object::{OBJECT, Settings, globals, shapes};
 use sip_xdp_common::names;
 
 use crate::harness::{Kernel, START, settings};
@@ -70,7 +70,8 @@ impl Machine {
     /// The program as `kernel`, which has the default settings of tests, has loaded it, over its tables.
     pub(crate) fn new(kernel: &Kernel) -> Self {
         let mut object = Object::parse(OBJECT).unwrap();
-        let globals = globals(&settings());
+        // A live program, whose clock is the kernel's.
+        let globals = globals(&Settings { clock_from_map: false, ..settings() });
         object.patch_map_data(globals.iter().map(|(name, value)| (*name, (value.as_slice(), true))).collect()).unwrap();
         let maps: Vec<_> = object.maps.iter().map(|(name, map)| (name.clone(), map.clone())).collect();
         let (mut regions, mut tables) = (BTreeMap::new(), Vec::new());
@@ -193,8 +194,8 @@ impl Machine {
         match number {
             // Writing to hashes, which stay empty; reserving in the ring, which is full.
             2 | 3 | 131 => 0,
-            // bpf_ktime_get_ns, bpf_get_smp_processor_id, bpf_xdp_get_buff_len
-            5 => START,
+            // bpf_ktime_get_ns and _coarse_ns, bpf_get_smp_processor_id, bpf_xdp_get_buff_len
+            5 | 160 => START,
             8 => 0,
             188 => self.packet_length(),
             // bpf_loop
