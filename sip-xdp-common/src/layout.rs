@@ -54,11 +54,13 @@ pub enum Owner {
     Host = 3,
     /// Programs that block on their own account, such as the jails of fail2ban.
     Tool = 4,
+    /// Feeds that trust or admit; which, the reason says.
+    Feed = 5,
 }
 
 impl Owner {
     /// The owner with the highest number.
-    pub const LAST: Self = Self::Tool;
+    pub const LAST: Self = Self::Feed;
 
     /// The owner with this number, if there is one.
     pub const fn from_number(number: u8) -> Option<Self> {
@@ -68,6 +70,7 @@ impl Owner {
             2 => Some(Self::Config),
             3 => Some(Self::Host),
             4 => Some(Self::Tool),
+            5 => Some(Self::Feed),
             _ => None,
         }
     }
@@ -80,6 +83,7 @@ impl Owner {
             Self::Config => "config",
             Self::Host => "host",
             Self::Tool => "tool",
+            Self::Feed => "feed",
         }
     }
 }

@@ -64,6 +64,48 @@ pub fn from_wall(time: Timestamp) -> u64 {
     u64::try_from((i128::from(now()) + ahead).max(0)).unwrap_or(NEVER - 1)
 }
 
+/// Notices that the wall clock was set, or that the machine was suspended: the wall clock is then further ahead of the
+/// filter's clock than before, or less.
+#[derive(Debug, Clone)]
+pub struct WallWatch {
+    /// By how many milliseconds.
+    ahead: i64,
+}
+
+/// What is less than this, in milliseconds, is no jump: clocks are slewed all the time. Many such steps together are one.
+const JUMP: u64 = 2_000;
+
+impl Default for WallWatch {
+    fn default() -> Self {
+        Self { ahead: ahead() }
+    }
+}
+
+impl WallWatch {
+    /// By how many milliseconds the wall clock was set forward (or back, if negative) since this was last asked.
+    pub fn jump(&mut self) -> Option<i64> {
+        self.jump_to(ahead())
+    }
+
+    fn jump_to(&mut self, ahead: i64) -> Option<i64> {
+        let jump = ahead.saturating_sub(self.ahead);
+        (jump.unsigned_abs() >= JUMP).then(|| {
+            self.ahead = ahead;
+            jump
+        })
+    }
+}
+
+/// By how many milliseconds the wall clock is ahead of the filter's.
+fn ahead() -> i64 {
+    Timestamp::now().as_millisecond().saturating_sub_unsigned(now() / 1_000_000)
+}
+
+/// A time in milliseconds since 1970 that was written when the wall clock was `jump` milliseconds behind what it is now.
+pub fn moved(ms: u64, jump: i64) -> u64 {
+    ms.saturating_add_signed(jump)
+}
+
 /// To milliseconds, so that a time that is computed twice reads the same.
 fn round(time: Timestamp) -> Timestamp {
     Timestamp::from_millisecond((time.as_nanosecond() + 500_000).div_euclid(1_000_000) as i64).unwrap_or(time)
@@ -96,6 +138,20 @@ mod tests {
         assert_eq!(to_wall(NEVER), None);
         assert!(to_wall(NEVER - 1) > to_wall(then), "the far future lies ahead");
         assert_eq!(from_wall(Timestamp::UNIX_EPOCH), 0);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_is_noticed_once() {
+        const DAY: i64 = 24 * 3_600_000;
+        let mut watch = WallWatch { ahead: 5_000 };
+        assert_eq!(watch.jump_to(5_000), None);
+        assert_eq!(watch.jump_to(6_999), None, "slewed");
+        assert_eq!(watch.jump_to(7_000), Some(2_000), "slewed long enough");
+        assert_eq!(watch.jump_to(7_000 + DAY), Some(DAY));
+        assert_eq!(watch.jump_to(7_000 + DAY), None);
+        assert_eq!(watch.jump_to(7_000), Some(-DAY));
+        assert_eq!((moved(5, -DAY), moved(DAY as u64, -DAY), moved(1, DAY)), (0, 0, DAY as u64 + 1));
+        assert_eq!(WallWatch::default().jump(), None);
     }
 
     #[test]

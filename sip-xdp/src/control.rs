@@ -132,6 +132,24 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Whether it changes what is to survive a power cut.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Add { .. } | Self::Delete { .. } | Self::Import { .. } | Self::Restore { .. } => true,
+            // Names have a file of their own, which is written before the answer.
+            Self::TrustHost { .. } | Self::DistrustHost { .. } => false,
+            Self::Status
+            | Self::Explain { .. }
+            | Self::Watch { .. }
+            | Self::Recent
+            | Self::FeedList
+            | Self::FeedSync { .. } => false,
+            Self::Confirm | Self::Reload | Self::Unload { .. } => false,
+        }
+    }
+}
+
 /// A list, by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

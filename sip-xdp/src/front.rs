@@ -1,7 +1,8 @@
 //! The writer of the front: what each IPv4 /24 has to do with the lists ([`sip_xdp_common::front`]).
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
 use aya::maps::Map;
@@ -19,6 +20,9 @@ const GRAIN: u8 = MAPPED_BITS + 24;
 
 /// Networks that meet more /24s than this are not followed one by one: the front is made anew.
 const MANY: u32 = 4_096;
+
+/// For more /24s than this all of the front is mapped.
+const FEW: usize = 16;
 
 /// All that the front is made from.
 #[derive(Clone, Copy)]
@@ -54,31 +58,29 @@ impl Front {
         Ok(Self { coarse: Mapped::new(open(names::FRONT_COARSE)?)?, fine: Mapped::new(open(names::FRONT_FINE)?)? })
     }
 
-    /// Brings up to date what `network` meets.
-    pub fn refresh(&self, network: &Network, sets: Sets<'_>) -> Result<()> {
-        let (first, count) = grains(network);
-        if count > MANY {
-            return self.rebuild(sets);
+    /// Brings up to date what `networks` meet.
+    pub fn refresh(&self, networks: &[Network], sets: Sets<'_>) -> Result<()> {
+        let mut addresses = BTreeSet::new();
+        for (first, count) in networks.iter().map(grains) {
+            if count > MANY {
+                return self.rebuild(sets);
+            }
+            addresses.extend((0..count).map(|n| first + (n << 8)));
         }
-        for address in (0..count).map(|n| first + (n << 8)) {
-            let grain = Network::around(source_of(Ipv4Addr::from(address).into()), GRAIN);
-            self.write(address, state(&grain, sets))?;
+        if addresses.len() <= FEW {
+            for address in addresses {
+                let (fine, coarse) = (Place::fine(address), Place::coarse(address));
+                let views = (self.fine.one(fine.element)?, self.coarse.one(coarse.element)?);
+                write(address, sets, &views.0.words()[fine.word], &views.1.words()[coarse.word]);
+            }
+            return Ok(());
         }
-        Ok(())
-    }
-
-    /// Writes the state of a /24, and then that of its /20.
-    fn write(&self, address: u32, state: u64) -> Result<()> {
-        let (fine, coarse) = (Place::fine(address), Place::coarse(address));
-        let view = self.fine.one(fine.element)?;
-        let word = &view.words()[fine.word];
-        let after = fine.written(word.load(Ordering::Relaxed), state);
-        word.store(after, Ordering::Release);
-        // The sixteen /24s of a /20 are half a word.
-        let all = summary((after >> (fine.shift & !31)) as u32);
-        let view = self.coarse.one(coarse.element)?;
-        let word = &view.words()[coarse.word];
-        word.store(coarse.written(word.load(Ordering::Relaxed), all), Ordering::Release);
+        let views = (self.fine.all()?, self.coarse.all()?);
+        let word = |place: Place| place.element as usize * Element::default().len() + place.word;
+        for address in addresses {
+            let (fine, coarse) = (word(Place::fine(address)), word(Place::coarse(address)));
+            write(address, sets, &views.0.words()[fine], &views.1.words()[coarse]);
+        }
         Ok(())
     }
 
@@ -111,6 +113,17 @@ impl Front {
         store(&self.fine, fine)?;
         store(&self.coarse, &coarse)
     }
+}
+
+/// Writes the state of the /24 at an address, and then that of its /20, into their words.
+fn write(address: u32, sets: Sets<'_>, fine_word: &AtomicU64, coarse_word: &AtomicU64) {
+    let (fine, coarse) = (Place::fine(address), Place::coarse(address));
+    let grain = Network::around(source_of(Ipv4Addr::from(address).into()), GRAIN);
+    let after = fine.written(fine_word.load(Ordering::Relaxed), state(&grain, sets));
+    fine_word.store(after, Ordering::Release);
+    // The sixteen /24s of a /20 are half a word.
+    let all = summary((after >> (fine.shift & !31)) as u32);
+    coarse_word.store(coarse.written(coarse_word.load(Ordering::Relaxed), all), Ordering::Release);
 }
 
 /// What the states of the sixteen /24s of a /20 come to.

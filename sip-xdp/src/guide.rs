@@ -61,13 +61,14 @@ impl GuideWriter {
         }
     }
 
-    /// Makes sure that networks like this one are looked for.
-    pub fn cover(&mut self, kind: Kind, network: &Network) -> Result<()> {
-        if self.lengths.contains(&length_of(kind, network)) {
+    /// Makes sure that networks of these lengths are looked for.
+    pub fn cover(&mut self, wanted: impl Iterator<Item = (bool, Kind, u8)>) -> Result<()> {
+        let new: Vec<_> = wanted.filter(|length| !self.lengths.contains(length)).collect();
+        if new.is_empty() {
             return Ok(());
         }
         let mut lengths = self.lengths.clone();
-        lengths.insert(length_of(kind, network));
+        lengths.extend(new);
         self.set_lengths(lengths)
     }
 

@@ -60,6 +60,16 @@ pub enum ListError {
     Table(#[from] anyhow::Error),
 }
 
+/// Why not all entries were entered.
+#[derive(Debug, Error)]
+#[error("{error}")]
+pub struct Stopped {
+    /// How many were.
+    pub entered: usize,
+    /// Why the next one was not.
+    pub error: ListError,
+}
+
 /// Both lists, with the model that the kernel's tables are computed from.
 pub struct Lists {
     ledger: Ledger,
@@ -86,6 +96,12 @@ pub struct Lists {
 
 /// Whose claim on what: the port is 0 for all of a network.
 type Id = (List, Network, u16, Owner);
+
+/// An entry that is in the ledger and the model, and its owner's earlier one. The tables are to follow.
+struct Claim {
+    id: Id,
+    before: Option<Entry>,
+}
 
 /// Whether an entry is a ban on evidence that could be forged.
 fn is_unproven(entry: &Entry) -> bool {
@@ -250,6 +266,11 @@ impl Lists {
         self.entries.range(from..).take_while(move |((of, ..), _)| *of == list).map(|(_, entry)| entry)
     }
 
+    /// An owner's entry for exactly a network, or for a port of it.
+    pub fn entry(&self, list: List, network: &Network, port: Option<u16>, owner: Owner) -> Option<&Entry> {
+        self.entries.get(&(list, *network, port.unwrap_or(0), owner))
+    }
+
     /// The entries of a list for networks inside `network`, itself among them.
     pub fn entries_within(&self, list: List, network: Network) -> impl Iterator<Item = &Entry> {
         let from = (list, network, 0, Owner::Manual);
@@ -261,34 +282,102 @@ impl Lists {
     /// Adds an entry, or replaces its owner's earlier one. On an error nothing has changed.
     pub fn put(&mut self, list: List, entry: Entry) -> Result<(), ListError> {
         let (network, port) = (entry.network, entry.port);
-        let id = id(list, &entry);
-        if !self.entries.contains_key(&id) && self.is_full(list, &network) {
+        let claim = self.claim(list, entry, 0)?;
+        match self.refresh(list, network, port) {
+            Ok(()) => self.keep(&claim),
+            Err(error) => {
+                self.undo(claim);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Does for many entries what [`Lists::put`] does for one, in their order, with the tables mapped once. The first that
+    /// cannot be entered ends it; those before it are entered.
+    pub fn put_all(&mut self, list: List, entries: Vec<Entry>) -> Result<(), Stopped> {
+        let mut claims = Vec::with_capacity(entries.len());
+        let (mut promised, mut stopped) = (0, None);
+        for entry in entries {
+            let is_new = entry.port.is_none() && self.needs_place(list, &entry.network);
+            match self.claim(list, entry, promised) {
+                Ok(claim) => claims.push(claim),
+                Err(error) => {
+                    stopped = Some(error);
+                    break;
+                }
+            }
+            promised += usize::from(is_new);
+        }
+        if let Err((written, error)) = self.write_claims(list, &claims) {
+            claims.split_off(written).into_iter().rev().for_each(|claim| self.undo(claim));
+            stopped = Some(error);
+        }
+        claims.iter().for_each(|claim| self.keep(claim));
+        stopped.map_or(Ok(()), |error| Err(Stopped { entered: claims.len(), error }))
+    }
+
+    /// Writes an entry to the ledger and the model, if there is room beside what was promised a place before. The tables
+    /// are to follow.
+    fn claim(&mut self, list: List, entry: Entry, promised: usize) -> Result<Claim, ListError> {
+        let (id, network) = (id(list, &entry), entry.network);
+        if !self.entries.contains_key(&id) && self.is_full(list, &network, promised) {
             return Err(self.full(list, format!("{network} was")));
         }
         self.ledger.put(list, &entry).map_err(|source| ListError::Kernel { network, source })?;
-        let adds = is_unproven(&entry);
         let before = self.entries.insert(id, entry);
-        let Err(error) = self.refresh(list, network, port) else {
-            self.touched.insert(id);
-            self.unproven += usize::from(adds);
-            self.unproven -= usize::from(before.as_ref().is_some_and(is_unproven));
-            return Ok(());
-        };
-        // Undo: the ledger as it was, and the tables once more from it.
-        match before {
+        self.remodel(list, &network);
+        Ok(Claim { id, before })
+    }
+
+    /// Notes that an entry is in the tables.
+    fn keep(&mut self, claim: &Claim) {
+        self.touched.insert(claim.id);
+        self.unproven += usize::from(self.entries.get(&claim.id).is_some_and(is_unproven));
+        self.unproven -= usize::from(claim.before.as_ref().is_some_and(is_unproven));
+    }
+
+    /// The ledger and the model as they were, and the tables once more from them.
+    fn undo(&mut self, claim: Claim) {
+        let (list, network, port, _) = claim.id;
+        match claim.before {
             Some(before) => {
                 // The row's place in the ledger exists: replacing its value needs no memory.
                 let _ = self.ledger.put(list, &before);
-                self.entries.insert(id, before);
+                self.entries.insert(claim.id, before);
             }
             None => {
-                if let Some(entry) = self.entries.remove(&id) {
+                if let Some(entry) = self.entries.remove(&claim.id) {
                     let _ = self.ledger.remove(list, &entry);
                 }
             }
         }
-        let _ = self.refresh(list, network, port);
-        Err(error)
+        let _ = self.refresh(list, network, (port != 0).then_some(port));
+    }
+
+    /// Brings the kernel's tables up to date for many entries of a list. An error comes with how many are in force.
+    fn write_claims(&mut self, list: List, claims: &[Claim]) -> Result<(), (usize, ListError)> {
+        let kind = Kind::of(list);
+        let (mut networks, mut written) = (Vec::with_capacity(claims.len()), Ok(()));
+        let table = self.table.whole().map_err(|error| (0, error.into()))?;
+        for (number, claim) in claims.iter().enumerate().filter(|(_, claim)| claim.id.2 == 0) {
+            if let Err(error) = self.write_slot(&table, kind, &claim.id.1) {
+                written = Err((number, error));
+                break;
+            }
+            networks.push(claim.id.1);
+        }
+        drop(table);
+        // The front first, as for a single one.
+        self.front.refresh(&networks, self.sets()).map_err(|error| (0, error.into()))?;
+        let lengths = networks.iter().map(|network| length_of(kind, network));
+        self.guide.cover(lengths).map_err(|error| (0, error.into()))?;
+        self.guide.set_counts(self.table.counts().blocked);
+        written?;
+        for (number, claim) in claims.iter().enumerate().filter(|(_, claim)| claim.id.2 != 0) {
+            self.refresh_flow(&claim.id.1, claim.id.2).map_err(|error| (number, error))?;
+        }
+        Ok(())
     }
 
     /// Takes an owner's entry out. Returns it if there was one.
@@ -422,14 +511,14 @@ impl Lists {
         }
     }
 
-    fn is_full(&self, list: List, network: &Network) -> bool {
-        let in_table = match list {
-            List::Block => {
-                let is_new = !self.blocked.contains(network) && !self.feeds.contains(network);
-                self.table.counts().all + usize::from(is_new)
-            }
-            List::Trust | List::Admit => self.table.counts().all + usize::from(!self.set(list).contains(network)),
-        };
+    /// Whether a network has no place in the table yet.
+    fn needs_place(&self, list: List, network: &Network) -> bool {
+        !(self.set(list).contains(network) || list == List::Block && self.feeds.contains(network))
+    }
+
+    /// Whether there is no room for an entry beside so many networks that were promised a place.
+    fn is_full(&self, list: List, network: &Network, promised: usize) -> bool {
+        let in_table = self.table.counts().all + promised + usize::from(self.needs_place(list, network));
         let capacity = self.ledger.capacity() as usize;
         in_table > capacity || self.entries.len() >= capacity
     }
@@ -448,22 +537,27 @@ impl Lists {
         if let Some(port) = port {
             return self.refresh_flow(&network, port);
         }
-        match self.claimed_until(list, &network) {
-            Some(end) => self.set_mut(list).insert(network, end),
-            None => drop(self.set_mut(list).remove(&network)),
-        }
+        self.remodel(list, &network);
         self.write(Kind::of(list), &network)?;
         self.announce(Kind::of(list), &network)?;
         Ok(())
+    }
+
+    /// Brings the model up to date for one network: until when its owners list all of it, if any does.
+    fn remodel(&mut self, list: List, network: &Network) {
+        match self.claimed_until(list, network) {
+            Some(end) => self.set_mut(list).insert(*network, end),
+            None => drop(self.set_mut(list).remove(network)),
+        }
     }
 
     /// Makes the kernel ask the table about what lies in a network, or no longer. Lengths that have gone are looked for
     /// until a feed is replaced or the daemon starts again: that costs little, and nothing is wrong.
     fn announce(&mut self, kind: Kind, network: &Network) -> Result<()> {
         // The front first: with it a banned IPv4 host is blocked, while a new length waits for a grace period.
-        self.front.refresh(network, self.sets())?;
+        self.front.refresh(std::slice::from_ref(network), self.sets())?;
         if self.terms(kind, network).is_some() {
-            self.guide.cover(kind, network)?;
+            self.guide.cover([length_of(kind, network)].into_iter())?;
         }
         self.guide.set_counts(self.table.counts().blocked);
         Ok(())

@@ -10,7 +10,7 @@ use bytemuck::Zeroable;
 use jiff::Timestamp;
 use serde::Serialize;
 use sip_xdp_common::egress::Answer;
-use sip_xdp_common::layout::{Counters, CpuState, InterfaceRecord, List, MAX_INTERFACES, Responses};
+use sip_xdp_common::layout::{Counters, CpuState, InterfaceRecord, List, MAX_INTERFACES, Owner, Responses};
 use sip_xdp_common::names;
 use sip_xdp_common::networks::Kind;
 use sip_xdp_common::storm::Weather;
@@ -109,7 +109,7 @@ pub struct Stats {
     pub responses: ResponseStats,
     /// Events that found no room on their way to the daemon.
     pub lost_events: u64,
-    /// Samples of what passes that found no room on their way to the daemon.
+    /// Packets that were not sampled for the detector, because so many of their kind had been.
     pub lost_samples: u64,
     /// The block list.
     pub blocklist: Occupancy,
@@ -179,9 +179,8 @@ impl FilteredInterface {
 
 /// Reads the counters.
 pub fn stats(pins: &Pins) -> Result<Stats> {
-    let cpu_states: PerCpuArray<MapData, CpuState> = pins.open(names::CPU_STATE)?.try_into()?;
     let records = records(pins)?;
-    let cpu_states = cpu_states.get(&0, 0)?;
+    let lost = losses(pins)?;
     let tracked = Sources::open(|name| pins.open(name))?.tracked()?;
     let (good, peers) = known(pins)?;
     Ok(Stats {
@@ -190,8 +189,8 @@ pub fn stats(pins: &Pins) -> Result<Stats> {
         since: records.iter().map(|(_, record)| clock::from_ms(record.since_ms)).min(),
         interfaces: packets(pins)?,
         responses: responses(pins)?,
-        lost_events: cpu_states.iter().map(|state| state.lost_events).sum(),
-        lost_samples: cpu_states.iter().map(|state| state.lost_samples).sum(),
+        lost_events: lost.events,
+        lost_samples: lost.samples,
         blocklist: occupancy(pins)?,
         sources: SourceStats { tracked, good, peers },
     })
@@ -213,6 +212,25 @@ pub fn packets(pins: &Pins) -> Result<Vec<InterfaceStats>> {
         });
     }
     Ok(interfaces)
+}
+
+/// What found no room on its way to the daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Losses {
+    /// Events.
+    pub events: u64,
+    /// Packets that were not sampled for the detector, because so many of their kind had been.
+    pub samples: u64,
+}
+
+/// Counts what found no room on its way to the daemon.
+pub fn losses(pins: &Pins) -> Result<Losses> {
+    let states: PerCpuArray<MapData, CpuState> = pins.open(names::CPU_STATE)?.try_into()?;
+    let states = states.get(&0, 0).context("the states of the CPUs cannot be read")?;
+    Ok(Losses {
+        events: states.iter().map(|state| state.lost_events).sum(),
+        samples: states.iter().map(|state| state.lost_samples).sum(),
+    })
 }
 
 /// Counts the hosts that are known good, and the peers.
@@ -277,7 +295,10 @@ pub fn rows(pins: &Pins, list: List) -> Result<Vec<Row>> {
         },
         network: entry.network,
         port: entry.port,
-        owner: entry.owner.name().to_owned(),
+        owner: match entry.owner {
+            Owner::Feed => format!("feed:{}", entry.reason),
+            owner => owner.name().to_owned(),
+        },
         reason: entry.reason,
         tier: entry.tier,
         added: clock::from_ms(entry.added_ms),

@@ -260,7 +260,7 @@ fn listed(entry: &Entry) -> Option<Listed> {
     let owner = match entry.owner {
         Owner::Manual => Whose::Manual,
         Owner::Auto => Whose::Auto,
-        Owner::Config | Owner::Host | Owner::Tool => return None,
+        Owner::Config | Owner::Host | Owner::Tool | Owner::Feed => return None,
     };
     Some(Listed {
         network: entry.network,

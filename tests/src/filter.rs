@@ -6,6 +6,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output};
+use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
@@ -33,6 +34,8 @@ pub struct FilterOptions {
     pub configuration: String,
     /// What it finds at /etc/resolv.conf, if not what everybody finds there.
     pub resolv_conf: Option<PathBuf>,
+    /// Further variables of its environment, and of that of its commands.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Default for FilterOptions {
@@ -42,6 +45,7 @@ impl Default for FilterOptions {
             arguments: Vec::new(),
             configuration: String::new(),
             resolv_conf: None,
+            environment: Vec::new(),
         }
     }
 }
@@ -96,25 +100,30 @@ impl<'a> Filter<'a> {
 
     /// Starts the daemon and waits for its `ready` line.
     pub fn launch(&mut self) -> Result<()> {
-        let mut command = self.command(&["run"]);
-        for interface in &self.options.interfaces {
-            command.args(["--iface", interface]);
-        }
-        command.args(&self.options.arguments);
-        let mut daemon = Process::spawn("sip-xdp", &mut command)?;
+        let mut daemon = self.spawn()?;
         daemon.wait_line(READY, |line| !line.error && line.text.starts_with("ready"))?;
         self.daemon = Some(daemon);
         Ok(())
     }
 
-    /// Tries to start the daemon, expecting it to refuse: its exit status and what it printed on the standard error.
-    pub fn launch_in_vain(&mut self) -> Result<(ExitStatus, Vec<String>)> {
+    /// Starts the daemon and kills it after a while, ready or not.
+    pub fn launch_and_kill(&self, after: Duration) -> Result<()> {
+        let mut daemon = self.spawn()?;
+        sleep(after);
+        daemon.stop(Signal::SIGKILL).map(drop)
+    }
+
+    fn spawn(&self) -> Result<Process> {
         let mut command = self.command(&["run"]);
         for interface in &self.options.interfaces {
             command.args(["--iface", interface]);
         }
-        command.args(&self.options.arguments);
-        let mut daemon = Process::spawn("sip-xdp", &mut command)?;
+        Process::spawn("sip-xdp", command.args(&self.options.arguments))
+    }
+
+    /// Tries to start the daemon, expecting it to refuse: its exit status and what it printed on the standard error.
+    pub fn launch_in_vain(&mut self) -> Result<(ExitStatus, Vec<String>)> {
+        let mut daemon = self.spawn()?;
         let status = daemon.wait(READY)?;
         let errors = daemon.lines().into_iter().filter(|line| line.error).map(|line| line.text).collect();
         Ok((status, errors))
@@ -333,6 +342,7 @@ impl<'a> Filter<'a> {
     }
 
     fn add_arguments(&self, command: &mut Command, arguments: &[&str]) {
+        command.envs(self.options.environment.iter().map(|(name, value)| (name, value)));
         command.arg("--config").arg(self.configuration_file());
         command.arg("--run-dir").arg(self.directory.join("run"));
         command.arg("--state-dir").arg(self.state_directory());

@@ -79,7 +79,7 @@ fn a_ban_and_a_feed_in_trouble_are_told() -> Result<()> {
     lists.reply(Reply::list("192.0.2.1\n"));
     filter.succeed(&["feed", "sync", "public"])?;
     wait_until("and its end", SOON, || Ok(find("feed", "well").is_some()))?;
-    assert!(find("feed", "changed").is_none(), "that a list has changed wakes nobody");
+    assert!(find("feed", "synced").is_none(), "that there is another list wakes nobody");
 
     let mut tool = Attacker::new(&lab.attacker, lab.directory()).crack("101")?;
     let source = ATTACKER.to_string();

@@ -10,12 +10,13 @@ use anyhow::{Context, Result, bail};
 use crate::command::{as_root, ask, find, is_root, run, run_quietly, say};
 
 /// What the end-to-end tests and the demo use. Each line: a program, and the package that brings it.
-const TEST_TOOLS: [(&str, &str); 18] = [
+const TEST_TOOLS: [(&str, &str); 19] = [
     ("chromium", "chromium"),
     ("crowdsec", "crowdsec"),
     ("cscli", "crowdsec"),
     ("dnsmasq", "dnsmasq-base"),
     ("fail2ban-server", "fail2ban"),
+    ("faketime", "faketime"),
     ("ip", "iproute2"),
     ("kamailio", "kamailio"),
     ("kamcmd", "kamailio"),

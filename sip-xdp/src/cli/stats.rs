@@ -79,8 +79,13 @@ fn text(stats: &report::Stats, before: Option<&report::Stats>) -> String {
         text.push('\n');
     }
     text.push_str(&format!(
-        "blocked networks: {} IPv4, {} IPv6, of {}; sources tracked: {}; lost events: {}\n",
-        stats.blocklist.ipv4, stats.blocklist.ipv6, stats.blocklist.capacity, stats.sources.tracked, stats.lost_events
+        "blocked networks: {} IPv4, {} IPv6, of {}; sources tracked: {}; lost events: {}, samples: {}\n",
+        stats.blocklist.ipv4,
+        stats.blocklist.ipv6,
+        stats.blocklist.capacity,
+        stats.sources.tracked,
+        stats.lost_events,
+        stats.lost_samples
     ));
     text
 }

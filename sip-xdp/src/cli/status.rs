@@ -42,6 +42,8 @@ struct Report {
     interfaces: Vec<FilteredInterface>,
     blocklist: Option<report::Occupancy>,
     memory: Option<Memory>,
+    /// What found no room on its way to the daemon.
+    lost: Option<report::Losses>,
     warnings: Vec<String>,
 }
 
@@ -74,12 +76,13 @@ async fn collect(paths: &Paths) -> Result<Report> {
         }
     };
     let loaded = pins.is_loaded();
-    let (mut interfaces, mut blocklist, mut memory) = (Vec::new(), None, None);
+    let (mut interfaces, mut blocklist, mut memory, mut lost) = (Vec::new(), None, None, None);
     if loaded {
         let present = Netlink::connect()?.interfaces().await?;
         interfaces = report::interfaces(&pins, &present)?;
         blocklist = Some(report::occupancy(&pins)?);
         memory = Some(Memory { tables: report::memory(&pins)? });
+        lost = Some(report::losses(&pins)?);
         if daemon.is_none() && warnings.is_empty() {
             warnings
                 .push("no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp run`".into());
@@ -111,6 +114,7 @@ async fn collect(paths: &Paths) -> Result<Report> {
         interfaces,
         blocklist,
         memory,
+        lost,
         warnings,
     })
 }
@@ -134,6 +138,9 @@ fn text(report: &Report, output: Output) -> String {
     if let Some(memory) = &report.memory {
         let mebibytes = memory.tables as f64 / f64::from(1 << 20);
         text.push_str(&format!("tables    {mebibytes:.1} MiB of kernel memory\n"));
+    }
+    if let Some(lost) = report.lost.filter(|lost| lost.events + lost.samples > 0) {
+        text.push_str(&format!("lost      {} events and {} samples, which were too many\n", lost.events, lost.samples));
     }
     if !report.interfaces.is_empty() {
         let rows: Vec<Vec<String>> = report

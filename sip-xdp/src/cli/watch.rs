@@ -83,7 +83,10 @@ fn text(line: &str) -> String {
     if let Some(count) = event["count"].as_u64() {
         return format!("{time}  lost         {count} events, which came faster than they could be shown");
     }
-    let mut whom = field("address") + &field("interface");
+    let mut whom = if event["feed"].is_null() { field("address") + &field("interface") } else { field("feed") };
+    if let [Some(added), Some(removed), Some(total)] = ["added", "removed", "total"].map(|name| event[name].as_u64()) {
+        whom.push_str(&format!(" +{added} -{removed} ={total}"));
+    }
     if let Some(port) = event["port"].as_u64() {
         whom.push_str(&format!(" port {port}"));
     }
@@ -104,6 +107,9 @@ mod tests {
         let line = r#"{"time":"2026-01-02T03:04:05.678Z","event":"ban","kind":"rejected","address":"192.0.2.7","port":null,
             "reason":"10 passwords","tier":"proven","dry_run":false}"#;
         assert_eq!(text(line), "2026-01-02 03:04:05  ban          192.0.2.7  rejected, proven  10 passwords");
+        let line = r#"{"time":"2026-01-02T03:04:05Z","event":"feed","kind":"synced","address":null,"port":null,"reason":null,
+            "tier":null,"dry_run":false,"feed":"public","added":3,"removed":2,"total":20}"#;
+        assert_eq!(text(line), "2026-01-02 03:04:05  feed         public +3 -2 =20  synced");
         let line = r#"{"time":"2026-01-02T03:04:05Z","event":"lost","count":7}"#;
         assert!(text(line).contains("lost         7 events"), "{}", text(line));
         let line = r#"{"time":"2026-01-02T03:04:05Z","event":"limit","kind":"requests","address":"192.0.2.7","port":5060,

@@ -12,6 +12,12 @@ use super::Span;
 /// How many feeds there may be.
 const MAX_FEEDS: usize = 64;
 
+/// The shortest prefix of an IPv4 network that a feed may trust or admit,
+const ALLOWED_PREFIX: u8 = 16;
+
+/// and of an IPv6 network: what a provider is given.
+const ALLOWED_PREFIX6: u8 = 32;
+
 /// A list that somebody else keeps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FeedConfig {
@@ -235,9 +241,6 @@ impl FeedConfig {
         if self.ttl != Span::seconds(0) && self.ttl < *every {
             bail!("ttl = \"{}\" of the feed {name} is shorter than every; make it longer, or 0s for never", self.ttl);
         }
-        if self.action != FeedAction::Block {
-            bail!("action = \"{}\" of the feed {name} is not supported yet; only \"block\" is", self.action.name());
-        }
         if guards.shrink >= Factor(1_000) {
             bail!("guards.shrink of the feed {name} would refuse a list that stays the same; use less than 1, or 0");
         }
@@ -251,6 +254,17 @@ impl FeedConfig {
             bail!("guards.max_entries and guards.max_bytes of the feed {name} must not be 0");
         }
         Ok(())
+    }
+
+    /// The guards that hold for what it does with its list: who trusts or admits others is believed less than who blocks
+    /// them, whatever the configuration says.
+    pub fn effective_guards(&self) -> Guards {
+        let mut guards = self.guards.clone();
+        if self.action != FeedAction::Block {
+            guards.min_prefix = guards.min_prefix.max(ALLOWED_PREFIX);
+            guards.min_prefix6 = guards.min_prefix6.max(ALLOWED_PREFIX6);
+        }
+        guards
     }
 
     /// The file that it is, if it is one.
@@ -300,6 +314,18 @@ mod tests {
     }
 
     #[test]
+    fn who_trusts_is_believed_less() {
+        let feed = |action| FeedConfig { action, ..FeedConfig::new("a", "file:/a") };
+        let prefixes = |feed: FeedConfig| (feed.effective_guards().min_prefix, feed.effective_guards().min_prefix6);
+        assert_eq!(prefixes(feed(FeedAction::Block)), (8, 19));
+        assert_eq!(prefixes(feed(FeedAction::Admit)), (16, 32));
+        assert_eq!(prefixes(feed(FeedAction::Trust)), (16, 32));
+        let mut strict = feed(FeedAction::Trust);
+        (strict.guards.min_prefix, strict.guards.min_prefix6) = (24, 10);
+        assert_eq!(prefixes(strict), (24, 32), "stricter yes, laxer no");
+    }
+
+    #[test]
     fn names_an_unknown_key_and_the_nearest_one() {
         let text = "[[feeds]]\nname = \"a\"\nurl = \"file:/a\"\nevry = \"4m\"\n";
         assert_eq!(error(text), ":4: unknown key feeds.evry; did you mean feeds.every?");
@@ -318,7 +344,7 @@ mod tests {
             ("name = \"a\"\nurl = \"https://me:secret@host/a\"", "contains a password"),
             ("name = \"a\"\nurl = \"https://host/a\"\nformat = \"apiban\"", "needs a key_file"),
             ("name = \"a\"\nurl = \"https://host/a\"\nformat = \"csv\"", "unknown variant `csv`"),
-            ("name = \"a\"\nurl = \"https://host/a\"\naction = \"trust\"", "is not supported yet"),
+            ("name = \"a\"\nurl = \"https://host/a\"\naction = \"ban\"", "unknown variant `ban`"),
             ("name = \"a\"\nurl = \"https://host/a\"\nevery = \"0s\"", "out of range"),
             ("name = \"a\"\nurl = \"https://host/a\"\nttl = \"1m\"", "shorter than every"),
             ("name = \"a\"\nurl = \"https://host/a\"\nguards = { shrink = 1 }", "stays the same"),

@@ -101,10 +101,12 @@ impl Daemon {
         };
         if !adopts {
             let carried = carried_over(&pins, misfit.as_deref()).unwrap_or(std::mem::take(&mut state.entries));
-            for (list, entry) in carried {
-                if let Err(error) = lists.put(list, entry) {
-                    log::error!("not carried over: {error}");
-                    warnings.push(error.to_string());
+            for list in List::ALL {
+                let entries = carried.iter().filter(|(of, _)| *of == list).map(|(_, entry)| entry.clone()).collect();
+                if let Err(stopped) = lists.put_all(list, entries) {
+                    let text = format!("not all entries of the {} list were carried over: {stopped}", list.name());
+                    log::error!("{text}");
+                    warnings.push(text);
                 }
             }
         }
@@ -138,6 +140,7 @@ impl Daemon {
             metrics: Default::default(),
             outlets: Default::default(),
             notes: Default::default(),
+            wall: Default::default(),
             offences: BTreeMap::new(),
             ended: false,
             lock: Some(lock),

@@ -108,6 +108,7 @@ impl Daemon {
         }
         // Forget what it did, or its next request would find the bucket empty and the evidence complete.
         self.detector.forget(&network.first());
+        self.remember_evidence();
         let pardoned = |offender: &Network| network.contains(offender) || offender.contains(network);
         for offender in self.offences.keys().filter(|offender| pardoned(offender)) {
             self.store.record(Change::Pardon(*offender));
@@ -143,6 +144,11 @@ impl Daemon {
                 self.paths.config.display()
             ),
             None if let Some(error) = by_host => bail!(error),
+            None if let Some(fed) = self.lists.entry(List::Trust, network, None, Owner::Feed) => bail!(
+                "{network} is trusted by the feed {}; take the feed out of the configuration, or `sip-xdp block add {network} \
+                 --force` and sync it, and it leaves that out",
+                fed.reason
+            ),
             None => bail!("{network} is not in the trust list; see `sip-xdp trust list`"),
         };
         self.judge_by_address()?;

@@ -34,6 +34,22 @@ pub(crate) struct Event {
     /// Only of events about an interface.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) interface: Option<String>,
+    /// What it says of a feed, if it is about one.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub(crate) feed: Option<FeedFigures>,
+}
+
+/// What an event says of a feed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct FeedFigures {
+    /// Its name.
+    pub(super) feed: String,
+    /// How many networks it listed for the first time, ...
+    pub(super) added: usize,
+    /// ... lists no longer, ...
+    pub(super) removed: usize,
+    /// ... and lists now.
+    pub(super) total: usize,
 }
 
 impl Event {
@@ -49,10 +65,16 @@ impl Event {
             reason: None,
             tier: None,
             dry_run: false,
-            interface: None,
             owner: None,
             expires: None,
+            interface: None,
+            feed: None,
         }
+    }
+
+    /// About a feed.
+    pub(super) fn of_feed(kind: &str, figures: FeedFigures) -> Self {
+        Self { feed: Some(figures), ..Self::new("feed").kind(kind) }
     }
 
     /// About an entry of a list.
@@ -210,6 +232,13 @@ mod tests {
             (&json["address"], &json["port"], &json["tier"]),
             (&"192.0.2.7".into(), &5062.into(), &"proven".into())
         );
+        let figures = FeedFigures { feed: "public".to_owned(), added: 3, removed: 2, total: 20 };
+        let synced = serde_json::to_value(Event::of_feed("synced", figures)).unwrap();
+        assert_eq!(
+            (&synced["event"], &synced["kind"], &synced["feed"]),
+            (&"feed".into(), &"synced".into(), &"public".into())
+        );
+        assert_eq!((&synced["added"], &synced["removed"], &synced["total"]), (&3.into(), &2.into(), &20.into()));
         let storm = serde_json::to_value(Event::new("storm")).unwrap();
         assert_eq!((&storm["address"], &storm["kind"], &storm["dry_run"]), (&Value::Null, &Value::Null, &false.into()));
     }

@@ -5,33 +5,40 @@ use std::collections::BTreeSet;
 use anyhow::{Result, bail};
 use log::Level;
 use serde_json::{Value, json};
-use sip_xdp_common::layout::List;
+use sip_xdp_common::layout::{List, NEVER, Owner};
 
 use super::Daemon;
-use super::events::Event as Said;
-use crate::config::Guards;
-use crate::feeds::engine::Update;
+use super::events::{Event as Said, FeedFigures};
+use crate::config::{FeedAction, Guards, Policy};
+use crate::feeds::Listed;
+use crate::feeds::engine::{FeedState, Update};
 use crate::feeds::guards::{Untouchable, trim};
 use crate::feeds::parse::Tally;
-use crate::lists::EARLIER;
+use crate::ledger::Entry;
+use crate::lists::{EARLIER, Refresh};
 use crate::network::Network;
 
 impl Daemon {
     /// Follows the feeds of the configuration. What is on disk of those that are new comes into force at once.
     pub(super) fn prepare_feeds(&mut self) {
-        self.feeds.protect(self.untouchable());
+        self.protect();
         for (name, networks) in self.feeds.configure(&self.config.feeds) {
             if let Err(reason) = self.put_feed(&name, networks, false) {
                 log::error!("feed {name}: its list on disk is not in force: {reason}");
             }
         }
         let wanted: BTreeSet<String> = self.feeds.names().map(str::to_owned).collect();
-        let listed = self.lists.feeds().iter().map(|(name, _)| name.to_owned());
-        let gone: Vec<_> = listed.filter(|name| name != EARLIER && !wanted.contains(name)).collect();
+        let blocking = self.lists.feeds().iter().map(|(name, _)| name).filter(|name| *name != EARLIER);
+        let listed = blocking.chain(self.feeds.allowing()).map(str::to_owned);
+        let gone: Vec<_> = listed.filter(|name| !wanted.contains(name)).collect();
         for name in gone {
             if let Err(reason) = self.put_feed(&name, Vec::new(), false) {
                 log::error!("feed {name}: what it listed stays in force: {reason}");
             }
+        }
+        // Also what feeds of an earlier daemon put there, and what the policy admits now.
+        if let Err(reason) = self.list_allowed() {
+            log::error!("what feeds trust or admit is not in force: {reason}");
         }
         self.settle_feeds();
     }
@@ -40,19 +47,10 @@ impl Daemon {
     pub(super) fn feed_said(&mut self, update: Update) {
         let Update { name, generation, state, list } = update;
         let was_settled = self.feeds.is_settled();
-        let before = self.feeds.trouble(&name);
-        if !self.feeds.note(&name, generation, state) {
+        let Some(before) = self.feeds.note(&name, generation, state.clone()) else {
             return;
-        }
-        // Its thread has logged it.
-        match self.feeds.trouble(&name) {
-            now if now == before => {}
-            Some((error, is_refused)) => {
-                let kind = if is_refused { "refused" } else { "failed" };
-                self.tell(&Said::new("feed").kind(kind).reason(format!("{name}: {error}")));
-            }
-            None => self.tell(&Said::new("feed").kind("well").reason(name.as_str())),
-        }
+        };
+        self.tell_of_feed(&name, &before, &state);
         if let Some(list) = list {
             // If it has ended meanwhile, nobody wants to know.
             let _ = list.applied.send(self.put_feed(&name, list.networks, list.is_expired));
@@ -61,28 +59,102 @@ impl Daemon {
         }
     }
 
+    /// Tells who watches what has changed in how a feed is. The log has it from the feed's own thread.
+    fn tell_of_feed(&self, name: &str, before: &FeedState, now: &FeedState) {
+        let total = now.ipv4 + now.ipv6;
+        let figures = FeedFigures { feed: name.to_owned(), total, ..FeedFigures::default() };
+        if let Some(error) = now.error.as_ref().filter(|error| before.error.as_ref() != Some(error)) {
+            let kind = if now.is_refused { "refused" } else { "failed" };
+            self.tell(&Said::of_feed(kind, figures.clone()).reason(format!("{name}: {error}")));
+        }
+        if before.error.is_some() && now.error.is_none() {
+            self.tell(&Said::of_feed("well", figures.clone()).reason(name));
+        }
+        let (fired, fired_before) = (now.tally.guards(), before.tally.guards());
+        if !fired.is_empty() && fired != fired_before {
+            let counts: Vec<_> = fired.iter().map(|(guard, count)| format!("{count} {guard}")).collect();
+            self.tell(
+                &Said::of_feed("guard", figures).reason(format!("{name}: {}", counts.join(", ").replace('_', " "))),
+            );
+        }
+    }
+
     /// Puts what a feed lists into force.
-    fn put_feed(
-        &mut self,
-        name: &str,
-        networks: Vec<Network>,
-        is_expired: bool,
-    ) -> Result<crate::lists::Refresh, String> {
-        let refresh = self.lists.replace_feed(name, networks).map_err(|error| error.to_string())?;
-        let crate::lists::Refresh { added, removed, total } = refresh;
+    fn put_feed(&mut self, name: &str, networks: Vec<Network>, is_expired: bool) -> Result<Refresh, String> {
+        let refresh = match self.feeds.list_of(name) {
+            Some(list @ (List::Trust | List::Admit)) => {
+                self.lists.replace_feed(name, Vec::new()).map_err(|error| error.to_string())?;
+                self.allow_feed(name, Some((list, Listed::new(networks))))?
+            }
+            Some(List::Block) | None => {
+                if self.feeds.allowing().any(|known| known == name) {
+                    self.allow_feed(name, None)?;
+                }
+                self.lists.replace_feed(name, networks).map_err(|error| error.to_string())?
+            }
+        };
+        let Refresh { added, removed, total } = refresh;
+        let figures = FeedFigures { feed: name.to_owned(), added, removed, total };
         if is_expired {
-            let said = Said::new("feed").kind("expired").reason(format!("{name}: {removed} networks were taken out"));
-            self.say(said, Level::Warn, format_args!("feed {name} expired removed={removed}"));
+            let line = format_args!("feed {name} expired removed={removed}");
+            self.say(Said::of_feed("expired", figures), Level::Warn, line);
         } else if added + removed > 0 {
-            let reason = format!("{name}: {added} added, {removed} removed, {total} in all");
-            let said = Said::new("feed").kind("changed").reason(reason);
-            self.say(said, Level::Info, format_args!("feed {name} added={added} removed={removed} total={total}"));
+            let line = format_args!("feed {name} added={added} removed={removed} total={total}");
+            self.say(Said::of_feed("synced", figures), Level::Info, line);
         }
         Ok(refresh)
     }
 
+    /// Puts what a feed trusts or admits into force. On an error all is as it was.
+    fn allow_feed(&mut self, name: &str, allowed: Option<(List, Listed)>) -> Result<Refresh, String> {
+        let new = allowed.as_ref().map(|(_, listed)| listed.clone()).unwrap_or_default();
+        let before = self.feeds.allow(name, allowed);
+        if let Err(reason) = self.list_allowed() {
+            self.feeds.allow(name, before);
+            let _ = self.list_allowed();
+            return Err(reason);
+        }
+        let old = before.map(|(_, listed)| listed).unwrap_or_default();
+        let (added, removed) = (new.without(&old).len(), old.without(&new).len());
+        Ok(Refresh { added, removed, total: new.networks().len() })
+    }
+
+    /// Makes the entries of the trust and admit lists whose owners are feeds agree with what these list. What feeds of an
+    /// earlier daemon put there stays until each of them has had a list.
+    fn list_allowed(&mut self) -> Result<(), String> {
+        for list in [List::Trust, List::Admit] {
+            // Where everybody may talk, nobody needs to be admitted.
+            let is_idle = list == List::Admit && self.config.policy == Policy::Open;
+            let mut wanted = if is_idle { Default::default() } else { self.feeds.allowed(list) };
+            let Self { lists, feeds, .. } = self;
+            let is_unknown = |entry: &Entry| entry.reason.split(',').any(|name| feeds.is_unsettled(name));
+            let gone = lists.retain(|of, entry| {
+                let is_ours = of == list && entry.owner == Owner::Feed;
+                is_ours && !wanted.contains_key(&entry.network) && (is_idle || !is_unknown(entry))
+            });
+            let gone = gone.map_err(|error| error.to_string())?;
+            for entry in lists.entries(list).filter(|entry| entry.owner == Owner::Feed) {
+                if wanted.get(&entry.network) == Some(&entry.reason) {
+                    wanted.remove(&entry.network);
+                }
+            }
+            let entry =
+                |(network, names): (_, String)| Entry { owner: Owner::Feed, ..Entry::manual(network, NEVER, &names) };
+            let coming: Vec<Entry> = wanted.into_iter().map(entry).collect();
+            let has_changed = !gone.is_empty() || !coming.is_empty();
+            lists.put_all(list, coming).map_err(|stopped| stopped.to_string())?;
+            if has_changed && list == List::Trust {
+                self.judge_by_address().map_err(|error| format!("{error:#}"))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Lets go of what feeds of an earlier daemon listed, as soon as all have spoken.
     fn settle_feeds(&mut self) {
+        if let Err(reason) = self.list_allowed() {
+            log::error!("what feeds trusted or admitted before stays in force: {reason}");
+        }
         let count = self.lists.feeds().get(EARLIER).map_or(0, |listed| listed.networks().len());
         if count == 0 || !self.feeds.is_settled() {
             return;
@@ -94,7 +166,7 @@ impl Daemon {
 
     /// What must stay reachable now: what feeds list of it is taken out, and not taken in.
     pub(super) fn protect_from_feeds(&mut self) {
-        if !self.feeds.protect(self.untouchable()) {
+        if !self.protect() {
             return;
         }
         // The kernel asks the trust list first; here only the host itself matters, and what it needs.
@@ -116,9 +188,17 @@ impl Daemon {
         }
     }
 
-    fn untouchable(&self) -> Untouchable {
+    /// Says what no feed may block: this host, what it needs, and whom operators trust; and what none may trust or admit: whom
+    /// operators block. Whether the first has changed.
+    fn protect(&self) -> bool {
         let trusted = self.lists.entries(List::Trust).map(|entry| entry.network);
-        Untouchable::new(self.exempt.networks().chain(trusted).collect())
+        let anybody_allows = self.config.feeds.iter().any(|feed| feed.action != FeedAction::Block);
+        let blocked = self.lists.entries(List::Block);
+        let blocked = blocked.filter(|entry| anybody_allows && entry.owner == Owner::Manual && entry.port.is_none());
+        self.feeds.protect(
+            Untouchable::new(self.exempt.networks().chain(trusted).collect()),
+            Untouchable::new(blocked.map(|entry| entry.network).collect()),
+        )
     }
 
     /// `feed list`.
@@ -128,7 +208,7 @@ impl Daemon {
 
     /// `feed sync`: starts it. Who waits asks for the list until it says these rounds.
     pub(super) fn feed_sync(&mut self, name: Option<&str>, accept: bool) -> Result<Value> {
-        self.feeds.protect(self.untouchable());
+        self.protect();
         match self.feeds.sync(name, accept) {
             Some(rounds) => Ok(json!({ "rounds": rounds })),
             None => bail!("there is no feed {}; see `sip-xdp feed list`", name.unwrap_or_default()),

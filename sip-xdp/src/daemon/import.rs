@@ -21,6 +21,10 @@ use crate::transfer::{self, Accepted, Host, Listed, Part, PastBan, Whose};
 /// The longest registration that is believed, in nanoseconds.
 const LONGEST: u64 = 24 * 3_600_000_000_000;
 
+/// Two times that were converted one after the other may differ by so much and be the same, in nanoseconds: both clocks
+/// are read, one after the other.
+const ALIKE: u64 = 1_000_000_000;
+
 /// The longest name of a user that is believed, in bytes.
 const MAX_USER: usize = 256;
 
@@ -57,19 +61,19 @@ impl Daemon {
             ListName::Trust => (List::Trust, "trust"),
         };
         let mut tally = Tally::default();
-        let mut failed = None;
+        let mut entries = Vec::with_capacity(networks.len());
         for network in networks {
             if network.prefix() == 0 {
                 tally.refuse(network, "it is everybody");
             } else if let (List::Block, false, Some(why)) = (of, force, self.refusal(network, operator)) {
                 tally.refuse(network, why);
-            } else if let Err(error) = self.lists.put(of, entry(*network)) {
-                failed = Some(error);
-                break;
             } else {
-                tally.added += 1;
+                entries.push(entry(*network));
             }
         }
+        let wanted = entries.len();
+        let failed = self.lists.put_all(of, entries).err();
+        tally.added = failed.as_ref().map_or(wanted, |stopped| stopped.entered);
         if of == List::Trust {
             self.judge_by_address()?;
         }
@@ -92,10 +96,10 @@ impl Daemon {
         let name = part.name();
         match part {
             Part::Trust(rows) => {
-                rows.into_iter().for_each(|row| self.restore_entry(List::Trust, row, &mut tally));
+                self.restore_entries(List::Trust, rows, &mut tally);
                 self.judge_by_address()?;
             }
-            Part::Block(rows) => rows.into_iter().for_each(|row| self.restore_entry(List::Block, row, &mut tally)),
+            Part::Block(rows) => self.restore_entries(List::Block, rows, &mut tally),
             Part::Hosts(rows) => {
                 rows.into_iter().for_each(|row| self.restore_host(row, &mut tally));
                 self.prepare_hosts();
@@ -117,7 +121,22 @@ impl Daemon {
         Ok(tally.answer())
     }
 
-    fn restore_entry(&mut self, list: List, row: Listed, tally: &mut Tally) {
+    /// Enters rows of a list: all but those that must not be. What finds no room is refused.
+    fn restore_entries(&mut self, list: List, rows: Vec<Listed>, tally: &mut Tally) {
+        let mut entries: Vec<Entry> = rows.into_iter().filter_map(|row| self.restored(list, row, tally)).collect();
+        while !entries.is_empty() {
+            let Err(stopped) = self.lists.put_all(list, entries.clone()) else {
+                tally.added += entries.len();
+                return;
+            };
+            tally.added += stopped.entered;
+            tally.refuse(entries[stopped.entered].network, stopped.error);
+            entries.drain(..=stopped.entered);
+        }
+    }
+
+    /// The entry that a row is to be here, if it is to be one.
+    fn restored(&self, list: List, row: Listed, tally: &mut Tally) -> Option<Entry> {
         let now = clock::now();
         let Listed { network, port, .. } = row;
         let expires = row.expires.map_or(sip_xdp_common::layout::NEVER, clock::from_wall);
@@ -127,10 +146,12 @@ impl Daemon {
         };
         let stays = (list == List::Block).then(|| self.must_stay(&network, now)).flatten();
         if let Some(why) = stays {
-            return tally.refuse(network, format!("it {why}"));
+            tally.refuse(network, format!("it {why}"));
+            return None;
         }
         if network.prefix() == 0 || (port.is_some() && !network.is_host()) || (list == List::Trust && port.is_some()) {
-            return tally.refuse(network, "it is everybody, or a port of more than one host");
+            tally.refuse(network, "it is everybody, or a port of more than one host");
+            return None;
         }
         let entry = Entry {
             owner,
@@ -140,26 +161,18 @@ impl Daemon {
             dry_run: owner == Owner::Auto && self.config.dry_run,
             ..Entry::manual(network, expires, &row.reason)
         };
-        let known = match port {
-            None => self.lists.owners(list, &network).into_iter().find(|one| one.owner == owner),
-            Some(_) => {
-                let mut of = self.lists.entries(list);
-                of.find(|one| one.network == network && one.port == port && one.owner == owner)
-            }
-        };
-        if entry.is_over(now) || known.is_some_and(|known| known.expires >= expires) {
+        let known = self.lists.entry(list, &network, port, owner);
+        if entry.is_over(now) || known.is_some_and(|known| known.expires.saturating_add(ALIKE) >= expires) {
             tally.kept += 1;
-            return;
+            return None;
         }
-        match self.lists.put(list, entry) {
-            Ok(()) => tally.added += 1,
-            Err(error) => tally.refuse(network, error),
-        }
+        Some(entry)
     }
 
     fn restore_host(&mut self, row: Host, tally: &mut Tally) {
         let expires = row.expires.map_or(sip_xdp_common::layout::NEVER, clock::from_wall);
-        let known = self.hosts.given().get(&row.name).is_some_and(|given| given.expires >= expires);
+        let known =
+            self.hosts.given().get(&row.name).is_some_and(|given| given.expires.saturating_add(ALIKE) >= expires);
         if known || expires <= clock::now() {
             tally.kept += 1;
         } else if self.hosts.given().len() >= MAX_NAMES || !row.name.as_str().contains('.') {
@@ -180,8 +193,7 @@ impl Daemon {
         let at = from_wall_ms(clock::to_ms(row.last)).min(now);
         let until = from_wall_ms(clock::to_ms(row.until)).min(now.saturating_add(LONGEST));
         let known = self.detector.registered_until(&source, &user, port);
-        // The two clocks are read one after the other, so a time that is converted twice may differ a little.
-        if known.saturating_add(1_000_000_000) >= until {
+        if known.saturating_add(ALIKE) >= until {
             tally.kept += 1;
             return;
         }

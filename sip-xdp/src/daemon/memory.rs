@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sip_xdp_common::source::Source;
 
-use super::verdicts::{FORMER, Offence};
+use super::verdicts::{FORMER, HOUR, Offence};
 use super::{Daemon, clock};
 use crate::detect::Acceptance;
 use crate::lists::HostStanding;
@@ -37,11 +37,14 @@ impl Daemon {
             user: row.user,
             port: row.port,
             at: from_wall_ms(row.last_ms),
-            until: from_wall_ms(row.until_ms),
+            // A registration never lasts longer than it was made for, whatever the clock says.
+            until: from_wall_ms(row.until_ms).min(clock::after(Some(between(row.last_ms, row.until_ms)))),
         });
         let acceptances: Vec<_> = acceptances.collect();
-        let peers: Vec<_> =
-            peers.into_iter().map(|peer| (source_of(peer.address), from_wall_ms(peer.until_ms))).collect();
+        let peers: Vec<_> = peers
+            .into_iter()
+            .map(|peer| (source_of(peer.address), from_wall_ms(peer.until_ms).min(now + HOUR)))
+            .collect();
         self.detector.restore(acceptances.iter().cloned(), peers.iter().copied());
         for acceptance in &acceptances {
             if acceptance.until > now {
@@ -104,6 +107,11 @@ pub(super) fn from_wall_ms(ms: u64) -> u64 {
     let apart = Duration::from_millis(ms.abs_diff(wall)).as_nanos();
     let apart = u64::try_from(apart).unwrap_or(u64::MAX);
     if ms >= wall { now.saturating_add(apart) } else { now.saturating_sub(apart) }
+}
+
+/// The time between two times of the wall clock; none if the second one is earlier.
+fn between(from_ms: u64, to_ms: u64) -> Duration {
+    Duration::from_millis(to_ms.saturating_sub(from_ms))
 }
 
 /// A time on the filter's clock as wall-clock time.

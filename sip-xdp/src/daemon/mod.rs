@@ -26,11 +26,11 @@ use sip_xdp_common::layout::{Event, EventKind};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::attach::ModeChoice;
-use crate::clock;
+use crate::clock::{self, WallWatch};
 use crate::config::Config;
 use crate::control::{self, Call};
 use crate::detect::Detector;
@@ -56,6 +56,9 @@ use verdicts::{Notes, Offence};
 
 /// How often expired entries are taken out and the store is told of changes.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How long an answer waits for the disk.
+const DISK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How many ticks lie between two looks at the host's addresses and routes.
 const SURROUNDINGS_TICKS: u64 = 30;
@@ -145,6 +148,8 @@ struct Daemon {
     /// Volume does not ban before this time.
     learning_until: u64,
     notes: Notes,
+    /// Whether somebody sets the wall clock, by which the store keeps its times.
+    wall: WallWatch,
     /// How often each network was banned, and when it last was, for bans that grow.
     offences: BTreeMap<Network, Offence>,
     /// Everything was unloaded: end.
@@ -193,8 +198,9 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
                 }
             }
             Some(call) = called.recv() => {
+                let is_lasting = call.request.is_lasting();
                 let answer = daemon.command(call.request).await;
-                let _ = call.answer.send(answer);
+                daemon.answer(call.answer, answer, is_lasting);
             }
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
@@ -271,6 +277,7 @@ impl Daemon {
     async fn tick(&mut self, ticks: u64) {
         self.tap.fill(self.hub.wants_packets());
         let now = clock::now();
+        self.follow_the_wall_clock();
         self.check_confirmation(now).await;
         // The kernel says nothing when somebody takes a program off.
         if self.served.len() < self.wanted.len() || ticks.is_multiple_of(SURROUNDINGS_TICKS) {
@@ -298,12 +305,41 @@ impl Daemon {
         self.save_hosts(false);
     }
 
+    /// Bans end by the filter's clock, whatever the wall clock says; but the store has their ends by the wall clock. When
+    /// that was set, it is told all of them again, so that they neither vanish with a reboot nor last longer.
+    fn follow_the_wall_clock(&mut self) {
+        let Some(jump) = self.wall.jump() else {
+            return;
+        };
+        let (way, by) = if jump > 0 { ("forward", jump) } else { ("back", -jump) };
+        let by = humantime::format_duration(Duration::from_millis(by.unsigned_abs()));
+        log::warn!("the wall clock was set {way} by {by}; bans end when they would have ended");
+        self.store.record(self.lists.all_entries());
+        self.remember_evidence();
+    }
+
     /// Has the store write what has changed in the lists.
     fn save(&mut self) {
         save(&self.store, &mut self.lists);
     }
 
-    /// The same, and waits until it is on disk.
+    /// Answers a command: one that changes what is to last, when that would survive a power cut. For a slow disk the daemon
+    /// does not wait, nor does the answer for long; `status` says what is wrong with a disk.
+    fn answer(&mut self, to: oneshot::Sender<Result<Value>>, answer: Result<Value>, is_lasting: bool) {
+        if !is_lasting {
+            // Who asked may be gone.
+            let _ = to.send(answer);
+            return;
+        }
+        self.save();
+        let written = self.store.hurry();
+        tokio::task::spawn_blocking(move || {
+            written.wait(DISK_PATIENCE);
+            let _ = to.send(answer);
+        });
+    }
+
+    /// Has the store write what has changed in the lists, and waits until it is on disk.
     fn save_now(&mut self) {
         self.save();
         if let Err(error) = self.store.flush() {

@@ -29,7 +29,7 @@ const SITE: u8 = 56;
 const CROWD: usize = 4;
 
 /// Within this time, in nanoseconds.
-const HOUR: u64 = 3_600_000_000_000;
+pub(super) const HOUR: u64 = 3_600_000_000_000;
 
 /// Accepted users for which the usual limit is enough; twice as many double it.
 const USERS: usize = 64;

@@ -7,16 +7,17 @@ use std::sync::mpsc::{Sender, SyncSender, channel};
 use std::thread;
 
 use serde_json::{Value, json};
+use sip_xdp_common::layout::List;
 use tokio::sync::{mpsc, watch};
 
 use super::Listed;
 use super::guards::{Untouchable, trim};
-use super::parse::{Tally, reason};
+use super::parse::Tally;
 use super::saved;
 use super::sync::Last;
 use super::thread::{Follower, Order, age};
-use crate::clock;
-use crate::config::FeedConfig;
+use crate::clock::{self, WallWatch};
+use crate::config::{FeedAction, FeedConfig};
 use crate::lists::Refresh;
 use crate::network::Network;
 
@@ -84,7 +85,11 @@ struct Running {
 pub struct Engine {
     directory: PathBuf,
     running: BTreeMap<String, Running>,
-    untouchable: watch::Sender<Arc<Untouchable>>,
+    /// What no list may block, and what none may trust or admit.
+    unblockable: watch::Sender<Arc<Untouchable>>,
+    unallowable: watch::Sender<Arc<Untouchable>>,
+    /// What feeds trust or admit.
+    allowed: BTreeMap<String, (List, Listed)>,
     updates: mpsc::Sender<Update>,
     received: Option<mpsc::Receiver<Update>>,
     counter: u64,
@@ -94,8 +99,16 @@ impl Engine {
     /// Without any feeds yet. Their lists are kept in `directory`.
     pub fn new(directory: PathBuf) -> Self {
         let (updates, received) = mpsc::channel(4);
-        let untouchable = watch::Sender::new(Arc::default());
-        Self { directory, running: BTreeMap::new(), untouchable, updates, received: Some(received), counter: 0 }
+        Self {
+            directory,
+            running: BTreeMap::new(),
+            unblockable: watch::Sender::new(Arc::default()),
+            unallowable: watch::Sender::new(Arc::default()),
+            allowed: BTreeMap::new(),
+            updates,
+            received: Some(received),
+            counter: 0,
+        }
     }
 
     /// What feeds have to say; there is one receiver.
@@ -103,20 +116,65 @@ impl Engine {
         self.received.take().unwrap_or_else(|| mpsc::channel(1).1)
     }
 
-    /// Says what no list may touch from now on. Whether that is something else than before.
-    pub fn protect(&self, untouchable: Untouchable) -> bool {
-        self.untouchable.send_if_modified(|known| {
-            let is_new = **known != untouchable;
-            if is_new {
-                *known = Arc::new(untouchable);
-            }
-            is_new
+    /// Says what no list may block from now on, and what none may trust or admit. Whether the first is something else than
+    /// before.
+    pub fn protect(&self, unblockable: Untouchable, unallowable: Untouchable) -> bool {
+        let change = |watch: &watch::Sender<Arc<Untouchable>>, untouchable: Untouchable| {
+            watch.send_if_modified(|known| {
+                let is_new = **known != untouchable;
+                if is_new {
+                    *known = Arc::new(untouchable);
+                }
+                is_new
+            })
+        };
+        change(&self.unallowable, unallowable);
+        change(&self.unblockable, unblockable)
+    }
+
+    /// What no list may touch whose networks become this.
+    fn untouchable(&self, action: FeedAction) -> &watch::Sender<Arc<Untouchable>> {
+        if action == FeedAction::Block { &self.unblockable } else { &self.unallowable }
+    }
+
+    /// The list on which a feed's networks are to be; `None` if there is no such feed.
+    pub fn list_of(&self, name: &str) -> Option<List> {
+        Some(match self.running.get(name)?.config.action {
+            FeedAction::Block => List::Block,
+            FeedAction::Admit => List::Admit,
+            FeedAction::Trust => List::Trust,
         })
     }
 
-    /// What no list may touch.
-    pub fn untouchable(&self) -> Arc<Untouchable> {
-        Arc::clone(&self.untouchable.borrow())
+    /// Whether there is such a feed, and it has had no list yet: what it listed before is not known.
+    pub fn is_unsettled(&self, name: &str) -> bool {
+        self.running.get(name).is_some_and(|running| !running.state.is_settled)
+    }
+
+    /// Notes what a feed trusts or admits, and returns what that was before. Nothing at all ends it.
+    pub fn allow(&mut self, name: &str, allowed: Option<(List, Listed)>) -> Option<(List, Listed)> {
+        match allowed.filter(|(_, listed)| !listed.networks().is_empty()) {
+            Some(allowed) => self.allowed.insert(name.to_owned(), allowed),
+            None => self.allowed.remove(name),
+        }
+    }
+
+    /// The names of the feeds that trust or admit anything.
+    pub fn allowing(&self) -> impl Iterator<Item = &str> {
+        self.allowed.keys().map(String::as_str)
+    }
+
+    /// All networks that feeds put on a list, with the names of these feeds.
+    pub fn allowed(&self, list: List) -> BTreeMap<Network, String> {
+        let mut all: BTreeMap<Network, String> = BTreeMap::new();
+        for (name, (_, listed)) in self.allowed.iter().filter(|(_, (of, _))| *of == list) {
+            for network in listed.networks() {
+                let names = all.entry(*network).or_default();
+                names.push_str(if names.is_empty() { "" } else { "," });
+                names.push_str(name);
+            }
+        }
+        all
     }
 
     /// Follows these feeds and no others. Returns the lists that are on disk of those that are new: they may come into force
@@ -129,7 +187,7 @@ impl Engine {
     }
 
     fn follow(&mut self, config: FeedConfig) -> Option<Listed> {
-        let untouchable = self.untouchable();
+        let untouchable = Arc::clone(&self.untouchable(config.action).borrow());
         let saved = saved::load(&self.directory, &config).unwrap_or_else(|error| {
             log::warn!("feed {}: {error:#}; it waits for its server", config.name);
             None
@@ -140,7 +198,7 @@ impl Engine {
         if let Some(mut saved) = saved {
             let networks = std::mem::take(&mut saved.listed).into_networks();
             let tally = &mut state.tally;
-            saved.listed = trim(networks, &config.guards, &untouchable, tally);
+            saved.listed = trim(networks, &config.effective_guards(), &untouchable, tally);
             // By what the last list was held against is not known any more.
             last = Last::recall(&config, &saved, if tally.is_clean() { untouchable } else { Arc::default() });
             [state.ipv4, state.ipv6] = saved.listed.counts();
@@ -155,10 +213,11 @@ impl Engine {
             generation,
             directory: self.directory.clone(),
             updates: self.updates.clone(),
-            untouchable: self.untouchable.subscribe(),
+            untouchable: self.untouchable(config.action).subscribe(),
             last,
             state: state.clone(),
             said: None,
+            wall: WallWatch::default(),
         };
         if let Err(error) = thread::Builder::new().name("feed".to_owned()).spawn(move || follower.run(received)) {
             log::error!("feed {name} cannot be followed: {error}");
@@ -168,15 +227,10 @@ impl Engine {
         listed
     }
 
-    /// Takes how a feed is. Whether there still is such a feed.
-    pub fn note(&mut self, name: &str, generation: u64, state: FeedState) -> bool {
-        match self.running.get_mut(name) {
-            Some(running) if running.generation == generation => {
-                running.state = state;
-                true
-            }
-            _ => false,
-        }
+    /// Takes how a feed is, and returns how it was; `None` if there is no such feed any more.
+    pub fn note(&mut self, name: &str, generation: u64, state: FeedState) -> Option<FeedState> {
+        let running = self.running.get_mut(name).filter(|running| running.generation == generation)?;
+        Some(std::mem::replace(&mut running.state, state))
     }
 
     /// Has one feed, or all, asked now. Returns the number of the round that each will say when it is done, by name; `None`
@@ -234,12 +288,8 @@ impl Engine {
 
 fn row(name: &str, running: &Running) -> Value {
     let Running { config, state, .. } = running;
-    let guards: Vec<&str> = [reason::TOO_BROAD, reason::SPECIAL, reason::PROTECTED]
-        .into_iter()
-        .filter(|reason| state.tally.count(reason) > 0)
-        .chain((state.tally.split > 0).then_some("split"))
-        .chain(state.is_refused.then_some("size"))
-        .collect();
+    let fired = state.tally.guards().into_iter().map(|(guard, _)| guard);
+    let guards: Vec<&str> = fired.chain(state.is_refused.then_some("size")).collect();
     json!({
         "name": name,
         "format": config.format.name(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -118,9 +118,10 @@ fn write(writer: &mut impl Write, config: &FeedConfig, saved: &Saved) -> io::Res
     writeln!(writer, "check {:016x}", check.0)
 }
 
-/// Notes that a list is still its server's list.
-pub(super) fn touch(directory: &Path, name: &str) -> io::Result<()> {
-    File::options().append(true).open(path(directory, name))?.set_modified(SystemTime::now())
+/// Notes when its server last said that this is its list, in milliseconds since 1970.
+pub(super) fn touch(directory: &Path, name: &str, at_ms: u64) -> io::Result<()> {
+    let at = UNIX_EPOCH + Duration::from_millis(at_ms);
+    File::options().append(true).open(path(directory, name))?.set_modified(at)
 }
 
 /// Reads what is kept of a feed; `None` if nothing is, or if it came from elsewhere.

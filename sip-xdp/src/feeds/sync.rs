@@ -117,7 +117,7 @@ pub(super) fn sync(
         return Err(format!("it has more than {} entries", config.guards.max_entries).into());
     }
     candidate.tally = parsed.tally;
-    candidate.listed = trim(parsed.networks, &config.guards, untouchable, &mut candidate.tally);
+    candidate.listed = trim(parsed.networks, &config.effective_guards(), untouchable, &mut candidate.tally);
     let refuse = |reason| Err(Trouble { reason, retry_after: None, is_refused: true });
     let count = candidate.entries();
     if !accept {

@@ -14,7 +14,7 @@ use super::fetch::Fetcher;
 use super::guards::Untouchable;
 use super::saved::{self, Saved};
 use super::sync::{Candidate, Last, Trouble, sync};
-use crate::clock;
+use crate::clock::{self, WallWatch};
 use crate::config::{FeedConfig, FeedFormat};
 
 /// The pause after a first failure, unless the feed is asked more often anyway,
@@ -43,6 +43,8 @@ pub(super) struct Follower {
     pub(super) state: FeedState,
     /// What was logged of its last failure.
     pub(super) said: Option<String>,
+    /// Whether somebody sets the wall clock, by which ages and ends are counted.
+    pub(super) wall: WallWatch,
 }
 
 /// Nobody wants the feed any more.
@@ -63,6 +65,7 @@ impl Follower {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
+            self.follow_the_wall_clock();
             let accept = order.as_ref().is_some_and(|order| order.accept);
             let Ok(pause) = self.ask(&fetcher, accept) else {
                 return;
@@ -74,6 +77,21 @@ impl Follower {
             if self.expire().is_err() {
                 return;
             }
+        }
+    }
+
+    /// Keeps ages and ends what they were when somebody has set the wall clock.
+    fn follow_the_wall_clock(&mut self) {
+        let Some(jump) = self.wall.jump() else {
+            return;
+        };
+        for end in self.last.ends.values_mut() {
+            *end = end.saturating_add_signed(jump / 1_000);
+        }
+        if let Some(at) = &mut self.state.confirmed_ms {
+            *at = clock::moved(*at, jump);
+            // The file's own time says when a list was confirmed. What cannot be written is said when it is written next.
+            let _ = saved::touch(&self.directory, &self.config.name, *at);
         }
     }
 
@@ -99,7 +117,7 @@ impl Follower {
         let every = self.config.every.0;
         let trouble = match sync(&self.config, fetcher, &self.last, &untouchable, accept) {
             Ok(None) => {
-                if let Err(error) = saved::touch(&self.directory, &self.config.name) {
+                if let Err(error) = saved::touch(&self.directory, &self.config.name, clock::wall_ms()) {
                     log::debug!("feed {}: {error}", self.config.name);
                 }
                 self.confirm();

@@ -42,6 +42,21 @@ pub struct Store {
     shared: Arc<Shared>,
 }
 
+/// What was recorded before a certain moment.
+#[derive(Debug)]
+pub struct Written {
+    shared: Arc<Shared>,
+    ticket: u64,
+}
+
+impl Written {
+    /// Waits until it is on disk, or until it is clear that it will not be for now. Returns false if neither is after
+    /// `patience`.
+    pub fn wait(&self, patience: Duration) -> bool {
+        self.shared.wait(self.ticket, patience)
+    }
+}
+
 /// A store that was opened, and what was in it.
 #[derive(Debug)]
 pub struct Opened {
@@ -118,13 +133,18 @@ impl Store {
 
     /// Waits until all that was recorded is on disk.
     pub fn flush(&self) -> anyhow::Result<()> {
-        if !self.shared.flush(PATIENCE) {
+        if !self.shared.wait(self.shared.ask(true), PATIENCE) {
             bail!("{} takes too long to write", self.path.display());
         }
         match self.trouble() {
             Some(trouble) => bail!(trouble),
             None => Ok(()),
         }
+    }
+
+    /// Has what was recorded written at once, so that it survives a power cut. Never waits.
+    pub fn hurry(&self) -> Written {
+        Written { ticket: self.shared.ask(false), shared: Arc::clone(&self.shared) }
     }
 
     /// Why changes cannot be written, if so.

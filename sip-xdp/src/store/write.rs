@@ -89,16 +89,19 @@ fn apply(transaction: &Transaction<'_>, change: &Change) -> Result<()> {
     }
 }
 
-/// Writes an entry. What the configuration file lists is left out, and so is what was made in a dry run.
+/// Writes an entry. What the configuration file or a feed lists is left out, since each has a file of its own, and so is
+/// what was made in a dry run.
 fn put(transaction: &Transaction<'_>, list: List, entry: &Entry) -> Result<()> {
-    if entry.owner == Owner::Config || entry.dry_run {
+    if matches!(entry.owner, Owner::Config | Owner::Feed) || entry.dry_run {
         return remove(transaction, list, &entry.network, entry.port, entry.owner);
     }
+    // The clock may have been set back since it was made. It lasts no longer than from then on when it is read, so a time
+    // that is still to come would end it at once.
     let sql = "INSERT OR REPLACE INTO entries (list, network, port, owner, tier, added_ms, expires_ms, reason)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
     let expires = clock::to_wall(entry.expires).map(|end| end.as_millisecond());
     let mut statement = transaction.prepare_cached(sql)?;
-    let (port, added) = (from_port(entry.port), from_number(entry.added_ms));
+    let (port, added) = (from_port(entry.port), from_number(entry.added_ms.min(clock::wall_ms())));
     let (owner, tier) = (entry.owner.name(), from_tier(entry.tier));
     let columns = params![from_list(list), entry.network.to_string(), port, owner, tier, added, expires, entry.reason];
     statement.execute(columns).map(drop)

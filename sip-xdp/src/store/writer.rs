@@ -41,6 +41,8 @@ pub(super) struct Desk {
     /// How often somebody has asked for everything to be written now, and up to which of these it was tried.
     asked: u64,
     answered: u64,
+    /// What is written next is to be in the file itself, not only in its log.
+    into_file: bool,
     stop: bool,
     /// The writer has ended.
     pub(super) ended: bool,
@@ -63,14 +65,19 @@ impl Shared {
         }
     }
 
-    /// Has everything written now. Returns false if that has neither succeeded nor failed after `patience`.
-    pub(super) fn flush(&self, patience: Duration) -> bool {
+    /// Has everything written now, to the file itself or at least to its log, which is as safe. Returns what to wait for.
+    pub(super) fn ask(&self, into_file: bool) -> u64 {
         let mut desk = self.desk();
         desk.asked += 1;
-        let ticket = desk.asked;
+        desk.into_file |= into_file;
         self.wake.notify_one();
+        desk.asked
+    }
+
+    /// Waits for what was asked for. Returns false if that has neither succeeded nor failed after `patience`.
+    pub(super) fn wait(&self, ticket: u64, patience: Duration) -> bool {
         let waits = |desk: &mut Desk| desk.answered < ticket && !desk.ended;
-        let waited = self.done.wait_timeout_while(desk, patience, waits);
+        let waited = self.done.wait_timeout_while(self.desk(), patience, waits);
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
@@ -96,8 +103,8 @@ pub(super) struct Writer {
 struct Task {
     changes: Vec<Change>,
     ticket: u64,
-    /// Somebody waits for it to be on disk.
-    hurries: bool,
+    /// It is to be in the file itself.
+    into_file: bool,
     stops: bool,
 }
 
@@ -110,8 +117,8 @@ impl Writer {
     /// Writes until it is told to end.
     pub(super) fn run(mut self) {
         loop {
-            let Task { changes, ticket, hurries, stops } = self.next_task();
-            let attempt = self.attempt(&changes, hurries);
+            let Task { changes, ticket, into_file, stops } = self.next_task();
+            let attempt = self.attempt(&changes, into_file);
             self.last_attempt = Some(Instant::now());
             let mut desk = self.shared.desk();
             match attempt {
@@ -157,13 +164,14 @@ impl Writer {
                 TIDY.saturating_sub(since(self.last_tidied))
             };
             if wait.is_zero() {
-                return Task { changes: desk.queue.take(), ticket: desk.asked, hurries, stops: desk.stop };
+                let into_file = std::mem::take(&mut desk.into_file) || desk.stop;
+                return Task { changes: desk.queue.take(), ticket: desk.asked, into_file, stops: desk.stop };
             }
             desk = self.shared.wake.wait_timeout(desk, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    fn attempt(&mut self, changes: &[Change], hurries: bool) -> Result<(), Failure> {
+    fn attempt(&mut self, changes: &[Change], into_file: bool) -> Result<(), Failure> {
         if self.connection.is_some() && !schema::exists(&self.path) {
             // Somebody has removed the file: what is written to it now, nobody will find.
             self.connection = None;
@@ -181,7 +189,7 @@ impl Writer {
             write::tidy(connection)?;
             self.last_tidied = Some(Instant::now());
         }
-        if hurries {
+        if into_file {
             write::checkpoint(connection)?;
         }
         Ok(())

@@ -50,7 +50,10 @@ impl Followed {
 
     pub(crate) fn begin(config: FeedConfig, directory: TempDir, protected: &[&str]) -> Self {
         let mut engine = Engine::new(directory.path().to_owned());
-        engine.protect(Untouchable::new(protected.iter().map(|text| text.parse().unwrap()).collect()));
+        engine.protect(
+            Untouchable::new(protected.iter().map(|text| text.parse().unwrap()).collect()),
+            Untouchable::default(),
+        );
         let mut updates = engine.updates();
         let on_disk = engine.configure(std::slice::from_ref(&config)).pop();
         let in_force = Listed::new(on_disk.map(|(_, networks)| networks).unwrap_or_default());
@@ -68,7 +71,7 @@ impl Followed {
                 sleep(Duration::from_millis(5));
                 continue;
             };
-            if !self.engine.note(&name, generation, state.clone()) {
+            if self.engine.note(&name, generation, state.clone()).is_none() {
                 continue;
             }
             self.state = state;
@@ -96,7 +99,10 @@ impl Followed {
     }
 
     pub(crate) fn protect(&self, protected: &[&str]) {
-        self.engine.protect(Untouchable::new(protected.iter().map(|text| text.parse().unwrap()).collect()));
+        self.engine.protect(
+            Untouchable::new(protected.iter().map(|text| text.parse().unwrap()).collect()),
+            Untouchable::default(),
+        );
     }
 
     /// What is in force, as text.

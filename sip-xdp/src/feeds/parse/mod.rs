@@ -69,6 +69,12 @@ impl Tally {
         self.skipped.get(reason).copied().unwrap_or_default()
     }
 
+    /// The guards that fired, and how often.
+    pub fn guards(&self) -> Vec<(&'static str, u64)> {
+        let skipped = [reason::TOO_BROAD, reason::SPECIAL, reason::PROTECTED].map(|name| (name, self.count(name)));
+        skipped.into_iter().chain([("split", self.split)]).filter(|(_, count)| *count > 0).collect()
+    }
+
     /// Whether nothing was left out or changed.
     pub(super) fn is_clean(&self) -> bool {
         *self == Self::default()

@@ -63,8 +63,9 @@ impl Notifier {
         }
         let wanted: Vec<_> = config.events.iter().map(|occasion| occasion.name()).collect();
         let following = follow(hub.subscribe(), queue, lost, move |heard| {
-            // That a feed has changed is nothing to wake somebody for.
-            wanted.contains(&heard.event.as_str()) && heard.kind.as_deref() != Some("changed")
+            // That a feed has another list, or was trimmed, is nothing to wake somebody for.
+            let is_routine = heard.event == "feed" && matches!(heard.kind.as_deref(), Some("synced" | "guard"));
+            wanted.contains(&heard.event.as_str()) && !is_routine
         });
         Self { config, report, _following: following }
     }

@@ -209,10 +209,14 @@ fn what_is_too_old_goes() {
 fn a_clock_that_starts_in_the_past_makes_no_ban_longer() {
     let (_directory, path) = place();
     let store = make(&path);
-    let day = 24 * 3_600_000;
-    let made_tomorrow = Entry { added_ms: clock::wall_ms() + day, ..ban("192.0.2.1", in_seconds(24 * 3600 + 60)) };
-    store.record(Change::Put(List::Block, made_tomorrow));
+    let day = 24 * 3_600_000_i64;
+    store.record(Change::Put(List::Block, ban("192.0.2.1", in_seconds(60))));
     drop(store);
+    // As seen from yesterday.
+    let connection = Connection::open(&path).unwrap();
+    let later = "UPDATE entries SET added_ms = added_ms + ?1, expires_ms = expires_ms + ?1";
+    assert_eq!(connection.execute(later, [day]).unwrap(), 1);
+    drop(connection);
     let (_store, state) = reopen(&path);
     assert!(state.entries[0].1.expires < in_seconds(61), "it lasts longer than a minute");
 }
@@ -288,4 +292,19 @@ fn the_earlier_version_is_read_once() {
     let Found::Corrupt(message) = Store::open(&path).found else { panic!("half a file was taken") };
     assert!(message.contains("lists.json is corrupt") && message.contains("set aside as"), "{message}");
     assert!(!earlier.exists());
+}
+
+/// Somebody has set the clock back since the ban was made: it is not over because of that, and lasts no longer.
+#[test]
+fn an_entry_from_the_future_is_not_over() {
+    let (_directory, path) = place();
+    let store = make(&path);
+    let day = 24 * 3_600_000;
+    let entry = Entry { added_ms: clock::wall_ms() + day, ..ban("192.0.2.7", in_seconds(3_600)) };
+    store.record(Change::Put(List::Block, entry.clone()));
+    store.flush().unwrap();
+    drop(store);
+    let (_store, state) = reopen(&path);
+    let left = state.entries.first().map(|(_, found)| found.expires.abs_diff(entry.expires));
+    assert!(left.is_some_and(|left| left < 1_000_000_000), "{:?}", state.entries);
 }

@@ -89,7 +89,8 @@ impl World {
         self.tally.changes += 1;
         self.changed.clear();
         match self.draw.below(100) {
-            0..40 => self.put(),
+            0..36 => self.put(),
+            36..40 => self.put_many(),
             40..62 => self.remove(),
             62..84 => self.replace(),
             84..88 => self.end_feed(),
@@ -104,12 +105,45 @@ impl World {
         self.tally.most = self.tally.most.max(blocked);
     }
 
-    fn put(&mut self) {
+    /// A list and whose entry it is to be.
+    fn claimant(&mut self) -> (List, Owner) {
         let (list, other) =
             if self.draw.below(2) == 0 { (List::Trust, Owner::Config) } else { (List::Block, Owner::Auto) };
-        let owner = if self.draw.below(2) == 0 { Owner::Manual } else { other };
-        let prefix = self.network(4);
-        let end = if self.draw.below(6) == 0 { NEVER } else { self.now + self.draw.below(120) * SECOND };
+        (list, if self.draw.below(2) == 0 { Owner::Manual } else { other })
+    }
+
+    fn end(&mut self) -> u64 {
+        if self.draw.below(6) == 0 { NEVER } else { self.now + self.draw.below(120) * SECOND }
+    }
+
+    /// Enters some networks at once: those before the first that is refused.
+    fn put_many(&mut self) {
+        let (list, owner) = self.claimant();
+        let count = 1 + self.draw.below(40);
+        let new: Vec<(Prefix, u64)> = (0..count).map(|_| (self.network(4), self.end())).collect();
+        self.note(&format!("{list:?} {count} networks at once for {}", owner.name()));
+        let entry = |(prefix, end): &(Prefix, u64)| Entry { owner, ..Entry::manual(prefix.network(), *end, "") };
+        let entered = match self.kernel.lists.put_all(list, new.iter().map(entry).collect()) {
+            Ok(()) => new.len(),
+            Err(stopped) => {
+                let before = self.plain.claims.clone();
+                // The model is to hold also what there is no room for.
+                let wanted = new[..=stopped.entered].iter().map(|(prefix, end)| ((list, *prefix, owner), *end));
+                self.plain.claims.extend(wanted);
+                self.refused(&stopped.error);
+                self.plain.claims = before;
+                stopped.entered
+            }
+        };
+        for (prefix, end) in &new[..entered] {
+            self.plain.claims.insert((list, *prefix, owner), *end);
+        }
+        self.changed.extend(new.iter().map(|(prefix, _)| *prefix));
+    }
+
+    fn put(&mut self) {
+        let (list, owner) = self.claimant();
+        let (prefix, end) = (self.network(4), self.end());
         self.changed.push(prefix);
         self.note(&format!("{list:?} {} for {}, ends at {end}", prefix.network(), owner.name()));
         let before = self.plain.claims.insert((list, prefix, owner), end);
