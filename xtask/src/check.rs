@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::command::{self, find, is_root, say};
 use crate::toolchain::KERNEL_PACKAGES;
 use crate::workspace::Workspace;
-use crate::{build, packages};
+use crate::{build, failures, packages};
 
 /// The package with the kernel and end-to-end tests.
 const PRIVILEGED: &str = "sip-xdp-tests";
@@ -49,9 +49,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     for package in ["sip-xdp-common", "sip-xdp", "sip-xdp-fuzz", "xtask"] {
         unprivileged.args(["--package", package]);
     }
-    command::run(unprivileged.arg("--").args(arguments))?;
+    failures::run(unprivileged.arg("--").args(arguments))?;
     say("kernel and end-to-end tests");
-    command::run(privileged.args(arguments))
+    failures::run(privileged.args(arguments))
 }
 
 /// The tests that load programs and make network namespaces: as they are when we are root, else through sudo.

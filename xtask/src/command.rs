@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::{env, io};
 
 use anyhow::{Context, Result, bail};
@@ -15,8 +15,13 @@ pub(crate) fn say(text: impl AsRef<str>) {
 /// Runs a command with our own output, and fails when it does.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot run `{}`", describe(command)))?;
+    check(&describe(command), status)
+}
+
+/// Fails when a command did.
+pub(crate) fn check(what: &str, status: ExitStatus) -> Result<()> {
     if !status.success() {
-        bail!("`{}` failed ({status})", describe(command));
+        bail!("`{what}` failed ({status})");
     }
     Ok(())
 }
@@ -27,9 +32,8 @@ pub(crate) fn run_quietly(command: &mut Command) -> Result<()> {
         command.stdin(Stdio::null()).output().with_context(|| format!("cannot run `{}`", describe(command)))?;
     if !output.status.success() {
         eprint!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        bail!("`{}` failed ({})", describe(command), output.status);
     }
-    Ok(())
+    check(&describe(command), output.status)
 }
 
 /// What a command prints, or `None` when it is not there or fails: the way to ask whether something is installed.
@@ -129,7 +133,8 @@ pub(crate) fn install_once(directory: &Path, install: impl FnOnce(&Path) -> Resu
     result
 }
 
-fn describe(command: &Command) -> String {
+/// A command as one would type it.
+pub(crate) fn describe(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy().into_owned()];
     words.extend(command.get_args().map(|argument| argument.to_string_lossy().into_owned()));
     words.join(" ")

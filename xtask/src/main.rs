@@ -8,6 +8,7 @@ mod build;
 mod check;
 mod command;
 mod demo;
+mod failures;
 mod fuzz;
 mod linker;
 mod package;

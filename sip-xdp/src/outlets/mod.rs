@@ -51,7 +51,8 @@ impl Outlets {
     /// Does what the configuration says from now on. Must be called inside the runtime.
     pub fn configure(&mut self, config: &Config, hub: &Hub) {
         if self.notifier.as_ref().map(Notifier::config) != Some(&config.notify) {
-            self.notifier = config.notify.is_on().then(|| Notifier::start(config.notify.clone(), hub));
+            let before = self.notifier.take();
+            self.notifier = config.notify.is_on().then(|| Notifier::start(config.notify.clone(), hub, before));
         }
         if self.publisher.as_ref().map(Publisher::config) != Some(&config.crowdsec) {
             self.publisher = config.crowdsec.publish.then(|| Publisher::start(config.crowdsec.clone(), hub));

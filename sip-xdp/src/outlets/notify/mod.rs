@@ -8,7 +8,7 @@ mod gate;
 mod message;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -42,32 +42,43 @@ struct Report {
 pub struct Notifier {
     config: NotifyConfig,
     report: Arc<Mutex<Report>>,
+    untold: Arc<AtomicU64>,
+    ended: Arc<AtomicBool>,
     _following: Following,
 }
 
+impl Drop for Notifier {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Notifier {
-    /// Begins to tell what happens from now on.
-    pub fn start(config: NotifyConfig, hub: &Hub) -> Self {
+    /// Begins to tell what happens from now on, in the place of another one: what that had no time for is told as a number.
+    pub fn start(config: NotifyConfig, hub: &Hub, before: Option<Self>) -> Self {
         let (queue, events) = sync_channel(WAITING);
-        let (report, lost) = (Arc::<Mutex<Report>>::default(), Arc::<AtomicU64>::default());
+        let report = Arc::<Mutex<Report>>::default();
+        let untold = before.map(|before| Arc::clone(&before.untold)).unwrap_or_default();
+        let ended = Arc::<AtomicBool>::default();
         let worker = Worker {
             channels: Channel::all(&config),
             said: BTreeMap::new(),
             gate: Gate::new(config.limit),
             timeout: config.timeout.0,
-            lost: Arc::clone(&lost),
+            untold: Arc::clone(&untold),
+            ended: Arc::clone(&ended),
             report: Arc::clone(&report),
         };
         if let Err(error) = thread::Builder::new().name("notify".to_owned()).spawn(move || worker.run(&events)) {
             log::error!("nobody is notified: {error}");
         }
         let wanted: Vec<_> = config.events.iter().map(|occasion| occasion.name()).collect();
-        let following = follow(hub.subscribe(), queue, lost, move |heard| {
+        let following = follow(hub.subscribe(), queue, Arc::clone(&untold), move |heard| {
             // That a feed has another list, or was trimmed, is nothing to wake somebody for.
             let is_routine = heard.event == "feed" && matches!(heard.kind.as_deref(), Some("synced" | "guard"));
             wanted.contains(&heard.event.as_str()) && !is_routine
         });
-        Self { config, report, _following: following }
+        Self { config, report, untold, ended, _following: following }
     }
 
     /// What it was started with.
@@ -95,7 +106,10 @@ struct Worker {
     said: BTreeMap<&'static str, Option<String>>,
     gate: Gate,
     timeout: Duration,
-    lost: Arc<AtomicU64>,
+    /// How many events nobody was told, because they did not fit or their time was over.
+    untold: Arc<AtomicU64>,
+    /// Whether somebody else tells from now on.
+    ended: Arc<AtomicBool>,
     report: Arc<Mutex<Report>>,
 }
 
@@ -106,7 +120,13 @@ impl Worker {
                 None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(wait) => events.recv_timeout(wait),
             };
-            self.gate.suppress("others", self.lost.swap(0, Ordering::Relaxed));
+            if self.ended.load(Ordering::Relaxed) {
+                let waiting = heard.into_iter().chain(events.try_iter()).count() as u64;
+                let suppressed = self.gate.take_suppressed().into_values().sum::<u64>();
+                self.untold.fetch_add(waiting + suppressed, Ordering::Relaxed);
+                return;
+            }
+            self.gate.suppress("others", self.untold.swap(0, Ordering::Relaxed));
             match heard {
                 Ok(heard) if self.gate.admits(clock::now()) => {
                     let message = Message::of(&heard, &self.gate.take_suppressed());
