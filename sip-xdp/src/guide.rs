@@ -28,7 +28,7 @@ const _: () = assert!(std::mem::offset_of!(Guide, ipv6) / size_of::<u64>() == CO
 /// The guide, with a copy of what the kernel reads.
 pub struct GuideWriter {
     view: View,
-    copy: Guide,
+    copy: Box<Guide>,
     lengths: Lengths,
 }
 
@@ -56,7 +56,7 @@ impl GuideWriter {
         if counts != [self.copy.ipv4 as usize, self.copy.ipv6 as usize] {
             [self.copy.ipv4, self.copy.ipv6] = counts.map(|count| count as u32);
             // They change with every entry, and the rest of the guide hardly ever does.
-            let words: &[u64] = bytemuck::cast_slice(std::slice::from_ref(&self.copy));
+            let words: &[u64] = bytemuck::cast_slice(std::slice::from_ref(&*self.copy));
             self.view.words()[COUNTS_WORD].store(words[COUNTS_WORD], Ordering::Relaxed);
         }
     }
@@ -102,7 +102,7 @@ impl GuideWriter {
 
     fn write(&self) {
         let to = self.view.words();
-        let words: &[u64] = bytemuck::cast_slice(std::slice::from_ref(&self.copy));
+        let words: &[u64] = bytemuck::cast_slice(std::slice::from_ref(&*self.copy));
         for (n, word) in words.iter().enumerate() {
             if n != VERSION_WORD && to[n].load(Ordering::Relaxed) != *word {
                 to[n].store(*word, Ordering::Relaxed);
@@ -128,13 +128,14 @@ pub fn length_of(kind: Kind, network: &Network) -> (bool, Kind, u8) {
 }
 
 /// Reads the guide from its map.
-pub fn read(map: Map) -> Result<Guide> {
+pub fn read(map: Map) -> Result<Box<Guide>> {
     Ok(copy_of(&Mapped::new(map)?.all()?))
 }
 
-fn copy_of(view: &View) -> Guide {
-    let mut guide = Guide::zeroed();
-    let words: &mut [u64] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut guide));
+/// On the heap: it has 24 KiB, and its owners move about.
+fn copy_of(view: &View) -> Box<Guide> {
+    let mut guide = Box::new(Guide::zeroed());
+    let words: &mut [u64] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut *guide));
     for (word, from) in words.iter_mut().zip(view.words()) {
         *word = from.load(Ordering::Acquire);
     }

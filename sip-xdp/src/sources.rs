@@ -21,7 +21,7 @@ const _: () = assert!(size_of::<Set>().is_multiple_of(size_of::<Meter>()));
 /// The table of meters.
 pub struct Sources {
     map: Mapped,
-    guide: Guide,
+    guide: Box<Guide>,
 }
 
 impl Sources {

@@ -156,6 +156,9 @@ struct Daemon {
     ended: bool,
 }
 
+// Futures and results hold it by value, in several copies where nothing is optimized: what is large in it is on the heap.
+const _: () = assert!(size_of::<Daemon>() <= 8 * 1024);
+
 /// Has the store write what has changed in the lists.
 fn save(store: &Store, lists: &mut Lists) {
     if store.wants_entries() {
