@@ -92,6 +92,14 @@ impl Filter<'_> {
         stats["sources"][kind].as_u64().with_context(|| format!("`stats` does not count {kind} sources: {stats}"))
     }
 
+    /// How many requests of a method it has counted, whether they passed or not; `method` as `stats` spells it.
+    pub fn requests(&self, method: &str) -> Result<u64> {
+        let stats = self.json(&["stats"])?;
+        let interfaces = stats["interfaces"].as_array().context("`stats` has no interfaces")?;
+        let counts = interfaces.iter().map(|interface| interface["methods"][method].as_u64());
+        counts.sum::<Option<u64>>().with_context(|| format!("`stats` does not count {method}: {stats}"))
+    }
+
     /// Fails with what was decided if anybody at all is banned.
     pub fn nobody_is_banned(&self, when: &str) -> Result<()> {
         match self.bans()?.as_slice() {
