@@ -19,16 +19,16 @@ pub struct FlowKey {
     /// The port, in host order.
     pub port: u16,
     /// Zero.
-    pub pad: u16,
+    pub pad: [u16; 3],
 }
 
-const _: () = assert!(size_of::<FlowKey>() == 20);
+const _: () = assert!(size_of::<FlowKey>() == 24);
 
 impl FlowKey {
     /// Of an address and a port.
     #[inline(always)]
     pub const fn new(source: Source, port: u16) -> Self {
-        Self { source, port, pad: 0 }
+        Self { source, port, pad: [0; 3] }
     }
 }
 

@@ -1,22 +1,37 @@
 //! Addresses as the maps hold them: 16 bytes in network order, IPv4 as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2), so that
 //! one table serves both families.
 
+use core::cmp::Ordering;
+
 use bytemuck::{Pod, Zeroable};
 
 /// The length, in bits, that the `::ffff:0:0/96` prefix adds to an IPv4 prefix.
 pub const MAPPED_BITS: u8 = 96;
 
 /// A packet's source address, as a map key.
+///
+/// Two words, not 16 bytes: the compiler would keep these in as many registers, of which the kernel's machine has ten.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct Source {
-    /// The address in network order.
-    pub octets: [u8; 16],
+    high: u64,
+    low: u64,
 }
 
-const _: () = assert!(size_of::<Source>() == 16);
+const _: () = assert!(size_of::<Source>() == 16 && cfg!(target_endian = "little"));
 
 impl Source {
+    /// From an address in network order.
+    pub const fn new(octets: [u8; 16]) -> Self {
+        let both = u128::from_le_bytes(octets);
+        Self { high: both as u64, low: (both >> 64) as u64 }
+    }
+
+    /// The address in network order.
+    pub const fn octets(&self) -> [u8; 16] {
+        (self.high as u128 | (self.low as u128) << 64).to_le_bytes()
+    }
+
     /// An IPv4 source from its four bytes, the first of them in the lowest bits (as a packet read gives them).
     #[inline(always)]
     pub const fn v4(address: u32) -> Self {
@@ -26,25 +41,13 @@ impl Source {
     /// A source from its two halves, the first byte of each in the lowest bits.
     #[inline(always)]
     pub const fn from_words(high: u64, low: u64) -> Self {
-        let (high, low) = (high.to_le_bytes(), low.to_le_bytes());
-        let mut octets = [0; 16];
-        let mut at = 0;
-        while at < 8 {
-            octets[at] = high[at];
-            octets[at + 8] = low[at];
-            at += 1;
-        }
-        Self { octets }
+        Self { high, low }
     }
 
     /// The two halves, the first byte of each in the lowest bits.
     #[inline(always)]
     pub const fn words(&self) -> (u64, u64) {
-        let o = &self.octets;
-        (
-            u64::from_le_bytes([o[0], o[1], o[2], o[3], o[4], o[5], o[6], o[7]]),
-            u64::from_le_bytes([o[8], o[9], o[10], o[11], o[12], o[13], o[14], o[15]]),
-        )
+        (self.high, self.low)
     }
 
     /// Whether this is an IPv4 address.
@@ -62,6 +65,19 @@ impl Source {
     }
 }
 
+impl Ord for Source {
+    /// As addresses are ordered: by their first byte, then by the next.
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.octets().cmp(&other.octets())
+    }
+}
+
+impl PartialOrd for Source {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 /// The mask that keeps the first `prefix` bits of 128, as halves with the first byte in the lowest bits.
 pub const fn mask(prefix: u8) -> (u64, u64) {
     let bits = if prefix >= 128 { u128::MAX } else { !(u128::MAX >> prefix) };
@@ -76,18 +92,18 @@ mod tests {
     #[test]
     fn ipv4_is_held_as_a_mapped_address() {
         let source = Source::v4(u32::from_le_bytes([192, 0, 2, 7]));
-        assert_eq!(source.octets, Ipv4Addr::new(192, 0, 2, 7).to_ipv6_mapped().octets());
+        assert_eq!(source.octets(), Ipv4Addr::new(192, 0, 2, 7).to_ipv6_mapped().octets());
         assert!(source.is_v4());
     }
 
     #[test]
     fn a_mask_keeps_the_network() {
         let address: Ipv6Addr = "2001:db8:1:2:3:4:5:6".parse().unwrap();
-        let source = Source { octets: address.octets() };
+        let source = Source::new(address.octets());
         assert!(!source.is_v4());
         for (prefix, network) in [(64, "2001:db8:1:2::"), (48, "2001:db8:1::"), (61, "2001:db8:1::"), (0, "::")] {
             let network: Ipv6Addr = network.parse().unwrap();
-            assert_eq!(source.masked(mask(prefix)).octets, network.octets(), "/{prefix}");
+            assert_eq!(source.masked(mask(prefix)).octets(), network.octets(), "/{prefix}");
         }
         assert_eq!(source.masked(mask(128)), source);
     }

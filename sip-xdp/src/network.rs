@@ -48,7 +48,7 @@ pub enum NetworkError {
 
 impl Network {
     /// The first of all networks in their order.
-    pub const FIRST: Self = Self { first: Source { octets: [0; 16] }, prefix: 0 };
+    pub const FIRST: Self = Self { first: Source::new([0; 16]), prefix: 0 };
 
     /// The network that a host is by itself.
     pub fn host(address: IpAddr) -> Self {
@@ -123,12 +123,12 @@ pub fn source_of(address: IpAddr) -> Source {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
         IpAddr::V6(v6) => v6.octets(),
     };
-    Source { octets }
+    Source::new(octets)
 }
 
 /// An address from the tables as people write it.
 pub fn address_of(source: Source) -> IpAddr {
-    IpAddr::V6(Ipv6Addr::from(source.octets)).to_canonical()
+    IpAddr::V6(Ipv6Addr::from(source.octets())).to_canonical()
 }
 
 impl From<IpNet> for Network {
@@ -163,7 +163,7 @@ impl FromStr for Network {
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // An IPv6 network that reaches over the mapped range keeps its IPv6 form.
-        let address = if self.is_v4() { self.address() } else { IpAddr::V6(self.first.octets.into()) };
+        let address = if self.is_v4() { self.address() } else { IpAddr::V6(self.first.octets().into()) };
         if self.is_host() { f.pad(&address.to_string()) } else { f.pad(&format!("{address}/{}", self.prefix())) }
     }
 }
@@ -249,7 +249,7 @@ mod tests {
 
         #[test]
         fn the_last_address_is_inside(octets in any::<[u8; 16]>(), prefix in 0_u8..=128) {
-            let net = Network::around(Source { octets }, prefix);
+            let net = Network::around(Source::new(octets), prefix);
             let last = Network::around(net.last(), 128);
             prop_assert!(net.contains(&last));
             prop_assert!(net.first() <= last.first());

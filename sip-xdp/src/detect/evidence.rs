@@ -43,8 +43,8 @@ impl Detector {
         let mut subjects: Vec<_> = self.subjects.iter().filter(|(_, subject)| is_worth_it(subject)).collect();
         subjects.sort_unstable_by_key(|(_, subject)| std::cmp::Reverse(subject.last));
         let subjects = subjects.into_iter().take(MAX_KEPT).map(|(key, subject)| KeptSubject {
-            key: key.octets,
-            source: subject.source.octets,
+            key: key.octets(),
+            source: subject.source.octets(),
             by_address: subject.by_address,
             last: subject.last,
             proven: subject.proven,
@@ -79,9 +79,9 @@ impl Detector {
                 invites: of.invites,
                 refused_calls: of.refused_calls,
                 answered_calls: of.answered_calls,
-                ..Subject::new(Source { octets: of.source }, of.by_address)
+                ..Subject::new(Source::new(of.source), of.by_address)
             };
-            self.subjects.entry(Source { octets: of.key }).or_insert(subject);
+            self.subjects.entry(Source::new(of.key)).or_insert(subject);
         }
         Ok(())
     }

@@ -167,5 +167,5 @@ pub(super) struct Repeated;
 /// What a request and its responses share (RFC 3261, 17.1.3 and 8.2.6.2), and whose it is.
 fn key(source: Source, head: &Head<'_>) -> u64 {
     let method = head.cseq.map(|(_, method)| method.to_ascii_uppercase());
-    digest(&(source.octets, head.branch, head.call_id, head.cseq.map(|(number, _)| number), method))
+    digest(&(source.octets(), head.branch, head.call_id, head.cseq.map(|(number, _)| number), method))
 }

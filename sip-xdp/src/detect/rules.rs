@@ -48,7 +48,7 @@ impl Detector {
             let known = &self.known;
             let (good_source, user) = (known.was_good_lately(&source, now), &rejection.user);
             let good_phone = known.accepted(&source, user, now);
-            self.registrar.rejected(now, &source.octets, user, good_source, good_phone);
+            self.registrar.rejected(now, &source.octets(), user, good_source, good_phone);
             level = level.max(subject.slow.pour(at, slow.per.nanos()));
             subject.rejected.note(at, rejection, rejected.per.nanos().max(super::GRACE));
         }

@@ -228,7 +228,7 @@ mod tests {
     proptest! {
         #[test]
         fn splitting_loses_nothing_else(low in any::<u8>(), bits in 120_u8..=127, hole in any::<u8>(), probe in any::<u8>()) {
-            let host = |last: u8| Network::around(Source { octets: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 192, 0, 2, last] }, 128);
+            let host = |last: u8| Network::around(Source::new([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 192, 0, 2, last]), 128);
             let entry = Network::around(host(low).first(), bits);
             let untouchable = Untouchable::new(vec![host(hole)]);
             let kept = trim(vec![entry], &Guards::default(), &untouchable, &mut Tally::default());

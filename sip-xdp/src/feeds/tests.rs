@@ -9,7 +9,7 @@ fn close() -> impl Strategy<Value = Network> {
         let mut octets = [0; 16];
         octets[10..12].fill(0xff);
         octets[14..].copy_from_slice(&(low & 0x0fff).to_be_bytes());
-        Network::around(Source { octets }, bits)
+        Network::around(Source::new(octets), bits)
     })
 }
 

@@ -38,6 +38,6 @@ fn check(bytes: &[u8], site: &Interface, leaving: &Leaving) {
         _ => assert!(message.is_request() && status == 0),
     }
     // The destination ends before the payload, and after what may stand before the IP header.
-    let octets = if destination.is_v4() { &destination.octets[12..] } else { &destination.octets[..] };
+    let octets = if destination.is_v4() { &destination.octets()[12..] } else { &destination.octets()[..] };
     assert!(bytes[..payload - 8].windows(octets.len()).any(|part| part == octets), "a destination from nowhere");
 }

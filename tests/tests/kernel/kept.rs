@@ -129,7 +129,7 @@ fn filling(number: u32, round: u32) -> Network {
         (96 + 12, 128)
     };
     let bits = if random.below(50) == 0 { lengths(from, to) } else { 128 };
-    Network::around(Source { octets }, bits as u8)
+    Network::around(Source::new(octets), bits as u8)
 }
 
 /// Replaces feeds and changes what operators block, until it is told to stop.

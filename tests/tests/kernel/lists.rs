@@ -263,5 +263,5 @@ fn random_network(random: &mut crate::differential::Random) -> Network {
     octets[14] = random.below(16) as u8;
     octets[15] = random.below(256) as u8;
     let bits = 116 + random.below(13).max(random.below(13)) as u8;
-    Network::around(sip_xdp_common::source::Source { octets }, bits)
+    Network::around(sip_xdp_common::source::Source::new(octets), bits)
 }

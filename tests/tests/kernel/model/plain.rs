@@ -33,7 +33,7 @@ impl Prefix {
 
 /// An address in the product's terms.
 pub(super) fn source(address: u128) -> Source {
-    Source { octets: address.to_be_bytes() }
+    Source::new(address.to_be_bytes())
 }
 
 /// Whether an address is an IPv4 one.

@@ -191,7 +191,7 @@ fn settings() -> Settings {
 fn frame(network: &Network) -> Vec<u8> {
     let mut bytes = [2; 12].to_vec();
     bytes.extend([0x08, 0x00, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]);
-    bytes.extend(&network.first().octets[12..]);
+    bytes.extend(&network.first().octets()[12..]);
     bytes.extend([198, 51, 100, 1]);
     bytes.extend([40_000_u16, 5060].map(u16::to_be_bytes).concat());
     bytes.extend([0; 16]);

@@ -334,7 +334,7 @@ fn trie6(count: u32) -> Result<Ebpf> {
     let map = object.map_mut(programs::TRIE6_MAP).context("there is no trie")?;
     let mut trie: LpmTrie<_, [u8; 16], u32> = map.try_into()?;
     for network in (0..count).map(network6) {
-        trie.insert(&Key::new(network.bits().into(), network.first().octets), 1, 0)?;
+        trie.insert(&Key::new(network.bits().into(), network.first().octets()), 1, 0)?;
     }
     Ok(object)
 }
@@ -377,7 +377,7 @@ fn frame4(source: Network, protocol: u8, port: u16, payload: &[u8]) -> Vec<u8> {
     bytes.extend([0x08, 0x00, 0x45, 0]);
     bytes.extend((20 + transport.len() as u16).to_be_bytes());
     bytes.extend([0, 0, 0x40, 0, 64, protocol, 0, 0]);
-    bytes.extend(&source.first().octets[12..]);
+    bytes.extend(&source.first().octets()[12..]);
     bytes.extend([198, 51, 100, 1]);
     bytes.extend(transport);
     bytes
@@ -389,7 +389,7 @@ fn frame6(source: Network, protocol: u8, port: u16, payload: &[u8]) -> Vec<u8> {
     bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
     bytes.extend((transport.len() as u16).to_be_bytes());
     bytes.extend([protocol, 64]);
-    bytes.extend(source.first().octets);
+    bytes.extend(source.first().octets());
     bytes.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
     bytes.extend(transport);
     bytes
