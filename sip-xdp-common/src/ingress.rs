@@ -115,44 +115,59 @@ enum Target {
     Elsewhere,
 }
 
+impl Target {
+    #[inline(always)]
+    const fn is_sip(&self) -> bool {
+        matches!(self, Self::Sip { .. } | Self::Hidden)
+    }
+
+    /// The reason for which a packet passes of which nothing but this matters.
+    #[inline(always)]
+    const fn by_the_way(&self) -> Reason {
+        match self {
+            Self::Elsewhere => Reason::NotSip,
+            Self::Fragment => Reason::Fragment,
+            Self::Sip { .. } | Self::Hidden => Reason::Unknown,
+        }
+    }
+}
+
 /// Judges one packet.
 #[inline(always)]
 pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     // 1. What is not headed for a SIP port passes.
-    let glanced = if matches!(tables.link(), Link::Ethernet) { packet::glance(packet) } else { None };
-    if let Some(ip) = &glanced
-        && (ip.protocol == UDP || ip.protocol == TCP)
-        && !tables.scope_all()
-        && let Some((_, port)) = ip.ports(packet)
-        && !tables.is_sip_port(port)
-    {
-        return Judgement::by(Reason::NotSip, ip.end);
-    }
-    let located = match glanced {
-        // Forgotten, so that both ways are verified as one.
-        Some(ip) => {
-            let (at, transport) = (packet.forget(ip.at), packet.forget(ip.transport));
-            Some(Ip { at, transport, end: packet.forget(ip.end), ..ip })
-        }
-        None => packet::locate(packet, tables.link(), tables.inspects()),
+    let may_pass = |target: &Target, ip: &Ip| {
+        !target.is_sip() && (!tables.scope_all() || ip.protocol == ICMP || ip.protocol == ICMPV6)
     };
-    let Some(ip) = located else {
-        return Judgement::by(Reason::NotSip, usize::MAX);
+    let glanced = if matches!(tables.link(), Link::Ethernet) { packet::glance(packet) } else { None };
+    let (ip, target, source) = match glanced {
+        Some(ip) => {
+            let target = target(packet, tables, &ip);
+            if may_pass(&target, &ip) {
+                return Judgement::by(target.by_the_way(), ip.end);
+            }
+            let source = ip.source(packet);
+            // Forgotten, so that both ways are verified as one.
+            let (transport, end) = (packet.forget(ip.transport), packet.forget(ip.end));
+            (Ip { transport, end, ..ip }, target, source)
+        }
+        None => {
+            let Some(ip) = packet::locate(packet, tables.link(), tables.inspects()) else {
+                return Judgement::by(Reason::NotSip, usize::MAX);
+            };
+            let packet = &packet.afresh();
+            let target = target(packet, tables, &ip);
+            if may_pass(&target, &ip) {
+                return Judgement::by(target.by_the_way(), ip.end);
+            }
+            (ip, target, ip.source(packet))
+        }
+    };
+    let Some(source) = source else {
+        return Judgement::by(Reason::NotSip, ip.end);
     };
     let packet = &packet.afresh();
-    let target = target(packet, tables, &ip);
-    let by_the_way = match target {
-        Target::Elsewhere => Reason::NotSip,
-        Target::Fragment => Reason::Fragment,
-        Target::Sip { .. } | Target::Hidden => Reason::Unknown,
-    };
-    let to_sip = matches!(by_the_way, Reason::Unknown);
-    if !to_sip && (!tables.scope_all() || ip.protocol == ICMP || ip.protocol == ICMPV6) {
-        return Judgement::by(by_the_way, ip.end);
-    }
-    let Some(source) = ip.source(packet) else {
-        return Judgement::by(Reason::NotSip, ip.end);
-    };
+    let (to_sip, by_the_way) = (target.is_sip(), target.by_the_way());
 
     // 2. Trusted sources pass, before any list is asked.
     let listed = tables.listing(&source);

@@ -269,7 +269,8 @@ impl Ip {
     /// The source and destination port (the same place in UDP and TCP).
     #[inline(always)]
     pub fn ports<R: Reader>(&self, packet: &R) -> Option<(u16, u16)> {
-        Some((packet.be16(self.transport)?, packet.be16(self.transport + 2)?))
+        let both = packet.four(self.transport)?;
+        Some(((both as u16).swap_bytes(), ((both >> 16) as u16).swap_bytes()))
     }
 
     /// Whether the ports are hidden behind too many headers, not merely behind the packet's end.
@@ -284,8 +285,8 @@ impl Ip {
     /// zero for "all"), and never behind the end of the IP payload.
     #[inline(always)]
     pub fn udp_payload<R: Reader>(&self, packet: &R) -> Option<(usize, usize)> {
-        let length = usize::from(packet.be16(self.transport + 4)?);
-        packet.be16(self.transport + 6)?;
+        // All of the header must be there.
+        let length = usize::from(((packet.eight(self.transport)? >> 32) as u16).swap_bytes());
         let start = self.transport + 8;
         let claimed = match length {
             0 if !self.v4 => self.end,

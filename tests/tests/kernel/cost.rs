@@ -42,34 +42,46 @@ fn print_nanoseconds_per_packet() {
 }
 
 /// What each path takes, and may take: instructions of the program as it is compiled, but not what the kernel does in its
-/// helpers. Whoever makes a path longer has to say so here.
+/// helpers. Whoever makes a path longer has to say so here. Of several sources the cheapest is taken: where the hash puts
+/// two that have the same fingerprint, one of them costs a look more.
 #[test]
 fn every_path_is_as_short_as_it_was() {
+    const SOURCES: usize = 16;
     let mut kernel = Kernel::new(&settings());
     let hosts = (0..1_000).map(|n| format!("203.0.{}.{}", n / 250, n % 250).parse().unwrap()).collect();
     kernel.lists.replace_feed("feed", hosts).unwrap();
-    kernel.lists.replace_feed("others", vec!["2001:db8:1::/48".parse().unwrap()]).unwrap();
-    kernel.list(List::Block, "203.0.113.7", NEVER);
-    kernel.list(List::Trust, "198.51.100.0/24", NEVER);
+    let networks = (0..SOURCES).map(|n| format!("2001:db8:{n}::/48").parse().unwrap()).collect();
+    kernel.lists.replace_feed("others", networks).unwrap();
+    for n in 0..SOURCES {
+        kernel.list(List::Block, &format!("203.0.113.{n}"), NEVER);
+        kernel.list(List::Trust, &format!("198.51.{n}.0/24"), NEVER);
+    }
     let mut machine = Machine::new(&kernel);
     let late = [b"\r\n".repeat(200), request("REGISTER")].concat();
     let register = request("REGISTER");
+    type Frames<'a> = &'a dyn Fn(usize) -> Vec<u8>;
+    let rows: [(&str, Frames<'_>, u64, u64); 8] = [
+        ("another UDP port", &|n| Ip::udp(&format!("192.0.2.{n}")).frame(&udp(53, b"x")), XDP_PASS, 135),
+        ("trusted", &|n| sip(&format!("198.51.{n}.7"), &register), XDP_PASS, 590),
+        ("blocked by a feed, IPv4 host", &|n| sip(&format!("203.0.1.{n}"), &register), XDP_DROP, 410),
+        ("blocked by an operator, IPv4 host", &|n| sip(&format!("203.0.113.{n}"), &register), XDP_DROP, 410),
+        ("blocked by a feed, IPv6 network", &|n| sip(&format!("2001:db8:{n}::7"), &register), XDP_DROP, 720),
+        ("REGISTER of a stranger, the first", &|n| sip(&format!("192.0.2.{n}"), &register), XDP_PASS, 850),
+        ("REGISTER of a stranger, the second", &|n| sip(&format!("192.0.2.{n}"), &register), XDP_PASS, 770),
+        ("REGISTER behind 400 bytes of CRLF", &|n| sip(&format!("192.0.2.{}", n + SOURCES), &late), XDP_PASS, 2_100),
+    ];
     println!("instructions loads stores branches lookups helpers");
-    for (name, frame, action, limit) in [
-        ("another UDP port", Ip::udp("192.0.2.7").frame(&udp(53, b"x")), XDP_PASS, 130),
-        ("trusted", sip("198.51.100.7", &register), XDP_PASS, 760),
-        ("blocked by a feed, IPv4 host", sip("203.0.1.7", &register), XDP_DROP, 580),
-        ("blocked by an operator, IPv4 host", sip("203.0.113.7", &register), XDP_DROP, 580),
-        ("blocked by a feed, IPv6 network", sip("2001:db8:1::7", &register), XDP_DROP, 850),
-        ("REGISTER of a stranger, the first", sip("192.0.2.7", &register), XDP_PASS, 1_250),
-        ("REGISTER of a stranger, the second", sip("192.0.2.7", &register), XDP_PASS, 1_150),
-        ("REGISTER behind 400 bytes of CRLF", sip("192.0.2.8", &late), XDP_PASS, 2_600),
-    ] {
-        let (did, took) = machine.run(&frame);
-        let Tally { instructions, loads, stores, branches, lookups, helpers } = took;
+    for (name, frame, action, limit) in rows {
+        let least = (0..SOURCES).map(|n| {
+            let frame = frame(n);
+            let (did, took) = machine.run(&frame);
+            assert_eq!(did, action, "{name}");
+            assert_eq!(u64::from(kernel.action(&frame)), action, "{name}, in the kernel");
+            took
+        });
+        let least = least.min_by_key(|took| took.instructions).unwrap();
+        let Tally { instructions, loads, stores, branches, lookups, helpers } = least;
         println!("{instructions:12} {loads:5} {stores:6} {branches:8} {lookups:7} {helpers:7}  {name}");
-        assert_eq!(did, action, "{name}");
-        assert_eq!(u64::from(kernel.action(&frame)), action, "{name}, in the kernel");
         assert!(instructions <= limit, "{name}: {instructions} instructions, at most {limit}");
     }
 }
