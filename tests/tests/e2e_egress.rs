@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 use sip_xdp::daemon::{self, Overrides};
 use sip_xdp::egress::EgressWay;
@@ -99,10 +99,18 @@ fn accepted(lab: &Lab, filter: &Filter<'_>) -> Result<u64> {
         let stats = filter.json(&["stats"])?;
         stats["responses"]["accepted"].as_u64().context("`stats` does not count responses")
     };
-    let before = count()?;
-    assert_eq!(Phone::new(&lab.phone, lab.directory()).register()?.status, 200);
-    wait_until("the response is seen", SOON, || Ok(count()? > before)).with_context(|| format!("{before} before"))?;
-    Ok(count()? - before)
+    for _ in 0..10 {
+        let before = count()?;
+        let registration = Phone::new(&lab.phone, lab.directory()).register()?;
+        assert_eq!(registration.status, 200);
+        wait_until("the response is seen", SOON, || Ok(count()? > before))
+            .with_context(|| format!("{before} before"))?;
+        // A phone that did not wait long enough has asked again, and is answered again.
+        if registration.sent == 2 {
+            return Ok(count()? - before);
+        }
+    }
+    bail!("the registrar is always too slow for the phone")
 }
 
 #[test]
