@@ -169,8 +169,11 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     let packet = &packet.afresh();
     let (to_sip, by_the_way) = (target.is_sip(), target.by_the_way());
 
-    // 2. Trusted sources pass, before any list is asked.
+    // 2. Trusted sources pass, whatever else lists them. In an attack most are blocked and nothing else, which one look tells.
     let listed = tables.listing(&source);
+    if listed.is_only_blocked() {
+        return Judgement::by(Reason::Blocked, ip.end);
+    }
     if listed.is_trusted() {
         return Judgement::by(if to_sip { Reason::Trusted } else { by_the_way }, ip.end);
     }

@@ -107,6 +107,12 @@ impl Listed {
         self.0 & Self::BLOCKED != 0
     }
 
+    /// It is blocked, and neither trust nor what is known of its ports can spare it.
+    #[inline(always)]
+    pub const fn is_only_blocked(&self) -> bool {
+        self.0 & (Self::BLOCKED | Self::TRUSTED | Self::GOOD | Self::FLOWS) == Self::BLOCKED
+    }
+
     /// What blocks it is an operator, or the configuration.
     #[inline(always)]
     pub const fn is_blocked_by_hand(&self) -> bool {

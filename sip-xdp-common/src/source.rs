@@ -54,7 +54,8 @@ impl Source {
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {
         let (high, low) = self.words();
-        high == 0 && low as u32 == 0xffff_0000
+        // One comparison, not two.
+        high | (low & 0xffff_ffff ^ 0xffff_0000) == 0
     }
 
     /// This source with the bits outside `mask` cleared (halves as in [`Source::words`]).
