@@ -25,11 +25,11 @@ const USERS: [&[u8]; 3] = [
     b"\x1b]0;owned\x07\x1b[2J\x9b31m\xc2\x9b31m\xe2\x80\xaeevil\r\nban",
 ];
 
-/// A request that a server takes for one, although its target and its User-Agent are for a terminal.
+/// A request, although its target, its sender and its User-Agent are for a terminal.
 const RAW: &[u8] = b"OPTIONS sip:\x1b]0;owned\x07\x1b[2J\xc2\x9b31m@lab.example SIP/2.0\r\n\
     Via: SIP/2.0/UDP 198.51.100.100:5060;branch=z9hG4bKraw;rport\r\nMax-Forwards: 70\r\n\
-    From: <sip:x@lab.example>;tag=raw\r\nTo: <sip:x@lab.example>\r\nCall-ID: raw\r\nCSeq: 1 OPTIONS\r\n\
-    User-Agent: friendly-scanner\x1b]0;owned\x07\r\nContent-Length: 0\r\n\r\n";
+    From: <sip:\x1b]0;owned\x07\x1b[2J\xc2\x9b31m@lab.example>;tag=raw\r\nTo: <sip:x@lab.example>\r\nCall-ID: raw\r\nCSeq: 1 OPTIONS\r\n\
+    User-Agent: \x1b]0;owned\x07\r\nContent-Length: 0\r\n\r\n";
 
 /// A user as it stands in a URI.
 fn escaped(user: &[u8]) -> String {

@@ -206,6 +206,9 @@ fn nobody_decides_how_many_series_there_are() -> Result<()> {
         samples.filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned())).collect()
     };
     let before = series(&metrics(&lab)?);
+    // One who is really there, so that there is a ban, with evidence.
+    let attacker = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 500)?;
+    let ban = filter.wait_for_ban(&ATTACKER.to_string(), SOON)?;
     let to = SocketAddrV4::new(PBX_WAN, 5060);
     let storm = forge_sources(&lab.attacker, to, 3_000, move |number, from| {
         // Every other one has a method that nobody else has.
@@ -215,9 +218,6 @@ fn nobody_decides_how_many_series_there_are() -> Result<()> {
         let request = Request { method, user: &user, call_id: &user, sequence: 1, from: from.into(), to: to.into() };
         request.bytes_with(&header)
     })?;
-    // One who is really there, so that there are bans, with evidence.
-    let attacker = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 500)?;
-    let ban = filter.wait_for_ban(&ATTACKER.to_string(), SOON)?;
     wait_until("thousands of sources have been dropped", SOON, || Ok(filter.packets(WAN, "drop.storm")? > 5_000))?;
     let text = metrics(&lab)?;
     attacker.stop()?;

@@ -142,7 +142,8 @@ fn a_panic_leaves_the_terminal_as_it_was() -> Result<()> {
     for (signal, place) in
         [(Signal::SIGUSR1, "where it is drawn"), (Signal::SIGUSR2, "in a task"), (Signal::SIGALRM, "in a thread")]
     {
-        let pid = start_command(&terminal, &filter.command_of(program, &[]))?;
+        let mut command = filter.command_of(program, &[]);
+        let pid = start_command(&terminal, command.env("RUST_BACKTRACE", "0"))?;
         kill(pid, signal)?;
         terminal.wait("it says what went wrong", |screen| screen.contains(place) && screen.contains("panicked at"))?;
         is_restored(&terminal, "101")?;

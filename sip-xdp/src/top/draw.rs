@@ -174,7 +174,7 @@ fn title_line<'a>(app: &App, look: &Look, width: usize) -> Line<'a> {
         .iter()
         .map(|one| format!("{} ({})", one.interface, one.mode.map(|mode| mode.to_string()).unwrap_or_default()))
         .collect();
-    let on = if on.is_empty() { String::new() } else { format!(" on {}", on.join(", ")) };
+    let on = if on.is_empty() { String::new() } else { format!("on {}", on.join(", ")) };
     let room = width.saturating_sub(line.width() + time.len());
     line.extend([Span::raw(cut(&on, room)), Span::raw(time)]);
     line
