@@ -105,14 +105,14 @@ fn a_terminal_shows_it() -> Result<()> {
         .into_iter()
         .collect::<Result<Vec<_>>>()?;
 
-    // What it asks for is remembered of a source that is not blocked.
+    // Who sends it is remembered of a source that is not blocked, as far as the semicolon.
     let curious = lab.further_attacker(0)?;
     let socket = stream::socket(&lab.attacker, (curious, 5060).into(), (PBX_WAN, 5060).into())?;
     let mut explained = String::new();
     wait_until("a hostile request is remembered", SOON, || {
         socket.send(RAW).or_else(|_| socket.send(RAW))?;
         explained = filter.succeed(&["explain", &curious.to_string()])?;
-        Ok(explained.contains("owned"))
+        Ok(explained.contains("user \"?]0\""))
     })
     .with_context(|| explained.clone())?;
     is_plain("explain", &explained);
@@ -177,7 +177,8 @@ fn a_terminal_shows_it() -> Result<()> {
     assert!(screen.contains(&attacker), "{screen}");
     terminal.press("Enter")?;
     terminal.wait("all about one", |screen| screen.contains("sip-xdp explain"))?;
-    terminal.press("Escape")?;
+    terminal.press("x")?;
+    terminal.wait("no more of it", |screen| !screen.contains("sip-xdp explain"))?;
     terminal.press("q")?;
     terminal.wait("it has left", |screen| screen.contains("left with 0"))?;
     let sent = String::from_utf8_lossy(&fs::read(&recorded)?).into_owned();
