@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
+use ratatui::crossterm::{cursor, execute};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -100,6 +101,8 @@ fn end_after_a_panic() {
     const PANICKED: i32 = 101;
     let restore = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
+        // Otherwise the terminal does this when it is dropped, for which there is no time.
+        let _ = execute!(stdout(), cursor::Show);
         restore(info);
         process::exit(PANICKED);
     }));
