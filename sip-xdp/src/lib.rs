@@ -17,8 +17,9 @@
 //!   address.
 //! - [`replay`] runs a capture through all of this offline, in the time of the capture.
 //! - [`doctor`] says what is wrong with a host, and what to do about it; [`suggest`] whom to trust.
-//! - [`overview`] is all that a screen shows at once; [`top`] shows it on a terminal, [`metrics`] to Prometheus and to
+//! - [`health`] says whether a filter does its work; [`overview`] is all that a screen shows at once; [`top`] shows it on a terminal, [`metrics`] to Prometheus and to
 //!   browsers.
+//! - [`plain`] makes text that attackers may have chosen fit for a terminal and a log.
 //! - [`tap`] asks the kernel for copies of what it drops; [`watch`] is the stream of events, [`outlets`] tells them to
 //!   others, [`transfer`] what one instance hands to another.
 
@@ -38,6 +39,7 @@ mod files;
 pub mod flows;
 pub mod front;
 pub mod guide;
+pub mod health;
 pub mod hosts;
 pub mod ledger;
 pub mod lists;
@@ -51,6 +53,7 @@ pub mod outlets;
 pub mod overview;
 pub mod paths;
 pub mod pins;
+pub mod plain;
 pub mod prefixes;
 pub mod replay;
 pub mod report;

@@ -4,6 +4,8 @@ mod cli;
 
 use std::process::ExitCode;
 
+use sip_xdp::plain;
+
 fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -17,7 +19,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         // One line: what, why, what to do.
         Err(error) => {
-            eprintln!("sip-xdp: {}", format!("{error:#}").replace('\n', " "));
+            eprintln!("sip-xdp: {}", plain::line(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }

@@ -15,6 +15,7 @@ use crate::clock;
 use crate::explain;
 use crate::flows::Flows;
 use crate::guide;
+use crate::health::Health;
 use crate::ledger::{Entry, Ledger, Tier};
 use crate::netlink::Interface;
 use crate::network::Network;
@@ -27,14 +28,13 @@ use crate::watch::Latest;
 /// How many blocked sources are shown at most, those with most packets first.
 const WORST: usize = 200;
 
-/// The share of a table in use from which an operator should know, in per cent.
-const NEARLY_FULL: usize = 90;
-
 /// What a daemon says.
 #[derive(Debug, Clone, Default)]
 pub struct FromDaemon {
     /// Its status, as `status` shows it; none if none answered.
     pub status: Option<Value>,
+    /// Why none answered, if there is one.
+    pub trouble: Option<String>,
     /// What happened lately.
     pub latest: Latest,
 }
@@ -108,6 +108,9 @@ pub struct Overview {
     pub enforcing: bool,
     /// What the daemon says; none if none answered.
     pub daemon: Option<Value>,
+    /// Why none answered; it is among the warnings.
+    #[serde(skip)]
+    pub trouble: Option<String>,
     /// Where the filter is.
     pub interfaces: Vec<FilteredInterface>,
     /// Counters; none if nothing is loaded.
@@ -131,12 +134,13 @@ pub struct Overview {
 impl Overview {
     /// Of a filter that there is not.
     pub fn empty(daemon: FromDaemon) -> Self {
-        Self {
+        let mut overview = Self {
             schema: SCHEMA,
             time: report::now(),
             loaded: false,
             enforcing: false,
             daemon: daemon.status,
+            trouble: daemon.trouble,
             interfaces: Vec::new(),
             stats: None,
             storm: Storm::default(),
@@ -145,8 +149,10 @@ impl Overview {
             memory: 0,
             worst: Vec::new(),
             latest: daemon.latest,
-            warnings: vec!["nothing is loaded; start `sip-xdp run`".to_owned()],
-        }
+            warnings: Vec::new(),
+        };
+        overview.warnings = overview.health().warnings();
+        overview
     }
 
     /// Reads it. `present` are the machine's interfaces.
@@ -164,7 +170,6 @@ impl Overview {
         let mut overview = Self {
             time: stats.time,
             loaded: true,
-            enforcing: !interfaces.is_empty() && interfaces.iter().all(|one| one.attached && !one.dry_run),
             stats: Some(stats),
             storm: Storm { is_storm: weather.is_storm(now), new_sources: weather.new_sources },
             lists: count(&entries, hits.fed),
@@ -177,7 +182,7 @@ impl Overview {
         let limited = limited(pins, &overview.latest, &overview.worst)?;
         overview.worst.extend(limited);
         overview.worst.sort_by(|one, other| other.packets.cmp(&one.packets).then(one.network.cmp(&other.network)));
-        overview.warnings = overview.warn();
+        (overview.enforcing, overview.warnings) = (overview.health().is_enforcing(), overview.health().warnings());
         Ok(overview)
     }
 
@@ -186,32 +191,15 @@ impl Overview {
         self.stats.as_ref().map(|stats| packets(&stats.interfaces)).unwrap_or_default()
     }
 
-    fn warn(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
-        if self.daemon.is_none() {
-            warnings
-                .push("no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp run`".into());
+    /// Whether all is well with it, as `status` says it too.
+    fn health(&self) -> Health<'_> {
+        Health {
+            interfaces: &self.interfaces,
+            blocklist: self.stats.as_ref().map(|stats| &stats.blocklist),
+            is_storm: self.storm.is_storm,
+            daemon: self.daemon.as_ref(),
+            trouble: self.trouble.as_deref(),
         }
-        warnings.extend(self.interfaces.iter().filter_map(FilteredInterface::trouble));
-        if self.storm.is_storm {
-            warnings
-                .push("a storm: more new sources than can be real; strangers share one budget until it is over".into());
-        }
-        if self.interfaces.is_empty() {
-            warnings.push("no interface is filtered; start `sip-xdp run`".into());
-        }
-        if let Some(list) = self.stats.as_ref().map(|stats| &stats.blocklist) {
-            let (used, capacity) = (list.ipv4 + list.ipv6, list.capacity as usize);
-            if used * 100 >= capacity * NEARLY_FULL {
-                warnings.push(format!(
-                    "the block list is nearly full: {used} networks of {capacity}; raise capacity.networks and restart \
-                     the daemon"
-                ));
-            }
-        }
-        let said = self.daemon.as_ref().and_then(|daemon| daemon["warnings"].as_array());
-        warnings.extend(said.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned));
-        warnings
     }
 }
 

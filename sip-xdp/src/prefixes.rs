@@ -83,7 +83,7 @@ impl Prefixes {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
     use sip_xdp_common::source::Source;
@@ -109,7 +109,7 @@ mod tests {
     }
 
     /// Networks close together, so that they overlap often.
-    fn close() -> impl Strategy<Value = Network> {
+    pub(crate) fn close() -> impl Strategy<Value = Network> {
         (any::<u16>(), 100_u8..=128).prop_map(|(low, bits)| {
             let mut octets = [0; 16];
             octets[10..12].fill(0xff);

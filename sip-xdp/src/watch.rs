@@ -58,7 +58,8 @@ impl Default for Hub {
 
 impl Hub {
     /// Whether anybody watches.
-    pub fn is_watched(&self) -> bool {
+    #[cfg(test)]
+    pub(crate) fn is_watched(&self) -> bool {
         self.sender.receiver_count() > 0
     }
 

@@ -341,6 +341,13 @@ impl<'a> Filter<'a> {
         command
     }
 
+    /// A command of another program that takes the same options.
+    pub fn command_of(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = self.namespace.command(program);
+        self.add_arguments(&mut command, arguments);
+        command
+    }
+
     fn add_arguments(&self, command: &mut Command, arguments: &[&str]) {
         command.envs(self.options.environment.iter().map(|(name, value)| (name, value)));
         command.arg("--config").arg(self.configuration_file());

@@ -1,6 +1,6 @@
 //! Datagrams with a source address that is not ours, through a raw socket of a namespace.
 
-use std::net::{SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd as _;
 
 use anyhow::{Context, Result};
@@ -31,6 +31,25 @@ pub fn forge(
         let request =
             Request { method: "REGISTER", user: "101", call_id: &call_id, sequence, from: from.into(), to: to.into() };
         packet(from, to, &request.bytes_with(if number % 2 == 1 { CREDENTIALS } else { "" }))
+    })
+}
+
+/// A stream of requests each of which seems to come from another source, as `request` makes them from their number and
+/// their source.
+pub fn forge_sources(
+    namespace: &Namespace,
+    to: SocketAddrV4,
+    rate: u32,
+    request: impl Fn(u64, SocketAddrV4) -> Vec<u8> + Send + 'static,
+) -> Result<Stream> {
+    /// Sources are those of 64.0.0.0/6, scattered: none comes twice before all of them have come.
+    const FIRST: u32 = 64 << 24;
+    const HOSTS: u32 = (1 << 26) - 1;
+    let socket = namespace.enter(|| raw_socket(to))?;
+    Stream::start(socket, rate, move |number| {
+        let scattered = (number as u32).wrapping_mul(2_654_435_761) & HOSTS;
+        let from = SocketAddrV4::new(Ipv4Addr::from(FIRST | scattered), 5060);
+        packet(from, to, &request(number, from))
     })
 }
 

@@ -5,6 +5,7 @@
 
 pub mod attack;
 pub mod bans;
+pub mod browser;
 pub mod capture;
 pub mod cpu;
 pub mod crowdsec;
@@ -38,6 +39,7 @@ pub mod sip;
 pub mod spelling;
 pub mod stream;
 pub mod supervise;
+pub mod terminal;
 pub mod topology;
 pub mod usage;
 pub mod wire;
@@ -49,6 +51,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Result, bail};
 
 pub use attack::{Attacker, Disguise};
+pub use browser::Browser;
 pub use capture::Capture;
 pub use crowdsec::Crowdsec;
 pub use dns::NameServer;
@@ -67,6 +70,7 @@ pub use phone::Phone;
 pub use phones::{Phones, PhonesOptions};
 pub use registrar::{Mood, Registrar, RegistrarOptions};
 pub use stream::Stream;
+pub use terminal::Terminal;
 pub use topology::Lab;
 pub use wire::Wire;
 

@@ -1,12 +1,14 @@
 //! Metrics: what is measured is true, and whatever clients do, the filter does not suffer. Needs root and Linux 6.6 or later.
 
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddrV4, TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
+use sip_xdp_tests::forger::forge_sources;
 use sip_xdp_tests::http::{self, METRICS, sample};
+use sip_xdp_tests::sip::Request;
 use sip_xdp_tests::topology::{ATTACKER, LAN, PBX_WAN, WAN};
 use sip_xdp_tests::{Filter, FilterOptions, Lab, Phone, Registrar, stream, wait_until};
 
@@ -186,6 +188,49 @@ fn odd_requests_are_refused() -> Result<()> {
         // An error, or nothing at all.
         assert!(http::send(&lab.pbx, METRICS, head).map_or(true, |answer| answer.status >= 400), "{head:?}");
     }
+    Ok(())
+}
+
+/// Whatever is sent, from however many sources, there are as many series as before: who stores them is not flooded.
+#[test]
+fn nobody_decides_how_many_series_there_are() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.accept_forgeries()?;
+    let _registrar = Registrar::start(&lab.pbx, lab.directory())?;
+    let configuration = "[limits.storm]\nnew_sources = { count = 200, per = \"1s\" }\n".to_owned();
+    let filter =
+        Filter::start_with(&lab.pbx, lab.directory(), FilterOptions { configuration, ..FilterOptions::default() })?;
+    wait_for_metrics(&lab, METRICS)?;
+    let series = |text: &str| -> Vec<String> {
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        samples.filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned())).collect()
+    };
+    let before = series(&metrics(&lab)?);
+    // One who is really there, so that there is a ban, with evidence.
+    let attacker = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 500)?;
+    let ban = filter.wait_for_ban(&ATTACKER.to_string(), SOON)?;
+    let to = SocketAddrV4::new(PBX_WAN, 5060);
+    let storm = forge_sources(&lab.attacker, to, 3_000, move |number, from| {
+        // Every other one has a method that nobody else has.
+        let (method, user) = (format!("MADEUP{number}"), format!("invented-{number}"));
+        let method = if number % 2 == 0 { "REGISTER" } else { &method };
+        let header = format!("Subject: invented-{number}\r\n");
+        let request = Request { method, user: &user, call_id: &user, sequence: 1, from: from.into(), to: to.into() };
+        request.bytes_with(&header)
+    })?;
+    wait_until("thousands of sources have been dropped", SOON, || Ok(filter.packets(WAN, "drop.storm")? > 5_000))?;
+    let text = metrics(&lab)?;
+    attacker.stop()?;
+    let sent = storm.stop()?;
+    let after = series(&text);
+    let new: Vec<_> = after.iter().filter(|one| !before.contains(one)).collect();
+    println!("{sent} sources, {} series before, {} after; {ban:?}; new: {new:?}", before.len(), after.len());
+    // The first packet of a reason and the first event of a name are seen, no more.
+    assert!(new.len() <= 24, "{} series are new: {new:#?}", new.len());
+    for made_up in ["MADEUP", "madeup", "invented", &ATTACKER.to_string()] {
+        assert!(!text.contains(made_up), "{made_up} is in the metrics:\n{text}");
+    }
+    assert_eq!(sample(&text, "sip_xdp_storm"), Some(1.0), "{text}");
     Ok(())
 }
 

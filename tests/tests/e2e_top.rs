@@ -1,94 +1,27 @@
 //! `top` in a real terminal: it is drawn, keys do what they say, it leaves the terminal as it was. Needs root and Linux 6.6 or
 //! later.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use sip_xdp_tests::process::succeed;
 use sip_xdp_tests::topology::{ATTACKER, PBX_WAN};
-use sip_xdp_tests::{Filter, Lab, stream, wait_until};
+use sip_xdp_tests::{Filter, Lab, Terminal, stream};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// A terminal of its own, in a tmux server of its own.
-struct Terminal {
-    socket: PathBuf,
-}
-
-impl Terminal {
-    /// Starts a shell in it.
-    fn start(lab: &Lab, width: u16, height: u16) -> Result<Self> {
-        let terminal = Self { socket: lab.directory().join("tmux") };
-        let (width, height) = (width.to_string(), height.to_string());
-        let shell = "env PS1='prompt> ' TERM=screen-256color LC_ALL=C.UTF-8 sh";
-        terminal.tmux(&["-f", "/dev/null", "new-session", "-d", "-x", &width, "-y", &height, shell])?;
-        terminal.wait("a prompt", |screen| screen.contains("prompt>"))?;
-        Ok(terminal)
-    }
-
-    fn tmux(&self, arguments: &[&str]) -> Result<String> {
-        succeed(Command::new("tmux").env("LC_ALL", "C.UTF-8").arg("-u").arg("-S").arg(&self.socket).args(arguments))
-    }
-
-    /// Types text as it is.
-    fn type_text(&self, text: &str) -> Result<()> {
-        self.tmux(&["send-keys", "-l", text]).map(drop)
-    }
-
-    /// Presses a key by its name.
-    fn press(&self, key: &str) -> Result<()> {
-        self.tmux(&["send-keys", key]).map(drop)
-    }
-
-    fn screen(&self) -> Result<String> {
-        self.tmux(&["capture-pane", "-p"])
-    }
-
-    fn wait(&self, what: &str, condition: impl Fn(&str) -> bool) -> Result<String> {
-        let mut screen = String::new();
-        wait_until(what, SOON, || {
-            screen = self.screen()?;
-            Ok(condition(&screen))
-        })
-        .with_context(|| format!("the screen is:\n{screen}"))?;
-        Ok(screen)
-    }
-
-    fn resize(&self, width: u16, height: u16) -> Result<()> {
-        self.tmux(&["resize-window", "-x", &width.to_string(), "-y", &height.to_string()]).map(drop)
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        // It goes with the shell in it.
-        let _ = self.tmux(&["kill-server"]);
-    }
-}
-
 /// Starts `top` in the terminal, and returns its process id.
-fn start(terminal: &Terminal, filter: &Filter<'_>, lab: &Lab) -> Result<Pid> {
-    let command = filter.command(&["top", "--interval", "500ms"]);
-    let words = command.get_args().map(|word| word.to_string_lossy().into_owned());
-    let line: Vec<_> = [command.get_program().to_string_lossy().into_owned()].into_iter().chain(words).collect();
-    let settings = command
-        .get_envs()
-        .filter_map(|(name, value)| Some(format!("{}={}", name.to_string_lossy(), value?.to_string_lossy())));
-    let note = lab.directory().join("top.pid");
-    // The shell's own number becomes that of the program.
-    let run =
-        format!("echo $$ > {}; exec env {} {}", note.display(), settings.collect::<Vec<_>>().join(" "), line.join(" "));
-    let script = lab.directory().join("top.sh");
-    std::fs::write(&script, run)?;
-    terminal.type_text(&format!("sh {}; echo left with $?", script.display()))?;
-    terminal.press("Enter")?;
+fn start(terminal: &Terminal, filter: &Filter<'_>) -> Result<Pid> {
+    start_command(terminal, &filter.command(&["top", "--interval", "500ms"]))
+}
+
+/// The same with a command that does what `top` does.
+fn start_command(terminal: &Terminal, command: &Command) -> Result<Pid> {
+    let pid = terminal.run(command)?;
     terminal.wait("top is drawn", |screen| screen.contains("WORST SOURCES") && screen.contains("sip-xdp top"))?;
-    let pid = std::fs::read_to_string(&note)?;
-    Ok(Pid::from_raw(pid.trim().parse()?))
+    Ok(pid)
 }
 
 /// The terminal is as it was: the prompt is back, the screen that was there before is, and what is typed is seen.
@@ -111,7 +44,7 @@ fn keys_do_what_they_say() -> Result<()> {
     let lab = Lab::new()?;
     let mut filter = Filter::start(&lab.pbx, lab.directory())?;
     let terminal = Terminal::start(&lab, 80, 24)?;
-    start(&terminal, &filter, &lab)?;
+    start(&terminal, &filter)?;
     terminal
         .wait("nobody yet", |screen| screen.contains("nobody is kept out") && screen.contains("enforcing on wan"))?;
 
@@ -190,13 +123,32 @@ fn a_signal_leaves_the_terminal_as_it_was() -> Result<()> {
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     let terminal = Terminal::start(&lab, 100, 30)?;
     for signal in [Signal::SIGTERM, Signal::SIGHUP] {
-        let pid = start(&terminal, &filter, &lab)?;
+        let pid = start(&terminal, &filter)?;
         kill(pid, signal)?;
         is_restored(&terminal, "0")?;
     }
-    start(&terminal, &filter, &lab)?;
+    start(&terminal, &filter)?;
     terminal.press("C-c")?;
     is_restored(&terminal, "0")
+}
+
+/// Whatever panics, the terminal is as it was, and what went wrong can be read.
+#[test]
+fn a_panic_leaves_the_terminal_as_it_was() -> Result<()> {
+    let lab = Lab::new()?;
+    let filter = Filter::start(&lab.pbx, lab.directory())?;
+    let terminal = Terminal::start(&lab, 100, 30)?;
+    let program = env!("CARGO_BIN_EXE_panic-in-top");
+    for (signal, place) in
+        [(Signal::SIGUSR1, "where it is drawn"), (Signal::SIGUSR2, "in a task"), (Signal::SIGALRM, "in a thread")]
+    {
+        let mut command = filter.command_of(program, &[]);
+        let pid = start_command(&terminal, command.env("RUST_BACKTRACE", "0"))?;
+        kill(pid, signal)?;
+        terminal.wait("it says what went wrong", |screen| screen.contains(place) && screen.contains("panicked at"))?;
+        is_restored(&terminal, "101")?;
+    }
+    Ok(())
 }
 
 #[test]

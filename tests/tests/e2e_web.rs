@@ -1,95 +1,22 @@
 //! The web page in a real browser, without a screen: on a desktop and on a phone, light and dark, with nothing to show and under
 //! attack. Needs root, Linux 6.6 or later, and chromium. With SIP_XDP_SCREENSHOTS=DIR the pictures are kept there.
 
-use std::env;
 use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
+use std::net::SocketAddrV4;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
+use sip_xdp_tests::browser::{DESKTOP, PHONE, text};
+use sip_xdp_tests::forger::forge_sources;
 use sip_xdp_tests::http::{self, METRICS};
-use sip_xdp_tests::process::output;
+use sip_xdp_tests::sip::Request;
 use sip_xdp_tests::topology::{ATTACKER, PBX_WAN};
-use sip_xdp_tests::{Filter, FilterOptions, Lab, Phone, Registrar, stream, wait_until};
+use sip_xdp_tests::{Browser, Filter, FilterOptions, Lab, Phone, Registrar, stream, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// Widths and heights of a desktop's window and of a phone's.
-const DESKTOP: (u32, u32) = (1280, 1100);
-const PHONE: (u32, u32) = (500, 1500);
-
 /// What would run, or show, if it were taken for anything but text.
 const HOSTILE: &str = "user \"<img src=x onerror=document.title='owned'><script>document.title='owned'</script>&amp;\"";
-
-struct Browser<'a> {
-    lab: &'a Lab,
-}
-
-impl Browser<'_> {
-    fn command(&self, (width, height): (u32, u32), dark: bool) -> Command {
-        let mut command = self.lab.pbx.command("chromium");
-        let profile = self.lab.directory().join(format!("chromium-{width}-{dark}"));
-        command.args([
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-sync",
-        ]);
-        command.args(["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]);
-        command.args(["--hide-scrollbars", "--virtual-time-budget=60000", "--timeout=60000"]);
-        command.arg(format!("--user-data-dir={}", profile.display())).arg(format!("--window-size={width},{height}"));
-        command.env("HOME", self.lab.directory());
-        if dark {
-            command.arg("--blink-settings=preferredColorScheme=0");
-        }
-        command
-    }
-
-    /// The page after its script has run for a while.
-    fn page(&self, window: (u32, u32)) -> Result<String> {
-        let output = output(self.command(window, false).arg("--dump-dom").arg(format!("http://{METRICS}/")))?;
-        ensure!(output.status.success(), "chromium failed: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    /// A picture of it. Returns its size in bytes, which tells an empty page from one with something on it.
-    fn picture(&self, name: &str, window: (u32, u32), dark: bool) -> Result<u64> {
-        let directory =
-            env::var_os("SIP_XDP_SCREENSHOTS").map_or_else(|| self.lab.directory().to_path_buf(), PathBuf::from);
-        let file = directory.join(format!("{name}.png"));
-        let screenshot = format!("--screenshot={}", file.display());
-        let output = output(self.command(window, dark).arg(screenshot).arg(format!("http://{METRICS}/")))?;
-        ensure!(output.status.success(), "chromium failed: {}", String::from_utf8_lossy(&output.stderr));
-        let picture = fs::read(&file).context("no picture")?;
-        let number =
-            |at: usize| picture.get(at..at + 4).and_then(|bytes| Some(u32::from_be_bytes(bytes.try_into().ok()?)));
-        assert_eq!((number(16), number(20)), (Some(window.0), Some(window.1)), "{name} has another size");
-        Ok(picture.len() as u64)
-    }
-}
-
-/// The text of an element by its id: everything up to its end, tags taken out.
-fn text(page: &str, id: &str) -> String {
-    let Some((_, rest)) = page.split_once(&format!("id=\"{id}\"")) else { return String::new() };
-    let end =
-        ["</table>", "</section>", "</header>"].iter().filter_map(|end| rest.find(end)).min().unwrap_or(rest.len());
-    let mut is_tag = true;
-    let text = rest[..end].chars().filter_map(|c| match c {
-        '<' => {
-            is_tag = true;
-            Some(' ')
-        }
-        '>' if is_tag => {
-            is_tag = false;
-            None
-        }
-        _ => (!is_tag).then_some(c),
-    });
-    text.collect()
-}
 
 #[test]
 fn it_shows_nothing_and_everything() -> Result<()> {
@@ -101,7 +28,7 @@ fn it_shows_nothing_and_everything() -> Result<()> {
     let filter =
         Filter::start_with(&lab.pbx, lab.directory(), FilterOptions { configuration, ..FilterOptions::default() })?;
     wait_until("it answers", SOON, || Ok(http::get(&lab.pbx, METRICS, "/").is_ok()))?;
-    let browser = Browser { lab: &lab };
+    let browser = Browser::new(&lab);
 
     let page = browser.page(DESKTOP)?;
     assert!(page.contains(">enforcing</span>"), "{page}");
@@ -139,4 +66,41 @@ fn it_shows_nothing_and_everything() -> Result<()> {
         assert!(size > 20_000, "{name} is empty: {size} bytes");
     }
     stream.stop().map(drop)
+}
+
+/// Packets of forged sources, more of them than can be real: that is what the page says first.
+#[test]
+fn it_shows_a_storm() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.accept_forgeries()?;
+    let configuration = "[limits.storm]\nnew_sources = { count = 200, per = \"1s\" }\n".to_owned();
+    let filter =
+        Filter::start_with(&lab.pbx, lab.directory(), FilterOptions { configuration, ..FilterOptions::default() })?;
+    wait_until("it answers", SOON, || Ok(http::get(&lab.pbx, METRICS, "/").is_ok()))?;
+    let to = SocketAddrV4::new(PBX_WAN, 5060);
+    let storm = forge_sources(&lab.attacker, to, 3_000, move |number, from| {
+        let call_id = format!("storm-{number}");
+        Request { method: "OPTIONS", user: "100", call_id: &call_id, sequence: 1, from: from.into(), to: to.into() }
+            .bytes()
+    })?;
+    wait_until("strangers' packets are dropped", SOON, || Ok(filter.packets("wan", "drop.storm")? > 1_000))?;
+    let browser = Browser::new(&lab);
+    let page = browser.page(DESKTOP)?;
+    let warnings = text(&page, "warnings");
+    assert!(warnings.contains("a storm: more new sources than can be real"), "{warnings}");
+    let tiles = text(&page, "tiles");
+    assert!(tiles.contains("yes") && !page.contains("NaN"), "{tiles}");
+    assert!(text(&page, "reasons").contains("storm"), "{}", text(&page, "reasons"));
+    for (name, window, dark) in [("web-storm", DESKTOP, false), ("web-storm-phone-dark", PHONE, true)] {
+        assert!(browser.picture(name, window, dark)? > 20_000, "{name} is empty");
+    }
+    let sent = storm.stop()?;
+    println!("{sent} packets were forged");
+    filter.nobody_is_banned("in a storm of forged packets")?;
+
+    // When it is over the page says that, too.
+    wait_until("it is over", SOON, || Ok(!filter.json(&["status"])?["warnings"].to_string().contains("a storm")))?;
+    let page = browser.page(DESKTOP)?;
+    assert!(!text(&page, "warnings").contains("a storm"), "{}", text(&page, "warnings"));
+    Ok(())
 }

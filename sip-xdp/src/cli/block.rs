@@ -11,6 +11,7 @@ use sip_xdp::feeds;
 use sip_xdp::network::Network;
 use sip_xdp::paths::Paths;
 use sip_xdp::pins::Pins;
+use sip_xdp::plain;
 use sip_xdp::report::{self, Row};
 use sip_xdp_common::layout::List;
 
@@ -182,7 +183,7 @@ pub(super) fn until(answer: &Value) -> String {
 pub(super) fn removed(verb: &str, answer: &Value) -> String {
     let entries = answer["removed"].as_array().map(Vec::as_slice).unwrap_or_default();
     let line = |entry: &Value| {
-        let text = |key: &str| entry[key].as_str().unwrap_or_default().to_owned();
+        let text = |key: &str| plain::line(entry[key].as_str().unwrap_or_default());
         let reason = if text("reason").is_empty() { String::new() } else { format!(": {}", text("reason")) };
         let place = place(&text("network"), entry["port"].as_u64());
         format!("{verb} {place} ({}{reason})\n", text("owner"))

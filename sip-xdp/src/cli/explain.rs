@@ -12,6 +12,7 @@ use sip_xdp::explain::{self, Decision, Facts, Kernel, Level, Match, Outcome, Set
 use sip_xdp::network::Network;
 use sip_xdp::paths::Paths;
 use sip_xdp::pins::Pins;
+use sip_xdp::plain;
 use sip_xdp::report::{self, SCHEMA};
 use sip_xdp::store::Store;
 use sip_xdp::transfer::PastBan;
@@ -151,7 +152,7 @@ fn text(report: &Report, output: Output) -> String {
     let mut text = format!("{} {verdict}{dry_run}: {}\n", report.address, decision.because);
     let mut line = |head: &str, what: String| {
         if !what.is_empty() {
-            text.push_str(&format!("{head:9} {what}\n"));
+            text.push_str(&format!("{head:9} {}\n", plain::line(&what)));
         }
     };
     line("limits", kernel.limits.iter().map(level).collect::<Vec<_>>().join(", "));

@@ -5,7 +5,16 @@ use std::io::{IsTerminal, Write, stdout};
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use sip_xdp::plain;
 use sip_xdp::report::SCHEMA;
+
+/// What begins a control sequence for a terminal.
+const ESCAPE: char = '\u{1b}';
+
+/// What follows it for green, for red, and for neither.
+const GOOD: &str = "[32m";
+const BAD: &str = "[31m";
+const NONE: &str = "[0m";
 
 /// How to print.
 #[derive(Debug, Clone, Copy)]
@@ -24,7 +33,7 @@ impl Output {
 
     /// Prints `value` as JSON, or what `text` makes of it. A reader that went away is no error.
     pub(crate) fn print<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
-        let mut printed = if self.json { json(value)? } else { text(value) };
+        let mut printed = if self.json { plain::json(&json(value)?) } else { shown(&text(value), self.colour) };
         if !printed.is_empty() && !printed.ends_with('\n') {
             printed.push('\n');
         }
@@ -36,17 +45,32 @@ impl Output {
 
     /// `text` in green.
     pub(crate) fn good(&self, text: &str) -> String {
-        self.paint("32", text)
+        self.paint(GOOD, text)
     }
 
     /// `text` in red.
     pub(crate) fn bad(&self, text: &str) -> String {
-        self.paint("31", text)
+        self.paint(BAD, text)
     }
 
     fn paint(&self, colour: &str, text: &str) -> String {
-        if self.colour { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.colour { format!("{ESCAPE}{colour}{text}{ESCAPE}{NONE}") } else { text.to_owned() }
     }
+}
+
+/// Text without anything that a terminal would obey, but for our own colours.
+fn shown(text: &str, colour: bool) -> String {
+    let mut parts = text.split(ESCAPE);
+    let mut shown = plain::lines(parts.next().unwrap_or_default());
+    for part in parts {
+        let ours = [GOOD, BAD, NONE].into_iter().find(|ours| colour && part.starts_with(ours));
+        let rest = ours.and_then(|ours| part.strip_prefix(ours));
+        match (ours, rest) {
+            (Some(ours), Some(rest)) => shown.push_str(&format!("{ESCAPE}{ours}{}", plain::lines(rest))),
+            _ => shown.push_str(&format!("\u{fffd}{}", plain::lines(part))),
+        }
+    }
+    shown
 }
 
 /// JSON, in which every object carries the schema's number first.
@@ -62,10 +86,11 @@ fn json<T: Serialize>(value: &T) -> Result<String> {
     Ok(serde_json::to_string_pretty(&value)?)
 }
 
-/// Lays rows out in columns; numbers are right-aligned.
+/// Lays rows out in columns; numbers are right-aligned. No cell is more than one line.
 pub(crate) fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| plain::line(cell)).collect()).collect();
     let mut widths: Vec<usize> = heads.iter().map(|head| head.chars().count()).collect();
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
@@ -89,7 +114,7 @@ pub(crate) fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
         format!("{}\n", line.trim_end())
     };
     let mut text = line(&mut heads.iter().copied());
-    for row in rows {
+    for row in &rows {
         text.push_str(&line(&mut row.iter().map(String::as_str)));
     }
     text
@@ -103,6 +128,16 @@ mod tests {
     fn objects_carry_the_schema_and_arrays_do_not() {
         assert_eq!(json(&serde_json::json!({ "a": 1 })).unwrap(), "{\n  \"schema\": 1,\n  \"a\": 1\n}");
         assert_eq!(json(&serde_json::json!([1])).unwrap(), "[\n  1\n]");
+    }
+
+    #[test]
+    fn only_our_own_colours_get_to_the_terminal() {
+        let output = Output { json: false, colour: true };
+        let text = format!("{} a\u{1b}]0;x\u{7}\u{1b}[2Jb\u{9b}1m\n", output.good("yes"));
+        let said = " a\u{fffd}]0;x\u{fffd}\u{fffd}[2Jb\u{fffd}1m\n";
+        assert_eq!(shown(&text, true), format!("\u{1b}[32myes\u{1b}[0m{said}"));
+        assert_eq!(shown("a\u{1b}[31mb", false), "a\u{fffd}[31mb");
+        assert_eq!(table(&["A"], &[vec!["x\u{1b}[31m\n192.0.2.1".to_owned()]]), "A\nx\u{fffd}[31m 192.0.2.1\n");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use sip_xdp::attach::ModeChoice;
 use sip_xdp::config::Span;
 use sip_xdp::daemon::{self, Overrides};
 use sip_xdp::paths::Paths;
+use sip_xdp::plain;
 
 use super::Output;
 
@@ -68,6 +69,8 @@ fn init_log() {
     let environment = env_logger::Env::new().filter_or("SIP_XDP_LOG", "info");
     env_logger::Builder::from_env(environment)
         .format(move |to, record| {
+            // Attackers have a say in some lines, and must not write one of their own.
+            let line = plain::line(&record.args().to_string());
             if under_systemd {
                 let priority = match record.level() {
                     log::Level::Error => 3,
@@ -75,9 +78,9 @@ fn init_log() {
                     log::Level::Info => 6,
                     log::Level::Debug | log::Level::Trace => 7,
                 };
-                writeln!(to, "<{priority}>{}", record.args())
+                writeln!(to, "<{priority}>{line}")
             } else {
-                writeln!(to, "{} {:5} {}", to.timestamp_millis(), record.level(), record.args())
+                writeln!(to, "{} {:5} {line}", to.timestamp_millis(), record.level())
             }
         })
         .init();

@@ -7,9 +7,11 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 use sip_xdp::control::{self, Request};
+use sip_xdp::health::Health;
 use sip_xdp::netlink::Netlink;
 use sip_xdp::paths::Paths;
 use sip_xdp::pins::Pins;
+use sip_xdp::plain;
 use sip_xdp::report::{self, FilteredInterface, SCHEMA};
 
 use super::Output;
@@ -53,7 +55,7 @@ impl Status {
         let healthy = report.enforcing;
         if self.check && !output.json {
             if !healthy {
-                eprintln!("sip-xdp: not enforcing: {}", report.warnings.join("; "));
+                eprintln!("sip-xdp: not enforcing: {}", plain::line(&report.warnings.join("; ")));
             }
         } else {
             output.print(&report, |report| text(report, output))?;
@@ -65,46 +67,30 @@ impl Status {
 async fn collect(paths: &Paths) -> Result<Report> {
     let pins = Pins::new(&paths.pin_dir);
     pins.check_access()?;
-    let mut warnings = Vec::new();
-    let daemon = match control::call(&paths.socket(), &Request::Status).await {
-        Ok(daemon) => Some(daemon),
-        Err(error) => {
-            if !error.is::<control::NoDaemon>() {
-                warnings.push(format!("{error:#}"));
-            }
-            None
-        }
+    let (daemon, trouble) = match control::call(&paths.socket(), &Request::Status).await {
+        Ok(daemon) => (Some(daemon), None),
+        Err(error) if error.is::<control::NoDaemon>() => (None, None),
+        Err(error) => (None, Some(format!("{error:#}"))),
     };
     let loaded = pins.is_loaded();
     let (mut interfaces, mut blocklist, mut memory, mut lost) = (Vec::new(), None, None, None);
+    let mut is_storm = false;
     if loaded {
         let present = Netlink::connect()?.interfaces().await?;
         interfaces = report::interfaces(&pins, &present)?;
         blocklist = Some(report::occupancy(&pins)?);
         memory = Some(Memory { tables: report::memory(&pins)? });
         lost = Some(report::losses(&pins)?);
-        if daemon.is_none() && warnings.is_empty() {
-            warnings
-                .push("no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp run`".into());
-        }
-        warnings.extend(interfaces.iter().filter_map(FilteredInterface::trouble));
-        if report::is_storm(&pins)? {
-            warnings
-                .push("a storm: more new sources than can be real; strangers share one budget until it is over".into());
-        }
-        if interfaces.is_empty() {
-            warnings.push("no interface is filtered; start `sip-xdp run`".into());
-        }
-    } else {
-        warnings.push("nothing is loaded; start `sip-xdp run`".into());
+        is_storm = report::is_storm(&pins)?;
     }
-    if let Some(Value::Array(more)) = daemon.as_ref().and_then(|daemon| daemon.get("warnings")) {
-        warnings.extend(more.iter().filter_map(Value::as_str).map(str::to_owned));
-    }
-    // A configured interface that the filter has never been on has no record.
-    let missing =
-        daemon.as_ref().and_then(|daemon| daemon["missing"].as_array()).is_some_and(|names| !names.is_empty());
-    let enforcing = !missing && !interfaces.is_empty() && interfaces.iter().all(|i| i.attached && !i.dry_run);
+    let health = Health {
+        interfaces: &interfaces,
+        blocklist: blocklist.as_ref(),
+        is_storm,
+        daemon: daemon.as_ref(),
+        trouble: trouble.as_deref(),
+    };
+    let (enforcing, warnings) = (health.is_enforcing(), health.warnings());
     Ok(Report {
         schema: SCHEMA,
         time: report::now(),

@@ -1,14 +1,15 @@
 //! Interfaces come and go: a PPP line is redialled, a VLAN made anew, an adapter pulled out, a name changed. Whatever
 //! happens to them, the daemon goes on, and filters what is configured as soon as it is there.
 //!
-//! A configured name decides. The interface that has it is filtered; if none has it, the one that had it when it was
-//! attached still is, under whatever name, since it is the same wire. The programs of an interface that went are kept
-//! loaded, so that its successor need not wait for the verifier.
+//! Which interfaces are meant is found out in [`resolve`]. The programs of an interface that went are kept loaded, so that its
+//! successor need not wait for the verifier.
+
+mod resolve;
 
 use std::collections::BTreeSet;
 use std::fmt;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use aya::Ebpf;
 use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
@@ -31,6 +32,9 @@ use crate::egress::{EgressWay, attach_egress};
 use crate::netlink::{Interface, Surroundings};
 use crate::object::{self, Settings};
 use crate::report::{forget_interface, name_of};
+
+pub(super) use resolve::Resolved;
+use resolve::{Wanted, resolve, with_default_route};
 
 /// An interface that is being filtered.
 pub(super) struct Served {
@@ -75,20 +79,6 @@ impl Drop for Diagnostics {
     }
 }
 
-/// An interface that is to be filtered, and the name that it is configured by.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Wanted {
-    name: String,
-    interface: Interface,
-}
-
-/// What became of the configured names.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Resolved {
-    wanted: Vec<Wanted>,
-    missing: Vec<String>,
-}
-
 /// The maps that say what is filtered and count it.
 struct Books {
     records: Array<MapData, InterfaceRecord>,
@@ -114,41 +104,6 @@ impl Books {
 }
 
 impl Daemon {
-    /// Finds the interfaces that are to be filtered: those configured, or those with a default route. It is an error if
-    /// none is there, unless the filter has been on it before: a name that was never right must not look like
-    /// protection, and one that was may be right again any moment.
-    pub(super) async fn resolve(&self, around: &Surroundings) -> Result<Resolved> {
-        let all = self.netlink.interfaces().await?;
-        // Without tables, or with those of another version, nothing is known.
-        let known = Books::open(&self.pins.maps()).and_then(|books| books.read()).unwrap_or_default();
-        let known: Vec<(String, u32)> =
-            known.iter().filter(|record| record.index != 0).map(|record| (name_of(record), record.index)).collect();
-        let mut names = self.config.interfaces.clone();
-        if names.is_empty() {
-            names = with_default_route(&all, around);
-        }
-        if names.is_empty() {
-            names = known.iter().map(|(name, _)| name.clone()).collect();
-        }
-        let there = || all.iter().map(|interface| interface.name.as_str()).collect::<Vec<_>>().join(", ");
-        if names.is_empty() {
-            bail!("no interface has a default route; name those to filter on with --iface (there are: {})", there());
-        }
-        let attached: Vec<_> = known.iter().filter(|(_, index)| self.pins.link(*index).exists()).cloned().collect();
-        let resolved = resolve(&names, &all, &attached);
-        if resolved.wanted.len() + resolved.missing.len() > MAX_INTERFACES {
-            bail!("{} interfaces are too many; one filter serves {MAX_INTERFACES}", names.len());
-        }
-        let was_there = |name: &String| known.iter().any(|(known, _)| known == name);
-        if resolved.wanted.is_empty() && !resolved.missing.iter().any(was_there) {
-            bail!("there is no interface {}; there are: {}", resolved.missing.join(", "), there());
-        }
-        if let Some(odd) = resolved.wanted.iter().find(|wanted| wanted.interface.link.is_none()) {
-            bail!(unreadable(&odd.interface));
-        }
-        Ok(resolved)
-    }
-
     /// Puts the program on the interfaces that are wanted, and takes it off all others.
     pub(super) fn serve(&mut self, resolved: &Resolved, maps: &std::path::Path) -> Result<()> {
         let mut books = Books::open(maps)?;
@@ -394,26 +349,6 @@ impl fmt::Debug for Served {
     }
 }
 
-/// Which interfaces the configured names mean. `attached` are the names and indices under which ours are attached.
-fn resolve(names: &[String], present: &[Interface], attached: &[(String, u32)]) -> Resolved {
-    let mut resolved = Resolved::default();
-    let mut seen = BTreeSet::new();
-    for name in names.iter().filter(|name| seen.insert(name.as_str())) {
-        let by_name = present.iter().find(|interface| interface.name == *name);
-        let renamed = || {
-            let (_, index) = attached.iter().find(|(attached, _)| attached == name)?;
-            let found = present.iter().find(|interface| interface.index == *index)?;
-            // A number may have been given to another interface, on which nothing of ours is.
-            (found.xdp.is_some() && !names.contains(&found.name)).then_some(found)
-        };
-        match by_name.or_else(renamed) {
-            Some(interface) => resolved.wanted.push(Wanted { name: name.clone(), interface: interface.clone() }),
-            None => resolved.missing.push(name.clone()),
-        }
-    }
-    resolved
-}
-
 /// Whether an interface is still the one that is filtered, and by our program.
 fn is_still_served(served: &Served, resolved: &Resolved) -> bool {
     resolved.wanted.iter().any(|wanted| {
@@ -448,11 +383,6 @@ fn slots(known: &[InterfaceRecord], resolved: &Resolved) -> Result<Vec<(u32, boo
             None => Ok((free.pop_first().context("too many interfaces")? as u32, true)),
         })
         .collect()
-}
-
-fn with_default_route(all: &[Interface], around: &Surroundings) -> Vec<String> {
-    let found = all.iter().filter(|interface| around.default_interfaces.contains(&interface.index));
-    found.map(|interface| interface.name.clone()).collect()
 }
 
 fn unreadable(interface: &Interface) -> String {
@@ -522,7 +452,7 @@ mod tests {
     use super::*;
     use crate::netlink::AttachedXdp;
 
-    fn interface(name: &str, index: u32, is_attached: bool) -> Interface {
+    pub(super) fn interface(name: &str, index: u32, is_attached: bool) -> Interface {
         Interface {
             index,
             name: name.to_owned(),
@@ -534,46 +464,6 @@ mod tests {
             rx_queues: 1,
             xdp: is_attached.then_some(AttachedXdp { id: 9, native: true }),
         }
-    }
-
-    /// Each name with the index that it means; 0 for none.
-    fn meant(names: &[&str], present: &[Interface], attached: &[(&str, u32)]) -> Vec<(String, u32)> {
-        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
-        let attached: Vec<_> = attached.iter().map(|(name, index)| ((*name).to_owned(), *index)).collect();
-        let resolved = resolve(&names, present, &attached);
-        let wanted = resolved.wanted.into_iter().map(|wanted| (wanted.name, wanted.interface.index));
-        wanted.chain(resolved.missing.into_iter().map(|name| (name, 0))).collect()
-    }
-
-    fn pairs(pairs: &[(&str, u32)]) -> Vec<(String, u32)> {
-        pairs.iter().map(|(name, index)| ((*name).to_owned(), *index)).collect()
-    }
-
-    #[test]
-    fn the_configured_name_decides() {
-        let both = [interface("wan", 5, true), interface("lan", 6, true)];
-        assert_eq!(meant(&["wan", "lan", "wan"], &both, &[]), pairs(&[("wan", 5), ("lan", 6)]));
-        // Made anew: the new number.
-        let anew = [interface("wan", 9, false)];
-        assert_eq!(meant(&["wan"], &anew, &[("wan", 5)]), pairs(&[("wan", 9)]));
-        // Gone.
-        assert_eq!(meant(&["wan", "lan"], &both[1..], &[("wan", 5)]), pairs(&[("lan", 6), ("wan", 0)]));
-        // Two that have changed their names.
-        let swapped = [interface("lan", 5, true), interface("wan", 6, true)];
-        let attached = [("wan", 5), ("lan", 6)];
-        assert_eq!(meant(&["wan", "lan"], &swapped, &attached), pairs(&[("wan", 6), ("lan", 5)]));
-    }
-
-    #[test]
-    fn a_renamed_interface_stays_until_another_has_its_name() {
-        let renamed = [interface("wan0", 5, true)];
-        assert_eq!(meant(&["wan"], &renamed, &[("wan", 5)]), pairs(&[("wan", 5)]));
-        let another = [interface("wan0", 5, true), interface("wan", 9, false)];
-        assert_eq!(meant(&["wan"], &another, &[("wan", 5)]), pairs(&[("wan", 9)]));
-        // The number was given to one on which we are not, or that is wanted itself.
-        assert_eq!(meant(&["wan"], &[interface("tap", 5, false)], &[("wan", 5)]), pairs(&[("wan", 0)]));
-        let other = [interface("lan", 5, true)];
-        assert_eq!(meant(&["wan", "lan"], &other, &[("wan", 5)]), pairs(&[("lan", 5), ("wan", 0)]));
     }
 
     #[test]

@@ -183,8 +183,11 @@ impl<C: Chronicle> Court<'_, C> {
                 // Who sent this very packet does not matter: its address is as likely as not forged.
                 if self.note_due(Source::v4(0), "storm", now) {
                     let (seen, dry_run) = (event.seen, self.config.dry_run);
+                    // Those in the present window so far, of which there may be few while the storm goes on.
+                    let limit = self.config.limits.storm.new_sources;
+                    let reason = format!("more than {} new sources in {}", limit.count, limit.per);
                     self.say(
-                        Said::new("storm").reason(format!("{seen} new sources in a second")).dry_run(dry_run),
+                        Said::new("storm").reason(reason).dry_run(dry_run),
                         Level::Warn,
                         format_args!("storm new_sources={seen} dry_run={dry_run}"),
                     );

@@ -1,17 +1,8 @@
 //! Sorted arrays against plain lists.
 
 use super::*;
+use crate::prefixes::tests::close;
 use proptest::prelude::*;
-use sip_xdp_common::source::Source;
-
-fn close() -> impl Strategy<Value = Network> {
-    (any::<u16>(), 100_u8..=128).prop_map(|(low, bits)| {
-        let mut octets = [0; 16];
-        octets[10..12].fill(0xff);
-        octets[14..].copy_from_slice(&(low & 0x0fff).to_be_bytes());
-        Network::around(Source::new(octets), bits)
-    })
-}
 
 proptest! {
     #[test]

@@ -6,9 +6,10 @@
 pub mod crowdsec;
 pub mod notify;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::mpsc::{self, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -26,7 +27,7 @@ use crowdsec::Publisher;
 use notify::Notifier;
 
 /// An event, as watchers read it.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 pub(crate) struct Heard {
     time: Timestamp,
     event: String,
@@ -74,6 +75,28 @@ impl Outlets {
         let notifier = self.notifier.iter().flat_map(Notifier::warnings);
         notifier.chain(self.publisher.as_ref().and_then(Publisher::warning)).collect()
     }
+}
+
+/// Starts a thread that is given what is wanted of the events, of which `waiting` may wait for it. Those that do not fit are
+/// counted. It ends some time after what is returned was dropped.
+fn start(
+    name: &str,
+    waiting: usize,
+    hub: &Hub,
+    lost: Arc<AtomicU64>,
+    wants: impl Fn(&Heard) -> bool + Send + 'static,
+    work: impl FnOnce(&mpsc::Receiver<Heard>) + Send + 'static,
+) -> Following {
+    let (queue, events) = sync_channel(waiting);
+    if let Err(error) = thread::Builder::new().name(name.to_owned()).spawn(move || work(&events)) {
+        log::error!("{name}: nobody is told anything, for want of a thread: {error}");
+    }
+    follow(hub.subscribe(), queue, lost, wants)
+}
+
+/// A lock; what was being written when somebody panicked is as good as anything.
+fn lock<T>(report: &Mutex<T>) -> MutexGuard<'_, T> {
+    report.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A task that picks events; it ends when this is dropped.
@@ -142,7 +165,6 @@ fn note(who: &str, said: &mut Option<String>, result: Result<(), String>) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::sync_channel;
     use std::time::Duration;
 
     use super::*;

@@ -11,12 +11,20 @@ use serde_json::Value;
 use super::app::{App, Front, Verb};
 use super::rates::Column;
 use crate::overview::Worst;
+use crate::plain;
 
 /// Below this nothing useful fits.
 const SMALLEST: (u16, u16) = (60, 16);
 
-/// The columns of the worst sources, but for the last one, which takes the rest: heads and widths.
-const HEADS: [(&str, usize); 5] = [("SOURCE", 22), ("PKT/S", 7), ("PACKETS", 9), ("BY", 9), ("LEFT", 6)];
+/// The columns of the worst sources between the first one, which is as wide as it needs to be, and the last one, which takes
+/// the rest: heads and widths.
+const HEADS: [(&str, usize); 4] = [("PKT/S", 7), ("PACKETS", 7), ("BY", 9), ("LEFT", 5)];
+
+/// How wide the first one is at least: an IPv6 network of 64 bits fits, and an IPv4 address with its port.
+const SOURCE: usize = 23;
+
+/// How much is left to the last one before the first one gets more.
+const WHY: usize = 60;
 
 /// How wide the overview of the state is.
 const STATE: u16 = 31;
@@ -24,7 +32,7 @@ const STATE: u16 = 31;
 /// What the rows of the verdicts are; the first ones are shown where there is no room for all.
 const ROWS: [(&str, &[Column]); 15] = [
     ("passed", &PASSED),
-    ("dropped", &[("drop", "blocked"), ("drop", "closed"), ("drop", "limited"), ("drop", "storm")]),
+    ("dropped", &DROPPED),
     ("  blocked", &[("drop", "blocked"), ("would_drop", "blocked")]),
     ("  limited", &[("drop", "limited"), ("would_drop", "limited")]),
     ("  storm", &[("drop", "storm"), ("would_drop", "storm")]),
@@ -40,6 +48,18 @@ const ROWS: [(&str, &[Column]); 15] = [
     ("  not SIP", &[("pass", "not_sip")]),
 ];
 
+/// In a dry run, what would be dropped.
+const DROPPED: [Column; 8] = [
+    ("drop", "blocked"),
+    ("drop", "closed"),
+    ("drop", "limited"),
+    ("drop", "storm"),
+    ("would_drop", "blocked"),
+    ("would_drop", "closed"),
+    ("would_drop", "limited"),
+    ("would_drop", "storm"),
+];
+
 const PASSED: [Column; 9] = [
     ("pass", "not_sip"),
     ("pass", "trusted"),
@@ -52,7 +72,8 @@ const PASSED: [Column; 9] = [
     ("pass", "fragment"),
 ];
 
-/// Colours, of those that every terminal has chosen to be readable on its own background.
+/// Colours that can be read on a dark and on a light background, with the sixteen that every terminal has: green and yellow
+/// are too bright for letters on white, so they lie behind black ones, or draw lines.
 struct Look {
     plain: bool,
 }
@@ -62,8 +83,12 @@ impl Look {
         if self.plain { Style::new() } else { Style::new().fg(colour) }
     }
 
+    fn label(&self, colour: Color) -> Style {
+        if self.plain { Style::new() } else { Style::new().fg(Color::Black).bg(colour) }
+    }
+
     fn good(&self) -> Style {
-        self.colour(Color::Green)
+        self.label(Color::Green)
     }
 
     fn bad(&self) -> Style {
@@ -71,11 +96,12 @@ impl Look {
     }
 
     fn warn(&self) -> Style {
-        self.colour(Color::Yellow).add_modifier(Modifier::BOLD)
+        let emphasis = if self.plain { Modifier::BOLD } else { Modifier::empty() };
+        self.label(Color::Yellow).add_modifier(emphasis)
     }
 
     fn head(&self) -> Style {
-        self.colour(Color::Cyan).add_modifier(Modifier::BOLD)
+        Style::new().add_modifier(Modifier::BOLD)
     }
 
     fn dim(&self) -> Style {
@@ -104,7 +130,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, app: &App) {
         Constraint::Length(1),
     ])
     .areas(area);
-    frame.render_widget(title_line(app, &look), title);
+    frame.render_widget(title_line(app, &look, usize::from(title.width)), title);
     warning_lines(frame, app, &look, warned);
     let [left, _, right] =
         Layout::horizontal([Constraint::Min(40), Constraint::Length(1), Constraint::Length(STATE)]).areas(top);
@@ -128,26 +154,30 @@ pub(super) fn draw(frame: &mut Frame<'_>, app: &App) {
     }
 }
 
-fn title_line<'a>(app: &App, look: &Look) -> Line<'a> {
+fn title_line<'a>(app: &App, look: &Look, width: usize) -> Line<'a> {
     let overview = &app.overview;
     let state = match (overview.enforcing, overview.loaded) {
-        (true, _) => Span::styled("enforcing", look.good()),
-        (false, true) => Span::styled("NOT ENFORCING", look.warn()),
-        (false, false) => Span::styled("NOT LOADED", look.warn()),
+        (true, _) => Span::styled(" enforcing ", look.good()),
+        (false, true) => Span::styled(" NOT ENFORCING ", look.warn()),
+        (false, false) => Span::styled(" NOT LOADED ", look.warn()),
     };
+    let mut line = Line::from(vec![Span::styled("sip-xdp top ", look.head()), state]);
+    for (is_so, label) in [(overview.daemon.is_none(), " NO DAEMON "), (app.is_paused(), " PAUSED ")] {
+        if is_so {
+            line.extend([Span::raw(" "), Span::styled(label, look.warn())]);
+        }
+    }
+    // However many interfaces there are, the rest stays in sight.
+    let time = overview.time.strftime("  %H:%M:%S UTC").to_string();
     let on: Vec<String> = overview
         .interfaces
         .iter()
         .map(|one| format!("{} ({})", one.interface, one.mode.map(|mode| mode.to_string()).unwrap_or_default()))
         .collect();
-    let daemon = match &overview.daemon {
-        Some(_) => Span::raw(""),
-        None => Span::styled("  NO DAEMON", look.warn()),
-    };
-    let paused = if app.is_paused() { Span::styled("  PAUSED", look.warn()) } else { Span::raw("") };
-    let time = overview.time.strftime("  %H:%M:%S UTC").to_string();
-    let on = if on.is_empty() { String::new() } else { format!(" on {}", on.join(", ")) };
-    Line::from(vec![Span::styled("sip-xdp top  ", look.head()), state, Span::raw(on), daemon, paused, Span::raw(time)])
+    let on = if on.is_empty() { String::new() } else { format!("on {}", on.join(", ")) };
+    let room = width.saturating_sub(line.width() + time.len());
+    line.extend([Span::raw(cut(&on, room)), Span::raw(time)]);
+    line
 }
 
 fn warning_lines(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
@@ -156,7 +186,7 @@ fn warning_lines(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
     let lines = warnings.iter().take(shown).enumerate().map(|(n, warning)| {
         let more = warnings.len() - shown;
         let more = if n + 1 == shown && more > 0 { format!("(+{more}) ") } else { String::new() };
-        Line::styled(cut(&format!("! {more}{}", clean(warning)), usize::from(area.width)), look.warn())
+        Line::styled(cut(&format!("! {more}{}", plain::line(warning)), usize::from(area.width)), look.warn())
     });
     frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), area);
 }
@@ -164,6 +194,7 @@ fn warning_lines(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
 /// Rates and totals by verdict, with how they went.
 fn verdicts(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
     let totals = app.overview.packets();
+    let is_dry_run = app.overview.interfaces.iter().any(|one| one.dry_run);
     let head = format!("{:12} {:>8} {:>13}", "PACKETS", "PER S", "TOTAL");
     frame.render_widget(Line::styled(head, look.head()), Rect { height: 1, ..area });
     for (n, (name, columns)) in ROWS.iter().enumerate().take(usize::from(area.height).saturating_sub(1)) {
@@ -172,18 +203,19 @@ fn verdicts(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
         let rate = rates.last().map_or_else(|| "-".to_owned(), |rate| short(*rate));
         let total: u64 = columns.iter().filter_map(|column| totals.get(column)).sum();
         let is_drop = columns[0].0 == "drop";
-        let style = match (is_drop, rates.last()) {
-            (true, Some(1..)) => look.bad(),
-            (false, Some(1..)) => look.good(),
-            _ => Style::new(),
+        let (style, colour) = match (is_drop, rates.last()) {
+            (true, Some(1..)) => (look.bad(), look.bad()),
+            _ if is_drop => (Style::new(), look.bad()),
+            _ => (Style::new(), look.colour(Color::Green)),
         };
+        let name = if *name == "dropped" && is_dry_run { "would drop" } else { name };
         frame.render_widget(Line::styled(format!("{name:12} {rate:>8} {total:>13}"), style), row);
         let width = row.width.saturating_sub(37);
         let latest = &rates[rates.len().saturating_sub(usize::from(width))..];
         // The latest stands at the right end.
         let shift = width.saturating_sub(latest.len() as u16);
         let line = Rect { x: row.x + 37 + shift, width: width - shift, ..row };
-        frame.render_widget(Sparkline::default().data(latest).style(style), line);
+        frame.render_widget(Sparkline::default().data(latest).style(colour), line);
     }
 }
 
@@ -199,7 +231,7 @@ fn state_lines<'a>(app: &App, look: &Look, height: u16) -> Vec<Line<'a>> {
         return lines;
     };
     let storm = match overview.storm.is_storm {
-        true => (format!("{} new sources/s", overview.storm.new_sources), look.warn()),
+        true => (format!("{} new sources/s", app.rates.newcomers().max(overview.storm.new_sources)), look.warn()),
         false => ("none".to_owned(), Style::new()),
     };
     say("STORM", storm.0, storm.1);
@@ -227,7 +259,7 @@ fn state_lines<'a>(app: &App, look: &Look, height: u16) -> Vec<Line<'a>> {
     let (accepted, refused) = (short(answers.accepted), short(answers.challenged + answers.refused));
     say("ANSWERS", format!("{accepted} yes, {refused} no"), Style::new());
     for feed in feeds {
-        let name = cut(&clean(feed["name"].as_str().unwrap_or_default()), 9);
+        let name = cut(&plain::line(feed["name"].as_str().unwrap_or_default()), 9);
         let entries = feed["ipv4"].as_u64().unwrap_or(0) + feed["ipv6"].as_u64().unwrap_or(0);
         let age = feed["age"].as_u64().map_or_else(|| "never".to_owned(), |age| format!("{} ago", span(age as i64)));
         let style = if feed["error"].is_null() { Style::new() } else { look.warn() };
@@ -241,28 +273,23 @@ fn worst_sources(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
     let rows = app.rows();
     let cursor = app.cursor(&rows);
     let width = usize::from(area.width);
-    let fixed: usize = HEADS.iter().map(|(_, width)| width + 1).sum();
     let filter = if app.filter.is_empty() { String::new() } else { format!(", with \"{}\"", app.filter) };
     let title = format!("WORST SOURCES  by {}{filter}, {} shown", app.sort.name(), rows.len());
-    let heads: String = HEADS
-        .iter()
-        .enumerate()
-        .map(
-            |(n, (head, width))| {
-                if (1..3).contains(&n) { format!("{head:>width$} ") } else { format!("{head:width$} ") }
-            },
-        )
-        .collect();
+    let fixed: usize = HEADS.iter().map(|(_, width)| width + 1).sum();
+    let longest = rows.iter().map(|one| place(one).chars().count()).max().unwrap_or(0);
+    let source = longest.min(width.saturating_sub(fixed + 1 + WHY)).max(SOURCE);
+    let why = width.saturating_sub(source + 1 + fixed);
+    let heads = in_columns("SOURCE", HEADS.map(|(head, _)| head), source);
     let mut lines =
         vec![Line::styled(rule(&title, width), look.head()), Line::styled(format!("{heads}WHY"), look.dim())];
     let room = usize::from(area.height).saturating_sub(lines.len());
     // The selected row stays in sight.
     let first = cursor.map_or(0, |cursor| (cursor + 1).saturating_sub(room));
     for (n, one) in rows.iter().enumerate().skip(first).take(room) {
-        let text = row(app, one, width.saturating_sub(fixed));
+        let text = row(app, one, source) + &cut(&plain::line(&one.reason), why);
         let style = match one.state {
             _ if one.dry_run => look.dim(),
-            "limited" => look.colour(Color::Yellow),
+            "limited" => look.colour(Color::Magenta),
             _ => Style::new(),
         };
         let style = if cursor == Some(n) { style.add_modifier(Modifier::REVERSED) } else { style };
@@ -275,28 +302,29 @@ fn worst_sources(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
     frame.render_widget(Paragraph::new(lines), area);
 }
 
-fn row(app: &App, one: &Worst, room: usize) -> String {
+/// All of a row but why.
+fn row(app: &App, one: &Worst, source: usize) -> String {
     let rate = app.rates.of_source(one);
-    let cells = [
-        place(one),
-        if rate > 0.0 { short(rate.round() as u64) } else { "-".to_owned() },
-        short(one.packets),
-        if one.state == "limited" { "limit".to_owned() } else { one.owner.clone() },
-        left(one, app.overview.time),
-    ];
-    let mut text = String::new();
-    for (n, (cell, (_, width))) in cells.iter().zip(HEADS).enumerate() {
+    let rate = if rate > 0.0 { short(rate.round() as u64) } else { "-".to_owned() };
+    let by = if one.state == "limited" { "limit" } else { &one.owner };
+    in_columns(&place(one), [&rate, &short(one.packets), by, &left(one, app.overview.time)], source)
+}
+
+/// The source, which takes `source` columns, and what stands between it and why: two numbers, to the right, and two words.
+fn in_columns(first: &str, others: [&str; 4], source: usize) -> String {
+    let mut text = format!("{:source$} ", cut(first, source));
+    for (n, (cell, (_, width))) in others.into_iter().zip(HEADS).enumerate() {
         let cell = cut(cell, width);
-        text.push_str(&if (1..3).contains(&n) { format!("{cell:>width$} ") } else { format!("{cell:width$} ") });
+        text.push_str(&if n < 2 { format!("{cell:>width$} ") } else { format!("{cell:width$} ") });
     }
-    text + &cut(&clean(&one.reason), room)
+    text
 }
 
 fn latest_bans(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
     let width = usize::from(area.width);
     let mut lines = vec![Line::styled(rule("LATEST BANS", width), look.head())];
     let latest = &app.overview.latest;
-    let text = |event: &Value, field: &str| clean(event[field].as_str().unwrap_or_default());
+    let text = |event: &Value, field: &str| plain::line(event[field].as_str().unwrap_or_default());
     for ban in latest.bans.iter().take(usize::from(area.height).saturating_sub(1)) {
         let time = text(ban, "time").get(11..19).unwrap_or_default().to_owned();
         let port = ban["port"].as_u64().map(|port| format!(":{port}")).unwrap_or_default();
@@ -313,20 +341,22 @@ fn latest_bans(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
 
 fn foot_line<'a>(app: &App, look: &Look) -> Line<'a> {
     match &app.front {
-        Front::Filter => return Line::from(format!("filter: {}_   Enter keeps it, Esc clears it", clean(&app.filter))),
+        Front::Filter => {
+            return Line::from(format!("filter: {}_   Enter keeps it, Esc clears it", plain::line(&app.filter)));
+        }
         Front::Address(verb, text) => {
             let what = if *verb == Verb::Block { "block" } else { "trust" };
             let error = match &app.message {
-                Some(Err(error)) => format!("   {}", clean(error)),
+                Some(Err(error)) => format!("   {}", plain::line(error)),
                 _ => "   address or network; Ctrl-U clears, Esc leaves".to_owned(),
             };
-            return Line::from(format!("{what}: {}_{error}", clean(text)));
+            return Line::from(format!("{what}: {}_{error}", plain::line(text)));
         }
         _ => {}
     }
     match &app.message {
-        Some(Ok(message)) => Line::styled(clean(message), look.good()),
-        Some(Err(error)) => Line::styled(clean(error), look.bad()),
+        Some(Ok(message)) => Line::styled(plain::line(message), look.good()),
+        Some(Err(error)) => Line::styled(plain::line(error), look.bad()),
         None => {
             Line::styled("q quit  s sort  / filter  Enter details  b block  u unblock  t trust  ? help", look.dim())
         }
@@ -368,7 +398,7 @@ fn details<'a>(app: &App, one: &Worst) -> Vec<Line<'a>> {
     }
     lines.push(Line::from(format!("{} packets dropped, {rate:.0} a second now", one.packets)));
     lines.push(Line::default());
-    lines.push(Line::from(clean(&one.reason)));
+    lines.push(Line::from(plain::line(&one.reason)));
     lines.push(Line::default());
     lines.push(Line::from(format!("sip-xdp explain {} says more", one.network.address())));
     lines
@@ -441,13 +471,4 @@ fn cut(text: &str, width: usize) -> String {
         return text.to_owned();
     }
     text.chars().take(width.saturating_sub(1)).chain(['\u{2026}']).collect()
-}
-
-/// Text that attackers may have chosen, without what would move the cursor or turn the line around.
-fn clean(text: &str) -> String {
-    let is_odd = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-    };
-    text.chars().map(|c| if is_odd(c) { '\u{fffd}' } else { c }).collect()
 }

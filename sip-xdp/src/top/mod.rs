@@ -9,11 +9,14 @@ mod tests;
 
 use std::io::{IsTerminal as _, stdin, stdout};
 use std::net::IpAddr;
+use std::panic;
+use std::process;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
+use ratatui::crossterm::{cursor, execute};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -58,16 +61,21 @@ pub async fn read(paths: &Paths) -> Result<Overview> {
 
 async fn ask(paths: &Paths) -> FromDaemon {
     let socket = paths.socket();
-    // Without a daemon, or the right to talk to it, there are the maps.
-    let Ok(status) = control::call(&socket, &Request::Status).await else {
-        return FromDaemon::default();
+    let status = match control::call(&socket, &Request::Status).await {
+        Ok(status) => status,
+        // Without a daemon, or the right to talk to it, there are the maps.
+        Err(error) => {
+            let trouble = (!error.is::<control::NoDaemon>()).then(|| format!("{error:#}"));
+            return FromDaemon { trouble, ..FromDaemon::default() };
+        }
     };
     let latest = control::call(&socket, &Request::Recent).await.ok();
     let latest = latest.and_then(|latest| serde_json::from_value(latest).ok()).unwrap_or_default();
-    FromDaemon { status: Some(status), latest }
+    FromDaemon { status: Some(status), trouble: None, latest }
 }
 
-/// Shows it until somebody quits, or a signal ends it. The terminal is as it was afterwards, after a panic too.
+/// Shows it until somebody quits, or a signal ends it. The terminal is as it was afterwards, after a panic too; from then on
+/// a panic of any thread or task ends the process.
 pub async fn run(paths: Paths, options: Options) -> Result<()> {
     if !stdin().is_terminal() || !stdout().is_terminal() {
         bail!(
@@ -80,9 +88,24 @@ pub async fn run(paths: Paths, options: Options) -> Result<()> {
     let mut signals = Signals::new()?;
     // Its hook for panics gives the terminal back before anything is said.
     let terminal = ratatui::try_init().context("the terminal cannot be used")?;
+    end_after_a_panic();
     let shown = show(terminal, &paths, options, first, &mut signals).await;
     ratatui::restore();
     shown
+}
+
+/// Ends the process after a panic, in whatever thread or task: the hook that is there has given the terminal back, and
+/// nobody must draw on it any more.
+fn end_after_a_panic() {
+    /// What a program ends with whose main thread panics.
+    const PANICKED: i32 = 101;
+    let restore = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        // Otherwise the terminal does this when it is dropped, for which there is no time.
+        let _ = execute!(stdout(), cursor::Show);
+        restore(info);
+        process::exit(PANICKED);
+    }));
 }
 
 /// What ends it from outside.

@@ -8,6 +8,10 @@ use crate::overview::Overview;
 /// How many rates are kept of each row.
 const KEPT: usize = 240;
 
+/// Of how many readings the new sources are kept: each says how many there are in a window so far, so that the most of them is
+/// nearest to the truth.
+const NEWCOMERS: usize = 5;
+
 /// What a row counts.
 pub(super) type Column = (&'static str, &'static str);
 
@@ -19,6 +23,7 @@ pub(super) type Place = (Network, Option<u16>, &'static str);
 pub(super) struct Rates {
     columns: BTreeMap<Column, VecDeque<u64>>,
     sources: HashMap<Place, f64>,
+    newcomers: VecDeque<u64>,
 }
 
 impl Rates {
@@ -28,14 +33,12 @@ impl Rates {
         if seconds <= 0.0 {
             return;
         }
+        push(&mut self.newcomers, NEWCOMERS, after.storm.new_sources);
         let (earlier, now) = (before.packets(), after.packets());
         for (column, count) in &now {
             let more = count.saturating_sub(earlier.get(column).copied().unwrap_or(0));
             let rates = self.columns.entry(*column).or_default();
-            if rates.len() >= KEPT {
-                rates.pop_front();
-            }
-            rates.push_back((more as f64 / seconds).round() as u64);
+            push(rates, KEPT, (more as f64 / seconds).round() as u64);
         }
         let earlier: HashMap<Place, u64> = before.worst.iter().map(|one| (place(one), one.packets)).collect();
         self.sources = after
@@ -59,10 +62,23 @@ impl Rates {
         sums
     }
 
+    /// How many new sources there are in a second or so, at least.
+    pub(super) fn newcomers(&self) -> u64 {
+        self.newcomers.iter().copied().max().unwrap_or(0)
+    }
+
     /// The rate of a source; 0 if it was not there a moment ago.
     pub(super) fn of_source(&self, one: &crate::overview::Worst) -> f64 {
         self.sources.get(&place(one)).copied().unwrap_or(0.0)
     }
+}
+
+/// Appends what is new; the oldest goes if there would be too many.
+fn push(to: &mut VecDeque<u64>, most: usize, what: u64) {
+    if to.len() >= most {
+        to.pop_front();
+    }
+    to.push_back(what);
 }
 
 fn place(one: &crate::overview::Worst) -> Place {

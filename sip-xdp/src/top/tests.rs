@@ -91,6 +91,7 @@ fn attacked(second: u64) -> Overview {
         warnings: vec!["the feed spamhaus fails: HTTP 503; its last list stays in force (12351 networks)".to_owned()],
         ..Overview::empty(FromDaemon {
             status: Some(status),
+            trouble: None,
             latest: Latest { bans: vec![ban; 3], ..Latest::default() },
         })
     }
@@ -225,6 +226,56 @@ fn no_colours_means_none() {
     assert!(
         cells.iter().all(|cell| cell.fg == ratatui::style::Color::Reset && cell.bg == ratatui::style::Color::Reset)
     );
+}
+
+/// Green, yellow and cyan letters can hardly be read on white, blue ones hardly on black.
+#[test]
+fn letters_can_be_read_on_a_dark_and_on_a_light_background() {
+    use ratatui::style::Color::{Black, Magenta, Red, Reset};
+    for keys in ["", "u"] {
+        let mut app = app(in_a_storm);
+        press(&mut app, keys);
+        let mut terminal = Terminal::new(TestBackend::new(80, 24)).unwrap();
+        terminal.draw(|frame| draw(frame, &app)).unwrap();
+        let cells = terminal.backend().buffer().content();
+        for cell in cells.iter().filter(|cell| cell.symbol().is_ascii()) {
+            let is_readable = match cell.fg {
+                Reset | Red | Magenta => cell.bg == Reset,
+                Black => cell.bg != Reset && cell.bg != Black,
+                _ => cell.symbol() == " ",
+            };
+            assert!(is_readable, "{cell:?}");
+        }
+    }
+}
+
+#[test]
+fn what_matters_stays_in_sight() {
+    let mut overview = in_a_storm(1);
+    let one = overview.interfaces[0].clone();
+    overview.interfaces =
+        (0..9).map(|n| FilteredInterface { interface: format!("enp{n}s0f0np0"), ..one.clone() }).collect();
+    overview.daemon = None;
+    let mut app = App::new(false);
+    app.update(overview);
+    let shown = screen(&app, 80, 24);
+    let title = shown.lines().next().unwrap();
+    assert!(title.contains("NO DAEMON") && title.contains("enp0s0f0np0") && title.ends_with("03:04:06 UTC"), "{title}");
+    assert!(shown.contains("2001:db8:1234:5678::/64 ") && shown.contains("203.0.113.99:49152 "), "{shown}");
+}
+
+/// The kernel says how many there are in a window so far, which may have begun just now.
+#[test]
+fn new_sources_are_those_of_the_fullest_window() {
+    let mut app = App::new(false);
+    for (second, new_sources) in [(1, 12), (2, 4_484), (3, 7)] {
+        let mut overview = in_a_storm(second);
+        overview.storm.new_sources = new_sources;
+        app.update(overview);
+    }
+    assert!(screen(&app, 80, 24).contains("STORM     4484 new sources/s"), "{}", screen(&app, 80, 24));
+    (4..12).for_each(|second| app.update(attacked(second)));
+    assert!(screen(&app, 80, 24).contains("STORM     none"));
 }
 
 #[test]

@@ -22,7 +22,7 @@ function element(name, text, className) {
 }
 
 // What would turn a line around or hide in it.
-const clean = (text) => String(text ?? "").replace(/[\u0000-\u001f\u007f-\u009f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g, "\ufffd");
+const clean = (text) => String(text ?? "").replace(/[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g, "\ufffd");
 
 function short(number) {
   if (number < 1e5) return String(Math.round(number));
@@ -85,10 +85,11 @@ function tiles(now, rates) {
   const sum = (verdict) => (rates ? Object.entries(rates).filter(([key]) => key.startsWith(verdict + " ")).reduce((all, [, rate]) => all + rate, 0) : lastStep ? lastStep[verdict] : null);
   const rate = (value) => (value === null ? "–" : short(value));
   const stats = now.stats;
+  const passed = sum("pass");
   const dropped = sum("drop");
   const would = sum("would_drop");
   const list = [
-    ["packets passed a second", rate(sum("pass")), "good"],
+    ["packets passed a second", rate(passed), passed > 0 ? "good" : ""],
     ["packets dropped a second", rate(dropped), dropped > 0 ? "bad" : ""],
     ["bans in force", short(now.bans.proven + now.bans.unproven), ""],
     ["networks blocked", stats ? short(stats.blocklist.ipv4 + stats.blocklist.ipv6) : "0", ""],
@@ -126,7 +127,7 @@ function show(now) {
   const known = new Map(before ? before.worst.map((one) => [place(one) + one.state, one.packets]) : []);
   const rateOf = (one) => {
     const old = known.get(place(one) + one.state);
-    return passed > 0 && old !== undefined ? Math.max(0, one.packets - old) / passed : 0;
+    return passed > 0 ? Math.max(0, one.packets - (old ?? one.packets)) / passed : null;
   };
   const worst = now.worst.map((one) => ({ ...one, rate: rateOf(one) }));
   worst.sort((one, other) => other.rate - one.rate || other.packets - one.packets);
@@ -134,10 +135,10 @@ function show(now) {
     className: one.state + (one.dry_run ? " dry" : ""),
     cells: [
       { text: place(one), kind: "source" },
-      { text: short(one.rate), kind: "number", name: "per second" },
+      { text: one.rate === null ? "–" : short(one.rate), kind: "number", name: "per second" },
       { text: short(one.packets), kind: "number", name: "packets" },
       { text: one.state === "limited" ? "limit" : one.owner + (one.tier ? ", " + one.tier : ""), kind: "word", name: "by" },
-      { text: one.state === "limited" ? "–" : one.expires ? "in " + span((Date.parse(one.expires) - Date.parse(now.time)) / 1000) : "for good", kind: "when", name: "until" },
+      { text: one.state === "limited" ? "–" : one.expires ? "in " + span((Date.parse(one.expires) - Date.parse(now.time)) / 1000) : "never", kind: "when", name: "ends" },
       { text: one.reason + (one.dry_run ? " (dry run)" : ""), kind: "why" },
     ],
   })), "Nobody is kept out.");
@@ -156,7 +157,7 @@ function show(now) {
     cells: [
       { text: clock(one.time), kind: "when" },
       { text: one.event.replaceAll("_", " "), kind: "word" },
-      { text: (one.address ?? "") + (one.port ? " port " + one.port : ""), kind: "source" },
+      { text: (one.address ?? one.feed ?? one.interface ?? "") + (one.port ? " port " + one.port : ""), kind: "source" },
       { text: one.reason ?? one.kind ?? "", kind: "why" },
     ],
   })), "Nothing since the daemon started.");

@@ -119,6 +119,7 @@ impl Site {
         let daemon = FromDaemon {
             // The daemon is this very process; if it is too busy to answer, its numbers are missing for once.
             status: status.ok().and_then(Result::ok),
+            trouble: None,
             latest: self.inputs.hub.recent(),
         };
         let present = Netlink::connect()?.interfaces().await?;

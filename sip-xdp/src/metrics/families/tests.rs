@@ -57,7 +57,7 @@ fn full() -> Overview {
         storm: Storm { is_storm: true, new_sources: 3_000 },
         lists: vec![ListCount { list: "block", owner: "auto", entries: 2 }],
         bans: Bans { proven: 1, unproven: 1, dry_run: 0 },
-        ..Overview::empty(FromDaemon { status: Some(status), latest })
+        ..Overview::empty(FromDaemon { status: Some(status), trouble: None, latest })
     }
 }
 

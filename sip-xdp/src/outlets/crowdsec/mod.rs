@@ -7,14 +7,13 @@ mod api;
 mod queue;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Following, Heard, follow, note};
+use super::{Following, Heard, lock, note, start};
 use crate::config::CrowdsecConfig;
 use crate::ledger::Tier;
 use crate::report;
@@ -52,7 +51,6 @@ pub struct Publisher {
 impl Publisher {
     /// Begins to publish what happens from now on.
     pub fn start(config: CrowdsecConfig, hub: &Hub) -> Self {
-        let (queue, events) = sync_channel(WAITING);
         let (report, lost) = (Arc::<Mutex<Report>>::default(), Arc::<AtomicU64>::default());
         let worker = Worker {
             client: Client::new(&config),
@@ -63,11 +61,9 @@ impl Publisher {
             lost: Arc::clone(&lost),
             report: Arc::clone(&report),
         };
-        if let Err(error) = thread::Builder::new().name("crowdsec".to_owned()).spawn(move || worker.run(&events)) {
-            log::error!("nothing is published to CrowdSec: {error}");
-        }
         let (unproven, manual) = (config.unproven, config.manual);
-        let following = follow(hub.subscribe(), queue, lost, move |heard| is_ours(heard, unproven, manual));
+        let wants = move |heard: &Heard| is_ours(heard, unproven, manual);
+        let following = start("crowdsec", WAITING, hub, lost, wants, |events| worker.run(events));
         Self { config, report, _following: following }
     }
 
@@ -189,10 +185,6 @@ impl Worker {
 /// How long to wait after so many failures in turn.
 fn pause_after(failures: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST_PAUSE)
-}
-
-fn lock(report: &Mutex<Report>) -> MutexGuard<'_, Report> {
-    report.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

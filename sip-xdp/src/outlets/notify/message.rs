@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::gate::Suppressed;
 use crate::outlets::Heard;
+use crate::plain;
 use crate::report;
 
 /// A message.
@@ -43,18 +44,7 @@ impl Message {
 
     /// About nothing but what was not told.
     pub(super) fn summary(suppressed: &Suppressed) -> Self {
-        let nothing = Heard {
-            time: report::now(),
-            event: "suppressed".to_owned(),
-            kind: None,
-            address: None,
-            port: None,
-            reason: None,
-            tier: None,
-            dry_run: false,
-            owner: None,
-            expires: None,
-        };
+        let nothing = Heard { time: report::now(), event: "suppressed".to_owned(), ..Heard::default() };
         Self::new(&nothing, "too many events to tell each".to_owned(), suppressed)
     }
 
@@ -82,19 +72,18 @@ impl Message {
             ("SIP_XDP_SUPPRESSED", "suppressed"),
             ("SIP_XDP_TEXT", "text"),
         ];
-        let variables = variables.map(|(name, field)| (name, plain(&object[field]))).into();
-        Self { json: object.to_string(), variables }
+        let variables = variables.map(|(name, field)| (name, variable(&object[field]))).into();
+        Self { json: plain::json(&object.to_string()), variables }
     }
 }
 
 /// A field as text. Attackers have a say in reasons: what could end a line, or begin an escape sequence, is taken out.
-fn plain(field: &Value) -> String {
-    let text = match field {
+fn variable(field: &Value) -> String {
+    match field {
         Value::Null => String::new(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => plain::line(text),
         other => other.to_string(),
-    };
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    }
 }
 
 /// The name of this host.

@@ -9,14 +9,13 @@ mod message;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Following, Heard, follow, note};
+use super::{Following, Heard, lock, note, start};
 use crate::clock;
 use crate::config::NotifyConfig;
 use crate::watch::Hub;
@@ -56,7 +55,6 @@ impl Drop for Notifier {
 impl Notifier {
     /// Begins to tell what happens from now on, in the place of another one: what that had no time for is told as a number.
     pub fn start(config: NotifyConfig, hub: &Hub, before: Option<Self>) -> Self {
-        let (queue, events) = sync_channel(WAITING);
         let report = Arc::<Mutex<Report>>::default();
         let untold = before.map(|before| Arc::clone(&before.untold)).unwrap_or_default();
         let ended = Arc::<AtomicBool>::default();
@@ -69,15 +67,13 @@ impl Notifier {
             ended: Arc::clone(&ended),
             report: Arc::clone(&report),
         };
-        if let Err(error) = thread::Builder::new().name("notify".to_owned()).spawn(move || worker.run(&events)) {
-            log::error!("nobody is notified: {error}");
-        }
         let wanted: Vec<_> = config.events.iter().map(|occasion| occasion.name()).collect();
-        let following = follow(hub.subscribe(), queue, Arc::clone(&untold), move |heard| {
+        let wants = move |heard: &Heard| {
             // That a feed has another list, or was trimmed, is nothing to wake somebody for.
             let is_routine = heard.event == "feed" && matches!(heard.kind.as_deref(), Some("synced" | "guard"));
             wanted.contains(&heard.event.as_str()) && !is_routine
-        });
+        };
+        let following = start("notify", WAITING, hub, Arc::clone(&untold), wants, |events| worker.run(events));
         Self { config, report, untold, ended, _following: following }
     }
 
@@ -166,8 +162,4 @@ impl Worker {
             note(&format!("notify {name}"), self.said.entry(name).or_default(), result);
         }
     }
-}
-
-fn lock(report: &Mutex<Report>) -> MutexGuard<'_, Report> {
-    report.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,49 @@
+//! The product's `top`, which panics when it is told to: with SIGUSR1 where the screen is drawn, with SIGUSR2 in a task of its
+//! own, with SIGALRM in another thread. For the test that looks at what becomes of the terminal.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Parser;
+use sip_xdp::paths::Paths;
+use sip_xdp::top::{Options, run};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Where the instance is that it shows; the names are those of `sip-xdp`.
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[arg(long)]
+    config: std::path::PathBuf,
+    #[arg(long)]
+    run_dir: std::path::PathBuf,
+    #[arg(long)]
+    state_dir: std::path::PathBuf,
+    #[arg(long)]
+    pin_dir: std::path::PathBuf,
+    /// Ignored, so that it is started as `sip-xdp` is.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    rest: Vec<String>,
+}
+
+fn main() -> Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(show(Arguments::parse()))
+}
+
+async fn show(arguments: Arguments) -> Result<()> {
+    let Arguments { config, run_dir, state_dir, pin_dir, rest: _ } = arguments;
+    let paths = Paths { config, run_dir, state_dir, pin_dir };
+    let (mut here, mut task, mut thread) =
+        (signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?, signal(SignalKind::alarm())?);
+    tokio::spawn(async move {
+        task.recv().await;
+        panic!("in a task");
+    });
+    tokio::spawn(async move {
+        thread.recv().await;
+        std::thread::spawn(|| panic!("in a thread"));
+    });
+    tokio::select! {
+        shown = run(paths, Options { interval: Duration::from_millis(500), plain: false, operator: None }) => shown,
+        _ = here.recv() => panic!("where it is drawn"),
+    }
+}
