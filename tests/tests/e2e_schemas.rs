@@ -40,8 +40,9 @@ password_file = "PASSWORD"
 name = "public"
 url = "file://LIST"
 [[feeds]]
-name = "gone"
-url = "file:///nonexistent"
+name = "decisions"
+format = "crowdsec"
+url = "http://127.0.0.1:9"
 key_file = "PASSWORD"
 "#;
 
@@ -164,7 +165,7 @@ fn with_nothing_to_tell(schemas: &mut Schemas) -> Result<()> {
     fs::write(&empty, "# nothing\n")?;
     let empty = empty.display();
     schemas.commands(&filter, &READS)?;
-    schemas.commands(&filter, &["feed list", "feed sync", "trust suggest", "reload", "confirm"])?;
+    schemas.commands(&filter, &["feed list", "feed sync", "trust suggest", "reload"])?;
     schemas.commands(&filter, &[&format!("block import {empty}"), &format!("trust import {empty}")])?;
     let export = lab.directory().join("export.json");
     fs::write(&export, filter.succeed(&["state", "export"])?)?;

@@ -47,7 +47,8 @@ impl Kernel {
         let events = Ring::new(take(names::EVENTS)?)?;
         let responses = take(names::RESPONSES)?.try_into()?;
         let cpu_states = take(names::CPU_STATE)?.try_into()?;
-        let lists = Lists::open(take)?;
+        let mut lists = Lists::open(take)?;
+        lists.keep_mapped()?;
         Ok((Self { object, clock, events, responses, cpu_states, _cpu: cpu }, lists))
     }
 
