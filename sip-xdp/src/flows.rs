@@ -10,12 +10,15 @@ use sip_xdp_common::source::Source;
 /// The table of flows.
 pub struct Flows {
     map: HashMap<MapData, FlowKey, Flow>,
+    /// No flow ends before.
+    first_end: u64,
 }
 
 impl Flows {
     /// Opens the map by name, through `open`.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
-        Ok(Self { map: open(names::FLOWS)?.try_into().context("the table of flows cannot be used")? })
+        let map = open(names::FLOWS)?.try_into().context("the table of flows cannot be used")?;
+        Ok(Self { map, first_end: 0 })
     }
 
     /// What is known of a flow.
@@ -40,6 +43,7 @@ impl Flows {
         let mut flow = before.unwrap_or_default();
         change(&mut flow);
         if flow.banned_until != 0 || flow.good_until != 0 {
+            self.first_end = self.first_end.min(end(&flow));
             self.map.insert(key, flow, 0)
         } else if before.is_some() {
             self.map.remove(&key)
@@ -54,13 +58,24 @@ impl Flows {
         rows.collect::<Result<_, _>>().context("the table of flows cannot be read")
     }
 
-    /// Takes out flows that are neither banned nor known good any more at `now`.
+    /// Takes out flows that are neither banned nor known good any more at `now`. The table is read only if there may be some:
+    /// that takes two system calls for each flow.
     pub fn tidy(&mut self, now: u64) -> Result<()> {
+        if now < self.first_end {
+            return Ok(());
+        }
+        let mut first_end = u64::MAX;
         for (key, flow) in self.all()? {
-            if flow.banned_until <= now && flow.good_until <= now {
-                let _ = self.map.remove(&key);
+            if end(&flow) > now || self.map.remove(&key).is_err() {
+                first_end = first_end.min(end(&flow));
             }
         }
+        self.first_end = first_end;
         Ok(())
     }
+}
+
+/// From when on nothing is known of a flow.
+fn end(flow: &Flow) -> u64 {
+    flow.banned_until.max(flow.good_until)
 }

@@ -58,6 +58,12 @@ impl Front {
         Ok(Self { coarse: Mapped::new(open(names::FRONT_COARSE)?)?, fine: Mapped::new(open(names::FRONT_FINE)?)? })
     }
 
+    /// Keeps all of it mapped from now on.
+    pub(crate) fn keep_mapped(&mut self) -> Result<()> {
+        self.coarse.keep()?;
+        self.fine.keep()
+    }
+
     /// Brings up to date what `networks` meet.
     pub fn refresh(&self, networks: &[Network], sets: Sets<'_>) -> Result<()> {
         let mut addresses = BTreeSet::new();

@@ -160,6 +160,12 @@ impl Lists {
         Ok(lists)
     }
 
+    /// Keeps the tables mapped from now on, for a replay, in which hosts become known thousands of times a second.
+    pub(crate) fn keep_mapped(&mut self) -> Result<()> {
+        self.table.keep_mapped()?;
+        self.front.keep_mapped()
+    }
+
     /// Rebuilds the model from the ledger's entries, and the kernel's tables from the model. What feeds listed stays.
     fn reconcile(&mut self) -> Result<()> {
         let whole = self.entries.keys().filter(|(_, _, port, _)| *port == 0);

@@ -1,10 +1,12 @@
 //! The memory of array maps, mapped into this process: what makes loading a million entries a matter of milliseconds,
 //! and lets one word of an entry change without touching the others.
 //!
-//! Mapped pages count as this process's memory, so a map is mapped only while it is used, and only where.
+//! Mapped pages count as this process's memory, so a map is mapped only while it is used, and only where, unless it is to be
+//! kept mapped.
 
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use anyhow::{Context, Result, bail};
@@ -17,11 +19,15 @@ pub struct Mapped {
     elements: u32,
     /// Bytes of an element.
     size: usize,
+    /// All of it, if it is kept mapped.
+    kept: Option<Arc<MmapRaw>>,
 }
 
 /// Mapped elements.
 pub struct View {
-    mapping: MmapRaw,
+    mapping: Arc<MmapRaw>,
+    /// Where it begins in the mapping, in bytes.
+    start: usize,
     words: usize,
 }
 
@@ -36,7 +42,7 @@ impl Mapped {
         if size == 0 || !size.is_multiple_of(size_of::<u64>()) {
             bail!("its elements of {size} bytes are not whole words");
         }
-        Ok(Self { data, elements, size })
+        Ok(Self { data, elements, size, kept: None })
     }
 
     /// How many elements there are.
@@ -47,6 +53,12 @@ impl Mapped {
     /// How many words an element has.
     pub fn words(&self) -> usize {
         self.size / size_of::<u64>()
+    }
+
+    /// Keeps it mapped from now on: for a process that changes so much that its memory matters less than mapping and unmapping.
+    pub fn keep(&mut self) -> Result<()> {
+        self.kept = Some(self.all()?.mapping);
+        Ok(())
     }
 
     /// Maps all elements.
@@ -64,22 +76,25 @@ impl Mapped {
         if elements.start >= elements.end || elements.end > self.elements {
             bail!("elements {elements:?} of a map of {}", self.elements);
         }
-        let bytes = elements.len() * self.size;
+        let (start, bytes) = (elements.start as usize * self.size, elements.len() * self.size);
+        let words = bytes / size_of::<u64>();
+        if let Some(kept) = &self.kept {
+            return Ok(View { mapping: Arc::clone(kept), start, words });
+        }
         let mapping = MmapOptions::new()
-            .offset(u64::from(elements.start) * self.size as u64)
+            .offset(start as u64)
             .len(bytes)
             .map_raw(self.data.fd().as_fd().as_raw_fd())
             .context("a table cannot be mapped into memory")?;
-        Ok(View { mapping, words: bytes / size_of::<u64>() })
+        Ok(View { mapping: Arc::new(mapping), start: 0, words })
     }
 }
 
 impl View {
     /// The words, first element first. The kernel reads and writes them at the same time.
     pub fn words(&self) -> &[AtomicU64] {
-        let start = self.mapping.as_mut_ptr().cast::<AtomicU64>();
-        // SAFETY: the mapping has this many words, lives as long as `self`, and begins at an element, which lies at a
-        // multiple of 8 bytes from the start of a page. The kernel's programs change single aligned words of it.
-        unsafe { std::slice::from_raw_parts(start, self.words) }
+        // SAFETY: the mapping has this many words from there on, lives as long as `self`, and elements lie at multiples of 8
+        // bytes from the start of a page. The kernel's programs change single aligned words of it.
+        unsafe { std::slice::from_raw_parts(self.mapping.as_mut_ptr().add(self.start).cast::<AtomicU64>(), self.words) }
     }
 }

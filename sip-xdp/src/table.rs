@@ -137,6 +137,12 @@ impl Table {
         Ok(Self { networks, prints, seed: guide.seed, bucket_mask: guide.bucket_mask, counts: Cell::default() })
     }
 
+    /// Keeps all of it mapped from now on.
+    pub(crate) fn keep_mapped(&mut self) -> Result<()> {
+        self.networks.keep()?;
+        self.prints.keep()
+    }
+
     /// Maps all of it.
     pub fn whole(&self) -> Result<Whole<'_>> {
         Ok(Whole { table: self, networks: self.networks.all()?, prints: self.prints.all()? })

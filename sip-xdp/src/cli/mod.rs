@@ -9,6 +9,8 @@ mod feed;
 mod generate;
 mod import;
 mod output;
+#[cfg(test)]
+mod reference;
 mod reload;
 mod replay;
 mod run;

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, anyhow};
 use aya::Ebpf;
-use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Map, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -15,6 +15,7 @@ use sip_xdp_common::names;
 use sip_xdp_common::packet::Link;
 use sip_xdp_common::verdict::{Message, Reason};
 
+use super::ring::Ring;
 use crate::config::Config;
 use crate::daemon::interfaces::settings;
 use crate::lists::Lists;
@@ -29,7 +30,7 @@ pub(super) struct Kernel {
     object: Ebpf,
     /// Both words of the clock's map.
     clock: View,
-    events: RingBuf<MapData>,
+    events: Ring,
     responses: PerCpuArray<MapData, Responses>,
     cpu_states: PerCpuArray<MapData, CpuState>,
     _cpu: OneCpu,
@@ -43,10 +44,11 @@ impl Kernel {
         let mut object = object::load(&settings, None)?;
         let mut take = |name: &str| -> Result<Map> { object.take_map(name).with_context(|| format!("no map {name}")) };
         let clock = Mapped::new(take(names::CLOCK)?)?.all()?;
-        let events = take(names::EVENTS)?.try_into()?;
+        let events = Ring::new(take(names::EVENTS)?)?;
         let responses = take(names::RESPONSES)?.try_into()?;
         let cpu_states = take(names::CPU_STATE)?.try_into()?;
-        let lists = Lists::open(take)?;
+        let mut lists = Lists::open(take)?;
+        lists.keep_mapped()?;
         Ok((Self { object, clock, events, responses, cpu_states, _cpu: cpu }, lists))
     }
 
@@ -73,8 +75,7 @@ impl Kernel {
 
     /// The next thing that the programs have to tell.
     pub(super) fn event(&mut self) -> Option<Event> {
-        let item = self.events.next()?;
-        bytemuck::try_pod_read_unaligned(&item).ok()
+        self.events.next()
     }
 
     /// How many responses left, by what they said.

@@ -8,6 +8,7 @@ mod frame;
 mod kernel;
 mod registrar;
 mod report;
+mod ring;
 mod story;
 
 use std::collections::{BTreeMap, HashSet};

@@ -135,3 +135,14 @@ fn the_dashboard_shows_what_there_is() {
     }
     assert!(panels.len() >= 10 && asked.len() >= 15, "{} panels ask for {asked:?}", panels.len());
 }
+
+#[test]
+fn the_reference_names_every_metric_and_no_other() {
+    let readme = include_str!("../../../../README.md");
+    let (_, section) = readme.split_once("\n### Metrics").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let words = section.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let told: BTreeSet<_> = words.filter(|word| word.starts_with("sip_xdp_")).map(str::to_owned).collect();
+    let emitted: BTreeSet<_> = parse(&render(&full())).into_keys().collect();
+    assert_eq!(told, emitted, "left is the README, right is what is emitted");
+}
