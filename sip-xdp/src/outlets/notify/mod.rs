@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use super::{Following, Heard, follow, note};
 use crate::clock;
 use crate::config::NotifyConfig;
+use crate::privileges;
 use crate::watch::Hub;
 
 use channel::Channel;
@@ -115,6 +116,7 @@ struct Worker {
 
 impl Worker {
     fn run(mut self, events: &Receiver<Heard>) {
+        privileges::keep(privileges::NOTHING);
         loop {
             let heard = match self.gate.until_due(clock::now()) {
                 None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
