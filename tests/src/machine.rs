@@ -94,10 +94,11 @@ impl<'a> Machine<'a> {
     pub fn command(&self, program: &str) -> Command {
         let mut command = self.namespace.command("nsenter");
         command.arg(format!("--target={}", self.init));
-        command.args(["--mount", "--pid", "--cgroup", "--uts", "--ipc", "--root", "--wd=/root", "--"]);
+        command.args(["--mount", "--pid", "--cgroup", "--uts", "--ipc", "--root", "--"]);
         command.args([
             "env",
             "-i",
+            "--chdir=/root",
             "HOME=/root",
             "LANG=C.UTF-8",
             "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",

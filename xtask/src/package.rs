@@ -19,21 +19,20 @@ const NEXT: &str = "+next";
 /// The command.
 pub(crate) fn run(tests: bool) -> Result<()> {
     let workspace = Workspace::find()?;
-    let package = make(&workspace)?;
-    if tests { test(&workspace, &package) } else { Ok(()) }
-}
-
-/// Makes the package and says where it is.
-fn make(workspace: &Workspace) -> Result<PathBuf> {
     // cargo-deb asks dpkg-shlibdeps for the libraries that the binary needs.
     if packages::has_apt() {
         packages::install(&["dpkg-dev".to_owned()])?;
     }
-    build::all(workspace, true)?;
-    generate(workspace)?;
-    let package = pack(workspace, "")?;
+    build::all(&workspace, true)?;
+    generate(&workspace)?;
+    // First of all: cargo-deb empties the usual directory whenever it makes a package, wherever that goes.
+    let next = if tests { Some(pack(&workspace, NEXT)?) } else { None };
+    let package = pack(&workspace, "")?;
     say(format!("package: {}", package.display()));
-    Ok(package)
+    match next {
+        Some(next) => test(&workspace, &package, &next),
+        None => Ok(()),
+    }
 }
 
 /// Has the program write its man pages and completions, where `sip-xdp/Cargo.toml` says that they are.
@@ -42,7 +41,10 @@ fn generate(workspace: &Workspace) -> Result<()> {
     let directory = binary.with_file_name("package");
     let _ = fs::remove_dir_all(&directory);
     fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    run_quietly(Command::new(&binary).arg("man").arg(directory.join("man")))?;
+    let man = directory.join("man");
+    run_quietly(Command::new(&binary).arg("man").arg(&man))?;
+    // Without a time in them, so that the same sources make the same package.
+    run_quietly(Command::new("gzip").args(["-9", "--no-name", "--recursive"]).arg(&man))?;
     for (shell, name) in [("bash", "sip-xdp.bash"), ("zsh", "_sip-xdp"), ("fish", "sip-xdp.fish")] {
         let path = directory.join(name);
         let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
@@ -53,13 +55,14 @@ fn generate(workspace: &Workspace) -> Result<()> {
 
 /// Packs what was built, with something added to its version.
 fn pack(workspace: &Workspace, suffix: &str) -> Result<PathBuf> {
-    let directory = workspace.target.join("debian");
+    let directory = workspace.target.join(format!("debian{suffix}"));
     fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
     let mut pack = Command::new(cargo_deb()?);
     pack.env("CARGO", command::cargo()).current_dir(&workspace.root);
     // Not built again by cargo-deb: only we know where the kernel object is.
     pack.args(["--no-build", "--package", "sip-xdp"]);
     pack.args(["--deb-version", &format!("{}-1{suffix}", env!("CARGO_PKG_VERSION"))]);
+    pack.arg("--output").arg(&directory);
     let made = ask(&mut pack).context("cargo-deb failed; `cargo deb --no-build --package sip-xdp` says why")?;
     let package = made.lines().last().map(PathBuf::from).filter(|path| path.is_file());
     package.with_context(|| format!("cargo-deb named no package, but said: {made}"))
@@ -85,10 +88,9 @@ fn cargo_deb() -> Result<PathBuf> {
 }
 
 /// Runs the tests of the installed package; their exit status is ours.
-fn test(workspace: &Workspace, package: &Path) -> Result<()> {
+fn test(workspace: &Workspace, package: &Path, next: &Path) -> Result<()> {
     packages::install_test_tools()?;
     let root = debian::clean_root()?;
-    let next = pack(workspace, NEXT)?;
     command::run(workspace.cargo().args(["build", "--package", "sip-xdp-tests", "--bin", "installed"]))?;
     let status = as_root("env")?
         .arg(format!("SIP_XDP_BIN={}", workspace.binary(true).display()))
@@ -97,8 +99,6 @@ fn test(workspace: &Workspace, package: &Path) -> Result<()> {
         .args(["--next".as_ref(), next.as_os_str(), "--checkout".as_ref(), workspace.root.as_os_str()])
         .status()
         .context("cannot run the tests of the package")?;
-    // It must not be taken for a release.
-    let _ = fs::remove_file(&next);
     match status.code() {
         Some(0) => Ok(()),
         // The tests have said what did not hold.

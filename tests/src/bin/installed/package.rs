@@ -31,12 +31,13 @@ const FILES: [&str; 13] = [
 const COMPLETIONS: [(&str, &str); 3] = [
     (
         "bash",
-        "bash -c '. /usr/share/bash-completion/bash_completion; _completion_loader sip-xdp; complete -p sip-xdp >/dev/null; \
-         COMP_WORDS=(sip-xdp blo); COMP_CWORD=1; _sip-xdp sip-xdp blo sip-xdp; echo ${COMPREPLY[@]}'",
+        "bash -c '. /usr/share/bash-completion/bash_completion; _completion_loader sip-xdp; \
+         completer=$(complete -p sip-xdp | grep -o \"F [^ ]*\") && COMP_WORDS=(sip-xdp blo) COMP_CWORD=1 && \
+         ${completer#F } sip-xdp blo sip-xdp; echo ${COMPREPLY[@]}'",
     ),
     (
         "zsh",
-        "zsh -f -c 'autoload -U compinit; compinit -u -d /tmp/zcompdump; [[ $_comps[sip-xdp] = _sip-xdp ]]; \
+        "zsh -f -c 'autoload -U compinit; compinit -u -d /tmp/zcompdump; [[ $_comps[sip-xdp] = _sip-xdp ]] || exit 1; \
          autoload +X _sip-xdp; functions _sip-xdp_commands _sip-xdp' | grep -o -m1 block",
     ),
     ("fish", "fish -c 'complete -C \"sip-xdp blo\"'"),
