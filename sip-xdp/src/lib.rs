@@ -4,6 +4,9 @@
 //! its limits, sends an event; the detector reads events and decides on bans; bans go through the lists back into the
 //! kernel's tables.
 //!
+//! To have the filter inside a program of one's own, see [`embed`], which is meant to stay as it is; everything else is public for
+//! the command line and the tests, and changes as they do.
+//!
 //! - [`object`] loads the embedded kernel object, [`attach`] and [`egress`] put it on interfaces, [`pins`] keeps it there.
 //! - [`lists`] is the only writer of the lists: [`ledger`] remembers who listed what and why;
 //!   [`table`], [`front`] and [`guide`] are what the kernel asks, in memory that [`mapped`] shares with it.
@@ -32,6 +35,7 @@ pub mod daemon;
 pub mod detect;
 pub mod doctor;
 pub mod egress;
+pub mod embed;
 pub mod exempt;
 pub mod explain;
 pub mod feeds;
@@ -55,6 +59,7 @@ pub mod paths;
 pub mod pins;
 pub mod plain;
 pub mod prefixes;
+mod privileges;
 pub mod replay;
 pub mod report;
 pub mod sources;

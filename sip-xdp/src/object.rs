@@ -20,7 +20,7 @@ use sip_xdp_common::source::{Source, mask};
 use sip_xdp_common::sources::{Records, Set, sets};
 use sip_xdp_common::storm::{MARKS, StormLimits, Weather};
 
-use crate::guide;
+use crate::{guide, privileges};
 
 /// The object as `cargo xtask build` compiled it.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sip-xdp-ebpf.o"));
@@ -199,17 +199,7 @@ pub fn egress(object: &mut Ebpf) -> Result<&mut SchedClassifier> {
 
 /// Checks what loading needs before it fails half-way: the capabilities.
 pub fn check_capabilities() -> Result<()> {
-    let effective = effective_capabilities()?;
-    // Numbers from include/uapi/linux/capability.h. CAP_SYS_ADMIN stands in for the two newer ones.
-    let has = |number: u32| effective >> number & 1 == 1;
-    let mut missing = Vec::new();
-    for (name, number, alternative) in
-        [("CAP_NET_ADMIN", 12, None), ("CAP_BPF", 39, Some(21)), ("CAP_PERFMON", 38, Some(21))]
-    {
-        if !has(number) && !alternative.is_some_and(has) {
-            missing.push(name);
-        }
-    }
+    let missing = privileges::missing()?;
     if !missing.is_empty() {
         bail!(
             "missing {} to load programs into the kernel; run it as root, or give the process these capabilities",
@@ -217,20 +207,6 @@ pub fn check_capabilities() -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// Whether this process has the capability with this number.
-pub(crate) fn has_capability(number: u32) -> bool {
-    effective_capabilities().is_ok_and(|effective| effective >> number & 1 == 1)
-}
-
-fn effective_capabilities() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").context("/proc is not mounted; mount it")?;
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .ok_or_else(|| anyhow!("/proc/self/status names no capabilities"))
 }
 
 /// Puts a load error on one line: aya's own messages leave the cause to the chain, and the verifier's log, which has

@@ -7,6 +7,7 @@ mod bench;
 mod build;
 mod check;
 mod command;
+mod debian;
 mod demo;
 mod failures;
 mod fuzz;
@@ -67,7 +68,11 @@ enum Task {
         output: Option<PathBuf>,
     },
     /// Make a Debian package that needs no toolchain where it is installed
-    Package,
+    Package {
+        /// Try it in a clean Debian: install, use, upgrade, remove; and follow the README there (needs root)
+        #[arg(long)]
+        test: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -87,6 +92,6 @@ fn run(task: Task) -> Result<()> {
         Task::Fuzz { targets, minutes } => fuzz::run(&targets, minutes),
         Task::Demo => demo::run(),
         Task::Bench { quick, section, output } => bench::run(quick, &section, output),
-        Task::Package => package::run(),
+        Task::Package { test } => package::run(test),
     }
 }

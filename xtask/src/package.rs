@@ -1,27 +1,79 @@
-//! `cargo xtask package`: a Debian package that needs no toolchain where it is installed.
+//! `cargo xtask package`: a Debian package that needs no toolchain where it is installed; with `--test` also a clean Debian
+//! in which it is installed, used, upgraded and removed, and in which a newcomer follows the README.
 
-use std::process::Command;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, exit};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
-use crate::command::{self, ask, cache_directory, clean, install_once, run_quietly, say};
+use crate::command::{self, as_root, ask, cache_directory, clean, install_once, run_quietly, say};
 use crate::workspace::Workspace;
-use crate::{build, packages};
+use crate::{build, debian, packages};
 
 const CARGO_DEB: &str = "3.8.0";
 
+/// What the second of two packages has behind its version, so that it is an upgrade of the first.
+const NEXT: &str = "+next";
+
 /// The command.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(tests: bool) -> Result<()> {
     let workspace = Workspace::find()?;
     // cargo-deb asks dpkg-shlibdeps for the libraries that the binary needs.
     if packages::has_apt() {
         packages::install(&["dpkg-dev".to_owned()])?;
     }
+    build::all(&workspace, true)?;
+    generate(&workspace)?;
+    // First of all: cargo-deb empties the usual directory whenever it makes a package, wherever that goes.
+    let next = if tests { Some(pack(&workspace, NEXT)?) } else { None };
+    let package = pack(&workspace, "")?;
+    say(format!("package: {}", package.display()));
+    match next {
+        Some(next) => test(&workspace, &package, &next),
+        None => Ok(()),
+    }
+}
+
+/// Has the program write its man pages and completions, where `sip-xdp/Cargo.toml` says that they are.
+fn generate(workspace: &Workspace) -> Result<()> {
+    let binary = workspace.binary(true);
+    let directory = binary.with_file_name("package");
+    let _ = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    let man = directory.join("man");
+    run_quietly(Command::new(&binary).arg("man").arg(&man))?;
+    // Without a time in them, so that the same sources make the same package.
+    run_quietly(Command::new("gzip").args(["-9", "--no-name", "--recursive"]).arg(&man))?;
+    for (shell, name) in [("bash", "sip-xdp.bash"), ("zsh", "_sip-xdp"), ("fish", "sip-xdp.fish")] {
+        let path = directory.join(name);
+        let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        command::run(Command::new(&binary).args(["completions", shell]).stdout(file))?;
+    }
+    Ok(())
+}
+
+/// Packs what was built, with something added to its version.
+fn pack(workspace: &Workspace, suffix: &str) -> Result<PathBuf> {
+    let directory = workspace.target.join(format!("debian{suffix}"));
+    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    let mut pack = Command::new(cargo_deb()?);
+    pack.env("CARGO", command::cargo()).current_dir(&workspace.root);
+    // Not built again by cargo-deb: only we know where the kernel object is.
+    pack.args(["--no-build", "--package", "sip-xdp"]);
+    pack.args(["--deb-version", &format!("{}-1{suffix}", env!("CARGO_PKG_VERSION"))]);
+    pack.arg("--output").arg(&directory);
+    let made = ask(&mut pack).context("cargo-deb failed; `cargo deb --no-build --package sip-xdp` says why")?;
+    let package = made.lines().last().map(PathBuf::from).filter(|path| path.is_file());
+    package.with_context(|| format!("cargo-deb named no package, but said: {made}"))
+}
+
+fn cargo_deb() -> Result<PathBuf> {
     let directory = cache_directory()?.join(format!("cargo-deb-{CARGO_DEB}"));
     let cargo_deb = directory.join("bin/cargo-deb");
     if ask(Command::new(&cargo_deb).arg("--version")).is_none() {
         say(format!("building cargo-deb {CARGO_DEB}, one to two minutes"));
-        let _ = std::fs::remove_dir_all(&directory);
+        let _ = fs::remove_dir_all(&directory);
         install_once(&directory, |root| {
             run_quietly(
                 clean(command::cargo())
@@ -32,12 +84,25 @@ pub(crate) fn run() -> Result<()> {
         })
         .context("cargo-deb cannot be built")?;
     }
-    build::all(&workspace, true)?;
-    // Not built again by cargo-deb: only we know where the kernel object is.
-    command::run(Command::new(&cargo_deb).env("CARGO", command::cargo()).current_dir(&workspace.root).args([
-        "--no-build",
-        "--package",
-        "sip-xdp",
-    ]))?;
-    Ok(())
+    Ok(cargo_deb)
+}
+
+/// Runs the tests of the installed package; their exit status is ours.
+fn test(workspace: &Workspace, package: &Path, next: &Path) -> Result<()> {
+    packages::install_test_tools()?;
+    let root = debian::clean_root()?;
+    command::run(workspace.cargo().args(["build", "--package", "sip-xdp-tests", "--bin", "installed"]))?;
+    let status = as_root("env")?
+        .arg(format!("SIP_XDP_BIN={}", workspace.binary(true).display()))
+        .arg(workspace.target.join("debug/installed"))
+        .args(["--root".as_ref(), root.as_os_str(), "--package".as_ref(), package.as_os_str()])
+        .args(["--next".as_ref(), next.as_os_str(), "--checkout".as_ref(), workspace.root.as_os_str()])
+        .status()
+        .context("cannot run the tests of the package")?;
+    match status.code() {
+        Some(0) => Ok(()),
+        // The tests have said what did not hold.
+        Some(code) => exit(code),
+        None => bail!("the tests of the package ended with {status}"),
+    }
 }

@@ -45,6 +45,7 @@ use crate::network::Network;
 use crate::outlets::Outlets;
 use crate::paths::Paths;
 use crate::pins::{Lock, Pins};
+use crate::privileges;
 use crate::sources::Sources;
 use crate::store::Store;
 use crate::tap::Tap;
@@ -173,6 +174,8 @@ fn save(store: &Store, lists: &mut Lists) {
 pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -> Result<()> {
     // Before anybody looks at the interfaces, so that no change is missed.
     let mut links = LinkChanges::listen()?;
+    // Before there are other threads, which inherit it.
+    privileges::end_gaining();
     let (mut daemon, events, listener) = Daemon::start(paths, overrides).await?;
     // SAFETY: the ring owns its map's descriptor for as long as it lives, and always returns that one.
     let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };
@@ -180,6 +183,8 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
     let (calls, mut called) = mpsc::channel::<Call>(16);
     daemon.metrics = Metrics::new(&daemon.paths, &calls, &daemon.hub);
     daemon.metrics.configure(&daemon.config.metrics);
+    // Everything is attached.
+    privileges::keep(privileges::FILTER);
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

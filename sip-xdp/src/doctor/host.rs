@@ -11,6 +11,7 @@ use nix::unistd::{AccessFlags, access, geteuid};
 use super::Check;
 use crate::object;
 use crate::pins;
+use crate::privileges;
 
 /// XDP links, on which everything rests, came with 5.9; the oldest kernel with long support that has them is 5.10.
 const OLDEST: (u32, u32) = (5, 10);
@@ -128,7 +129,7 @@ pub(super) fn bpffs(pin_dir: &Path) -> Check {
     let remedy =
         "mount -t bpf bpf /sys/fs/bpf; to keep it over a reboot: `bpf /sys/fs/bpf bpf defaults 0 0` in /etc/fstab";
     let detail = format!("{} is not on a BPF file system: nothing can be pinned", pin_dir.display());
-    if pin_dir.starts_with("/sys/fs/bpf") && Path::new("/sys/fs/bpf").is_dir() && object::has_capability(21) {
+    if pin_dir.starts_with("/sys/fs/bpf") && Path::new("/sys/fs/bpf").is_dir() && privileges::can_mount() {
         let detail = format!("{detail}; `sip-xdp run` would mount it, a service without CAP_SYS_ADMIN could not");
         return Check::warn(CHECK, detail, remedy);
     }

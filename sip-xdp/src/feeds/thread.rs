@@ -16,6 +16,7 @@ use super::saved::{self, Saved};
 use super::sync::{Candidate, Last, Trouble, sync};
 use crate::clock::{self, WallWatch};
 use crate::config::{FeedConfig, FeedFormat};
+use crate::privileges;
 
 /// The pause after a first failure, unless the feed is asked more often anyway,
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
@@ -53,6 +54,7 @@ pub(super) struct Gone;
 impl Follower {
     /// Follows the feed until nobody wants it any more.
     pub(super) fn run(mut self, orders: Receiver<Order>) {
+        privileges::keep(privileges::NOTHING);
         let fetcher = Fetcher::new(&self.config);
         let mut due = Instant::now() + self.first_pause();
         loop {

@@ -18,6 +18,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::history::STEP;
 use super::{Inputs, State};
+use crate::privileges;
 use crate::web::Site;
 
 /// How many connections there may be at a time; further ones are closed at once.
@@ -37,6 +38,7 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// Serves until `stopped` is dropped on the other side.
 pub(super) fn run(address: SocketAddr, inputs: Inputs, state: &Mutex<State>, mut stopped: watch::Receiver<()>) {
+    privileges::keep(privileges::READER);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

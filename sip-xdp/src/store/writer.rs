@@ -11,6 +11,7 @@ use super::change::Change;
 use super::queue::Queue;
 use super::schema::{self, Failure};
 use super::write;
+use crate::privileges;
 
 /// The least time between two transactions.
 const PACE: Duration = Duration::from_millis(200);
@@ -116,6 +117,7 @@ impl Writer {
 
     /// Writes until it is told to end.
     pub(super) fn run(mut self) {
+        privileges::keep(privileges::NOTHING);
         loop {
             let Task { changes, ticket, into_file, stops } = self.next_task();
             let attempt = self.attempt(&changes, into_file);

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::{Following, Heard, lock, note, start};
 use crate::config::CrowdsecConfig;
 use crate::ledger::Tier;
+use crate::privileges;
 use crate::report;
 use crate::watch::Hub;
 
@@ -118,6 +119,7 @@ struct Worker {
 
 impl Worker {
     fn run(mut self, events: &Receiver<Heard>) {
+        privileges::keep(privileges::NOTHING);
         loop {
             let heard = match self.queue.is_empty() {
                 true => events.recv().map_err(|_| RecvTimeoutError::Disconnected),

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use super::{Following, Heard, lock, note, start};
 use crate::clock;
 use crate::config::NotifyConfig;
+use crate::privileges;
 use crate::watch::Hub;
 
 use channel::Channel;
@@ -111,6 +112,7 @@ struct Worker {
 
 impl Worker {
     fn run(mut self, events: &Receiver<Heard>) {
+        privileges::keep(privileges::NOTHING);
         loop {
             let heard = match self.gate.until_due(clock::now()) {
                 None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),

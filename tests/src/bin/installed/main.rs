@@ -1,0 +1,72 @@
+//! The package in a clean Debian: installed, used by systemd and by people, upgraded under traffic, removed, purged; and a
+//! newcomer who does what the README says, block by block.
+//!
+//! Everything happens in namespaces that this program makes. It exits with 0 only if all of it held.
+
+mod newcomer;
+mod package;
+mod service;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Parser;
+use sip_xdp_tests::require_root;
+use sip_xdp_tests::supervise::{Aftermath, is_worker, supervise};
+
+/// What to try, and where.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// A clean Debian, as a tar archive
+    #[arg(long, value_name = "FILE")]
+    root: PathBuf,
+    /// The package
+    #[arg(long, value_name = "FILE")]
+    package: PathBuf,
+    /// The same as a later version
+    #[arg(long, value_name = "FILE")]
+    next: PathBuf,
+    /// Where the README is
+    #[arg(long, value_name = "DIR")]
+    checkout: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = require_root().and_then(|()| if is_worker() { work(&arguments) } else { watch() });
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            println!("  FAILED {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn work(arguments: &Arguments) -> Result<bool> {
+    println!("The package in a clean Debian:");
+    package::run(arguments)?;
+    println!("A newcomer with the README:");
+    newcomer::run(arguments)?;
+    Ok(true)
+}
+
+/// Does the work in a child and sees to it that nothing is left, even if that is killed.
+fn watch() -> Result<bool> {
+    let start = Instant::now();
+    let Aftermath { status, remains } = supervise()?;
+    if !remains.is_empty() {
+        println!("  FAILED left behind, and removed now: {}", remains.join(", "));
+    }
+    let all_held = status.success() && remains.is_empty();
+    println!("{} ({:.0?})", if all_held { "All of it held." } else { "Not all of it held." }, start.elapsed());
+    Ok(all_held)
+}
+
+/// Says what held.
+fn held(what: impl AsRef<str>) {
+    println!("  ok     {}", what.as_ref());
+}
