@@ -12,16 +12,33 @@ fn forged(n: u32) -> String {
     std::net::Ipv4Addr::from(0x0b00_0000 + n * 7).to_string()
 }
 
-/// Sends one request from each of `count` new sources within a second that starts at `at`, and returns how many passed.
-fn flood(kernel: &mut Kernel, from: u32, count: u32, at: u64) -> u32 {
-    let mut passed = 0;
+/// What became of a flood.
+#[derive(Debug, PartialEq, Eq)]
+struct Flood {
+    passed: u32,
+    /// How many events told of a storm.
+    events: usize,
+}
+
+/// Sends one request from each of `count` new sources within a second that starts at `at`.
+fn flood(kernel: &mut Kernel, from: u32, count: u32, at: u64) -> Flood {
+    let mut flood = Flood { passed: 0, events: 0 };
     for n in 0..count {
+        // Somebody reads events, as the daemon does: thousands of samples have no room in the ring.
+        if n % 256 == 0 {
+            flood.events += storms(kernel);
+        }
         kernel.set_clock(at + u64::from(n) * SECOND / u64::from(count));
         let outcome = kernel.run(&sip(&forged(from + n), &request("REGISTER")));
         assert!(matches!(outcome.reason, Reason::Unknown | Reason::Storm), "{outcome:?}");
-        passed += u32::from(!outcome.dropped);
+        flood.passed += u32::from(!outcome.dropped);
     }
-    passed
+    flood.events += storms(kernel);
+    flood
+}
+
+fn storms(kernel: &mut Kernel) -> usize {
+    kernel.events().iter().filter(|event| event.kind == EventKind::Storm as u8).count()
 }
 
 #[test]
@@ -35,11 +52,11 @@ fn a_flood_of_new_sources_is_a_storm() {
     let after_first = kernel.sources.tracked().unwrap();
     let second = flood(&mut kernel, 20_000, 20_000, START + SECOND);
     let after_second = kernel.sources.tracked().unwrap();
-    println!(
-        "of 20,000 new sources a second passed: {first}, then {second}; meters: {after_first}, then {after_second}"
-    );
-    assert!((2_000..3_200).contains(&first), "{first}");
-    assert!((400..1_100).contains(&second), "{second}");
+    println!("of 20,000 new sources a second: {first:?}, then {second:?}; meters: {after_first}, then {after_second}");
+    assert!((2_000..3_200).contains(&first.passed), "{first:?}");
+    assert!((400..1_100).contains(&second.passed), "{second:?}");
+    let events = first.events + second.events;
+    assert!((1..=3).contains(&events), "{events} storm events in two seconds");
     assert!(after_second - after_first < 120, "{after_first} meters, then {after_second}");
 
     // Who was known before goes on, and so do those who are trusted.
@@ -47,12 +64,10 @@ fn a_flood_of_new_sources_is_a_storm() {
         assert_eq!(kernel.run(&sip(phone, &request("REGISTER"))).reason, Reason::Unknown, "request {n}");
     }
     assert_eq!(kernel.run(&sip("192.0.2.200", &request("REGISTER"))).reason, Reason::Trusted);
-    let storms = kernel.events().iter().filter(|event| event.kind == EventKind::Storm as u8).count();
-    assert!((1..=3).contains(&storms), "{storms} storm events in two seconds");
 
     // And when it is calm again, strangers are welcome.
     kernel.set_clock(START + 10 * SECOND);
-    assert_eq!(flood(&mut kernel, 50_000, 500, START + 10 * SECOND), 500);
+    assert_eq!(flood(&mut kernel, 50_000, 500, START + 10 * SECOND), Flood { passed: 500, events: 0 });
 }
 
 #[test]
