@@ -14,6 +14,8 @@ const LINES: usize = 20;
 #[derive(Debug, Default)]
 struct Failures {
     is_inside: bool,
+    /// In a backtrace, which says less than what stands above it.
+    is_trace: bool,
     tests: Vec<Failure>,
 }
 
@@ -33,10 +35,12 @@ impl Failures {
             self.is_inside = !self.is_inside;
         } else if let (true, Some(name)) = (self.is_inside, heading) {
             self.tests.push(Failure { name: name.to_owned(), output: Vec::new() });
-        } else if let (true, Some(failure)) = (self.is_inside, self.tests.last_mut())
-            && !line.is_empty()
-        {
-            failure.output.push(line.to_owned());
+            self.is_trace = false;
+        } else if let (true, Some(failure)) = (self.is_inside, self.tests.last_mut()) {
+            self.is_trace |= line.eq_ignore_ascii_case("stack backtrace:");
+            if !self.is_trace && !line.is_empty() {
+                failure.output.push(line.to_owned());
+            }
         }
     }
 
@@ -100,6 +104,8 @@ Error: no answer
 ---- worse stdout ----
 thread 'worse' panicked at tests/x.rs:1:1:
 left: 1
+stack backtrace:
+   0: somewhere
 
 failures:
     module::bad
