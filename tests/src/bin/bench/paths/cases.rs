@@ -57,6 +57,8 @@ pub(super) struct Case {
     pub(super) empty: Option<&'static str>,
     pub(super) baseline: Option<&'static str>,
     pub(super) budget: Option<Budget>,
+    /// Measured without anything before it.
+    pub(super) is_rested: bool,
     run: Run,
 }
 
@@ -83,7 +85,8 @@ impl Case {
     }
 
     fn new(name: &'static str, action: u32, frame: Vec<u8>, run: Run) -> Self {
-        Self { name, populated: String::new(), frame, action, empty: None, baseline: None, budget: None, run }
+        let (empty, baseline, budget) = (None, None, None);
+        Self { name, populated: String::new(), frame, action, empty, baseline, budget, is_rested: false, run }
     }
 
     fn ours(name: &'static str, action: u32, frame: Vec<u8>, filter: &Filter) -> Self {
@@ -119,6 +122,11 @@ impl Case {
         let fd: &ProgramFd = programs::program(&object, program)?.fd()?;
         let run = Run::InTurn(Box::new(Turns::new(sources, fd)?), Kept::Laboratory(object));
         Ok(Self { empty, ..Self::new(name, action, frame, run) })
+    }
+
+    fn at_first(mut self) -> Self {
+        self.is_rested = true;
+        self
     }
 
     fn within(mut self, nanoseconds: f64) -> Self {
@@ -244,6 +252,7 @@ pub(super) fn cases() -> Result<Vec<Case>> {
             .against(TRIE6, 0.33),
         Case::laboratory(TRIE6, (DROP, Some(EMPTY_COLD6)), lists6(), (programs::TRIE6, trie6), &listed6)?,
         Case::ours("REGISTER within limits, one source", PASS, register(), &full).within(100.0),
+        Case::in_turn("REGISTER at first, 60,000 sources", (PASS, EMPTY_COLD), register(), &full, &phones)?.at_first(),
         Case::in_turn("REGISTER within limits, 60,000 sources", (PASS, EMPTY_COLD), register(), &full, &phones)?
             .within(150.0),
         Case::laboratory(FLOOR_METERS, (PASS, Some(EMPTY_COLD)), register(), floor(1 | 2 | 4, PASS)?, &phones)?,
