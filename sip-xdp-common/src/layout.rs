@@ -355,7 +355,7 @@ pub struct Event {
     pub message: u8,
     /// [`Bucket`](crate::meter::Bucket) that the packet is over.
     pub bucket: u8,
-    /// [`BY_ADDRESS`], [`IN_DRY_RUN`], [`FROM_GOOD`], [`FRAGMENTED`], [`SUSPECTED`].
+    /// [`BY_ADDRESS`], [`IN_DRY_RUN`], [`FROM_GOOD`], [`FRAGMENTED`], [`SUSPECTED`], [`IN_STORM`].
     pub flags: u8,
     /// Bytes used of `head`.
     pub head_length: u16,
@@ -377,6 +377,8 @@ pub const FROM_GOOD: u8 = 4;
 pub const FRAGMENTED: u8 = 8;
 /// [`Event::flags`]: the source is under suspicion, and limited more strictly than others.
 pub const SUSPECTED: u8 = 16;
+/// [`Event::flags`]: a storm blows, and before this packet the source had no meter. Most such sources are forged.
+pub const IN_STORM: u8 = 32;
 
 #[cfg(feature = "user")]
 mod user {

@@ -3,7 +3,7 @@
 use aya_ebpf::programs::XdpContext;
 use sip_xdp_common::flow::{FlowKey, RESERVE};
 use sip_xdp_common::ingress::{Charged, FlowState, Sent, Site, Tables};
-use sip_xdp_common::layout::{BY_ADDRESS, CpuState, EventKind, FRAGMENTED, FROM_GOOD, IN_DRY_RUN, SUSPECTED};
+use sip_xdp_common::layout::{BY_ADDRESS, CpuState, EventKind, FRAGMENTED, FROM_GOOD, IN_DRY_RUN, IN_STORM, SUSPECTED};
 use sip_xdp_common::lists::{self, Counting, Listed, Shelves as _};
 use sip_xdp_common::meter::{Bucket, LimitSource, Meter, Pace, ticks};
 use sip_xdp_common::packet::{Inspects, Link};
@@ -114,15 +114,15 @@ impl Tables for MapTables<'_> {
         // may cost is said in `sip_xdp_common::sources`.
         let set = unsafe { &mut *set };
         let way = sources::way_of(&home, &set.ways);
-        let charged = if sent.listed.is_good() || sent.listed.is_peer() {
-            self.charge_known(set, way, &home, sent, now)
+        let (charged, flags) = if sent.listed.is_good() || sent.listed.is_peer() {
+            (self.charge_known(set, way, &home, sent, now), 0)
         } else if way >= MEMBERS {
             self.meet(set, &home, message, sent, now)
         } else {
-            self.charge_unknown(set, way, number, &home, message, sent, now)
+            (self.charge_unknown(set, way, number, &home, message, sent, now), 0)
         };
         if matches!(charged, Charged::Within) {
-            self.sample(message, sent, &home, now);
+            self.sample(message, sent, flags, &home, now);
         }
         charged
     }
@@ -191,7 +191,7 @@ impl MapTables<'_> {
     /// Samples what the detector learns from: requests of unknown sources, registrations and calls of known-good ones,
     /// responses of hosts that we asked and that are no settled peers.
     #[inline(always)]
-    fn sample(&self, message: Message, sent: &Sent, home: &Home, now: u64) {
+    fn sample(&self, message: Message, sent: &Sent, flags: u8, home: &Home, now: u64) {
         let listed = &sent.listed;
         let kind = if message.is_request() {
             let matters = !listed.is_good() || matches!(message, Message::Register | Message::Invite);
@@ -204,7 +204,9 @@ impl MapTables<'_> {
         } else {
             return;
         };
-        sample(&self.told(kind, Bucket::Requests, message, sent, now), home);
+        let mut told = self.told(kind, Bucket::Requests, message, sent, now);
+        told.flags |= flags;
+        sample(&told, home);
     }
 
     /// Charges a source that is known good, or a peer. What is over its limit may still be within its flow's reserve.
@@ -281,11 +283,11 @@ impl MapTables<'_> {
         }
     }
 
-    /// Meets a source that has no meter.
+    /// Meets a source that has no meter. Returns with the charge which flags its sample has.
     #[inline(always)]
-    fn meet(&self, set: &mut Set, home: &Home, message: Message, sent: &Sent, now: u64) -> Charged {
+    fn meet(&self, set: &mut Set, home: &Home, message: Message, sent: &Sent, now: u64) -> (Charged, u8) {
         let (Some(sketch), Some(weather)) = (SKETCH.get_ptr_mut(0), WEATHER.get_ptr_mut(0)) else {
-            return Charged::Within;
+            return (Charged::Within, 0);
         };
         // SAFETY: both values live as long as their maps, and a mark is below the sketch's length. Other CPUs write
         // them too: bytes and aligned words, of which a lost one is a source that is counted once more or less.
@@ -299,7 +301,8 @@ impl MapTables<'_> {
             // SAFETY: as above.
             unsafe { mark.write_volatile(storm::window_mark(now)) };
         }
-        match welcome {
+        let flags = u8::from(!former && weather.is_storm(now)) * IN_STORM;
+        let charged = match welcome {
             Welcome::Meter => {
                 let way = self.forget(sources::least_missed(&set.ways, ticks(now)));
                 let meter = &mut set.ways[way & (MEMBERS - 1)];
@@ -317,6 +320,7 @@ impl MapTables<'_> {
                 }
                 Charged::Storm
             }
-        }
+        };
+        (charged, flags)
     }
 }

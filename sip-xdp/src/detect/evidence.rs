@@ -81,7 +81,7 @@ impl Detector {
                 answered_calls: of.answered_calls,
                 ..Subject::new(Source::new(of.source), of.by_address)
             };
-            self.subjects.entry(Source::new(of.key)).or_insert(subject);
+            self.subjects.entry(Source::new(of.key)).or_insert_with(|| Box::new(subject));
         }
         Ok(())
     }

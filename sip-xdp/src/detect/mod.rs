@@ -22,7 +22,7 @@ mod volume;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use sip_xdp_common::layout::{BY_ADDRESS, Event, EventKind, FRAGMENTED, SUSPECTED};
+use sip_xdp_common::layout::{BY_ADDRESS, Event, EventKind, FRAGMENTED, IN_STORM, SUSPECTED};
 use sip_xdp_common::source::{Source, mask};
 
 use crate::config::{Config, Detect};
@@ -103,7 +103,8 @@ pub struct Detector {
     exchanges: Exchanges,
     nonces: Nonces,
     known: Known,
-    subjects: HashMap<Source, Subject>,
+    /// Boxed, since a table that grows has room for twice as many as it holds.
+    subjects: HashMap<Source, Box<Subject>>,
     /// Sources of which something becomes certain at a time.
     due: VecDeque<(u64, Source)>,
     /// Users that were never accepted, and who has tried them.
@@ -262,7 +263,8 @@ impl Detector {
             let oldest = *oldest;
             self.subjects.retain(|_, subject| subject.last > oldest);
         }
-        let subject = self.subjects.entry(key).or_insert_with(|| Subject::new(event.source, is_by_address(event)));
+        let subject =
+            self.subjects.entry(key).or_insert_with(|| Box::new(Subject::new(event.source, is_by_address(event))));
         subject.last = event.time;
         subject.source = event.source;
         (key, subject)
@@ -312,11 +314,17 @@ impl Detector {
         let Some(request) = Request::new(head, event.port, unseen) else {
             return;
         };
+        let judged_as = self.key(event);
+        let echoes = |echo| request.nonces.iter().any(|nonce| self.nonces.echo(*nonce, judged_as) == echo);
+        let echoes_own = echoes(Echo::Own);
+        // Nearly all of a storm's strangers are forged: who has not shown that it receives our responses is not remembered.
+        let is_new = !self.subjects.contains_key(&judged_as);
+        if event.flags & IN_STORM != 0 && is_new && !echoes_own && !echoes(Echo::Shared) {
+            return;
+        }
         if !self.exchanges.ask(event.source, head, &request, now) {
             return;
         }
-        let judged_as = self.key(event);
-        let echoes_own = request.nonces.iter().any(|nonce| self.nonces.echo(*nonce, judged_as) == Echo::Own);
         let (key, subject) = self.subject(event);
         subject.proven |= echoes_own;
         subject.note_last(head);

@@ -1,8 +1,11 @@
 //! Who was given which nonce. A source that echoes one that was given to it and to nobody else is where it says it is.
 
 use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroU64;
 
 use sip_xdp_common::source::Source;
+
+use super::digest::digest;
 
 /// How many nonces are remembered.
 const MAX_NONCES: usize = 65_536;
@@ -17,11 +20,13 @@ pub(super) struct Nonces {
     order: VecDeque<(u64, u64)>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Given {
-    to: Source,
-    /// Somebody else was given the same.
-    shared: bool,
+/// To whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Given {
+    /// To the source with this digest, which is half as long.
+    Alone(NonZeroU64),
+    /// To several.
+    Shared,
 }
 
 /// What an echoed nonce says of its sender.
@@ -35,6 +40,12 @@ pub(super) enum Echo {
     Own,
 }
 
+impl Given {
+    fn alone(to: &Source) -> Self {
+        Self::Alone(NonZeroU64::MIN.saturating_add(digest(to)))
+    }
+}
+
 impl Nonces {
     /// Notes that a nonce is on its way to a source.
     pub(super) fn give(&mut self, nonce: u64, to: Source, now: u64) {
@@ -45,10 +56,12 @@ impl Nonces {
             self.order.pop_front();
             self.given.remove(&oldest);
         }
+        let given = Given::alone(&to);
         match self.given.get_mut(&nonce) {
-            Some(given) => given.shared |= given.to != to,
+            Some(before) if *before != given => *before = Given::Shared,
+            Some(_) => {}
             None => {
-                self.given.insert(nonce, Given { to, shared: false });
+                self.given.insert(nonce, given);
                 self.order.push_back((now, nonce));
             }
         }
@@ -57,9 +70,9 @@ impl Nonces {
     /// What it says that a source echoes a nonce.
     pub(super) fn echo(&self, nonce: u64, by: Source) -> Echo {
         match self.given.get(&nonce) {
-            Some(given) if given.to == by && !given.shared => Echo::Own,
-            // Whoever else it was given to is not remembered.
-            Some(given) if given.to == by || given.shared => Echo::Shared,
+            Some(given) if *given == Given::alone(&by) => Echo::Own,
+            // To whom else it was given is not remembered.
+            Some(Given::Shared) => Echo::Shared,
             _ => Echo::Foreign,
         }
     }

@@ -18,6 +18,8 @@ struct Scene {
     number: u64,
     bans: Vec<Finding>,
     actions: Vec<Action>,
+    /// Set in every event.
+    flags: u8,
 }
 
 /// Somebody at an address.
@@ -39,7 +41,8 @@ impl Scene {
     }
 
     fn with(config: Config) -> Self {
-        Self { detector: Detector::new(&config), now: START, number: 0, bans: Vec::new(), actions: Vec::new() }
+        let detector = Detector::new(&config);
+        Self { detector, now: START, number: 0, bans: Vec::new(), actions: Vec::new(), flags: 0 }
     }
 
     fn wait(&mut self, nanos: u64) {
@@ -67,6 +70,7 @@ impl Scene {
             message: Message::Register as u8,
             head_length: text.len() as u16,
             length: text.len() as u16,
+            flags: self.flags,
             ..Event::zeroed()
         };
         assert!(text.len() <= HEAD);
@@ -549,6 +553,29 @@ fn ten_thousand_patient_sources_are_each_judged_and_memory_is_bounded() {
     let banned: std::collections::HashSet<_> = scene.bans.iter().map(|ban| ban.source).collect();
     assert_eq!(banned.len(), bots.len());
     assert!(scene.detector.watched() <= MAX_SUBJECTS);
+}
+
+/// Forged sources are answered like any, and never use what they are given; a phone and an attacker that are really there do.
+#[test]
+fn in_a_storm_only_those_are_remembered_who_receive_our_responses() {
+    let mut scene = Scene::new();
+    scene.flags = IN_STORM;
+    for n in 0..10_000_u32 {
+        let forged = Who { source: Source::v4(0x0b00_0000 + n), ..who("192.0.2.1", 5060, "100") };
+        scene.ask(&forged, "REGISTER", "100", "", "401 Unauthorized");
+        scene.now += SECOND / 500;
+    }
+    assert_eq!(scene.detector.watched(), 0);
+    let (phone, attacker) = (who("192.0.2.7", 5062, "200"), who("192.0.2.66", 5060, "100"));
+    scene.register(&phone);
+    assert!(scene.good(&phone));
+    for n in 0..10 {
+        scene.guess(&attacker, &n.to_string());
+        scene.wait(SECOND);
+    }
+    let ban = scene.only_ban();
+    assert_eq!((ban.source, ban.kind, ban.tier), (attacker.source, "rejected", Tier::Proven));
+    assert_eq!(scene.detector.watched(), 2);
 }
 
 #[test]
