@@ -22,6 +22,9 @@ pub trait Site {
 
 /// Everything that a judgement asks beside the packet itself.
 pub trait Tables: Site {
+    /// Where a source's meter is.
+    type Place: Copy;
+
     /// Whether blocked sources lose everything but ICMP, not only SIP.
     fn scope_all(&self) -> bool;
 
@@ -37,9 +40,12 @@ pub trait Tables: Site {
     /// Whether we sent `source` a request a moment ago.
     fn was_asked(&self, source: &Source) -> bool;
 
+    /// Finds the place of a source's meter. Its memory is asked for, so that it arrives while the payload is looked at.
+    fn place(&self, source: &Source, listed: &Listed) -> Self::Place;
+
     /// Charges a message to its source's meter, or to the strangers' budget in a storm, and tells the daemon of it if that
     /// is due.
-    fn charge(&self, message: Message, sent: &Sent) -> Charged;
+    fn charge(&self, message: Message, sent: &Sent, place: Self::Place) -> Charged;
 }
 
 /// What is known of a flow.
@@ -217,6 +223,8 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     let (high, low) = source.words();
     let source = Source::from_words(packet.forget(high as usize) as u64, packet.forget(low as usize) as u64);
 
+    let place = tables.place(&source, &listed);
+
     // 4. The payload, by its start line.
     let (mut source_port, mut destination_port) = (0, 0);
     let (mut payload, mut end) = (ip.transport, ip.transport);
@@ -248,7 +256,7 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
 
     // 5. Known sources have generous limits, 6. unknown ones theirs; 7. and in a storm, strangers share a budget.
     let sent = Sent { source, listed, spared, source_port, destination_port, payload, end, first_fragment };
-    let reason = match tables.charge(message, &sent) {
+    let reason = match tables.charge(message, &sent, place) {
         Charged::Within if listed.is_good() => Reason::Good,
         Charged::Within if listed.is_peer() => Reason::Peer,
         Charged::Within => message.passes_as(),

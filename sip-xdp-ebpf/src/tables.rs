@@ -59,7 +59,17 @@ impl Site for MapTables<'_> {
     }
 }
 
+/// Where a source's meter is.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    home: Home,
+    /// The number of its set.
+    set: u32,
+}
+
 impl Tables for MapTables<'_> {
+    type Place = Place;
+
     #[inline(always)]
     fn scope_all(&self) -> bool {
         globals::SCOPE_ALL.load() == 1
@@ -99,14 +109,22 @@ impl Tables for MapTables<'_> {
     }
 
     #[inline(always)]
-    fn charge(&self, message: Message, sent: &Sent) -> Charged {
-        let key = Self::metered_as(&sent.source, sent.listed.is_apart());
+    fn place(&self, source: &Source, listed: &Listed) -> Place {
+        let key = Self::metered_as(source, listed.is_apart());
+        let (seed, mask) = GUIDE.get(0).map_or((0, 0), |guide| (guide.seed, guide.set_mask));
+        let home = Home::of(&key, seed);
+        let place = Place { home, set: home.set(mask) };
+        if let Some(set) = SOURCES.get_ptr_mut(place.set) {
+            // SAFETY: a word of a set, which stays where it is while the map lives. Nothing waits for what is read.
+            let _ = unsafe { (&raw const (*set).ways).cast::<u32>().read_volatile() };
+        }
+        place
+    }
+
+    #[inline(always)]
+    fn charge(&self, message: Message, sent: &Sent, place: Place) -> Charged {
         let now = clock::now();
-        let Some(guide) = GUIDE.get(0) else {
-            return Charged::Within;
-        };
-        let home = Home::of(&key, guide.seed);
-        let number = home.set(guide.set_mask);
+        let Place { home, set: number } = place;
         let Some(set) = SOURCES.get_ptr_mut(number) else {
             return Charged::Within;
         };

@@ -125,6 +125,8 @@ impl Site for Doorway {
 }
 
 impl Tables for Doorway {
+    type Place = ();
+
     fn scope_all(&self) -> bool {
         false
     }
@@ -145,7 +147,9 @@ impl Tables for Doorway {
         false
     }
 
-    fn charge(&self, _: Message, _: &Sent) -> Charged {
+    fn place(&self, _: &Source, _: &Listed) {}
+
+    fn charge(&self, _: Message, _: &Sent, (): ()) -> Charged {
         Charged::Within
     }
 }

@@ -62,6 +62,8 @@ impl Site for Answers {
 }
 
 impl Tables for Answers {
+    type Place = ();
+
     fn scope_all(&self) -> bool {
         self.scope_all
     }
@@ -86,7 +88,9 @@ impl Tables for Answers {
         self.was_asked
     }
 
-    fn charge(&self, message: Message, sent: &Sent) -> Charged {
+    fn place(&self, _: &Source, _: &Listed) {}
+
+    fn charge(&self, message: Message, sent: &Sent, (): ()) -> Charged {
         assert_eq!(self.sent.replace(Some((message, *sent))), None, "a message is charged twice");
         self.charged
     }

@@ -63,6 +63,8 @@ impl Site for HostTables {
 }
 
 impl Tables for HostTables {
+    type Place = ();
+
     fn scope_all(&self) -> bool {
         self.scope_all
     }
@@ -84,7 +86,9 @@ impl Tables for HostTables {
         false
     }
 
-    fn charge(&self, message: Message, sent: &Sent) -> Charged {
+    fn place(&self, _: &Source, _: &Listed) {}
+
+    fn charge(&self, message: Message, sent: &Sent, (): ()) -> Charged {
         let key = if sent.source.is_v4() { sent.source } else { sent.source.masked(mask(64)) };
         let mut meters = self.meters.borrow_mut();
         let now = ticks(self.now.get());

@@ -1,7 +1,7 @@
 //! Storms in the kernel: a flood in which every packet has a new source must neither fill the table of sources, nor push
 //! real ones out of it, nor be stopped at the price of those who are known.
 
-use sip_xdp_common::layout::{EventKind, List, NEVER};
+use sip_xdp_common::layout::{Event, EventKind, IN_STORM, List, NEVER};
 use sip_xdp_common::verdict::Reason;
 
 use crate::frames::{request, sip};
@@ -59,10 +59,16 @@ fn a_flood_of_new_sources_is_a_storm() {
     assert!((1..=3).contains(&events), "{events} storm events in two seconds");
     assert!(after_second - after_first < 120, "{after_first} meters, then {after_second}");
 
-    // Who was known before goes on, and so do those who are trusted.
+    // The detector is told which samples are a stranger's; who was known before goes on, and so do those who are trusted.
+    kernel.set_clock(START + 2 * SECOND + SECOND / 4);
+    assert_eq!(kernel.run(&sip(&forged(50_000), &request("REGISTER"))).reason, Reason::Unknown);
     for n in 0..20 {
         assert_eq!(kernel.run(&sip(phone, &request("REGISTER"))).reason, Reason::Unknown, "request {n}");
     }
+    let samples = kernel.events();
+    let is_strange = |event: &Event| event.flags & IN_STORM != 0;
+    assert!(is_strange(&samples[0]) && !samples[1..].iter().any(is_strange), "{samples:?}");
+    assert_eq!(samples.len(), 21);
     assert_eq!(kernel.run(&sip("192.0.2.200", &request("REGISTER"))).reason, Reason::Trusted);
 
     // And when it is calm again, strangers are welcome.
