@@ -1,5 +1,6 @@
 //! What a captured packet is to the programs: an Ethernet frame, whatever it was captured with.
 
+use sip_xdp_common::egress::{self, FINAL};
 use sip_xdp_common::ingress::{self, Charged, FlowState, Sent, Site, Tables};
 use sip_xdp_common::lists::Listed;
 use sip_xdp_common::packet::{self, ETH_IPV4, ETH_IPV6, Inspects, Ip, Link};
@@ -95,8 +96,8 @@ pub(super) fn message(frame: &[u8]) -> Option<Message> {
     Some(sip_xdp_common::sip::start_line(&packet, payload, end))
 }
 
-/// Judges whether an arriving packet is headed for a SIP port, by the same function as the kernel: everybody is trusted
-/// here, and it trusts only those who are headed there.
+/// Knows by the kernel's own functions which packets mean nothing to the programs. Of those that arrive: everybody is
+/// trusted here, and it trusts only those who are headed for a SIP port.
 pub(super) struct Doorway {
     pub(super) ports: Ports,
     pub(super) inspects: Inspects,
@@ -107,6 +108,12 @@ impl Doorway {
     pub(super) fn passes_by(&self, frame: &[u8]) -> Option<Reason> {
         let reason = ingress::judge(&Bytes(frame), self).reason;
         (reason != Reason::Trusted).then_some(reason)
+    }
+
+    /// Whether a packet that leaves may be worth a sample: a request, or a final response.
+    pub(super) fn may_matter(&self, frame: &[u8]) -> bool {
+        let leaving = egress::read(&Bytes(frame), self);
+        leaving.is_some_and(|leaving| leaving.message != Message::Response || leaving.status >= FINAL)
     }
 }
 
