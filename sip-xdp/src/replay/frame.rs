@@ -156,3 +156,36 @@ impl Tables for Doorway {
         Charged::Within
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leaves_matters_if_it_may_be_sampled() {
+        let doorway = Doorway { ports: Ports::new([(5060, 5060)]), inspects: Inspects::ALL };
+        let frame = |port: u16, payload: &str| {
+            let mut frame = vec![0; 12];
+            frame.extend([8, 0, 0x45, 0]);
+            frame.extend((28 + payload.len() as u16).to_be_bytes());
+            frame.extend([0, 0, 0, 0, 64, packet::UDP, 0, 0, 192, 0, 2, 1, 192, 0, 2, 7]);
+            frame.extend(port.to_be_bytes());
+            frame.extend([0x9c, 0x40]);
+            frame.extend((8 + payload.len() as u16).to_be_bytes());
+            frame.extend([0, 0]);
+            frame.extend(payload.as_bytes());
+            frame
+        };
+        for (port, line, expected) in [
+            (5060, "SIP/2.0 200 OK\r\n", true),
+            (5060, "SIP/2.0 401 Unauthorized\r\n", true),
+            (5060, "OPTIONS sip:a SIP/2.0\r\n", true),
+            (5060, "SIP/2.0 100 Trying\r\n", false),
+            (5060, "SIP/2.0 183 Session Progress\r\n", false),
+            (5060, "\r\n\r\n", false),
+            (5070, "SIP/2.0 200 OK\r\n", false),
+        ] {
+            assert_eq!(doorway.may_matter(&frame(port, line)), expected, "{port} {line}");
+        }
+    }
+}

@@ -76,7 +76,7 @@ impl Kernel {
         self.events.next(event)
     }
 
-    /// How many responses left, by what they said.
+    /// How many final responses left, by what they said.
     pub(super) fn answers(&self) -> Result<[u64; Answer::COUNT]> {
         let per_cpu = self.responses.get(&0, 0).context("the responses cannot be read")?;
         Ok(std::array::from_fn(|kind| per_cpu.iter().map(|one| one.packets[kind]).sum()))
