@@ -112,13 +112,15 @@ impl Schemas {
         Ok(())
     }
 
-    /// The lines that a watcher has printed so far. Returns which events there were.
+    /// The lines that a watcher has printed so far. Returns which events there were, those of interfaces with their kind.
     fn events(&mut self, watcher: &Process) -> Result<BTreeSet<String>> {
         let mut seen = BTreeSet::new();
         for line in watcher.lines().into_iter().filter(|line| !line.error) {
             let event: Value = serde_json::from_str(&line.text)?;
             self.check("watch", &event)?;
-            seen.extend(event["event"].as_str().map(str::to_owned));
+            let name = event["event"].as_str().context("an event without a name")?;
+            let kind = event["kind"].as_str().filter(|_| name == "interface");
+            seen.insert(kind.map_or_else(|| name.to_owned(), |kind| format!("{name}: {kind}")));
         }
         Ok(seen)
     }
@@ -143,6 +145,7 @@ fn every_output_is_what_its_schema_says() -> Result<()> {
     without_a_filter(&mut schemas)?;
     with_nothing_to_tell(&mut schemas)?;
     with_much_to_tell(&mut schemas)?;
+    what_is_rare(&mut schemas)?;
     replays(&mut schemas)?;
     let unused: Vec<_> = schemas.validators.keys().filter(|name| !schemas.used.contains(*name)).collect();
     assert!(unused.is_empty(), "no output was held against {unused:?}");
@@ -233,6 +236,45 @@ fn with_much_to_tell(schemas: &mut Schemas) -> Result<()> {
     schemas.check("run", &serde_json::from_str(&ready.text)?)?;
     schemas.command(&filter, "unload")?;
     daemon.wait(SOON).map(drop)
+}
+
+/// A confirmation that comes too late, an interface that goes and comes back, and a watcher that does not read.
+fn what_is_rare(schemas: &mut Schemas) -> Result<()> {
+    let lab = Lab::new()?;
+    let arguments = vec!["--confirm".to_owned(), "1s".to_owned()];
+    let options = FilterOptions { arguments, ..FilterOptions::default() };
+    let filter = Filter::start_with(&lab.pbx, lab.directory(), options)?;
+    wait_until("nobody has confirmed in time", SOON, || {
+        Ok(schemas.command(&filter, "status")?["daemon"]["confirm"]["pending"] == false)
+    })?;
+    let confirmed = schemas.command(&filter, "confirm")?;
+    ensure!(confirmed["late"] == true, "{confirmed:#}");
+
+    let mut watcher = filter.start_command(&["watch", "--json"])?;
+    wait_until("it watches", SOON, || {
+        filter.succeed(&["trust", "add", "192.0.2.5"])?;
+        Ok(!watcher.lines().is_empty())
+    })?;
+    // With one end of a veth pair the other one goes, too.
+    lab.pbx.ip(["link", "del", WAN])?;
+    wait_until("it is seen to be gone", SOON, || Ok(schemas.events(&watcher)?.contains("interface: gone")))?;
+    schemas.command(&filter, "status")?;
+    lab.pbx.ip(["link", "add", WAN, "type", "veth", "peer", "name", "beyond"])?;
+    lab.pbx.ip(["link", "set", WAN, "up"])?;
+    wait_until("it is seen to be back", SOON, || Ok(schemas.events(&watcher)?.contains("interface: attached")))?;
+
+    // More entries end in the same second than the daemon keeps for a watcher, and the socket holds.
+    watcher.signal(Signal::SIGSTOP)?;
+    let networks: Vec<String> = (0..6_000).map(|n| format!("10.0.{}.{}\n", n / 250, n % 250)).collect();
+    let file = lab.directory().join("many");
+    fs::write(&file, networks.concat())?;
+    schemas.command(&filter, &format!("block import {} --ttl 1s", file.display()))?;
+    wait_until("they have ended", SOON, || {
+        Ok(filter.json(&["block", "list"])?.as_array().is_some_and(|rows| rows.is_empty()))
+    })?;
+    watcher.signal(Signal::SIGCONT)?;
+    wait_until("it is told that it has lost some", SOON, || Ok(schemas.events(&watcher)?.contains("lost")))?;
+    watcher.stop(Signal::SIGINT).map(drop)
 }
 
 /// What operators and tools change, and what a watcher sees of it.

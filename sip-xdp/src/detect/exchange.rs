@@ -1,6 +1,7 @@
 //! Brings requests and the responses to them together. Retransmissions of either count once.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use sip_xdp_common::source::Source;
 
@@ -104,7 +105,7 @@ impl Request {
 
 #[derive(Debug)]
 struct Exchange {
-    request: Request,
+    request: Arc<Request>,
     /// Tries that have not been answered. Tools use one transaction for all of their guesses.
     pending: u32,
 }
@@ -118,18 +119,18 @@ pub(super) struct Exchanges {
 
 impl Exchanges {
     /// Notes a request. Returns whether it is a new one, not a retransmission.
-    pub(super) fn ask(&mut self, source: Source, head: &Head<'_>, request: &Request, now: u64) -> bool {
+    pub(super) fn ask(&mut self, source: Source, head: &Head<'_>, request: &Arc<Request>, now: u64) -> bool {
         self.tidy(now);
         let key = key(source, head);
         match self.open.get_mut(&key) {
             Some(exchange) if exchange.request.credentials == request.credentials => false,
             Some(exchange) => {
                 exchange.pending += 1;
-                exchange.request = request.clone();
+                exchange.request = Arc::clone(request);
                 true
             }
             None => {
-                self.open.insert(key, Exchange { request: request.clone(), pending: 1 });
+                self.open.insert(key, Exchange { request: Arc::clone(request), pending: 1 });
                 self.order.push_back((now, key));
                 true
             }
@@ -138,13 +139,13 @@ impl Exchanges {
 
     /// Finds the request that a final response answers. `Err` if it was answered before: a retransmission.
     /// `Ok(None)` if it was not sampled.
-    pub(super) fn answer(&mut self, source: Source, head: &Head<'_>) -> Result<Option<Request>, Repeated> {
+    pub(super) fn answer(&mut self, source: Source, head: &Head<'_>) -> Result<Option<Arc<Request>>, Repeated> {
         match self.open.get_mut(&key(source, head)) {
             None => Ok(None),
             Some(exchange) if exchange.pending == 0 => Err(Repeated),
             Some(exchange) => {
                 exchange.pending -= 1;
-                Ok(Some(exchange.request.clone()))
+                Ok(Some(Arc::clone(&exchange.request)))
             }
         }
     }

@@ -74,19 +74,30 @@ impl Subject {
         let StartLine::Request { method, uri } = head.start else {
             return;
         };
-        self.start_line = printable(&[method, b" ", uri, b" SIP/2.0"].concat());
         let claimed = head.credentials.first().map(|credentials| credentials.username);
         let user = claimed.filter(|user| !user.is_empty()).or(head.from.user).or(head.to.user);
-        self.user = user.map(printable).unwrap_or_default();
+        remember(&mut self.start_line, &[method, b" ", uri, b" SIP/2.0"]);
+        remember(&mut self.user, &[user.unwrap_or_default()]);
+    }
+}
+
+/// Puts the start of a text, which comes in parts, in the place of what was kept before. It is made printable when
+/// somebody asks: this is done for each request, that for hardly any.
+fn remember(kept: &mut Vec<u8>, parts: &[&[u8]]) {
+    let length: usize = parts.iter().map(|part| part.len()).sum();
+    kept.clear();
+    kept.reserve_exact(length.min(REMEMBERED));
+    for part in parts {
+        kept.extend_from_slice(&part[..part.len().min(REMEMBERED - kept.len())]);
     }
 }
 
 /// The start of a hostile text, without what a terminal would obey.
-fn printable(bytes: &[u8]) -> Box<str> {
+fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(REMEMBERED)]);
     let clean: String = text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect();
     let end = (0..=REMEMBERED.min(clean.len())).rev().find(|end| clean.is_char_boundary(*end)).unwrap_or(0);
-    clean[..end].into()
+    clean[..end].to_owned()
 }
 
 impl Detector {
@@ -98,15 +109,13 @@ impl Detector {
             left: until.saturating_sub(now) / 1_000_000_000,
         });
         let accepted = accepted.take(TOLD * TOLD).collect();
-        let around = source.masked(self.ipv6_mask);
-        let by_network = || self.subjects.get(&around).filter(|_| !source.is_v4());
-        let Some(subject) = self.subjects.get(source).or_else(by_network) else {
+        let Some(subject) = self.watched_as(source) else {
             return View { accepted, ..View::default() };
         };
         let last = (!subject.start_line.is_empty()).then(|| LastRequest {
             age: now.saturating_sub(subject.last) / 1_000_000_000,
-            start_line: subject.start_line.to_string(),
-            user: (!subject.user.is_empty()).then(|| subject.user.to_string()),
+            start_line: printable(&subject.start_line),
+            user: (!subject.user.is_empty()).then(|| printable(&subject.user)),
         });
         View {
             proven: subject.proven,
@@ -116,6 +125,17 @@ impl Detector {
             answered: subject.answered,
             accepted,
         }
+    }
+
+    /// What is known against a source at `now`, alone.
+    pub(crate) fn evidence_against(&self, source: &Source, now: u64) -> Vec<Evidence> {
+        self.watched_as(source).map(|subject| self.evidence_of(subject, now)).unwrap_or_default()
+    }
+
+    /// A source among those that are watched, by its address or, with IPv6, by its network.
+    fn watched_as(&self, source: &Source) -> Option<&Subject> {
+        let by_network = || self.subjects.get(&source.masked(self.ipv6_mask)).filter(|_| !source.is_v4());
+        self.subjects.get(source).or_else(by_network)
     }
 
     /// Until when a user is known to be registered at a port of an address; 0 if it never was.
@@ -128,37 +148,40 @@ impl Detector {
     fn evidence_of(&self, subject: &Subject, now: u64) -> Vec<Evidence> {
         let rules = &self.rules;
         let mut all = Vec::new();
-        let mut add = |kind: &str, enabled: bool, count: f64, limit: u64, per: u64, text: String| {
+        let mut add = |kind: &str, enabled: bool, count: f64, limit: u64, per: u64, text: &dyn Fn() -> String| {
             if count > 0.0 {
                 let (limit, per) = (enabled.then_some(limit), enabled.then_some(per / 1_000_000_000));
-                all.push(Evidence { kind: kind.to_owned(), count, limit, per, text });
+                all.push(Evidence { kind: kind.to_owned(), count, limit, per, text: text() });
             }
         };
         let rejected = rules.rejected;
         let within = rejected.per.nanos();
         let lately = || subject.rejected.iter().filter(|(at, _)| now.saturating_sub(*at) <= within);
         let count = lately().count();
-        let users = named(lately().map(|(_, rejection)| rejection.user.as_str()));
-        let echoed = lately().filter(|(_, rejection)| rejection.echoed).count();
-        let text = format!("{count} rejected passwords for {users}, {echoed} with a nonce of ours");
-        add("rejected", rejected.enabled, count as f64, rejected.count.into(), within, text);
+        let text = || {
+            let users = named(lately().map(|(_, rejection)| rejection.user.as_str()));
+            let echoed = lately().filter(|(_, rejection)| rejection.echoed).count();
+            format!("{count} rejected passwords for {users}, {echoed} with a nonce of ours")
+        };
+        add("rejected", rejected.enabled, count as f64, rejected.count.into(), within, &text);
 
         let slow = rules.slow;
         let level = rounded(subject.slow.level(now, slow.per.nanos()));
-        let text = format!("rejected passwords fill {level} of {}, and one leaks out every {}", slow.count, slow.per);
-        add("slow", slow.enabled, level, slow.count.into(), slow.per.nanos(), text);
+        let text =
+            || format!("rejected passwords fill {level} of {}, and one leaks out every {}", slow.count, slow.per);
+        add("slow", slow.enabled, level, slow.count.into(), slow.per.nanos(), &text);
 
         let rule = rules.enumeration;
         let within = rule.per.nanos();
         let lately = || subject.refused.iter().filter(|(at, _)| now.saturating_sub(*at) <= within);
         let count = lately().count();
-        let text = format!("{count} different users refused: {}", named(lately().map(|(_, user)| user.as_str())));
-        add("enumeration", rule.enabled, count as f64, rule.count.into(), within, text);
+        let text = || format!("{count} different users refused: {}", named(lately().map(|(_, user)| user.as_str())));
+        add("enumeration", rule.enabled, count as f64, rule.count.into(), within, &text);
 
         let rule = rules.invites;
         let level = rounded(subject.invites.level(now, rule.per.nanos()));
-        let text = format!("{} calls refused, {} answered", subject.refused_calls, subject.answered_calls);
-        add("invites", rule.enabled, level, rule.count.into(), rule.per.nanos(), text);
+        let text = || format!("{} calls refused, {} answered", subject.refused_calls, subject.answered_calls);
+        add("invites", rule.enabled, level, rule.count.into(), rule.per.nanos(), &text);
 
         if let Some(what) = &subject.signature {
             let text = format!("{what}, in {} calls", subject.calls.len());
@@ -192,8 +215,13 @@ mod tests {
 
     #[test]
     fn what_is_remembered_is_short_and_harmless() {
-        assert_eq!(&*printable(b"REGISTER sip:a SIP/2.0"), "REGISTER sip:a SIP/2.0");
-        assert_eq!(&*printable(b"a\x1b[2Jb\r\n"), "a?[2Jb??");
+        assert_eq!(printable(b"REGISTER sip:a SIP/2.0"), "REGISTER sip:a SIP/2.0");
+        assert_eq!(printable(b"a\x1b[2Jb\r\n"), "a?[2Jb??");
+        let mut kept = b"what was there before".to_vec();
+        remember(&mut kept, &[b"OPTIONS", b" ", &[b'x'; 200], b" SIP/2.0"]);
+        assert!(kept.starts_with(b"OPTIONS xxx") && kept.ends_with(b"xxx") && kept.len() == REMEMBERED);
+        remember(&mut kept, &[b""]);
+        assert!(kept.is_empty());
         for hostile in [vec![0xff; 4_096], "ü".repeat(300).into_bytes(), vec![b'x'; 129]] {
             let kept = printable(&hostile);
             assert!(kept.len() <= REMEMBERED && kept.len() > REMEMBERED - 4, "{}", kept.len());

@@ -193,9 +193,10 @@ impl Known {
         self.peers.retain(|_, until| *until > now);
         let Self { addresses, users, .. } = self;
         addresses.retain(|_, address| {
-            let before: BTreeSet<String> = address.users.keys().map(|(user, _)| user.clone()).collect();
-            address.users.retain(|_, (at, until)| *until > now || now.saturating_sub(*at) < MEMORY);
-            for user in before {
+            let is_over =
+                |_: &(String, u16), (at, until): &mut (u64, u64)| *until <= now && now.saturating_sub(*at) >= MEMORY;
+            let over: BTreeSet<String> = address.users.extract_if(.., is_over).map(|((user, _), _)| user).collect();
+            for user in over {
                 let gone = !address.users.keys().any(|(known, _)| *known == user);
                 if gone {
                     forget_user(users, &user);

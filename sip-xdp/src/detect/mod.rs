@@ -21,6 +21,7 @@ mod tests;
 mod volume;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 
 use sip_xdp_common::layout::{BY_ADDRESS, Event, EventKind, FRAGMENTED, IN_STORM, SUSPECTED};
 use sip_xdp_common::source::{Source, mask};
@@ -311,7 +312,7 @@ impl Detector {
     fn request(&mut self, event: &Event, head: &Head<'_>, actions: &mut Vec<Action>) {
         let now = event.time;
         let unseen = event.flags & FRAGMENTED != 0 || event.length > event.head_length;
-        let Some(request) = Request::new(head, event.port, unseen) else {
+        let Some(request) = Request::new(head, event.port, unseen).map(Arc::new) else {
             return;
         };
         let judged_as = self.key(event);

@@ -50,9 +50,9 @@ pub(super) struct Subject {
     pub(super) answered: u64,
     /// When it was last banned for something, so that one offence is one ban.
     pub(super) banned: u64,
-    /// The first line of its last request, and the user that it named.
-    pub(super) start_line: Box<str>,
-    pub(super) user: Box<str>,
+    /// The first line of its last request, and the user that it named, as they came, but not all of it.
+    pub(super) start_line: Vec<u8>,
+    pub(super) user: Vec<u8>,
 }
 
 impl Subject {
@@ -77,8 +77,8 @@ impl Subject {
             asked: 0,
             answered: 0,
             banned: 0,
-            start_line: Box::default(),
-            user: Box::default(),
+            start_line: Vec::new(),
+            user: Vec::new(),
         }
     }
 

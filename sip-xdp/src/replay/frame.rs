@@ -1,5 +1,6 @@
 //! What a captured packet is to the programs: an Ethernet frame, whatever it was captured with.
 
+use sip_xdp_common::egress::{self, FINAL};
 use sip_xdp_common::ingress::{self, Charged, FlowState, Sent, Site, Tables};
 use sip_xdp_common::lists::Listed;
 use sip_xdp_common::packet::{self, ETH_IPV4, ETH_IPV6, Inspects, Ip, Link};
@@ -95,8 +96,8 @@ pub(super) fn message(frame: &[u8]) -> Option<Message> {
     Some(sip_xdp_common::sip::start_line(&packet, payload, end))
 }
 
-/// Judges whether an arriving packet is headed for a SIP port, by the same function as the kernel: everybody is trusted
-/// here, and it trusts only those who are headed there.
+/// Knows by the kernel's own functions which packets mean nothing to the programs. Of those that arrive: everybody is
+/// trusted here, and it trusts only those who are headed for a SIP port.
 pub(super) struct Doorway {
     pub(super) ports: Ports,
     pub(super) inspects: Inspects,
@@ -107,6 +108,12 @@ impl Doorway {
     pub(super) fn passes_by(&self, frame: &[u8]) -> Option<Reason> {
         let reason = ingress::judge(&Bytes(frame), self).reason;
         (reason != Reason::Trusted).then_some(reason)
+    }
+
+    /// Whether a packet that leaves may be worth a sample: a request, or a final response.
+    pub(super) fn may_matter(&self, frame: &[u8]) -> bool {
+        let leaving = egress::read(&Bytes(frame), self);
+        leaving.is_some_and(|leaving| leaving.message != Message::Response || leaving.status >= FINAL)
     }
 }
 
@@ -151,5 +158,38 @@ impl Tables for Doorway {
 
     fn charge(&self, _: Message, _: &Sent, (): ()) -> Charged {
         Charged::Within
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leaves_matters_if_it_may_be_sampled() {
+        let doorway = Doorway { ports: Ports::new([(5060, 5060)]), inspects: Inspects::ALL };
+        let frame = |port: u16, payload: &str| {
+            let mut frame = vec![0; 12];
+            frame.extend([8, 0, 0x45, 0]);
+            frame.extend((28 + payload.len() as u16).to_be_bytes());
+            frame.extend([0, 0, 0, 0, 64, packet::UDP, 0, 0, 192, 0, 2, 1, 192, 0, 2, 7]);
+            frame.extend(port.to_be_bytes());
+            frame.extend([0x9c, 0x40]);
+            frame.extend((8 + payload.len() as u16).to_be_bytes());
+            frame.extend([0, 0]);
+            frame.extend(payload.as_bytes());
+            frame
+        };
+        for (port, line, expected) in [
+            (5060, "SIP/2.0 200 OK\r\n", true),
+            (5060, "SIP/2.0 401 Unauthorized\r\n", true),
+            (5060, "OPTIONS sip:a SIP/2.0\r\n", true),
+            (5060, "SIP/2.0 100 Trying\r\n", false),
+            (5060, "SIP/2.0 183 Session Progress\r\n", false),
+            (5060, "\r\n\r\n", false),
+            (5070, "SIP/2.0 200 OK\r\n", false),
+        ] {
+            assert_eq!(doorway.may_matter(&frame(port, line)), expected, "{port} {line}");
+        }
     }
 }

@@ -33,13 +33,11 @@ pub(super) struct Kernel {
     events: Ring,
     responses: PerCpuArray<MapData, Responses>,
     cpu_states: PerCpuArray<MapData, CpuState>,
-    _cpu: OneCpu,
 }
 
 impl Kernel {
     /// Loads them as a configuration says, but enforcing, and opens their lists.
     pub(super) fn load(config: &Config) -> Result<(Self, Lists)> {
-        let cpu = OneCpu::take()?;
         let settings = Settings { clock_from_map: true, dry_run: false, ..settings(config, Link::Ethernet, 0) };
         let mut object = object::load(&settings, None)?;
         let mut take = |name: &str| -> Result<Map> { object.take_map(name).with_context(|| format!("no map {name}")) };
@@ -49,7 +47,7 @@ impl Kernel {
         let cpu_states = take(names::CPU_STATE)?.try_into()?;
         let mut lists = Lists::open(take)?;
         lists.keep_mapped()?;
-        Ok((Self { object, clock, events, responses, cpu_states, _cpu: cpu }, lists))
+        Ok((Self { object, clock, events, responses, cpu_states }, lists))
     }
 
     /// Sets the filter's clock.
@@ -73,12 +71,12 @@ impl Kernel {
         Ok(())
     }
 
-    /// The next thing that the programs have to tell.
-    pub(super) fn event(&mut self) -> Option<Event> {
-        self.events.next()
+    /// Copies the next thing that the programs have to tell to `event`, and returns whether there is one.
+    pub(super) fn event(&mut self, event: &mut Event) -> bool {
+        self.events.next(event)
     }
 
-    /// How many responses left, by what they said.
+    /// How many final responses left, by what they said.
     pub(super) fn answers(&self) -> Result<[u64; Answer::COUNT]> {
         let per_cpu = self.responses.get(&0, 0).context("the responses cannot be read")?;
         Ok(std::array::from_fn(|kind| per_cpu.iter().map(|one| one.packets[kind]).sum()))
@@ -93,10 +91,11 @@ impl Kernel {
 
 /// Keeps this thread on one CPU while it lives: the programs' budgets of samples are per CPU, and the same capture must give
 /// the same answer each time.
-struct OneCpu(CpuSet);
+pub(super) struct OneCpu(CpuSet);
 
 impl OneCpu {
-    fn take() -> Result<Self> {
+    /// From now on.
+    pub(super) fn take() -> Result<Self> {
         let this = Pid::from_raw(0);
         let before = sched_getaffinity(this).context("the CPUs that may be used are not known")?;
         let mut one = CpuSet::new();

@@ -12,9 +12,12 @@ mod ring;
 mod story;
 
 use std::collections::{BTreeMap, HashSet};
+use std::panic::resume_unwind;
+use std::thread;
 
 use anyhow::{Context, Result};
-use sip_xdp_common::layout::{FRAGMENTED, List, NEVER, Owner};
+use bytemuck::Zeroable as _;
+use sip_xdp_common::layout::{Event, FRAGMENTED, List, NEVER, Owner};
 use sip_xdp_common::packet::{Inspects, TCP, UDP};
 use sip_xdp_common::source::Source;
 use sip_xdp_common::verdict::{Message, Reason};
@@ -29,7 +32,7 @@ use crate::lists::Lists;
 use crate::network::{Network, address_of};
 
 use frame::{Doorway, Ends};
-use kernel::Kernel;
+use kernel::{Kernel, OneCpu};
 use registrar::{Guess, Registrar};
 use story::{Story, Telling};
 
@@ -71,19 +74,25 @@ pub struct Options {
 
 /// Replays a capture with a configuration. `progress` is told from time to time which part of the work is done, from 0 to 1.
 pub fn replay(input: &Input, config: &Config, options: &Options, progress: &mut dyn FnMut(f64)) -> Result<Replayed> {
-    let registrar = if options.registrar.is_empty() {
-        let guess = guess(input, config, &mut |done| progress(done / 4.0))?;
-        guess.make()
-    } else {
-        Registrar::told(options.registrar.clone())
-    };
+    // The verifier takes its time.
+    let (registrar, loaded) = thread::scope(|scope| {
+        let loading = scope.spawn(|| Kernel::load(config));
+        let registrar = if options.registrar.is_empty() {
+            guess(input, config, &mut |done| progress(done / 4.0)).map(Guess::make)
+        } else {
+            Ok(Registrar::told(options.registrar.clone()))
+        };
+        (registrar, loading.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    });
+    let registrar = registrar?;
     let before = if options.registrar.is_empty() { 0.25 } else { 0.0 };
     let mut capture = input.packets()?;
-    let mut replay = Replay::new(config, registrar)?;
-    let mut buffer = Vec::new();
+    let _cpu = OneCpu::take()?;
+    let mut replay = Replay::new(config, registrar, loaded?)?;
+    let mut buffers = Buffers { frame: Vec::new(), event: Box::new(Event::zeroed()) };
     while let Some(packet) = capture.next() {
         replay
-            .take(&packet, &mut buffer)
+            .take(&packet, &mut buffers)
             .with_context(|| format!("packet {} of {}", replay.facts.packets, input.name()))?;
         if replay.facts.packets.is_multiple_of(REPORT) {
             progress(before + (1.0 - before) * input.progress());
@@ -159,6 +168,14 @@ struct Replay<'c> {
     doorway: Doorway,
 }
 
+/// Memory that each packet uses anew.
+struct Buffers {
+    /// An Ethernet frame.
+    frame: Vec<u8>,
+    /// What the programs tell.
+    event: Box<Event>,
+}
+
 /// What is counted of a capture and of what was made of it.
 #[derive(Debug, Clone, Default)]
 struct Facts {
@@ -175,8 +192,7 @@ struct Facts {
 }
 
 impl<'c> Replay<'c> {
-    fn new(config: &'c Config, registrar: Registrar) -> Result<Self> {
-        let (kernel, mut lists) = Kernel::load(config)?;
+    fn new(config: &'c Config, registrar: Registrar, (kernel, mut lists): (Kernel, Lists)) -> Result<Self> {
         for (list, networks) in [(List::Trust, &config.trust.networks), (List::Admit, &config.admit.networks)] {
             for network in networks {
                 let entry = Entry { owner: Owner::Config, ..Entry::manual(*network, NEVER, "the configuration") };
@@ -232,7 +248,7 @@ impl<'c> Replay<'c> {
     }
 
     /// Takes the next packet of the capture.
-    fn take(&mut self, packet: &Packet<'_>, buffer: &mut Vec<u8>) -> Result<()> {
+    fn take(&mut self, packet: &Packet<'_>, buffers: &mut Buffers) -> Result<()> {
         self.facts.packets += 1;
         self.facts.bytes += u64::from(packet.length);
         let is_cut = (packet.data.len() as u64) < u64::from(packet.length);
@@ -250,8 +266,9 @@ impl<'c> Replay<'c> {
             self.facts.skipped.link_type += 1;
             return Ok(());
         }
+        let Buffers { frame, event } = buffers;
         let Some(frame) =
-            frame::ethernet(packet.link, packet.data, buffer).filter(|frame| frame.len() >= kernel::SHORTEST)
+            frame::ethernet(packet.link, packet.data, frame).filter(|frame| frame.len() >= kernel::SHORTEST)
         else {
             self.facts.skipped.malformed += 1;
             return Ok(());
@@ -261,10 +278,10 @@ impl<'c> Replay<'c> {
             return Ok(());
         };
         if self.registrar.has(&ends.source) {
-            return self.leave(&ends, frame, now, is_cut);
+            return self.leave(&ends, frame, now, is_cut, event);
         }
         if self.registrar.has(&ends.destination) || self.registrar.is_unknown() {
-            return self.arrive(&ends, frame, now, is_cut);
+            return self.arrive(&ends, frame, now, is_cut, event);
         }
         self.facts.skipped.elsewhere += 1;
         Ok(())
@@ -322,7 +339,7 @@ impl<'c> Replay<'c> {
     }
 
     /// A packet that is for us.
-    fn arrive(&mut self, ends: &Ends, frame: &[u8], now: u64, is_cut: bool) -> Result<()> {
+    fn arrive(&mut self, ends: &Ends, frame: &[u8], now: u64, is_cut: bool, event: &mut Event) -> Result<()> {
         if self.config.block_scope == BlockScope::Sip
             && let Some(reason) = self.doorway.passes_by(frame)
         {
@@ -338,12 +355,12 @@ impl<'c> Replay<'c> {
             self.facts.messages[message as usize] += 1;
         }
         self.story.count(ends.source, ends.ports.map(|(from, _)| from), reason);
-        self.hear(now, is_cut);
+        self.hear(now, is_cut, event);
         Ok(())
     }
 
     /// A packet of ours.
-    fn leave(&mut self, ends: &Ends, frame: &[u8], now: u64, is_cut: bool) -> Result<()> {
+    fn leave(&mut self, ends: &Ends, frame: &[u8], now: u64, is_cut: bool, event: &mut Event) -> Result<()> {
         let is_sip = |(from, _): (u16, u16)| self.doorway.ports.contains(from);
         if ends.protocol != UDP || !ends.ports.is_some_and(is_sip) {
             let is_tcp = ends.protocol == TCP && ends.ports.is_some_and(is_sip);
@@ -351,30 +368,32 @@ impl<'c> Replay<'c> {
             return Ok(());
         }
         self.facts.left += 1;
-        self.kernel.set_clock(now);
-        self.kernel.leave(frame)?;
         if self.refused.len() < MAX_CLOSE {
             self.refused.insert(ends.destination);
         }
-        self.hear(now, is_cut);
+        if self.doorway.may_matter(frame) {
+            self.kernel.set_clock(now);
+            self.kernel.leave(frame)?;
+            self.hear(now, is_cut, event);
+        }
         Ok(())
     }
 
     /// Takes what the programs have to tell.
-    fn hear(&mut self, now: u64, is_cut: bool) {
-        while let Some(mut event) = self.kernel.event() {
+    fn hear(&mut self, now: u64, is_cut: bool, event: &mut Event) {
+        while self.kernel.event(event) {
             if is_cut {
                 // It goes on in what is not there, as that of a fragment does.
                 event.flags |= FRAGMENTED;
             }
-            self.court(now).observe(&event);
+            self.court(now).observe(event);
         }
     }
 
     /// Looks how close those have come to a ban who were answered lately.
     fn look(&mut self, now: u64) {
         for source in std::mem::take(&mut self.refused) {
-            for evidence in self.detector.explain(&source, now).evidence {
+            for evidence in self.detector.evidence_against(&source, now) {
                 let share = share(&evidence);
                 let is_closest = self.close.get(&source).is_none_or(|before| self::share(before) < share);
                 if share > 0.0 && is_closest && (self.close.len() < MAX_CLOSE || self.close.contains_key(&source)) {

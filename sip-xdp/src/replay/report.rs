@@ -82,7 +82,7 @@ pub struct CaptureFacts {
     pub duration: u64,
     /// Packets that arrived at SIP ports, and went through the kernel's program.
     pub arrived: u64,
-    /// Packets that left SIP ports, and went through the other one.
+    /// Packets that left SIP ports. Those that may be sampled went through the other one.
     pub left: u64,
     /// Packets of which the capture has only the beginning.
     pub cut: u64,

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
 use aya::maps::Map;
-use bytemuck::AnyBitPattern;
+use bytemuck::Pod;
 use memmap2::{MmapOptions, MmapRaw};
 use nix::unistd::{SysconfVar, sysconf};
 
@@ -47,23 +47,26 @@ impl Ring {
         Ok(Self { consumer, producer, page, mask: u64::from(size) - 1, at: 0 })
     }
 
-    /// The next record that is a whole `T`; others are left out.
-    pub(super) fn next<T: AnyBitPattern>(&mut self) -> Option<T> {
+    /// Copies the next record that is a whole `T` to `into`, and returns whether there is one; others are left out.
+    pub(super) fn next<T: Pod>(&mut self, into: &mut T) -> bool {
         while self.at < self.written() {
             let header = self.header();
             if header & BUSY != 0 {
-                return None;
+                return false;
             }
             // What lies before this record may be written again.
             self.read().store(self.at, Ordering::Release);
             let length = header & !DISCARDED;
-            let record = (header & DISCARDED == 0).then(|| bytemuck::try_pod_read_unaligned(self.record(length)).ok());
+            let is_wanted = header & DISCARDED == 0 && length as usize == size_of::<T>();
+            if is_wanted {
+                bytemuck::bytes_of_mut(into).copy_from_slice(self.record(length));
+            }
             self.at += (HEADER + u64::from(length)).next_multiple_of(8);
-            if let Some(record) = record.flatten() {
-                return Some(record);
+            if is_wanted {
+                return true;
             }
         }
-        None
+        false
     }
 
     /// How far the kernel has written.

@@ -213,7 +213,10 @@ impl Chronicle for Telling<'_> {
     }
 
     fn accepted(&mut self, acceptance: &Acceptance) {
-        self.story.good.entry(acceptance.source).or_default().insert(acceptance.user.clone());
+        let users = self.story.good.entry(acceptance.source).or_default();
+        if !users.contains(&acceptance.user) {
+            users.insert(acceptance.user.clone());
+        }
     }
 
     fn peer(&mut self, source: Source, _: u64) {

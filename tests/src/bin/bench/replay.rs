@@ -40,8 +40,8 @@ pub(crate) fn run(plan: &Plan) -> Result<Section> {
                 "{rounds} rounds of the whole command, loading its programs and guessing the registrar included; a capture \
                  of about {PACKETS} packets that is in the page cache."
             ),
-            "Each packet to or from a SIP port is one BPF_PROG_TEST_RUN; all others are told apart in user space by the \
-             kernel's own parser."
+            "Each packet to or from a SIP port, but for provisional answers, is one BPF_PROG_TEST_RUN; all others are told \
+             apart in user space by the kernel's own parser."
                 .to_owned(),
         ],
     })
