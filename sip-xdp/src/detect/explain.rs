@@ -135,7 +135,7 @@ impl Detector {
     /// A source among those that are watched, by its address or, with IPv6, by its network.
     fn watched_as(&self, source: &Source) -> Option<&Subject> {
         let by_network = || self.subjects.get(&source.masked(self.ipv6_mask)).filter(|_| !source.is_v4());
-        self.subjects.get(source).or_else(by_network)
+        self.subjects.get(source).or_else(by_network).map(Box::as_ref)
     }
 
     /// Until when a user is known to be registered at a port of an address; 0 if it never was.

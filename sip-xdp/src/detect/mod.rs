@@ -319,8 +319,8 @@ impl Detector {
         let echoes = |echo| request.nonces.iter().any(|nonce| self.nonces.echo(*nonce, judged_as) == echo);
         let echoes_own = echoes(Echo::Own);
         // Nearly all of a storm's strangers are forged: who has not shown that it receives our responses is not remembered.
-        let is_new = !self.subjects.contains_key(&judged_as);
-        if event.flags & IN_STORM != 0 && is_new && !echoes_own && !echoes(Echo::Shared) {
+        let is_strange = event.flags & IN_STORM != 0 && !self.subjects.contains_key(&judged_as);
+        if is_strange && !echoes_own && !echoes(Echo::Shared) {
             return;
         }
         if !self.exchanges.ask(event.source, head, &request, now) {
