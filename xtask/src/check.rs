@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::command::{self, find, is_root, say};
-use crate::toolchain::KERNEL_PACKAGES;
+use crate::toolchain::{self, KERNEL_PACKAGES};
 use crate::workspace::Workspace;
 use crate::{build, failures, packages};
 
@@ -18,6 +18,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     // Everything that is missing is said before the long part begins.
     let mut privileged = privileged_tests(&workspace)?;
     packages::install_test_tools()?;
+    if arguments.is_empty() {
+        toolchain::install_checkers()?;
+    }
     build::all(&workspace, false)?;
     if arguments.is_empty() {
         say("format: cargo fmt --all --check");
