@@ -1,10 +1,7 @@
 //! A clean Debian of its own: unpacked for one test, started with its own systemd, in a network namespace of the laboratory.
-//!
-//! Its processes, mounts and BPF file system are in namespaces that end with it, and what of /proc and /sys is the whole
-//! machine's is read-only there.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -12,37 +9,13 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::namespace::{Namespace, unique_name};
-use crate::process::{Process, output, succeed};
+use crate::namespace::Namespace;
+use crate::process::{Process, output};
+use crate::root::Root;
 use crate::wait_until;
 
 /// How long systemd may take to start everything.
 const BOOT: Duration = Duration::from_secs(120);
-
-/// Makes the directory that is its argument the root, with what systemd expects, and becomes systemd. Settings of the kernel
-/// are read-only but for those of the network namespace, which are its own.
-const START: &str = r#"
-set -e
-mount --make-rprivate /
-mount --bind "$1" "$1"
-cd "$1"
-mount -t proc proc proc
-mount --bind proc/sys proc/sys
-mount --bind proc/sys/net proc/sys/net
-mount -o remount,bind,ro proc/sys
-mount -t sysfs -o ro sys sys
-mount -t bpf bpf sys/fs/bpf
-mount -t cgroup2 cgroup sys/fs/cgroup
-mount -t tmpfs -o mode=755 tmpfs run
-mount -t tmpfs -o mode=755 tmpfs dev
-for node in full null random tty urandom zero; do cp -a "/dev/$node" dev/; done
-ln -s /proc/self/fd dev/fd
-mkdir dev/pts dev/shm old
-pivot_root . old
-umount -l old
-rmdir old
-exec env -i container=laboratory PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --system --show-status=no
-"#;
 
 /// A running one; dropping it ends everything in it.
 #[derive(Debug)]
@@ -50,21 +23,15 @@ pub struct Machine<'a> {
     namespace: &'a Namespace,
     _unshare: Process,
     init: Pid,
-    root: PathBuf,
+    root: Root,
 }
 
 impl<'a> Machine<'a> {
     /// Unpacks the root and starts it; returns when systemd says that everything runs.
     pub fn boot(archive: &Path, namespace: &'a Namespace, directory: &Path) -> Result<Self> {
-        let root = directory.join(unique_name());
-        fs::create_dir(&root).with_context(|| format!("cannot make {}", root.display()))?;
-        succeed(Command::new("tar").arg("-xf").arg(archive).arg("-C").arg(&root))?;
-        fs::write(root.join("etc/hostname"), "laboratory\n")?;
-        fs::write(root.join("etc/hosts"), "127.0.0.1 localhost laboratory\n::1 localhost\n")?;
-
+        let root = Root::unpack(archive, directory)?;
         let mut command = namespace.command("unshare");
-        command.args(["--mount", "--pid", "--cgroup", "--uts", "--ipc", "--fork", "--kill-child", "--"]);
-        command.args(["sh", "-c", START, "sh"]).arg(&root);
+        command.args(root.start(&["/lib/systemd/systemd", "--system", "--show-status=no"]));
         let mut unshare = Process::spawn("a clean Debian", &mut command)?;
         let children = format!("/proc/{0}/task/{0}/children", unshare.pid());
         let mut init = None;
@@ -124,8 +91,7 @@ impl<'a> Machine<'a> {
 
     /// Copies a file to a path inside.
     pub fn copy(&self, from: &Path, to: &str) -> Result<()> {
-        let to = self.root.join(to.trim_start_matches('/'));
-        fs::copy(from, &to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display())).map(drop)
+        self.root.copy(from, to)
     }
 
     /// The main process of a service, by its number outside.

@@ -11,7 +11,7 @@ use crate::{build, packages};
 /// The command.
 pub(crate) fn run() -> Result<()> {
     let workspace = Workspace::find()?;
-    packages::install_test_tools()?;
+    packages::install_demo_tools()?;
     build::all(&workspace, false)?;
     command::run(workspace.cargo().args(["build", "--package", "sip-xdp-tests", "--bin", "demo"]))?;
     let demo = workspace.target.join("debug/demo");

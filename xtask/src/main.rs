@@ -1,4 +1,4 @@
-//! Everything a contributor runs: `cargo xtask build`, `test`, `fuzz`, `demo`, `bench`, `package`.
+//! Everything a contributor runs: `cargo xtask build`, `test`, `fuzz`, `demo`, `bench`, `package`, `newcomer`.
 //!
 //! Each command finds what it needs, installs what is missing, and says in one line each what it found or did. A second
 //! run finds everything in place and changes nothing.
@@ -12,6 +12,7 @@ mod demo;
 mod failures;
 mod fuzz;
 mod linker;
+mod newcomer;
 mod package;
 mod packages;
 mod toolchain;
@@ -73,6 +74,14 @@ enum Task {
         #[arg(long)]
         test: bool,
     },
+    /// Execute the README from top to bottom in clean Debians, beginning with this checkout (needs root and the network)
+    ///
+    /// It takes about two hours and 20 GB in /var/tmp, most of it for what stands under "Contributing", and is not part of `test`.
+    Newcomer {
+        /// Leave out what stands under "Contributing": a quarter of an hour
+        #[arg(long)]
+        quick: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -93,5 +102,6 @@ fn run(task: Task) -> Result<()> {
         Task::Demo => demo::run(),
         Task::Bench { quick, section, output } => bench::run(quick, &section, output),
         Task::Package { test } => package::run(test),
+        Task::Newcomer { quick } => newcomer::run(quick),
     }
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask package`: a Debian package that needs no toolchain where it is installed; with `--test` also a clean Debian
 //! in which it is installed, used, upgraded and removed, and in which a newcomer follows the README.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
@@ -87,16 +88,27 @@ fn cargo_deb() -> Result<PathBuf> {
     Ok(cargo_deb)
 }
 
-/// Runs the tests of the installed package; their exit status is ours.
+/// Tries what was packed, and that it can be upgraded.
 fn test(workspace: &Workspace, package: &Path, next: &Path) -> Result<()> {
-    packages::install_test_tools()?;
+    packages::install_lab_tools()?;
     let root = debian::clean_root()?;
+    let arguments = ["package".into(), "--package".into(), package.into(), "--next".into(), next.into()];
+    try_installed(workspace, &root, arguments)
+}
+
+/// Runs the tests of the installed package, which need a clean Debian; their exit status is ours.
+pub(crate) fn try_installed(
+    workspace: &Workspace,
+    root: &Path,
+    arguments: impl IntoIterator<Item = OsString>,
+) -> Result<()> {
     command::run(workspace.cargo().args(["build", "--package", "sip-xdp-tests", "--bin", "installed"]))?;
+    // What is unpacked and built there is too much for a file system in memory.
     let status = as_root("env")?
-        .arg(format!("SIP_XDP_BIN={}", workspace.binary(true).display()))
+        .arg("TMPDIR=/var/tmp")
         .arg(workspace.target.join("debug/installed"))
-        .args(["--root".as_ref(), root.as_os_str(), "--package".as_ref(), package.as_os_str()])
-        .args(["--next".as_ref(), next.as_os_str(), "--checkout".as_ref(), workspace.root.as_os_str()])
+        .args(["--root".as_ref(), root.as_os_str(), "--checkout".as_ref(), workspace.root.as_os_str()])
+        .args(arguments)
         .status()
         .context("cannot run the tests of the package")?;
     match status.code() {

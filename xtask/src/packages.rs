@@ -9,25 +9,25 @@ use anyhow::{Context, Result, bail};
 
 use crate::command::{as_root, ask, find, is_root, run, run_quietly, say};
 
-/// What the end-to-end tests and the demo use. Each line: a program, and the package that brings it.
-const TEST_TOOLS: [(&str, &str); 19] = [
+/// What every test in network namespaces uses. Each line: a program, and the package that brings it.
+const LAB_TOOLS: [(&str, &str); 3] = [("ip", "iproute2"), ("nsenter", "util-linux"), ("tcpdump", "tcpdump")];
+
+/// What the demo uses beside that: nobody should have to install a browser to see an attacker being banned.
+const DEMO_TOOLS: [(&str, &str); 4] =
+    [("kamailio", "kamailio"), ("kamcmd", "kamailio"), ("sipp", "sip-tester"), ("svcrack", "sipvicious")];
+
+/// What the end-to-end tests use beside all of these.
+const TEST_TOOLS: [(&str, &str); 12] = [
     ("chromium", "chromium"),
     ("crowdsec", "crowdsec"),
     ("cscli", "crowdsec"),
     ("dnsmasq", "dnsmasq-base"),
     ("fail2ban-server", "fail2ban"),
     ("faketime", "faketime"),
-    ("ip", "iproute2"),
-    ("kamailio", "kamailio"),
-    ("kamcmd", "kamailio"),
     ("nft", "nftables"),
-    ("nsenter", "util-linux"),
-    ("sipp", "sip-tester"),
     ("sipsak", "sipsak"),
-    ("svcrack", "sipvicious"),
     ("svmap", "sipvicious"),
     ("svwar", "sipvicious"),
-    ("tcpdump", "tcpdump"),
     ("tmux", "tmux"),
     ("tshark", "tshark"),
 ];
@@ -63,9 +63,19 @@ const OFFLINE: (&str, &str) = ("crowdsec", "/etc/crowdsec/online_api_credentials
 /// Asked before a package's maintainer scripts start a service; 101 means no.
 const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
 
+/// Makes available what any test in network namespaces uses.
+pub(crate) fn install_lab_tools() -> Result<()> {
+    install_tools("network tools", &LAB_TOOLS)
+}
+
+/// Makes available what the demo uses.
+pub(crate) fn install_demo_tools() -> Result<()> {
+    install_tools("what the demo shows", &[&LAB_TOOLS[..], &DEMO_TOOLS].concat())
+}
+
 /// Makes the test tools available.
 pub(crate) fn install_test_tools() -> Result<()> {
-    install_tools("test tools", &TEST_TOOLS)
+    install_tools("test tools", &[&LAB_TOOLS[..], &DEMO_TOOLS, &TEST_TOOLS].concat())
 }
 
 /// Makes available what the benchmark measures against.
@@ -83,6 +93,7 @@ pub(crate) fn install_fuzz_tools() -> Result<()> {
 fn install_tools(what: &str, tools: &[(&str, &str)]) -> Result<()> {
     let missing = |(program, _): &&(&str, &str)| find(program).is_none();
     let mut packages: Vec<_> = tools.iter().filter(missing).map(|&(_, package)| package.to_owned()).collect();
+    packages.sort();
     packages.dedup();
     if packages.is_empty() {
         say(format!("{what}: all installed"));

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::{ask, clean, find, run, say};
+use crate::command::{ask, cargo, clean, find, run, say};
 use crate::linker;
 use crate::packages;
 use crate::workspace::Workspace;
@@ -24,6 +24,8 @@ const DISTRIBUTION_RUSTC: &str = "/usr/bin/rustc";
 const DISTRIBUTION_CARGO: &str = "/usr/bin/cargo";
 /// What Debian calls its up-to-date compiler, its cargo, and its core library for BPF.
 const DISTRIBUTION_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
+/// What Debian calls the formatter and the linter that fit that compiler.
+const DISTRIBUTION_CHECKERS: [&str; 2] = ["rustfmt-web", "rust-web-clippy"];
 const RUSTUP_INSTALL: &str = "rustup toolchain install nightly --profile minimal --component rust-src";
 
 /// A compiler that can build the kernel programs, and its linker.
@@ -136,6 +138,23 @@ impl Compiler {
         let llvm = field("LLVM version:")?.split('.').next()?.parse().ok()?;
         Some(Self { release: field("release:")?.to_owned(), llvm })
     }
+}
+
+/// Makes `cargo fmt` and `cargo clippy` available to the contributor's own cargo: neither Debian's nor rustup's smallest
+/// toolchain brings them.
+pub(crate) fn install_checkers() -> Result<()> {
+    let is_there = |name: &str| ask(Command::new(cargo()).args([name, "--version"])).is_some();
+    if is_there("fmt") && is_there("clippy") {
+        return Ok(());
+    }
+    if cargo() == Path::new(DISTRIBUTION_CARGO) && packages::has_apt() {
+        return packages::install(&DISTRIBUTION_CHECKERS.map(str::to_owned));
+    }
+    if find("rustup").is_some() {
+        say("installing the formatter and the linter: rustup component add rustfmt clippy");
+        return run(Command::new("rustup").args(["component", "add", "rustfmt", "clippy"]));
+    }
+    bail!("`cargo fmt` or `cargo clippy` is missing: install rustfmt and clippy, which belong to your Rust toolchain");
 }
 
 /// Whether this compiler has a prebuilt core library for the BPF target.

@@ -5,14 +5,16 @@
 
 mod newcomer;
 mod package;
+mod server;
 mod service;
+mod workshop;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use sip_xdp_tests::require_root;
 use sip_xdp_tests::supervise::{Aftermath, is_worker, supervise};
 
@@ -22,15 +24,33 @@ struct Arguments {
     /// A clean Debian, as a tar archive
     #[arg(long, value_name = "FILE")]
     root: PathBuf,
-    /// The package
-    #[arg(long, value_name = "FILE")]
-    package: PathBuf,
-    /// The same as a later version
-    #[arg(long, value_name = "FILE")]
-    next: PathBuf,
     /// Where the README is
     #[arg(long, value_name = "DIR")]
     checkout: PathBuf,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// A package that was made before, and what the README says of the machine where it is to run
+    Package {
+        /// The package
+        #[arg(long, value_name = "FILE")]
+        package: PathBuf,
+        /// The same as a later version
+        #[arg(long, value_name = "FILE")]
+        next: PathBuf,
+    },
+    /// All that the README says, beginning with the sources
+    Newcomer {
+        /// The sources, as a tar archive
+        #[arg(long, value_name = "FILE")]
+        sources: PathBuf,
+        /// Leave out what takes an hour: what contributors execute
+        #[arg(long)]
+        quick: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -47,10 +67,19 @@ fn main() -> ExitCode {
 }
 
 fn work(arguments: &Arguments) -> Result<bool> {
-    println!("The package in a clean Debian:");
-    package::run(arguments)?;
-    println!("A newcomer with the README:");
-    newcomer::run(arguments)?;
+    let Arguments { root, checkout, what } = arguments;
+    match what {
+        What::Package { package, next } => {
+            println!("The package in a clean Debian:");
+            package::run(root, package, next)?;
+            println!("A newcomer with the package and the README:");
+            newcomer::with_package(root, checkout, package)?;
+        }
+        What::Newcomer { sources, quick } => {
+            println!("A newcomer with the sources and the README:");
+            newcomer::with_sources(root, checkout, sources, *quick)?;
+        }
+    }
     Ok(true)
 }
 

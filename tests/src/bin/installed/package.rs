@@ -1,5 +1,6 @@
 //! Installing, upgrading, removing and purging.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use sip_xdp_tests::process::succeed;
 use sip_xdp_tests::topology::{LAN, PBX_LAN, PBX_WAN, PHONE, WAN};
 use sip_xdp_tests::{Capture, Lab, Machine, stream, wait_until};
 
-use crate::{Arguments, held, service};
+use crate::{held, service};
 
 /// What belongs into the package, beside the man pages.
 const FILES: [&str; 13] = [
@@ -43,12 +44,12 @@ const COMPLETIONS: [(&str, &str); 3] = [
     ("fish", "fish -c 'complete -C \"sip-xdp blo\"'"),
 ];
 
-pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+pub(crate) fn run(root: &Path, package: &Path, next: &Path) -> Result<()> {
     let lab = Lab::new()?;
-    let machine = Machine::boot(&arguments.root, &lab.pbx, lab.directory())?;
+    let machine = Machine::boot(root, &lab.pbx, lab.directory())?;
     held("a clean Debian with its own systemd runs");
-    machine.copy(&arguments.package, "/root/sip-xdp.deb")?;
-    machine.copy(&arguments.next, "/root/next.deb")?;
+    machine.copy(package, "/root/sip-xdp.deb")?;
+    machine.copy(next, "/root/next.deb")?;
 
     install(&machine)?;
     documentation(&machine)?;

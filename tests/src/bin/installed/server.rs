@@ -1,0 +1,44 @@
+//! Where the newcomer's package is to run: a clean Debian with its own systemd, in a network of the laboratory.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use sip_xdp_tests::readme::Block;
+use sip_xdp_tests::topology::ATTACKER;
+use sip_xdp_tests::{Lab, Machine};
+
+use crate::held;
+use crate::newcomer::{ADD_USER, USER};
+
+/// The machine.
+pub(crate) struct Server<'a> {
+    machine: Machine<'a>,
+}
+
+impl<'a> Server<'a> {
+    /// Starts it, with the package where the newcomer is after logging in.
+    pub(crate) fn boot(root: &Path, lab: &'a Lab, package: &Path) -> Result<Self> {
+        // As a host on the Internet has one; the filter goes where it leads.
+        lab.pbx.ip(["route", "add", "default", "via", &ATTACKER.to_string()])?;
+        let machine = Machine::boot(root, &lab.pbx, lab.directory())?;
+        machine.run(ADD_USER)?;
+        let name = package.file_name().and_then(|name| name.to_str()).context("the package has no name")?;
+        machine.copy(package, &format!("/home/{USER}/{name}"))?;
+        Ok(Self { machine })
+    }
+
+    /// Executes a block as the newcomer would paste it into a shell, which stops at the first command that fails.
+    pub(crate) fn execute(&self, block: &Block) -> Result<()> {
+        let start = Instant::now();
+        let quoted = format!("set -e -o pipefail\ncd\n{}", block.text).replace('\'', r"'\''");
+        self.machine
+            .run(&format!("runuser --login {USER} -c '{quoted}'"))
+            .with_context(|| format!("under \"{}\"", block.heading))?;
+        for command in block.text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
+            held(format!("$ {command}"));
+        }
+        held(format!("the block took {:.1?}", start.elapsed()));
+        Ok(())
+    }
+}
