@@ -19,6 +19,9 @@ fn the_filter_goes_on_when_the_daemon_is_killed() -> Result<()> {
     let source = ATTACKER.to_string();
     let mut svcrack = Attacker::new(&lab.attacker, lab.directory()).crack("101")?;
     wait_until("the source is banned", Duration::from_secs(10), || filter.is_banned(&source))?;
+    // The ledger has it a moment before the tables do: with the first entry of a length, a grace period of the kernel.
+    let is_enforced = || Ok(filter.packets(WAN, "drop.blocked")? > 0);
+    wait_until("the ban is in force", Duration::from_secs(10), is_enforced)?;
 
     filter.kill9()?;
     sleep(Duration::from_millis(300));

@@ -17,11 +17,12 @@ const DEMO_TOOLS: [(&str, &str); 4] =
     [("kamailio", "kamailio"), ("kamcmd", "kamailio"), ("sipp", "sip-tester"), ("svcrack", "sipvicious")];
 
 /// What the end-to-end tests use beside all of these.
-const TEST_TOOLS: [(&str, &str); 12] = [
+const TEST_TOOLS: [(&str, &str); 13] = [
     ("chromium", "chromium"),
     ("crowdsec", "crowdsec"),
     ("cscli", "crowdsec"),
     ("dnsmasq", "dnsmasq-base"),
+    ("ethtool", "ethtool"),
     ("fail2ban-server", "fail2ban"),
     ("faketime", "faketime"),
     ("nft", "nftables"),
