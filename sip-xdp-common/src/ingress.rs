@@ -31,8 +31,11 @@ pub trait Tables: Site {
     /// Whether only those may talk who are trusted, admitted, known good, or peers.
     fn is_closed(&self) -> bool;
 
-    /// What the lists say of `source`; counts the hit if it is blocked.
-    fn listing(&self, source: &Source) -> Listed;
+    /// What a look at the lists' front says of an IPv4 source; counts the hit if it is blocked.
+    fn glance(&self, source: &Source) -> Listed;
+
+    /// What the lists say of `source`, after that; counts the hit if it is blocked.
+    fn listing(&self, source: &Source, glance: Listed) -> Listed;
 
     /// What is known of a port of `source`; counts the hit if it is banned.
     fn flow(&self, source: &Source, port: u16) -> FlowState;
@@ -103,8 +106,9 @@ pub struct Judgement {
 }
 
 impl Judgement {
+    /// Of a packet whose payload does not matter.
     #[inline(always)]
-    const fn by(reason: Reason, end: usize) -> Self {
+    pub const fn by(reason: Reason, end: usize) -> Self {
         Self { reason, message: None, end }
     }
 }
@@ -146,16 +150,21 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
         !target.is_sip() && (!tables.scope_all() || ip.protocol == ICMP || ip.protocol == ICMPV6)
     };
     let glanced = if matches!(tables.link(), Link::Ethernet) { packet::glance(packet) } else { None };
-    let (ip, target, source) = match glanced {
+    // What nearly all packets are is looked at by itself up to the lists' front: there the compiler knows what it is.
+    let (ip, target, source, glance) = match glanced {
         Some(ip) => {
             let target = target(packet, tables, &ip);
             if may_pass(&target, &ip) {
                 return Judgement::by(target.by_the_way(), ip.end);
             }
-            let source = ip.source(packet);
-            // Forgotten, so that both ways are verified as one.
-            let (transport, end) = (packet.forget(ip.transport), packet.forget(ip.end));
-            (Ip { transport, end, ..ip }, target, source)
+            let Some(source) = ip.source(packet) else {
+                return Judgement::by(Reason::NotSip, ip.end);
+            };
+            let glance = tables.glance(&source);
+            if glance.is_only_blocked() {
+                return Judgement::by(Reason::Blocked, ip.end);
+            }
+            (ip, target, source, glance)
         }
         None => {
             let Some(ip) = packet::locate(packet, tables.link(), tables.inspects()) else {
@@ -166,20 +175,23 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
             if may_pass(&target, &ip) {
                 return Judgement::by(target.by_the_way(), ip.end);
             }
-            (ip, target, ip.source(packet))
+            let Some(source) = ip.source(packet) else {
+                return Judgement::by(Reason::NotSip, ip.end);
+            };
+            let glance = if source.is_v4() { tables.glance(&source) } else { Listed::OPEN };
+            (ip, target, source, glance)
         }
     };
-    let Some(source) = source else {
-        return Judgement::by(Reason::NotSip, ip.end);
-    };
-    let packet = &packet.afresh();
     let (to_sip, by_the_way) = (target.is_sip(), target.by_the_way());
 
     // 2. Trusted sources pass, whatever else lists them. In an attack most are blocked and nothing else, which one look tells.
-    let listed = tables.listing(&source);
+    let listed = tables.listing(&source, glance);
     if listed.is_only_blocked() {
         return Judgement::by(Reason::Blocked, ip.end);
     }
+    let packet = &packet.afresh();
+    // Forgotten, so that what was glanced at and what was located are verified as one.
+    let ip = Ip { transport: packet.forget(ip.transport), end: packet.forget(ip.end), ..ip };
     if listed.is_trusted() {
         return Judgement::by(if to_sip { Reason::Trusted } else { by_the_way }, ip.end);
     }

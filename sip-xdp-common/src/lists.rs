@@ -14,8 +14,8 @@
 use crate::front::{self, Place};
 use crate::layout::NEVER;
 use crate::networks::{
-    ALIKE, Bucket, CLAIMED, FLOWS, FORMER, GROUP, Guide, HIT, Hashed, IPV6_LENGTHS, KIND, Kind, LABEL, Length, OWN,
-    Prints, SUSPECT, Slot, Standing, VERSION, WAYS, byte_bits, lowest_byte,
+    ALIKE, Bucket, CLAIMED, FLOWS, FORMER, GROUP, Guide, HIT, Hashed, Hashing, IPV6_LENGTHS, KIND, Kind, LABEL, Length,
+    OWN, Prints, SUSPECT, Slot, Standing, VERSION, WAYS, byte_bits, lowest_byte,
 };
 use crate::source::Source;
 
@@ -28,7 +28,9 @@ const GLANCES: usize = 8;
 
 /// The tables, as one reader sees them.
 pub trait Shelves {
-    /// How to read them.
+    /// How networks are hashed.
+    fn hashing(&self) -> Hashing;
+    /// Which lengths there are.
     fn guide(&self) -> Option<&Guide>;
     /// An element of the front's bits for /20s.
     fn coarse(&self, element: u32) -> Option<&front::Element>;
@@ -50,6 +52,9 @@ pub trait Shelves {
     /// `bit` (0 or 1) negated: no bits or all of them. The compiler must not see through it, or it makes a branch of what
     /// is calculated with the result.
     fn negate(&self, bit: u64) -> u64;
+    /// `bits`. The compiler must not see through it, or it makes a way of its own for each of its values, and carries
+    /// along each of them what only the longer ones need.
+    fn opaque(&self, bits: u64) -> u64;
     /// See [`Reader::forget`](crate::reader::Reader::forget).
     fn forget(&self, value: usize) -> usize;
 }
@@ -74,6 +79,8 @@ impl Listed {
     const GOOD: u64 = 0x80;
     const PEER: u64 = 0x100;
     const SETTLED: u64 = 0x200;
+    /// It has not been asked yet which networks the source is in.
+    pub const OPEN: Self = Self(0x400);
     /// Where the scale of a known host stands.
     const SCALE: u32 = 12;
 
@@ -110,7 +117,7 @@ impl Listed {
     /// It is blocked, and neither trust nor what is known of its ports can spare it.
     #[inline(always)]
     pub const fn is_only_blocked(&self) -> bool {
-        self.0 & (Self::BLOCKED | Self::TRUSTED | Self::GOOD | Self::FLOWS) == Self::BLOCKED
+        self.0 & (Self::BLOCKED | Self::TRUSTED | Self::GOOD | Self::FLOWS | Self::OPEN.0) == Self::BLOCKED
     }
 
     /// What blocks it is an operator, or the configuration.
@@ -200,42 +207,55 @@ pub enum Counting {
 /// Asks the tables about a source.
 #[inline(always)]
 pub fn look_up<S: Shelves>(shelves: &S, source: &Source, counting: Counting) -> Listed {
-    Listed(shelves.forget(search(shelves, source, counting).0 as usize) as u64)
+    let glance = if source.is_v4() { glance(shelves, source, counting) } else { Listed::OPEN };
+    complete(shelves, source, glance, counting)
 }
 
+/// Asks the [`front`] about an IPv4 source, and where it knows of nothing but hosts, for the host.
 #[inline(always)]
-fn search<S: Shelves>(shelves: &S, source: &Source, counting: Counting) -> Listed {
-    let nothing = Listed(0);
+pub fn glance<S: Shelves>(shelves: &S, source: &Source, counting: Counting) -> Listed {
+    let (high, low) = source.words();
+    let address = ((low >> 32) as u32).swap_bytes();
+    let (coarse, fine) = (Place::coarse(address), Place::fine(address));
+    let mut state = read(shelves.coarse(coarse.element), &coarse);
+    if state == front::ASK {
+        state = read(shelves.fine(fine.element), &fine);
+    }
+    let bits = match state {
+        front::CLEAR => 0,
+        front::HOSTS => match find(shelves, high, low, Kind::Blocked.label(128)) {
+            Some(slot) => block(shelves, slot, Listed(0), counting),
+            None => 0,
+        },
+        front::WHOLE if !shelves.is_sample() => Listed::BLOCKED,
+        front::WHOLE => Listed::BLOCKED | Listed::SAMPLED | Listed::OPEN.0,
+        _ => Listed::OPEN.0,
+    };
+    Listed(shelves.opaque(bits))
+}
+
+/// Completes a [`glance`]: asks for the source's network of each length that occurs in its family.
+#[inline(always)]
+pub fn complete<S: Shelves>(shelves: &S, source: &Source, glance: Listed, counting: Counting) -> Listed {
+    if glance.0 & Listed::OPEN.0 == 0 {
+        return glance;
+    }
+    let before = Listed(glance.0 & !Listed::OPEN.0);
+    Listed(shelves.forget(search_lengths(shelves, source, before, counting).0 as usize) as u64)
+}
+
+/// What was known `before`, and what the networks say that the source is in.
+#[inline(always)]
+fn search_lengths<S: Shelves>(shelves: &S, source: &Source, before: Listed, counting: Counting) -> Listed {
     let Some(guide) = shelves.guide() else {
-        return nothing;
+        return before;
     };
     let (high, low) = source.words();
-    let mut whole = 0;
     let is_v4 = source.is_v4();
-    if is_v4 {
-        let address = ((low >> 32) as u32).swap_bytes();
-        let (coarse, fine) = (Place::coarse(address), Place::fine(address));
-        let mut state = read(shelves.coarse(coarse.element), &coarse);
-        if state == front::ASK {
-            state = read(shelves.fine(fine.element), &fine);
-        }
-        match state {
-            front::CLEAR => return nothing,
-            front::HOSTS => {
-                return match find(shelves, guide, high, low, Kind::Blocked.label(128)) {
-                    Some(slot) => Listed(block(shelves, slot, nothing, counting)),
-                    None => nothing,
-                };
-            }
-            front::WHOLE if !shelves.is_sample() => return Listed(Listed::BLOCKED),
-            front::WHOLE => whole = Listed::BLOCKED | Listed::SAMPLED,
-            _ => {}
-        }
-    }
     let version = (current(&guide.version) & 1) as usize;
     let count = current(&guide.counts[version][usize::from(!is_v4)]) as usize;
     let base = shelves.forget(version * VERSION + if is_v4 { 0 } else { IPV6_LENGTHS });
-    let whole = shelves.forget(whole as usize) as u64;
+    let before = Listed(shelves.forget(before.0 as usize) as u64);
     // First only the fingerprints: for most sources none fits.
     let mut first = count;
     for n in 0..=GLANCES {
@@ -248,18 +268,18 @@ fn search<S: Shelves>(shelves: &S, source: &Source, counting: Counting) -> Liste
         }
         let length = length(guide, base + n);
         let (high, low) = (high & current(&length.high), low & current(&length.low));
-        if fits(shelves, guide, &Hashed::new(high, low, current(&length.label), guide.seed)) {
+        if fits(shelves, high, low, current(&length.label)) {
             first = n;
             break;
         }
     }
     let first = shelves.forget(first);
     if first >= count {
-        return Listed(whole);
+        return before;
     }
     let at = (base + first) as u32;
     let count = (count - first) as u32;
-    let mut search = Search { high, low, at, count, counting, pad: 0, found: Listed(whole) };
+    let mut search = Search { high, low, at, count, counting, pad: 0, found: before };
     shelves.each_length(&mut search);
     search.found
 }
@@ -277,8 +297,10 @@ fn length(guide: &Guide, at: usize) -> &Length {
 
 /// Whether a network may be in the table, by its fingerprint.
 #[inline(always)]
-fn fits<S: Shelves>(shelves: &S, guide: &Guide, hashed: &Hashed) -> bool {
-    let [first, second] = hashed.buckets(guide.bucket_mask);
+fn fits<S: Shelves>(shelves: &S, high: u64, low: u64, label: u64) -> bool {
+    let hashing = shelves.hashing();
+    let hashed = Hashed::new(high, low, label, hashing.seed);
+    let [first, second] = hashed.buckets(hashing.bucket_mask);
     let Some(prints) = shelves.prints(first / GROUP as u32) else {
         return false;
     };
@@ -315,7 +337,7 @@ impl Search {
         self.at += 1;
         let label = current(&length.label);
         let (high, low) = (self.high & current(&length.high), self.low & current(&length.low));
-        let Some(slot) = find(shelves, guide, high, low, label) else {
+        let Some(slot) = find(shelves, high, low, label) else {
             return false;
         };
         let kind = label & KIND;
@@ -355,9 +377,10 @@ fn block<S: Shelves>(shelves: &S, slot: &Slot, before: Listed, counting: Countin
 /// What there is for exactly this network, if it is live. Which of the two buckets it stands in and where there is
 /// calculated, not branched on: it is as good as random, and a wrong guess costs more than the whole path.
 #[inline(always)]
-fn find<'a, S: Shelves>(shelves: &'a S, guide: &Guide, high: u64, low: u64, label: u64) -> Option<&'a Slot> {
-    let hashed = Hashed::new(high, low, label, guide.seed);
-    let [first, second] = hashed.buckets(guide.bucket_mask);
+fn find<S: Shelves>(shelves: &S, high: u64, low: u64, label: u64) -> Option<&Slot> {
+    let hashing = shelves.hashing();
+    let hashed = Hashed::new(high, low, label, hashing.seed);
+    let [first, second] = hashed.buckets(hashing.bucket_mask);
     let prints = shelves.prints(first / GROUP as u32)?;
     let print = hashed.print();
     let mut in_first = byte_bits(current(&prints[first as usize % GROUP]), print);

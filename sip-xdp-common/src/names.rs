@@ -77,6 +77,8 @@ pub const PORTS: &str = "PORTS";
 pub const LIMITS: &str = "LIMITS";
 /// Global: what a storm is ([`crate::storm::StormLimits`]).
 pub const STORM: &str = "STORM";
+/// Global: how networks and sources are hashed ([`crate::networks::Hashing`]), as [`GUIDE`] says.
+pub const HASHING: &str = "HASHING";
 /// Global: the mask under which IPv6 sources are metered (`[u64; 2]`, as [`crate::source::mask`] gives it).
 pub const IPV6_MASK: &str = "IPV6_MASK";
 /// Global: how frames start on this interface ([`crate::packet::Link`] as `u8`).
@@ -101,5 +103,19 @@ pub const GOOD_LIMIT: &str = "GOOD_LIMIT";
 pub const CLOSED: &str = "CLOSED";
 
 /// All globals that the loader sets.
-pub const GLOBALS: [&str; 13] =
-    [PORTS, LIMITS, GOOD_LIMIT, STORM, IPV6_MASK, LINK, SLOT, SCOPE_ALL, CLOSED, DRY_RUN, CLOCK_FROM_MAP, IPV6, TAGS];
+pub const GLOBALS: [&str; 14] = [
+    PORTS,
+    LIMITS,
+    GOOD_LIMIT,
+    STORM,
+    HASHING,
+    IPV6_MASK,
+    LINK,
+    SLOT,
+    SCOPE_ALL,
+    CLOSED,
+    DRY_RUN,
+    CLOCK_FROM_MAP,
+    IPV6,
+    TAGS,
+];

@@ -224,17 +224,33 @@ pub(crate) const VERSION: usize = 512;
 
 const _: () = assert!(IPV6_LENGTHS + MAX_LENGTHS <= VERSION);
 
-/// How to read the tables of lists and sources. There are two versions of the lengths: one that is in force, and one that
-/// is being written.
+/// How networks and sources are hashed. It is chosen when the tables are made, and stays as long as they do: programs have
+/// it in a read-only global, which costs them no look-up.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-pub struct Guide {
-    /// Seeds every hash; chosen once, when the tables are made.
+pub struct Hashing {
+    /// Seeds every hash.
     pub seed: u64,
     /// The number of buckets less one.
     pub bucket_mask: u32,
     /// The number of sets of sources ([`crate::sources`]) less one.
     pub set_mask: u32,
+}
+
+impl Hashing {
+    /// In tables for a capacity of `networks` and of `sources`.
+    pub const fn new(seed: u64, networks: u32, sources: u32) -> Self {
+        Self { seed, bucket_mask: buckets(networks) - 1, set_mask: sets(sources) - 1 }
+    }
+}
+
+/// How to read the tables of lists and sources. There are two versions of the lengths: one that is in force, and one that
+/// is being written.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Guide {
+    /// How networks and sources are hashed.
+    pub hashing: Hashing,
     /// IPv4 networks that are blocked.
     pub ipv4: u32,
     /// IPv6 networks that are blocked.
@@ -252,9 +268,9 @@ pub struct Guide {
 const _: () = assert!(size_of::<Guide>() == 48 + 2 * VERSION * 24);
 
 impl Guide {
-    /// How to read empty tables for a capacity of `networks` and of `sources`.
-    pub fn new(seed: u64, networks: u32, sources: u32) -> Self {
-        Self { seed, bucket_mask: buckets(networks) - 1, set_mask: sets(sources) - 1, ..Self::zeroed() }
+    /// How to read empty tables.
+    pub fn new(hashing: Hashing) -> Self {
+        Self { hashing, ..Self::zeroed() }
     }
 }
 

@@ -14,9 +14,10 @@ use sip_xdp_common::verdict::Message;
 
 use crate::clock;
 use crate::events::{Told, sample};
+use crate::globals::HASHING;
 use crate::globals::Here;
 use crate::lists::Lists;
-use crate::maps::{ASKED, GUIDE, RESPONSES, cpu_state};
+use crate::maps::{ASKED, RESPONSES, cpu_state};
 use crate::reader::Packet;
 
 /// `TCX_NEXT`, which is also `TC_ACT_UNSPEC` (`include/uapi/linux/bpf.h`): go on.
@@ -70,9 +71,6 @@ fn note<R: Reader>(ctx: &TcContext, state: *mut CpuState, packet: &R, leaving: &
             let _ = ASKED.insert(destination, Asked { at: now }, 0);
         }
     }
-    let Some(guide) = GUIDE.get(0) else {
-        return;
-    };
     if listed.is_settled_peer() {
         return;
     }
@@ -93,5 +91,5 @@ fn note<R: Reader>(ctx: &TcContext, state: *mut CpuState, packet: &R, leaving: &
         end: leaving.end,
         now,
     };
-    sample(&told, &Home::of(&destination, guide.seed));
+    sample(&told, &Home::of(&destination, HASHING.load().seed));
 }

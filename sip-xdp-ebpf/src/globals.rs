@@ -4,6 +4,7 @@
 use aya_ebpf::Global;
 use sip_xdp_common::ingress::Site;
 use sip_xdp_common::meter::{Limit, LimitSource, Limits, Pace};
+use sip_xdp_common::networks::Hashing;
 use sip_xdp_common::packet::{Inspects, Link};
 use sip_xdp_common::storm::StormLimits;
 
@@ -23,6 +24,10 @@ pub(crate) static GOOD_LIMIT: Global<Pace> = Global::new(NONE);
 /// What a storm is.
 #[unsafe(no_mangle)]
 pub(crate) static STORM: Global<StormLimits> = Global::new(StormLimits { new_sources: 0, budget: UNSET });
+
+/// How networks and sources are hashed.
+#[unsafe(no_mangle)]
+pub(crate) static HASHING: Global<Hashing> = Global::new(Hashing { seed: 0, bucket_mask: 0, set_mask: 0 });
 
 /// The mask under which IPv6 sources are metered.
 #[unsafe(no_mangle)]

@@ -7,8 +7,9 @@ use aya_ebpf::helpers::bpf_loop;
 use sip_xdp_common::front;
 use sip_xdp_common::layout::CpuState;
 use sip_xdp_common::lists::{self, Search, Shelves};
-use sip_xdp_common::networks::{Bucket, Guide, Prints, Slot};
+use sip_xdp_common::networks::{Bucket, Guide, Hashing, Prints, Slot};
 
+use crate::globals::HASHING;
 use crate::maps::{FINGERPRINTS, FRONT_COARSE, FRONT_FINE, GUIDE, NETWORKS, cpu_state};
 use crate::{clock, reader};
 
@@ -25,6 +26,11 @@ impl Lists {
 }
 
 impl Shelves for Lists {
+    #[inline(always)]
+    fn hashing(&self) -> Hashing {
+        HASHING.load()
+    }
+
     #[inline(always)]
     fn guide(&self) -> Option<&Guide> {
         GUIDE.get(0)
@@ -89,6 +95,14 @@ impl Shelves for Lists {
         // SAFETY: changes a register; touches no memory.
         unsafe { asm!("{mask} = -{mask}", mask = inout(reg) mask, options(pure, nomem, nostack)) };
         mask
+    }
+
+    #[inline(always)]
+    fn opaque(&self, bits: u64) -> u64 {
+        let mut bits = bits;
+        // SAFETY: changes nothing.
+        unsafe { asm!("/* {bits} */", bits = inout(reg) bits, options(pure, nomem, nostack)) };
+        bits
     }
 
     #[inline(always)]

@@ -20,7 +20,9 @@ mod tables;
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use sip_xdp_common::ingress;
+use sip_xdp_common::ingress::{self, Judgement};
+use sip_xdp_common::layout::CpuState;
+use sip_xdp_common::verdict::Reason;
 
 use crate::maps::cpu_state;
 use crate::reader::Packet;
@@ -34,8 +36,18 @@ fn sip_xdp_ingress(ctx: XdpContext) -> u32 {
         return xdp_action::XDP_PASS;
     };
     let judgement = ingress::judge(&Packet::arriving(&ctx, state), &MapTables::new(&ctx, state));
-    events::tap(&ctx, state, &judgement);
-    counters::leave(&ctx, &judgement)
+    match judgement.reason {
+        // Written out, so that the compiler makes a way out for most of a flood that has nothing left to find out.
+        Reason::Blocked => leave(&ctx, state, &Judgement::by(Reason::Blocked, judgement.end)),
+        _ => leave(&ctx, state, &judgement),
+    }
+}
+
+/// The last that is done for a packet.
+#[inline(always)]
+fn leave(ctx: &XdpContext, state: *mut CpuState, judgement: &Judgement) -> u32 {
+    events::tap(ctx, state, judgement);
+    counters::leave(ctx, judgement)
 }
 
 /// Reads what leaves.

@@ -6,6 +6,7 @@ use sip_xdp_common::ingress::{Charged, FlowState, Sent, Site, Tables};
 use sip_xdp_common::layout::{BY_ADDRESS, CpuState, EventKind, FRAGMENTED, FROM_GOOD, IN_DRY_RUN, IN_STORM, SUSPECTED};
 use sip_xdp_common::lists::{self, Counting, Listed, Shelves as _};
 use sip_xdp_common::meter::{Bucket, LimitSource, Meter, Pace, ticks};
+use sip_xdp_common::networks::Hashing;
 use sip_xdp_common::packet::{Inspects, Link};
 use sip_xdp_common::record::Record;
 use sip_xdp_common::source::Source;
@@ -16,7 +17,7 @@ use sip_xdp_common::verdict::Message;
 use crate::events::{Told, report, sample};
 use crate::globals::Here;
 use crate::lists::Lists;
-use crate::maps::{ASKED, FLOWS, GUIDE, RECORDS, SKETCH, SOURCES, WEATHER};
+use crate::maps::{ASKED, FLOWS, RECORDS, SKETCH, SOURCES, WEATHER};
 use crate::{clock, globals};
 
 /// The kernel's tables, for one packet.
@@ -81,8 +82,13 @@ impl Tables for MapTables<'_> {
     }
 
     #[inline(always)]
-    fn listing(&self, source: &Source) -> Listed {
-        lists::look_up(&Lists::new(self.state), source, Counting::Hits)
+    fn glance(&self, source: &Source) -> Listed {
+        lists::glance(&Lists::new(self.state), source, Counting::Hits)
+    }
+
+    #[inline(always)]
+    fn listing(&self, source: &Source, glance: Listed) -> Listed {
+        lists::complete(&Lists::new(self.state), source, glance, Counting::Hits)
     }
 
     #[inline(always)]
@@ -104,6 +110,8 @@ impl Tables for MapTables<'_> {
 
     #[inline(always)]
     fn was_asked(&self, source: &Source) -> bool {
+        // A copy: whatever a helper is given the address of stays in memory, all of what it is a part of.
+        let source = *source;
         // SAFETY: as above; the value is one word.
         ASKED.get_ptr(source).is_some_and(|asked| unsafe { (*asked).is_open(clock::now()) })
     }
@@ -111,9 +119,9 @@ impl Tables for MapTables<'_> {
     #[inline(always)]
     fn place(&self, source: &Source, listed: &Listed) -> Place {
         let key = Self::metered_as(source, listed.is_apart());
-        let (seed, mask) = GUIDE.get(0).map_or((0, 0), |guide| (guide.seed, guide.set_mask));
+        let Hashing { seed, set_mask, .. } = globals::HASHING.load();
         let home = Home::of(&key, seed);
-        let place = Place { home, set: home.set(mask) };
+        let place = Place { home, set: home.set(set_mask) };
         if let Some(set) = SOURCES.get_ptr_mut(place.set) {
             // SAFETY: a word of a set, which stays where it is while the map lives. Nothing waits for what is read.
             let _ = unsafe { (&raw const (*set).ways).cast::<u32>().read_volatile() };

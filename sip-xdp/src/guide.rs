@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{Array, Map, MapData};
 use bytemuck::Zeroable as _;
-use sip_xdp_common::networks::{Guide, IPV6_LENGTHS, Kind, Length, MAX_LENGTHS};
+use sip_xdp_common::networks::{Guide, Hashing, IPV6_LENGTHS, Kind, Length, MAX_LENGTHS};
 
 use crate::mapped::{Mapped, View};
 use crate::network::Network;
@@ -112,12 +113,29 @@ impl GuideWriter {
     }
 }
 
-/// Writes the guide of new tables for this capacity, unless it has been written.
-pub fn write_new(map: &mut Array<&mut MapData, Guide>, networks: u32, sources: u32) -> Result<()> {
-    if map.get(&0, 0)?.seed == 0 {
-        // The standard library's hasher is seeded from the system's randomness.
-        let seed = RandomState::new().hash_one(0_u64) | 1;
-        map.set(0, Guide::new(seed, networks, sources), 0)?;
+/// How new tables for this capacity are to be hashed.
+pub fn new_hashing(networks: u32, sources: u32) -> Hashing {
+    // The standard library's hasher is seeded from the system's randomness. Never 0: that is a guide not yet written.
+    Hashing::new(RandomState::new().hash_one(0_u64) | 1, networks, sources)
+}
+
+/// How the tables are hashed whose guide is pinned at `path`, if one is there and has been written.
+pub fn pinned_hashing(path: &Path) -> Result<Option<Hashing>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let map = MapData::from_pin(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let hashing = read(Map::Array(map))?.hashing;
+    Ok((hashing.seed != 0).then_some(hashing))
+}
+
+/// Writes the guide of new tables, unless it has been written.
+pub fn write_new(map: &mut Array<&mut MapData, Guide>, hashing: Hashing) -> Result<()> {
+    let found = map.get(&0, 0)?.hashing;
+    if found.seed == 0 {
+        map.set(0, Guide::new(hashing), 0)?;
+    } else if found != hashing {
+        bail!("another process has made the tables at the same time; start again");
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use sip_xdp_common::layout::{
 };
 use sip_xdp_common::meter::{Limits, Pace};
 use sip_xdp_common::names;
-use sip_xdp_common::networks::{Bucket, GROUP, Guide, Prints, buckets};
+use sip_xdp_common::networks::{Bucket, GROUP, Guide, Hashing, Prints, buckets};
 use sip_xdp_common::packet::{Inspects, Link};
 use sip_xdp_common::source::{Source, mask};
 use sip_xdp_common::sources::{Records, Set, sets};
@@ -142,7 +142,7 @@ pub fn load(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
 }
 
 /// What the program's globals are to be, by name.
-pub fn globals(settings: &Settings) -> [(&'static str, Vec<u8>); names::GLOBALS.len()] {
+pub fn globals(settings: &Settings, hashing: &Hashing) -> [(&'static str, Vec<u8>); names::GLOBALS.len()] {
     let (high, low) = mask(settings.ipv6_prefix);
     let flag = |is: bool| vec![u8::from(is)];
     [
@@ -150,6 +150,7 @@ pub fn globals(settings: &Settings) -> [(&'static str, Vec<u8>); names::GLOBALS.
         (names::LIMITS, bytemuck::bytes_of(&settings.limits).to_vec()),
         (names::GOOD_LIMIT, bytemuck::bytes_of(&settings.good).to_vec()),
         (names::STORM, bytemuck::bytes_of(&settings.storm).to_vec()),
+        (names::HASHING, bytemuck::bytes_of(hashing).to_vec()),
         (names::IPV6_MASK, bytemuck::bytes_of(&[high, low]).to_vec()),
         (names::SLOT, bytemuck::bytes_of(&settings.slot).to_vec()),
         (names::LINK, vec![settings.link as u8]),
@@ -165,7 +166,13 @@ pub fn globals(settings: &Settings) -> [(&'static str, Vec<u8>); names::GLOBALS.
 /// Makes the maps, but loads no program yet. With `maps`, the shared maps are those pinned in that directory, and are
 /// pinned there if they are not yet; without, they are private to the returned object.
 pub fn make_maps(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
-    let globals = globals(settings);
+    let Capacity { networks, sources } = settings.capacity;
+    let hashing = match maps {
+        Some(directory) => guide::pinned_hashing(&directory.join(names::GUIDE))?,
+        None => None,
+    };
+    let hashing = hashing.unwrap_or_else(|| guide::new_hashing(networks, sources));
+    let globals = globals(settings, &hashing);
     let pins: Vec<(&str, PathBuf)> =
         maps.map(|dir| names::PINNED_MAPS.map(|name| (name, dir.join(name))).to_vec()).unwrap_or_default();
 
@@ -181,7 +188,7 @@ pub fn make_maps(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
     }
     let mut object = loader.load(OBJECT).map_err(|error| explain(error.into()))?;
     let map = object.map_mut(names::GUIDE).context("the kernel object has no guide")?;
-    guide::write_new(&mut map.try_into()?, settings.capacity.networks, settings.capacity.sources)?;
+    guide::write_new(&mut map.try_into()?, hashing)?;
     Ok(object)
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use aya::maps::Map;
 use sip_xdp_common::meter::Meter;
 use sip_xdp_common::names;
-use sip_xdp_common::networks::Guide;
+use sip_xdp_common::networks::Hashing;
 use sip_xdp_common::source::Source;
 use sip_xdp_common::sources::{Home, Set};
 
@@ -21,15 +21,15 @@ const _: () = assert!(size_of::<Set>().is_multiple_of(size_of::<Meter>()));
 /// The table of meters.
 pub struct Sources {
     map: Mapped,
-    guide: Box<Guide>,
+    hashing: Hashing,
 }
 
 impl Sources {
     /// Opens the maps by name, through `open`.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
-        let guide = guide::read(open(names::GUIDE)?)?;
+        let hashing = guide::read(open(names::GUIDE)?)?.hashing;
         let map = Mapped::new(open(names::SOURCES)?).context("the table of sources cannot be used")?;
-        Ok(Self { map, guide })
+        Ok(Self { map, hashing })
     }
 
     /// How many sources have a meter.
@@ -40,8 +40,8 @@ impl Sources {
 
     /// A source's meter, and the set and the place in it where that stands.
     pub fn meter(&self, source: &Source) -> Result<Option<(Meter, u32, usize)>> {
-        let home = Home::of(source, self.guide.seed);
-        let set = home.set(self.guide.set_mask);
+        let home = Home::of(source, self.hashing.seed);
+        let set = home.set(self.hashing.set_mask);
         let view = self.map.one(set)?;
         let found = meters(&view).enumerate().find(|(_, meter)| home.owns(meter));
         Ok(found.map(|(way, meter)| (meter, set, way)))
@@ -49,8 +49,8 @@ impl Sources {
 
     /// Takes a source's meter away: its next packet is its first.
     pub fn forget(&self, source: &Source) -> Result<()> {
-        let home = Home::of(source, self.guide.seed);
-        let view = self.map.one(home.set(self.guide.set_mask))?;
+        let home = Home::of(source, self.hashing.seed);
+        let view = self.map.one(home.set(self.hashing.set_mask))?;
         for (words, _) in view.words().chunks_exact(METER_WORDS).zip(meters(&view)).filter(|(_, own)| home.owns(own)) {
             words[0].store(0, Ordering::Relaxed);
         }

@@ -8,7 +8,8 @@ use anyhow::Result;
 use aya::maps::Map;
 use sip_xdp_common::names;
 use sip_xdp_common::networks::{
-    ALIKE, Bucket, CLAIMED, FEED, FLOWS, GROUP, Guide, HIT, Hashed, Kind, LABEL, OCCUPIED, OWN, Slot, Standing, WAYS,
+    ALIKE, Bucket, CLAIMED, FEED, FLOWS, GROUP, Guide, HIT, Hashed, Hashing, Kind, LABEL, OCCUPIED, OWN, Slot,
+    Standing, WAYS,
 };
 use sip_xdp_common::source::Source;
 
@@ -84,8 +85,7 @@ pub struct Counts {
 pub struct Table {
     networks: Mapped,
     prints: Mapped,
-    seed: u64,
-    bucket_mask: u32,
+    hashing: Hashing,
     counts: Cell<Counts>,
 }
 
@@ -134,7 +134,7 @@ impl Table {
     /// Opens the maps by name, through `open`, to be read as the guide says.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>, guide: &Guide) -> Result<Self> {
         let (networks, prints) = (Mapped::new(open(names::NETWORKS)?)?, Mapped::new(open(names::FINGERPRINTS)?)?);
-        Ok(Self { networks, prints, seed: guide.seed, bucket_mask: guide.bucket_mask, counts: Cell::default() })
+        Ok(Self { networks, prints, hashing: guide.hashing, counts: Cell::default() })
     }
 
     /// Keeps all of it mapped from now on.
@@ -150,7 +150,7 @@ impl Table {
 
     /// Maps what concerns one network of a kind.
     pub fn pair(&self, kind: Kind, network: &Network) -> Result<Pair<'_>> {
-        let [first, second] = Key::new(kind, network, self).hashed.buckets(self.bucket_mask);
+        let [first, second] = Key::new(kind, network, self).hashed.buckets(self.hashing.bucket_mask);
         Ok(Pair {
             table: self,
             networks: [self.networks.one(first)?, self.networks.one(second)?],
@@ -186,7 +186,8 @@ impl Table {
 
 impl Slots for Pair<'_> {
     fn places(&self, hashed: &Hashed) -> [Place<'_>; 2] {
-        let [first, second] = hashed.buckets(self.table.bucket_mask).map(|n| &self.prints.words()[n as usize % GROUP]);
+        let [first, second] =
+            hashed.buckets(self.table.hashing.bucket_mask).map(|n| &self.prints.words()[n as usize % GROUP]);
         [(0, first), (1, second)].map(|(n, prints)| Place { slots: self.networks[n].words(), prints })
     }
 
@@ -197,7 +198,7 @@ impl Slots for Pair<'_> {
 
 impl Slots for Whole<'_> {
     fn places(&self, hashed: &Hashed) -> [Place<'_>; 2] {
-        hashed.buckets(self.table.bucket_mask).map(|number| self.place(number as usize))
+        hashed.buckets(self.table.hashing.bucket_mask).map(|number| self.place(number as usize))
     }
 
     fn table(&self) -> &Table {
@@ -288,7 +289,7 @@ impl Key {
     fn new(kind: Kind, network: &Network, table: &Table) -> Self {
         let (high, low) = network.first().words();
         let label = kind.label(network.bits());
-        Self { high, low, label, hashed: Hashed::new(high, low, label, table.seed) }
+        Self { high, low, label, hashed: Hashed::new(high, low, label, table.hashing.seed) }
     }
 }
 

@@ -9,6 +9,7 @@ use aya_obj::generated::bpf_map_type;
 use sip_xdp::object::{Capacity, OBJECT, shapes};
 use sip_xdp_common::meter::{Limits, Pace};
 use sip_xdp_common::names;
+use sip_xdp_common::networks::Hashing;
 use sip_xdp_common::storm::StormLimits;
 
 fn object() -> Object {
@@ -53,6 +54,7 @@ fn it_has_the_globals_in_their_sizes() {
         (names::LIMITS, size_of::<Limits>()),
         (names::GOOD_LIMIT, size_of::<Pace>()),
         (names::STORM, size_of::<StormLimits>()),
+        (names::HASHING, size_of::<Hashing>()),
         (names::IPV6_MASK, 16),
         (names::LINK, 1),
         (names::SLOT, 4),
