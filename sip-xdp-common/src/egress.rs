@@ -68,7 +68,8 @@ pub fn read<R: Reader, S: Site>(packet: &R, site: &S) -> Option<Leaving> {
     if ip.protocol != UDP || matches!(ip.piece, Piece::Later | Piece::Hidden) {
         return None;
     }
-    let (local_port, port) = ip.ports(packet)?;
+    let ports = ip.ports(packet)?;
+    let (local_port, port) = (ports.source(), ports.destination());
     if !site.is_sip_port(local_port) {
         return None;
     }

@@ -2,7 +2,7 @@
 //! is the same code in the kernel (over maps) and on the host (over whatever a test or a replay brings).
 
 use crate::lists::Listed;
-use crate::packet::{self, ICMP, ICMPV6, Inspects, Ip, Link, Piece, TCP, UDP};
+use crate::packet::{self, ICMP, ICMPV6, Inspects, Ip, Link, Piece, Plain, PortPair, TCP, UDP};
 use crate::reader::Reader;
 use crate::sip;
 use crate::source::Source;
@@ -116,7 +116,7 @@ impl Judgement {
 /// Where a packet is headed, as far as this filter cares.
 enum Target {
     /// A SIP port.
-    Sip { source_port: u16, destination_port: u16 },
+    Sip(PortPair),
     /// Perhaps a SIP port: a first fragment or an overlong header chain hides the ports.
     Hidden,
     /// None, being a later fragment.
@@ -128,7 +128,7 @@ enum Target {
 impl Target {
     #[inline(always)]
     const fn is_sip(&self) -> bool {
-        matches!(self, Self::Sip { .. } | Self::Hidden)
+        matches!(self, Self::Sip(_) | Self::Hidden)
     }
 
     /// The reason for which a packet passes of which nothing but this matters.
@@ -137,7 +137,7 @@ impl Target {
         match self {
             Self::Elsewhere => Reason::NotSip,
             Self::Fragment => Reason::Fragment,
-            Self::Sip { .. } | Self::Hidden => Reason::Unknown,
+            Self::Sip(_) | Self::Hidden => Reason::Unknown,
         }
     }
 }
@@ -152,14 +152,11 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     let glanced = if matches!(tables.link(), Link::Ethernet) { packet::glance(packet) } else { None };
     // What nearly all packets are is looked at by itself up to the lists' front: there the compiler knows what it is.
     let (ip, target, source, glance) = match glanced {
-        Some(ip) => {
-            let target = target(packet, tables, &ip);
+        Some(Plain { ip, source, ports }) => {
+            let target = target(tables, &ip, || Some(ports));
             if may_pass(&target, &ip) {
                 return Judgement::by(target.by_the_way(), ip.end);
             }
-            let Some(source) = ip.source(packet) else {
-                return Judgement::by(Reason::NotSip, ip.end);
-            };
             let glance = tables.glance(&source);
             if glance.is_only_blocked() {
                 return Judgement::by(Reason::Blocked, ip.end);
@@ -171,7 +168,7 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
                 return Judgement::by(Reason::NotSip, usize::MAX);
             };
             let packet = &packet.afresh();
-            let target = target(packet, tables, &ip);
+            let target = target(tables, &ip, || ip.ports(packet));
             if may_pass(&target, &ip) {
                 return Judgement::by(target.by_the_way(), ip.end);
             }
@@ -204,9 +201,9 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
         && (listed.has_flows() || listed.is_blocked())
         && (listed.has_flows() || listed.is_good())
         && !listed.is_blocked_by_hand()
-        && let Target::Sip { source_port, .. } = target
+        && let Target::Sip(ports) = target
     {
-        match tables.flow(&source, source_port) {
+        match tables.flow(&source, ports.source()) {
             FlowState::Banned => return Judgement::by(Reason::Blocked, ip.end),
             FlowState::Good => spared = listed.is_blocked() && listed.is_good(),
             FlowState::Stranger => {}
@@ -243,8 +240,8 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     // Forgotten, so that the verifier follows the parser once, not once for each kind of packet.
     let first_fragment = packet.forget(usize::from(matches!(ip.piece, Piece::First))) != 0;
     let message = match target {
-        Target::Sip { source_port: from, destination_port: to } => {
-            (source_port, destination_port) = (from, to);
+        Target::Sip(ports) => {
+            (source_port, destination_port) = (ports.source(), ports.destination());
             match ip.udp_payload(packet) {
                 Some(span) => {
                     (payload, end) = span;
@@ -279,7 +276,7 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
 }
 
 #[inline(always)]
-fn target<R: Reader, T: Tables>(packet: &R, tables: &T, ip: &Ip) -> Target {
+fn target<T: Tables>(tables: &T, ip: &Ip, ports: impl FnOnce() -> Option<PortPair>) -> Target {
     if matches!(ip.piece, Piece::Hidden) {
         return Target::Hidden;
     }
@@ -289,10 +286,8 @@ fn target<R: Reader, T: Tables>(packet: &R, tables: &T, ip: &Ip) -> Target {
     if matches!(ip.piece, Piece::Later) {
         return Target::Fragment;
     }
-    match ip.ports(packet) {
-        Some((source_port, destination_port)) if tables.is_sip_port(destination_port) => {
-            Target::Sip { source_port, destination_port }
-        }
+    match ports() {
+        Some(ports) if tables.is_sip_port(ports.destination()) => Target::Sip(ports),
         None if matches!(ip.piece, Piece::First) => Target::Hidden,
         _ => Target::Elsewhere,
     }

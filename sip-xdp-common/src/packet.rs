@@ -94,21 +94,58 @@ pub struct Ip {
     pub piece: Piece,
 }
 
+/// What a glance at a plain frame shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plain {
+    /// The header.
+    pub ip: Ip,
+    /// The source address.
+    pub source: Source,
+    /// The ports, if the protocol has any.
+    pub ports: PortPair,
+}
+
+/// The ports of a UDP datagram or a TCP segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortPair(u32);
+
+impl PortPair {
+    /// From the first four bytes of the header, the first of them in the lowest bits.
+    #[inline(always)]
+    pub const fn new(bytes: u32) -> Self {
+        Self(bytes)
+    }
+
+    /// The port that it comes from, in host order.
+    #[inline(always)]
+    pub const fn source(self) -> u16 {
+        (self.0 as u16).swap_bytes()
+    }
+
+    /// The port that it is for, in host order.
+    #[inline(always)]
+    pub const fn destination(self) -> u16 {
+        ((self.0 >> 16) as u16).swap_bytes()
+    }
+}
+
 /// The IP header of a frame that is as nearly all are: Ethernet without tags, IPv4 without options, a whole datagram.
-/// Two loads tell; everything else, and everything odd, is left to [`locate`].
+/// Two words tell, and two more have the rest, down to the ports; everything else, everything odd and everything too short
+/// for a UDP header is left to [`locate`].
 #[inline(always)]
-pub fn glance<R: Reader>(packet: &R) -> Option<Ip> {
-    // EtherType, version and header length, type of service, total length, identification.
-    let first = packet.eight(12)?;
-    // Flags and fragment offset, time to live, protocol, checksum, half of the source.
-    let second = packet.eight(20)?;
+pub fn glance<R: Reader>(packet: &R) -> Option<Plain> {
+    // EtherType, version and header length, type of service, total length, identification; flags and fragment offset, time
+    // to live, protocol, checksum, half of the source; source, destination; what UDP and TCP begin with.
+    let [first, second, addresses, transport] = packet.eights::<4, 42>([12, 20, 26, 34])?;
     const PLAIN: u64 = u32::from_le_bytes([0x08, 0x00, 0x45, 0]) as u64;
     const FRAGMENTED: u64 = u16::from_le_bytes([0x3f, 0xff]) as u64;
     if first & 0xff_ffff != PLAIN || second & FRAGMENTED != 0 {
         return None;
     }
     let total = usize::from(((first >> 32) as u16).swap_bytes());
-    Some(Ip { v4: true, at: 14, transport: 34, end: 14 + total, protocol: (second >> 24) as u8, piece: Piece::Whole })
+    let protocol = (second >> 24) as u8;
+    let ip = Ip { v4: true, at: 14, transport: 34, end: 14 + total, protocol, piece: Piece::Whole };
+    Some(Plain { ip, source: Source::v4(addresses as u32), ports: PortPair::new(transport as u32) })
 }
 
 /// Finds the IP header of a frame and follows it to the transport header. `None` for everything that is not IP, and for
@@ -266,11 +303,10 @@ impl Ip {
         })
     }
 
-    /// The source and destination port (the same place in UDP and TCP).
+    /// The ports (the same place in UDP and TCP).
     #[inline(always)]
-    pub fn ports<R: Reader>(&self, packet: &R) -> Option<(u16, u16)> {
-        let both = packet.four(self.transport)?;
-        Some(((both as u16).swap_bytes(), ((both >> 16) as u16).swap_bytes()))
+    pub fn ports<R: Reader>(&self, packet: &R) -> Option<PortPair> {
+        packet.four(self.transport).map(PortPair::new)
     }
 
     /// Whether the ports are hidden behind too many headers, not merely behind the packet's end.
@@ -384,9 +420,9 @@ mod tests {
             let found = locate(&packet, link, Inspects::ALL).expect("an IP packet");
             let plain = ethernet && is_v4 && tags.is_empty() && !pppoe && options == 0;
             let glanced = if ethernet { glance(&packet) } else { None };
-            prop_assert_eq!(glanced, plain.then_some(found));
+            prop_assert_eq!(glanced.map(|plain| plain.ip), plain.then_some(found));
             prop_assert_eq!((found.v4, found.protocol, found.piece), (is_v4, UDP, Piece::Whole));
-            prop_assert_eq!(found.ports(&packet), Some((40_000, 5060)));
+            prop_assert_eq!(found.ports(&packet).map(|ports| (ports.source(), ports.destination())), Some((40_000, 5060)));
             prop_assert_eq!(found.source(&packet).expect("a source").is_v4(), is_v4);
             let (start, end) = found.udp_payload(&packet).expect("a payload");
             prop_assert_eq!(&bytes[start..end], payload.as_slice());
@@ -395,8 +431,9 @@ mod tests {
         #[test]
         fn any_bytes_at_all(bytes in prop::collection::vec(any::<u8>(), 0..200), ethernet in any::<bool>()) {
             let packet = Bytes(&bytes);
-            if ethernet && let Some(ip) = glance(&packet) {
+            if ethernet && let Some(Plain { ip, source, ports }) = glance(&packet) {
                 prop_assert_eq!(locate(&packet, Link::Ethernet, Inspects::ALL), Some(ip));
+                prop_assert_eq!((ip.source(&packet), ip.ports(&packet)), (Some(source), Some(ports)));
             }
             if let Some(ip) = locate(&packet, if ethernet { Link::Ethernet } else { Link::Ip }, Inspects::ALL) {
                 let (_, _, payload) = (ip.source(&packet), ip.ports(&packet), ip.udp_payload(&packet));

@@ -22,6 +22,10 @@ pub trait Reader {
     /// The eight bytes at `at`, the first of them in the lowest bits.
     fn eight(&self, at: usize) -> Option<u64>;
 
+    /// The eight bytes at each of these places, if all of them end at `END` or before and the packet has so
+    /// many bytes: checked once.
+    fn eights<const N: usize, const END: usize>(&self, at: [usize; N]) -> Option<[u64; N]>;
+
     /// Returns `value`, but in a way that makes the kernel verifier forget what it knows of it. At the end of a loop
     /// or a branch this lets the verifier merge states that differ only in this number, instead of following each.
     fn forget(&self, value: usize) -> usize;
@@ -62,6 +66,15 @@ impl Reader for Bytes<'_> {
         self.array(at).map(u64::from_le_bytes)
     }
 
+    fn eights<const N: usize, const END: usize>(&self, at: [usize; N]) -> Option<[u64; N]> {
+        let packet = Bytes(self.0.get(..END)?);
+        let mut all = [0; N];
+        for (eight, at) in all.iter_mut().zip(at) {
+            *eight = packet.eight(at)?;
+        }
+        Some(all)
+    }
+
     fn forget(&self, value: usize) -> usize {
         value
     }
@@ -85,6 +98,8 @@ mod tests {
         assert_eq!(packet.four(0), Some(0x0403_0201));
         assert_eq!(packet.eight(1), Some(0x0908_0706_0504_0302));
         assert_eq!(packet.eight(2), None);
+        assert_eq!(packet.eights::<2, 9>([0, 1]), Some([0x0807_0605_0403_0201, 0x0908_0706_0504_0302]));
+        assert_eq!(packet.eights::<1, 10>([0]), None);
     }
 
     #[test]

@@ -113,6 +113,23 @@ impl<C: Context> Reader for Packet<C> {
         self.span::<8>(at).map(|start| u64::from_le(unsafe { start.cast::<u64>().read_volatile() }))
     }
 
+    #[inline(always)]
+    fn eights<const N: usize, const END: usize>(&self, at: [usize; N]) -> Option<[u64; N]> {
+        let start = self.span::<END>(0)?;
+        let mut all = [0; N];
+        let mut n = 0;
+        while n < N {
+            // Known to the compiler, which leaves nothing of it.
+            if at[n] > END - 8 {
+                return None;
+            }
+            // SAFETY: `span` checked all up to `END`; for alignment see `be16`.
+            all[n] = u64::from_le(unsafe { start.add(at[n]).cast::<u64>().read_volatile() });
+            n += 1;
+        }
+        Some(all)
+    }
+
     /// Through map memory, of whose contents the verifier assumes nothing.
     #[inline(always)]
     fn forget(&self, value: usize) -> usize {

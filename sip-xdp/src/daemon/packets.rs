@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::json;
 use sip_xdp_common::layout::{Event, HEAD, IN_DRY_RUN};
-use sip_xdp_common::packet::{self, Inspects, Link};
+use sip_xdp_common::packet::{self, Inspects, Link, PortPair};
 use sip_xdp_common::reader::Bytes;
 use sip_xdp_common::verdict::Reason;
 
@@ -57,7 +57,7 @@ impl Frame {
         let packet = Bytes(data);
         let ip = packet::locate(&packet, link, Inspects { ipv6: true, tags: true })?;
         let source = Network::around(ip.source(&packet)?, 128);
-        let port = ip.ports(&packet).map(|(from, _)| from);
+        let port = ip.ports(&packet).map(PortPair::source);
         let payload = ip.udp_payload(&packet).and_then(|(start, end)| data.get(start..end.min(data.len())));
         let start_line = payload.map(|payload| {
             let text = payload.trim_ascii_start();

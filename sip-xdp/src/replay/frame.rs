@@ -3,7 +3,7 @@
 use sip_xdp_common::egress::{self, FINAL};
 use sip_xdp_common::ingress::{self, Charged, FlowState, Sent, Site, Tables};
 use sip_xdp_common::lists::Listed;
-use sip_xdp_common::packet::{self, ETH_IPV4, ETH_IPV6, Inspects, Ip, Link};
+use sip_xdp_common::packet::{self, ETH_IPV4, ETH_IPV6, Inspects, Link};
 use sip_xdp_common::reader::Bytes;
 use sip_xdp_common::source::Source;
 use sip_xdp_common::verdict::{Message, Reason};
@@ -79,9 +79,9 @@ pub(super) struct Ends {
 /// The ends of a frame; none if it is no IP packet.
 pub(super) fn ends(frame: &[u8]) -> Option<Ends> {
     let packet = Bytes(frame);
-    let ip: Ip = packet::glance(&packet).or_else(|| packet::locate(&packet, Link::Ethernet, Inspects::ALL))?;
+    let ip = packet::locate(&packet, Link::Ethernet, Inspects::ALL)?;
     let ports = if matches!(ip.protocol, packet::UDP | packet::TCP) && !matches!(ip.piece, packet::Piece::Later) {
-        ip.ports(&packet)
+        ip.ports(&packet).map(|ports| (ports.source(), ports.destination()))
     } else {
         None
     };
@@ -91,7 +91,7 @@ pub(super) fn ends(frame: &[u8]) -> Option<Ends> {
 /// What the kernel's parser takes the UDP payload of a frame for.
 pub(super) fn message(frame: &[u8]) -> Option<Message> {
     let packet = Bytes(frame);
-    let ip: Ip = packet::glance(&packet).or_else(|| packet::locate(&packet, Link::Ethernet, Inspects::ALL))?;
+    let ip = packet::locate(&packet, Link::Ethernet, Inspects::ALL)?;
     let (payload, end) = (ip.protocol == packet::UDP).then(|| ip.udp_payload(&packet)).flatten()?;
     Some(sip_xdp_common::sip::start_line(&packet, payload, end))
 }

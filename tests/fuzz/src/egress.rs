@@ -2,7 +2,7 @@
 
 use sip_xdp_common::egress::{self, Leaving};
 use sip_xdp_common::ingress::Site;
-use sip_xdp_common::packet::{self, Link};
+use sip_xdp_common::packet::{self, Link, Plain};
 use sip_xdp_common::reader::Bytes;
 use sip_xdp_common::verdict::Message;
 
@@ -15,10 +15,11 @@ pub fn run(bytes: &[u8]) {
     };
     let site = Interface(*site);
     if matches!(site.link(), Link::Ethernet)
-        && let Some(ip) = packet::glance(&Bytes(bytes))
+        && let Some(Plain { ip, source, ports }) = packet::glance(&Bytes(bytes))
     {
         let located = packet::locate(&Bytes(bytes), site.link(), site.inspects());
         assert_eq!(located, Some(ip), "the short way and the long one find different headers");
+        assert_eq!((ip.source(&Bytes(bytes)), ip.ports(&Bytes(bytes))), (Some(source), Some(ports)));
     }
     if let Some(leaving) = egress::read(&Bytes(bytes), &site) {
         check(bytes, &site, &leaving);
