@@ -76,9 +76,9 @@ enum Task {
     },
     /// Execute the README from top to bottom in clean Debians, beginning with this checkout (needs root and the network)
     ///
-    /// It takes about two hours and 20 GB in /var/tmp, most of it for what stands under "Contributing", and is not part of `test`.
+    /// It takes about eighty minutes on two cores and 26 GB in /var/tmp, most of it for what stands under "Contributing", and is not part of `test`.
     Newcomer {
-        /// Leave out what stands under "Contributing": a quarter of an hour
+        /// Leave out what stands under "Contributing": some twenty minutes
         #[arg(long)]
         quick: bool,
     },
