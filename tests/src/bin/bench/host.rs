@@ -11,7 +11,7 @@ use sip_xdp_tests::generator::spread;
 use sip_xdp_tests::namespace::sweep;
 
 use self::site::{Cpus, Flood, Ground, Measured, Site};
-use crate::contenders::{ALL, FLOOR, NO_FILTER, OURS_ALONE};
+use crate::contenders::{ALL, FLOORS, NO_FILTER, OURS_ALONE};
 use crate::report::{Plan, Row, Section};
 use crate::table::{number, thousands};
 
@@ -44,7 +44,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Section> {
     let floods: &[Flood] = if plan.quick { &[Flood::Shared] } else { &[Flood::Shared, Flood::Apart] };
     let sources: Vec<_> = (0..SOURCES).map(spread).collect();
     // One alone on the list says no more here than among others.
-    let contenders: Vec<_> = ALL.iter().filter(|(name, _)| ![OURS_ALONE, FLOOR].contains(name)).collect();
+    let contenders: Vec<_> = ALL.iter().filter(|(name, _)| *name != OURS_ALONE && !FLOORS.contains(name)).collect();
     let grounds = contenders.iter().map(|_| Ground::new(cpus)).collect::<Result<Vec<_>>>()?;
     let mut entries: Vec<_> = contenders
         .iter()
