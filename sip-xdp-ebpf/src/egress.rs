@@ -14,8 +14,7 @@ use sip_xdp_common::verdict::Message;
 
 use crate::clock;
 use crate::events::{Told, sample};
-use crate::globals::HASHING;
-use crate::globals::Here;
+use crate::globals::{HASHING, Here};
 use crate::lists::Lists;
 use crate::maps::{ASKED, RESPONSES, cpu_state};
 use crate::reader::Packet;

@@ -37,7 +37,7 @@ fn sip_xdp_ingress(ctx: XdpContext) -> u32 {
     };
     let judgement = ingress::judge(&Packet::arriving(&ctx, state), &MapTables::new(&ctx, state));
     match judgement.reason {
-        // Written out, so that the compiler makes a way out for most of a flood that has nothing left to find out.
+        // Written out, so that the compiler makes an exit for these, most of a flood, where nothing is left to find out.
         Reason::Blocked => leave(&ctx, state, &Judgement::by(Reason::Blocked, judgement.end)),
         _ => leave(&ctx, state, &judgement),
     }
