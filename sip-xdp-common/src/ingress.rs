@@ -31,8 +31,12 @@ pub trait Tables: Site {
     /// Whether only those may talk who are trusted, admitted, known good, or peers.
     fn is_closed(&self) -> bool;
 
-    /// What a look at the lists' front says of an IPv4 source; counts the hit if it is blocked.
-    fn glance(&self, source: &Source) -> Listed;
+    /// What a look at the lists' front says of `source`; counts the hit if it is blocked. Whoever has no front leaves it
+    /// [open](Listed::OPEN).
+    #[inline(always)]
+    fn glance(&self, _source: &Source) -> Listed {
+        Listed::OPEN
+    }
 
     /// What the lists say of `source`, after that; counts the hit if it is blocked.
     fn listing(&self, source: &Source, glance: Listed) -> Listed;
@@ -175,7 +179,7 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
             let Some(source) = ip.source(packet) else {
                 return Judgement::by(Reason::NotSip, ip.end);
             };
-            let glance = if source.is_v4() { tables.glance(&source) } else { Listed::OPEN };
+            let glance = tables.glance(&source);
             (ip, target, source, glance)
         }
     };

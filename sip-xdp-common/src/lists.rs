@@ -207,13 +207,15 @@ pub enum Counting {
 /// Asks the tables about a source.
 #[inline(always)]
 pub fn look_up<S: Shelves>(shelves: &S, source: &Source, counting: Counting) -> Listed {
-    let glance = if source.is_v4() { glance(shelves, source, counting) } else { Listed::OPEN };
-    complete(shelves, source, glance, counting)
+    complete(shelves, source, glance(shelves, source, counting), counting)
 }
 
-/// Asks the [`front`] about an IPv4 source, and where it knows of nothing but hosts, for the host.
+/// Asks the [`front`] about an IPv4 source, and where it knows of nothing but hosts, for the host. It knows nothing of IPv6.
 #[inline(always)]
 pub fn glance<S: Shelves>(shelves: &S, source: &Source, counting: Counting) -> Listed {
+    if !source.is_v4() {
+        return Listed::OPEN;
+    }
     let (high, low) = source.words();
     let address = ((low >> 32) as u32).swap_bytes();
     let (coarse, fine) = (Place::coarse(address), Place::fine(address));

@@ -142,10 +142,6 @@ impl Tables for Doorway {
         false
     }
 
-    fn glance(&self, _: &Source) -> Listed {
-        Listed::OPEN
-    }
-
     fn listing(&self, _: &Source, _: Listed) -> Listed {
         Listed::new(Listed::TRUSTED)
     }

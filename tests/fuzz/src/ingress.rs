@@ -72,10 +72,6 @@ impl Tables for Answers {
         self.closed
     }
 
-    fn glance(&self, _: &Source) -> Listed {
-        Listed::OPEN
-    }
-
     fn listing(&self, source: &Source, _: Listed) -> Listed {
         assert_eq!(self.source.replace(Some(*source)), None, "the lists are asked twice");
         self.listed

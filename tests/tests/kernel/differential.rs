@@ -73,10 +73,6 @@ impl Tables for HostTables {
         false
     }
 
-    fn glance(&self, _: &Source) -> Listed {
-        Listed::OPEN
-    }
-
     fn listing(&self, of: &Source, _: Listed) -> Listed {
         let trusted = u64::from(*of == source(TRUSTED)) * Listed::TRUSTED;
         Listed::new(trusted | (u64::from(*of == source(BLOCKED)) * Listed::BLOCKED))

@@ -9,7 +9,7 @@ use sip_xdp_tests::namespace::sweep;
 use sip_xdp_tests::{Generator, Wire, wait_until};
 
 use crate::contenders::{ALL, BASELINE, Contender, FLOORS, OURS_ALONE, OURS_FULL, OURS_HALF, REQUEST, Set};
-use crate::report::{Budget, Plan, Row, Section, median};
+use crate::report::{Budget, Plan, Row, Section};
 use crate::table::thousands;
 
 /// Sources that attack at the same time.
@@ -168,7 +168,7 @@ fn standing(rows: &[Row]) -> Option<String> {
         .iter()
         .filter(|row| !no_peers.contains(&row.name.as_str()))
         .filter_map(|row| {
-            let times = median(row.samples.iter().zip(&ours.samples).map(|(theirs, ours)| theirs / ours).collect())?;
+            let times = row.against(ours, |theirs, ours| theirs / ours)?;
             (times >= 1.0).then(|| format!("{} ({times:.2} times as much)", row.name))
         })
         .collect();
@@ -181,9 +181,8 @@ fn standing(rows: &[Row]) -> Option<String> {
 
 /// What twice as long a list changes, round by round.
 fn doubling(rows: &[Row]) -> Option<String> {
-    let samples = |name| rows.iter().find(|row| row.name == name).map(|row| &row.samples);
-    let (half, full) = (samples(OURS_HALF)?, samples(OURS_FULL)?);
-    let change = median(half.iter().zip(full).map(|(half, full)| 100.0 * (full / half - 1.0)).collect())?;
+    let row = |name| rows.iter().find(|row| row.name == name);
+    let change = row(OURS_FULL)?.against(row(OURS_HALF)?, |full, half| 100.0 * (full / half - 1.0))?;
     let verdict = if change.abs() < LITTLE { "less" } else { "NOT less" };
     Some(format!(
         "Twice as long a list, {OURS_FULL} beside {OURS_HALF}, changes the drop rate by {change:+.1} % (median of the \

@@ -82,6 +82,11 @@ impl Row {
         let (&min, &max) = (samples.first()?, samples.last()?);
         Some(Summary { min, median: median(samples)?, max })
     }
+
+    /// The median over the rounds of its sample combined with another row's; `None` without samples of both.
+    pub(crate) fn against(&self, other: &Self, combine: impl Fn(f64, f64) -> f64) -> Option<f64> {
+        median(self.samples.iter().zip(&other.samples).map(|(&own, &other)| combine(own, other)).collect())
+    }
 }
 
 impl Budget {
@@ -130,7 +135,7 @@ impl Section {
     fn against_baseline(&self, row: &Row, combine: impl Fn(f64, f64) -> f64) -> Option<f64> {
         let name = row.baseline.as_ref()?;
         let baseline = self.rows.iter().find(|candidate| candidate.name == *name)?;
-        median(row.samples.iter().zip(&baseline.samples).map(|(&sample, &base)| combine(sample, base)).collect())
+        row.against(baseline, combine)
     }
 }
 
