@@ -8,6 +8,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod egress;
+pub mod fed;
 pub mod flow;
 pub mod front;
 pub mod hash;

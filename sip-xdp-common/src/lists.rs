@@ -11,6 +11,7 @@
 //! The table is plain memory that user space maps. It writes an entry so that a reader sees it whole or not at all, and
 //! changing other entries never moves one that stays.
 
+use crate::fed::{self, Says};
 use crate::front::{self, Place};
 use crate::layout::NEVER;
 use crate::networks::{
@@ -36,6 +37,8 @@ pub trait Shelves {
     fn coarse(&self, element: u32) -> Option<&front::Element>;
     /// An element of the front's bits for /24s.
     fn fine(&self, element: u32) -> Option<&front::Element>;
+    /// A row of hosts that feeds list.
+    fn fed(&self, row: u32) -> Option<&fed::Row>;
     /// The fingerprints of a group.
     fn prints(&self, group: u32) -> Option<&Prints>;
     /// A bucket.
@@ -225,15 +228,32 @@ pub fn glance<S: Shelves>(shelves: &S, source: &Source, counting: Counting) -> L
     }
     let bits = match state {
         front::CLEAR => 0,
-        front::HOSTS => match find(shelves, high, low, Kind::Blocked.label(128)) {
-            Some(slot) => block(shelves, slot, Listed(0), counting),
-            None => 0,
-        },
+        front::HOSTS => host(shelves, address, (high, low), counting),
         front::WHOLE if !shelves.is_sample() => Listed::BLOCKED,
         front::WHOLE => Listed::BLOCKED | Listed::SAMPLED | Listed::OPEN.0,
         _ => Listed::OPEN.0,
     };
     Listed(shelves.opaque(bits))
+}
+
+/// Asks about an IPv4 host where hosts are all that is listed. If only a feed lists it, nothing else need be looked at, but
+/// for the packet in [`SAMPLE`] that is counted.
+#[inline(always)]
+fn host<S: Shelves>(shelves: &S, address: u32, (high, low): (u64, u64), counting: Counting) -> u64 {
+    let home = fed::Home::of(address, &shelves.hashing());
+    let Some(row) = shelves.fed(home.row) else {
+        return 0;
+    };
+    let before = match home.look(&row.each_ref().map(current)) {
+        Says::Unlisted => return 0,
+        Says::Fed if !shelves.is_sample() => return Listed::BLOCKED,
+        Says::Fed => Listed(Listed::SAMPLED),
+        Says::Ask => Listed(0),
+    };
+    match find(shelves, high, low, Kind::Blocked.label(128)) {
+        Some(slot) => block(shelves, slot, before, counting),
+        None => 0,
+    }
 }
 
 /// Completes a [`glance`]: asks for the source's network of each length that occurs in its family.
@@ -368,9 +388,11 @@ fn block<S: Shelves>(shelves: &S, slot: &Slot, before: Listed, counting: Countin
     let state = current(&slot.state);
     if matches!(counting, Counting::Nothing) {
         // Nothing is dropped for it.
+    } else if before.0 & Listed::SAMPLED != 0 {
+        shelves.hit(slot, HIT * SAMPLE);
     } else if state & CLAIMED != 0 {
         shelves.hit(slot, HIT);
-    } else if before.0 & Listed::SAMPLED != 0 || shelves.is_sample() {
+    } else if shelves.is_sample() {
         shelves.hit(slot, HIT * SAMPLE);
     }
     Listed::BLOCKED | if state & OWN != 0 { Listed::OWN } else { 0 }

@@ -8,10 +8,11 @@ pub const INGRESS: &str = "sip_xdp_ingress";
 pub const EGRESS: &str = "sip_xdp_egress";
 
 /// Maps that are pinned: they outlive the daemon and are adopted by the next one.
-pub const PINNED_MAPS: [&str; 19] = [
+pub const PINNED_MAPS: [&str; 20] = [
     GUIDE,
     FRONT_COARSE,
     FRONT_FINE,
+    FED,
     FINGERPRINTS,
     NETWORKS,
     LEDGER,
@@ -36,6 +37,8 @@ pub const GUIDE: &str = "GUIDE";
 pub const FRONT_COARSE: &str = "FRONT_COARSE";
 /// What each IPv4 /24 has to do with them, where that of its /20 does not say it all.
 pub const FRONT_FINE: &str = "FRONT_FINE";
+/// IPv4 hosts that feeds list ([`crate::fed::Row`]).
+pub const FED: &str = "FED";
 /// What may stand in each bucket of [`NETWORKS`] ([`crate::networks::Prints`]).
 pub const FINGERPRINTS: &str = "FINGERPRINTS";
 /// Listed networks, with their counters ([`crate::networks::Bucket`]).

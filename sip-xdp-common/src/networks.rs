@@ -3,10 +3,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::hash;
 use crate::layout::List;
 use crate::source::mask;
 use crate::sources::sets;
+use crate::{fed, hash};
 
 /// How many slots a bucket has.
 pub const WAYS: usize = 8;
@@ -235,12 +235,17 @@ pub struct Hashing {
     pub bucket_mask: u32,
     /// The number of sets of sources ([`crate::sources`]) less one.
     pub set_mask: u32,
+    /// How far a mixed IPv4 address is to be shifted right for the number of its row ([`crate::fed`]).
+    pub row_shift: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 impl Hashing {
     /// In tables for a capacity of `networks` and of `sources`.
     pub const fn new(seed: u64, networks: u32, sources: u32) -> Self {
-        Self { seed, bucket_mask: buckets(networks) - 1, set_mask: sets(sources) - 1 }
+        let row_shift = u32::BITS - fed::rows(networks).ilog2();
+        Self { seed, bucket_mask: buckets(networks) - 1, set_mask: sets(sources) - 1, row_shift, pad: 0 }
     }
 }
 
@@ -265,7 +270,7 @@ pub struct Guide {
     pub lengths: [[Length; VERSION]; 2],
 }
 
-const _: () = assert!(size_of::<Guide>() == 48 + 2 * VERSION * 24);
+const _: () = assert!(size_of::<Guide>() == 56 + 2 * VERSION * 24);
 
 impl Guide {
     /// How to read empty tables.

@@ -4,13 +4,13 @@ use core::arch::asm;
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_loop;
-use sip_xdp_common::front;
 use sip_xdp_common::layout::CpuState;
 use sip_xdp_common::lists::{self, Search, Shelves};
 use sip_xdp_common::networks::{Bucket, Guide, Hashing, Prints, Slot};
+use sip_xdp_common::{fed, front};
 
 use crate::globals::HASHING;
-use crate::maps::{FINGERPRINTS, FRONT_COARSE, FRONT_FINE, GUIDE, NETWORKS, cpu_state};
+use crate::maps::{FED, FINGERPRINTS, FRONT_COARSE, FRONT_FINE, GUIDE, NETWORKS, cpu_state};
 use crate::{clock, reader};
 
 /// The kernel's tables, on one CPU.
@@ -44,6 +44,11 @@ impl Shelves for Lists {
     #[inline(always)]
     fn fine(&self, element: u32) -> Option<&front::Element> {
         FRONT_FINE.get(element)
+    }
+
+    #[inline(always)]
+    fn fed(&self, row: u32) -> Option<&fed::Row> {
+        FED.get(row)
     }
 
     #[inline(always)]

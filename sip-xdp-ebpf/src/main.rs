@@ -30,6 +30,7 @@ use crate::tables::MapTables;
 
 // The attribute makes the exported function, which is without documentation and need not be `pub`.
 #[xdp(frags)]
+#[inline(always)]
 fn sip_xdp_ingress(ctx: XdpContext) -> u32 {
     // Per-CPU array slot 0 always exists; the verifier wants to see the question asked.
     let Some(state) = cpu_state() else {
@@ -52,6 +53,7 @@ fn leave(ctx: &XdpContext, state: *mut CpuState, judgement: &Judgement) -> u32 {
 
 /// Reads what leaves.
 #[classifier]
+#[inline(always)]
 fn sip_xdp_egress(ctx: TcContext) -> i32 {
     egress::read(&ctx)
 }

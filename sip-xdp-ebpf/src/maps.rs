@@ -4,7 +4,6 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use sip_xdp_common::flow::{Asked, Flow, FlowKey};
-use sip_xdp_common::front;
 use sip_xdp_common::layout::{
     ASKED as MAX_ASKED, CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, Event,
     FLOWS as MAX_FLOWS, InterfaceRecord, LedgerKey, LedgerRow, MAX_INTERFACES, Responses,
@@ -13,6 +12,7 @@ use sip_xdp_common::networks::{Bucket, GROUP, Guide, Prints, buckets};
 use sip_xdp_common::source::Source;
 use sip_xdp_common::sources::{Records, Set, sets};
 use sip_xdp_common::storm::{MARKS, Weather};
+use sip_xdp_common::{fed, front};
 
 /// `BPF_F_MMAPABLE` (`include/uapi/linux/bpf.h`): user space maps the memory. It also starts on a page, so that elements
 /// of whole cache lines stay in theirs.
@@ -26,6 +26,9 @@ pub(crate) static FRONT_COARSE: Array<front::Element, { front::COARSE as usize }
 
 #[btf_map]
 pub(crate) static FRONT_FINE: Array<front::Element, { front::FINE as usize }, MAPPED> = Array::new();
+
+#[btf_map]
+pub(crate) static FED: Array<fed::Row, { fed::rows(DEFAULT_NETWORKS) as usize }, MAPPED> = Array::new();
 
 #[btf_map]
 pub(crate) static FINGERPRINTS: Array<Prints, { buckets(DEFAULT_NETWORKS) as usize / GROUP }, MAPPED> = Array::new();

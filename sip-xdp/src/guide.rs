@@ -11,7 +11,7 @@ use aya::maps::{Array, Map, MapData};
 use bytemuck::Zeroable as _;
 use sip_xdp_common::networks::{Guide, Hashing, IPV6_LENGTHS, Kind, Length, MAX_LENGTHS};
 
-use crate::mapped::{Mapped, View};
+use crate::mapped::{Mapped, View, grace_period};
 use crate::network::Network;
 
 /// The word that says which version of the lengths is in force; written last.
@@ -158,16 +158,4 @@ fn copy_of(view: &View) -> Box<Guide> {
         *word = from.load(Ordering::Acquire);
     }
     guide
-}
-
-/// Waits until every program run that has begun is over: the kernel's programs run inside RCU read sections, for whose
-/// end `membarrier` waits (`MEMBARRIER_CMD_GLOBAL` in `kernel/sched/membarrier.c` is a `synchronize_rcu`).
-fn grace_period() -> Result<()> {
-    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
-    // SAFETY: the call takes no pointers.
-    let waited = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if waited == 0 {
-        return Ok(());
-    }
-    Err(std::io::Error::last_os_error()).context("the kernel cannot wait for its programs (membarrier)")
 }

@@ -38,6 +38,7 @@ pub mod egress;
 pub mod embed;
 pub mod exempt;
 pub mod explain;
+pub mod fed;
 pub mod feeds;
 mod files;
 pub mod flows;

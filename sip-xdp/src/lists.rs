@@ -178,7 +178,7 @@ impl Lists {
         let now = clock::now();
         {
             let whole = self.table.whole()?;
-            whole.repair();
+            whole.repair()?;
             for entry in whole.entries() {
                 if let Some(standing) = entry.terms.standing {
                     known.push((entry.network, HostStanding::read(standing, entry.terms.expires, now)));
@@ -592,7 +592,8 @@ impl Lists {
 
     fn write_blocks(&self, networks: &[Network]) -> Result<(), ListError> {
         let whole = self.table.whole()?;
-        networks.iter().try_for_each(|network| self.write_slot(&whole, Kind::Blocked, network))
+        networks.iter().try_for_each(|network| self.write_slot(&whole, Kind::Blocked, network))?;
+        Ok(self.table.settle()?)
     }
 
     fn write_slot(&self, slots: &impl Slots, kind: Kind, network: &Network) -> Result<(), ListError> {

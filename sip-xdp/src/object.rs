@@ -7,18 +7,17 @@ use aya::maps::{MapInfo, MapType};
 use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use sip_xdp_common::flow::{Asked, Flow, FlowKey};
-use sip_xdp_common::front;
 use sip_xdp_common::layout::{
     ASKED, CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, FLOWS, InterfaceRecord,
     LedgerKey, LedgerRow, MAX_INTERFACES, Responses,
 };
 use sip_xdp_common::meter::{Limits, Pace};
-use sip_xdp_common::names;
 use sip_xdp_common::networks::{Bucket, GROUP, Guide, Hashing, Prints, buckets};
 use sip_xdp_common::packet::{Inspects, Link};
 use sip_xdp_common::source::{Source, mask};
 use sip_xdp_common::sources::{Records, Set, sets};
 use sip_xdp_common::storm::{MARKS, StormLimits, Weather};
+use sip_xdp_common::{fed, front, names};
 
 use crate::{guide, privileges};
 
@@ -102,6 +101,7 @@ pub fn shapes(capacity: &Capacity) -> [(&'static str, MapType, usize, usize, u32
         (names::GUIDE, MapType::Array, index, size_of::<Guide>(), 1),
         (names::FRONT_COARSE, MapType::Array, index, size_of::<front::Element>(), front::COARSE),
         (names::FRONT_FINE, MapType::Array, index, size_of::<front::Element>(), front::FINE),
+        (names::FED, MapType::Array, index, size_of::<fed::Row>(), fed::rows(networks)),
         (names::FINGERPRINTS, MapType::Array, index, size_of::<Prints>(), buckets(networks) / GROUP as u32),
         (names::NETWORKS, MapType::Array, index, size_of::<Bucket>(), buckets(networks)),
         (names::LEDGER, MapType::Hash, size_of::<LedgerKey>(), size_of::<LedgerRow>(), networks),

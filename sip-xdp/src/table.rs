@@ -2,6 +2,7 @@
 //! parts mean is said in [`sip_xdp_common::networks`].
 
 use std::cell::Cell;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
@@ -13,6 +14,7 @@ use sip_xdp_common::networks::{
 };
 use sip_xdp_common::source::Source;
 
+use crate::fed::{By, ROW_WORDS, Rows};
 use crate::mapped::{Mapped, View};
 use crate::network::Network;
 
@@ -85,6 +87,7 @@ pub struct Counts {
 pub struct Table {
     networks: Mapped,
     prints: Mapped,
+    fed: Rows,
     hashing: Hashing,
     counts: Cell<Counts>,
 }
@@ -94,15 +97,20 @@ pub trait Slots {
     /// The two buckets that a hash stands for.
     fn places(&self, hashed: &Hashed) -> [Place<'_>; 2];
 
+    /// The row of hosts with this number.
+    fn row(&self, number: u32) -> &[AtomicU64];
+
     /// The table.
     fn table(&self) -> &Table;
 
     /// Enters a network, or changes the terms of one that is there.
     fn set(&self, kind: Kind, network: &Network, terms: Terms) -> Result<(), NoPlace> {
         let key = Key::new(kind, network, self.table());
-        if set(self.places(&key.hashed), &key, terms)? {
+        let before = set(self.places(&key.hashed), &key, terms)?;
+        if before == 0 {
             self.table().count(kind, network, 1);
         }
+        self.follow(kind, network, by(before), by(terms.flags() | OCCUPIED));
         Ok(())
     }
 
@@ -110,8 +118,18 @@ pub trait Slots {
     fn remove(&self, kind: Kind, network: &Network) {
         let key = Key::new(kind, network, self.table());
         if let Some((place, way)) = find(self.places(&key.hashed), &key) {
+            // First where it is found first: a crash in between leaves an entry, not a host that is blocked and on no list.
+            self.follow(kind, network, by(place.slot(way)[STATE].load(Ordering::Relaxed)), By::Nobody);
             place.clear(way);
             self.table().count(kind, network, -1);
+        }
+    }
+
+    /// Brings the rows of hosts up to date for a network that is blocked by others than before.
+    fn follow(&self, kind: Kind, network: &Network, from: By, to: By) {
+        if let Some(address) = blocked_host(kind, network) {
+            let home = self.table().fed.home(address);
+            self.table().fed.change(self.row(home.row), home, from, to);
         }
     }
 }
@@ -121,6 +139,7 @@ pub struct Whole<'a> {
     table: &'a Table,
     networks: View,
     prints: View,
+    fed: View,
 }
 
 /// The two buckets of one network.
@@ -128,24 +147,28 @@ pub struct Pair<'a> {
     table: &'a Table,
     networks: [View; 2],
     prints: View,
+    /// The row of a host.
+    fed: Option<View>,
 }
 
 impl Table {
     /// Opens the maps by name, through `open`, to be read as the guide says.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>, guide: &Guide) -> Result<Self> {
         let (networks, prints) = (Mapped::new(open(names::NETWORKS)?)?, Mapped::new(open(names::FINGERPRINTS)?)?);
-        Ok(Self { networks, prints, hashing: guide.hashing, counts: Cell::default() })
+        let fed = Rows::open(open, guide.hashing)?;
+        Ok(Self { networks, prints, fed, hashing: guide.hashing, counts: Cell::default() })
     }
 
     /// Keeps all of it mapped from now on.
     pub(crate) fn keep_mapped(&mut self) -> Result<()> {
         self.networks.keep()?;
-        self.prints.keep()
+        self.prints.keep()?;
+        self.fed.keep_mapped()
     }
 
     /// Maps all of it.
     pub fn whole(&self) -> Result<Whole<'_>> {
-        Ok(Whole { table: self, networks: self.networks.all()?, prints: self.prints.all()? })
+        Ok(Whole { table: self, networks: self.networks.all()?, prints: self.prints.all()?, fed: self.fed.all()? })
     }
 
     /// Maps what concerns one network of a kind.
@@ -156,6 +179,7 @@ impl Table {
             networks: [self.networks.one(first)?, self.networks.one(second)?],
             // Both buckets are of one group.
             prints: self.prints.one(first / GROUP as u32)?,
+            fed: blocked_host(kind, network).map(|address| self.fed.one(self.fed.home(address).row)).transpose()?,
         })
     }
 
@@ -164,6 +188,11 @@ impl Table {
         let pair = self.pair(kind, network)?;
         let key = Key::new(kind, network, self);
         Ok(find(pair.places(&key.hashed), &key).and_then(|(place, way)| read(place.slot(way))))
+    }
+
+    /// Ends what a change of many networks has begun ([`Rows::settle`]).
+    pub fn settle(&self) -> Result<()> {
+        self.fed.settle()
     }
 
     /// How many networks it holds.
@@ -191,6 +220,10 @@ impl Slots for Pair<'_> {
         [(0, first), (1, second)].map(|(n, prints)| Place { slots: self.networks[n].words(), prints })
     }
 
+    fn row(&self, _number: u32) -> &[AtomicU64] {
+        self.fed.as_ref().map_or(&[], View::words)
+    }
+
     fn table(&self) -> &Table {
         self.table
     }
@@ -199,6 +232,10 @@ impl Slots for Pair<'_> {
 impl Slots for Whole<'_> {
     fn places(&self, hashed: &Hashed) -> [Place<'_>; 2] {
         hashed.buckets(self.table.hashing.bucket_mask).map(|number| self.place(number as usize))
+    }
+
+    fn row(&self, number: u32) -> &[AtomicU64] {
+        &self.fed.words()[number as usize * ROW_WORDS..][..ROW_WORDS]
     }
 
     fn table(&self) -> &Table {
@@ -213,7 +250,7 @@ impl Whole<'_> {
     }
 
     /// Puts right what a daemon left that died between two writes, and counts what is there.
-    pub fn repair(&self) {
+    pub fn repair(&self) -> Result<()> {
         self.table.counts.set(Counts::default());
         for number in 0..self.prints.words().len() {
             let place = self.place(number);
@@ -228,6 +265,11 @@ impl Whole<'_> {
             }
             place.prints.store(prints, Ordering::Release);
         }
+        let blocked = self.networks.words().chunks_exact(SLOT_WORDS).filter_map(|slot| {
+            let entry = read(slot)?;
+            Some((blocked_host(entry.kind, &entry.network)?, by(slot[STATE].load(Ordering::Relaxed))))
+        });
+        self.table.fed.repair(blocked)
     }
 
     fn place(&self, number: usize) -> Place<'_> {
@@ -308,16 +350,16 @@ fn find<'a>(places: [Place<'a>; 2], key: &Key) -> Option<(Place<'a>, usize)> {
     })
 }
 
-/// Returns whether the network is new.
-fn set(places: [Place<'_>; 2], key: &Key, terms: Terms) -> Result<bool, NoPlace> {
+/// Returns the [`Slot::state`] of before, 0 if the network is new.
+fn set(places: [Place<'_>; 2], key: &Key, terms: Terms) -> Result<u64, NoPlace> {
     if let Some((place, way)) = find(places, key) {
         let slot = place.slot(way);
         slot[EXPIRES].store(terms.expires, Ordering::Relaxed);
         // The kernel counts hits in the same word.
         let kept = if terms.standing.is_some() { LABEL } else { !Terms::FLAGS };
         let change = |state: u64| Some(state & kept | terms.flags());
-        let _ = slot[STATE].fetch_update(Ordering::Release, Ordering::Relaxed, change);
-        return Ok(false);
+        let before = slot[STATE].fetch_update(Ordering::Release, Ordering::Relaxed, change);
+        return Ok(before.unwrap_or_else(|unchanged| unchanged));
     }
     // The emptier of the two that can take it, the first if they are alike.
     let print = key.hashed.print();
@@ -328,7 +370,24 @@ fn set(places: [Place<'_>; 2], key: &Key, terms: Terms) -> Result<bool, NoPlace>
         place.slot(way)[word].store(value, Ordering::Relaxed);
     }
     place.announce(way, print);
-    Ok(true)
+    Ok(0)
+}
+
+/// The address in host order of a network that is one blocked IPv4 host.
+fn blocked_host(kind: Kind, network: &Network) -> Option<u32> {
+    match network.address() {
+        IpAddr::V4(address) if kind == Kind::Blocked && network.is_host() => Some(address.into()),
+        _ => None,
+    }
+}
+
+/// Who blocks a network, by the [`Slot::state`] of its slot.
+fn by(state: u64) -> By {
+    match state {
+        0 => By::Nobody,
+        _ if state & FEED != 0 => By::Feed,
+        _ => By::Others,
+    }
 }
 
 fn read(slot: &[AtomicU64]) -> Option<TableEntry> {

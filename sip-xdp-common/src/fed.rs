@@ -1,0 +1,157 @@
+//! IPv4 hosts that feeds list: what nearly all of a long list is, and so kept once more beside the table of networks, in
+//! less than a tenth of its memory, where one look at half a cache line says whether a host is among them.
+//!
+//! An address is mixed, and falls into the number of a [`Row`] and a mark of 15 bits. Mixing loses nothing, and the two
+//! have all of its bits between them, so no two hosts have both in common: a mark that is found in its row is no guess.
+//! Hosts for which a row has no room, and those that somebody but a feed lists, are counted in it: where there are any,
+//! who is not found is looked for in the table of networks, in which everybody stands.
+
+use crate::networks::Hashing;
+
+/// Four lanes of 16 bits in each word, the lowest bits first: the marks of [`MARKS`] hosts in any order, 0 where there is
+/// none, and in the last lane how many hosts of this row are to be looked for elsewhere.
+pub type Row = [u64; 4];
+
+/// How many marks a row has room for.
+pub const MARKS: usize = 15;
+
+/// How far the number of hosts that are elsewhere is to be shifted right in a row's last word.
+pub const ELSEWHERE_SHIFT: u32 = 48;
+
+/// The lowest bit of each lane, and the highest.
+const LOWEST: u64 = 0x0001_0001_0001_0001;
+const HIGHEST: u64 = LOWEST << 15;
+
+/// The fewest rows for which their numbers and the 15 bits of a mark are all of an address.
+const FEWEST: u32 = 1 << 17;
+
+/// How many rows there are for a capacity of `networks`: a power of two, so that on average at most ten hosts are of a row.
+pub const fn rows(networks: u32) -> u32 {
+    let wanted = networks.div_ceil(10).next_power_of_two();
+    if wanted < FEWEST { FEWEST } else { wanted }
+}
+
+/// What a row says of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Says {
+    /// No list has it.
+    Unlisted,
+    /// A feed lists it.
+    Fed,
+    /// The table of networks is to be asked.
+    Ask,
+}
+
+/// Where a host's mark stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Home {
+    /// The number of the row.
+    pub row: u32,
+    /// The mark: never 0.
+    pub mark: u16,
+}
+
+impl Home {
+    /// Of an IPv4 address in host order. The constants are those of two well-known hashes (32 bits of the golden ratio,
+    /// and MurmurHash3's finalizer); what matters is that each step can be undone, and mixes.
+    #[inline(always)]
+    pub const fn of(address: u32, hashing: &Hashing) -> Self {
+        let mixed = (address ^ hashing.seed as u32).wrapping_mul(0x9e37_79b1);
+        let mixed = (mixed ^ (mixed >> 16)).wrapping_mul(0x85eb_ca6b);
+        // Bit 15 is in the number of the row, too.
+        Self { row: mixed >> hashing.row_shift, mark: mixed as u16 | 0x8000 }
+    }
+
+    /// Looks at this home's row.
+    #[inline(always)]
+    pub const fn look(&self, row: &Row) -> Says {
+        let mark = self.mark as u64 * LOWEST;
+        // A lane is 0 here where the mark is; the last holds no mark.
+        let [a, b, c, d] = [row[0] ^ mark, row[1] ^ mark, row[2] ^ mark, (row[3] ^ mark) | 1 << ELSEWHERE_SHIFT];
+        // A lane's highest bit falls where that lane is 0, or where it is 1 above one that is 0.
+        let others = stays(a) & stays(b) & stays(c) & stays(d);
+        if others & HIGHEST != HIGHEST {
+            Says::Fed
+        } else if row[3] >> ELSEWHERE_SHIFT != 0 {
+            Says::Ask
+        } else {
+            Says::Unlisted
+        }
+    }
+}
+
+/// The highest bit of each lane, unless there is a lane of 0.
+#[inline(always)]
+const fn stays(lanes: u64) -> u64 {
+    // `!(lanes - LOWEST)`, in one step less.
+    (LOWEST - 1).wrapping_sub(lanes) | lanes
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn hashing(networks: u32) -> Hashing {
+        Hashing::new(0x1234_5678_9abc_def1, networks, 64)
+    }
+
+    #[test]
+    fn no_two_hosts_have_row_and_mark_in_common() {
+        for networks in [16, 1 << 20, 1 << 21, u32::MAX] {
+            let hashing = hashing(networks);
+            let homes = |n: u32| [n, n << 12, n.reverse_bits()].map(|address| (address, Home::of(address, &hashing)));
+            let (addresses, places): (HashSet<_>, HashSet<_>) =
+                (0..1 << 18).flat_map(homes).map(|(address, home)| (address, (home.row, home.mark))).unzip();
+            assert_eq!(addresses.len(), places.len());
+            assert!(places.iter().all(|(row, mark)| *row < rows(networks) && *mark != 0));
+        }
+        // All of those of one row, which is where it could go wrong.
+        let hashing = hashing(1);
+        let of_row = (0..=u32::MAX >> 4).map(|n| Home::of(n << 4, &hashing)).filter(|home| home.row == 77);
+        let marks: Vec<u16> = of_row.map(|home| home.mark).collect();
+        assert!(marks.len() > 1_500 && marks.iter().collect::<HashSet<_>>().len() == marks.len(), "{}", marks.len());
+    }
+
+    #[test]
+    fn a_mark_is_found_where_it_stands_and_nowhere_else() {
+        let hashing = hashing(1);
+        let homes: Vec<Home> = (0..400_u32).map(|n| Home::of(n.wrapping_mul(0x0101_0107), &hashing)).collect();
+        let with = |lane: usize, mark: u16, mut row: Row| {
+            row[lane / 4] = row[lane / 4] & !(0xffff << (lane % 4 * 16)) | u64::from(mark) << (lane % 4 * 16);
+            row
+        };
+        for (n, home) in homes.iter().enumerate() {
+            assert_eq!(home.look(&[0; 4]), Says::Unlisted);
+            assert_eq!(home.look(&with(MARKS, 1, [0; 4])), Says::Ask);
+            // The number of those that are elsewhere is none.
+            assert_eq!(home.look(&with(MARKS, home.mark, [0; 4])), Says::Ask);
+            // Among marks that differ in one bit, and others.
+            let others = |lane: usize| match homes[(n + lane + 1) % homes.len()].mark {
+                mark if mark == home.mark || lane % 2 == 0 => home.mark ^ (1 << (lane % 15)),
+                mark => mark,
+            };
+            let full = (0..MARKS).fold([0; 4], |row, lane| with(lane, others(lane), row));
+            assert_eq!(home.look(&full), Says::Unlisted, "{home:?} {full:x?}");
+            for lane in 0..MARKS {
+                for row in [[0; 4], full, with(MARKS, 3, full)] {
+                    assert_eq!(home.look(&with(lane, home.mark, row)), Says::Fed, "{home:?} {row:x?}");
+                }
+            }
+        }
+    }
+
+    /// Feeds list what lies together, or what lies in step. Few are to be looked for elsewhere at the capacity.
+    #[test]
+    fn rows_have_room() {
+        let networks = 1 << 20;
+        for step in [1, 3, 7, 16, 255, 256, 1 << 11, 4_093] {
+            let hashing = hashing(networks);
+            let mut used = vec![0_u32; rows(networks) as usize];
+            (0..networks).for_each(|n| used[Home::of(n.wrapping_mul(step), &hashing).row as usize] += 1);
+            let elsewhere: u32 = used.iter().map(|used| used.saturating_sub(MARKS as u32)).sum();
+            assert!(elsewhere < networks / 200, "step {step}: {elsewhere} of {networks} are elsewhere");
+        }
+    }
+}
