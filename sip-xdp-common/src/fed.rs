@@ -52,14 +52,15 @@ pub struct Home {
 }
 
 impl Home {
-    /// Of an IPv4 address in host order. The constants are those of two well-known hashes (32 bits of the golden ratio,
+    /// Of an IPv4 address in host order, in tables that are hashed with this [`Hashing::seed`] and
+    /// [`Hashing::row_shift`]. The constants are those of two well-known hashes (32 bits of the golden ratio,
     /// and MurmurHash3's finalizer); what matters is that each step can be undone, and mixes.
     #[inline(always)]
-    pub const fn of(address: u32, hashing: &Hashing) -> Self {
-        let mixed = (address ^ hashing.seed as u32).wrapping_mul(0x9e37_79b1);
+    pub const fn of(address: u32, seed: u64, row_shift: u32) -> Self {
+        let mixed = (address ^ seed as u32).wrapping_mul(0x9e37_79b1);
         let mixed = (mixed ^ (mixed >> 16)).wrapping_mul(0x85eb_ca6b);
         // Bit 15 is in the number of the row, too.
-        Self { row: mixed >> hashing.row_shift, mark: mixed as u16 | 0x8000 }
+        Self { row: mixed >> (row_shift & 31), mark: mixed as u16 | 0x8000 }
     }
 
     /// Looks at this home's row.
@@ -93,31 +94,31 @@ mod tests {
 
     use super::*;
 
-    fn hashing(networks: u32) -> Hashing {
-        Hashing::new(0x1234_5678_9abc_def1, networks, 64)
+    fn homes(networks: u32) -> impl Fn(u32) -> Home {
+        let Hashing { seed, row_shift, .. } = Hashing::new(0x1234_5678_9abc_def1, networks, 64);
+        move |address| Home::of(address, seed, row_shift)
     }
 
     #[test]
     fn no_two_hosts_have_row_and_mark_in_common() {
         for networks in [16, 1 << 20, 1 << 21, u32::MAX] {
-            let hashing = hashing(networks);
-            let homes = |n: u32| [n, n << 12, n.reverse_bits()].map(|address| (address, Home::of(address, &hashing)));
+            let home = homes(networks);
+            let homes = |n: u32| [n, n << 12, n.reverse_bits()].map(|address| (address, home(address)));
             let (addresses, places): (HashSet<_>, HashSet<_>) =
                 (0..1 << 18).flat_map(homes).map(|(address, home)| (address, (home.row, home.mark))).unzip();
             assert_eq!(addresses.len(), places.len());
             assert!(places.iter().all(|(row, mark)| *row < rows(networks) && *mark != 0));
         }
         // All of those of one row, which is where it could go wrong.
-        let hashing = hashing(1);
-        let of_row = (0..=u32::MAX >> 4).map(|n| Home::of(n << 4, &hashing)).filter(|home| home.row == 77);
+        let home = homes(1);
+        let of_row = (0..=u32::MAX >> 4).map(|n| home(n << 4)).filter(|home| home.row == 77);
         let marks: Vec<u16> = of_row.map(|home| home.mark).collect();
         assert!(marks.len() > 1_500 && marks.iter().collect::<HashSet<_>>().len() == marks.len(), "{}", marks.len());
     }
 
     #[test]
     fn a_mark_is_found_where_it_stands_and_nowhere_else() {
-        let hashing = hashing(1);
-        let homes: Vec<Home> = (0..400_u32).map(|n| Home::of(n.wrapping_mul(0x0101_0107), &hashing)).collect();
+        let homes: Vec<Home> = (0..400_u32).map(|n| n.wrapping_mul(0x0101_0107)).map(homes(1)).collect();
         let with = |lane: usize, mark: u16, mut row: Row| {
             row[lane / 4] = row[lane / 4] & !(0xffff << (lane % 4 * 16)) | u64::from(mark) << (lane % 4 * 16);
             row
@@ -147,9 +148,9 @@ mod tests {
     fn rows_have_room() {
         let networks = 1 << 20;
         for step in [1, 3, 7, 16, 255, 256, 1 << 11, 4_093] {
-            let hashing = hashing(networks);
+            let home = homes(networks);
             let mut used = vec![0_u32; rows(networks) as usize];
-            (0..networks).for_each(|n| used[Home::of(n.wrapping_mul(step), &hashing).row as usize] += 1);
+            (0..networks).for_each(|n| used[home(n.wrapping_mul(step)).row as usize] += 1);
             let elsewhere: u32 = used.iter().map(|used| used.saturating_sub(MARKS as u32)).sum();
             assert!(elsewhere < networks / 200, "step {step}: {elsewhere} of {networks} are elsewhere");
         }

@@ -11,7 +11,7 @@
 //! The table is plain memory that user space maps. It writes an entry so that a reader sees it whole or not at all, and
 //! changing other entries never moves one that stays.
 
-use crate::fed::{self, Says};
+use crate::fed::{self, Home, Says};
 use crate::front::{self, Place};
 use crate::layout::NEVER;
 use crate::networks::{
@@ -29,8 +29,8 @@ const GLANCES: usize = 8;
 
 /// The tables, as one reader sees them.
 pub trait Shelves {
-    /// How networks are hashed.
-    fn hashing(&self) -> Hashing;
+    /// How networks are hashed. Its words are to be read as [`current`] ones: the compiler knows only what they were first.
+    fn hashing(&self) -> &Hashing;
     /// Which lengths there are.
     fn guide(&self) -> Option<&Guide>;
     /// An element of the front's bits for /20s.
@@ -228,7 +228,11 @@ pub fn glance<S: Shelves>(shelves: &S, source: &Source, counting: Counting) -> L
     }
     let bits = match state {
         front::CLEAR => 0,
-        front::HOSTS => host(shelves, address, (high, low), counting),
+        front::HOSTS => match host(shelves, address, (high, low), counting) {
+            // The compiler may see through this: what most of a flood consists of is to have a way of its own.
+            Listed::BLOCKED => return Listed(Listed::BLOCKED),
+            bits => bits,
+        },
         front::WHOLE if !shelves.is_sample() => Listed::BLOCKED,
         front::WHOLE => Listed::BLOCKED | Listed::SAMPLED | Listed::OPEN.0,
         _ => Listed::OPEN.0,
@@ -240,19 +244,18 @@ pub fn glance<S: Shelves>(shelves: &S, source: &Source, counting: Counting) -> L
 /// for the packet in [`SAMPLE`] that is counted.
 #[inline(always)]
 fn host<S: Shelves>(shelves: &S, address: u32, (high, low): (u64, u64), counting: Counting) -> u64 {
-    let home = fed::Home::of(address, &shelves.hashing());
-    let Some(row) = shelves.fed(home.row) else {
-        return 0;
-    };
-    let before = match home.look(&row.each_ref().map(current)) {
-        Says::Unlisted => return 0,
-        Says::Fed if !shelves.is_sample() => return Listed::BLOCKED,
-        Says::Fed => Listed(Listed::SAMPLED),
-        Says::Ask => Listed(0),
-    };
-    match find(shelves, high, low, Kind::Blocked.label(128)) {
-        Some(slot) => block(shelves, slot, before, counting),
-        None => 0,
+    let hashing = shelves.hashing();
+    let home = Home::of(address, current(&hashing.seed), current(&hashing.row_shift));
+    match shelves.fed(home.row).map(|row| home.look(&row.each_ref().map(current))) {
+        None | Some(Says::Unlisted) => 0,
+        Some(Says::Fed) if !shelves.is_sample() => Listed::BLOCKED,
+        says => {
+            let before = if matches!(says, Some(Says::Fed)) { Listed::SAMPLED } else { 0 };
+            match find(shelves, high, low, Kind::Blocked.label(128)) {
+                Some(slot) => block(shelves, slot, Listed(before), counting),
+                None => 0,
+            }
+        }
     }
 }
 
@@ -321,8 +324,8 @@ fn length(guide: &Guide, at: usize) -> &Length {
 #[inline(always)]
 fn fits<S: Shelves>(shelves: &S, high: u64, low: u64, label: u64) -> bool {
     let hashing = shelves.hashing();
-    let hashed = Hashed::new(high, low, label, hashing.seed);
-    let [first, second] = hashed.buckets(hashing.bucket_mask);
+    let hashed = Hashed::new(high, low, label, current(&hashing.seed));
+    let [first, second] = hashed.buckets(current(&hashing.bucket_mask));
     let Some(prints) = shelves.prints(first / GROUP as u32) else {
         return false;
     };
@@ -403,8 +406,8 @@ fn block<S: Shelves>(shelves: &S, slot: &Slot, before: Listed, counting: Countin
 #[inline(always)]
 fn find<S: Shelves>(shelves: &S, high: u64, low: u64, label: u64) -> Option<&Slot> {
     let hashing = shelves.hashing();
-    let hashed = Hashed::new(high, low, label, hashing.seed);
-    let [first, second] = hashed.buckets(hashing.bucket_mask);
+    let hashed = Hashed::new(high, low, label, current(&hashing.seed));
+    let [first, second] = hashed.buckets(current(&hashing.bucket_mask));
     let prints = shelves.prints(first / GROUP as u32)?;
     let print = hashed.print();
     let mut in_first = byte_bits(current(&prints[first as usize % GROUP]), print);

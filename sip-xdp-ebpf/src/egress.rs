@@ -14,7 +14,7 @@ use sip_xdp_common::verdict::Message;
 
 use crate::clock;
 use crate::events::{Told, sample};
-use crate::globals::{HASHING, Here};
+use crate::globals::{self, Here};
 use crate::lists::Lists;
 use crate::maps::{ASKED, RESPONSES, cpu_state};
 use crate::reader::Packet;
@@ -90,5 +90,5 @@ fn note<R: Reader>(ctx: &TcContext, state: *mut CpuState, packet: &R, leaving: &
         end: leaving.end,
         now,
     };
-    sample(&told, &Home::of(&destination, HASHING.load().seed));
+    sample(&told, &Home::of(&destination, lists::current(&globals::hashing().seed)));
 }

@@ -27,7 +27,7 @@ pub(crate) static STORM: Global<StormLimits> = Global::new(StormLimits { new_sou
 
 /// How networks and sources are hashed.
 #[unsafe(no_mangle)]
-pub(crate) static HASHING: Global<Hashing> =
+static HASHING: Global<Hashing> =
     Global::new(Hashing { seed: 0, bucket_mask: 0, set_mask: 0, row_shift: 0, pad: 0 });
 
 /// The mask under which IPv6 sources are metered.
@@ -86,6 +86,14 @@ impl Site for Here {
         let word = unsafe { words.add(usize::from(port >> 6)).read_volatile() };
         word >> (port & 63) & 1 == 1
     }
+}
+
+/// How networks and sources are hashed. The compiler takes it for what it is above: its words are to be read as
+/// [`current`](sip_xdp_common::lists::current) ones.
+#[inline(always)]
+pub(crate) const fn hashing() -> &'static Hashing {
+    // SAFETY: `Global` is transparent over its value, and the kernel keeps it for as long as the program is loaded.
+    unsafe { &*(&raw const HASHING).cast() }
 }
 
 /// The configured limits, to be read field by field. `Global` is transparent over its value, and the reads are volatile,

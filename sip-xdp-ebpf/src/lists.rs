@@ -9,9 +9,8 @@ use sip_xdp_common::lists::{self, Search, Shelves};
 use sip_xdp_common::networks::{Bucket, Guide, Hashing, Prints, Slot};
 use sip_xdp_common::{fed, front};
 
-use crate::globals::HASHING;
 use crate::maps::{FED, FINGERPRINTS, FRONT_COARSE, FRONT_FINE, GUIDE, NETWORKS, cpu_state};
-use crate::{clock, reader};
+use crate::{clock, globals, reader};
 
 /// The kernel's tables, on one CPU.
 pub(crate) struct Lists {
@@ -27,8 +26,8 @@ impl Lists {
 
 impl Shelves for Lists {
     #[inline(always)]
-    fn hashing(&self) -> Hashing {
-        HASHING.load()
+    fn hashing(&self) -> &Hashing {
+        globals::hashing()
     }
 
     #[inline(always)]
@@ -105,8 +104,9 @@ impl Shelves for Lists {
     #[inline(always)]
     fn opaque(&self, bits: u64) -> u64 {
         let mut bits = bits;
+        // Not without any instruction, which the kernel would refuse: two lines of the source would begin at the next one.
         // SAFETY: changes nothing.
-        unsafe { asm!("/* {bits} */", bits = inout(reg) bits, options(pure, nomem, nostack)) };
+        unsafe { asm!("{bits} = {bits}", bits = inout(reg) bits, options(pure, nomem, nostack)) };
         bits
     }
 

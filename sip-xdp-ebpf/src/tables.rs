@@ -6,7 +6,6 @@ use sip_xdp_common::ingress::{Charged, FlowState, Sent, Site, Tables};
 use sip_xdp_common::layout::{BY_ADDRESS, CpuState, EventKind, FRAGMENTED, FROM_GOOD, IN_DRY_RUN, IN_STORM, SUSPECTED};
 use sip_xdp_common::lists::{self, Counting, Listed, Shelves as _};
 use sip_xdp_common::meter::{Bucket, LimitSource, Meter, Pace, ticks};
-use sip_xdp_common::networks::Hashing;
 use sip_xdp_common::packet::{Inspects, Link};
 use sip_xdp_common::record::Record;
 use sip_xdp_common::source::Source;
@@ -119,9 +118,9 @@ impl Tables for MapTables<'_> {
     #[inline(always)]
     fn place(&self, source: &Source, listed: &Listed) -> Place {
         let key = Self::metered_as(source, listed.is_apart());
-        let Hashing { seed, set_mask, .. } = globals::HASHING.load();
-        let home = Home::of(&key, seed);
-        let place = Place { home, set: home.set(set_mask) };
+        let hashing = globals::hashing();
+        let home = Home::of(&key, lists::current(&hashing.seed));
+        let place = Place { home, set: home.set(lists::current(&hashing.set_mask)) };
         if let Some(set) = SOURCES.get_ptr_mut(place.set) {
             // SAFETY: a word of a set, which stays where it is while the map lives. Nothing waits for what is read.
             let _ = unsafe { (&raw const (*set).ways).cast::<u32>().read_volatile() };

@@ -55,7 +55,7 @@ impl Rows {
 
     /// Where a host stands, by its address in host order.
     pub fn home(&self, address: u32) -> Home {
-        Home::of(address, &self.hashing)
+        Home::of(address, self.hashing.seed, self.hashing.row_shift)
     }
 
     /// Maps all of them.
