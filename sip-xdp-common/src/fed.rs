@@ -6,8 +6,6 @@
 //! Hosts for which a row has no room, and those that somebody but a feed lists, are counted in it: where there are any,
 //! who is not found is looked for in the table of networks, in which everybody stands.
 
-use crate::networks::Hashing;
-
 /// Four lanes of 16 bits in each word, the lowest bits first: the marks of [`MARKS`] hosts in any order, 0 where there is
 /// none, and in the last lane how many hosts of this row are to be looked for elsewhere.
 pub type Row = [u64; 4];
@@ -52,8 +50,8 @@ pub struct Home {
 }
 
 impl Home {
-    /// Of an IPv4 address in host order, in tables that are hashed with this [`Hashing::seed`] and
-    /// [`Hashing::row_shift`]. The constants are those of two well-known hashes (32 bits of the golden ratio,
+    /// Of an IPv4 address in host order, in tables that are hashed with this [`seed`](crate::networks::Hashing) and
+    /// this shift. The constants are those of two well-known hashes (32 bits of the golden ratio,
     /// and MurmurHash3's finalizer); what matters is that each step can be undone, and mixes.
     #[inline(always)]
     pub const fn of(address: u32, seed: u64, row_shift: u32) -> Self {
@@ -93,6 +91,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use crate::networks::Hashing;
 
     fn homes(networks: u32) -> impl Fn(u32) -> Home {
         let Hashing { seed, row_shift, .. } = Hashing::new(0x1234_5678_9abc_def1, networks, 64);

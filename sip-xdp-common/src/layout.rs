@@ -195,9 +195,25 @@ pub struct Counters {
     pub would_drop_bytes: [u64; Reason::COUNT],
     /// Packets by [`Message`].
     pub messages: [u64; Message::SLOTS],
+    /// What a run of a program needs beside: one look-up finds both.
+    pub scratch: Scratch,
 }
 
-const _: () = assert!(size_of::<Counters>() == 8 * (4 * Reason::COUNT + Message::SLOTS));
+const _: () = assert!(size_of::<Counters>() == 8 * (4 * Reason::COUNT + Message::SLOTS) + size_of::<Scratch>());
+
+/// What the programs of one interface keep for themselves on one CPU.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Scratch {
+    /// Where a number goes for [`Reader::forget`](crate::reader::Reader::forget), in the ingress program.
+    pub forgotten: u64,
+    /// The same for the egress program.
+    pub forgotten_leaving: u64,
+    /// Packets that only feeds have dropped, of which some are sampled.
+    pub fed: u64,
+}
+
+const _: () = assert!(size_of::<Scratch>() == 24);
 
 /// Our own responses on one CPU, by [`Answer`](crate::egress::Answer).
 #[repr(C)]
@@ -209,29 +225,23 @@ pub struct Responses {
 
 const _: () = assert!(size_of::<Responses>() == 32);
 
-/// What each CPU keeps for itself.
+/// What each CPU has left to tell the daemon.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct CpuState {
-    /// Where a number goes for [`Reader::forget`](crate::reader::Reader::forget), in the ingress program.
-    pub forgotten: u64,
-    /// The same for the egress program.
-    pub forgotten_leaving: u64,
     /// When this CPU's bucket of events is full again.
     pub events: u64,
     /// Events that found no room, in the bucket or in the ring.
     pub lost_events: u64,
     /// When this CPU last wrote a diagnostic.
     pub diagnosed: u64,
-    /// Packets that only feeds have dropped, of which some are sampled.
-    pub fed: u64,
     /// Samples that found no room, in their slice's bucket or in the ring.
     pub lost_samples: u64,
     /// When each slice's bucket of samples is full again: of what arrives, and of what leaves.
     pub samples: [[u64; SLICES]; 2],
 }
 
-const _: () = assert!(size_of::<CpuState>() == 56 + 16 * SLICES);
+const _: () = assert!(size_of::<CpuState>() == 32 + 16 * SLICES);
 
 /// An interface that the filter is attached to. A slot is in use when `index` is not zero.
 #[repr(C)]

@@ -61,7 +61,7 @@ pub const WEATHER: &str = "WEATHER";
 pub const COUNTERS: &str = "COUNTERS";
 /// Our own responses, by what they say ([`crate::layout::Responses`]).
 pub const RESPONSES: &str = "RESPONSES";
-/// What each CPU keeps for itself ([`crate::layout::CpuState`]).
+/// What each CPU has left to tell the daemon ([`crate::layout::CpuState`]).
 pub const CPU_STATE: &str = "CPU_STATE";
 /// Events on their way to the daemon ([`crate::layout::Event`]).
 pub const EVENTS: &str = "EVENTS";

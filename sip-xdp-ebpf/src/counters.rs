@@ -4,40 +4,38 @@ use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::helpers::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::XdpContext;
 use sip_xdp_common::ingress::Judgement;
+use sip_xdp_common::layout::Counters;
 use sip_xdp_common::verdict::Verdict;
 
 use crate::clock;
-use crate::globals::{DRY_RUN, SLOT};
-use crate::maps::COUNTERS;
+use crate::globals::DRY_RUN;
 
 /// Counts a judged packet and returns the action for the driver.
 #[inline(always)]
-pub(crate) fn leave(ctx: &XdpContext, judgement: &Judgement) -> u32 {
+pub(crate) fn leave(ctx: &XdpContext, counters: *mut Counters, judgement: &Judgement) -> u32 {
     let drops = matches!(judgement.reason.verdict(), Verdict::Drop);
     let dry_run = DRY_RUN.load() == 1;
-    if let Some(counters) = COUNTERS.get_ptr_mut(SLOT.load()) {
-        let linear = ctx.data_end() - ctx.data();
-        let bytes = if judgement.end <= linear {
-            linear as u64
+    let linear = ctx.data_end() - ctx.data();
+    let bytes = if judgement.end <= linear {
+        linear as u64
+    } else {
+        // There may be more than the linear part holds, as in jumbo frames.
+        // SAFETY: the helper only reads the context.
+        unsafe { bpf_xdp_get_buff_len(ctx.ctx) }
+    };
+    let reason = judgement.reason as usize;
+    // SAFETY: this CPU's map value, valid while the program runs and written by nothing else on this CPU. The
+    // numbers of reasons and messages are below the lengths of the arrays, which the layout takes from them.
+    unsafe {
+        let (packets, lengths) = if drops && dry_run {
+            (&raw mut (*counters).would_drop, &raw mut (*counters).would_drop_bytes)
         } else {
-            // There may be more than the linear part holds, as in jumbo frames.
-            // SAFETY: the helper only reads the context.
-            unsafe { bpf_xdp_get_buff_len(ctx.ctx) }
+            (&raw mut (*counters).packets, &raw mut (*counters).bytes)
         };
-        let reason = judgement.reason as usize;
-        // SAFETY: this CPU's map value, valid while the program runs and written by nothing else on this CPU. The
-        // numbers of reasons and messages are below the lengths of the arrays, which the layout takes from them.
-        unsafe {
-            let (packets, lengths) = if drops && dry_run {
-                (&raw mut (*counters).would_drop, &raw mut (*counters).would_drop_bytes)
-            } else {
-                (&raw mut (*counters).packets, &raw mut (*counters).bytes)
-            };
-            *packets.cast::<u64>().add(reason) += 1;
-            *lengths.cast::<u64>().add(reason) += bytes;
-            if let Some(message) = judgement.message {
-                *(&raw mut (*counters).messages).cast::<u64>().add(message as usize) += 1;
-            }
+        *packets.cast::<u64>().add(reason) += 1;
+        *lengths.cast::<u64>().add(reason) += bytes;
+        if let Some(message) = judgement.message {
+            *(&raw mut (*counters).messages).cast::<u64>().add(message as usize) += 1;
         }
     }
     clock::leave(judgement);

@@ -4,7 +4,7 @@
 use aya_ebpf::programs::TcContext;
 use sip_xdp_common::egress::{self, Answer, FINAL, Leaving};
 use sip_xdp_common::flow::Asked;
-use sip_xdp_common::layout::{BY_ADDRESS, CpuState, EventKind, FRAGMENTED, FROM_GOOD};
+use sip_xdp_common::layout::{BY_ADDRESS, EventKind, FRAGMENTED, FROM_GOOD, Scratch};
 use sip_xdp_common::lists::{self, Counting};
 use sip_xdp_common::meter::Bucket;
 use sip_xdp_common::reader::Reader;
@@ -16,7 +16,7 @@ use crate::clock;
 use crate::events::{Told, sample};
 use crate::globals::{self, Here};
 use crate::lists::Lists;
-use crate::maps::{ASKED, RESPONSES, cpu_state};
+use crate::maps::{ASKED, RESPONSES, counters};
 use crate::reader::Packet;
 
 /// `TCX_NEXT`, which is also `TC_ACT_UNSPEC` (`include/uapi/linux/bpf.h`): go on.
@@ -28,17 +28,19 @@ const REFRESH: u64 = 1_000_000_000;
 /// Reads one packet.
 #[inline(always)]
 pub(crate) fn read(ctx: &TcContext) -> i32 {
-    if let Some(state) = cpu_state() {
-        let packet = Packet::leaving(ctx, state);
+    if let Some(counters) = counters() {
+        // SAFETY: a field's address inside this CPU's map value; nothing is read.
+        let scratch = unsafe { &raw mut (*counters).scratch };
+        let packet = Packet::leaving(ctx, scratch);
         if let Some(leaving) = egress::read(&packet, &Here) {
-            note(ctx, state, &packet, &leaving);
+            note(ctx, scratch, &packet, &leaving);
         }
     }
     NEXT
 }
 
 #[inline(always)]
-fn note<R: Reader>(ctx: &TcContext, state: *mut CpuState, packet: &R, leaving: &Leaving) {
+fn note<R: Reader>(ctx: &TcContext, scratch: *mut Scratch, packet: &R, leaving: &Leaving) {
     // What follows is verified once, not once for each way through the headers.
     let (high, low) = leaving.destination.words();
     let destination = Source::from_words(packet.forget(high as usize) as u64, packet.forget(low as usize) as u64);
@@ -56,7 +58,7 @@ fn note<R: Reader>(ctx: &TcContext, state: *mut CpuState, packet: &R, leaving: &
     if is_response && status < FINAL {
         return;
     }
-    let listed = lists::look_up(&Lists::new(state), &destination, Counting::Nothing);
+    let listed = lists::look_up(&Lists::new(scratch), &destination, Counting::Nothing);
     if listed.is_trusted() {
         return;
     }
@@ -78,7 +80,7 @@ fn note<R: Reader>(ctx: &TcContext, state: *mut CpuState, packet: &R, leaving: &
         | (u8::from(leaving.first_fragment) * FRAGMENTED);
     let told = Told {
         ctx,
-        state,
+        scratch,
         kind: if is_response { EventKind::Answer } else { EventKind::Asked },
         source: &destination,
         port: leaving.port,

@@ -9,7 +9,7 @@ use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_b
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::warn;
 use sip_xdp_common::ingress::Judgement;
-use sip_xdp_common::layout::{CpuState, Event, EventKind, HEAD, IN_DRY_RUN, SLICES};
+use sip_xdp_common::layout::{Event, EventKind, HEAD, IN_DRY_RUN, SLICES, Scratch};
 use sip_xdp_common::meter::{Bucket, Limit};
 use sip_xdp_common::record::Record;
 use sip_xdp_common::source::Source;
@@ -18,7 +18,7 @@ use sip_xdp_common::verdict::{Message, Verdict};
 
 use crate::clock;
 use crate::globals::{DRY_RUN, SLOT};
-use crate::maps::{EVENTS, TAP};
+use crate::maps::{EVENTS, TAP, cpu_state};
 use crate::reader::Packet;
 
 /// Limits reported per second and CPU: what a daemon digests at a few per cent of a core, whatever arrives.
@@ -33,7 +33,7 @@ const DIAGNOSTIC_INTERVAL: u64 = 1_000_000_000;
 /// A packet of which the daemon is told.
 pub(crate) struct Told<'a, C> {
     pub(crate) ctx: &'a C,
-    pub(crate) state: *mut CpuState,
+    pub(crate) scratch: *mut Scratch,
     pub(crate) kind: EventKind,
     pub(crate) source: &'a Source,
     pub(crate) port: u16,
@@ -55,7 +55,7 @@ pub(crate) trait Origin: aya_ebpf::EbpfContext {
     fn length(&self) -> usize;
 
     /// Passes a number through map memory.
-    fn forget(&self, state: *mut CpuState, value: usize) -> usize;
+    fn forget(&self, scratch: *mut Scratch, value: usize) -> usize;
 
     /// Copies `length` bytes at `at` to `to`; 0 if it was done.
     ///
@@ -76,9 +76,9 @@ impl Origin for XdpContext {
     }
 
     #[inline(always)]
-    fn forget(&self, state: *mut CpuState, value: usize) -> usize {
+    fn forget(&self, scratch: *mut Scratch, value: usize) -> usize {
         use sip_xdp_common::reader::Reader;
-        Packet::arriving(self, state).forget(value)
+        Packet::arriving(self, scratch).forget(value)
     }
 
     #[inline(always)]
@@ -97,9 +97,9 @@ impl Origin for aya_ebpf::programs::TcContext {
     }
 
     #[inline(always)]
-    fn forget(&self, state: *mut CpuState, value: usize) -> usize {
+    fn forget(&self, scratch: *mut Scratch, value: usize) -> usize {
         use sip_xdp_common::reader::Reader;
-        Packet::leaving(self, state).forget(value)
+        Packet::leaving(self, scratch).forget(value)
     }
 
     #[inline(always)]
@@ -113,7 +113,9 @@ impl Origin for aya_ebpf::programs::TcContext {
 /// Tells of a source over a limit, with its record.
 #[inline(always)]
 pub(crate) fn report<C: Origin>(told: &Told<'_, C>, record: &Record) {
-    let state = told.state;
+    let Some(state) = cpu_state() else {
+        return;
+    };
     // SAFETY: this CPU's map value, valid while the program runs.
     let Some(full_at) = (unsafe { BUDGET.take((*state).events, told.now) }) else {
         // SAFETY: as above.
@@ -132,8 +134,10 @@ pub(crate) fn report<C: Origin>(told: &Told<'_, C>, record: &Record) {
 /// Sends a sample, if its slice has any left.
 #[inline(always)]
 pub(crate) fn sample<C: Origin>(told: &Told<'_, C>, home: &Home) {
-    let state = told.state;
-    let slice = told.ctx.forget(state, home.sketch()) % SLICES;
+    let Some(state) = cpu_state() else {
+        return;
+    };
+    let slice = told.ctx.forget(told.scratch, home.sketch()) % SLICES;
     // SAFETY: this CPU's map value, valid while the program runs; the slice is below the array's length.
     let bucket = unsafe { (&raw mut (*state).samples[C::DIRECTION]).cast::<u64>().add(slice) };
     // SAFETY: as above.
@@ -155,7 +159,7 @@ pub(crate) fn sample<C: Origin>(told: &Told<'_, C>, home: &Home) {
 /// Copies a dropped packet for whoever watches, as long as user space has left something in [`TAP`]; without watchers that
 /// is one load from a line that stays in the cache.
 #[inline(always)]
-pub(crate) fn tap(ctx: &XdpContext, state: *mut CpuState, judgement: &Judgement) {
+pub(crate) fn tap(ctx: &XdpContext, scratch: *mut Scratch, judgement: &Judgement) {
     if !matches!(judgement.reason.verdict(), Verdict::Drop) {
         return;
     }
@@ -172,7 +176,7 @@ pub(crate) fn tap(ctx: &XdpContext, state: *mut CpuState, judgement: &Judgement)
     unsafe { left.write_volatile(there - 1) };
     let told = Told {
         ctx,
-        state,
+        scratch,
         kind: EventKind::Dropped,
         source: &Source::v4(0),
         port: 0,
@@ -192,8 +196,10 @@ pub(crate) fn tap(ctx: &XdpContext, state: *mut CpuState, judgement: &Judgement)
 /// Writes an event into the ring. Returns whether there was room.
 #[inline(always)]
 fn send<C: Origin>(told: &Told<'_, C>, record: &Record) -> bool {
-    let state = told.state;
     let Some(mut entry) = EVENTS.reserve(0) else {
+        let Some(state) = cpu_state() else {
+            return false;
+        };
         // SAFETY: this CPU's map value, valid while the program runs.
         unsafe {
             if told.now.saturating_sub((*state).diagnosed) >= DIAGNOSTIC_INTERVAL {
@@ -236,7 +242,7 @@ unsafe fn copy_head<C: Origin>(told: &Told<'_, C>, event: *mut Event) {
     let there = told.ctx.length();
     let end = if told.end < there { told.end } else { there };
     // Forgotten, so that the checks below are made on the very number that the helper gets.
-    let whole = told.ctx.forget(told.state, end.saturating_sub(told.payload));
+    let whole = told.ctx.forget(told.scratch, end.saturating_sub(told.payload));
     let length = if whole > HEAD { HEAD } else { whole };
     let mut copied = 0;
     if length != 0 {

@@ -4,23 +4,23 @@ use core::arch::asm;
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_loop;
-use sip_xdp_common::layout::CpuState;
+use sip_xdp_common::layout::Scratch;
 use sip_xdp_common::lists::{self, Search, Shelves};
 use sip_xdp_common::networks::{Bucket, Guide, Hashing, Prints, Slot};
 use sip_xdp_common::{fed, front};
 
-use crate::maps::{FED, FINGERPRINTS, FRONT_COARSE, FRONT_FINE, GUIDE, NETWORKS, cpu_state};
+use crate::maps::{FED, FINGERPRINTS, FRONT_COARSE, FRONT_FINE, GUIDE, NETWORKS, counters};
 use crate::{clock, globals, reader};
 
 /// The kernel's tables, on one CPU.
 pub(crate) struct Lists {
-    state: *mut CpuState,
+    scratch: *mut Scratch,
 }
 
 impl Lists {
     #[inline(always)]
-    pub(crate) fn new(state: *mut CpuState) -> Self {
-        Self { state }
+    pub(crate) fn new(scratch: *mut Scratch) -> Self {
+        Self { scratch }
     }
 }
 
@@ -79,8 +79,8 @@ impl Shelves for Lists {
     fn is_sample(&self) -> bool {
         // SAFETY: this CPU's map value, valid while the program runs; nothing else uses the field.
         unsafe {
-            (*self.state).fed = (*self.state).fed.wrapping_add(1);
-            (*self.state).fed.is_multiple_of(lists::SAMPLE)
+            (*self.scratch).fed = (*self.scratch).fed.wrapping_add(1);
+            (*self.scratch).fed.is_multiple_of(lists::SAMPLE)
         }
     }
 
@@ -113,15 +113,15 @@ impl Shelves for Lists {
     #[inline(always)]
     fn forget(&self, value: usize) -> usize {
         // SAFETY: a field of this CPU's map value, valid while the program runs.
-        unsafe { reader::forget(&raw mut (*self.state).forgotten, value) }
+        unsafe { reader::forget(&raw mut (*self.scratch).forgotten, value) }
     }
 }
 
 /// One step of a search, as `bpf_loop` calls it. Returns 1 if it was the last, else 0.
 unsafe extern "C" fn step(_: u32, search: *mut Search) -> u64 {
-    match cpu_state() {
-        // SAFETY: by `each_length`, this is its search.
-        Some(state) => unsafe { (*search).step(&Lists::new(state)) }.into(),
+    match counters() {
+        // SAFETY: by `each_length`, this is its search; the scratch is a field of this CPU's map value.
+        Some(counters) => unsafe { (*search).step(&Lists::new(&raw mut (*counters).scratch)) }.into(),
         None => 1,
     }
 }

@@ -21,10 +21,10 @@ use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use sip_xdp_common::ingress::{self, Judgement};
-use sip_xdp_common::layout::CpuState;
+use sip_xdp_common::layout::Counters;
 use sip_xdp_common::verdict::Reason;
 
-use crate::maps::cpu_state;
+use crate::maps::counters;
 use crate::reader::Packet;
 use crate::tables::MapTables;
 
@@ -32,23 +32,26 @@ use crate::tables::MapTables;
 #[xdp(frags)]
 #[inline(always)]
 fn sip_xdp_ingress(ctx: XdpContext) -> u32 {
-    // Per-CPU array slot 0 always exists; the verifier wants to see the question asked.
-    let Some(state) = cpu_state() else {
+    // Every interface has its slot; the verifier wants to see the question asked.
+    let Some(counters) = counters() else {
         return xdp_action::XDP_PASS;
     };
-    let judgement = ingress::judge(&Packet::arriving(&ctx, state), &MapTables::new(&ctx, state));
+    // SAFETY: a field's address inside this CPU's map value; nothing is read.
+    let scratch = unsafe { &raw mut (*counters).scratch };
+    let judgement = ingress::judge(&Packet::arriving(&ctx, scratch), &MapTables::new(&ctx, scratch));
     match judgement.reason {
         // Written out, so that the compiler makes an exit for these, most of a flood, where nothing is left to find out.
-        Reason::Blocked => leave(&ctx, state, &Judgement::by(Reason::Blocked, judgement.end)),
-        _ => leave(&ctx, state, &judgement),
+        Reason::Blocked => leave(&ctx, counters, &Judgement::by(Reason::Blocked, judgement.end)),
+        _ => leave(&ctx, counters, &judgement),
     }
 }
 
 /// The last that is done for a packet.
 #[inline(always)]
-fn leave(ctx: &XdpContext, state: *mut CpuState, judgement: &Judgement) -> u32 {
-    events::tap(ctx, state, judgement);
-    counters::leave(ctx, judgement)
+fn leave(ctx: &XdpContext, counters: *mut Counters, judgement: &Judgement) -> u32 {
+    // SAFETY: as above.
+    events::tap(ctx, unsafe { &raw mut (*counters).scratch }, judgement);
+    counters::leave(ctx, counters, judgement)
 }
 
 /// Reads what leaves.

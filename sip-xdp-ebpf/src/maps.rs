@@ -14,6 +14,8 @@ use sip_xdp_common::sources::{Records, Set, sets};
 use sip_xdp_common::storm::{MARKS, Weather};
 use sip_xdp_common::{fed, front};
 
+use crate::globals::SLOT;
+
 /// `BPF_F_MMAPABLE` (`include/uapi/linux/bpf.h`): user space maps the memory. It also starts on a page, so that elements
 /// of whole cache lines stay in theirs.
 const MAPPED: usize = 1 << 10;
@@ -61,7 +63,7 @@ pub(crate) static SKETCH: Array<[u8; MARKS], 1> = Array::new();
 pub(crate) static WEATHER: Array<Weather, 1> = Array::new();
 
 #[btf_map]
-pub(crate) static COUNTERS: PerCpuArray<Counters, MAX_INTERFACES> = PerCpuArray::new();
+static COUNTERS: PerCpuArray<Counters, MAX_INTERFACES> = PerCpuArray::new();
 
 #[btf_map]
 pub(crate) static RESPONSES: PerCpuArray<Responses, 1> = PerCpuArray::new();
@@ -83,7 +85,13 @@ pub(crate) static CLOCK: Array<u64, { CLOCK_WORDS as usize }, MAPPED> = Array::n
 #[btf_map]
 pub(crate) static TAP: Array<u64, 1, MAPPED> = Array::new();
 
-/// This CPU's state.
+/// This interface's counters on this CPU.
+#[inline(always)]
+pub(crate) fn counters() -> Option<*mut Counters> {
+    COUNTERS.get_ptr_mut(SLOT.load())
+}
+
+/// What this CPU has left to tell the daemon.
 #[inline(always)]
 pub(crate) fn cpu_state() -> Option<*mut CpuState> {
     CPU_STATE.get_ptr_mut(0)

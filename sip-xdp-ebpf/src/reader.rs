@@ -4,7 +4,7 @@ use core::arch::asm;
 
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use sip_xdp_common::layout::CpuState;
+use sip_xdp_common::layout::Scratch;
 use sip_xdp_common::reader::{MAX_OFFSET, Reader};
 
 /// The linear part of a packet: all of it, but for jumbo frames, whose headers it always holds.
@@ -47,17 +47,17 @@ impl Context for __sk_buff {
 
 impl Packet<xdp_md> {
     #[inline(always)]
-    pub(crate) fn arriving(ctx: &XdpContext, state: *mut CpuState) -> Self {
+    pub(crate) fn arriving(ctx: &XdpContext, scratch: *mut Scratch) -> Self {
         // SAFETY: a field's address inside this CPU's map value; nothing is read.
-        Self::new(ctx.ctx, unsafe { &raw mut (*state).forgotten })
+        Self::new(ctx.ctx, unsafe { &raw mut (*scratch).forgotten })
     }
 }
 
 impl Packet<__sk_buff> {
     #[inline(always)]
-    pub(crate) fn leaving(ctx: &TcContext, state: *mut CpuState) -> Self {
+    pub(crate) fn leaving(ctx: &TcContext, scratch: *mut Scratch) -> Self {
         // SAFETY: as above. The field is another one, so that neither program meets the other's numbers.
-        Self::new(ctx.skb.skb, unsafe { &raw mut (*state).forgotten_leaving })
+        Self::new(ctx.skb.skb, unsafe { &raw mut (*scratch).forgotten_leaving })
     }
 }
 

@@ -3,7 +3,7 @@
 use aya_ebpf::programs::XdpContext;
 use sip_xdp_common::flow::{FlowKey, RESERVE};
 use sip_xdp_common::ingress::{Charged, FlowState, Sent, Site, Tables};
-use sip_xdp_common::layout::{BY_ADDRESS, CpuState, EventKind, FRAGMENTED, FROM_GOOD, IN_DRY_RUN, IN_STORM, SUSPECTED};
+use sip_xdp_common::layout::{BY_ADDRESS, EventKind, FRAGMENTED, FROM_GOOD, IN_DRY_RUN, IN_STORM, SUSPECTED, Scratch};
 use sip_xdp_common::lists::{self, Counting, Listed, Shelves as _};
 use sip_xdp_common::meter::{Bucket, LimitSource, Meter, Pace, ticks};
 use sip_xdp_common::packet::{Inspects, Link};
@@ -22,13 +22,13 @@ use crate::{clock, globals};
 /// The kernel's tables, for one packet.
 pub(crate) struct MapTables<'a> {
     ctx: &'a XdpContext,
-    state: *mut CpuState,
+    scratch: *mut Scratch,
 }
 
 impl<'a> MapTables<'a> {
     #[inline(always)]
-    pub(crate) fn new(ctx: &'a XdpContext, state: *mut CpuState) -> Self {
-        Self { ctx, state }
+    pub(crate) fn new(ctx: &'a XdpContext, scratch: *mut Scratch) -> Self {
+        Self { ctx, scratch }
     }
 
     /// The key under which a source is metered: its address, or its IPv6 network.
@@ -82,12 +82,12 @@ impl Tables for MapTables<'_> {
 
     #[inline(always)]
     fn glance(&self, source: &Source) -> Listed {
-        lists::glance(&Lists::new(self.state), source, Counting::Hits)
+        lists::glance(&Lists::new(self.scratch), source, Counting::Hits)
     }
 
     #[inline(always)]
     fn listing(&self, source: &Source, glance: Listed) -> Listed {
-        lists::complete(&Lists::new(self.state), source, glance, Counting::Hits)
+        lists::complete(&Lists::new(self.scratch), source, glance, Counting::Hits)
     }
 
     #[inline(always)]
@@ -179,7 +179,7 @@ impl MapTables<'_> {
     /// See [`Shelves::forget`].
     #[inline(always)]
     fn forget(&self, value: usize) -> usize {
-        Lists::new(self.state).forget(value)
+        Lists::new(self.scratch).forget(value)
     }
 
     /// What is to be told of a packet.
@@ -199,7 +199,7 @@ impl MapTables<'_> {
             | (globals::DRY_RUN.load() * IN_DRY_RUN);
         Told {
             ctx: self.ctx,
-            state: self.state,
+            scratch: self.scratch,
             kind,
             source: &sent.source,
             port: sent.source_port,
