@@ -89,15 +89,20 @@ impl Home {
 }
 
 /// The way of a source's meter; [`WAYS`] or more if it has none. Calculated, not branched on: which of the ways it is, is
-/// as good as random.
+/// as good as random. Two marks at a time: of a single one the compiler sees what is meant, and makes a branch of it.
 #[inline(always)]
 pub fn way_of(home: &Home, ways: &[Meter; WAYS]) -> usize {
-    let mut bits = 0;
-    for (n, meter) in ways.iter().enumerate() {
-        let differs = (meter.mark & !FLAGS ^ home.mark()) as u64;
-        // Bit 63 is set if there is any difference: both numbers have 32 bits.
-        bits |= (1 - (differs.wrapping_neg() >> 63)) << n;
-    }
+    const LOWEST: u64 = 0x1_0000_0001;
+    let own = home.mark() as u64 * LOWEST;
+    let pair = |n: usize| {
+        let marks = ways[n].mark as u64 | (ways[n + 1].mark as u64) << 32;
+        let differ = marks & (!FLAGS as u64 * LOWEST) ^ own;
+        // The highest bit of each half that is 0, as `!(differ - LOWEST) & !differ` has it: none is 1, so neither borrows
+        // from the other in vain.
+        let same = !((LOWEST - 1).wrapping_sub(differ) | differ);
+        same >> 31 & 1 | same >> 62 & 2
+    };
+    let bits = pair(0) | pair(2) << 2;
     // 1, 2, 4, 8 to 0, 1, 2, 3; two sources that share a mark share the first meter. 0 to a large number.
     let lowest = bits & bits.wrapping_neg();
     (lowest >> 1).wrapping_sub(lowest >> 3).wrapping_sub((bits == 0) as u64) as usize
