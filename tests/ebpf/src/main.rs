@@ -3,6 +3,8 @@
 
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "core::sync has no atomics on this target, only the intrinsics do")]
 
 mod floor;
 mod generate;

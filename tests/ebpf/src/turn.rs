@@ -37,10 +37,7 @@ static MEASURED: ProgramArray<1> = ProgramArray::new();
 pub(crate) fn turn(ctx: &XdpContext) -> u32 {
     let (Some(next), start) = (NEXT.get_ptr_mut(0), ctx.data()) else { return xdp_action::XDP_ABORTED };
     // SAFETY: nothing else runs while the program is measured.
-    let number = unsafe {
-        *next += 1;
-        *next as u32
-    };
+    let number = unsafe { *next as u32 };
     let Some(address) = ADDRESSES.get(number & ADDRESS_MASK.load()) else { return xdp_action::XDP_ABORTED };
     if start + SOURCE6_AT + 16 > ctx.data_end() {
         return xdp_action::XDP_ABORTED;
@@ -53,6 +50,9 @@ pub(crate) fn turn(ctx: &XdpContext) -> u32 {
         } else {
             ((start + SOURCE4_AT) as *mut u32).write_volatile(address[0] as u32);
         }
+        // Atomic, and so not before what was written is through to the cache, as a packet is that a network card has written:
+        // a program that reads more at once than was written would wait for that here, and nowhere else.
+        core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::SeqCst }>(next, 1);
         // Only comes back if there is no program.
         MEASURED.tail_call(ctx, 0);
     }
