@@ -1,6 +1,7 @@
 //! Lists are replaced while packets arrive: what stays on them matches at every moment, and what was never on them is
 //! never dropped.
 
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -40,6 +41,10 @@ const BY_FEED: [&str; 8] = [
 const BY_HAND: [&str; 4] = ["10.6.6.7", "10.130.7.0/24", "10.8.0.0/20", "2001:db8:4::/56"];
 /// On one feed or on two, but always on one: handed back and forth.
 const HANDED_OVER: [&str; 4] = ["10.9.9.7", "10.10.10.0/24", "2001:db8:5::7", "2001:db8:6::/48"];
+/// In a network of hosts alone, on a feed until the feed hands them over to an operator: some in each round.
+const HANDED_TO_HAND: std::ops::Range<u8> = 0..240;
+/// In how many rounds they are handed over.
+const HANDED_IN: u32 = 30;
 /// Trusted all the time, in networks that are blocked all the time.
 const TRUSTED: [&str; 3] = ["10.5.17.16/28", "10.6.6.7", "2001:db8:1:1::/64"];
 /// On the feed now and then: beside, in and around what stays, in the same /24s.
@@ -132,6 +137,12 @@ fn filling(number: u32, round: u32) -> Network {
     Network::around(Source::new(octets), bits as u8)
 }
 
+/// The hosts that are handed over to an operator: those that have not been after a round.
+fn left_to_feed(round: u32) -> impl Iterator<Item = Network> {
+    let is_left = move |n: &u8| u32::from(*n) % HANDED_IN >= round;
+    HANDED_TO_HAND.filter(is_left).map(|n| Network::host(Ipv4Addr::new(10, 66, 0, n).into()))
+}
+
 /// Replaces feeds and changes what operators block, until it is told to stop.
 fn replace(mut lists: Lists, rounds: &AtomicU32, stop: &AtomicBool) {
     for round in (1_u32..).take_while(|_| !stop.load(Ordering::Relaxed)) {
@@ -143,6 +154,10 @@ fn replace(mut lists: Lists, rounds: &AtomicU32, stop: &AtomicBool) {
         let (receiving, giving) = if round.is_multiple_of(2) { ("one", "two") } else { ("two", "one") };
         lists.replace_feed(receiving, networks(&HANDED_OVER).collect()).unwrap();
         lists.replace_feed(giving, Vec::new()).unwrap();
+        for network in left_to_feed(round - 1).filter(|network| !left_to_feed(round).any(|left| left == *network)) {
+            lists.put(List::Block, Entry::manual(network, NEVER, "")).unwrap();
+        }
+        lists.replace_feed("hosts", left_to_feed(round).collect()).unwrap();
         let list = (0..LISTED).map(|number| filling(number, round)).chain(networks(&BY_FEED)).chain(changing);
         lists.replace_feed("large", list.collect()).unwrap();
         for network in networks(&BY_HAND_NOW_AND_THEN) {
@@ -168,16 +183,20 @@ fn there_is_no_moment_in_which_a_kept_entry_does_not_match() {
     let start = networks(&BY_FEED).chain((0..LISTED).map(|number| filling(number, 0)));
     kernel.lists.replace_feed("large", start.collect()).unwrap();
     kernel.lists.replace_feed("one", networks(&HANDED_OVER).collect()).unwrap();
+    kernel.lists.replace_feed("hosts", left_to_feed(0).collect()).unwrap();
     let mut lists = Lists::open(|name| kernel.map_again(name)).unwrap();
     // What it has adopted is its own from now on.
     lists.replace_feed("large", networks(&BY_FEED).collect()).unwrap();
     lists.replace_feed("one", networks(&HANDED_OVER).collect()).unwrap();
+    lists.replace_feed("hosts", left_to_feed(0).collect()).unwrap();
     lists.replace_feed("", Vec::new()).unwrap();
 
-    let frame = |source: &&str| Ip { protocol: 6, ..Ip::udp(source) }.frame(&tcp(5060));
-    let blocked = BLOCKED_SOURCES.iter().map(|source| (*source, frame(source), 1));
-    let passing = PASSING_SOURCES.iter().map(|source| (*source, frame(source), 2));
-    let questions: Vec<_> = blocked.chain(passing).collect();
+    let frame = |source: &str| Ip { protocol: 6, ..Ip::udp(source) }.frame(&tcp(5060));
+    let blocked = BLOCKED_SOURCES.iter().map(|source| (*source).to_owned());
+    let handed = left_to_feed(0).map(|network| network.address().to_string());
+    let passing = PASSING_SOURCES.iter().map(|source| ((*source).to_owned(), frame(source), 2));
+    let question = |source: String| (source.clone(), frame(&source), 1);
+    let questions: Vec<_> = blocked.chain(handed).map(question).chain(passing).collect();
     let (rounds, stop) = (AtomicU32::new(0), AtomicBool::new(false));
     let (mut asked, mut wrong) = (0, Vec::new());
     let start = Instant::now();

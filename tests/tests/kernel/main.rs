@@ -6,6 +6,7 @@
 mod cost;
 mod differential;
 mod egress;
+mod fed;
 mod frames;
 mod harness;
 mod kept;

@@ -16,11 +16,14 @@ pub(super) struct Draw {
     random: Random,
     /// An address in each neighbourhood.
     centres: Vec<u128>,
+    /// Hosts that the tables keep together, more than there is room for.
+    crowd: Vec<u128>,
 }
 
 impl Draw {
-    pub(super) fn new(seed: u64) -> Self {
-        let mut draw = Self { random: Random(seed), centres: Vec::new() };
+    pub(super) fn new(seed: u64, crowd: Vec<Ipv4Addr>) -> Self {
+        let crowd = crowd.into_iter().map(|host| host.to_ipv6_mapped().into()).collect();
+        let mut draw = Self { random: Random(seed), centres: Vec::new(), crowd };
         for n in 0..NEIGHBOURHOODS * REGIONS4.len() {
             let v4 = Ipv4Addr::new(REGIONS4[n % REGIONS4.len()], 0, 0, 0).to_ipv6_mapped();
             let v6 = Ipv6Addr::new(REGIONS6[n % REGIONS6.len()], 0, 0, 0, 0, 0, 0, 0);
@@ -44,6 +47,9 @@ impl Draw {
     /// A network: mostly hosts and small ones, rarely a wide one, of any length. Its last bits may differ from those of its
     /// neighbourhood, so that it lies beside others, in them, or around them.
     pub(super) fn prefix(&mut self) -> Prefix {
+        if self.below(40) == 0 {
+            return Prefix::around(self.one_of_crowd(), 128);
+        }
         let centre = self.centre();
         let v4 = is_v4(centre);
         let widest = WIDEST[usize::from(!v4)];
@@ -76,8 +82,15 @@ impl Draw {
 
     /// Any address in a neighbourhood.
     pub(super) fn address(&mut self) -> u128 {
+        if self.below(20) == 0 {
+            return self.one_of_crowd();
+        }
         let (centre, free) = (self.centre(), self.below(24) as u8);
         self.inside(centre, 128 - free)
+    }
+
+    fn one_of_crowd(&mut self) -> u128 {
+        self.crowd[self.random.below(self.crowd.len() as u64) as usize]
     }
 
     fn centre(&mut self) -> u128 {

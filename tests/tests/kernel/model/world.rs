@@ -7,11 +7,13 @@ use sip_xdp::ledger::Entry;
 use sip_xdp::lists::{EARLIER, ListError, Lists};
 use sip_xdp::network::address_of;
 use sip_xdp::object::Settings;
+use sip_xdp_common::fed::MARKS;
 use sip_xdp_common::layout::{List, NEVER, Owner};
 use sip_xdp_common::verdict::Reason;
 
 use super::draw::Draw;
 use super::plain::{Intervals, Plain, Prefix, is_v4, source};
+use crate::fed::of_one_row;
 use crate::frames::{Ip, tcp};
 use crate::harness::{Kernel, SECOND, START};
 
@@ -19,6 +21,8 @@ use crate::harness::{Kernel, SECOND, START};
 const REASONED: u64 = 8;
 /// The feeds. Those of an earlier daemon have a name of their own.
 const FEEDS: [&str; 2] = ["one", "two"];
+/// Hosts of one row, three times as many as it has room for.
+const CROWD: usize = 3 * MARKS;
 /// How many changes a failure shows.
 const SHOWN: usize = 12;
 
@@ -71,12 +75,14 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(settings: &Settings, plan: Plan, seed: u64) -> Self {
+        let kernel = Kernel::new(settings);
+        let draw = Draw::new(seed, of_one_row(&kernel, CROWD));
         Self {
-            kernel: Kernel::new(settings),
+            kernel,
             plain: Plain::default(),
             plan,
             capacity: settings.capacity.networks as usize,
-            draw: Draw::new(seed),
+            draw,
             now: START,
             changed: Vec::new(),
             history: Vec::new(),
