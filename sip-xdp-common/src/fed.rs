@@ -1,9 +1,9 @@
-//! IPv4 hosts that feeds list: what nearly all of a long list is, and so kept once more beside the table of networks, in
-//! a sixteenth of its memory, where one look at 16 bytes says whether a host is among them.
+//! IPv4 hosts that feeds list: what nearly all of a long list is, and so kept once more beside the table of networks. Of a
+//! million it takes a sixteenth of that table's memory, and one look at 16 bytes says whether a host is among them.
 //!
 //! An address is mixed, and falls into the number of a [`Row`] and a mark of 15 bits. Mixing loses nothing, and the two
 //! have all of its bits between them, so no two hosts have both in common: a mark that is found in its row is no guess.
-//! Hosts for which a row has no room, and those that somebody but a feed lists, are counted in it: where there are any,
+//! Hosts for which a row has no room, and those that only others than feeds block, are counted in it: where there are any,
 //! who is not found is looked for in the table of networks, in which everybody stands.
 
 /// Four lanes of 16 bits in each word, the lowest bits first: the marks of [`MARKS`] hosts in any order, 0 where there is
@@ -128,7 +128,7 @@ mod tests {
             assert_eq!(home.look(&with(MARKS, home.mark, [0; 2])), Says::Ask);
             // Among marks that differ in one bit, and others.
             let others = |lane: usize| match homes[(n + lane + 1) % homes.len()].mark {
-                mark if mark == home.mark || lane % 2 == 0 => home.mark ^ (1 << (lane % 15)),
+                mark if mark == home.mark || lane.is_multiple_of(2) => home.mark ^ (1 << (lane % 15)),
                 mark => mark,
             };
             let full = (0..MARKS).fold([0; 2], |row, lane| with(lane, others(lane), row));

@@ -3,10 +3,11 @@
 //!
 //! A [`Slot`] holds one network of one [`Kind`], of any length and either family, in one half of a cache line: its
 //! address, its end, its length and its hit counter. Slots stand in buckets of [`WAYS`]; a network has two buckets to
-//! choose from, by a seeded hash, and goes to the emptier one (both are of one group of [`GROUP`], so that one look tells). For each bucket there is a word of fingerprints, one byte
-//! of the hash per slot: these words are a sixty-fourth of the table, stay in the caches, and tell nearly every network
-//! that is not there. To find what lists a source, its network of each length that occurs is looked for; for IPv4 the
-//! [`front`] says beforehand that there is nothing to find, or only hosts.
+//! choose from, by a seeded hash, and goes to the emptier one (both are of one group of [`GROUP`], so that one look tells).
+//! For each bucket there is a word of fingerprints, one byte of the hash per slot: these words are a thirty-second of the
+//! table, stay in the caches, and tell nearly every network that is not there. To find what lists a source, its network of
+//! each length that occurs is looked for; for IPv4 the [`front`] says beforehand that there is nothing to find, or only
+//! hosts, and then a [row](fed) says most often whether the source is one of them.
 //!
 //! The table is plain memory that user space maps. It writes an entry so that a reader sees it whole or not at all, and
 //! changing other entries never moves one that stays.

@@ -27,8 +27,7 @@ pub(crate) static STORM: Global<StormLimits> = Global::new(StormLimits { new_sou
 
 /// How networks and sources are hashed.
 #[unsafe(no_mangle)]
-static HASHING: Global<Hashing> =
-    Global::new(Hashing { seed: 0, bucket_mask: 0, set_mask: 0, row_shift: 0, pad: 0 });
+static HASHING: Global<Hashing> = Global::new(Hashing { seed: 0, bucket_mask: 0, set_mask: 0, row_shift: 0, pad: 0 });
 
 /// The mask under which IPv6 sources are metered.
 #[unsafe(no_mangle)]

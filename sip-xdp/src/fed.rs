@@ -28,9 +28,9 @@ const LANE_BITS: usize = 16;
 pub enum By {
     /// Nobody.
     Nobody,
-    /// A feed, and perhaps others.
+    /// A feed, and nobody else.
     Feed,
-    /// Others than feeds.
+    /// Others, whether a feed does or not.
     Others,
 }
 
@@ -88,7 +88,7 @@ impl Rows {
         }
     }
 
-    /// Lets those leave their lanes who are to. To be called when a change of many is done.
+    /// Lets those leave their lanes who are to. To be called when a change is done.
     pub fn settle(&self) -> Result<()> {
         let mut leaving = self.leaving.borrow_mut();
         if leaving.is_empty() {

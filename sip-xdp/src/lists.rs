@@ -374,6 +374,7 @@ impl Lists {
             networks.push(claim.id.1);
         }
         drop(table);
+        self.table.settle().map_err(|error| (0, error.into()))?;
         // The front first, as for a single one.
         self.front.refresh(&networks, self.sets()).map_err(|error| (0, error.into()))?;
         let lengths = networks.iter().map(|network| length_of(kind, network));
@@ -587,7 +588,8 @@ impl Lists {
     }
 
     fn write(&self, kind: Kind, network: &Network) -> Result<(), ListError> {
-        self.write_slot(&self.table.pair(kind, network)?, kind, network)
+        self.write_slot(&self.table.pair(kind, network)?, kind, network)?;
+        Ok(self.table.settle()?)
     }
 
     fn write_blocks(&self, networks: &[Network]) -> Result<(), ListError> {

@@ -1,8 +1,8 @@
 //! What is pinned, and where: the shared maps, a program and a link per interface. Pins outlive the daemon.
 //!
 //! ```text
-//! PIN_DIR/v3/MAP            the shared maps, in the layout of version 3
-//! PIN_DIR/v3-new/MAP        the same while they are being replaced; left over only by a crash
+//! PIN_DIR/v4/MAP            the shared maps, in the layout of version 4
+//! PIN_DIR/v4-new/MAP        the same while they are being replaced; left over only by a crash
 //! PIN_DIR/links/INDEX       the link that holds the ingress program on the interface with that index
 //! PIN_DIR/egress/INDEX      the link that holds the egress program there
 //! PIN_DIR/clsact/INDEX      a directory: our filter is on that interface's clsact qdisc, where there are no such links

@@ -190,7 +190,7 @@ impl Table {
         Ok(find(pair.places(&key.hashed), &key).and_then(|(place, way)| read(place.slot(way))))
     }
 
-    /// Ends what a change of many networks has begun ([`Rows::settle`]).
+    /// Ends what changes have begun ([`Rows::settle`]).
     pub fn settle(&self) -> Result<()> {
         self.fed.settle()
     }
@@ -385,7 +385,7 @@ fn blocked_host(kind: Kind, network: &Network) -> Option<u32> {
 fn by(state: u64) -> By {
     match state {
         0 => By::Nobody,
-        _ if state & FEED != 0 => By::Feed,
+        _ if state & (FEED | CLAIMED) == FEED => By::Feed,
         _ => By::Others,
     }
 }

@@ -66,8 +66,12 @@ impl Toolchain {
 
     /// The command that compiles the kernel programs.
     pub(crate) fn build(&self, workspace: &Workspace) -> Command {
-        let flags =
-            [format!("-Clinker={}", self.linker.display()), "-Clink-arg=--btf".to_owned(), "-Cdebuginfo=2".to_owned(), "-Ctarget-cpu=v3".to_owned()];
+        let flags = [
+            format!("-Clinker={}", self.linker.display()),
+            "-Clink-arg=--btf".to_owned(),
+            "-Cdebuginfo=2".to_owned(),
+            "-Ctarget-cpu=v3".to_owned(),
+        ];
         let mut command = match self.world {
             World::Distribution => {
                 let mut command = clean(DISTRIBUTION_CARGO);

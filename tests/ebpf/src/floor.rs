@@ -13,7 +13,7 @@ type Line = [u64; 8];
 /// `BPF_F_MMAPABLE` (`include/uapi/linux/bpf.h`): as in the product, lines start where cache lines do.
 const MAPPED: usize = 1 << 10;
 
-/// Which tables are touched: 1 and 2 are the fronts, 4 the meters, 8 the networks of a list of a million.
+/// Which tables are touched: 1 the states of /20s, 2 those of /24s or as many hosts as a million, 4 the meters.
 #[unsafe(no_mangle)]
 static TOUCHED: Global<u32> = Global::new(0);
 
@@ -25,17 +25,13 @@ static ACTION: Global<u32> = Global::new(0);
 #[btf_map]
 static FLOOR_COARSE: Array<Line, 4096, MAPPED> = Array::new();
 
-/// 4 MiB, as the states of all /24s take.
+/// 4 MiB, as the states of all /24s take, and the rows of a million hosts.
 #[btf_map]
 static FLOOR_FINE: Array<Line, 65536, MAPPED> = Array::new();
 
 /// 2 MiB, as the meters of 65,536 sources take.
 #[btf_map]
 static FLOOR_METERS: Array<Line, 32768, MAPPED> = Array::new();
-
-/// 64 MiB, as a list of a million networks takes.
-#[btf_map]
-static FLOOR_NETWORKS: Array<Line, 1048576, MAPPED> = Array::new();
 
 #[btf_map]
 static FLOOR_COUNTERS: PerCpuArray<[u64; 2], 1> = PerCpuArray::new();
@@ -78,9 +74,6 @@ pub(crate) fn touch(ctx: &XdpContext) -> u32 {
     }
     if touched & 4 != 0 {
         read |= FLOOR_METERS.get((hash >> 49) as u32).map_or(0, |line| line[0]);
-    }
-    if touched & 8 != 0 {
-        read |= FLOOR_NETWORKS.get((hash >> 44) as u32).map_or(0, |line| line[0]);
     }
     if let Some(counters) = FLOOR_COUNTERS.get_ptr_mut(0) {
         // SAFETY: this CPU's map value, valid while the program runs.

@@ -42,7 +42,6 @@ const EMPTY_COLD6: &str = "empty program, 524,288 IPv6 sources in turn";
 const HEADERS: &str = "headers only: TCP, one source in turn";
 const FLOOR_FRONT: &str = "floor: one line of 256 KiB and one of 4 MiB";
 const FLOOR_METERS: &str = "floor: the same and one line of 2 MiB, 60,000 sources";
-const FLOOR_NETWORKS: &str = "floor: one line of 256 KiB and one of 64 MiB";
 const TRIE4: &str = "listed, random of 1 M, LPM trie alone";
 const TRIE6: &str = "IPv6 listed, random of 1 M, LPM trie alone";
 
@@ -242,7 +241,6 @@ pub(super) fn cases() -> Result<Vec<Case>> {
         Case::in_turn("unlisted, random, full", (PASS, HEADERS), lists4(), &full, &unlisted)?,
         Case::in_turn("listed, 1,024 hot of 1 M", (DROP, EMPTY_HOT), register(), &full, hot)?,
         Case::in_turn("listed, random of 1 M", (DROP, HEADERS), register(), &million, &listed)?.against(TRIE4, 0.2),
-        Case::laboratory(FLOOR_NETWORKS, (DROP, Some(EMPTY_COLD)), register(), floor(1 | 8, DROP)?, &listed)?,
         Case::laboratory(TRIE4, (DROP, Some(EMPTY_COLD)), register(), (programs::TRIE4, trie4), &listed)?,
         Case::in_turn("IPv6 unlisted, random, 1 k", (PASS, EMPTY_COLD6), lists6(), &thousand6, &unlisted6)?
             .within(150.0),
