@@ -211,9 +211,13 @@ pub struct Scratch {
     pub forgotten_leaving: u64,
     /// Packets that only feeds have dropped, of which some are sampled.
     pub fed: u64,
+    /// The timer tick in which the time was last asked for, by the kernel's count (`jiffies`).
+    pub tick: u64,
+    /// The time in that tick.
+    pub now: u64,
 }
 
-const _: () = assert!(size_of::<Scratch>() == 24);
+const _: () = assert!(size_of::<Scratch>() == 40);
 
 /// Our own responses on one CPU, by [`Answer`](crate::egress::Answer).
 #[repr(C)]

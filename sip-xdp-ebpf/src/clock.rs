@@ -1,20 +1,29 @@
 //! The one clock: nanoseconds of `CLOCK_MONOTONIC`, or whatever a test or a replay has set.
 
-use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
+use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use sip_xdp_common::ingress::Judgement;
-use sip_xdp_common::layout::{CLOCK_OUTCOME, CLOCK_TIME, outcome};
+use sip_xdp_common::layout::{CLOCK_OUTCOME, CLOCK_TIME, Scratch, outcome};
 
 use crate::globals::CLOCK_FROM_MAP;
 use crate::maps::CLOCK;
 
-/// The time. Coarse: it moves once per timer tick (4 ms at 250 Hz) and costs a third of the fine one.
+/// The time. Coarse: it moves once per timer tick (4 ms at 250 Hz). So it is asked for once per tick, CPU and interface, and
+/// may be a tick behind: the kernel makes a load of the question for the tick, but a call of that for the time.
 #[inline(always)]
-pub(crate) fn now() -> u64 {
+pub(crate) fn now(scratch: *mut Scratch) -> u64 {
     if CLOCK_FROM_MAP.load() == 1 {
         return CLOCK.get(CLOCK_TIME).copied().unwrap_or(0);
     }
-    // SAFETY: the helper takes nothing and only reads the kernel's clock.
-    unsafe { bpf_ktime_get_coarse_ns() }
+    // SAFETY: the helpers take nothing and only read the kernel's clocks; the fields are those of this CPU's map value, valid
+    // while the program runs. The time is written before its tick: whoever finds the tick finds the time.
+    unsafe {
+        let tick = bpf_jiffies64();
+        if (*scratch).tick != tick {
+            (&raw mut (*scratch).now).write_volatile(bpf_ktime_get_coarse_ns());
+            (&raw mut (*scratch).tick).write_volatile(tick);
+        }
+        (*scratch).now
+    }
 }
 
 /// Says beside a set clock what became of a packet. With the kernel's clock there is nothing here.

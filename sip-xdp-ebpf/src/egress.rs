@@ -62,7 +62,7 @@ fn note<R: Reader>(ctx: &TcContext, scratch: *mut Scratch, packet: &R, leaving: 
     if listed.is_trusted() {
         return;
     }
-    let now = clock::now();
+    let now = clock::now(scratch);
     if !is_response {
         // SAFETY: the value is one word of a map value, valid while the program runs.
         let fresh =

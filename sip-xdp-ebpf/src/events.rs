@@ -186,7 +186,7 @@ pub(crate) fn tap(ctx: &XdpContext, scratch: *mut Scratch, judgement: &Judgement
         flags: DRY_RUN.load() * IN_DRY_RUN,
         payload: 0,
         end: usize::MAX,
-        now: clock::now(),
+        now: clock::now(scratch),
     };
     let record = Record { seen: judgement.reason as u32, ..Record::default() };
     // Who watches does not miss one among many; what the ring has no room for is not missed by the detector either.

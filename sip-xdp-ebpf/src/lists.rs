@@ -72,7 +72,7 @@ impl Shelves for Lists {
 
     #[inline(always)]
     fn now(&self) -> u64 {
-        clock::now()
+        clock::now(self.scratch)
     }
 
     #[inline(always)]

@@ -95,7 +95,7 @@ impl Tables for MapTables<'_> {
         let Some(flow) = FLOWS.get_ptr_mut(FlowKey::new(*source, port)) else {
             return FlowState::Stranger;
         };
-        let now = clock::now();
+        let now = clock::now(self.scratch);
         // SAFETY: a map value, valid while the program runs (the kernel frees it after a grace period). Two CPUs that
         // count a hit in the same instant may lose one.
         unsafe {
@@ -112,7 +112,7 @@ impl Tables for MapTables<'_> {
         // A copy: whatever a helper is given the address of stays in memory, all of what it is a part of.
         let source = *source;
         // SAFETY: as above; the value is one word.
-        ASKED.get_ptr(source).is_some_and(|asked| unsafe { (*asked).is_open(clock::now()) })
+        ASKED.get_ptr(source).is_some_and(|asked| unsafe { (*asked).is_open(clock::now(self.scratch)) })
     }
 
     #[inline(always)]
@@ -130,7 +130,7 @@ impl Tables for MapTables<'_> {
 
     #[inline(always)]
     fn charge(&self, message: Message, sent: &Sent, place: Place) -> Charged {
-        let now = clock::now();
+        let now = clock::now(self.scratch);
         let Place { home, set: number } = place;
         let Some(set) = SOURCES.get_ptr_mut(number) else {
             return Charged::Within;
