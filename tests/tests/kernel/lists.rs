@@ -1,5 +1,8 @@
 //! The block and trust tables in the kernel: expiry, overlaps, capacity, hits, and agreement with a plain model.
 
+use std::time::Duration;
+
+use sip_xdp::clock;
 use sip_xdp::guide;
 use sip_xdp::ledger::Entry;
 use sip_xdp::lists::{ListError, Lists};
@@ -28,6 +31,22 @@ fn expiry_is_honoured_without_a_daemon() {
     assert_eq!(reason(&mut kernel, "192.0.2.7"), Reason::Blocked);
     kernel.set_clock(START + 10 * SECOND);
     assert_eq!(reason(&mut kernel, "192.0.2.7"), Reason::Unknown);
+}
+
+#[test]
+fn a_ban_ends_by_the_kernels_own_clock() {
+    let mut kernel = Kernel::new(&Settings { clock_from_map: false, ..settings() });
+    let end = clock::now() + 2 * SECOND;
+    kernel.list(List::Block, "192.0.2.7", end);
+    let frame = sip("192.0.2.7", &request("REGISTER"));
+    let mut seen_blocked = false;
+    while kernel.action(&frame) == 1 {
+        seen_blocked = true;
+        assert!(clock::now() < end + SECOND, "the ban has not ended");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // The kernel's time may be a timer tick behind this one, and is never ahead.
+    assert!(seen_blocked && clock::now() >= end, "the ban has ended too early");
 }
 
 #[test]
