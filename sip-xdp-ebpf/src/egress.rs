@@ -16,7 +16,7 @@ use crate::clock;
 use crate::events::{Told, sample};
 use crate::globals::{self, Here};
 use crate::lists::Lists;
-use crate::maps::{ASKED, RESPONSES, counters};
+use crate::maps::{ASKED, RESPONSES, scratch};
 use crate::reader::Packet;
 
 /// `TCX_NEXT`, which is also `TC_ACT_UNSPEC` (`include/uapi/linux/bpf.h`): go on.
@@ -28,9 +28,7 @@ const REFRESH: u64 = 1_000_000_000;
 /// Reads one packet.
 #[inline(always)]
 pub(crate) fn read(ctx: &TcContext) -> i32 {
-    if let Some(counters) = counters() {
-        // SAFETY: a field's address inside this CPU's map value; nothing is read.
-        let scratch = unsafe { &raw mut (*counters).scratch };
+    if let Some(scratch) = scratch() {
         let packet = Packet::leaving(ctx, scratch);
         if let Some(leaving) = egress::read(&packet, &Here) {
             note(ctx, scratch, &packet, &leaving);

@@ -9,7 +9,7 @@ use sip_xdp_common::lists::{self, Search, Shelves};
 use sip_xdp_common::networks::{Bucket, Guide, Hashing, Prints, Slot};
 use sip_xdp_common::{fed, front};
 
-use crate::maps::{FED, FINGERPRINTS, FRONT_COARSE, FRONT_FINE, GUIDE, NETWORKS, counters};
+use crate::maps::{FED, FINGERPRINTS, FRONT_COARSE, FRONT_FINE, GUIDE, NETWORKS, scratch};
 use crate::{clock, globals, reader};
 
 /// The kernel's tables, on one CPU.
@@ -119,9 +119,9 @@ impl Shelves for Lists {
 
 /// One step of a search, as `bpf_loop` calls it. Returns 1 if it was the last, else 0.
 unsafe extern "C" fn step(_: u32, search: *mut Search) -> u64 {
-    match counters() {
-        // SAFETY: by `each_length`, this is its search; the scratch is a field of this CPU's map value.
-        Some(counters) => unsafe { (*search).step(&Lists::new(&raw mut (*counters).scratch)) }.into(),
+    match scratch() {
+        // SAFETY: by `each_length`, this is its search.
+        Some(scratch) => unsafe { (*search).step(&Lists::new(scratch)) }.into(),
         None => 1,
     }
 }

@@ -6,7 +6,7 @@ use aya_ebpf::macros::btf_map;
 use sip_xdp_common::flow::{Asked, Flow, FlowKey};
 use sip_xdp_common::layout::{
     ASKED as MAX_ASKED, CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, Event,
-    FLOWS as MAX_FLOWS, InterfaceRecord, LedgerKey, LedgerRow, MAX_INTERFACES, Responses,
+    FLOWS as MAX_FLOWS, InterfaceRecord, LedgerKey, LedgerRow, MAX_INTERFACES, Responses, Scratch,
 };
 use sip_xdp_common::networks::{Bucket, GROUP, Guide, Prints, buckets};
 use sip_xdp_common::source::Source;
@@ -89,6 +89,13 @@ pub(crate) static TAP: Array<u64, 1, MAPPED> = Array::new();
 #[inline(always)]
 pub(crate) fn counters() -> Option<*mut Counters> {
     COUNTERS.get_ptr_mut(SLOT.load())
+}
+
+/// The scratch beside them.
+#[inline(always)]
+pub(crate) fn scratch() -> Option<*mut Scratch> {
+    // SAFETY: a field's address inside this CPU's map value; nothing is read.
+    counters().map(|counters| unsafe { &raw mut (*counters).scratch })
 }
 
 /// What this CPU has left to tell the daemon.

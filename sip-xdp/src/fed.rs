@@ -16,12 +16,16 @@ use sip_xdp_common::networks::Hashing;
 
 use crate::mapped::{Mapped, View, grace_period};
 
-/// Words of a row.
-pub const ROW_WORDS: usize = size_of::<Row>() / size_of::<u64>();
+const ROW_WORDS: usize = size_of::<Row>() / size_of::<u64>();
 
 /// Lanes of a word, and bits of a lane.
 const LANES: usize = 4;
 const LANE_BITS: usize = 16;
+
+/// The words of one of all mapped rows.
+pub fn row(all: &View, number: u32) -> &[AtomicU64] {
+    &all.words()[number as usize * ROW_WORDS..][..ROW_WORDS]
+}
 
 /// Who blocks a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +101,7 @@ impl Rows {
         grace_period()?;
         let all = self.all()?;
         for home in leaving.drain(..) {
-            let row = Lanes::of(&all, home.row);
+            let row = Lanes(row(&all, home.row));
             if let Some(lane) = row.find(home.mark) {
                 row.set(lane, 0);
             }
@@ -106,15 +110,14 @@ impl Rows {
     }
 
     /// Makes the rows say what is true, whatever moment their writer died in: these hosts are all that are blocked.
-    pub fn repair(&self, hosts: impl Iterator<Item = (u32, By)>) -> Result<()> {
-        let mut hosts: Vec<(Home, By)> = hosts.map(|(address, by)| (self.home(address), by)).collect();
+    pub fn repair(&self, mut hosts: Vec<(Home, By)>) -> Result<()> {
         hosts.sort_unstable_by_key(|(home, _)| home.row);
         let all = self.all()?;
         let mut rest = hosts.as_slice();
         for number in 0..self.rows.elements() {
             let (of_row, others) = rest.split_at(rest.iter().take_while(|(home, _)| home.row == number).count());
             rest = others;
-            let row = Lanes::of(&all, number);
+            let row = Lanes(row(&all, number));
             let mut elsewhere = of_row.len();
             for lane in 0..MARKS {
                 let mark = row.get(lane);
@@ -134,11 +137,7 @@ impl Rows {
 /// The lanes of a row.
 struct Lanes<'a>(&'a [AtomicU64]);
 
-impl<'a> Lanes<'a> {
-    fn of(all: &'a View, number: u32) -> Self {
-        Self(&all.words()[number as usize * ROW_WORDS..][..ROW_WORDS])
-    }
-
+impl Lanes<'_> {
     fn get(&self, lane: usize) -> u16 {
         (self.0[lane / LANES].load(Ordering::Relaxed) >> (lane % LANES * LANE_BITS)) as u16
     }

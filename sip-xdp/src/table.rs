@@ -14,7 +14,7 @@ use sip_xdp_common::networks::{
 };
 use sip_xdp_common::source::Source;
 
-use crate::fed::{By, ROW_WORDS, Rows};
+use crate::fed::{self, By, Rows};
 use crate::mapped::{Mapped, View};
 use crate::network::Network;
 
@@ -235,7 +235,7 @@ impl Slots for Whole<'_> {
     }
 
     fn row(&self, number: u32) -> &[AtomicU64] {
-        &self.fed.words()[number as usize * ROW_WORDS..][..ROW_WORDS]
+        fed::row(&self.fed, number)
     }
 
     fn table(&self) -> &Table {
@@ -252,6 +252,7 @@ impl Whole<'_> {
     /// Puts right what a daemon left that died between two writes, and counts what is there.
     pub fn repair(&self) -> Result<()> {
         self.table.counts.set(Counts::default());
+        let mut hosts = Vec::new();
         for number in 0..self.prints.words().len() {
             let place = self.place(number);
             let mut prints = 0;
@@ -262,14 +263,13 @@ impl Whole<'_> {
                 let key = Key::new(entry.kind, &entry.network, self.table);
                 prints |= key.hashed.print() << (8 * way);
                 self.table.count(entry.kind, &entry.network, 1);
+                if let Some(address) = blocked_host(entry.kind, &entry.network) {
+                    hosts.push((self.table.fed.home(address), by(entry.terms.flags() | OCCUPIED)));
+                }
             }
             place.prints.store(prints, Ordering::Release);
         }
-        let blocked = self.networks.words().chunks_exact(SLOT_WORDS).filter_map(|slot| {
-            let entry = read(slot)?;
-            Some((blocked_host(entry.kind, &entry.network)?, by(slot[STATE].load(Ordering::Relaxed))))
-        });
-        self.table.fed.repair(blocked)
+        self.table.fed.repair(hosts)
     }
 
     fn place(&self, number: usize) -> Place<'_> {
