@@ -6,7 +6,7 @@ use std::time::Duration;
 use sip_xdp::config::{FeedConfig, FeedFormat, Span};
 use sip_xdp_tests::{ListServer, Reply};
 
-use crate::harness::{Followed, addresses, config};
+use crate::feeds::harness::{Followed, addresses, config};
 
 fn settled(config: FeedConfig) -> Followed {
     let mut followed = Followed::new(config);

@@ -8,8 +8,8 @@ use sip_xdp_common::egress::Answer;
 use sip_xdp_common::layout::{EventKind, FRAGMENTED, HEAD};
 use sip_xdp_common::packet::Link;
 
-use crate::frames::{Ip, ethernet, extension, fragment, pppoe, request, udp_from, vlan};
-use crate::harness::{Kernel, settings};
+use crate::kernel::frames::{Ip, ethernet, extension, fragment, pppoe, request, udp_from, vlan};
+use crate::kernel::harness::{Kernel, settings};
 
 fn response(line: &str) -> Vec<u8> {
     udp_from(5060, 40_000, format!("{line}\r\nVia: SIP/2.0/UDP 192.0.2.7\r\nCSeq: 1 REGISTER\r\n\r\n").as_bytes())

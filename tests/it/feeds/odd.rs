@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use sip_xdp::config::FeedFormat;
 use sip_xdp_tests::{ListServer, Reply};
 
-use crate::harness::{Followed, addresses, config};
+use crate::feeds::harness::{Followed, addresses, config};
 
 /// A feed that has had a good list of 100 entries.
 fn followed() -> (ListServer, Followed) {

@@ -15,7 +15,7 @@ use sip_xdp::mapped::{Mapped, View};
 use sip_xdp::object::{OBJECT, Settings, globals, shapes};
 use sip_xdp_common::names;
 
-use crate::harness::{Kernel, START, settings};
+use crate::kernel::harness::{Kernel, START, settings};
 
 /// The timer tick in which everything happens.
 const TICK: u64 = 7;

@@ -15,8 +15,8 @@ use sip_xdp_common::reader::Bytes;
 use sip_xdp_common::source::{Source, mask};
 use sip_xdp_common::verdict::{Message, Reason};
 
-use crate::frames::{Ip, ethernet, extension, fragment, pppoe, request, sip, tcp, udp, vlan};
-use crate::harness::{Kernel, SECOND, START, settings};
+use crate::kernel::frames::{Ip, ethernet, extension, fragment, pppoe, request, sip, tcp, udp, vlan};
+use crate::kernel::harness::{Kernel, SECOND, START, settings};
 
 /// The host's tables: the same limits, one blocked and one trusted source.
 struct HostTables {

@@ -14,7 +14,7 @@ use sip_xdp::network::Network;
 use sip_xdp::object::{Capacity, Settings};
 
 use self::world::{Plan, Tally, World};
-use crate::harness::{Kernel, settings};
+use crate::kernel::harness::{Kernel, settings};
 
 /// Questions by default: some ten seconds without optimizations.
 const PROBES: u64 = 300_000;

@@ -4,8 +4,8 @@
 use sip_xdp_common::layout::{Event, EventKind, IN_STORM, List, NEVER};
 use sip_xdp_common::verdict::Reason;
 
-use crate::frames::{request, sip};
-use crate::harness::{Kernel, SECOND, START, settings};
+use crate::kernel::frames::{request, sip};
+use crate::kernel::harness::{Kernel, SECOND, START, settings};
 
 /// One of many forged sources.
 fn forged(n: u32) -> String {

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::plain::{Prefix, is_v4};
-use crate::differential::Random;
+use crate::kernel::differential::Random;
 
 /// The regions in which everything lies, and how many neighbourhoods each has. What is in one neighbourhood overlaps.
 const REGIONS4: [u8; 4] = [10, 60, 100, 203];

@@ -13,9 +13,9 @@ use sip_xdp_common::verdict::Reason;
 
 use super::draw::Draw;
 use super::plain::{Intervals, Plain, Prefix, is_v4, source};
-use crate::fed::of_one_row;
-use crate::frames::{Ip, tcp};
-use crate::harness::{Kernel, SECOND, START};
+use crate::kernel::fed::of_one_row;
+use crate::kernel::frames::{Ip, tcp};
+use crate::kernel::harness::{Kernel, SECOND, START};
 
 /// One question in so many is also asked for the reason.
 const REASONED: u64 = 8;

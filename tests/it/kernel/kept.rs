@@ -13,9 +13,9 @@ use sip_xdp::object::{Capacity, Settings};
 use sip_xdp_common::layout::{List, NEVER, Owner};
 use sip_xdp_common::source::Source;
 
-use crate::differential::Random;
-use crate::frames::{Ip, tcp};
-use crate::harness::{Kernel, settings};
+use crate::kernel::differential::Random;
+use crate::kernel::frames::{Ip, tcp};
+use crate::kernel::harness::{Kernel, settings};
 
 /// The shortest time to ask for.
 const LEAST: Duration = Duration::from_secs(4);

@@ -5,8 +5,8 @@ use sip_xdp_common::layout::{BY_ADDRESS, Event, EventKind, List, NEVER};
 use sip_xdp_common::meter::Bucket;
 use sip_xdp_common::verdict::{Message, Reason};
 
-use crate::frames::{request, sip};
-use crate::harness::{Kernel, SECOND, START, settings};
+use crate::kernel::frames::{request, sip};
+use crate::kernel::harness::{Kernel, SECOND, START, settings};
 
 const STRANGER: &str = "192.0.2.7";
 
@@ -123,7 +123,7 @@ fn events_keep_their_distance_and_losses_are_bounded() {
 
 #[test]
 fn the_limits_are_the_configured_ones() {
-    let mut limits = crate::harness::limits();
+    let mut limits = crate::kernel::harness::limits();
     limits.requests = sip_xdp_common::meter::Pace::new(3, SECOND);
     let mut kernel = Kernel::new(&Settings { limits, ..settings() });
     assert_eq!(passed(&mut kernel, STRANGER, &request("SUBSCRIBE"), 10), 3);

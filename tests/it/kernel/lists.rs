@@ -15,8 +15,8 @@ use sip_xdp_common::names;
 use sip_xdp_common::networks::Kind;
 use sip_xdp_common::verdict::Reason;
 
-use crate::frames::{request, sip};
-use crate::harness::{Kernel, SECOND, START, settings};
+use crate::kernel::frames::{request, sip};
+use crate::kernel::harness::{Kernel, SECOND, START, settings};
 
 fn reason(kernel: &mut Kernel, source: &str) -> Reason {
     kernel.run(&sip(source, &request("REGISTER"))).reason
@@ -236,7 +236,7 @@ fn what_a_crash_left_half_done_is_put_right() {
 #[test]
 fn the_tables_agree_with_a_plain_model() {
     let mut kernel = Kernel::new(&settings());
-    let mut random = crate::differential::Random(7);
+    let mut random = crate::kernel::differential::Random(7);
     let mut model: Vec<(List, Network, u64)> = Vec::new();
     let (mut probes, mut hits) = (0, 0);
     for step in 0..600_u64 {
@@ -273,7 +273,7 @@ fn the_tables_agree_with_a_plain_model() {
 
 /// Networks close together, so that they overlap: of all lengths from that of a region of 4,096 addresses on, the
 /// longer ones more often.
-fn random_network(random: &mut crate::differential::Random) -> Network {
+fn random_network(random: &mut crate::kernel::differential::Random) -> Network {
     let mut octets = if random.below(2) == 0 {
         std::net::Ipv4Addr::new(10, 0, 0, 0).to_ipv6_mapped().octets()
     } else {

@@ -10,8 +10,8 @@ use sip_xdp_common::source::Source;
 use sip_xdp_common::storm::StormLimits;
 use sip_xdp_common::verdict::Reason::{self, Blocked, Closed, Good, Limited, Peer, Response, Storm, Trusted, Unknown};
 
-use crate::frames::{Ip, request, sip, tcp, udp_from};
-use crate::harness::{Kernel, SECOND, START, settings};
+use crate::kernel::frames::{Ip, request, sip, tcp, udp_from};
+use crate::kernel::harness::{Kernel, SECOND, START, settings};
 
 const HOST: &str = "192.0.2.7";
 const HOUR: u64 = 3_600 * SECOND;

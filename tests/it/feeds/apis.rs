@@ -5,7 +5,7 @@ use std::fs;
 use sip_xdp::config::{FeedConfig, FeedFormat};
 use sip_xdp_tests::{ListServer, Reply};
 
-use crate::harness::{Followed, config};
+use crate::feeds::harness::{Followed, config};
 
 const KEY: &str = "sEcret-Key-1";
 

@@ -5,8 +5,8 @@ use sip_xdp_common::layout::{List, NEVER};
 use sip_xdp_common::packet::Link;
 use sip_xdp_common::verdict::{Message, Reason, Verdict};
 
-use crate::frames::{Ip, ethernet, extension, fragment, pppoe, request, sip, tcp, udp, udp_lying, vlan};
-use crate::harness::{Kernel, settings};
+use crate::kernel::frames::{Ip, ethernet, extension, fragment, pppoe, request, sip, tcp, udp, udp_lying, vlan};
+use crate::kernel::harness::{Kernel, settings};
 
 /// Nothing is known of these.
 const STRANGER: &str = "192.0.2.7";

@@ -14,8 +14,8 @@ use sip_xdp_common::layout::{List, NEVER, Owner};
 use sip_xdp_common::names;
 use sip_xdp_common::networks::Hashing;
 
-use crate::frames::{Ip, tcp};
-use crate::harness::{Kernel, SECOND, START, settings};
+use crate::kernel::frames::{Ip, tcp};
+use crate::kernel::harness::{Kernel, SECOND, START, settings};
 
 /// Hosts in 77.0.0.0/8 that are of one row.
 pub(crate) fn of_one_row(kernel: &Kernel, count: usize) -> Vec<Ipv4Addr> {

@@ -4,9 +4,9 @@ use sip_xdp::object::Settings;
 use sip_xdp_common::layout::{List, NEVER};
 use sip_xdp_common::packet::Link;
 
-use crate::frames::{Ip, request, sip, udp};
-use crate::harness::{Kernel, settings};
-use crate::machine::{Machine, Tally};
+use crate::kernel::frames::{Ip, request, sip, udp};
+use crate::kernel::harness::{Kernel, settings};
+use crate::kernel::machine::{Machine, Tally};
 
 /// `enum xdp_action` (`include/uapi/linux/bpf.h`).
 const XDP_DROP: u64 = 1;
