@@ -6,11 +6,11 @@ use std::collections::{BTreeSet, HashMap};
 
 use aya_obj::Object;
 use aya_obj::generated::bpf_map_type;
-use sip_xdp::object::{Capacity, OBJECT, shapes};
-use sip_xdp_common::meter::{Limits, Pace};
-use sip_xdp_common::names;
-use sip_xdp_common::networks::Hashing;
-use sip_xdp_common::storm::StormLimits;
+use sip_xdp::dataplane::loader::{Capacity, OBJECT, shapes};
+use sip_xdp_common::abi::names;
+use sip_xdp_common::limits::gcra::{Limits, Pace};
+use sip_xdp_common::limits::storm::StormLimits;
+use sip_xdp_common::lookup::networks::Hashing;
 
 fn object() -> Object {
     Object::parse(OBJECT).expect("the embedded object can be parsed")

@@ -12,9 +12,9 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use sip_xdp::dataplane::pins::Pins;
 use sip_xdp::lists::{EARLIER, Lists, Refresh};
-use sip_xdp::network::Network;
-use sip_xdp::pins::Pins;
+use sip_xdp::net::network::Network;
 
 use crate::namespace::{Namespace, unique_name};
 use crate::process::{Line, Process, output};

@@ -4,9 +4,9 @@ use anyhow::{Context, Result};
 use aya::Ebpf;
 use aya::maps::{Map, MapData};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use sip_xdp::dataplane::loader::{self, Settings};
 use sip_xdp::lists::Lists;
-use sip_xdp::object::{self, Settings};
-use sip_xdp_common::names;
+use sip_xdp_common::abi::names;
 
 /// The filter.
 pub struct Private {
@@ -19,7 +19,7 @@ pub struct Private {
 impl Private {
     /// Loads one.
     pub fn load(settings: &Settings) -> Result<Self> {
-        let object = object::load(settings, None)?;
+        let object = loader::load(settings, None)?;
         let maps = Maps::of(&object)?;
         let lists = Lists::open(|name| maps.open(name))?;
         Ok(Self { object, maps, lists })

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use sip_xdp_common::source::Source;
+use sip_xdp_common::ip_key::Source;
 
 use super::counting::{Bucket, Window};
 use super::subject::{Rejection, Subject};

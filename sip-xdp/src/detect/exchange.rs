@@ -3,10 +3,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use sip_xdp_common::source::Source;
+use sip_xdp_common::ip_key::Source;
 
 use super::digest::digest;
-use crate::message::{Head, StartLine, uri_user, user_name};
+use crate::sip::message::{Head, StartLine, uri_user, user_name};
 
 /// How many requests are remembered that may still be answered.
 const MAX_EXCHANGES: usize = 65_536;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use sip_xdp_common::source::Source;
+use sip_xdp_common::ip_key::Source;
 
 /// How many addresses with accepted users are remembered, and how many users of one.
 const MAX_ADDRESSES: usize = 65_536;

@@ -1,6 +1,6 @@
 //! Turns what the kernel samples into findings: who attacks, by which evidence, and who is real.
 //!
-//! Data goes one way: an event is read ([`crate::message`]), a response finds its request (`exchange`), the outcome is
+//! Data goes one way: an event is read ([`crate::sip::message`]), a response finds its request (`exchange`), the outcome is
 //! evidence for or against its source (`outcome`), and enough of it is a finding (`rules`). Pure: time comes with the
 //! events, and what follows is handed back as [`Action`]s.
 
@@ -23,12 +23,12 @@ mod volume;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use sip_xdp_common::layout::{BY_ADDRESS, Event, EventKind, FRAGMENTED, IN_STORM, SUSPECTED};
-use sip_xdp_common::source::{Source, mask};
+use sip_xdp_common::abi::layout::{BY_ADDRESS, Event, EventKind, FRAGMENTED, IN_STORM, SUSPECTED};
+use sip_xdp_common::ip_key::{Source, mask};
 
 use crate::config::{Config, Detect};
-use crate::ledger::Tier;
-use crate::message::Head;
+use crate::dataplane::tables::ledger::Tier;
+use crate::sip::message::Head;
 
 use digest::digest;
 use exchange::{Exchanges, Request};

@@ -1,14 +1,14 @@
 //! What a response says of the source that it goes to: accepted, challenged, rejected, refused.
 
-use sip_xdp_common::layout::Event;
-use sip_xdp_common::source::Source;
+use sip_xdp_common::abi::layout::Event;
+use sip_xdp_common::ip_key::Source;
 
 use super::exchange::{Method, Request};
 use super::known::Acceptance;
 use super::nonces::Echo;
 use super::subject::Rejection;
 use super::{Action, Detector, GRACE};
-use crate::message::{Head, StartLine};
+use crate::sip::message::{Head, StartLine};
 
 /// For how long an accepted request other than a REGISTER makes its source known good, in nanoseconds.
 const SESSION: u64 = 3_600_000_000_000;

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sip_xdp_common::source::Source;
+use sip_xdp_common::ip_key::Source;
 
 use super::counting::words;
 use super::subject::{Rejection, Subject};
 use super::{Action, Detector, Finding};
-use crate::ledger::Tier;
+use crate::dataplane::tables::ledger::Tier;
 
 /// Behind an address with accepted users, rejections for so many others from so many ports are a bad phone's.
 const FEW_USERS: usize = 2;

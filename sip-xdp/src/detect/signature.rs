@@ -1,12 +1,12 @@
 //! Requests that only tools send: their User-Agents, the shape of their tags, and users that nobody has.
 
-use sip_xdp_common::layout::Event;
-use sip_xdp_common::source::Source;
+use sip_xdp_common::abi::layout::Event;
+use sip_xdp_common::ip_key::Source;
 
 use super::{Action, Detector, Finding};
 use crate::config::Signature;
-use crate::ledger::Tier;
-use crate::message::{Head, user_name};
+use crate::dataplane::tables::ledger::Tier;
+use crate::sip::message::{Head, user_name};
 
 /// For how long a source that looks like a tool is limited, in nanoseconds.
 const SUSPICION: u64 = 600_000_000_000;

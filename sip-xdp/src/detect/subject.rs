@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
-use sip_xdp_common::source::Source;
+use sip_xdp_common::ip_key::Source;
 
 use super::counting::{Bucket, Window};
 

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use sip_xdp::ledger::Ledger;
-use sip_xdp::pins::Pins;
-use sip_xdp_common::names;
+use sip_xdp::dataplane::pins::Pins;
+use sip_xdp::dataplane::tables::ledger::Ledger;
+use sip_xdp_common::abi::names;
 use sip_xdp_tests::topology::{ATTACKER, PBX_WAN, PHONE, WAN};
 use sip_xdp_tests::usage::memory;
 use sip_xdp_tests::{

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use sip_xdp::clock;
-use sip_xdp::ledger::Ledger;
-use sip_xdp::pins::Pins;
-use sip_xdp_common::layout::NEVER;
-use sip_xdp_common::names;
+use sip_xdp::dataplane::pins::Pins;
+use sip_xdp::dataplane::tables::ledger::Ledger;
+use sip_xdp::sys::clock;
+use sip_xdp_common::abi::layout::NEVER;
+use sip_xdp_common::abi::names;
 use sip_xdp_tests::topology::WAN;
 use sip_xdp_tests::{FakeTime, Filter, FilterOptions, Lab, wait_until};
 

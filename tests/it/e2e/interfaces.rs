@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use aya::programs::{loaded_links, loaded_programs};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use sip_xdp_common::names;
+use sip_xdp_common::abi::names;
 use sip_xdp_tests::process::{Process, succeed};
 use sip_xdp_tests::topology::{ATTACKER, LAN, OUTSIDE, PBX_WAN, WAN, address};
 use sip_xdp_tests::{Capture, Filter, FilterOptions, Lab, Namespace, usage, wait_until};
@@ -391,7 +391,7 @@ fn a_program_that_is_taken_off_is_put_on_again() -> Result<()> {
 fn in_kernel(filter: &Filter<'_>) -> Result<(usize, usize)> {
     let guide = aya::maps::MapInfo::from_pin(filter.pins().join(format!(
         "v{}/{}",
-        sip_xdp_common::layout::LAYOUT_VERSION,
+        sip_xdp_common::abi::layout::LAYOUT_VERSION,
         names::GUIDE
     )))?;
     let uses = |program: &aya::programs::ProgramInfo| {

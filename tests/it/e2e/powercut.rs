@@ -11,15 +11,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
-use sip_xdp::ledger::{Entry, Ledger};
-use sip_xdp::network::Network;
-use sip_xdp::pins::Pins;
+use sip_xdp::dataplane::pins::Pins;
+use sip_xdp::dataplane::tables::header;
+use sip_xdp::dataplane::tables::ledger::{Entry, Ledger};
+use sip_xdp::dataplane::tables::networks::Table;
+use sip_xdp::net::network::Network;
 use sip_xdp::store::Store;
-use sip_xdp::table::Table;
-use sip_xdp::{clock, guide};
-use sip_xdp_common::layout::{List, NEVER, Owner};
-use sip_xdp_common::names;
-use sip_xdp_common::networks::Kind;
+use sip_xdp::sys::clock;
+use sip_xdp_common::abi::layout::{List, NEVER, Owner};
+use sip_xdp_common::abi::names;
+use sip_xdp_common::lookup::networks::Kind;
 use sip_xdp_tests::topology::{ATTACKER, PBX_WAN, PHONE, WAN};
 use sip_xdp_tests::{
     Draw, Filter, FilterOptions, Lab, ListServer, Registrar, Reply, short_or_long, stream, wait_until,
@@ -198,7 +199,7 @@ fn manual(entries: &[(List, Entry)]) -> BTreeMap<Id, Entry> {
 
 /// What the table that the kernel asks lists: what somebody claims, and what feeds list.
 fn tabled(pins: &Pins) -> Result<(BTreeSet<Id>, BTreeSet<Network>)> {
-    let guide = guide::read(pins.open(names::GUIDE)?)?;
+    let guide = header::read(pins.open(names::GUIDE)?)?;
     let table = Table::open(|name| pins.open(name), &guide)?;
     let whole = table.whole()?;
     let now = clock::now();

@@ -8,7 +8,7 @@ use sip_xdp::feeds::Listed;
 use sip_xdp::feeds::engine::{Engine, FeedState, Update};
 use sip_xdp::feeds::guards::Untouchable;
 use sip_xdp::lists::Refresh;
-use sip_xdp::network::Network;
+use sip_xdp::net::network::Network;
 use sip_xdp_tests::ListServer;
 use tempfile::TempDir;
 

@@ -1,8 +1,8 @@
 //! What the verifier has to do, with room to spare. The limit is one million processed instructions.
 
-use sip_xdp::object::Settings;
-use sip_xdp_common::layout::{List, NEVER};
-use sip_xdp_common::packet::Link;
+use sip_xdp::dataplane::loader::Settings;
+use sip_xdp_common::abi::layout::{List, NEVER};
+use sip_xdp_common::packet::headers::Link;
 
 use crate::kernel::frames::{Ip, request, sip, udp};
 use crate::kernel::harness::{Kernel, settings};

@@ -5,14 +5,14 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use sip_xdp::object::{Ports, Settings};
-use sip_xdp_common::ingress::{self, Charged, FlowState, Judgement, Sent, Site, Tables};
-use sip_xdp_common::layout::{List, NEVER};
-use sip_xdp_common::lists::Listed;
-use sip_xdp_common::meter::{Limits, Meter, ticks};
-use sip_xdp_common::packet::{Inspects, Link};
-use sip_xdp_common::reader::Bytes;
-use sip_xdp_common::source::{Source, mask};
+use sip_xdp::dataplane::loader::{Ports, Settings};
+use sip_xdp_common::abi::layout::{List, NEVER};
+use sip_xdp_common::ip_key::{Source, mask};
+use sip_xdp_common::limits::gcra::{Limits, Meter, ticks};
+use sip_xdp_common::lookup::search::Listed;
+use sip_xdp_common::packet::headers::{Inspects, Link};
+use sip_xdp_common::packet::reader::Bytes;
+use sip_xdp_common::pipeline::ingress::{self, Charged, FlowState, Judgement, Sent, Site, Tables};
 use sip_xdp_common::verdict::{Message, Reason};
 
 use crate::kernel::frames::{Ip, ethernet, extension, fragment, pppoe, request, sip, tcp, udp, vlan};
@@ -45,7 +45,7 @@ impl HostTables {
 }
 
 fn source(text: &str) -> Source {
-    sip_xdp::network::source_of(text.parse().unwrap())
+    sip_xdp::net::network::source_of(text.parse().unwrap())
 }
 
 impl Site for HostTables {

@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use sip_xdp::network::address_of;
-use sip_xdp::object::Settings;
-use sip_xdp_common::egress::Answer;
-use sip_xdp_common::layout::{EventKind, FRAGMENTED, HEAD};
-use sip_xdp_common::packet::Link;
+use sip_xdp::dataplane::loader::Settings;
+use sip_xdp::net::network::address_of;
+use sip_xdp_common::abi::layout::{EventKind, FRAGMENTED, HEAD};
+use sip_xdp_common::packet::headers::Link;
+use sip_xdp_common::pipeline::egress::Answer;
 
 use crate::kernel::frames::{Ip, ethernet, extension, fragment, pppoe, request, udp_from, vlan};
 use crate::kernel::harness::{Kernel, settings};

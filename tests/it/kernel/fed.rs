@@ -4,15 +4,15 @@
 use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering::Relaxed;
 
-use sip_xdp::guide;
-use sip_xdp::ledger::Entry;
+use sip_xdp::dataplane::mmap::Mapped;
+use sip_xdp::dataplane::tables::header;
+use sip_xdp::dataplane::tables::ledger::Entry;
 use sip_xdp::lists::Lists;
-use sip_xdp::mapped::Mapped;
-use sip_xdp::network::Network;
-use sip_xdp_common::fed::{ELSEWHERE_SHIFT, Home, MARKS};
-use sip_xdp_common::layout::{List, NEVER, Owner};
-use sip_xdp_common::names;
-use sip_xdp_common::networks::Hashing;
+use sip_xdp::net::network::Network;
+use sip_xdp_common::abi::layout::{List, NEVER, Owner};
+use sip_xdp_common::abi::names;
+use sip_xdp_common::lookup::host_rows::{ELSEWHERE_SHIFT, Home, MARKS};
+use sip_xdp_common::lookup::networks::Hashing;
 
 use crate::kernel::frames::{Ip, tcp};
 use crate::kernel::harness::{Kernel, SECOND, START, settings};
@@ -26,7 +26,7 @@ pub(crate) fn of_one_row(kernel: &Kernel, count: usize) -> Vec<Ipv4Addr> {
 }
 
 fn hashing(kernel: &Kernel) -> Hashing {
-    guide::read(kernel.map_again(names::GUIDE).unwrap()).unwrap().hashing
+    header::read(kernel.map_again(names::GUIDE).unwrap()).unwrap().hashing
 }
 
 /// How many hosts of the row are to be looked for elsewhere.

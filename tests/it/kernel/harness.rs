@@ -5,16 +5,16 @@ use std::cell::RefCell;
 use aya::Ebpf;
 use aya::maps::{Array, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{TestRun, TestRunOptions};
-use sip_xdp::ledger::Entry;
+use sip_xdp::dataplane::loader::{self, Capacity, Ports, Settings};
+use sip_xdp::dataplane::tables::ledger::Entry;
+use sip_xdp::dataplane::tables::meters::Sources;
 use sip_xdp::lists::Lists;
-use sip_xdp::object::{self, Capacity, Ports, Settings};
-use sip_xdp::sources::Sources;
-use sip_xdp_common::egress::Answer;
-use sip_xdp_common::layout::{Counters, Event, List, Responses};
-use sip_xdp_common::meter::{Limit, Limits, Pace};
-use sip_xdp_common::names;
-use sip_xdp_common::packet::{Inspects, Link};
-use sip_xdp_common::storm::StormLimits;
+use sip_xdp_common::abi::layout::{Counters, Event, List, Responses};
+use sip_xdp_common::abi::names;
+use sip_xdp_common::limits::gcra::{Limit, Limits, Pace};
+use sip_xdp_common::limits::storm::StormLimits;
+use sip_xdp_common::packet::headers::{Inspects, Link};
+use sip_xdp_common::pipeline::egress::Answer;
 use sip_xdp_common::verdict::{Message, Reason};
 use sip_xdp_tests::private::Maps;
 
@@ -75,7 +75,7 @@ pub(crate) struct Kernel {
 impl Kernel {
     pub(crate) fn new(settings: &Settings) -> Self {
         assert!(is_root(), "this test loads a BPF program and needs root: run `sudo -E cargo xtask test`");
-        let mut object = object::load(settings, None).expect("the kernel takes the program");
+        let mut object = loader::load(settings, None).expect("the kernel takes the program");
         let maps = Maps::of(&object).unwrap();
         let mut take = |name: &str| object.take_map(name).unwrap_or_else(|| panic!("no map {name}"));
         let clock = take(names::CLOCK).try_into().unwrap();
@@ -124,7 +124,7 @@ impl Kernel {
     /// The action for one frame, without looking at the counters.
     pub(crate) fn action(&mut self, frame: &[u8]) -> u32 {
         let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
-        object::ingress(&mut self.object).unwrap().test_run(options).expect("a test run").return_value
+        loader::ingress(&mut self.object).unwrap().test_run(options).expect("a test run").return_value
     }
 
     /// Lets [`Kernel::run`] count from here on, after frames that it has not seen.
@@ -136,7 +136,7 @@ impl Kernel {
     pub(crate) fn leave(&mut self, frame: &[u8]) -> Option<Answer> {
         let before = self.answers();
         let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
-        let result = object::egress(&mut self.object).unwrap().test_run(options).expect("a test run");
+        let result = loader::egress(&mut self.object).unwrap().test_run(options).expect("a test run");
         assert_eq!(result.return_value as i32, -1, "not TCX_NEXT");
         let after = self.answers();
         let all = [Answer::Accepted, Answer::Challenged, Answer::Refused, Answer::Other];
@@ -151,13 +151,13 @@ impl Kernel {
     /// Nanoseconds per run, averaged by the kernel.
     pub(crate) fn cost(&mut self, frame: &[u8], repeat: u32) -> u128 {
         let options = TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::new() };
-        object::ingress(&mut self.object).unwrap().test_run(options).expect("a test run").duration.as_nanos()
+        loader::ingress(&mut self.object).unwrap().test_run(options).expect("a test run").duration.as_nanos()
     }
 
     /// Instructions that the verifier processed, ingress and egress.
     pub(crate) fn verified_instructions(&mut self) -> [u32; 2] {
-        let ingress = object::ingress(&mut self.object).unwrap().info().unwrap();
-        let egress = object::egress(&mut self.object).unwrap().info().unwrap();
+        let ingress = loader::ingress(&mut self.object).unwrap().info().unwrap();
+        let egress = loader::egress(&mut self.object).unwrap().info().unwrap();
         [ingress, egress].map(|info| info.verified_instruction_count().expect("Linux 5.16 or newer"))
     }
 

@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sip_xdp::ledger::Entry;
+use sip_xdp::dataplane::loader::{Capacity, Settings};
+use sip_xdp::dataplane::tables::ledger::Entry;
 use sip_xdp::lists::Lists;
-use sip_xdp::network::Network;
-use sip_xdp::object::{Capacity, Settings};
-use sip_xdp_common::layout::{List, NEVER, Owner};
-use sip_xdp_common::source::Source;
+use sip_xdp::net::network::Network;
+use sip_xdp_common::abi::layout::{List, NEVER, Owner};
+use sip_xdp_common::ip_key::Source;
 
 use crate::kernel::differential::Random;
 use crate::kernel::frames::{Ip, tcp};

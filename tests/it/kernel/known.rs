@@ -1,13 +1,13 @@
 //! Hosts that something is known of: good ones, peers, those under suspicion; flows; the policy `closed`; and what the
 //! daemon is told of all of them.
 
-use sip_xdp::ledger::Entry;
-use sip_xdp::network::source_of;
-use sip_xdp::object::Settings;
-use sip_xdp_common::layout::{EventKind, List, NEVER, Owner};
-use sip_xdp_common::meter::{Limit, Pace};
-use sip_xdp_common::source::Source;
-use sip_xdp_common::storm::StormLimits;
+use sip_xdp::dataplane::loader::Settings;
+use sip_xdp::dataplane::tables::ledger::Entry;
+use sip_xdp::net::network::source_of;
+use sip_xdp_common::abi::layout::{EventKind, List, NEVER, Owner};
+use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::limits::gcra::{Limit, Pace};
+use sip_xdp_common::limits::storm::StormLimits;
 use sip_xdp_common::verdict::Reason::{self, Blocked, Closed, Good, Limited, Peer, Response, Storm, Trusted, Unknown};
 
 use crate::kernel::frames::{Ip, request, sip, tcp, udp_from};
@@ -237,7 +237,7 @@ fn the_daemon_is_told_what_it_learns_from_and_no_more() {
 #[test]
 fn one_that_sends_much_cannot_use_up_what_others_are_seen_by() {
     let mut kernel = Kernel::new(&Settings {
-        limits: sip_xdp_common::meter::Limits {
+        limits: sip_xdp_common::limits::gcra::Limits {
             requests: Pace::new(10_000, SECOND),
             register: Pace::new(10_000, SECOND),
             other: Pace::new(10_000, SECOND),

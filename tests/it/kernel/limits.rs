@@ -1,8 +1,8 @@
 //! The limits in the kernel: from the very packet, per source, and never for keepalives.
 
-use sip_xdp::object::Settings;
-use sip_xdp_common::layout::{BY_ADDRESS, Event, EventKind, List, NEVER};
-use sip_xdp_common::meter::Bucket;
+use sip_xdp::dataplane::loader::Settings;
+use sip_xdp_common::abi::layout::{BY_ADDRESS, Event, EventKind, List, NEVER};
+use sip_xdp_common::limits::gcra::Bucket;
 use sip_xdp_common::verdict::{Message, Reason};
 
 use crate::kernel::frames::{request, sip};
@@ -37,7 +37,7 @@ fn the_very_packet_over_the_limit_is_dropped_and_reported() {
     assert_eq!((event.seen, event.registers, event.limited), (1, 1, 1));
     assert_eq!((event.port, event.local_port), (40_000, 5060));
     assert_eq!((event.time, event.first), (START, START));
-    assert_eq!(sip_xdp::network::address_of(event.source).to_string(), STRANGER);
+    assert_eq!(sip_xdp::net::network::address_of(event.source).to_string(), STRANGER);
     let head = request("REGISTER");
     assert_eq!(&event.head[..usize::from(event.head_length)], head.as_slice());
 }
@@ -124,7 +124,7 @@ fn events_keep_their_distance_and_losses_are_bounded() {
 #[test]
 fn the_limits_are_the_configured_ones() {
     let mut limits = crate::kernel::harness::limits();
-    limits.requests = sip_xdp_common::meter::Pace::new(3, SECOND);
+    limits.requests = sip_xdp_common::limits::gcra::Pace::new(3, SECOND);
     let mut kernel = Kernel::new(&Settings { limits, ..settings() });
     assert_eq!(passed(&mut kernel, STRANGER, &request("SUBSCRIBE"), 10), 3);
 }

@@ -2,17 +2,17 @@
 
 use std::time::Duration;
 
-use sip_xdp::clock;
-use sip_xdp::guide;
-use sip_xdp::ledger::Entry;
+use sip_xdp::dataplane::loader::{Capacity, Settings};
+use sip_xdp::dataplane::tables::header;
+use sip_xdp::dataplane::tables::ledger::Entry;
+use sip_xdp::dataplane::tables::networks::{Slots, Table, Terms};
 use sip_xdp::lists::{ListError, Lists};
-use sip_xdp::network::Network;
-use sip_xdp::object::{Capacity, Settings};
-use sip_xdp::table::{Slots, Table, Terms};
-use sip_xdp_common::layout::{List, NEVER, Owner};
-use sip_xdp_common::lists::SAMPLE;
-use sip_xdp_common::names;
-use sip_xdp_common::networks::Kind;
+use sip_xdp::net::network::Network;
+use sip_xdp::sys::clock;
+use sip_xdp_common::abi::layout::{List, NEVER, Owner};
+use sip_xdp_common::abi::names;
+use sip_xdp_common::lookup::networks::Kind;
+use sip_xdp_common::lookup::search::SAMPLE;
 use sip_xdp_common::verdict::Reason;
 
 use crate::kernel::frames::{request, sip};
@@ -206,7 +206,7 @@ fn what_a_crash_left_half_done_is_put_right() {
     kernel.list(List::Block, "192.0.2.8", NEVER);
     kernel.list(List::Trust, "198.51.100.7", NEVER);
     // The daemon dies between two writes: a row without its entry, and entries without a row.
-    let guide = guide::read(kernel.map_again(names::GUIDE).unwrap()).unwrap();
+    let guide = header::read(kernel.map_again(names::GUIDE).unwrap()).unwrap();
     let table = Table::open(|name| kernel.map_again(name), &guide).unwrap();
     let whole = table.whole().unwrap();
     let orphan: Network = "192.0.2.9".parse().unwrap();
@@ -282,5 +282,5 @@ fn random_network(random: &mut crate::kernel::differential::Random) -> Network {
     octets[14] = random.below(16) as u8;
     octets[15] = random.below(256) as u8;
     let bits = 116 + random.below(13).max(random.below(13)) as u8;
-    Network::around(sip_xdp_common::source::Source::new(octets), bits)
+    Network::around(sip_xdp_common::ip_key::Source::new(octets), bits)
 }

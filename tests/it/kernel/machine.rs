@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use aya::maps::Map;
 use aya_obj::Object;
 use aya_obj::generated::bpf_insn;
-use sip_xdp::guide;
-use sip_xdp::mapped::{Mapped, View};
-use sip_xdp::object::{OBJECT, Settings, globals, shapes};
-use sip_xdp_common::names;
+use sip_xdp::dataplane::loader::{OBJECT, Settings, globals, shapes};
+use sip_xdp::dataplane::mmap::{Mapped, View};
+use sip_xdp::dataplane::tables::header;
+use sip_xdp_common::abi::names;
 
 use crate::kernel::harness::{Kernel, START, settings};
 
@@ -75,7 +75,7 @@ impl Machine {
     pub(crate) fn new(kernel: &Kernel) -> Self {
         let mut object = Object::parse(OBJECT).unwrap();
         // A live program, whose clock is the kernel's.
-        let hashing = guide::read(kernel.map_again(names::GUIDE).unwrap()).unwrap().hashing;
+        let hashing = header::read(kernel.map_again(names::GUIDE).unwrap()).unwrap().hashing;
         let globals = globals(&Settings { clock_from_map: false, ..settings() }, &hashing);
         object.patch_map_data(globals.iter().map(|(name, value)| (*name, (value.as_slice(), true))).collect()).unwrap();
         let maps: Vec<_> = object.maps.iter().map(|(name, map)| (name.clone(), map.clone())).collect();

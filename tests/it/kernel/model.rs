@@ -10,8 +10,8 @@ mod world;
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
-use sip_xdp::network::Network;
-use sip_xdp::object::{Capacity, Settings};
+use sip_xdp::dataplane::loader::{Capacity, Settings};
+use sip_xdp::net::network::Network;
 
 use self::world::{Plan, Tally, World};
 use crate::kernel::harness::{Kernel, settings};

@@ -1,7 +1,7 @@
 //! Storms in the kernel: a flood in which every packet has a new source must neither fill the table of sources, nor push
 //! real ones out of it, nor be stopped at the price of those who are known.
 
-use sip_xdp_common::layout::{Event, EventKind, IN_STORM, List, NEVER};
+use sip_xdp_common::abi::layout::{Event, EventKind, IN_STORM, List, NEVER};
 use sip_xdp_common::verdict::Reason;
 
 use crate::kernel::frames::{request, sip};

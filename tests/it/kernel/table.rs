@@ -1,8 +1,8 @@
 //! One table of named packets, run twice: for the verdict, and for the reason under which each is counted.
 
-use sip_xdp::object::Settings;
-use sip_xdp_common::layout::{List, NEVER};
-use sip_xdp_common::packet::Link;
+use sip_xdp::dataplane::loader::Settings;
+use sip_xdp_common::abi::layout::{List, NEVER};
+use sip_xdp_common::packet::headers::Link;
 use sip_xdp_common::verdict::{Message, Reason, Verdict};
 
 use crate::kernel::frames::{Ip, ethernet, extension, fragment, pppoe, request, sip, tcp, udp, udp_lying, vlan};

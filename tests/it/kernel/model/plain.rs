@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sip_xdp::network::Network;
-use sip_xdp_common::layout::{List, Owner};
-use sip_xdp_common::source::Source;
+use sip_xdp::net::network::Network;
+use sip_xdp_common::abi::layout::{List, Owner};
+use sip_xdp_common::ip_key::Source;
 
 /// A network as two numbers. IPv4 lies in `::ffff:0:0/96`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use sip_xdp::ledger::Entry;
+use sip_xdp::dataplane::loader::Settings;
+use sip_xdp::dataplane::tables::ledger::Entry;
 use sip_xdp::lists::{EARLIER, ListError, Lists};
-use sip_xdp::network::address_of;
-use sip_xdp::object::Settings;
-use sip_xdp_common::fed::MARKS;
-use sip_xdp_common::layout::{List, NEVER, Owner};
+use sip_xdp::net::network::address_of;
+use sip_xdp_common::abi::layout::{List, NEVER, Owner};
+use sip_xdp_common::lookup::host_rows::MARKS;
 use sip_xdp_common::verdict::Reason;
 
 use super::draw::Draw;
