@@ -3,7 +3,6 @@
 mod allowing;
 mod attacks;
 mod carriers;
-mod churn;
 mod clock;
 mod closed;
 mod commands;
@@ -27,7 +26,6 @@ mod learning;
 mod legitimate;
 mod memory;
 mod metrics;
-mod million;
 mod notify;
 mod office;
 mod powercut;
