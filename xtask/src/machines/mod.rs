@@ -11,6 +11,7 @@ mod interfaces;
 mod kernels;
 mod manual;
 mod outside;
+mod packets;
 mod qemu;
 mod report;
 mod setup;
@@ -23,7 +24,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use self::arrange::Arranged;
-use self::checks::Outcome;
+use self::checks::{Outcome, Scope};
 use self::interfaces::{Card, ROWS, Row};
 use self::kernels::{Kernel, Prepared};
 use self::outside::Outside;
@@ -49,6 +50,9 @@ pub(crate) struct Options {
     /// Only interfaces whose name contains this: `bond`, `bridge port`, `MTU`; `=NAME` for exactly this one
     #[arg(long = "interface", value_name = "TEXT")]
     interfaces: Vec<String>,
+    /// Only these modes of `run`, instead of all three
+    #[arg(long = "mode", value_enum, value_name = "MODE")]
+    modes: Vec<Mode>,
     /// The machines' processor
     #[arg(long, value_enum, default_value_t = Architecture::Amd64)]
     arch: Architecture,
@@ -67,12 +71,26 @@ pub(crate) struct Options {
     /// Debian's kernels for clouds, which boot in half the time and have virtio_net alone
     #[arg(long)]
     cloud: bool,
+    /// Say what each check found, as it happens
+    #[arg(long, short)]
+    verbose: bool,
     /// Fetch and build everything, and boot nothing
     #[arg(long)]
     prepare: bool,
     /// We are in a network namespace of our own already
     #[arg(long, hide = true)]
     inside: bool,
+}
+
+/// How `run` is told to attach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Mode {
+    /// By its own choice; everything that needs packets is tried in this mode
+    Auto,
+    /// In the driver
+    Native,
+    /// In the network stack
+    Generic,
 }
 
 /// The command.
@@ -91,7 +109,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut tried = Vec::new();
     for (kernel, prepared) in kernels.iter().copied().zip(&files.kernels) {
         say(format!("kernel {} ({}), {} interfaces", prepared.release, kernel.platform, rows.len()));
-        let one = try_kernel(kernel, prepared, options.arch, &rows, &files, &mut accelerator)?;
+        let one = try_kernel(kernel, prepared, options, &rows, &files, &mut accelerator)?;
         for line in one.faults() {
             say(format!("wrong: {line}"));
         }
@@ -121,6 +139,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 impl Options {
+    fn scope(&self) -> Scope {
+        let all = [Mode::Auto, Mode::Native, Mode::Generic];
+        Scope { modes: if self.modes.is_empty() { all.to_vec() } else { self.modes.clone() }, verbose: self.verbose }
+    }
+
     fn kernels(&self) -> Result<Vec<&'static Kernel>> {
         if self.kernels.is_empty() {
             return kernels::USUAL.iter().map(|name| Kernel::named(name)).collect();
@@ -173,11 +196,12 @@ fn enter_namespace(binary: &Path) -> Result<()> {
 fn try_kernel(
     kernel: &'static Kernel,
     prepared: &Prepared,
-    architecture: Architecture,
+    options: &Options,
     rows: &[Row],
     files: &Files,
     accelerator: &mut Accelerator,
 ) -> Result<Tried> {
+    let architecture = options.arch;
     let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
     let initrd = directory.path().join("initrd");
     let overlay = directory.path().join("overlay");
@@ -229,7 +253,7 @@ fn try_kernel(
         say(format!("booted in {:.0} s by {accelerator}", machine.seconds));
         for place in left {
             let row = &place.row;
-            match try_row(&mut machine, place) {
+            match try_row(&mut machine, place, options) {
                 Err(error) if error.is::<Dead>() && boots < BOOTS => {
                     say(format!("{}: {error:#}; once more on a new machine", row.name));
                     break;
@@ -253,10 +277,10 @@ struct Place {
     outside: Outside,
 }
 
-fn try_row(machine: &mut Machine, place: &Place) -> Result<Outcome> {
+fn try_row(machine: &mut Machine, place: &Place, options: &Options) -> Result<Outcome> {
     let Place { row, cards, outside } = place;
     let arranged = Arranged::build(machine, row, cards, outside)?;
-    checks::run(machine, row, arranged, outside)
+    checks::run(machine, row, arranged, outside, &options.scope())
 }
 
 /// Today, as the system's clock has it.
