@@ -16,6 +16,9 @@ use crate::command::say;
 /// The most instructions that a verifier may look at: half of what it gives up at.
 const MOST_INSTRUCTIONS: u64 = 500_000;
 
+/// How the log names a program that the driver never calls.
+const BLIND: &str = "kind=blind";
+
 /// The result of one check: what was seen, or what is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Check {
@@ -165,8 +168,7 @@ impl Checks<'_> {
         self.outcome.egress = text("egress");
         let mode = text("mode").context("status names no mode")?;
         if mode == "generic" {
-            let reason = log.lines().find(|line| line.contains("generic mode") && line.contains("WARN"));
-            self.outcome.reason = reason.map(|line| line.split("WARN").nth(1).unwrap_or(line).trim().to_owned());
+            self.outcome.reason = reason(log);
         }
         if status["enforcing"] != true {
             bail!("status does not say that it enforces");
@@ -179,6 +181,10 @@ impl Checks<'_> {
     fn traffic(&mut self) -> Result<()> {
         self.check("blocked source dropped", Self::blocked)?;
         self.check("mode", Self::mode)?;
+        self.check("doctor agrees while it runs", |checks| {
+            let doctor = checks.daemon().sip_xdp(&["doctor", "--json"])?;
+            agree(&doctor.json()?, true, checks.outcome.mode.as_deref())
+        })?;
         self.check("registration seen, known good", Self::registration)?;
         self.check("TCP both ways", Self::tcp)?;
         self.check("flood limited and banned", Self::flood)?;
@@ -279,14 +285,11 @@ impl Checks<'_> {
                 Some(reason) if native => Err(anyhow::anyhow!("refused, though this driver can: {reason}")),
                 Some(reason) => Ok(format!("refused: {reason}")),
             };
+            let log = if refused.is_none() { checks.daemon().log()? } else { String::new() };
             checks.finish(refused.is_none())?;
             match result {
                 // What the driver takes and ignores is an error that the daemon has to find.
-                Err(error) if !native => {
-                    let log = started.log;
-                    let found = checks.outcome.reason.is_some() && log.contains("blind");
-                    if found { Ok("taken and ignored by the driver, which is said".to_owned()) } else { Err(error) }
-                }
+                Err(_) if !native && log.contains(BLIND) => Ok("ignored by the driver, and said".to_owned()),
                 other => other,
             }
         })?;
@@ -319,6 +322,20 @@ impl Checks<'_> {
         self.daemon().sip_xdp(&["unload"])?;
         Ok(())
     }
+}
+
+/// Why generic mode, from the log's last word on it.
+fn reason(log: &str) -> Option<String> {
+    let about = |line: &&str| line.contains("generic mode") || line.contains(BLIND);
+    let warned = |line: &&str| line.contains(" WARN ") || line.contains(" ERROR ");
+    let line = log.lines().filter(warned).rfind(about)?;
+    Some(
+        line.split_once(" WARN ")
+            .or_else(|| line.split_once(" ERROR "))
+            .map_or(line, |(_, said)| said)
+            .trim()
+            .to_owned(),
+    )
 }
 
 /// Whether what `doctor` foretold is what `run` did.

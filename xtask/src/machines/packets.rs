@@ -154,6 +154,9 @@ impl Checks<'_> {
         }
         if how == "mtu" {
             self.machine.must(&format!("ip link set dev {card} mtu {}", self.row.mtu))?;
+            // The next checks begin with a filter that filters.
+            self.outside.reach()?;
+            self.blocked().context("after the MTU was changed back")?;
         }
         let log = self.daemon().log()?;
         let said: Vec<_> = log.lines().skip(said_before).filter(|line| line.contains(&card)).collect();
