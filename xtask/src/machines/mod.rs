@@ -20,6 +20,7 @@ mod tags;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -31,7 +32,7 @@ use self::outside::Outside;
 pub(crate) use self::qemu::Architecture;
 use self::qemu::{Accelerator, Boot, Dead, Machine};
 use self::report::Tried;
-use self::setup::Files;
+use self::setup::{Built, Files};
 use crate::command::{self, is_root, say};
 use crate::workspace::Workspace;
 
@@ -77,6 +78,9 @@ pub(crate) struct Options {
     /// Fetch and build everything, and boot nothing
     #[arg(long)]
     prepare: bool,
+    /// The agent, built already
+    #[arg(long, hide = true, value_name = "FILE")]
+    guest: Option<PathBuf>,
     /// We are in a network namespace of our own already
     #[arg(long, hide = true)]
     inside: bool,
@@ -97,14 +101,16 @@ pub(crate) enum Mode {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let kernels = options.kernels()?;
     let rows = options.rows()?;
-    let files = setup::prepare(options.arch, options.binary.as_deref(), &kernels, options.cloud, options.refresh)?;
+    let built = Built { binary: options.binary.as_deref(), guest: options.guest.as_deref() };
+    let files = setup::prepare(options.arch, built, &kernels, options.cloud, options.refresh)?;
     if options.prepare {
         say("everything is in place");
         return Ok(());
     }
     if !options.inside {
-        return enter_namespace(&files.binary);
+        return enter_namespace(&files);
     }
+    let since = Instant::now();
     let mut accelerator = Accelerator::first_choice(options.arch, &files.cache);
     let mut tried = Vec::new();
     for (kernel, prepared) in kernels.iter().copied().zip(&files.kernels) {
@@ -132,6 +138,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         say(format!("manual: {}", page.display()));
     }
     let faults: usize = tried.iter().map(|tried| tried.faults().len()).sum();
+    let [passed, failed] = report::counts(&tried);
+    let word = if failed == 0 { "ok" } else { "FAILED" };
+    println!(
+        "test result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out; finished in \
+         {:.2}s",
+        since.elapsed().as_secs_f64()
+    );
     if faults > 0 {
         bail!("{faults} checks failed: the lines with `wrong:` say which");
     }
@@ -168,6 +181,20 @@ impl Options {
     }
 }
 
+/// What `cargo xtask test` tries of it: one of these kernels, with the card that most hosts have.
+pub(crate) const TESTED: [&str; 2] = ["6.1", "6.12"];
+
+/// The arguments for that.
+pub(crate) fn test_arguments(kernel: &str, binary: &Path, guest: &Path) -> Vec<String> {
+    let paths = [binary, guest].map(|path| path.display().to_string());
+    let words = ["machines", "--cloud", "--interface", "=virtio_net", "--mode", "auto", "--kernel", kernel];
+    let mut arguments: Vec<_> = words.map(str::to_owned).into();
+    for (option, path) in ["--binary", "--guest"].into_iter().zip(paths) {
+        arguments.extend([option.to_owned(), path]);
+    }
+    arguments
+}
+
 /// Whether an interface is meant by what stands behind `--interface`.
 fn is_named(name: &str, text: &str) -> bool {
     text.strip_prefix('=').map_or_else(|| name.contains(text), |exact| name == exact)
@@ -175,19 +202,26 @@ fn is_named(name: &str, text: &str) -> bool {
 
 /// Starts ourselves again in a network namespace of our own, where taps and traffic disturb nobody. The binary is
 /// built by now, and nothing is fetched there.
-fn enter_namespace(binary: &Path) -> Result<()> {
-    let mut command = Command::new("unshare");
-    command.arg("--net");
+fn enter_namespace(files: &Files) -> Result<()> {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "TERM", "unshare", "--net"]);
     if !is_root() {
         // Whoever may make user namespaces needs no root.
         command.arg("--map-root-user");
     }
     command.arg("--").arg(std::env::current_exe().context("xtask has no path")?);
-    command.args(std::env::args_os().skip(1)).arg("--inside");
-    if !std::env::args_os().any(|argument| argument == "--binary") {
-        command.arg("--binary").arg(binary);
+    // What was asked for, without what is said below.
+    let mut arguments = std::env::args_os().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.to_str() {
+            Some("--binary" | "--guest") => drop(arguments.next()),
+            Some(text) if text.starts_with("--binary=") || text.starts_with("--guest=") => {}
+            Some("--refresh") => {}
+            _ => drop(command.arg(argument)),
+        }
     }
-    let status = command.status().context("cannot run unshare")?;
+    command.arg("--binary").arg(&files.binary).arg("--guest").arg(&files.guest).arg("--inside");
+    let status = command.status().context("cannot run setpriv and unshare")?;
     // It has said what was wrong.
     std::process::exit(status.code().unwrap_or(1));
 }
