@@ -19,7 +19,7 @@ use sip_xdp_common::verdict::{Message, Verdict};
 use crate::clock;
 use crate::globals::{DRY_RUN, SLOT};
 use crate::maps::{EVENTS, TAP, cpu_state};
-use crate::reader::Packet;
+use crate::reader::{Packet, bounded, size_up_to};
 
 /// Limits reported per second and CPU: what a daemon digests at a few per cent of a core, whatever arrives.
 const BUDGET: Limit = Limit::new(2_000, 1_000_000_000);
@@ -137,7 +137,7 @@ pub(crate) fn sample<C: Origin>(told: &Told<'_, C>, home: &Home) {
     let Some(state) = cpu_state() else {
         return;
     };
-    let slice = told.ctx.forget(told.scratch, home.sketch()) % SLICES;
+    let slice = bounded::<{ SLICES - 1 }>(told.ctx.forget(told.scratch, home.sketch()));
     // SAFETY: this CPU's map value, valid while the program runs; the slice is below the array's length.
     let bucket = unsafe { (&raw mut (*state).samples[C::DIRECTION]).cast::<u64>().add(slice) };
     // SAFETY: as above.
@@ -241,11 +241,11 @@ fn send<C: Origin>(told: &Told<'_, C>, record: &Record) -> bool {
 unsafe fn copy_head<C: Origin>(told: &Told<'_, C>, event: *mut Event) {
     let there = told.ctx.length();
     let end = if told.end < there { told.end } else { there };
-    // Forgotten, so that the checks below are made on the very number that the helper gets.
+    // Forgotten, so that the size is made of a number of which nothing else depends.
     let whole = told.ctx.forget(told.scratch, end.saturating_sub(told.payload));
-    let length = if whole > HEAD { HEAD } else { whole };
     let mut copied = 0;
-    if length != 0 {
+    if whole != 0 {
+        let length = size_up_to::<HEAD>(whole);
         // SAFETY: the head has room for `HEAD` bytes, and `length` is at most that.
         let failed = unsafe { told.ctx.load(told.payload as u32, (&raw mut (*event).head).cast(), length as u32) };
         copied = if failed == 0 { length as u16 } else { 0 };

@@ -19,6 +19,7 @@ use crate::events::{Told, report, sample};
 use crate::globals::Here;
 use crate::lists::Lists;
 use crate::maps::{ASKED, FLOWS, RECORDS, SKETCH, SOURCES, WEATHER};
+use crate::reader::bounded;
 use crate::{clock, globals};
 
 /// The kernel's tables, for one packet.
@@ -155,6 +156,13 @@ impl Tables for MapTables<'_> {
     }
 }
 
+/// One member of a set; its number is below [`MEMBERS`] already, which the verifier is shown once more.
+#[inline(always)]
+fn member<T>(ways: &mut [T; MEMBERS], way: usize) -> &mut T {
+    // SAFETY: the mask leaves a number below the array's length.
+    unsafe { ways.get_unchecked_mut(bounded::<{ MEMBERS - 1 }>(way)) }
+}
+
 /// What a source under suspicion may send: one request a second.
 struct Suspected;
 
@@ -240,7 +248,7 @@ impl MapTables<'_> {
     #[inline(always)]
     fn charge_known(&self, set: &mut Set, way: usize, home: &Home, sent: &Sent, now: u64) -> Charged {
         let way = if way >= MEMBERS { self.forget(meters::least_missed(&set.ways, ticks(now))) } else { way };
-        let meter = &mut set.ways[way & (MEMBERS - 1)];
+        let meter = member(&mut set.ways, way);
         if meter.mark != home.mark() | KNOWN {
             *meter = Meter::new(home.mark() | KNOWN, ticks(now));
         }
@@ -276,7 +284,7 @@ impl MapTables<'_> {
         sent: &Sent,
         now: u64,
     ) -> Charged {
-        let meter = &mut set.ways[way & (MEMBERS - 1)];
+        let meter = member(&mut set.ways, way);
         if meter.mark & KNOWN != 0 {
             // It was known once; its stamps were those of another limit.
             *meter = Meter::new(home.mark(), ticks(now));
@@ -293,7 +301,7 @@ impl MapTables<'_> {
             return Charged::Within;
         };
         // SAFETY: as the set.
-        let record = unsafe { &mut (*records).ways[way & (MEMBERS - 1)] };
+        let record = member(unsafe { &mut (*records).ways }, way);
         if meter.mark & RECORDED == 0 || record.mark != home.mark() {
             meter.mark |= RECORDED;
             record.begin(home.mark(), now);
@@ -332,7 +340,7 @@ impl MapTables<'_> {
         let charged = match welcome {
             Welcome::Meter => {
                 let way = self.forget(meters::least_missed(&set.ways, ticks(now)));
-                let meter = &mut set.ways[way & (MEMBERS - 1)];
+                let meter = member(&mut set.ways, way);
                 *meter = Meter::new(home.mark(), ticks(now));
                 // The first message of a source is within any limit: a limit allows at least one.
                 meter.charge(message, ticks(now), &Here);
