@@ -183,6 +183,11 @@ impl LimitSource for Suspected {
     fn other(&self) -> Pace {
         ONE_A_SECOND
     }
+
+    #[inline(always)]
+    fn fragments(&self) -> Pace {
+        ONE_A_SECOND
+    }
 }
 
 impl MapTables<'_> {
@@ -289,12 +294,12 @@ impl MapTables<'_> {
             // It was known once; its stamps were those of another limit.
             *meter = Meter::new(home.mark(), ticks(now));
         }
-        let over = if sent.listed.is_suspect() {
+        let mut over = if sent.listed.is_suspect() {
             meter.charge(message, ticks(now), &Suspected)
         } else {
             meter.charge(message, ticks(now), &Here)
         };
-        if over.is_none() && meter.mark & RECORDED == 0 {
+        if over.is_none() && meter.mark & RECORDED == 0 && !sent.is_cut {
             return Charged::Within;
         }
         let Some(records) = RECORDS.get_ptr_mut(number) else {
@@ -307,6 +312,12 @@ impl MapTables<'_> {
             record.begin(home.mark(), now);
         }
         record.note(message);
+        if sent.is_cut && over.is_none() {
+            match Here.fragments().take(record.fragments, ticks(now)) {
+                Some(full_at) => record.fragments = full_at,
+                None => over = Some(Bucket::Fragments),
+            }
+        }
         match over {
             Some(bucket) => {
                 if record.note_limited(now) {

@@ -9,7 +9,7 @@ use crate::verdict::{Message, Reason};
 
 /// The version of everything in this module. Pinned maps of another version are replaced, with their bans carried
 /// over.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// The expiry of what never expires.
 pub const NEVER: u64 = u64::MAX;

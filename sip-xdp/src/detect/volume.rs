@@ -116,7 +116,7 @@ impl Volume {
         let (rule, limit) = match kind {
             Bucket::Register => self.rules.register,
             Bucket::Requests => self.rules.requests,
-            Bucket::Other | Bucket::Storm => return None,
+            Bucket::Other | Bucket::Storm | Bucket::Fragments => return None,
         };
         let by_address = is_by_address(event);
         let key = if by_address { event.source } else { event.source.masked(self.rules.ipv6_mask) };

@@ -241,6 +241,7 @@ fn one_that_sends_much_cannot_use_up_what_others_are_seen_by() {
             requests: Pace::new(10_000, SECOND),
             register: Pace::new(10_000, SECOND),
             other: Pace::new(10_000, SECOND),
+            fragments: Pace::new(10_000, SECOND),
         },
         ..settings()
     });
