@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::XdpContext;
 use sip_xdp_common::abi::layout::{
-    BY_ADDRESS, EventKind, FRAGMENTED, FROM_GOOD, IN_DRY_RUN, IN_STORM, SUSPECTED, Scratch,
+    BY_ADDRESS, EventKind, FRAGMENTED, FROM_GOOD, IN_DRY_RUN, IN_STORM, SUSPECTED, SampleBudget, Scratch,
 };
 use sip_xdp_common::ip_key::Source;
 use sip_xdp_common::limits::flow::{FlowKey, RESERVE};
@@ -222,6 +222,7 @@ impl MapTables<'_> {
             message,
             bucket,
             flags,
+            ip: Some(sent.ip),
             payload: sent.payload,
             end: sent.end,
             now,
@@ -229,7 +230,7 @@ impl MapTables<'_> {
     }
 
     /// Samples what the detector learns from: requests of unknown sources, registrations and calls of known-good ones,
-    /// responses of hosts that we asked and that are no settled peers.
+    /// and all responses. Those to requests of ours make peers; others a proxy may forward as if they were its own.
     #[inline(always)]
     fn sample(&self, message: Message, sent: &Sent, flags: u8, home: &Home, now: u64) {
         let listed = &sent.listed;
@@ -239,14 +240,25 @@ impl MapTables<'_> {
                 return;
             }
             if sent.spared { EventKind::Conflict } else { EventKind::Request }
-        } else if matches!(message, Message::Response) && !listed.is_settled_peer() && self.was_asked(&sent.source) {
+        } else if matches!(message, Message::Response) {
             EventKind::Response
         } else {
             return;
         };
         let mut told = self.told(kind, Bucket::Requests, message, sent, now);
         told.flags |= flags;
-        sample(&told, home);
+        let is_response = matches!(message, Message::Response);
+        let budget = if is_response { SampleBudget::Responses } else { SampleBudget::Requests };
+        let is_seen = sample(&told, home, budget);
+        // A first fragment that is too short to tell may be a response, too.
+        let may_respond = is_response || (sent.first_fragment && matches!(message, Message::Other));
+        if may_respond
+            && !(is_seen && is_response)
+            && let Some(weather) = WEATHER.get_ptr_mut(0)
+        {
+            // SAFETY: an aligned word of a map value, valid while the program runs; whoever writes last has just seen it.
+            unsafe { (&raw mut (*weather).response_unseen).write_volatile(now) };
+        }
     }
 
     /// Charges a source that is known good, or a peer. What is over its limit may still be within its flow's reserve.

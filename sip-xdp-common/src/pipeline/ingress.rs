@@ -4,7 +4,7 @@
 use crate::abi::layout::HEAD;
 use crate::ip_key::Source;
 use crate::lookup::search::Listed;
-use crate::packet::headers::{self, ICMP, ICMPV6, Inspects, Ip, Link, Piece, Plain, PortPair, TCP};
+use crate::packet::headers::{self, ICMP, ICMPV6, Inspects, Ip, Link, Piece, Plain, PortPair, TCP, UDP_LITE};
 use crate::packet::reader::Reader;
 use crate::sip;
 use crate::verdict::{Message, Reason};
@@ -91,6 +91,8 @@ pub struct Sent {
     pub source_port: u16,
     /// The port that it was sent to.
     pub destination_port: u16,
+    /// Where the IP header starts.
+    pub ip: usize,
     /// Where the UDP payload starts.
     pub payload: usize,
     /// Where the UDP payload ends.
@@ -241,6 +243,10 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     if ip.protocol == TCP {
         return Judgement::by(by_the_way, ip.end);
     }
+    // SIP has no such transport: nobody but an attacker sends it, and no server answers.
+    if ip.protocol == UDP_LITE {
+        return Judgement::by(Reason::Limited, ip.end);
+    }
 
     // From here on it no longer matters which list was asked, and which family the source is of.
     let listed = Listed::new(packet.forget(listed.bits() as usize) as u64);
@@ -282,7 +288,9 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
 
     // 5. Known sources have generous limits, 6. unknown ones theirs; 7. and in a storm, strangers share a budget.
     let is_cut = packet.forget(usize::from(first_fragment || end.saturating_sub(payload) > HEAD)) != 0;
-    let sent = Sent { source, listed, spared, source_port, destination_port, payload, end, first_fragment, is_cut };
+    let at = packet.forget(ip.at);
+    let sent =
+        Sent { source, listed, spared, source_port, destination_port, ip: at, payload, end, first_fragment, is_cut };
     let reason = match tables.charge(message, &sent, place) {
         Charged::Within if listed.is_good() => Reason::Good,
         Charged::Within if listed.is_peer() => Reason::Peer,

@@ -214,7 +214,7 @@ fn rows() -> Vec<Row> {
     }
     add("response", Ethernet, sip(STRANGER, b"SIP/2.0 200 OK\r\n\r\n"), Reason::Response, Some(Response));
     let lite = Ip { protocol: 136, ..v4.clone() };
-    add("UDP-Lite", Ethernet, lite.frame(&to_sip), Reason::Unknown, registers);
+    add("UDP-Lite", Ethernet, lite.frame(&to_sip), Reason::Limited, None);
     add("UDP-Lite, blocked", Ethernet, Ip { protocol: 136, ..Ip::udp(BLOCKED) }.frame(&to_sip), Reason::Blocked, None);
     add("UDP-Lite to another port", Ethernet, lite.frame(&udp(53, &register)), Reason::NotSip, None);
     add("another version", Ethernet, sip(STRANGER, b"SIP/3.0 200 OK\r\n\r\n"), Reason::Unparsed, Some(Unparsed));
