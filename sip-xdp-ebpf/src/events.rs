@@ -212,10 +212,12 @@ fn send<C: Origin>(told: &Told<'_, C>, record: &Record) -> bool {
     // of `head` is written.
     unsafe {
         (&raw mut (*event).time).write(told.now);
-        (&raw mut (*event).first).write(record.first);
-        (&raw mut (*event).seen).write(record.seen.into());
-        (&raw mut (*event).registers).write(record.registers.into());
-        (&raw mut (*event).limited).write(record.limited.into());
+        // Volatile, so that they stay words: most records are zero, and the compiler would call `memset`, which goes byte
+        // by byte in BPF and has the verifier follow each step.
+        (&raw mut (*event).first).write_volatile(record.first);
+        (&raw mut (*event).seen).write_volatile(record.seen.into());
+        (&raw mut (*event).registers).write_volatile(record.registers.into());
+        (&raw mut (*event).limited).write_volatile(record.limited.into());
         (&raw mut (*event).source).write(*told.source);
         (&raw mut (*event).ip).write([0; 40]);
         (&raw mut (*event).udp).write([0; 8]);

@@ -18,8 +18,10 @@ pub struct FlowKey {
     pub source: Source,
     /// The port, in host order.
     pub port: u16,
+    /// Zero. Not an array: the compiler would call `memset` for one, which goes byte by byte in BPF.
+    pub pad: u16,
     /// Zero.
-    pub pad: [u16; 3],
+    pub pad_word: u32,
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 24);
@@ -28,7 +30,7 @@ impl FlowKey {
     /// Of an address and a port.
     #[inline(always)]
     pub const fn new(source: Source, port: u16) -> Self {
-        Self { source, port, pad: [0; 3] }
+        Self { source, port, pad: 0, pad_word: 0 }
     }
 }
 

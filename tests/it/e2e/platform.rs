@@ -31,8 +31,8 @@ fn a_profile_that_refuses_membarrier_changes_nothing() -> Result<()> {
         // Lengths of networks change, and entries leave: both wait for the kernel's programs.
         filter.succeed(&["feed", "sync", "public"])?;
         assert_eq!(filter.entries("192.0.2.0/24")?.len(), 1, "error {error}");
-        filter.succeed(&["block", "add", "203.0.113.0/27"])?;
-        filter.succeed(&["block", "del", "203.0.113.0/27"])?;
+        filter.succeed(&["block", "add", "198.18.7.0/27"])?;
+        filter.succeed(&["block", "del", "198.18.7.0/27"])?;
         let found = doctor(&filter)?;
         let grace = check(&found, "grace_period")?;
         assert_eq!(grace["status"], "ok", "{grace}");
