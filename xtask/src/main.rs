@@ -8,6 +8,7 @@ mod bench;
 mod build;
 mod check;
 mod command;
+mod cross;
 mod debian;
 mod demo;
 mod fuzz;
@@ -42,6 +43,9 @@ enum Task {
         /// Build the binary that users run, with optimizations
         #[arg(long)]
         release: bool,
+        /// Build the binary that users run for another machine: neither programs nor libraries of this one are in it
+        #[arg(long)]
+        target: Option<cross::Target>,
     },
     /// Run everything: format, lints, unit tests, kernel tests, end-to-end tests (the last two need root)
     Test(check::Arguments),
@@ -68,9 +72,9 @@ enum Task {
         #[arg(long, value_name = "DIR")]
         output: Option<PathBuf>,
     },
-    /// Make a Debian package that needs no toolchain where it is installed
+    /// Make what users install: Debian packages (amd64, arm64), an rpm package, a tarball, a container image
     Package {
-        /// Try it in a clean Debian: install, use, upgrade, remove; and follow the README there (needs root)
+        /// Install or run each of them: in a clean Debian, in an empty root; and follow the README there (needs root)
         #[arg(long)]
         test: bool,
     },
@@ -102,7 +106,7 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<()> {
     match task {
         Task::Setup => setup::run_all(),
-        Task::Build { release } => build::run(release),
+        Task::Build { release, target } => build::run(release, target),
         Task::Test(arguments) => check::run(&arguments),
         Task::Fuzz { targets, minutes } => fuzz::run(&targets, minutes),
         Task::Demo => demo::run(),
