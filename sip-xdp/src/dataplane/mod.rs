@@ -3,12 +3,15 @@
 //!
 //! - [`loader`] loads the embedded object, [`attach`] puts it on interfaces, [`pins`] keeps it there.
 //! - [`tables`] are the maps that the programs read, in memory that [`mmap`] shares with the kernel.
+//! - [`ethtool`] asks and switches drivers, [`sight`] judges whether a program sees its packets.
 //! - [`counters`] reads what the programs counted; [`netlink`] asks the kernel about interfaces.
 
 pub mod attach;
 pub mod counters;
+pub(crate) mod ethtool;
 pub mod loader;
 pub mod mmap;
 pub mod netlink;
 pub mod pins;
+pub(crate) mod sight;
 pub mod tables;

@@ -18,3 +18,4 @@ mod machine;
 mod model;
 mod storm;
 mod table;
+mod trial;

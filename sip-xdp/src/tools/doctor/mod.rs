@@ -8,6 +8,7 @@ mod device;
 mod feeds;
 mod host;
 mod interfaces;
+mod links;
 mod sip;
 mod sockets;
 
