@@ -23,7 +23,7 @@ fn is_enforcing(filter: &Filter<'_>) -> Result<bool> {
 /// Waits until the daemon says that it has detached.
 fn detached_in_time(filter: &Filter<'_>) -> Result<()> {
     let is_said = || filter.log().iter().any(|line| line.text.contains("unconfirmed after="));
-    wait_until("it is detached", Duration::from_secs(30), || Ok(is_said()))
+    wait_until("it is detached", Duration::from_secs(60), || Ok(is_said()))
 }
 
 /// What becomes of packets of the blocked source.
@@ -69,7 +69,7 @@ fn is_detached(lab: &Lab, filter: &Filter<'_>) -> Result<()> {
 #[test]
 fn nobody_confirms() -> Result<()> {
     let lab = Lab::new()?;
-    let mut filter = start(&lab, "6s")?;
+    let mut filter = start(&lab, "15s")?;
     let ready = filter.log().into_iter().find(|line| line.text.starts_with("ready")).context("no ready line")?;
     println!("{}", ready.text);
     assert!(ready.text.contains("enforcing") && ready.text.contains("`sip-xdp confirm`"));
@@ -91,7 +91,7 @@ fn nobody_confirms() -> Result<()> {
     // A broken file is no reason to go on enforcing.
     filter.configure("nonsense = 1\n")?;
     detached_in_time(&filter)?;
-    assert!(filter.log().iter().any(|line| line.text.contains("unconfirmed after=6s detached=true")));
+    assert!(filter.log().iter().any(|line| line.text.contains("unconfirmed after=15s detached=true")));
     let status = filter.json(&["status"])?;
     println!("{} {}", status["daemon"]["confirm"], status["warnings"]);
     let confirm = &status["daemon"]["confirm"];
@@ -120,7 +120,7 @@ fn nobody_confirms() -> Result<()> {
 fn it_steps_back_without_a_default_route() -> Result<()> {
     let lab = Lab::new()?;
     lab.pbx.ip(["route", "add", "default", "via", "198.51.100.254"])?;
-    let arguments = vec!["--confirm".to_owned(), "3s".to_owned()];
+    let arguments = vec!["--confirm".to_owned(), "10s".to_owned()];
     let options = FilterOptions { arguments, interfaces: Vec::new(), ..FilterOptions::default() };
     let filter = Filter::start_with(&lab.pbx, lab.directory(), options)?;
     filter.succeed(&["block", "add", &ATTACKER.to_string()])?;
@@ -133,12 +133,12 @@ fn it_steps_back_without_a_default_route() -> Result<()> {
 #[test]
 fn somebody_confirms() -> Result<()> {
     let lab = Lab::new()?;
-    let mut filter = start(&lab, "3s")?;
+    let mut filter = start(&lab, "8s")?;
     println!("{}", filter.succeed(&["confirm"])?.trim_end());
     let again = filter.cli(&["confirm"])?;
     let said = String::from_utf8_lossy(&again.stderr).into_owned();
     assert!(again.status.code() == Some(1) && said.contains("nothing waits to be confirmed"), "{said}");
-    sleep(Duration::from_secs(5));
+    sleep(Duration::from_secs(9));
     assert!(is_enforcing(&filter)? && fate(&lab, &filter)? == Fate::Dropped);
     // What was confirmed stays, whatever becomes of the daemon.
     filter.kill9()?;
@@ -164,10 +164,10 @@ fn a_daemon_that_is_stopped_before_leaves_nothing_attached() -> Result<()> {
 #[test]
 fn a_daemon_that_is_killed_drops_nothing_past_its_time() -> Result<()> {
     let lab = Lab::new()?;
-    let mut filter = start(&lab, "5s")?;
+    let mut filter = start(&lab, "15s")?;
     assert_eq!(fate(&lab, &filter)?, Fate::Dropped);
     filter.kill9()?;
-    wait_until("the time is over", Duration::from_secs(10), || Ok(!is_enforcing(&filter)?))?;
+    wait_until("the time is over", Duration::from_secs(30), || Ok(!is_enforcing(&filter)?))?;
     assert_eq!(fate(&lab, &filter)?, Fate::Spared);
     let status = filter.json(&["status"])?;
     println!("{}", status["warnings"]);
@@ -193,7 +193,7 @@ fn a_daemon_that_is_killed_drops_nothing_past_its_time() -> Result<()> {
 #[test]
 fn a_restart_in_time_is_no_confirmation() -> Result<()> {
     let lab = Lab::new()?;
-    let mut filter = start(&lab, "12s")?;
+    let mut filter = start(&lab, "25s")?;
     filter.kill9()?;
     filter.launch()?;
     assert_eq!(filter.json(&["status"])?["daemon"]["confirm"]["pending"], true);
