@@ -1,6 +1,7 @@
 //! The daemon: reads events from the kernel, bans, expires, answers commands. It can die at any moment; the filter
 //! goes on without it, and the next one adopts it.
 
+mod bounds;
 mod commands;
 mod confirm;
 pub(crate) mod events;
@@ -13,6 +14,7 @@ pub(crate) mod interfaces;
 mod packets;
 mod restore;
 mod startup;
+mod tables;
 pub(crate) mod verdicts;
 
 use std::collections::{BTreeMap, HashMap};
@@ -69,6 +71,9 @@ const SURROUNDINGS_TICKS: u64 = 30;
 
 /// How many ticks lie between two rounds of forgetting.
 const MINUTE_TICKS: u64 = 60;
+
+/// How many ticks lie between two looks at the meters of sources that are silent for long.
+const HOUR_TICKS: u64 = 3_600;
 
 /// How many events are read before anything else has its turn.
 const EVENTS_AT_ONCE: usize = 1_024;
@@ -162,6 +167,8 @@ struct Daemon {
     /// Volume does not ban before this time.
     learning_until: u64,
     notes: Notes,
+    /// What was said of tables that are nearly full.
+    nearly_full: tables::NearlyFull,
     /// Whether somebody sets the wall clock, by which the store keeps its times.
     wall: WallWatch,
     /// How often each network was banned, and when it last was, for bans that grow.
@@ -255,7 +262,7 @@ async fn watch_over(
             () = &mut pause, if !pause.is_elapsed() => {}
             Some(call) = called.recv() => {
                 let is_lasting = call.request.is_lasting();
-                let answer = daemon.command(call.request).await;
+                let answer = daemon.command(call.request, call.is_root).await;
                 daemon.answer(call.answer, answer, is_lasting);
             }
             accepted = listener.accept() => match accepted {
@@ -341,10 +348,17 @@ impl Daemon {
             self.follow_interfaces().await;
         }
         self.watch_links().await;
+        self.recall_late();
         self.expire_hosts(now);
         self.court().tick();
         if let Err(error) = self.lists.tidy(now) {
             log::error!("known hosts that are over stay in the tables, where they no longer count: {error}");
+        }
+        // At the first tick, too: whatever time there was without a daemon.
+        if ticks % HOUR_TICKS == 1
+            && let Err(error) = self.sources.refresh(now)
+        {
+            log::error!("meters of sources that are silent for more than a day may be taken for full: {error:#}");
         }
         if ticks.is_multiple_of(MINUTE_TICKS) {
             self.detector.tidy(now);
@@ -359,6 +373,7 @@ impl Daemon {
         if ticks.is_multiple_of(SURROUNDINGS_TICKS) {
             self.protect_from_feeds();
         }
+        self.watch_tables();
         self.save();
         self.save_hosts(false);
     }
@@ -457,6 +472,7 @@ impl Daemon {
             );
         }
         warnings.extend(self.hosts_warnings());
+        warnings.extend(self.tables_warnings());
         warnings.extend(self.feeds_warnings());
         warnings.extend(self.outlets.warnings());
         warnings.extend(self.confirmation.warning());
@@ -469,6 +485,7 @@ impl Daemon {
             "learning": clock::now() < self.learning_until,
             "registrar_failing": self.detector.registrar_is_failing(clock::now()),
             "sees_responses": self.detector.sees_responses(),
+            "tables": self.tables_status(),
             "hosts": self.hosts_status(),
             "feeds": self.feed_list(),
             "notify": self.outlets.notify_status(),

@@ -1,7 +1,7 @@
 //! What follows from events and findings: bans, and what is known of hosts. The daemon and a replay share it: what differs
 //! is whose tables these are, what time it is, and who hears of it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -13,6 +13,8 @@ use sip_xdp_common::limits::gcra::Bucket;
 
 use super::STALE;
 use super::events::Event as Said;
+use crate::bans::duration::ban_duration;
+pub(crate) use crate::bans::notes::Notes;
 use crate::config::Config;
 use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::detect::{Acceptance, Action, Detector, Finding};
@@ -21,6 +23,7 @@ use crate::lists::{HostStanding, Lists};
 use crate::net::network::{Network, address_of};
 use crate::store;
 use crate::sys::clock::Moment;
+use crate::text::Quoted;
 
 /// The length of the IPv6 networks in which several banned networks condemn the whole.
 const SITE: u8 = 56;
@@ -40,9 +43,6 @@ pub(crate) const FORMER: u64 = 7 * 24 * HOUR;
 /// How many hosts are under suspicion at the same time.
 const MAX_SUSPECTS: usize = 4_096;
 
-/// Bans on evidence that could be forged may take one place in so many of the tables.
-const UNPROVEN_SHARE: usize = 4;
-
 /// How many offenders are remembered.
 pub(crate) const MAX_OFFENCES: usize = 131_072;
 
@@ -53,34 +53,6 @@ pub(crate) struct Offence {
     pub(crate) count: u32,
     /// When it was last, on the filter's clock.
     pub(crate) at: u64,
-}
-
-/// The same note about the same source is written once in this time, in nanoseconds.
-const NOTE_INTERVAL: u64 = 60_000_000_000;
-
-/// How many sources the notes remember.
-const MAX_NOTES: usize = 4_096;
-
-/// When something was last noted of a source, so that it is not said again and again.
-#[derive(Debug, Default)]
-pub(crate) struct Notes(HashMap<(Source, &'static str), u64>);
-
-impl Notes {
-    /// Whether a note of this kind about this source may be written again.
-    pub(crate) fn are_due(&mut self, source: Source, kind: &'static str, now: u64) -> bool {
-        if self.0.len() >= MAX_NOTES {
-            self.0.retain(|_, at| now.saturating_sub(*at) < NOTE_INTERVAL);
-        }
-        if self.0.len() >= MAX_NOTES {
-            return false;
-        }
-        let at = self.0.entry((source, kind)).or_default();
-        let due = *at == 0 || now.saturating_sub(*at) >= NOTE_INTERVAL;
-        if due {
-            *at = now;
-        }
-        due
-    }
 }
 
 /// Who hears of what is decided, and remembers it.
@@ -237,7 +209,7 @@ impl<C: Chronicle> Court<'_, C> {
                 Action::Note(kind, text) => {
                     if self.note_due(Source::v4(0), kind, now) {
                         let said = Said::new(kind).reason(&*text);
-                        self.say(said, Level::Warn, format_args!("{kind} reason=\"{text}\""));
+                        self.say(said, Level::Warn, format_args!("{kind} reason={}", Quoted(&text)));
                     }
                 }
             }
@@ -265,7 +237,8 @@ impl<C: Chronicle> Court<'_, C> {
             );
             // Its IPv6 neighbours are judged one by one from now on.
             if !source.is_v4()
-                && let Err(error) = self.judge_by_address()
+                && let Err(error) =
+                    self.lists.meter_by_address(near([Network::around(*source, 128)].iter(), self.config.ipv6_prefix))
             {
                 log::error!("networks of known hosts: {error:#}");
             }
@@ -306,7 +279,7 @@ impl<C: Chronicle> Court<'_, C> {
             self.say(
                 Said::new("suspect").from(source).reason(what).dry_run(dry_run),
                 Level::Info,
-                format_args!("suspect {address} dry_run={dry_run} reason=\"{what}\""),
+                format_args!("suspect {address} dry_run={dry_run} reason={}", Quoted(what)),
             );
         }
     }
@@ -323,7 +296,10 @@ impl<C: Chronicle> Court<'_, C> {
                 self.say(
                     Said::new("exempt").about(network).kind(finding.kind).reason(&*finding.reason),
                     Level::Warn,
-                    format_args!("not banned {network} although it attacks: it {what}; {}", finding.reason),
+                    format_args!(
+                        "not banned {network} although it attacks: it {what}; reason={}",
+                        Quoted(&finding.reason)
+                    ),
                 );
             }
             return;
@@ -331,7 +307,7 @@ impl<C: Chronicle> Court<'_, C> {
         let by_volume = matches!(finding.kind, "register" | "requests");
         if by_volume && now < self.learning_until {
             if self.note_due(finding.source, "learn", now) {
-                log::info!("not banned {network} while learning; {}", finding.reason);
+                log::info!("not banned {network} while learning; reason={}", Quoted(&finding.reason));
             }
             return;
         }
@@ -361,7 +337,7 @@ impl<C: Chronicle> Court<'_, C> {
         if !finding.grows || finding.port.is_some() {
             return bans.first.0;
         }
-        let length = (0..count).fold(bans.first.0, |length, _| length.saturating_mul(bans.factor).min(bans.max.0));
+        let length = ban_duration(bans.first.0, bans.factor, bans.max.0, count);
         // What a dry run decides is nothing when it is over.
         if !self.config.dry_run && (self.offences.len() < MAX_OFFENCES || before.is_some()) {
             let count = count.saturating_add(1);
@@ -380,12 +356,6 @@ impl<C: Chronicle> Court<'_, C> {
             return false;
         }
         let (source, reason) = (entry.network.first(), entry.reason.clone());
-        if tier == Some(Tier::Unproven) && self.lists.unproven() >= self.lists.capacity() / UNPROVEN_SHARE {
-            if self.note_due(Source::v4(0), "unproven", now) {
-                log::error!("not banned {place}, its excess is dropped all the same: too many bans could be forged");
-            }
-            return false;
-        }
         match self.lists.put(List::Block, entry.clone()) {
             Ok(()) => {
                 self.chronicle.banned(kind, &entry, self.lists);
@@ -393,10 +363,11 @@ impl<C: Chronicle> Court<'_, C> {
                     Said::of("ban", &entry).kind(kind),
                     Level::Warn,
                     format_args!(
-                        "ban {place} kind={kind} tier={} for={} dry_run={} reason=\"{reason}\"",
+                        "ban {place} kind={kind} tier={} for={} dry_run={} reason={}",
                         tier.map_or("none", Tier::name),
                         humantime::format_duration(length),
                         self.config.dry_run,
+                        Quoted(&reason),
                     ),
                 );
                 true
