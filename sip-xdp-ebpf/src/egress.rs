@@ -2,7 +2,7 @@
 //! Always lets the next program, if any, have its say.
 
 use aya_ebpf::programs::TcContext;
-use sip_xdp_common::egress::{self, Answer, FINAL, Leaving};
+use sip_xdp_common::egress::{self, Answer, Leaving};
 use sip_xdp_common::flow::Asked;
 use sip_xdp_common::layout::{BY_ADDRESS, EventKind, FRAGMENTED, FROM_GOOD, Scratch};
 use sip_xdp_common::lists::{self, Counting};
@@ -53,7 +53,7 @@ fn note<R: Reader>(ctx: &TcContext, scratch: *mut Scratch, packet: &R, leaving: 
             unsafe { *counters.cast::<u64>().add(index) += 1 };
         }
     }
-    if is_response && status < FINAL {
+    if is_response && !egress::is_told(status) {
         return;
     }
     let listed = lists::look_up(&Lists::new(scratch), &destination, Counting::Nothing);

@@ -139,6 +139,7 @@ impl Daemon {
             tap: Tap::open(open)?,
             metrics: Default::default(),
             outlets: Default::default(),
+            repeats: Default::default(),
             notes: Default::default(),
             wall: Default::default(),
             offences: BTreeMap::new(),

@@ -61,6 +61,9 @@ impl Daemon {
         for offence in offences {
             let at = from_wall_ms(offence.last_ms);
             self.offences.insert(offence.network, Offence { count: offence.count, at });
+            if offence.network.is_host() {
+                self.detector.restore_offender(offence.network.first(), offence.count, at);
+            }
         }
         let note = |wanted: &str| notes.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
         if let Some(value) = note(EVIDENCE)

@@ -54,7 +54,7 @@ use crate::watch::Hub;
 
 use confirm::Confirmation;
 use interfaces::{Loaded, Served};
-use verdicts::{Notes, Offence};
+use verdicts::{Notes, Offence, Repeats};
 
 /// How often expired entries are taken out and the store is told of changes.
 const TICK: Duration = Duration::from_secs(1);
@@ -154,6 +154,7 @@ struct Daemon {
     outlets: Outlets,
     /// Volume does not ban before this time.
     learning_until: u64,
+    repeats: Repeats,
     notes: Notes,
     /// Whether somebody sets the wall clock, by which the store keeps its times.
     wall: WallWatch,

@@ -24,7 +24,7 @@ use sip_xdp_common::verdict::{Message, Reason};
 
 use crate::clock::{self, Moment};
 use crate::config::{BlockScope, Config};
-use crate::daemon::verdicts::{Court, Notes, Offence};
+use crate::daemon::verdicts::{Court, Notes, Offence, Repeats};
 use crate::detect::{Detector, Evidence};
 use crate::exempt::Exempt;
 use crate::ledger::Entry;
@@ -149,6 +149,7 @@ struct Replay<'c> {
     detector: Detector,
     exempt: Exempt,
     offences: BTreeMap<Network, Offence>,
+    repeats: Repeats,
     notes: Notes,
     story: Story,
     facts: Facts,
@@ -209,6 +210,7 @@ impl<'c> Replay<'c> {
             detector: Detector::new(config),
             exempt,
             offences: BTreeMap::new(),
+            repeats: Repeats::default(),
             notes: Notes::default(),
             story: Story::new(config.ipv6_prefix),
             facts: Facts::default(),
@@ -235,6 +237,7 @@ impl<'c> Replay<'c> {
             detector: &mut self.detector,
             exempt: &self.exempt,
             offences: &mut self.offences,
+            repeats: &mut self.repeats,
             notes: &mut self.notes,
             learning_until: 0,
             at,

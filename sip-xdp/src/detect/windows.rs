@@ -41,6 +41,11 @@ impl<T> Window<T> {
         self.events.retain(|(_, event)| keep(event));
     }
 
+    /// Changes what is there.
+    pub(super) fn change(&mut self, change: impl FnMut(&mut T)) {
+        self.events.iter_mut().map(|(_, event)| event).for_each(change);
+    }
+
     pub(super) fn len(&self) -> usize {
         self.events.len()
     }
@@ -76,9 +81,13 @@ pub(super) struct Bucket {
 impl Bucket {
     /// Pours one in, where one leaks out in `per` nanoseconds. Returns the level.
     pub(super) fn pour(&mut self, now: u64, per: u64) -> f64 {
-        let leaked = now.saturating_sub(self.at) as f64 / per.max(1) as f64;
-        self.level = (self.level - leaked).max(0.0) + 1.0;
-        self.at = now;
+        self.pour_part(now, per, 1.0)
+    }
+
+    /// Pours a part of one in. Returns the level.
+    pub(super) fn pour_part(&mut self, now: u64, per: u64, part: f64) -> f64 {
+        self.level = self.level(now, per) + part;
+        self.at = now.max(self.at);
         self.level
     }
 
