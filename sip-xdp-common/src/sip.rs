@@ -5,7 +5,7 @@
 //! any of them would take for a request is a request here; a filter may be more tolerant than the servers behind it,
 //! never less. The start line decides alone: source ports and later headers prove nothing.
 
-use crate::reader::Reader;
+use crate::packet::reader::Reader;
 use crate::verdict::Message;
 
 /// How many bytes of blanks before the start line are skipped, in steps of eight. No phone sends more than a few; a
@@ -244,7 +244,7 @@ const fn is_token(byte: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reader::Bytes;
+    use crate::packet::reader::Bytes;
     use crate::verdict::Message::{
         self, Ack, Bye, Cancel, Invite, Keepalive, Notify, Options, Other, Publish, Register, Response, Subscribe,
         Unparsed,

@@ -1,6 +1,6 @@
 //! Verdicts, the reasons for them, and the kinds of message: what is counted, and under which name it is shown.
 //!
-//! The order of the variants is the order of the counters in [`crate::layout::Counters`]; the names are the ones of
+//! The order of the variants is the order of the counters in [`crate::abi::layout::Counters`]; the names are the ones of
 //! `stats --json` and never change.
 
 /// What happens to a packet.

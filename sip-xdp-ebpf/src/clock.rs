@@ -1,8 +1,8 @@
 //! The one clock: nanoseconds of `CLOCK_MONOTONIC`, or whatever a test or a replay has set.
 
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
-use sip_xdp_common::ingress::Judgement;
-use sip_xdp_common::layout::{CLOCK_OUTCOME, CLOCK_TIME, Scratch, outcome};
+use sip_xdp_common::abi::layout::{CLOCK_OUTCOME, CLOCK_TIME, Scratch, outcome};
+use sip_xdp_common::pipeline::ingress::Judgement;
 
 use crate::globals::CLOCK_FROM_MAP;
 use crate::maps::CLOCK;

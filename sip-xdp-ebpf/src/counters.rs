@@ -5,8 +5,8 @@ use core::mem::offset_of;
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::helpers::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::XdpContext;
-use sip_xdp_common::ingress::Judgement;
-use sip_xdp_common::layout::Counters;
+use sip_xdp_common::abi::layout::Counters;
+use sip_xdp_common::pipeline::ingress::Judgement;
 use sip_xdp_common::verdict::Verdict;
 
 use crate::clock;

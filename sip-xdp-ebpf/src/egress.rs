@@ -2,14 +2,14 @@
 //! Always lets the next program, if any, have its say.
 
 use aya_ebpf::programs::TcContext;
-use sip_xdp_common::egress::{self, Answer, Leaving};
-use sip_xdp_common::flow::Asked;
-use sip_xdp_common::layout::{BY_ADDRESS, EventKind, FRAGMENTED, FROM_GOOD, Scratch};
-use sip_xdp_common::lists::{self, Counting};
-use sip_xdp_common::meter::Bucket;
-use sip_xdp_common::reader::Reader;
-use sip_xdp_common::source::Source;
-use sip_xdp_common::sources::Home;
+use sip_xdp_common::abi::layout::{BY_ADDRESS, EventKind, FRAGMENTED, FROM_GOOD, Scratch};
+use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::limits::flow::Asked;
+use sip_xdp_common::limits::gcra::Bucket;
+use sip_xdp_common::limits::meters::Home;
+use sip_xdp_common::lookup::search::{self, Counting};
+use sip_xdp_common::packet::reader::Reader;
+use sip_xdp_common::pipeline::egress::{self, Answer, Leaving};
 use sip_xdp_common::verdict::Message;
 
 use crate::clock;
@@ -56,7 +56,7 @@ fn note<R: Reader>(ctx: &TcContext, scratch: *mut Scratch, packet: &R, leaving: 
     if is_response && !egress::is_told(status) {
         return;
     }
-    let listed = lists::look_up(&Lists::new(scratch), &destination, Counting::Nothing);
+    let listed = search::look_up(&Lists::new(scratch), &destination, Counting::Nothing);
     if listed.is_trusted() {
         return;
     }
@@ -90,5 +90,5 @@ fn note<R: Reader>(ctx: &TcContext, scratch: *mut Scratch, packet: &R, leaving: 
         end: leaving.end,
         now,
     };
-    sample(&told, &Home::of(&destination, lists::current(&globals::hashing().seed)));
+    sample(&told, &Home::of(&destination, search::current(&globals::hashing().seed)));
 }

@@ -8,12 +8,12 @@ use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::warn;
-use sip_xdp_common::ingress::Judgement;
-use sip_xdp_common::layout::{Event, EventKind, HEAD, IN_DRY_RUN, SLICES, Scratch};
-use sip_xdp_common::meter::{Bucket, Limit};
-use sip_xdp_common::record::Record;
-use sip_xdp_common::source::Source;
-use sip_xdp_common::sources::Home;
+use sip_xdp_common::abi::layout::{Event, EventKind, HEAD, IN_DRY_RUN, SLICES, Scratch};
+use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::limits::gcra::{Bucket, Limit};
+use sip_xdp_common::limits::meters::Home;
+use sip_xdp_common::limits::over_limit::Record;
+use sip_xdp_common::pipeline::ingress::Judgement;
 use sip_xdp_common::verdict::{Message, Verdict};
 
 use crate::clock;
@@ -77,7 +77,7 @@ impl Origin for XdpContext {
 
     #[inline(always)]
     fn forget(&self, scratch: *mut Scratch, value: usize) -> usize {
-        use sip_xdp_common::reader::Reader;
+        use sip_xdp_common::packet::reader::Reader;
         Packet::arriving(self, scratch).forget(value)
     }
 
@@ -98,7 +98,7 @@ impl Origin for aya_ebpf::programs::TcContext {
 
     #[inline(always)]
     fn forget(&self, scratch: *mut Scratch, value: usize) -> usize {
-        use sip_xdp_common::reader::Reader;
+        use sip_xdp_common::packet::reader::Reader;
         Packet::leaving(self, scratch).forget(value)
     }
 

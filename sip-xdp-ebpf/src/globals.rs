@@ -1,12 +1,12 @@
 //! Read-only globals. The loader sets them before the program is verified, so that the verifier prunes what is
-//! switched off. The names are those of `sip_xdp_common::names`.
+//! switched off. The names are those of `sip_xdp_common::abi::names`.
 
 use aya_ebpf::Global;
-use sip_xdp_common::ingress::Site;
-use sip_xdp_common::meter::{Limit, LimitSource, Limits, Pace};
-use sip_xdp_common::networks::Hashing;
-use sip_xdp_common::packet::{Inspects, Link};
-use sip_xdp_common::storm::StormLimits;
+use sip_xdp_common::limits::gcra::{Limit, LimitSource, Limits, Pace};
+use sip_xdp_common::limits::storm::StormLimits;
+use sip_xdp_common::lookup::networks::Hashing;
+use sip_xdp_common::packet::headers::{Inspects, Link};
+use sip_xdp_common::pipeline::ingress::Site;
 
 const UNSET: Limit = Limit { interval: 0, burst: 0 };
 const NONE: Pace = Pace { interval: 0, burst: 0 };
@@ -33,7 +33,7 @@ static HASHING: Global<Hashing> = Global::new(Hashing { seed: 0, bucket_mask: 0,
 #[unsafe(no_mangle)]
 pub(crate) static IPV6_MASK: Global<[u64; 2]> = Global::new([0; 2]);
 
-/// `sip_xdp_common::packet::Link` as a number.
+/// `sip_xdp_common::packet::headers::Link` as a number.
 #[unsafe(no_mangle)]
 static LINK: Global<u8> = Global::new(0);
 
@@ -88,7 +88,7 @@ impl Site for Here {
 }
 
 /// How networks and sources are hashed. The compiler takes it for what it is above: its words are to be read as
-/// [`current`](sip_xdp_common::lists::current) ones.
+/// [`current`](sip_xdp_common::lookup::search::current) ones.
 #[inline(always)]
 pub(crate) const fn hashing() -> &'static Hashing {
     // SAFETY: `Global` is transparent over its value, and the kernel keeps it for as long as the program is loaded.

@@ -4,10 +4,11 @@ use core::arch::asm;
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_loop;
-use sip_xdp_common::layout::Scratch;
-use sip_xdp_common::lists::{self, Search, Shelves};
-use sip_xdp_common::networks::{Bucket, Guide, Hashing, Prints, Slot};
-use sip_xdp_common::{fed, front};
+use sip_xdp_common::abi::layout::Scratch;
+use sip_xdp_common::lookup::host_rows;
+use sip_xdp_common::lookup::networks::{Bucket, Guide, Hashing, Prints, Slot};
+use sip_xdp_common::lookup::search::{self, Search, Shelves};
+use sip_xdp_common::lookup::summary;
 
 use crate::maps::{FED, FINGERPRINTS, FRONT_COARSE, FRONT_FINE, GUIDE, NETWORKS, scratch};
 use crate::{clock, globals, reader};
@@ -36,17 +37,17 @@ impl Shelves for Lists {
     }
 
     #[inline(always)]
-    fn coarse(&self, element: u32) -> Option<&front::Element> {
+    fn coarse(&self, element: u32) -> Option<&summary::Element> {
         FRONT_COARSE.get(element)
     }
 
     #[inline(always)]
-    fn fine(&self, element: u32) -> Option<&front::Element> {
+    fn fine(&self, element: u32) -> Option<&summary::Element> {
         FRONT_FINE.get(element)
     }
 
     #[inline(always)]
-    fn fed(&self, row: u32) -> Option<&fed::Row> {
+    fn fed(&self, row: u32) -> Option<&host_rows::Row> {
         FED.get(row)
     }
 
@@ -80,7 +81,7 @@ impl Shelves for Lists {
         // SAFETY: this CPU's map value, valid while the program runs; nothing else uses the field.
         unsafe {
             (*self.scratch).fed = (*self.scratch).fed.wrapping_add(1);
-            (*self.scratch).fed.is_multiple_of(lists::SAMPLE)
+            (*self.scratch).fed.is_multiple_of(search::SAMPLE)
         }
     }
 

@@ -20,8 +20,8 @@ mod tables;
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use sip_xdp_common::ingress::{self, Judgement};
-use sip_xdp_common::layout::Counters;
+use sip_xdp_common::abi::layout::Counters;
+use sip_xdp_common::pipeline::ingress::{self, Judgement};
 use sip_xdp_common::verdict::Reason;
 
 use crate::maps::counters;

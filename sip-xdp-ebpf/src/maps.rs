@@ -1,18 +1,19 @@
-//! The maps. Layouts are in `sip_xdp_common::layout`, names in `sip_xdp_common::names`.
+//! The maps. Layouts are in `sip_xdp_common::abi::layout`, names in `sip_xdp_common::abi::names`.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
-use sip_xdp_common::flow::{Asked, Flow, FlowKey};
-use sip_xdp_common::layout::{
+use sip_xdp_common::abi::layout::{
     ASKED as MAX_ASKED, CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, Event,
     FLOWS as MAX_FLOWS, InterfaceRecord, LedgerKey, LedgerRow, MAX_INTERFACES, Responses, Scratch,
 };
-use sip_xdp_common::networks::{Bucket, GROUP, Guide, Prints, buckets};
-use sip_xdp_common::source::Source;
-use sip_xdp_common::sources::{Records, Set, sets};
-use sip_xdp_common::storm::{MARKS, Weather};
-use sip_xdp_common::{fed, front};
+use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::limits::flow::{Asked, Flow, FlowKey};
+use sip_xdp_common::limits::meters::{Records, Set, sets};
+use sip_xdp_common::limits::storm::{MARKS, Weather};
+use sip_xdp_common::lookup::host_rows;
+use sip_xdp_common::lookup::networks::{Bucket, GROUP, Guide, Prints, buckets};
+use sip_xdp_common::lookup::summary;
 
 use crate::globals::SLOT;
 
@@ -24,13 +25,13 @@ const MAPPED: usize = 1 << 10;
 pub(crate) static GUIDE: Array<Guide, 1, MAPPED> = Array::new();
 
 #[btf_map]
-pub(crate) static FRONT_COARSE: Array<front::Element, { front::COARSE as usize }, MAPPED> = Array::new();
+pub(crate) static FRONT_COARSE: Array<summary::Element, { summary::COARSE as usize }, MAPPED> = Array::new();
 
 #[btf_map]
-pub(crate) static FRONT_FINE: Array<front::Element, { front::FINE as usize }, MAPPED> = Array::new();
+pub(crate) static FRONT_FINE: Array<summary::Element, { summary::FINE as usize }, MAPPED> = Array::new();
 
 #[btf_map]
-pub(crate) static FED: Array<fed::Row, { fed::rows(DEFAULT_NETWORKS) as usize }, MAPPED> = Array::new();
+pub(crate) static FED: Array<host_rows::Row, { host_rows::rows(DEFAULT_NETWORKS) as usize }, MAPPED> = Array::new();
 
 #[btf_map]
 pub(crate) static FINGERPRINTS: Array<Prints, { buckets(DEFAULT_NETWORKS) as usize / GROUP }, MAPPED> = Array::new();

@@ -4,8 +4,8 @@ use core::arch::asm;
 
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use sip_xdp_common::layout::Scratch;
-use sip_xdp_common::reader::{MAX_OFFSET, Reader};
+use sip_xdp_common::abi::layout::Scratch;
+use sip_xdp_common::packet::reader::{MAX_OFFSET, Reader};
 
 /// The linear part of a packet: all of it, but for jumbo frames, whose headers it always holds.
 pub(crate) struct Packet<C> {

@@ -1,16 +1,18 @@
 //! The tables that a judgement asks, over the maps.
 
 use aya_ebpf::programs::XdpContext;
-use sip_xdp_common::flow::{FlowKey, RESERVE};
-use sip_xdp_common::ingress::{Charged, FlowState, Sent, Site, Tables};
-use sip_xdp_common::layout::{BY_ADDRESS, EventKind, FRAGMENTED, FROM_GOOD, IN_DRY_RUN, IN_STORM, SUSPECTED, Scratch};
-use sip_xdp_common::lists::{self, Counting, Listed, Shelves as _};
-use sip_xdp_common::meter::{Bucket, LimitSource, Meter, Pace, ticks};
-use sip_xdp_common::packet::{Inspects, Link};
-use sip_xdp_common::record::Record;
-use sip_xdp_common::source::Source;
-use sip_xdp_common::sources::{self, Home, KNOWN, RECORDED, Set, WAYS as MEMBERS};
-use sip_xdp_common::storm::{self, Welcome};
+use sip_xdp_common::abi::layout::{
+    BY_ADDRESS, EventKind, FRAGMENTED, FROM_GOOD, IN_DRY_RUN, IN_STORM, SUSPECTED, Scratch,
+};
+use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::limits::flow::{FlowKey, RESERVE};
+use sip_xdp_common::limits::gcra::{Bucket, LimitSource, Meter, Pace, ticks};
+use sip_xdp_common::limits::meters::{self, Home, KNOWN, RECORDED, Set, WAYS as MEMBERS};
+use sip_xdp_common::limits::over_limit::Record;
+use sip_xdp_common::limits::storm::{self, Welcome};
+use sip_xdp_common::lookup::search::{self, Counting, Listed, Shelves as _};
+use sip_xdp_common::packet::headers::{Inspects, Link};
+use sip_xdp_common::pipeline::ingress::{Charged, FlowState, Sent, Site, Tables};
 use sip_xdp_common::verdict::Message;
 
 use crate::events::{Told, report, sample};
@@ -82,12 +84,12 @@ impl Tables for MapTables<'_> {
 
     #[inline(always)]
     fn glance(&self, source: &Source) -> Listed {
-        lists::glance(&Lists::new(self.scratch), source, Counting::Hits)
+        search::glance(&Lists::new(self.scratch), source, Counting::Hits)
     }
 
     #[inline(always)]
     fn listing(&self, source: &Source, glance: Listed) -> Listed {
-        lists::complete(&Lists::new(self.scratch), source, glance, Counting::Hits)
+        search::complete(&Lists::new(self.scratch), source, glance, Counting::Hits)
     }
 
     #[inline(always)]
@@ -119,8 +121,8 @@ impl Tables for MapTables<'_> {
     fn place(&self, source: &Source, listed: &Listed) -> Place {
         let key = Self::metered_as(source, listed.is_apart());
         let hashing = globals::hashing();
-        let home = Home::of(&key, lists::current(&hashing.seed));
-        let place = Place { home, set: home.set(lists::current(&hashing.set_mask)) };
+        let home = Home::of(&key, search::current(&hashing.seed));
+        let place = Place { home, set: home.set(search::current(&hashing.set_mask)) };
         if let Some(set) = SOURCES.get_ptr_mut(place.set) {
             // SAFETY: a word of a set, which stays where it is while the map lives. Nothing waits for what is read.
             let _ = unsafe { (&raw const (*set).ways).cast::<u32>().read_volatile() };
@@ -136,9 +138,9 @@ impl Tables for MapTables<'_> {
             return Charged::Within;
         };
         // SAFETY: the set stays where it is while the map lives. Other CPUs write it too, in aligned words: what that
-        // may cost is said in `sip_xdp_common::sources`.
+        // may cost is said in `sip_xdp_common::limits::meters`.
         let set = unsafe { &mut *set };
-        let way = sources::way_of(&home, &set.ways);
+        let way = meters::way_of(&home, &set.ways);
         let (charged, flags) = if sent.listed.is_good() || sent.listed.is_peer() {
             (self.charge_known(set, way, &home, sent, now), 0)
         } else if way >= MEMBERS {
@@ -243,7 +245,7 @@ impl MapTables<'_> {
     /// Charges a source that is known good, or a peer. What is over its limit may still be within its flow's reserve.
     #[inline(always)]
     fn charge_known(&self, set: &mut Set, way: usize, home: &Home, sent: &Sent, now: u64) -> Charged {
-        let way = if way >= MEMBERS { self.forget(sources::least_missed(&set.ways, ticks(now))) } else { way };
+        let way = if way >= MEMBERS { self.forget(meters::least_missed(&set.ways, ticks(now))) } else { way };
         let meter = &mut set.ways[way & (MEMBERS - 1)];
         if meter.mark != home.mark() | KNOWN {
             *meter = Meter::new(home.mark() | KNOWN, ticks(now));
@@ -335,7 +337,7 @@ impl MapTables<'_> {
         let flags = u8::from(!former && weather.is_storm(now)) * IN_STORM;
         let charged = match welcome {
             Welcome::Meter => {
-                let way = self.forget(sources::least_missed(&set.ways, ticks(now)));
+                let way = self.forget(meters::least_missed(&set.ways, ticks(now)));
                 let meter = &mut set.ways[way & (MEMBERS - 1)];
                 *meter = Meter::new(home.mark(), ticks(now));
                 // The first message of a source is within any limit: a limit allows at least one.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use sip_xdp::config::Config;
 use sip_xdp::embed::{Event, Filter};
-use sip_xdp::network::Network;
+use sip_xdp::net::network::Network;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
 

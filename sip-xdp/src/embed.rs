@@ -11,7 +11,7 @@
 //!
 //! use sip_xdp::config::Config;
 //! use sip_xdp::embed::{Event, Filter};
-//! use sip_xdp::network::Network;
+//! use sip_xdp::net::network::Network;
 //!
 //! # async fn embed() -> anyhow::Result<()> {
 //! let mut filter = Filter::attach(&Config::default(), "eth0").await?;
@@ -40,19 +40,20 @@ use aya::maps::{MapData, PerCpuArray, RingBuf};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{TcAttachType, XdpMode};
-use sip_xdp_common::layout::{Counters, Event as Sample, EventKind, List, Owner};
-use sip_xdp_common::names;
+use sip_xdp_common::abi::layout::{Counters, Event as Sample, EventKind, List, Owner};
+use sip_xdp_common::abi::names;
 use sip_xdp_common::verdict::{Reason, Verdict};
 
-use crate::attach::{Mode, ModeChoice, cause};
 use crate::config::Config;
 use crate::daemon::interfaces::settings;
+use crate::dataplane::attach::xdp::{Mode, ModeChoice, cause};
+use crate::dataplane::loader;
+use crate::dataplane::netlink::Netlink;
+use crate::dataplane::tables::ledger::Entry;
 use crate::detect::{Action, Detector, Finding};
-use crate::ledger::Entry;
 use crate::lists::Lists;
-use crate::netlink::Netlink;
-use crate::network::{Network, address_of};
-use crate::{clock, object};
+use crate::net::network::{Network, address_of};
+use crate::sys::clock;
 
 /// The one interface's place in the counters.
 const SLOT: u32 = 0;
@@ -107,20 +108,20 @@ impl Filter {
     /// If a capability is missing (`CAP_BPF`, `CAP_NET_ADMIN`, `CAP_PERFMON`), if there is no such interface, if its link type is
     /// not known, or if another XDP program is on it.
     pub async fn attach(config: &Config, interface: &str) -> Result<Self> {
-        object::check_capabilities()?;
+        loader::check_capabilities()?;
         let interfaces = Netlink::connect()?.interfaces().await?;
         let found = interfaces.iter().find(|found| found.name == interface);
         let found = found.with_context(|| format!("there is no interface {interface}"))?;
         let link = found.link.with_context(|| format!("{interface} has a link type that this filter does not know"))?;
 
-        let mut object = object::load(&settings(config, link, SLOT), None)?;
+        let mut object = loader::load(&settings(config, link, SLOT), None)?;
         // The lists are complete, though empty, before the first packet asks them.
         let mut take = |name: &str| object.take_map(name).with_context(|| format!("no map {name}"));
         let samples = take(names::EVENTS)?.try_into()?;
         let counters = take(names::COUNTERS)?.try_into()?;
         let lists = Lists::open(take)?;
 
-        let ingress = object::ingress(&mut object)?;
+        let ingress = loader::ingress(&mut object)?;
         let mut attach = |mode: Mode| {
             let xdp = if mode == Mode::Native { XdpMode::Driver } else { XdpMode::Skb };
             ingress.attach_to_if_index(found.index, xdp).map(|_| mode)
@@ -133,7 +134,7 @@ impl Filter {
         let mode = mode.map_err(|error| anyhow!("{interface} cannot be filtered: {}", cause(&error)))?;
         // Without it, which takes Linux 6.6, limits and lists work, and evidence that rests on responses does not come.
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-        let egress = object::egress(&mut object)?;
+        let egress = loader::egress(&mut object)?;
         let sees_responses = egress.attach_with_options(interface, TcAttachType::Egress, options).is_ok();
         let (detector, events) = (Detector::new(config), VecDeque::new());
         Ok(Self { _object: object, mode, sees_responses, lists, counters, samples, detector, events })

@@ -4,71 +4,35 @@
 //! its limits, sends an event; the detector reads events and decides on bans; bans go through the lists back into the
 //! kernel's tables.
 //!
-//! To have the filter inside a program of one's own, see [`embed`], which is meant to stay as it is; everything else is public for
-//! the command line and the tests, and changes as they do.
+//! To have the filter inside a program of one's own, see [`embed`], which is meant to stay as it is; everything else
+//! is public for the command line and the tests, and changes as they do.
 //!
-//! - [`object`] loads the embedded kernel object, [`attach`] and [`egress`] put it on interfaces, [`pins`] keeps it there.
-//! - [`lists`] is the only writer of the lists: [`ledger`] remembers who listed what and why;
-//!   [`table`], [`front`] and [`guide`] are what the kernel asks, in memory that [`mapped`] shares with it.
-//! - [`store`] is what survives a reboot: the lists, and what happened.
-//! - [`sources`] are the meters of unknown sources.
-//! - [`feeds`] fetches lists that others keep, and doubts them.
-//! - [`hosts`] follows host names that are trusted or admitted through DNS.
-//! - [`detect`] turns events into bans, [`exempt`] knows who must never be banned.
-//! - [`daemon`] ties these together, [`control`] is how commands reach it.
-//! - [`report`] reads everything from the pinned maps, with or without a daemon; [`explain`] says what they mean for one
-//!   address.
-//! - [`replay`] runs a capture through all of this offline, in the time of the capture.
-//! - [`doctor`] says what is wrong with a host, and what to do about it; [`suggest`] whom to trust.
-//! - [`health`] says whether a filter does its work; [`overview`] is all that a screen shows at once; [`top`] shows it on a terminal, [`metrics`] to Prometheus and to
-//!   browsers.
-//! - [`plain`] makes text that attackers may have chosen fit for a terminal and a log.
-//! - [`tap`] asks the kernel for copies of what it drops; [`watch`] is the stream of events, [`outlets`] tells them to
-//!   others, [`transfer`] what one instance hands to another.
+//! Rooms, from the ground up; imports point down.
+//!
+//! - [`net`], [`sys`], [`text`]: addresses and prefixes; clocks, files and privileges; text of others, made fit to show.
+//! - [`sip`]: the tolerant parser of SIP heads.
+//! - [`dataplane`]: programs, links, maps and counters in the kernel.
+//! - [`config`]: the file, its values and defaults.
+//! - [`lists`]: the only writer of block and trust lists. [`feeds`] and [`dns`] are lists that others keep.
+//! - [`detect`]: from events to findings and bans.
+//! - [`store`]: what survives a reboot.
+//! - [`api`]: commands, answers, events. [`observe`]: what people see. [`integrations`]: who else is told.
+//! - [`daemon`] wires these together; [`tools`] work without it.
 
-pub mod attach;
-pub mod clock;
-mod clsact;
+pub mod api;
 pub mod config;
-pub mod control;
 pub mod daemon;
+pub mod dataplane;
 pub mod detect;
-pub mod doctor;
-pub mod egress;
+pub mod dns;
 pub mod embed;
-pub mod exempt;
-pub mod explain;
-pub mod fed;
 pub mod feeds;
-mod files;
-pub mod flows;
-pub mod front;
-pub mod guide;
-pub mod health;
-pub mod hosts;
-pub mod ledger;
+pub mod integrations;
 pub mod lists;
-pub mod mapped;
-pub mod message;
-pub mod metrics;
-pub mod netlink;
-pub mod network;
-pub mod object;
-pub mod outlets;
-pub mod overview;
-pub mod paths;
-pub mod pins;
-pub mod plain;
-pub mod prefixes;
-mod privileges;
-pub mod replay;
-pub mod report;
-pub mod sources;
+pub mod net;
+pub mod observe;
+pub mod sip;
 pub mod store;
-pub mod suggest;
-pub mod table;
-pub mod tap;
-pub mod top;
-pub mod transfer;
-pub mod watch;
-mod web;
+pub mod sys;
+pub mod text;
+pub mod tools;

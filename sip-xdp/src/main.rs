@@ -4,7 +4,7 @@ mod cli;
 
 use std::process::ExitCode;
 
-use sip_xdp::plain;
+use sip_xdp::text;
 
 fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();
@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         // One line: what, why, what to do.
         Err(error) => {
-            eprintln!("sip-xdp: {}", plain::line(&format!("{error:#}")));
+            eprintln!("sip-xdp: {}", text::line(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }

@@ -5,15 +5,15 @@ use std::net::IpAddr;
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use serde_json::Value;
+use sip_xdp::api::control::{self, ListName, Request};
 use sip_xdp::config::Span;
-use sip_xdp::control::{self, ListName, Request};
+use sip_xdp::dataplane::counters::{self, Row};
+use sip_xdp::dataplane::pins::Pins;
 use sip_xdp::feeds;
-use sip_xdp::network::Network;
-use sip_xdp::paths::Paths;
-use sip_xdp::pins::Pins;
-use sip_xdp::plain;
-use sip_xdp::report::{self, Row};
-use sip_xdp_common::layout::List;
+use sip_xdp::net::network::Network;
+use sip_xdp::sys::paths::Paths;
+use sip_xdp::text;
+use sip_xdp_common::abi::layout::List;
 
 use super::Output;
 use super::import::{Export, Import};
@@ -120,7 +120,7 @@ impl Delete {
 impl Listing {
     fn execute(self, paths: &Paths, output: Output) -> Result<()> {
         let pins = Pins::new(&paths.pin_dir);
-        let mut rows = report::rows(&pins, List::Block)?;
+        let mut rows = counters::rows(&pins, List::Block)?;
         let wants_feeds = self.owner.as_ref().is_some_and(|owner| owner.starts_with("feed"));
         if self.all || output.json || self.matching.is_some() || wants_feeds {
             rows.extend(feeds::report::rows(&pins, &paths.feeds_dir())?);
@@ -183,7 +183,7 @@ pub(super) fn until(answer: &Value) -> String {
 pub(super) fn removed(verb: &str, answer: &Value) -> String {
     let entries = answer["removed"].as_array().map(Vec::as_slice).unwrap_or_default();
     let line = |entry: &Value| {
-        let text = |key: &str| plain::line(entry[key].as_str().unwrap_or_default());
+        let text = |key: &str| text::line(entry[key].as_str().unwrap_or_default());
         let reason = if text("reason").is_empty() { String::new() } else { format!(": {}", text("reason")) };
         let place = place(&text("network"), entry["port"].as_u64());
         format!("{verb} {place} ({}{reason})\n", text("owner"))

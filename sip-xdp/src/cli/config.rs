@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Subcommand;
 use serde_json::json;
 use sip_xdp::daemon::Overrides;
-use sip_xdp::paths::Paths;
+use sip_xdp::sys::paths::Paths;
 
 use super::Output;
 

@@ -1,8 +1,8 @@
 //! `confirm`: lets a filter that was started with `run --confirm` go on enforcing.
 
 use anyhow::Result;
-use sip_xdp::control::{self, Request};
-use sip_xdp::paths::Paths;
+use sip_xdp::api::control::{self, Request};
+use sip_xdp::sys::paths::Paths;
 
 use super::Output;
 

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use sip_xdp::daemon::Overrides;
-use sip_xdp::doctor::{self, Check, Diagnosis, Status};
-use sip_xdp::paths::Paths;
+use sip_xdp::sys::paths::Paths;
+use sip_xdp::tools::doctor::{self, Check, Diagnosis, Status};
 
 use super::Output;
 

@@ -5,17 +5,17 @@ use std::net::IpAddr;
 use anyhow::Result;
 use clap::Args;
 use serde::{Deserialize, Serialize};
+use sip_xdp::api::control::{self, NoDaemon, Request};
 use sip_xdp::config::Config;
-use sip_xdp::control::{self, NoDaemon, Request};
+use sip_xdp::dataplane::counters::{self, SCHEMA};
+use sip_xdp::dataplane::pins::Pins;
 use sip_xdp::detect::View;
-use sip_xdp::explain::{self, Decision, Facts, Kernel, Level, Match, Outcome, Settings};
-use sip_xdp::network::Network;
-use sip_xdp::paths::Paths;
-use sip_xdp::pins::Pins;
-use sip_xdp::plain;
-use sip_xdp::report::{self, SCHEMA};
+use sip_xdp::net::network::Network;
+use sip_xdp::observe::explain::{self, Decision, Facts, Kernel, Level, Match, Outcome, Settings};
 use sip_xdp::store::Store;
-use sip_xdp::transfer::PastBan;
+use sip_xdp::store::state_dump::PastBan;
+use sip_xdp::sys::paths::Paths;
+use sip_xdp::text;
 
 use super::Output;
 use super::output::table;
@@ -118,7 +118,7 @@ impl Explain {
         };
         Ok(Report {
             schema: SCHEMA,
-            time: report::now(),
+            time: counters::now(),
             address: self.ip.to_canonical(),
             decision,
             kernel,
@@ -152,7 +152,7 @@ fn text(report: &Report, output: Output) -> String {
     let mut text = format!("{} {verdict}{dry_run}: {}\n", report.address, decision.because);
     let mut line = |head: &str, what: String| {
         if !what.is_empty() {
-            text.push_str(&format!("{head:9} {}\n", plain::line(&what)));
+            text.push_str(&format!("{head:9} {}\n", text::line(&what)));
         }
     };
     line("limits", kernel.limits.iter().map(level).collect::<Vec<_>>().join(", "));

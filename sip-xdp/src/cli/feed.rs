@@ -7,8 +7,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use serde::Deserialize;
 use serde_json::Value;
-use sip_xdp::control::{self, NoDaemon, Request};
-use sip_xdp::paths::Paths;
+use sip_xdp::api::control::{self, NoDaemon, Request};
+use sip_xdp::sys::paths::Paths;
 
 use super::Output;
 use super::output::table;

@@ -9,13 +9,13 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde_json::Value;
-use sip_xdp::control::{self, ListName, Request};
-use sip_xdp::network::Network;
-use sip_xdp::paths::Paths;
-use sip_xdp::pins::Pins;
-use sip_xdp::report::{self, Row};
-use sip_xdp::transfer;
-use sip_xdp_common::layout::List;
+use sip_xdp::api::control::{self, ListName, Request};
+use sip_xdp::dataplane::counters::{self, Row};
+use sip_xdp::dataplane::pins::Pins;
+use sip_xdp::net::network::Network;
+use sip_xdp::store::state_dump;
+use sip_xdp::sys::paths::Paths;
+use sip_xdp_common::abi::layout::List;
 
 use super::{Output, block};
 
@@ -75,7 +75,7 @@ impl Import {
         let mut imported = Imported { lines: networks.len(), ..Imported::default() };
         let all = networks.len();
         let mut done = 0;
-        for networks in transfer::cut(networks.into_iter().collect()) {
+        for networks in state_dump::cut(networks.into_iter().collect()) {
             done += networks.len();
             let (reason, operator) = (self.reason.clone(), block::operator());
             let request = Request::Import { list, networks, ttl, reason, force: self.force, operator };
@@ -168,14 +168,14 @@ fn complaint(file: &Path, bad: &[(usize, String)]) -> anyhow::Error {
 
 impl Export {
     pub(crate) fn execute(self, paths: &Paths, output: Output) -> Result<()> {
-        let mut rows = report::rows(&Pins::new(&paths.pin_dir), List::Block)?;
+        let mut rows = counters::rows(&Pins::new(&paths.pin_dir), List::Block)?;
         rows.retain(|row| !row.dry_run && row.port.is_none());
         if output.json && self.format != Format::Plain {
             bail!("--json and --format are two formats; give one of them");
         }
         output.print(&rows, |rows| match self.format {
             Format::Plain => plain(rows),
-            Format::Nft => nft(rows, report::now()),
+            Format::Nft => nft(rows, counters::now()),
         })
     }
 }

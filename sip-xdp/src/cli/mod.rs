@@ -28,7 +28,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
-use sip_xdp::paths::Paths;
+use sip_xdp::sys::paths::Paths;
 
 use output::Output;
 

@@ -5,8 +5,8 @@ use std::io::{IsTerminal, Write, stdout};
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use sip_xdp::plain;
-use sip_xdp::report::SCHEMA;
+use sip_xdp::dataplane::counters::SCHEMA;
+use sip_xdp::text;
 
 /// What begins a control sequence for a terminal.
 const ESCAPE: char = '\u{1b}';
@@ -33,7 +33,7 @@ impl Output {
 
     /// Prints `value` as JSON, or what `text` makes of it. A reader that went away is no error.
     pub(crate) fn print<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
-        let mut printed = if self.json { plain::json(&json(value)?) } else { shown(&text(value), self.colour) };
+        let mut printed = if self.json { text::json(&json(value)?) } else { shown(&text(value), self.colour) };
         if !printed.is_empty() && !printed.ends_with('\n') {
             printed.push('\n');
         }
@@ -61,13 +61,13 @@ impl Output {
 /// Text without anything that a terminal would obey, but for our own colours.
 fn shown(text: &str, colour: bool) -> String {
     let mut parts = text.split(ESCAPE);
-    let mut shown = plain::lines(parts.next().unwrap_or_default());
+    let mut shown = text::lines(parts.next().unwrap_or_default());
     for part in parts {
         let ours = [GOOD, BAD, NONE].into_iter().find(|ours| colour && part.starts_with(ours));
         let rest = ours.and_then(|ours| part.strip_prefix(ours));
         match (ours, rest) {
-            (Some(ours), Some(rest)) => shown.push_str(&format!("{ESCAPE}{ours}{}", plain::lines(rest))),
-            _ => shown.push_str(&format!("\u{fffd}{}", plain::lines(part))),
+            (Some(ours), Some(rest)) => shown.push_str(&format!("{ESCAPE}{ours}{}", text::lines(rest))),
+            _ => shown.push_str(&format!("\u{fffd}{}", text::lines(part))),
         }
     }
     shown
@@ -88,7 +88,7 @@ fn json<T: Serialize>(value: &T) -> Result<String> {
 
 /// Lays rows out in columns; numbers are right-aligned. No cell is more than one line.
 pub(crate) fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
-    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| plain::line(cell)).collect()).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| text::line(cell)).collect()).collect();
     let mut widths: Vec<usize> = heads.iter().map(|head| head.chars().count()).collect();
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {

@@ -1,8 +1,8 @@
 //! `reload`: has the daemon read its configuration again.
 
 use anyhow::Result;
-use sip_xdp::control::{self, Request};
-use sip_xdp::paths::Paths;
+use sip_xdp::api::control::{self, Request};
+use sip_xdp::sys::paths::Paths;
 
 use super::Output;
 

@@ -8,11 +8,11 @@ use anyhow::Result;
 use clap::Args;
 use jiff::Timestamp;
 use sip_xdp::config::Config;
-use sip_xdp::network::Network;
-use sip_xdp::object;
-use sip_xdp::paths::Paths;
-use sip_xdp::replay::{self, Ban, Comparison, Difference, Input, Limited, Options, Outcome, Replayed};
-use sip_xdp::report::Named;
+use sip_xdp::dataplane::counters::Named;
+use sip_xdp::dataplane::loader;
+use sip_xdp::net::network::Network;
+use sip_xdp::sys::paths::Paths;
+use sip_xdp::tools::replay::{self, Ban, Comparison, Difference, Input, Limited, Options, Outcome, Replayed};
 
 use super::Output;
 use super::output::table;
@@ -46,7 +46,7 @@ impl Replay {
         let config = Config::read(&paths.config, config_required)?;
         let other = self.compare.as_ref().map(|file| Config::read(file, true)).transpose()?;
         let input = Input::open(&self.file)?;
-        object::check_capabilities()?;
+        loader::check_capabilities()?;
         let options = Options { registrar: self.registrar };
         let mut progress = Progress::new();
         let mut report = |done| progress.show(done);

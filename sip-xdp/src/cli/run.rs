@@ -5,11 +5,11 @@ use std::io::Write;
 use anyhow::Result;
 use clap::Args;
 use serde_json::json;
-use sip_xdp::attach::ModeChoice;
 use sip_xdp::config::Span;
 use sip_xdp::daemon::{self, Overrides};
-use sip_xdp::paths::Paths;
-use sip_xdp::plain;
+use sip_xdp::dataplane::attach::xdp::ModeChoice;
+use sip_xdp::sys::paths::Paths;
+use sip_xdp::text;
 
 use super::Output;
 
@@ -70,7 +70,7 @@ fn init_log() {
     env_logger::Builder::from_env(environment)
         .format(move |to, record| {
             // Attackers have a say in some lines, and must not write one of their own.
-            let line = plain::line(&record.args().to_string());
+            let line = text::line(&record.args().to_string());
             if under_systemd {
                 let priority = match record.level() {
                     log::Level::Error => 3,

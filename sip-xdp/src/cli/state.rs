@@ -7,10 +7,10 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::Value;
-use sip_xdp::control::{self, Request};
-use sip_xdp::paths::Paths;
-use sip_xdp::report::SCHEMA;
-use sip_xdp::transfer::Export;
+use sip_xdp::api::control::{self, Request};
+use sip_xdp::dataplane::counters::SCHEMA;
+use sip_xdp::store::state_dump::Export;
+use sip_xdp::sys::paths::Paths;
 
 use super::Output;
 use super::import::{progress, read, refused};

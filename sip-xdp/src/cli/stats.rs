@@ -5,9 +5,9 @@ use std::thread::sleep;
 use anyhow::Result;
 use clap::Args;
 use sip_xdp::config::Span;
-use sip_xdp::paths::Paths;
-use sip_xdp::pins::Pins;
-use sip_xdp::report::{self, ByVerdict, Named};
+use sip_xdp::dataplane::counters::{self, ByVerdict, Named};
+use sip_xdp::dataplane::pins::Pins;
+use sip_xdp::sys::paths::Paths;
 
 use super::Output;
 use super::output::table;
@@ -25,9 +25,9 @@ pub(crate) struct Stats {
 impl Stats {
     pub(crate) fn execute(self, paths: &Paths, output: Output) -> Result<()> {
         let pins = Pins::new(&paths.pin_dir);
-        let mut before: Option<report::Stats> = None;
+        let mut before: Option<counters::Stats> = None;
         loop {
-            let stats = report::stats(&pins)?;
+            let stats = counters::stats(&pins)?;
             output.print(&stats, |stats| text(stats, before.as_ref()))?;
             let Some(interval) = self.interval else {
                 return Ok(());
@@ -38,7 +38,7 @@ impl Stats {
     }
 }
 
-fn text(stats: &report::Stats, before: Option<&report::Stats>) -> String {
+fn text(stats: &counters::Stats, before: Option<&counters::Stats>) -> String {
     let mut text = String::new();
     for interface in &stats.interfaces {
         let earlier = before.and_then(|before| {

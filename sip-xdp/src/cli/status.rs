@@ -6,13 +6,13 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
-use sip_xdp::control::{self, Request};
-use sip_xdp::health::Health;
-use sip_xdp::netlink::Netlink;
-use sip_xdp::paths::Paths;
-use sip_xdp::pins::Pins;
-use sip_xdp::plain;
-use sip_xdp::report::{self, FilteredInterface, SCHEMA};
+use sip_xdp::api::control::{self, Request};
+use sip_xdp::dataplane::counters::{self, FilteredInterface, SCHEMA};
+use sip_xdp::dataplane::netlink::Netlink;
+use sip_xdp::dataplane::pins::Pins;
+use sip_xdp::observe::health::Health;
+use sip_xdp::sys::paths::Paths;
+use sip_xdp::text;
 
 use super::Output;
 use super::output::table;
@@ -42,10 +42,10 @@ struct Report {
     loaded: bool,
     daemon: Option<Value>,
     interfaces: Vec<FilteredInterface>,
-    blocklist: Option<report::Occupancy>,
+    blocklist: Option<counters::Occupancy>,
     memory: Option<Memory>,
     /// What found no room on its way to the daemon.
-    lost: Option<report::Losses>,
+    lost: Option<counters::Losses>,
     warnings: Vec<String>,
 }
 
@@ -55,7 +55,7 @@ impl Status {
         let healthy = report.enforcing;
         if self.check && !output.json {
             if !healthy {
-                eprintln!("sip-xdp: not enforcing: {}", plain::line(&report.warnings.join("; ")));
+                eprintln!("sip-xdp: not enforcing: {}", text::line(&report.warnings.join("; ")));
             }
         } else {
             output.print(&report, |report| text(report, output))?;
@@ -77,11 +77,11 @@ async fn collect(paths: &Paths) -> Result<Report> {
     let mut is_storm = false;
     if loaded {
         let present = Netlink::connect()?.interfaces().await?;
-        interfaces = report::interfaces(&pins, &present)?;
-        blocklist = Some(report::occupancy(&pins)?);
-        memory = Some(Memory { tables: report::memory(&pins)? });
-        lost = Some(report::losses(&pins)?);
-        is_storm = report::is_storm(&pins)?;
+        interfaces = counters::interfaces(&pins, &present)?;
+        blocklist = Some(counters::occupancy(&pins)?);
+        memory = Some(Memory { tables: counters::memory(&pins)? });
+        lost = Some(counters::losses(&pins)?);
+        is_storm = counters::is_storm(&pins)?;
     }
     let health = Health {
         interfaces: &interfaces,
@@ -93,7 +93,7 @@ async fn collect(paths: &Paths) -> Result<Report> {
     let (enforcing, warnings) = (health.is_enforcing(), health.warnings());
     Ok(Report {
         schema: SCHEMA,
-        time: report::now(),
+        time: counters::now(),
         enforcing,
         loaded,
         daemon,

@@ -4,15 +4,15 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use sip_xdp::api::control::{self, Request};
 use sip_xdp::config::Config;
-use sip_xdp::control::{self, Request};
 use sip_xdp::daemon::Overrides;
-use sip_xdp::explain::Settings;
-use sip_xdp::paths::Paths;
-use sip_xdp::pins::Pins;
-use sip_xdp::report;
-use sip_xdp::suggest::{self, PBX_DIRS, Suggestions, Trusted};
-use sip_xdp_common::layout::List;
+use sip_xdp::dataplane::counters;
+use sip_xdp::dataplane::pins::Pins;
+use sip_xdp::observe::explain::Settings;
+use sip_xdp::sys::paths::Paths;
+use sip_xdp::tools::suggest::{self, PBX_DIRS, Suggestions, Trusted};
+use sip_xdp_common::abi::layout::List;
 
 use super::Output;
 
@@ -43,7 +43,7 @@ impl Suggest {
 /// Who is trusted already, by the configuration and, as far as they may be asked, the filter and its daemon.
 async fn trusted(paths: &Paths, config: Config) -> Trusted {
     let mut trusted = Trusted { networks: config.trust.networks, hosts: config.trust.hosts.into_iter().collect() };
-    let rows = report::rows(&Pins::new(&paths.pin_dir), List::Trust).unwrap_or_default();
+    let rows = counters::rows(&Pins::new(&paths.pin_dir), List::Trust).unwrap_or_default();
     trusted.networks.extend(rows.into_iter().map(|row| row.network));
     if let Ok(status) = control::call(&paths.socket(), &Request::Status).await {
         let hosts = status["hosts"].as_array().into_iter().flatten().filter(|host| host["purpose"] == "trust");

@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::Args;
 use sip_xdp::config::Span;
-use sip_xdp::paths::Paths;
-use sip_xdp::top::{self, Options};
+use sip_xdp::observe::top::{self, Options};
+use sip_xdp::sys::paths::Paths;
 
 use super::Output;
 use super::block::operator;

@@ -3,13 +3,13 @@
 use anyhow::{Result, anyhow};
 use clap::{Args, Subcommand};
 use serde_json::Value;
+use sip_xdp::api::control::{self, ListName, Request};
 use sip_xdp::config::{HostName, Span};
-use sip_xdp::control::{self, ListName, Request};
-use sip_xdp::network::Network;
-use sip_xdp::paths::Paths;
-use sip_xdp::pins::Pins;
-use sip_xdp::report;
-use sip_xdp_common::layout::List;
+use sip_xdp::dataplane::counters;
+use sip_xdp::dataplane::pins::Pins;
+use sip_xdp::net::network::Network;
+use sip_xdp::sys::paths::Paths;
+use sip_xdp_common::abi::layout::List;
 
 use super::Output;
 use super::block;
@@ -138,7 +138,7 @@ impl Delete {
 
 /// The entries, and for people the hosts behind them, if there is a daemon that follows them.
 async fn list(paths: &Paths, output: Output) -> Result<()> {
-    let rows = report::rows(&Pins::new(&paths.pin_dir), List::Trust)?;
+    let rows = counters::rows(&Pins::new(&paths.pin_dir), List::Trust)?;
     let hosts = if output.json { None } else { control::call(&paths.socket(), &Request::Status).await.ok() };
     output.print(&rows, |rows| {
         let hosts = hosts.as_ref().and_then(|status| status["hosts"].as_array()).map(Vec::as_slice);

@@ -3,11 +3,11 @@
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::{Value, json};
-use sip_xdp::control::{self, NoDaemon, Request};
-use sip_xdp::netlink::Netlink;
-use sip_xdp::paths::Paths;
-use sip_xdp::pins::Pins;
-use sip_xdp::report;
+use sip_xdp::api::control::{self, NoDaemon, Request};
+use sip_xdp::dataplane::counters;
+use sip_xdp::dataplane::netlink::Netlink;
+use sip_xdp::dataplane::pins::Pins;
+use sip_xdp::sys::paths::Paths;
 
 use super::Output;
 
@@ -49,11 +49,11 @@ impl Unload {
         let _lock = pins.lock().context("a daemon holds the filter, but does not answer")?;
         // Whatever is pinned must come off, even if its tables cannot be read.
         let known = match Netlink::connect() {
-            Ok(netlink) => netlink.interfaces().await.and_then(|present| report::interfaces(&pins, &present)),
+            Ok(netlink) => netlink.interfaces().await.and_then(|present| counters::interfaces(&pins, &present)),
             Err(error) => Err(error),
         }
         .unwrap_or_default();
-        let names = |interfaces: &[report::FilteredInterface]| -> Vec<String> {
+        let names = |interfaces: &[counters::FilteredInterface]| -> Vec<String> {
             interfaces.iter().map(|interface| interface.interface.clone()).collect()
         };
         let chosen: Vec<_> =
@@ -66,7 +66,7 @@ impl Unload {
             return Ok(json!({ "unloaded": names(&known) }));
         }
         for interface in &chosen {
-            report::forget_interface(&pins, &interface.interface)?;
+            counters::forget_interface(&pins, &interface.interface)?;
         }
         Ok(json!({ "unloaded": names(&chosen) }))
     }

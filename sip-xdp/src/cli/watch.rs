@@ -9,9 +9,9 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use serde_json::Value;
-use sip_xdp::paths::Paths;
-use sip_xdp::plain;
-use sip_xdp::watch::Stream;
+use sip_xdp::api::event_stream::Stream;
+use sip_xdp::sys::paths::Paths;
+use sip_xdp::text;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Output;
@@ -50,7 +50,7 @@ impl Watch {
             };
             let written = match &mut capture {
                 Some(capture) => capture.take(&line)?,
-                None => print(&if output.json { plain::json(&line) } else { text(&line) }),
+                None => print(&if output.json { text::json(&line) } else { text(&line) }),
             };
             match written {
                 // Whoever read this has seen enough.
@@ -74,9 +74,9 @@ fn print(line: &str) -> std::io::Result<()> {
 /// An event for people. What is not ours to choose, such as a start line, moves no cursor.
 fn text(line: &str) -> String {
     let Ok(event) = serde_json::from_str::<Value>(line) else {
-        return plain::line(line);
+        return text::line(line);
     };
-    let field = |name: &str| plain::line(event[name].as_str().unwrap_or_default());
+    let field = |name: &str| text::line(event[name].as_str().unwrap_or_default());
     let time = field("time").get(..19).map(|time| time.replace('T', " ")).unwrap_or_default();
     if let Some(count) = event["count"].as_u64() {
         return format!("{time}  lost         {count} events, which came faster than they could be shown");

@@ -2,8 +2,8 @@
 //! one that exists, so that a typing error never leaves a protection off.
 
 mod feeds;
+mod integrations;
 mod metrics;
-mod outlets;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -15,19 +15,19 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
-use sip_xdp_common::layout::{DEFAULT_NETWORKS, DEFAULT_SOURCES};
-use sip_xdp_common::meter;
-use sip_xdp_common::storm::StormLimits;
+use sip_xdp_common::abi::layout::{DEFAULT_NETWORKS, DEFAULT_SOURCES};
+use sip_xdp_common::limits::gcra;
+use sip_xdp_common::limits::storm::StormLimits;
 use toml::{Table, Value};
 
-use crate::attach::ModeChoice;
-use crate::hosts::MAX_NAMES;
-use crate::network::Network;
-use crate::object::{Capacity, Ports};
+use crate::dataplane::attach::xdp::ModeChoice;
+use crate::dataplane::loader::{Capacity, Ports};
+use crate::dns::MAX_NAMES;
+use crate::net::network::Network;
 
 pub use feeds::{Factor, FeedAction, FeedConfig, FeedFormat, Guards};
+pub use integrations::{CrowdsecConfig, NotifyConfig, Occasion};
 pub use metrics::{Listen, MetricsConfig};
-pub use outlets::{CrowdsecConfig, NotifyConfig, Occasion};
 pub use rules::{Decoy, Detect, Leak, Rule, Signature};
 pub use values::{HostName, PortRange, Span};
 
@@ -395,22 +395,22 @@ impl Config {
     }
 
     /// The limits as the kernel counts them.
-    pub fn meter_limits(&self) -> meter::Limits {
-        let limit = |rate: Rate| meter::Pace::new(rate.count, rate.per.nanos());
+    pub fn meter_limits(&self) -> gcra::Limits {
+        let limit = |rate: Rate| gcra::Pace::new(rate.count, rate.per.nanos());
         let limits = &self.limits.unknown;
-        meter::Limits { register: limit(limits.register), requests: limit(limits.requests), other: limit(limits.other) }
+        gcra::Limits { register: limit(limits.register), requests: limit(limits.requests), other: limit(limits.other) }
     }
 
     /// The limit of known sources, as the kernel counts it.
-    pub fn good_pace(&self) -> meter::Pace {
+    pub fn good_pace(&self) -> gcra::Pace {
         let Burst { count, per, burst } = self.limits.good.requests;
-        meter::Pace::with_burst(count, per.nanos(), burst)
+        gcra::Pace::with_burst(count, per.nanos(), burst)
     }
 
     /// What a storm is, as the kernel counts it.
     pub fn storm_limits(&self) -> StormLimits {
         let StormConfig { new_sources, budget } = &self.limits.storm;
-        let budget = meter::Limit::new(budget.count, budget.per.nanos());
+        let budget = gcra::Limit::new(budget.count, budget.per.nanos());
         StormLimits::new(new_sources.count, new_sources.per.nanos(), budget)
     }
 
@@ -425,7 +425,7 @@ impl Config {
     }
 }
 
-/// The highest limit of one source: its meter counts in ticks of 66 us, see [`meter::Pace`].
+/// The highest limit of one source: its meter counts in ticks of 66 us, see [`gcra::Pace`].
 const MAX_PER_SECOND: u64 = 10_000;
 
 fn check_rate(name: &str, count: u32, per: Span) -> Result<()> {

@@ -5,16 +5,16 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use log::Level;
 use serde_json::{Value, json};
-use sip_xdp_common::layout::{List, Owner};
+use sip_xdp_common::abi::layout::{List, Owner};
 
 use super::Daemon;
 use super::events::Event as Said;
-use crate::clock;
+use crate::api::control::{ListName, Request};
 use crate::config::BlockScope;
-use crate::control::{ListName, Request};
-use crate::ledger::Entry;
-use crate::network::Network;
+use crate::dataplane::tables::ledger::Entry;
+use crate::net::network::Network;
 use crate::store::Change;
+use crate::sys::clock;
 
 impl Daemon {
     /// Carries out one request.

@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::Daemon;
-use crate::clock;
 use crate::config::Span;
+use crate::sys::clock;
 
 /// Whether somebody has to confirm, and has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -4,19 +4,19 @@ use std::fmt;
 
 use log::Level;
 use serde::Serialize;
-use sip_xdp_common::layout::List;
-use sip_xdp_common::source::Source;
+use sip_xdp_common::abi::layout::List;
+use sip_xdp_common::ip_key::Source;
 
 use super::verdicts::{Chronicle, Court};
-use super::{Daemon, memory, save, verdicts};
-use crate::clock::{self, Moment};
+use super::{Daemon, restore, save, verdicts};
+use crate::api::event_stream::{Hub, Told};
+use crate::dataplane::counters;
+use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::detect::Acceptance;
-use crate::ledger::{Entry, Tier};
 use crate::lists::Lists;
-use crate::network::Network;
-use crate::report;
+use crate::net::network::Network;
 use crate::store::{self, Change, Store};
-use crate::watch::{Hub, Told};
+use crate::sys::clock::{self, Moment};
 
 /// One event. What does not apply is null in JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -55,7 +55,7 @@ pub(crate) struct FeedFigures {
 impl Event {
     /// Of this name, now, about nobody in particular.
     pub(crate) fn new(event: &'static str) -> Self {
-        let time = report::now();
+        let time = counters::now();
         Self {
             time,
             event,
@@ -152,11 +152,11 @@ impl Chronicle for Recorder<'_> {
     }
 
     fn accepted(&mut self, acceptance: &Acceptance) {
-        self.store.record(memory::accepted(acceptance));
+        self.store.record(restore::accepted(acceptance));
     }
 
     fn peer(&mut self, source: Source, until: u64) {
-        self.store.record(memory::peer(source, until));
+        self.store.record(restore::peer(source, until));
     }
 
     fn offence(&mut self, offence: store::Offence) {

@@ -6,9 +6,9 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::Daemon;
-use crate::clock;
-use crate::explain::Settings;
-use crate::network::{Network, source_of};
+use crate::net::network::{Network, source_of};
+use crate::observe::explain::Settings;
+use crate::sys::clock;
 
 impl Daemon {
     /// The evidence, and what is in force.

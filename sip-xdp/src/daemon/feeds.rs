@@ -5,18 +5,18 @@ use std::collections::BTreeSet;
 use anyhow::{Result, bail};
 use log::Level;
 use serde_json::{Value, json};
-use sip_xdp_common::layout::{List, NEVER, Owner};
+use sip_xdp_common::abi::layout::{List, NEVER, Owner};
 
 use super::Daemon;
 use super::events::{Event as Said, FeedFigures};
 use crate::config::{FeedAction, Guards, Policy};
+use crate::dataplane::tables::ledger::Entry;
 use crate::feeds::Listed;
 use crate::feeds::engine::{FeedState, Update};
 use crate::feeds::guards::{Untouchable, trim};
 use crate::feeds::parse::Tally;
-use crate::ledger::Entry;
 use crate::lists::{EARLIER, Refresh};
-use crate::network::Network;
+use crate::net::network::Network;
 
 impl Daemon {
     /// Follows the feeds of the configuration. What is on disk of those that are new comes into force at once.

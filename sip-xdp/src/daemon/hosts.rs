@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
-use sip_xdp_common::layout::{List, NEVER, Owner};
+use sip_xdp_common::abi::layout::{List, NEVER, Owner};
 
 use super::Daemon;
 use super::commands::describe;
-use crate::clock;
 use crate::config::{HostName, Policy};
-use crate::hosts::{self, Given, HostsUpdate, MAX_NAMES, Purpose};
-use crate::ledger::Entry;
-use crate::network::Network;
+use crate::dataplane::tables::ledger::Entry;
+use crate::dns::{self, Given, HostsUpdate, MAX_NAMES, Purpose};
+use crate::net::network::Network;
+use crate::sys::clock;
 
 impl Daemon {
     /// Takes what DNS says of a name.
@@ -65,7 +65,7 @@ impl Daemon {
         before.unwrap_or_default() != *addresses
     }
 
-    fn addresses_of_hosts(&mut self, purpose: Purpose) -> &mut hosts::ByName {
+    fn addresses_of_hosts(&mut self, purpose: Purpose) -> &mut dns::ByName {
         match purpose {
             Purpose::Trust => &mut self.trusted_hosts,
             Purpose::Admit => &mut self.admitted_hosts,
@@ -88,7 +88,7 @@ impl Daemon {
             Purpose::Admit => (List::Admit, &self.admitted_hosts),
         };
         // Where everybody may talk, nobody needs to be admitted.
-        let nobody = hosts::ByName::new();
+        let nobody = dns::ByName::new();
         let is_open = self.config.policy == Policy::Open;
         let by_name = if list == List::Admit && is_open { &nobody } else { by_name };
         let (verb, undo) = match purpose {
@@ -99,7 +99,7 @@ impl Daemon {
             Some(given) if purpose == Purpose::Trust && !self.config.trust.hosts.contains(name) => given.expires,
             _ => NEVER,
         };
-        let (gone, coming) = hosts::changes(by_name, ends, self.lists.entries(list));
+        let (gone, coming) = dns::changes(by_name, ends, self.lists.entries(list));
         if gone.is_empty() && coming.is_empty() && self.hosts_error.is_none() {
             return;
         }

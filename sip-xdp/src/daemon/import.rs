@@ -3,20 +3,20 @@
 use anyhow::{Result, bail};
 use log::Level;
 use serde_json::{Value, json};
-use sip_xdp_common::layout::{List, Owner};
+use sip_xdp_common::abi::layout::{List, Owner};
 
 use super::events::Event as Said;
-use super::memory::from_wall_ms;
+use super::restore::from_wall_ms;
 use super::verdicts::Chronicle as _;
 use super::verdicts::{MAX_OFFENCES, Offence};
 use super::{Daemon, clock};
-use crate::control::ListName;
+use crate::api::control::ListName;
+use crate::dataplane::tables::ledger::Entry;
 use crate::detect::Acceptance;
-use crate::hosts::{Given, MAX_NAMES};
-use crate::ledger::Entry;
-use crate::network::{Network, source_of};
+use crate::dns::{Given, MAX_NAMES};
+use crate::net::network::{Network, source_of};
+use crate::store::state_dump::{self, Accepted, Host, Listed, Part, PastBan, Whose};
 use crate::store::{self, Ban, Change};
-use crate::transfer::{self, Accepted, Host, Listed, Part, PastBan, Whose};
 
 /// The longest registration that is believed, in nanoseconds.
 const LONGEST: u64 = 24 * 3_600_000_000_000;
@@ -139,7 +139,7 @@ impl Daemon {
     fn restored(&self, list: List, row: Listed, tally: &mut Tally) -> Option<Entry> {
         let now = clock::now();
         let Listed { network, port, .. } = row;
-        let expires = row.expires.map_or(sip_xdp_common::layout::NEVER, clock::from_wall);
+        let expires = row.expires.map_or(sip_xdp_common::abi::layout::NEVER, clock::from_wall);
         let owner = match row.owner {
             Whose::Manual => Owner::Manual,
             Whose::Auto => Owner::Auto,
@@ -170,7 +170,7 @@ impl Daemon {
     }
 
     fn restore_host(&mut self, row: Host, tally: &mut Tally) {
-        let expires = row.expires.map_or(sip_xdp_common::layout::NEVER, clock::from_wall);
+        let expires = row.expires.map_or(sip_xdp_common::abi::layout::NEVER, clock::from_wall);
         let known =
             self.hosts.given().get(&row.name).is_some_and(|given| given.expires.saturating_add(ALIKE) >= expires);
         if known || expires <= clock::now() {
@@ -206,8 +206,8 @@ impl Daemon {
         tally.added += 1;
     }
 
-    fn restore_offence(&mut self, row: &transfer::Offence, tally: &mut Tally) {
-        let transfer::Offence { network, count, last } = row;
+    fn restore_offence(&mut self, row: &state_dump::Offence, tally: &mut Tally) {
+        let state_dump::Offence { network, count, last } = row;
         let at = from_wall_ms(clock::to_ms(*last)).min(clock::now());
         let known = self.offences.get(network).copied();
         if known.is_some_and(|known| known.count >= *count) || self.offences.len() >= MAX_OFFENCES {

@@ -16,22 +16,22 @@ use aya::util::nr_cpus;
 use aya_log::EbpfLogger;
 use bytemuck::Zeroable;
 use log::{Level, Log};
-use sip_xdp_common::layout::{Counters, InterfaceRecord, MAX_INTERFACES};
-use sip_xdp_common::names;
-use sip_xdp_common::packet::{Inspects, Link};
+use sip_xdp_common::abi::layout::{Counters, InterfaceRecord, MAX_INTERFACES};
+use sip_xdp_common::abi::names;
+use sip_xdp_common::packet::headers::{Inspects, Link};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
 use super::Daemon;
 use super::events::Event as Said;
-use crate::attach::{Mode, attach};
-use crate::clock;
 use crate::config::{BlockScope, Config, Policy};
-use crate::egress::{EgressWay, attach_egress};
-use crate::netlink::{Interface, Surroundings};
-use crate::object::{self, Settings};
-use crate::report::{forget_interface, name_of};
+use crate::dataplane::attach::tcx::{EgressWay, attach_egress};
+use crate::dataplane::attach::xdp::{Mode, attach};
+use crate::dataplane::counters::{forget_interface, name_of};
+use crate::dataplane::loader::{self, Settings};
+use crate::dataplane::netlink::{Interface, Surroundings};
+use crate::sys::clock;
 
 pub(super) use resolve::Resolved;
 use resolve::{Wanted, resolve, with_default_route};
@@ -167,11 +167,11 @@ impl Daemon {
         if is_new {
             books.clear(loaded.slot)?;
         }
-        let program = object::ingress(&mut loaded.object)?;
+        let program = loader::ingress(&mut loaded.object)?;
         let (mode, warning) = attach(program, interface, self.config.mode, &self.pins)?;
         let program = program.info()?.id();
         let ways = self.overrides.egress_ways.as_deref().unwrap_or(&EgressWay::ALL);
-        let egress = attach_egress(object::egress(&mut loaded.object)?, interface, ways, &self.pins);
+        let egress = attach_egress(loader::egress(&mut loaded.object)?, interface, ways, &self.pins);
         let egress = egress.err().map(|error| format!("{name}: our responses are not counted: {error:#}"));
         let warnings: Vec<String> = warning.into_iter().chain(egress).collect();
         warnings.iter().for_each(|warning| log::warn!("{warning}"));
@@ -395,7 +395,7 @@ fn unreadable(interface: &Interface) -> String {
 /// Loads the programs of an interface.
 fn load(config: &Config, interface: &Interface, slot: u32, maps: &std::path::Path) -> Result<Loaded> {
     let link = interface.link.with_context(|| unreadable(interface))?;
-    let mut object = object::load(&settings(config, link, slot), Some(maps))?;
+    let mut object = loader::load(&settings(config, link, slot), Some(maps))?;
     let diagnostics = forward_diagnostics(&mut object)?;
     Ok(Loaded { slot, link, object, _diagnostics: diagnostics })
 }
@@ -450,7 +450,7 @@ fn forward_diagnostics(object: &mut Ebpf) -> Result<Diagnostics> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::AttachedXdp;
+    use crate::dataplane::netlink::AttachedXdp;
 
     pub(super) fn interface(name: &str, index: u32, is_attached: bool) -> Interface {
         Interface {

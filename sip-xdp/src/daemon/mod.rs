@@ -1,18 +1,18 @@
 //! The daemon: reads events from the kernel, bans, expires, answers commands. It can die at any moment; the filter
 //! goes on without it, and the next one adopts it.
 
-mod bringup;
 mod commands;
 mod confirm;
 pub(crate) mod events;
 mod explain;
+mod external_owners;
 mod feeds;
 mod hosts;
 mod import;
 pub(crate) mod interfaces;
-mod memory;
 mod packets;
-mod tools;
+mod restore;
+mod startup;
 pub(crate) mod verdicts;
 
 use std::collections::{BTreeMap, HashMap};
@@ -23,34 +23,34 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use aya::maps::{MapData, RingBuf};
 use serde_json::{Value, json};
-use sip_xdp_common::layout::{Event, EventKind};
+use sip_xdp_common::abi::layout::{Event, EventKind};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use crate::attach::ModeChoice;
-use crate::clock::{self, WallWatch};
+use crate::api::control::{self, Call};
+use crate::api::event_stream::Hub;
 use crate::config::Config;
-use crate::control::{self, Call};
+use crate::dataplane::attach::tcx::EgressWay;
+use crate::dataplane::attach::xdp::ModeChoice;
+use crate::dataplane::netlink::{LinkChanges, Netlink};
+use crate::dataplane::pins::{Lock, Pins};
+use crate::dataplane::tables::drop_samples::Tap;
+use crate::dataplane::tables::meters::Sources;
 use crate::detect::Detector;
-use crate::egress::EgressWay;
-use crate::exempt::Exempt;
+use crate::dns::{ByName, Hosts};
 use crate::feeds::engine::Engine;
-use crate::hosts::{ByName, Hosts};
+use crate::integrations::Outlets;
 use crate::lists::Lists;
-use crate::metrics::Metrics;
-use crate::netlink::{LinkChanges, Netlink};
-use crate::network::Network;
-use crate::outlets::Outlets;
-use crate::paths::Paths;
-use crate::pins::{Lock, Pins};
-use crate::privileges;
-use crate::sources::Sources;
+use crate::lists::never_ban::Exempt;
+use crate::net::network::Network;
+use crate::observe::metrics::Metrics;
 use crate::store::Store;
-use crate::tap::Tap;
-use crate::watch::Hub;
+use crate::sys::clock::{self, WallWatch};
+use crate::sys::paths::Paths;
+use crate::sys::privileges;
 
 use confirm::Confirmation;
 use interfaces::{Loaded, Served};

@@ -3,16 +3,16 @@
 use std::fmt::Write as _;
 
 use serde_json::json;
-use sip_xdp_common::layout::{Event, HEAD, IN_DRY_RUN};
-use sip_xdp_common::packet::{self, Inspects, Link, PortPair};
-use sip_xdp_common::reader::Bytes;
+use sip_xdp_common::abi::layout::{Event, HEAD, IN_DRY_RUN};
+use sip_xdp_common::packet::headers::{self, Inspects, Link, PortPair};
+use sip_xdp_common::packet::reader::Bytes;
 use sip_xdp_common::verdict::Reason;
 
 use super::Daemon;
 use super::interfaces::Served;
-use crate::network::Network;
-use crate::report;
-use crate::watch::Told;
+use crate::api::event_stream::Told;
+use crate::dataplane::counters;
+use crate::net::network::Network;
 
 /// How much of a start line is shown, in bytes.
 const START_LINE: usize = 120;
@@ -34,7 +34,7 @@ impl Daemon {
         let frame = Frame::read(data, link);
         let reason = usize::try_from(event.seen).ok().and_then(|number| Reason::ALL.get(number).copied());
         let line = json!({
-            "time": report::now(),
+            "time": counters::now(),
             "event": "packet",
             "kind": reason.map(Reason::name),
             "address": frame.as_ref().map(|frame| frame.source),
@@ -55,7 +55,7 @@ impl Daemon {
 impl Frame {
     fn read(data: &[u8], link: Link) -> Option<Self> {
         let packet = Bytes(data);
-        let ip = packet::locate(&packet, link, Inspects { ipv6: true, tags: true })?;
+        let ip = headers::locate(&packet, link, Inspects { ipv6: true, tags: true })?;
         let source = Network::around(ip.source(&packet)?, 128);
         let port = ip.ports(&packet).map(PortPair::source);
         let payload = ip.udp_payload(&packet).and_then(|(start, end)| data.get(start..end.min(data.len())));

@@ -7,20 +7,20 @@ use std::time::Duration;
 
 use anyhow::Result;
 use log::Level;
-use sip_xdp_common::layout::{Event, EventKind, List, Owner};
-use sip_xdp_common::meter::Bucket;
-use sip_xdp_common::source::Source;
+use sip_xdp_common::abi::layout::{Event, EventKind, List, Owner};
+use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::limits::gcra::Bucket;
 
 use super::STALE;
 use super::events::Event as Said;
-use crate::clock::Moment;
 use crate::config::Config;
+use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::detect::{Acceptance, Action, Detector, Finding, Growth};
-use crate::exempt::{Exempt, near};
-use crate::ledger::{Entry, Tier};
+use crate::lists::never_ban::{Exempt, near};
 use crate::lists::{HostStanding, Lists};
-use crate::network::{Network, address_of};
+use crate::net::network::{Network, address_of};
 use crate::store;
+use crate::sys::clock::Moment;
 
 /// IPv6 networks that are banned when their parts were, within an hour, by level 1 evidence: width,
 /// how many bans of hosts, and the width of the parts of which two or more must be among them.

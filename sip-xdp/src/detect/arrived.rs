@@ -1,11 +1,11 @@
 //! Responses that arrive. A proxy forwards one that it never asked for to the next Via, so what
 //! leaves as a response of ours may be somebody else's, and says nothing.
 
-use sip_xdp_common::layout::{Event, FRAGMENTED};
+use sip_xdp_common::abi::layout::{Event, FRAGMENTED};
 
 use super::digest::digest;
 use super::recent::Recent;
-use crate::message::Head;
+use crate::sip::message::Head;
 
 /// How many are remembered, and for how long.
 const MAX_RESPONSES: usize = 32_768;

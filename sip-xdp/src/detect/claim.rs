@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ledger::Tier;
+use crate::dataplane::tables::ledger::Tier;
 
 /// What is proven of the sender of a packet. Evidence is weighed level by level: what could be
 /// forged never adds to what could not.

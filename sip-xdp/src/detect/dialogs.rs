@@ -4,7 +4,7 @@
 //! nothing if any 16 characters of it were in a tag of another dialog, nor while there is no other
 //! dialog to compare it with.
 
-use sip_xdp_common::source::Source;
+use sip_xdp_common::ip_key::Source;
 
 use super::digest::digest;
 use super::recent::Recent;

@@ -1,13 +1,13 @@
 //! What the detector knows of one source, for people who ask. It changes nothing.
 
 use serde::{Deserialize, Serialize};
-use sip_xdp_common::source::Source;
+use sip_xdp_common::ip_key::Source;
 
 use super::Detector;
 use super::windows::words;
 use super::claim::Level;
 use super::source_state::SourceState;
-use crate::message::{Head, StartLine};
+use crate::sip::message::{Head, StartLine};
 
 /// How many bytes of a start line, or of a user, are remembered.
 const REMEMBERED: usize = 128;

@@ -1,6 +1,6 @@
 //! Turns what the kernel samples into findings: who attacks, by which evidence, and who is real.
 //!
-//! Data goes one way: an event is read ([`crate::message`]), a response finds its request
+//! Data goes one way: an event is read ([`crate::sip::message`]), a response finds its request
 //! (`transactions`), evidence is admitted with its level (`responses`), weighed by a rule (`rules`),
 //! and enough of it is a finding (`rules::convict`). Pure: time comes with the events, and what
 //! follows is handed back as [`Action`]s.
@@ -28,12 +28,12 @@ mod windows;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use sip_xdp_common::layout::{Event, EventKind, FRAGMENTED, IN_STORM, SUSPECTED};
-use sip_xdp_common::source::Source;
+use sip_xdp_common::abi::layout::{Event, EventKind, FRAGMENTED, IN_STORM, SUSPECTED};
+use sip_xdp_common::ip_key::Source;
 
 use crate::config::{Config, Detect};
-use crate::ledger::Tier;
-use crate::message::Head;
+use crate::dataplane::tables::ledger::Tier;
+use crate::sip::message::Head;
 
 use arrived::Arrived;
 use claim::Level;
@@ -287,7 +287,7 @@ impl Detector {
         self.offenders.remove(source);
         self.offending.remove(&(*source, None));
         for (bits, _, _) in networks::WIDTHS {
-            self.networks.remove(&(bits, source.masked(sip_xdp_common::source::mask(bits))));
+            self.networks.remove(&(bits, source.masked(sip_xdp_common::ip_key::mask(bits))));
         }
         self.volume.forget(source);
     }

@@ -1,7 +1,7 @@
 //! Who was given which nonce, and for what. A source that echoes one that was given to it and to
 //! nobody else is where it says it is.
 
-use sip_xdp_common::source::Source;
+use sip_xdp_common::ip_key::Source;
 
 use super::digest::digest;
 use super::recent::Recent;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use sip_xdp_common::source::Source;
+use sip_xdp_common::ip_key::Source;
 
 use super::digest::digest;
 use super::recent::Recent;

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use sip_xdp_common::source::Source;
+use sip_xdp_common::ip_key::Source;
 
 use super::claim::Rejection;
 use super::rules::enumeration::Refused;

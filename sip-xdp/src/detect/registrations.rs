@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use sip_xdp_common::source::{Source, mask};
+use sip_xdp_common::ip_key::{Source, mask};
 
 use super::recent::Recent;
 

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use sip_xdp_common::layout::{Event, FROM_GOOD};
-use sip_xdp_common::source::Source;
+use sip_xdp_common::abi::layout::{Event, FROM_GOOD};
+use sip_xdp_common::ip_key::Source;
 
 use super::claim::{Level, Rejection};
 use super::digest::digest;
@@ -13,7 +13,7 @@ use super::registrations::Acceptance;
 use super::source_state::{Challenged, Waiting};
 use super::transactions::{Answered, Match, Method, Request};
 use super::{Action, Detector, GRACE_NS};
-use crate::message::{Head, StartLine, user_name};
+use crate::sip::message::{Head, StartLine, user_name};
 
 /// For how long an accepted request other than a REGISTER makes its source known good.
 const SESSION_NS: u64 = 3_600 * SECOND_NS;

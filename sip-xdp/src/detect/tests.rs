@@ -1,12 +1,12 @@
 //! What the detector makes of whole conversations, as the kernel would sample them.
 
 use bytemuck::Zeroable;
-use sip_xdp_common::layout::HEAD;
-use sip_xdp_common::meter::Bucket;
+use sip_xdp_common::abi::layout::HEAD;
+use sip_xdp_common::limits::gcra::Bucket;
 use sip_xdp_common::verdict::Message;
 
 use super::*;
-use crate::network::source_of;
+use crate::net::network::source_of;
 
 const SECOND: u64 = 1_000_000_000;
 const START: u64 = 1_000_000 * SECOND;

@@ -7,11 +7,11 @@
 
 use std::sync::Arc;
 
-use sip_xdp_common::source::Source;
+use sip_xdp_common::ip_key::Source;
 
 use super::digest::digest;
 use super::recent::Recent;
-use crate::message::{Head, StartLine, headers, uri_user, user_name};
+use crate::sip::message::{Head, StartLine, headers, uri_user, user_name};
 
 /// How many requests are remembered that may still be answered.
 const MAX_TRANSACTIONS: usize = 65_536;

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use super::fetch::{Failure, Fetcher, key, refused};
 use super::parse::{Page, Parsed, decisions, page};
 use super::sync::{Candidate, Last, Trouble};
-use crate::clock;
 use crate::config::FeedConfig;
-use crate::network::Network;
+use crate::net::network::Network;
+use crate::sys::clock;
 
 /// How long APIBAN keeps an address listed.
 const APIBAN_TTL: u64 = 7 * 24 * 3_600;

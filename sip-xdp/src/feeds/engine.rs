@@ -7,7 +7,7 @@ use std::sync::mpsc::{Sender, SyncSender, channel};
 use std::thread;
 
 use serde_json::{Value, json};
-use sip_xdp_common::layout::List;
+use sip_xdp_common::abi::layout::List;
 use tokio::sync::{mpsc, watch};
 
 use super::Listed;
@@ -16,10 +16,10 @@ use super::parse::Tally;
 use super::saved;
 use super::sync::Last;
 use super::thread::{Follower, Order, age};
-use crate::clock::{self, WallWatch};
 use crate::config::{FeedAction, FeedConfig};
 use crate::lists::Refresh;
-use crate::network::Network;
+use crate::net::network::Network;
+use crate::sys::clock::{self, WallWatch};
 
 /// How a feed is.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 use crate::config::Guards;
 use crate::feeds::Listed;
 use crate::feeds::parse::{Tally, reason};
-use crate::network::Network;
+use crate::net::network::Network;
 
 /// An entry that would fall into more pieces than this is left out.
 const MOST_PIECES: usize = 64;
@@ -133,7 +133,7 @@ pub fn implausible(before: usize, now: usize, guards: &Guards) -> Option<String>
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use sip_xdp_common::source::Source;
+    use sip_xdp_common::ip_key::Source;
 
     use super::*;
 

@@ -19,10 +19,10 @@ mod thread;
 
 use std::collections::BTreeMap;
 
-use sip_xdp_common::networks::Kind;
+use sip_xdp_common::lookup::networks::Kind;
 
-use crate::guide::{Lengths, length_of};
-use crate::network::Network;
+use crate::dataplane::tables::header::{Lengths, length_of};
+use crate::net::network::Network;
 
 /// The networks of one feed, sorted, each once.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]

@@ -4,18 +4,19 @@ use std::path::Path;
 
 use anyhow::Result;
 use jiff::Timestamp;
-use sip_xdp_common::names;
+use sip_xdp_common::abi::names;
 
 use super::saved;
-use crate::pins::Pins;
-use crate::report::Row;
-use crate::table::Table;
-use crate::{clock, guide};
+use crate::dataplane::counters::Row;
+use crate::dataplane::pins::Pins;
+use crate::dataplane::tables::header;
+use crate::dataplane::tables::networks::Table;
+use crate::sys::clock;
 
 /// The networks that feeds list, as rows of the block list whose owner is `feed:NAME`. Which feed lists what is known from
 /// `directory`, where the lists are kept; what is in force, from the kernel.
 pub fn rows(pins: &Pins, directory: &Path) -> Result<Vec<Row>> {
-    let guide = guide::read(pins.open(names::GUIDE)?)?;
+    let guide = header::read(pins.open(names::GUIDE)?)?;
     let table = Table::open(|name| pins.open(name), &guide)?;
     let lists = saved::all(directory);
     let whole = table.whole()?;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::Listed;
 use super::fetch::Validators;
 use crate::config::FeedConfig;
-use crate::network::Network;
+use crate::net::network::Network;
 
 /// The first line.
 const MAGIC: &str = "sip-xdp feed 1";

@@ -11,7 +11,7 @@ use super::parse::{Parsed, Tally, parse};
 use super::saved::Saved;
 use super::{Listed, apis};
 use crate::config::{FeedConfig, FeedFormat};
-use crate::network::Network;
+use crate::net::network::Network;
 
 /// What is in force, and what it came from.
 #[derive(Debug, Default, Clone)]

@@ -1,7 +1,7 @@
 //! Sorted arrays against plain lists.
 
 use super::*;
-use crate::prefixes::tests::close;
+use crate::net::prefix_set::tests::close;
 use proptest::prelude::*;
 
 proptest! {

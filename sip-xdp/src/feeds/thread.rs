@@ -14,9 +14,9 @@ use super::fetch::Fetcher;
 use super::guards::Untouchable;
 use super::saved::{self, Saved};
 use super::sync::{Candidate, Last, Trouble, sync};
-use crate::clock::{self, WallWatch};
 use crate::config::{FeedConfig, FeedFormat};
-use crate::privileges;
+use crate::sys::clock::{self, WallWatch};
+use crate::sys::privileges;
 
 /// The pause after a first failure, unless the feed is asked more often anyway,
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
@@ -167,7 +167,7 @@ impl Follower {
 
     fn hand_over(
         &self,
-        networks: Vec<crate::network::Network>,
+        networks: Vec<crate::net::network::Network>,
         is_expired: bool,
     ) -> Result<Result<crate::lists::Refresh, String>, Gone> {
         let (applied, answer) = sync_channel(1);

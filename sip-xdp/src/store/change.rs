@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use sip_xdp_common::layout::{List, Owner};
+use sip_xdp_common::abi::layout::{List, Owner};
 
-use crate::clock;
-use crate::ledger::{Entry, Tier};
-use crate::network::Network;
+use crate::dataplane::tables::ledger::{Entry, Tier};
+use crate::net::network::Network;
+use crate::sys::clock;
 
 /// One thing that has changed and is to survive a reboot.
 #[derive(Debug, Clone, PartialEq, Eq)]

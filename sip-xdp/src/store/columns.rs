@@ -1,8 +1,8 @@
 //! How values are written into columns, and how they are read from them.
 
-use sip_xdp_common::layout::{List, Owner};
+use sip_xdp_common::abi::layout::{List, Owner};
 
-use crate::ledger::Tier;
+use crate::dataplane::tables::ledger::Tier;
 
 /// A port as a column: 0 for all of them.
 pub(super) fn from_port(port: Option<u16>) -> u16 {

@@ -6,11 +6,11 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use serde::Deserialize;
-use sip_xdp_common::layout::{List, NEVER, Owner};
+use sip_xdp_common::abi::layout::{List, NEVER, Owner};
 
-use crate::clock;
-use crate::ledger::{Entry, Tier};
-use crate::network::Network;
+use crate::dataplane::tables::ledger::{Entry, Tier};
+use crate::net::network::Network;
+use crate::sys::clock;
 
 /// The name of that file.
 const NAME: &str = "lists.json";

@@ -10,6 +10,7 @@ mod earlier;
 mod queue;
 mod read;
 mod schema;
+pub mod state_dump;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -22,15 +23,15 @@ use std::time::Duration;
 
 use anyhow::bail;
 use rusqlite::Connection;
-use sip_xdp_common::layout::{List, Owner};
+use sip_xdp_common::abi::layout::{List, Owner};
 
 pub use self::change::{Accepted, Ban, Change, HistoryRow, Offence, Peer, State};
 pub use self::read::Reader;
 use self::schema::{Failure, Usable};
 use self::writer::{Shared, Writer};
-use crate::clock;
-use crate::ledger::Entry;
-use crate::network::Network;
+use crate::dataplane::tables::ledger::Entry;
+use crate::net::network::Network;
+use crate::sys::clock;
 
 /// How long a disk may take before the daemon stops without it.
 const PATIENCE: Duration = Duration::from_secs(5);

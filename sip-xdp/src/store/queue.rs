@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use sip_xdp_common::layout::{List, Owner};
+use sip_xdp_common::abi::layout::{List, Owner};
 
 use super::change::Change;
-use crate::network::Network;
+use crate::net::network::Network;
 
 /// How many changes wait at most.
 pub(super) const LIMIT: usize = 200_000;
@@ -130,8 +130,8 @@ fn subject(change: &Change) -> Option<Subject<'_>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::Entry;
-    use sip_xdp_common::source::Source;
+    use crate::dataplane::tables::ledger::Entry;
+    use sip_xdp_common::ip_key::Source;
 
     fn put(number: u32, reason: &str) -> Change {
         Change::Put(List::Block, Entry::manual(Network::around(Source::v4(number), 128), 1, reason))

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use rusqlite::{Connection, Params, Row, params};
-use sip_xdp_common::layout::{List, NEVER};
+use sip_xdp_common::abi::layout::{List, NEVER};
 
 use super::change::{Accepted, Ban, HistoryRow, Offence, Peer, State};
 use super::columns::{from_number, to_list, to_number, to_owner, to_port, to_tier};
 use super::schema;
-use crate::clock;
-use crate::ledger::Entry;
-use crate::network::Network;
+use crate::dataplane::tables::ledger::Entry;
+use crate::net::network::Network;
+use crate::sys::clock;
 
 /// How long offences and accepted users are remembered, in milliseconds.
 pub(super) const REMEMBERED_MS: u64 = 30 * 24 * 3_600_000;

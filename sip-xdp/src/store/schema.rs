@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, Error, ErrorCode, OpenFlags, TransactionBehavior};
 
-use crate::clock;
+use crate::sys::clock;
 
 /// How each version is made from the one before. The first one is made from nothing.
 const STEPS: [&str; 1] = ["

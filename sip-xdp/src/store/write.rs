@@ -1,14 +1,14 @@
 //! Writing changes into the tables.
 
 use rusqlite::{Connection, Result, Transaction, TransactionBehavior, params};
-use sip_xdp_common::layout::{List, Owner};
+use sip_xdp_common::abi::layout::{List, Owner};
 
 use super::change::{Accepted, Ban, Change};
 use super::columns::{from_list, from_number, from_port, from_tier};
 use super::read::REMEMBERED_MS;
-use crate::clock;
-use crate::ledger::Entry;
-use crate::network::Network;
+use crate::dataplane::tables::ledger::Entry;
+use crate::net::network::Network;
+use crate::sys::clock;
 
 /// How long the history goes back, in milliseconds.
 const HISTORY_MS: u64 = 90 * 24 * 3_600_000;

@@ -11,7 +11,7 @@ use super::change::Change;
 use super::queue::Queue;
 use super::schema::{self, Failure};
 use super::write;
-use crate::privileges;
+use crate::sys::privileges;
 
 /// The least time between two transactions.
 const PACE: Duration = Duration::from_millis(200);

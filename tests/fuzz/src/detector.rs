@@ -5,11 +5,11 @@ use std::collections::HashMap;
 
 use bytemuck::Zeroable as _;
 use sip_xdp::config::Config;
+use sip_xdp::dataplane::tables::ledger::Tier;
 use sip_xdp::detect::{Acceptance, Action, Detector, Finding};
-use sip_xdp::ledger::Tier;
-use sip_xdp_common::layout::{BY_ADDRESS, Event, EventKind, FRAGMENTED, HEAD, SUSPECTED};
-use sip_xdp_common::meter::Bucket;
-use sip_xdp_common::source::Source;
+use sip_xdp_common::abi::layout::{BY_ADDRESS, Event, EventKind, FRAGMENTED, HEAD, SUSPECTED};
+use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::limits::gcra::Bucket;
 
 use crate::script::{Deed, STEP, Step};
 use crate::texts;

@@ -1,9 +1,9 @@
 //! Any bytes as a packet that leaves. The first byte is the [`Interface`].
 
-use sip_xdp_common::egress::{self, Leaving};
-use sip_xdp_common::ingress::Site;
-use sip_xdp_common::packet::{self, Link, Plain};
-use sip_xdp_common::reader::Bytes;
+use sip_xdp_common::packet::headers::{self, Link, Plain};
+use sip_xdp_common::packet::reader::Bytes;
+use sip_xdp_common::pipeline::egress::{self, Leaving};
+use sip_xdp_common::pipeline::ingress::Site;
 use sip_xdp_common::verdict::Message;
 
 use crate::site::Interface;
@@ -15,9 +15,9 @@ pub fn run(bytes: &[u8]) {
     };
     let site = Interface(*site);
     if matches!(site.link(), Link::Ethernet)
-        && let Some(Plain { ip, source, ports }) = packet::glance(&Bytes(bytes))
+        && let Some(Plain { ip, source, ports }) = headers::glance(&Bytes(bytes))
     {
-        let located = packet::locate(&Bytes(bytes), site.link(), site.inspects());
+        let located = headers::locate(&Bytes(bytes), site.link(), site.inspects());
         assert_eq!(located, Some(ip), "the short way and the long one find different headers");
         assert_eq!((ip.source(&Bytes(bytes)), ip.ports(&Bytes(bytes))), (Some(source), Some(ports)));
     }

@@ -2,11 +2,11 @@
 
 use std::cell::Cell;
 
-use sip_xdp_common::ingress::{self, Charged, FlowState, Judgement, Sent, Site, Tables};
-use sip_xdp_common::lists::Listed;
-use sip_xdp_common::packet::{Inspects, Link};
-use sip_xdp_common::reader::Bytes;
-use sip_xdp_common::source::Source;
+use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::lookup::search::Listed;
+use sip_xdp_common::packet::headers::{Inspects, Link};
+use sip_xdp_common::packet::reader::Bytes;
+use sip_xdp_common::pipeline::ingress::{self, Charged, FlowState, Judgement, Sent, Site, Tables};
 use sip_xdp_common::verdict::{Message, Reason, Verdict};
 
 use crate::site::Interface;

@@ -1,8 +1,8 @@
 //! Any bytes as a SIP message. What is read of it must lie inside it, must not depend on blanks before it, and must not
 //! change when more of it arrives; and the start line must mean the same to the kernel and to the daemon.
 
-use sip_xdp::message::{Credentials, Head, Party, StartLine, uri_user, user_name};
-use sip_xdp_common::reader::Bytes;
+use sip_xdp::sip::message::{Credentials, Head, Party, StartLine, uri_user, user_name};
+use sip_xdp_common::packet::reader::Bytes;
 use sip_xdp_common::sip;
 use sip_xdp_common::verdict::Message;
 

@@ -1,7 +1,7 @@
 //! Where a fuzzed program stands: the first byte of an input says it, the rest is the packet.
 
-use sip_xdp_common::ingress::Site;
-use sip_xdp_common::packet::{Inspects, Link};
+use sip_xdp_common::packet::headers::{Inspects, Link};
+use sip_xdp_common::pipeline::ingress::Site;
 
 /// An interface, by the bits of one byte.
 #[derive(Debug, Clone, Copy)]

@@ -2,8 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use sip_xdp::network::source_of;
-use sip_xdp_common::source::Source;
+use sip_xdp::net::network::source_of;
+use sip_xdp_common::ip_key::Source;
 
 use crate::script::Step;
 

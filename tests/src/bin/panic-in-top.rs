@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
-use sip_xdp::paths::Paths;
-use sip_xdp::top::{Options, run};
+use sip_xdp::observe::top::{Options, run};
+use sip_xdp::sys::paths::Paths;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Where the instance is that it shows; the names are those of `sip-xdp`.

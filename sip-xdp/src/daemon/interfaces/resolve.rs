@@ -4,12 +4,12 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
-use sip_xdp_common::layout::MAX_INTERFACES;
+use sip_xdp_common::abi::layout::MAX_INTERFACES;
 
 use super::{Books, unreadable};
 use crate::daemon::Daemon;
-use crate::netlink::{Interface, Surroundings};
-use crate::report::name_of;
+use crate::dataplane::counters::name_of;
+use crate::dataplane::netlink::{Interface, Surroundings};
 
 /// An interface that is to be filtered, and the name that it is configured by.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use sip_xdp_common::source::Source;
+use sip_xdp_common::ip_key::Source;
 
 use super::super::claim::{Growth, Level, Rejection};
 use super::super::digest::digest;

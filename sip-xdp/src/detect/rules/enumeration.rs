@@ -2,7 +2,7 @@
 //! which there are.
 
 use serde::{Deserialize, Serialize};
-use sip_xdp_common::source::Source;
+use sip_xdp_common::ip_key::Source;
 
 use super::super::claim::Level;
 use super::super::windows::words;

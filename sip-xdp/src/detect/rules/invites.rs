@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use sip_xdp_common::source::Source;
+use sip_xdp_common::ip_key::Source;
 
 use super::super::claim::{Growth, Level};
 use super::super::transactions::Request;

@@ -10,7 +10,7 @@ pub(super) mod signature;
 pub(super) mod sprayed;
 pub(super) mod volume;
 
-use sip_xdp_common::source::Source;
+use sip_xdp_common::ip_key::Source;
 
 use super::claim::{Growth, Level};
 use super::{Action, Detector, Finding};

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use sip_xdp_common::source::{Source, mask};
+use sip_xdp_common::ip_key::{Source, mask};
 
 use super::super::claim::{Growth, Level};
 use super::super::digest::digest;

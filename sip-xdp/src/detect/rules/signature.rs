@@ -5,14 +5,14 @@
 //! at the final answer: a right password clears it; a ban takes a sender that is where it says, a
 //! second kind of evidence from another packet, or several calls.
 
-use sip_xdp_common::source::Source;
+use sip_xdp_common::ip_key::Source;
 
 use super::super::claim::Level;
 use super::super::responses::Answer;
 use super::super::transactions::Request;
 use super::super::{Action, Detector, GRACE_NS};
 use crate::config::Signature;
-use crate::message::{Head, user_name};
+use crate::sip::message::{Head, user_name};
 
 pub(in super::super) const NAME: &str = "signature";
 

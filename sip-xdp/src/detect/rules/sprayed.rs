@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use sip_xdp_common::source::Source;
+use sip_xdp_common::ip_key::Source;
 
 use super::super::claim::{Level, Rejection};
 use super::super::source_state::SourceState;

@@ -6,12 +6,12 @@
 
 use std::collections::HashMap;
 
-use sip_xdp_common::layout::{BY_ADDRESS, Event};
-use sip_xdp_common::meter::Bucket;
-use sip_xdp_common::source::{Source, mask};
+use sip_xdp_common::abi::layout::{BY_ADDRESS, Event};
+use sip_xdp_common::limits::gcra::Bucket;
+use sip_xdp_common::ip_key::{Source, mask};
 
 use crate::config::{Config, Rate, Rule};
-use crate::message::Head;
+use crate::sip::message::Head;
 
 use super::super::digest::{digest, most_common};
 
@@ -247,7 +247,7 @@ impl Suspect {
 mod tests {
     use super::*;
     use bytemuck::Zeroable;
-    use sip_xdp_common::layout::{EventKind, HEAD};
+    use sip_xdp_common::abi::layout::{EventKind, HEAD};
     use sip_xdp_common::verdict::Message;
 
     const MS: u64 = 1_000_000;
@@ -259,7 +259,7 @@ mod tests {
             let seen = 51 + n * rate / 20;
             let mut event = Event {
                 time: 1_000_000 * MS + n * 50 * MS,
-                source: crate::network::source_of("192.0.2.66".parse().unwrap()),
+                source: crate::net::network::source_of("192.0.2.66".parse().unwrap()),
                 port,
                 kind: EventKind::Limited as u8,
                 message: Message::Register as u8,
@@ -350,7 +350,7 @@ mod tests {
         let mut detector = Volume::new(&Config::default());
         let mut event = flood(180, |_| (5060, "a".into(), "c".into())).next().unwrap();
         for n in 0..2 * MAX_SUSPECTS as u32 {
-            event.source = crate::network::source_of(std::net::Ipv4Addr::from(n).into());
+            event.source = crate::net::network::source_of(std::net::Ipv4Addr::from(n).into());
             detector.observe(&event, false);
         }
         assert_eq!(detector.watched(), MAX_SUSPECTS);

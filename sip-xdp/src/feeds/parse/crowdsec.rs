@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{Tally, Word, reason};
-use crate::network::Network;
+use crate::net::network::Network;
 
 /// A decision about a network. Several may be about the same one, and each ends by itself.
 pub(in crate::feeds) type Place = (u64, Network);

@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::config::FeedFormat;
-use crate::network::Network;
+use crate::net::network::Network;
 
 pub(super) use apiban::{Page, page};
 pub(super) use crowdsec::decisions;

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use sip_xdp_common::layout::{List, NEVER, Owner};
-use sip_xdp_common::source::Source;
+use sip_xdp_common::abi::layout::{List, NEVER, Owner};
+use sip_xdp_common::ip_key::Source;
 use tempfile::TempDir;
 
 use super::*;
-use crate::ledger::Tier;
+use crate::dataplane::tables::ledger::Tier;
 
 /// A directory for one test, and where the store in it is.
 fn place() -> (TempDir, PathBuf) {

@@ -2,8 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use sip_xdp::network::Network;
-use sip_xdp_common::source::MAPPED_BITS;
+use sip_xdp::net::network::Network;
+use sip_xdp_common::ip_key::MAPPED_BITS;
 use sip_xdp_tests::generator::spread;
 
 /// Numbers beyond this do not all have networks of their own.

@@ -1,7 +1,7 @@
 //! A newcomer: executes what the README says, from top to bottom, without a single edit.
 //!
 //! Blocks that are fenced as `console` are executed in a checkout, those that are fenced as `sh` where the package is to run,
-//! both by a user who may use sudo, each on a clean Debian. `tests/tests/readme.rs` sees to it that no command is fenced otherwise.
+//! both by a user who may use sudo, each on a clean Debian. `tests/it/readme.rs` sees to it that no command is fenced otherwise.
 
 use std::path::Path;
 

@@ -4,8 +4,8 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::Result;
-use sip_xdp::network::Network;
-use sip_xdp_common::source::MAPPED_BITS;
+use sip_xdp::net::network::Network;
+use sip_xdp_common::ip_key::MAPPED_BITS;
 use sip_xdp_tests::generator::spread;
 use sip_xdp_tests::topology::WAN;
 use sip_xdp_tests::{Filter, FilterOptions, Wire};

@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use sip_xdp::network::Network;
+use sip_xdp::net::network::Network;
 use sip_xdp_tests::generator::{Sources, spread};
 use sip_xdp_tests::namespace::sweep;
 use sip_xdp_tests::topology::WAN;

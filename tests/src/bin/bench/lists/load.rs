@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use sip_xdp::clock;
 use sip_xdp::config::Config;
-use sip_xdp::ledger::Entry;
-use sip_xdp::network::Network;
-use sip_xdp::object::{Capacity, Settings};
-use sip_xdp_common::layout::{List, Owner};
-use sip_xdp_common::packet::{Inspects, Link};
+use sip_xdp::dataplane::loader::{Capacity, Settings};
+use sip_xdp::dataplane::tables::ledger::Entry;
+use sip_xdp::net::network::Network;
+use sip_xdp::sys::clock;
+use sip_xdp_common::abi::layout::{List, Owner};
+use sip_xdp_common::packet::headers::{Inspects, Link};
 use sip_xdp_tests::private::Private;
 
 use super::{MILLION, row};

@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use aya::maps::{MapData, ProgramArray};
 use aya::programs::{ProgramFd, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use sip_xdp::mapped::Mapped;
-use sip_xdp::network::Network;
+use sip_xdp::dataplane::mmap::Mapped;
+use sip_xdp::net::network::Network;
 use sip_xdp_tests::programs;
 
 /// A program that gives another one its sources.

@@ -1,0 +1,406 @@
+//! Token buckets per source, as the generic cell rate algorithm (ITU-T I.371): one time stamp per bucket, no refill
+//! task, no division. A bucket's stamp is the time at which it would be full again; a packet that would push it
+//! further than the burst into the future is over the limit and costs nothing.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::verdict::Message;
+
+/// A limit in nanoseconds: `burst / interval` packets at once, then one per `interval`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Limit {
+    /// Nanoseconds that one packet costs.
+    pub interval: u64,
+    /// Nanoseconds that an untouched bucket holds.
+    pub burst: u64,
+}
+
+impl Limit {
+    /// `count` packets in `per` nanoseconds. `count` must be at least 1.
+    pub const fn new(count: u32, per: u64) -> Self {
+        let interval = per / count as u64;
+        // The burst is a whole number of packets, so that rounding never costs the last one.
+        Self { interval, burst: interval * count as u64 }
+    }
+
+    /// Takes one packet's worth at `now` from a bucket that is full again at `full_at`. Returns the new `full_at`,
+    /// or `None` if the packet is over the limit.
+    #[inline(always)]
+    pub const fn take(&self, full_at: u64, now: u64) -> Option<u64> {
+        let from = if full_at > now { full_at } else { now };
+        let to = from.saturating_add(self.interval);
+        if to > now.saturating_add(self.burst) { None } else { Some(to) }
+    }
+}
+
+/// One tick, as a power of two of nanoseconds: 66 us.
+pub const TICK_BITS: u32 = 16;
+
+/// A time in nanoseconds as ticks of 66 us, which begin again after 78 hours.
+#[inline(always)]
+pub const fn ticks(now: u64) -> u32 {
+    (now >> TICK_BITS) as u32
+}
+
+/// A limit of one source, in ticks, so that a meter is small: it is as exact as its interval is long (to 1 % at 150
+/// packets a second, to 10 % at 1,500; never stricter), and never more than one packet per tick.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Pace {
+    /// Ticks that one packet costs. 0 is no limit at all.
+    pub interval: u32,
+    /// Ticks that an untouched bucket holds: at most 2^31.
+    pub burst: u32,
+}
+
+/// The most ticks that a bucket may hold: half of the way until ticks begin again.
+const MAX_BURST: u64 = 1 << 31;
+
+impl Pace {
+    /// `count` packets, at least 1, in `per` nanoseconds, at most 39 hours.
+    pub const fn new(count: u32, per: u64) -> Self {
+        Self::with_burst(count, per, count)
+    }
+
+    /// The same with `burst` packets at once.
+    pub const fn with_burst(count: u32, per: u64, burst: u32) -> Self {
+        // Rounded down: whoever keeps to the limit is never refused.
+        let interval = (per / count as u64) >> TICK_BITS;
+        let interval = if interval == 0 { 1 } else { interval };
+        let ticks = interval * burst as u64;
+        let ticks = if ticks > MAX_BURST { MAX_BURST } else { ticks };
+        Self { interval: interval as u32, burst: ticks as u32 }
+    }
+
+    /// The same with 2^`scale` times as many packets, at once and in the long run, as far as ticks can say it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn scaled(&self, scale: u64) -> Self {
+        let interval = self.interval >> (scale & 15);
+        Self { interval: if interval == 0 { 1 } else { interval }, burst: self.burst }
+    }
+
+    /// Takes one packet's worth at `now` from a bucket that is full again at `full_at`. Returns the new `full_at`, or
+    /// `None` if the packet is over the limit. A time further ahead than the burst is one that the ticks have come
+    /// round to: the bucket is full.
+    #[inline(always)]
+    pub const fn take(&self, full_at: u32, now: u32) -> Option<u32> {
+        let ahead = full_at.wrapping_sub(now);
+        let from = if ahead > self.burst { 0 } else { ahead };
+        let to = from + self.interval;
+        if to > self.burst { None } else { Some(now.wrapping_add(to)) }
+    }
+
+    /// How many packets a bucket that is full again at `full_at` would let through at once at `now`.
+    pub const fn left(&self, full_at: u32, now: u32) -> u32 {
+        let ahead = full_at.wrapping_sub(now);
+        let from = if ahead > self.burst { 0 } else { ahead };
+        match (self.burst - from).checked_div(self.interval) {
+            Some(left) => left,
+            // No limit at all.
+            None => u32::MAX,
+        }
+    }
+
+    /// How many packets an untouched bucket lets through at once.
+    pub const fn whole(&self) -> u32 {
+        self.left(0, 0)
+    }
+}
+
+/// The limits of an unknown source.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Limits {
+    /// REGISTER requests.
+    pub register: Pace,
+    /// All requests, REGISTER among them.
+    pub requests: Pace,
+    /// Responses, keepalives and what cannot be parsed, together.
+    pub other: Pace,
+}
+
+const _: () = assert!(size_of::<Limits>() == 24);
+
+/// Where limits come from. The kernel reads each of them when it is needed.
+pub trait LimitSource {
+    /// The limit of REGISTER requests.
+    fn register(&self) -> Pace;
+    /// The limit of all requests.
+    fn requests(&self) -> Pace;
+    /// The limit of everything else.
+    fn other(&self) -> Pace;
+}
+
+impl LimitSource for Limits {
+    fn register(&self) -> Pace {
+        self.register
+    }
+
+    fn requests(&self) -> Pace {
+        self.requests
+    }
+
+    fn other(&self) -> Pace {
+        self.other
+    }
+}
+
+/// Which of the limits a packet ran into.
+#[repr(u8)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Bucket {
+    /// [`Limits::register`].
+    Register,
+    /// [`Limits::requests`].
+    Requests,
+    /// [`Limits::other`].
+    Other,
+    /// The budget that strangers share in a storm ([`crate::limits::storm`]).
+    Storm,
+}
+
+impl Bucket {
+    /// The name in configuration, events and reasons.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Register => "register",
+            Self::Requests => "requests",
+            Self::Other => "other",
+            Self::Storm => "storm",
+        }
+    }
+
+    /// The bucket with this number, if there is one.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::Register),
+            1 => Some(Self::Requests),
+            2 => Some(Self::Other),
+            3 => Some(Self::Storm),
+            _ => None,
+        }
+    }
+}
+
+/// What the kernel remembers of every unknown source: a quarter of a cache line. All times in [`ticks`].
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Meter {
+    /// Whose meter it is: a part of the source's hash. 0 if it is free.
+    pub mark: u32,
+    /// When the bucket of all requests is full again.
+    pub requests: u32,
+    /// When the bucket of REGISTER requests is full again.
+    pub register: u32,
+    /// When the bucket of everything else is full again.
+    pub other: u32,
+}
+
+const _: () = assert!(size_of::<Meter>() == 16);
+
+impl Meter {
+    /// The meter of a source that is seen for the first time at `now`.
+    #[inline(always)]
+    pub const fn new(mark: u32, now: u32) -> Self {
+        Self { mark, requests: now, register: now, other: now }
+    }
+
+    /// Charges one message. Returns the limit that it is over, if any. A REGISTER needs room in two buckets, and takes
+    /// from both or from none.
+    #[inline(always)]
+    pub fn charge(&mut self, message: Message, now: u32, limits: &impl LimitSource) -> Option<Bucket> {
+        if !message.is_request() {
+            let Some(full_at) = limits.other().take(self.other, now) else {
+                return Some(Bucket::Other);
+            };
+            self.other = full_at;
+            return None;
+        }
+        let Some(requests) = limits.requests().take(self.requests, now) else {
+            return Some(Bucket::Requests);
+        };
+        if matches!(message, Message::Register) {
+            let Some(register) = limits.register().take(self.register, now) else {
+                return Some(Bucket::Register);
+            };
+            self.register = register;
+        }
+        self.requests = requests;
+        None
+    }
+
+    /// Charges a message of a known source, whatever it is. Returns whether it is within the limit.
+    #[inline(always)]
+    pub const fn charge_known(&mut self, now: u32, limit: &Pace) -> bool {
+        match limit.take(self.requests, now) {
+            Some(full_at) => {
+                self.requests = full_at;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// How long all of its buckets have been full at `now`, in ticks: how little would be lost with it.
+    #[inline(always)]
+    pub const fn rested(&self, now: u32) -> u32 {
+        let [requests, other] = [now.wrapping_sub(self.requests), now.wrapping_sub(self.other)];
+        // Half of all ticks lie ahead: such a bucket is not full yet. REGISTER requests are requests.
+        let requests = if requests > u32::MAX / 2 { 0 } else { requests };
+        let other = if other > u32::MAX / 2 { 0 } else { other };
+        if requests < other { requests } else { other }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SECOND: u64 = 1_000_000_000;
+    const LIMITS: Limits = Limits {
+        register: Pace::new(100, 60 * SECOND),
+        requests: Pace::new(50, 10 * SECOND),
+        other: Pace::new(300, 10 * SECOND),
+    };
+
+    /// A start far from zero, as on a host that has been up for a while.
+    const START: u64 = 1_000 * SECOND;
+
+    fn passed(messages: impl Iterator<Item = (u64, Message)>) -> usize {
+        let mut meter = Meter::new(1, ticks(START));
+        messages.filter(|(now, m)| meter.charge(*m, ticks(*now), &LIMITS).is_none()).count()
+    }
+
+    #[test]
+    fn the_very_packet_over_the_limit_is_caught() {
+        let mut meter = Meter::new(1, ticks(START));
+        for n in 0..50 {
+            assert_eq!(meter.charge(Message::Options, ticks(START), &LIMITS), None, "request {n}");
+        }
+        assert_eq!(meter.charge(Message::Options, ticks(START), &LIMITS), Some(Bucket::Requests));
+    }
+
+    #[test]
+    fn what_is_left_is_what_passes() {
+        let pace = LIMITS.requests;
+        assert_eq!(pace.whole(), 50);
+        let (mut full_at, now) = (ticks(START), ticks(START));
+        for passed in 0..50 {
+            assert_eq!(pace.left(full_at, now), 50 - passed);
+            full_at = pace.take(full_at, now).unwrap();
+        }
+        assert_eq!((pace.left(full_at, now), pace.take(full_at, now)), (0, None));
+        assert_eq!(pace.left(full_at, ticks(START + 5 * SECOND)), 25);
+        assert_eq!(pace.left(full_at, ticks(START + 3_600 * SECOND)), 50);
+    }
+
+    #[test]
+    fn a_slow_register_flood_meets_the_register_limit() {
+        // Four a second stay under 50 in 10 s, but not under 100 in 60 s.
+        let mut meter = Meter::new(1, ticks(START));
+        let over = (0..600)
+            .map(|n| (n, meter.charge(Message::Register, ticks(START + n * SECOND / 4), &LIMITS)))
+            .find(|(_, over)| over.is_some());
+        assert!(over.is_some_and(|(n, over)| (100..=180).contains(&n) && over == Some(Bucket::Register)), "{over:?}");
+    }
+
+    #[test]
+    fn keepalives_never_cost_a_request() {
+        let keepalives = (0..10_000).map(|_| (START, Message::Keepalive));
+        assert_eq!(passed(keepalives), 300);
+        let mut meter = Meter::new(1, ticks(START));
+        for message in [Message::Keepalive, Message::Response, Message::Unparsed].into_iter().cycle().take(900) {
+            meter.charge(message, ticks(START), &LIMITS);
+        }
+        assert_eq!((meter.requests, meter.register), (ticks(START), ticks(START)));
+        assert_eq!(meter.charge(Message::Register, ticks(START), &LIMITS), None);
+    }
+
+    #[test]
+    fn a_refused_register_takes_nothing() {
+        let mut meter = Meter::new(1, ticks(START));
+        for _ in 0..50 {
+            meter.charge(Message::Options, ticks(START), &LIMITS);
+        }
+        let before = meter;
+        assert!(meter.charge(Message::Register, ticks(START), &LIMITS).is_some());
+        assert_eq!(meter, before);
+    }
+
+    #[test]
+    fn a_clock_that_is_far_along_does_not_overflow() {
+        let limit = Limit::new(1, u64::MAX / 2);
+        assert_eq!(limit.take(0, u64::MAX - 1), Some(u64::MAX));
+        assert_eq!(limit.take(u64::MAX, u64::MAX), Some(u64::MAX));
+        let longest = Pace::new(1, 24 * 3_600 * SECOND);
+        assert_eq!(longest.take(u32::MAX, u32::MAX), Some(longest.interval - 1));
+    }
+
+    #[test]
+    fn ticks_may_come_round() {
+        // Silent for a minute, an hour, two days, three and a quarter days: the bucket is full again each time.
+        for silent in [60, 3_600, 48 * 3_600, 78 * 3_600] {
+            let mut meter = Meter::new(1, ticks(START));
+            for _ in 0..60 {
+                meter.charge(Message::Options, ticks(START), &LIMITS);
+            }
+            let later = ticks(START + silent * SECOND);
+            assert_eq!(meter.charge(Message::Options, later, &LIMITS), None, "after {silent} s");
+        }
+    }
+
+    #[test]
+    fn the_one_that_rested_longest_is_missed_least() {
+        let mut busy = Meter::new(1, ticks(START));
+        busy.charge(Message::Options, ticks(START + 10 * SECOND), &LIMITS);
+        let idle = Meter::new(1, ticks(START + 5 * SECOND));
+        let mut alive = Meter::new(1, ticks(START));
+        alive.charge(Message::Keepalive, ticks(START + 11 * SECOND), &LIMITS);
+        let now = ticks(START + 12 * SECOND);
+        assert!(idle.rested(now) > busy.rested(now));
+        assert!(busy.rested(now) > alive.rested(now), "keepalives count as well");
+        assert_eq!(Meter::new(1, now + 5).rested(now), 0);
+    }
+
+    proptest! {
+        /// Over any stretch of time, a bucket passes at most its burst plus what the rate allows, and a sender that
+        /// stays below the rate is never refused.
+        #[test]
+        fn a_bucket_holds_its_rate(count in 1_u32..500, per_ms in 1_u64..100_000,
+                                   gaps in prop::collection::vec(0_u64..2_000_000_000, 1..300)) {
+            let pace = Pace::new(count, per_ms * 1_000_000);
+            let (mut now, mut full_at, mut passed) = (START, ticks(START), 0_u64);
+            for gap in &gaps {
+                now += gap;
+                if let Some(next) = pace.take(full_at, ticks(now)) {
+                    full_at = next;
+                    passed += 1;
+                }
+            }
+            let interval = u64::from(pace.interval) << TICK_BITS;
+            let allowed = u64::from(count) + (now - START) / interval + 2;
+            prop_assert!(passed <= allowed, "{passed} > {allowed}");
+
+            let (mut now, mut full_at) = (ticks(START), ticks(START));
+            for _ in 0..gaps.len() {
+                now = now.wrapping_add(pace.interval);
+                let taken = pace.take(full_at, now);
+                prop_assert!(taken.is_some());
+                full_at = taken.unwrap_or_default();
+            }
+        }
+
+        /// What the ticks cost in exactness.
+        #[test]
+        fn the_rate_is_the_wanted_one(per_second in 1_u32..1_500) {
+            let pace = Pace::new(per_second, SECOND);
+            let wanted = SECOND as f64 / f64::from(per_second);
+            let got = f64::from(pace.interval) * f64::from(1 << TICK_BITS);
+            let tolerance = if per_second <= 150 { 0.01 } else { 0.1 };
+            prop_assert!((got / wanted - 1.0).abs() < tolerance, "{got} for {wanted}");
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! What is noted of a source from the moment it goes over a limit: what the detector asks about, and when it was last told.
+//! Most sources never have a record, so that a meter stays small.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::limits::gcra::ticks;
+use crate::verdict::Message;
+
+/// The shortest time between two events about one source, in [`ticks`]: 50 ms. Twenty a second are enough to tell one
+/// sender from many, and bound what a flood can make the daemon read.
+const EVENT_INTERVAL: u32 = 763;
+
+/// What the kernel notes of a source from the moment it goes over a limit.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Record {
+    /// When that was, in nanoseconds of the filter's clock.
+    pub first: u64,
+    /// When the last event about this source was due, in [`ticks`].
+    pub reported: u32,
+    /// Whose record it is: [`Meter::mark`](crate::limits::gcra::Meter::mark).
+    pub mark: u32,
+    /// Requests since, passed or not.
+    pub seen: u32,
+    /// REGISTER requests among them.
+    pub registers: u32,
+    /// Packets over a limit.
+    pub limited: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+const _: () = assert!(size_of::<Record>() == 32);
+
+impl Record {
+    /// Begins with a source that goes over a limit at `now`, in nanoseconds.
+    #[inline(always)]
+    pub fn begin(&mut self, mark: u32, now: u64) {
+        self.first = now;
+        // As if the last event had just been long enough ago.
+        self.reported = ticks(now).wrapping_sub(EVENT_INTERVAL);
+        self.mark = mark;
+        (self.seen, self.registers, self.limited) = (0, 0, 0);
+    }
+
+    /// Notes a message of its source.
+    #[inline(always)]
+    pub fn note(&mut self, message: Message) {
+        if message.is_request() {
+            self.seen = self.seen.saturating_add(1);
+        }
+        if matches!(message, Message::Register) {
+            self.registers = self.registers.saturating_add(1);
+        }
+    }
+
+    /// Notes that the message was over a limit. Returns whether the daemon should hear of this very packet.
+    #[inline(always)]
+    pub fn note_limited(&mut self, now: u64) -> bool {
+        self.limited = self.limited.saturating_add(1);
+        let due = ticks(now).wrapping_sub(self.reported) >= EVENT_INTERVAL;
+        if due {
+            self.reported = ticks(now);
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+    const START: u64 = 1_000 * SECOND;
+
+    #[test]
+    fn events_about_one_source_keep_their_distance() {
+        let mut record = Record::default();
+        record.begin(1, START);
+        let reports = (0..2_000).filter(|n| record.note_limited(START + n * SECOND / 1_000)).count();
+        assert!((35..=40).contains(&reports), "{reports} events in two seconds");
+        assert_eq!(record.limited, 2_000);
+    }
+}

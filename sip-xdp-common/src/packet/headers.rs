@@ -1,0 +1,456 @@
+//! From the first byte of a frame to the UDP or TCP payload: Ethernet, up to two VLAN tags, PPPoE sessions or no link
+//! header at all; IPv4 with options; IPv6 with extension headers; fragments.
+//!
+//! Lengths in a packet may lie in both directions. What counts here is what the host's own stack would take for the
+//! payload, cut to the bytes that are there.
+
+use crate::ip_key::Source;
+use crate::packet::reader::Reader;
+
+/// How frames start on an interface.
+#[repr(u8)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Link {
+    /// With an Ethernet header.
+    Ethernet = 0,
+    /// With the IP header: tun, WireGuard, PPP.
+    Ip = 1,
+}
+
+/// Which headers are looked behind. What is switched off passes unseen, and costs nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Inspects {
+    /// IPv6.
+    pub ipv6: bool,
+    /// VLAN tags and PPPoE sessions.
+    pub tags: bool,
+}
+
+impl Inspects {
+    /// All of them.
+    pub const ALL: Self = Self { ipv6: true, tags: true };
+}
+
+/// EtherType of IPv4 (IEEE 802 numbers, as all below; `include/uapi/linux/if_ether.h`).
+pub const ETH_IPV4: u16 = 0x0800;
+/// EtherType of IPv6.
+pub const ETH_IPV6: u16 = 0x86dd;
+/// EtherType of an 802.1Q tag.
+pub const ETH_VLAN: u16 = 0x8100;
+/// EtherType of an 802.1ad service tag.
+pub const ETH_QINQ: u16 = 0x88a8;
+/// EtherType of a PPPoE session (RFC 2516).
+pub const ETH_PPPOE: u16 = 0x8864;
+/// PPP protocol number of IPv4 (RFC 1332).
+pub const PPP_IPV4: u16 = 0x0021;
+/// PPP protocol number of IPv6 (RFC 5072).
+pub const PPP_IPV6: u16 = 0x0057;
+
+/// IP protocol number of TCP.
+pub const TCP: u8 = 6;
+/// IP protocol number of UDP.
+pub const UDP: u8 = 17;
+/// IP protocol number of ICMP.
+pub const ICMP: u8 = 1;
+/// IP protocol number of ICMPv6, neighbour discovery among it.
+pub const ICMPV6: u8 = 58;
+
+/// IPv6 fragment header.
+const FRAGMENT: u8 = 44;
+/// IPv6 authentication header.
+const AH: u8 = 51;
+
+/// How many IPv6 extension headers are followed.
+pub const MAX_EXTENSIONS: usize = 8;
+
+/// Which piece of a datagram a packet carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece {
+    /// All of it.
+    Whole,
+    /// The first fragment: it has the ports.
+    First,
+    /// A later fragment: it has no ports.
+    Later,
+    /// IPv6 with more than [`MAX_EXTENSIONS`] extension headers, or a first fragment that ends among them: the ports
+    /// are somewhere, but not to be found here.
+    Hidden,
+}
+
+/// An IP header that was found and followed to the transport header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ip {
+    /// Whether it is IPv4.
+    pub v4: bool,
+    /// Where the IP header starts.
+    pub at: usize,
+    /// Where the transport header starts.
+    pub transport: usize,
+    /// Where the IP payload ends, by the header's own word.
+    pub end: usize,
+    /// The transport's IP protocol number.
+    pub protocol: u8,
+    /// Which piece of the datagram this is.
+    pub piece: Piece,
+}
+
+/// What a glance at a plain frame shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plain {
+    /// The header.
+    pub ip: Ip,
+    /// The source address.
+    pub source: Source,
+    /// The ports, if the protocol has any.
+    pub ports: PortPair,
+}
+
+/// The ports of a UDP datagram or a TCP segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortPair(u32);
+
+impl PortPair {
+    /// From the first four bytes of the header, the first of them in the lowest bits.
+    #[inline(always)]
+    pub const fn new(bytes: u32) -> Self {
+        Self(bytes)
+    }
+
+    /// The port that it comes from, in host order.
+    #[inline(always)]
+    pub const fn source(self) -> u16 {
+        (self.0 as u16).swap_bytes()
+    }
+
+    /// The port that it is for, in host order.
+    #[inline(always)]
+    pub const fn destination(self) -> u16 {
+        ((self.0 >> 16) as u16).swap_bytes()
+    }
+}
+
+/// The IP header of a frame that is as nearly all are: Ethernet without tags, IPv4 without options, a whole datagram.
+/// Two words tell, and two more have the rest, down to the ports; everything else, everything odd and everything too short
+/// for a UDP header is left to [`locate`].
+#[inline(always)]
+pub fn glance<R: Reader>(packet: &R) -> Option<Plain> {
+    // EtherType, version and header length, type of service, total length, identification; flags and fragment offset, time
+    // to live, protocol, checksum, half of the source; source, destination; what UDP and TCP begin with.
+    let [first, second, addresses, transport] = packet.eights::<4, 42>([12, 20, 26, 34])?;
+    const PLAIN: u64 = u32::from_le_bytes([0x08, 0x00, 0x45, 0]) as u64;
+    const FRAGMENTED: u64 = u16::from_le_bytes([0x3f, 0xff]) as u64;
+    if first & 0xff_ffff != PLAIN || second & FRAGMENTED != 0 {
+        return None;
+    }
+    let total = usize::from(((first >> 32) as u16).swap_bytes());
+    let protocol = (second >> 24) as u8;
+    let ip = Ip { v4: true, at: 14, transport: 34, end: 14 + total, protocol, piece: Piece::Whole };
+    Some(Plain { ip, source: Source::v4(addresses as u32), ports: PortPair::new(transport as u32) })
+}
+
+/// Finds the IP header of a frame and follows it to the transport header. `None` for everything that is not IP, and for
+/// what is not looked behind.
+#[inline(always)]
+pub fn locate<R: Reader>(packet: &R, link: Link, inspects: Inspects) -> Option<Ip> {
+    let (ethertype, at) = match link {
+        Link::Ethernet if inspects.tags => strip_ethernet(packet)?,
+        Link::Ethernet => (packet.be16(12)?, 14),
+        Link::Ip => match packet.byte(0)? >> 4 {
+            4 => (ETH_IPV4, 0),
+            6 => (ETH_IPV6, 0),
+            _ => return None,
+        },
+    };
+    match ethertype {
+        ETH_IPV4 => locate_v4(packet, packet.forget(at)),
+        ETH_IPV6 if inspects.ipv6 => locate_v6(packet, packet.forget(at)),
+        _ => None,
+    }
+}
+
+/// The EtherType behind the Ethernet header, up to two VLAN tags and a PPPoE session, and where its header starts.
+#[inline(always)]
+fn strip_ethernet<R: Reader>(packet: &R) -> Option<(u16, usize)> {
+    let mut ethertype = packet.be16(12)?;
+    let mut at = 14;
+    for _ in 0..2 {
+        if ethertype == ETH_VLAN || ethertype == ETH_QINQ {
+            ethertype = packet.be16(at + 2)?;
+            at += 4;
+        }
+    }
+    if ethertype == ETH_PPPOE {
+        // Version and type, code (0 in a session), session id, length; then the PPP protocol (RFC 2516, 4).
+        if packet.byte(at + 1)? != 0 {
+            return None;
+        }
+        ethertype = match packet.be16(at + 6)? {
+            PPP_IPV4 => ETH_IPV4,
+            PPP_IPV6 => ETH_IPV6,
+            _ => return None,
+        };
+        at += 8;
+    }
+    Some((ethertype, at))
+}
+
+#[inline(always)]
+fn locate_v4<R: Reader>(packet: &R, at: usize) -> Option<Ip> {
+    let first = packet.byte(at)?;
+    let header = usize::from(first & 0x0f) * 4;
+    if first >> 4 != 4 || header < 20 {
+        return None;
+    }
+    let total = usize::from(packet.be16(at + 2)?);
+    // Three flag bits, "more fragments" the lowest; then the offset in units of 8 bytes (RFC 791, 3.1).
+    let fragment = packet.be16(at + 6)?;
+    let piece = match (fragment & 0x1fff, fragment & 0x2000) {
+        (0, 0) => Piece::Whole,
+        (0, _) => Piece::First,
+        _ => Piece::Later,
+    };
+    Some(Ip { v4: true, at, transport: at + header, end: at + total, protocol: packet.byte(at + 9)?, piece })
+}
+
+#[inline(always)]
+fn locate_v6<R: Reader>(packet: &R, at: usize) -> Option<Ip> {
+    if packet.byte(at)? >> 4 != 6 {
+        return None;
+    }
+    let length = usize::from(packet.be16(at + 4)?);
+    // A length of zero announces a jumbogram (RFC 2675, 3): all that is there belongs to it.
+    let end = if length == 0 { usize::from(u16::MAX) } else { at + 40 + length };
+    let mut ip = Ip {
+        v4: false,
+        at,
+        transport: at + 40,
+        end: packet.forget(end),
+        protocol: packet.byte(at + 6)?,
+        piece: Piece::Whole,
+    };
+    for _ in 0..MAX_EXTENSIONS {
+        if !is_extension(ip.protocol) {
+            return Some(ip);
+        }
+        let Some(head) = packet.be16(ip.transport) else {
+            return hidden_if_first(ip);
+        };
+        let length = usize::from(head & 0xff);
+        let bytes = match ip.protocol {
+            FRAGMENT => 8,
+            AH => (length + 2) * 4, // in units of 4 bytes, less 2 (RFC 4302, 2.2)
+            _ => (length + 1) * 8,  // in units of 8 bytes, less 1 (RFC 8200, 4)
+        };
+        if ip.protocol == FRAGMENT {
+            // Next header, reserved, offset in 8 bytes and the "more" bit (RFC 8200, 4.5).
+            let Some(fragment) = packet.be16(ip.transport + 2) else {
+                return hidden_if_first(ip);
+            };
+            if fragment & 0xfff8 != 0 {
+                ip.piece = Piece::Later;
+            } else if fragment & 1 != 0 {
+                ip.piece = Piece::First;
+            }
+        }
+        ip.protocol = (head >> 8) as u8;
+        if matches!(ip.piece, Piece::Later) {
+            return Some(ip);
+        }
+        ip.transport = packet.forget(ip.transport + bytes);
+    }
+    if is_extension(ip.protocol) {
+        ip.piece = Piece::Hidden;
+    }
+    Some(ip)
+}
+
+/// Whether an IPv6 header of this type is followed by another one: hop-by-hop, routing, fragment, AH, destination
+/// options, mobility, HIP, Shim6 (IANA's IPv6 Extension Header Types). ESP is left out: nothing behind it is readable.
+#[inline(always)]
+const fn is_extension(protocol: u8) -> bool {
+    matches!(protocol, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140)
+}
+
+/// A chain that the packet's end cuts off hides the ports in a first fragment; in a whole packet it is malformed and
+/// no host takes it.
+#[inline(always)]
+fn hidden_if_first(mut ip: Ip) -> Option<Ip> {
+    if !matches!(ip.piece, Piece::First) {
+        return None;
+    }
+    ip.piece = Piece::Hidden;
+    Some(ip)
+}
+
+impl Ip {
+    /// The source address.
+    #[inline(always)]
+    pub fn source<R: Reader>(&self, packet: &R) -> Option<Source> {
+        Some(if self.v4 {
+            Source::v4(packet.four(self.at + 12)?)
+        } else {
+            Source::from_words(packet.eight(self.at + 8)?, packet.eight(self.at + 16)?)
+        })
+    }
+
+    /// The destination address.
+    #[inline(always)]
+    pub fn destination<R: Reader>(&self, packet: &R) -> Option<Source> {
+        Some(if self.v4 {
+            Source::v4(packet.four(self.at + 16)?)
+        } else {
+            Source::from_words(packet.eight(self.at + 24)?, packet.eight(self.at + 32)?)
+        })
+    }
+
+    /// The ports (the same place in UDP and TCP).
+    #[inline(always)]
+    pub fn ports<R: Reader>(&self, packet: &R) -> Option<PortPair> {
+        packet.four(self.transport).map(PortPair::new)
+    }
+
+    /// Whether the ports are hidden behind too many headers, not merely behind the packet's end.
+    #[inline(always)]
+    pub fn is_overlong(&self) -> bool {
+        matches!(self.piece, Piece::Hidden) && is_extension(self.protocol)
+    }
+
+    /// Where the UDP payload starts and where it ends. `None` if the UDP header is one that no host takes.
+    ///
+    /// The end is what the host's stack makes of the UDP length (`net/ipv4/udp.c` trims to it; `net/ipv6/udp.c` takes
+    /// zero for "all"), and never behind the end of the IP payload.
+    #[inline(always)]
+    pub fn udp_payload<R: Reader>(&self, packet: &R) -> Option<(usize, usize)> {
+        // All of the header must be there.
+        let length = usize::from(((packet.eight(self.transport)? >> 32) as u16).swap_bytes());
+        let start = self.transport + 8;
+        let claimed = match length {
+            0 if !self.v4 => self.end,
+            0..8 => return None,
+            _ => self.transport + length,
+        };
+        Some((packet.forget(start), packet.forget(if claimed < self.end { claimed } else { self.end })))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::reader::{Bytes, MAX_OFFSET};
+    use proptest::prelude::*;
+
+    /// A UDP datagram from port 40000 to port 5060 around `payload`.
+    fn udp(payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0x9c, 0x40, 0x13, 0xc4];
+        bytes.extend((8 + payload.len() as u16).to_be_bytes());
+        bytes.extend([0, 0]);
+        bytes.extend(payload);
+        bytes
+    }
+
+    fn v4(options: usize, body: &[u8]) -> Vec<u8> {
+        let header = 20 + 4 * options;
+        let mut packet = vec![0x40 | (header / 4) as u8, 0];
+        packet.extend(((header + body.len()) as u16).to_be_bytes());
+        packet.extend([0, 0, 0, 0, 64, UDP, 0, 0, 192, 0, 2, 7, 198, 51, 100, 1]);
+        packet.resize(header, 1);
+        packet.extend(body);
+        packet
+    }
+
+    /// Extension headers are given by type and units of 8 bytes less one; AH and fragments have their own units.
+    fn v6(extensions: &[(u8, u8)], body: &[u8]) -> Vec<u8> {
+        let kinds: Vec<u8> = extensions.iter().map(|(kind, _)| *kind).chain([UDP]).collect();
+        let mut chain = Vec::new();
+        for (n, (kind, units)) in extensions.iter().enumerate() {
+            let (length, bytes) = match *kind {
+                FRAGMENT => (0, 8),
+                AH => (*units, (usize::from(*units) + 2) * 4),
+                _ => (*units, (usize::from(*units) + 1) * 8),
+            };
+            let start = chain.len();
+            chain.extend([kinds[n + 1], length]);
+            chain.resize(start + bytes, 0);
+        }
+        let mut packet = vec![0x60, 0, 0, 0];
+        packet.extend(((chain.len() + body.len()) as u16).to_be_bytes());
+        packet.extend([kinds[0], 64]);
+        packet.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 7]);
+        packet.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        packet.extend(chain);
+        packet.extend(body);
+        packet
+    }
+
+    /// Ethernet, then tags, then perhaps a PPPoE session, then `ip`.
+    fn frame(tags: &[u16], pppoe: bool, ip: &[u8]) -> Vec<u8> {
+        let is_v4 = ip[0] >> 4 == 4;
+        let mut kinds = tags.to_vec();
+        kinds.push(match (pppoe, is_v4) {
+            (true, _) => ETH_PPPOE,
+            (false, true) => ETH_IPV4,
+            (false, false) => ETH_IPV6,
+        });
+        let mut frame = vec![2; 12];
+        frame.extend(kinds[0].to_be_bytes());
+        for kind in &kinds[1..] {
+            frame.extend([0, 7]);
+            frame.extend(kind.to_be_bytes());
+        }
+        if pppoe {
+            frame.extend([0x11, 0, 0, 1]);
+            frame.extend((ip.len() as u16 + 2).to_be_bytes());
+            frame.extend(if is_v4 { PPP_IPV4 } else { PPP_IPV6 }.to_be_bytes());
+        }
+        frame.extend(ip);
+        frame
+    }
+
+    proptest! {
+        /// Whatever headers stand before it, the payload is found, and the ports and the source with it.
+        #[test]
+        fn the_payload_is_found(tags in prop::collection::vec(prop::sample::select(vec![ETH_VLAN, ETH_QINQ]), 0..=2),
+                                pppoe in any::<bool>(), ethernet in any::<bool>(), options in 0_usize..=10,
+                                extensions in prop::collection::vec(
+                                    (prop::sample::select(vec![0_u8, 43, 60, 135, 139, 140, FRAGMENT, AH]), 0_u8..4), 0..=8),
+                                is_v4 in any::<bool>(), payload in prop::collection::vec(any::<u8>(), 0..300)) {
+            let ip = if is_v4 { v4(options, &udp(&payload)) } else { v6(&extensions, &udp(&payload)) };
+            let (bytes, link) = if ethernet { (frame(&tags, pppoe, &ip), Link::Ethernet) } else { (ip, Link::Ip) };
+            let packet = Bytes(&bytes);
+            let found = locate(&packet, link, Inspects::ALL).expect("an IP packet");
+            let plain = ethernet && is_v4 && tags.is_empty() && !pppoe && options == 0;
+            let glanced = if ethernet { glance(&packet) } else { None };
+            prop_assert_eq!(glanced.map(|plain| plain.ip), plain.then_some(found));
+            prop_assert_eq!((found.v4, found.protocol, found.piece), (is_v4, UDP, Piece::Whole));
+            prop_assert_eq!(found.ports(&packet).map(|ports| (ports.source(), ports.destination())), Some((40_000, 5060)));
+            prop_assert_eq!(found.source(&packet).expect("a source").is_v4(), is_v4);
+            let (start, end) = found.udp_payload(&packet).expect("a payload");
+            prop_assert_eq!(&bytes[start..end], payload.as_slice());
+        }
+
+        #[test]
+        fn any_bytes_at_all(bytes in prop::collection::vec(any::<u8>(), 0..200), ethernet in any::<bool>()) {
+            let packet = Bytes(&bytes);
+            if ethernet && let Some(Plain { ip, source, ports }) = glance(&packet) {
+                prop_assert_eq!(locate(&packet, Link::Ethernet, Inspects::ALL), Some(ip));
+                prop_assert_eq!((ip.source(&packet), ip.ports(&packet)), (Some(source), Some(ports)));
+            }
+            if let Some(ip) = locate(&packet, if ethernet { Link::Ethernet } else { Link::Ip }, Inspects::ALL) {
+                let (_, _, payload) = (ip.source(&packet), ip.ports(&packet), ip.udp_payload(&packet));
+                prop_assert!(payload.is_none_or(|(start, _)| start <= MAX_OFFSET + 8));
+            }
+        }
+    }
+
+    #[test]
+    fn what_no_host_would_follow_is_not_followed() {
+        let chain: Vec<_> = [(60, 0); MAX_EXTENSIONS + 1].to_vec();
+        let bytes = v6(&chain, &udp(b"x"));
+        assert!(locate(&Bytes(&bytes), Link::Ip, Inspects::ALL).is_some_and(|ip| ip.is_overlong()));
+        let three = frame(&[ETH_QINQ, ETH_VLAN, ETH_VLAN], false, &v4(0, &udp(b"x")));
+        assert_eq!(locate(&Bytes(&three), Link::Ethernet, Inspects::ALL), None);
+        let mut short = v4(0, &udp(b"x"));
+        short[0] = 0x44;
+        assert_eq!(locate(&Bytes(&short), Link::Ip, Inspects::ALL), None);
+    }
+}

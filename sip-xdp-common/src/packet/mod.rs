@@ -1,0 +1,4 @@
+//! Packets: the one way to read their memory, and the parser of their headers.
+
+pub mod headers;
+pub mod reader;

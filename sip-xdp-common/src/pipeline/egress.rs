@@ -1,0 +1,168 @@
+//! What leaves: our own responses, by what they say to the other side. Nothing that leaves is ever dropped.
+
+use crate::ip_key::Source;
+use crate::packet::headers::{self, Piece, UDP};
+use crate::packet::reader::Reader;
+use crate::pipeline::ingress::Site;
+use crate::sip;
+use crate::verdict::Message;
+
+/// What one of our responses says.
+#[repr(u8)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Answer {
+    /// 2xx: accepted.
+    Accepted,
+    /// 401 or 407: show who you are (RFC 3261, 22).
+    Challenged,
+    /// 403, 404, 484 or 604: no.
+    Refused,
+    /// Anything else: provisional, redirected, failed.
+    Other,
+}
+
+impl Answer {
+    /// How many kinds there are.
+    pub const COUNT: usize = 4;
+
+    /// The kind of a status code (RFC 3261, 21).
+    #[inline(always)]
+    pub const fn of(status: u16) -> Self {
+        match status {
+            200..=299 => Self::Accepted,
+            401 | 407 => Self::Challenged,
+            403 | 404 | 484 | 604 => Self::Refused,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// A SIP message that leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leaving {
+    /// Who is sent it.
+    pub destination: Source,
+    /// On which port.
+    pub port: u16,
+    /// From which of ours.
+    pub local_port: u16,
+    /// What it is.
+    pub message: Message,
+    /// The status code of a response, 0 if it has none.
+    pub status: u16,
+    /// Where the UDP payload starts.
+    pub payload: usize,
+    /// Where the UDP payload ends.
+    pub end: usize,
+    /// The payload goes on in other fragments.
+    pub first_fragment: bool,
+}
+
+/// The lowest status code that ends a transaction (RFC 3261, 7.2).
+pub const FINAL: u16 = 200;
+
+/// Whether the daemon is told of a response with this status: those that end a transaction, and
+/// those that say that a call rings (18x), for the password of a call that rings was right.
+#[inline(always)]
+pub const fn is_told(status: u16) -> bool {
+    status >= FINAL || status.wrapping_sub(180) < 10
+}
+
+/// Reads a packet that leaves. `None` if it is no SIP message from one of the SIP ports.
+#[inline(always)]
+pub fn read<R: Reader, S: Site>(packet: &R, site: &S) -> Option<Leaving> {
+    let ip = headers::locate(packet, site.link(), site.inspects())?;
+    if ip.protocol != UDP || matches!(ip.piece, Piece::Later | Piece::Hidden) {
+        return None;
+    }
+    let ports = ip.ports(packet)?;
+    let (local_port, port) = (ports.source(), ports.destination());
+    if !site.is_sip_port(local_port) {
+        return None;
+    }
+    let (payload, end) = ip.udp_payload(packet)?;
+    // What we send starts with its start line; nothing needs to be skipped.
+    if payload + sip::STATUS_END > end {
+        return None;
+    }
+    let message = sip::start_line(packet, payload, end);
+    let status = match message {
+        Message::Response => sip::status(packet, payload).unwrap_or(0),
+        message if message.is_request() => 0,
+        _ => return None,
+    };
+    let destination = ip.destination(packet)?;
+    let first_fragment = matches!(ip.piece, Piece::First);
+    Some(Leaving { destination, port, local_port, message, status, payload, end, first_fragment })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::headers::{Inspects, Link};
+    use crate::packet::reader::Bytes;
+
+    struct Tun;
+
+    impl Site for Tun {
+        fn link(&self) -> Link {
+            Link::Ip
+        }
+
+        fn inspects(&self) -> Inspects {
+            Inspects::ALL
+        }
+
+        fn is_sip_port(&self, port: u16) -> bool {
+            port == 5060
+        }
+    }
+
+    fn leaving(port: u16, payload: &str) -> Option<Leaving> {
+        let mut packet = vec![0x45, 0];
+        packet.extend((28 + payload.len() as u16).to_be_bytes());
+        packet.extend([0, 0, 0, 0, 64, UDP, 0, 0, 192, 0, 2, 1, 192, 0, 2, 7]);
+        packet.extend(port.to_be_bytes());
+        packet.extend([0x9c, 0x40]);
+        packet.extend((8 + payload.len() as u16).to_be_bytes());
+        packet.extend([0, 0]);
+        packet.extend(payload.as_bytes());
+        read(&Bytes(&packet), &Tun)
+    }
+
+    #[test]
+    fn responses_are_told_by_their_status() {
+        let answer = |line| leaving(5060, line).map(|leaving| Answer::of(leaving.status));
+        for (line, expected) in [
+            ("SIP/2.0 200 OK\r\n", Some(Answer::Accepted)),
+            ("SIP/2.0 299 Fine\r\n", Some(Answer::Accepted)),
+            ("SIP/2.0 401 Unauthorized\r\n", Some(Answer::Challenged)),
+            ("SIP/2.0 407 Proxy\r\n", Some(Answer::Challenged)),
+            ("SIP/2.0 403 Forbidden\r\n", Some(Answer::Refused)),
+            ("SIP/2.0 404 Not Found\r\n", Some(Answer::Refused)),
+            ("SIP/2.0 484 Incomplete\r\n", Some(Answer::Refused)),
+            ("SIP/2.0 604 Nowhere\r\n", Some(Answer::Refused)),
+            ("SIP/2.0 100 Trying\r\n", Some(Answer::Other)),
+            ("SIP/2.0 503 Busy\r\n", Some(Answer::Other)),
+            ("SIP/2.0 x00 ?\r\n", Some(Answer::Other)),
+            ("SIP/2.0 2\t0 ?\r\n", Some(Answer::Other)),
+            ("SIP/2.0 200", Some(Answer::Accepted)),
+            ("SIP/2.0 20", None),
+            ("", None),
+        ] {
+            assert_eq!(answer(line), expected, "{line}");
+        }
+        assert_eq!(leaving(53, "SIP/2.0 200 OK\r\n"), None);
+        let told: Vec<u16> = (0..700).filter(|status| is_told(*status)).collect();
+        assert_eq!((told[0], told[9], told[10], told.len()), (180, 189, 200, 510));
+    }
+
+    #[test]
+    fn requests_say_where_they_go() {
+        let leaving = leaving(5060, "OPTIONS sip:a SIP/2.0\r\n").unwrap();
+        assert_eq!(leaving.destination, Source::v4(u32::from_le_bytes([192, 0, 2, 7])));
+        assert_eq!((leaving.message, leaving.status), (Message::Options, 0));
+        assert_eq!((leaving.local_port, leaving.port), (5060, 0x9c40));
+        assert_eq!((leaving.payload, leaving.end), (28, 51));
+    }
+}

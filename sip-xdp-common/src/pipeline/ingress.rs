@@ -1,0 +1,298 @@
+//! The order in which an arriving packet is judged. It reads from top to bottom like the list in ARCHITECTURE.md, and
+//! is the same code in the kernel (over maps) and on the host (over whatever a test or a replay brings).
+
+use crate::ip_key::Source;
+use crate::lookup::search::Listed;
+use crate::packet::headers::{self, ICMP, ICMPV6, Inspects, Ip, Link, Piece, Plain, PortPair, TCP, UDP};
+use crate::packet::reader::Reader;
+use crate::sip;
+use crate::verdict::{Message, Reason};
+
+/// Where a program stands.
+pub trait Site {
+    /// How frames start on the interface.
+    fn link(&self) -> Link;
+
+    /// Which headers are looked behind.
+    fn inspects(&self) -> Inspects;
+
+    /// Whether `port` (host order) is a SIP port.
+    fn is_sip_port(&self, port: u16) -> bool;
+}
+
+/// Everything that a judgement asks beside the packet itself.
+pub trait Tables: Site {
+    /// Where a source's meter is.
+    type Place: Copy;
+
+    /// Whether blocked sources lose everything but ICMP, not only SIP.
+    fn scope_all(&self) -> bool;
+
+    /// Whether only those may talk who are trusted, admitted, known good, or peers.
+    fn is_closed(&self) -> bool;
+
+    /// What a look at the lists' front says of `source`; counts the hit if it is blocked. Whoever has no front leaves it
+    /// [open](Listed::OPEN).
+    #[inline(always)]
+    fn glance(&self, _source: &Source) -> Listed {
+        Listed::OPEN
+    }
+
+    /// What the lists say of `source`, after that; counts the hit if it is blocked.
+    fn listing(&self, source: &Source, glance: Listed) -> Listed;
+
+    /// What is known of a port of `source`; counts the hit if it is banned.
+    fn flow(&self, source: &Source, port: u16) -> FlowState;
+
+    /// Whether we sent `source` a request a moment ago.
+    fn was_asked(&self, source: &Source) -> bool;
+
+    /// Finds the place of a source's meter. Its memory is asked for, so that it arrives while the payload is looked at.
+    fn place(&self, source: &Source, listed: &Listed) -> Self::Place;
+
+    /// Charges a message to its source's meter, or to the strangers' budget in a storm, and tells the daemon of it if that
+    /// is due.
+    fn charge(&self, message: Message, sent: &Sent, place: Self::Place) -> Charged;
+}
+
+/// What is known of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FlowState {
+    /// Nothing.
+    Stranger,
+    /// A known-good phone is there.
+    Good,
+    /// It is banned.
+    Banned,
+}
+
+/// What became of a message that was charged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Charged {
+    /// It is within its limits.
+    Within,
+    /// Its source is over a limit.
+    Limited,
+    /// Its source is a stranger in a storm, and the strangers' budget is spent.
+    Storm,
+}
+
+/// Whence a message came, and where it is in the packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    /// Whose packet it is.
+    pub source: Source,
+    /// What the lists say of it.
+    pub listed: Listed,
+    /// It passes although its address is blocked: a known-good flow that an entry of the detector or of a feed does not end.
+    pub spared: bool,
+    /// Its source port.
+    pub source_port: u16,
+    /// The port that it was sent to.
+    pub destination_port: u16,
+    /// Where the UDP payload starts.
+    pub payload: usize,
+    /// Where the UDP payload ends.
+    pub end: usize,
+    /// The payload goes on in other fragments.
+    pub first_fragment: bool,
+}
+
+/// The outcome for one packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Judgement {
+    /// Why, and with it whether the packet is dropped.
+    pub reason: Reason,
+    /// What the payload is, if the judgement came as far as looking at it.
+    pub message: Option<Message>,
+    /// Where the packet ends, by its own word; as far away as can be if it has none.
+    pub end: usize,
+}
+
+impl Judgement {
+    /// Of a packet whose payload does not matter.
+    #[inline(always)]
+    pub const fn by(reason: Reason, end: usize) -> Self {
+        Self { reason, message: None, end }
+    }
+}
+
+/// Where a packet is headed, as far as this filter cares.
+enum Target {
+    /// A SIP port.
+    Sip(PortPair),
+    /// Perhaps a SIP port: a first fragment or an overlong header chain hides the ports.
+    Hidden,
+    /// None, being a later fragment.
+    Fragment,
+    /// Something else.
+    Elsewhere,
+}
+
+impl Target {
+    #[inline(always)]
+    const fn is_sip(&self) -> bool {
+        matches!(self, Self::Sip(_) | Self::Hidden)
+    }
+
+    /// The reason for which a packet passes of which nothing but this matters.
+    #[inline(always)]
+    const fn by_the_way(&self) -> Reason {
+        match self {
+            Self::Elsewhere => Reason::NotSip,
+            Self::Fragment => Reason::Fragment,
+            Self::Sip(_) | Self::Hidden => Reason::Unknown,
+        }
+    }
+}
+
+/// Judges one packet.
+#[inline(always)]
+pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
+    // 1. What is not headed for a SIP port passes.
+    let may_pass = |target: &Target, ip: &Ip| {
+        !target.is_sip() && (!tables.scope_all() || ip.protocol == ICMP || ip.protocol == ICMPV6)
+    };
+    let glanced = if matches!(tables.link(), Link::Ethernet) { headers::glance(packet) } else { None };
+    // What nearly all packets are is looked at by itself up to the lists' front: there the compiler knows what it is.
+    let (ip, target, source, glance) = match glanced {
+        Some(Plain { ip, source, ports }) => {
+            let target = target(tables, &ip, || Some(ports));
+            if may_pass(&target, &ip) {
+                return Judgement::by(target.by_the_way(), ip.end);
+            }
+            let glance = tables.glance(&source);
+            if glance.is_only_blocked() {
+                return Judgement::by(Reason::Blocked, ip.end);
+            }
+            (ip, target, source, glance)
+        }
+        None => {
+            let Some(ip) = headers::locate(packet, tables.link(), tables.inspects()) else {
+                return Judgement::by(Reason::NotSip, usize::MAX);
+            };
+            let packet = &packet.afresh();
+            let target = target(tables, &ip, || ip.ports(packet));
+            if may_pass(&target, &ip) {
+                return Judgement::by(target.by_the_way(), ip.end);
+            }
+            let Some(source) = ip.source(packet) else {
+                return Judgement::by(Reason::NotSip, ip.end);
+            };
+            let glance = tables.glance(&source);
+            (ip, target, source, glance)
+        }
+    };
+    let (to_sip, by_the_way) = (target.is_sip(), target.by_the_way());
+
+    // 2. Trusted sources pass, whatever else lists them. In an attack most are blocked and nothing else, which one look tells.
+    let listed = tables.listing(&source, glance);
+    if listed.is_only_blocked() {
+        return Judgement::by(Reason::Blocked, ip.end);
+    }
+    let packet = &packet.afresh();
+    // Forgotten, so that what was glanced at and what was located are verified as one.
+    let ip = Ip { transport: packet.forget(ip.transport), end: packet.forget(ip.end), ..ip };
+    if listed.is_trusted() {
+        return Judgement::by(if to_sip { Reason::Trusted } else { by_the_way }, ip.end);
+    }
+
+    // 3. Blocked sources go no further, and neither do blocked ports of theirs. What the detector or a feed blocks, a phone
+    // that had registered before may go on to use.
+    let is_sip_udp = to_sip && ip.protocol == UDP;
+    let mut spared = false;
+    if is_sip_udp
+        && (listed.has_flows() || listed.is_blocked())
+        && (listed.has_flows() || listed.is_good())
+        && !listed.is_blocked_by_hand()
+        && let Target::Sip(ports) = target
+    {
+        match tables.flow(&source, ports.source()) {
+            FlowState::Banned => return Judgement::by(Reason::Blocked, ip.end),
+            FlowState::Good => spared = listed.is_blocked() && listed.is_good(),
+            FlowState::Stranger => {}
+        }
+    }
+    if listed.is_blocked() && !spared {
+        return Judgement::by(Reason::Blocked, ip.end);
+    }
+    if !to_sip {
+        return Judgement::by(by_the_way, ip.end);
+    }
+
+    // Under the policy `closed` strangers may only answer.
+    let may_talk = !tables.is_closed() || listed.is_admitted() || listed.is_good() || listed.is_peer();
+    if !may_talk && (!is_sip_udp || !tables.was_asked(&source)) {
+        return Judgement::by(Reason::Closed, ip.end);
+    }
+    if ip.protocol == TCP {
+        return Judgement::by(by_the_way, ip.end);
+    }
+
+    // From here on it no longer matters which list was asked, and which family the source is of.
+    let listed = Listed::new(packet.forget(listed.bits() as usize) as u64);
+    let flags = packet.forget(usize::from(may_talk) | usize::from(spared) << 1);
+    let (may_talk, spared) = (flags & 1 != 0, flags & 2 != 0);
+    let (high, low) = source.words();
+    let source = Source::from_words(packet.forget(high as usize) as u64, packet.forget(low as usize) as u64);
+
+    let place = tables.place(&source, &listed);
+
+    // 4. The payload, by its start line.
+    let (mut source_port, mut destination_port) = (0, 0);
+    let (mut payload, mut end) = (ip.transport, ip.transport);
+    // Forgotten, so that the verifier follows the parser once, not once for each kind of packet.
+    let first_fragment = packet.forget(usize::from(matches!(ip.piece, Piece::First))) != 0;
+    let message = match target {
+        Target::Sip(ports) => {
+            (source_port, destination_port) = (ports.source(), ports.destination());
+            match ip.udp_payload(packet) {
+                Some(span) => {
+                    (payload, end) = span;
+                    sip::classify(packet, payload, end, first_fragment)
+                }
+                None if first_fragment => Message::Other,
+                None => Message::Unparsed,
+            }
+        }
+        // Too many headers are noise; a first fragment too short for its ports counts as a request.
+        _ if ip.is_overlong() => Message::Unparsed,
+        _ => Message::Other,
+    };
+
+    // What follows is verified once, not once for each kind of message.
+    let number = packet.forget(message as usize) & (Message::SLOTS - 1);
+    let message = Message::from_number(number as u8).unwrap_or(Message::Unparsed);
+    if !may_talk && !matches!(message, Message::Response) {
+        return Judgement { reason: Reason::Closed, message: Some(message), end: ip.end };
+    }
+
+    // 5. Known sources have generous limits, 6. unknown ones theirs; 7. and in a storm, strangers share a budget.
+    let sent = Sent { source, listed, spared, source_port, destination_port, payload, end, first_fragment };
+    let reason = match tables.charge(message, &sent, place) {
+        Charged::Within if listed.is_good() => Reason::Good,
+        Charged::Within if listed.is_peer() => Reason::Peer,
+        Charged::Within => message.passes_as(),
+        Charged::Limited => Reason::Limited,
+        Charged::Storm => Reason::Storm,
+    };
+    Judgement { reason, message: Some(message), end: ip.end }
+}
+
+#[inline(always)]
+fn target<T: Tables>(tables: &T, ip: &Ip, ports: impl FnOnce() -> Option<PortPair>) -> Target {
+    if matches!(ip.piece, Piece::Hidden) {
+        return Target::Hidden;
+    }
+    if ip.protocol != UDP && ip.protocol != TCP {
+        return Target::Elsewhere;
+    }
+    if matches!(ip.piece, Piece::Later) {
+        return Target::Fragment;
+    }
+    match ports() {
+        Some(ports) if tables.is_sip_port(ports.destination()) => Target::Sip(ports),
+        None if matches!(ip.piece, Piece::First) => Target::Hidden,
+        _ => Target::Elsewhere,
+    }
+}

@@ -1,0 +1,125 @@
+//! What the daemon remembers over restarts and reboots beside the lists: who is real, who offended, and the evidence.
+
+use std::time::Duration;
+
+use sip_xdp_common::ip_key::Source;
+
+use super::verdicts::{FORMER, HOUR, Offence};
+use super::{Daemon, clock};
+use crate::detect::Acceptance;
+use crate::lists::HostStanding;
+use crate::net::network::{address_of, source_of};
+use crate::store::{self, Change, Peer, State};
+
+/// Under which name the detector's evidence is kept.
+const EVIDENCE: &str = "evidence";
+
+/// Under which name it is kept until when volume does not ban.
+const LEARNING: &str = "learning";
+
+impl Daemon {
+    /// Begins to learn, if the configuration says so: this is a first start.
+    pub(super) fn begin_to_learn(&mut self) {
+        let learn = self.config.learn.0;
+        if !learn.is_zero() {
+            self.learning_until = clock::after(Some(learn));
+            let value = to_wall_ms(self.learning_until).to_string().into_bytes();
+            self.store.record(Change::Note { name: LEARNING.to_owned(), value });
+        }
+    }
+
+    /// Takes up what was known, before the first packet is judged.
+    pub(super) fn recall(&mut self, state: State) {
+        let now = clock::now();
+        let State { accepted, peers, offences, notes, .. } = state;
+        let acceptances = accepted.into_iter().map(|row| Acceptance {
+            source: source_of(row.address),
+            user: row.user,
+            port: row.port,
+            at: from_wall_ms(row.last_ms),
+            // A registration never lasts longer than it was made for, whatever the clock says.
+            until: from_wall_ms(row.until_ms).min(clock::after(Some(between(row.last_ms, row.until_ms)))),
+        });
+        let acceptances: Vec<_> = acceptances.collect();
+        let peers: Vec<_> = peers
+            .into_iter()
+            .map(|peer| (source_of(peer.address), from_wall_ms(peer.until_ms).min(now + HOUR)))
+            .collect();
+        self.detector.restore(acceptances.iter().cloned(), peers.iter().copied());
+        for acceptance in &acceptances {
+            if acceptance.until > now {
+                self.court().note_good(acceptance.source, acceptance.port, now);
+            } else if acceptance.until.saturating_add(FORMER) > now {
+                let until = acceptance.until.saturating_add(FORMER);
+                let remember = |standing: &mut HostStanding| standing.former_until = standing.former_until.max(until);
+                self.court().know(acceptance.source, now, remember);
+            }
+        }
+        for (source, until) in peers.into_iter().filter(|(_, until)| *until > now) {
+            self.court().know(source, now, |standing| standing.peer_until = standing.peer_until.max(until));
+        }
+        for offence in offences {
+            let at = from_wall_ms(offence.last_ms);
+            self.offences.insert(offence.network, Offence { count: offence.count, at });
+            if offence.network.is_host() {
+                self.detector.restore_offender(offence.network.first(), offence.count, at);
+            }
+        }
+        let note = |wanted: &str| notes.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
+        if let Some(value) = note(EVIDENCE)
+            && let Err(error) = self.detector.recall(value, now, clock::wall_ms())
+        {
+            log::warn!("the evidence of before cannot be read, and begins anew: {error:#}");
+        }
+        let until = note(LEARNING).and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
+        // It never lasts longer than it may now, whatever the clock says.
+        self.learning_until = until.map_or(0, |until| from_wall_ms(until).min(clock::after(Some(self.config.learn.0))));
+    }
+
+    /// Has the store remember the evidence.
+    pub(super) fn remember_evidence(&self) {
+        match self.detector.evidence(clock::now(), clock::wall_ms()) {
+            Ok(value) => self.store.record(Change::Note { name: EVIDENCE.to_owned(), value }),
+            Err(error) => log::error!("the evidence cannot be kept: {error:#}"),
+        }
+    }
+}
+
+/// An acceptance as the store remembers it.
+pub(super) fn accepted(acceptance: &Acceptance) -> Change {
+    let Acceptance { source, user, port, at, until } = acceptance;
+    let last_ms = to_wall_ms(*at);
+    Change::Accepted(store::Accepted {
+        address: address_of(*source),
+        user: user.clone(),
+        port: *port,
+        first_ms: last_ms,
+        last_ms,
+        until_ms: to_wall_ms(*until),
+    })
+}
+
+/// A peer as the store remembers it.
+pub(super) fn peer(source: Source, until: u64) -> Change {
+    Change::Peer(Peer { address: address_of(source), until_ms: to_wall_ms(until) })
+}
+
+/// A wall-clock time on the filter's clock; what lies before its beginning becomes that.
+pub(super) fn from_wall_ms(ms: u64) -> u64 {
+    let (wall, now) = (clock::wall_ms(), clock::now());
+    let apart = Duration::from_millis(ms.abs_diff(wall)).as_nanos();
+    let apart = u64::try_from(apart).unwrap_or(u64::MAX);
+    if ms >= wall { now.saturating_add(apart) } else { now.saturating_sub(apart) }
+}
+
+/// The time between two times of the wall clock; none if the second one is earlier.
+fn between(from_ms: u64, to_ms: u64) -> Duration {
+    Duration::from_millis(to_ms.saturating_sub(from_ms))
+}
+
+/// A time on the filter's clock as wall-clock time.
+fn to_wall_ms(time: u64) -> u64 {
+    let (wall, now) = (clock::wall_ms(), clock::now());
+    let apart = time.abs_diff(now) / 1_000_000;
+    if time >= now { wall.saturating_add(apart) } else { wall.saturating_sub(apart) }
+}

@@ -1,0 +1,284 @@
+//! Bringing the filter up, adopting what is there, and changing it while it runs.
+//!
+//! The order matters: the tables are complete before the first program that reads them is on an interface, and the new
+//! program is on an interface before anything of the old one goes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+
+use anyhow::{Context, Result, bail};
+use aya::maps::{Map, MapData, RingBuf};
+use log::Level;
+use serde_json::{Value, json};
+use sip_xdp_common::abi::layout::{List, Owner};
+use sip_xdp_common::abi::names;
+use sip_xdp_common::packet::headers::Link;
+use tokio::net::UnixListener;
+
+use super::confirm::Confirmation;
+use super::events::Event as Said;
+use super::interfaces::settings;
+use super::{Daemon, Overrides};
+use crate::api::control;
+use crate::config::{Config, Policy};
+use crate::dataplane::loader;
+use crate::dataplane::netlink::Netlink;
+use crate::dataplane::pins;
+use crate::dataplane::pins::{Lock, Pins};
+use crate::dataplane::tables::drop_samples::Tap;
+use crate::dataplane::tables::ledger::Entry;
+use crate::dataplane::tables::ledger::Ledger;
+use crate::dataplane::tables::meters::Sources;
+use crate::detect::Detector;
+use crate::dns::Hosts;
+use crate::feeds::engine::Engine;
+use crate::lists::Lists;
+use crate::lists::never_ban::Exempt;
+use crate::store::{Found, Opened, State, Store};
+use crate::sys::clock;
+use crate::sys::paths::Paths;
+
+/// Where the resolvers are listed.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+impl Daemon {
+    /// Starts: adopts what is pinned, or begins anew with what is on disk. A start that fails leaves what was there.
+    pub(super) async fn start(paths: Paths, overrides: Overrides) -> Result<(Self, RingBuf<MapData>, UnixListener)> {
+        let config = overrides.read(&paths)?;
+        if overrides.confirm.is_some() && config.dry_run {
+            bail!(
+                "--confirm has nothing to confirm in a dry run, which {} asks for; take dry_run out of it",
+                paths.config.display()
+            );
+        }
+        loader::check_capabilities()?;
+        let pins = Pins::new(&paths.pin_dir);
+        let lock = pins.prepare()?;
+        let started = Self::bring_up(paths, overrides, config, pins.clone(), lock).await;
+        if started.is_err()
+            && let Err(error) = pins.clean_up_start()
+        {
+            log::error!("{error:#}");
+        }
+        started
+    }
+
+    async fn bring_up(
+        paths: Paths,
+        overrides: Overrides,
+        config: Config,
+        pins: Pins,
+        lock: Lock,
+    ) -> Result<(Self, RingBuf<MapData>, UnixListener)> {
+        let mut warnings = Vec::new();
+        if let Err(error) = fs::create_dir_all(&paths.state_dir) {
+            // Protection goes on without a state; saving will say what is lost.
+            log::error!("{} cannot be made: {error}", paths.state_dir.display());
+        }
+        let netlink = Netlink::connect()?;
+        let surroundings = netlink.surroundings().await?;
+
+        // The tables: those that are pinned, or new ones beside them.
+        pins::remove_directory(&pins.new_maps())?;
+        let misfit = if pins.is_loaded() { loader::misfit(&pins.maps(), &config.table_capacity()) } else { None };
+        let adopts = pins.is_loaded() && misfit.is_none();
+        let maps = if adopts { pins.maps() } else { pins.new_maps() };
+        fs::create_dir_all(&maps).with_context(|| format!("{} cannot be made", maps.display()))?;
+        // Pins the maps that are missing; the rest of this object is of no use yet.
+        drop(loader::make_maps(&settings(&config, Link::Ethernet, 0), Some(&maps))?);
+        let open = |name: &str| -> Result<Map> { Ok(Map::from_map_data(MapData::from_pin(maps.join(name))?)?) };
+        let mut lists = Lists::open(open)?;
+
+        let Opened { store, found } = Store::open(&paths.store_file());
+        let first_start = !pins.is_loaded() && matches!(found, Found::Nothing);
+        let mut state = match found {
+            Found::Nothing => State::default(),
+            Found::State(state) => state,
+            Found::Corrupt(message) => {
+                log::error!("{message}");
+                warnings.push(message);
+                State::default()
+            }
+        };
+        if !adopts {
+            let carried = carried_over(&pins, misfit.as_deref()).unwrap_or(std::mem::take(&mut state.entries));
+            for list in List::ALL {
+                let entries = carried.iter().filter(|(of, _)| *of == list).map(|(_, entry)| entry.clone()).collect();
+                if let Err(stopped) = lists.put_all(list, entries) {
+                    let text = format!("not all entries of the {} list were carried over: {stopped}", list.name());
+                    log::error!("{text}");
+                    warnings.push(text);
+                }
+            }
+        }
+        let (mut hosts, trouble) = Hosts::open(paths.hosts_file());
+        hosts.recall(lists.entries(List::Trust));
+        if let Some(trouble) = trouble {
+            log::error!("{trouble}");
+            warnings.push(trouble);
+        }
+        let events = RingBuf::try_from(open(names::EVENTS)?)?;
+        let sources = Sources::open(open)?;
+
+        let mut daemon = Self {
+            detector: Detector::new(&config),
+            exempt: Exempt::default(),
+            feeds: Engine::new(paths.feeds_dir()),
+            hosts,
+            trusted_hosts: Default::default(),
+            admitted_hosts: Default::default(),
+            hosts_error: None,
+            hosts_save_error: None,
+            confirmation: Confirmation::default(),
+            step_back_failed: false,
+            wanted: Vec::new(),
+            served: Vec::new(),
+            spare: HashMap::new(),
+            unserved: BTreeMap::new(),
+            store,
+            hub: Default::default(),
+            tap: Tap::open(open)?,
+            metrics: Default::default(),
+            outlets: Default::default(),
+            repeats: Default::default(),
+            notes: Default::default(),
+            wall: Default::default(),
+            offences: BTreeMap::new(),
+            ended: false,
+            lock: Some(lock),
+            paths,
+            overrides,
+            config,
+            pins,
+            netlink,
+            lists,
+            sources,
+            warnings,
+            attach_warnings: Vec::new(),
+            learning_until: 0,
+        };
+        let interfaces = daemon.resolve(&surroundings).await?;
+        daemon.exempt = Exempt::new(&surroundings, &resolv_conf());
+        daemon.recall(state);
+        if !daemon.config.dry_run {
+            // It may stem from a dry run, which enforces nothing.
+            daemon.lists.end_suspicion(clock::now())?;
+        }
+        if first_start {
+            daemon.begin_to_learn();
+        }
+        daemon.prepare_lists()?;
+        // Before anything is attached: a daemon that nobody can talk to must not leave a filter behind.
+        let listener = control::listen(&daemon.paths.socket())?;
+        daemon.serve(&interfaces, &maps)?;
+        if adopts {
+            daemon.pins.remove_other_versions()?;
+        } else {
+            daemon.pins.promote_new_maps()?;
+        }
+        // What the kernel has is the truth; from here on the store is told what changes.
+        daemon.store.record(daemon.lists.all_entries());
+        daemon.confirmation = Confirmation::new(daemon.overrides.confirm);
+        daemon.outlets.configure(&daemon.config, &daemon.hub);
+        Ok((daemon, events, listener))
+    }
+
+    /// Reads the configuration again and applies it. On an error the running one stays in force.
+    pub(super) async fn reload(&mut self) -> Result<Value> {
+        let mut config = self.overrides.read(&self.paths)?;
+        config.dry_run |= self.confirmation.is_missed();
+        if config.capacity != self.config.capacity {
+            bail!("capacity cannot change while it runs; restart the daemon (the filter goes on meanwhile)");
+        }
+        let before = std::mem::replace(&mut self.config, config);
+        if before.dry_run && !self.config.dry_run {
+            self.lists.end_suspicion(clock::now())?;
+        }
+        if let Err(error) = self.apply().await {
+            self.config = before;
+            if let Err(again) = self.apply().await {
+                log::error!("going back to the running configuration: {again:#}");
+            }
+            return Err(error);
+        }
+        self.detector.configure(&self.config);
+        self.metrics.configure(&self.config.metrics);
+        self.hosts.ask_again();
+        self.outlets.configure(&self.config, &self.hub);
+        Ok(json!({ "applied": self.summary() }))
+    }
+
+    /// Applies the configuration to what is loaded.
+    pub(super) async fn apply(&mut self) -> Result<()> {
+        let surroundings = self.netlink.surroundings().await?;
+        let interfaces = self.resolve(&surroundings).await?;
+        self.exempt = Exempt::new(&surroundings, &resolv_conf());
+        self.prepare_lists()?;
+        self.serve(&interfaces, &self.pins.maps())
+    }
+
+    /// Brings what the lists owe to the configuration and to the host up to date.
+    fn prepare_lists(&mut self) -> Result<()> {
+        if !self.config.dry_run {
+            for (_, entry) in self.lists.retain(|_, entry| entry.dry_run)? {
+                let (network, owner) = (entry.network, entry.owner.name());
+                self.say(
+                    Said::of("unban", &entry).kind("dry_run_over"),
+                    Level::Info,
+                    format_args!("unban {network} owner={owner} dry_run=true reason=\"the dry run is over\""),
+                );
+            }
+        }
+        // Where everybody may talk, nobody needs to be admitted, and the tables need not hold it.
+        let admitted =
+            if self.config.policy == Policy::Closed { self.config.admit.networks.clone() } else { Vec::new() };
+        for (list, networks) in [(List::Trust, self.config.trust.networks.clone()), (List::Admit, admitted)] {
+            self.lists
+                .retain(|of, entry| of == list && entry.owner == Owner::Config && !networks.contains(&entry.network))?;
+            for network in networks {
+                let entry = Entry {
+                    owner: Owner::Config,
+                    ..Entry::manual(network, clock::after(None), &self.paths.config.display().to_string())
+                };
+                if self.lists.owners(list, &network).iter().all(|known| known.owner != Owner::Config) {
+                    self.lists.put(list, entry)?;
+                }
+            }
+        }
+        self.prepare_hosts();
+        self.lists.expire(clock::now())?;
+        self.prepare_feeds();
+        self.judge_by_address()
+    }
+
+    /// See [`Court::judge_by_address`](super::verdicts::Court::judge_by_address).
+    pub(super) fn judge_by_address(&mut self) -> Result<()> {
+        self.court().judge_by_address()
+    }
+
+    /// Looks again at the host's addresses, gateways and resolvers.
+    pub(super) async fn look_around(&mut self) -> Result<()> {
+        let surroundings = self.netlink.surroundings().await?;
+        self.exempt = Exempt::new(&surroundings, &resolv_conf());
+        self.follow_default_routes(&surroundings).await?;
+        self.judge_by_address()
+    }
+}
+
+/// The entries of tables that are about to be replaced, if there are such tables and their ledger can be read.
+fn carried_over(pins: &Pins, misfit: Option<&str>) -> Option<Vec<(List, Entry)>> {
+    let misfit = misfit?;
+    log::info!("the tables are replaced, their entries carried over: {misfit}");
+    let entries = pins.open(names::LEDGER).and_then(Ledger::new).and_then(|ledger| ledger.entries());
+    match entries {
+        Ok(entries) => Some(entries),
+        Err(error) => {
+            log::warn!("the old tables cannot be read ({error:#}); the entries come from disk");
+            None
+        }
+    }
+}
+
+fn resolv_conf() -> String {
+    fs::read_to_string(RESOLV_CONF).unwrap_or_default()
+}

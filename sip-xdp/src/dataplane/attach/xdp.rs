@@ -1,0 +1,254 @@
+//! Puts the program on an interface, or swaps it for the one that is there without a gap.
+
+use std::fmt;
+use std::io;
+
+use anyhow::{Context, Result, anyhow, bail};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::xdp::{XdpLink, XdpLinkId};
+use aya::programs::{ProgramError, ProgramInfo, Xdp, XdpMode, loaded_links, loaded_programs};
+use serde::{Deserialize, Serialize};
+use sip_xdp_common::abi::layout::{MODE_GENERIC, MODE_NATIVE};
+
+use crate::dataplane::netlink::{AttachedXdp, Interface};
+use crate::dataplane::pins::Pins;
+
+/// How the operator wants the program attached.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ModeChoice {
+    /// In the driver if it can, else generic with a warning.
+    #[default]
+    Auto,
+    /// In the driver or not at all.
+    Native,
+    /// In the network stack.
+    Generic,
+}
+
+/// How the program is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// In the driver, before anything is allocated.
+    Native,
+    /// In the network stack, for drivers that cannot.
+    Generic,
+}
+
+impl Mode {
+    /// The number in the interface's record.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Native => MODE_NATIVE,
+            Self::Generic => MODE_GENERIC,
+        }
+    }
+
+    /// The mode with this number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        match number {
+            MODE_NATIVE => Some(Self::Native),
+            MODE_GENERIC => Some(Self::Generic),
+            _ => None,
+        }
+    }
+
+    fn xdp(self) -> XdpMode {
+        match self {
+            Self::Native => XdpMode::Driver,
+            Self::Generic => XdpMode::Skb,
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        })
+    }
+}
+
+/// Attaches `program` to `interface` and pins it, adopting the pinned link if there is one: the kernel then swaps the
+/// programs between two packets. Returns the mode, and a warning if it is not what one would wish for.
+pub fn attach(
+    program: &mut Xdp,
+    interface: &Interface,
+    choice: ModeChoice,
+    pins: &Pins,
+) -> Result<(Mode, Option<String>)> {
+    if let Some(mode) = adopt(program, interface, choice, pins)? {
+        pin_program(program, interface, pins)?;
+        return Ok((mode, None));
+    }
+    let name = &interface.name;
+    let (mode, warning) = match choice {
+        ModeChoice::Generic => (generic(program, interface, pins)?, None),
+        ModeChoice::Native | ModeChoice::Auto => match attach_anew(program, interface, Mode::Native, pins) {
+            Ok(()) => (Mode::Native, None),
+            Err(error) if is_taken(&error) => return Err(error),
+            Err(error) if choice == ModeChoice::Native => {
+                bail!(
+                    "{name} cannot run it in its driver ({error:#}); use --mode auto or generic, or update the driver"
+                )
+            }
+            Err(error) => {
+                generic(program, interface, pins)?;
+                let warning = format!(
+                    "{name}: the driver cannot run it ({error:#}); attached in generic mode, which protects as well \
+                     but costs several times the CPU per dropped packet"
+                );
+                (Mode::Generic, Some(warning))
+            }
+        },
+    };
+    pin_program(program, interface, pins)?;
+    Ok((mode, warning))
+}
+
+/// Attaches in generic mode.
+fn generic(program: &mut Xdp, interface: &Interface, pins: &Pins) -> Result<Mode> {
+    match attach_anew(program, interface, Mode::Generic, pins) {
+        Ok(()) => Ok(Mode::Generic),
+        Err(error) if is_taken(&error) => Err(error),
+        Err(error) => Err(error.context(format!("{} cannot be filtered; is it still there?", interface.name))),
+    }
+}
+
+/// Swaps the program behind the interface's pinned link. `None` if there is no link, or none that can be adopted.
+fn adopt(program: &mut Xdp, interface: &Interface, choice: ModeChoice, pins: &Pins) -> Result<Option<Mode>> {
+    let path = pins.link(interface.index);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let mode = match interface.xdp {
+        Some(xdp) if xdp.native => Mode::Native,
+        Some(_) => Mode::Generic,
+        // The interface was deleted and made anew under the same index: the link holds on to nothing.
+        None => {
+            pins.detach(interface.index)?;
+            return Ok(None);
+        }
+    };
+    let wanted = match choice {
+        ModeChoice::Auto => mode,
+        ModeChoice::Native => Mode::Native,
+        ModeChoice::Generic => Mode::Generic,
+    };
+    if wanted != mode {
+        log::warn!("{}: changing from {mode} to {wanted} mode leaves a short gap", interface.name);
+        pins.detach(interface.index)?;
+        return Ok(None);
+    }
+    let link = PinnedLink::from_pin(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
+    let link = XdpLink::try_from(FdLink::from(link)).map_err(|error| anyhow!("{}: {error}", path.display()))?;
+    match program.attach_to_link(link) {
+        Ok(id) => {
+            // The pin holds the link; closing our descriptor changes nothing.
+            drop(fd_link(program, id)?);
+            Ok(Some(mode))
+        }
+        // ENOLINK: the interface under the link is gone (net/core/dev.c, bpf_xdp_link_update).
+        Err(error) if errno(&error) == Some(libc::ENOLINK) => {
+            pins.detach(interface.index)?;
+            Ok(None)
+        }
+        Err(error) => Err(anyhow!("{}: the program cannot be swapped: {}", interface.name, cause(&error))),
+    }
+}
+
+/// Attaches where nothing of ours is attached.
+fn attach_anew(program: &mut Xdp, interface: &Interface, mode: Mode, pins: &Pins) -> Result<()> {
+    let id = match program.attach_to_if_index(interface.index, mode.xdp()) {
+        Ok(id) => id,
+        Err(error) => {
+            return Err(match errno(&error) {
+                Some(libc::EBUSY | libc::EEXIST) => anyhow!(Taken(occupant(interface))),
+                Some(libc::EOPNOTSUPP) => anyhow!("not supported by the driver"),
+                _ => anyhow!("the kernel said: {}", cause(&error)),
+            });
+        }
+    };
+    let path = pins.link(interface.index);
+    fd_link(program, id)?.pin(&path).with_context(|| format!("{} cannot be pinned", path.display()))?;
+    Ok(())
+}
+
+/// Takes a link out of aya's hands. A link made through netlink (kernels before 5.9) cannot be pinned, so that the
+/// filter would end with the daemon: that is an error, and dropping the link detaches it.
+fn fd_link(program: &mut Xdp, id: XdpLinkId) -> Result<FdLink> {
+    let link = program.take_link(id)?;
+    FdLink::try_from(link).map_err(|_| anyhow!("the kernel has no XDP links; Linux 5.10 or newer is needed"))
+}
+
+fn pin_program(program: &mut Xdp, interface: &Interface, pins: &Pins) -> Result<()> {
+    let path = pins.program(interface.index);
+    if path.exists() {
+        std::fs::remove_file(&path)?;
+    }
+    program.pin(&path).with_context(|| format!("{} cannot be pinned", path.display()))
+}
+
+/// Another program sits on the interface.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Taken(String);
+
+fn is_taken(error: &anyhow::Error) -> bool {
+    error.is::<Taken>()
+}
+
+/// Says what sits on an interface and what to do about it.
+fn occupant(interface: &Interface) -> String {
+    let name = &interface.name;
+    let Some(AttachedXdp { id, .. }) = interface.xdp else {
+        return format!("{name} already runs another XDP program; see `ip link show dev {name}`");
+    };
+    let program = loaded_programs().flatten().find(|program| program.id() == id);
+    let program = program.as_ref().and_then(ProgramInfo::name_as_str).unwrap_or_default();
+    if program == sip_xdp_common::abi::names::INGRESS {
+        return format!(
+            "{name} is already filtered by another sip-xdp (program {id}); unload that one, with its --pin-dir"
+        );
+    }
+    // Reading names takes CAP_SYS_ADMIN, which the service does not have.
+    let program = if program.is_empty() { String::new() } else { format!("\"{program}\" ") };
+    // A program behind a link can only be taken off through the link.
+    let link = loaded_links().flatten().find(|link| link.program_id() == id);
+    let command = match link {
+        Some(link) => format!("bpftool link detach id {}", link.id()),
+        None => format!("ip link set dev {name} xdp off"),
+    };
+    format!(
+        "{name} already runs an XDP program {program}(id {id}), and the kernel takes one per interface; stop its owner, \
+         or take it off with `{command}`"
+    )
+}
+
+/// The system error inside an error of aya's.
+fn errno(error: &ProgramError) -> Option<i32> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return error.raw_os_error();
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// The innermost cause of an error of aya's.
+pub(crate) fn cause(error: &ProgramError) -> String {
+    innermost(error)
+}
+
+/// The innermost cause of an error: for those of aya's, the system's own word.
+pub(crate) fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}

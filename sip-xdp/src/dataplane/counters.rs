@@ -1,0 +1,405 @@
+//! Everything that is read from the pinned maps, with or without a daemon: counters, lists, interfaces.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd};
+
+use anyhow::{Context, Result};
+use aya::maps::{Array, MapData, PerCpuArray};
+use aya::programs::ProgramInfo;
+use bytemuck::Zeroable;
+use jiff::Timestamp;
+use serde::Serialize;
+use sip_xdp_common::abi::layout::{Counters, CpuState, InterfaceRecord, List, MAX_INTERFACES, Owner, Responses};
+use sip_xdp_common::abi::names;
+use sip_xdp_common::limits::storm::Weather;
+use sip_xdp_common::lookup::networks::Kind;
+use sip_xdp_common::pipeline::egress::Answer;
+use sip_xdp_common::verdict::{Message, Reason, Verdict};
+
+use crate::dataplane::attach::tcx::{self, EgressWay};
+use crate::dataplane::attach::xdp::Mode;
+use crate::dataplane::netlink::Interface;
+use crate::dataplane::pins::Pins;
+use crate::dataplane::tables::flows::Flows;
+use crate::dataplane::tables::header;
+use crate::dataplane::tables::ledger::Ledger;
+use crate::dataplane::tables::ledger::{Entry, Tier};
+use crate::dataplane::tables::meters::Sources;
+use crate::dataplane::tables::networks::Table;
+use crate::net::network::Network;
+use crate::sys::clock;
+
+/// The version of the JSON objects.
+pub const SCHEMA: u32 = 1;
+
+/// Numbers by name.
+pub type Named = BTreeMap<&'static str, u64>;
+
+/// Packets, or bytes, by verdict and reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ByVerdict {
+    /// Passed.
+    pub pass: Named,
+    /// Dropped.
+    pub drop: Named,
+    /// Passed by a dry run that would otherwise be dropped.
+    pub would_drop: Named,
+}
+
+/// The counters of one interface.
+#[derive(Debug, Clone, Serialize)]
+pub struct InterfaceStats {
+    /// Its name.
+    pub interface: String,
+    /// How the program is attached.
+    pub mode: Option<Mode>,
+    /// Packets.
+    pub packets: ByVerdict,
+    /// Bytes, link header included.
+    pub bytes: ByVerdict,
+    /// What reached the start-line parser, by kind.
+    pub methods: Named,
+}
+
+/// How full the block list is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Occupancy {
+    /// IPv4 networks.
+    pub ipv4: usize,
+    /// IPv6 networks.
+    pub ipv6: usize,
+    /// How many networks it holds.
+    pub capacity: u32,
+}
+
+/// The sources that the kernel remembers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SourceStats {
+    /// Metered.
+    pub tracked: usize,
+    /// Known good.
+    pub good: usize,
+    /// Peers.
+    pub peers: usize,
+}
+
+/// Our own responses that left through a watched interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ResponseStats {
+    /// 2xx.
+    pub accepted: u64,
+    /// 401 and 407.
+    pub challenged: u64,
+    /// 403, 404, 484, 604.
+    pub refused: u64,
+}
+
+/// What `stats` shows.
+#[derive(Debug, Clone, Serialize)]
+pub struct Stats {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// When this was read.
+    pub time: Timestamp,
+    /// Since when the filter has been counting.
+    pub since: Option<Timestamp>,
+    /// By interface.
+    pub interfaces: Vec<InterfaceStats>,
+    /// Our responses.
+    pub responses: ResponseStats,
+    /// Events that found no room on their way to the daemon.
+    pub lost_events: u64,
+    /// Packets that were not sampled for the detector, because so many of their kind had been.
+    pub lost_samples: u64,
+    /// The block list.
+    pub blocklist: Occupancy,
+    /// The sources.
+    pub sources: SourceStats,
+}
+
+/// A row of `block list` and `trust list`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    /// The network.
+    pub network: Network,
+    /// The port of a flow; none for a whole address.
+    pub port: Option<u16>,
+    /// Whose entry it is.
+    pub owner: String,
+    /// Why.
+    pub reason: String,
+    /// How sure the evidence is.
+    pub tier: Option<Tier>,
+    /// Since when.
+    pub added: Timestamp,
+    /// Until when; none for good.
+    pub expires: Option<Timestamp>,
+    /// Packets dropped for it.
+    pub hits: u64,
+    /// Made in a dry run: not enforced.
+    pub dry_run: bool,
+}
+
+/// An interface that the filter has a record of.
+#[derive(Debug, Clone, Serialize)]
+pub struct FilteredInterface {
+    /// Its configured name.
+    pub interface: String,
+    /// The kernel's index.
+    pub index: u32,
+    /// Its name now; none if it is gone.
+    pub current_name: Option<String>,
+    /// How the program is attached.
+    pub mode: Option<Mode>,
+    /// Since when.
+    pub since: Timestamp,
+    /// Whether it counts without dropping.
+    pub dry_run: bool,
+    /// Whether our program is on it right now.
+    pub attached: bool,
+    /// How our responses are read there, if they are.
+    pub egress: Option<EgressWay>,
+}
+
+impl FilteredInterface {
+    /// What an operator should know of it, if anything.
+    pub fn trouble(&self) -> Option<String> {
+        let name = &self.interface;
+        match &self.current_name {
+            None => Some(format!("{name} is gone; the daemon filters it again as soon as it is back")),
+            Some(_) if !self.attached => Some(format!("{name} is not filtered any more: the program was taken off")),
+            Some(now) if now != name => Some(format!(
+                "{name} is called {now} now; it is filtered until another interface is called {name}: write {now} into the \
+                 configuration and run `sip-xdp reload`"
+            )),
+            Some(_) => self.dry_run.then(|| format!("{name} is in a dry run: nothing is dropped")),
+        }
+    }
+}
+
+/// Reads the counters.
+pub fn stats(pins: &Pins) -> Result<Stats> {
+    let records = records(pins)?;
+    let lost = losses(pins)?;
+    let tracked = Sources::open(|name| pins.open(name))?.tracked()?;
+    let (good, peers) = known(pins)?;
+    Ok(Stats {
+        schema: SCHEMA,
+        time: now(),
+        since: records.iter().map(|(_, record)| clock::from_ms(record.since_ms)).min(),
+        interfaces: packets(pins)?,
+        responses: responses(pins)?,
+        lost_events: lost.events,
+        lost_samples: lost.samples,
+        blocklist: occupancy(pins)?,
+        sources: SourceStats { tracked, good, peers },
+    })
+}
+
+/// Reads the counters of all interfaces, and nothing that takes longer.
+pub fn packets(pins: &Pins) -> Result<Vec<InterfaceStats>> {
+    let counters: PerCpuArray<MapData, Counters> = pins.open(names::COUNTERS)?.try_into()?;
+    let mut interfaces = Vec::new();
+    for (slot, record) in records(pins)? {
+        let per_cpu = counters.get(&slot, 0).context("the counters cannot be read")?;
+        let sum = per_cpu.iter().fold(Counters::zeroed(), add);
+        interfaces.push(InterfaceStats {
+            interface: name_of(&record),
+            mode: Mode::from_number(record.mode),
+            packets: by_verdict(&sum.packets, &sum.would_drop),
+            bytes: by_verdict(&sum.bytes, &sum.would_drop_bytes),
+            methods: Message::ALL.iter().map(|message| (message.name(), sum.messages[*message as usize])).collect(),
+        });
+    }
+    Ok(interfaces)
+}
+
+/// What found no room on its way to the daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Losses {
+    /// Events.
+    pub events: u64,
+    /// Packets that were not sampled for the detector, because so many of their kind had been.
+    pub samples: u64,
+}
+
+/// Counts what found no room on its way to the daemon.
+pub fn losses(pins: &Pins) -> Result<Losses> {
+    let states: PerCpuArray<MapData, CpuState> = pins.open(names::CPU_STATE)?.try_into()?;
+    let states = states.get(&0, 0).context("the states of the CPUs cannot be read")?;
+    Ok(Losses {
+        events: states.iter().map(|state| state.lost_events).sum(),
+        samples: states.iter().map(|state| state.lost_samples).sum(),
+    })
+}
+
+/// Counts the hosts that are known good, and the peers.
+fn known(pins: &Pins) -> Result<(usize, usize)> {
+    let guide = header::read(pins.open(names::GUIDE)?)?;
+    let table = Table::open(|name| pins.open(name), &guide)?;
+    let now = clock::now();
+    let whole = table.whole()?;
+    let live = whole.entries().filter(|entry| entry.terms.expires > now).filter_map(|entry| entry.terms.standing);
+    Ok(live.fold((0, 0), |(good, peers), standing| {
+        (good + usize::from(standing.is_good(now)), peers + usize::from(standing.is_peer(now)))
+    }))
+}
+
+/// Counts the block list.
+pub fn occupancy(pins: &Pins) -> Result<Occupancy> {
+    let guide = header::read(pins.open(names::GUIDE)?)?;
+    let capacity = Ledger::new(pins.open(names::LEDGER)?)?.capacity();
+    Ok(Occupancy { ipv4: guide.ipv4 as usize, ipv6: guide.ipv6 as usize, capacity })
+}
+
+/// Kernel memory that the pinned tables take, in bytes. It is fixed when they are made, but for the ledger, which grows
+/// with what operators and the detector list.
+pub fn memory(pins: &Pins) -> Result<u64> {
+    let mut bytes = 0;
+    for name in names::PINNED_MAPS {
+        let map = MapData::from_pin(pins.maps().join(name))?;
+        let path = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
+        let info = std::fs::read_to_string(&path).with_context(|| format!("{path} cannot be read"))?;
+        // `bpf_map_show_fdinfo` in kernel/bpf/syscall.c.
+        let memory = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+        bytes += memory.and_then(|bytes| bytes.trim().parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(bytes)
+}
+
+/// Whether there is a storm right now.
+pub fn is_storm(pins: &Pins) -> Result<bool> {
+    Ok(weather(pins)?.is_storm(clock::now()))
+}
+
+/// The weather.
+pub fn weather(pins: &Pins) -> Result<Weather> {
+    let weather: Array<MapData, Weather> = pins.open(names::WEATHER)?.try_into()?;
+    Ok(weather.get(&0, 0)?)
+}
+
+/// Reads a list; what has ended is left out.
+pub fn rows(pins: &Pins, list: List) -> Result<Vec<Row>> {
+    let ledger = Ledger::new(pins.open(names::LEDGER)?)?;
+    let guide = header::read(pins.open(names::GUIDE)?)?;
+    let table = Table::open(|name| pins.open(name), &guide)?;
+    let flows = Flows::open(|name| pins.open(name))?;
+    let hits = |network: &Network| table.get(Kind::Blocked, network).ok().flatten().map_or(0, |entry| entry.hits);
+    let now = clock::now();
+    let entries = ledger.entries()?.into_iter().filter(|(of, entry)| *of == list && !entry.is_over(now));
+    let row = |entry: Entry| Row {
+        hits: match (list, entry.port) {
+            (List::Block, None) => hits(&entry.network),
+            (List::Block, Some(port)) => flows.get(entry.network.first(), port).map_or(0, |flow| flow.hits),
+            _ => 0,
+        },
+        network: entry.network,
+        port: entry.port,
+        owner: match entry.owner {
+            Owner::Feed => format!("feed:{}", entry.reason),
+            owner => owner.name().to_owned(),
+        },
+        reason: entry.reason,
+        tier: entry.tier,
+        added: clock::from_ms(entry.added_ms),
+        expires: clock::to_wall(entry.expires),
+        dry_run: entry.dry_run,
+    };
+    Ok(entries.map(|(_, entry)| row(entry)).collect())
+}
+
+/// The interfaces that the filter has a record of, held against those that there are.
+pub fn interfaces(pins: &Pins, present: &[Interface]) -> Result<Vec<FilteredInterface>> {
+    let filtered = |record: &InterfaceRecord| {
+        let ours = ProgramInfo::from_pin(pins.program(record.index)).ok().map(|program| program.id());
+        let present = present.iter().find(|interface| interface.index == record.index);
+        let on = present.and_then(|interface| interface.xdp);
+        FilteredInterface {
+            interface: name_of(record),
+            index: record.index,
+            current_name: present.map(|interface| interface.name.clone()),
+            mode: Mode::from_number(record.mode),
+            since: clock::from_ms(record.since_ms),
+            dry_run: record.dry_run != 0,
+            attached: ours.is_some() && on.map(|xdp| xdp.id) == ours,
+            egress: present.and_then(|interface| tcx::way(interface, pins)),
+        }
+    };
+    Ok(records(pins)?.iter().map(|(_, record)| filtered(record)).collect())
+}
+
+/// Detaches from one interface and forgets it.
+pub fn forget_interface(pins: &Pins, name: &str) -> Result<()> {
+    let ours = records(pins)?.into_iter().filter(|(_, record)| name_of(record) == name);
+    let mut slots = Vec::new();
+    for (slot, record) in ours {
+        pins.detach(record.index)?;
+        slots.push(slot);
+    }
+    let mut map: Array<MapData, InterfaceRecord> = pins.open(names::INTERFACES)?.try_into()?;
+    for slot in slots {
+        map.set(slot, InterfaceRecord::zeroed(), 0)?;
+    }
+    Ok(())
+}
+
+/// Sums our responses over the CPUs.
+fn responses(pins: &Pins) -> Result<ResponseStats> {
+    let map: PerCpuArray<MapData, Responses> = pins.open(names::RESPONSES)?.try_into()?;
+    let per_cpu = map.get(&0, 0).context("the responses cannot be read")?;
+    let sum = |answer: Answer| per_cpu.iter().map(|one| one.packets[answer as usize]).sum();
+    Ok(ResponseStats {
+        accepted: sum(Answer::Accepted),
+        challenged: sum(Answer::Challenged),
+        refused: sum(Answer::Refused),
+    })
+}
+
+/// The slots in use.
+fn records(pins: &Pins) -> Result<Vec<(u32, InterfaceRecord)>> {
+    let map: Array<MapData, InterfaceRecord> = pins.open(names::INTERFACES)?.try_into()?;
+    let mut found = Vec::new();
+    for slot in 0..MAX_INTERFACES as u32 {
+        let record = map.get(&slot, 0).context("the interface records cannot be read")?;
+        if record.index != 0 {
+            found.push((slot, record));
+        }
+    }
+    Ok(found)
+}
+
+/// The configured name in an interface's record.
+pub fn name_of(record: &InterfaceRecord) -> String {
+    String::from_utf8_lossy(&record.name[..usize::from(record.name_length).min(record.name.len())]).into_owned()
+}
+
+/// Now, to the millisecond.
+pub fn now() -> Timestamp {
+    clock::from_ms(clock::wall_ms())
+}
+
+fn add(mut sum: Counters, one: &Counters) -> Counters {
+    let pairs = [
+        (&mut sum.packets[..], &one.packets[..]),
+        (&mut sum.bytes, &one.bytes),
+        (&mut sum.would_drop, &one.would_drop),
+        (&mut sum.would_drop_bytes, &one.would_drop_bytes),
+        (&mut sum.messages, &one.messages),
+    ];
+    for (sum, one) in pairs {
+        sum.iter_mut().zip(one).for_each(|(sum, one)| *sum += one);
+    }
+    sum
+}
+
+pub(crate) fn by_verdict(counted: &[u64; Reason::COUNT], would_drop: &[u64; Reason::COUNT]) -> ByVerdict {
+    let named = |verdict: Verdict, from: &[u64; Reason::COUNT]| {
+        let reasons = Reason::ALL.into_iter().filter(|reason| reason.verdict() == verdict);
+        reasons.map(|reason| (reason.name(), from[reason as usize])).collect()
+    };
+    ByVerdict {
+        pass: named(Verdict::Pass, counted),
+        drop: named(Verdict::Drop, counted),
+        would_drop: named(Verdict::Drop, would_drop),
+    }
+}

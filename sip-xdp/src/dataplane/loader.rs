@@ -1,0 +1,265 @@
+//! The embedded kernel object: loading it with its globals set, and opening its maps.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use aya::maps::{MapInfo, MapType};
+use aya::programs::{SchedClassifier, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use sip_xdp_common::abi::layout::{
+    ASKED, CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, FLOWS, InterfaceRecord,
+    LedgerKey, LedgerRow, MAX_INTERFACES, Responses,
+};
+use sip_xdp_common::abi::names;
+use sip_xdp_common::ip_key::{Source, mask};
+use sip_xdp_common::limits::flow::{Asked, Flow, FlowKey};
+use sip_xdp_common::limits::gcra::{Limits, Pace};
+use sip_xdp_common::limits::meters::{Records, Set, sets};
+use sip_xdp_common::limits::storm::{MARKS, StormLimits, Weather};
+use sip_xdp_common::lookup::host_rows;
+use sip_xdp_common::lookup::networks::{Bucket, GROUP, Guide, Hashing, Prints, buckets};
+use sip_xdp_common::lookup::summary;
+use sip_xdp_common::packet::headers::{Inspects, Link};
+
+use crate::dataplane::tables::header;
+use crate::sys::privileges;
+
+/// The object as `cargo xtask build` compiled it.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sip-xdp-ebpf.o"));
+
+/// How many entries the tables hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Networks in the block table, in the trust table, and rows in the ledger.
+    pub networks: u32,
+    /// Unknown sources with a meter.
+    pub sources: u32,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self { networks: DEFAULT_NETWORKS, sources: DEFAULT_SOURCES }
+    }
+}
+
+/// What a program is told at load time. The verifier prunes what is switched off.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The SIP ports, as a bitmap.
+    pub ports: Ports,
+    /// The limits of unknown sources.
+    pub limits: Limits,
+    /// The limit of known-good addresses and peers.
+    pub good: Pace,
+    /// What a storm is.
+    pub storm: StormLimits,
+    /// The length under which IPv6 sources are metered.
+    pub ipv6_prefix: u8,
+    /// Blocked sources lose everything but ICMP.
+    pub scope_all: bool,
+    /// Only those may talk who are trusted, admitted, known good, or peers.
+    pub closed: bool,
+    /// Count, but drop nothing.
+    pub dry_run: bool,
+    /// Which headers are looked behind.
+    pub inspects: Inspects,
+    /// How frames start on the interface.
+    pub link: Link,
+    /// The interface's slot in the counters.
+    pub slot: u32,
+    /// Take the time from the `CLOCK` map, for tests and replays.
+    pub clock_from_map: bool,
+    /// Table sizes.
+    pub capacity: Capacity,
+}
+
+/// A set of ports as the kernel reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ports(Box<[u64; 1024]>);
+
+impl Ports {
+    /// The ports in these inclusive ranges.
+    pub fn new(ranges: impl IntoIterator<Item = (u16, u16)>) -> Self {
+        let mut words = Box::new([0; 1024]);
+        for (first, last) in ranges {
+            for port in first..=last {
+                words[usize::from(port >> 6)] |= 1 << (port & 63);
+            }
+        }
+        Self(words)
+    }
+
+    /// Whether `port` is in the set.
+    pub fn contains(&self, port: u16) -> bool {
+        self.0[usize::from(port >> 6)] >> (port & 63) & 1 == 1
+    }
+}
+
+/// The pinned maps and how each must look: type, key size, value size and number of entries.
+pub fn shapes(capacity: &Capacity) -> [(&'static str, MapType, usize, usize, u32); names::PINNED_MAPS.len()] {
+    let networks = capacity.networks;
+    let interfaces = MAX_INTERFACES as u32;
+    let (word, index) = (size_of::<u64>(), size_of::<u32>());
+    [
+        (names::GUIDE, MapType::Array, index, size_of::<Guide>(), 1),
+        (names::FRONT_COARSE, MapType::Array, index, size_of::<summary::Element>(), summary::COARSE),
+        (names::FRONT_FINE, MapType::Array, index, size_of::<summary::Element>(), summary::FINE),
+        (names::FED, MapType::Array, index, size_of::<host_rows::Row>(), host_rows::rows(networks)),
+        (names::FINGERPRINTS, MapType::Array, index, size_of::<Prints>(), buckets(networks) / GROUP as u32),
+        (names::NETWORKS, MapType::Array, index, size_of::<Bucket>(), buckets(networks)),
+        (names::LEDGER, MapType::Hash, size_of::<LedgerKey>(), size_of::<LedgerRow>(), networks),
+        (names::SOURCES, MapType::Array, index, size_of::<Set>(), sets(capacity.sources)),
+        (names::RECORDS, MapType::Array, index, size_of::<Records>(), sets(capacity.sources)),
+        (names::FLOWS, MapType::Hash, size_of::<FlowKey>(), size_of::<Flow>(), FLOWS as u32),
+        (names::ASKED, MapType::LruHash, size_of::<Source>(), size_of::<Asked>(), ASKED as u32),
+        (names::SKETCH, MapType::Array, index, MARKS, 1),
+        (names::WEATHER, MapType::Array, index, size_of::<Weather>(), 1),
+        (names::COUNTERS, MapType::PerCpuArray, index, size_of::<Counters>(), interfaces),
+        (names::RESPONSES, MapType::PerCpuArray, index, size_of::<Responses>(), 1),
+        (names::CPU_STATE, MapType::PerCpuArray, index, size_of::<CpuState>(), 1),
+        (names::EVENTS, MapType::RingBuf, 0, 0, EVENTS_BYTES as u32),
+        (names::INTERFACES, MapType::Array, index, size_of::<InterfaceRecord>(), interfaces),
+        (names::CLOCK, MapType::Array, index, word, CLOCK_WORDS),
+        (names::TAP, MapType::Array, index, word, 1),
+    ]
+}
+
+/// Why the maps pinned in `directory` cannot be used, if they cannot: aya re-uses a pinned map by name, whatever it is.
+pub fn misfit(directory: &Path, capacity: &Capacity) -> Option<String> {
+    shapes(capacity).into_iter().find_map(|(name, kind, key, value, entries)| {
+        let info = match MapInfo::from_pin(directory.join(name)) {
+            Ok(info) => info,
+            Err(error) => return Some(format!("{name} cannot be opened ({error})")),
+        };
+        let found = (info.map_type().ok(), info.key_size() as usize, info.value_size() as usize, info.max_entries());
+        (found != (Some(kind), key, value, entries)).then(|| format!("{name} has another size or layout"))
+    })
+}
+
+/// Loads the programs, with their maps as [`make_maps`] makes them.
+pub fn load(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
+    let mut object = make_maps(settings, maps)?;
+    ingress(&mut object)?.load().map_err(|error| explain(error.into()))?;
+    egress(&mut object)?.load().map_err(|error| explain(error.into()))?;
+    Ok(object)
+}
+
+/// What the program's globals are to be, by name.
+pub fn globals(settings: &Settings, hashing: &Hashing) -> [(&'static str, Vec<u8>); names::GLOBALS.len()] {
+    let (high, low) = mask(settings.ipv6_prefix);
+    let flag = |is: bool| vec![u8::from(is)];
+    [
+        (names::PORTS, bytemuck::cast_slice(settings.ports.0.as_slice()).to_vec()),
+        (names::LIMITS, bytemuck::bytes_of(&settings.limits).to_vec()),
+        (names::GOOD_LIMIT, bytemuck::bytes_of(&settings.good).to_vec()),
+        (names::STORM, bytemuck::bytes_of(&settings.storm).to_vec()),
+        (names::HASHING, bytemuck::bytes_of(hashing).to_vec()),
+        (names::IPV6_MASK, bytemuck::bytes_of(&[high, low]).to_vec()),
+        (names::SLOT, bytemuck::bytes_of(&settings.slot).to_vec()),
+        (names::LINK, vec![settings.link as u8]),
+        (names::SCOPE_ALL, flag(settings.scope_all)),
+        (names::DRY_RUN, flag(settings.dry_run)),
+        (names::CLOCK_FROM_MAP, flag(settings.clock_from_map)),
+        (names::IPV6, flag(settings.inspects.ipv6)),
+        (names::TAGS, flag(settings.inspects.tags)),
+        (names::CLOSED, flag(settings.closed)),
+    ]
+}
+
+/// Makes the maps, but loads no program yet. With `maps`, the shared maps are those pinned in that directory, and are
+/// pinned there if they are not yet; without, they are private to the returned object.
+pub fn make_maps(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
+    let Capacity { networks, sources } = settings.capacity;
+    let hashing = match maps {
+        Some(directory) => header::pinned_hashing(&directory.join(names::GUIDE))?,
+        None => None,
+    };
+    let hashing = hashing.unwrap_or_else(|| header::new_hashing(networks, sources));
+    let globals = globals(settings, &hashing);
+    let pins: Vec<(&str, PathBuf)> =
+        maps.map(|dir| names::PINNED_MAPS.map(|name| (name, dir.join(name))).to_vec()).unwrap_or_default();
+
+    let mut loader = EbpfLoader::new();
+    for (name, value) in &globals {
+        loader.override_global(name, value.as_slice(), true);
+    }
+    for (name, _, _, _, entries) in shapes(&settings.capacity) {
+        loader.map_max_entries(name, entries);
+    }
+    for (name, path) in &pins {
+        loader.map_pin_path(name, path);
+    }
+    let mut object = loader.load(OBJECT).map_err(|error| explain(error.into()))?;
+    let map = object.map_mut(names::GUIDE).context("the kernel object has no guide")?;
+    header::write_new(&mut map.try_into()?, hashing)?;
+    Ok(object)
+}
+
+/// The ingress program of a loaded object.
+pub fn ingress(object: &mut Ebpf) -> Result<&mut Xdp> {
+    let program = object.program_mut(names::INGRESS).context("the kernel object has no ingress program")?;
+    Ok(program.try_into()?)
+}
+
+/// The egress program of a loaded object.
+pub fn egress(object: &mut Ebpf) -> Result<&mut SchedClassifier> {
+    let program = object.program_mut(names::EGRESS).context("the kernel object has no egress program")?;
+    Ok(program.try_into()?)
+}
+
+/// Checks what loading needs before it fails half-way: the capabilities.
+pub fn check_capabilities() -> Result<()> {
+    let missing = privileges::missing()?;
+    if !missing.is_empty() {
+        bail!(
+            "missing {} to load programs into the kernel; run it as root, or give the process these capabilities",
+            missing.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// Puts a load error on one line: aya's own messages leave the cause to the chain, and the verifier's log, which has
+/// thousands of lines, goes to the debug log.
+fn explain(error: anyhow::Error) -> anyhow::Error {
+    let mut parts: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        log::debug!("{text}");
+        let line = text.lines().next().unwrap_or_default().to_owned();
+        if !parts.iter().any(|part| part.contains(&line)) {
+            parts.push(line);
+        }
+    }
+    let mut text = parts.join(": ");
+    if text.contains("Operation not permitted") {
+        text.push_str(
+            "; BPF is refused here (a container, lockdown, or missing capabilities): run it on the host as root",
+        );
+    }
+    anyhow!("the kernel did not take the program: {text}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_exact() {
+        let ports = Ports::new([(5060, 5061), (65535, 65535), (0, 0), (5080, 5090)]);
+        let listed: Vec<u16> = (0..=u16::MAX).filter(|port| ports.contains(*port)).collect();
+        let mut expected = vec![0, 5060, 5061];
+        expected.extend(5080..=5090);
+        expected.push(65535);
+        assert_eq!(listed, expected);
+    }
+
+    #[test]
+    fn every_pinned_map_has_a_shape() {
+        let mut shaped = shapes(&Capacity::default()).map(|shape| shape.0);
+        let mut pinned = names::PINNED_MAPS;
+        shaped.sort_unstable();
+        pinned.sort_unstable();
+        assert_eq!(shaped, pinned);
+    }
+}

@@ -1,0 +1,264 @@
+//! What is pinned, and where: the shared maps, a program and a link per interface. Pins outlive the daemon.
+//!
+//! ```text
+//! PIN_DIR/v4/MAP            the shared maps, in the layout of version 4
+//! PIN_DIR/v4-new/MAP        the same while they are being replaced; left over only by a crash
+//! PIN_DIR/links/INDEX       the link that holds the ingress program on the interface with that index
+//! PIN_DIR/egress/INDEX      the link that holds the egress program there
+//! PIN_DIR/clsact/INDEX      a directory: our filter is on that interface's clsact qdisc, where there are no such links
+//! PIN_DIR/clsact/INDEX/qdisc   the same: that qdisc is ours, too
+//! PIN_DIR/programs/INDEX    the ingress program itself, for people with bpftool
+//! ```
+//!
+//! Names are interface indices, since bpffs takes no dots and VLAN interfaces have them.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use aya::maps::{Map, MapData};
+use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{FsType, statfs};
+use sip_xdp_common::abi::layout::LAYOUT_VERSION;
+
+use crate::dataplane::attach::tcx::detach_filter;
+use crate::dataplane::attach::xdp::innermost;
+
+/// The magic number of the BPF file system (`BPF_FS_MAGIC` in `include/uapi/linux/magic.h`).
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+/// Where the BPF file system is by convention.
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// The note that a qdisc is ours.
+const QDISC: &str = "qdisc";
+
+/// The pins of one instance.
+#[derive(Debug, Clone)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+/// Holds the instance: while it lives, no other daemon uses these pins.
+#[derive(Debug)]
+pub struct Lock {
+    _directory: Flock<File>,
+}
+
+impl Pins {
+    /// The pins under `root`. Nothing is touched yet.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// The directory of the shared maps.
+    pub fn maps(&self) -> PathBuf {
+        self.root.join(format!("v{LAYOUT_VERSION}"))
+    }
+
+    /// The directory of the shared maps that are to replace the present ones.
+    pub fn new_maps(&self) -> PathBuf {
+        self.root.join(format!("v{LAYOUT_VERSION}-new"))
+    }
+
+    /// The link of an interface.
+    pub fn link(&self, index: u32) -> PathBuf {
+        self.root.join("links").join(index.to_string())
+    }
+
+    /// The egress link of an interface.
+    pub fn egress_link(&self, index: u32) -> PathBuf {
+        self.root.join("egress").join(index.to_string())
+    }
+
+    /// The note that our filter is on the clsact qdisc of an interface.
+    pub fn clsact(&self, index: u32) -> PathBuf {
+        self.root.join("clsact").join(index.to_string())
+    }
+
+    /// The program of an interface.
+    pub fn program(&self, index: u32) -> PathBuf {
+        self.root.join("programs").join(index.to_string())
+    }
+
+    /// The indices of the interfaces that have a link.
+    pub fn linked(&self) -> Vec<u32> {
+        self.indices("links")
+    }
+
+    fn indices(&self, name: &str) -> Vec<u32> {
+        let Ok(directory) = fs::read_dir(self.root.join(name)) else {
+            return Vec::new();
+        };
+        let mut indices: Vec<u32> =
+            directory.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        indices.sort_unstable();
+        indices
+    }
+
+    /// Whether anything is loaded: the shared maps are there.
+    pub fn is_loaded(&self) -> bool {
+        self.maps().is_dir()
+    }
+
+    /// Makes sure that this process may see what is pinned.
+    pub fn check_access(&self) -> Result<()> {
+        match fs::metadata(self.maps()) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                bail!("{} may not be read; run it as root", self.root.display())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens a shared map.
+    pub fn open(&self, name: &str) -> Result<Map> {
+        self.check_access()?;
+        if !self.is_loaded() {
+            bail!("no filter is loaded (nothing is pinned in {}); start it with `sip-xdp run`", self.root.display());
+        }
+        let path = self.maps().join(name);
+        let data = MapData::from_pin(&path)
+            .map_err(|error| anyhow!("{} cannot be opened ({}); run it as root", path.display(), innermost(&error)))?;
+        Ok(Map::from_map_data(data)?)
+    }
+
+    /// Makes the directories, on a BPF file system, and takes the instance for this process.
+    pub fn prepare(&self) -> Result<Lock> {
+        self.check_bpffs()?;
+        let inside = ["links", "egress", "clsact", "programs"].map(|name| self.root.join(name));
+        for directory in [self.root.clone()].into_iter().chain(inside) {
+            fs::create_dir_all(&directory)
+                .with_context(|| format!("{} cannot be made; run it as root", directory.display()))?;
+        }
+        self.lock()
+    }
+
+    /// Takes the instance for this process.
+    pub fn lock(&self) -> Result<Lock> {
+        let directory = File::open(&self.root).with_context(|| format!("{} cannot be opened", self.root.display()))?;
+        match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+            Ok(directory) => Ok(Lock { _directory: directory }),
+            Err((_, error)) if error == nix::errno::Errno::EWOULDBLOCK => bail!(
+                "another sip-xdp runs with {}; stop it, or give this one its own --pin-dir, --run-dir and --state-dir",
+                self.root.display()
+            ),
+            Err((_, error)) => bail!("{} cannot be locked: {error}", self.root.display()),
+        }
+    }
+
+    /// Makes sure that the pin directory is on a BPF file system, mounting it where it belongs if need be.
+    fn check_bpffs(&self) -> Result<()> {
+        if is_bpffs(&self.root) {
+            return Ok(());
+        }
+        if self.root.starts_with(BPFFS) && Path::new(BPFFS).is_dir() {
+            mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>).map_err(|error| {
+                anyhow!(
+                    "no BPF file system on {BPFFS} and it cannot be mounted ({error}); run: mount -t bpf bpf {BPFFS}"
+                )
+            })?;
+            log::info!("mounted the BPF file system on {BPFFS}");
+            return Ok(());
+        }
+        bail!(
+            "{} is not on a BPF file system; choose a --pin-dir below {BPFFS}, or mount one there: mount -t bpf bpf DIR",
+            self.root.display()
+        )
+    }
+
+    /// Replaces the shared maps by those in [`Pins::new_maps`], and removes the layouts of other versions.
+    pub fn promote_new_maps(&self) -> Result<()> {
+        remove_directory(&self.maps())?;
+        fs::rename(self.new_maps(), self.maps()).context("the new maps cannot be put in place")?;
+        self.remove_other_versions()
+    }
+
+    /// Removes the layouts of other versions.
+    pub fn remove_other_versions(&self) -> Result<()> {
+        let keep = self.maps();
+        for entry in fs::read_dir(&self.root)?.flatten() {
+            let is_version = entry.file_name().to_str().is_some_and(|name| name.starts_with('v'));
+            if is_version && entry.path() != keep {
+                remove_directory(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that our filter is on an interface, and whether the qdisc under it is ours; that stays noted.
+    pub(crate) fn note_clsact(&self, index: u32, owns_qdisc: bool) -> Result<()> {
+        let note = self.clsact(index);
+        let note = if owns_qdisc { note.join(QDISC) } else { note };
+        fs::create_dir_all(&note).with_context(|| format!("{} cannot be made", note.display()))
+    }
+
+    /// Whether the qdisc of an interface is noted as ours.
+    pub(crate) fn owns_qdisc(&self, index: u32) -> bool {
+        self.clsact(index).join(QDISC).exists()
+    }
+
+    /// Forgets what is noted of an interface.
+    pub(crate) fn forget_clsact(&self, index: u32) -> Result<()> {
+        remove_directory(&self.clsact(index))
+    }
+
+    /// Takes the egress link of an interface away, which detaches its program.
+    pub(crate) fn remove_egress_link(&self, index: u32) -> Result<()> {
+        remove_file(&self.egress_link(index))
+    }
+
+    /// Takes the links and the program of an interface away, which detaches the programs, and the egress filter.
+    pub fn detach(&self, index: u32) -> Result<()> {
+        remove_file(&self.link(index))?;
+        self.remove_egress_link(index)?;
+        detach_filter(index, self)?;
+        remove_file(&self.program(index))
+    }
+
+    /// Takes away what a start that failed has left: new tables, and the directories if nothing else is in them.
+    pub fn clean_up_start(&self) -> Result<()> {
+        if self.linked().is_empty() && !self.is_loaded() {
+            return self.remove_all();
+        }
+        remove_directory(&self.new_maps())
+    }
+
+    /// Takes everything away.
+    pub fn remove_all(&self) -> Result<()> {
+        remove_directory(&self.root.join("links"))?;
+        for index in self.indices("clsact") {
+            detach_filter(index, self)?;
+        }
+        remove_directory(&self.root)
+    }
+}
+
+/// Whether `path`, or the nearest directory above it that exists, is on a BPF file system.
+pub(crate) fn is_bpffs(path: &Path) -> bool {
+    path.ancestors()
+        .find(|path| path.exists())
+        .and_then(|path| statfs(path).ok())
+        .is_some_and(|stat| stat.filesystem_type() == FsType(BPF_FS_MAGIC))
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("{} cannot be removed", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes a directory with all that is in it.
+pub fn remove_directory(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("{} cannot be removed", path.display()))
+        }
+        _ => Ok(()),
+    }
+}

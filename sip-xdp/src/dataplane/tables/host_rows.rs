@@ -1,0 +1,161 @@
+//! The writer of the rows of hosts that feeds list, which the kernel reads while they change. What is in them, and where, is
+//! said in [`sip_xdp_common::lookup::host_rows`].
+//!
+//! A look-up reads a row word by word. So a host that stays listed must not leave its lane before the row says that there
+//! is one to be looked for elsewhere, nor before every reader has gone that may have read this earlier. One that
+//! is elsewhere stays there as long as it is listed.
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::Result;
+use aya::maps::Map;
+use sip_xdp_common::abi::names;
+use sip_xdp_common::lookup::host_rows::{ELSEWHERE_SHIFT, Home, MARKS, Row};
+use sip_xdp_common::lookup::networks::Hashing;
+
+use crate::dataplane::mmap::{Mapped, View, grace_period};
+
+const ROW_WORDS: usize = size_of::<Row>() / size_of::<u64>();
+
+/// Lanes of a word, and bits of a lane.
+const LANES: usize = 4;
+const LANE_BITS: usize = 16;
+
+/// The words of one of all mapped rows.
+pub fn row(all: &View, number: u32) -> &[AtomicU64] {
+    &all.words()[number as usize * ROW_WORDS..][..ROW_WORDS]
+}
+
+/// Who blocks a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// Nobody.
+    Nobody,
+    /// A feed, and nobody else.
+    Feed,
+    /// Others, whether a feed does or not.
+    Others,
+}
+
+/// The rows.
+pub struct Rows {
+    rows: Mapped,
+    hashing: Hashing,
+    /// Hosts that are counted as elsewhere, and are to leave their lanes when nobody can know their rows from before.
+    leaving: RefCell<Vec<Home>>,
+}
+
+impl Rows {
+    /// Opens the map by name, through `open`.
+    pub fn open(mut open: impl FnMut(&str) -> Result<Map>, hashing: Hashing) -> Result<Self> {
+        Ok(Self { rows: Mapped::new(open(names::FED)?)?, hashing, leaving: RefCell::default() })
+    }
+
+    /// Keeps all of them mapped from now on.
+    pub(crate) fn keep_mapped(&mut self) -> Result<()> {
+        self.rows.keep()
+    }
+
+    /// Where a host stands, by its address in host order.
+    pub fn home(&self, address: u32) -> Home {
+        Home::of(address, self.hashing.seed, self.hashing.row_shift)
+    }
+
+    /// Maps all of them.
+    pub fn all(&self) -> Result<View> {
+        self.rows.all()
+    }
+
+    /// Maps one.
+    pub fn one(&self, number: u32) -> Result<View> {
+        self.rows.one(number)
+    }
+
+    /// Notes in a host's row that it is blocked by others than before.
+    pub fn change(&self, words: &[AtomicU64], home: Home, from: By, to: By) {
+        let row = Lanes(words);
+        match (row.find(home.mark), to) {
+            (Some(_), By::Feed) => {}
+            (Some(lane), By::Nobody) => row.set(lane, 0),
+            (Some(_), By::Others) => {
+                row.add_elsewhere(1);
+                self.leaving.borrow_mut().push(home);
+            }
+            (None, By::Nobody) if from == By::Nobody => {}
+            (None, By::Nobody) => row.add_elsewhere(-1),
+            (None, _) if from != By::Nobody => {}
+            (None, _) => match row.find(0) {
+                Some(free) if to == By::Feed => row.set(free, home.mark),
+                _ => row.add_elsewhere(1),
+            },
+        }
+    }
+
+    /// Lets those leave their lanes who are to. To be called when a change is done.
+    pub fn settle(&self) -> Result<()> {
+        let mut leaving = self.leaving.borrow_mut();
+        if leaving.is_empty() {
+            return Ok(());
+        }
+        grace_period()?;
+        let all = self.all()?;
+        for home in leaving.drain(..) {
+            let row = Lanes(row(&all, home.row));
+            if let Some(lane) = row.find(home.mark) {
+                row.set(lane, 0);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the rows say what is true, whatever moment their writer died in: these hosts are all that are blocked.
+    pub fn repair(&self, mut hosts: Vec<(Home, By)>) -> Result<()> {
+        hosts.sort_unstable_by_key(|(home, _)| home.row);
+        let all = self.all()?;
+        let mut rest = hosts.as_slice();
+        for number in 0..self.rows.elements() {
+            let (of_row, others) = rest.split_at(rest.iter().take_while(|(home, _)| home.row == number).count());
+            rest = others;
+            let row = Lanes(row(&all, number));
+            let mut elsewhere = of_row.len();
+            for lane in 0..MARKS {
+                let mark = row.get(lane);
+                match of_row.iter().find(|(home, _)| home.mark == mark) {
+                    Some((_, By::Feed)) if row.find(mark) == Some(lane) => elsewhere -= 1,
+                    Some((home, _)) => self.leaving.borrow_mut().push(*home),
+                    None if mark != 0 => row.set(lane, 0),
+                    None => {}
+                }
+            }
+            row.set(MARKS, elsewhere as u16);
+        }
+        self.settle()
+    }
+}
+
+/// The lanes of a row.
+struct Lanes<'a>(&'a [AtomicU64]);
+
+impl Lanes<'_> {
+    fn get(&self, lane: usize) -> u16 {
+        (self.0[lane / LANES].load(Ordering::Relaxed) >> (lane % LANES * LANE_BITS)) as u16
+    }
+
+    fn set(&self, lane: usize, value: u16) {
+        let (word, shift) = (&self.0[lane / LANES], lane % LANES * LANE_BITS);
+        let others = word.load(Ordering::Relaxed) & !(u64::from(u16::MAX) << shift);
+        word.store(others | u64::from(value) << shift, Ordering::Release);
+    }
+
+    /// The lowest lane with this mark, or with none.
+    fn find(&self, mark: u16) -> Option<usize> {
+        (0..MARKS).find(|lane| self.get(*lane) == mark)
+    }
+
+    fn add_elsewhere(&self, change: i16) {
+        self.set(MARKS, self.get(MARKS).saturating_add_signed(change));
+    }
+}
+
+const _: () = assert!(LANES * ROW_WORDS == MARKS + 1 && MARKS % LANES * LANE_BITS == ELSEWHERE_SHIFT as usize);

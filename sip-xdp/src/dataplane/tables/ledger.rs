@@ -1,0 +1,221 @@
+//! Rows of the ledger: who listed which network, when, until when and why.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail};
+use aya::maps::{HashMap, Map, MapData, MapError};
+use serde::{Deserialize, Serialize};
+use sip_xdp_common::abi::layout::{
+    LedgerKey, LedgerRow, List, Owner, REASON, ROW_DRY_RUN, TIER_NONE, TIER_PROVEN, TIER_UNPROVEN,
+};
+
+use crate::net::network::Network;
+use crate::sys::clock;
+
+/// How sure it is that the source is who it says, [`None`] where that is not the question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    /// The source address could be forged.
+    Unproven,
+    /// The source has completed a request with credentials, or echoed a nonce that was given to nobody else.
+    Proven,
+}
+
+impl Tier {
+    /// The name in logs and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unproven => "unproven",
+            Self::Proven => "proven",
+        }
+    }
+}
+
+/// One owner's claim on one network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The network.
+    pub network: Network,
+    /// The port, if it is about one flow of an address.
+    pub port: Option<u16>,
+    /// Whose claim it is.
+    pub owner: Owner,
+    /// When it was made, in milliseconds since 1970.
+    pub added_ms: u64,
+    /// When it ends, on the filter's clock.
+    pub expires: u64,
+    /// How sure the evidence is.
+    pub tier: Option<Tier>,
+    /// Made in a dry run: never enforced.
+    pub dry_run: bool,
+    /// Why, in at most [`REASON`] bytes.
+    pub reason: String,
+}
+
+impl Entry {
+    /// An operator's entry, made now.
+    pub fn manual(network: Network, expires: u64, reason: &str) -> Self {
+        let reason = shorten(reason).to_owned();
+        let added_ms = clock::wall_ms();
+        Self { network, port: None, owner: Owner::Manual, added_ms, expires, tier: None, dry_run: false, reason }
+    }
+
+    /// What it is about: a network, or a flow.
+    pub fn place(&self) -> String {
+        match self.port {
+            Some(port) => format!("{} port={port}", self.network),
+            None => self.network.to_string(),
+        }
+    }
+
+    /// Whether it has ended at `now`.
+    pub fn is_over(&self, now: u64) -> bool {
+        self.expires <= now
+    }
+
+    /// The row's key in the kernel.
+    pub fn key(&self, list: List) -> LedgerKey {
+        let (network, prefix) = (self.network.first(), self.network.bits());
+        let port = self.port.unwrap_or(0);
+        LedgerKey { network, prefix, list: list as u8, owner: self.owner as u8, pad: 0, port, rest: 0 }
+    }
+
+    /// The row's value in the kernel.
+    pub fn row(&self) -> LedgerRow {
+        let text = shorten(&self.reason).as_bytes();
+        let mut reason = [0; REASON];
+        reason[..text.len()].copy_from_slice(text);
+        LedgerRow {
+            expires: self.expires,
+            added_ms: self.added_ms,
+            tier: match self.tier {
+                None => TIER_NONE,
+                Some(Tier::Unproven) => TIER_UNPROVEN,
+                Some(Tier::Proven) => TIER_PROVEN,
+            },
+            flags: if self.dry_run { ROW_DRY_RUN } else { 0 },
+            reason_length: text.len() as u16,
+            pad: 0,
+            reason,
+        }
+    }
+
+    /// Reads a row. `None` if it is not one that this version writes.
+    pub fn read(key: &LedgerKey, row: &LedgerRow) -> Option<(List, Self)> {
+        let list = List::from_number(key.list)?;
+        let reason = row.reason.get(..usize::from(row.reason_length))?;
+        let entry = Self {
+            network: Network::around(key.network, key.prefix),
+            port: (key.port != 0).then_some(key.port),
+            owner: Owner::from_number(key.owner)?,
+            added_ms: row.added_ms,
+            expires: row.expires,
+            tier: match row.tier {
+                TIER_UNPROVEN => Some(Tier::Unproven),
+                TIER_PROVEN => Some(Tier::Proven),
+                _ => None,
+            },
+            dry_run: row.flags & ROW_DRY_RUN != 0,
+            reason: String::from_utf8_lossy(reason).into_owned(),
+        };
+        Some((list, entry))
+    }
+}
+
+/// Cuts a reason to what a row holds, between characters.
+fn shorten(reason: &str) -> &str {
+    let mut end = reason.len().min(REASON);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    &reason[..end]
+}
+
+/// The ledger, as a map.
+pub struct Ledger {
+    rows: HashMap<MapData, LedgerKey, LedgerRow>,
+    capacity: u32,
+}
+
+impl Ledger {
+    /// Takes the map.
+    pub fn new(map: Map) -> Result<Self> {
+        let Map::HashMap(data) = &map else {
+            bail!("the ledger is not a hash map");
+        };
+        let capacity = data.info()?.max_entries();
+        Ok(Self { rows: map.try_into()?, capacity })
+    }
+
+    /// How many rows there is room for, and as many networks on each list.
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// All entries, ordered by list and network.
+    ///
+    /// A daemon may change the ledger meanwhile. The kernel's walk over a hash starts again when the row that it stands
+    /// on is deleted, so rows can come twice, and the walk is given an end.
+    pub fn entries(&self) -> Result<Vec<(List, Entry)>> {
+        let mut entries = BTreeMap::new();
+        for row in self.rows.iter().take(2 * self.capacity as usize) {
+            let (key, row) = row.context("the ledger cannot be read")?;
+            if let Some((list, entry)) = Entry::read(&key, &row) {
+                entries.insert((list, entry.network, entry.port, entry.owner), (list, entry));
+            }
+        }
+        Ok(entries.into_values().collect())
+    }
+
+    /// The entry of an owner for exactly this network, or for this port of it.
+    pub fn get(&self, list: List, network: &Network, port: Option<u16>, owner: Owner) -> Option<Entry> {
+        let key = Entry { owner, port, ..Entry::manual(*network, 0, "") }.key(list);
+        let row = self.rows.get(&key, 0).ok()?;
+        Entry::read(&key, &row).map(|(_, entry)| entry)
+    }
+
+    /// Writes a row.
+    pub fn put(&mut self, list: List, entry: &Entry) -> Result<(), MapError> {
+        self.rows.insert(entry.key(list), entry.row(), 0)
+    }
+
+    /// Removes a row, if it is there.
+    pub fn remove(&mut self, list: List, entry: &Entry) -> Result<(), MapError> {
+        forgive_missing(self.rows.remove(&entry.key(list)))
+    }
+}
+
+/// Removing what is not there is no error.
+fn forgive_missing(removed: Result<(), MapError>) -> Result<(), MapError> {
+    match removed {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_comes_back_as_it_went() {
+        let mut entry = Entry::manual("192.0.2.0/24".parse().unwrap(), 77, "überfällig: Ärger");
+        entry.dry_run = true;
+        entry.tier = Some(Tier::Proven);
+        entry.port = Some(5062);
+        for list in List::ALL {
+            assert_eq!(Entry::read(&entry.key(list), &entry.row()), Some((list, entry.clone())));
+        }
+    }
+
+    #[test]
+    fn a_long_reason_is_cut_between_characters() {
+        let entry = Entry::manual("192.0.2.1".parse().unwrap(), 1, &"ü".repeat(200));
+        assert_eq!(entry.reason.len(), REASON);
+        let entry = Entry::manual("192.0.2.1".parse().unwrap(), 1, &format!("a{}", "ü".repeat(200)));
+        assert_eq!(entry.reason.len(), REASON - 1);
+        assert!(Entry::read(&entry.key(List::Block), &entry.row()).is_some());
+    }
+}

@@ -1,0 +1,72 @@
+//! User space's view of the meters of unknown sources ([`sip_xdp_common::limits::meters`]).
+
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context, Result};
+use aya::maps::Map;
+use sip_xdp_common::abi::names;
+use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::limits::gcra::Meter;
+use sip_xdp_common::limits::meters::{Home, Set};
+use sip_xdp_common::lookup::networks::Hashing;
+
+use crate::dataplane::mmap::{Mapped, View};
+use crate::dataplane::tables::header;
+
+/// Words of a meter; a [`Set`] is made of nothing else.
+const METER_WORDS: usize = size_of::<Meter>() / size_of::<u64>();
+
+const _: () = assert!(size_of::<Set>().is_multiple_of(size_of::<Meter>()));
+
+/// The table of meters.
+pub struct Sources {
+    map: Mapped,
+    hashing: Hashing,
+}
+
+impl Sources {
+    /// Opens the maps by name, through `open`.
+    pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
+        let hashing = header::read(open(names::GUIDE)?)?.hashing;
+        let map = Mapped::new(open(names::SOURCES)?).context("the table of sources cannot be used")?;
+        Ok(Self { map, hashing })
+    }
+
+    /// How many sources have a meter.
+    pub fn tracked(&self) -> Result<usize> {
+        let view = self.map.all()?;
+        Ok(meters(&view).filter(|meter| meter.mark != 0).count())
+    }
+
+    /// A source's meter, and the set and the place in it where that stands.
+    pub fn meter(&self, source: &Source) -> Result<Option<(Meter, u32, usize)>> {
+        let home = Home::of(source, self.hashing.seed);
+        let set = home.set(self.hashing.set_mask);
+        let view = self.map.one(set)?;
+        let found = meters(&view).enumerate().find(|(_, meter)| home.owns(meter));
+        Ok(found.map(|(way, meter)| (meter, set, way)))
+    }
+
+    /// Takes a source's meter away: its next packet is its first.
+    pub fn forget(&self, source: &Source) -> Result<()> {
+        let home = Home::of(source, self.hashing.seed);
+        let view = self.map.one(home.set(self.hashing.set_mask))?;
+        for (words, _) in view.words().chunks_exact(METER_WORDS).zip(meters(&view)).filter(|(_, own)| home.owns(own)) {
+            words[0].store(0, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Takes all meters away.
+    pub fn forget_all(&self) -> Result<()> {
+        self.map.all()?.words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        Ok(())
+    }
+}
+
+fn meters(view: &View) -> impl Iterator<Item = Meter> {
+    view.words().chunks_exact(METER_WORDS).map(|words| {
+        let words: [u64; METER_WORDS] = std::array::from_fn(|n| words[n].load(Ordering::Relaxed));
+        bytemuck::cast(words)
+    })
+}

@@ -1,0 +1,406 @@
+//! The writer of the table of networks: a hash table in mapped memory that the kernel reads while it changes. What its
+//! parts mean is said in [`sip_xdp_common::lookup::networks`].
+
+use std::cell::Cell;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::Result;
+use aya::maps::Map;
+use sip_xdp_common::abi::names;
+use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::lookup::networks::{
+    ALIKE, Bucket, CLAIMED, FEED, FLOWS, GROUP, Guide, HIT, Hashed, Hashing, Kind, LABEL, OCCUPIED, OWN, Slot,
+    Standing, WAYS,
+};
+
+use crate::dataplane::mmap::{Mapped, View};
+use crate::dataplane::tables::host_rows::{self, By, Rows};
+use crate::net::network::Network;
+
+/// Words of a slot, in the order of [`Slot`].
+const SLOT_WORDS: usize = size_of::<Slot>() / size_of::<u64>();
+const BUCKET_WORDS: usize = size_of::<Bucket>() / size_of::<u64>();
+const HIGH: usize = 0;
+const LOW: usize = 1;
+const EXPIRES: usize = 2;
+const STATE: usize = 3;
+
+const _: () = assert!(BUCKET_WORDS == WAYS * SLOT_WORDS && WAYS == size_of::<u64>());
+
+/// Until when a network is listed, and by whom.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// When it ends, on the filter's clock.
+    pub expires: u64,
+    /// A feed lists it.
+    pub feed: bool,
+    /// Somebody else does.
+    pub claimed: bool,
+    /// An operator does, or the configuration.
+    pub own: bool,
+    /// Some of its ports are banned.
+    pub flows: bool,
+    /// What is known of a host.
+    pub standing: Option<Standing>,
+}
+
+impl Terms {
+    const FLAGS: u64 = FEED | CLAIMED | OWN | FLOWS;
+
+    fn flags(&self) -> u64 {
+        (u64::from(self.feed) * FEED)
+            | (u64::from(self.claimed) * CLAIMED)
+            | (u64::from(self.own) * OWN)
+            | (u64::from(self.flows) * FLOWS)
+            | self.standing.map_or(0, |standing| standing.bits())
+    }
+}
+
+/// An entry of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TableEntry {
+    /// What the network is listed as.
+    pub kind: Kind,
+    /// The network.
+    pub network: Network,
+    /// Until when, and by whom.
+    pub terms: Terms,
+    /// Packets dropped for it.
+    pub hits: u64,
+}
+
+/// Both buckets of a network are full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoPlace;
+
+/// How many networks a table holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Those that are blocked or trusted.
+    pub all: usize,
+    /// Blocked ones: IPv4 and IPv6.
+    pub blocked: [usize; 2],
+}
+
+/// The table.
+pub struct Table {
+    networks: Mapped,
+    prints: Mapped,
+    fed: Rows,
+    hashing: Hashing,
+    counts: Cell<Counts>,
+}
+
+/// A part of the table that is mapped, or all of it.
+pub trait Slots {
+    /// The two buckets that a hash stands for.
+    fn places(&self, hashed: &Hashed) -> [Place<'_>; 2];
+
+    /// The row of hosts with this number.
+    fn row(&self, number: u32) -> &[AtomicU64];
+
+    /// The table.
+    fn table(&self) -> &Table;
+
+    /// Enters a network, or changes the terms of one that is there.
+    fn set(&self, kind: Kind, network: &Network, terms: Terms) -> Result<(), NoPlace> {
+        let key = Key::new(kind, network, self.table());
+        let before = set(self.places(&key.hashed), &key, terms)?;
+        if before == 0 {
+            self.table().count(kind, network, 1);
+        }
+        self.follow(kind, network, by(before), by(terms.flags() | OCCUPIED));
+        Ok(())
+    }
+
+    /// Takes a network out, if it is there.
+    fn remove(&self, kind: Kind, network: &Network) {
+        let key = Key::new(kind, network, self.table());
+        if let Some((place, way)) = find(self.places(&key.hashed), &key) {
+            // First where it is found first: a crash in between leaves an entry, not a host that is blocked and on no list.
+            self.follow(kind, network, by(place.slot(way)[STATE].load(Ordering::Relaxed)), By::Nobody);
+            place.clear(way);
+            self.table().count(kind, network, -1);
+        }
+    }
+
+    /// Brings the rows of hosts up to date for a network that is blocked by others than before.
+    fn follow(&self, kind: Kind, network: &Network, from: By, to: By) {
+        if let Some(address) = blocked_host(kind, network) {
+            let home = self.table().fed.home(address);
+            self.table().fed.change(self.row(home.row), home, from, to);
+        }
+    }
+}
+
+/// The table with all of its memory mapped, for work on many entries.
+pub struct Whole<'a> {
+    table: &'a Table,
+    networks: View,
+    prints: View,
+    fed: View,
+}
+
+/// The two buckets of one network.
+pub struct Pair<'a> {
+    table: &'a Table,
+    networks: [View; 2],
+    prints: View,
+    /// The row of a host.
+    fed: Option<View>,
+}
+
+impl Table {
+    /// Opens the maps by name, through `open`, to be read as the guide says.
+    pub fn open(mut open: impl FnMut(&str) -> Result<Map>, guide: &Guide) -> Result<Self> {
+        let (networks, prints) = (Mapped::new(open(names::NETWORKS)?)?, Mapped::new(open(names::FINGERPRINTS)?)?);
+        let fed = Rows::open(open, guide.hashing)?;
+        Ok(Self { networks, prints, fed, hashing: guide.hashing, counts: Cell::default() })
+    }
+
+    /// Keeps all of it mapped from now on.
+    pub(crate) fn keep_mapped(&mut self) -> Result<()> {
+        self.networks.keep()?;
+        self.prints.keep()?;
+        self.fed.keep_mapped()
+    }
+
+    /// Maps all of it.
+    pub fn whole(&self) -> Result<Whole<'_>> {
+        Ok(Whole { table: self, networks: self.networks.all()?, prints: self.prints.all()?, fed: self.fed.all()? })
+    }
+
+    /// Maps what concerns one network of a kind.
+    pub fn pair(&self, kind: Kind, network: &Network) -> Result<Pair<'_>> {
+        let [first, second] = Key::new(kind, network, self).hashed.buckets(self.hashing.bucket_mask);
+        Ok(Pair {
+            table: self,
+            networks: [self.networks.one(first)?, self.networks.one(second)?],
+            // Both buckets are of one group.
+            prints: self.prints.one(first / GROUP as u32)?,
+            fed: blocked_host(kind, network).map(|address| self.fed.one(self.fed.home(address).row)).transpose()?,
+        })
+    }
+
+    /// The entry for exactly this network.
+    pub fn get(&self, kind: Kind, network: &Network) -> Result<Option<TableEntry>> {
+        let pair = self.pair(kind, network)?;
+        let key = Key::new(kind, network, self);
+        Ok(find(pair.places(&key.hashed), &key).and_then(|(place, way)| read(place.slot(way))))
+    }
+
+    /// Ends what changes have begun ([`Rows::settle`]).
+    pub fn settle(&self) -> Result<()> {
+        self.fed.settle()
+    }
+
+    /// How many networks it holds.
+    pub fn counts(&self) -> Counts {
+        self.counts.get()
+    }
+
+    fn count(&self, kind: Kind, network: &Network, change: isize) {
+        let mut counts = self.counts.get();
+        if kind != Kind::Apart {
+            counts.all = counts.all.saturating_add_signed(change);
+        }
+        if kind == Kind::Blocked {
+            let family = &mut counts.blocked[usize::from(!network.is_v4())];
+            *family = family.saturating_add_signed(change);
+        }
+        self.counts.set(counts);
+    }
+}
+
+impl Slots for Pair<'_> {
+    fn places(&self, hashed: &Hashed) -> [Place<'_>; 2] {
+        let [first, second] =
+            hashed.buckets(self.table.hashing.bucket_mask).map(|n| &self.prints.words()[n as usize % GROUP]);
+        [(0, first), (1, second)].map(|(n, prints)| Place { slots: self.networks[n].words(), prints })
+    }
+
+    fn row(&self, _number: u32) -> &[AtomicU64] {
+        self.fed.as_ref().map_or(&[], View::words)
+    }
+
+    fn table(&self) -> &Table {
+        self.table
+    }
+}
+
+impl Slots for Whole<'_> {
+    fn places(&self, hashed: &Hashed) -> [Place<'_>; 2] {
+        hashed.buckets(self.table.hashing.bucket_mask).map(|number| self.place(number as usize))
+    }
+
+    fn row(&self, number: u32) -> &[AtomicU64] {
+        host_rows::row(&self.fed, number)
+    }
+
+    fn table(&self) -> &Table {
+        self.table
+    }
+}
+
+impl Whole<'_> {
+    /// All entries, in no order.
+    pub fn entries(&self) -> impl Iterator<Item = TableEntry> {
+        self.networks.words().chunks_exact(SLOT_WORDS).filter_map(read)
+    }
+
+    /// Puts right what a daemon left that died between two writes, and counts what is there.
+    pub fn repair(&self) -> Result<()> {
+        self.table.counts.set(Counts::default());
+        let mut hosts = Vec::new();
+        for number in 0..self.prints.words().len() {
+            let place = self.place(number);
+            let mut prints = 0;
+            for way in 0..WAYS {
+                let Some(entry) = read(place.slot(way)) else {
+                    continue;
+                };
+                let key = Key::new(entry.kind, &entry.network, self.table);
+                prints |= key.hashed.print() << (8 * way);
+                self.table.count(entry.kind, &entry.network, 1);
+                if let Some(address) = blocked_host(entry.kind, &entry.network) {
+                    hosts.push((self.table.fed.home(address), by(entry.terms.flags() | OCCUPIED)));
+                }
+            }
+            place.prints.store(prints, Ordering::Release);
+        }
+        self.table.fed.repair(hosts)
+    }
+
+    fn place(&self, number: usize) -> Place<'_> {
+        Place {
+            slots: &self.networks.words()[number * BUCKET_WORDS..][..BUCKET_WORDS],
+            prints: &self.prints.words()[number],
+        }
+    }
+}
+
+/// A bucket and its fingerprints.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    slots: &'a [AtomicU64],
+    prints: &'a AtomicU64,
+}
+
+impl<'a> Place<'a> {
+    fn slot(&self, way: usize) -> &'a [AtomicU64] {
+        &self.slots[way * SLOT_WORDS..][..SLOT_WORDS]
+    }
+
+    /// Whether one more network with this fingerprint has a place here.
+    fn takes(&self, print: u64) -> bool {
+        let prints = self.prints.load(Ordering::Relaxed).to_le_bytes();
+        prints.contains(&0) && prints.iter().filter(|other| u64::from(**other) == print).count() < ALIKE
+    }
+
+    fn used(&self) -> usize {
+        self.prints.load(Ordering::Relaxed).to_le_bytes().iter().filter(|print| **print != 0).count()
+    }
+
+    fn free(&self) -> Option<usize> {
+        self.prints.load(Ordering::Relaxed).to_le_bytes().iter().position(|print| *print == 0)
+    }
+
+    /// Writes the fingerprint, with which the entry is there, whole.
+    fn announce(&self, way: usize, print: u64) {
+        let prints = self.prints.load(Ordering::Relaxed);
+        self.prints.store(prints & !(0xff << (8 * way)) | print << (8 * way), Ordering::Release);
+    }
+
+    fn clear(&self, way: usize) {
+        self.announce(way, 0);
+        self.slot(way)[STATE].store(0, Ordering::Release);
+    }
+}
+
+/// A network as the table looks for it.
+#[derive(Clone, Copy)]
+struct Key {
+    high: u64,
+    low: u64,
+    label: u64,
+    hashed: Hashed,
+}
+
+impl Key {
+    fn new(kind: Kind, network: &Network, table: &Table) -> Self {
+        let (high, low) = network.first().words();
+        let label = kind.label(network.bits());
+        Self { high, low, label, hashed: Hashed::new(high, low, label, table.hashing.seed) }
+    }
+}
+
+/// Where a network stands in its two buckets.
+fn find<'a>(places: [Place<'a>; 2], key: &Key) -> Option<(Place<'a>, usize)> {
+    places.into_iter().find_map(|place| {
+        let prints = place.prints.load(Ordering::Acquire).to_le_bytes();
+        let way = (0..WAYS).find(|way| {
+            let slot = place.slot(*way);
+            u64::from(prints[*way]) == key.hashed.print()
+                && slot[STATE].load(Ordering::Acquire) & LABEL == key.label
+                && slot[LOW].load(Ordering::Relaxed) == key.low
+                && slot[HIGH].load(Ordering::Relaxed) == key.high
+        })?;
+        Some((place, way))
+    })
+}
+
+/// Returns the [`Slot::state`] of before, 0 if the network is new.
+fn set(places: [Place<'_>; 2], key: &Key, terms: Terms) -> Result<u64, NoPlace> {
+    if let Some((place, way)) = find(places, key) {
+        let slot = place.slot(way);
+        slot[EXPIRES].store(terms.expires, Ordering::Relaxed);
+        // The kernel counts hits in the same word.
+        let kept = if terms.standing.is_some() { LABEL } else { !Terms::FLAGS };
+        let change = |state: u64| Some(state & kept | terms.flags());
+        let before = slot[STATE].fetch_update(Ordering::Release, Ordering::Relaxed, change);
+        return Ok(before.unwrap_or_else(|unchanged| unchanged));
+    }
+    // The emptier of the two that can take it, the first if they are alike.
+    let print = key.hashed.print();
+    let place = places.into_iter().filter(|place| place.takes(print)).min_by_key(Place::used).ok_or(NoPlace)?;
+    let way = place.free().ok_or(NoPlace)?;
+    let words = [(HIGH, key.high), (LOW, key.low), (EXPIRES, terms.expires), (STATE, key.label | terms.flags())];
+    for (word, value) in words {
+        place.slot(way)[word].store(value, Ordering::Relaxed);
+    }
+    place.announce(way, print);
+    Ok(0)
+}
+
+/// The address in host order of a network that is one blocked IPv4 host.
+fn blocked_host(kind: Kind, network: &Network) -> Option<u32> {
+    match network.address() {
+        IpAddr::V4(address) if kind == Kind::Blocked && network.is_host() => Some(address.into()),
+        _ => None,
+    }
+}
+
+/// Who blocks a network, by the [`Slot::state`] of its slot.
+fn by(state: u64) -> By {
+    match state {
+        0 => By::Nobody,
+        _ if state & (FEED | CLAIMED) == FEED => By::Feed,
+        _ => By::Others,
+    }
+}
+
+fn read(slot: &[AtomicU64]) -> Option<TableEntry> {
+    let state = slot[STATE].load(Ordering::Acquire);
+    if state & OCCUPIED == 0 {
+        return None;
+    }
+    let [high, low, expires] = [HIGH, LOW, EXPIRES].map(|word| slot[word].load(Ordering::Relaxed));
+    let network = Network::around(Source::from_words(high, low), state as u8);
+    let kind = Kind::ALL.into_iter().find(|kind| kind.label(network.bits()) == state & LABEL)?;
+    let is = |flag| state & flag != 0;
+    let standing = (kind == Kind::Known).then_some(Standing::of(state));
+    let terms = Terms { expires, feed: is(FEED), claimed: is(CLAIMED), own: is(OWN), flows: is(FLOWS), standing };
+    let hits = if standing.is_some() { 0 } else { state / HIT };
+    Some(TableEntry { kind, network, terms, hits })
+}

@@ -1,0 +1,262 @@
+//! The writer of the front: what each IPv4 /24 has to do with the lists ([`sip_xdp_common::lookup::summary`]).
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::Result;
+use aya::maps::Map;
+use sip_xdp_common::abi::names;
+use sip_xdp_common::ip_key::MAPPED_BITS;
+use sip_xdp_common::lookup::summary::{self, ASK, CLEAR, Element, HOSTS, Place, WHOLE};
+
+use crate::dataplane::mmap::Mapped;
+use crate::feeds::{Feeds, Listed};
+use crate::net::network::{Network, source_of};
+use crate::net::prefix_set::Prefixes;
+
+/// The length of the networks that have bits, out of 128.
+const GRAIN: u8 = MAPPED_BITS + 24;
+
+/// Networks that meet more /24s than this are not followed one by one: the front is made anew.
+const MANY: u32 = 4_096;
+
+/// For more /24s than this all of the front is mapped.
+const FEW: usize = 16;
+
+/// All that the front is made from.
+#[derive(Clone, Copy)]
+pub struct Sets<'a> {
+    /// What operators and the detector block.
+    pub blocked: &'a Prefixes,
+    /// What is trusted.
+    pub trusted: &'a Prefixes,
+    /// Hosts that something is known of.
+    pub known: &'a Prefixes,
+    /// Who may talk under the policy `closed`.
+    pub admitted: &'a Prefixes,
+    /// What feeds block.
+    pub feeds: &'a Feeds,
+}
+
+impl<'a> Sets<'a> {
+    /// What is listed, but not blocked.
+    fn others(&self) -> [&'a Prefixes; 3] {
+        [self.trusted, self.known, self.admitted]
+    }
+}
+
+/// The front.
+pub struct Front {
+    coarse: Mapped,
+    fine: Mapped,
+}
+
+impl Front {
+    /// Opens the maps by name, through `open`.
+    pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
+        Ok(Self { coarse: Mapped::new(open(names::FRONT_COARSE)?)?, fine: Mapped::new(open(names::FRONT_FINE)?)? })
+    }
+
+    /// Keeps all of it mapped from now on.
+    pub(crate) fn keep_mapped(&mut self) -> Result<()> {
+        self.coarse.keep()?;
+        self.fine.keep()
+    }
+
+    /// Brings up to date what `networks` meet.
+    pub fn refresh(&self, networks: &[Network], sets: Sets<'_>) -> Result<()> {
+        let mut addresses = BTreeSet::new();
+        for (first, count) in networks.iter().map(grains) {
+            if count > MANY {
+                return self.rebuild(sets);
+            }
+            addresses.extend((0..count).map(|n| first + (n << 8)));
+        }
+        if addresses.len() <= FEW {
+            for address in addresses {
+                let (fine, coarse) = (Place::fine(address), Place::coarse(address));
+                let views = (self.fine.one(fine.element)?, self.coarse.one(coarse.element)?);
+                write(address, sets, &views.0.words()[fine.word], &views.1.words()[coarse.word]);
+            }
+            return Ok(());
+        }
+        let views = (self.fine.all()?, self.coarse.all()?);
+        let word = |place: Place| place.element as usize * Element::default().len() + place.word;
+        for address in addresses {
+            let (fine, coarse) = (word(Place::fine(address)), word(Place::coarse(address)));
+            write(address, sets, &views.0.words()[fine], &views.1.words()[coarse]);
+        }
+        Ok(())
+    }
+
+    /// Makes all of it anew. A source that was blocked before and still is, is blocked all the time.
+    pub fn rebuild(&self, sets: Sets<'_>) -> Result<()> {
+        let mut states = vec![Element::default(); summary::FINE as usize];
+        let mut add = |network: &Network, met: Met| {
+            let (first, count) = grains(network);
+            for place in (0..count).map(|n| Place::fine(first + (n << 8))) {
+                let word = &mut states[place.element as usize][place.word];
+                *word = place.written(*word, met.join(place.read(*word)));
+            }
+        };
+        sets.blocked.iter().for_each(|network| add(network, Met::claimed(network)));
+        for others in sets.others() {
+            others.iter().for_each(|network| add(network, Met::More));
+        }
+        for wide in [true, false] {
+            for network in sets.feeds.iter().flat_map(|(_, listed)| listed.networks()) {
+                if (network.bits() <= GRAIN) == wide {
+                    add(network, Met::fed(network));
+                }
+            }
+        }
+        let fine = states.as_flattened();
+        // A word holds the states of two /20s, so sixteen of them make one coarse word.
+        let both = |word: &u64| summary(*word as u32) | summary((*word >> 32) as u32) << 2;
+        let join = |words: &[u64]| words.iter().rev().fold(0, |all, word| all << 4 | both(word));
+        let coarse: Vec<u64> = fine.chunks_exact(16).map(join).collect();
+        store(&self.fine, fine)?;
+        store(&self.coarse, &coarse)
+    }
+}
+
+/// Writes the state of the /24 at an address, and then that of its /20, into their words.
+fn write(address: u32, sets: Sets<'_>, fine_word: &AtomicU64, coarse_word: &AtomicU64) {
+    let (fine, coarse) = (Place::fine(address), Place::coarse(address));
+    let grain = Network::around(source_of(Ipv4Addr::from(address).into()), GRAIN);
+    let after = fine.written(fine_word.load(Ordering::Relaxed), state(&grain, sets));
+    fine_word.store(after, Ordering::Release);
+    // The sixteen /24s of a /20 are half a word.
+    let all = summary((after >> (fine.shift & !31)) as u32);
+    coarse_word.store(coarse.written(coarse_word.load(Ordering::Relaxed), all), Ordering::Release);
+}
+
+/// What the states of the sixteen /24s of a /20 come to.
+fn summary(states: u32) -> u64 {
+    const LOW: u32 = 0x5555_5555;
+    let (low, high) = (states & LOW, states >> 1 & LOW);
+    match (low, high) {
+        (0, 0) => CLEAR,
+        (_, 0) => HOSTS,
+        _ => ASK,
+    }
+}
+
+/// Writes the words that differ.
+fn store(map: &Mapped, wanted: &[u64]) -> Result<()> {
+    let view = map.all()?;
+    for (word, wanted) in view.words().iter().zip(wanted) {
+        if word.load(Ordering::Relaxed) != *wanted {
+            word.store(*wanted, Ordering::Release);
+        }
+    }
+    Ok(())
+}
+
+/// How a listed network meets a /24. They are joined in this order.
+#[derive(Debug, Clone, Copy)]
+enum Met {
+    /// A single address that somebody but a feed blocks.
+    Claimed,
+    /// A trusted or admitted network, a known host, or a network that somebody but a feed blocks.
+    More,
+    /// A feed blocks all of the /24.
+    FedWhole,
+    /// A feed blocks a single address.
+    FedHost,
+    /// A feed blocks a part.
+    FedPart,
+}
+
+impl Met {
+    fn claimed(network: &Network) -> Self {
+        if network.is_host() { Self::Claimed } else { Self::More }
+    }
+
+    fn fed(network: &Network) -> Self {
+        match network.bits() {
+            128 => Self::FedHost,
+            bits if bits <= GRAIN => Self::FedWhole,
+            _ => Self::FedPart,
+        }
+    }
+
+    /// What a /24 has to do with the lists, if it was `state` before.
+    fn join(self, state: u64) -> u64 {
+        match (self, state) {
+            (_, ASK) | (Self::More, _) => ASK,
+            (Self::Claimed | Self::FedHost, CLEAR | HOSTS) => HOSTS,
+            (Self::FedWhole | Self::FedHost | Self::FedPart, WHOLE) | (Self::FedWhole, CLEAR) => WHOLE,
+            // A host that is to be counted exactly, in a /24 of a feed; a part of it.
+            _ => ASK,
+        }
+    }
+}
+
+/// What one /24 has to do with the lists.
+fn state(grain: &Network, sets: Sets<'_>) -> u64 {
+    let meets_more =
+        sets.others().iter().any(|others| others.meets(grain)) || sets.blocked.covering(grain).next().is_some();
+    if meets_more {
+        return ASK;
+    }
+    let claimed = sets.blocked.within(grain);
+    let state = claimed.iter().fold(CLEAR, |state, network| Met::claimed(network).join(state));
+    let feeds = || sets.feeds.iter().map(|(_, listed): (_, &Listed)| listed);
+    let state = if feeds().any(|listed| listed.covers(grain)) { Met::FedWhole.join(state) } else { state };
+    let parts = feeds().flat_map(|listed| listed.within(grain)).filter(|network| network.bits() > GRAIN);
+    parts.fold(state, |state, network| Met::fed(network).join(state))
+}
+
+/// The first address of the /24s that a network meets, and their number. None for IPv6: one that covers the mapped range
+/// holds no IPv4, since packets of that family are looked up as such.
+fn grains(network: &Network) -> (u32, u32) {
+    match network.address() {
+        IpAddr::V4(address) if network.is_v4() => {
+            (u32::from(address) & !0xff, 1 << 24_u8.saturating_sub(network.prefix()))
+        }
+        _ => (0, 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sets(claimed: &[&str], trusted: &[&str], fed: &[&str]) -> (Prefixes, Prefixes, Feeds) {
+        let prefixes = |networks: &[&str]| {
+            let mut set = Prefixes::default();
+            networks.iter().for_each(|network| set.insert(network.parse().unwrap(), 1));
+            set
+        };
+        let mut feeds = Feeds::default();
+        feeds.replace("one", Listed::new(fed.iter().map(|network| network.parse().unwrap()).collect()));
+        (prefixes(claimed), prefixes(trusted), feeds)
+    }
+
+    #[test]
+    fn a_network_is_asked_about_as_little_as_its_lists_allow() {
+        for (claimed, trusted, fed, expected) in [
+            (&[][..], &[][..], &[][..], CLEAR),
+            (&["192.0.3.0/24"], &[], &["192.0.1.7"], CLEAR),
+            (&["192.0.2.7"], &[], &[], HOSTS),
+            (&["192.0.2.7"], &[], &["192.0.2.8"], HOSTS),
+            (&[], &[], &["192.0.2.8"], HOSTS),
+            (&[], &[], &["192.0.2.0/24"], WHOLE),
+            (&[], &[], &["192.0.0.0/16", "192.0.2.8", "192.0.2.16/28"], WHOLE),
+            (&["192.0.2.7"], &[], &["192.0.0.0/16"], ASK),
+            (&[], &["192.0.2.7"], &["192.0.0.0/16"], ASK),
+            (&[], &["192.0.0.0/8"], &[], ASK),
+            (&["192.0.0.0/8"], &[], &["192.0.2.0/24"], ASK),
+            (&["192.0.2.64/26"], &[], &[], ASK),
+            (&[], &[], &["192.0.2.64/26"], ASK),
+            (&["192.0.2.7"], &[], &["192.0.2.64/26"], ASK),
+        ] {
+            let (blocked, trusted, feeds) = sets(claimed, trusted, fed);
+            let none = Prefixes::default();
+            let sets = Sets { blocked: &blocked, trusted: &trusted, known: &none, admitted: &none, feeds: &feeds };
+            assert_eq!(state(&"192.0.2.0/24".parse().unwrap(), sets), expected, "{claimed:?} {fed:?}");
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! What is still to be told: bans, and ends of bans, in the order in which they happened.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::integrations::Heard;
+use crate::net::network::Network;
+
+/// How much may wait. Then the oldest goes: it matters least.
+const MOST: usize = 1_024;
+
+/// How many bans are told at once.
+const BATCH: usize = 50;
+
+/// What a ban for good is there, where every decision ends.
+const FOR_GOOD: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
+
+/// A ban.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ban {
+    /// Who is banned.
+    pub(super) network: Network,
+    /// The kind of evidence.
+    pub(super) kind: String,
+    /// In words.
+    pub(super) reason: String,
+    /// Since when.
+    pub(super) since: Timestamp,
+    /// Until when; `None` for good.
+    pub(super) until: Option<Timestamp>,
+}
+
+impl Ban {
+    /// How long it still lasts: less than a second of it is nothing.
+    pub(super) fn left(&self, now: Timestamp) -> Option<Duration> {
+        let Some(until) = self.until else {
+            return Some(FOR_GOOD);
+        };
+        let left = Duration::try_from(until.duration_since(now)).ok()?;
+        (left.as_secs() > 0).then_some(left)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Order {
+    Publish(Ban),
+    Withdraw { network: Network, until: Option<Timestamp> },
+}
+
+impl Order {
+    /// Whether it has become pointless: the ban has ended.
+    fn is_over(&self, now: Timestamp) -> bool {
+        match self {
+            Self::Publish(ban) => ban.left(now).is_none(),
+            Self::Withdraw { until, .. } => until.is_some_and(|until| until <= now),
+        }
+    }
+}
+
+/// What is to be done next.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Tell these bans.
+    Publish(Vec<Ban>),
+    /// Take back what was told about a network.
+    Withdraw(Network),
+}
+
+impl Next {
+    /// How many orders it is.
+    pub(super) fn count(&self) -> u64 {
+        match self {
+            Self::Publish(bans) => bans.len() as u64,
+            Self::Withdraw(_) => 1,
+        }
+    }
+}
+
+/// What waits.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    orders: VecDeque<Order>,
+    dropped: u64,
+}
+
+impl Queue {
+    /// Takes an event: a ban, or the end of one.
+    pub(super) fn take(&mut self, heard: Heard) {
+        let Some(network) = heard.address else {
+            return;
+        };
+        // Whatever waits about this network is outdated.
+        self.orders.retain(|order| !matches!(order, Order::Publish(ban) if ban.network == network));
+        self.orders.push_back(match heard.event.as_str() {
+            "unban" => Order::Withdraw { network, until: heard.expires },
+            _ => Order::Publish(Ban {
+                network,
+                kind: if heard.event == "block" { "manual".to_owned() } else { heard.kind.unwrap_or_default() },
+                reason: heard.reason.unwrap_or_default(),
+                since: heard.time,
+                until: heard.expires,
+            }),
+        });
+        if self.orders.len() > MOST {
+            self.orders.pop_front();
+            self.dropped += 1;
+        }
+    }
+
+    /// What is to be done first. What is over by now is forgotten.
+    pub(super) fn next(&mut self, now: Timestamp) -> Option<Next> {
+        self.orders.retain(|order| !order.is_over(now));
+        if let Order::Withdraw { network, .. } = self.orders.front()? {
+            return Some(Next::Withdraw(*network));
+        }
+        let bans = self.orders.iter().take(BATCH).map_while(|order| match order {
+            Order::Publish(ban) => Some(ban.clone()),
+            Order::Withdraw { .. } => None,
+        });
+        Some(Next::Publish(bans.collect()))
+    }
+
+    /// It was done, or never will be.
+    pub(super) fn done(&mut self, next: &Next) {
+        self.orders.drain(..self.orders.len().min(next.count() as usize));
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.orders.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.orders.len()
+    }
+
+    /// How much had to go since this was last asked.
+    pub(super) fn take_dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.dropped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn heard(event: &str, address: &str, expires: Option<&str>) -> Heard {
+        serde_json::from_value(json!({
+            "time": "2026-01-02T03:00:00Z", "event": event, "kind": "rejected", "address": address, "port": null,
+            "reason": "why", "tier": "proven", "dry_run": false, "owner": "auto", "expires": expires,
+        }))
+        .unwrap()
+    }
+
+    fn now() -> Timestamp {
+        "2026-01-02T03:04:00Z".parse().unwrap()
+    }
+
+    fn networks(next: Option<Next>) -> Vec<String> {
+        match next {
+            Some(Next::Publish(bans)) => bans.iter().map(|ban| ban.network.to_string()).collect(),
+            Some(Next::Withdraw(network)) => vec![format!("-{network}")],
+            None => Vec::new(),
+        }
+    }
+
+    #[test]
+    fn bans_go_together_and_ends_in_their_turn() {
+        let mut queue = Queue::default();
+        let later = Some("2026-01-02T04:00:00Z");
+        for (event, address) in
+            [("ban", "192.0.2.1"), ("block", "192.0.2.2"), ("unban", "192.0.2.3"), ("ban", "192.0.2.3")]
+        {
+            queue.take(heard(event, address, later));
+        }
+        for expected in [&["192.0.2.1", "192.0.2.2"][..], &["-192.0.2.3"], &["192.0.2.3"], &[]] {
+            let next = queue.next(now());
+            if let Some(next) = &next {
+                queue.done(next);
+            }
+            assert_eq!(networks(next), expected);
+        }
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn what_is_outdated_or_over_is_forgotten() {
+        let mut queue = Queue::default();
+        queue.take(heard("ban", "192.0.2.1", Some("2026-01-02T03:03:00Z")));
+        queue.take(heard("unban", "192.0.2.2", Some("2026-01-02T03:03:00Z")));
+        assert_eq!(queue.next(now()), None, "all of it has ended by itself");
+        queue.take(heard("ban", "192.0.2.3", None));
+        queue.take(heard("unban", "192.0.2.3", None));
+        assert_eq!(networks(queue.next(now())), ["-192.0.2.3"], "an earlier one may have been told");
+    }
+
+    #[test]
+    fn a_ban_lasts_as_long_there_as_here() {
+        let mut queue = Queue::default();
+        queue.take(heard("ban", "192.0.2.1", Some("2026-01-02T03:10:00Z")));
+        queue.take(heard("ban", "192.0.2.2", None));
+        let Some(Next::Publish(bans)) = queue.next(now()) else { panic!("no bans") };
+        assert_eq!(bans[0].left(now()), Some(Duration::from_secs(360)), "however late it is told");
+        assert_eq!(bans[1].left(now()), Some(FOR_GOOD));
+    }
+
+    #[test]
+    fn the_oldest_goes_when_there_are_too_many() {
+        let mut queue = Queue::default();
+        (0..MOST + 3).for_each(|n| queue.take(heard("ban", &format!("10.0.{}.{}", n / 256, n % 256), None)));
+        assert_eq!((queue.len(), queue.take_dropped(), queue.take_dropped()), (MOST, 3, 0));
+        let first = networks(queue.next(now()));
+        assert_eq!((first.len(), first[0].as_str()), (BATCH, "10.0.0.3"));
+    }
+}

@@ -1,0 +1,214 @@
+//! Where events go beside the log and whoever watches: people ([`notify`]) and a CrowdSec local API ([`crowdsec`]).
+//!
+//! Both watch the daemon's stream of events like anybody else, and give nothing back. A task picks what they want into a
+//! bounded queue; a thread of their own does what may take long. Nothing here ever waits in the daemon's loop.
+
+pub mod crowdsec;
+pub mod notify;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::task::JoinHandle;
+
+use crate::api::event_stream::{Hub, Told};
+use crate::config::Config;
+use crate::dataplane::tables::ledger::Tier;
+use crate::net::network::Network;
+
+use crowdsec::Publisher;
+use notify::Notifier;
+
+/// An event, as watchers read it.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(crate) struct Heard {
+    time: Timestamp,
+    event: String,
+    kind: Option<String>,
+    address: Option<Network>,
+    port: Option<u16>,
+    reason: Option<String>,
+    tier: Option<Tier>,
+    dry_run: bool,
+    owner: Option<String>,
+    expires: Option<Timestamp>,
+}
+
+/// All outlets.
+#[derive(Default)]
+pub struct Outlets {
+    notifier: Option<Notifier>,
+    publisher: Option<Publisher>,
+}
+
+impl Outlets {
+    /// Does what the configuration says from now on. Must be called inside the runtime.
+    pub fn configure(&mut self, config: &Config, hub: &Hub) {
+        if self.notifier.as_ref().map(Notifier::config) != Some(&config.notify) {
+            let before = self.notifier.take();
+            self.notifier = config.notify.is_on().then(|| Notifier::start(config.notify.clone(), hub, before));
+        }
+        if self.publisher.as_ref().map(Publisher::config) != Some(&config.crowdsec) {
+            self.publisher = config.crowdsec.publish.then(|| Publisher::start(config.crowdsec.clone(), hub));
+        }
+    }
+
+    /// How notification is; null without any.
+    pub fn notify_status(&self) -> Value {
+        self.notifier.as_ref().map_or(Value::Null, Notifier::status)
+    }
+
+    /// How publishing is; null without it.
+    pub fn crowdsec_status(&self) -> Value {
+        self.publisher.as_ref().map_or(Value::Null, Publisher::status)
+    }
+
+    /// What an operator should know.
+    pub fn warnings(&self) -> Vec<String> {
+        let notifier = self.notifier.iter().flat_map(Notifier::warnings);
+        notifier.chain(self.publisher.as_ref().and_then(Publisher::warning)).collect()
+    }
+}
+
+/// Starts a thread that is given what is wanted of the events, of which `waiting` may wait for it. Those that do not fit are
+/// counted. It ends some time after what is returned was dropped.
+fn start(
+    name: &str,
+    waiting: usize,
+    hub: &Hub,
+    lost: Arc<AtomicU64>,
+    wants: impl Fn(&Heard) -> bool + Send + 'static,
+    work: impl FnOnce(&mpsc::Receiver<Heard>) + Send + 'static,
+) -> Following {
+    let (queue, events) = sync_channel(waiting);
+    if let Err(error) = thread::Builder::new().name(name.to_owned()).spawn(move || work(&events)) {
+        log::error!("{name}: nobody is told anything, for want of a thread: {error}");
+    }
+    follow(hub.subscribe(), queue, lost, wants)
+}
+
+/// A lock; what was being written when somebody panicked is as good as anything.
+fn lock<T>(report: &Mutex<T>) -> MutexGuard<'_, T> {
+    report.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A task that picks events; it ends when this is dropped.
+struct Following(JoinHandle<()>);
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Puts what is wanted of the events into a queue. What does not fit is counted.
+fn follow(
+    mut events: Receiver<Told>,
+    queue: SyncSender<Heard>,
+    lost: Arc<AtomicU64>,
+    wants: impl Fn(&Heard) -> bool + Send + 'static,
+) -> Following {
+    Following(tokio::spawn(async move {
+        loop {
+            let told = match events.recv().await {
+                Ok(told) => told,
+                Err(RecvError::Lagged(count)) => {
+                    lost.fetch_add(count, Ordering::Relaxed);
+                    continue;
+                }
+                Err(RecvError::Closed) => return,
+            };
+            let heard = match serde_json::from_str::<Heard>(&told.line) {
+                Ok(heard) => heard,
+                Err(error) => {
+                    log::error!("an event cannot be understood: {error}");
+                    continue;
+                }
+            };
+            if !wants(&heard) {
+                continue;
+            }
+            match queue.try_send(heard) {
+                Ok(()) => {}
+                Err(TrySendError::Full(_)) => {
+                    lost.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(TrySendError::Disconnected(_)) => return,
+            }
+        }
+    }))
+}
+
+/// Logs a failure when it is new or another one than before, and that all is well again; never the same twice in turn.
+fn note(who: &str, said: &mut Option<String>, result: Result<(), String>) {
+    match result {
+        Ok(()) => {
+            if said.take().is_some() {
+                log::info!("{who} is well again");
+            }
+        }
+        Err(reason) => {
+            if said.as_ref() != Some(&reason) {
+                log::warn!("{who} failed reason=\"{reason}\"");
+            }
+            *said = Some(reason);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// An event as the daemon tells it.
+    pub(super) fn told(event: &'static str, address: &str, more: &str) -> Told {
+        let line = format!(
+            "{{\"time\":\"2026-01-02T03:04:05Z\",\"event\":\"{event}\",\"kind\":\"rejected\",\"address\":\"{address}\",\
+             \"port\":null,\"reason\":\"10 passwords\",\"tier\":\"proven\",\"dry_run\":false,\"owner\":\"auto\",\
+             \"expires\":null{more}}}"
+        );
+        Told { about: address.parse().ok(), event, kind: None, line: line.into() }
+    }
+
+    #[tokio::test]
+    async fn what_is_wanted_is_picked_and_what_does_not_fit_is_counted() {
+        let hub = Hub::default();
+        let (queue, picked) = sync_channel(3);
+        let lost = Arc::new(AtomicU64::new(0));
+        let following = follow(hub.subscribe(), queue, Arc::clone(&lost), |heard| heard.event == "ban");
+        for number in 0..5 {
+            hub.tell(told("ban", &format!("192.0.2.{number}"), ""));
+            hub.tell(told("limit", "192.0.2.9", ""));
+        }
+        hub.tell(Told { about: None, event: "other", kind: None, line: "{}".into() });
+        while lost.load(Ordering::Relaxed) < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let got: Vec<_> = picked.try_iter().filter_map(|heard| Some(heard.address?.to_string())).collect();
+        assert_eq!(got, ["192.0.2.0", "192.0.2.1", "192.0.2.2"]);
+        drop(following);
+        while hub.is_watched() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(picked.recv().is_err(), "its thread ends");
+    }
+
+    #[test]
+    fn a_failure_is_remembered_until_it_is_over() {
+        let mut said = None;
+        note("it", &mut said, Err("one".to_owned()));
+        note("it", &mut said, Err("two".to_owned()));
+        assert_eq!(said.as_deref(), Some("two"));
+        note("it", &mut said, Ok(()));
+        assert_eq!(said, None);
+    }
+}

@@ -1,0 +1,258 @@
+//! Networks as people write them and as the tables hold them: 128 bits, IPv4 inside `::ffff:0:0/96`.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use sip_xdp_common::ip_key::{MAPPED_BITS, Source, mask};
+use thiserror::Error;
+
+/// A network: an address and the number of its leading bits that count. A host is a network of full length.
+///
+/// ```
+/// use sip_xdp::net::network::Network;
+///
+/// let office: Network = "192.0.2.0/24".parse()?;
+/// assert!(office.contains(&"192.0.2.7".parse()?));
+/// assert_eq!("2001:db8::7".parse::<Network>()?.to_string(), "2001:db8::7");
+/// # Ok::<(), sip_xdp::net::network::NetworkError>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Network {
+    first: Source,
+    prefix: u8,
+}
+
+/// What is wrong with a network that somebody wrote.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum NetworkError {
+    /// Neither an address nor a network.
+    #[error("\"{0}\" is neither an address nor a network; write 192.0.2.1, 192.0.2.0/24, 2001:db8::1 or 2001:db8::/32")]
+    Syntax(String),
+    /// Bits are set behind the prefix.
+    #[error("{given} has bits set behind its prefix; write {meant} for the network or {host} for the one host")]
+    HostBits {
+        /// As it was written.
+        given: String,
+        /// The network that it lies in.
+        meant: Network,
+        /// The address alone.
+        host: IpAddr,
+    },
+    /// An IPv6 network inside `::ffff:0:0/96`, or around it.
+    #[error("{0} contains IPv4-mapped addresses (::ffff:0:0/96) and would apply to IPv4; write IPv4 networks as IPv4")]
+    Mapped(String),
+}
+
+impl Network {
+    /// The first of all networks in their order.
+    pub const FIRST: Self = Self { first: Source::new([0; 16]), prefix: 0 };
+
+    /// The network that a host is by itself.
+    pub fn host(address: IpAddr) -> Self {
+        Self { first: source_of(address), prefix: 128 }
+    }
+
+    /// The network of `prefix` bits (out of 128, 96 more for IPv4) around `source`.
+    pub fn around(source: Source, prefix: u8) -> Self {
+        Self { first: source.masked(mask(prefix)), prefix: prefix.min(128) }
+    }
+
+    /// The network that a source is judged with: for IPv6 the `prefix` bits around it, for IPv4 itself alone. In `::/64`,
+    /// where the tables hold IPv4 and the addresses are nobody's, a source is judged alone as well.
+    pub fn neighbourhood(source: Source, prefix: u8) -> Self {
+        let (host, around) = (Self::around(source, 128), Self::around(source, prefix));
+        if around.meets_ipv4() { host } else { around }
+    }
+
+    /// The first address, as the tables hold it.
+    pub fn first(&self) -> Source {
+        self.first
+    }
+
+    /// The length out of 128 bits.
+    pub fn bits(&self) -> u8 {
+        self.prefix
+    }
+
+    /// The length as people write it: out of 32 for IPv4.
+    pub fn prefix(&self) -> u8 {
+        if self.is_v4() { self.prefix - MAPPED_BITS } else { self.prefix }
+    }
+
+    /// Whether it is IPv4.
+    pub fn is_v4(&self) -> bool {
+        self.prefix >= MAPPED_BITS && self.first.is_v4()
+    }
+
+    /// Whether IPv4 addresses, as the tables hold them, lie in this network: an IPv4 network, or an IPv6 network that
+    /// covers the mapped range.
+    pub fn meets_ipv4(&self) -> bool {
+        let all = Self::around(Source::v4(0), MAPPED_BITS);
+        self.contains(&all) || all.contains(self)
+    }
+
+    /// Whether it is a single host.
+    pub fn is_host(&self) -> bool {
+        self.prefix == 128
+    }
+
+    /// Whether `other` lies in this network.
+    pub fn contains(&self, other: &Self) -> bool {
+        other.prefix >= self.prefix && other.first.masked(mask(self.prefix)) == self.first
+    }
+
+    /// The first address.
+    pub fn address(&self) -> IpAddr {
+        address_of(self.first)
+    }
+
+    /// The last address, as the tables hold it.
+    pub fn last(&self) -> Source {
+        let (keep_high, keep_low) = mask(self.prefix);
+        let (high, low) = self.first.words();
+        Source::from_words(high | !keep_high, low | !keep_low)
+    }
+}
+
+/// An address as the tables hold it. IPv4-mapped addresses become IPv4.
+pub fn source_of(address: IpAddr) -> Source {
+    let octets = match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    Source::new(octets)
+}
+
+/// An address from the tables as people write it.
+pub fn address_of(source: Source) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::from(source.octets())).to_canonical()
+}
+
+impl From<IpNet> for Network {
+    fn from(net: IpNet) -> Self {
+        let add = if matches!(net, IpNet::V4(_)) { MAPPED_BITS } else { 0 };
+        Self::around(source_of(net.addr()), net.prefix_len() + add)
+    }
+}
+
+impl FromStr for Network {
+    type Err = NetworkError;
+
+    fn from_str(text: &str) -> Result<Self, NetworkError> {
+        let syntax = || NetworkError::Syntax(text.to_owned());
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(Self::host(address));
+        }
+        let net: IpNet = text.parse().map_err(|_| syntax())?;
+        if net.trunc() != net {
+            let meant = net.trunc().into();
+            return Err(NetworkError::HostBits { given: text.to_owned(), meant, host: net.addr() });
+        }
+        let network = Self::from(net);
+        // Everybody is refused elsewhere, with better words.
+        if matches!(net, IpNet::V6(_)) && network.meets_ipv4() && network.prefix > 0 {
+            return Err(NetworkError::Mapped(text.to_owned()));
+        }
+        Ok(network)
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // An IPv6 network that reaches over the mapped range keeps its IPv6 form.
+        let address = if self.is_v4() { self.address() } else { IpAddr::V6(self.first.octets().into()) };
+        if self.is_host() { f.pad(&address.to_string()) } else { f.pad(&format!("{address}/{}", self.prefix())) }
+    }
+}
+
+impl Serialize for Network {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Network {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn network(text: &str) -> Network {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn written_and_read_back() {
+        for text in ["192.0.2.1", "192.0.2.0/24", "0.0.0.0/0", "10.0.0.0/8", "2001:db8::1", "2001:db8::/32", "::/0"] {
+            assert_eq!(network(text).to_string(), text);
+        }
+        assert_eq!(network("192.0.2.1/32").to_string(), "192.0.2.1");
+        assert_eq!(network("::ffff:192.0.2.1").to_string(), "192.0.2.1");
+    }
+
+    #[test]
+    fn refused_with_a_reason() {
+        for text in
+            ["", "192.0.2", "192.0.2.1/33", "2001:db8::/129", "300.1.1.1", "sip.example", "1.2.3.4/", "1.2.3.4 "]
+        {
+            assert_eq!(text.parse::<Network>(), Err(NetworkError::Syntax(text.to_owned())), "{text:?}");
+        }
+        let error = "192.0.2.1/24".parse::<Network>().unwrap_err();
+        assert!(
+            error.to_string().contains("write 192.0.2.0/24 for the network or 192.0.2.1 for the one host"),
+            "{error}"
+        );
+        for text in ["::ffff:10.0.0.0/104", "::/1", "::/64", "::/80", "::ffff:0:0/96"] {
+            assert_eq!(text.parse::<Network>(), Err(NetworkError::Mapped(text.to_owned())), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_ban_of_an_ipv6_source_never_reaches_ipv4() {
+        for (source, judged) in [
+            ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+            ("192.0.2.7", "192.0.2.7"),
+            ("::5", "::5"),
+            ("::1:2:3:4", "::1:2:3:4"),
+        ] {
+            let judged_as = Network::neighbourhood(source_of(source.parse().unwrap()), 64);
+            assert_eq!(judged_as, network(judged), "{source}");
+            let is_v4 = source.contains('.');
+            assert_eq!(judged_as.meets_ipv4(), is_v4, "{source}");
+        }
+    }
+
+    #[test]
+    fn families_do_not_mix() {
+        assert!(!network("::/0").is_v4());
+        assert!(network("0.0.0.0/0").is_v4());
+        assert!(network("::/0").contains(&network("2001:db8::1")));
+        assert!(!network("0.0.0.0/0").contains(&network("2001:db8::1")));
+        assert_eq!(network("0.0.0.0/0").prefix(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn containing_agrees_with_the_library(a in any::<u32>(), b in any::<u32>(), p in 0_u8..=32, q in 0_u8..=32) {
+            let a = ipnet::Ipv4Net::new(a.into(), p).unwrap().trunc();
+            let b = ipnet::Ipv4Net::new((u32::from(a.addr()) ^ (b >> (b & 31))).into(), q).unwrap().trunc();
+            prop_assert_eq!(Network::from(IpNet::V4(a)).contains(&IpNet::V4(b).into()), a.contains(&b));
+        }
+
+        #[test]
+        fn the_last_address_is_inside(octets in any::<[u8; 16]>(), prefix in 0_u8..=128) {
+            let net = Network::around(Source::new(octets), prefix);
+            let last = Network::around(net.last(), 128);
+            prop_assert!(net.contains(&last));
+            prop_assert!(net.first() <= last.first());
+        }
+    }
+}

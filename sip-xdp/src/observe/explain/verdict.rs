@@ -1,0 +1,182 @@
+//! The order in which the kernel decides ([`sip_xdp_common::pipeline::ingress`]), told in words for one address: what becomes of a
+//! SIP request that it sends over UDP now.
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{Kernel, Match};
+use crate::config::Policy;
+
+/// What a packet meets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// It passes.
+    Pass,
+    /// It is dropped.
+    Drop,
+    /// It is dropped because of a limit, and would pass a little later.
+    Limit,
+}
+
+/// What is decided, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Decision {
+    /// What.
+    pub verdict: Outcome,
+    /// Why.
+    pub because: String,
+}
+
+/// What a decision is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// What the kernel has.
+    pub kernel: &'a Kernel,
+    /// Who may talk at all.
+    pub policy: Policy,
+}
+
+/// Decides as the kernel does.
+pub fn decide(facts: &Facts<'_>) -> Decision {
+    let Kernel { matches, limits, .. } = facts.kernel;
+    let kernel = facts.kernel;
+    let to = |verdict, because: String| Decision { verdict, because };
+    let whole = |list: &str| matches.iter().filter(move |one| one.list == list && one.port.is_none()).collect();
+    let (trusted, blocked, admitted): (Vec<&Match>, Vec<&Match>, Vec<&Match>) =
+        (whole("trust"), whole("block"), whole("admit"));
+    if let Some(entry) = trusted.first() {
+        return to(Outcome::Pass, format!("it is trusted: {}", told(entry)));
+    }
+    // What an operator lists counts more than what nobody decided by hand.
+    let by_hand = |entry: &&&Match| matches!(entry.owner, "manual" | "config");
+    if let Some(entry) = blocked.iter().find(by_hand).or(blocked.first()) {
+        let spared = !by_hand(&entry) && kernel.good_until.is_some() && !kernel.good_ports.is_empty();
+        let rest = if spared { "; phones that are registered there go on" } else { "" };
+        let verb = if entry.owner == "auto" { "banned" } else { "blocked" };
+        return to(Outcome::Drop, format!("it is {verb}: {}{rest}", told(entry)));
+    }
+    let ports: Vec<String> = matches.iter().filter_map(|one| one.port).map(|port| port.to_string()).collect();
+    let but = if ports.is_empty() { String::new() } else { format!("; but its port {} is banned", ports.join(", ")) };
+    let is_known = kernel.good_until.is_some() || kernel.peer_until.is_some();
+    if facts.policy == Policy::Closed && !is_known && admitted.is_empty() {
+        let because = "the policy is closed, and it is neither trusted, admitted, known good, nor a peer";
+        return to(Outcome::Drop, because.to_owned());
+    }
+    let who = match (kernel.good_until, kernel.peer_until, kernel.suspect_until) {
+        (Some(until), ..) => format!("it is known good until {}", time(until)),
+        (_, Some(until), _) => format!("it is a peer until {}", time(until)),
+        (.., Some(until)) => format!("it looks like an attack tool: one request a second until {}", time(until)),
+        _ if !admitted.is_empty() && facts.policy == Policy::Closed => format!("it is admitted: {}", told(admitted[0])),
+        _ => "nothing is known of it".to_owned(),
+    };
+    if !is_known && kernel.storm && !kernel.tracked {
+        return to(Outcome::Limit, format!("{who}, and in a storm strangers share one budget{but}"));
+    }
+    let spent = limits.iter().find(|level| level.left == 0 && level.limit != "other");
+    if let Some(level) = spent {
+        return to(Outcome::Limit, format!("{who}, and it is over its limit ({}){but}", level.limit));
+    }
+    if let Some(limited) = kernel.limited.as_ref().filter(|limited| limited.now && !is_known) {
+        let because = format!("{who}, and it keeps running into its limit, {} packets so far{but}", limited.packets);
+        return to(Outcome::Limit, because);
+    }
+    to(Outcome::Pass, format!("{who}, and it is within its limits{but}"))
+}
+
+/// An entry in words.
+fn told(entry: &Match) -> String {
+    let tier = entry.tier.map(|tier| format!(", {}", tier.name())).unwrap_or_default();
+    let reason = if entry.reason.is_empty() { String::new() } else { format!(", {}", entry.reason) };
+    let until = entry.expires.map_or_else(|| "for good".to_owned(), |until| format!("until {}", time(until)));
+    format!("{} ({}{tier}{reason}) {until}", entry.network, entry.owner)
+}
+
+/// A time for people.
+fn time(time: Timestamp) -> String {
+    time.strftime("%F %T UTC").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::tables::ledger::Tier;
+    use crate::observe::explain::{Level, Limited};
+
+    const THEN: Timestamp = Timestamp::UNIX_EPOCH;
+
+    fn stranger() -> Kernel {
+        Kernel {
+            dry_run: false,
+            matches: Vec::new(),
+            limits: ["register", "requests", "other"].map(|limit| Level { limit, left: 5, of: 50 }).into(),
+            tracked: true,
+            limited: None,
+            good_until: None,
+            peer_until: None,
+            suspect_until: None,
+            good_ports: Vec::new(),
+            storm: false,
+        }
+    }
+
+    fn listed(list: &'static str, network: &str, owner: &'static str) -> Match {
+        Match {
+            list,
+            network: network.parse().unwrap(),
+            port: None,
+            owner,
+            reason: "why".to_owned(),
+            tier: (owner == "auto").then_some(Tier::Proven),
+            added: Some(THEN),
+            expires: None,
+            hits: 0,
+            dry_run: false,
+        }
+    }
+
+    fn decided(kernel: &Kernel, policy: Policy) -> (Outcome, String) {
+        let Decision { verdict, because } = decide(&Facts { kernel, policy });
+        (verdict, because)
+    }
+
+    #[test]
+    fn the_order_is_the_kernels() {
+        let mut kernel = stranger();
+        assert_eq!(decided(&kernel, Policy::Open).0, Outcome::Pass);
+        let (verdict, because) = decided(&kernel, Policy::Closed);
+        assert!(verdict == Outcome::Drop && because.contains("closed"), "{because}");
+        kernel.matches = vec![listed("admit", "192.0.2.0/24", "config")];
+        assert_eq!(decided(&kernel, Policy::Closed).0, Outcome::Pass);
+        kernel.matches.push(listed("block", "192.0.2.7", "auto"));
+        kernel.matches.push(listed("block", "192.0.2.0/24", "manual"));
+        let (verdict, because) = decided(&kernel, Policy::Open);
+        assert!(verdict == Outcome::Drop && because.contains("192.0.2.0/24 (manual, why)"), "{because}");
+        kernel.matches.insert(0, listed("trust", "192.0.0.0/16", "config"));
+        assert_eq!(decided(&kernel, Policy::Closed).0, Outcome::Pass);
+    }
+
+    #[test]
+    fn a_ban_spares_who_is_registered_and_a_banned_port_is_said() {
+        let mut kernel = Kernel { good_until: Some(THEN), good_ports: vec![5062], ..stranger() };
+        kernel.matches = vec![listed("block", "192.0.2.7", "auto")];
+        let (verdict, because) = decided(&kernel, Policy::Open);
+        assert!(verdict == Outcome::Drop && because.ends_with("go on"), "{because}");
+        kernel.matches = vec![Match { port: Some(5063), ..listed("block", "192.0.2.7", "auto") }];
+        let (verdict, because) = decided(&kernel, Policy::Closed);
+        assert!(verdict == Outcome::Pass && because.ends_with("port 5063 is banned"), "{because}");
+    }
+
+    #[test]
+    fn a_spent_bucket_and_a_storm_are_limits() {
+        let mut kernel = stranger();
+        kernel.limits[1].left = 0;
+        let (verdict, because) = decided(&kernel, Policy::Open);
+        assert!(verdict == Outcome::Limit && because.contains("(requests)"), "{because}");
+        let limited = Some(Limited { since: THEN, packets: 7, now: true });
+        assert_eq!(decided(&Kernel { limited, ..stranger() }, Policy::Open).0, Outcome::Limit);
+        let storm = Kernel { storm: true, tracked: false, ..stranger() };
+        assert_eq!(decided(&storm, Policy::Open).0, Outcome::Limit);
+        assert_eq!(decided(&Kernel { peer_until: Some(THEN), ..storm }, Policy::Open).0, Outcome::Pass);
+    }
+}

@@ -1,0 +1,128 @@
+//! Whether a filter does its work, and what an operator should know of it: `status`, the terminal view, the web page and the
+//! metrics say the same.
+
+use serde_json::Value;
+
+use crate::dataplane::counters::{FilteredInterface, Occupancy};
+
+/// The share of a table in use from which an operator should know, in per cent.
+const NEARLY_FULL: usize = 90;
+
+/// What there is to judge by.
+#[derive(Debug, Clone, Copy)]
+pub struct Health<'a> {
+    /// Where the filter is.
+    pub interfaces: &'a [FilteredInterface],
+    /// How full the block list is; none if nothing is loaded.
+    pub blocklist: Option<&'a Occupancy>,
+    /// Whether there is a storm.
+    pub is_storm: bool,
+    /// The daemon's status, if one answered.
+    pub daemon: Option<&'a Value>,
+    /// Why none answered, if there is one.
+    pub trouble: Option<&'a str>,
+}
+
+impl Health<'_> {
+    /// Whether packets are dropped on all configured interfaces.
+    pub fn is_enforcing(&self) -> bool {
+        // A configured interface that the filter has never been on has no record.
+        let missing = self.daemon.and_then(|daemon| daemon["missing"].as_array());
+        let is_complete = missing.is_none_or(Vec::is_empty) && !self.interfaces.is_empty();
+        is_complete && self.interfaces.iter().all(|one| one.attached && !one.dry_run)
+    }
+
+    /// What an operator should know, the daemon's own warnings last.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings: Vec<String> = self.trouble.map(str::to_owned).into_iter().collect();
+        match self.blocklist {
+            Some(list) => self.warn_of_filter(list, &mut warnings),
+            None => warnings.push("nothing is loaded; start `sip-xdp run`".to_owned()),
+        }
+        let said = self.daemon.and_then(|daemon| daemon["warnings"].as_array());
+        warnings.extend(said.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned));
+        warnings
+    }
+
+    fn warn_of_filter(&self, list: &Occupancy, warnings: &mut Vec<String>) {
+        if self.daemon.is_none() && self.trouble.is_none() {
+            warnings
+                .push("no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp run`".into());
+        }
+        warnings.extend(self.interfaces.iter().filter_map(FilteredInterface::trouble));
+        if self.is_storm {
+            warnings
+                .push("a storm: more new sources than can be real; strangers share one budget until it is over".into());
+        }
+        if self.interfaces.is_empty() {
+            warnings.push("no interface is filtered; start `sip-xdp run`".into());
+        }
+        let (used, capacity) = (list.ipv4 + list.ipv6, list.capacity as usize);
+        if used * 100 >= capacity * NEARLY_FULL {
+            warnings.push(format!(
+                "the block list is nearly full: {used} networks of {capacity}; raise capacity.networks and restart the \
+                 daemon"
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::dataplane::counters;
+
+    fn interface(attached: bool, dry_run: bool) -> FilteredInterface {
+        FilteredInterface {
+            interface: "eth0".to_owned(),
+            index: 2,
+            current_name: Some("eth0".to_owned()),
+            mode: None,
+            since: counters::now(),
+            dry_run,
+            attached,
+            egress: None,
+        }
+    }
+
+    #[test]
+    fn it_enforces_where_it_is_meant_to() {
+        let complete = json!({ "missing": [] });
+        let incomplete = json!({ "missing": ["ppp0"] });
+        let healthy = [interface(true, false)];
+        let blocklist = Occupancy { ipv4: 89, ipv6: 0, capacity: 100 };
+        let health = Health {
+            interfaces: &healthy,
+            blocklist: Some(&blocklist),
+            is_storm: false,
+            daemon: Some(&complete),
+            trouble: None,
+        };
+        assert!(health.is_enforcing() && health.warnings().is_empty(), "{:?}", health.warnings());
+        assert!(Health { daemon: None, ..health }.is_enforcing(), "the kernel goes on");
+        assert!(!Health { daemon: Some(&incomplete), ..health }.is_enforcing(), "one is missing");
+        for interfaces in [&[][..], &[interface(false, false)], &[interface(true, true)]] {
+            let health = Health { interfaces, ..health };
+            assert!(!health.is_enforcing() && health.warnings().len() == 1, "{health:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_once() {
+        let full = Occupancy { ipv4: 80, ipv6: 10, capacity: 100 };
+        let said = json!({ "warnings": ["a feed fails"] });
+        let healthy = [interface(true, false)];
+        let health =
+            Health { interfaces: &healthy, blocklist: Some(&full), is_storm: true, daemon: None, trouble: None };
+        let starts = |health: Health<'_>, starts: &[&str]| {
+            let warnings = health.warnings();
+            assert_eq!(warnings.len(), starts.len(), "{warnings:?}");
+            assert!(warnings.iter().zip(starts).all(|(one, start)| one.starts_with(start)), "{warnings:?}");
+        };
+        starts(health, &["no daemon:", "a storm:", "the block list is nearly full: 90 networks of 100"]);
+        starts(Health { trouble: Some("it is not ours"), is_storm: false, ..health }, &["it is not ours", "the block"]);
+        starts(Health { blocklist: None, daemon: Some(&said), ..health }, &["nothing is loaded", "a feed fails"]);
+    }
+}

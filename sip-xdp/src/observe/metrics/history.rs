@@ -1,0 +1,86 @@
+//! The counters of the last hour, so that a page that is opened now shows what was before.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sip_xdp_common::verdict::{Reason, Verdict};
+
+use crate::dataplane::counters::InterfaceStats;
+use crate::observe::snapshot;
+use crate::sys::clock;
+
+/// The time between two points.
+pub(super) const STEP: Duration = Duration::from_secs(10);
+
+/// How many points are kept: one hour.
+const POINTS: usize = 361;
+
+/// The counters, over time.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    points: VecDeque<Point>,
+}
+
+#[derive(Debug)]
+struct Point {
+    at_ms: u64,
+    /// In the order of [`columns`].
+    counts: Vec<u64>,
+}
+
+/// What is kept of each point: verdicts and reasons.
+fn columns() -> Vec<(&'static str, &'static str)> {
+    let dropped = || Reason::ALL.into_iter().filter(|reason| reason.verdict() == Verdict::Drop);
+    let passed = Reason::ALL.into_iter().filter(|reason| reason.verdict() == Verdict::Pass);
+    let passed = passed.map(|reason| ("pass", reason.name()));
+    let would = dropped().map(|reason| ("would_drop", reason.name()));
+    passed.chain(dropped().map(|reason| ("drop", reason.name()))).chain(would).collect()
+}
+
+impl History {
+    /// Notes the counters as they are now.
+    pub(crate) fn note(&mut self, interfaces: &[InterfaceStats]) {
+        let sums = snapshot::packets(interfaces);
+        let counts = columns().iter().map(|column| sums.get(column).copied().unwrap_or(0)).collect();
+        if self.points.len() >= POINTS {
+            self.points.pop_front();
+        }
+        self.points.push_back(Point { at_ms: clock::wall_ms(), counts });
+    }
+
+    /// As the page reads it: columns, and for each point its time in milliseconds since 1970 and the counters.
+    pub(crate) fn json(&self) -> Value {
+        let columns: Vec<_> =
+            columns().into_iter().map(|(verdict, reason)| json!({ "verdict": verdict, "reason": reason })).collect();
+        let points: Vec<_> = self.points.iter().map(|point| json!([point.at_ms, point.counts])).collect();
+        json!({ "schema": crate::dataplane::counters::SCHEMA, "step": STEP.as_secs(), "columns": columns, "points": points })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_keeps_an_hour_and_no_more() {
+        let mut history = History::default();
+        let mut one = InterfaceStats {
+            interface: "eth0".to_owned(),
+            mode: None,
+            packets: Default::default(),
+            bytes: Default::default(),
+            methods: Default::default(),
+        };
+        for n in 0..1_000 {
+            one.packets.drop.insert("blocked", n);
+            history.note(&[one.clone(), one.clone()]);
+        }
+        let json = history.json();
+        let points = json["points"].as_array().unwrap();
+        assert_eq!(points.len(), POINTS);
+        let column = columns().iter().position(|column| *column == ("drop", "blocked")).unwrap();
+        assert_eq!(points[POINTS - 1][1][column], 2 * 999, "both interfaces together");
+        assert_eq!(json["columns"][column]["reason"], "blocked");
+    }
+}

@@ -1,0 +1,143 @@
+//! The thread that serves: a few connections at a time, each for a bounded time, each request small.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use super::history::STEP;
+use super::{Inputs, State};
+use crate::observe::web::Site;
+use crate::sys::privileges;
+
+/// How many connections there may be at a time; further ones are closed at once.
+const CONNECTIONS: usize = 64;
+
+/// How long a client may take to send the head of a request, or to send another one.
+const HEAD_TIME: Duration = Duration::from_secs(5);
+
+/// How long a connection may last.
+const LIFETIME: Duration = Duration::from_secs(120);
+
+/// The longest head of a request, in bytes.
+const HEAD_SIZE: usize = 16 * 1024;
+
+/// How long to wait before listening is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Serves until `stopped` is dropped on the other side.
+pub(super) fn run(address: SocketAddr, inputs: Inputs, state: &Mutex<State>, mut stopped: watch::Receiver<()>) {
+    privileges::keep(privileges::READER);
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            log::error!("no metrics: {error}");
+            state.lock().unwrap_or_else(PoisonError::into_inner).error = Some(error.to_string());
+            return;
+        }
+    };
+    let site = Arc::new(Site::new(inputs));
+    runtime.block_on(async {
+        tokio::select! {
+            () = serve(address, &site, state) => {}
+            () = observe(&site) => {}
+            // Only the end of the other side is of interest.
+            _ = stopped.changed() => {}
+        }
+    });
+}
+
+/// Keeps the counters of the last hour.
+async fn observe(site: &Site) {
+    let mut tick = interval(STEP);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        site.note();
+    }
+}
+
+async fn serve(address: SocketAddr, site: &Arc<Site>, state: &Mutex<State>) {
+    let listener = listen(address, state).await;
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                // Who finds no place is turned away: its connection is dropped here.
+                if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+                    let site = Arc::clone(site);
+                    tokio::spawn(async move {
+                        answer(stream, site).await;
+                        drop(place);
+                    });
+                }
+            }
+            // Out of descriptors, most likely: those of others are not ours to close.
+            Err(_) => sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+/// Listens as soon as that is possible. Why it is not is said once.
+async fn listen(address: SocketAddr, state: &Mutex<State>) -> TcpListener {
+    loop {
+        let error = match TcpListener::bind(address).await {
+            Ok(listener) => {
+                let local = listener.local_addr().unwrap_or(address);
+                *state.lock().unwrap_or_else(PoisonError::into_inner) = State { address: Some(local), error: None };
+                log::info!("metrics and the web page are at http://{local}/");
+                return listener;
+            }
+            Err(error) => describe(address, &error),
+        };
+        {
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            if state.error.is_none() {
+                log::error!("no metrics and no web page: {error}");
+            }
+            state.error = Some(error);
+        }
+        sleep(RETRY).await;
+    }
+}
+
+fn describe(address: SocketAddr, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => format!(
+            "{address} is in use by another program; set metrics.listen to a free port, or to \"\" for none, and run `sip-xdp \
+             reload`"
+        ),
+        _ => format!("{address} cannot be listened on ({error}); set metrics.listen and run `sip-xdp reload`"),
+    }
+}
+
+async fn answer(stream: TcpStream, site: Arc<Site>) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let site = Arc::clone(&site);
+        async move {
+            // Bodies are not read: whoever sends one is disconnected after the answer.
+            let answer: Response<Full<Bytes>> = site.answer(&request).await;
+            Ok::<_, Infallible>(answer)
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .max_buf_size(HEAD_SIZE)
+        .serve_connection(TokioIo::new(stream), service);
+    // What goes wrong with a client is the client's business.
+    if let Ok(Err(error)) = timeout(LIFETIME, connection).await {
+        log::debug!("metrics: {error}");
+    }
+}

@@ -1,0 +1,306 @@
+//! What is shown, and what keys do.
+
+use std::cmp::Reverse;
+
+use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+
+use super::rates::Rates;
+use crate::net::network::Network;
+use crate::observe::snapshot::{Overview, Worst};
+
+/// The longest text that can be typed.
+const LONGEST: usize = 64;
+
+/// How many rows a page is.
+const PAGE: isize = 10;
+
+/// What the order of the worst sources is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sort {
+    /// Most packets per second first.
+    Rate,
+    /// Most packets first.
+    Packets,
+    /// The latest first.
+    Latest,
+    /// By address.
+    Address,
+}
+
+impl Sort {
+    const ALL: [Self; 4] = [Self::Rate, Self::Packets, Self::Latest, Self::Address];
+
+    /// Its name.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Rate => "rate",
+            Self::Packets => "packets",
+            Self::Latest => "latest",
+            Self::Address => "address",
+        }
+    }
+
+    fn next(self) -> Self {
+        let at = Self::ALL.iter().position(|sort| *sort == self).unwrap_or(0);
+        Self::ALL[(at + 1) % Self::ALL.len()]
+    }
+}
+
+/// Something to be done by the daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Block for an hour.
+    Block(Network),
+    /// Unblock.
+    Unblock(Network),
+    /// Trust for good.
+    Trust(Network),
+}
+
+impl Order {
+    /// The question before it is done.
+    pub(super) fn question(&self) -> String {
+        match self {
+            Self::Block(network) => format!("Block {network} for one hour?"),
+            Self::Unblock(network) => format!("Unblock {network}, and forget what it did?"),
+            Self::Trust(network) => format!("Trust {network}: never drop, never ban it?"),
+        }
+    }
+
+    /// What is said when it was done.
+    pub(super) fn done(&self) -> String {
+        match self {
+            Self::Block(network) => format!("{network} is blocked for one hour"),
+            Self::Unblock(network) => format!("{network} is not blocked any more"),
+            Self::Trust(network) => format!("{network} is trusted"),
+        }
+    }
+}
+
+/// Which order an address is typed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verb {
+    /// Block.
+    Block,
+    /// Trust.
+    Trust,
+}
+
+/// What a key leads to outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// The end.
+    Quit,
+    /// The daemon has something to do.
+    Order(Order),
+}
+
+/// What is in front of everything else, and gets the keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Front {
+    /// Nothing.
+    Nothing,
+    /// What keys do.
+    Help,
+    /// All about the selected source.
+    Details,
+    /// A filter is being typed.
+    Filter,
+    /// An address is being typed.
+    Address(Verb, String),
+    /// A question.
+    Confirm(Order),
+}
+
+/// The state of the screen.
+#[derive(Debug)]
+pub(super) struct App {
+    /// What was read last.
+    pub(super) overview: Overview,
+    /// How fast it changes.
+    pub(super) rates: Rates,
+    /// The order of the worst sources.
+    pub(super) sort: Sort,
+    /// What they must contain.
+    pub(super) filter: String,
+    /// What is in front.
+    pub(super) front: Front,
+    /// What happened to the last order: done, or why not.
+    pub(super) message: Option<Result<String, String>>,
+    /// Without colours.
+    pub(super) plain: bool,
+    /// The selected source, by what it is: rows move.
+    selected: Option<(Network, Option<u16>)>,
+    /// Where it was when it was last seen, so that the cursor stays when it goes.
+    row: usize,
+    is_paused: bool,
+    has_read: bool,
+}
+
+impl App {
+    /// Before anything was read.
+    pub(super) fn new(plain: bool) -> Self {
+        Self {
+            overview: Overview::empty(Default::default()),
+            rates: Rates::default(),
+            sort: Sort::Rate,
+            filter: String::new(),
+            front: Front::Nothing,
+            message: None,
+            plain,
+            selected: None,
+            row: 0,
+            is_paused: false,
+            has_read: false,
+        }
+    }
+
+    /// Takes what was read.
+    pub(super) fn update(&mut self, overview: Overview) {
+        if self.has_read {
+            self.rates.update(&self.overview, &overview);
+        }
+        (self.overview, self.has_read) = (overview, true);
+    }
+
+    /// Takes what became of an order.
+    pub(super) fn answered(&mut self, answer: Result<String, String>) {
+        self.message = Some(answer);
+    }
+
+    /// Whether nothing is read for the time being.
+    pub(super) fn is_paused(&self) -> bool {
+        self.is_paused
+    }
+
+    /// The sources as they are shown.
+    pub(super) fn rows(&self) -> Vec<&Worst> {
+        let wanted = self.filter.to_lowercase();
+        let fits = |one: &&Worst| {
+            wanted.is_empty()
+                || [&one.network.to_string(), &one.owner, &one.reason, one.state]
+                    .into_iter()
+                    .any(|text: &str| text.to_lowercase().contains(&wanted))
+        };
+        let mut rows: Vec<&Worst> = self.overview.worst.iter().filter(fits).collect();
+        match self.sort {
+            // The reading comes by packets; what is equally fast stays in that order.
+            Sort::Rate => rows.sort_by(|one, other| self.rates.of_source(other).total_cmp(&self.rates.of_source(one))),
+            Sort::Packets => rows.sort_by_key(|one| Reverse(one.packets)),
+            Sort::Latest => rows.sort_by_key(|one| Reverse(one.since)),
+            Sort::Address => rows.sort_by_key(|one| one.network),
+        }
+        rows
+    }
+
+    /// Which of the rows is selected.
+    pub(super) fn cursor(&self, rows: &[&Worst]) -> Option<usize> {
+        let known = self.selected.and_then(|selected| rows.iter().position(|one| (one.network, one.port) == selected));
+        (!rows.is_empty()).then(|| known.unwrap_or(self.row.min(rows.len() - 1)))
+    }
+
+    /// The selected source.
+    pub(super) fn selected(&self) -> Option<&Worst> {
+        let rows = self.rows();
+        self.cursor(&rows).map(|cursor| rows[cursor])
+    }
+
+    /// Takes a key.
+    pub(super) fn key(&mut self, key: KeyEvent) -> Option<Effect> {
+        if key.modifiers.contains(KeyModifiers::CONTROL) {
+            if key.code == KeyCode::Char('u') {
+                match &mut self.front {
+                    Front::Filter => self.filter.clear(),
+                    Front::Address(_, text) => text.clear(),
+                    _ => {}
+                }
+            }
+            return (key.code == KeyCode::Char('c')).then_some(Effect::Quit);
+        }
+        match std::mem::replace(&mut self.front, Front::Nothing) {
+            Front::Nothing => return self.plain_key(key.code),
+            // Any key closes these.
+            Front::Help | Front::Details => {}
+            Front::Filter => match key.code {
+                KeyCode::Enter => {}
+                KeyCode::Esc => self.filter.clear(),
+                code => {
+                    edit(&mut self.filter, code);
+                    self.front = Front::Filter;
+                }
+            },
+            Front::Address(verb, mut text) => match key.code {
+                KeyCode::Esc => {}
+                KeyCode::Enter => match text.trim().parse::<Network>() {
+                    Ok(network) => {
+                        let order = if verb == Verb::Block { Order::Block } else { Order::Trust };
+                        self.front = Front::Confirm(order(network));
+                    }
+                    Err(error) => {
+                        self.message = Some(Err(error.to_string()));
+                        self.front = Front::Address(verb, text);
+                    }
+                },
+                code => {
+                    edit(&mut text, code);
+                    self.front = Front::Address(verb, text);
+                }
+            },
+            Front::Confirm(order) => match key.code {
+                KeyCode::Char('y' | 'Y') => return Some(Effect::Order(order)),
+                // Enter is pressed by accident; what changes something is said with a letter.
+                KeyCode::Enter => self.front = Front::Confirm(order),
+                _ => self.message = Some(Ok("nothing was changed".to_owned())),
+            },
+        }
+        None
+    }
+
+    fn plain_key(&mut self, code: KeyCode) -> Option<Effect> {
+        self.message = None;
+        let address = self.selected().map(|one| one.network.to_string()).unwrap_or_default();
+        match code {
+            KeyCode::Char('q') => return Some(Effect::Quit),
+            KeyCode::Char('?' | 'h') | KeyCode::F(1) => self.front = Front::Help,
+            KeyCode::Char('s') => self.sort = self.sort.next(),
+            KeyCode::Char('/' | 'f') => self.front = Front::Filter,
+            KeyCode::Esc => self.filter.clear(),
+            KeyCode::Char('p' | ' ') => self.is_paused = !self.is_paused,
+            KeyCode::Char('b') => self.front = Front::Address(Verb::Block, address),
+            KeyCode::Char('t') => self.front = Front::Address(Verb::Trust, address),
+            KeyCode::Char('u') => match self.selected() {
+                Some(one) if one.state == "blocked" => self.front = Front::Confirm(Order::Unblock(one.network)),
+                Some(one) => self.message = Some(Err(format!("{} is limited, not blocked", one.network))),
+                None => {}
+            },
+            KeyCode::Enter if self.selected().is_some() => self.front = Front::Details,
+            KeyCode::Up | KeyCode::Char('k') => self.go(-1),
+            KeyCode::Down | KeyCode::Char('j') => self.go(1),
+            KeyCode::PageUp => self.go(-PAGE),
+            KeyCode::PageDown => self.go(PAGE),
+            KeyCode::Home => self.go(isize::MIN),
+            KeyCode::End => self.go(isize::MAX),
+            _ => {}
+        }
+        None
+    }
+
+    /// Moves the cursor.
+    fn go(&mut self, by: isize) {
+        let rows = self.rows();
+        let Some(cursor) = self.cursor(&rows) else {
+            return;
+        };
+        let row = cursor.saturating_add_signed(by).min(rows.len() - 1);
+        let selected = (rows[row].network, rows[row].port);
+        (self.row, self.selected) = (row, Some(selected));
+    }
+}
+
+fn edit(text: &mut String, code: KeyCode) {
+    match code {
+        KeyCode::Char(typed) if text.chars().count() < LONGEST => text.push(typed),
+        KeyCode::Backspace => _ = text.pop(),
+        _ => {}
+    }
+}

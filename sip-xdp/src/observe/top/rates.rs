@@ -1,0 +1,86 @@
+//! Packets per second, from counters that are read now and then.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use crate::net::network::Network;
+use crate::observe::snapshot::Overview;
+
+/// How many rates are kept of each row.
+const KEPT: usize = 240;
+
+/// Of how many readings the new sources are kept: each says how many there are in a window so far, so that the most of them is
+/// nearest to the truth.
+const NEWCOMERS: usize = 5;
+
+/// What a row counts.
+pub(super) type Column = (&'static str, &'static str);
+
+/// A source, as far as its rate is concerned.
+pub(super) type Place = (Network, Option<u16>, &'static str);
+
+/// The rates of everything that is counted.
+#[derive(Debug, Default)]
+pub(super) struct Rates {
+    columns: BTreeMap<Column, VecDeque<u64>>,
+    sources: HashMap<Place, f64>,
+    newcomers: VecDeque<u64>,
+}
+
+impl Rates {
+    /// Takes what was counted between two readings.
+    pub(super) fn update(&mut self, before: &Overview, after: &Overview) {
+        let seconds = after.time.duration_since(before.time).as_secs_f64();
+        if seconds <= 0.0 {
+            return;
+        }
+        push(&mut self.newcomers, NEWCOMERS, after.storm.new_sources);
+        let (earlier, now) = (before.packets(), after.packets());
+        for (column, count) in &now {
+            let more = count.saturating_sub(earlier.get(column).copied().unwrap_or(0));
+            let rates = self.columns.entry(*column).or_default();
+            push(rates, KEPT, (more as f64 / seconds).round() as u64);
+        }
+        let earlier: HashMap<Place, u64> = before.worst.iter().map(|one| (place(one), one.packets)).collect();
+        self.sources = after
+            .worst
+            .iter()
+            .filter_map(|one| {
+                let more = one.packets.saturating_sub(*earlier.get(&place(one))?);
+                Some((place(one), more as f64 / seconds))
+            })
+            .collect();
+    }
+
+    /// The latest rates of some columns together, the latest last.
+    pub(super) fn of(&self, columns: &[Column]) -> Vec<u64> {
+        let length = columns.iter().filter_map(|column| self.columns.get(column)).map(VecDeque::len).max().unwrap_or(0);
+        let mut sums = vec![0; length];
+        for rates in columns.iter().filter_map(|column| self.columns.get(column)) {
+            let late = length - rates.len();
+            sums.iter_mut().skip(late).zip(rates).for_each(|(sum, rate)| *sum += rate);
+        }
+        sums
+    }
+
+    /// How many new sources there are in a second or so, at least.
+    pub(super) fn newcomers(&self) -> u64 {
+        self.newcomers.iter().copied().max().unwrap_or(0)
+    }
+
+    /// The rate of a source; 0 if it was not there a moment ago.
+    pub(super) fn of_source(&self, one: &crate::observe::snapshot::Worst) -> f64 {
+        self.sources.get(&place(one)).copied().unwrap_or(0.0)
+    }
+}
+
+/// Appends what is new; the oldest goes if there would be too many.
+fn push(to: &mut VecDeque<u64>, most: usize, what: u64) {
+    if to.len() >= most {
+        to.pop_front();
+    }
+    to.push_back(what);
+}
+
+fn place(one: &crate::observe::snapshot::Worst) -> Place {
+    (one.network, one.port, one.state)
+}

@@ -1,0 +1,208 @@
+//! The web page, its data, and the metrics: what is answered to whom. Read-only.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex as Plain, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{self, HeaderValue};
+use hyper::http::response::Builder;
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::Value;
+use tokio::sync::{Mutex, oneshot};
+use tokio::time::timeout;
+
+use crate::api::control::{Call, Request as Command};
+use crate::dataplane::counters;
+use crate::dataplane::netlink::Netlink;
+use crate::dataplane::pins::Pins;
+use crate::observe::metrics::{History, Inputs, render};
+use crate::observe::snapshot::{FromDaemon, Overview};
+
+const PAGE: &str = include_str!("index.html");
+const STYLE: &str = include_str!("style.css");
+const SCRIPT: &str = include_str!("app.js");
+
+/// Nothing but this server's own files, and nothing inline.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
+                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// How long what was read is good for other clients: many of them cost no more than one.
+const FRESH: Duration = Duration::from_millis(900);
+
+/// How long to wait for the daemon.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What clients are answered.
+pub(crate) struct Site {
+    pins: Pins,
+    inputs: Inputs,
+    cached: Mutex<Option<(Instant, Arc<Overview>)>>,
+    history: Plain<History>,
+}
+
+/// What a path stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Resource {
+    Metrics,
+    File(&'static str, &'static str),
+    Overview,
+    History,
+}
+
+impl Resource {
+    fn at(path: &str) -> Option<Self> {
+        Some(match path {
+            "/" => Self::File("text/html; charset=utf-8", PAGE),
+            "/style.css" => Self::File("text/css; charset=utf-8", STYLE),
+            "/app.js" => Self::File("text/javascript; charset=utf-8", SCRIPT),
+            "/metrics" => Self::Metrics,
+            "/api/overview" => Self::Overview,
+            "/api/history" => Self::History,
+            _ => return None,
+        })
+    }
+}
+
+impl Site {
+    /// Of one filter.
+    pub(crate) fn new(inputs: Inputs) -> Self {
+        let pins = Pins::new(&inputs.pin_dir);
+        Self { pins, inputs, cached: Mutex::default(), history: Plain::default() }
+    }
+
+    /// Notes the counters for the history.
+    pub(crate) fn note(&self) {
+        match counters::packets(&self.pins) {
+            Ok(interfaces) => self.history.lock().unwrap_or_else(PoisonError::into_inner).note(&interfaces),
+            Err(error) => log::debug!("no counters for the history: {error:#}"),
+        }
+    }
+
+    /// Answers one request.
+    pub(crate) async fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        if request.method() != Method::GET && request.method() != Method::HEAD {
+            let answer = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD");
+            return with(answer, header::ALLOW, "GET, HEAD");
+        }
+        let Some(resource) = Resource::at(request.uri().path()) else {
+            return text(StatusCode::NOT_FOUND, "there is / and /metrics");
+        };
+        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+        // A page of somebody else's whose name was made to lead here could read ours otherwise.
+        if resource != Resource::Metrics && !host.is_some_and(is_no_name) {
+            return text(StatusCode::MISDIRECTED_REQUEST, "use the address, or localhost, not a name");
+        }
+        let answer = match resource {
+            Resource::File(kind, content) => Ok(full(StatusCode::OK, kind, content)),
+            Resource::Metrics => self
+                .overview()
+                .await
+                .map(|overview| full(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", render(&overview))),
+            Resource::Overview => self.overview().await.and_then(|overview| json(&*overview)),
+            Resource::History => json(&self.history.lock().unwrap_or_else(PoisonError::into_inner).json()),
+        };
+        answer.unwrap_or_else(|error| text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")))
+    }
+
+    async fn overview(&self) -> Result<Arc<Overview>> {
+        // Held while it is read, so that others wait for this reading instead of making their own.
+        let mut cached = self.cached.lock().await;
+        if let Some((at, overview)) = &*cached
+            && at.elapsed() < FRESH
+        {
+            return Ok(Arc::clone(overview));
+        }
+        let status = timeout(PATIENCE, self.status()).await;
+        let daemon = FromDaemon {
+            // The daemon is this very process; if it is too busy to answer, its numbers are missing for once.
+            status: status.ok().and_then(Result::ok),
+            trouble: None,
+            latest: self.inputs.hub.recent(),
+        };
+        let present = Netlink::connect()?.interfaces().await?;
+        let overview = Arc::new(Overview::read(&self.pins, &present, daemon)?);
+        *cached = Some((Instant::now(), Arc::clone(&overview)));
+        Ok(overview)
+    }
+
+    async fn status(&self) -> Result<Value> {
+        let (answer, answered) = oneshot::channel();
+        let call = Call { request: Command::Status, answer };
+        self.inputs.calls.send(call).await.map_err(|_| anyhow!("the daemon is stopping"))?;
+        answered.await?
+    }
+}
+
+/// Whether a Host header is an address or `localhost`, with a port or without.
+fn is_no_name(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    name.parse::<IpAddr>().is_ok() || name.eq_ignore_ascii_case("localhost")
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Result<Response<Full<Bytes>>> {
+    Ok(full(StatusCode::OK, "application/json", serde_json::to_vec(value)?))
+}
+
+fn text(status: StatusCode, content: impl Into<String>) -> Response<Full<Bytes>> {
+    full(status, "text/plain; charset=utf-8", content.into() + "\n")
+}
+
+fn full(status: StatusCode, kind: &'static str, content: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let headers = [
+        (header::CONTENT_TYPE, kind),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    let builder: Builder = headers.into_iter().fold(Response::builder().status(status), |builder, (name, value)| {
+        builder.header(name, HeaderValue::from_static(value))
+    });
+    // Nothing in it can be wrong: names and values are constants.
+    builder.body(Full::new(content.into())).unwrap_or_default()
+}
+
+fn with(mut answer: Response<Full<Bytes>>, name: header::HeaderName, value: &'static str) -> Response<Full<Bytes>> {
+    answer.headers_mut().insert(name, HeaderValue::from_static(value));
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_others_are_refused() {
+        for host in ["127.0.0.1:9598", "127.0.0.1", "[::1]:9598", "[::1]", "localhost:1", "LocalHost", "192.0.2.1:80"] {
+            assert!(is_no_name(host), "{host}");
+        }
+        for host in ["evil.example", "evil.example:9598", "localhost.evil.example", "127.0.0.1.evil.example:1", "", "x"]
+        {
+            assert!(!is_no_name(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn the_page_needs_nothing_from_elsewhere_and_nothing_inline() {
+        for (name, text) in [("index.html", PAGE), ("style.css", STYLE), ("app.js", SCRIPT)] {
+            let foreign = text.replace("http://www.w3.org/2000/svg", "");
+            assert!(!foreign.contains("http://") && !foreign.contains("https://"), "{name}");
+        }
+        for inline in ["<style", " style=", " onclick=", " onload=", "<script>"] {
+            assert!(!PAGE.contains(inline), "{inline} would not run under the policy");
+        }
+        // What attackers choose is only ever put in as text.
+        for dangerous in
+            ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "DOMParser", "srcdoc"]
+        {
+            assert!(!SCRIPT.contains(dangerous), "{dangerous}");
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! What one instance hands to another, for a standby host or a rebuild: entries, who is known good, who offended, what
+//! happened. Exporting reads the maps and the store, with or without a daemon; taking it up is the other daemon's work,
+//! in parts that fit into a request.
+
+use std::net::IpAddr;
+
+use anyhow::Result;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sip_xdp_common::abi::layout::{List, Owner};
+use sip_xdp_common::abi::names;
+
+use crate::config::HostName;
+use crate::dataplane::counters::{self, SCHEMA};
+use crate::dataplane::pins::Pins;
+use crate::dataplane::tables::ledger::{Entry, Ledger, Tier};
+use crate::dns::Hosts;
+use crate::net::network::Network;
+use crate::store::{self, HistoryRow, State, Store};
+use crate::sys::clock;
+use crate::sys::paths::Paths;
+
+/// How many bytes of JSON a part may have: less than a request.
+const PART: usize = 40_000;
+
+/// Whose entry it is. Those of the configuration, of host names and of tools are made anew where they are imported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Whose {
+    /// An operator's.
+    Manual,
+    /// The detector's.
+    Auto,
+}
+
+/// An entry of the block or the trust list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// The network.
+    pub network: Network,
+    /// The port of a flow; none for all of it.
+    pub port: Option<u16>,
+    /// Whose it is.
+    pub owner: Whose,
+    /// Why.
+    pub reason: String,
+    /// How sure the evidence is.
+    pub tier: Option<Tier>,
+    /// Since when.
+    pub added: Timestamp,
+    /// Until when; none for good.
+    pub expires: Option<Timestamp>,
+}
+
+/// A host name that is trusted by command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// The name.
+    pub name: HostName,
+    /// Why.
+    pub reason: String,
+    /// Since when.
+    pub added: Timestamp,
+    /// Until when; none for good.
+    pub expires: Option<Timestamp>,
+}
+
+/// A user that was accepted with credentials.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// From this address.
+    pub address: IpAddr,
+    /// And this port.
+    pub port: u16,
+    /// The user.
+    pub user: String,
+    /// When for the first time.
+    pub first: Timestamp,
+    /// When for the last time.
+    pub last: Timestamp,
+    /// When its registration ends.
+    pub until: Timestamp,
+}
+
+/// How often a network was banned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offence {
+    /// The network.
+    pub network: Network,
+    /// How often.
+    pub count: u32,
+    /// When the last time.
+    pub last: Timestamp,
+}
+
+/// A ban of the past or of now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastBan {
+    /// The network.
+    pub network: Network,
+    /// The port, if only that was banned.
+    pub port: Option<u16>,
+    /// The kind of evidence.
+    pub kind: String,
+    /// How sure it was.
+    pub tier: Option<Tier>,
+    /// Why.
+    pub reason: String,
+    /// When it began.
+    pub from: Timestamp,
+    /// When it was to end.
+    pub until: Option<Timestamp>,
+    /// When it ended, if it has.
+    pub ended: Option<Timestamp>,
+    /// What ended it: `expired` or `command`.
+    pub ended_by: Option<String>,
+}
+
+impl From<HistoryRow> for PastBan {
+    fn from(row: HistoryRow) -> Self {
+        let HistoryRow { ban, ended_ms, ended_by, .. } = row;
+        Self {
+            network: ban.network,
+            port: ban.port,
+            kind: ban.kind,
+            tier: ban.tier,
+            reason: ban.reason,
+            from: clock::from_ms(ban.from_ms),
+            until: ban.until_ms.map(clock::from_ms),
+            ended: ended_ms.map(clock::from_ms),
+            ended_by,
+        }
+    }
+}
+
+/// All of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// When it was made.
+    pub time: Timestamp,
+    /// The block list, without what the configuration lists.
+    pub block: Vec<Listed>,
+    /// The trust list, likewise.
+    pub trust: Vec<Listed>,
+    /// Host names that are trusted by command.
+    pub hosts: Vec<Host>,
+    /// Who was accepted.
+    pub accepted: Vec<Accepted>,
+    /// Who was banned how often.
+    pub offences: Vec<Offence>,
+    /// All bans that are remembered.
+    pub history: Vec<PastBan>,
+}
+
+/// A part of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "of", content = "rows", rename_all = "snake_case")]
+pub enum Part {
+    /// Of the trust list.
+    Trust(Vec<Listed>),
+    /// Of the block list.
+    Block(Vec<Listed>),
+    /// Of the host names.
+    Hosts(Vec<Host>),
+    /// Of those who were accepted.
+    Accepted(Vec<Accepted>),
+    /// Of the offences.
+    Offences(Vec<Offence>),
+    /// Of the bans.
+    History(Vec<PastBan>),
+}
+
+impl Part {
+    /// What it is a part of.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Trust(_) => "trust",
+            Self::Block(_) => "block",
+            Self::Hosts(_) => "hosts",
+            Self::Accepted(_) => "accepted",
+            Self::Offences(_) => "offences",
+            Self::History(_) => "history",
+        }
+    }
+}
+
+impl Export {
+    /// Reads it from the maps, or from the store if nothing is loaded; the rest is the store's alone.
+    pub fn collect(paths: &Paths) -> Result<Self> {
+        let pins = Pins::new(&paths.pin_dir);
+        pins.check_access()?;
+        let (mut state, mut history) = (State::default(), Vec::new());
+        if paths.store_file().exists() {
+            let store = Store::read_only(&paths.store_file())?;
+            (state, history) = (store.state()?, store.bans()?);
+        }
+        let entries = if pins.is_loaded() {
+            Ledger::new(pins.open(names::LEDGER)?)?.entries()?
+        } else {
+            std::mem::take(&mut state.entries)
+        };
+        let now = clock::now();
+        let of = |list: List| {
+            let live = entries.iter().filter(|(of, entry)| *of == list && !entry.dry_run && !entry.is_over(now));
+            live.filter_map(|(_, entry)| listed(entry)).collect()
+        };
+        let (hosts, _) = Hosts::open(paths.hosts_file());
+        let hosts = hosts.given().iter().map(|(name, given)| Host {
+            name: name.clone(),
+            reason: given.reason.clone(),
+            added: clock::from_ms(given.added_ms),
+            expires: clock::to_wall(given.expires),
+        });
+        Ok(Self {
+            schema: SCHEMA,
+            time: counters::now(),
+            block: of(List::Block),
+            trust: of(List::Trust),
+            hosts: hosts.collect(),
+            accepted: state.accepted.into_iter().map(accepted).collect(),
+            offences: state.offences.into_iter().map(offence).collect(),
+            history: history.into_iter().map(PastBan::from).collect(),
+        })
+    }
+
+    /// Cuts it into parts. What is trusted comes first, so that nothing is blocked that must not be.
+    pub fn parts(self) -> Vec<Part> {
+        let mut parts = Vec::new();
+        parts.extend(cut(self.trust).into_iter().map(Part::Trust));
+        parts.extend(cut(self.hosts).into_iter().map(Part::Hosts));
+        parts.extend(cut(self.accepted).into_iter().map(Part::Accepted));
+        parts.extend(cut(self.offences).into_iter().map(Part::Offences));
+        parts.extend(cut(self.block).into_iter().map(Part::Block));
+        parts.extend(cut(self.history).into_iter().map(Part::History));
+        parts
+    }
+}
+
+/// Cuts rows into pieces that fit into a request.
+pub fn cut<T: Serialize>(rows: Vec<T>) -> Vec<Vec<T>> {
+    let (mut pieces, mut piece, mut size) = (Vec::new(), Vec::new(), 0);
+    for row in rows {
+        let length = serde_json::to_string(&row).map_or(0, |text| text.len()) + 1;
+        if size + length > PART && !piece.is_empty() {
+            pieces.push(std::mem::take(&mut piece));
+            size = 0;
+        }
+        size += length;
+        piece.push(row);
+    }
+    if !piece.is_empty() {
+        pieces.push(piece);
+    }
+    pieces
+}
+
+fn listed(entry: &Entry) -> Option<Listed> {
+    let owner = match entry.owner {
+        Owner::Manual => Whose::Manual,
+        Owner::Auto => Whose::Auto,
+        Owner::Config | Owner::Host | Owner::Tool | Owner::Feed => return None,
+    };
+    Some(Listed {
+        network: entry.network,
+        port: entry.port,
+        owner,
+        reason: entry.reason.clone(),
+        tier: entry.tier,
+        added: clock::from_ms(entry.added_ms),
+        expires: clock::to_wall(entry.expires),
+    })
+}
+
+fn accepted(row: store::Accepted) -> Accepted {
+    Accepted {
+        address: row.address,
+        port: row.port,
+        user: row.user,
+        first: clock::from_ms(row.first_ms),
+        last: clock::from_ms(row.last_ms),
+        until: clock::from_ms(row.until_ms),
+    }
+}
+
+fn offence(row: store::Offence) -> Offence {
+    Offence { network: row.network, count: row.count, last: clock::from_ms(row.last_ms) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offences(count: u32) -> Vec<Offence> {
+        let network = |n: u32| Network::host(IpAddr::from(n.to_be_bytes()));
+        (0..count).map(|n| Offence { network: network(n), count: n, last: Timestamp::UNIX_EPOCH }).collect()
+    }
+
+    #[test]
+    fn pieces_fit_and_are_all_of_it() {
+        for count in [0, 1, 500, 5_000] {
+            let pieces = cut(offences(count));
+            assert_eq!(pieces.concat(), offences(count));
+            for piece in pieces {
+                assert!(serde_json::to_string(&Part::Offences(piece)).unwrap().len() < PART + 1_000);
+            }
+        }
+    }
+
+    #[test]
+    fn it_is_read_as_it_was_written() {
+        let network: Network = "2001:db8::/64".parse().unwrap();
+        let export = Export {
+            schema: SCHEMA,
+            time: Timestamp::UNIX_EPOCH,
+            block: vec![Listed {
+                network,
+                port: None,
+                owner: Whose::Auto,
+                reason: "ü \"why\"".to_owned(),
+                tier: Some(Tier::Unproven),
+                added: Timestamp::UNIX_EPOCH,
+                expires: Some(Timestamp::UNIX_EPOCH),
+            }],
+            trust: Vec::new(),
+            hosts: Vec::new(),
+            accepted: Vec::new(),
+            offences: offences(2),
+            history: Vec::new(),
+        };
+        let text = serde_json::to_string(&export).unwrap();
+        assert_eq!(serde_json::from_str::<Export>(&text).unwrap(), export);
+        let parts = export.parts();
+        assert_eq!(parts.iter().map(Part::name).collect::<Vec<_>>(), ["offences", "block"]);
+    }
+}

@@ -1,0 +1,251 @@
+//! `doctor`: looks at a host with the eyes of somebody who has set up many, and says of each thing whether it is well, and
+//! what to do if it is not.
+//!
+//! It only looks: nothing is attached, written or sent but for a connection to the servers of feeds. What it may not see, it
+//! says. Works with the daemon dead or alive.
+
+mod device;
+mod feeds;
+mod host;
+mod interfaces;
+mod sip;
+mod sockets;
+
+use serde::Serialize;
+use serde_json::Value;
+use sip_xdp_common::abi::layout::List;
+
+use crate::api::control::{self, Request};
+use crate::config::Config;
+use crate::dataplane::counters::{self, FilteredInterface, SCHEMA};
+use crate::dataplane::netlink::{Interface, Netlink, Surroundings};
+use crate::dataplane::pins::Pins;
+use crate::sys::paths::Paths;
+
+/// How well something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// As it should be.
+    Ok,
+    /// It works, but somebody should know; or it could not be seen.
+    Warn,
+    /// It does not work, or leaves something open.
+    Fail,
+}
+
+/// What was found about one thing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What was looked at.
+    pub check: &'static str,
+    /// The interface that it is about, if it is about one.
+    pub interface: Option<String>,
+    /// How well it is.
+    pub status: Status,
+    /// What was found.
+    pub detail: String,
+    /// What to do.
+    pub remedy: Option<String>,
+}
+
+impl Check {
+    /// All is well.
+    fn ok(check: &'static str, detail: impl Into<String>) -> Self {
+        Self { check, interface: None, status: Status::Ok, detail: detail.into(), remedy: None }
+    }
+
+    /// Somebody should know.
+    fn warn(check: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { status: Status::Warn, remedy: Some(remedy.into()), ..Self::ok(check, detail) }
+    }
+
+    /// Something does not work.
+    fn fail(check: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { status: Status::Fail, ..Self::warn(check, detail, remedy) }
+    }
+
+    /// It is about this interface.
+    fn on(self, interface: &str) -> Self {
+        Self { interface: Some(interface.to_owned()), ..self }
+    }
+}
+
+/// All that was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Diagnosis {
+    /// The version of this object.
+    pub schema: u32,
+    /// In the order in which one would put them right.
+    pub checks: Vec<Check>,
+}
+
+impl Diagnosis {
+    /// Whether nothing failed.
+    pub fn is_well(&self) -> bool {
+        self.checks.iter().all(|check| check.status != Status::Fail)
+    }
+}
+
+/// What several checks ask for, asked once.
+struct Scene {
+    config: Config,
+    /// All interfaces of this network namespace.
+    present: Vec<Interface>,
+    /// Addresses of this host, with the index of their interface.
+    addresses: Vec<(u32, std::net::IpAddr)>,
+    around: Surroundings,
+    /// What `status` says, if there is a daemon that we may ask.
+    daemon: Option<Value>,
+    /// Where our filter is, as far as that may be read.
+    filtered: Vec<FilteredInterface>,
+    /// Whom the filter knows, as far as that may be read.
+    known: Option<Known>,
+    /// Whether this process is root in its user namespace.
+    is_root: bool,
+}
+
+/// Whom the filter knows.
+struct Known {
+    good: usize,
+    peers: usize,
+    /// Trusted or admitted, by whomever.
+    trusted: usize,
+}
+
+impl Known {
+    fn read(pins: &Pins) -> anyhow::Result<Self> {
+        let sources = counters::stats(pins)?.sources;
+        let trusted = counters::rows(pins, List::Trust)?.len() + counters::rows(pins, List::Admit)?.len();
+        Ok(Self { good: sources.good, peers: sources.peers, trusted })
+    }
+}
+
+impl Scene {
+    /// Whether our program is on an interface.
+    fn is_filtered(&self, index: u32) -> bool {
+        self.filtered.iter().any(|filtered| filtered.index == index && filtered.attached)
+    }
+
+    /// The names of the interfaces that are, or are to be, filtered.
+    fn wanted(&self, asked: &[String]) -> Vec<String> {
+        if !asked.is_empty() {
+            return asked.to_vec();
+        }
+        if !self.filtered.is_empty() {
+            return self.filtered.iter().map(|filtered| filtered.interface.clone()).collect();
+        }
+        if !self.config.interfaces.is_empty() {
+            return self.config.interfaces.clone();
+        }
+        let defaults = self.present.iter().filter(|one| self.around.default_interfaces.contains(&one.index));
+        defaults.map(|interface| interface.name.clone()).collect()
+    }
+}
+
+/// Looks at the host. `asked` are the interfaces to look at, if not those that are or would be filtered.
+pub async fn examine(paths: &Paths, config: anyhow::Result<Config>, asked: &[String]) -> Diagnosis {
+    let mut checks = Vec::new();
+    let config = match config {
+        Ok(config) => {
+            checks.push(configuration(paths));
+            config
+        }
+        Err(error) => {
+            let remedy = "correct the file; what follows supposes the defaults. `sip-xdp config check` reads it again";
+            checks.push(Check::fail("configuration", format!("{error:#}"), remedy));
+            Config::default()
+        }
+    };
+    checks.extend([host::kernel(), host::bpf(), host::capabilities(), host::container()]);
+    checks.extend([host::bpffs(&paths.pin_dir), host::btf(), host::clock(), host::state(&paths.state_dir)]);
+    checks.extend(feeds::reachable(&config.feeds));
+    match look_around(paths, config).await {
+        Ok(scene) => {
+            checks.push(filter(&scene, paths));
+            let wanted = scene.wanted(asked);
+            checks.extend(interfaces::all(&scene, &wanted));
+            checks.extend(sip::all(&scene, &wanted));
+        }
+        Err(error) => checks.push(Check::fail(
+            "interfaces",
+            format!("{error:#}"),
+            "allow this process netlink sockets (AF_NETLINK); without them no interface can be found",
+        )),
+    }
+    Diagnosis { schema: SCHEMA, checks }
+}
+
+async fn look_around(paths: &Paths, config: Config) -> anyhow::Result<Scene> {
+    let netlink = Netlink::connect()?;
+    let present = netlink.interfaces().await?;
+    // Without the rights to read pins it is as if there were none; the check of the filter says that.
+    let pins = Pins::new(&paths.pin_dir);
+    let filtered = counters::interfaces(&pins, &present).unwrap_or_default();
+    Ok(Scene {
+        config,
+        addresses: netlink.addresses().await?,
+        around: netlink.surroundings().await?,
+        daemon: control::call(&paths.socket(), &Request::Status).await.ok(),
+        known: Known::read(&pins).ok(),
+        filtered,
+        present,
+        is_root: nix::unistd::geteuid().is_root(),
+    })
+}
+
+fn configuration(paths: &Paths) -> Check {
+    let file = paths.config.display();
+    let detail =
+        if paths.config.exists() { format!("{file} is valid") } else { format!("no {file}: the defaults apply") };
+    Check::ok("configuration", detail)
+}
+
+/// Whether a filter is loaded and watched over.
+fn filter(scene: &Scene, paths: &Paths) -> Check {
+    const CHECK: &str = "filter";
+    let attached: Vec<_> = scene.filtered.iter().filter(|filtered| filtered.attached).collect();
+    let names = |all: &[&FilteredInterface]| all.iter().map(|one| one.interface.clone()).collect::<Vec<_>>().join(", ");
+    if !scene.is_root && scene.filtered.is_empty() {
+        return Check::warn(
+            CHECK,
+            format!("whether a filter is loaded cannot be seen: {} may only be read by root", paths.pin_dir.display()),
+            "run it as root to see everything",
+        );
+    }
+    if attached.is_empty() {
+        return Check::warn(
+            CHECK,
+            "no filter is loaded: nothing is dropped",
+            "start it: `sip-xdp run`, or its service",
+        );
+    }
+    if attached.iter().any(|one| one.dry_run) {
+        let detail = format!("a dry run on {}: nothing is dropped", names(&attached));
+        return Check::warn(CHECK, detail, "when its figures look right, take dry_run out and run `sip-xdp reload`");
+    }
+    match &scene.daemon {
+        Some(daemon) => Check::ok(CHECK, format!("enforcing on {}, daemon {}", names(&attached), daemon["pid"])),
+        None => Check::warn(
+            CHECK,
+            format!("enforcing on {}, but no daemon answers: nobody new is banned", names(&attached)),
+            "start `sip-xdp run`; it adopts the filter",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_failure_is_a_failure() {
+        let mut diagnosis = Diagnosis { schema: 1, checks: vec![Check::ok("a", "b"), Check::warn("c", "d", "e")] };
+        assert!(diagnosis.is_well());
+        diagnosis.checks.push(Check::fail("f", "g", "h").on("eth0"));
+        assert!(!diagnosis.is_well());
+        let json = serde_json::to_value(&diagnosis).unwrap();
+        assert_eq!(json["checks"][0]["remedy"], Value::Null);
+        assert_eq!((&json["checks"][2]["status"], &json["checks"][2]["interface"]), (&"fail".into(), &"eth0".into()));
+    }
+}

@@ -1,0 +1,107 @@
+//! The same capture with two configurations: whom it makes a difference to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::report::{Ban, Limited, Replayed};
+use super::story::Fate;
+use crate::dataplane::counters::{self, SCHEMA};
+use crate::net::network::{Network, source_of};
+
+/// Both, and what differs.
+#[derive(Debug, Clone, Serialize)]
+pub struct Comparison {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// When it was made.
+    pub time: Timestamp,
+    /// The names of the configurations.
+    pub configurations: [String; 2],
+    /// Whom it makes a difference to.
+    pub differences: Vec<Difference>,
+    /// What each of them came to.
+    pub replays: [Replayed; 2],
+}
+
+/// A source that is treated differently.
+#[derive(Debug, Clone, Serialize)]
+pub struct Difference {
+    /// Who.
+    pub address: IpAddr,
+    /// What becomes of it with the first configuration.
+    pub first: Outcome,
+    /// And with the second.
+    pub second: Outcome,
+}
+
+/// What becomes of a source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Outcome {
+    /// `banned`, `limited` or `passes`: the worst.
+    pub verdict: &'static str,
+    /// By which evidence, or which limit.
+    pub kind: Option<String>,
+    /// When for the first time.
+    pub since: Option<Timestamp>,
+    /// How often it was banned.
+    pub bans: usize,
+    /// Its packets.
+    #[serde(flatten)]
+    pub fate: Fate,
+}
+
+impl Comparison {
+    /// Of two replays with the names of their configurations.
+    pub(super) fn of([(first, one), (second, two)]: [(&str, Replayed); 2]) -> Self {
+        let addresses: BTreeSet<IpAddr> = one.fates.keys().chain(two.fates.keys()).copied().collect();
+        let outcomes = [Outcomes::of(&one), Outcomes::of(&two)];
+        let differences = addresses.into_iter().filter_map(|address| {
+            let [first, second] = [0, 1].map(|which: usize| outcomes[which].outcome(address));
+            (first != second).then_some(Difference { address, first, second })
+        });
+        Self {
+            schema: SCHEMA,
+            time: counters::now(),
+            configurations: [first.to_owned(), second.to_owned()],
+            differences: differences.collect(),
+            replays: [one, two],
+        }
+    }
+}
+
+/// What became of sources in one replay, by address.
+struct Outcomes<'r> {
+    replayed: &'r Replayed,
+    bans: BTreeMap<Network, Vec<&'r Ban>>,
+    limited: BTreeMap<IpAddr, &'r Limited>,
+    /// The lengths of banned networks.
+    lengths: BTreeSet<u8>,
+}
+
+impl<'r> Outcomes<'r> {
+    fn of(replayed: &'r Replayed) -> Self {
+        let mut bans: BTreeMap<Network, Vec<&Ban>> = BTreeMap::new();
+        replayed.banned.iter().for_each(|ban| bans.entry(ban.address).or_default().push(ban));
+        let limited = replayed.limited.iter().map(|row| (row.address, row)).collect();
+        Self { replayed, lengths: bans.keys().map(Network::bits).collect(), bans, limited }
+    }
+
+    fn outcome(&self, address: IpAddr) -> Outcome {
+        let fate = self.replayed.fates.get(&address).copied().unwrap_or_default();
+        let around = self.lengths.iter().map(|bits| Network::around(source_of(address), *bits));
+        let bans: Vec<&Ban> = around.filter_map(|network| self.bans.get(&network)).flatten().copied().collect();
+        if let Some(first) = bans.iter().min_by_key(|ban| ban.time) {
+            let (kind, since) = (Some(first.kind.clone()), Some(first.time));
+            return Outcome { verdict: "banned", kind, since, bans: bans.len(), fate };
+        }
+        match self.limited.get(&address) {
+            Some(row) => {
+                Outcome { verdict: "limited", kind: Some(row.kind.clone()), since: Some(row.time), bans: 0, fate }
+            }
+            None => Outcome { verdict: "passes", kind: None, since: None, bans: 0, fate },
+        }
+    }
+}

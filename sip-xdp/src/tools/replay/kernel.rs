@@ -1,0 +1,113 @@
+//! The kernel's programs on maps of their own: never attached, never pinned, with the time that they are told. What is here
+//! ends with the process.
+
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context, Result, anyhow};
+use aya::Ebpf;
+use aya::maps::{Map, MapData, PerCpuArray};
+use aya::programs::{TestRun as _, TestRunOptions};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+use sip_xdp_common::abi::layout::{CLOCK_OUTCOME, CLOCK_TIME, CpuState, Event, Responses, message_of, reason_of};
+use sip_xdp_common::abi::names;
+use sip_xdp_common::packet::headers::Link;
+use sip_xdp_common::pipeline::egress::Answer;
+use sip_xdp_common::verdict::{Message, Reason};
+
+use super::ring::Ring;
+use crate::config::Config;
+use crate::daemon::interfaces::settings;
+use crate::dataplane::loader::{self, Settings};
+use crate::dataplane::mmap::{Mapped, View};
+use crate::lists::Lists;
+
+/// The smallest frame that BPF_PROG_TEST_RUN takes (`ETH_HLEN` in net/bpf/test_run.c).
+pub(super) const SHORTEST: usize = 14;
+
+/// The programs.
+pub(super) struct Kernel {
+    object: Ebpf,
+    /// Both words of the clock's map.
+    clock: View,
+    events: Ring,
+    responses: PerCpuArray<MapData, Responses>,
+    cpu_states: PerCpuArray<MapData, CpuState>,
+}
+
+impl Kernel {
+    /// Loads them as a configuration says, but enforcing, and opens their lists.
+    pub(super) fn load(config: &Config) -> Result<(Self, Lists)> {
+        let settings = Settings { clock_from_map: true, dry_run: false, ..settings(config, Link::Ethernet, 0) };
+        let mut object = loader::load(&settings, None)?;
+        let mut take = |name: &str| -> Result<Map> { object.take_map(name).with_context(|| format!("no map {name}")) };
+        let clock = Mapped::new(take(names::CLOCK)?)?.all()?;
+        let events = Ring::new(take(names::EVENTS)?)?;
+        let responses = take(names::RESPONSES)?.try_into()?;
+        let cpu_states = take(names::CPU_STATE)?.try_into()?;
+        let mut lists = Lists::open(take)?;
+        lists.keep_mapped()?;
+        Ok((Self { object, clock, events, responses, cpu_states }, lists))
+    }
+
+    /// Sets the filter's clock.
+    pub(super) fn set_clock(&self, now: u64) {
+        self.clock.words()[CLOCK_TIME as usize].store(now, Ordering::Relaxed);
+    }
+
+    /// Lets a frame arrive, and says what becomes of it and what it is.
+    pub(super) fn arrive(&mut self, frame: &[u8]) -> Result<(Reason, Option<Message>)> {
+        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
+        loader::ingress(&mut self.object)?.test_run(options).context("the kernel does not run its program")?;
+        let outcome = self.clock.words()[CLOCK_OUTCOME as usize].load(Ordering::Relaxed);
+        let reason = reason_of(outcome).ok_or_else(|| anyhow!("the program gives reason {outcome:#x}"))?;
+        Ok((reason, message_of(outcome)))
+    }
+
+    /// Lets a frame leave.
+    pub(super) fn leave(&mut self, frame: &[u8]) -> Result<()> {
+        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
+        loader::egress(&mut self.object)?.test_run(options).context("the kernel does not run its program")?;
+        Ok(())
+    }
+
+    /// Copies the next thing that the programs have to tell to `event`, and returns whether there is one.
+    pub(super) fn event(&mut self, event: &mut Event) -> bool {
+        self.events.next(event)
+    }
+
+    /// How many final responses left, by what they said.
+    pub(super) fn answers(&self) -> Result<[u64; Answer::COUNT]> {
+        let per_cpu = self.responses.get(&0, 0).context("the responses cannot be read")?;
+        Ok(std::array::from_fn(|kind| per_cpu.iter().map(|one| one.packets[kind]).sum()))
+    }
+
+    /// How many samples and limits found no room, as on a host with one CPU.
+    pub(super) fn lost(&self) -> Result<u64> {
+        let states = self.cpu_states.get(&0, 0).context("the CPUs' states cannot be read")?;
+        Ok(states.iter().map(|state| state.lost_events + state.lost_samples).sum())
+    }
+}
+
+/// Keeps this thread on one CPU while it lives: the programs' budgets of samples are per CPU, and the same capture must give
+/// the same answer each time.
+pub(super) struct OneCpu(CpuSet);
+
+impl OneCpu {
+    /// From now on.
+    pub(super) fn take() -> Result<Self> {
+        let this = Pid::from_raw(0);
+        let before = sched_getaffinity(this).context("the CPUs that may be used are not known")?;
+        let mut one = CpuSet::new();
+        let first = (0..CpuSet::count()).find(|cpu| before.is_set(*cpu).unwrap_or(false));
+        one.set(first.context("there is no CPU that may be used")?)?;
+        sched_setaffinity(this, &one).context("the thread cannot stay on one CPU")?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for OneCpu {
+    fn drop(&mut self) {
+        let _ = sched_setaffinity(Pid::from_raw(0), &self.0);
+    }
+}

@@ -1,0 +1,424 @@
+//! A capture, replayed: each packet that arrives goes through the kernel's own program, each that leaves through the other
+//! one, what they tell goes to the daemon's own detector and court, and their bans into the tables that the next packet of
+//! the capture meets. Nothing of it leaves the process. Time is the capture's.
+
+mod capture;
+mod compare;
+mod frame;
+mod kernel;
+mod registrar;
+mod report;
+mod ring;
+mod story;
+
+use std::collections::{BTreeMap, HashSet};
+use std::panic::resume_unwind;
+use std::thread;
+
+use anyhow::{Context, Result};
+use bytemuck::Zeroable as _;
+use sip_xdp_common::abi::layout::{Event, FRAGMENTED, List, NEVER, Owner};
+use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::packet::headers::{Inspects, TCP, UDP};
+use sip_xdp_common::verdict::{Message, Reason};
+
+use crate::config::{BlockScope, Config};
+use crate::daemon::verdicts::{Court, Notes, Offence, Repeats};
+use crate::dataplane::tables::ledger::Entry;
+use crate::detect::{Detector, Evidence};
+use crate::lists::Lists;
+use crate::lists::never_ban::Exempt;
+use crate::net::network::{Network, address_of};
+use crate::sys::clock::{self, Moment};
+
+use frame::{Doorway, Ends};
+use kernel::{Kernel, OneCpu};
+use registrar::{Guess, Registrar};
+use story::{Story, Telling};
+
+pub use capture::{Capture, Input, Packet};
+pub use compare::{Comparison, Difference, Outcome};
+pub use report::{Ban, CaptureFacts, Close, Good, Limited, Replayed, Skipped};
+pub use story::Fate;
+
+const SECOND: u64 = 1_000_000_000;
+const MINUTE: u64 = 60 * SECOND;
+
+/// Where the filter's clock stands at the first packet: late enough for what looks back, early enough never to come to an end.
+const START: u64 = 3_600 * SECOND;
+
+/// After so many seconds without a packet nothing becomes certain any more by the mere passing of time.
+const SETTLES: u64 = 10;
+
+/// After so many minutes without a packet there is nothing more that fades by the minute.
+const FADES: u64 = 64;
+
+/// A packet that is so much earlier than the one before it is not merely late, in nanoseconds.
+const LATE: u64 = 5 * SECOND;
+
+/// How often it is looked how close sources have come to a ban, in nanoseconds.
+const LOOK: u64 = 10 * SECOND;
+
+/// How many packets lie between two reports of progress.
+const REPORT: u64 = 4_096;
+
+/// How many sources are remembered that have come close.
+const MAX_CLOSE: usize = 65_536;
+
+/// What a replay is told beside the capture.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Whose side is ours; guessed if nothing is said.
+    pub registrar: Vec<Network>,
+}
+
+/// Replays a capture with a configuration. `progress` is told from time to time which part of the work is done, from 0 to 1.
+pub fn replay(input: &Input, config: &Config, options: &Options, progress: &mut dyn FnMut(f64)) -> Result<Replayed> {
+    // The verifier takes its time.
+    let (registrar, loaded) = thread::scope(|scope| {
+        let loading = scope.spawn(|| Kernel::load(config));
+        let registrar = if options.registrar.is_empty() {
+            guess(input, config, &mut |done| progress(done / 4.0)).map(Guess::make)
+        } else {
+            Ok(Registrar::told(options.registrar.clone()))
+        };
+        (registrar, loading.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    });
+    let registrar = registrar?;
+    let before = if options.registrar.is_empty() { 0.25 } else { 0.0 };
+    let mut capture = input.packets()?;
+    let _cpu = OneCpu::take()?;
+    let mut replay = Replay::new(config, registrar, loaded?)?;
+    let mut buffers = Buffers { frame: Vec::new(), event: Box::new(Event::zeroed()) };
+    while let Some(packet) = capture.next() {
+        replay
+            .take(&packet, &mut buffers)
+            .with_context(|| format!("packet {} of {}", replay.facts.packets, input.name()))?;
+        if replay.facts.packets.is_multiple_of(REPORT) {
+            progress(before + (1.0 - before) * input.progress());
+        }
+    }
+    replay.settle();
+    report::of(input, &capture, replay)
+}
+
+/// Replays a capture with two configurations, which have names.
+pub fn compare(
+    input: &Input,
+    configurations: [(&str, &Config); 2],
+    options: &Options,
+    progress: &mut dyn FnMut(f64),
+) -> Result<Comparison> {
+    let [first, second] = configurations;
+    let one = replay(input, first.1, options, &mut |done| progress(done / 2.0))?;
+    let two = replay(input, second.1, options, &mut |done| progress(0.5 + done / 2.0))?;
+    Ok(Comparison::of([(first.0, one), (second.0, two)]))
+}
+
+/// Reads a capture once to see whose side is ours.
+fn guess(input: &Input, config: &Config, progress: &mut dyn FnMut(f64)) -> Result<Guess> {
+    let mut capture = input.packets()?;
+    let (mut guess, mut buffer, ports) = (Guess::default(), Vec::new(), config.port_set());
+    let mut count = 0_u64;
+    while let Some(packet) = capture.next() {
+        count += 1;
+        if count.is_multiple_of(REPORT) {
+            progress(input.progress());
+        }
+        let Some(frame) = frame::ethernet(packet.link, packet.data, &mut buffer) else {
+            continue;
+        };
+        let is_sip = |ends: &Ends| {
+            ends.protocol == UDP && ends.ports.is_some_and(|(from, to)| ports.contains(from) || ports.contains(to))
+        };
+        if let Some(ends) = frame::ends(frame).filter(is_sip)
+            && let Some(message) = frame::message(frame)
+        {
+            guess.look(&ends, message, &ports);
+        }
+    }
+    Ok(guess)
+}
+
+/// A replay that is under way.
+struct Replay<'c> {
+    config: &'c Config,
+    registrar: Registrar,
+    kernel: Kernel,
+    lists: Lists,
+    detector: Detector,
+    exempt: Exempt,
+    offences: BTreeMap<Network, Offence>,
+    repeats: Repeats,
+    notes: Notes,
+    story: Story,
+    facts: Facts,
+    /// When the first packet was seen, and the latest, in nanoseconds since 1970.
+    first: u64,
+    latest: u64,
+    /// A moment on the filter's clock, and when that was by the capture.
+    anchor: (u64, u64),
+    /// Up to when second and minute work is done, on the filter's clock.
+    ticked: u64,
+    tidied: u64,
+    looked: u64,
+    /// Who was refused something since it was last looked.
+    refused: HashSet<Source>,
+    /// The closest that sources have come to a ban.
+    close: BTreeMap<Source, Evidence>,
+    doorway: Doorway,
+}
+
+/// Memory that each packet uses anew.
+struct Buffers {
+    /// An Ethernet frame.
+    frame: Vec<u8>,
+    /// What the programs tell.
+    event: Box<Event>,
+}
+
+/// What is counted of a capture and of what was made of it.
+#[derive(Debug, Clone, Default)]
+struct Facts {
+    packets: u64,
+    bytes: u64,
+    cut: u64,
+    out_of_order: u64,
+    links: BTreeMap<String, u64>,
+    skipped: Skipped,
+    arrived: u64,
+    left: u64,
+    reasons: [u64; Reason::COUNT],
+    messages: [u64; Message::SLOTS],
+}
+
+impl<'c> Replay<'c> {
+    fn new(config: &'c Config, registrar: Registrar, (kernel, mut lists): (Kernel, Lists)) -> Result<Self> {
+        for (list, networks) in [(List::Trust, &config.trust.networks), (List::Admit, &config.admit.networks)] {
+            for network in networks {
+                let entry = Entry { owner: Owner::Config, ..Entry::manual(*network, NEVER, "the configuration") };
+                lists.put(list, entry)?;
+            }
+        }
+        let exempt = Exempt::of_networks(&registrar.networks, "an address of the registrar");
+        let inspects = Inspects { ipv6: config.inspect.ipv6, tags: config.inspect.tags };
+        let mut replay = Self {
+            config,
+            registrar,
+            kernel,
+            lists,
+            detector: Detector::new(config),
+            exempt,
+            offences: BTreeMap::new(),
+            repeats: Repeats::default(),
+            notes: Notes::default(),
+            story: Story::new(config.ipv6_prefix),
+            facts: Facts::default(),
+            first: 0,
+            latest: 0,
+            anchor: (START, 0),
+            ticked: START,
+            tidied: START,
+            looked: START,
+            refused: HashSet::new(),
+            close: BTreeMap::new(),
+            doorway: Doorway { ports: config.port_set(), inspects },
+        };
+        replay.court(START).judge_by_address()?;
+        Ok(replay)
+    }
+
+    /// Where what happens at `now` is judged.
+    fn court(&mut self, now: u64) -> Court<'_, Telling<'_>> {
+        let at = self.moment(now);
+        Court {
+            config: self.config,
+            lists: &mut self.lists,
+            detector: &mut self.detector,
+            exempt: &self.exempt,
+            offences: &mut self.offences,
+            repeats: &mut self.repeats,
+            notes: &mut self.notes,
+            learning_until: 0,
+            at,
+            chronicle: Telling { story: &mut self.story, at },
+        }
+    }
+
+    /// A time of the filter's clock on both clocks of the capture.
+    fn moment(&self, now: u64) -> Moment {
+        Moment { now, wall_ms: self.anchor.1.saturating_add(now.saturating_sub(self.anchor.0)) / 1_000_000 }
+    }
+
+    /// Takes the next packet of the capture.
+    fn take(&mut self, packet: &Packet<'_>, buffers: &mut Buffers) -> Result<()> {
+        self.facts.packets += 1;
+        self.facts.bytes += u64::from(packet.length);
+        let is_cut = (packet.data.len() as u64) < u64::from(packet.length);
+        self.facts.cut += u64::from(is_cut);
+        let name = frame::link_name(packet.link);
+        match name.and_then(|name| self.facts.links.get_mut(name)) {
+            Some(count) => *count += 1,
+            None => {
+                let name = name.map_or_else(|| format!("link type {}", packet.link), str::to_owned);
+                *self.facts.links.entry(name).or_default() += 1;
+            }
+        }
+        let now = self.advance(packet.at);
+        if name.is_none() {
+            self.facts.skipped.link_type += 1;
+            return Ok(());
+        }
+        let Buffers { frame, event } = buffers;
+        let Some(frame) =
+            frame::ethernet(packet.link, packet.data, frame).filter(|frame| frame.len() >= kernel::SHORTEST)
+        else {
+            self.facts.skipped.malformed += 1;
+            return Ok(());
+        };
+        let Some(ends) = frame::ends(frame) else {
+            self.facts.skipped.not_ip += 1;
+            return Ok(());
+        };
+        if self.registrar.has(&ends.source) {
+            return self.leave(&ends, frame, now, is_cut, event);
+        }
+        if self.registrar.has(&ends.destination) || self.registrar.is_unknown() {
+            return self.arrive(&ends, frame, now, is_cut, event);
+        }
+        self.facts.skipped.elsewhere += 1;
+        Ok(())
+    }
+
+    /// Lets the time of the capture go on to that of a packet, and returns it on the filter's clock. That never goes back: a
+    /// packet that is a little late comes at the same time as the one before it, and one that is much earlier shows that the
+    /// clock was set, and time goes on from there.
+    fn advance(&mut self, at: u64) -> u64 {
+        if self.facts.packets == 1 {
+            (self.first, self.latest, self.anchor) = (at, at, (START, at));
+        }
+        self.latest = self.latest.max(at);
+        let (now, before) = self.anchor;
+        self.facts.out_of_order += u64::from(at < before);
+        let now = now.saturating_add(at.saturating_sub(before));
+        if at >= before || before - at > LATE {
+            self.anchor = (now, at);
+        }
+        let due = (now - self.ticked) / SECOND;
+        if due > 0 {
+            (1..=due.min(SETTLES)).for_each(|second| self.tick(self.ticked + second * SECOND));
+            self.ticked += due * SECOND;
+            if due > SETTLES {
+                self.tick(self.ticked);
+            }
+        }
+        now
+    }
+
+    /// What the daemon does each second, and each minute.
+    fn tick(&mut self, now: u64) {
+        self.kernel.set_clock(now);
+        self.court(now).tick();
+        let minutes = (now - self.tidied) / MINUTE;
+        if minutes > 0 {
+            self.tidied += minutes * MINUTE;
+            (0..minutes.min(FADES)).for_each(|_| self.detector.tidy(now));
+            self.court(now).forgive();
+            // What could not be taken out is over all the same.
+            let _ = self.lists.tidy(now);
+        }
+        if now - self.looked >= LOOK {
+            self.looked = now;
+            self.look(now);
+        }
+    }
+
+    /// Lets everything that is open become certain, as if the capture went on in silence.
+    fn settle(&mut self) {
+        if self.facts.packets > 0 {
+            (1..=SETTLES).for_each(|second| self.tick(self.ticked + second * SECOND));
+            self.look(self.ticked + SETTLES * SECOND);
+        }
+    }
+
+    /// A packet that is for us.
+    fn arrive(&mut self, ends: &Ends, frame: &[u8], now: u64, is_cut: bool, event: &mut Event) -> Result<()> {
+        if self.config.block_scope == BlockScope::Sip
+            && let Some(reason) = self.doorway.passes_by(frame)
+        {
+            // The kernel would say the same, and remember nothing.
+            self.facts.reasons[reason as usize] += 1;
+            return Ok(());
+        }
+        self.facts.arrived += 1;
+        self.kernel.set_clock(now);
+        let (reason, message) = self.kernel.arrive(frame)?;
+        self.facts.reasons[reason as usize] += 1;
+        if let Some(message) = message {
+            self.facts.messages[message as usize] += 1;
+        }
+        self.story.count(ends.source, ends.ports.map(|(from, _)| from), reason);
+        self.hear(now, is_cut, event);
+        Ok(())
+    }
+
+    /// A packet of ours.
+    fn leave(&mut self, ends: &Ends, frame: &[u8], now: u64, is_cut: bool, event: &mut Event) -> Result<()> {
+        let is_sip = |(from, _): (u16, u16)| self.doorway.ports.contains(from);
+        if ends.protocol != UDP || !ends.ports.is_some_and(is_sip) {
+            let is_tcp = ends.protocol == TCP && ends.ports.is_some_and(is_sip);
+            *(if is_tcp { &mut self.facts.skipped.tcp_answers } else { &mut self.facts.skipped.leaving }) += 1;
+            return Ok(());
+        }
+        self.facts.left += 1;
+        if self.refused.len() < MAX_CLOSE {
+            self.refused.insert(ends.destination);
+        }
+        if self.doorway.may_matter(frame) {
+            self.kernel.set_clock(now);
+            self.kernel.leave(frame)?;
+            self.hear(now, is_cut, event);
+        }
+        Ok(())
+    }
+
+    /// Takes what the programs have to tell.
+    fn hear(&mut self, now: u64, is_cut: bool, event: &mut Event) {
+        while self.kernel.event(event) {
+            if is_cut {
+                // It goes on in what is not there, as that of a fragment does.
+                event.flags |= FRAGMENTED;
+            }
+            self.court(now).observe(event);
+        }
+    }
+
+    /// Looks how close those have come to a ban who were answered lately.
+    fn look(&mut self, now: u64) {
+        for source in std::mem::take(&mut self.refused) {
+            for evidence in self.detector.evidence_against(&source, now) {
+                let share = share(&evidence);
+                let is_closest = self.close.get(&source).is_none_or(|before| self::share(before) < share);
+                if share > 0.0 && is_closest && (self.close.len() < MAX_CLOSE || self.close.contains_key(&source)) {
+                    self.close.insert(source, evidence);
+                }
+            }
+        }
+    }
+
+    /// When the capture begins and ends.
+    fn span(&self) -> Option<(jiff::Timestamp, jiff::Timestamp)> {
+        let time = |at: u64| clock::from_ms(at / 1_000_000);
+        (self.facts.packets > 0).then(|| (time(self.first), time(self.latest)))
+    }
+}
+
+/// How much of what leads to a ban there is; none if nothing does.
+fn share(evidence: &Evidence) -> f64 {
+    evidence.limit.filter(|limit| *limit > 0).map_or(0.0, |limit| evidence.count / limit as f64)
+}
+
+/// An address for people.
+fn address(source: &Source) -> std::net::IpAddr {
+    address_of(*source)
+}

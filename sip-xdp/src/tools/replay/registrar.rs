@@ -1,0 +1,173 @@
+//! Whose side of a capture is ours: the addresses that a filter would stand before.
+
+use std::collections::{BTreeMap, HashSet};
+
+use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::verdict::Message;
+
+use super::frame::Ends;
+use crate::dataplane::loader::Ports;
+use crate::net::network::Network;
+
+/// How many pairs of addresses are remembered while it is being guessed; what a capture has beyond that changes nothing.
+const MAX_PAIRS: usize = 1 << 20;
+
+/// Our addresses.
+#[derive(Debug, Default)]
+pub(super) struct Registrar {
+    pub(super) networks: Vec<Network>,
+    /// How they are known.
+    pub(super) how: &'static str,
+    /// Of a guess, all are hosts.
+    hosts: HashSet<Source>,
+}
+
+impl Registrar {
+    /// As the command line says.
+    pub(super) fn told(networks: Vec<Network>) -> Self {
+        Self { networks, how: "given", hosts: HashSet::new() }
+    }
+
+    /// Whether an address is one of ours.
+    pub(super) fn has(&self, address: &Source) -> bool {
+        if !self.hosts.is_empty() {
+            return self.hosts.contains(address);
+        }
+        let host = Network::around(*address, 128);
+        self.networks.iter().any(|network| network.contains(&host))
+    }
+
+    /// Whether nobody knows, so that all that is headed for a SIP port arrives.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.networks.is_empty()
+    }
+}
+
+/// Looks at SIP messages and guesses who answers them.
+#[derive(Debug, Default)]
+pub(super) struct Guess {
+    /// Who has asked whom, and whether that was a REGISTER.
+    asked: HashSet<(Source, Source, bool)>,
+    answered: HashSet<(Source, Source, bool)>,
+    candidates: BTreeMap<Source, Candidate>,
+}
+
+/// An address that was sent requests at a SIP port. Its order is that of preference.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    /// Hosts whose registrations it answered.
+    registered: usize,
+    /// Hosts that it answered.
+    answered: usize,
+    /// Hosts that sent it requests.
+    asked: usize,
+}
+
+impl Guess {
+    /// Takes a SIP message.
+    pub(super) fn look(&mut self, ends: &Ends, message: Message, ports: &Ports) {
+        let Some((from, to)) = ends.ports else {
+            return;
+        };
+        if self.asked.len() + self.answered.len() >= MAX_PAIRS {
+            return;
+        }
+        if message.is_request() && ports.contains(to) {
+            for is_register in [false, true].into_iter().take(1 + usize::from(message == Message::Register)) {
+                let is_new = self.asked.insert((ends.source, ends.destination, is_register));
+                let candidate = self.candidates.entry(ends.destination).or_default();
+                candidate.asked += usize::from(is_new && !is_register);
+            }
+        } else if message == Message::Response && ports.contains(from) {
+            for is_register in [false, true] {
+                let pair = (ends.destination, ends.source, is_register);
+                if self.asked.contains(&pair) && self.answered.insert(pair) {
+                    let candidate = self.candidates.entry(ends.source).or_default();
+                    *(if is_register { &mut candidate.registered } else { &mut candidate.answered }) += 1;
+                }
+            }
+        }
+    }
+
+    /// Who it is: whoever answers the most, and all who answer, too, but never talk to those, as other addresses of the same
+    /// host do not.
+    pub(super) fn make(self) -> Registrar {
+        let mut ranked: Vec<(Candidate, Source)> =
+            self.candidates.iter().map(|(source, rank)| (*rank, *source)).collect();
+        ranked.sort_unstable_by_key(|(rank, source)| (std::cmp::Reverse(*rank), *source));
+        let mut hosts: Vec<Source> = Vec::new();
+        for (rank, source) in &ranked {
+            let talk = |a: &Source, b: &Source| self.asked.contains(&(*a, *b, false));
+            if rank.answered > 0 && !hosts.iter().any(|host| talk(host, source) || talk(source, host)) {
+                hosts.push(*source);
+            }
+        }
+        let how = if hosts.is_empty() { "asked, but seen to answer nobody" } else { "guessed: it answers requests" };
+        if hosts.is_empty() {
+            hosts.extend(ranked.first().map(|(_, source)| *source));
+        }
+        let how = if hosts.is_empty() { "unknown: nobody is sent requests" } else { how };
+        let networks = hosts.iter().map(|host| Network::around(*host, 128)).collect();
+        Registrar { networks, how, hosts: hosts.into_iter().collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::network::source_of;
+
+    /// Takes "from to what", with ports where they are not 5060.
+    fn guess(lines: &[&str]) -> (Vec<String>, &'static str) {
+        let ports = Ports::new([(5060, 5060)]);
+        let mut guess = Guess::default();
+        for line in lines {
+            let words: Vec<&str> = line.split(' ').collect();
+            let end = |word: &str| -> (Source, u16) {
+                let (address, port) = word.rsplit_once('/').unwrap_or((word, "5060"));
+                (source_of(address.parse().unwrap()), port.parse().unwrap())
+            };
+            let ((source, from), (destination, to)) = (end(words[0]), end(words[1]));
+            let message = match words[2] {
+                "REGISTER" => Message::Register,
+                "OPTIONS" => Message::Options,
+                _ => Message::Response,
+            };
+            let ends = Ends { source, destination, ports: Some((from, to)), protocol: 17 };
+            guess.look(&ends, message, &ports);
+        }
+        let registrar = guess.make();
+        (registrar.networks.iter().map(ToString::to_string).collect(), registrar.how)
+    }
+
+    #[test]
+    fn who_answers_is_the_registrar_and_its_provider_is_not() {
+        let lines = [
+            "192.0.2.7 198.51.100.1 REGISTER",
+            "198.51.100.1 192.0.2.7 401",
+            "192.0.2.8/4000 198.51.100.1 REGISTER",
+            "198.51.100.1 192.0.2.8/4000 401",
+            // A phone and a provider answer it.
+            "198.51.100.1 192.0.2.7 OPTIONS",
+            "192.0.2.7 198.51.100.1 200",
+            "198.51.100.1 203.0.113.9 OPTIONS",
+            "203.0.113.9 198.51.100.1 200",
+            // Its other address.
+            "2001:db8::7 2001:db8::1 OPTIONS",
+            "2001:db8::1 2001:db8::7 200",
+        ];
+        let (hosts, how) = guess(&lines);
+        assert_eq!(hosts, ["198.51.100.1", "2001:db8::1"]);
+        assert!(how.contains("guessed"));
+    }
+
+    #[test]
+    fn without_answers_it_is_whom_most_ask() {
+        let lines =
+            ["192.0.2.7 198.51.100.1 REGISTER", "192.0.2.8 198.51.100.1 OPTIONS", "192.0.2.8 198.51.100.2 OPTIONS"];
+        let (hosts, how) = guess(&lines);
+        assert_eq!(hosts, ["198.51.100.1"]);
+        assert!(how.contains("answer nobody"));
+        assert!(guess(&["192.0.2.7/4000 198.51.100.1/4000 OPTIONS"]).0.is_empty(), "no SIP port");
+    }
+}

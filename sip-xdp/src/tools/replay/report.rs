@@ -1,0 +1,375 @@
+//! What a replay came to, for people and as JSON.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use anyhow::Result;
+use jiff::Timestamp;
+use serde::Serialize;
+use sip_xdp_common::abi::layout::List;
+use sip_xdp_common::pipeline::egress::Answer;
+use sip_xdp_common::verdict::Message;
+
+use super::capture::{Capture, Input};
+use super::story::Fate;
+use super::{Replay, address, share};
+use crate::daemon::events::Event;
+use crate::dataplane::counters::{self, ByVerdict, Named, ResponseStats, SCHEMA};
+use crate::dataplane::tables::ledger::Tier;
+use crate::net::network::Network;
+
+/// How many of those are told that came close to a ban.
+const CLOSEST: usize = 20;
+
+/// All of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Replayed {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// When it was replayed.
+    pub time: Timestamp,
+    /// The capture.
+    pub capture: CaptureFacts,
+    /// Whose side of it is ours.
+    pub registrar: Ours,
+    /// Packets that arrived, by verdict and reason.
+    pub packets: Verdicts,
+    /// What reached the start-line parser, by kind.
+    pub methods: Named,
+    /// Our own responses.
+    pub responses: ResponseStats,
+    /// Who would have been banned, in the order of time.
+    pub banned: Vec<Ban>,
+    /// Who would have been over a limit, or was limited as suspect, but not banned.
+    pub limited: Vec<Limited>,
+    /// Who was known good.
+    pub good: Vec<Good>,
+    /// Who was a peer.
+    pub peers: Vec<IpAddr>,
+    /// Who came closest to a ban of all that were not banned.
+    pub closest: Vec<Close>,
+    /// All sources that were none of the above, together.
+    pub others: Others,
+    /// What `watch` would have shown.
+    pub(crate) events: Vec<Event>,
+    /// What else should be known.
+    pub notes: Vec<String>,
+    /// What became of each source, for a comparison.
+    #[serde(skip)]
+    pub(super) fates: BTreeMap<IpAddr, Fate>,
+}
+
+/// What a capture is.
+#[derive(Debug, Clone, Serialize)]
+pub struct CaptureFacts {
+    /// The file.
+    pub file: String,
+    /// `pcap` or `pcapng`.
+    pub format: &'static str,
+    /// `gzip`, `zstd` or none.
+    pub compression: Option<&'static str>,
+    /// Packets by link type.
+    pub links: BTreeMap<String, u64>,
+    /// Packets.
+    pub packets: u64,
+    /// Their bytes on the wire.
+    pub bytes: u64,
+    /// When the first was seen.
+    pub from: Option<Timestamp>,
+    /// When the last was.
+    pub to: Option<Timestamp>,
+    /// Seconds in between.
+    pub duration: u64,
+    /// Packets that arrived at SIP ports, and went through the kernel's program.
+    pub arrived: u64,
+    /// Packets that left SIP ports. Those that may be sampled went through the other one.
+    pub left: u64,
+    /// Packets of which the capture has only the beginning.
+    pub cut: u64,
+    /// Packets that are earlier than the one before them; they count as if they were not.
+    pub out_of_order: u64,
+    /// Packets that were not looked at, by the reason why.
+    pub skipped: Skipped,
+    /// Why it was not read to its end, if so.
+    pub trouble: Option<String>,
+}
+
+/// Packets that no program was asked about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Skipped {
+    /// Of a link type that is not read.
+    pub link_type: u64,
+    /// Cut off within their link header.
+    pub malformed: u64,
+    /// No IP.
+    pub not_ip: u64,
+    /// Neither to nor from the registrar.
+    pub elsewhere: u64,
+    /// From the registrar, but not from a SIP port.
+    pub leaving: u64,
+    /// From the registrar's SIP ports by TCP, which nothing is learnt from.
+    pub tcp_answers: u64,
+    /// Of an interface that the file does not describe, or in an old format.
+    pub unread: u64,
+}
+
+/// Whose side of a capture is ours.
+#[derive(Debug, Clone, Serialize)]
+pub struct Ours {
+    /// The registrar's addresses.
+    pub networks: Vec<Network>,
+    /// Whether they were guessed.
+    pub guessed: bool,
+    /// How they are known.
+    pub because: &'static str,
+}
+
+/// Packets by verdict.
+#[derive(Debug, Clone, Serialize)]
+pub struct Verdicts {
+    /// Passed.
+    pub pass: Named,
+    /// Dropped.
+    pub drop: Named,
+}
+
+/// A ban that would have been.
+#[derive(Debug, Clone, Serialize)]
+pub struct Ban {
+    /// When, in the time of the capture.
+    pub time: Timestamp,
+    /// Whose.
+    pub address: Network,
+    /// The port, if only that.
+    pub port: Option<u16>,
+    /// The kind of evidence.
+    pub kind: String,
+    /// How sure it is.
+    pub tier: Option<Tier>,
+    /// The evidence.
+    pub reason: String,
+    /// For how many seconds.
+    pub length: u64,
+    /// Packets until then.
+    pub before: Fate,
+    /// Packets from then on, until the next ban of the same source.
+    pub after: Fate,
+}
+
+/// A source that was over a limit.
+#[derive(Debug, Clone, Serialize)]
+pub struct Limited {
+    /// When for the first time.
+    pub time: Timestamp,
+    /// Who.
+    pub address: IpAddr,
+    /// Which limit, or `suspect`.
+    pub kind: String,
+    /// Why, of a suspect.
+    pub reason: Option<String>,
+    /// Packets over a limit.
+    pub limited: u64,
+    /// All of its packets.
+    #[serde(flatten)]
+    pub fate: Fate,
+    /// It was known good at some time, or a peer.
+    pub known: bool,
+}
+
+/// A host that was known good.
+#[derive(Debug, Clone, Serialize)]
+pub struct Good {
+    /// Where.
+    pub address: IpAddr,
+    /// How many users.
+    pub users: usize,
+    /// Its packets.
+    #[serde(flatten)]
+    pub fate: Fate,
+}
+
+/// A source that came close to a ban.
+#[derive(Debug, Clone, Serialize)]
+pub struct Close {
+    /// Who.
+    pub address: IpAddr,
+    /// The kind of evidence.
+    pub kind: String,
+    /// How much there was.
+    pub count: f64,
+    /// How much is enough.
+    pub limit: u64,
+    /// In words.
+    pub reason: String,
+}
+
+/// Sources of which there is nothing to tell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Others {
+    /// How many.
+    pub sources: u64,
+    /// Their packets.
+    #[serde(flatten)]
+    pub fate: Fate,
+}
+
+/// The report of a replay that has come to its end.
+pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result<Replayed> {
+    let span = replay.span();
+    let answers = replay.kernel.answers()?;
+    let mut notes = notes(&replay)?;
+    let Replay { facts, story, registrar, close, .. } = replay;
+    let ByVerdict { pass, drop, .. } =
+        counters::by_verdict(&facts.reasons, &[0; sip_xdp_common::verdict::Reason::COUNT]);
+    if story.more_events > 0 {
+        notes.push(format!("{} more events are not told one by one", story.more_events));
+    }
+
+    let fate = |source| story.tallies.get(source).map(|tally| tally.all).unwrap_or_default();
+    let is_banned = |source| story.tallies.get(source).is_some_and(|tally| tally.was_banned());
+    let is_known = |source| story.good.contains_key(source) || story.peers.contains(source);
+    let mut limited = Vec::new();
+    let noted = story.limited.iter().map(|(source, noted)| (source, noted, None));
+    let suspects = story.suspected.iter().filter(|(source, _)| !story.limited.contains_key(source));
+    for (source, noted, reason) in
+        noted.chain(suspects.map(|(source, noted)| (source, noted, Some(noted.what.clone()))))
+    {
+        if is_banned(source) {
+            continue;
+        }
+        limited.push(Limited {
+            time: noted.at,
+            address: address(source),
+            kind: if reason.is_some() { "suspect".to_owned() } else { noted.what.clone() },
+            reason,
+            limited: story.tallies.get(source).map_or(0, |tally| tally.limited),
+            fate: fate(source),
+            known: is_known(source),
+        });
+    }
+    limited.sort_by_key(|row| (row.time, row.address));
+
+    let good = story.good.iter().map(|(source, users)| Good {
+        address: address(source),
+        users: users.len(),
+        fate: fate(source),
+    });
+    let mut good: Vec<_> = good.collect();
+    good.sort_by_key(|row| row.address);
+    let mut peers: Vec<IpAddr> = story.peers.iter().map(address).collect();
+    peers.sort();
+
+    let mut ranked: Vec<_> = close.iter().filter(|(source, _)| !is_banned(source)).collect();
+    ranked.sort_by(|one, other| share(other.1).total_cmp(&share(one.1)).then(one.0.cmp(other.0)));
+    let closest = ranked.into_iter().take(CLOSEST).map(|(source, evidence)| Close {
+        address: address(source),
+        kind: evidence.kind.clone(),
+        count: evidence.count,
+        limit: evidence.limit.unwrap_or_default(),
+        reason: evidence.text.clone(),
+    });
+    let closest = closest.collect();
+
+    let mut others = Others { sources: 0, fate: story.others };
+    for (source, tally) in &story.tallies {
+        let is_told = story.limited.contains_key(source) || story.suspected.contains_key(source);
+        if !is_told && !is_known(source) && !is_banned(source) {
+            others.sources += 1;
+            others.fate += tally.all;
+        }
+    }
+    Ok(Replayed {
+        schema: SCHEMA,
+        time: counters::now(),
+        capture: CaptureFacts {
+            file: input.name().to_owned(),
+            format: capture.format(),
+            compression: capture.compression(),
+            links: facts.links,
+            packets: facts.packets,
+            bytes: facts.bytes,
+            from: span.map(|span| span.0),
+            to: span.map(|span| span.1),
+            duration: span.map_or(0, |(from, to)| to.duration_since(from).as_secs().max(0) as u64),
+            arrived: facts.arrived,
+            left: facts.left,
+            cut: facts.cut,
+            out_of_order: facts.out_of_order,
+            skipped: Skipped { unread: capture.unread(), ..facts.skipped },
+            trouble: capture.trouble().map(str::to_owned),
+        },
+        registrar: Ours { guessed: registrar.how != "given", because: registrar.how, networks: registrar.networks },
+        packets: Verdicts { pass, drop },
+        methods: Message::ALL.iter().map(|message| (message.name(), facts.messages[*message as usize])).collect(),
+        responses: ResponseStats {
+            accepted: answers[Answer::Accepted as usize],
+            challenged: answers[Answer::Challenged as usize],
+            refused: answers[Answer::Refused as usize],
+        },
+        limited,
+        good,
+        peers,
+        closest,
+        others,
+        fates: story.tallies.iter().map(|(source, tally)| (address(source), tally.all)).collect(),
+        banned: story.bans.into_iter().map(Ban::from).collect(),
+        events: story.events,
+        notes,
+    })
+}
+
+impl From<super::story::Banned> for Ban {
+    fn from(ban: super::story::Banned) -> Self {
+        Self {
+            time: ban.at,
+            address: ban.network,
+            port: ban.port,
+            kind: ban.kind,
+            tier: ban.tier,
+            reason: ban.reason,
+            length: ban.length,
+            before: ban.before,
+            after: ban.after,
+        }
+    }
+}
+
+/// What the figures do not say.
+fn notes(replay: &Replay<'_>) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    let config = replay.config;
+    if config.dry_run {
+        notes.push("the configuration says dry_run; this is what it would do without".to_owned());
+    }
+    if !config.feeds.is_empty() {
+        notes.push("feeds are left out: what they list would be dropped from its first packet on".to_owned());
+    }
+    if !(config.trust.hosts.is_empty() && config.admit.hosts.is_empty()) {
+        notes.push(
+            "names under trust.hosts and admit.hosts are left out, since they may mean other addresses now".to_owned(),
+        );
+    }
+    if !replay.detector.sees_responses() {
+        notes.push(
+            "the capture has hardly any answers to its requests: volume limits but bans nobody, rejected passwords are not \
+             seen, and nobody is known good"
+                .to_owned(),
+        );
+    }
+    if replay.facts.skipped.elsewhere > replay.facts.arrived + replay.facts.left {
+        notes.push(
+            "most packets are neither to nor from the registrar; if it is another one, say so with --registrar"
+                .to_owned(),
+        );
+    }
+    let lost = replay.kernel.lost()?;
+    if lost > 0 {
+        notes.push(format!("{lost} samples were beyond what one CPU hands to the detector, as they would be live"));
+    }
+    if replay.lists.entries(List::Trust).next().is_some() {
+        notes.push(
+            "trusted networks of the configuration are trusted; entries made by command are not known here".to_owned(),
+        );
+    }
+    Ok(notes)
+}

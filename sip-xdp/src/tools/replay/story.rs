@@ -1,0 +1,247 @@
+//! What happens in a replay: who hears of decisions here, and what every source sent.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
+
+use jiff::Timestamp;
+use log::Level;
+use sip_xdp_common::abi::layout::{List, Owner};
+use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::verdict::{Reason, Verdict};
+
+use crate::daemon::events::Event as Said;
+use crate::daemon::verdicts::Chronicle;
+use crate::dataplane::tables::ledger::{Entry, Tier};
+use crate::detect::Acceptance;
+use crate::lists::Lists;
+use crate::net::network::Network;
+use crate::store;
+use crate::sys::clock::{self, Moment};
+
+/// How many decisions are told one by one.
+const MAX_EVENTS: usize = 100_000;
+
+/// How many sources are counted one by one.
+const MAX_SOURCES: usize = 1 << 20;
+
+/// Packets by verdict.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Fate {
+    /// Passed.
+    pub passed: u64,
+    /// Dropped.
+    pub dropped: u64,
+}
+
+impl Fate {
+    fn count(&mut self, verdict: Verdict) {
+        match verdict {
+            Verdict::Drop => self.dropped += 1,
+            Verdict::Pass => self.passed += 1,
+        }
+    }
+}
+
+impl std::ops::AddAssign for Fate {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.dropped += other.dropped;
+    }
+}
+
+/// A ban that would have been.
+#[derive(Debug, Clone)]
+pub(super) struct Banned {
+    pub(super) at: Timestamp,
+    pub(super) network: Network,
+    pub(super) port: Option<u16>,
+    pub(super) kind: String,
+    pub(super) tier: Option<Tier>,
+    pub(super) reason: String,
+    /// For how many seconds.
+    pub(super) length: u64,
+    /// What it had sent before.
+    pub(super) before: Fate,
+    /// What it sent then, until it was banned again.
+    pub(super) after: Fate,
+}
+
+/// A source that was over a limit, or under suspicion.
+#[derive(Debug, Clone)]
+pub(super) struct Noted {
+    pub(super) at: Timestamp,
+    /// Which limit, or why.
+    pub(super) what: String,
+}
+
+/// What a source sent.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Tally {
+    pub(super) all: Fate,
+    /// Over a limit.
+    pub(super) limited: u64,
+    /// Which ban is the last one of it, and which port that is about.
+    ban: Option<(u32, Option<u16>)>,
+}
+
+impl Tally {
+    /// Whether it was banned, or a port of it, or a network around it.
+    pub(super) fn was_banned(&self) -> bool {
+        self.ban.is_some()
+    }
+}
+
+/// All of it.
+#[derive(Debug, Default)]
+pub(super) struct Story {
+    pub(super) events: Vec<Said>,
+    /// How many more there were.
+    pub(super) more_events: u64,
+    pub(super) bans: Vec<Banned>,
+    pub(super) limited: BTreeMap<Source, Noted>,
+    pub(super) suspected: BTreeMap<Source, Noted>,
+    /// Users that were accepted, by address.
+    pub(super) good: HashMap<Source, BTreeSet<String>>,
+    pub(super) peers: HashSet<Source>,
+    pub(super) tallies: HashMap<Source, Tally>,
+    /// Sources that were too many to be counted one by one, together.
+    pub(super) others: Fate,
+    /// The last ban of each network, for sources that are met later.
+    banned: HashMap<Network, u32>,
+    /// The length under which IPv6 sources are judged together.
+    ipv6_prefix: u8,
+}
+
+/// The lengths of IPv6 networks that are banned beside that of the configuration: hosts and sites.
+const LENGTHS: [u8; 2] = [128, 56];
+
+impl Story {
+    pub(super) fn new(ipv6_prefix: u8) -> Self {
+        Self { ipv6_prefix, ..Self::default() }
+    }
+
+    /// Counts a packet.
+    pub(super) fn count(&mut self, source: Source, port: Option<u16>, reason: Reason) {
+        let verdict = reason.verdict();
+        if self.tallies.len() >= MAX_SOURCES && !self.tallies.contains_key(&source) {
+            self.others.count(verdict);
+            return;
+        }
+        let (banned, prefix) = (&self.banned, self.ipv6_prefix);
+        let tally = self.tallies.entry(source).or_insert_with(|| {
+            let known = |bits: u8| banned.get(&Network::around(source, bits));
+            let ban = if banned.is_empty() {
+                None
+            } else if source.is_v4() {
+                known(128)
+            } else {
+                LENGTHS.into_iter().chain([prefix]).find_map(known)
+            };
+            Tally { ban: ban.map(|number| (*number, None)), ..Tally::default() }
+        });
+        tally.all.count(verdict);
+        tally.limited += u64::from(reason == Reason::Limited);
+        if let Some((number, only)) = tally.ban
+            && (only.is_none() || only == port)
+            && let Some(ban) = self.bans.get_mut(number as usize)
+        {
+            ban.after.count(verdict);
+        }
+    }
+
+    /// What all sources of a network have sent so far.
+    fn sent_by(&self, network: &Network) -> Fate {
+        let mut sum = Fate::default();
+        if network.is_host() {
+            sum += self.tallies.get(&network.first()).map(|tally| tally.all).unwrap_or_default();
+            return sum;
+        }
+        let inside = |source: &Source| network.contains(&Network::around(*source, 128));
+        self.tallies.iter().filter(|(source, _)| inside(source)).for_each(|(_, tally)| sum += tally.all);
+        sum
+    }
+
+    fn begin_ban(&mut self, ban: Banned) {
+        let number = self.bans.len() as u32;
+        let mark = Some((number, ban.port));
+        if ban.network.is_host() {
+            self.tallies.entry(ban.network.first()).or_default().ban = mark;
+        } else {
+            let inside = |source: &Source| ban.network.contains(&Network::around(*source, 128));
+            self.tallies.iter_mut().filter(|(source, _)| inside(source)).for_each(|(_, tally)| tally.ban = mark);
+        }
+        if ban.port.is_none() {
+            self.banned.insert(ban.network, number);
+        }
+        self.bans.push(ban);
+    }
+}
+
+/// A story that is being told at a moment.
+pub(super) struct Telling<'a> {
+    pub(super) story: &'a mut Story,
+    pub(super) at: Moment,
+}
+
+impl Telling<'_> {
+    fn time(&self) -> Timestamp {
+        clock::from_ms(self.at.wall_ms)
+    }
+}
+
+impl Chronicle for Telling<'_> {
+    fn say(&mut self, mut event: Said, _: Level, _: fmt::Arguments<'_>) {
+        event.time = self.time();
+        // Reckoned by this machine's clock, which the capture's has nothing to do with.
+        event.expires = None;
+        let what = event.kind.clone().or_else(|| event.reason.clone()).unwrap_or_default();
+        let noted = Noted { at: event.time, what };
+        match (event.event, event.address) {
+            ("limit", Some(network)) => _ = self.story.limited.entry(network.first()).or_insert(noted),
+            ("suspect", Some(network)) => _ = self.story.suspected.entry(network.first()).or_insert(noted),
+            _ => {}
+        }
+        if self.story.events.len() >= MAX_EVENTS {
+            self.story.more_events += 1;
+        } else {
+            self.story.events.push(event);
+        }
+    }
+
+    fn tell(&mut self, event: &Said) {
+        self.say(event.clone(), Level::Info, format_args!(""));
+    }
+
+    fn accepted(&mut self, acceptance: &Acceptance) {
+        let users = self.story.good.entry(acceptance.source).or_default();
+        if !users.contains(&acceptance.user) {
+            users.insert(acceptance.user.clone());
+        }
+    }
+
+    fn peer(&mut self, source: Source, _: u64) {
+        self.story.peers.insert(source);
+    }
+
+    fn offence(&mut self, _: store::Offence) {}
+
+    fn banned(&mut self, kind: &str, entry: &Entry, lists: &mut Lists) {
+        debug_assert_eq!(entry.owner, Owner::Auto);
+        let before = self.story.sent_by(&entry.network);
+        self.story.begin_ban(Banned {
+            at: self.time(),
+            network: entry.network,
+            port: entry.port,
+            kind: kind.to_owned(),
+            tier: entry.tier,
+            reason: entry.reason.clone(),
+            length: entry.expires.saturating_sub(self.at.now) / 1_000_000_000,
+            before,
+            after: Fate::default(),
+        });
+        // Nobody stores them.
+        drop(lists.take_changes());
+    }
+
+    fn expired(&mut self, _: List, _: &Entry) {}
+}

@@ -1,0 +1,286 @@
+//! The block and trust tables in the kernel: expiry, overlaps, capacity, hits, and agreement with a plain model.
+
+use std::time::Duration;
+
+use sip_xdp::dataplane::loader::{Capacity, Settings};
+use sip_xdp::dataplane::tables::header;
+use sip_xdp::dataplane::tables::ledger::Entry;
+use sip_xdp::dataplane::tables::networks::{Slots, Table, Terms};
+use sip_xdp::lists::{ListError, Lists};
+use sip_xdp::net::network::Network;
+use sip_xdp::sys::clock;
+use sip_xdp_common::abi::layout::{List, NEVER, Owner};
+use sip_xdp_common::abi::names;
+use sip_xdp_common::lookup::networks::Kind;
+use sip_xdp_common::lookup::search::SAMPLE;
+use sip_xdp_common::verdict::Reason;
+
+use crate::kernel::frames::{request, sip};
+use crate::kernel::harness::{Kernel, SECOND, START, settings};
+
+fn reason(kernel: &mut Kernel, source: &str) -> Reason {
+    kernel.run(&sip(source, &request("REGISTER"))).reason
+}
+
+#[test]
+fn expiry_is_honoured_without_a_daemon() {
+    let mut kernel = Kernel::new(&settings());
+    kernel.list(List::Block, "192.0.2.7", START + 10 * SECOND);
+    assert_eq!(reason(&mut kernel, "192.0.2.7"), Reason::Blocked);
+    kernel.set_clock(START + 10 * SECOND - 1);
+    assert_eq!(reason(&mut kernel, "192.0.2.7"), Reason::Blocked);
+    kernel.set_clock(START + 10 * SECOND);
+    assert_eq!(reason(&mut kernel, "192.0.2.7"), Reason::Unknown);
+}
+
+#[test]
+fn a_ban_ends_by_the_kernels_own_clock() {
+    let mut kernel = Kernel::new(&Settings { clock_from_map: false, ..settings() });
+    let end = clock::now() + 2 * SECOND;
+    kernel.list(List::Block, "192.0.2.7", end);
+    let frame = sip("192.0.2.7", &request("REGISTER"));
+    let mut seen_blocked = false;
+    while kernel.action(&frame) == 1 {
+        seen_blocked = true;
+        assert!(clock::now() < end + SECOND, "the ban has not ended");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // The kernel's time may be a timer tick behind this one, and is never ahead.
+    assert!(seen_blocked && clock::now() >= end, "the ban has ended too early");
+}
+
+#[test]
+fn an_expired_host_does_not_hide_the_network_around_it() {
+    let mut kernel = Kernel::new(&settings());
+    kernel.list(List::Block, "192.0.2.0/24", START + 100 * SECOND);
+    kernel.list(List::Block, "192.0.2.7", START + 10 * SECOND);
+    kernel.list(List::Trust, "198.51.100.0/24", NEVER);
+    kernel.list(List::Trust, "198.51.100.7", START + 10 * SECOND);
+    kernel.set_clock(START + 50 * SECOND);
+    assert_eq!(reason(&mut kernel, "192.0.2.7"), Reason::Blocked);
+    assert_eq!(reason(&mut kernel, "198.51.100.7"), Reason::Trusted);
+    kernel.set_clock(START + 100 * SECOND);
+    assert_eq!(reason(&mut kernel, "192.0.2.7"), Reason::Unknown);
+}
+
+#[test]
+fn trust_wins_and_ends() {
+    let mut kernel = Kernel::new(&settings());
+    kernel.list(List::Block, "192.0.2.7", NEVER);
+    kernel.list(List::Trust, "192.0.2.0/24", START + SECOND);
+    assert_eq!(reason(&mut kernel, "192.0.2.7"), Reason::Trusted);
+    kernel.set_clock(START + SECOND);
+    assert_eq!(reason(&mut kernel, "192.0.2.7"), Reason::Blocked);
+}
+
+#[test]
+fn an_entry_leaves_with_its_last_owner() {
+    let mut kernel = Kernel::new(&settings());
+    let network: Network = "192.0.2.7".parse().unwrap();
+    kernel.list(List::Block, "192.0.2.7", NEVER);
+    let auto = Entry { owner: Owner::Auto, ..Entry::manual(network, START + 10 * SECOND, "flood") };
+    kernel.lists.put(List::Block, auto).unwrap();
+    assert!(kernel.lists.remove(List::Block, &network, Owner::Manual).unwrap().is_some());
+    assert_eq!(reason(&mut kernel, "192.0.2.7"), Reason::Blocked);
+    kernel.set_clock(START + 10 * SECOND);
+    assert_eq!(reason(&mut kernel, "192.0.2.7"), Reason::Unknown, "the manual entry's end went with it");
+    assert!(kernel.lists.remove(List::Block, &network, Owner::Auto).unwrap().is_some());
+    assert!(kernel.lists.remove(List::Block, &network, Owner::Auto).unwrap().is_none());
+}
+
+#[test]
+fn a_wide_network_reaches_from_end_to_end_and_leaves_what_is_inside() {
+    let mut kernel = Kernel::new(&settings());
+    kernel.list(List::Block, "10.0.0.0/8", NEVER);
+    kernel.list(List::Block, "10.77.3.0/24", NEVER);
+    kernel.list(List::Trust, "10.200.0.0/14", NEVER);
+    for (source, expected) in [
+        ("9.255.255.255", Reason::Unknown),
+        ("10.0.0.0", Reason::Blocked),
+        ("10.128.255.1", Reason::Blocked),
+        ("10.203.255.255", Reason::Trusted),
+        ("10.204.0.0", Reason::Blocked),
+        ("10.255.255.255", Reason::Blocked),
+        ("11.0.0.0", Reason::Unknown),
+    ] {
+        assert_eq!(reason(&mut kernel, source), expected, "{source}");
+    }
+    kernel.lists.remove(List::Block, &"10.0.0.0/8".parse().unwrap(), Owner::Manual).unwrap();
+    for (source, expected) in [
+        ("10.0.0.0", Reason::Unknown),
+        ("10.77.3.9", Reason::Blocked),
+        ("10.77.4.9", Reason::Unknown),
+        ("10.200.0.0", Reason::Trusted),
+        ("10.255.255.255", Reason::Unknown),
+    ] {
+        assert_eq!(reason(&mut kernel, source), expected, "{source}, when the wide network has gone");
+    }
+}
+
+#[test]
+fn hits_are_exact_and_survive_a_change_of_the_entry() {
+    let mut kernel = Kernel::new(&settings());
+    let network = "192.0.2.7".parse().unwrap();
+    kernel.list(List::Block, "192.0.2.7", NEVER);
+    for _ in 0..10 {
+        reason(&mut kernel, "192.0.2.7");
+    }
+    kernel.list(List::Block, "192.0.2.7", START + SECOND);
+    kernel.list(List::Block, "192.0.0.0/16", NEVER);
+    for _ in 0..10 {
+        reason(&mut kernel, "192.0.2.7");
+    }
+    assert_eq!(kernel.lists.hits(&network), 20);
+    kernel.lists.remove(List::Block, &network, Owner::Manual).unwrap();
+    kernel.list(List::Block, "192.0.2.7", NEVER);
+    assert_eq!(kernel.lists.hits(&network), 0, "a new entry starts at zero");
+}
+
+#[test]
+fn what_a_feed_blocks_ends_with_any_change_of_the_lists() {
+    let mut kernel = Kernel::new(&settings());
+    let host: Network = "192.0.2.7".parse().unwrap();
+    let feed = |kernel: &mut Kernel, networks: &[Network]| {
+        kernel.lists.replace_feed("feed", networks.to_vec()).unwrap();
+        // Twice: nothing may be remembered from one packet to the next.
+        [(); 2].map(|()| reason(kernel, "192.0.2.7"))
+    };
+    assert_eq!(feed(&mut kernel, &[host]), [Reason::Blocked; 2]);
+    assert_eq!(feed(&mut kernel, &[]), [Reason::Unknown; 2], "the feed dropped it");
+    assert_eq!(feed(&mut kernel, &[host]), [Reason::Blocked; 2]);
+    kernel.list(List::Trust, "192.0.2.7", START + 10 * SECOND);
+    assert_eq!(reason(&mut kernel, "192.0.2.7"), Reason::Trusted);
+    kernel.set_clock(START + 10 * SECOND);
+    assert_eq!(reason(&mut kernel, "192.0.2.7"), Reason::Blocked, "the trust has ended");
+    kernel.lists.remove(List::Trust, &host, Owner::Manual).unwrap();
+    assert_eq!(reason(&mut kernel, "192.0.2.7"), Reason::Blocked);
+
+    // A ban goes on when the feed has dropped the host, and ends by itself.
+    kernel.list(List::Block, "192.0.2.7", START + 20 * SECOND);
+    assert_eq!(feed(&mut kernel, &[]), [Reason::Blocked; 2]);
+    kernel.set_clock(START + 20 * SECOND);
+    assert_eq!(reason(&mut kernel, "192.0.2.7"), Reason::Unknown, "the ban has ended");
+}
+
+#[test]
+fn hits_of_feeds_are_sampled() {
+    let mut kernel = Kernel::new(&settings());
+    let hosts = ["192.0.2.7", "198.51.100.7"];
+    let networks = hosts.map(|host| host.parse::<Network>().unwrap());
+    kernel.lists.replace_feed("feed", networks.to_vec()).unwrap();
+    for _ in 0..16 * SAMPLE {
+        hosts.iter().for_each(|host| assert_eq!(reason(&mut kernel, host), Reason::Blocked, "{host}"));
+    }
+    let hits: u64 = networks.iter().map(|network| kernel.lists.hits(network)).sum();
+    assert_eq!(hits, 2 * 16 * SAMPLE, "one in {SAMPLE} counts for all of them");
+}
+
+#[test]
+fn a_full_table_refuses_and_keeps_what_it_has() {
+    let capacity = Capacity { networks: 16, sources: 64 };
+    let mut kernel = Kernel::new(&Settings { capacity, ..settings() });
+    for n in 0..16 {
+        kernel.list(List::Block, &format!("192.0.2.{n}"), NEVER);
+    }
+    for (list, network) in [(List::Block, "192.0.2.99"), (List::Trust, "192.0.2.99"), (List::Block, "10.0.0.0/8")] {
+        let error = kernel.lists.put(list, Entry::manual(network.parse().unwrap(), NEVER, "")).unwrap_err();
+        assert!(matches!(error, ListError::Full { capacity: 16, .. }), "{error}");
+        assert!(error.to_string().contains("capacity.networks"), "{error}");
+    }
+    assert_eq!(reason(&mut kernel, "192.0.2.99"), Reason::Unknown);
+    for n in 0..16 {
+        assert_eq!(reason(&mut kernel, &format!("192.0.2.{n}")), Reason::Blocked, "192.0.2.{n}");
+    }
+    // Changing what is there still works, and removing makes room.
+    kernel.list(List::Block, "192.0.2.3", START + SECOND);
+    kernel.lists.remove(List::Block, &"192.0.2.4".parse().unwrap(), Owner::Manual).unwrap();
+    kernel.list(List::Block, "192.0.2.99", NEVER);
+    assert_eq!(reason(&mut kernel, "192.0.2.99"), Reason::Blocked);
+    assert_eq!(reason(&mut kernel, "192.0.2.4"), Reason::Unknown);
+}
+
+#[test]
+fn what_a_crash_left_half_done_is_put_right() {
+    let mut kernel = Kernel::new(&settings());
+    kernel.list(List::Block, "192.0.2.7", NEVER);
+    kernel.list(List::Block, "192.0.2.8", NEVER);
+    kernel.list(List::Trust, "198.51.100.7", NEVER);
+    // The daemon dies between two writes: a row without its entry, and entries without a row.
+    let guide = header::read(kernel.map_again(names::GUIDE).unwrap()).unwrap();
+    let table = Table::open(|name| kernel.map_again(name), &guide).unwrap();
+    let whole = table.whole().unwrap();
+    let orphan: Network = "192.0.2.9".parse().unwrap();
+    let orphan_trust: Network = "198.51.100.9".parse().unwrap();
+    let terms = Terms { expires: NEVER, claimed: true, ..Terms::default() };
+    whole.set(Kind::Blocked, &orphan, terms).unwrap();
+    whole.set(Kind::Trusted, &orphan_trust, terms).unwrap();
+    whole.remove(Kind::Blocked, &"192.0.2.8".parse().unwrap());
+    assert_eq!(reason(&mut kernel, "192.0.2.9"), Reason::Blocked);
+    assert_eq!(reason(&mut kernel, "192.0.2.8"), Reason::Unknown);
+
+    let lists = Lists::open(|name| kernel.map_again(name)).unwrap();
+    assert_eq!(lists.entries(List::Block).count(), 2);
+    for (source, expected) in [
+        ("192.0.2.7", Reason::Blocked),
+        ("192.0.2.8", Reason::Blocked),
+        ("198.51.100.7", Reason::Trusted),
+        ("192.0.2.9", Reason::Unknown),
+        ("198.51.100.9", Reason::Unknown),
+    ] {
+        assert_eq!(reason(&mut kernel, source), expected, "{source}");
+    }
+}
+
+/// Random entries of both lists, both families and all lengths, added, changed and removed; after each step some
+/// sources are asked of the kernel and of a plain list.
+#[test]
+fn the_tables_agree_with_a_plain_model() {
+    let mut kernel = Kernel::new(&settings());
+    let mut random = crate::kernel::differential::Random(7);
+    let mut model: Vec<(List, Network, u64)> = Vec::new();
+    let (mut probes, mut hits) = (0, 0);
+    for step in 0..600_u64 {
+        let now = START + step * SECOND;
+        kernel.set_clock(now);
+        let network = random_network(&mut random);
+        let list = if random.below(4) == 0 { List::Trust } else { List::Block };
+        model.retain(|(l, n, _)| (*l, *n) != (list, network));
+        if random.below(3) == 0 {
+            kernel.lists.remove(list, &network, Owner::Manual).unwrap();
+        } else {
+            let expires = now + random.below(40) * SECOND;
+            kernel.lists.put(list, Entry::manual(network, expires, "")).unwrap();
+            model.push((list, network, expires));
+        }
+        for _ in 0..20 {
+            let host = Network::around(random_network(&mut random).first(), 128);
+            let listed = |list| model.iter().any(|(l, n, expires)| *l == list && n.contains(&host) && *expires > now);
+            let expected = match (listed(List::Trust), listed(List::Block)) {
+                (true, _) => Reason::Trusted,
+                (false, true) => Reason::Blocked,
+                (false, false) => Reason::Unknown,
+            };
+            let found = reason(&mut kernel, &host.to_string());
+            let found = if found == Reason::Limited { Reason::Unknown } else { found };
+            assert_eq!(found, expected, "{host} at step {step}");
+            probes += 1;
+            hits += usize::from(expected != Reason::Unknown);
+        }
+    }
+    println!("{probes} probes, {hits} of them listed");
+    assert!(hits > probes / 10 && hits < probes * 9 / 10, "{hits} of {probes}");
+}
+
+/// Networks close together, so that they overlap: of all lengths from that of a region of 4,096 addresses on, the
+/// longer ones more often.
+fn random_network(random: &mut crate::kernel::differential::Random) -> Network {
+    let mut octets = if random.below(2) == 0 {
+        std::net::Ipv4Addr::new(10, 0, 0, 0).to_ipv6_mapped().octets()
+    } else {
+        [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    };
+    octets[14] = random.below(16) as u8;
+    octets[15] = random.below(256) as u8;
+    let bits = 116 + random.below(13).max(random.below(13)) as u8;
+    Network::around(sip_xdp_common::ip_key::Source::new(octets), bits)
+}
