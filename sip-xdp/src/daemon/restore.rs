@@ -71,6 +71,13 @@ impl Daemon {
         {
             log::warn!("the evidence of before cannot be read, and begins anew: {error:#}");
         }
+        let served: Vec<_> = self.detector.served_sources(now).collect();
+        for (source, _, until) in served {
+            self.court().know(source, now, |standing| {
+                standing.good_until = standing.good_until.max(until);
+                standing.former_until = standing.former_until.max(until.saturating_add(FORMER));
+            });
+        }
         let until = note(LEARNING).and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
         // It never lasts longer than it may now, whatever the clock says.
         self.learning_until = until.map_or(0, |until| from_wall_ms(until).min(clock::after(Some(self.config.learn.0))));

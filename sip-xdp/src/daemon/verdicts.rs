@@ -304,9 +304,9 @@ impl<C: Chronicle> Court<'_, C> {
                     if is_new {
                         let reason = "the server takes its calls without credentials";
                         self.say(
-                            Said::new("good").from(source).kind("served").reason(reason),
+                            Said::new("served").from(source).reason(reason),
                             Level::Info,
-                            format_args!("good {} kind=served reason=\"{reason}\"", address_of(source)),
+                            format_args!("served {} reason=\"{reason}\"", address_of(source)),
                         );
                     }
                 }

@@ -177,7 +177,7 @@ impl Detector {
             nonces: Nonces::default(),
             dialogs: Dialogs::default(),
             arrived: Arrived::default(),
-            known: Registrations::default(),
+            known: Registrations::new(config.capacity.networks as usize),
             peers: Peers::default(),
             served: Served::default(),
             sources: HashMap::new(),
@@ -439,7 +439,7 @@ impl Detector {
         if is_strange && !request.credentials.iter().any(echoes) {
             return;
         }
-        let is_new = self.transactions.ask(head, &request, now);
+        let asked = self.transactions.ask(head, &request, now);
         if let (true, Some(tag), Some(_)) = (request.in_dialog, head.to.tag, head.call_id) {
             let is_proven = self.dialogs.proves(request.call, tag, source, now);
             self.acknowledged(source, request.call, is_proven, request.method, now, actions);
@@ -447,7 +447,7 @@ impl Detector {
                 self.acknowledged(source, call, true, request.method, now, actions);
             }
         }
-        if !is_new {
+        if asked == Some(false) {
             return;
         }
         let is_good = self.has_rights(&source, now);
@@ -458,7 +458,7 @@ impl Detector {
         if request.authorized || request.cut {
             state.challenged.retain(|challenged| challenged.call != request.call);
         }
-        if request.method != Method::Ack {
+        if request.method != Method::Ack && asked.is_some() {
             state.asked += 1;
             self.registrar.asked(is_good);
         }

@@ -84,6 +84,11 @@ impl Nonces {
         }
     }
 
+    /// Notes that a nonce was the answer to a registration of a user that was not remembered.
+    pub(super) fn challenge_registration(&mut self, nonce: u64, to: Source, user: &String, now: u64) {
+        self.registering.insert(digest(&(nonce, to, user)), now, ());
+    }
+
     /// What it says that a source echoes a nonce.
     pub(super) fn echo(&self, nonce: u64, by: Source, now: u64) -> Echo {
         match self.given.get(&nonce, now) {

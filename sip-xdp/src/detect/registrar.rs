@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn where_there_are_few_accounts_all_of_them_tell() {
-        let failing = |known, rejected, accepted| {
+        let failing = |known, rejected: u64, accepted: u64| {
             let mut registrar = Registrar::default();
             (0..accepted).for_each(|n| registrar.tried(SECOND_NS, n, true, known));
             (100..100 + rejected).for_each(|n| registrar.tried(SECOND_NS, n, false, known));

@@ -109,11 +109,21 @@ pub(super) struct Registrations {
     places: usize,
     /// Known hosts of each IPv6 /64 and /48.
     networks: HashMap<(u8, Source), u32>,
+    /// How many addresses may be known: half of the kernel's table at most.
+    most: usize,
 }
 
 impl Default for Registrations {
     fn default() -> Self {
+        Self::new(2 * MAX_ADDRESSES)
+    }
+}
+
+impl Registrations {
+    /// For a kernel's table with room for so many networks.
+    pub(super) fn new(capacity: usize) -> Self {
         Self {
+            most: MAX_ADDRESSES.min(capacity / 2).max(1),
             addresses: HashMap::new(),
             users: HashMap::new(),
             aliases: Recent::new(MAX_ALIASES, MEMORY_NS),
@@ -140,7 +150,7 @@ impl Registrations {
             if quotas(source).any(|(network, quota)| self.networks.get(&network).is_some_and(|hosts| *hosts >= quota)) {
                 return Earned::default();
             }
-            if self.addresses.len() >= MAX_ADDRESSES {
+            if self.addresses.len() >= self.most {
                 self.forget_the_shortest(&mut gone);
             }
         }
@@ -362,7 +372,7 @@ impl Registrations {
     /// How full the fuller of its tables is, from 0 to 1.
     pub(super) fn fill(&self) -> f64 {
         let share = |held: usize, most: usize| held as f64 / most as f64;
-        share(self.addresses.len(), MAX_ADDRESSES).max(share(self.places, MAX_PLACES))
+        share(self.addresses.len(), self.most).max(share(self.places, MAX_PLACES))
     }
 
     /// The users that were accepted from an address: port, when, and until when that counts.

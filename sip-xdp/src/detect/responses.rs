@@ -11,6 +11,7 @@ use super::digest::digest;
 use super::nonces::Echo;
 use super::registrations::Acceptance;
 use super::source_state::{Challenged, Waiting};
+use super::windows::Window;
 use super::transactions::{Answered, Match, Method, Request};
 use super::{Action, Detector, GRACE_NS};
 use crate::sip::message::{Head, StartLine, user_name};
@@ -25,6 +26,9 @@ const USUAL: u32 = 3_600;
 const LONGEST: u32 = 24 * 3_600;
 
 const SECOND_NS: u64 = 1_000_000_000;
+
+/// For how long the ladder meters tries that could be forged, at an address with standing.
+const DAY_NS: u64 = 24 * 3_600 * SECOND_NS;
 
 /// So many rejections of one user within the grace period cannot be retries any more.
 const NO_RETRY: usize = 2;
@@ -80,6 +84,17 @@ impl Detector {
                 self.outcome(&answer, &answered, actions);
             }
             Match::Repeated => {}
+            Match::Unknown if head.cseq.is_some_and(|(_, method)| method == b"REGISTER") && !head.challenges.is_empty() && !is_foreign => {
+                // In a storm requests without credentials are not remembered.
+                if let Some(user) = head.to.user.map(user_name) {
+                    for one in &head.challenges {
+                        self.nonces.challenge_registration(digest(one.nonce), to, &user, now);
+                    }
+                }
+                if event.flags & FROM_GOOD == 0 {
+                    self.orphan(&answer, actions);
+                }
+            }
             Match::Unknown if event.flags & FROM_GOOD == 0 && status >= 180 => self.orphan(&answer, actions),
             Match::Unknown => {}
         }
@@ -262,8 +277,9 @@ impl Detector {
         if is_account && self.registrar.is_failing(now) {
             return;
         }
-        // Nobody loses anything by what somebody else may have sent in its name.
+        // Nobody loses standing by what somebody else may have sent in its name.
         if rejection.level == Level::Seen && self.has_standing(&source, now) {
+            self.limit_hidden(source, now, actions);
             return;
         }
         let Some(state) = self.sources.get_mut(&source) else {
@@ -284,6 +300,21 @@ impl Detector {
         }
         if level == Level::Routable && !is_account || waiting + certain >= NO_RETRY {
             self.count_rejections(source, now, |one| one.rejection.user == user, actions);
+        }
+    }
+
+    /// Passwords are rejected at an address with standing, with nonces that it was not given: tries that
+    /// echo none of their own go slower.
+    fn limit_hidden(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+        let rule = self.rules.rejected;
+        let Some(state) = self.sources.get_mut(&source) else {
+            return;
+        };
+        state.hidden.note(now, (), rule.per.nanos());
+        if rule.enabled && state.hidden.len() >= rule.count as usize {
+            state.hidden = Window::default();
+            let what = "passwords are rejected that echo no nonce of ours".to_owned();
+            actions.push(Action::Limit(source, now + DAY_NS, what));
         }
     }
 

@@ -48,6 +48,8 @@ pub(super) struct SourceState {
     pub(super) slow_seen: Bucket,
     /// The former, by port, behind an address with accepted users.
     pub(super) slow_ports: BTreeMap<u16, Bucket>,
+    /// Rejections that anybody could have caused, at an address with standing.
+    pub(super) hidden: Window<()>,
     /// Rejections for users that are sprayed, of a day.
     pub(super) sprayed: Window<Level>,
     /// Rejections for decoys, of a day.
@@ -86,6 +88,7 @@ impl SourceState {
             slow: Bucket::default(),
             slow_seen: Bucket::default(),
             slow_ports: BTreeMap::new(),
+            hidden: Window::default(),
             sprayed: Window::default(),
             decoys: Window::default(),
             convicted: Window::default(),

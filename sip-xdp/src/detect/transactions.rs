@@ -218,11 +218,10 @@ impl Default for Transactions {
 }
 
 impl Transactions {
-    /// Notes a request. Returns whether it is a new one, not a retransmission.
-    pub(super) fn ask(&mut self, head: &Head<'_>, request: &Arc<Request>, now: u64) -> bool {
-        let Some(key) = key(head) else {
-            return false;
-        };
+    /// Notes a request. Returns whether it is a new one, not a retransmission; `None` if its answer
+    /// could not be told from others.
+    pub(super) fn ask(&mut self, head: &Head<'_>, request: &Arc<Request>, now: u64) -> Option<bool> {
+        let key = key(head)?;
         let senders = self.open.touch(key, now, Vec::new);
         let is_new = match senders.iter_mut().find(|one| one.request.source == request.source) {
             Some(one) if one.request.attempt == request.attempt => false,
@@ -242,7 +241,7 @@ impl Transactions {
         if is_new && request.method != Method::Ack {
             self.calls.insert((digest(&request.source), request.call), now, (key, true));
         }
-        is_new
+        Some(is_new)
     }
 
     /// Finds the request that a response to `destination` answers: that of the same address if there

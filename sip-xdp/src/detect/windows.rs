@@ -63,12 +63,6 @@ impl<T> Window<T> {
     pub(super) fn since(&self, now: u64) -> u64 {
         self.events.front().map_or(0, |(at, _)| now.saturating_sub(*at))
     }
-
-    /// The shortest time between two that follow each other.
-    pub(super) fn shortest_pause(&self) -> Option<u64> {
-        let later = self.events.iter().skip(1);
-        self.events.iter().zip(later).map(|((before, _), (after, _))| after.saturating_sub(*before)).min()
-    }
 }
 
 /// A bucket that leaks.
@@ -122,7 +116,7 @@ mod tests {
         let mut window = Window::default();
         (0..10).for_each(|n| window.note(n * SECOND, n, 5 * SECOND));
         assert_eq!(window.iter().map(|(_, n)| *n).collect::<Vec<_>>(), [4, 5, 6, 7, 8, 9]);
-        assert_eq!((window.since(9 * SECOND), window.shortest_pause()), (5 * SECOND, Some(SECOND)));
+        assert_eq!(window.since(9 * SECOND), 5 * SECOND);
         (0..5_000).for_each(|n| window.note(9 * SECOND, n, 5 * SECOND));
         assert_eq!(window.len(), MOST);
     }

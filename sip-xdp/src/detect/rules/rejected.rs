@@ -166,8 +166,9 @@ impl Detector {
         let filled = bucket.level(now, slow.per.nanos());
         let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
         let by_count = rejected.enabled && tries.len() >= self.threshold(&source, rejected.count, now);
-        let by_level =
-            slow.enabled && filled >= (self.threshold(&source, slow.count, now) as f64 - 0.5).max(1.0);
+        // Half of it, but no less: what is in it leaks out in hours.
+        let many = self.threshold(&source, slow.count, now).max(slow.count.div_ceil(2) as usize);
+        let by_level = slow.enabled && filled >= many as f64 - 0.5;
         let by_spray = self.is_third_for_a_sprayed_user(state, level);
         if tries.is_empty() || !by_count && !by_level && !by_spray {
             return None;
