@@ -57,7 +57,8 @@ pub fn supervise() -> Result<Aftermath> {
 /// Descendants of the worker that are still running a moment after its end.
 fn remaining_children() -> Vec<String> {
     let mut running = Vec::new();
-    for _ in 0..50 {
+    // Ten seconds: one that is killed needs a CPU to end, of which others may have all.
+    for _ in 0..500 {
         match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
             Err(Errno::ECHILD) => return Vec::new(),
             Ok(WaitStatus::StillAlive) => {

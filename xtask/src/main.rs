@@ -1,4 +1,5 @@
-//! Everything a contributor runs: `cargo xtask build`, `test`, `fuzz`, `demo`, `bench`, `package`, `newcomer`.
+//! Everything a contributor runs: `cargo xtask build`, `test`, `fuzz`, `demo`, `bench`, `package`, `machines`,
+//! `newcomer`.
 //!
 //! Each command finds what it needs, installs what is missing, and says in one line each what it found or did. A second
 //! run finds everything in place and changes nothing.
@@ -12,6 +13,7 @@ mod demo;
 mod failures;
 mod fuzz;
 mod linker;
+mod machines;
 mod newcomer;
 mod package;
 mod packages;
@@ -74,6 +76,11 @@ enum Task {
         #[arg(long)]
         test: bool,
     },
+    /// Try real kernels of Debian and Ubuntu in virtual machines, on the network cards that people have
+    ///
+    /// Each interface is tried with packets from outside: doctor, all modes, drops, limits, bans, registrations, TCP,
+    /// adoption, upgrade, unload. A kernel takes some five minutes on two cores without KVM.
+    Machines(machines::Options),
     /// Execute the README from top to bottom in clean Debians, beginning with this checkout (needs root and the network)
     ///
     /// It takes about eighty minutes on two cores and 26 GB in /var/tmp, most of it for what stands under "Contributing", and is not part of `test`.
@@ -102,6 +109,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo => demo::run(),
         Task::Bench { quick, section, output } => bench::run(quick, &section, output),
         Task::Package { test } => package::run(test),
+        Task::Machines(options) => machines::run(&options),
         Task::Newcomer { quick } => newcomer::run(quick),
     }
 }

@@ -43,6 +43,17 @@ const BENCH_TOOLS: [(&str, &str); 6] = [
     ("xdp-filter", "xdp-tools"),
 ];
 
+/// What images of virtual machines are made with.
+const MACHINE_TOOLS: [(&str, &str); 7] = [
+    ("cpio", "cpio"),
+    ("depmod", "kmod"),
+    ("ip", "iproute2"),
+    ("strip", "binutils"),
+    ("unshare", "util-linux"),
+    ("xz", "xz-utils"),
+    ("zstd", "zstd"),
+];
+
 /// What libFuzzer is compiled with.
 const FUZZ_TOOLS: [(&str, &str); 1] = [("c++", "g++")];
 
@@ -84,6 +95,11 @@ pub(crate) fn install_bench_tools() -> Result<()> {
     install_tools("filters to compare with", &BENCH_TOOLS)?;
     // Elsewhere it comes with fail2ban, or the benchmark says that it is missing.
     if has_apt() { install(&BENCH_LIBRARIES.map(str::to_owned)) } else { Ok(()) }
+}
+
+/// Makes available what images of virtual machines are made with.
+pub(crate) fn install_machine_tools() -> Result<()> {
+    install_tools("what virtual machines are made with", &MACHINE_TOOLS)
 }
 
 /// Makes available what the fuzz targets are built with.

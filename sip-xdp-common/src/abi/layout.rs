@@ -158,6 +158,8 @@ pub const TIER_PROVEN: u8 = 2;
 
 /// [`LedgerRow::flags`]: made in a dry run, never enforced.
 pub const ROW_DRY_RUN: u8 = 1;
+/// [`LedgerRow::flags`]: the tables are about to follow, or to forget it: the claim does not count.
+pub const ROW_PENDING: u8 = 1 << 1;
 
 /// What is remembered of a claim.
 #[repr(C)]
@@ -169,7 +171,7 @@ pub struct LedgerRow {
     pub added_ms: u64,
     /// [`TIER_NONE`], [`TIER_UNPROVEN`] or [`TIER_PROVEN`].
     pub tier: u8,
-    /// [`ROW_DRY_RUN`].
+    /// [`ROW_DRY_RUN`] and [`ROW_PENDING`].
     pub flags: u8,
     /// Bytes used of `reason`.
     pub reason_length: u16,

@@ -284,10 +284,11 @@ impl<C: Chronicle> Court<'_, C> {
                 Action::Ban(finding) => self.ban(&finding, now),
                 Action::Accepted(acceptance) => self.accepted(&acceptance, now),
                 Action::Peer(source, until) => {
-                    if self.lists.standing(source).peer_until <= now {
+                    let is_new = self.lists.standing(source).peer_until <= now;
+                    self.know(source, now, |standing| standing.peer_until = until);
+                    if is_new {
                         self.chronicle.tell(&Said::new("peer").from(source));
                     }
-                    self.know(source, now, |standing| standing.peer_until = until);
                     self.chronicle.peer(source, until);
                 }
                 Action::Ended(places) => {

@@ -3,7 +3,12 @@
 //!
 //! The ledger is the truth of what operators, the configuration and the detector list. It lives in a pinned map, so that
 //! it outlives the daemon; the tables hold what the kernel needs to decide, computed from it and from what the feeds
-//! list. After a crash between two writes, [`Lists::open`] makes them agree.
+//! list.
+//!
+//! Listed means enforced: a change is announced in the ledger as pending, then written to the
+//! tables, and listed when a packet that arrives from then on meets it. Taking out goes the other
+//! way: the row is pending, the tables forget it, the row goes. After a crash between two writes,
+//! [`Lists::open`] makes both agree: what is pending does not count.
 
 pub mod never_ban;
 mod reputation;
@@ -98,7 +103,8 @@ pub struct Lists {
 /// Whose claim on what: the port is 0 for all of a network.
 type Id = (List, Network, u16, Owner);
 
-/// An entry that is in the ledger and the model, and its owner's earlier one. The tables are to follow.
+/// An entry that is in the model, and its owner's earlier one. The tables are to follow, then the
+/// ledger, in which a new entry is pending.
 struct Claim {
     id: Id,
     before: Option<Entry>,
@@ -133,7 +139,8 @@ impl Lists {
     /// Opens the maps by name, through `open`, reads the ledger, and makes the kernel's tables agree with it.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
         let guide = GuideWriter::open(&Mapped::new(open(names::GUIDE)?)?)?;
-        let ledger = Ledger::new(open(names::LEDGER)?)?;
+        let mut ledger = Ledger::new(open(names::LEDGER)?)?;
+        ledger.drop_pending()?;
         let mut entries = BTreeMap::new();
         for (list, entry) in ledger.entries()? {
             entries.insert(id(list, &entry), entry);
@@ -290,14 +297,11 @@ impl Lists {
     pub fn put(&mut self, list: List, entry: Entry) -> Result<(), ListError> {
         let (network, port) = (entry.network, entry.port);
         let claim = self.claim(list, entry, 0)?;
-        match self.refresh(list, network, port) {
-            Ok(()) => self.keep(&claim),
-            Err(error) => {
-                self.undo(claim);
-                return Err(error);
-            }
+        let listed = self.refresh(list, network, port).and_then(|()| self.keep(&claim));
+        if listed.is_err() {
+            self.undo(claim);
         }
-        Ok(())
+        listed
     }
 
     /// Does for many entries what [`Lists::put`] does for one, in their order, with the tables mapped once. The first that
@@ -317,49 +321,63 @@ impl Lists {
             promised += usize::from(is_new);
         }
         if let Err((written, error)) = self.write_claims(list, &claims) {
-            claims.split_off(written).into_iter().rev().for_each(|claim| self.undo(claim));
+            self.undo_all(claims.split_off(written));
             stopped = Some(error);
         }
-        claims.iter().for_each(|claim| self.keep(claim));
+        if let Some((kept, error)) = claims.iter().enumerate().find_map(|(n, claim)| Some((n, self.keep(claim).err()?)))
+        {
+            self.undo_all(claims.split_off(kept));
+            stopped = Some(error);
+        }
         stopped.map_or(Ok(()), |error| Err(Stopped { entered: claims.len(), error }))
     }
 
-    /// Writes an entry to the ledger and the model, if there is room beside what was promised a place before. The tables
-    /// are to follow.
+    /// Writes an entry to the model, if there is room beside what was promised a place before, and
+    /// gives it a row, which is pending. One that changes keeps its row until the tables have
+    /// followed: it is enforced all the time.
     fn claim(&mut self, list: List, entry: Entry, promised: usize) -> Result<Claim, ListError> {
         let (id, network) = (id(list, &entry), entry.network);
         if !self.entries.contains_key(&id) && self.is_full(list, &network, promised) {
             return Err(self.full(list, format!("{network} was")));
         }
-        self.ledger.put(list, &entry).map_err(|source| ListError::Kernel { network, source })?;
+        if !self.entries.contains_key(&id) {
+            let row = self.ledger.put_pending(list, &entry);
+            row.map_err(|source| ListError::Kernel { network, source })?;
+        }
         let before = self.entries.insert(id, entry);
         self.remodel(list, &network);
         Ok(Claim { id, before })
     }
 
-    /// Notes that an entry is in the tables.
-    fn keep(&mut self, claim: &Claim) {
-        self.touched.insert(claim.id);
-        self.unproven += usize::from(self.entries.get(&claim.id).is_some_and(is_unproven));
+    /// Lists an entry that is in the tables.
+    fn keep(&mut self, claim: &Claim) -> Result<(), ListError> {
+        let (list, network, ..) = claim.id;
+        if let Some(entry) = self.entries.get(&claim.id) {
+            let row = self.ledger.put(list, entry);
+            row.map_err(|source| ListError::Kernel { network, source })?;
+            self.unproven += usize::from(is_unproven(entry));
+        }
         self.unproven -= usize::from(claim.before.as_ref().is_some_and(is_unproven));
+        self.touched.insert(claim.id);
+        Ok(())
     }
 
-    /// The ledger and the model as they were, and the tables once more from them.
+    /// The model as it was, the tables once more from it, and no row for what was new.
     fn undo(&mut self, claim: Claim) {
         let (list, network, port, _) = claim.id;
-        match claim.before {
-            Some(before) => {
-                // The row's place in the ledger exists: replacing its value needs no memory.
-                let _ = self.ledger.put(list, &before);
-                self.entries.insert(claim.id, before);
-            }
-            None => {
-                if let Some(entry) = self.entries.remove(&claim.id) {
-                    let _ = self.ledger.remove(list, &entry);
-                }
-            }
-        }
+        let is_new = claim.before.is_none();
+        let undone = match claim.before {
+            Some(before) => self.entries.insert(claim.id, before),
+            None => self.entries.remove(&claim.id),
+        };
         let _ = self.refresh(list, network, (port != 0).then_some(port));
+        if let Some(entry) = undone.filter(|_| is_new) {
+            let _ = self.ledger.remove(list, &entry);
+        }
+    }
+
+    fn undo_all(&mut self, claims: Vec<Claim>) {
+        claims.into_iter().rev().for_each(|claim| self.undo(claim));
     }
 
     /// Brings the kernel's tables up to date for many entries of a list. An error comes with how many are in force.
@@ -398,10 +416,13 @@ impl Lists {
         let Some(entry) = self.entries.remove(&id) else {
             return Ok(None);
         };
-        // First the kernel's table, then the ledger: a crash in between leaves the entry, not an orphan.
+        // Without memory for that it is taken out all the same, and listed for a moment longer.
+        let _ = self.ledger.put_pending(list, &entry);
         if let Err(error) = self.refresh(list, network, entry.port) {
             // Still ours: what expires is tried again.
+            let _ = self.ledger.put(list, &entry);
             self.entries.insert(id, entry);
+            self.remodel(list, &network);
             return Err(error);
         }
         self.touched.insert(id);

@@ -12,6 +12,7 @@ mod harness;
 mod kept;
 mod known;
 mod limits;
+mod listed;
 mod lists;
 mod machine;
 mod model;

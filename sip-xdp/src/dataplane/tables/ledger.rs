@@ -1,4 +1,9 @@
 //! Rows of the ledger: who listed which network, when, until when and why.
+//!
+//! A row that is listed is enforced. While the kernel's tables follow a change, the row of a new
+//! entry, or of one that goes, is marked as pending, and nobody reads it: a reader of the ledger
+//! never sees an entry that a packet does not. A writer that dies in between leaves a pending row,
+//! for the next one to remove ([`Ledger::drop_pending`]).
 
 use std::collections::BTreeMap;
 
@@ -6,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use aya::maps::{HashMap, Map, MapData, MapError};
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::{
-    LedgerKey, LedgerRow, List, Owner, REASON, ROW_DRY_RUN, TIER_NONE, TIER_PROVEN, TIER_UNPROVEN,
+    LedgerKey, LedgerRow, List, Owner, REASON, ROW_DRY_RUN, ROW_PENDING, TIER_NONE, TIER_PROVEN, TIER_UNPROVEN,
 };
 
 use crate::net::network::Network;
@@ -101,8 +106,11 @@ impl Entry {
         }
     }
 
-    /// Reads a row. `None` if it is not one that this version writes.
+    /// Reads a row. `None` if it is pending, or not one that this version writes.
     pub fn read(key: &LedgerKey, row: &LedgerRow) -> Option<(List, Self)> {
+        if row.flags & ROW_PENDING != 0 {
+            return None;
+        }
         let list = List::from_number(key.list)?;
         let reason = row.reason.get(..usize::from(row.reason_length))?;
         let entry = Self {
@@ -175,9 +183,31 @@ impl Ledger {
         Entry::read(&key, &row).map(|(_, entry)| entry)
     }
 
-    /// Writes a row.
+    /// Writes a row, which is listed from now on: the tables must have it.
     pub fn put(&mut self, list: List, entry: &Entry) -> Result<(), MapError> {
         self.rows.insert(entry.key(list), entry.row(), 0)
+    }
+
+    /// Writes a row that is not listed: the tables are to follow, or to forget it.
+    pub fn put_pending(&mut self, list: List, entry: &Entry) -> Result<(), MapError> {
+        let row = entry.row();
+        self.rows.insert(entry.key(list), LedgerRow { flags: row.flags | ROW_PENDING, ..row }, 0)
+    }
+
+    /// Removes the pending rows of a writer that died before the tables agreed with them. Returns
+    /// how many there were.
+    pub fn drop_pending(&mut self) -> Result<usize> {
+        let mut pending = Vec::new();
+        for row in self.rows.iter().take(2 * self.capacity as usize) {
+            let (key, row) = row.context("the ledger cannot be read")?;
+            if row.flags & ROW_PENDING != 0 {
+                pending.push(key);
+            }
+        }
+        for key in &pending {
+            forgive_missing(self.rows.remove(key)).context("the ledger cannot be written")?;
+        }
+        Ok(pending.len())
     }
 
     /// Removes a row, if it is there.

@@ -1,0 +1,171 @@
+//! The inside of a row: finds the cards in the machine, builds what stands on top of them, takes it down again, and
+//! remembers how the kernel had everything before the filter came.
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use super::interfaces::{Above, Card, Row};
+use super::outside::{Outside, Who};
+use super::qemu::Machine;
+use super::tags::VLAN;
+
+/// A row's interface, ready to be filtered.
+#[derive(Debug)]
+pub(crate) struct Arranged {
+    /// What the filter is put on.
+    pub(crate) interface: String,
+    /// The cards below it.
+    pub(crate) cards: Vec<String>,
+    /// The interface that has the address.
+    addressed: String,
+    /// What was made and has to go.
+    made: Vec<String>,
+}
+
+/// How things are without the filter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct State {
+    features: String,
+    disciplines: String,
+    programs: Vec<u64>,
+    links: u64,
+    pins: String,
+}
+
+impl Arranged {
+    /// Builds it.
+    pub(crate) fn build(machine: &mut Machine, row: &Row, cards: &[Card], outside: &Outside) -> Result<Self> {
+        let names = cards.iter().map(|card| name_of(machine, card)).collect::<Result<Vec<_>>>()?;
+        let first = names.first().context("a row has a card")?.clone();
+        let mut arranged =
+            Self { interface: first.clone(), cards: names.clone(), addressed: first.clone(), made: Vec::new() };
+        // A queue for each direction that the card has, as drivers set by themselves on larger hosts.
+        if cards.iter().any(Card::has_queues) {
+            machine.must(&format!("ethtool -L {first} combined 2"))?;
+        }
+        match row.above {
+            Above::Nothing => {}
+            Above::Vlan => {
+                let name = format!("{first}.{VLAN}");
+                machine.must(&format!("ip link set dev {first} up"))?;
+                machine.must(&format!("ip link add link {first} name {name} type vlan id {VLAN}"))?;
+                arranged.on_top(name, true);
+            }
+            Above::Bond(mode) => {
+                machine.must(&format!("ip link add bond0 type bond mode {mode} miimon 100"))?;
+                for name in &names {
+                    machine.must(&format!("ip link set dev {name} down"))?;
+                    machine.must(&format!("ip link set dev {name} master bond0"))?;
+                }
+                arranged.on_top("bond0".to_owned(), true);
+            }
+            Above::Bridge | Above::BridgePort => {
+                machine.must("ip link add name br0 type bridge")?;
+                machine.must(&format!("ip link set dev {first} master br0"))?;
+                machine.must(&format!("ip link set dev {first} up"))?;
+                arranged.on_top("br0".to_owned(), row.above == Above::Bridge);
+            }
+            Above::Macvlan => {
+                machine.must(&format!("ip link set dev {first} up"))?;
+                machine.must(&format!("ip link add link {first} name macvlan0 type macvlan mode bridge"))?;
+                arranged.on_top("macvlan0".to_owned(), true);
+            }
+        }
+        let addressed = &arranged.addressed;
+        if row.mtu != 1500 {
+            machine.must(&format!("ip link set dev {addressed} mtu {}", row.mtu))?;
+        }
+        machine.must(&format!("ip link set dev {addressed} up"))?;
+        machine.must(&format!("ip address add {}/24 dev {addressed}", outside.address(Who::Machine)))?;
+        Ok(arranged)
+    }
+
+    /// An interface that was made on top, which has the address, and is filtered or not.
+    fn on_top(&mut self, name: String, filtered: bool) {
+        if filtered {
+            self.interface.clone_from(&name);
+        }
+        self.addressed.clone_from(&name);
+        self.made.push(name);
+    }
+
+    /// Takes it down again.
+    pub(crate) fn take_down(&self, machine: &mut Machine) -> Result<()> {
+        for name in &self.made {
+            machine.must(&format!("ip link delete dev {name}"))?;
+        }
+        for name in &self.cards {
+            machine.must(&format!("ip address flush dev {name}"))?;
+            machine.must(&format!("ip link set dev {name} down"))?;
+        }
+        Ok(())
+    }
+
+    /// How things are now: offloads, queueing disciplines and filters, programs, links and pins.
+    pub(crate) fn state(&self, machine: &mut Machine) -> Result<State> {
+        let (mut features, mut disciplines) = (String::new(), String::new());
+        let mut interfaces = self.cards.clone();
+        interfaces.extend(self.made.iter().cloned());
+        for name in &interfaces {
+            for line in machine.must(&format!("ethtool -k {name}"))?.lines() {
+                features.push_str(&format!("{name}: {}\n", line.trim()));
+            }
+            for what in ["qdisc show dev", "filter show ingress dev", "filter show egress dev"] {
+                // Without a discipline for filters, asking for them is an error, which is an answer too.
+                let words = format!("tc {what} {name}");
+                let said = machine.run(&words.split(' ').collect::<Vec<_>>())?.stdout;
+                disciplines.push_str(&said);
+            }
+        }
+        let held = machine.ask(&serde_json::json!({"do": "programs"}))?;
+        let programs = held["programs"].as_array().into_iter().flatten();
+        Ok(State {
+            features,
+            disciplines: without_counters(&disciplines),
+            programs: programs.filter_map(|program| program["id"].as_u64()).collect(),
+            links: held["links"].as_u64().unwrap_or(0),
+            pins: machine.run(&["ls", "/sys/fs/bpf/sip-xdp"])?.stdout,
+        })
+    }
+}
+
+impl State {
+    /// Whether the kernel holds the same programs.
+    pub(crate) fn same_programs(&self, other: &Self) -> bool {
+        self.programs == other.programs
+    }
+
+    /// What is different now, in words; empty if nothing is.
+    pub(crate) fn differences(&self, now: &Self) -> Vec<String> {
+        let mut found = Vec::new();
+        for (was, is) in self.features.lines().zip(now.features.lines()).filter(|(was, is)| was != is) {
+            found.push(format!("offload was {was:?}, is {is:?}"));
+        }
+        if self.disciplines != now.disciplines {
+            found.push(format!("tc showed {:?}, shows {:?}", self.disciplines.trim(), now.disciplines.trim()));
+        }
+        if self.programs != now.programs {
+            found.push(format!("{} programs more", now.programs.len().saturating_sub(self.programs.len())));
+        }
+        if self.links != now.links {
+            found.push(format!("{} BPF links were there, {} are", self.links, now.links));
+        }
+        if !now.pins.trim().is_empty() {
+            found.push(format!("pins are left: {}", now.pins.trim()));
+        }
+        found
+    }
+}
+
+/// Handles change when a discipline is made anew, as taking an interface down and up does; what it is does not.
+fn without_counters(text: &str) -> String {
+    text.lines().map(|line| line.split(" refcnt").next().unwrap_or(line).trim()).collect::<Vec<_>>().join("\n")
+}
+
+/// What the machine calls a card.
+fn name_of(machine: &mut Machine, card: &Card) -> Result<String> {
+    let links: Value = serde_json::from_str(&machine.must("ip -j link")?)?;
+    let mut found = links.as_array().into_iter().flatten().filter(|link| link["address"] == card.mac().as_str());
+    let name = found.next().and_then(|link| link["ifname"].as_str()).map(str::to_owned);
+    name.with_context(|| format!("the machine has no card {}: its kernel has no driver for it", card.mac()))
+}

@@ -1,0 +1,265 @@
+//! `cargo xtask machines`: real kernels of Debian and Ubuntu in virtual machines, with the filter on the network
+//! cards that people have, and packets from outside. Everything that it needs lies in the cache; what it makes is
+//! in a network namespace and a directory of its own, and ends with it.
+
+mod apt;
+mod archive;
+mod arrange;
+mod checks;
+mod daemon;
+mod interfaces;
+mod kernels;
+mod manual;
+mod outside;
+mod qemu;
+mod report;
+mod setup;
+mod tags;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use self::arrange::Arranged;
+use self::checks::Outcome;
+use self::interfaces::{Card, ROWS, Row};
+use self::kernels::{Kernel, Prepared};
+use self::outside::Outside;
+pub(crate) use self::qemu::Architecture;
+use self::qemu::{Accelerator, Boot, Dead, Machine};
+use self::report::Tried;
+use self::setup::Files;
+use crate::command::{self, is_root, say};
+use crate::workspace::Workspace;
+
+/// How often a machine that hangs is booted again.
+const BOOTS: u32 = 3;
+
+/// What can be asked for.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Options {
+    /// Only these kernels, instead of 6.1, 6.8, 6.12 and the newest: 5.10, 5.15, 6.1, 6.5, 6.8, 6.12, 6.18, newest
+    #[arg(long = "kernel", value_name = "KERNEL")]
+    kernels: Vec<String>,
+    /// Only these drivers: virtio_net, e1000e, igb, vmxnet3
+    #[arg(long = "driver", value_name = "DRIVER")]
+    drivers: Vec<String>,
+    /// Only interfaces whose name contains this: `bond`, `bridge port`, `MTU`; `=NAME` for exactly this one
+    #[arg(long = "interface", value_name = "TEXT")]
+    interfaces: Vec<String>,
+    /// The machines' processor
+    #[arg(long, value_enum, default_value_t = Architecture::Amd64)]
+    arch: Architecture,
+    /// Try this binary instead of a release build of this checkout
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+    /// Write everything that was found to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the table into the manual's page about platforms
+    #[arg(long)]
+    docs: bool,
+    /// Fetch kernels again: there may be newer ones
+    #[arg(long)]
+    refresh: bool,
+    /// Debian's kernels for clouds, which boot in half the time and have virtio_net alone
+    #[arg(long)]
+    cloud: bool,
+    /// Fetch and build everything, and boot nothing
+    #[arg(long)]
+    prepare: bool,
+    /// We are in a network namespace of our own already
+    #[arg(long, hide = true)]
+    inside: bool,
+}
+
+/// The command.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let kernels = options.kernels()?;
+    let rows = options.rows()?;
+    let files = setup::prepare(options.arch, options.binary.as_deref(), &kernels, options.cloud, options.refresh)?;
+    if options.prepare {
+        say("everything is in place");
+        return Ok(());
+    }
+    if !options.inside {
+        return enter_namespace(&files.binary);
+    }
+    let mut accelerator = Accelerator::first_choice(options.arch, &files.cache);
+    let mut tried = Vec::new();
+    for (kernel, prepared) in kernels.iter().copied().zip(&files.kernels) {
+        say(format!("kernel {} ({}), {} interfaces", prepared.release, kernel.platform, rows.len()));
+        let one = try_kernel(kernel, prepared, options.arch, &rows, &files, &mut accelerator)?;
+        for line in one.faults() {
+            say(format!("wrong: {line}"));
+        }
+        say(one.summary());
+        tried.push(one);
+    }
+    println!("{}", report::table(&tried));
+    for (interface, reason) in report::reasons(&tried) {
+        println!("{interface}: {reason}");
+    }
+    let accelerator = accelerator.to_string();
+    if let Some(path) = &options.json {
+        let text = serde_json::to_string_pretty(&report::json(&tried, &date()?, &accelerator))?;
+        fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+        say(format!("JSON: {}", path.display()));
+    }
+    if options.docs {
+        let page = Workspace::find()?.root.join(manual::PAGE);
+        manual::write(&page, &tried, options.arch, &date()?, &accelerator)?;
+        say(format!("manual: {}", page.display()));
+    }
+    let faults: usize = tried.iter().map(|tried| tried.faults().len()).sum();
+    if faults > 0 {
+        bail!("{faults} checks failed: the lines with `wrong:` say which");
+    }
+    Ok(())
+}
+
+impl Options {
+    fn kernels(&self) -> Result<Vec<&'static Kernel>> {
+        if self.kernels.is_empty() {
+            return kernels::USUAL.iter().map(|name| Kernel::named(name)).collect();
+        }
+        self.kernels.iter().map(|name| Kernel::named(name)).collect()
+    }
+
+    fn rows(&self) -> Result<Vec<Row>> {
+        let wanted = |row: &&Row| {
+            let driver = self.drivers.is_empty() || self.drivers.iter().any(|driver| driver == row.driver);
+            let named = self.interfaces.is_empty() || self.interfaces.iter().any(|text| is_named(row.name, text));
+            // Cards of the PC alone, and kernels for clouds, which have virtio alone.
+            let exists = row.driver == "virtio_net" || (self.arch == Architecture::Amd64 && !self.cloud);
+            driver && named && exists
+        };
+        let rows: Vec<_> = ROWS.iter().filter(wanted).copied().collect();
+        if rows.is_empty() {
+            let names: Vec<_> = ROWS.iter().map(|row| row.name).collect();
+            bail!("no interface is left; there are {}", names.join("; "));
+        }
+        Ok(rows)
+    }
+}
+
+/// Whether an interface is meant by what stands behind `--interface`.
+fn is_named(name: &str, text: &str) -> bool {
+    text.strip_prefix('=').map_or_else(|| name.contains(text), |exact| name == exact)
+}
+
+/// Starts ourselves again in a network namespace of our own, where taps and traffic disturb nobody. The binary is
+/// built by now, and nothing is fetched there.
+fn enter_namespace(binary: &Path) -> Result<()> {
+    let mut command = Command::new("unshare");
+    command.arg("--net");
+    if !is_root() {
+        // Whoever may make user namespaces needs no root.
+        command.arg("--map-root-user");
+    }
+    command.arg("--").arg(std::env::current_exe().context("xtask has no path")?);
+    command.args(std::env::args_os().skip(1)).arg("--inside");
+    if !std::env::args_os().any(|argument| argument == "--binary") {
+        command.arg("--binary").arg(binary);
+    }
+    let status = command.status().context("cannot run unshare")?;
+    // It has said what was wrong.
+    std::process::exit(status.code().unwrap_or(1));
+}
+
+/// All rows on one kernel, in one machine as long as it lives.
+fn try_kernel(
+    kernel: &'static Kernel,
+    prepared: &Prepared,
+    architecture: Architecture,
+    rows: &[Row],
+    files: &Files,
+    accelerator: &mut Accelerator,
+) -> Result<Tried> {
+    let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
+    let initrd = directory.path().join("initrd");
+    let overlay = directory.path().join("overlay");
+    files.overlay(architecture, &overlay)?;
+    archive::join(&[&files.root, &prepared.modules, &overlay], &initrd)?;
+    let mut tried = Tried {
+        kernel,
+        architecture,
+        release: prepared.release.clone(),
+        boot: 0.0,
+        rows: Vec::new(),
+        warnings: Vec::new(),
+    };
+    let mut places = Vec::new();
+    for (row, cards) in interfaces::deal(rows) {
+        let outside = Outside::open(&cards, &row, directory.path())?;
+        places.push(Place { row, cards, outside });
+    }
+    let mut boots = 0;
+    while tried.rows.len() < places.len() {
+        let left = &places[tried.rows.len()..];
+        let cards: Vec<Card> = left.iter().flat_map(|place| place.cards.iter().cloned()).collect();
+        boots += 1;
+        let boot = Boot {
+            architecture,
+            accelerator: *accelerator,
+            image: &prepared.image,
+            initrd: &initrd,
+            cards: &cards,
+            directory: directory.path(),
+        };
+        let machine = Machine::boot(&boot);
+        let mut machine = match machine {
+            Ok(machine) => machine,
+            Err(error) if *accelerator == Accelerator::Kvm => {
+                say(format!("KVM boots nothing here, so that machines are emulated: {error:#}"));
+                *accelerator = Accelerator::Emulation;
+                qemu::remember_no_kvm(&files.cache)?;
+                boots -= 1;
+                continue;
+            }
+            Err(error) if boots < BOOTS => {
+                say(format!("boot {boots} hangs, once more: {error:#}"));
+                continue;
+            }
+            Err(error) => return Err(error.context(format!("kernel {} does not boot", prepared.release))),
+        };
+        tried.boot = machine.seconds;
+        say(format!("booted in {:.0} s by {accelerator}", machine.seconds));
+        for place in left {
+            let row = &place.row;
+            match try_row(&mut machine, place) {
+                Err(error) if error.is::<Dead>() && boots < BOOTS => {
+                    say(format!("{}: {error:#}; once more on a new machine", row.name));
+                    break;
+                }
+                result => {
+                    let result = result.map_err(|error| format!("{error:#}"));
+                    say(format!("  {}: {}", row.name, report::in_a_word(&result)));
+                    tried.rows.push((row.name, result));
+                }
+            }
+        }
+        tried.warnings.extend(machine.kernel_warnings());
+    }
+    Ok(tried)
+}
+
+/// A row, its cards and what is at the other end of them.
+struct Place {
+    row: Row,
+    cards: Vec<Card>,
+    outside: Outside,
+}
+
+fn try_row(machine: &mut Machine, place: &Place) -> Result<Outcome> {
+    let Place { row, cards, outside } = place;
+    let arranged = Arranged::build(machine, row, cards, outside)?;
+    checks::run(machine, row, arranged, outside)
+}
+
+/// Today, as the system's clock has it.
+fn date() -> Result<String> {
+    command::ask(Command::new("date").args(["--utc", "+%Y-%m-%d"])).context("cannot run date")
+}
