@@ -842,3 +842,46 @@ fn forged_tries_do_not_spray_a_user_for_those_who_are_there() {
     }
     assert!(scene.bans.is_empty(), "{:?}", scene.bans);
 }
+
+#[test]
+fn forgotten_phones_take_no_office_down_whatever_they_do() {
+    // One port each or ever new ones, patient or in bursts, answered with 401 or 403.
+    for (hops, burst, status) in [(false, 1, "401 No"), (true, 1, "401 No"), (false, 3, "401 No"), (false, 1, "403 No")] {
+        let mut scene = Scene::new();
+        let good = [who("192.0.2.7", 10_000, "100"), who("192.0.2.7", 10_001, "101")];
+        for round in 0..60_u16 {
+            if round % 5 == 0 {
+                good.iter().for_each(|phone| scene.register(phone));
+            }
+            for n in 0..12_u16 {
+                let port = if hops { 20_000 + 20 * round + n } else { 20_000 + n };
+                let phone = who("192.0.2.7", port, &format!("{}", 700 + n));
+                for _ in 0..burst {
+                    scene.ask(&phone, "REGISTER", &phone.user, "", "401 Unauthorized");
+                    let credentials = scene.credentials(&phone, scene.number, "old");
+                    scene.ask(&phone, "REGISTER", &phone.user, &credentials, status);
+                    scene.wait(SECOND);
+                }
+                scene.wait(4 * SECOND);
+            }
+        }
+        let what = format!("hops {hops}, burst {burst}, {status}: {:?}", scene.bans);
+        assert!(scene.bans.iter().all(|ban| ban.port.is_some_and(|port| port >= 20_000)), "{what}");
+        assert!(!scene.bans.is_empty() && good.iter().all(|phone| scene.good(phone)), "{what}");
+    }
+}
+
+#[test]
+fn hopping_from_port_to_port_behind_an_account_does_not_hide_a_guesser() {
+    for users in [1, 2, 5] {
+        let mut scene = Scene::new();
+        let own = who("192.0.2.66", 5062, "mallory");
+        scene.register(&own);
+        let tries = (0..100_u16).find(|n| {
+            scene.guess(&who("192.0.2.66", 20_000 + n, &format!("{}", n % users)), &n.to_string());
+            scene.wait(SECOND);
+            scene.bans.iter().any(|ban| ban.port.is_none())
+        });
+        assert!(tries.is_some_and(|tries| tries <= 30), "{users}: {tries:?}");
+    }
+}

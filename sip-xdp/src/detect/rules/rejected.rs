@@ -247,8 +247,12 @@ impl Detector {
         // Many users that were never accepted: more than an office has phones that nobody reset.
         let users = SourceState::users_of(strange.iter().map(|(_, one)| one));
         let few = FORGOTTEN + self.known.known_users(&source);
-        let is_fast = by_user.iter().any(|(user, tries)| !is_phone(tries, &BTreeSet::from([*user])));
-        let is_much = is_fast && strange.len() >= MUCH * rejected.count as usize;
+        // Or a few users from ever new ports, which no phones do that nobody reset.
+        let hops = |(user, tries): (&&str, &Vec<&(u64, Rejection)>)| {
+            let ports: BTreeSet<u16> = tries.iter().map(|(_, one)| one.port).collect();
+            ports.len() > FEW_PORTS && !is_phone(tries, &BTreeSet::from([*user]))
+        };
+        let is_much = strange.len() >= MUCH * rejected.count as usize && by_user.iter().any(hops);
         ((users.len() > few || is_much) && enough(strange.len(), 0.0))
             .then(|| self.convict_address(source, &strange, now))
     }
