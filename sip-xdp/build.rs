@@ -1,19 +1,16 @@
-//! Embeds the compiled kernel object, so that a machine that only runs `sip-xdp` needs no Rust.
+//! Embeds the compiled kernel programs, so that a machine that only runs `sip-xdp` needs no Rust.
 
-use std::path::PathBuf;
-use std::{env, fs};
+use std::path::Path;
+use std::process::ExitCode;
 
-fn main() {
-    println!("cargo::rerun-if-env-changed=SIP_XDP_OBJECT");
-    let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
-    let object = env::var_os("SIP_XDP_OBJECT")
-        .map_or_else(|| manifest.join("../target/bpf/bpfel-unknown-none/bpf/sip-xdp-ebpf"), PathBuf::from);
-    println!("cargo::rerun-if-changed={}", object.display());
-    let embedded = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("sip-xdp-ebpf.o");
-    if let Err(error) = fs::copy(&object, embedded) {
-        println!(
-            "cargo::error=the compiled kernel object {} cannot be read ({error}); `cargo xtask build` makes it",
-            object.display()
-        );
+fn main() -> ExitCode {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let sources = ["sip-xdp-ebpf", "sip-xdp-common"];
+    match sip_xdp_kernel::embed("sip-xdp-ebpf", "SIP_XDP_OBJECT", &workspace, &sources) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The filter inside a program of one's own: attaches to an interface, blocks a network, prints what happens, detaches.
 //!
-//! `cargo xtask build && sudo target/debug/examples/embed eth0 192.0.2.0/24` after `cargo build --example embed`; Ctrl-C ends it.
+//! `cargo build --example embed && sudo target/debug/examples/embed eth0 192.0.2.0/24`; Ctrl-C ends it.
 
 use std::time::Duration;
 

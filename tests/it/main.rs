@@ -6,5 +6,6 @@ mod e2e;
 mod feeds;
 mod kernel;
 mod lab;
+mod measured;
 mod object;
 mod readme;

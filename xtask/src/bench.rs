@@ -18,8 +18,8 @@ pub(crate) fn run(quick: bool, sections: &[char], output: Option<PathBuf>) -> Re
     };
     packages::install_test_tools()?;
     packages::install_bench_tools()?;
-    build::all(&workspace, true)?;
-    command::run(workspace.cargo().args(["build", "--release", "--package", "sip-xdp-tests", "--bin", "bench"]))?;
+    build::binary(&workspace, true)?;
+    command::run(workspace.cargo().args(["build", "--release", "--package", "sip-xdp-bench"]))?;
 
     let mut bench = as_root("env")?;
     bench.arg(format!("SIP_XDP_BIN={}", workspace.binary(true).display()));

@@ -1,34 +1,20 @@
-//! `cargo xtask build`: the kernel programs with their own toolchain, then the binary that embeds them.
+//! `cargo xtask build`: what is missing first, then the binary; its build script compiles the kernel
+//! programs that it embeds.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::command::{self, say};
-use crate::toolchain::Toolchain;
+use crate::setup;
 use crate::workspace::Workspace;
 
 /// The command.
 pub(crate) fn run(release: bool) -> Result<()> {
-    all(&Workspace::find()?, release)
+    binary(&Workspace::find()?, release)
 }
 
-/// Builds both and says where the binary is.
-pub(crate) fn all(workspace: &Workspace, release: bool) -> Result<()> {
-    kernel(workspace)?;
-    host(workspace, release)
-}
-
-/// Compiles the kernel programs; cargo itself knows whether anything changed.
-pub(crate) fn kernel(workspace: &Workspace) -> Result<()> {
-    let toolchain = Toolchain::find_or_install()?;
-    command::run(&mut toolchain.build(workspace)).context("the kernel programs do not compile")?;
-    let size = std::fs::metadata(workspace.object())
-        .with_context(|| format!("the build left no {}", workspace.object().display()))?
-        .len();
-    say(format!("kernel programs: {} ({} KiB)", workspace.object().display(), size / 1024));
-    Ok(())
-}
-
-fn host(workspace: &Workspace, release: bool) -> Result<()> {
+/// Builds the binary and says where it is.
+pub(crate) fn binary(workspace: &Workspace, release: bool) -> Result<()> {
+    setup::kernel_toolchain()?;
     let mut cargo = workspace.cargo();
     cargo.args(["build", "--package", "sip-xdp"]);
     if release {

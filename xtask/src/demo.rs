@@ -12,8 +12,8 @@ use crate::{build, packages};
 pub(crate) fn run() -> Result<()> {
     let workspace = Workspace::find()?;
     packages::install_demo_tools()?;
-    build::all(&workspace, false)?;
-    command::run(workspace.cargo().args(["build", "--package", "sip-xdp-tests", "--bin", "demo"]))?;
+    build::binary(&workspace, false)?;
+    command::run(workspace.cargo().args(["build", "--package", "sip-xdp-demo"]))?;
     let demo = workspace.target.join("debug/demo");
     let demo = demo.to_str().context("the target directory's name is not valid UTF-8")?;
     let status = as_root("env")?

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::command::{self, say};
 use crate::workspace::Workspace;
-use crate::{build, packages};
+use crate::{packages, setup};
 
 /// The targets, which are the modules of their package.
 pub(crate) const TARGETS: [&str; 4] = ["message", "egress", "ingress", "detector"];
@@ -44,7 +44,7 @@ pub(crate) fn run(targets: &[String], minutes: u32) -> Result<()> {
     let targets: Vec<&str> =
         if targets.is_empty() { TARGETS.to_vec() } else { targets.iter().map(String::as_str).collect() };
     packages::install_fuzz_tools()?;
-    build::kernel(&workspace)?;
+    setup::kernel_toolchain()?;
     compile(&workspace, &targets)?;
     let mut failed = Vec::new();
     for target in targets {

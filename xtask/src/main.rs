@@ -1,5 +1,5 @@
-//! Everything a contributor runs: `cargo xtask build`, `test`, `fuzz`, `demo`, `bench`, `package`, `machines`,
-//! `newcomer`.
+//! Everything a contributor runs: `cargo xtask setup`, `build`, `test`, `fuzz`, `demo`, `bench`,
+//! `package`, `machines`, `newcomer`.
 //!
 //! Each command finds what it needs, installs what is missing, and says in one line each what it found or did. A second
 //! run finds everything in place and changes nothing.
@@ -10,14 +10,14 @@ mod check;
 mod command;
 mod debian;
 mod demo;
-mod failures;
 mod fuzz;
-mod linker;
 mod machines;
 mod newcomer;
 mod package;
 mod packages;
-mod toolchain;
+mod runner;
+mod setup;
+mod suite;
 mod workspace;
 
 use std::path::PathBuf;
@@ -35,6 +35,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Install what building needs beside Rust; then plain `cargo build`, `test` and `clippy` work
+    Setup,
     /// Build the kernel programs and the `sip-xdp` binary that embeds them
     Build {
         /// Build the binary that users run, with optimizations
@@ -42,11 +44,7 @@ enum Task {
         release: bool,
     },
     /// Run everything: format, lints, unit tests, kernel tests, end-to-end tests (the last two need root)
-    Test {
-        /// A filter and options for the test runner; with any of these, format and lints are left out
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<String>,
-    },
+    Test(check::Arguments),
     /// Look for inputs that the parsers and the detector cannot stand, guided by what they reach
     Fuzz {
         /// Only these targets
@@ -103,8 +101,9 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> Result<()> {
     match task {
+        Task::Setup => setup::run_all(),
         Task::Build { release } => build::run(release),
-        Task::Test { arguments } => check::run(&arguments),
+        Task::Test(arguments) => check::run(&arguments),
         Task::Fuzz { targets, minutes } => fuzz::run(&targets, minutes),
         Task::Demo => demo::run(),
         Task::Bench { quick, section, output } => bench::run(quick, &section, output),

@@ -9,13 +9,13 @@ use anyhow::{Context, Result};
 
 use crate::command::{self, run_quietly};
 use crate::workspace::Workspace;
-use crate::{build, debian, package, packages};
+use crate::{debian, package, packages, setup};
 
 /// The command.
 pub(crate) fn run(quick: bool) -> Result<()> {
     let workspace = Workspace::find()?;
     packages::install_lab_tools()?;
-    build::kernel(&workspace)?;
+    setup::kernel_toolchain()?;
     let root = debian::clean_root()?;
     let sources = pack_sources(&workspace)?;
     let mut arguments = vec!["newcomer".into(), "--sources".into(), sources.into()];

@@ -24,7 +24,7 @@ pub(crate) fn run(tests: bool) -> Result<()> {
     if packages::has_apt() {
         packages::install(&["dpkg-dev".to_owned()])?;
     }
-    build::all(&workspace, true)?;
+    build::binary(&workspace, true)?;
     generate(&workspace)?;
     // First of all: cargo-deb empties the usual directory whenever it makes a package, wherever that goes.
     let next = if tests { Some(pack(&workspace, NEXT)?) } else { None };
@@ -102,7 +102,7 @@ pub(crate) fn try_installed(
     root: &Path,
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<()> {
-    command::run(workspace.cargo().args(["build", "--package", "sip-xdp-tests", "--bin", "installed"]))?;
+    command::run(workspace.cargo().args(["build", "--package", "sip-xdp-installed"]))?;
     // What is unpacked and built there is too much for a file system in memory.
     let status = as_root("env")?
         .arg("TMPDIR=/var/tmp")

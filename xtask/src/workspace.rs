@@ -7,6 +7,10 @@ use anyhow::{Context, Result};
 
 use crate::command::{self, ask};
 
+/// The packages of kernel programs, which compile for the BPF target only: the product's and those of
+/// the tests.
+pub(crate) const KERNEL_PACKAGES: [&str; 2] = ["sip-xdp-ebpf", "sip-xdp-tests-ebpf"];
+
 /// The workspace as the contributor's cargo sees it.
 pub(crate) struct Workspace {
     /// The directory of the root manifest.
@@ -34,24 +38,9 @@ impl Workspace {
         Ok(Self { root, target, cargo })
     }
 
-    /// The target directory of the kernel programs' own toolchain.
-    pub(crate) fn kernel_target(&self) -> PathBuf {
-        self.target.join("bpf")
-    }
-
     /// Where the fuzz targets are built, with flags of their own, and what they find.
     pub(crate) fn fuzz_target(&self) -> PathBuf {
         self.target.join("fuzz")
-    }
-
-    /// The compiled kernel programs.
-    pub(crate) fn object(&self) -> PathBuf {
-        self.kernel_target().join("bpfel-unknown-none/bpf/sip-xdp-ebpf")
-    }
-
-    /// The same of the tests.
-    pub(crate) fn tests_object(&self) -> PathBuf {
-        self.object().with_file_name("sip-xdp-tests-ebpf")
     }
 
     /// The `sip-xdp` binary.
@@ -59,13 +48,10 @@ impl Workspace {
         self.target.join(if release { "release" } else { "debug" }).join("sip-xdp")
     }
 
-    /// The contributor's own cargo, told where the kernel objects are when they are not at their usual place.
+    /// The contributor's own cargo.
     pub(crate) fn cargo(&self) -> Command {
         let mut command = Command::new(&self.cargo);
         command.current_dir(&self.root);
-        if self.target != self.root.join("target") {
-            command.env("SIP_XDP_OBJECT", self.object()).env("SIP_XDP_TESTS_OBJECT", self.tests_object());
-        }
         command
     }
 }

@@ -24,7 +24,7 @@ use sip_xdp_common::packet::headers::{Inspects, Link};
 use crate::dataplane::tables::header;
 use crate::sys::privileges;
 
-/// The object as `cargo xtask build` compiled it.
+/// The object as the build script compiled it.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sip-xdp-ebpf.o"));
 
 /// How many entries the tables hold.

@@ -45,10 +45,12 @@ fn nobody_confirms() -> Result<()> {
     let until = filter.json(&["status"])?["daemon"]["confirm"]["until"].clone();
     filter.configure("[limits.unknown]\nrequests = { count = 40, per = \"10s\" }\n")?;
     filter.succeed(&["reload"])?;
+    // The time is told by two clocks, which a busy machine does not read together; started again, it
+    // would be later by all that happened above, half a second at least.
     let close = |a: &serde_json::Value, b: &serde_json::Value| -> Result<bool> {
         let time =
             |value: &serde_json::Value| -> Result<jiff::Timestamp> { Ok(value.as_str().context("no time")?.parse()?) };
-        Ok(time(a)?.duration_since(time(b)?).abs() < jiff::SignedDuration::from_millis(50))
+        Ok(time(a)?.duration_since(time(b)?).abs() < jiff::SignedDuration::from_millis(300))
     };
     assert!(close(&filter.json(&["status"])?["daemon"]["confirm"]["until"], &until)?);
 

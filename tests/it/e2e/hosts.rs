@@ -180,20 +180,25 @@ fn a_domain_is_followed_through_its_services() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_name_server_that_is_not_there_delays_nothing() -> Result<()> {
-    let lab = Lab::new()?;
-    // An address that nobody has: questions are lost, not refused.
-    let server = NameServer::prepare(&lab.phone, [203, 0, 113, 99], lab.directory())?;
-    let names: Vec<String> = (0..50).map(|number| format!("\"n{number}.carrier.example\"")).collect();
-    let begun = Instant::now();
-    let filter = start(&lab, &server, &format!("[trust]\nhosts = [{}]\n", names.join(", ")))?;
-    println!("ready {:.1?} after the start, with 50 names and no name server", begun.elapsed());
-    assert!(begun.elapsed() < Duration::from_secs(10));
-    for arguments in [&["trust", "add", CARRIER][..], &["block", "add", "192.0.2.9"], &["reload"], &["status"]] {
+/// They hold a time against a limit: nothing runs beside them.
+mod measured {
+    use super::*;
+
+    #[test]
+    fn a_name_server_that_is_not_there_delays_nothing() -> Result<()> {
+        let lab = Lab::new()?;
+        // An address that nobody has: questions are lost, not refused.
+        let server = NameServer::prepare(&lab.phone, [203, 0, 113, 99], lab.directory())?;
+        let names: Vec<String> = (0..50).map(|number| format!("\"n{number}.carrier.example\"")).collect();
         let begun = Instant::now();
-        filter.succeed(arguments)?;
-        assert!(begun.elapsed() < Duration::from_secs(2), "{arguments:?} took {:?}", begun.elapsed());
+        let filter = start(&lab, &server, &format!("[trust]\nhosts = [{}]\n", names.join(", ")))?;
+        println!("ready {:.1?} after the start, with 50 names and no name server", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        for arguments in [&["trust", "add", CARRIER][..], &["block", "add", "192.0.2.9"], &["reload"], &["status"]] {
+            let begun = Instant::now();
+            filter.succeed(arguments)?;
+            assert!(begun.elapsed() < Duration::from_secs(2), "{arguments:?} took {:?}", begun.elapsed());
+        }
+        Ok(())
     }
-    Ok(())
 }

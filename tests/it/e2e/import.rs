@@ -32,26 +32,6 @@ fn text(path: &std::path::Path) -> &str {
 }
 
 #[test]
-fn a_hundred_thousand_lines() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut filter = Filter::start(&lab.pbx, lab.directory())?;
-    let hosts = (0..100_000_u32).map(|n| Ipv4Addr::from(0x0a00_0000 + 7 * n).to_string());
-    let lines: Vec<String> = hosts.collect();
-    let list = file(&lab, "many", &lines.join("\n"))?;
-    let start = Instant::now();
-    let answer = filter.json(&["block", "import", text(&list), "--reason", "a feed by hand"])?;
-    println!("100,000 lines in {:?}: {answer}", start.elapsed());
-    assert!(start.elapsed() < Duration::from_secs(30));
-    assert_eq!((&answer["added"], &answer["lines"]), (&100_000.into(), &100_000.into()));
-    assert_eq!(networks(&filter, "block")?, lines.iter().cloned().collect());
-    // They are the kernel's, and on disk.
-    filter.restart()?;
-    assert_eq!(networks(&filter, "block")?.len(), 100_000);
-    assert_eq!(filter.json(&["explain", &lines[99_999]])?["verdict"], "drop");
-    Ok(())
-}
-
-#[test]
 fn a_bad_line_keeps_all_out() -> Result<()> {
     let lab = Lab::new()?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
@@ -193,4 +173,29 @@ fn a_standby_takes_up_what_was_learnt() -> Result<()> {
         Ok(export["history"].as_array().map(Vec::len) == Some(1))
     })
     .map(drop)
+}
+
+/// They hold a time against a limit: nothing runs beside them.
+mod measured {
+    use super::*;
+
+    #[test]
+    fn a_hundred_thousand_lines() -> Result<()> {
+        let lab = Lab::new()?;
+        let mut filter = Filter::start(&lab.pbx, lab.directory())?;
+        let hosts = (0..100_000_u32).map(|n| Ipv4Addr::from(0x0a00_0000 + 7 * n).to_string());
+        let lines: Vec<String> = hosts.collect();
+        let list = file(&lab, "many", &lines.join("\n"))?;
+        let start = Instant::now();
+        let answer = filter.json(&["block", "import", text(&list), "--reason", "a feed by hand"])?;
+        println!("100,000 lines in {:?}: {answer}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(30));
+        assert_eq!((&answer["added"], &answer["lines"]), (&100_000.into(), &100_000.into()));
+        assert_eq!(networks(&filter, "block")?, lines.iter().cloned().collect());
+        // They are the kernel's, and on disk.
+        filter.restart()?;
+        assert_eq!(networks(&filter, "block")?.len(), 100_000);
+        assert_eq!(filter.json(&["explain", &lines[99_999]])?["verdict"], "drop");
+        Ok(())
+    }
 }

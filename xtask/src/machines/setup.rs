@@ -59,7 +59,7 @@ pub(crate) fn prepare(
     let binary = match binary {
         Some(path) => path.to_path_buf(),
         None => {
-            build::all(&workspace, true)?;
+            build::binary(&workspace, true)?;
             workspace.binary(true)
         }
     };

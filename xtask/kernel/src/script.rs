@@ -1,0 +1,54 @@
+//! What a build script does to embed kernel programs.
+
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::toolchain::{TARGET, Toolchain};
+
+/// Compiles a package of kernel programs and leaves the object as `PACKAGE.o` where the crate that
+/// is being built can embed it. The object that `variable` names, if it is set, is taken as it is.
+///
+/// `sources` are what the package is compiled from, below the workspace's directory.
+///
+/// # Errors
+/// When there is no toolchain, naming the command that installs one, or when the programs do not
+/// compile.
+pub fn embed(package: &str, variable: &str, workspace: &Path, sources: &[&str]) -> Result<()> {
+    println!("cargo::rerun-if-env-changed={variable}");
+    let out = PathBuf::from(env::var_os("OUT_DIR").context("this is no build script")?);
+    let object = match env::var_os(variable) {
+        Some(object) => {
+            println!("cargo::rerun-if-changed={}", Path::new(&object).display());
+            PathBuf::from(object)
+        }
+        // Named to cargo it would be newer than this run, and everything be built twice.
+        None => compile(package, &workspace.canonicalize()?, sources, &out)?,
+    };
+    fs::copy(&object, out.join(format!("{package}.o")))
+        .with_context(|| format!("the kernel object {} cannot be read", object.display()))?;
+    Ok(())
+}
+
+fn compile(package: &str, workspace: &Path, sources: &[&str], out: &Path) -> Result<PathBuf> {
+    for source in sources.iter().chain(&["Cargo.toml", "Cargo.lock", ".cargo/config.toml"]) {
+        println!("cargo::rerun-if-changed={}", workspace.join(source).display());
+    }
+    let toolchain = Toolchain::find()?;
+    // A target directory of its own: the cargo that runs us has locked the other one. All profiles
+    // share it, because the object is the same for all.
+    let directory = target_directory(out).join("bpf");
+    let mut build = toolchain.build(workspace, &[package], &directory);
+    // Its standard output would be taken for instructions to cargo.
+    let output = build.output().context("the cargo of the kernel programs cannot be run")?;
+    if !output.status.success() {
+        bail!("the kernel programs do not compile:\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(directory.join(TARGET).join("bpf").join(package))
+}
+
+/// The directory around OUT_DIR that cargo marks as one that it may empty.
+fn target_directory(out: &Path) -> &Path {
+    out.ancestors().find(|directory| directory.join("CACHEDIR.TAG").is_file()).unwrap_or(out)
+}
