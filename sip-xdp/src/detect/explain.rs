@@ -67,6 +67,10 @@ pub struct View {
     pub answered: u64,
     /// Users that were accepted from this very address.
     pub accepted: Vec<Accepted>,
+    /// For how many seconds more the server is taken to process its calls without credentials; 0 if
+    /// it does not.
+    #[serde(default)]
+    pub served: u64,
 }
 
 impl SourceState {
@@ -110,8 +114,9 @@ impl Detector {
             left: until.saturating_sub(now) / 1_000_000_000,
         });
         let accepted = accepted.take(TOLD * TOLD).collect();
+        let served = self.served.until(source).saturating_sub(now) / 1_000_000_000;
         let Some(state) = self.watched_as(source) else {
-            return View { accepted, ..View::default() };
+            return View { accepted, served, ..View::default() };
         };
         let last = (!state.start_line.is_empty()).then(|| LastRequest {
             age: now.saturating_sub(state.last) / 1_000_000_000,
@@ -125,6 +130,7 @@ impl Detector {
             asked: state.asked,
             answered: state.answered,
             accepted,
+            served,
         }
     }
 
