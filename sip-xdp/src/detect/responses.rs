@@ -290,7 +290,8 @@ impl Detector {
         let waiting = state.waiting.iter().filter(|one| !one.counted && is_same(&one.rejection)).count();
         let lately = state.rejected.iter().rev().take_while(|(at, _)| now.saturating_sub(*at) < GRACE_NS);
         let certain = lately.filter(|(_, one)| is_same(one)).count();
-        let may_be_retried = is_account;
+        // An old nonce, of a call that may ring for long before it is accepted.
+        let may_be_retried = is_account || level == Level::Seen;
         if state.waiting.len() < MAX_WAITING {
             state.waiting.push(Waiting { at: now, rejection, counted: false, may_be_retried });
             self.due.push_back((now + GRACE_NS, source));
