@@ -2,7 +2,9 @@
 //! Always lets the next program, if any, have its say.
 
 use aya_ebpf::programs::TcContext;
-use sip_xdp_common::abi::layout::{BY_ADDRESS, EventKind, FRAGMENTED, FROM_GOOD, Scratch};
+use sip_xdp_common::abi::layout::{
+    BY_ADDRESS, EventKind, FRAGMENTED, FROM_GOOD, RESPONSE_UNSEEN_NS, RESPONSES_UNSEEN, SampleBudget, Scratch,
+};
 use sip_xdp_common::ip_key::Source;
 use sip_xdp_common::limits::flow::Asked;
 use sip_xdp_common::limits::gcra::Bucket;
@@ -16,7 +18,7 @@ use crate::clock;
 use crate::events::{Told, sample};
 use crate::globals::{self, Here};
 use crate::lists::Lists;
-use crate::maps::{ASKED, RESPONSES, scratch};
+use crate::maps::{ASKED, RESPONSES, WEATHER, scratch};
 use crate::reader::Packet;
 
 /// `TCX_NEXT`, which is also `TC_ACT_UNSPEC` (`include/uapi/linux/bpf.h`): go on.
@@ -75,7 +77,8 @@ fn note<R: Reader>(ctx: &TcContext, scratch: *mut Scratch, packet: &R, leaving: 
     }
     let flags = (u8::from(listed.is_apart()) * BY_ADDRESS)
         | (u8::from(listed.is_good()) * FROM_GOOD)
-        | (u8::from(leaving.first_fragment) * FRAGMENTED);
+        | (u8::from(leaving.first_fragment) * FRAGMENTED)
+        | (u8::from(was_response_unseen(now)) * RESPONSES_UNSEEN);
     let told = Told {
         ctx,
         scratch,
@@ -86,9 +89,20 @@ fn note<R: Reader>(ctx: &TcContext, scratch: *mut Scratch, packet: &R, leaving: 
         message,
         bucket: Bucket::Other,
         flags,
+        ip: None,
         payload: leaving.payload,
         end: leaving.end,
         now,
     };
-    sample(&told, &Home::of(&destination, search::current(&globals::hashing().seed)));
+    sample(&told, &Home::of(&destination, search::current(&globals::hashing().seed)), SampleBudget::Leaving);
+}
+
+/// Whether a response that arrived a moment ago went unseen.
+#[inline(always)]
+fn was_response_unseen(now: u64) -> bool {
+    WEATHER.get_ptr(0).is_some_and(|weather| {
+        // SAFETY: an aligned word of a map value, valid while the program runs.
+        let at = unsafe { (&raw const (*weather).response_unseen).read_volatile() };
+        at != 0 && now.saturating_sub(at) < RESPONSE_UNSEEN_NS
+    })
 }

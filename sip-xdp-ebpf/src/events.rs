@@ -8,7 +8,7 @@ use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::warn;
-use sip_xdp_common::abi::layout::{Event, EventKind, HEAD, IN_DRY_RUN, SLICES, Scratch};
+use sip_xdp_common::abi::layout::{Event, EventKind, HEAD, IN_DRY_RUN, SLICES, SampleBudget, Scratch};
 use sip_xdp_common::ip_key::Source;
 use sip_xdp_common::limits::gcra::{Bucket, Limit};
 use sip_xdp_common::limits::meters::Home;
@@ -19,7 +19,7 @@ use sip_xdp_common::verdict::{Message, Verdict};
 use crate::clock;
 use crate::globals::{DRY_RUN, SLOT};
 use crate::maps::{EVENTS, TAP, cpu_state};
-use crate::reader::Packet;
+use crate::reader::{Packet, bounded, size_up_to};
 
 /// Limits reported per second and CPU: what a daemon digests at a few per cent of a core, whatever arrives.
 const BUDGET: Limit = Limit::new(2_000, 1_000_000_000);
@@ -41,6 +41,8 @@ pub(crate) struct Told<'a, C> {
     pub(crate) message: Message,
     pub(crate) bucket: Bucket,
     pub(crate) flags: u8,
+    /// Where the IP header starts, if the daemon is to see it.
+    pub(crate) ip: Option<usize>,
     pub(crate) payload: usize,
     pub(crate) end: usize,
     pub(crate) now: u64,
@@ -48,9 +50,6 @@ pub(crate) struct Told<'a, C> {
 
 /// A kernel context, as events need it.
 pub(crate) trait Origin: aya_ebpf::EbpfContext {
-    /// Which of the budgets of samples is used: 0 for what arrives, 1 for what leaves.
-    const DIRECTION: usize;
-
     /// Bytes in the packet.
     fn length(&self) -> usize;
 
@@ -66,8 +65,6 @@ pub(crate) trait Origin: aya_ebpf::EbpfContext {
 }
 
 impl Origin for XdpContext {
-    const DIRECTION: usize = 0;
-
     #[inline(always)]
     fn length(&self) -> usize {
         let ctx: *mut xdp_md = self.ctx;
@@ -89,8 +86,6 @@ impl Origin for XdpContext {
 }
 
 impl Origin for aya_ebpf::programs::TcContext {
-    const DIRECTION: usize = 1;
-
     #[inline(always)]
     fn length(&self) -> usize {
         self.len() as usize
@@ -131,15 +126,16 @@ pub(crate) fn report<C: Origin>(told: &Told<'_, C>, record: &Record) {
     }
 }
 
-/// Sends a sample, if its slice has any left.
+/// Sends a sample, if its slice has any left in this budget. Returns whether it did.
 #[inline(always)]
-pub(crate) fn sample<C: Origin>(told: &Told<'_, C>, home: &Home) {
+pub(crate) fn sample<C: Origin>(told: &Told<'_, C>, home: &Home, budget: SampleBudget) -> bool {
     let Some(state) = cpu_state() else {
-        return;
+        return false;
     };
-    let slice = told.ctx.forget(told.scratch, home.sketch()) % SLICES;
+    let budget = bounded::<3>(told.ctx.forget(told.scratch, budget as usize));
+    let slice = bounded::<{ SLICES - 1 }>(told.ctx.forget(told.scratch, home.sketch()));
     // SAFETY: this CPU's map value, valid while the program runs; the slice is below the array's length.
-    let bucket = unsafe { (&raw mut (*state).samples[C::DIRECTION]).cast::<u64>().add(slice) };
+    let bucket = unsafe { (&raw mut (*state).samples).cast::<u64>().add(budget * SLICES + slice) };
     // SAFETY: as above.
     let taken = unsafe { SAMPLES.take(*bucket, told.now) };
     let sent = match taken {
@@ -154,6 +150,7 @@ pub(crate) fn sample<C: Origin>(told: &Told<'_, C>, home: &Home) {
         // SAFETY: as above.
         unsafe { (*state).lost_samples += 1 };
     }
+    sent
 }
 
 /// Copies a dropped packet for whoever watches, as long as user space has left something in [`TAP`]; without watchers that
@@ -184,6 +181,7 @@ pub(crate) fn tap(ctx: &XdpContext, scratch: *mut Scratch, judgement: &Judgement
         message: judgement.message.unwrap_or(Message::Unparsed),
         bucket: Bucket::Other,
         flags: DRY_RUN.load() * IN_DRY_RUN,
+        ip: None,
         payload: 0,
         end: usize::MAX,
         now: clock::now(scratch),
@@ -219,6 +217,14 @@ fn send<C: Origin>(told: &Told<'_, C>, record: &Record) -> bool {
         (&raw mut (*event).registers).write(record.registers.into());
         (&raw mut (*event).limited).write(record.limited.into());
         (&raw mut (*event).source).write(*told.source);
+        (&raw mut (*event).ip).write([0; 40]);
+        (&raw mut (*event).udp).write([0; 8]);
+        if let Some(ip) = told.ip {
+            // What is not there stays zero: the helper writes all of it or nothing.
+            let _ = told.ctx.load(ip as u32, (&raw mut (*event).ip).cast(), 40);
+            let udp = told.payload.wrapping_sub(8) as u32;
+            let _ = told.ctx.load(udp, (&raw mut (*event).udp).cast(), 8);
+        }
         (&raw mut (*event).slot).write(SLOT.load());
         (&raw mut (*event).port).write(told.port);
         (&raw mut (*event).local_port).write(told.local_port);
@@ -241,11 +247,11 @@ fn send<C: Origin>(told: &Told<'_, C>, record: &Record) -> bool {
 unsafe fn copy_head<C: Origin>(told: &Told<'_, C>, event: *mut Event) {
     let there = told.ctx.length();
     let end = if told.end < there { told.end } else { there };
-    // Forgotten, so that the checks below are made on the very number that the helper gets.
+    // Forgotten, so that the size is made of a number of which nothing else depends.
     let whole = told.ctx.forget(told.scratch, end.saturating_sub(told.payload));
-    let length = if whole > HEAD { HEAD } else { whole };
     let mut copied = 0;
-    if length != 0 {
+    if whole != 0 {
+        let length = size_up_to::<HEAD>(whole);
         // SAFETY: the head has room for `HEAD` bytes, and `length` is at most that.
         let failed = unsafe { told.ctx.load(told.payload as u32, (&raw mut (*event).head).cast(), length as u32) };
         copied = if failed == 0 { length as u16 } else { 0 };

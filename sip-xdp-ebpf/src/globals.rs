@@ -15,7 +15,7 @@ const NONE: Pace = Pace { interval: 0, burst: 0 };
 static PORTS: Global<[u64; 1024]> = Global::new([0; 1024]);
 
 #[unsafe(no_mangle)]
-static LIMITS: Global<Limits> = Global::new(Limits { register: NONE, requests: NONE, other: NONE });
+static LIMITS: Global<Limits> = Global::new(Limits { register: NONE, requests: NONE, other: NONE, fragments: NONE });
 
 /// The limit of known-good addresses and peers.
 #[unsafe(no_mangle)]
@@ -119,5 +119,11 @@ impl LimitSource for Here {
     fn other(&self) -> Pace {
         // SAFETY: as above.
         unsafe { (&raw const (*limits()).other).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn fragments(&self) -> Pace {
+        // SAFETY: as above.
+        unsafe { (&raw const (*limits()).fragments).read_volatile() }
     }
 }

@@ -70,22 +70,48 @@ impl<C: Context> Packet<C> {
     }
 
     /// The address of the `N` bytes at `at`, if they are all there.
+    ///
+    /// The bound of `at`, the address and its end are made in one block, so that the verifier learns
+    /// the bound of the very register that is added, whatever the compiler keeps on the stack:
+    /// verifiers before Linux 6.9 do not connect two reloads of a spilled number, of which one is
+    /// compared and the other is used. The comparison decides, the mask only repeats it for them.
     #[inline(always)]
     fn span<const N: usize>(&self, at: usize) -> Option<*const u8> {
         if at > MAX_OFFSET {
             return None;
         }
-        let start = self.data + at;
-        let mut end = start;
-        // LLVM would fold `start + 1 > data_end` into `start >= data_end`, which proves nothing to the verifier for a
-        // packet pointer at a variable offset. It does not look into this addition.
-        // SAFETY: adds a constant to a register; touches no memory.
+        let mut start = self.data;
+        let mut end: usize;
+        // The end is calculated here too: LLVM would fold `start + 1 > data_end` into
+        // `start >= data_end`, which proves nothing to the verifier for a packet pointer at a
+        // variable offset.
+        // SAFETY: changes registers only; touches no memory.
         unsafe {
-            asm!("{end} += {n}", end = inout(reg) end, n = const N, options(pure, nomem, nostack));
+            asm!(
+                "{at} &= {mask}",
+                "{start} += {at}",
+                "{end} = {start}",
+                "{end} += {n}",
+                at = inout(reg) at => _,
+                start = inout(reg) start,
+                end = lateout(reg) end,
+                mask = const MAX_OFFSET,
+                n = const N,
+                options(pure, nomem, nostack),
+            );
         }
         if end > self.data_end { None } else { Some(start as *const u8) }
     }
+
+    /// The address of the first `N` bytes, if they are all there.
+    #[inline(always)]
+    fn head<const N: usize>(&self) -> Option<*const u8> {
+        if self.data + N > self.data_end { None } else { Some(self.data as *const u8) }
+    }
 }
+
+/// Masks are bounds only if all their bits below the highest are set.
+const _: () = assert!((MAX_OFFSET + 1).is_power_of_two());
 
 impl<C: Context> Reader for Packet<C> {
     #[inline(always)]
@@ -115,7 +141,7 @@ impl<C: Context> Reader for Packet<C> {
 
     #[inline(always)]
     fn eights<const N: usize, const END: usize>(&self, at: [usize; N]) -> Option<[u64; N]> {
-        let start = self.span::<END>(0)?;
+        let start = self.head::<END>()?;
         let mut all = [0; N];
         let mut n = 0;
         while n < N {
@@ -123,7 +149,7 @@ impl<C: Context> Reader for Packet<C> {
             if at[n] > END - 8 {
                 return None;
             }
-            // SAFETY: `span` checked all up to `END`; for alignment see `be16`.
+            // SAFETY: `head` checked all up to `END`; for alignment see `be16`.
             all[n] = u64::from_le(unsafe { start.add(at[n]).cast::<u64>().read_volatile() });
             n += 1;
         }
@@ -156,4 +182,41 @@ pub(crate) unsafe fn forget(place: *mut u64, value: usize) -> usize {
         place.write_volatile(value as u64);
         place.read_volatile() as usize
     }
+}
+
+/// `value`, of which the bits in `MASK` are kept: a bound that the verifier sees on the very number that
+/// is used next, even where the compiler knows it already, from a comparison of another copy, and would
+/// leave the mask away.
+#[inline(always)]
+pub(crate) fn bounded<const MASK: usize>(value: usize) -> usize {
+    const { assert!((MASK + 1).is_power_of_two()) };
+    let mut value = value;
+    // SAFETY: changes a register; touches no memory.
+    unsafe {
+        asm!("{value} &= {mask}", value = inout(reg) value, mask = const MASK,
+            options(pure, nomem, nostack));
+    }
+    value
+}
+
+/// `value`, or `MOST` if it is more, in a form of which every verifier learns that it is at least 1 and
+/// at most `MOST`: as the size of memory for a helper, of which 0 is refused. Verifiers before Linux 6.8
+/// learn nothing from `!= 0`, but all learn from `<`. `value` must not be 0.
+#[inline(always)]
+pub(crate) fn size_up_to<const MOST: usize>(value: usize) -> usize {
+    let mut value = value;
+    // SAFETY: changes a register; touches no memory. The jump stays inside the block.
+    unsafe {
+        asm!(
+            "{value} += -1",
+            "if {value} < {most} goto +1",
+            "{value} = {last}",
+            "{value} += 1",
+            value = inout(reg) value,
+            most = const MOST,
+            last = const MOST - 1,
+            options(pure, nomem, nostack),
+        );
+    }
+    value
 }

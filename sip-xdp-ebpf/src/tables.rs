@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::XdpContext;
 use sip_xdp_common::abi::layout::{
-    BY_ADDRESS, EventKind, FRAGMENTED, FROM_GOOD, IN_DRY_RUN, IN_STORM, SUSPECTED, Scratch,
+    BY_ADDRESS, EventKind, FRAGMENTED, FROM_GOOD, IN_DRY_RUN, IN_STORM, SUSPECTED, SampleBudget, Scratch,
 };
 use sip_xdp_common::ip_key::Source;
 use sip_xdp_common::limits::flow::{FlowKey, RESERVE};
@@ -19,6 +19,7 @@ use crate::events::{Told, report, sample};
 use crate::globals::Here;
 use crate::lists::Lists;
 use crate::maps::{ASKED, FLOWS, RECORDS, SKETCH, SOURCES, WEATHER};
+use crate::reader::bounded;
 use crate::{clock, globals};
 
 /// The kernel's tables, for one packet.
@@ -155,6 +156,13 @@ impl Tables for MapTables<'_> {
     }
 }
 
+/// One member of a set; its number is below [`MEMBERS`] already, which the verifier is shown once more.
+#[inline(always)]
+fn member<T>(ways: &mut [T; MEMBERS], way: usize) -> &mut T {
+    // SAFETY: the mask leaves a number below the array's length.
+    unsafe { ways.get_unchecked_mut(bounded::<{ MEMBERS - 1 }>(way)) }
+}
+
 /// What a source under suspicion may send: one request a second, and four at once, so that a
 /// registration with its challenge comes through.
 struct Suspected;
@@ -174,6 +182,11 @@ impl LimitSource for Suspected {
 
     #[inline(always)]
     fn other(&self) -> Pace {
+        ONE_A_SECOND
+    }
+
+    #[inline(always)]
+    fn fragments(&self) -> Pace {
         ONE_A_SECOND
     }
 }
@@ -210,6 +223,7 @@ impl MapTables<'_> {
             message,
             bucket,
             flags,
+            ip: Some(sent.ip),
             payload: sent.payload,
             end: sent.end,
             now,
@@ -217,7 +231,7 @@ impl MapTables<'_> {
     }
 
     /// Samples what the detector learns from: requests of unknown sources, registrations and calls of known-good ones,
-    /// responses of hosts that we asked and that are no settled peers.
+    /// and all responses. Those to requests of ours make peers; others a proxy may forward as if they were its own.
     #[inline(always)]
     fn sample(&self, message: Message, sent: &Sent, flags: u8, home: &Home, now: u64) {
         let listed = &sent.listed;
@@ -232,21 +246,32 @@ impl MapTables<'_> {
                 return;
             }
             if sent.spared { EventKind::Conflict } else { EventKind::Request }
-        } else if matches!(message, Message::Response) && !listed.is_settled_peer() && self.was_asked(&sent.source) {
+        } else if matches!(message, Message::Response) {
             EventKind::Response
         } else {
             return;
         };
         let mut told = self.told(kind, Bucket::Requests, message, sent, now);
         told.flags |= flags;
-        sample(&told, home);
+        let is_response = matches!(message, Message::Response);
+        let budget = if is_response { SampleBudget::Responses } else { SampleBudget::Requests };
+        let is_seen = sample(&told, home, budget);
+        // A first fragment that is too short to tell may be a response, too.
+        let may_respond = is_response || (sent.first_fragment && matches!(message, Message::Other));
+        if may_respond
+            && !(is_seen && is_response)
+            && let Some(weather) = WEATHER.get_ptr_mut(0)
+        {
+            // SAFETY: an aligned word of a map value, valid while the program runs; whoever writes last has just seen it.
+            unsafe { (&raw mut (*weather).response_unseen).write_volatile(now) };
+        }
     }
 
     /// Charges a source that is known good, or a peer. What is over its limit may still be within its flow's reserve.
     #[inline(always)]
     fn charge_known(&self, set: &mut Set, way: usize, home: &Home, sent: &Sent, now: u64) -> Charged {
         let way = if way >= MEMBERS { self.forget(meters::least_missed(&set.ways, ticks(now))) } else { way };
-        let meter = &mut set.ways[way & (MEMBERS - 1)];
+        let meter = member(&mut set.ways, way);
         if meter.mark != home.mark() | KNOWN {
             *meter = Meter::new(home.mark() | KNOWN, ticks(now));
         }
@@ -282,29 +307,35 @@ impl MapTables<'_> {
         sent: &Sent,
         now: u64,
     ) -> Charged {
-        let meter = &mut set.ways[way & (MEMBERS - 1)];
+        let meter = member(&mut set.ways, way);
         if meter.mark & KNOWN != 0 {
             // It was known once; its stamps were those of another limit.
             *meter = Meter::new(home.mark(), ticks(now));
         }
-        let over = if sent.listed.is_suspect() {
+        let mut over = if sent.listed.is_suspect() {
             meter.charge(message, ticks(now), &Suspected)
         } else {
             meter.charge(message, ticks(now), &Here)
         };
-        if over.is_none() && meter.mark & RECORDED == 0 {
+        if over.is_none() && meter.mark & RECORDED == 0 && !sent.is_cut {
             return Charged::Within;
         }
         let Some(records) = RECORDS.get_ptr_mut(number) else {
             return Charged::Within;
         };
         // SAFETY: as the set.
-        let record = unsafe { &mut (*records).ways[way & (MEMBERS - 1)] };
+        let record = member(unsafe { &mut (*records).ways }, way);
         if meter.mark & RECORDED == 0 || record.mark != home.mark() {
             meter.mark |= RECORDED;
             record.begin(home.mark(), now);
         }
         record.note(message);
+        if sent.is_cut && over.is_none() {
+            match Here.fragments().take(record.fragments, ticks(now)) {
+                Some(full_at) => record.fragments = full_at,
+                None => over = Some(Bucket::Fragments),
+            }
+        }
         match over {
             Some(bucket) => {
                 if record.note_limited(now) {
@@ -338,7 +369,7 @@ impl MapTables<'_> {
         let charged = match welcome {
             Welcome::Meter => {
                 let way = self.forget(meters::least_missed(&set.ways, ticks(now)));
-                let meter = &mut set.ways[way & (MEMBERS - 1)];
+                let meter = member(&mut set.ways, way);
                 *meter = Meter::new(home.mark(), ticks(now));
                 // The first message of a source is within any limit: a limit allows at least one.
                 meter.charge(message, ticks(now), &Here);

@@ -49,6 +49,7 @@ use crate::daemon::interfaces::settings;
 use crate::dataplane::attach::xdp::{Mode, ModeChoice, cause};
 use crate::dataplane::loader;
 use crate::dataplane::netlink::Netlink;
+use crate::dataplane::probe::Platform;
 use crate::dataplane::tables::ledger::Entry;
 use crate::detect::{Action, Detector, Finding};
 use crate::lists::Lists;
@@ -108,7 +109,7 @@ impl Filter {
     /// If a capability is missing (`CAP_BPF`, `CAP_NET_ADMIN`, `CAP_PERFMON`), if there is no such interface, if its link type is
     /// not known, or if another XDP program is on it.
     pub async fn attach(config: &Config, interface: &str) -> Result<Self> {
-        loader::check_capabilities()?;
+        Platform::ask().check()?;
         let interfaces = Netlink::connect()?.interfaces().await?;
         let found = interfaces.iter().find(|found| found.name == interface);
         let found = found.with_context(|| format!("there is no interface {interface}"))?;

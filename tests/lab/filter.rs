@@ -10,6 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
+use nix::libc;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use sip_xdp::dataplane::pins::Pins;
@@ -18,6 +19,7 @@ use sip_xdp::net::network::Network;
 
 use crate::namespace::{Namespace, unique_name};
 use crate::process::{Line, Process, output};
+use crate::seccomp;
 use crate::topology::{LAN, WAN};
 
 /// How long the daemon may take to load its programs and attach them.
@@ -36,6 +38,8 @@ pub struct FilterOptions {
     pub resolv_conf: Option<PathBuf>,
     /// Further variables of its environment, and of that of its commands.
     pub environment: Vec<(String, String)>,
+    /// System calls that a seccomp profile refuses, with the error that it answers.
+    pub refused_calls: Vec<(libc::c_long, i32)>,
 }
 
 impl Default for FilterOptions {
@@ -46,6 +50,7 @@ impl Default for FilterOptions {
             configuration: String::new(),
             resolv_conf: None,
             environment: Vec::new(),
+            refused_calls: Vec::new(),
         }
     }
 }
@@ -338,6 +343,7 @@ impl<'a> Filter<'a> {
             }
         };
         self.add_arguments(&mut command, arguments);
+        seccomp::refuse(&mut command, &self.options.refused_calls);
         command
     }
 

@@ -38,6 +38,7 @@ pub mod programs;
 pub mod readme;
 pub mod registrar;
 pub mod root;
+pub mod seccomp;
 pub mod sip;
 pub mod spelling;
 pub mod stream;

@@ -44,10 +44,11 @@ const BENCH_TOOLS: [(&str, &str); 6] = [
 ];
 
 /// What images of virtual machines are made with.
-const MACHINE_TOOLS: [(&str, &str); 7] = [
+const MACHINE_TOOLS: [(&str, &str); 8] = [
     ("cpio", "cpio"),
     ("depmod", "kmod"),
     ("ip", "iproute2"),
+    ("setpriv", "util-linux"),
     ("strip", "binutils"),
     ("unshare", "util-linux"),
     ("xz", "xz-utils"),

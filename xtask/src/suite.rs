@@ -6,14 +6,23 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::command::{self, ask, describe};
+use crate::machines;
 use crate::runner::Test;
 use crate::workspace::Workspace;
 
 /// What is tested for this machine. The packages of kernel programs have no tests of their own.
-const PACKAGES: [&str; 7] =
-    ["sip-xdp", "sip-xdp-bench", "sip-xdp-common", "sip-xdp-fuzz", "sip-xdp-kernel", "sip-xdp-tests", "xtask"];
+const PACKAGES: [&str; 8] = [
+    "sip-xdp",
+    "sip-xdp-bench",
+    "sip-xdp-common",
+    "sip-xdp-fuzz",
+    "sip-xdp-guest",
+    "sip-xdp-kernel",
+    "sip-xdp-tests",
+    "xtask",
+];
 /// Programs that tests start.
-const PROGRAMS: [&str; 2] = ["sip-xdp", "panic-in-top"];
+const PROGRAMS: [&str; 3] = ["sip-xdp", "sip-xdp-guest", "panic-in-top"];
 /// Examples that tests start.
 const EXAMPLES: [&str; 1] = ["embed"];
 /// The binary of integration tests.
@@ -54,6 +63,9 @@ pub(crate) fn build(workspace: &Workspace, selection: Selection<'_>) -> Result<V
     }
     if selection.names.is_empty() {
         tests.push(examples(workspace));
+    }
+    if selection.root {
+        tests.extend(machines(workspace, selection)?);
     }
     Ok(tests)
 }
@@ -120,6 +132,29 @@ fn test(workspace: &Workspace, executable: &Executable, arguments: Vec<String>) 
         is_root: false,
         is_alone: false,
     }
+}
+
+/// Real kernels in virtual machines, one test each.
+fn machines(workspace: &Workspace, selection: Selection<'_>) -> Result<Vec<Test>> {
+    let program = std::env::current_exe().context("xtask has no path")?;
+    let binary = workspace.binary(false);
+    let guest = binary.with_file_name("sip-xdp-guest");
+    let one = |kernel: &&str| Test {
+        name: format!("machines::linux_{}", kernel.replace('.', "_")),
+        program: program.clone(),
+        arguments: machines::test_arguments(kernel, &binary, &guest),
+        directory: workspace.root.clone(),
+        environment: Vec::new(),
+        is_program: false,
+        is_root: true,
+        // An emulated machine wants both processors, and says how long the filter takes to start.
+        is_alone: true,
+    };
+    let wanted = |test: &Test| {
+        let is_named = |name: &String| test.name.contains(name.as_str());
+        selection.names.is_empty() || selection.names.iter().any(is_named)
+    };
+    Ok(machines::TESTED.iter().map(one).filter(wanted).collect())
 }
 
 /// The examples in the documentation, which only cargo knows how to run.

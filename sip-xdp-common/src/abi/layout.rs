@@ -9,7 +9,7 @@ use crate::verdict::{Message, Reason};
 
 /// The version of everything in this module. Pinned maps of another version are replaced, with their bans carried
 /// over.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// The expiry of what never expires.
 pub const NEVER: u64 = u64::MAX;
@@ -243,11 +243,24 @@ pub struct CpuState {
     pub diagnosed: u64,
     /// Samples that found no room, in their slice's bucket or in the ring.
     pub lost_samples: u64,
-    /// When each slice's bucket of samples is full again: of what arrives, and of what leaves.
-    pub samples: [[u64; SLICES]; 2],
+    /// When each slice's bucket of samples is full again, by [`SampleBudget`]; the last row is unused, so that a mask
+    /// bounds the number of a row.
+    pub samples: [[u64; SLICES]; 4],
 }
 
-const _: () = assert!(size_of::<CpuState>() == 32 + 16 * SLICES);
+const _: () = assert!(size_of::<CpuState>() == 32 + 32 * SLICES);
+
+/// Which budget a sample is taken from, so that none of these crowds out another.
+#[repr(usize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SampleBudget {
+    /// Requests that arrive.
+    Requests = 0,
+    /// What leaves.
+    Leaving = 1,
+    /// Responses that arrive.
+    Responses = 2,
+}
 
 /// An interface that the filter is attached to. A slot is in use when `index` is not zero.
 #[repr(C)]
@@ -313,7 +326,7 @@ pub enum EventKind {
     Storm,
     /// A sample of the requests that pass.
     Request,
-    /// A sample of the responses to our requests.
+    /// A sample of the responses that arrive.
     Response,
     /// A sample of our final responses.
     Answer,
@@ -377,14 +390,41 @@ pub struct Event {
     pub head_length: u16,
     /// Bytes of the payload, as far as the packet goes.
     pub length: u16,
+    /// Of what arrives, how its IP header starts, with the destination address. Zero if so much is not there.
+    pub ip: [u8; 40],
+    /// Of what arrives, its UDP header. Zero if it is not there.
+    pub udp: [u8; 8],
     /// How the payload starts.
     pub head: [u8; HEAD],
 }
 
-const _: () = assert!(size_of::<Event>() == 72 + HEAD && size_of::<Event>().is_multiple_of(8));
+const _: () = assert!(size_of::<Event>() == 120 + HEAD && size_of::<Event>().is_multiple_of(8));
+
+impl Event {
+    /// Whom a packet that arrived was sent to.
+    pub fn destination(&self) -> Option<Source> {
+        let word = |at: usize| u64::from_le_bytes(core::array::from_fn(|n| self.ip[at + n]));
+        match self.ip[0] >> 4 {
+            4 => Some(Source::v4((word(16) & 0xffff_ffff) as u32)),
+            6 => Some(Source::from_words(word(24), word(32))),
+            _ => None,
+        }
+    }
+
+    /// The UDP checksum of a packet that arrived, in host order.
+    pub const fn checksum(&self) -> u16 {
+        u16::from_be_bytes([self.udp[6], self.udp[7]])
+    }
+}
 
 /// [`Event::flags`]: the source is metered by its full address, IPv6 though it may be.
 pub const BY_ADDRESS: u8 = 1;
+/// [`Event::flags`] of a response of ours: one that arrived went unseen a moment ago
+/// ([`RESPONSE_UNSEEN_NS`]), and this may be that one, forwarded by a proxy.
+pub const RESPONSES_UNSEEN: u8 = 64;
+/// For how long no response of ours says anything of its destination after one that arrived was not seen, in
+/// nanoseconds. A proxy forwards within a round trip of a DNS server.
+pub const RESPONSE_UNSEEN_NS: u64 = 2_000_000_000;
 /// [`Event::flags`]: in a dry run.
 pub const IN_DRY_RUN: u8 = 2;
 /// [`Event::flags`]: the source is known good.

@@ -119,9 +119,11 @@ pub struct Limits {
     pub requests: Pace,
     /// Responses, keepalives and what cannot be parsed, together.
     pub other: Pace,
+    /// First fragments, and messages longer than the sample of them, together ([`crate::abi::layout::HEAD`]).
+    pub fragments: Pace,
 }
 
-const _: () = assert!(size_of::<Limits>() == 24);
+const _: () = assert!(size_of::<Limits>() == 32);
 
 /// Where limits come from. The kernel reads each of them when it is needed.
 pub trait LimitSource {
@@ -131,6 +133,8 @@ pub trait LimitSource {
     fn requests(&self) -> Pace;
     /// The limit of everything else.
     fn other(&self) -> Pace;
+    /// The limit of first fragments and of messages longer than the sample of them.
+    fn fragments(&self) -> Pace;
 }
 
 impl LimitSource for Limits {
@@ -144,6 +148,10 @@ impl LimitSource for Limits {
 
     fn other(&self) -> Pace {
         self.other
+    }
+
+    fn fragments(&self) -> Pace {
+        self.fragments
     }
 }
 
@@ -159,6 +167,8 @@ pub enum Bucket {
     Other,
     /// The budget that strangers share in a storm ([`crate::limits::storm`]).
     Storm,
+    /// [`Limits::fragments`].
+    Fragments,
 }
 
 impl Bucket {
@@ -169,6 +179,7 @@ impl Bucket {
             Self::Requests => "requests",
             Self::Other => "other",
             Self::Storm => "storm",
+            Self::Fragments => "fragments",
         }
     }
 
@@ -179,6 +190,7 @@ impl Bucket {
             1 => Some(Self::Requests),
             2 => Some(Self::Other),
             3 => Some(Self::Storm),
+            4 => Some(Self::Fragments),
             _ => None,
         }
     }
@@ -264,6 +276,7 @@ mod tests {
         register: Pace::new(100, 60 * SECOND),
         requests: Pace::new(50, 10 * SECOND),
         other: Pace::new(300, 10 * SECOND),
+        fragments: Pace::new(10, 10 * SECOND),
     };
 
     /// A start far from zero, as on a host that has been up for a while.

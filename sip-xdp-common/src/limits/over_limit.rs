@@ -26,8 +26,8 @@ pub struct Record {
     pub registers: u32,
     /// Packets over a limit.
     pub limited: u32,
-    /// Zero.
-    pub pad: u32,
+    /// When the bucket of fragmented and overlong messages is full again, in [`ticks`].
+    pub fragments: u32,
 }
 
 const _: () = assert!(size_of::<Record>() == 32);
@@ -41,6 +41,7 @@ impl Record {
         self.reported = ticks(now).wrapping_sub(EVENT_INTERVAL);
         self.mark = mark;
         (self.seen, self.registers, self.limited) = (0, 0, 0);
+        self.fragments = ticks(now);
     }
 
     /// Notes a message of its source.

@@ -62,9 +62,11 @@ pub struct Weather {
     pub newcomers: u64,
     /// When the daemon was last told of a storm.
     pub reported: u64,
+    /// When a response that arrived was last not seen by the daemon.
+    pub response_unseen: u64,
 }
 
-const _: () = assert!(size_of::<Weather>() == 48);
+const _: () = assert!(size_of::<Weather>() == 56);
 
 /// What a source without a meter meets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

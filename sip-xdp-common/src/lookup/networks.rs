@@ -78,6 +78,8 @@ pub const CLAIMED: u64 = 0x1000;
 pub const OWN: u64 = 0x4000;
 /// [`Slot::state`] of a known host: some of its ports are banned, or known good ([`crate::limits::flow`]).
 pub const FLOWS: u64 = 0x8000;
+/// [`Slot::state`] of a blocked network: UDP alone is dropped. The bit is that of [`FLOWS`], of another kind.
+pub const UDP_ONLY: u64 = 0x8000;
 /// One dropped packet in [`Slot::state`]. The counter is the upper 48 bits.
 pub const HIT: u64 = 1 << 16;
 

@@ -17,7 +17,7 @@ use crate::ip_key::Source;
 use crate::lookup::host_rows::{self, Home, Says};
 use crate::lookup::networks::{
     ALIKE, Bucket, CLAIMED, FLOWS, FORMER, GROUP, Guide, HIT, Hashed, Hashing, IPV6_LENGTHS, KIND, Kind, LABEL, Length,
-    OWN, Prints, SUSPECT, Slot, Standing, VERSION, WAYS, byte_bits, lowest_byte,
+    OWN, Prints, SUSPECT, Slot, Standing, UDP_ONLY, VERSION, WAYS, byte_bits, lowest_byte,
 };
 use crate::lookup::summary::{self, Place};
 
@@ -85,6 +85,8 @@ impl Listed {
     const SETTLED: u64 = 0x200;
     /// It has not been asked yet which networks the source is in.
     pub const OPEN: Self = Self(0x400);
+    /// What blocks it blocks UDP alone.
+    const UDP_ONLY: u64 = 0x800;
     /// Where the scale of a known host stands.
     const SCALE: u32 = 12;
 
@@ -121,7 +123,14 @@ impl Listed {
     /// It is blocked, and neither trust nor what is known of its ports can spare it.
     #[inline(always)]
     pub const fn is_only_blocked(&self) -> bool {
-        self.0 & (Self::BLOCKED | Self::TRUSTED | Self::GOOD | Self::FLOWS | Self::OPEN.0) == Self::BLOCKED
+        const ELSE: u64 = Listed::TRUSTED | Listed::GOOD | Listed::FLOWS | Listed::OPEN.0 | Listed::UDP_ONLY;
+        self.0 & (Self::BLOCKED | ELSE) == Self::BLOCKED
+    }
+
+    /// What blocks it blocks UDP alone: a ban on evidence that anybody could have sent.
+    #[inline(always)]
+    pub const fn is_udp_only(&self) -> bool {
+        self.0 & Self::UDP_ONLY != 0
     }
 
     /// What blocks it is an operator, or the configuration.
@@ -368,8 +377,13 @@ impl Search {
         };
         let kind = label & KIND;
         if kind == Kind::Blocked as u64 {
-            self.found.0 |= block(shelves, slot, self.found, self.counting);
-            return true;
+            let blocked = block(shelves, slot, self.found, self.counting);
+            // Whatever blocks all of it counts for more, wherever it was found.
+            let all = |bits: u64| bits & (Listed::BLOCKED | Listed::UDP_ONLY) == Listed::BLOCKED;
+            let is_all = all(self.found.0) || all(blocked);
+            let udp_only = if is_all { 0 } else { Listed::UDP_ONLY };
+            self.found.0 = (self.found.0 | blocked) & !Listed::UDP_ONLY | udp_only;
+            return is_all;
         }
         if kind == Kind::Trusted as u64 {
             self.found.0 |= Listed::TRUSTED;
@@ -399,7 +413,8 @@ fn block<S: Shelves>(shelves: &S, slot: &Slot, before: Listed, counting: Countin
     } else if shelves.is_sample() {
         shelves.hit(slot, HIT * SAMPLE);
     }
-    Listed::BLOCKED | if state & OWN != 0 { Listed::OWN } else { 0 }
+    let bit = |flag: u64, bit: u64| if state & flag != 0 { bit } else { 0 };
+    Listed::BLOCKED | bit(OWN, Listed::OWN) | bit(UDP_ONLY, Listed::UDP_ONLY)
 }
 
 /// What there is for exactly this network, if it is live. Which of the two buckets it stands in and where there is

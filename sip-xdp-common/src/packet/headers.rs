@@ -1,11 +1,11 @@
-//! From the first byte of a frame to the UDP or TCP payload: Ethernet, up to two VLAN tags, PPPoE sessions or no link
+//! From the first byte of a frame to the UDP or TCP payload: Ethernet, VLAN and priority tags, PPPoE sessions or no link
 //! header at all; IPv4 with options; IPv6 with extension headers; fragments.
 //!
 //! Lengths in a packet may lie in both directions. What counts here is what the host's own stack would take for the
 //! payload, cut to the bytes that are there.
 
 use crate::ip_key::Source;
-use crate::packet::reader::Reader;
+use crate::packet::reader::{MAX_OFFSET, Reader};
 
 /// How frames start on an interface.
 #[repr(u8)]
@@ -50,6 +50,8 @@ pub const PPP_IPV6: u16 = 0x0057;
 pub const TCP: u8 = 6;
 /// IP protocol number of UDP.
 pub const UDP: u8 = 17;
+/// IP protocol number of UDP-Lite (RFC 3828). Its ports stand where UDP's do.
+pub const UDP_LITE: u8 = 136;
 /// IP protocol number of ICMP.
 pub const ICMP: u8 = 1;
 /// IP protocol number of ICMPv6, neighbour discovery among it.
@@ -59,6 +61,11 @@ pub const ICMPV6: u8 = 58;
 const FRAGMENT: u8 = 44;
 /// IPv6 authentication header.
 const AH: u8 = 51;
+
+/// How many VLAN tags are taken off. Linux takes off any number of priority tags, those with VLAN identifier 0
+/// (`__netif_receive_skb_core` in `net/core/dev.c`); nobody but an attacker sends more than one beside the two of
+/// a provider, and the verifier follows each.
+pub const MAX_TAGS: usize = 8;
 
 /// How many IPv6 extension headers are followed.
 pub const MAX_EXTENSIONS: usize = 8;
@@ -72,8 +79,8 @@ pub enum Piece {
     First,
     /// A later fragment: it has no ports.
     Later,
-    /// IPv6 with more than [`MAX_EXTENSIONS`] extension headers, or a first fragment that ends among them: the ports
-    /// are somewhere, but not to be found here.
+    /// The ports are somewhere, but not to be found here: more than [`MAX_TAGS`] tags, more than [`MAX_EXTENSIONS`]
+    /// IPv6 extension headers, or headers that go on behind what can be read of the packet.
     Hidden,
 }
 
@@ -153,7 +160,10 @@ pub fn glance<R: Reader>(packet: &R) -> Option<Plain> {
 #[inline(always)]
 pub fn locate<R: Reader>(packet: &R, link: Link, inspects: Inspects) -> Option<Ip> {
     let (ethertype, at) = match link {
-        Link::Ethernet if inspects.tags => strip_ethernet(packet)?,
+        Link::Ethernet if inspects.tags => match strip_ethernet(packet)? {
+            (ETH_VLAN | ETH_QINQ, at) => return Some(Ip::behind_tags(at)),
+            stripped => stripped,
+        },
         Link::Ethernet => (packet.be16(12)?, 14),
         Link::Ip => match packet.byte(0)? >> 4 {
             4 => (ETH_IPV4, 0),
@@ -168,28 +178,34 @@ pub fn locate<R: Reader>(packet: &R, link: Link, inspects: Inspects) -> Option<I
     }
 }
 
-/// The EtherType behind the Ethernet header, up to two VLAN tags and a PPPoE session, and where its header starts.
+/// The EtherType behind the Ethernet header, up to [`MAX_TAGS`] VLAN tags and a PPPoE session, and where its header
+/// starts.
 #[inline(always)]
 fn strip_ethernet<R: Reader>(packet: &R) -> Option<(u16, usize)> {
     let mut ethertype = packet.be16(12)?;
     let mut at = 14;
-    for _ in 0..2 {
-        if ethertype == ETH_VLAN || ethertype == ETH_QINQ {
-            ethertype = packet.be16(at + 2)?;
-            at += 4;
+    for _ in 0..MAX_TAGS {
+        if ethertype != ETH_VLAN && ethertype != ETH_QINQ {
+            break;
         }
+        ethertype = packet.be16(at + 2)?;
+        at = packet.forget(at + 4);
     }
     if ethertype == ETH_PPPOE {
         // Version and type, code (0 in a session), session id, length; then the PPP protocol (RFC 2516, 4).
         if packet.byte(at + 1)? != 0 {
             return None;
         }
-        ethertype = match packet.be16(at + 6)? {
+        // A protocol number may be compressed to its second byte, which is odd, as no first byte is (RFC 1661, 6.5).
+        let first = packet.byte(at + 6)?;
+        let is_compressed = first & 1 == 1;
+        let protocol = if is_compressed { u16::from(first) } else { packet.be16(at + 6)? };
+        ethertype = match protocol {
             PPP_IPV4 => ETH_IPV4,
             PPP_IPV6 => ETH_IPV6,
             _ => return None,
         };
-        at += 8;
+        at = packet.forget(at + if is_compressed { 7 } else { 8 });
     }
     Some((ethertype, at))
 }
@@ -233,7 +249,7 @@ fn locate_v6<R: Reader>(packet: &R, at: usize) -> Option<Ip> {
             return Some(ip);
         }
         let Some(head) = packet.be16(ip.transport) else {
-            return hidden_if_first(ip);
+            return Some(ip.cut_off());
         };
         let length = usize::from(head & 0xff);
         let bytes = match ip.protocol {
@@ -244,7 +260,7 @@ fn locate_v6<R: Reader>(packet: &R, at: usize) -> Option<Ip> {
         if ip.protocol == FRAGMENT {
             // Next header, reserved, offset in 8 bytes and the "more" bit (RFC 8200, 4.5).
             let Some(fragment) = packet.be16(ip.transport + 2) else {
-                return hidden_if_first(ip);
+                return Some(ip.cut_off());
             };
             if fragment & 0xfff8 != 0 {
                 ip.piece = Piece::Later;
@@ -271,18 +287,32 @@ const fn is_extension(protocol: u8) -> bool {
     matches!(protocol, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140)
 }
 
-/// A chain that the packet's end cuts off hides the ports in a first fragment; in a whole packet it is malformed and
-/// no host takes it.
-#[inline(always)]
-fn hidden_if_first(mut ip: Ip) -> Option<Ip> {
-    if !matches!(ip.piece, Piece::First) {
-        return None;
-    }
-    ip.piece = Piece::Hidden;
-    Some(ip)
-}
-
 impl Ip {
+    /// Of a frame with more tags than are taken off: not even its source can be read.
+    #[inline(always)]
+    const fn behind_tags(at: usize) -> Self {
+        Self { v4: true, at: MAX_OFFSET + 1, transport: at, end: at, protocol: UDP, piece: Piece::Hidden }
+    }
+
+    /// Whether it carries UDP, or UDP-Lite, which counts as UDP.
+    #[inline(always)]
+    pub const fn is_udp(&self) -> bool {
+        matches!(self.protocol, UDP | UDP_LITE)
+    }
+
+    /// Whether it may carry UDP or TCP. What stands behind the IPv6 extension headers of a fragment may not be in it.
+    #[inline(always)]
+    pub const fn may_have_ports(&self) -> bool {
+        self.is_udp() || self.protocol == TCP || (!matches!(self.piece, Piece::Whole) && is_extension(self.protocol))
+    }
+
+    /// The same, whose headers go on behind what can be read. A first fragment of this kind stays one.
+    #[inline(always)]
+    const fn cut_off(self) -> Self {
+        let piece = if matches!(self.piece, Piece::First) { Piece::First } else { Piece::Hidden };
+        Self { piece, ..self }
+    }
+
     /// The source address.
     #[inline(always)]
     pub fn source<R: Reader>(&self, packet: &R) -> Option<Source> {
@@ -309,12 +339,6 @@ impl Ip {
         packet.four(self.transport).map(PortPair::new)
     }
 
-    /// Whether the ports are hidden behind too many headers, not merely behind the packet's end.
-    #[inline(always)]
-    pub fn is_overlong(&self) -> bool {
-        matches!(self.piece, Piece::Hidden) && is_extension(self.protocol)
-    }
-
     /// Where the UDP payload starts and where it ends. `None` if the UDP header is one that no host takes.
     ///
     /// The end is what the host's stack makes of the UDP length (`net/ipv4/udp.c` trims to it; `net/ipv6/udp.c` takes
@@ -325,6 +349,8 @@ impl Ip {
         let length = usize::from(((packet.eight(self.transport)? >> 32) as u16).swap_bytes());
         let start = self.transport + 8;
         let claimed = match length {
+            // The field says how much of it the checksum covers (RFC 3828, 3.1).
+            _ if self.protocol == UDP_LITE => self.end,
             0 if !self.v4 => self.end,
             0..8 => return None,
             _ => self.transport + length,
@@ -336,7 +362,7 @@ impl Ip {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::reader::{Bytes, MAX_OFFSET};
+    use crate::packet::reader::Bytes;
     use proptest::prelude::*;
 
     /// A UDP datagram from port 40000 to port 5060 around `payload`.
@@ -409,7 +435,7 @@ mod tests {
     proptest! {
         /// Whatever headers stand before it, the payload is found, and the ports and the source with it.
         #[test]
-        fn the_payload_is_found(tags in prop::collection::vec(prop::sample::select(vec![ETH_VLAN, ETH_QINQ]), 0..=2),
+        fn the_payload_is_found(tags in prop::collection::vec(prop::sample::select(vec![ETH_VLAN, ETH_QINQ]), 0..=9),
                                 pppoe in any::<bool>(), ethernet in any::<bool>(), options in 0_usize..=10,
                                 extensions in prop::collection::vec(
                                     (prop::sample::select(vec![0_u8, 43, 60, 135, 139, 140, FRAGMENT, AH]), 0_u8..4), 0..=8),
@@ -442,13 +468,73 @@ mod tests {
         }
     }
 
+    /// The payload that is found behind `tags` tags with VLAN identifier 0, and perhaps a PPPoE session whose
+    /// protocol field takes one byte.
+    fn behind(tags: usize, compressed: bool, ip: &[u8]) -> Option<Vec<u8>> {
+        let mut bytes = frame(&vec![ETH_VLAN; tags], compressed, ip);
+        if compressed {
+            bytes.remove(bytes.len() - ip.len() - 2);
+        }
+        let packet = Bytes(&bytes);
+        let found = locate(&packet, Link::Ethernet, Inspects::ALL)?;
+        let (start, end) = found.udp_payload(&packet)?;
+        Some(bytes[start..end].to_vec())
+    }
+
     #[test]
-    fn what_no_host_would_follow_is_not_followed() {
+    fn any_number_of_priority_tags_is_taken_off() {
+        for ip in [v4(0, &udp(b"hello")), v6(&[], &udp(b"hello"))] {
+            for tags in [1, 2, 3, 4, MAX_TAGS - 1, MAX_TAGS] {
+                assert_eq!(behind(tags, false, &ip).as_deref(), Some(&b"hello"[..]), "{tags} tags");
+            }
+        }
+        let more = frame(&vec![ETH_VLAN; MAX_TAGS + 1], false, &v4(0, &udp(b"hello")));
+        let hidden = locate(&Bytes(&more), Link::Ethernet, Inspects::ALL).expect("a frame to meter");
+        assert_eq!((hidden.piece, hidden.source(&Bytes(&more))), (Piece::Hidden, None));
+    }
+
+    #[test]
+    fn a_ppp_protocol_may_take_one_byte() {
+        for ip in [v4(3, &udp(b"hello")), v6(&[(60, 1)], &udp(b"hello"))] {
+            for tags in 0..4 {
+                assert_eq!(behind(tags, true, &ip).as_deref(), Some(&b"hello"[..]), "{tags} tags");
+            }
+        }
+    }
+
+    #[test]
+    fn udp_lite_is_udp_without_a_length() {
+        for covered in [0_u16, 8, 9, 2_000] {
+            let mut bytes = v4(0, &udp(b"hello"));
+            bytes[9] = UDP_LITE;
+            bytes[24..26].copy_from_slice(&covered.to_be_bytes());
+            let packet = Bytes(&bytes);
+            let found = locate(&packet, Link::Ip, Inspects::ALL).expect("an IP packet");
+            assert!(found.is_udp() && found.may_have_ports());
+            assert_eq!(found.udp_payload(&packet), Some((28, bytes.len())));
+        }
+    }
+
+    #[test]
+    fn headers_that_go_on_where_nothing_can_be_read_hide_the_ports() {
+        let whole = v6(&[(60, 200), (60, 200)], &udp(b"hello"));
+        for readable in [41, 44, 100, 1_648, 1_649] {
+            let packet = Bytes(&whole[..readable]);
+            let found = locate(&packet, Link::Ip, Inspects::ALL).expect("a packet to meter");
+            assert_eq!(found.piece, Piece::Hidden, "{readable} bytes");
+            assert!(found.source(&packet).is_some());
+        }
+        let packet = Bytes(&whole[..whole.len() - 13]);
+        let found = locate(&packet, Link::Ip, Inspects::ALL).expect("a packet to meter");
+        assert_eq!((found.piece, found.ports(&packet)), (Piece::Whole, None));
+    }
+
+    #[test]
+    fn more_extension_headers_than_are_followed_hide_the_ports() {
         let chain: Vec<_> = [(60, 0); MAX_EXTENSIONS + 1].to_vec();
         let bytes = v6(&chain, &udp(b"x"));
-        assert!(locate(&Bytes(&bytes), Link::Ip, Inspects::ALL).is_some_and(|ip| ip.is_overlong()));
-        let three = frame(&[ETH_QINQ, ETH_VLAN, ETH_VLAN], false, &v4(0, &udp(b"x")));
-        assert_eq!(locate(&Bytes(&three), Link::Ethernet, Inspects::ALL), None);
+        let found = locate(&Bytes(&bytes), Link::Ip, Inspects::ALL).expect("a packet to meter");
+        assert_eq!(found.piece, Piece::Hidden);
         let mut short = v4(0, &udp(b"x"));
         short[0] = 0x44;
         assert_eq!(locate(&Bytes(&short), Link::Ip, Inspects::ALL), None);

@@ -1,7 +1,7 @@
 //! What leaves: our own responses, by what they say to the other side. Nothing that leaves is ever dropped.
 
 use crate::ip_key::Source;
-use crate::packet::headers::{self, Piece, UDP};
+use crate::packet::headers::{self, Piece};
 use crate::packet::reader::Reader;
 use crate::pipeline::ingress::Site;
 use crate::sip;
@@ -72,7 +72,7 @@ pub const fn is_told(status: u16) -> bool {
 #[inline(always)]
 pub fn read<R: Reader, S: Site>(packet: &R, site: &S) -> Option<Leaving> {
     let ip = headers::locate(packet, site.link(), site.inspects())?;
-    if ip.protocol != UDP || matches!(ip.piece, Piece::Later | Piece::Hidden) {
+    if !ip.is_udp() || matches!(ip.piece, Piece::Later | Piece::Hidden) {
         return None;
     }
     let ports = ip.ports(packet)?;
@@ -99,7 +99,7 @@ pub fn read<R: Reader, S: Site>(packet: &R, site: &S) -> Option<Leaving> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::headers::{Inspects, Link};
+    use crate::packet::headers::{Inspects, Link, UDP};
     use crate::packet::reader::Bytes;
 
     struct Tun;

@@ -1,9 +1,10 @@
 //! The order in which an arriving packet is judged. It reads from top to bottom like the list in ARCHITECTURE.md, and
 //! is the same code in the kernel (over maps) and on the host (over whatever a test or a replay brings).
 
+use crate::abi::layout::HEAD;
 use crate::ip_key::Source;
 use crate::lookup::search::Listed;
-use crate::packet::headers::{self, ICMP, ICMPV6, Inspects, Ip, Link, Piece, Plain, PortPair, TCP, UDP};
+use crate::packet::headers::{self, ICMP, ICMPV6, Inspects, Ip, Link, Piece, Plain, PortPair, TCP, UDP_LITE};
 use crate::packet::reader::Reader;
 use crate::sip;
 use crate::verdict::{Message, Reason};
@@ -90,12 +91,16 @@ pub struct Sent {
     pub source_port: u16,
     /// The port that it was sent to.
     pub destination_port: u16,
+    /// Where the IP header starts.
+    pub ip: usize,
     /// Where the UDP payload starts.
     pub payload: usize,
     /// Where the UDP payload ends.
     pub end: usize,
     /// The payload goes on in other fragments.
     pub first_fragment: bool,
+    /// A sample of the payload is not all of the message.
+    pub is_cut: bool,
 }
 
 /// The outcome for one packet.
@@ -125,6 +130,8 @@ enum Target {
     Hidden,
     /// None, being a later fragment.
     Fragment,
+    /// Something else, being a first fragment.
+    FragmentElsewhere,
     /// Something else.
     Elsewhere,
 }
@@ -139,7 +146,7 @@ impl Target {
     #[inline(always)]
     const fn by_the_way(&self) -> Reason {
         match self {
-            Self::Elsewhere => Reason::NotSip,
+            Self::Elsewhere | Self::FragmentElsewhere => Reason::NotSip,
             Self::Fragment => Reason::Fragment,
             Self::Sip(_) | Self::Hidden => Reason::Unknown,
         }
@@ -151,7 +158,7 @@ impl Target {
 pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     // 1. What is not headed for a SIP port passes.
     let may_pass = |target: &Target, ip: &Ip| {
-        !target.is_sip() && (!tables.scope_all() || ip.protocol == ICMP || ip.protocol == ICMPV6)
+        matches!(target, Target::Elsewhere) && (!tables.scope_all() || ip.protocol == ICMP || ip.protocol == ICMPV6)
     };
     let glanced = if matches!(tables.link(), Link::Ethernet) { headers::glance(packet) } else { None };
     // What nearly all packets are is looked at by itself up to the lists' front: there the compiler knows what it is.
@@ -176,8 +183,11 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
             if may_pass(&target, &ip) {
                 return Judgement::by(target.by_the_way(), ip.end);
             }
-            let Some(source) = ip.source(packet) else {
-                return Judgement::by(Reason::NotSip, ip.end);
+            let source = match ip.source(packet) {
+                Some(source) => source,
+                // Linux would deliver it, and it cannot be held against any list: there are more tags than are taken off.
+                None if matches!(ip.piece, Piece::Hidden) => return Judgement::by(Reason::Limited, ip.end),
+                None => return Judgement::by(Reason::NotSip, ip.end),
             };
             let glance = tables.glance(&source);
             (ip, target, source, glance)
@@ -199,7 +209,7 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
 
     // 3. Blocked sources go no further, and neither do blocked ports of theirs. What the detector or a feed blocks, a phone
     // that had registered before may go on to use.
-    let is_sip_udp = to_sip && ip.protocol == UDP;
+    let is_sip_udp = to_sip && ip.is_udp();
     let mut spared = false;
     if is_sip_udp
         && (listed.has_flows() || listed.is_blocked())
@@ -213,7 +223,12 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
             FlowState::Stranger => {}
         }
     }
-    if listed.is_blocked() && !spared {
+    // Fragments have no port by which a registered phone could be told. A blocked source's are dropped whatever they are
+    // for, since they fill the memory in which the host puts fragments together.
+    let may_be_good = spared || (!to_sip && listed.is_good() && !listed.is_blocked_by_hand());
+    // A ban on evidence that anybody could have sent ends nothing but UDP to SIP ports.
+    let is_exempt = listed.is_udp_only() && (ip.protocol == TCP || matches!(by_the_way, Reason::NotSip));
+    if listed.is_blocked() && !may_be_good && !is_exempt {
         return Judgement::by(Reason::Blocked, ip.end);
     }
     if !to_sip {
@@ -227,6 +242,10 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     }
     if ip.protocol == TCP {
         return Judgement::by(by_the_way, ip.end);
+    }
+    // SIP has no such transport: nobody but an attacker sends it, and no server answers.
+    if ip.protocol == UDP_LITE {
+        return Judgement::by(Reason::Limited, ip.end);
     }
 
     // From here on it no longer matters which list was asked, and which family the source is of.
@@ -255,9 +274,9 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
                 None => Message::Unparsed,
             }
         }
-        // Too many headers are noise; a first fragment too short for its ports counts as a request.
-        _ if ip.is_overlong() => Message::Unparsed,
-        _ => Message::Other,
+        // A first fragment too short for its ports counts as a request; headers that hide the ports are noise.
+        _ if first_fragment => Message::Other,
+        _ => Message::Unparsed,
     };
 
     // What follows is verified once, not once for each kind of message.
@@ -268,7 +287,10 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     }
 
     // 5. Known sources have generous limits, 6. unknown ones theirs; 7. and in a storm, strangers share a budget.
-    let sent = Sent { source, listed, spared, source_port, destination_port, payload, end, first_fragment };
+    let is_cut = packet.forget(usize::from(first_fragment || end.saturating_sub(payload) > HEAD)) != 0;
+    let at = packet.forget(ip.at);
+    let sent =
+        Sent { source, listed, spared, source_port, destination_port, ip: at, payload, end, first_fragment, is_cut };
     let reason = match tables.charge(message, &sent, place) {
         Charged::Within if listed.is_good() => Reason::Good,
         Charged::Within if listed.is_peer() => Reason::Peer,
@@ -284,7 +306,7 @@ fn target<T: Tables>(tables: &T, ip: &Ip, ports: impl FnOnce() -> Option<PortPai
     if matches!(ip.piece, Piece::Hidden) {
         return Target::Hidden;
     }
-    if ip.protocol != UDP && ip.protocol != TCP {
+    if !ip.may_have_ports() {
         return Target::Elsewhere;
     }
     if matches!(ip.piece, Piece::Later) {
@@ -292,7 +314,9 @@ fn target<T: Tables>(tables: &T, ip: &Ip, ports: impl FnOnce() -> Option<PortPai
     }
     match ports() {
         Some(ports) if tables.is_sip_port(ports.destination()) => Target::Sip(ports),
-        None if matches!(ip.piece, Piece::First) => Target::Hidden,
-        _ => Target::Elsewhere,
+        Some(_) if matches!(ip.piece, Piece::First) => Target::FragmentElsewhere,
+        Some(_) => Target::Elsewhere,
+        // Behind the part of the packet that can be read, or one that no host takes.
+        None => Target::Hidden,
     }
 }

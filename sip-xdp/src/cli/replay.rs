@@ -9,7 +9,8 @@ use clap::Args;
 use jiff::Timestamp;
 use sip_xdp::config::Config;
 use sip_xdp::dataplane::counters::Named;
-use sip_xdp::dataplane::loader;
+use sip_xdp::dataplane::probe::Platform;
+use sip_xdp::dataplane::refusal;
 use sip_xdp::net::network::Network;
 use sip_xdp::sys::paths::Paths;
 use sip_xdp::tools::replay::{self, Ban, Comparison, Difference, Input, Limited, Options, Outcome, Replayed};
@@ -46,19 +47,21 @@ impl Replay {
         let config = Config::read(&paths.config, config_required)?;
         let other = self.compare.as_ref().map(|file| Config::read(file, true)).transpose()?;
         let input = Input::open(&self.file)?;
-        loader::check_capabilities()?;
+        Platform::ask().check()?;
         let options = Options { registrar: self.registrar };
         let mut progress = Progress::new();
         let mut report = |done| progress.show(done);
         let Some((other, file)) = other.zip(self.compare) else {
             let replayed = replay::replay(&input, &config, &options, &mut report);
             progress.end();
+            let replayed = replayed.map_err(|error| refusal::keep_log(error, &paths.state_dir));
             return output.print(&replayed?, |replayed| text(replayed, output));
         };
         let names = [paths.config.display().to_string(), file.display().to_string()];
         let both = [(names[0].as_str(), &config), (names[1].as_str(), &other)];
         let comparison = replay::compare(&input, both, &options, &mut report);
         progress.end();
+        let comparison = comparison.map_err(|error| refusal::keep_log(error, &paths.state_dir));
         output.print(&comparison?, |comparison| differences(comparison, output))
     }
 }

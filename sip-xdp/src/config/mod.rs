@@ -158,6 +158,8 @@ pub struct UnknownLimits {
     pub requests: Rate,
     /// Responses, keepalives and what cannot be parsed, together.
     pub other: Rate,
+    /// Messages in fragments, and longer ones than the detector is shown (1,472 bytes), together.
+    pub fragments: Rate,
 }
 
 /// What a source may send that is known good, or a peer.
@@ -256,6 +258,7 @@ impl Default for UnknownLimits {
             register: Rate { count: 100, per: Span::seconds(60) },
             requests: Rate { count: 50, per: Span::seconds(10) },
             other: Rate { count: 300, per: Span::seconds(10) },
+            fragments: Rate { count: 10, per: Span::seconds(10) },
         }
     }
 }
@@ -337,7 +340,12 @@ impl Config {
             );
         }
         let limits = &self.limits.unknown;
-        for (name, rate) in [("register", limits.register), ("requests", limits.requests), ("other", limits.other)] {
+        for (name, rate) in [
+            ("register", limits.register),
+            ("requests", limits.requests),
+            ("other", limits.other),
+            ("fragments", limits.fragments),
+        ] {
             check_rate(&format!("limits.unknown.{name}"), rate.count, rate.per)?;
             if u64::from(rate.count) * 1_000_000_000 > MAX_PER_SECOND * rate.per.nanos() {
                 bail!(
@@ -398,7 +406,12 @@ impl Config {
     pub fn meter_limits(&self) -> gcra::Limits {
         let limit = |rate: Rate| gcra::Pace::new(rate.count, rate.per.nanos());
         let limits = &self.limits.unknown;
-        gcra::Limits { register: limit(limits.register), requests: limit(limits.requests), other: limit(limits.other) }
+        gcra::Limits {
+            register: limit(limits.register),
+            requests: limit(limits.requests),
+            other: limit(limits.other),
+            fragments: limit(limits.fragments),
+        }
     }
 
     /// The limit of known sources, as the kernel counts it.

@@ -31,6 +31,7 @@ use crate::dataplane::attach::xdp::{Mode, attach};
 use crate::dataplane::counters::{forget_interface, name_of};
 use crate::dataplane::loader::{self, Settings};
 use crate::dataplane::netlink::{Interface, Surroundings};
+use crate::dataplane::refusal;
 use crate::sys::clock;
 
 pub(super) use resolve::Resolved;
@@ -112,7 +113,7 @@ impl Daemon {
         // All programs are loaded before the first is attached: what the verifier refuses changes nothing.
         let mut loaded = Vec::new();
         for (wanted, (slot, is_new)) in resolved.wanted.iter().zip(slots) {
-            loaded.push((wanted, is_new, load(&self.config, &wanted.interface, slot, maps)?));
+            loaded.push((wanted, is_new, self.load(&wanted.interface, slot, maps)?));
         }
         let (mut served, mut attached_anew, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
         for (wanted, is_new, loaded) in loaded {
@@ -152,6 +153,15 @@ impl Daemon {
         self.spare.clear();
         self.unserved.clear();
         Ok(())
+    }
+
+    /// Loads the programs of an interface. What the verifier says if it refuses one is kept in the state directory.
+    fn load(&self, interface: &Interface, slot: u32, maps: &std::path::Path) -> Result<Loaded> {
+        let link = interface.link.with_context(|| unreadable(interface))?;
+        let loaded = loader::load(&settings(&self.config, link, slot), Some(maps));
+        let mut object = loaded.map_err(|error| refusal::keep_log(error, &self.paths.state_dir))?;
+        let diagnostics = forward_diagnostics(&mut object)?;
+        Ok(Loaded { slot, link, object, _diagnostics: diagnostics })
     }
 
     /// Puts programs on an interface. Returns what one would wish to be otherwise, too.
@@ -264,7 +274,7 @@ impl Daemon {
             Some(loaded) => (loaded, false),
             None => {
                 let (slot, is_new) = self.slot_for(&wanted.name, &books.read()?)?;
-                (load(&self.config, &wanted.interface, slot, &maps)?, is_new)
+                (self.load(&wanted.interface, slot, &maps)?, is_new)
             }
         };
         self.put_on(wanted, loaded, is_new, &mut books)
@@ -390,14 +400,6 @@ fn unreadable(interface: &Interface) -> String {
         "{} has link type {}, which this filter cannot read; it reads Ethernet, loopback, PPP, tun and WireGuard",
         interface.name, interface.link_type
     )
-}
-
-/// Loads the programs of an interface.
-fn load(config: &Config, interface: &Interface, slot: u32, maps: &std::path::Path) -> Result<Loaded> {
-    let link = interface.link.with_context(|| unreadable(interface))?;
-    let mut object = loader::load(&settings(config, link, slot), Some(maps))?;
-    let diagnostics = forward_diagnostics(&mut object)?;
-    Ok(Loaded { slot, link, object, _diagnostics: diagnostics })
 }
 
 /// What a program is told at load time.

@@ -25,6 +25,7 @@ use crate::dataplane::loader;
 use crate::dataplane::netlink::Netlink;
 use crate::dataplane::pins;
 use crate::dataplane::pins::{Lock, Pins};
+use crate::dataplane::probe::Platform;
 use crate::dataplane::tables::drop_samples::Tap;
 use crate::dataplane::tables::ledger::Entry;
 use crate::dataplane::tables::ledger::Ledger;
@@ -51,7 +52,11 @@ impl Daemon {
                 paths.config.display()
             );
         }
-        loader::check_capabilities()?;
+        let platform = Platform::ask();
+        platform.check()?;
+        for finding in platform.limitations() {
+            log::info!("{}; {}", finding.detail, finding.remedy);
+        }
         let pins = Pins::new(&paths.pin_dir);
         let lock = pins.prepare()?;
         let started = Self::bring_up(paths, overrides, config, pins.clone(), lock).await;

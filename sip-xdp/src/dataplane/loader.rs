@@ -1,11 +1,13 @@
 //! The embedded kernel object: loading it with its globals set, and opening its maps.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use aya::maps::{MapInfo, MapType};
-use aya::programs::{SchedClassifier, Xdp};
+use aya::programs::{ProgramInfo, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use serde::Serialize;
 use sip_xdp_common::abi::layout::{
     ASKED, CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, FLOWS, InterfaceRecord,
     LedgerKey, LedgerRow, MAX_INTERFACES, Responses,
@@ -21,8 +23,9 @@ use sip_xdp_common::lookup::networks::{Bucket, GROUP, Guide, Hashing, Prints, bu
 use sip_xdp_common::lookup::summary;
 use sip_xdp_common::packet::headers::{Inspects, Link};
 
+use crate::dataplane::probe::{Platform, takes_frags};
+use crate::dataplane::refusal::Refusal;
 use crate::dataplane::tables::header;
-use crate::sys::privileges;
 
 /// The object as the build script compiled it.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sip-xdp-ebpf.o"));
@@ -41,6 +44,9 @@ impl Default for Capacity {
         Self { networks: DEFAULT_NETWORKS, sources: DEFAULT_SOURCES }
     }
 }
+
+/// The tables of a [`trial`]: the verifier does not care how large they are.
+const TRIAL_CAPACITY: Capacity = Capacity { networks: 1_024, sources: 4_096 };
 
 /// What a program is told at load time. The verifier prunes what is switched off.
 #[derive(Debug, Clone)]
@@ -137,11 +143,59 @@ pub fn misfit(directory: &Path, capacity: &Capacity) -> Option<String> {
 }
 
 /// Loads the programs, with their maps as [`make_maps`] makes them.
+///
+/// # Errors
+///
+/// If the maps cannot be made, or with a [`Refusal`] if the kernel does not take a program.
 pub fn load(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
     let mut object = make_maps(settings, maps)?;
-    ingress(&mut object)?.load().map_err(|error| explain(error.into()))?;
-    egress(&mut object)?.load().map_err(|error| explain(error.into()))?;
+    let missing = || Platform::ask().first_missing();
+    ingress(&mut object)?.load().map_err(|error| Refusal::new(names::INGRESS, &error, missing))?;
+    egress(&mut object)?.load().map_err(|error| Refusal::new(names::EGRESS, &error, missing))?;
     Ok(object)
+}
+
+/// What the verifier did for a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Figures {
+    /// Instructions that it processed, of at most a million; `None` where the kernel does not say (before 5.16).
+    pub instructions: Option<u32>,
+    /// How long loading took, in milliseconds.
+    pub load_ms: u64,
+}
+
+/// A load of both programs with small tables of their own, which are gone when it is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Trial {
+    /// What arrives.
+    pub ingress: Figures,
+    /// What leaves.
+    pub egress: Figures,
+}
+
+/// Loads both programs as they would be loaded for these settings, and attaches them to nothing.
+///
+/// # Errors
+///
+/// As [`load`].
+pub fn trial(settings: &Settings) -> Result<Trial> {
+    let settings = Settings { capacity: TRIAL_CAPACITY, ..settings.clone() };
+    let start = Instant::now();
+    let mut object = make_maps(&settings, None)?;
+    let made = start.elapsed();
+    let missing = || Platform::ask().first_missing();
+    ingress(&mut object)?.load().map_err(|error| Refusal::new(names::INGRESS, &error, missing))?;
+    let first = start.elapsed();
+    egress(&mut object)?.load().map_err(|error| Refusal::new(names::EGRESS, &error, missing))?;
+    let second = start.elapsed();
+    let figures = |info: &ProgramInfo, took: Duration| Figures {
+        instructions: info.verified_instruction_count(),
+        load_ms: took.as_millis() as u64,
+    };
+    Ok(Trial {
+        ingress: figures(&ingress(&mut object)?.info()?, first - made),
+        egress: figures(&egress(&mut object)?.info()?, second - first),
+    })
 }
 
 /// What the program's globals are to be, by name.
@@ -189,7 +243,9 @@ pub fn make_maps(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
     for (name, path) in &pins {
         loader.map_pin_path(name, path);
     }
-    let mut object = loader.load(OBJECT).map_err(|error| explain(error.into()))?;
+    let plain = if takes_frags() { None } else { Some(without_frags(OBJECT)) };
+    let object = plain.as_ref().map_or(OBJECT, |words| &bytemuck::cast_slice(words)[..OBJECT.len()]);
+    let mut object = loader.load(object).map_err(|error| explain(error.into()))?;
     let map = object.map_mut(names::GUIDE).context("the kernel object has no guide")?;
     header::write_new(&mut map.try_into()?, hashing)?;
     Ok(object)
@@ -207,20 +263,22 @@ pub fn egress(object: &mut Ebpf) -> Result<&mut SchedClassifier> {
     Ok(program.try_into()?)
 }
 
-/// Checks what loading needs before it fails half-way: the capabilities.
-pub fn check_capabilities() -> Result<()> {
-    let missing = privileges::missing()?;
-    if !missing.is_empty() {
-        bail!(
-            "missing {} to load programs into the kernel; run it as root, or give the process these capabilities",
-            missing.join(", ")
-        );
+/// The object with the ingress program in a section that does not ask for packets of several buffers
+/// (`BPF_F_XDP_HAS_FRAGS`), for kernels that do not know the flag: the name of the section is what asks.
+/// In words, so that it is aligned as the object is.
+fn without_frags(object: &[u8]) -> Vec<u64> {
+    const FRAGS: &[u8] = b"xdp.frags\0";
+    let mut words = vec![0_u64; object.len().div_ceil(size_of::<u64>())];
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
+    bytes[..object.len()].copy_from_slice(object);
+    let places: Vec<usize> = (0..object.len()).filter(|at| object[*at..].starts_with(FRAGS)).collect();
+    for at in places {
+        bytes[at + "xdp".len()] = 0;
     }
-    Ok(())
+    words
 }
 
-/// Puts a load error on one line: aya's own messages leave the cause to the chain, and the verifier's log, which has
-/// thousands of lines, goes to the debug log.
+/// Puts an error of the library on one line: its own messages leave the cause to the chain.
 fn explain(error: anyhow::Error) -> anyhow::Error {
     let mut parts: Vec<String> = Vec::new();
     for cause in error.chain() {
@@ -237,12 +295,15 @@ fn explain(error: anyhow::Error) -> anyhow::Error {
             "; BPF is refused here (a container, lockdown, or missing capabilities): run it on the host as root",
         );
     }
-    anyhow!("the kernel did not take the program: {text}")
+    anyhow!("the kernel did not take the maps: {text}")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeSet, HashSet};
+
     use super::*;
+    use crate::dataplane::probe::{Caller, HELPERS};
 
     #[test]
     fn ports_are_exact() {
@@ -252,6 +313,41 @@ mod tests {
         expected.extend(5080..=5090);
         expected.push(65535);
         assert_eq!(listed, expected);
+    }
+
+    #[test]
+    fn the_object_can_be_made_to_ask_for_no_frags() {
+        let frags = |object: &[u8]| {
+            let object = aya_obj::Object::parse(object).unwrap();
+            let program = &object.programs[names::INGRESS];
+            let aya_obj::ProgramSection::Xdp { frags, .. } = program.section else {
+                panic!("{:?}", program.section);
+            };
+            (frags, object.functions.len(), object.programs.len())
+        };
+        let words = without_frags(OBJECT);
+        let (asks, functions, programs) = frags(OBJECT);
+        assert!(asks);
+        assert_eq!(frags(&bytemuck::cast_slice(&words)[..OBJECT.len()]), (false, functions, programs));
+    }
+
+    #[test]
+    fn the_list_of_helpers_is_what_the_programs_call() {
+        let mut object = aya_obj::Object::parse(OBJECT).unwrap();
+        let text = HashSet::from_iter(object.functions.keys().map(|(section, _)| *section));
+        object.relocate_calls(&text).unwrap();
+        let calls = |program: &str| -> BTreeSet<u32> {
+            let key = object.programs[program].function_key();
+            let instructions = object.functions[&key].instructions.iter();
+            // A call (`BPF_JMP | BPF_CALL`) of a helper has no source register.
+            instructions.filter(|one| one.code == 0x85 && one.src_reg() == 0).map(|one| one.imm as u32).collect()
+        };
+        let listed = |ingress: bool| -> BTreeSet<u32> {
+            let without = if ingress { Caller::Egress } else { Caller::Ingress };
+            HELPERS.iter().filter(|one| one.called_by != without).map(|one| one.number as u32).collect()
+        };
+        assert_eq!(calls(names::INGRESS), listed(true));
+        assert_eq!(calls(names::EGRESS), listed(false));
     }
 
     #[test]

@@ -98,15 +98,3 @@ impl View {
         unsafe { std::slice::from_raw_parts(self.mapping.as_mut_ptr().add(self.start).cast::<AtomicU64>(), self.words) }
     }
 }
-
-/// Waits until every program run that has begun is over: the kernel's programs run inside RCU read sections, for whose
-/// end `membarrier` waits (`MEMBARRIER_CMD_GLOBAL` in `kernel/sched/membarrier.c` is a `synchronize_rcu`).
-pub fn grace_period() -> Result<()> {
-    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
-    // SAFETY: the call takes no pointers.
-    let waited = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if waited == 0 {
-        return Ok(());
-    }
-    Err(std::io::Error::last_os_error()).context("the kernel cannot wait for its programs (membarrier)")
-}

@@ -2,13 +2,19 @@
 //! a source.
 //!
 //! - [`loader`] loads the embedded object, [`attach`] puts it on interfaces, [`pins`] keeps it there.
+//! - [`probe`] finds out what this kernel can do; [`refusal`] says why it did not take a program;
+//!   [`rcu`] waits for running programs.
 //! - [`tables`] are the maps that the programs read, in memory that [`mmap`] shares with the kernel.
 //! - [`counters`] reads what the programs counted; [`netlink`] asks the kernel about interfaces.
 
 pub mod attach;
+mod bpf;
 pub mod counters;
 pub mod loader;
 pub mod mmap;
 pub mod netlink;
 pub mod pins;
+pub mod probe;
+pub mod rcu;
+pub mod refusal;
 pub mod tables;

@@ -30,6 +30,7 @@ use std::sync::Arc;
 
 use sip_xdp_common::abi::layout::{Event, EventKind, FRAGMENTED, IN_STORM, SUSPECTED};
 use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::packet::checksum::Datagram;
 
 use crate::config::{Config, Detect};
 use crate::dataplane::tables::ledger::Tier;
@@ -160,6 +161,9 @@ pub struct Detector {
     orphans: Recent<u64, ()>,
     excused: Recent<u64, ()>,
     registrar: Registrar,
+    /// Whether requests count that the host throws away for their checksum. In a capture it is as
+    /// often as not left to the network device.
+    takes_any_checksum: bool,
     /// From how full on the tables of who is known are said to be.
     was_filling: bool,
 }
@@ -191,6 +195,7 @@ impl Detector {
             orphans: Recent::new(MAX_ORPHANS, ORPHAN_NS),
             excused: Recent::new(MAX_ORPHANS, responses::EXCUSE_NS),
             registrar: Registrar::default(),
+            takes_any_checksum: false,
             was_filling: false,
         }
     }
@@ -279,6 +284,11 @@ impl Detector {
     /// among them.
     pub fn lost_events(&mut self, now: u64) {
         self.arrived.lost(now);
+    }
+
+    /// Lets requests count whatever their UDP checksum is.
+    pub fn take_any_checksum(&mut self) {
+        self.takes_any_checksum = true;
     }
 
     /// Forgets what a source did: an operator has pardoned it.
@@ -426,6 +436,9 @@ impl Detector {
     fn request(&mut self, event: &Event, bytes: &[u8], head: &Head<'_>, actions: &mut Vec<Action>) {
         let (source, now) = (event.source, event.time);
         let unseen = event.flags & FRAGMENTED != 0 || event.length > event.head_length;
+        if !self.takes_any_checksum && !unseen && !is_delivered(event, bytes) {
+            return;
+        }
         let request = Request::new(bytes, head, source, event.port, unseen).map(Arc::new);
         let Some(request) = request else {
             return;
@@ -523,4 +536,21 @@ impl Detector {
     fn has_rights(&self, source: &Source, now: u64) -> bool {
         self.known.was_good_lately(source, now) || self.served.is_served(source, now)
     }
+}
+
+/// Whether the host takes a packet that arrived, as far as that is seen: it throws away what has a
+/// wrong checksum, so that no answer of ours is to it.
+fn is_delivered(event: &Event, payload: &[u8]) -> bool {
+    let Some(destination) = event.destination().filter(|_| event.udp != [0; 8]) else {
+        return true;
+    };
+    let datagram = Datagram {
+        source: event.source,
+        destination,
+        source_port: event.port,
+        destination_port: event.local_port,
+        checksum: event.checksum(),
+        payload,
+    };
+    datagram.is_delivered()
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use sip_xdp_common::abi::layout::{Event, FROM_GOOD};
+use sip_xdp_common::abi::layout::{Event, FROM_GOOD, RESPONSES_UNSEEN};
 use sip_xdp_common::ip_key::Source;
 
 use super::claim::{Level, Rejection};
@@ -58,7 +58,7 @@ impl Detector {
             return;
         };
         let (to, port, now) = (event.source, event.port, event.time);
-        let is_foreign = self.arrived.is_foreign(head, now);
+        let is_foreign = event.flags & RESPONSES_UNSEEN != 0 || self.arrived.is_foreign(head, now);
         let answer = Answer { to, port, status, head, now, is_foreign };
         if !is_foreign {
             head.challenges.iter().for_each(|one| self.nonces.give(digest(one.nonce), to, now));

@@ -20,6 +20,8 @@ struct Scene {
     actions: Vec<Action>,
     /// Set in every event.
     flags: u8,
+    /// The UDP checksum of what arrives, if headers are seen at all.
+    checksum: Option<u16>,
 }
 
 /// Somebody at an address.
@@ -42,7 +44,7 @@ impl Scene {
 
     fn with(config: Config) -> Self {
         let detector = Detector::new(&config);
-        Self { detector, now: START, number: 0, bans: Vec::new(), actions: Vec::new(), flags: 0 }
+        Self { detector, now: START, number: 0, bans: Vec::new(), actions: Vec::new(), flags: 0, checksum: None }
     }
 
     fn wait(&mut self, nanos: u64) {
@@ -74,6 +76,12 @@ impl Scene {
             ..Event::zeroed()
         };
         assert!(text.len() <= HEAD);
+        if let Some(checksum) = self.checksum {
+            event.ip[0] = 0x45;
+            event.ip[16..20].copy_from_slice(&[198, 51, 100, 1]);
+            event.udp[..2].copy_from_slice(&who.port.to_be_bytes());
+            event.udp[6..].copy_from_slice(&checksum.to_be_bytes());
+        }
         event.head[..text.len()].copy_from_slice(text.as_bytes());
         let actions = self.detector.observe(&event);
         self.take(actions);
@@ -886,5 +894,16 @@ fn hopping_from_port_to_port_behind_an_account_does_not_hide_a_guesser() {
             scene.bans.iter().any(|ban| ban.port.is_none())
         });
         assert!(tries.is_some_and(|tries| tries <= 30), "{users}: {tries:?}");
+    }
+}
+
+#[test]
+fn a_request_that_the_host_throws_away_is_none() {
+    for (checksum, good) in [(0_u16, true), (0x1234, false)] {
+        let mut scene = Scene::new();
+        let phone = who("192.0.2.7", 5062, "100");
+        scene.checksum = Some(checksum);
+        scene.register(&phone);
+        assert_eq!(scene.good(&phone), good, "{checksum:#x}");
     }
 }

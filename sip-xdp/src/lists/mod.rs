@@ -603,8 +603,10 @@ impl Lists {
             Kind::Blocked => {
                 let (until, feed) = (self.claimed_until(List::Block, network), self.feeds.contains(network));
                 let expires = if feed { NEVER } else { until? };
-                let own = self.owners(List::Block, network).iter().any(|entry| entry.owner != Owner::Auto);
-                Some(Terms { expires, feed, claimed: until.is_some(), own, ..Terms::default() })
+                let owners = self.owners(List::Block, network);
+                let own = owners.iter().any(|entry| entry.owner != Owner::Auto);
+                let udp_only = !feed && owners.iter().all(|entry| is_unproven(entry));
+                Some(Terms { expires, feed, claimed: until.is_some(), own, udp_only, ..Terms::default() })
             }
         }
     }

@@ -29,6 +29,7 @@ mod memory;
 mod metrics;
 mod notify;
 mod office;
+mod platform;
 mod powercut;
 mod privileges;
 mod replay;

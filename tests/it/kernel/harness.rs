@@ -39,6 +39,7 @@ pub(crate) fn limits() -> Limits {
         register: Pace::new(100, 60 * SECOND),
         requests: Pace::new(50, 10 * SECOND),
         other: Pace::new(300, 10 * SECOND),
+        fragments: Pace::new(10, 10 * SECOND),
     }
 }
 

@@ -204,7 +204,7 @@ fn the_daemon_is_told_what_it_learns_from_and_no_more() {
     let ours = Ip::udp("192.0.2.1").frame(&udp_from(5060, 5062, &request("OPTIONS")));
     let response = b"SIP/2.0 200 OK\r\nVia: SIP/2.0/UDP 198.51.100.1;branch=z9hG4bK1\r\n\r\n";
     kernel.run(&sip(them, response));
-    assert_eq!(told(&mut kernel), [], "nobody asked");
+    assert_eq!(told(&mut kernel), [EventKind::Response], "whoever asked");
     kernel.run(&sip(them, &request("OPTIONS")));
     kernel.run(&sip(them, b"\r\n\r\n"));
     kernel.leave(&answer("SIP/2.0 100 Trying"));
@@ -220,13 +220,14 @@ fn the_daemon_is_told_what_it_learns_from_and_no_more() {
     }
     kernel.leave(&answer("SIP/2.0 200 OK"));
     assert_eq!(told(&mut kernel), [Request, Request, Answer]);
-    // Of settled peers and of those who are trusted: nothing.
+    // Of settled peers: responses, which a proxy may forward.
     kernel.lists.know(source(them), START, |standing| standing.peer_until = START + HOUR).unwrap();
     kernel.run(&sip(them, &request("INVITE")));
     kernel.run(&sip(them, response));
     kernel.leave(&answer("SIP/2.0 407 Proxy Authentication Required"));
     kernel.leave(&ours);
-    assert_eq!(told(&mut kernel), []);
+    assert_eq!(told(&mut kernel), [EventKind::Response]);
+    // Of those who are trusted: nothing.
     kernel.lists.know(source(them), START, |standing| (standing.peer_until, standing.good_until) = (0, 0)).unwrap();
     kernel.list(List::Trust, them, NEVER);
     kernel.run(&sip(them, &request("INVITE")));
@@ -241,6 +242,7 @@ fn one_that_sends_much_cannot_use_up_what_others_are_seen_by() {
             requests: Pace::new(10_000, SECOND),
             register: Pace::new(10_000, SECOND),
             other: Pace::new(10_000, SECOND),
+            fragments: Pace::new(10_000, SECOND),
         },
         ..settings()
     });

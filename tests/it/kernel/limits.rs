@@ -5,7 +5,7 @@ use sip_xdp_common::abi::layout::{BY_ADDRESS, Event, EventKind, List, NEVER};
 use sip_xdp_common::limits::gcra::Bucket;
 use sip_xdp_common::verdict::{Message, Reason};
 
-use crate::kernel::frames::{request, sip};
+use crate::kernel::frames::{Ip, fragment, request, sip, udp};
 use crate::kernel::harness::{Kernel, SECOND, START, settings};
 
 const STRANGER: &str = "192.0.2.7";
@@ -127,4 +127,22 @@ fn the_limits_are_the_configured_ones() {
     limits.requests = sip_xdp_common::limits::gcra::Pace::new(3, SECOND);
     let mut kernel = Kernel::new(&Settings { limits, ..settings() });
     assert_eq!(passed(&mut kernel, STRANGER, &request("SUBSCRIBE"), 10), 3);
+}
+
+/// A message that is not all of a sample: a first fragment, or one of more than 1,472 bytes.
+#[test]
+fn what_the_detector_cannot_see_whole_has_a_limit_of_its_own() {
+    let long = [request("REGISTER"), vec![b'x'; 1_500]].concat();
+    let first = |source: &str| Ip { fragment: 0x2000, ..Ip::udp(source) }.frame(&udp(5060, &request("INVITE")));
+    let mut kernel = Kernel::new(&settings());
+    // The packet that makes the meter is not charged for it.
+    assert_eq!(passed(&mut kernel, "192.0.2.8", &long, 30), 11);
+    let run = |kernel: &mut Kernel, frame: &[u8]| (0..30).filter(|_| !kernel.run(frame).dropped).count();
+    assert_eq!(run(&mut kernel, &first("192.0.2.9")), 11);
+    let first_v6 = Ip { extensions: vec![(44, fragment(0, true))], ..Ip::udp("2001:db8::9") };
+    assert_eq!(run(&mut kernel, &first_v6.frame(&udp(5060, &request("INVITE")))), 11);
+    // Whole messages of the same source go on.
+    assert_eq!(passed(&mut kernel, "192.0.2.8", &request("OPTIONS"), 3), 3);
+    kernel.set_clock(START + 10 * SECOND);
+    assert_eq!(passed(&mut kernel, "192.0.2.8", &long, 30), 10);
 }

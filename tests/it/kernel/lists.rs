@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sip_xdp::dataplane::loader::{Capacity, Settings};
 use sip_xdp::dataplane::tables::header;
-use sip_xdp::dataplane::tables::ledger::Entry;
+use sip_xdp::dataplane::tables::ledger::{Entry, Tier};
 use sip_xdp::dataplane::tables::networks::{Slots, Table, Terms};
 use sip_xdp::lists::{ListError, Lists};
 use sip_xdp::net::network::Network;
@@ -15,7 +15,7 @@ use sip_xdp_common::lookup::networks::Kind;
 use sip_xdp_common::lookup::search::SAMPLE;
 use sip_xdp_common::verdict::Reason;
 
-use crate::kernel::frames::{request, sip};
+use crate::kernel::frames::{Ip, request, sip, tcp};
 use crate::kernel::harness::{Kernel, SECOND, START, settings};
 
 fn reason(kernel: &mut Kernel, source: &str) -> Reason {
@@ -283,4 +283,39 @@ fn random_network(random: &mut crate::kernel::differential::Random) -> Network {
     octets[15] = random.below(256) as u8;
     let bits = 116 + random.below(13).max(random.below(13)) as u8;
     Network::around(sip_xdp_common::ip_key::Source::new(octets), bits)
+}
+
+/// A ban on evidence that anybody could have sent ends UDP to the SIP ports, and nothing else of its source.
+#[test]
+fn a_ban_of_unproven_evidence_leaves_tcp_alone() {
+    let mut kernel = Kernel::new(&settings());
+    let unproven = |network: &str| {
+        let network = network.parse().unwrap();
+        let entry = Entry::manual(network, START + 300 * SECOND, "test");
+        Entry { owner: Owner::Auto, tier: Some(Tier::Unproven), ..entry }
+    };
+    let tcp_to = |source: &str, port| Ip { protocol: 6, ..Ip::udp(source) }.frame(&tcp(port));
+    for (host, network) in [("192.0.2.7", "192.0.2.0/24"), ("2001:db8:7::7", "2001:db8:7::/64")] {
+        kernel.lists.put(List::Block, unproven(host)).unwrap();
+        assert_eq!(reason(&mut kernel, host), Reason::Blocked, "{host}");
+        assert_eq!(kernel.run(&tcp_to(host, 5060)).reason, Reason::Unknown, "{host}");
+        let later = Ip { fragment: 0x2010, ..Ip::udp(host) };
+        if host.contains('.') {
+            assert_eq!(kernel.run(&later.frame(&[0; 64])).reason, Reason::Blocked);
+            let later_tcp = Ip { protocol: 6, ..later };
+            assert_eq!(kernel.run(&later_tcp.frame(&[0; 64])).reason, Reason::Fragment);
+        }
+        // Whoever blocks the network around it means all of it.
+        kernel.list(List::Block, network, NEVER);
+        assert_eq!(kernel.run(&tcp_to(host, 5060)).reason, Reason::Blocked, "{host} in {network}");
+        kernel.lists.remove(List::Block, &network.parse().unwrap(), Owner::Manual).unwrap();
+        assert_eq!(kernel.run(&tcp_to(host, 5060)).reason, Reason::Unknown, "{host}");
+        // And so does a feed, and an operator who blocks the host.
+        kernel.lists.replace_feed("feed", vec![host.parse().unwrap()]).unwrap();
+        assert_eq!(kernel.run(&tcp_to(host, 5060)).reason, Reason::Blocked, "{host} on a feed");
+        kernel.lists.replace_feed("feed", Vec::new()).unwrap();
+        assert_eq!(kernel.run(&tcp_to(host, 5060)).reason, Reason::Unknown, "{host}");
+        kernel.list(List::Block, host, NEVER);
+        assert_eq!(kernel.run(&tcp_to(host, 5060)).reason, Reason::Blocked, "{host}, by hand");
+    }
 }

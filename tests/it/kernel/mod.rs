@@ -16,5 +16,6 @@ mod listed;
 mod lists;
 mod machine;
 mod model;
+mod samples;
 mod storm;
 mod table;

@@ -53,7 +53,21 @@ fn rows() -> Vec<Row> {
     add("QinQ", Ethernet, ethernet(0x88a8, vlan(3, 0x8100, inner.clone())), Reason::Unknown, registers);
     add("two 802.1Q tags", Ethernet, ethernet(0x8100, vlan(3, 0x8100, inner.clone())), Reason::Unknown, registers);
     let three = ethernet(0x88a8, vlan(1, 0x8100, vlan(3, 0x8100, inner)));
-    add("three tags", Ethernet, three, Reason::NotSip, None);
+    add("three tags", Ethernet, three, Reason::Unknown, registers);
+    let priority = |tags: usize, ip: &Ip| {
+        let kind = if ip.source.is_ipv6() { 0x86dd } else { 0x0800 };
+        let (kind, rest) = (1..tags).fold((kind, ip.build(&to_sip)), |(kind, rest), _| (0x8100, vlan(0, kind, rest)));
+        ethernet(0x8100, vlan(0, kind, rest))
+    };
+    for tags in [1, 2, 3, 4, 8] {
+        let name = format!("{tags} priority tags");
+        add(&name, Ethernet, priority(tags, &v4), Reason::Unknown, registers);
+        add(&format!("{name}, blocked"), Ethernet, priority(tags, &Ip::udp(BLOCKED)), Reason::Blocked, None);
+        add(&format!("{name}, IPv6"), Ethernet, priority(tags, &Ip::udp(STRANGER_V6)), Reason::Unknown, registers);
+    }
+    for tags in [9, 10, 300] {
+        add(&format!("{tags} priority tags"), Ethernet, priority(tags, &v4), Reason::Limited, None);
+    }
     let v6 = Ip::udp(STRANGER_V6);
     let packet6 = v6.build(&to_sip);
     add("plain IPv6", Ethernet, v6.frame(&to_sip), Reason::Unknown, registers);
@@ -62,6 +76,15 @@ fn rows() -> Vec<Row> {
     add("PPPoE, IPv6", Ethernet, ethernet(0x8864, pppoe(0, 0x57, packet6.clone())), Reason::Unknown, registers);
     let in_vlan = ethernet(0x8100, vlan(7, 0x8864, pppoe(0, 0x21, packet.clone())));
     add("PPPoE in a VLAN", Ethernet, in_vlan, Reason::Unknown, registers);
+    let short = |protocol: u16, packet: &[u8]| {
+        let mut session = pppoe(0, protocol, packet.to_vec());
+        session.remove(6);
+        ethernet(0x8864, session)
+    };
+    add("PPPoE, IPv4, protocol of one byte", Ethernet, short(0x21, &packet), Reason::Unknown, registers);
+    add("PPPoE, IPv6, protocol of one byte", Ethernet, short(0x57, &packet6), Reason::Unknown, registers);
+    let blocked_short = short(0x21, &Ip::udp(BLOCKED).build(&to_sip));
+    add("PPPoE, protocol of one byte, blocked", Ethernet, blocked_short, Reason::Blocked, None);
     add("PPPoE, LCP", Ethernet, ethernet(0x8864, pppoe(0, 0xc021, vec![0; 40])), Reason::NotSip, None);
     add("PPPoE, not a session", Ethernet, ethernet(0x8864, pppoe(9, 0x21, packet.clone())), Reason::NotSip, None);
     add("tun, IPv4", NoHeader, packet.clone(), Reason::Unknown, registers);
@@ -101,7 +124,9 @@ fn rows() -> Vec<Row> {
     let long_chain = Ip { extensions: vec![(60, extension(0)); 9], ..Ip::udp(BLOCKED_V6) };
     add("a chain too long, blocked", Ethernet, long_chain.frame(&to_sip), Reason::Blocked, None);
     let cut = Ip { extensions: vec![(60, vec![200])], ..v6.clone() };
-    add("a chain that is cut off", Ethernet, cut.frame(&[]), Reason::NotSip, None);
+    add("a chain that is cut off", Ethernet, cut.frame(&[]), Reason::Unparsed, Some(Unparsed));
+    let cut = Ip { extensions: vec![(60, vec![200])], ..Ip::udp(BLOCKED_V6) };
+    add("a chain that is cut off, blocked", Ethernet, cut.frame(&[]), Reason::Blocked, None);
     let esp = Ip { protocol: 50, ..v6.clone() };
     add("ESP", Ethernet, esp.frame(&[0; 64]), Reason::NotSip, None);
 
@@ -120,7 +145,19 @@ fn rows() -> Vec<Row> {
     let later_icmp = Ip { protocol: 1, ..later.clone() };
     add("later fragment of ICMP", Ethernet, later_icmp.frame(&[0; 64]), Reason::NotSip, None);
     let blocked_later = Ip { fragment: 0x2010, ..Ip::udp(BLOCKED) };
-    add("later fragment, blocked", Ethernet, blocked_later.frame(&to_sip), Reason::Fragment, None);
+    add("later fragment, blocked", Ethernet, blocked_later.frame(&to_sip), Reason::Blocked, None);
+    let blocked_first = Ip { fragment: 0x2000, ..Ip::udp(BLOCKED) };
+    add(
+        "first fragment to another port, blocked",
+        Ethernet,
+        blocked_first.frame(&udp(53, b"x")),
+        Reason::Blocked,
+        None,
+    );
+    let trusted_later = Ip { fragment: 0x2010, ..Ip::udp(TRUSTED_IN_BLOCKED) };
+    add("later fragment, trusted", Ethernet, trusted_later.frame(&to_sip), Reason::Fragment, None);
+    let options_later = Ip { extensions: vec![(44, fragment(20, true))], protocol: 60, ..Ip::udp(BLOCKED_V6) };
+    add("IPv6 later fragment of options, blocked", Ethernet, options_later.frame(&to_sip), Reason::Blocked, None);
     let fragmented = |offset, more| Ip { extensions: vec![(44, fragment(offset, more))], ..v6.clone() };
     add("IPv6 first fragment", Ethernet, fragmented(0, true).frame(&to_sip[..96]), Reason::Unknown, registers);
     add("IPv6 tiny first fragment", Ethernet, fragmented(0, true).frame(&to_sip[..3]), Reason::Unknown, Some(Other));
@@ -176,6 +213,10 @@ fn rows() -> Vec<Row> {
         add(method, Ethernet, sip(STRANGER, &request(method)), Reason::Unknown, Some(Other));
     }
     add("response", Ethernet, sip(STRANGER, b"SIP/2.0 200 OK\r\n\r\n"), Reason::Response, Some(Response));
+    let lite = Ip { protocol: 136, ..v4.clone() };
+    add("UDP-Lite", Ethernet, lite.frame(&to_sip), Reason::Limited, None);
+    add("UDP-Lite, blocked", Ethernet, Ip { protocol: 136, ..Ip::udp(BLOCKED) }.frame(&to_sip), Reason::Blocked, None);
+    add("UDP-Lite to another port", Ethernet, lite.frame(&udp(53, &register)), Reason::NotSip, None);
     add("another version", Ethernet, sip(STRANGER, b"SIP/3.0 200 OK\r\n\r\n"), Reason::Unparsed, Some(Unparsed));
     add("HTTP", Ethernet, sip(STRANGER, b"GET / HTTP/1.1\r\n\r\n"), Reason::Unparsed, Some(Unparsed));
     add("RTP", Ethernet, sip(STRANGER, &[0x80; 172]), Reason::Unparsed, Some(Unparsed));

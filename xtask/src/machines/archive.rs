@@ -32,7 +32,9 @@ ulimit -l unlimited
 for module in virtio_pci virtio_console virtio_rng virtio_net af_packet e1000 e1000e igb vmxnet3; do
   modprobe $module 2>/dev/null
 done
-for module in veth 8021q bonding bridge macvlan sch_ingress cls_bpf; do
+# Without this parameter it makes a bond by itself.
+modprobe bonding max_bonds=0 2>/dev/null
+for module in veth 8021q bridge macvlan sch_ingress cls_bpf; do
   modprobe $module 2>/dev/null
 done
 sysctl -q -w net.ipv4.ip_forward=0 net.ipv6.conf.all.disable_ipv6=1

@@ -5,26 +5,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
+use super::Mode;
 use super::arrange::{Arranged, State};
 use super::daemon::{Daemon, Started};
 use super::interfaces::Row;
 use super::outside::{Outside, Who};
 use super::qemu::{Dead, Machine};
+use crate::command::say;
 
 /// The most instructions that a verifier may look at: half of what it gives up at.
 const MOST_INSTRUCTIONS: u64 = 500_000;
 
-/// How long an interface that was taken down and up, or whose driver ignores the program, may go unprotected.
-const PROTECTED_WITHIN: Duration = Duration::from_secs(5);
-
-/// Packets of a flood.
-const FLOOD: u32 = 600;
-
-/// The most of them that may pass: the burst that strangers have, and what a few seconds add to it.
-const FLOOD_PASSES: u64 = 200;
-
-/// Bytes over TCP, each way.
-const BYTES: usize = 200_000;
+/// How the log names a program that the driver never calls.
+const BLIND: &str = "kind=blind";
 
 /// The result of one check: what was seen, or what is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,28 +49,48 @@ impl Outcome {
     }
 }
 
+/// How much is tried, and told.
+pub(crate) struct Scope {
+    pub(crate) modes: Vec<Mode>,
+    /// Whether each check is told as it happens.
+    pub(crate) verbose: bool,
+}
+
 /// The checks of one row.
 pub(crate) struct Checks<'a> {
-    machine: &'a mut Machine,
-    row: &'a Row,
-    outside: &'a Outside,
-    arranged: Arranged,
+    pub(super) machine: &'a mut Machine,
+    pub(super) row: &'a Row,
+    pub(super) outside: &'a Outside,
+    pub(super) arranged: Arranged,
     before: State,
     outcome: Outcome,
+    verbose: bool,
 }
 
 /// Does everything. An error means that the machine itself is no longer of use.
-pub(crate) fn run(machine: &mut Machine, row: &Row, arranged: Arranged, outside: &Outside) -> Result<Outcome> {
+pub(crate) fn run(
+    machine: &mut Machine,
+    row: &Row,
+    arranged: Arranged,
+    outside: &Outside,
+    scope: &Scope,
+) -> Result<Outcome> {
     let before = arranged.state(machine)?;
-    let mut checks = Checks { machine, row, outside, arranged, before, outcome: Outcome::default() };
+    let mut checks =
+        Checks { machine, row, outside, arranged, before, outcome: Outcome::default(), verbose: scope.verbose };
     checks.check("reachable without a filter", |checks| {
         checks.outside.reach()?;
         Ok("answers".to_owned())
     })?;
-    if checks.automatic()? {
+    if scope.modes.contains(&Mode::Auto) && checks.automatic()? {
         checks.traffic()?;
     }
-    checks.single_modes()?;
+    if scope.modes.contains(&Mode::Native) {
+        checks.native()?;
+    }
+    if scope.modes.contains(&Mode::Generic) {
+        checks.generic()?;
+    }
     let arranged = checks.arranged;
     arranged.take_down(checks.machine)?;
     Ok(checks.outcome)
@@ -86,22 +99,30 @@ pub(crate) fn run(machine: &mut Machine, row: &Row, arranged: Arranged, outside:
 impl Checks<'_> {
     /// Notes what a check says. Only a machine that no longer answers ends the row.
     fn check(&mut self, name: &'static str, body: impl FnOnce(&mut Self) -> Result<String>) -> Result<bool> {
+        let since = Instant::now();
         let result = match body(self) {
             Ok(said) => Ok(said),
             Err(error) if error.is::<Dead>() => return Err(error),
             Err(error) => Err(format!("{error:#}")),
         };
         let fine = result.is_ok();
+        if self.verbose {
+            let (word, detail) = match &result {
+                Ok(detail) => ("right", detail),
+                Err(detail) => ("WRONG", detail),
+            };
+            say(format!("    {word} in {:.1} s: {name}: {detail}", since.elapsed().as_secs_f64()));
+        }
         self.outcome.checks.push(Check { name, result });
         Ok(fine)
     }
 
-    fn daemon(&mut self) -> Daemon<'_> {
+    pub(super) fn daemon(&mut self) -> Daemon<'_> {
         Daemon { machine: self.machine, interface: &self.arranged.interface }
     }
 
     /// Packets that arrived from somebody since they were last forgotten.
-    fn arrived(&mut self, who: Who) -> Result<u64> {
+    pub(super) fn arrived(&mut self, who: Who) -> Result<u64> {
         let counts = self.machine.ask(&json!({"do": "counts"}))?;
         Ok(counts[self.outside.address(who).to_string()].as_u64().unwrap_or(0))
     }
@@ -147,8 +168,7 @@ impl Checks<'_> {
         self.outcome.egress = text("egress");
         let mode = text("mode").context("status names no mode")?;
         if mode == "generic" {
-            let reason = log.lines().find(|line| line.contains("generic mode") && line.contains("WARN"));
-            self.outcome.reason = reason.map(|line| line.split("WARN").nth(1).unwrap_or(line).trim().to_owned());
+            self.outcome.reason = reason(log);
         }
         if status["enforcing"] != true {
             bail!("status does not say that it enforces");
@@ -161,6 +181,10 @@ impl Checks<'_> {
     fn traffic(&mut self) -> Result<()> {
         self.check("blocked source dropped", Self::blocked)?;
         self.check("mode", Self::mode)?;
+        self.check("doctor agrees while it runs", |checks| {
+            let doctor = checks.daemon().sip_xdp(&["doctor", "--json"])?;
+            agree(&doctor.json()?, true, checks.outcome.mode.as_deref())
+        })?;
         self.check("registration seen, known good", Self::registration)?;
         self.check("TCP both ways", Self::tcp)?;
         self.check("flood limited and banned", Self::flood)?;
@@ -174,50 +198,6 @@ impl Checks<'_> {
         self.check("adoption after kill -9", |checks| checks.swap(true))?;
         self.check("upgrade", |checks| checks.swap(false))?;
         self.check("unload leaves nothing", Self::unload)?;
-        Ok(())
-    }
-
-    /// Twenty packets of a blocked source, and of a stranger. Where the driver ignores the program, it may take a few
-    /// seconds until that was noticed.
-    fn blocked(&mut self) -> Result<String> {
-        let address = self.outside.address(Who::Blocked).to_string();
-        self.daemon().must(&["block", "add", &address])?;
-        let deadline = Instant::now() + PROTECTED_WITHIN;
-        let mut leaked = 0;
-        loop {
-            self.machine.ask(&json!({"do": "forget"}))?;
-            self.outside.send(Who::Blocked, "OPTIONS", 20, Duration::from_millis(4))?;
-            self.outside.send(Who::Stranger, "OPTIONS", 3, Duration::from_millis(20))?;
-            self.settle(Who::Stranger, 3)?;
-            let (blocked, stranger) = (self.arrived(Who::Blocked)?, self.arrived(Who::Stranger)?);
-            if stranger == 0 {
-                bail!("nothing of a stranger arrives either");
-            }
-            if blocked == 0 {
-                break;
-            }
-            leaked += blocked;
-            if Instant::now() >= deadline {
-                bail!("{leaked} packets of a blocked source arrived in {} s", PROTECTED_WITHIN.as_secs());
-            }
-            std::thread::sleep(Duration::from_millis(300));
-        }
-        let explained = self.daemon().json(&["explain", &address])?;
-        let hits = explained["matches"][0]["hits"].as_u64().unwrap_or(0);
-        if hits < 20 {
-            bail!("20 packets were dropped, {hits} are counted");
-        }
-        Ok(if leaked == 0 { "20 of 20".to_owned() } else { format!("after {leaked} had passed") })
-    }
-
-    /// Waits a moment for what was sent.
-    fn settle(&mut self, who: Who, wanted: u64) -> Result<()> {
-        for _ in 0..40 {
-            if self.arrived(who)? >= wanted {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
         Ok(())
     }
 
@@ -238,106 +218,6 @@ impl Checks<'_> {
                 None => bail!("generic, and no reason is given"),
             },
         }
-    }
-
-    fn registration(&mut self) -> Result<String> {
-        self.outside.register()?;
-        let address = self.outside.address(Who::Phone).to_string();
-        let good = self.daemon().explained(&address, Duration::from_secs(15), |explained| {
-            !explained["good_until"].is_null()
-                || explained["good_ports"].as_array().is_some_and(|ports| !ports.is_empty())
-        })?;
-        if !good {
-            bail!("registered, and not known good 15 s later");
-        }
-        Ok("known good".to_owned())
-    }
-
-    fn tcp(&mut self) -> Result<String> {
-        self.outside.echo_inwards(BYTES).context("to the machine")?;
-        let (address, echo) = self.outside.echo_outwards()?;
-        let answer = self
-            .machine
-            .ask(&json!({"do": "echo", "address": address.to_string(), "bytes": BYTES, "timeout": 20}))
-            .context("from the machine")?;
-        if answer["same"] != true {
-            bail!("other bytes came back to the machine than it sent");
-        }
-        // It ends when the machine closes the connection, which it did.
-        let _ = echo.join();
-        Ok(format!("{BYTES} bytes"))
-    }
-
-    fn flood(&mut self) -> Result<String> {
-        let address = self.outside.address(Who::Flooder).to_string();
-        self.machine.ask(&json!({"do": "forget"}))?;
-        // Longer than the second for which a flood is watched before anybody is banned for it.
-        self.outside.send(Who::Flooder, "REGISTER", FLOOD, Duration::from_millis(5))?;
-        let banned = self.daemon().explained(&address, Duration::from_secs(20), |explained| {
-            explained["matches"].as_array().into_iter().flatten().any(|entry| entry["list"] == "block")
-        })?;
-        let arrived = self.arrived(Who::Flooder)?;
-        if arrived > FLOOD_PASSES {
-            bail!("{arrived} of {FLOOD} arrived");
-        }
-        if !banned {
-            bail!("{arrived} of {FLOOD} arrived, but the source is not banned 20 s later");
-        }
-        Ok(format!("{arrived} of {FLOOD} arrived, banned"))
-    }
-
-    /// A datagram in several buffers of the card.
-    fn large(&mut self) -> Result<String> {
-        self.machine.ask(&json!({"do": "forget"}))?;
-        let size = usize::from(self.row.mtu) - 500;
-        for who in [Who::Blocked, Who::Gateway] {
-            self.outside.send_large(who, size)?;
-        }
-        self.settle(Who::Gateway, 1)?;
-        match (self.arrived(Who::Gateway)?, self.arrived(Who::Blocked)?) {
-            (0, _) => bail!("a datagram of {size} bytes does not arrive"),
-            (_, 0) => Ok(format!("{size} bytes")),
-            (_, leaked) => bail!("{leaked} datagrams of {size} bytes of a blocked source arrived"),
-        }
-    }
-
-    /// Takes the interface down and up, or changes its MTU; it must be protected again soon, and that must be said.
-    fn reset(&mut self, how: &str) -> Result<String> {
-        let card = self.arranged.interface.clone();
-        let said_before = self.daemon().log()?.lines().count();
-        if how == "mtu" {
-            self.machine.must(&format!("ip link set dev {card} mtu 1400"))?;
-        } else {
-            self.machine.must(&format!("ip link set dev {card} down"))?;
-            self.machine.must(&format!("ip link set dev {card} up"))?;
-        }
-        let since = Instant::now();
-        self.outside.reach()?;
-        let stream = self.outside.keep_sending()?;
-        let mut last = None;
-        let mut seen = self.arrived(Who::Blocked)?;
-        while since.elapsed() < PROTECTED_WITHIN + Duration::from_secs(3) {
-            let now = self.arrived(Who::Blocked)?;
-            if now > seen {
-                (seen, last) = (now, Some(since.elapsed()));
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        let sent = stream.stop();
-        if let Some(last) = last.filter(|last| *last > PROTECTED_WITHIN) {
-            bail!("packets of a blocked source still arrive {:.1} s later", last.as_secs_f64());
-        }
-        if how == "mtu" {
-            self.machine.must(&format!("ip link set dev {card} mtu {}", self.row.mtu))?;
-        }
-        let log = self.daemon().log()?;
-        let said: Vec<_> = log.lines().skip(said_before).filter(|line| line.contains(&card)).collect();
-        let gap =
-            last.map_or("no packet passed".to_owned(), |last| format!("protected after {:.1} s", last.as_secs_f64()));
-        if last.is_some() && said.is_empty() {
-            bail!("{gap}, and nothing was said");
-        }
-        Ok(format!("{gap} ({sent} sent)"))
     }
 
     /// A new daemon takes over while a blocked source goes on sending: after a crash, or with another program.
@@ -393,8 +273,9 @@ impl Checks<'_> {
         bail!("{}", differences.join("; "))
     }
 
-    /// `run` in native mode, which works or says why not, and in generic mode, which always works.
-    fn single_modes(&mut self) -> Result<()> {
+    /// `run` in native mode, which works or says why not.
+    fn native(&mut self) -> Result<()> {
+        self.daemon().configure(&[5060, 5061])?;
         self.check("native mode", |checks| {
             let started = checks.daemon().start("native")?;
             let refused = (!started.ready).then(|| started.last_line());
@@ -404,17 +285,21 @@ impl Checks<'_> {
                 Some(reason) if native => Err(anyhow::anyhow!("refused, though this driver can: {reason}")),
                 Some(reason) => Ok(format!("refused: {reason}")),
             };
+            let log = if refused.is_none() { checks.daemon().log()? } else { String::new() };
             checks.finish(refused.is_none())?;
             match result {
                 // What the driver takes and ignores is an error that the daemon has to find.
-                Err(error) if !native => {
-                    let log = started.log;
-                    let found = checks.outcome.reason.is_some() && log.contains("blind");
-                    if found { Ok("taken and ignored by the driver, which is said".to_owned()) } else { Err(error) }
-                }
+                Err(_) if !native && log.contains(BLIND) => Ok("ignored by the driver, and said".to_owned()),
                 other => other,
             }
         })?;
+        self.check("unload after native mode", Self::nothing_left)?;
+        Ok(())
+    }
+
+    /// `run` in generic mode, which always works.
+    fn generic(&mut self) -> Result<()> {
+        self.daemon().configure(&[5060, 5061])?;
         self.check("generic mode", |checks| {
             let started = checks.daemon().start("generic")?;
             if !started.ready {
@@ -425,7 +310,7 @@ impl Checks<'_> {
             checks.finish(true)?;
             result
         })?;
-        self.check("unload after single modes", Self::nothing_left)?;
+        self.check("unload after generic mode", Self::nothing_left)?;
         Ok(())
     }
 
@@ -437,6 +322,20 @@ impl Checks<'_> {
         self.daemon().sip_xdp(&["unload"])?;
         Ok(())
     }
+}
+
+/// Why generic mode, from the log's last word on it.
+fn reason(log: &str) -> Option<String> {
+    let about = |line: &&str| line.contains("generic mode") || line.contains(BLIND);
+    let warned = |line: &&str| line.contains(" WARN ") || line.contains(" ERROR ");
+    let line = log.lines().filter(warned).rfind(about)?;
+    Some(
+        line.split_once(" WARN ")
+            .or_else(|| line.split_once(" ERROR "))
+            .map_or(line, |(_, said)| said)
+            .trim()
+            .to_owned(),
+    )
 }
 
 /// Whether what `doctor` foretold is what `run` did.

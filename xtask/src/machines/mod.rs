@@ -11,6 +11,7 @@ mod interfaces;
 mod kernels;
 mod manual;
 mod outside;
+mod packets;
 mod qemu;
 mod report;
 mod setup;
@@ -19,18 +20,19 @@ mod tags;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
 use self::arrange::Arranged;
-use self::checks::Outcome;
+use self::checks::{Outcome, Scope};
 use self::interfaces::{Card, ROWS, Row};
 use self::kernels::{Kernel, Prepared};
 use self::outside::Outside;
 pub(crate) use self::qemu::Architecture;
 use self::qemu::{Accelerator, Boot, Dead, Machine};
 use self::report::Tried;
-use self::setup::Files;
+use self::setup::{Built, Files};
 use crate::command::{self, is_root, say};
 use crate::workspace::Workspace;
 
@@ -49,6 +51,9 @@ pub(crate) struct Options {
     /// Only interfaces whose name contains this: `bond`, `bridge port`, `MTU`; `=NAME` for exactly this one
     #[arg(long = "interface", value_name = "TEXT")]
     interfaces: Vec<String>,
+    /// Only these modes of `run`, instead of all three
+    #[arg(long = "mode", value_enum, value_name = "MODE")]
+    modes: Vec<Mode>,
     /// The machines' processor
     #[arg(long, value_enum, default_value_t = Architecture::Amd64)]
     arch: Architecture,
@@ -67,31 +72,50 @@ pub(crate) struct Options {
     /// Debian's kernels for clouds, which boot in half the time and have virtio_net alone
     #[arg(long)]
     cloud: bool,
+    /// Say what each check found, as it happens
+    #[arg(long, short)]
+    verbose: bool,
     /// Fetch and build everything, and boot nothing
     #[arg(long)]
     prepare: bool,
+    /// The agent, built already
+    #[arg(long, hide = true, value_name = "FILE")]
+    guest: Option<PathBuf>,
     /// We are in a network namespace of our own already
     #[arg(long, hide = true)]
     inside: bool,
+}
+
+/// How `run` is told to attach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Mode {
+    /// By its own choice; everything that needs packets is tried in this mode
+    Auto,
+    /// In the driver
+    Native,
+    /// In the network stack
+    Generic,
 }
 
 /// The command.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let kernels = options.kernels()?;
     let rows = options.rows()?;
-    let files = setup::prepare(options.arch, options.binary.as_deref(), &kernels, options.cloud, options.refresh)?;
+    let built = Built { binary: options.binary.as_deref(), guest: options.guest.as_deref() };
+    let files = setup::prepare(options.arch, built, &kernels, options.cloud, options.refresh)?;
     if options.prepare {
         say("everything is in place");
         return Ok(());
     }
     if !options.inside {
-        return enter_namespace(&files.binary);
+        return enter_namespace(&files);
     }
+    let since = Instant::now();
     let mut accelerator = Accelerator::first_choice(options.arch, &files.cache);
     let mut tried = Vec::new();
     for (kernel, prepared) in kernels.iter().copied().zip(&files.kernels) {
         say(format!("kernel {} ({}), {} interfaces", prepared.release, kernel.platform, rows.len()));
-        let one = try_kernel(kernel, prepared, options.arch, &rows, &files, &mut accelerator)?;
+        let one = try_kernel(kernel, prepared, options, &rows, &files, &mut accelerator)?;
         for line in one.faults() {
             say(format!("wrong: {line}"));
         }
@@ -114,6 +138,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         say(format!("manual: {}", page.display()));
     }
     let faults: usize = tried.iter().map(|tried| tried.faults().len()).sum();
+    let [passed, failed] = report::counts(&tried);
+    let word = if failed == 0 { "ok" } else { "FAILED" };
+    println!(
+        "test result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out; finished in \
+         {:.2}s",
+        since.elapsed().as_secs_f64()
+    );
     if faults > 0 {
         bail!("{faults} checks failed: the lines with `wrong:` say which");
     }
@@ -121,6 +152,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 impl Options {
+    fn scope(&self) -> Scope {
+        let all = [Mode::Auto, Mode::Native, Mode::Generic];
+        Scope { modes: if self.modes.is_empty() { all.to_vec() } else { self.modes.clone() }, verbose: self.verbose }
+    }
+
     fn kernels(&self) -> Result<Vec<&'static Kernel>> {
         if self.kernels.is_empty() {
             return kernels::USUAL.iter().map(|name| Kernel::named(name)).collect();
@@ -145,6 +181,20 @@ impl Options {
     }
 }
 
+/// What `cargo xtask test` tries of it: one of these kernels, with the card that most hosts have.
+pub(crate) const TESTED: [&str; 2] = ["6.1", "6.12"];
+
+/// The arguments for that.
+pub(crate) fn test_arguments(kernel: &str, binary: &Path, guest: &Path) -> Vec<String> {
+    let paths = [binary, guest].map(|path| path.display().to_string());
+    let words = ["machines", "--cloud", "--interface", "=virtio_net", "--mode", "auto", "--kernel", kernel];
+    let mut arguments: Vec<_> = words.map(str::to_owned).into();
+    for (option, path) in ["--binary", "--guest"].into_iter().zip(paths) {
+        arguments.extend([option.to_owned(), path]);
+    }
+    arguments
+}
+
 /// Whether an interface is meant by what stands behind `--interface`.
 fn is_named(name: &str, text: &str) -> bool {
     text.strip_prefix('=').map_or_else(|| name.contains(text), |exact| name == exact)
@@ -152,19 +202,26 @@ fn is_named(name: &str, text: &str) -> bool {
 
 /// Starts ourselves again in a network namespace of our own, where taps and traffic disturb nobody. The binary is
 /// built by now, and nothing is fetched there.
-fn enter_namespace(binary: &Path) -> Result<()> {
-    let mut command = Command::new("unshare");
-    command.arg("--net");
+fn enter_namespace(files: &Files) -> Result<()> {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "TERM", "unshare", "--net"]);
     if !is_root() {
         // Whoever may make user namespaces needs no root.
         command.arg("--map-root-user");
     }
     command.arg("--").arg(std::env::current_exe().context("xtask has no path")?);
-    command.args(std::env::args_os().skip(1)).arg("--inside");
-    if !std::env::args_os().any(|argument| argument == "--binary") {
-        command.arg("--binary").arg(binary);
+    // What was asked for, without what is said below.
+    let mut arguments = std::env::args_os().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.to_str() {
+            Some("--binary" | "--guest") => drop(arguments.next()),
+            Some(text) if text.starts_with("--binary=") || text.starts_with("--guest=") => {}
+            Some("--refresh") => {}
+            _ => drop(command.arg(argument)),
+        }
     }
-    let status = command.status().context("cannot run unshare")?;
+    command.arg("--binary").arg(&files.binary).arg("--guest").arg(&files.guest).arg("--inside");
+    let status = command.status().context("cannot run setpriv and unshare")?;
     // It has said what was wrong.
     std::process::exit(status.code().unwrap_or(1));
 }
@@ -173,11 +230,12 @@ fn enter_namespace(binary: &Path) -> Result<()> {
 fn try_kernel(
     kernel: &'static Kernel,
     prepared: &Prepared,
-    architecture: Architecture,
+    options: &Options,
     rows: &[Row],
     files: &Files,
     accelerator: &mut Accelerator,
 ) -> Result<Tried> {
+    let architecture = options.arch;
     let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
     let initrd = directory.path().join("initrd");
     let overlay = directory.path().join("overlay");
@@ -229,7 +287,7 @@ fn try_kernel(
         say(format!("booted in {:.0} s by {accelerator}", machine.seconds));
         for place in left {
             let row = &place.row;
-            match try_row(&mut machine, place) {
+            match try_row(&mut machine, place, options) {
                 Err(error) if error.is::<Dead>() && boots < BOOTS => {
                     say(format!("{}: {error:#}; once more on a new machine", row.name));
                     break;
@@ -253,10 +311,10 @@ struct Place {
     outside: Outside,
 }
 
-fn try_row(machine: &mut Machine, place: &Place) -> Result<Outcome> {
+fn try_row(machine: &mut Machine, place: &Place, options: &Options) -> Result<Outcome> {
     let Place { row, cards, outside } = place;
     let arranged = Arranged::build(machine, row, cards, outside)?;
-    checks::run(machine, row, arranged, outside)
+    checks::run(machine, row, arranged, outside, &options.scope())
 }
 
 /// Today, as the system's clock has it.

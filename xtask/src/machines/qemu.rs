@@ -275,7 +275,9 @@ fn connect(process: &mut Child, socket: &Path, deadline: Instant) -> Result<Unix
 fn command(boot: &Boot<'_>, console: &Path, socket: &Path) -> Result<Command> {
     let program = boot.architecture.program();
     let path = find(program).with_context(|| format!("{program} is not installed"))?;
-    let mut command = Command::new(path);
+    // It ends with us, however we end.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL"]).arg(path);
     match boot.accelerator {
         Accelerator::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
         Accelerator::Emulation => command.args(["-accel", "tcg,thread=multi", "-cpu"]).arg(match boot.architecture {

@@ -113,6 +113,13 @@ fn cell(result: &Result<Outcome, String>) -> String {
     }
 }
 
+/// How many interfaces are right and wrong, on all kernels together.
+pub(crate) fn counts(tried: &[Tried]) -> [usize; 2] {
+    let rows: Vec<_> = tried.iter().flat_map(|tried| &tried.rows).collect();
+    let right = rows.iter().filter(|(_, result)| result.as_ref().is_ok_and(Outcome::is_right)).count();
+    [right, rows.len() - right]
+}
+
 /// The interfaces that any kernel was tried with, in order.
 fn interfaces(tried: &[Tried]) -> Vec<&'static str> {
     let mut names = Vec::new();

@@ -29,7 +29,15 @@ pub(crate) struct Files {
     pub(crate) cache: PathBuf,
     /// The product's binary.
     pub(crate) binary: PathBuf,
-    guest: PathBuf,
+    /// The agent.
+    pub(crate) guest: PathBuf,
+}
+
+/// What need not be built.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Built<'a> {
+    pub(crate) binary: Option<&'a Path>,
+    pub(crate) guest: Option<&'a Path>,
 }
 
 impl Files {
@@ -42,7 +50,7 @@ impl Files {
 /// Makes it.
 pub(crate) fn prepare(
     architecture: Architecture,
-    binary: Option<&Path>,
+    built: Built<'_>,
     kernels: &[&Kernel],
     cloud: bool,
     refresh: bool,
@@ -56,14 +64,14 @@ pub(crate) fn prepare(
         .map(|kernel| kernel.prepare(&cache, architecture.name(), cloud, refresh))
         .collect::<Result<Vec<_>>>()?;
     let root = archive::root(&cache, architecture.name())?.join("root.cpio");
-    let binary = match binary {
+    let binary = match built.binary {
         Some(path) => path.to_path_buf(),
         None => {
             build::binary(&workspace, true)?;
             workspace.binary(true)
         }
     };
-    let guest = guest(&workspace)?;
+    let guest = built.guest.map_or_else(|| guest(&workspace), |path| Ok(path.to_path_buf()))?;
     Ok(Files { root, kernels: prepared, cache, binary, guest })
 }
 

@@ -96,7 +96,7 @@ fn attach_tcx(program: &mut SchedClassifier, interface: &Interface, pins: &Pins)
     let options = TcAttachOptions::TcxOrder(LinkOrder::default());
     let id = program
         .attach_with_options(&interface.name, TcAttachType::Egress, options)
-        .map_err(|error| anyhow!("no tcx link ({}); Linux 6.6 or newer is needed", cause(&error)))?;
+        .map_err(|error| anyhow!("no tcx link ({})", cause(&error)))?;
     let link = FdLink::try_from(program.take_link(id)?)?;
     link.pin(&path).with_context(|| format!("{} cannot be pinned", path.display()))?;
     Ok(())

@@ -180,7 +180,8 @@ fn attach_anew(program: &mut Xdp, interface: &Interface, mode: Mode, pins: &Pins
 /// filter would end with the daemon: that is an error, and dropping the link detaches it.
 fn fd_link(program: &mut Xdp, id: XdpLinkId) -> Result<FdLink> {
     let link = program.take_link(id)?;
-    FdLink::try_from(link).map_err(|_| anyhow!("the kernel has no XDP links; Linux 5.10 or newer is needed"))
+    FdLink::try_from(link)
+        .map_err(|_| anyhow!("the kernel has no XDP links, with which the filter outlives its daemon"))
 }
 
 fn pin_program(program: &mut Xdp, interface: &Interface, pins: &Pins) -> Result<()> {

@@ -11,7 +11,8 @@ use aya::maps::{Array, Map, MapData};
 use bytemuck::Zeroable as _;
 use sip_xdp_common::lookup::networks::{Guide, Hashing, IPV6_LENGTHS, Kind, Length, MAX_LENGTHS};
 
-use crate::dataplane::mmap::{Mapped, View, grace_period};
+use crate::dataplane::mmap::{Mapped, View};
+use crate::dataplane::rcu::grace_period;
 use crate::net::network::Network;
 
 /// The word that says which version of the lengths is in force; written last.

@@ -14,7 +14,8 @@ use sip_xdp_common::abi::names;
 use sip_xdp_common::lookup::host_rows::{ELSEWHERE_SHIFT, Home, MARKS, Row};
 use sip_xdp_common::lookup::networks::Hashing;
 
-use crate::dataplane::mmap::{Mapped, View, grace_period};
+use crate::dataplane::mmap::{Mapped, View};
+use crate::dataplane::rcu::grace_period;
 
 const ROW_WORDS: usize = size_of::<Row>() / size_of::<u64>();
 

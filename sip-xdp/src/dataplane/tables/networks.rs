@@ -11,7 +11,7 @@ use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::Source;
 use sip_xdp_common::lookup::networks::{
     ALIKE, Bucket, CLAIMED, FEED, FLOWS, GROUP, Guide, HIT, Hashed, Hashing, Kind, LABEL, OCCUPIED, OWN, Slot,
-    Standing, WAYS,
+    Standing, UDP_ONLY, WAYS,
 };
 
 use crate::dataplane::mmap::{Mapped, View};
@@ -39,8 +39,10 @@ pub struct Terms {
     pub claimed: bool,
     /// An operator does, or the configuration.
     pub own: bool,
-    /// Some of its ports are banned.
+    /// Of a known host: some of its ports are banned.
     pub flows: bool,
+    /// Of a blocked network: UDP alone is dropped.
+    pub udp_only: bool,
     /// What is known of a host.
     pub standing: Option<Standing>,
 }
@@ -53,6 +55,7 @@ impl Terms {
             | (u64::from(self.claimed) * CLAIMED)
             | (u64::from(self.own) * OWN)
             | (u64::from(self.flows) * FLOWS)
+            | (u64::from(self.udp_only) * UDP_ONLY)
             | self.standing.map_or(0, |standing| standing.bits())
     }
 }
@@ -400,7 +403,15 @@ fn read(slot: &[AtomicU64]) -> Option<TableEntry> {
     let kind = Kind::ALL.into_iter().find(|kind| kind.label(network.bits()) == state & LABEL)?;
     let is = |flag| state & flag != 0;
     let standing = (kind == Kind::Known).then_some(Standing::of(state));
-    let terms = Terms { expires, feed: is(FEED), claimed: is(CLAIMED), own: is(OWN), flows: is(FLOWS), standing };
+    let terms = Terms {
+        expires,
+        feed: is(FEED),
+        claimed: is(CLAIMED),
+        own: is(OWN),
+        flows: kind == Kind::Known && is(FLOWS),
+        udp_only: kind == Kind::Blocked && is(UDP_ONLY),
+        standing,
+    };
     let hits = if standing.is_some() { 0 } else { state / HIT };
     Some(TableEntry { kind, network, terms, hits })
 }

@@ -120,7 +120,7 @@ impl Volume {
         let (rule, limit) = match kind {
             Bucket::Register => self.rules.register,
             Bucket::Requests => self.rules.requests,
-            Bucket::Other | Bucket::Storm => return None,
+            Bucket::Other | Bucket::Storm | Bucket::Fragments => return None,
         };
         // As the kernel meters it.
         let by_address = event.flags & BY_ADDRESS != 0 || event.source.is_v4();

@@ -3,86 +3,85 @@
 use std::fs;
 use std::path::Path;
 
-use aya::programs::ProgramType;
-use aya::sys::is_program_supported;
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access, geteuid};
 
 use super::Check;
-use crate::dataplane::loader;
+use crate::dataplane::loader::{Figures, Trial};
 use crate::dataplane::pins;
+use crate::dataplane::probe::{BTF, Platform};
 use crate::sys::privileges;
-
-/// XDP links, on which everything rests, came with 5.9; the oldest kernel with long support that has them is 5.10.
-const OLDEST: (u32, u32) = (5, 10);
-
-/// Since then what leaves is read through a link of its own, which takes no qdisc.
-const TCX: (u32, u32) = (6, 6);
 
 /// Below this the store, and the lists of feeds, may soon not fit, in bytes.
 const ROOM: u64 = 64 << 20;
 
-pub(super) fn kernel() -> Check {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    judge_kernel(release.trim())
+/// What keeps the filter from running here, and what it goes without, in the words of `run`; and what is well.
+pub(super) fn platform(platform: &Platform) -> Vec<Check> {
+    judge_platform(platform, geteuid().is_root())
 }
 
-fn judge_kernel(release: &str) -> Check {
-    const CHECK: &str = "kernel";
-    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
-    let (Some(major), Some(minor)) = (numbers.next(), numbers.next()) else {
-        let remedy = "mount /proc; the filter needs Linux 5.10 or newer";
-        return Check::warn(CHECK, format!("the release \"{release}\" says nothing"), remedy);
-    };
-    if (major, minor) < OLDEST {
-        let detail = format!("Linux {release} has no XDP links, with which the filter outlives its daemon");
-        return Check::fail(CHECK, detail, "install a kernel of version 5.10 or newer");
-    }
-    let egress = if (major, minor) < TCX { "a filter on the clsact qdisc, since tcx came with 6.6" } else { "tcx" };
-    Check::ok(CHECK, format!("Linux {release}: XDP links; responses are read by {egress}"))
-}
-
-pub(super) fn bpf() -> Check {
-    const CHECK: &str = "bpf";
-    match is_program_supported(ProgramType::Xdp) {
-        Ok(true) => Check::ok(CHECK, "the kernel takes XDP programs from this process"),
-        Ok(false) => Check::fail(
-            CHECK,
-            "the kernel takes no XDP programs",
-            "use a kernel with CONFIG_BPF_SYSCALL and CONFIG_XDP_SOCKETS or CONFIG_NET, as distributions build it",
+fn judge_platform(platform: &Platform, is_root: bool) -> Vec<Check> {
+    let (obstacles, limitations) = (platform.obstacles(), platform.limitations());
+    let well = [
+        ("kernel", format!("Linux {}: has all that the programs call; {}", platform.release, platform.responses())),
+        ("bpf", "the kernel takes XDP programs from this process".to_owned()),
+        ("capabilities", "CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or what stands in for them".to_owned()),
+        (
+            "grace_period",
+            match &platform.grace {
+                Ok(way) => format!("the daemon waits for running programs by {way}"),
+                Err(error) => error.clone(),
+            },
         ),
-        Err(error) => {
-            let cause = crate::dataplane::attach::xdp::innermost(&error);
-            let detail = format!("bpf(2) is refused to this process: {cause}");
-            if geteuid().is_root() {
-                let remedy = "this is root without its rights (a container, lockdown, seccomp): run it on the host itself, or \
-                              give the container CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON of the host";
-                Check::fail(CHECK, detail, remedy)
+        ("btf", format!("{BTF} is there")),
+    ];
+    let mut checks = Vec::new();
+    for (check, detail) in well {
+        let before = checks.len();
+        for finding in obstacles.iter().filter(|finding| finding.check == check) {
+            // Who is not root lacks rights that the daemon may have.
+            checks.push(if is_root {
+                Check::fail(check, finding.detail.clone(), finding.remedy.clone())
             } else {
-                Check::warn(CHECK, detail, "run it as root to see whether the daemon may")
-            }
+                let remedy = "you are not root, so that this says nothing of the daemon's rights: run it as root";
+                Check::warn(check, finding.detail.clone(), remedy)
+            });
+        }
+        for finding in limitations.iter().filter(|finding| finding.check == check) {
+            checks.push(Check::warn(check, finding.detail.clone(), finding.remedy.clone()));
+        }
+        // Of a kernel that takes no program at all nothing else can be said.
+        let is_known = platform.xdp.is_ok() || matches!(check, "capabilities" | "btf");
+        if checks.len() == before && is_known {
+            checks.push(Check::ok(check, detail));
+        }
+    }
+    checks
+}
+
+/// Whether the kernel takes both programs, as `run` would load them: they are loaded, and attached to nothing.
+pub(super) fn programs(trial: &anyhow::Result<Trial>) -> Check {
+    const CHECK: &str = "programs";
+    let figures = |of: &Figures| {
+        let verified = of.instructions.map(|count| format!("{count} instructions verified, ")).unwrap_or_default();
+        format!("{verified}{} ms", of.load_ms)
+    };
+    match trial {
+        Ok(Trial { ingress, egress }) => {
+            let detail = format!(
+                "the kernel takes both: what arrives ({}), what leaves ({})",
+                figures(ingress),
+                figures(egress)
+            );
+            Check::ok(CHECK, detail)
+        }
+        Err(error) => {
+            Check::fail(CHECK, format!("{error:#}"), "`sip-xdp run` cannot start here; report this line with the log")
         }
     }
 }
 
-pub(super) fn capabilities() -> Check {
-    const CHECK: &str = "capabilities";
-    match loader::check_capabilities() {
-        Ok(()) => Check::ok(CHECK, "CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or what stands in for them"),
-        Err(error) if geteuid().is_root() => Check::fail(
-            CHECK,
-            format!("{error:#}"),
-            "give them to the service or the container (AmbientCapabilities=, --cap-add), or run it on the host as root",
-        ),
-        Err(_) => Check::warn(
-            CHECK,
-            "you are not root, so that this says nothing of the daemon's rights",
-            "run it as root to see everything",
-        ),
-    }
-}
-
-pub(super) fn container() -> Check {
+pub(super) fn container(platform: &Platform) -> Check {
     let marks = [("/.dockerenv", "Docker"), ("/run/.containerenv", "Podman")];
     let marked = marks.iter().find(|(file, _)| Path::new(file).exists()).map(|(_, kind)| (*kind).to_owned());
     let variable = fs::read("/proc/1/environ").unwrap_or_default();
@@ -90,7 +89,7 @@ pub(super) fn container() -> Check {
     let kind = marked.or_else(|| variable.map(|kind| String::from_utf8_lossy(kind).into_owned()));
     let uid_map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     // Who is not root has none anywhere, which says nothing of the container.
-    let has_rights = !geteuid().is_root() || loader::check_capabilities().is_ok();
+    let has_rights = !geteuid().is_root() || platform.capabilities.as_ref().is_ok_and(Vec::is_empty);
     judge_container(kind.as_deref(), &uid_map, has_rights)
 }
 
@@ -137,18 +136,6 @@ pub(super) fn bpffs(pin_dir: &Path) -> Check {
     let remedy =
         if elsewhere { "choose a --pin-dir below /sys/fs/bpf, or mount a BPF file system there" } else { remedy };
     Check::fail(CHECK, detail, remedy)
-}
-
-pub(super) fn btf() -> Check {
-    const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
-    if Path::new(VMLINUX).exists() {
-        return Check::ok("btf", format!("{VMLINUX} is there"));
-    }
-    Check::warn(
-        "btf",
-        format!("no {VMLINUX}: the filter works without it, but bpftool shows less of it"),
-        "use a kernel with CONFIG_DEBUG_INFO_BTF, as distributions build it; nothing needs to be done",
-    )
 }
 
 pub(super) fn clock() -> Check {
@@ -228,21 +215,88 @@ pub(super) fn state(directory: &Path) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataplane::probe::HELPERS;
+    use crate::dataplane::rcu::GraceWait;
     use crate::tools::doctor::Status;
 
-    #[test]
-    fn kernels() {
-        for (release, status, part) in [
-            ("6.18.5", Status::Ok, "tcx"),
-            ("6.1.0-28-amd64", Status::Ok, "clsact"),
-            ("5.10.0-9", Status::Ok, "clsact"),
-            ("5.4.0-42-generic", Status::Fail, "no XDP links"),
-            ("4.19", Status::Fail, "no XDP links"),
-            ("", Status::Warn, "says nothing"),
-        ] {
-            let check = judge_kernel(release);
-            assert!(check.status == status && check.detail.contains(part), "{check:?}");
+    fn platform() -> Platform {
+        Platform {
+            release: "6.1.0".to_owned(),
+            capabilities: Ok(Vec::new()),
+            xdp: Ok(()),
+            frags: true,
+            missing_helpers: Vec::new(),
+            ring_buffer: true,
+            mapped_arrays: true,
+            xdp_links: Some(true),
+            tcx: Some(false),
+            grace: Ok(GraceWait::MapOfMaps),
+            btf: true,
         }
+    }
+
+    fn statuses(platform: &Platform, is_root: bool) -> Vec<(&'static str, Status)> {
+        judge_platform(platform, is_root).iter().map(|check| (check.check, check.status)).collect()
+    }
+
+    #[test]
+    fn a_platform_that_has_it_all_is_well() {
+        let checks = judge_platform(&platform(), true);
+        assert!(checks.iter().all(|check| check.status == Status::Ok), "{checks:?}");
+        assert!(checks[0].detail.contains("a filter on the clsact qdisc (the kernel has no tcx)"), "{checks:?}");
+        assert!(checks[3].detail.ends_with("by updates of a map of maps"), "{checks:?}");
+    }
+
+    #[test]
+    fn doctor_fails_where_run_fails_and_in_its_words() {
+        let helper = HELPERS.iter().copied().find(|helper| helper.name == "bpf_loop").into_iter().collect();
+        for lacking in [
+            Platform { missing_helpers: helper, ..platform() },
+            Platform { ring_buffer: false, ..platform() },
+            Platform { xdp_links: Some(false), ..platform() },
+            Platform { grace: Err("no wait".to_owned()), ..platform() },
+            Platform { capabilities: Ok(vec!["CAP_BPF".to_owned()]), ..platform() },
+            Platform { xdp: Err("Operation not permitted (os error 1)".to_owned()), ..platform() },
+        ] {
+            let said = lacking.check().unwrap_err().to_string();
+            let checks = judge_platform(&lacking, true);
+            let failed: Vec<_> = checks.iter().filter(|check| check.status == Status::Fail).collect();
+            assert_eq!(failed.len(), 1, "{checks:?}");
+            let remedy = failed[0].remedy.as_deref().unwrap();
+            assert_eq!(said, format!("{}; {remedy}", failed[0].detail));
+        }
+        // Where only something is gone without, it runs, and doctor warns.
+        let lacking = Platform { frags: false, btf: false, ..platform() };
+        assert!(lacking.check().is_ok());
+        let warned = statuses(&lacking, true).into_iter().filter(|(_, status)| *status == Status::Warn);
+        assert_eq!(warned.map(|(check, _)| check).collect::<Vec<_>>(), ["kernel", "btf"]);
+    }
+
+    #[test]
+    fn who_is_not_root_is_told_so() {
+        let lacking = Platform {
+            capabilities: Ok(vec!["CAP_BPF".to_owned()]),
+            xdp: Err("Operation not permitted (os error 1)".to_owned()),
+            grace: Ok(GraceWait::Membarrier),
+            ..platform()
+        };
+        let expected = [("bpf", Status::Warn), ("capabilities", Status::Warn), ("btf", Status::Ok)];
+        assert_eq!(statuses(&lacking, false), expected);
+    }
+
+    #[test]
+    fn a_refused_program_fails_with_its_reason() {
+        let figures = Figures { instructions: Some(198_785), load_ms: 421 };
+        let check = programs(&Ok(Trial { ingress: figures, egress: Figures { instructions: None, load_ms: 3 } }));
+        assert_eq!(
+            (check.status, check.detail.as_str()),
+            (
+                Status::Ok,
+                "the kernel takes both: what arrives (198785 instructions verified, 421 ms), what leaves (3 ms)"
+            )
+        );
+        let check = programs(&Err(anyhow::anyhow!("R4 invalid zero-sized read")));
+        assert!(check.status == Status::Fail && check.detail == "R4 invalid zero-sized read", "{check:?}");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! `doctor`: looks at a host with the eyes of somebody who has set up many, and says of each thing whether it is well, and
 //! what to do if it is not.
 //!
-//! It only looks: nothing is attached, written or sent but for a connection to the servers of feeds. What it may not see, it
+//! It only looks: the programs are loaded to see whether the kernel takes them, but nothing is attached or sent but for a
+//! connection to the servers of feeds, and nothing written but the verifier's log if it refuses one. What it may not see, it
 //! says. Works with the daemon dead or alive.
 
 mod device;
@@ -14,12 +15,17 @@ mod sockets;
 use serde::Serialize;
 use serde_json::Value;
 use sip_xdp_common::abi::layout::List;
+use sip_xdp_common::packet::headers::Link;
 
 use crate::api::control::{self, Request};
 use crate::config::Config;
+use crate::daemon::interfaces::settings;
 use crate::dataplane::counters::{self, FilteredInterface, SCHEMA};
+use crate::dataplane::loader::{self, Trial};
 use crate::dataplane::netlink::{Interface, Netlink, Surroundings};
 use crate::dataplane::pins::Pins;
+use crate::dataplane::probe::Platform;
+use crate::dataplane::refusal;
 use crate::sys::paths::Paths;
 
 /// How well something is.
@@ -78,6 +84,8 @@ pub struct Diagnosis {
     pub schema: u32,
     /// In the order in which one would put them right.
     pub checks: Vec<Check>,
+    /// What the verifier did for the programs, if they could be loaded.
+    pub programs: Option<Trial>,
 }
 
 impl Diagnosis {
@@ -157,8 +165,16 @@ pub async fn examine(paths: &Paths, config: anyhow::Result<Config>, asked: &[Str
             Config::default()
         }
     };
-    checks.extend([host::kernel(), host::bpf(), host::capabilities(), host::container()]);
-    checks.extend([host::bpffs(&paths.pin_dir), host::btf(), host::clock(), host::state(&paths.state_dir)]);
+    let platform = Platform::ask();
+    checks.extend(host::platform(&platform));
+    // Where something is missing it is said already; loading would only fail of it.
+    let trial = platform.check().is_ok().then(|| {
+        let loaded = loader::trial(&settings(&config, Link::Ethernet, 0));
+        loaded.map_err(|error| refusal::keep_log(error, &paths.state_dir))
+    });
+    checks.extend(trial.as_ref().map(host::programs));
+    checks.extend([host::container(&platform), host::bpffs(&paths.pin_dir)]);
+    checks.extend([host::clock(), host::state(&paths.state_dir)]);
     checks.extend(feeds::reachable(&config.feeds));
     match look_around(paths, config).await {
         Ok(scene) => {
@@ -173,7 +189,7 @@ pub async fn examine(paths: &Paths, config: anyhow::Result<Config>, asked: &[Str
             "allow this process netlink sockets (AF_NETLINK); without them no interface can be found",
         )),
     }
-    Diagnosis { schema: SCHEMA, checks }
+    Diagnosis { schema: SCHEMA, checks, programs: trial.and_then(Result::ok) }
 }
 
 async fn look_around(paths: &Paths, config: Config) -> anyhow::Result<Scene> {
@@ -240,7 +256,8 @@ mod tests {
 
     #[test]
     fn only_a_failure_is_a_failure() {
-        let mut diagnosis = Diagnosis { schema: 1, checks: vec![Check::ok("a", "b"), Check::warn("c", "d", "e")] };
+        let checks = vec![Check::ok("a", "b"), Check::warn("c", "d", "e")];
+        let mut diagnosis = Diagnosis { schema: 1, checks, programs: None };
         assert!(diagnosis.is_well());
         diagnosis.checks.push(Check::fail("f", "g", "h").on("eth0"));
         assert!(!diagnosis.is_well());

@@ -224,6 +224,7 @@ impl<'c> Replay<'c> {
             close: BTreeMap::new(),
             doorway: Doorway { ports: config.port_set(), inspects },
         };
+        replay.detector.take_any_checksum();
         replay.court(START).judge_by_address()?;
         Ok(replay)
     }

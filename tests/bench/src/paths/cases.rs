@@ -270,7 +270,7 @@ fn settings() -> Settings {
     let (endless, unlimited) = (Limit { interval: 0, burst: 0 }, Pace { interval: 0, burst: 0 });
     Settings {
         ports: Ports::new([(5060, 5061)]),
-        limits: Limits { register: unlimited, requests: unlimited, other: unlimited },
+        limits: Limits { register: unlimited, requests: unlimited, other: unlimited, fragments: unlimited },
         good: unlimited,
         storm: StormLimits { new_sources: u64::MAX, budget: endless },
         ipv6_prefix: 64,
