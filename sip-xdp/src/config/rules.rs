@@ -225,7 +225,9 @@ impl Detect {
             }
         }
         if self.signature.agents.iter().chain(&self.signature.products).any(|agent| agent.trim().len() < 3) {
-            bail!("detect.signature.agents or .products contains a name of less than three characters, which would match anything");
+            bail!(
+                "detect.signature.agents or .products contains a name of less than three characters, which would match anything"
+            );
         }
         Ok(())
     }

@@ -541,8 +541,7 @@ impl<C: Chronicle> Court<'_, C> {
                 continue;
             }
             let banned = self.banned_lately(around);
-            let parts: BTreeSet<Network> =
-                banned.iter().map(|one| Network::around(one.first(), part_bits)).collect();
+            let parts: BTreeSet<Network> = banned.iter().map(|one| Network::around(one.first(), part_bits)).collect();
             if banned.len() < many || parts.len() < 2 {
                 continue;
             }

@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 use sip_xdp_common::ip_key::Source;
 
 use super::Detector;
-use super::windows::words;
 use super::claim::Level;
 use super::source_state::SourceState;
+use super::windows::words;
 use crate::sip::message::{Head, StartLine};
 
 /// How many bytes of a start line, or of a user, are remembered.
@@ -181,12 +181,15 @@ impl Detector {
         let within = rule.per.nanos();
         let lately = || state.refused.iter().filter(|(at, _)| now.saturating_sub(*at) <= within);
         let count = lately().count();
-        let text = || format!("{count} different users refused: {}", named(lately().map(|(_, refused)| refused.target.as_str())));
+        let text = || {
+            format!("{count} different users refused: {}", named(lately().map(|(_, refused)| refused.target.as_str())))
+        };
         add("enumeration", rule.enabled, count as f64, rule.count.into(), within, &text);
 
         let rule = rules.invites;
         let level = rounded(state.calls.all.level(now, rule.per.nanos()));
-        let text = || format!("{} calls refused, {} answered", state.calls.refused, self.served.numbers(&state.source, now));
+        let text =
+            || format!("{} calls refused, {} answered", state.calls.refused, self.served.numbers(&state.source, now));
         add("invites", rule.enabled, level, rule.count.into(), rule.per.nanos(), &text);
 
         if let Some(what) = &state.signature {

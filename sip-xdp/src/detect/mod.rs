@@ -425,10 +425,7 @@ impl Detector {
             return;
         }
         let level = if flood.routable { Level::Routable } else { Level::Seen };
-        let finding = Finding {
-            bits: flood.bits,
-            ..self.about(flood.source, flood.kind.name(), level, flood.reason)
-        };
+        let finding = Finding { bits: flood.bits, ..self.about(flood.source, flood.kind.name(), level, flood.reason) };
         self.convict(level, finding, now, actions);
     }
 
@@ -445,9 +442,7 @@ impl Detector {
         };
         // Nearly all of a storm's strangers are forged: who has not shown that it receives our
         // responses is not remembered.
-        let echoes = |one: &transactions::Credential| {
-            self.nonces.echo(one.nonce, source, now) != Echo::Foreign
-        };
+        let echoes = |one: &transactions::Credential| self.nonces.echo(one.nonce, source, now) != Echo::Foreign;
         let is_strange = event.flags & IN_STORM != 0 && !self.sources.contains_key(&source);
         if is_strange && !request.credentials.iter().any(echoes) {
             return;
@@ -510,9 +505,7 @@ impl Detector {
     /// offended earns nothing there while the ban lasts.
     fn accept(&mut self, acceptance: &Acceptance, aor: Option<&str>, actions: &mut Vec<Action>) -> bool {
         let Acceptance { source, port, at: now, .. } = *acceptance;
-        let is_barred = |port: Option<u16>| {
-            self.offending.get(&(source, port), now).is_some_and(|until| *until > now)
-        };
+        let is_barred = |port: Option<u16>| self.offending.get(&(source, port), now).is_some_and(|until| *until > now);
         if is_barred(Some(port)) || is_barred(None) && !self.known.has_place(&source, port) {
             return false;
         }

@@ -104,14 +104,12 @@ impl Nonces {
     /// this user.
     pub(super) fn was_challenged(&self, request: &Request, now: u64) -> bool {
         let answers = |(nonce, fingerprint): &(u64, u64)| {
-            *fingerprint == request.fingerprint
-                && request.credentials.iter().any(|one| one.nonce == *nonce)
+            *fingerprint == request.fingerprint && request.credentials.iter().any(|one| one.nonce == *nonce)
         };
         let in_call = self.challenges.get(&key(request), now).is_some_and(|all| all.iter().any(answers));
         let is_register = request.method == Method::Register;
-        let was_given = |nonce: u64, user: &String| {
-            self.registering.get(&digest(&(nonce, request.source, user)), now).is_some()
-        };
+        let was_given =
+            |nonce: u64, user: &String| self.registering.get(&digest(&(nonce, request.source, user)), now).is_some();
         in_call
             || is_register
                 && request.credentials.iter().any(|one| {

@@ -304,9 +304,7 @@ impl Registrations {
     /// Until when a flow is known good; 0 if it is not.
     pub(super) fn flow_until(&self, source: &Source, port: u16, now: u64) -> u64 {
         let ends = self.addresses.get(source).into_iter().flat_map(|address| address.ends.iter().rev());
-        ends.take_while(|(until, ..)| *until > now)
-            .find(|(_, at, _)| *at == port)
-            .map_or(0, |(until, ..)| *until)
+        ends.take_while(|(until, ..)| *until > now).find(|(_, at, _)| *at == port).map_or(0, |(until, ..)| *until)
     }
 
     /// How many places an address has that are accepted at `now`.
@@ -378,9 +376,7 @@ impl Registrations {
     /// The users that were accepted from an address: port, when, and until when that counts.
     pub(super) fn accepted_at(&self, source: &Source) -> impl Iterator<Item = (&str, u16, u64, u64)> {
         let users = self.addresses.get(source).into_iter().flat_map(|address| &address.users);
-        users.flat_map(|(user, ports)| {
-            ports.iter().map(move |(port, at, until)| (user.as_str(), *port, *at, *until))
-        })
+        users.flat_map(|(user, ports)| ports.iter().map(move |(port, at, until)| (user.as_str(), *port, *at, *until)))
     }
 
     /// All that was accepted.

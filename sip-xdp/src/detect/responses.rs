@@ -11,8 +11,8 @@ use super::digest::digest;
 use super::nonces::Echo;
 use super::registrations::Acceptance;
 use super::source_state::{Challenged, Waiting};
-use super::windows::Window;
 use super::transactions::{Answered, Match, Method, Request};
+use super::windows::Window;
 use super::{Action, Detector, GRACE_NS};
 use crate::sip::message::{Head, StartLine, user_name};
 
@@ -84,7 +84,11 @@ impl Detector {
                 self.outcome(&answer, &answered, actions);
             }
             Match::Repeated => {}
-            Match::Unknown if head.cseq.is_some_and(|(_, method)| method == b"REGISTER") && !head.challenges.is_empty() && !is_foreign => {
+            Match::Unknown
+                if head.cseq.is_some_and(|(_, method)| method == b"REGISTER")
+                    && !head.challenges.is_empty()
+                    && !is_foreign =>
+            {
                 // In a storm requests without credentials are not remembered.
                 if let Some(user) = head.to.user.map(user_name) {
                     for one in &head.challenges {
@@ -139,9 +143,10 @@ impl Detector {
             Method::Register => {
                 matches!(answer.status, 200..=299)
                     && (self.nonces.was_challenged(request, now)
-                        || self.own_users(request, now).iter().any(|user| {
-                            self.known.is_own_place(&request.source, user, request.port, now)
-                        }))
+                        || self
+                            .own_users(request, now)
+                            .iter()
+                            .any(|user| self.known.is_own_place(&request.source, user, request.port, now)))
             }
             Method::Invite | Method::Session => {
                 let says_so = match answer.status {
@@ -211,10 +216,7 @@ impl Detector {
 
     /// 401 or 407 to a request without credentials: those should follow in the same call.
     fn challenged(&mut self, request: &Request, now: u64) {
-        let matters = matches!(
-            request.method,
-            Method::Register | Method::Invite | Method::Options | Method::Session
-        );
+        let matters = matches!(request.method, Method::Register | Method::Invite | Method::Options | Method::Session);
         if !matters || request.in_dialog {
             return;
         }

@@ -483,7 +483,9 @@ fn a_forger_gets_nobody_banned_who_is_known() {
         let credentials = scene.credentials(&forged, 6_000_000 + n, &format!("{n}"));
         scene.ask(&forged, "REGISTER", "200", &credentials, "401 Unauthorized");
     }
-    assert!(!scene.bans.is_empty() && scene.bans.iter().all(|ban| ban.tier == Tier::Unproven && ban.growth == Growth::None));
+    assert!(
+        !scene.bans.is_empty() && scene.bans.iter().all(|ban| ban.tier == Tier::Unproven && ban.growth == Growth::None)
+    );
 }
 
 #[test]
@@ -560,7 +562,11 @@ fn unseen_responses_keep_volume_from_banning() {
     for n in 0..200 {
         scene.number += 1;
         let (phone, number) = (who(&format!("192.0.2.{n}"), 5062, "100"), scene.number);
-        scene.event(EventKind::Request, &phone, &format!("REGISTER sip:pbx SIP/2.0\r\nCall-ID: {number}\r\nCSeq: 1 REGISTER\r\n\r\n"));
+        scene.event(
+            EventKind::Request,
+            &phone,
+            &format!("REGISTER sip:pbx SIP/2.0\r\nCall-ID: {number}\r\nCSeq: 1 REGISTER\r\n\r\n"),
+        );
     }
     assert!(!scene.detector.sees_responses());
     let attacker = who("203.0.113.66", 5060, "1");
@@ -655,10 +661,8 @@ fn what_is_known_is_explained() {
 fn acknowledged_call(scene: &mut Scene, who: &Who, number: &str, status: &str) {
     scene.number += 1;
     let n = scene.number;
-    let common = format!(
-        "Via: SIP/2.0/UDP h;branch=z9hG4bK{n}\r\nFrom: <sip:{}@pbx>;tag=f{n}\r\nCall-ID: c{n}\r\n",
-        who.user
-    );
+    let common =
+        format!("Via: SIP/2.0/UDP h;branch=z9hG4bK{n}\r\nFrom: <sip:{}@pbx>;tag=f{n}\r\nCall-ID: c{n}\r\n", who.user);
     let tag = format!("{:032x}", 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835_u128.wrapping_mul(u128::from(n) | 1 << 70));
     let invite = format!("INVITE sip:{number}@pbx SIP/2.0\r\n{common}To: <sip:{number}@pbx>\r\nCSeq: 1 INVITE\r\n\r\n");
     scene.event(EventKind::Request, who, &invite);
@@ -695,7 +699,9 @@ fn a_carrier_is_served_and_wrong_numbers_do_not_ban_it() {
         scene.wait(20 * SECOND);
     }
     assert!(scene.bans.is_empty(), "{:?}", scene.bans);
-    assert!(scene.actions.iter().any(|action| matches!(action, Action::Served(source, _) if *source == carrier.source)));
+    assert!(
+        scene.actions.iter().any(|action| matches!(action, Action::Served(source, _) if *source == carrier.source))
+    );
     assert_eq!(scene.detector.served(scene.now), 1);
 }
 
@@ -795,7 +801,11 @@ fn responses_that_arrived_before_prove_nothing() {
     );
     let credentials = scene.credentials(&victim, call, "wrong");
     scene.event(EventKind::Request, &victim, &format!("REGISTER sip:pbx SIP/2.0\r\n{common}{credentials}\r\n"));
-    scene.event(EventKind::Response, &attacker, &format!("SIP/2.0 200 OK\r\nVia: SIP/2.0/UDP pbx;branch=z9hG4bKours\r\n{common}\r\n"));
+    scene.event(
+        EventKind::Response,
+        &attacker,
+        &format!("SIP/2.0 200 OK\r\nVia: SIP/2.0/UDP pbx;branch=z9hG4bKours\r\n{common}\r\n"),
+    );
     scene.event(EventKind::Answer, &victim, &format!("SIP/2.0 200 OK\r\n{common}\r\n"));
     assert!(!scene.good(&victim));
 }
@@ -857,7 +867,8 @@ fn forged_tries_do_not_spray_a_user_for_those_who_are_there() {
 #[test]
 fn forgotten_phones_take_no_office_down_whatever_they_do() {
     // One port each or ever new ones, patient or in bursts, answered with 401 or 403.
-    for (hops, burst, status) in [(false, 1, "401 No"), (true, 1, "401 No"), (false, 3, "401 No"), (false, 1, "403 No")] {
+    for (hops, burst, status) in [(false, 1, "401 No"), (true, 1, "401 No"), (false, 3, "401 No"), (false, 1, "403 No")]
+    {
         let mut scene = Scene::new();
         let good = [who("192.0.2.7", 10_000, "100"), who("192.0.2.7", 10_001, "101")];
         for round in 0..60_u16 {

@@ -95,13 +95,7 @@ impl Method {
 impl Request {
     /// From a request that came from this address and port. `unseen`: there is more of it than was
     /// sampled.
-    pub(super) fn new(
-        bytes: &[u8],
-        head: &Head<'_>,
-        source: Source,
-        port: u16,
-        unseen: bool,
-    ) -> Option<Self> {
+    pub(super) fn new(bytes: &[u8], head: &Head<'_>, source: Source, port: u16, unseen: bool) -> Option<Self> {
         let StartLine::Request { method, uri } = head.start else {
             return None;
         };
@@ -114,10 +108,8 @@ impl Request {
         let user = user.or(named);
         let target = if register { user } else { uri_user(uri).or(head.to.user) };
         let tried = head.credentials.iter().map(|one| (one.nonce, one.response));
-        let credentials = head.credentials.iter().map(|one| Credential {
-            user: user_name(one.username),
-            nonce: digest(one.nonce),
-        });
+        let credentials =
+            head.credentials.iter().map(|one| Credential { user: user_name(one.username), nonce: digest(one.nonce) });
         Some(Self {
             source,
             port,
@@ -154,22 +146,11 @@ impl Request {
 }
 
 /// Headers that differ between a request and the same one with credentials.
-const CHANGING: [&str; 9] = [
-    "via",
-    "v",
-    "cseq",
-    "authorization",
-    "proxy-authorization",
-    "content-length",
-    "l",
-    "date",
-    "timestamp",
-];
+const CHANGING: [&str; 9] =
+    ["via", "v", "cseq", "authorization", "proxy-authorization", "content-length", "l", "date", "timestamp"];
 
 fn fingerprint(bytes: &[u8], uri: &[u8]) -> u64 {
-    let keeps = |name: &[u8]| {
-        !CHANGING.iter().any(|other| name.eq_ignore_ascii_case(other.as_bytes()))
-    };
+    let keeps = |name: &[u8]| !CHANGING.iter().any(|other| name.eq_ignore_ascii_case(other.as_bytes()));
     let kept: Vec<_> = headers(bytes).filter(|(name, _)| keeps(name)).collect();
     digest(&(uri, kept))
 }
@@ -247,14 +228,11 @@ impl Transactions {
     /// Finds the request that a response to `destination` answers: that of the same address if there
     /// is one.
     pub(super) fn answer(&mut self, destination: Source, head: &Head<'_>, now: u64) -> Match {
-        let Some((key, senders)) =
-            key(head).and_then(|key| Some((key, self.open.get_mut(&key, now)?)))
-        else {
+        let Some((key, senders)) = key(head).and_then(|key| Some((key, self.open.get_mut(&key, now)?))) else {
             return Match::Unknown;
         };
         let own = senders.iter().position(|one| one.request.source == destination);
-        let Some(one) = own.or(senders.len().checked_sub(1)).and_then(|at| senders.get_mut(at))
-        else {
+        let Some(one) = own.or(senders.len().checked_sub(1)).and_then(|at| senders.get_mut(at)) else {
             return Match::Unknown;
         };
         let answered = Answered { request: Arc::clone(&one.request), rang: one.rang };

@@ -65,7 +65,8 @@ fn cases(directory: &Path) -> Result<Vec<Case>> {
         let [file, registrar, keep, ban, why] = columns.as_slice() else {
             bail!("{}: not five columns: {line}", table.display());
         };
-        let registrar = registrar.split(',').map(|one| one.trim().parse().context("registrar")).collect::<Result<_>>()?;
+        let registrar =
+            registrar.split(',').map(|one| one.trim().parse().context("registrar")).collect::<Result<_>>()?;
         Ok(Case {
             file: directory.join(file),
             registrar,

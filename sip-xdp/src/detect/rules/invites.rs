@@ -111,12 +111,7 @@ fn split(number: &str) -> Option<(String, String)> {
 
 impl Detector {
     /// A call begins: an INVITE outside of dialogs.
-    pub(in super::super) fn call_begins(
-        &mut self,
-        request: &Request,
-        now: u64,
-        actions: &mut Vec<Action>,
-    ) {
+    pub(in super::super) fn call_begins(&mut self, request: &Request, now: u64, actions: &mut Vec<Action>) {
         let (Some(number), source) = (&request.target, request.source) else {
             return;
         };
@@ -170,14 +165,7 @@ impl Detector {
         self.pour(source, None, 1.0, now, actions);
     }
 
-    fn pour(
-        &mut self,
-        source: Source,
-        call: Option<u64>,
-        weight: f64,
-        now: u64,
-        actions: &mut Vec<Action>,
-    ) {
+    fn pour(&mut self, source: Source, call: Option<u64>, weight: f64, now: u64, actions: &mut Vec<Action>) {
         let rule = self.rules.invites;
         // Where users are accepted, wrong numbers are a person's.
         if !rule.enabled || self.is_excused(&source, now) {
@@ -202,13 +190,7 @@ impl Detector {
     }
 
     /// The answer to a call was acknowledged with its tag: the caller is where it says.
-    pub(in super::super) fn call_is_proven(
-        &mut self,
-        source: Source,
-        call: u64,
-        now: u64,
-        actions: &mut Vec<Action>,
-    ) {
+    pub(in super::super) fn call_is_proven(&mut self, source: Source, call: u64, now: u64, actions: &mut Vec<Action>) {
         let rule = self.rules.invites;
         let is_spared = self.known.was_good_lately(&source, now)
             || self.served.is_established(&source, now)
@@ -232,12 +214,7 @@ impl Detector {
     }
 
     /// Looks at calls whose acknowledgement has not come.
-    pub(in super::super) fn settle_calls(
-        &mut self,
-        source: Source,
-        now: u64,
-        actions: &mut Vec<Action>,
-    ) {
+    pub(in super::super) fn settle_calls(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
@@ -270,14 +247,7 @@ impl Detector {
         self.convict(level, finding, now, actions);
     }
 
-    fn convict_number(
-        &mut self,
-        source: Source,
-        end: &str,
-        level: Level,
-        now: u64,
-        actions: &mut Vec<Action>,
-    ) {
+    fn convict_number(&mut self, source: Source, end: &str, level: Level, now: u64, actions: &mut Vec<Action>) {
         let growth = if level == Level::Routable { Growth::Full } else { Growth::None };
         let reason = format!("calls to one number (...{end}) under {PREFIXES} prefixes");
         let finding = Finding { growth, ..self.about(source, NAME, level, reason) };

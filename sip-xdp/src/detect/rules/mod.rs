@@ -39,13 +39,7 @@ impl Detector {
     }
 
     /// A finding about all of a source.
-    pub(super) fn about(
-        &self,
-        source: Source,
-        kind: &'static str,
-        level: Level,
-        reason: String,
-    ) -> Finding {
+    pub(super) fn about(&self, source: Source, kind: &'static str, level: Level, reason: String) -> Finding {
         Finding {
             source,
             bits: 128,
@@ -60,13 +54,7 @@ impl Detector {
 
     /// Evidence becomes a finding. A convicted place loses its standing at once, by level 1 evidence
     /// only; its evidence begins anew.
-    pub(super) fn convict(
-        &mut self,
-        level: Level,
-        finding: Finding,
-        now: u64,
-        actions: &mut Vec<Action>,
-    ) {
+    pub(super) fn convict(&mut self, level: Level, finding: Finding, now: u64, actions: &mut Vec<Action>) {
         let source = finding.source;
         // By what could be forged nobody loses anything who is known.
         if level == Level::Seen && self.has_standing(&source, now) {

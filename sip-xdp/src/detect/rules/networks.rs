@@ -32,12 +32,7 @@ pub(in super::super) struct Network {
 
 impl Detector {
     /// A host has had one more password rejected.
-    pub(in super::super) fn weigh_networks(
-        &mut self,
-        source: Source,
-        now: u64,
-        actions: &mut Vec<Action>,
-    ) {
+    pub(in super::super) fn weigh_networks(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
         if source.is_v4() {
             return;
         }
@@ -58,15 +53,10 @@ impl Detector {
                 continue;
             }
             let since = words(network.rejected.since(now));
-            let reason =
-                format!("{count} rejected passwords of several hosts in {since}, nonces echoed");
+            let reason = format!("{count} rejected passwords of several hosts in {since}, nonces echoed");
             let kind = if by_count { super::rejected::REJECTED } else { super::rejected::SLOW };
             *network = Network { slow: network.slow, ..Network::default() };
-            let finding = Finding {
-                bits,
-                growth: Growth::Full,
-                ..self.about(source, kind, Level::Routable, reason)
-            };
+            let finding = Finding { bits, growth: Growth::Full, ..self.about(source, kind, Level::Routable, reason) };
             self.convict(Level::Routable, finding, now, actions);
             return;
         }

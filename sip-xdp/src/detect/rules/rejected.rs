@@ -42,12 +42,7 @@ const LONGEST_WAIT_NS: u64 = 180_000_000_000;
 
 impl Detector {
     /// Counts those rejections that were waiting for long enough.
-    pub(in super::super) fn settle_rejections(
-        &mut self,
-        source: Source,
-        now: u64,
-        actions: &mut Vec<Action>,
-    ) {
+    pub(in super::super) fn settle_rejections(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
@@ -55,9 +50,8 @@ impl Detector {
         let transactions = &self.transactions;
         let is_certain = |one: &mut Waiting| {
             let age = now.saturating_sub(one.at);
-            let is_open = one.may_be_retried
-                && age < LONGEST_WAIT_NS
-                && transactions.is_open(&source, one.rejection.call, now);
+            let is_open =
+                one.may_be_retried && age < LONGEST_WAIT_NS && transactions.is_open(&source, one.rejection.call, now);
             again |= age >= GRACE_NS && is_open;
             age >= GRACE_NS && !is_open
         };
@@ -103,14 +97,7 @@ impl Detector {
         self.weigh_rejections(source, now, actions);
     }
 
-    fn count_rejection(
-        &mut self,
-        source: Source,
-        at: u64,
-        rejection: &Rejection,
-        now: u64,
-        actions: &mut Vec<Action>,
-    ) {
+    fn count_rejection(&mut self, source: Source, at: u64, rejection: &Rejection, now: u64, actions: &mut Vec<Action>) {
         let (rejected, slow) = (self.rules.rejected, self.rules.slow);
         let Some(state) = self.sources.get_mut(&source) else {
             return;
@@ -144,8 +131,7 @@ impl Detector {
     fn weigh_stranger(&self, source: Source, now: u64) -> Option<(Level, Finding)> {
         let state = self.sources.get(&source)?;
         for level in [Level::Routable, Level::Seen] {
-            let tries: Vec<&(u64, Rejection)> =
-                state.rejected.iter().filter(|(_, one)| one.level >= level).collect();
+            let tries: Vec<&(u64, Rejection)> = state.rejected.iter().filter(|(_, one)| one.level >= level).collect();
             if let Some(finding) = self.weigh_tries(source, state, level, &tries, now) {
                 return Some((level, finding));
             }
@@ -188,12 +174,7 @@ impl Detector {
     }
 
     /// Rejections of an address behind which there are accepted users.
-    fn weigh_office(
-        &mut self,
-        source: Source,
-        now: u64,
-        actions: &mut Vec<Action>,
-    ) -> Option<(Level, Finding)> {
+    fn weigh_office(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) -> Option<(Level, Finding)> {
         let state = self.sources.get(&source)?;
         let (rejected, slow) = (self.rules.rejected, self.rules.slow);
         let real: Vec<&(u64, Rejection)> =
@@ -209,8 +190,7 @@ impl Detector {
         real.iter().for_each(|one| by_port.entry(one.1.port).or_default().push(one));
         for (port, tries) in &by_port {
             let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
-            let bucket =
-                state.slow_ports.get(port).map_or(0.0, |bucket| bucket.level(now, slow.per.nanos()));
+            let bucket = state.slow_ports.get(port).map_or(0.0, |bucket| bucket.level(now, slow.per.nanos()));
             if !enough(tries.len(), bucket) {
                 continue;
             }
@@ -259,21 +239,13 @@ impl Detector {
 
     /// A finding about all of an address with accepted users. Accepted ports that did not offend go
     /// on.
-    fn convict_address(
-        &self,
-        source: Source,
-        tries: &[&(u64, Rejection)],
-        now: u64,
-    ) -> (Level, Finding) {
+    fn convict_address(&self, source: Source, tries: &[&(u64, Rejection)], now: u64) -> (Level, Finding) {
         let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
         let mut ports: Vec<u16> = tries.iter().map(|(_, one)| one.port).collect();
         ports.sort_unstable();
         ports.dedup();
-        let reason = self
-            .sources
-            .get(&source)
-            .map(|state| told(state, &users, tries, Level::Routable, now))
-            .unwrap_or_default();
+        let reason =
+            self.sources.get(&source).map(|state| told(state, &users, tries, Level::Routable, now)).unwrap_or_default();
         let finding = Finding { ports, ..self.about(source, REJECTED, Level::Routable, reason) };
         (Level::Routable, finding)
     }
@@ -287,11 +259,8 @@ impl Detector {
         actions: &mut Vec<Action>,
     ) -> Option<(Level, Finding)> {
         let state = self.sources.get_mut(&source)?;
-        let tries: Vec<&(u64, Rejection)> = state
-            .rejected
-            .iter()
-            .filter(|(_, one)| one.level == Level::Routable && one.port == port)
-            .collect();
+        let tries: Vec<&(u64, Rejection)> =
+            state.rejected.iter().filter(|(_, one)| one.level == Level::Routable && one.port == port).collect();
         let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
         let is_phone = is_phone(&tries, &users);
         let reason = told(state, &users, &tries, Level::Routable, now);
@@ -311,11 +280,7 @@ impl Detector {
         }
         let kind = if is_phone { MISCONFIGURED } else { REJECTED };
         let growth = if is_phone { Growth::Mild } else { Growth::Full };
-        let finding = Finding {
-            port: Some(port),
-            growth,
-            ..self.about(source, kind, Level::Routable, reason)
-        };
+        let finding = Finding { port: Some(port), growth, ..self.about(source, kind, Level::Routable, reason) };
         Some((Level::Routable, finding))
     }
 }
@@ -327,13 +292,7 @@ fn is_phone(tries: &[&(u64, Rejection)], users: &BTreeSet<&str>) -> bool {
 }
 
 /// Rejections in words and numbers.
-fn told(
-    state: &SourceState,
-    users: &BTreeSet<&str>,
-    tries: &[&(u64, Rejection)],
-    level: Level,
-    now: u64,
-) -> String {
+fn told(state: &SourceState, users: &BTreeSet<&str>, tries: &[&(u64, Rejection)], level: Level, now: u64) -> String {
     let whom = match users.iter().next() {
         Some(user) if users.len() == 1 => format!("the user {user:?}"),
         _ => format!("{} users", users.len()),

@@ -86,25 +86,14 @@ impl Detector {
     }
 
     /// A dialog of a source that looks like a tool proves that it is where it says.
-    pub(in super::super) fn tool_is_proven(
-        &mut self,
-        source: Source,
-        call: u64,
-        now: u64,
-        actions: &mut Vec<Action>,
-    ) {
+    pub(in super::super) fn tool_is_proven(&mut self, source: Source, call: u64, now: u64, actions: &mut Vec<Action>) {
         if self.sources.get(&source).is_some_and(|state| state.tool_calls.contains_key(&call)) {
             self.convict_tool(source, Level::Routable, ", and it repeats our tag", now, actions);
         }
     }
 
     /// Calls that were not answered at all, or not with credentials, are decided by the time.
-    pub(in super::super) fn settle_tool_calls(
-        &mut self,
-        source: Source,
-        now: u64,
-        actions: &mut Vec<Action>,
-    ) {
+    pub(in super::super) fn settle_tool_calls(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
@@ -135,14 +124,7 @@ impl Detector {
         }
     }
 
-    fn convict_tool(
-        &mut self,
-        source: Source,
-        level: Level,
-        more: &str,
-        now: u64,
-        actions: &mut Vec<Action>,
-    ) {
+    fn convict_tool(&mut self, source: Source, level: Level, more: &str, now: u64, actions: &mut Vec<Action>) {
         // What looked like a tool before somebody was accepted from there may have been forged.
         if !self.rules.signature.enabled || self.has_standing(&source, now) {
             return;

@@ -95,10 +95,7 @@ impl Detector {
         }
         let found = self.sprayed.note(user, *level, rule.count as usize, now, rule.per.nanos());
         if let Some(count) = found {
-            let text = format!(
-                "strangers had {count} passwords rejected for the user {user:?} within {}",
-                rule.per
-            );
+            let text = format!("strangers had {count} passwords rejected for the user {user:?} within {}", rule.per);
             actions.push(Action::Note("sprayed", text));
         }
         if self.sprayed.is_sprayed(user, *level, now)
@@ -109,11 +106,7 @@ impl Detector {
     }
 
     /// Whether a stranger has had its tries for sprayed users.
-    pub(in super::super) fn is_third_for_a_sprayed_user(
-        &self,
-        state: &SourceState,
-        level: Level,
-    ) -> bool {
+    pub(in super::super) fn is_third_for_a_sprayed_user(&self, state: &SourceState, level: Level) -> bool {
         let tries = state.sprayed.iter().filter(|(_, one)| *one >= level);
         self.rules.sprayed.enabled && tries.count() >= TRIES
     }

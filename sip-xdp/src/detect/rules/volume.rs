@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 
 use sip_xdp_common::abi::layout::{BY_ADDRESS, Event};
-use sip_xdp_common::limits::gcra::Bucket;
 use sip_xdp_common::ip_key::{Source, mask};
+use sip_xdp_common::limits::gcra::Bucket;
 
 use crate::config::{Config, Rate, Rule};
 use crate::sip::message::Head;
