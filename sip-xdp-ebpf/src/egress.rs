@@ -11,7 +11,7 @@ use sip_xdp_common::limits::gcra::Bucket;
 use sip_xdp_common::limits::meters::Home;
 use sip_xdp_common::lookup::search::{self, Counting};
 use sip_xdp_common::packet::reader::Reader;
-use sip_xdp_common::pipeline::egress::{self, Answer, FINAL, Leaving};
+use sip_xdp_common::pipeline::egress::{self, Answer, Leaving};
 use sip_xdp_common::verdict::Message;
 
 use crate::clock;
@@ -55,7 +55,7 @@ fn note<R: Reader>(ctx: &TcContext, scratch: *mut Scratch, packet: &R, leaving: 
             unsafe { *counters.cast::<u64>().add(index) += 1 };
         }
     }
-    if is_response && status < FINAL {
+    if is_response && !egress::is_told(status) {
         return;
     }
     let listed = search::look_up(&Lists::new(scratch), &destination, Counting::Nothing);

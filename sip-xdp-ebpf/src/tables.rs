@@ -163,10 +163,11 @@ fn member<T>(ways: &mut [T; MEMBERS], way: usize) -> &mut T {
     unsafe { ways.get_unchecked_mut(bounded::<{ MEMBERS - 1 }>(way)) }
 }
 
-/// What a source under suspicion may send: one request a second.
+/// What a source under suspicion may send: one request a second, and four at once, so that a
+/// registration with its challenge comes through.
 struct Suspected;
 
-const ONE_A_SECOND: Pace = Pace::new(1, 1_000_000_000);
+const ONE_A_SECOND: Pace = Pace::new(4, 4_000_000_000);
 
 impl LimitSource for Suspected {
     #[inline(always)]
@@ -235,8 +236,13 @@ impl MapTables<'_> {
     fn sample(&self, message: Message, sent: &Sent, flags: u8, home: &Home, now: u64) {
         let listed = &sent.listed;
         let kind = if message.is_request() {
-            let matters = !listed.is_good() || matches!(message, Message::Register | Message::Invite);
-            if listed.is_peer() || !matters {
+            // A peer that registers is a client like any other.
+            let matters = match message {
+                Message::Register => true,
+                Message::Invite => !listed.is_peer(),
+                _ => !listed.is_good() && !listed.is_peer(),
+            };
+            if !matters {
                 return;
             }
             if sent.spared { EventKind::Conflict } else { EventKind::Request }

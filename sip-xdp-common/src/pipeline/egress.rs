@@ -61,6 +61,13 @@ pub struct Leaving {
 /// The lowest status code that ends a transaction (RFC 3261, 7.2).
 pub const FINAL: u16 = 200;
 
+/// Whether the daemon is told of a response with this status: those that end a transaction, and
+/// those that say that a call rings (18x), for the password of a call that rings was right.
+#[inline(always)]
+pub const fn is_told(status: u16) -> bool {
+    status >= FINAL || status.wrapping_sub(180) < 10
+}
+
 /// Reads a packet that leaves. `None` if it is no SIP message from one of the SIP ports.
 #[inline(always)]
 pub fn read<R: Reader, S: Site>(packet: &R, site: &S) -> Option<Leaving> {
@@ -146,6 +153,8 @@ mod tests {
             assert_eq!(answer(line), expected, "{line}");
         }
         assert_eq!(leaving(53, "SIP/2.0 200 OK\r\n"), None);
+        let told: Vec<u16> = (0..700).filter(|status| is_told(*status)).collect();
+        assert_eq!((told[0], told[9], told[10], told.len()), (180, 189, 200, 510));
     }
 
     #[test]

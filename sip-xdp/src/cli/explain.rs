@@ -168,8 +168,11 @@ fn text(report: &Report, output: Output) -> String {
         format!("{:?} at port {} {state}", accepted.user, accepted.port)
     });
     line("users", users.collect::<Vec<_>>().join(", "));
-    let proven = if known.proven { "yes: it has answered a challenge that only it was sent" } else { "" };
+    let proven = if known.proven { "yes: it has repeated a nonce or a tag that only it was sent" } else { "" };
     line("proven", proven.to_owned());
+    if known.served > 0 {
+        line("served", "yes: the server processes its calls without asking for credentials".to_owned());
+    }
     for evidence in &known.evidence {
         let enough = match (evidence.limit, evidence.per) {
             (Some(limit), Some(_)) => format!(" ({} of {limit})", evidence.count),

@@ -195,6 +195,9 @@ pub struct Bans {
     pub unproven: Span,
     /// After so long without an offence, the next ban is a first one again.
     pub forget: Span,
+    /// Whether five banned hosts of an IPv4 /24 within an hour ban all of it, if nobody good lives
+    /// there. It is always said.
+    pub ipv4_networks: bool,
 }
 
 /// Which headers are looked behind. SIP behind what is switched off passes unseen; the kernel program is made without it.
@@ -283,6 +286,7 @@ impl Default for Bans {
             max: Span::seconds(24 * 3600),
             unproven: Span::seconds(300),
             forget: Span::seconds(7 * 24 * 3600),
+            ipv4_networks: false,
         }
     }
 }
@@ -363,7 +367,7 @@ impl Config {
         feeds::check(&self.feeds)?;
         self.notify.check()?;
         self.crowdsec.check()?;
-        let Bans { first, factor, max, unproven, forget } = self.bans;
+        let Bans { first, factor, max, unproven, forget, ipv4_networks: _ } = self.bans;
         let (day, month) = (Span::seconds(24 * 3600), Span::seconds(30 * 24 * 3600));
         for (name, span, most) in
             [("first", first, month), ("max", max, month), ("unproven", unproven, day), ("forget", forget, month)]

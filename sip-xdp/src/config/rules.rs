@@ -36,6 +36,9 @@ pub struct Signature {
     pub enabled: bool,
     /// How User-Agents of tools start, in any letter case.
     pub agents: Vec<String>,
+    /// How User-Agents of products start that attackers use, too, in any letter case: no verdict, but
+    /// half of the usual evidence is enough.
+    pub products: Vec<String>,
     /// Whether From-tags that have the shape of a known tool's count.
     pub tags: bool,
     /// Users that nobody has, and tools try.
@@ -145,7 +148,7 @@ impl Default for Detect {
             register: rule(100, 60),
             requests: rule(50, 10),
             rejected: rule(10, 600),
-            slow: leak(20, 60),
+            slow: leak(20, 1_800),
             enumeration: rule(10, 600),
             signature: Signature::default(),
             invites: leak(5, 6 * 3600),
@@ -157,7 +160,7 @@ impl Default for Detect {
 
 /// Tools whose User-Agents were seen on the wire. Products that people use, such as softphones built on libraries that
 /// attackers use too, are not among them.
-const TOOLS: [&str; 16] = [
+const TOOLS: [&str; 14] = [
     "friendly-scanner",
     "friendly-request",
     "sipvicious",
@@ -169,18 +172,20 @@ const TOOLS: [&str; 16] = [
     "SIVuS",
     "Gulp",
     "smap",
-    "VaxSIPUserAgent",
-    "VaxIPUserAgent",
     "pplsip",
     "Nmap NSE",
     "Nsauditor",
 ];
+
+/// Products that attackers use, too.
+const PRODUCTS: [&str; 2] = ["VaxSIPUserAgent", "VaxIPUserAgent"];
 
 impl Default for Signature {
     fn default() -> Self {
         Self {
             enabled: true,
             agents: TOOLS.map(str::to_owned).to_vec(),
+            products: PRODUCTS.map(str::to_owned).to_vec(),
             tags: true,
             users: ["sipvicious", "nm"].map(str::to_owned).to_vec(),
         }
@@ -219,8 +224,10 @@ impl Detect {
                 bail!("detect.{name}.count = {count} is out of range; use 1 to 1000");
             }
         }
-        if self.signature.agents.iter().any(|agent| agent.trim().len() < 3) {
-            bail!("detect.signature.agents contains a name of less than three characters, which would match anything");
+        if self.signature.agents.iter().chain(&self.signature.products).any(|agent| agent.trim().len() < 3) {
+            bail!(
+                "detect.signature.agents or .products contains a name of less than three characters, which would match anything"
+            );
         }
         Ok(())
     }

@@ -113,6 +113,7 @@ impl Daemon {
         }
         // Forget what it did, or its next request would find the bucket empty and the evidence complete.
         self.detector.forget(&network.first());
+        self.repeats.forget(network);
         self.remember_evidence();
         let pardoned = |offender: &Network| network.contains(offender) || offender.contains(network);
         for offender in self.offences.keys().filter(|offender| pardoned(offender)) {

@@ -186,6 +186,7 @@ impl Daemon {
             detector: &mut self.detector,
             exempt: &self.exempt,
             offences: &mut self.offences,
+            repeats: &mut self.repeats,
             notes: &mut self.notes,
             learning_until: self.learning_until,
             at: Moment::present(),

@@ -58,7 +58,7 @@ use crate::sys::privileges;
 
 use confirm::Confirmation;
 use interfaces::{Blindness, Loaded, Served};
-use verdicts::{Notes, Offence};
+use verdicts::{Notes, Offence, Repeats};
 
 /// How often expired entries are taken out and the store is told of changes.
 const TICK: Duration = Duration::from_secs(1);
@@ -166,6 +166,7 @@ struct Daemon {
     outlets: Outlets,
     /// Volume does not ban before this time.
     learning_until: u64,
+    repeats: Repeats,
     notes: Notes,
     /// What was said of tables that are nearly full.
     nearly_full: tables::NearlyFull,

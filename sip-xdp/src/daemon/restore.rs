@@ -89,12 +89,22 @@ impl Daemon {
         for offence in offences {
             let at = from_wall_ms(offence.last_ms);
             self.offences.insert(offence.network, Offence { count: offence.count, at });
+            if offence.network.is_host() {
+                self.detector.restore_offender(offence.network.first(), offence.count, at);
+            }
         }
         let note = |wanted: &str| notes.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
         if let Some(value) = note(EVIDENCE)
             && let Err(error) = self.detector.recall(value, now, clock::wall_ms())
         {
             log::warn!("the evidence of before cannot be read, and begins anew: {error:#}");
+        }
+        let served: Vec<_> = self.detector.served_sources(now).collect();
+        for (source, _, until) in served {
+            self.court().know(source, now, |standing| {
+                standing.good_until = standing.good_until.max(until);
+                standing.former_until = standing.former_until.max(until.saturating_add(FORMER));
+            });
         }
         let until = note(LEARNING).and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
         // It never lasts longer than it may now, whatever the clock says.

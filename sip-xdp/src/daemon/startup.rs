@@ -162,6 +162,7 @@ impl Daemon {
             tap: Tap::open(open)?,
             metrics: Default::default(),
             outlets: Default::default(),
+            repeats: Default::default(),
             notes: Default::default(),
             nearly_full: Default::default(),
             wall: Default::default(),

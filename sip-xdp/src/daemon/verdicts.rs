@@ -1,7 +1,7 @@
 //! What follows from events and findings: bans, and what is known of hosts. The daemon and a replay share it: what differs
 //! is whose tables these are, what time it is, and who hears of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::bans::duration::ban_duration;
 pub(crate) use crate::bans::notes::Notes;
 use crate::config::Config;
 use crate::dataplane::tables::ledger::{Entry, Tier};
-use crate::detect::{Acceptance, Action, Detector, Finding};
+use crate::detect::{Acceptance, Action, Detector, Finding, Growth};
 use crate::lists::never_ban::{Exempt, near};
 use crate::lists::{HostStanding, Lists};
 use crate::net::network::{Network, address_of};
@@ -25,11 +25,18 @@ use crate::store;
 use crate::sys::clock::Moment;
 use crate::text::Quoted;
 
-/// The length of the IPv6 networks in which several banned networks condemn the whole.
-const SITE: u8 = 56;
+/// IPv6 networks that are banned when their parts were, within an hour, by level 1 evidence: width,
+/// how many bans of hosts, and the width of the parts of which two or more must be among them.
+const ESCALATION: [(u8, usize, u8); 3] = [(64, 2, 128), (56, 3, 64), (48, 4, 56)];
 
-/// So many of them.
-const CROWD: usize = 4;
+/// The same for IPv4, which is only said unless the configuration asks for it.
+const IPV4_ESCALATION: (u8, usize) = (24, 5);
+
+/// For how long a source is not banned again by evidence that could be forged: a day.
+const UNPROVEN_ONCE: u64 = 24 * HOUR;
+
+/// The longest ban of a misconfigured phone.
+const LONGEST_MILD: Duration = Duration::from_secs(3_600);
 
 /// Within this time, in nanoseconds.
 pub(super) const HOUR: u64 = 3_600_000_000_000;
@@ -53,6 +60,55 @@ pub(crate) struct Offence {
     pub(crate) count: u32,
     /// When it was last, on the filter's clock.
     pub(crate) at: u64,
+}
+
+/// What is remembered of bans beside the offences, as long as the process lives.
+#[derive(Debug, Default)]
+pub(crate) struct Repeats {
+    /// Bans of places, how often and when last: ports, and misconfigured phones.
+    places: HashMap<(Network, u16), Offence>,
+    /// When a network was last banned by evidence that could be forged.
+    unproven: HashMap<Network, u64>,
+}
+
+impl Repeats {
+    /// How often a place was banned before, within `forget` nanoseconds; counts this time.
+    fn count(&mut self, place: (Network, u16), now: u64, forget: u64) -> u32 {
+        if self.places.len() >= MAX_OFFENCES && !self.places.contains_key(&place) {
+            return 0;
+        }
+        let one = self.places.entry(place).or_insert(Offence { count: 0, at: now });
+        let before = if now.saturating_sub(one.at) < forget { one.count } else { 0 };
+        (one.count, one.at) = (before.saturating_add(1), now);
+        before
+    }
+
+    /// Whether a network may be banned by evidence that could be forged: once a day.
+    fn may_ban_unproven(&mut self, network: &Network, now: u64) -> bool {
+        let lately = |at: &u64| now.saturating_sub(*at) < UNPROVEN_ONCE;
+        if self.unproven.get(network).is_some_and(lately) {
+            return false;
+        }
+        if self.unproven.len() >= MAX_OFFENCES {
+            self.unproven.retain(|_, at| lately(at));
+        }
+        if self.unproven.len() >= MAX_OFFENCES {
+            return false;
+        }
+        self.unproven.insert(*network, now);
+        true
+    }
+
+    /// Forgets a pardoned network.
+    pub(crate) fn forget(&mut self, network: &Network) {
+        self.places.retain(|(known, _), _| known != network);
+        self.unproven.remove(network);
+    }
+
+    fn tidy(&mut self, now: u64, forget: u64) {
+        self.places.retain(|_, one| now.saturating_sub(one.at) < forget);
+        self.unproven.retain(|_, at| now.saturating_sub(*at) < UNPROVEN_ONCE);
+    }
 }
 
 /// Who hears of what is decided, and remembers it.
@@ -91,6 +147,8 @@ pub(crate) struct Court<'a, C> {
     pub(crate) exempt: &'a Exempt,
     /// How often each network was banned.
     pub(crate) offences: &'a mut BTreeMap<Network, Offence>,
+    /// What else is remembered of bans.
+    pub(crate) repeats: &'a mut Repeats,
     /// What was said a moment ago.
     pub(crate) notes: &'a mut Notes,
     /// Volume does not ban before this time.
@@ -205,7 +263,32 @@ impl<C: Chronicle> Court<'_, C> {
                     }
                     self.chronicle.peer(source, until);
                 }
-                Action::Suspect(source, until, what) => self.suspect(source, until, &what, now),
+                Action::Ended(places) => {
+                    for (source, port) in places {
+                        self.note_good(source, port, now);
+                    }
+                }
+                Action::Served(source, until) => {
+                    let is_new = self.lists.standing(source).good_until <= now;
+                    self.know(source, now, |standing| {
+                        standing.good_until = standing.good_until.max(until);
+                        standing.former_until = standing.former_until.max(until.saturating_add(FORMER));
+                    });
+                    if is_new {
+                        let reason = "the server takes its calls without credentials";
+                        self.say(
+                            Said::new("served").from(source).reason(reason),
+                            Level::Info,
+                            format_args!("served {} reason=\"{reason}\"", address_of(source)),
+                        );
+                    }
+                }
+                Action::Limit(source, until, what) => self.suspect(source, until, &what, now),
+                Action::Rejected(source, port, text) => {
+                    if self.note_due(source, "rejected", now) {
+                        log::info!("not held against {} port={port}: {text}", address_of(source));
+                    }
+                }
                 Action::Note(kind, text) => {
                     if self.note_due(Source::v4(0), kind, now) {
                         let said = Said::new(kind).reason(&*text);
@@ -287,10 +370,18 @@ impl<C: Chronicle> Court<'_, C> {
     /// Bans the source of a finding, unless a rule that no evidence overrides speaks against it.
     fn ban(&mut self, finding: &Finding, now: u64) {
         let host = Network::around(finding.source, 128);
-        let around = Network::neighbourhood(finding.source, self.config.ipv6_prefix);
-        // A network with somebody in it who must stay reachable, or is known good, is judged host by host.
-        let by_host = finding.by_address || finding.port.is_some() || self.must_stay(&around, now).is_some();
-        let network = if by_host || self.lists.knows_within(&around, now) { host } else { around };
+        let around = Network::around(finding.source, finding.bits);
+        // A network with somebody in it who must stay reachable, or is known good, is judged host by
+        // host.
+        let by_host = finding.bits >= 128
+            || finding.port.is_some()
+            || self.must_stay(&around, now).is_some()
+            || self.lists.knows_within(&around, now);
+        let network = if by_host { host } else { around };
+        // Who has lost its standing loses it before anything else is decided.
+        for port in finding.port.iter().chain(&finding.ports) {
+            self.note_good(finding.source, *port, now);
+        }
         if let Some(what) = self.must_stay(&network, now) {
             if self.note_due(finding.source, "exempt", now) {
                 self.say(
@@ -311,6 +402,11 @@ impl<C: Chronicle> Court<'_, C> {
             }
             return;
         }
+        if finding.tier == Tier::Unproven && !self.repeats.may_ban_unproven(&network, now) {
+            // What could be forged bans once a day. After that it only goes slower, until a day without.
+            self.suspect(finding.source, now.saturating_add(UNPROVEN_ONCE), &finding.reason, now);
+            return;
+        }
         let length = self.sentence(&network, finding, now);
         let entry = Entry {
             owner: Owner::Auto,
@@ -320,8 +416,15 @@ impl<C: Chronicle> Court<'_, C> {
             added_ms: self.at.wall_ms,
             ..Entry::manual(network, self.at.after(length), &finding.reason)
         };
-        if self.enter(entry, finding.kind, length, now) && network.bits() == 64 && finding.port.is_none() {
-            self.judge_site(&network, now);
+        let until = entry.expires;
+        if !self.enter(entry, finding.kind, length, now) {
+            return;
+        }
+        if finding.tier == Tier::Proven {
+            self.detector.banned(finding.source, finding.port, until, now);
+            if finding.port.is_none() {
+                self.escalate(&network, now);
+            }
         }
     }
 
@@ -332,12 +435,24 @@ impl<C: Chronicle> Court<'_, C> {
             return bans.unproven.0;
         }
         let forget = bans.forget.nanos();
+        let longer = |count: u32, most: Duration| ban_duration(bans.first.0, bans.factor, most, count);
+        match (finding.growth, finding.port) {
+            (Growth::None, _) => return bans.first.0,
+            // What a dry run decides is nothing when it is over.
+            _ if self.config.dry_run => {}
+            (Growth::Mild, port) => {
+                let count = self.repeats.count((*network, port.unwrap_or(0)), now, forget);
+                return longer(count, LONGEST_MILD.max(bans.first.0).min(bans.max.0));
+            }
+            (Growth::Full, Some(port)) => {
+                let count = self.repeats.count((*network, port), now, forget);
+                return longer(count, bans.max.0);
+            }
+            (Growth::Full, None) => {}
+        }
         let before = self.offences.get(network).filter(|offence| now.saturating_sub(offence.at) < forget);
         let count = before.map_or(0, |offence| offence.count);
-        if !finding.grows || finding.port.is_some() {
-            return bans.first.0;
-        }
-        let length = ban_duration(bans.first.0, bans.factor, bans.max.0, count);
+        let length = longer(count, bans.max.0);
         // What a dry run decides is nothing when it is over.
         if !self.config.dry_run && (self.offences.len() < MAX_OFFENCES || before.is_some()) {
             let count = count.saturating_add(1);
@@ -345,7 +460,7 @@ impl<C: Chronicle> Court<'_, C> {
             let offence = store::Offence { network: *network, count, last_ms: self.at.wall_ms };
             self.chronicle.offence(offence);
         }
-        length.min(bans.max.0)
+        length
     }
 
     /// Puts a ban in force, unless a longer one is. Returns whether it did.
@@ -381,31 +496,77 @@ impl<C: Chronicle> Court<'_, C> {
         }
     }
 
-    /// Bans an IPv6 site of which several networks were banned within an hour: it hops from one to the next.
-    fn judge_site(&mut self, network: &Network, now: u64) {
-        let site = Network::around(network.first(), SITE);
-        let lately = self.at.wall_ms.saturating_sub(HOUR / 1_000_000);
-        let banned = self.lists.entries_within(List::Block, site).filter(|entry| {
-            entry.owner == Owner::Auto && entry.port.is_none() && entry.network.bits() == 64 && entry.added_ms >= lately
-        });
-        let (mut count, mut tier) = (0, Tier::Proven);
-        for entry in banned {
-            count += 1;
-            if entry.tier == Some(Tier::Unproven) {
-                tier = Tier::Unproven;
-            }
-        }
-        if count < CROWD || self.must_stay(&site, now).is_some() || self.lists.knows_within(&site, now) {
+    /// Bans an IPv6 network whose hosts were banned one after the other within an hour: somebody hops
+    /// from one to the next. An IPv4 network is only told of, unless the configuration says so.
+    fn escalate(&mut self, network: &Network, now: u64) {
+        if network.first().is_v4() {
+            self.escalate_ipv4(network, now);
             return;
         }
-        let length = if tier == Tier::Proven { self.config.bans.first.0 } else { self.config.bans.unproven.0 };
-        let reason = format!("{count} banned networks of this site within an hour");
+        for (bits, many, part_bits) in ESCALATION {
+            let around = Network::around(network.first(), bits);
+            if network.bits() <= bits || self.spares(&around, now) {
+                continue;
+            }
+            let banned = self.banned_lately(around);
+            let parts: BTreeSet<Network> = banned.iter().map(|one| Network::around(one.first(), part_bits)).collect();
+            if banned.len() < many || parts.len() < 2 {
+                continue;
+            }
+            let reason = format!("{} banned hosts of this network within an hour", banned.len());
+            self.ban_around(around, &reason, now);
+            return;
+        }
+    }
+
+    fn escalate_ipv4(&mut self, network: &Network, now: u64) {
+        let (bits, many) = IPV4_ESCALATION;
+        let around = Network::around(network.first(), 96 + bits);
+        if !network.is_host() || self.spares(&around, now) {
+            return;
+        }
+        let count = self.banned_lately(around).len();
+        if count < many {
+            return;
+        }
+        let reason = format!("{count} banned hosts of this network within an hour");
+        if self.config.bans.ipv4_networks {
+            self.ban_around(around, &reason, now);
+        } else if self.note_due(around.first(), "neighbours", now) {
+            self.say(
+                Said::new("neighbours").about(around).reason(&*reason),
+                Level::Warn,
+                format_args!("neighbours {around} reason=\"{reason}\""),
+            );
+        }
+    }
+
+    /// Hosts of a network that were banned within an hour by evidence that could not be forged.
+    fn banned_lately(&self, around: Network) -> Vec<Network> {
+        let lately = self.at.wall_ms.saturating_sub(HOUR / 1_000_000);
+        let all = self.lists.entries_within(List::Block, around).filter(|entry| {
+            entry.owner == Owner::Auto
+                && entry.port.is_none()
+                && entry.network.is_host()
+                && entry.tier == Some(Tier::Proven)
+                && entry.added_ms >= lately
+        });
+        all.map(|entry| entry.network).collect()
+    }
+
+    /// Whether somebody lives in a network who must not share its fate.
+    fn spares(&self, network: &Network, now: u64) -> bool {
+        self.must_stay(network, now).is_some() || self.lists.knows_within(network, now)
+    }
+
+    fn ban_around(&mut self, network: Network, reason: &str, now: u64) {
+        let length = self.config.bans.first.0;
         let entry = Entry {
             owner: Owner::Auto,
-            tier: Some(tier),
+            tier: Some(Tier::Proven),
             dry_run: self.config.dry_run,
             added_ms: self.at.wall_ms,
-            ..Entry::manual(site, self.at.after(length), &reason)
+            ..Entry::manual(network, self.at.after(length), reason)
         };
         self.enter(entry, "site", length, now);
     }
@@ -415,6 +576,7 @@ impl<C: Chronicle> Court<'_, C> {
         let now = self.at.now;
         let forget = self.config.bans.forget.nanos();
         self.offences.retain(|_, offence| now.saturating_sub(offence.at) < forget);
+        self.repeats.tidy(now, forget);
     }
 
     fn must_stay(&self, network: &Network, now: u64) -> Option<String> {

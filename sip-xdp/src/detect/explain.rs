@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 use sip_xdp_common::ip_key::Source;
 
 use super::Detector;
-use super::counting::words;
-use super::subject::Subject;
+use super::claim::Level;
+use super::source_state::SourceState;
+use super::windows::words;
 use crate::sip::message::{Head, StartLine};
 
 /// How many bytes of a start line, or of a user, are remembered.
@@ -66,9 +67,13 @@ pub struct View {
     pub answered: u64,
     /// Users that were accepted from this very address.
     pub accepted: Vec<Accepted>,
+    /// For how many seconds more the server is taken to process its calls without credentials; 0 if
+    /// it does not.
+    #[serde(default)]
+    pub served: u64,
 }
 
-impl Subject {
+impl SourceState {
     /// Remembers what a request was.
     pub(super) fn note_last(&mut self, head: &Head<'_>) {
         let StartLine::Request { method, uri } = head.start else {
@@ -103,49 +108,50 @@ fn printable(bytes: &[u8]) -> String {
 impl Detector {
     /// What is known of a source at `now`.
     pub fn explain(&self, source: &Source, now: u64) -> View {
-        let accepted = self.known.accepted_at(source).map(|(user, port, until)| Accepted {
+        let accepted = self.known.accepted_at(source).map(|(user, port, _, until)| Accepted {
             user: user.to_owned(),
             port,
             left: until.saturating_sub(now) / 1_000_000_000,
         });
         let accepted = accepted.take(TOLD * TOLD).collect();
-        let Some(subject) = self.watched_as(source) else {
-            return View { accepted, ..View::default() };
+        let served = self.served.until(source).saturating_sub(now) / 1_000_000_000;
+        let Some(state) = self.watched_as(source) else {
+            return View { accepted, served, ..View::default() };
         };
-        let last = (!subject.start_line.is_empty()).then(|| LastRequest {
-            age: now.saturating_sub(subject.last) / 1_000_000_000,
-            start_line: printable(&subject.start_line),
-            user: (!subject.user.is_empty()).then(|| printable(&subject.user)),
+        let last = (!state.start_line.is_empty()).then(|| LastRequest {
+            age: now.saturating_sub(state.last) / 1_000_000_000,
+            start_line: printable(&state.start_line),
+            user: (!state.user.is_empty()).then(|| printable(&state.user)),
         });
         View {
-            proven: subject.proven,
-            evidence: self.evidence_of(subject, now),
+            proven: state.routable,
+            evidence: self.evidence_of(state, now),
             last,
-            asked: subject.asked,
-            answered: subject.answered,
+            asked: state.asked,
+            answered: state.answered,
             accepted,
+            served,
         }
     }
 
     /// What is known against a source at `now`, alone.
     pub(crate) fn evidence_against(&self, source: &Source, now: u64) -> Vec<Evidence> {
-        self.watched_as(source).map(|subject| self.evidence_of(subject, now)).unwrap_or_default()
+        self.watched_as(source).map(|state| self.evidence_of(state, now)).unwrap_or_default()
     }
 
-    /// A source among those that are watched, by its address or, with IPv6, by its network.
-    fn watched_as(&self, source: &Source) -> Option<&Subject> {
-        let by_network = || self.subjects.get(&source.masked(self.ipv6_mask)).filter(|_| !source.is_v4());
-        self.subjects.get(source).or_else(by_network).map(Box::as_ref)
+    /// A source among those that are watched.
+    fn watched_as(&self, source: &Source) -> Option<&SourceState> {
+        self.sources.get(source).map(Box::as_ref)
     }
 
     /// Until when a user is known to be registered at a port of an address; 0 if it never was.
     pub fn registered_until(&self, source: &Source, user: &str, port: u16) -> u64 {
         let mut accepted = self.known.accepted_at(source);
-        accepted.find(|(known, at, _)| *known == user && *at == port).map_or(0, |(_, _, until)| until)
+        accepted.find(|(known, at, ..)| *known == user && *at == port).map_or(0, |(.., until)| until)
     }
 
     /// What is known against a source.
-    fn evidence_of(&self, subject: &Subject, now: u64) -> Vec<Evidence> {
+    fn evidence_of(&self, state: &SourceState, now: u64) -> Vec<Evidence> {
         let rules = &self.rules;
         let mut all = Vec::new();
         let mut add = |kind: &str, enabled: bool, count: f64, limit: u64, per: u64, text: &dyn Fn() -> String| {
@@ -156,39 +162,42 @@ impl Detector {
         };
         let rejected = rules.rejected;
         let within = rejected.per.nanos();
-        let lately = || subject.rejected.iter().filter(|(at, _)| now.saturating_sub(*at) <= within);
+        let lately = || state.rejected.iter().filter(|(at, _)| now.saturating_sub(*at) <= within);
         let count = lately().count();
         let text = || {
             let users = named(lately().map(|(_, rejection)| rejection.user.as_str()));
-            let echoed = lately().filter(|(_, rejection)| rejection.echoed).count();
+            let echoed = lately().filter(|(_, rejection)| rejection.level == Level::Routable).count();
             format!("{count} rejected passwords for {users}, {echoed} with a nonce of ours")
         };
         add("rejected", rejected.enabled, count as f64, rejected.count.into(), within, &text);
 
         let slow = rules.slow;
-        let level = rounded(subject.slow.level(now, slow.per.nanos()));
+        let level = rounded(state.slow_seen.level(now, slow.per.nanos()));
         let text =
             || format!("rejected passwords fill {level} of {}, and one leaks out every {}", slow.count, slow.per);
         add("slow", slow.enabled, level, slow.count.into(), slow.per.nanos(), &text);
 
         let rule = rules.enumeration;
         let within = rule.per.nanos();
-        let lately = || subject.refused.iter().filter(|(at, _)| now.saturating_sub(*at) <= within);
+        let lately = || state.refused.iter().filter(|(at, _)| now.saturating_sub(*at) <= within);
         let count = lately().count();
-        let text = || format!("{count} different users refused: {}", named(lately().map(|(_, user)| user.as_str())));
+        let text = || {
+            format!("{count} different users refused: {}", named(lately().map(|(_, refused)| refused.target.as_str())))
+        };
         add("enumeration", rule.enabled, count as f64, rule.count.into(), within, &text);
 
         let rule = rules.invites;
-        let level = rounded(subject.invites.level(now, rule.per.nanos()));
-        let text = || format!("{} calls refused, {} answered", subject.refused_calls, subject.answered_calls);
+        let level = rounded(state.calls.all.level(now, rule.per.nanos()));
+        let text =
+            || format!("{} calls refused, {} answered", state.calls.refused, self.served.numbers(&state.source, now));
         add("invites", rule.enabled, level, rule.count.into(), rule.per.nanos(), &text);
 
-        if let Some(what) = &subject.signature {
-            let text = format!("{what}, in {} calls", subject.calls.len());
+        if let Some(what) = &state.signature {
+            let text = format!("{what}, in {} calls", state.tool_calls.len());
             all.push(Evidence { kind: "signature".to_owned(), count: 1.0, limit: None, per: None, text });
         }
-        if subject.limited != 0 {
-            let text = format!("over a limit {} ago", words(now.saturating_sub(subject.limited)));
+        if state.limited != 0 {
+            let text = format!("over a limit {} ago", words(now.saturating_sub(state.limited)));
             all.push(Evidence { kind: "limited".to_owned(), count: 1.0, limit: None, per: None, text });
         }
         all

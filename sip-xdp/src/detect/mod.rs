@@ -1,70 +1,99 @@
 //! Turns what the kernel samples into findings: who attacks, by which evidence, and who is real.
 //!
-//! Data goes one way: an event is read ([`crate::sip::message`]), a response finds its request (`exchange`), the outcome is
-//! evidence for or against its source (`outcome`), and enough of it is a finding (`rules`). Pure: time comes with the
-//! events, and what follows is handed back as [`Action`]s.
+//! Data goes one way: an event is read ([`crate::sip::message`]), a response finds its request
+//! (`transactions`), evidence is admitted with its level (`responses`), weighed by a rule (`rules`),
+//! and enough of it is a finding (`rules::convict`). Pure: time comes with the events, and what
+//! follows is handed back as [`Action`]s.
 
-mod counting;
+mod arrived;
+mod claim;
+mod dialogs;
 mod digest;
-mod evidence;
-mod exchange;
 mod explain;
-mod known;
 mod nonces;
-mod outcome;
+mod peers;
+mod persistence;
+mod recent;
 mod registrar;
+mod registrations;
+mod responses;
 mod rules;
-mod signature;
-mod subject;
+mod served;
+mod source_state;
 #[cfg(test)]
 mod tests;
-mod volume;
+mod transactions;
+mod windows;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use sip_xdp_common::abi::layout::{BY_ADDRESS, Event, EventKind, FRAGMENTED, IN_STORM, SUSPECTED};
-use sip_xdp_common::ip_key::{Source, mask};
+use sip_xdp_common::abi::layout::{Event, EventKind, FRAGMENTED, IN_STORM, SUSPECTED};
+use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::packet::checksum::Datagram;
 
 use crate::config::{Config, Detect};
 use crate::dataplane::tables::ledger::Tier;
 use crate::sip::message::Head;
 
+use arrived::Arrived;
+use claim::Level;
+use dialogs::Dialogs;
 use digest::digest;
-use exchange::{Exchanges, Request};
-use known::Known;
 use nonces::{Echo, Nonces};
-use registrar::Registrar;
-use subject::Subject;
-use volume::Volume;
+use peers::Peers;
+use recent::Recent;
+use registrar::{Answers, Registrar};
+use registrations::Registrations;
+use rules::{decoy, networks, sprayed, volume::Volume};
+use served::Served;
+use source_state::SourceState;
+use transactions::{Method, Request, Transactions};
 
+pub use claim::Growth;
 pub use explain::{Accepted, Evidence, LastRequest, View};
-pub use known::Acceptance;
+pub use registrations::Acceptance;
 
-/// How many sources are watched at the same time. When there are more, the one that was silent for longest goes.
-const MAX_SUBJECTS: usize = 32_768;
+/// How many sources are watched at the same time. When there are more, the one that was silent for
+/// longest goes.
+const MAX_SOURCES: usize = 32_768;
 
-/// A source against which there is nothing is forgotten when it has been quiet for this long, in nanoseconds.
-const QUIET: u64 = 24 * 3_600_000_000_000;
+/// How many offenders are remembered here, and places where nobody earns standing.
+const MAX_OFFENDERS: usize = 32_768;
 
-/// For how long a rejection may turn out to be a retry, and credentials may follow a challenge, in nanoseconds.
-const GRACE: u64 = 5_000_000_000;
+/// How many responses without a request are.
+const MAX_ORPHANS: usize = 32_768;
+
+/// A source against which there is nothing is forgotten when it has been quiet for this long.
+const QUIET_NS: u64 = 24 * 3_600_000_000_000;
+
+/// For how long a rejection may turn out to be a retry, credentials may follow a challenge, and an
+/// acknowledgement an answer.
+const GRACE_NS: u64 = 5_000_000_000;
+
+/// Without a state of earlier runs, users that are tried are no decoys for so long.
+const FIRST_DAY_NS: u64 = 24 * 3_600_000_000_000;
+
+/// For how long a call is remembered whose responses came without a request.
+const ORPHAN_NS: u64 = 3_600_000_000_000;
 
 /// One source attacks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     /// Whose: an address of the source.
     pub source: Source,
+    /// The width of it: 128 is the host, 64, 56 or 48 an IPv6 network around it.
+    pub bits: u8,
     /// The port, if one flow of the address is to blame and not all of it.
     pub port: Option<u16>,
-    /// Whether the source is judged by its full address.
-    pub by_address: bool,
+    /// Ports of an address with accepted users that offended; the others go on.
+    pub ports: Vec<u16>,
     /// Which kind of evidence: a row of `[detect]`, or `misconfigured`.
     pub kind: &'static str,
     /// How sure it is that the source is where it says.
     pub tier: Tier,
-    /// Whether the next ban of this source is longer.
-    pub grows: bool,
+    /// How the next bans of this source get longer.
+    pub growth: Growth,
     /// The evidence in words and numbers.
     pub reason: String,
 }
@@ -76,10 +105,16 @@ pub enum Action {
     Ban(Finding),
     /// A user was accepted, or has taken its registration back: see [`Detector::good`].
     Accepted(Acceptance),
+    /// These ports have no standing any more: others made room, or they offended.
+    Ended(Vec<(Source, u16)>),
     /// A host answers our requests; it is a peer until then.
     Peer(Source, u64),
-    /// Limit it to one request a second until then: it looks like a tool, but anybody can have sent this.
-    Suspect(Source, u64, String),
+    /// The server takes calls of this source without credentials; it is served until then.
+    Served(Source, u64),
+    /// Limit it until then, a step more than before: anybody can have sent this.
+    Limit(Source, u64, String),
+    /// Something about this source and port that is no evidence against it.
+    Rejected(Source, u16, String),
     /// Something that an operator should know, of this kind.
     Note(&'static str, String),
 }
@@ -99,61 +134,104 @@ pub struct Good {
 #[derive(Debug)]
 pub struct Detector {
     rules: Detect,
-    ipv6_mask: (u64, u64),
     volume: Volume,
-    exchanges: Exchanges,
+    transactions: Transactions,
     nonces: Nonces,
-    known: Known,
+    dialogs: Dialogs,
+    arrived: Arrived,
+    known: Registrations,
+    peers: Peers,
+    served: Served,
     /// Boxed, since a table that grows has room for twice as many as it holds.
-    subjects: HashMap<Source, Box<Subject>>,
+    sources: HashMap<Source, Box<SourceState>>,
+    networks: Recent<(u8, Source), networks::Network>,
+    /// Sources that offended by level 1 evidence, and how often.
+    offenders: Recent<Source, u32>,
+    /// Places where nobody earns standing while a ban lasts, and until when.
+    offending: Recent<(Source, Option<u16>), u64>,
     /// Sources of which something becomes certain at a time.
     due: VecDeque<(u64, Source)>,
     /// Users that were never accepted, and who has tried them.
-    tried: BTreeMap<String, counting::Window<u64>>,
-    /// Accepted users, and which strangers were rejected for them.
-    sprayed: BTreeMap<String, counting::Window<u64>>,
+    tried: decoy::Tried,
+    /// Before this, users that are tried are no decoys.
+    decoys_from: u64,
+    /// Accepted users that strangers were rejected for.
+    sprayed: sprayed::Sprayed,
+    /// Calls of which a response had no request, and whom that was excused.
+    orphans: Recent<u64, ()>,
+    excused: Recent<u64, ()>,
     registrar: Registrar,
+    /// Whether requests count that the host throws away for their checksum. In a capture it is as
+    /// often as not left to the network device.
+    takes_any_checksum: bool,
+    /// From how full on the tables of who is known are said to be.
+    was_filling: bool,
 }
+
+/// From this share of a table on it is said that it is nearly full.
+const NEARLY_FULL: f64 = 0.8;
 
 impl Detector {
     /// A detector with the rules of `config`.
     pub fn new(config: &Config) -> Self {
         Self {
             rules: config.detect.clone(),
-            ipv6_mask: mask(config.ipv6_prefix),
             volume: Volume::new(config),
-            exchanges: Exchanges::default(),
+            transactions: Transactions::default(),
             nonces: Nonces::default(),
-            known: Known::default(),
-            subjects: HashMap::new(),
+            dialogs: Dialogs::default(),
+            arrived: Arrived::default(),
+            known: Registrations::new(config.capacity.networks as usize),
+            peers: Peers::default(),
+            served: Served::default(),
+            sources: HashMap::new(),
+            networks: Recent::new(networks::MAX_NETWORKS, networks::LIFETIME_NS),
+            offenders: Recent::new(MAX_OFFENDERS, rules::MEMORY_NS),
+            offending: Recent::new(MAX_OFFENDERS, FIRST_DAY_NS),
             due: VecDeque::new(),
-            tried: BTreeMap::new(),
-            sprayed: BTreeMap::new(),
+            tried: decoy::Tried::default(),
+            decoys_from: u64::MAX,
+            sprayed: sprayed::Sprayed::default(),
+            orphans: Recent::new(MAX_ORPHANS, ORPHAN_NS),
+            excused: Recent::new(MAX_ORPHANS, responses::EXCUSE_NS),
             registrar: Registrar::default(),
+            takes_any_checksum: false,
+            was_filling: false,
         }
     }
 
     /// Takes new rules, and keeps what was seen.
     pub fn configure(&mut self, config: &Config) {
         self.rules = config.detect.clone();
-        self.ipv6_mask = mask(config.ipv6_prefix);
         self.volume.configure(config);
     }
 
     /// How many sources are being watched.
     pub fn watched(&self) -> usize {
-        self.subjects.len()
+        self.sources.len()
     }
 
     /// How many addresses are known good, and how many hosts are peers.
     pub fn known(&self, now: u64) -> (usize, usize) {
-        self.known.counts(now)
+        (self.known.count(now), self.peers.count(now))
+    }
+
+    /// How many sources the server takes calls of without credentials.
+    pub fn served(&self, now: u64) -> usize {
+        self.served.count(now)
+    }
+
+    /// The sources that are served, since when and until when.
+    pub fn served_sources(&self, now: u64) -> impl Iterator<Item = (Source, u64, u64)> + '_ {
+        self.served.all(now)
     }
 
     /// What is known of an address and one of its ports.
     pub fn good(&self, source: &Source, port: u16, now: u64) -> Good {
         let known = &self.known;
-        let (until, flow_until) = (known.good_until(source, now), known.flow_until(source, port, now));
+        let flow_until = known.flow_until(source, port, now);
+        let served = Some(self.served.until(source)).filter(|until| *until > now).unwrap_or(0);
+        let until = known.good_until(source, now).max(served);
         Good { until, flow_until, users: known.users(source, now) }
     }
 
@@ -162,14 +240,15 @@ impl Detector {
         self.known.was_good_lately(source, now)
     }
 
-    /// Whether the registrar seems to reject everybody, so that rejections prove nothing.
+    /// Whether the registrar seems to reject accounts that it accepted, so that their rejections prove
+    /// nothing.
     pub fn registrar_is_failing(&self, now: u64) -> bool {
         self.registrar.is_failing(now)
     }
 
     /// Whether responses are seen at all, so that their absence says something.
     pub fn sees_responses(&self) -> bool {
-        self.registrar.sees_responses(0, 0)
+        self.registrar.sees_responses(Answers::default())
     }
 
     /// All that was accepted.
@@ -183,14 +262,43 @@ impl Detector {
         acceptances: impl IntoIterator<Item = Acceptance>,
         peers: impl IntoIterator<Item = (Source, u64)>,
     ) {
-        acceptances.into_iter().for_each(|acceptance| self.known.accept(&acceptance));
-        peers.into_iter().for_each(|(source, until)| self.known.restore_peer(source, until));
+        for acceptance in acceptances {
+            self.known.accept(&acceptance);
+            // Whoever has a state knows its users.
+            self.decoys_from = 0;
+        }
+        peers.into_iter().for_each(|(source, until)| self.peers.restore(source, until));
+    }
+
+    /// Notes that a source was banned at a place until then: nobody earns standing there meanwhile.
+    pub fn banned(&mut self, source: Source, port: Option<u16>, until: u64, now: u64) {
+        self.offending.insert((source, port), now, until);
+    }
+
+    /// Notes that a source has offended before, in an earlier run.
+    pub fn restore_offender(&mut self, source: Source, count: u32, at: u64) {
+        self.offenders.insert(source, at, count);
+    }
+
+    /// Notes that events were lost on their way from the kernel: a response that arrived may have been
+    /// among them.
+    pub fn lost_events(&mut self, now: u64) {
+        self.arrived.lost(now);
+    }
+
+    /// Lets requests count whatever their UDP checksum is.
+    pub fn take_any_checksum(&mut self) {
+        self.takes_any_checksum = true;
     }
 
     /// Forgets what a source did: an operator has pardoned it.
     pub fn forget(&mut self, source: &Source) {
-        let around = source.masked(self.ipv6_mask);
-        self.subjects.retain(|key, _| key != source && (source.is_v4() || *key != around));
+        self.sources.remove(source);
+        self.offenders.remove(source);
+        self.offending.remove(&(*source, None));
+        for (bits, _, _) in networks::WIDTHS {
+            self.networks.remove(&(bits, source.masked(sip_xdp_common::ip_key::mask(bits))));
+        }
         self.volume.forget(source);
     }
 
@@ -198,173 +306,244 @@ impl Detector {
     pub fn tidy(&mut self, now: u64) {
         self.volume.tidy(now);
         self.known.tidy(now);
-        self.subjects.retain(|_, subject| now.saturating_sub(subject.last) < QUIET);
-        for windows in [(&mut self.tried, self.rules.decoy.per), (&mut self.sprayed, self.rules.sprayed.per)] {
-            let (users, per) = windows;
-            users.values_mut().for_each(|window| window.tidy(now, per.nanos()));
-            users.retain(|_, window| window.len() > 0);
-        }
-        self.registrar.tidy();
+        self.peers.tidy(now);
+        self.served.tidy(now);
+        self.sources.retain(|_, state| now.saturating_sub(state.last) < QUIET_NS);
+        self.tried.tidy(now, self.rules.decoy.per.nanos());
+        self.sprayed.tidy(now, self.rules.sprayed.per.nanos());
+        self.registrar.tidy(now);
     }
 
     /// Looks at what has become certain by the mere passing of time.
     pub fn tick(&mut self, now: u64) -> Vec<Action> {
         let mut actions = Vec::new();
-        while let Some((at, key)) = self.due.front().copied() {
+        while let Some((at, source)) = self.due.front().copied() {
             if at > now {
                 break;
             }
             self.due.pop_front();
-            self.settle(key, now, &mut actions);
+            self.settle(source, now, &mut actions);
         }
-        if let Some(text) = self.registrar.news(now) {
-            actions.push(Action::Note("registrar_failing", text));
+        actions.extend(self.registrar.news(now).into_iter().map(|(kind, text)| Action::Note(kind, text)));
+        let is_filling = self.known.fill() >= NEARLY_FULL;
+        if is_filling && !self.was_filling {
+            let text = "the table of who is known good is nearly full: who is known for the shortest time makes room";
+            actions.push(Action::Note("nearly_full", text.to_owned()));
         }
+        self.was_filling = is_filling;
         actions
     }
 
     /// Takes an event, and says what follows from it.
     pub fn observe(&mut self, event: &Event) -> Vec<Action> {
         let now = event.time;
+        if self.decoys_from == u64::MAX {
+            self.decoys_from = now.saturating_add(FIRST_DAY_NS);
+        }
         let mut actions = self.tick(now);
         let bytes = event.head.get(..usize::from(event.head_length)).unwrap_or_default();
         let head = Head::read(bytes);
         let kind = EventKind::from_number(event.kind);
         match (kind, head) {
             (Some(EventKind::Limited), head) => self.limited(event, head.as_ref(), &mut actions),
-            (Some(EventKind::Request | EventKind::Conflict), Some(head)) => self.request(event, &head, &mut actions),
+            (Some(EventKind::Request | EventKind::Conflict), Some(head)) => {
+                self.request(event, bytes, &head, &mut actions);
+            }
             (Some(EventKind::Answer), Some(head)) => self.answer(event, &head, &mut actions),
             (Some(EventKind::Asked), Some(head)) => {
                 // A request inside their dialog makes nobody a peer.
                 if let Some(branch) = head.branch.filter(|_| head.to.tag.is_none()) {
-                    self.known.ask(event.source, digest(branch), now);
+                    self.peers.ask(event.source, digest(branch), digest(&head.call_id), now);
                 }
             }
-            (Some(EventKind::Response), Some(head)) => {
-                let until = head.branch.and_then(|branch| self.known.respond(event.source, digest(branch), now));
-                actions.extend(until.map(|until| Action::Peer(event.source, until)));
-            }
+            (Some(EventKind::Response), head) => self.response(event, head.as_ref(), &mut actions),
             _ => {}
         }
         actions
     }
 
-    /// The key under which a source is judged.
-    fn key(&self, event: &Event) -> Source {
-        if is_by_address(event) { event.source } else { event.source.masked(self.ipv6_mask) }
+    /// A response has arrived.
+    fn response(&mut self, event: &Event, head: Option<&Head<'_>>, actions: &mut Vec<Action>) {
+        let (source, now) = (event.source, event.time);
+        let branch = head.and_then(|head| head.branch).map(digest);
+        let answers = branch.is_some_and(|branch| self.peers.answers(source, branch, now));
+        if !answers {
+            self.arrived.note(head, event);
+            return;
+        }
+        // Who registers here is a client, whatever it answers.
+        if self.known.good_until(&source, now) > now {
+            return;
+        }
+        let until = branch.and_then(|branch| self.peers.respond(source, branch, now));
+        actions.extend(until.map(|until| Action::Peer(source, until)));
     }
 
-    /// The source of an event, among those that are watched.
-    fn subject(&mut self, event: &Event) -> (Source, &mut Subject) {
-        let key = self.key(event);
-        if self.subjects.len() >= MAX_SUBJECTS && !self.subjects.contains_key(&key) {
-            // Those that were silent for longest go, several at once, since looking for them takes a while.
-            let mut last: Vec<u64> = self.subjects.values().map(|subject| subject.last).collect();
-            let (_, oldest, _) = last.select_nth_unstable(MAX_SUBJECTS / 16);
+    /// What is kept of a source, made if nothing is.
+    fn source_state(&mut self, source: Source, now: u64) -> &mut SourceState {
+        if self.sources.len() >= MAX_SOURCES && !self.sources.contains_key(&source) {
+            // Those that were silent for longest go, several at once, since looking for them takes a
+            // while.
+            let mut last: Vec<u64> = self.sources.values().map(|state| state.last).collect();
+            let (_, oldest, _) = last.select_nth_unstable(MAX_SOURCES / 16);
             let oldest = *oldest;
-            self.subjects.retain(|_, subject| subject.last > oldest);
+            self.sources.retain(|_, state| state.last > oldest);
         }
-        let subject =
-            self.subjects.entry(key).or_insert_with(|| Box::new(Subject::new(event.source, is_by_address(event))));
-        subject.last = event.time;
-        subject.source = event.source;
-        (key, subject)
+        let state = self.sources.entry(source).or_insert_with(|| Box::new(SourceState::new(source)));
+        state.last = now;
+        state
     }
 
     /// A source is over a limit.
     fn limited(&mut self, event: &Event, head: Option<&Head<'_>>, actions: &mut Vec<Action>) {
-        let (key, subject) = self.subject(event);
-        subject.limited = event.time;
-        let (asked, answered, proven) = (subject.asked, subject.answered, subject.proven);
+        let (source, now) = (event.source, event.time);
+        let state = self.source_state(source, now);
+        state.limited = now;
+        let judged = Answers { asked: state.asked, answered: state.answered };
         if let Some(head) = head {
-            subject.note_last(head);
-            self.look_for_signature(key, event, head, actions);
+            state.note_last(head);
+            self.look_for_signature(source, head, now, actions);
         }
         // A limit of one request a second tells no flood.
         if event.flags & SUSPECTED != 0 {
             return;
         }
-        let Some(flood) = self.volume.observe(event) else {
+        let echoes_own = head.is_some_and(|head| {
+            let nonces = head.credentials.iter().map(|one| digest(one.nonce));
+            nonces.into_iter().any(|nonce| self.nonces.echo(nonce, source, now) == Echo::Own)
+        });
+        let Some(flood) = self.volume.observe(event, echoes_own) else {
             return;
         };
-        let now = event.time;
-        if self.is_spared(&flood.source, now) {
+        if self.has_standing(&flood.source, now) {
             return;
         }
-        if !self.registrar.sees_responses(asked, answered) {
+        if !self.registrar.sees_responses(judged) {
             let text = "hardly any of our responses is seen: volume limits, but bans nobody; do they leave by an interface \
                         that is not filtered?";
             actions.push(Action::Note("unseen_responses", text.to_owned()));
             return;
         }
-        actions.push(Action::Ban(Finding {
-            source: flood.source,
-            port: None,
-            by_address: flood.by_address,
-            kind: flood.kind.name(),
-            tier: if proven { Tier::Proven } else { Tier::Unproven },
-            grows: proven,
-            reason: flood.reason,
-        }));
+        let level = if flood.routable { Level::Routable } else { Level::Seen };
+        let finding = Finding { bits: flood.bits, ..self.about(flood.source, flood.kind.name(), level, flood.reason) };
+        self.convict(level, finding, now, actions);
     }
 
     /// A request has passed.
-    fn request(&mut self, event: &Event, head: &Head<'_>, actions: &mut Vec<Action>) {
-        let now = event.time;
+    fn request(&mut self, event: &Event, bytes: &[u8], head: &Head<'_>, actions: &mut Vec<Action>) {
+        let (source, now) = (event.source, event.time);
         let unseen = event.flags & FRAGMENTED != 0 || event.length > event.head_length;
-        let Some(request) = Request::new(head, event.port, unseen).map(Arc::new) else {
+        if !self.takes_any_checksum && !unseen && !is_delivered(event, bytes) {
+            return;
+        }
+        let request = Request::new(bytes, head, source, event.port, unseen).map(Arc::new);
+        let Some(request) = request else {
             return;
         };
-        let judged_as = self.key(event);
-        let echoes = |echo| request.nonces.iter().any(|nonce| self.nonces.echo(*nonce, judged_as) == echo);
-        let echoes_own = echoes(Echo::Own);
-        // Nearly all of a storm's strangers are forged: who has not shown that it receives our responses is not remembered.
-        let is_strange = event.flags & IN_STORM != 0 && !self.subjects.contains_key(&judged_as);
-        if is_strange && !echoes_own && !echoes(Echo::Shared) {
+        // Nearly all of a storm's strangers are forged: who has not shown that it receives our
+        // responses is not remembered.
+        let echoes = |one: &transactions::Credential| self.nonces.echo(one.nonce, source, now) != Echo::Foreign;
+        let is_strange = event.flags & IN_STORM != 0 && !self.sources.contains_key(&source);
+        if is_strange && !request.credentials.iter().any(echoes) {
             return;
         }
-        if !self.exchanges.ask(event.source, head, &request, now) {
-            return;
-        }
-        let (key, subject) = self.subject(event);
-        subject.proven |= echoes_own;
-        subject.note_last(head);
-        if request.method != exchange::Method::Ack {
-            subject.asked += 1;
-            self.registrar.asked();
-        }
-        if request.authorized || request.cut {
-            let subject = self.subjects.get_mut(&key);
-            if let (Some(subject), Some(user)) = (subject, &request.user) {
-                subject.challenged.retain(|(_, challenged, _)| challenged != user);
+        let asked = self.transactions.ask(head, &request, now);
+        if let (true, Some(tag), Some(_)) = (request.in_dialog, head.to.tag, head.call_id) {
+            let is_proven = self.dialogs.proves(request.call, tag, source, now);
+            self.acknowledged(source, request.call, is_proven, request.method, now, actions);
+            if let Some((source, call)) = self.dialogs.take_early(now) {
+                self.acknowledged(source, call, true, request.method, now, actions);
             }
         }
-        self.look_for_signature(key, event, head, actions);
-    }
-
-    /// A final response of ours has left.
-    fn answer(&mut self, event: &Event, head: &Head<'_>, actions: &mut Vec<Action>) {
-        if let Some(challenge) = head.challenge {
-            // An IPv6 network is one source: one of its addresses may fetch what another one uses.
-            self.nonces.give(digest(challenge.nonce), self.key(event), event.time);
-        }
-        // What was not sampled on its way in proves nothing.
-        let Ok(Some(request)) = self.exchanges.answer(event.source, head) else {
+        if asked == Some(false) {
             return;
-        };
-        let (key, subject) = self.subject(event);
-        subject.answered += 1;
-        self.registrar.answered();
-        self.outcome(key, event, &request, head, actions);
+        }
+        let is_good = self.has_rights(&source, now);
+        let level = self.level_of(&request, now);
+        let state = self.source_state(source, now);
+        state.routable |= level == Level::Routable;
+        state.note_last(head);
+        if request.authorized || request.cut {
+            state.challenged.retain(|challenged| challenged.call != request.call);
+        }
+        if request.method != Method::Ack && asked.is_some() {
+            state.asked += 1;
+            self.registrar.asked(is_good);
+        }
+        self.look_for_signature(source, head, now, actions);
+        if request.method == Method::Invite && !request.in_dialog {
+            self.call_begins(&request, now, actions);
+        }
     }
 
-    /// Whether no evidence that could be forged may ban a source: it is a peer, or somebody was accepted from there.
-    fn is_spared(&self, source: &Source, now: u64) -> bool {
-        self.known.is_peer(source, now) || self.known.was_good_lately(source, now)
+    /// A request inside a dialog repeats our tag, or one like it.
+    fn acknowledged(
+        &mut self,
+        source: Source,
+        call: u64,
+        is_proven: bool,
+        method: Method,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
+        if is_proven && let Some(state) = self.sources.get_mut(&source) {
+            state.routable = true;
+        }
+        if method == Method::Ack
+            && let Some(until) = self.served.acknowledge(&source, call, now)
+        {
+            actions.push(Action::Served(source, until));
+        }
+        if is_proven {
+            self.call_is_proven(source, call, now, actions);
+            self.enumeration_is_proven(source, call, now, actions);
+            self.tool_is_proven(source, call, now, actions);
+        }
+    }
+
+    /// Notes an acceptance, and says what it earns. An account that is accepted at a place that
+    /// offended earns nothing there while the ban lasts.
+    fn accept(&mut self, acceptance: &Acceptance, aor: Option<&str>, actions: &mut Vec<Action>) -> bool {
+        let Acceptance { source, port, at: now, .. } = *acceptance;
+        let is_barred = |port: Option<u16>| self.offending.get(&(source, port), now).is_some_and(|until| *until > now);
+        if is_barred(Some(port)) || is_barred(None) && !self.known.has_place(&source, port) {
+            return false;
+        }
+        let earned = self.known.accept(acceptance);
+        if let Some(aor) = aor {
+            self.known.call(aor, now);
+        }
+        if !earned.gone.is_empty() {
+            actions.push(Action::Ended(earned.gone));
+        }
+        earned.standing
+    }
+
+    /// Whether no evidence that could be forged may ban a source: it is a peer or served, or somebody
+    /// was accepted from there within a day.
+    fn has_standing(&self, source: &Source, now: u64) -> bool {
+        self.peers.is_peer(source, now) || self.has_rights(source, now)
+    }
+
+    /// Whether a source is served, or somebody was accepted from there within a day.
+    fn has_rights(&self, source: &Source, now: u64) -> bool {
+        self.known.was_good_lately(source, now) || self.served.is_served(source, now)
     }
 }
 
-/// Whether the source of an event is judged by its full address.
-fn is_by_address(event: &Event) -> bool {
-    event.flags & BY_ADDRESS != 0 || event.source.is_v4()
+/// Whether the host takes a packet that arrived, as far as that is seen: it throws away what has a
+/// wrong checksum, so that no answer of ours is to it.
+fn is_delivered(event: &Event, payload: &[u8]) -> bool {
+    let Some(destination) = event.destination().filter(|_| event.udp != [0; 8]) else {
+        return true;
+    };
+    let datagram = Datagram {
+        source: event.source,
+        destination,
+        source_port: event.port,
+        destination_port: event.local_port,
+        checksum: event.checksum(),
+        payload,
+    };
+    datagram.is_delivered()
 }

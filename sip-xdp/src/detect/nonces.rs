@@ -1,30 +1,26 @@
-//! Who was given which nonce. A source that echoes one that was given to it and to nobody else is where it says it is.
-
-use std::collections::{HashMap, VecDeque};
-use std::num::NonZeroU64;
+//! Who was given which nonce, and for what. A source that echoes one that was given to it and to
+//! nobody else is where it says it is.
 
 use sip_xdp_common::ip_key::Source;
 
 use super::digest::digest;
+use super::recent::Recent;
+use super::transactions::{Method, Request};
 
-/// How many nonces are remembered.
+/// How many nonces, and challenged calls, are remembered.
 const MAX_NONCES: usize = 65_536;
 
 /// For how long, in nanoseconds: registrars take nonces back after some minutes.
-const LIFETIME: u64 = 3_600_000_000_000;
+const LIFETIME_NS: u64 = 3_600_000_000_000;
 
-/// The nonces that we gave out.
-#[derive(Debug, Default)]
-pub(super) struct Nonces {
-    given: HashMap<u64, Given>,
-    order: VecDeque<(u64, u64)>,
-}
+/// How many challenges of one call are remembered.
+const MAX_CHALLENGES: usize = 8;
 
-/// To whom.
+/// To whom a nonce was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Given {
-    /// To the source with this digest, which is half as long.
-    Alone(NonZeroU64),
+    /// To the source with this digest.
+    Alone(u64),
     /// To several.
     Shared,
 }
@@ -32,50 +28,101 @@ enum Given {
 /// What an echoed nonce says of its sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Echo {
-    /// Nothing: we never gave it out, or not to this source.
+    /// Nothing: we never gave it out, or not to this source alone.
     Foreign,
-    /// It was given to this source, among others.
+    /// It was given to several sources.
     Shared,
     /// It was given to this source alone.
     Own,
 }
 
-impl Given {
-    fn alone(to: &Source) -> Self {
-        Self::Alone(NonZeroU64::MIN.saturating_add(digest(to)))
+/// The nonces that we gave out.
+#[derive(Debug)]
+pub(super) struct Nonces {
+    given: Recent<u64, Given>,
+    /// By source, Call-ID and method: nonces, and the fingerprints of the requests they answered.
+    challenges: Recent<u64, Vec<(u64, u64)>>,
+    /// Nonces with a source and a user of a registration.
+    registering: Recent<u64, ()>,
+}
+
+impl Default for Nonces {
+    fn default() -> Self {
+        Self {
+            given: Recent::new(MAX_NONCES, LIFETIME_NS),
+            challenges: Recent::new(MAX_NONCES, LIFETIME_NS),
+            registering: Recent::new(MAX_NONCES, LIFETIME_NS),
+        }
     }
 }
 
 impl Nonces {
-    /// Notes that a nonce is on its way to a source.
+    /// Notes that a nonce is on its way to an address.
     pub(super) fn give(&mut self, nonce: u64, to: Source, now: u64) {
-        while let Some((at, oldest)) = self.order.front().copied() {
-            if now.saturating_sub(at) < LIFETIME && self.order.len() < MAX_NONCES {
-                break;
-            }
-            self.order.pop_front();
-            self.given.remove(&oldest);
+        let given = Given::Alone(digest(&to));
+        let before = self.given.touch(nonce, now, || given);
+        if *before != given {
+            *before = Given::Shared;
         }
-        let given = Given::alone(&to);
-        match self.given.get_mut(&nonce) {
-            Some(before) if *before != given => *before = Given::Shared,
-            Some(_) => {}
-            None => {
-                self.given.insert(nonce, given);
-                self.order.push_back((now, nonce));
+    }
+
+    /// Notes which request of that address a nonce was the answer to.
+    pub(super) fn challenge(&mut self, nonce: u64, request: &Request, now: u64) {
+        let challenges = self.challenges.touch(key(request), now, Vec::new);
+        let challenge = (nonce, request.fingerprint);
+        if !challenges.contains(&challenge) {
+            if challenges.len() >= MAX_CHALLENGES {
+                challenges.remove(0);
+            }
+            challenges.push(challenge);
+        }
+        if request.method == Method::Register {
+            let named = request.credentials.iter().map(|one| &one.user).chain(&request.user);
+            for user in named {
+                self.registering.insert(digest(&(nonce, request.source, user)), now, ());
             }
         }
     }
 
+    /// Notes that a nonce was the answer to a registration of a user that was not remembered.
+    pub(super) fn challenge_registration(&mut self, nonce: u64, to: Source, user: &String, now: u64) {
+        self.registering.insert(digest(&(nonce, to, user)), now, ());
+    }
+
     /// What it says that a source echoes a nonce.
-    pub(super) fn echo(&self, nonce: u64, by: Source) -> Echo {
-        match self.given.get(&nonce) {
-            Some(given) if *given == Given::alone(&by) => Echo::Own,
+    pub(super) fn echo(&self, nonce: u64, by: Source, now: u64) -> Echo {
+        match self.given.get(&nonce, now) {
+            Some(given) if *given == Given::Alone(digest(&by)) => Echo::Own,
             // To whom else it was given is not remembered.
             Some(Given::Shared) => Echo::Shared,
             _ => Echo::Foreign,
         }
     }
+
+    /// Whether a request answers a challenge that its source was sent: in the same call, by the same
+    /// method, with nothing else changed; or, for a registration, by a nonce that it was given for
+    /// this user.
+    pub(super) fn was_challenged(&self, request: &Request, now: u64) -> bool {
+        let answers = |(nonce, fingerprint): &(u64, u64)| {
+            *fingerprint == request.fingerprint && request.credentials.iter().any(|one| one.nonce == *nonce)
+        };
+        let in_call = self.challenges.get(&key(request), now).is_some_and(|all| all.iter().any(answers));
+        let is_register = request.method == Method::Register;
+        let was_given =
+            |nonce: u64, user: &String| self.registering.get(&digest(&(nonce, request.source, user)), now).is_some();
+        in_call
+            || is_register
+                && request.credentials.iter().any(|one| {
+                    [Some(&one.user), request.user.as_ref()]
+                        .into_iter()
+                        .flatten()
+                        .any(|user| was_given(one.nonce, user))
+                })
+    }
+}
+
+fn key(request: &Request) -> u64 {
+    digest(&(request.source, request.call, request.method))
 }
 
 #[cfg(test)]
@@ -87,22 +134,14 @@ mod tests {
         let mut nonces = Nonces::default();
         let (one, other) = (Source::v4(1), Source::v4(2));
         nonces.give(7, one, 1);
+        let echo = |nonces: &Nonces, nonce, by| nonces.echo(nonce, by, 2);
         assert_eq!(
-            (nonces.echo(7, one), nonces.echo(7, other), nonces.echo(8, one)),
+            (echo(&nonces, 7, one), echo(&nonces, 7, other), echo(&nonces, 8, one)),
             (Echo::Own, Echo::Foreign, Echo::Foreign)
         );
         nonces.give(7, one, 2);
-        assert_eq!(nonces.echo(7, one), Echo::Own, "the same challenge again");
+        assert_eq!(echo(&nonces, 7, one), Echo::Own, "the same challenge again");
         nonces.give(7, other, 3);
-        assert_eq!((nonces.echo(7, one), nonces.echo(7, other)), (Echo::Shared, Echo::Shared));
-    }
-
-    #[test]
-    fn memory_is_bounded() {
-        let mut nonces = Nonces::default();
-        (0..2 * MAX_NONCES as u64).for_each(|n| nonces.give(n, Source::v4(1), n));
-        assert!(nonces.given.len() <= MAX_NONCES && nonces.order.len() <= MAX_NONCES);
-        nonces.give(1 << 60, Source::v4(1), 2 * LIFETIME);
-        assert_eq!(nonces.given.len(), 1);
+        assert_eq!((echo(&nonces, 7, one), echo(&nonces, 7, other)), (Echo::Shared, Echo::Shared));
     }
 }

@@ -1,114 +1,138 @@
-//! How the registrar is doing, as far as that says whether evidence can be trusted: one that rejects everybody makes
-//! attackers of all its customers, and one whose responses we do not see says nothing at all.
+//! How the registrar is doing, as far as that says whether evidence can be trusted: one that rejects
+//! accounts which it accepted a while ago makes attackers of its customers, and one whose responses
+//! we do not see says nothing at all.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
-use super::counting::{Window, words};
-use super::digest::digest;
+use super::windows::words;
 
-/// For how long rejections are remembered here, in nanoseconds.
-const WINDOW: u64 = 600_000_000_000;
+/// For how long a try of an account is remembered here, in nanoseconds.
+const WINDOW_NS: u64 = 600_000_000_000;
 
-/// More than so many sources or phones rejected, of which more than one in so many was good within a day.
+/// So many accounts that are rejected say something of the registrar, where there are as many.
 const MANY: usize = 5;
+/// Where there are fewer, all of them do, but never fewer than so many.
+const FEW: usize = 2;
+
+/// Accounts that are rejected for each that is accepted.
 const SHARE: usize = 5;
 
-const TENTH: u64 = 100_000_000;
+/// How many accounts are remembered.
+const MAX_ACCOUNTS: usize = 16_384;
+
+/// The shortest time between two counts, in nanoseconds.
+const TENTH_NS: u64 = 100_000_000;
 
 /// How many requests must have been seen before it can be told whether responses are.
 const ENOUGH: u64 = 50;
 
-/// One rejection.
-#[derive(Debug, Clone, Copy)]
-struct Rejected {
-    /// Digest of the source.
-    source: u64,
-    /// Digest of the source and the user.
-    phone: u64,
-    /// Whether somebody was accepted from there within a day.
-    good_source: bool,
-    /// Whether this very user was.
-    good_phone: bool,
+/// Which requests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Answers {
+    pub(super) asked: u64,
+    pub(super) answered: u64,
 }
 
 /// The registrar.
 #[derive(Debug, Default)]
 pub(super) struct Registrar {
-    rejections: Window<Rejected>,
-    said: bool,
+    /// By account and address: when it last tried, and whether it was accepted.
+    tries: HashMap<u64, (u64, bool)>,
     failing_until: u64,
+    was_failing: bool,
+    were_unseen: bool,
     counted: u64,
-    asked: u64,
-    answered: u64,
+    /// Requests of known-good and served sources, and of all others.
+    good: Answers,
+    others: Answers,
 }
 
 impl Registrar {
     /// A request has passed.
-    pub(super) fn asked(&mut self) {
-        self.asked += 1;
+    pub(super) fn asked(&mut self, is_good: bool) {
+        if is_good { self.good.asked += 1 } else { self.others.asked += 1 }
     }
 
     /// One was answered.
-    pub(super) fn answered(&mut self) {
-        self.answered += 1;
+    pub(super) fn answered(&mut self, is_good: bool) {
+        if is_good { self.good.answered += 1 } else { self.others.answered += 1 }
     }
 
-    /// Whether responses are seen: one of ten at least, over all sources but one that has sent and been answered so many.
-    pub(super) fn sees_responses(&self, asked: u64, answered: u64) -> bool {
-        let (asked, answered) = (self.asked.saturating_sub(asked), self.answered.saturating_sub(answered));
+    /// Whether responses are seen: to one in ten requests at least, of known-good and served sources,
+    /// or of all but one that is judged while there are none. Silence towards a flood is the server's
+    /// choice.
+    pub(super) fn sees_responses(&self, judged: Answers) -> bool {
+        if self.good.asked > 0 {
+            return self.good.asked < ENOUGH / 5 || self.good.answered * 10 >= self.good.asked;
+        }
+        let asked = self.others.asked.saturating_sub(judged.asked);
+        let answered = self.others.answered.saturating_sub(judged.answered);
         asked < ENOUGH || answered * 10 >= asked
     }
 
-    /// Credentials were rejected.
-    pub(super) fn rejected(&mut self, now: u64, source: &[u8], user: &str, good_source: bool, good_phone: bool) {
-        let rejected = Rejected { source: digest(source), phone: digest(&(source, user)), good_source, good_phone };
-        self.rejections.note(now, rejected, WINDOW);
-        // Counting takes a while; a flood of rejections is counted ten times a second.
-        if now.saturating_sub(self.counted) < TENTH && self.rejections.len() > 2 * MANY {
+    /// An account tried from an address where it was accepted within a day. `known`: how many such
+    /// accounts there are.
+    pub(super) fn tried(&mut self, now: u64, account: u64, accepted: bool, known: usize) {
+        if self.tries.len() >= MAX_ACCOUNTS && !self.tries.contains_key(&account) {
+            return;
+        }
+        self.tries.insert(account, (now, accepted));
+        if accepted || now.saturating_sub(self.counted) < TENTH_NS && self.tries.len() > 2 * MANY {
             return;
         }
         self.counted = now;
-        let too_many = |all: usize, good: usize| all > MANY && good > MANY / 2 && good * SHARE > all;
-        let count = |value: fn(&Rejected) -> u64, good: fn(&Rejected) -> bool| {
-            let all: HashSet<u64> = self.rejections.iter().map(|(_, one)| value(one)).collect();
-            let real: HashSet<u64> =
-                self.rejections.iter().filter(|(_, one)| good(one)).map(|(_, one)| value(one)).collect();
-            (all.len(), real.len())
-        };
-        let (sources, good_sources) = count(|one| one.source, |one| one.good_source);
-        let (phones, good_phones) = count(|one| one.phone, |one| one.good_phone);
-        if too_many(sources, good_sources) || too_many(phones, good_phones) {
-            self.failing_until = now + WINDOW;
+        let lately = self.tries.values().filter(|(at, _)| now.saturating_sub(*at) < WINDOW_NS);
+        let (accepted, rejected) =
+            lately.fold(
+                (0, 0),
+                |(accepted, rejected), (_, was_accepted)| {
+                    if *was_accepted { (accepted + 1, rejected) } else { (accepted, rejected + 1) }
+                },
+            );
+        let enough = MANY.min(known).max(FEW);
+        if rejected >= enough && rejected >= SHARE * accepted {
+            self.failing_until = now + WINDOW_NS;
         }
     }
 
-    /// Whether rejections prove nothing at the moment.
+    /// Whether rejections of known accounts prove nothing at the moment.
     pub(super) fn is_failing(&self, now: u64) -> bool {
         now < self.failing_until
     }
 
-    /// What should be said of it, once.
-    pub(super) fn news(&mut self, now: u64) -> Option<String> {
+    /// What should be said of it, once: which kind of note, and what.
+    pub(super) fn news(&mut self, now: u64) -> Vec<(&'static str, String)> {
+        let mut news = Vec::new();
         let failing = self.is_failing(now);
-        if failing == self.said {
-            return None;
+        if failing != self.was_failing {
+            self.was_failing = failing;
+            let text = if failing {
+                format!(
+                    "the registrar rejects users where it accepted them within a day: their rejections ban nobody until \
+                     it has been well for {}; those of others do",
+                    words(WINDOW_NS)
+                )
+            } else {
+                "the registrar accepts its users again: rejections ban as before".to_owned()
+            };
+            news.push(("registrar_failing", text));
         }
-        self.said = failing;
-        Some(if failing {
-            format!(
-                "the registrar rejects sources that it accepted within a day: rejections ban nobody until it has been well \
-                 for {}",
-                words(WINDOW)
-            )
-        } else {
-            "the registrar accepts its users again: rejections ban as before".to_owned()
-        })
+        let unseen = !self.sees_responses(Answers::default());
+        if unseen && !self.were_unseen {
+            let text = "hardly any of our responses is seen: volume limits, but bans nobody, and rejected passwords are not \
+                        seen; do they leave by an interface, or from a port, that is not filtered?";
+            news.push(("unseen_responses", text.to_owned()));
+        }
+        self.were_unseen = unseen;
+        news
     }
 
     /// Lets older traffic count less. Once a minute.
-    pub(super) fn tidy(&mut self) {
-        self.asked /= 2;
-        self.answered /= 2;
+    pub(super) fn tidy(&mut self, now: u64) {
+        for one in [&mut self.good, &mut self.others] {
+            (one.asked, one.answered) = (one.asked / 2, one.answered / 2);
+        }
+        self.tries.retain(|_, (at, _)| now.saturating_sub(*at) < WINDOW_NS);
     }
 }
 
@@ -116,45 +140,49 @@ impl Registrar {
 mod tests {
     use super::*;
 
-    const SECOND: u64 = 1_000_000_000;
+    const SECOND_NS: u64 = 1_000_000_000;
 
     #[test]
     fn one_that_rejects_its_own_is_failing() {
         let mut registrar = Registrar::default();
-        for n in 0..20_u8 {
-            registrar.rejected(SECOND, &[n], "100", false, false);
-        }
-        assert!(!registrar.is_failing(SECOND), "strangers");
-        for n in 20..26_u8 {
-            registrar.rejected(u64::from(n) * SECOND / 10, &[n], "100", true, true);
-        }
-        assert!(registrar.is_failing(3 * SECOND));
-        assert!(registrar.news(3 * SECOND).is_some() && registrar.news(4 * SECOND).is_none());
-        assert!(!registrar.is_failing(3 * SECOND + WINDOW) && registrar.news(3 * SECOND + WINDOW).is_some());
+        (0..100).for_each(|n| registrar.tried(SECOND_NS, n, true, 200));
+        (100..119).for_each(|n| registrar.tried(SECOND_NS, n, false, 200));
+        assert!(!registrar.is_failing(SECOND_NS), "one customer is suspended");
+        (0..100).for_each(|n| registrar.tried(2 * SECOND_NS, n, false, 200));
+        registrar.tried(3 * SECOND_NS, 100, false, 200);
+        assert!(registrar.is_failing(3 * SECOND_NS));
+        assert_eq!(registrar.news(3 * SECOND_NS).len(), 1);
+        assert!(registrar.news(4 * SECOND_NS).is_empty());
+        assert!(!registrar.is_failing(3 * SECOND_NS + WINDOW_NS));
+        assert_eq!(registrar.news(3 * SECOND_NS + WINDOW_NS).len(), 1);
     }
 
     #[test]
-    fn one_office_is_enough_to_tell() {
-        let mut registrar = Registrar::default();
-        for n in 0..6 {
-            registrar.rejected(SECOND, &[7], &format!("{n}"), true, true);
-        }
-        assert!(registrar.is_failing(SECOND));
-        let mut registrar = Registrar::default();
-        for n in 0..60 {
-            registrar.rejected(SECOND, &[7], &format!("{n}"), true, n < 2);
-        }
-        assert!(!registrar.is_failing(SECOND), "somebody guesses from an office");
+    fn where_there_are_few_accounts_all_of_them_tell() {
+        let failing = |known, rejected: u64, accepted: u64| {
+            let mut registrar = Registrar::default();
+            (0..accepted).for_each(|n| registrar.tried(SECOND_NS, n, true, known));
+            (100..100 + rejected).for_each(|n| registrar.tried(SECOND_NS, n, false, known));
+            registrar.is_failing(SECOND_NS)
+        };
+        assert!(failing(3, 3, 0) && !failing(3, 2, 0) && !failing(1, 1, 0) && failing(2, 2, 0));
+        assert!(failing(50, 5, 0) && failing(50, 5, 1) && !failing(50, 5, 2) && !failing(50, 4, 0));
     }
 
     #[test]
     fn whether_responses_are_seen() {
+        let none = Answers::default();
         let mut registrar = Registrar::default();
-        assert!(registrar.sees_responses(0, 0), "too little to tell");
-        (0..1_000).for_each(|_| registrar.asked());
-        assert!(!registrar.sees_responses(0, 0));
-        assert!(registrar.sees_responses(960, 0), "nearly all of it is the one that is judged");
-        (0..100).for_each(|_| registrar.answered());
-        assert!(registrar.sees_responses(0, 0));
+        assert!(registrar.sees_responses(none), "too little to tell");
+        (0..1_000).for_each(|_| registrar.asked(false));
+        assert!(!registrar.sees_responses(none));
+        assert_eq!(registrar.news(SECOND_NS)[0].0, "unseen_responses");
+        assert!(registrar.news(SECOND_NS).is_empty(), "once");
+        let judged = Answers { asked: 960, answered: 0 };
+        assert!(registrar.sees_responses(judged), "nearly all of it is the one that is judged");
+        (0..20).for_each(|_| registrar.asked(true));
+        assert!(!registrar.sees_responses(none));
+        (0..20).for_each(|_| registrar.answered(true));
+        assert!(registrar.sees_responses(none), "silence towards a flood is the server's choice");
     }
 }

@@ -7,8 +7,12 @@
 
 use std::borrow::Cow;
 
-/// The most credentials of one message that are looked at.
-const MAX_CREDENTIALS: usize = 4;
+/// The most credentials of one message that are looked at. A guesser may put foreign ones first; a
+/// sample of 1,472 bytes has room for about as many.
+const MAX_CREDENTIALS: usize = 16;
+
+/// The most challenges of one response that are looked at: RFC 8760 has one for each algorithm.
+const MAX_CHALLENGES: usize = 8;
 
 /// The first line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,8 +85,8 @@ pub struct Head<'a> {
     pub credentials: Vec<Credentials<'a>>,
     /// Whether there is an Authorization header of any kind.
     pub authorized: bool,
-    /// The first Digest challenge.
-    pub challenge: Option<Challenge<'a>>,
+    /// Digest challenges, each of which may have a nonce of its own (RFC 8760, 2.3).
+    pub challenges: Vec<Challenge<'a>>,
     /// The lifetime in Expires, in seconds.
     pub expires: Option<u32>,
     /// The longest lifetime among the contacts, in seconds.
@@ -110,7 +114,7 @@ impl<'a> Head<'a> {
             agent: None,
             credentials: Vec::new(),
             authorized: false,
-            challenge: None,
+            challenges: Vec::new(),
             expires: None,
             contact_expires: None,
             has_contact: false,
@@ -129,6 +133,11 @@ impl<'a> Head<'a> {
             }
         }
         Some(head)
+    }
+
+    /// Whether it says that the credentials had too old a nonce.
+    pub fn is_stale(&self) -> bool {
+        self.challenges.iter().any(|challenge| challenge.stale)
     }
 
     /// The lifetime of a registration that a response says, in seconds.
@@ -167,7 +176,9 @@ impl<'a> Head<'a> {
         } else if is("user-agent", "") {
             self.agent = self.agent.or(Some(value));
         } else if is("www-authenticate", "") || is("proxy-authenticate", "") {
-            self.challenge = self.challenge.or_else(|| challenge(value));
+            if self.challenges.len() < MAX_CHALLENGES {
+                self.challenges.extend(challenge(value));
+            }
         } else if is("expires", "") {
             self.expires = self.expires.or_else(|| number(value));
         } else if is("contact", "m") {
@@ -176,6 +187,13 @@ impl<'a> Head<'a> {
             self.contact_expires = self.contact_expires.max(longest);
         }
     }
+}
+
+/// The headers of a message, as far as they are there, in order: name and value.
+pub fn headers(bytes: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let begin = bytes.iter().position(|byte| *byte > b' ').unwrap_or(bytes.len());
+    let lines = Lines { rest: &bytes[begin..] }.skip(1).take_while(|(line, _)| !line.is_empty());
+    lines.filter_map(|(line, _)| header(line))
 }
 
 /// A user as RFC 3261 (19.1.4) compares them: escapes resolved, at most 64 bytes.
@@ -441,7 +459,12 @@ mod tests {
                     stale=TRUE\r\n\r\n";
         let head = Head::read(text.as_bytes()).unwrap();
         assert_eq!(head.start, StartLine::Response(401));
-        assert_eq!(head.challenge, Some(Challenge { nonce: b"n1", stale: true }));
+        assert_eq!(head.challenges, [Challenge { nonce: b"n1", stale: true }]);
+        let text = text.replace("\r\n\r\n", "\r\nWWW-Authenticate: Digest nonce=\"n2\", realm=\"a\"\r\n\r\n");
+        let nonces: Vec<_> = Head::read(text.as_bytes()).unwrap().challenges.iter().map(|one| one.nonce).collect();
+        assert_eq!(nonces, [b"n1", b"n2"], "one for each algorithm");
+        let text = text.replace("CSeq:", "From: \"x\r\n WWW-Authenticate: Digest nonce=9\" <sip:a@b>\r\nCSeq:");
+        assert_eq!(Head::read(text.as_bytes()).unwrap().challenges.len(), 2, "not in a line's midst");
     }
 
     #[test]

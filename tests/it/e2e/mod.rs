@@ -4,6 +4,7 @@ mod allowing;
 mod attach;
 mod attacks;
 mod carriers;
+mod cases;
 mod churn;
 mod clock;
 mod closed;

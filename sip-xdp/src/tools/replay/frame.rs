@@ -4,7 +4,7 @@ use sip_xdp_common::ip_key::Source;
 use sip_xdp_common::lookup::search::Listed;
 use sip_xdp_common::packet::headers::{self, Inspects, Link};
 use sip_xdp_common::packet::reader::Bytes;
-use sip_xdp_common::pipeline::egress::{self, FINAL};
+use sip_xdp_common::pipeline::egress;
 use sip_xdp_common::pipeline::ingress::{self, Charged, FlowState, Sent, Site, Tables};
 use sip_xdp_common::verdict::{Message, Reason};
 
@@ -54,10 +54,10 @@ impl Doorway {
         (reason != Reason::Trusted).then_some(reason)
     }
 
-    /// Whether a packet that leaves may be worth a sample: a request, or a final response.
+    /// Whether a packet that leaves may be worth a sample: a request, or a response that is told.
     pub(super) fn may_matter(&self, frame: &[u8]) -> bool {
         let leaving = egress::read(&Bytes(frame), self);
-        leaving.is_some_and(|leaving| leaving.message != Message::Response || leaving.status >= FINAL)
+        leaving.is_some_and(|leaving| leaving.message != Message::Response || egress::is_told(leaving.status))
     }
 }
 
@@ -129,7 +129,7 @@ mod tests {
             (5060, "SIP/2.0 401 Unauthorized\r\n", true),
             (5060, "OPTIONS sip:a SIP/2.0\r\n", true),
             (5060, "SIP/2.0 100 Trying\r\n", false),
-            (5060, "SIP/2.0 183 Session Progress\r\n", false),
+            (5060, "SIP/2.0 183 Session Progress\r\n", true),
             (5060, "\r\n\r\n", false),
             (5070, "SIP/2.0 200 OK\r\n", false),
         ] {

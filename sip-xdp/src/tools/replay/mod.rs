@@ -29,7 +29,7 @@ use sip_xdp_common::packet::headers::{Inspects, TCP, UDP};
 use sip_xdp_common::verdict::{Message, Reason};
 
 use crate::config::{BlockScope, Config};
-use crate::daemon::verdicts::{Court, Notes, Offence};
+use crate::daemon::verdicts::{Court, Notes, Offence, Repeats};
 use crate::dataplane::tables::ledger::Entry;
 use crate::detect::{Detector, Evidence};
 use crate::lists::Lists;
@@ -157,6 +157,7 @@ struct Replay<'c> {
     detector: Detector,
     exempt: Exempt,
     offences: BTreeMap<Network, Offence>,
+    repeats: Repeats,
     notes: Notes,
     story: Story,
     facts: Facts,
@@ -223,6 +224,7 @@ impl<'c> Replay<'c> {
             detector: Detector::new(config),
             exempt,
             offences: BTreeMap::new(),
+            repeats: Repeats::default(),
             notes: Notes::default(),
             story: Story::new(config.ipv6_prefix),
             facts: Facts::default(),
@@ -237,6 +239,7 @@ impl<'c> Replay<'c> {
             doorway: Doorway { ports: config.port_set(), inspects },
             duplicates: Duplicates::default(),
         };
+        replay.detector.take_any_checksum();
         replay.court(START).judge_by_address()?;
         Ok(replay)
     }
@@ -250,6 +253,7 @@ impl<'c> Replay<'c> {
             detector: &mut self.detector,
             exempt: &self.exempt,
             offences: &mut self.offences,
+            repeats: &mut self.repeats,
             notes: &mut self.notes,
             learning_until: 0,
             at,

@@ -57,6 +57,19 @@ pub struct Replayed {
     /// What became of each source, for a comparison.
     #[serde(skip)]
     pub(super) fates: BTreeMap<IpAddr, Fate>,
+    /// Packets that each port of a source lost to a limit or a ban.
+    #[serde(skip)]
+    pub(super) lost: BTreeMap<(IpAddr, u16), u64>,
+}
+
+impl Replayed {
+    /// How many packets an address, or one port of it, lost to limits and bans.
+    pub fn lost(&self, address: IpAddr, port: Option<u16>) -> u64 {
+        match port {
+            Some(port) => self.lost.get(&(address, port)).copied().unwrap_or(0),
+            None => self.fates.get(&address).map_or(0, |fate| fate.dropped),
+        }
+    }
 }
 
 /// What a capture is.
@@ -326,6 +339,7 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
         peers,
         closest,
         others,
+        lost: story.lost.iter().map(|((source, port), lost)| ((address(source), *port), *lost)).collect(),
         fates: story.tallies.iter().map(|(source, tally)| (address(source), tally.all)).collect(),
         banned: story.bans.into_iter().map(Ban::from).collect(),
         events: story.events,

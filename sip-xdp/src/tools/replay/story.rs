@@ -106,6 +106,8 @@ pub(super) struct Story {
     pub(super) tallies: HashMap<Source, Tally>,
     /// Sources that were too many to be counted one by one, together.
     pub(super) others: Fate,
+    /// Packets that a port of a source lost to a limit or a ban.
+    pub(super) lost: HashMap<(Source, u16), u64>,
     /// The last ban of each network, for sources that are met later.
     banned: HashMap<Network, u32>,
     /// The length under which IPv6 sources are judged together.
@@ -123,6 +125,12 @@ impl Story {
     /// Counts a packet.
     pub(super) fn count(&mut self, source: Source, port: Option<u16>, reason: Reason) {
         let verdict = reason.verdict();
+        if verdict == Verdict::Drop
+            && let Some(port) = port
+            && (self.lost.len() < MAX_SOURCES || self.lost.contains_key(&(source, port)))
+        {
+            *self.lost.entry((source, port)).or_default() += 1;
+        }
         if self.tallies.len() >= MAX_SOURCES && !self.tallies.contains_key(&source) {
             self.others.count(verdict);
             return;

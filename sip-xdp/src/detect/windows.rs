@@ -41,6 +41,11 @@ impl<T> Window<T> {
         self.events.retain(|(_, event)| keep(event));
     }
 
+    /// Changes what is there.
+    pub(super) fn change(&mut self, change: impl FnMut(&mut T)) {
+        self.events.iter_mut().map(|(_, event)| event).for_each(change);
+    }
+
     pub(super) fn len(&self) -> usize {
         self.events.len()
     }
@@ -58,12 +63,6 @@ impl<T> Window<T> {
     pub(super) fn since(&self, now: u64) -> u64 {
         self.events.front().map_or(0, |(at, _)| now.saturating_sub(*at))
     }
-
-    /// The shortest time between two that follow each other.
-    pub(super) fn shortest_pause(&self) -> Option<u64> {
-        let later = self.events.iter().skip(1);
-        self.events.iter().zip(later).map(|((before, _), (after, _))| after.saturating_sub(*before)).min()
-    }
 }
 
 /// A bucket that leaks.
@@ -76,9 +75,13 @@ pub(super) struct Bucket {
 impl Bucket {
     /// Pours one in, where one leaks out in `per` nanoseconds. Returns the level.
     pub(super) fn pour(&mut self, now: u64, per: u64) -> f64 {
-        let leaked = now.saturating_sub(self.at) as f64 / per.max(1) as f64;
-        self.level = (self.level - leaked).max(0.0) + 1.0;
-        self.at = now;
+        self.pour_part(now, per, 1.0)
+    }
+
+    /// Pours a part of one in. Returns the level.
+    pub(super) fn pour_part(&mut self, now: u64, per: u64, part: f64) -> f64 {
+        self.level = self.level(now, per) + part;
+        self.at = now.max(self.at);
         self.level
     }
 
@@ -113,7 +116,7 @@ mod tests {
         let mut window = Window::default();
         (0..10).for_each(|n| window.note(n * SECOND, n, 5 * SECOND));
         assert_eq!(window.iter().map(|(_, n)| *n).collect::<Vec<_>>(), [4, 5, 6, 7, 8, 9]);
-        assert_eq!((window.since(9 * SECOND), window.shortest_pause()), (5 * SECOND, Some(SECOND)));
+        assert_eq!(window.since(9 * SECOND), 5 * SECOND);
         (0..5_000).for_each(|n| window.note(9 * SECOND, n, 5 * SECOND));
         assert_eq!(window.len(), MOST);
     }

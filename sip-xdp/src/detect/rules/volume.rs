@@ -1,19 +1,19 @@
-//! Turns limit events into findings: who floods, and whether it is one sender.
+//! `register` and `requests`: turns limit events into findings: who floods, and whether it is one
+//! sender.
 //!
 //! The kernel has already dropped the excess; a finding only decides on a ban. It may therefore wait the second that
 //! tells one flooding sender from an office whose phones all register at once. Pure: time comes with the events.
 
 use std::collections::HashMap;
 
-use sip_xdp_common::abi::layout::Event;
+use sip_xdp_common::abi::layout::{BY_ADDRESS, Event};
 use sip_xdp_common::ip_key::{Source, mask};
 use sip_xdp_common::limits::gcra::Bucket;
 
 use crate::config::{Config, Rate, Rule};
 use crate::sip::message::Head;
 
-use super::digest::{digest, most_common};
-use super::is_by_address;
+use super::super::digest::{digest, most_common};
 
 /// How long a flood is watched before anything is decided, in nanoseconds.
 const WATCH: u64 = 1_000_000_000;
@@ -33,7 +33,7 @@ const QUIET: u64 = 60_000_000_000;
 
 /// Who is over a limit.
 #[derive(Debug)]
-pub(super) struct Volume {
+pub(in super::super) struct Volume {
     rules: Rules,
     suspects: HashMap<Source, Suspect>,
 }
@@ -43,6 +43,7 @@ struct Rules {
     register: (Rule, Rate),
     requests: (Rule, Rate),
     ipv6_mask: (u64, u64),
+    ipv6_prefix: u8,
 }
 
 /// A source that is over a limit.
@@ -65,52 +66,55 @@ struct Sample {
     port: u16,
     user: Option<u64>,
     call_id: Option<u64>,
+    routable: bool,
 }
 
 /// One sender floods.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Flood {
+pub(in super::super) struct Flood {
     /// Whose: the source that sent most of the sampled packets.
-    pub(super) source: Source,
+    pub(in super::super) source: Source,
     /// The port that most of them came from.
-    pub(super) port: u16,
-    /// Whether the source was metered by its full address.
-    pub(super) by_address: bool,
+    pub(in super::super) port: u16,
+    /// At least half of its samples echo a nonce that only their sender was given.
+    pub(in super::super) routable: bool,
+    /// The width of what floods: 128 for a host, less for an IPv6 network whose hosts take turns.
+    pub(in super::super) bits: u8,
     /// Which kind of evidence.
-    pub(super) kind: Bucket,
+    pub(in super::super) kind: Bucket,
     /// The evidence in words and numbers.
-    pub(super) reason: String,
+    pub(in super::super) reason: String,
 }
 
 impl Volume {
     /// A detector with the rules of `config`.
-    pub(super) fn new(config: &Config) -> Self {
+    pub(in super::super) fn new(config: &Config) -> Self {
         Self { rules: Rules::new(config), suspects: HashMap::new() }
     }
 
     /// Takes new rules, and keeps what was seen.
-    pub(super) fn configure(&mut self, config: &Config) {
+    pub(in super::super) fn configure(&mut self, config: &Config) {
         self.rules = Rules::new(config);
     }
 
     /// How many sources are being watched.
     #[cfg(test)]
-    pub(super) fn watched(&self) -> usize {
+    pub(in super::super) fn watched(&self) -> usize {
         self.suspects.len()
     }
 
     /// Forgets a source: it was banned, or an operator has pardoned it.
-    pub(super) fn forget(&mut self, source: &Source) {
+    pub(in super::super) fn forget(&mut self, source: &Source) {
         self.suspects.retain(|suspect, _| suspect != source && *suspect != source.masked(self.rules.ipv6_mask));
     }
 
     /// Forgets sources that have been quiet.
-    pub(super) fn tidy(&mut self, now: u64) {
+    pub(in super::super) fn tidy(&mut self, now: u64) {
         self.suspects.retain(|_, suspect| now.saturating_sub(suspect.last) < QUIET);
     }
 
     /// Takes an event, and says whether it completes the evidence for a ban.
-    pub(super) fn observe(&mut self, event: &Event) -> Option<Flood> {
+    pub(in super::super) fn observe(&mut self, event: &Event, routable: bool) -> Option<Flood> {
         let kind = Bucket::from_number(event.bucket)?;
         // Responses, keepalives and noise are limited, never evidence.
         let (rule, limit) = match kind {
@@ -118,7 +122,8 @@ impl Volume {
             Bucket::Requests => self.rules.requests,
             Bucket::Other | Bucket::Storm | Bucket::Fragments => return None,
         };
-        let by_address = is_by_address(event);
+        // As the kernel meters it.
+        let by_address = event.flags & BY_ADDRESS != 0 || event.source.is_v4();
         let key = if by_address { event.source } else { event.source.masked(self.rules.ipv6_mask) };
         if self.suspects.len() >= MAX_SUSPECTS && !self.suspects.contains_key(&key) {
             return None;
@@ -127,7 +132,7 @@ impl Volume {
         if event.time.saturating_sub(suspect.first) > rule.per.nanos() {
             *suspect = Suspect::new(event);
         }
-        suspect.note(event);
+        suspect.note(event, routable);
         if !rule.enabled || event.time.saturating_sub(suspect.first) < WATCH || suspect.samples.len() < MIN_SAMPLES {
             return None;
         }
@@ -153,7 +158,8 @@ impl Volume {
         let finding = Flood {
             source: sender.source,
             port: sender.port,
-            by_address,
+            routable: 2 * suspect.samples.iter().filter(|sample| sample.routable).count() >= suspect.samples.len(),
+            bits: if by_address || suspect.is_one_host(sender.source) { 128 } else { self.rules.ipv6_prefix },
             kind,
             reason: format!(
                 "{what} flood: {requests} in {seconds:.1} s over the limit of {} in {}{share}, {described}",
@@ -172,6 +178,7 @@ impl Rules {
             register: (config.detect.register, limits.register),
             requests: (config.detect.requests, limits.requests),
             ipv6_mask: mask(config.ipv6_prefix),
+            ipv6_prefix: config.ipv6_prefix,
         }
     }
 }
@@ -188,7 +195,7 @@ impl Suspect {
         }
     }
 
-    fn note(&mut self, event: &Event) {
+    fn note(&mut self, event: &Event, routable: bool) {
         self.last = event.time;
         let head = event.head.get(..usize::from(event.head_length)).unwrap_or_default();
         let found = Head::read(head);
@@ -197,6 +204,7 @@ impl Suspect {
             port: event.port,
             user: found.as_ref().and_then(|head| head.from.user).map(digest),
             call_id: found.as_ref().and_then(|head| head.call_id).map(digest),
+            routable,
         };
         if self.samples.len() < MAX_SAMPLES {
             self.samples.push(sample);
@@ -204,6 +212,11 @@ impl Suspect {
             self.samples[self.next] = sample;
             self.next = (self.next + 1) % MAX_SAMPLES;
         }
+    }
+
+    /// Whether most samples are of one host.
+    fn is_one_host(&self, host: Source) -> bool {
+        2 * self.samples.iter().filter(|sample| sample.source == host).count() >= self.samples.len()
     }
 
     /// Whether one sender is behind most of it: one port, one call, or one user by whatever ports. Many phones behind
@@ -268,7 +281,7 @@ mod tests {
         let mut start = None;
         events.into_iter().find_map(|event| {
             let start = *start.get_or_insert(event.time);
-            detector.observe(&event).map(|finding| ((event.time - start) / MS, finding))
+            detector.observe(&event, false).map(|finding| ((event.time - start) / MS, finding))
         })
     }
 
@@ -338,7 +351,7 @@ mod tests {
         let mut event = flood(180, |_| (5060, "a".into(), "c".into())).next().unwrap();
         for n in 0..2 * MAX_SUSPECTS as u32 {
             event.source = crate::net::network::source_of(std::net::Ipv4Addr::from(n).into());
-            detector.observe(&event);
+            detector.observe(&event, false);
         }
         assert_eq!(detector.watched(), MAX_SUSPECTS);
         detector.tidy(event.time + QUIET);

@@ -1,0 +1,116 @@
+//! The evidence as it is kept over restarts: what patient attackers did in the last hours, and whom
+//! the server takes calls of.
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use sip_xdp_common::ip_key::Source;
+
+use super::claim::Rejection;
+use super::rules::enumeration::Refused;
+use super::source_state::SourceState;
+use super::windows::{Bucket, Window};
+use super::{Detector, MAX_SOURCES};
+
+/// How many sources are remembered over a restart: those that were heard of last.
+const MAX_KEPT: usize = 4_096;
+
+/// All of it. Times are on the filter's clock of then, which is said beside the wall clock's.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    now: u64,
+    wall_ms: u64,
+    sources: Vec<KeptSource>,
+    served: Vec<KeptServed>,
+    decoys_from: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct KeptSource {
+    source: [u8; 16],
+    last: u64,
+    routable: bool,
+    rejected: Window<Rejection>,
+    slow: Bucket,
+    slow_seen: Bucket,
+    refused: Window<Refused>,
+    calls: Bucket,
+    calls_seen: Bucket,
+    refused_calls: u32,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct KeptServed {
+    source: [u8; 16],
+    since: u64,
+    until: u64,
+}
+
+impl Detector {
+    /// What is known against sources, to be taken up by [`Detector::recall`].
+    pub fn evidence(&self, now: u64, wall_ms: u64) -> Result<Vec<u8>> {
+        let is_worth_it = |state: &SourceState| {
+            state.rejected.len() > 0 || state.refused.len() > 0 || state.calls.refused > 0 || state.routable
+        };
+        let mut sources: Vec<_> = self.sources.iter().filter(|(_, state)| is_worth_it(state)).collect();
+        sources.sort_unstable_by_key(|(_, state)| std::cmp::Reverse(state.last));
+        let sources = sources.into_iter().take(MAX_KEPT).map(|(source, state)| KeptSource {
+            source: source.octets(),
+            last: state.last,
+            routable: state.routable,
+            rejected: state.rejected.clone(),
+            slow: state.slow,
+            slow_seen: state.slow_seen,
+            refused: state.refused.clone(),
+            calls: state.calls.routable,
+            calls_seen: state.calls.all,
+            refused_calls: state.calls.refused,
+        });
+        let served = self.served.all(now).take(MAX_KEPT).map(|(source, since, until)| KeptServed {
+            source: source.octets(),
+            since,
+            until,
+        });
+        let decoys_from = self.decoys_from;
+        let (sources, served) = (sources.collect(), served.collect());
+        Ok(serde_json::to_vec(&Kept { now, wall_ms, sources, served, decoys_from })?)
+    }
+
+    /// Takes up what an earlier run knew against sources.
+    pub fn recall(&mut self, kept: &[u8], now: u64, wall_ms: u64) -> Result<()> {
+        let kept: Kept = serde_json::from_slice(kept)?;
+        // How far the two clocks of then and now are apart; after a reboot the filter's clock began
+        // anew.
+        let passed = wall_ms.saturating_sub(kept.wall_ms).saturating_mul(1_000_000);
+        let shift = i128::from(now) - i128::from(passed) - i128::from(kept.now);
+        let moved = |time: u64| u64::try_from((i128::from(time) + shift).max(0)).unwrap_or(u64::MAX);
+        if kept.decoys_from != u64::MAX {
+            self.decoys_from = self.decoys_from.min(moved(kept.decoys_from));
+        }
+        for one in kept.served {
+            // It never lasts longer than it may, whatever the clock says.
+            let until = moved(one.until).min(now.saturating_add(super::FIRST_DAY_NS));
+            self.served.restore(Source::new(one.source), moved(one.since), until);
+        }
+        for mut of in kept.sources.into_iter().take(MAX_SOURCES) {
+            of.rejected.shift(moved);
+            of.refused.shift(moved);
+            [&mut of.slow, &mut of.slow_seen, &mut of.calls, &mut of.calls_seen]
+                .into_iter()
+                .for_each(|bucket| bucket.shift(moved));
+            let source = Source::new(of.source);
+            let mut state = SourceState {
+                last: moved(of.last),
+                routable: of.routable,
+                rejected: of.rejected,
+                slow: of.slow,
+                slow_seen: of.slow_seen,
+                refused: of.refused,
+                ..SourceState::new(source)
+            };
+            (state.calls.routable, state.calls.all) = (of.calls, of.calls_seen);
+            state.calls.refused = of.refused_calls;
+            self.sources.entry(source).or_insert_with(|| Box::new(state));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,506 @@
+//! Who is real: users that were accepted with credentials, from where and until when.
+//!
+//! One account earns standing at few places, and the shortest-lived makes room, so that nobody fills
+//! a table with it. An acceptance costs the same however many there are.
+
+use std::collections::{BTreeSet, HashMap};
+
+use sip_xdp_common::ip_key::{Source, mask};
+
+use super::recent::Recent;
+
+/// How many addresses with accepted users are remembered, and places (user and port) of all.
+const MAX_ADDRESSES: usize = 32_768;
+const MAX_PLACES: usize = 32_768;
+
+/// How many places of one address.
+const MAX_PLACES_OF_AN_ADDRESS: usize = 4_096;
+
+/// How many addresses one account earns standing at, and ports of each.
+const ADDRESSES_OF_A_USER: usize = 16;
+const PORTS_OF_A_USER: usize = 4;
+
+/// How many known hosts an IPv6 /64 and a /48 may have.
+const HOSTS_OF_A_64: u32 = 256;
+const HOSTS_OF_A_48: u32 = 4_096;
+
+/// How many AORs are remembered that differ from the names in credentials.
+const MAX_ALIASES: usize = 32_768;
+
+const DAY_NS: u64 = 24 * 3_600_000_000_000;
+
+/// For how long it is remembered that a user was accepted, in nanoseconds.
+const MEMORY_NS: u64 = 30 * DAY_NS;
+
+/// One accepted user at one port of an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acceptance {
+    /// The address.
+    pub source: Source,
+    /// The user.
+    pub user: String,
+    /// The port that the phone uses.
+    pub port: u16,
+    /// When it was last accepted, on the filter's clock.
+    pub at: u64,
+    /// Until when that makes the address known good: the end of the registration.
+    pub until: u64,
+}
+
+/// What became of an acceptance.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Earned {
+    /// Whether it earns standing.
+    pub(super) standing: bool,
+    /// Places that made room for it, and have no standing any more.
+    pub(super) gone: Vec<(Source, u16)>,
+}
+
+#[derive(Debug, Default)]
+struct Address {
+    /// By user: ports, each with when it was last accepted and until when that counts.
+    users: HashMap<String, Vec<(u16, u64, u64)>>,
+    /// Ends of all places, so that the last one is found at once: until when, and which port.
+    ends: BTreeSet<(u64, u16, String)>,
+    last: u64,
+}
+
+impl Address {
+    fn until(&self) -> u64 {
+        self.ends.last().map_or(0, |(until, ..)| *until)
+    }
+
+    fn set(&mut self, user: &str, port: u16, at: u64, until: u64) {
+        let ports = self.users.entry(user.to_owned()).or_default();
+        if let Some(index) = ports.iter().position(|(known, ..)| *known == port) {
+            let (_, _, before) = ports.swap_remove(index);
+            self.ends.remove(&(before, port, user.to_owned()));
+        }
+        ports.push((port, at, until));
+        self.ends.insert((until, port, user.to_owned()));
+        self.last = self.last.max(at);
+    }
+
+    fn remove(&mut self, user: &str, port: u16) -> bool {
+        let Some(ports) = self.users.get_mut(user) else {
+            return false;
+        };
+        let Some(index) = ports.iter().position(|(known, ..)| *known == port) else {
+            return false;
+        };
+        let (_, _, until) = ports.swap_remove(index);
+        if ports.is_empty() {
+            self.users.remove(user);
+        }
+        self.ends.remove(&(until, port, user.to_owned()))
+    }
+}
+
+/// What is known.
+#[derive(Debug)]
+pub(super) struct Registrations {
+    addresses: HashMap<Source, Address>,
+    /// From which addresses each user was accepted.
+    users: HashMap<String, Vec<Source>>,
+    /// Users by the name that others call them.
+    aliases: Recent<u64, ()>,
+    /// Addresses by the end of their standing.
+    ends: BTreeSet<(u64, Source)>,
+    places: usize,
+    /// Known hosts of each IPv6 /64 and /48.
+    networks: HashMap<(u8, Source), u32>,
+    /// How many addresses may be known: half of the kernel's table at most.
+    most: usize,
+}
+
+impl Default for Registrations {
+    fn default() -> Self {
+        Self::new(2 * MAX_ADDRESSES)
+    }
+}
+
+impl Registrations {
+    /// For a kernel's table with room for so many networks.
+    pub(super) fn new(capacity: usize) -> Self {
+        Self {
+            most: MAX_ADDRESSES.min(capacity / 2).max(1),
+            addresses: HashMap::new(),
+            users: HashMap::new(),
+            aliases: Recent::new(MAX_ALIASES, MEMORY_NS),
+            ends: BTreeSet::new(),
+            places: 0,
+            networks: HashMap::new(),
+        }
+    }
+}
+
+/// The IPv6 networks around a host that have a quota.
+fn quotas(source: &Source) -> impl Iterator<Item = ((u8, Source), u32)> {
+    let of = |bits: u8, quota: u32| ((bits, source.masked(mask(bits))), quota);
+    let both = [of(64, HOSTS_OF_A_64), of(48, HOSTS_OF_A_48)];
+    both.into_iter().filter(|_| !source.is_v4())
+}
+
+impl Registrations {
+    /// Notes that a user was accepted.
+    pub(super) fn accept(&mut self, acceptance: &Acceptance) -> Earned {
+        let Acceptance { source, user, port, at, until } = acceptance;
+        let mut gone = Vec::new();
+        if !self.addresses.contains_key(source) {
+            if quotas(source).any(|(network, quota)| self.networks.get(&network).is_some_and(|hosts| *hosts >= quota)) {
+                return Earned::default();
+            }
+            if self.addresses.len() >= self.most {
+                self.forget_the_shortest(&mut gone);
+            }
+        }
+        if self.places >= MAX_PLACES {
+            self.forget_the_shortest(&mut gone);
+        }
+        self.make_room_at(source, user, *port, &mut gone);
+        if self.places_of(source) >= MAX_PLACES_OF_AN_ADDRESS && !self.has(source, user, *port) {
+            return Earned { standing: false, gone };
+        }
+        let is_new_host = !self.addresses.contains_key(source);
+        let address = self.addresses.entry(*source).or_default();
+        let (before, places) = (address.until(), address.ends.len());
+        address.set(user, *port, *at, *until);
+        let after = address.until();
+        self.places += address.ends.len() - places;
+        self.ends.remove(&(before, *source));
+        self.ends.insert((after, *source));
+        if is_new_host {
+            quotas(source).for_each(|(network, _)| *self.networks.entry(network).or_default() += 1);
+        }
+        let homes = self.users.entry(user.clone()).or_default();
+        if !homes.contains(source) {
+            homes.push(*source);
+        }
+        Earned { standing: true, gone }
+    }
+
+    /// Notes another name of an accepted user.
+    pub(super) fn call(&mut self, name: &str, now: u64) {
+        self.aliases.insert(super::digest::digest(name), now, ());
+    }
+
+    /// Makes room for one more place of a user: that which ends first goes.
+    fn make_room_at(&mut self, source: &Source, user: &str, port: u16, gone: &mut Vec<(Source, u16)>) {
+        let ports = self.addresses.get(source).and_then(|address| address.users.get(user));
+        if let Some(ports) = ports {
+            if ports.len() >= PORTS_OF_A_USER
+                && !ports.iter().any(|(known, ..)| *known == port)
+                && let Some((first, ..)) = ports.iter().min_by_key(|(_, at, until)| (*until, *at)).copied()
+            {
+                self.forget(source, user, first);
+                gone.push((*source, first));
+            }
+            return;
+        }
+        let homes = self.users.get(user).filter(|homes| homes.len() >= ADDRESSES_OF_A_USER);
+        let first = homes.into_iter().flatten().min_by_key(|home| {
+            let ports = self.addresses.get(home).and_then(|address| address.users.get(user));
+            ports.into_iter().flatten().map(|(_, at, until)| (*until, *at)).max()
+        });
+        let Some(first) = first.copied() else {
+            return;
+        };
+        let ports = self.addresses.get(&first).and_then(|address| address.users.get(user));
+        let ports: Vec<u16> = ports.into_iter().flatten().map(|(port, ..)| *port).collect();
+        for port in ports {
+            self.forget(&first, user, port);
+            gone.push((first, port));
+        }
+    }
+
+    /// Forgets one place.
+    fn forget(&mut self, source: &Source, user: &str, port: u16) {
+        let Some(address) = self.addresses.get_mut(source) else {
+            return;
+        };
+        let before = address.until();
+        if !address.remove(user, port) {
+            return;
+        }
+        self.places -= 1;
+        self.ends.remove(&(before, *source));
+        let (after, is_empty) = (address.until(), address.ends.is_empty());
+        if !address.users.contains_key(user)
+            && let Some(homes) = self.users.get_mut(user)
+        {
+            homes.retain(|home| home != source);
+            if homes.is_empty() {
+                self.users.remove(user);
+            }
+        }
+        if is_empty {
+            self.addresses.remove(source);
+            for (network, _) in quotas(source) {
+                if let Some(hosts) = self.networks.get_mut(&network) {
+                    *hosts -= 1;
+                    if *hosts == 0 {
+                        self.networks.remove(&network);
+                    }
+                }
+            }
+        } else {
+            self.ends.insert((after, *source));
+        }
+    }
+
+    /// Forgets all of the address whose standing ends first.
+    fn forget_the_shortest(&mut self, gone: &mut Vec<(Source, u16)>) {
+        let Some((_, source)) = self.ends.first().copied() else {
+            return;
+        };
+        let places: Vec<(u16, String)> = self
+            .addresses
+            .get(&source)
+            .into_iter()
+            .flat_map(|address| address.ends.iter().map(|(_, port, user)| (*port, user.clone())))
+            .collect();
+        for (port, user) in places {
+            self.forget(&source, &user, port);
+            gone.push((source, port));
+        }
+    }
+
+    /// Takes the standing of a port away, or of all of an address: it has offended.
+    pub(super) fn convict(&mut self, source: &Source, port: Option<u16>) -> Vec<u16> {
+        let ends = self.addresses.get(source).into_iter().flat_map(|address| &address.ends);
+        let places: Vec<(u16, String)> = ends
+            .filter(|(_, at, _)| port.is_none_or(|port| port == *at))
+            .map(|(_, port, user)| (*port, user.clone()))
+            .collect();
+        let mut ports = Vec::new();
+        for (port, user) in places {
+            self.forget(source, &user, port);
+            ports.push(port);
+        }
+        ports
+    }
+
+    /// Notes that a user has taken its registration back. The memory of its having been accepted
+    /// stays.
+    pub(super) fn end(&mut self, source: &Source, user: &str, now: u64) {
+        let Some(address) = self.addresses.get_mut(source) else {
+            return;
+        };
+        let before = address.until();
+        let ports = address.users.get(user).cloned().unwrap_or_default();
+        for (port, at, _) in ports.into_iter().filter(|(_, _, until)| *until > now) {
+            address.set(user, port, at, now);
+        }
+        let after = address.until();
+        self.ends.remove(&(before, *source));
+        self.ends.insert((after, *source));
+    }
+
+    /// Until when an address is known good; 0 if it is not.
+    pub(super) fn good_until(&self, source: &Source, now: u64) -> u64 {
+        self.addresses.get(source).map(Address::until).filter(|until| *until > now).unwrap_or(0)
+    }
+
+    /// Until when a flow is known good; 0 if it is not.
+    pub(super) fn flow_until(&self, source: &Source, port: u16, now: u64) -> u64 {
+        let ends = self.addresses.get(source).into_iter().flat_map(|address| address.ends.iter().rev());
+        ends.take_while(|(until, ..)| *until > now).find(|(_, at, _)| *at == port).map_or(0, |(until, ..)| *until)
+    }
+
+    /// How many places an address has that are accepted at `now`.
+    pub(super) fn users(&self, source: &Source, now: u64) -> usize {
+        let ends = self.addresses.get(source).into_iter().flat_map(|address| address.ends.iter().rev());
+        ends.take_while(|(until, ..)| *until > now).count()
+    }
+
+    /// How many users were accepted at a port of an address within a day, but for one.
+    pub(super) fn users_at(&self, source: &Source, port: u16, now: u64, but: &str) -> usize {
+        self.accepted_at(source)
+            .filter(|(user, at, since, _)| *at == port && *user != but && now.saturating_sub(*since) < DAY_NS)
+            .count()
+    }
+
+    /// How many users were accepted from an address in the last 30 days.
+    pub(super) fn known_users(&self, source: &Source) -> usize {
+        self.addresses.get(source).map_or(0, |address| address.users.len())
+    }
+
+    /// Whether a user was accepted from an address in the last 30 days.
+    pub(super) fn accepted(&self, source: &Source, user: &str, now: u64) -> bool {
+        self.accepted_since(source, user, now.saturating_sub(MEMORY_NS))
+    }
+
+    /// Whether a user was accepted from an address within a day.
+    pub(super) fn accepted_lately(&self, source: &Source, user: &str, now: u64) -> bool {
+        self.accepted_since(source, user, now.saturating_sub(DAY_NS))
+    }
+
+    /// Whether a user was accepted from a port of an address in the last 30 days.
+    pub(super) fn is_own_place(&self, source: &Source, user: &str, port: u16, now: u64) -> bool {
+        let ports = self.addresses.get(source).and_then(|address| address.users.get(user));
+        let is_it = |(at, since, _): &(u16, u64, u64)| *at == port && now.saturating_sub(*since) < MEMORY_NS;
+        ports.into_iter().flatten().any(is_it)
+    }
+
+    fn accepted_since(&self, source: &Source, user: &str, since: u64) -> bool {
+        let ports = self.addresses.get(source).and_then(|address| address.users.get(user));
+        ports.into_iter().flatten().any(|(_, at, _)| *at >= since)
+    }
+
+    /// Whether anybody was accepted from an address in the last 30 days.
+    pub(super) fn was_good(&self, source: &Source, now: u64) -> bool {
+        self.addresses.get(source).is_some_and(|address| now.saturating_sub(address.last) < MEMORY_NS)
+    }
+
+    /// Whether anybody was accepted from an address in the last day.
+    pub(super) fn was_good_lately(&self, source: &Source, now: u64) -> bool {
+        self.addresses.get(source).is_some_and(|address| now.saturating_sub(address.last) < DAY_NS)
+    }
+
+    /// Whether a user was ever accepted from anywhere, as far as is remembered.
+    pub(super) fn is_user(&self, user: &str, now: u64) -> bool {
+        self.users.contains_key(user) || self.aliases.get(&super::digest::digest(user), now).is_some()
+    }
+
+    /// How many addresses are known good.
+    pub(super) fn count(&self, now: u64) -> usize {
+        self.ends.iter().rev().take_while(|(until, _)| *until > now).count()
+    }
+
+    /// How full the fuller of its tables is, from 0 to 1.
+    pub(super) fn fill(&self) -> f64 {
+        let share = |held: usize, most: usize| held as f64 / most as f64;
+        share(self.addresses.len(), self.most).max(share(self.places, MAX_PLACES))
+    }
+
+    /// The users that were accepted from an address: port, when, and until when that counts.
+    pub(super) fn accepted_at(&self, source: &Source) -> impl Iterator<Item = (&str, u16, u64, u64)> {
+        let users = self.addresses.get(source).into_iter().flat_map(|address| &address.users);
+        users.flat_map(|(user, ports)| ports.iter().map(move |(port, at, until)| (user.as_str(), *port, *at, *until)))
+    }
+
+    /// All that was accepted.
+    pub(super) fn acceptances(&self) -> impl Iterator<Item = Acceptance> + '_ {
+        self.addresses.keys().flat_map(|source| {
+            self.accepted_at(source).map(|(user, port, at, until)| {
+                let (source, user) = (*source, user.to_owned());
+                Acceptance { source, user, port, at, until }
+            })
+        })
+    }
+
+    /// Forgets what is older than is remembered.
+    pub(super) fn tidy(&mut self, now: u64) {
+        // Those whose standing ended first come first; what ended within the memory stays.
+        let over: Vec<Source> = self
+            .ends
+            .iter()
+            .take_while(|(until, _)| *until <= now.saturating_sub(MEMORY_NS))
+            .map(|(_, source)| *source)
+            .collect();
+        for source in over {
+            let places: Vec<(String, u16)> =
+                self.accepted_at(&source).map(|(user, port, ..)| (user.to_owned(), port)).collect();
+            places.iter().for_each(|(user, port)| self.forget(&source, user, *port));
+        }
+    }
+
+    fn places_of(&self, source: &Source) -> usize {
+        self.addresses.get(source).map_or(0, |address| address.ends.len())
+    }
+
+    fn has(&self, source: &Source, user: &str, port: u16) -> bool {
+        self.accepted_at_user(source, user).any(|at| at == port)
+    }
+
+    /// Whether anybody was accepted at a port of an address.
+    pub(super) fn has_place(&self, source: &Source, port: u16) -> bool {
+        self.addresses.get(source).is_some_and(|address| address.ends.iter().any(|(_, at, _)| *at == port))
+    }
+
+    /// How many accounts were accepted within a day, by address; no more than `most` are counted.
+    pub(super) fn accounts_lately(&self, now: u64, most: usize) -> usize {
+        let lately = |at: &u64| now.saturating_sub(*at) < DAY_NS;
+        let addresses = self.addresses.values().filter(|address| lately(&address.last));
+        let users = addresses.flat_map(|address| address.users.values());
+        users.filter(|ports| ports.iter().any(|(_, at, _)| lately(at))).take(most).count()
+    }
+
+    fn accepted_at_user(&self, source: &Source, user: &str) -> impl Iterator<Item = u16> {
+        let ports = self.addresses.get(source).and_then(|address| address.users.get(user));
+        ports.into_iter().flatten().map(|(port, ..)| *port)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND_NS: u64 = 1_000_000_000;
+    const HOUR_NS: u64 = 3_600 * SECOND_NS;
+
+    fn accept(known: &mut Registrations, source: Source, user: &str, port: u16, at: u64) -> Earned {
+        known.accept(&Acceptance { source, user: user.to_owned(), port, at, until: at + HOUR_NS })
+    }
+
+    fn host(n: u64) -> Source {
+        let mut octets = [0; 16];
+        octets[..8].copy_from_slice(&0x2001_0db8_0000_0000_u64.to_be_bytes());
+        octets[8..].copy_from_slice(&n.to_be_bytes());
+        Source::new(octets)
+    }
+
+    #[test]
+    fn one_account_earns_standing_at_few_places() {
+        let mut known = Registrations::default();
+        for n in 0..1_000 {
+            let earned = accept(&mut known, Source::v4(n), "mallory", 5_060, u64::from(n));
+            assert!(earned.standing && earned.gone.len() == usize::from(n >= 16));
+        }
+        assert_eq!(known.count(1_000), ADDRESSES_OF_A_USER);
+        assert!(known.good_until(&Source::v4(999), 1_000) > 0, "the shortest-lived makes room");
+        for port in 0..1_000 {
+            accept(&mut known, Source::v4(999), "mallory", port, 2_000 + u64::from(port));
+        }
+        assert_eq!(known.users(&Source::v4(999), 4_000), PORTS_OF_A_USER);
+        assert!(known.flow_until(&Source::v4(999), 999, 4_000) > 0);
+        assert_eq!(known.places, ADDRESSES_OF_A_USER - 1 + PORTS_OF_A_USER);
+    }
+
+    #[test]
+    fn an_ipv6_network_has_few_known_hosts() {
+        let mut known = Registrations::default();
+        let standing = (0..1_000).filter(|n| accept(&mut known, host(1 + n), &format!("{n}"), 5_060, *n).standing);
+        assert_eq!(standing.count(), HOSTS_OF_A_64 as usize);
+        assert!(accept(&mut known, host(1), "0", 5_061, 2_000).standing, "one that is known");
+    }
+
+    #[test]
+    fn an_acceptance_costs_the_same_however_many_there_are() {
+        let mut known = Registrations::default();
+        for n in 0..100_000_u32 {
+            accept(&mut known, Source::v4(n), &format!("{n}"), 5_060, u64::from(n));
+        }
+        assert!(known.addresses.len() <= MAX_ADDRESSES && known.places <= MAX_PLACES);
+        assert_eq!((known.users.len(), known.ends.len()), (known.addresses.len(), known.addresses.len()));
+        assert!(known.fill() > 0.99);
+        assert!(known.is_user("99999", 0) && !known.is_user("5", 0));
+    }
+
+    #[test]
+    fn what_is_convicted_has_no_standing() {
+        let mut known = Registrations::default();
+        for (user, port) in [("100", 10_000), ("101", 10_001), ("102", 10_001)] {
+            accept(&mut known, Source::v4(7), user, port, SECOND_NS);
+        }
+        assert_eq!(known.users_at(&Source::v4(7), 10_001, 2 * SECOND_NS, "102"), 1);
+        assert_eq!(known.convict(&Source::v4(7), Some(10_001)), [10_001, 10_001]);
+        assert_eq!(known.flow_until(&Source::v4(7), 10_001, 2 * SECOND_NS), 0);
+        assert!(known.good_until(&Source::v4(7), 2 * SECOND_NS) > 0);
+        known.end(&Source::v4(7), "100", 2 * SECOND_NS);
+        assert_eq!(known.good_until(&Source::v4(7), 3 * SECOND_NS), 0);
+        assert!(known.was_good_lately(&Source::v4(7), 3 * SECOND_NS));
+        known.tidy(2 * MEMORY_NS);
+        assert_eq!((known.places, known.ends.len(), known.users.len()), (0, 0, 0));
+    }
+}

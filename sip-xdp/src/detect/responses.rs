@@ -1,0 +1,419 @@
+//! Evidence is admitted here, and nowhere else: what a response of ours says of whom it goes to, and
+//! how much of that could be forged ([`Level`]).
+
+use std::sync::Arc;
+
+use sip_xdp_common::abi::layout::{Event, FROM_GOOD, RESPONSES_UNSEEN};
+use sip_xdp_common::ip_key::Source;
+
+use super::claim::{Level, Rejection};
+use super::digest::digest;
+use super::nonces::Echo;
+use super::registrations::Acceptance;
+use super::source_state::{Challenged, Waiting};
+use super::transactions::{Answered, Match, Method, Request};
+use super::windows::Window;
+use super::{Action, Detector, GRACE_NS};
+use crate::sip::message::{Head, StartLine, user_name};
+
+/// For how long an accepted request other than a REGISTER makes its source known good.
+const SESSION_NS: u64 = 3_600 * SECOND_NS;
+
+/// The lifetimes of registrations that are believed, in seconds. RFC 3261 (10.2.1.1) has an hour as
+/// its default.
+const SHORTEST: u32 = 10;
+const USUAL: u32 = 3_600;
+const LONGEST: u32 = 24 * 3_600;
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// For how long the ladder meters tries that could be forged, at an address with standing.
+const DAY_NS: u64 = 24 * 3_600 * SECOND_NS;
+
+/// So many rejections of one user within the grace period cannot be retries any more.
+const NO_RETRY: usize = 2;
+
+/// How many tries and challenges of one source may be waiting.
+const MAX_WAITING: usize = 64;
+
+/// For how long a response without its request is excused for the same source and user.
+pub(super) const EXCUSE_NS: u64 = 600 * SECOND_NS;
+
+/// What a response of ours is, and to whom.
+pub(super) struct Answer<'a> {
+    /// Where it goes.
+    pub(super) to: Source,
+    pub(super) port: u16,
+    pub(super) status: u16,
+    pub(super) head: &'a Head<'a>,
+    pub(super) now: u64,
+    /// It arrived as a response before, or might have: it says nothing of its destination.
+    pub(super) is_foreign: bool,
+}
+
+impl Detector {
+    /// A response of ours has left.
+    pub(super) fn answer(&mut self, event: &Event, head: &Head<'_>, actions: &mut Vec<Action>) {
+        let StartLine::Response(status) = head.start else {
+            return;
+        };
+        let (to, port, now) = (event.source, event.port, event.time);
+        let is_foreign = event.flags & RESPONSES_UNSEEN != 0 || self.arrived.is_foreign(head, now);
+        let answer = Answer { to, port, status, head, now, is_foreign };
+        if !is_foreign {
+            head.challenges.iter().for_each(|one| self.nonces.give(digest(one.nonce), to, now));
+        }
+        match self.transactions.answer(to, head, now) {
+            Match::Of(answered) => {
+                let Answered { request, .. } = &answered;
+                if !is_foreign && request.source == to {
+                    for one in &head.challenges {
+                        self.nonces.challenge(digest(one.nonce), request, now);
+                    }
+                    if let (false, Some(tag), Some(_)) = (request.in_dialog, head.to.tag, head.call_id) {
+                        self.dialogs.give(request.call, tag, to, now);
+                    }
+                }
+                if status >= 200 {
+                    let is_good = self.has_rights(&request.source, now);
+                    self.registrar.answered(is_good);
+                    if let Some(state) = self.sources.get_mut(&request.source) {
+                        state.answered += 1;
+                    }
+                }
+                self.outcome(&answer, &answered, actions);
+            }
+            Match::Repeated => {}
+            Match::Unknown
+                if head.cseq.is_some_and(|(_, method)| method == b"REGISTER")
+                    && !head.challenges.is_empty()
+                    && !is_foreign =>
+            {
+                // In a storm requests without credentials are not remembered.
+                if let Some(user) = head.to.user.map(user_name) {
+                    for one in &head.challenges {
+                        self.nonces.challenge_registration(digest(one.nonce), to, &user, now);
+                    }
+                }
+                if event.flags & FROM_GOOD == 0 {
+                    self.orphan(&answer, actions);
+                }
+            }
+            Match::Unknown if event.flags & FROM_GOOD == 0 && status >= 180 => self.orphan(&answer, actions),
+            Match::Unknown => {}
+        }
+    }
+
+    /// A request was answered.
+    fn outcome(&mut self, answer: &Answer<'_>, answered: &Answered, actions: &mut Vec<Action>) {
+        let request = &answered.request;
+        let was_asked = request.authorized || request.cut;
+        if self.accepts(answer, answered) {
+            self.accepted(answer, request, actions);
+            return;
+        }
+        match answer.status {
+            100..=199 => {}
+            // The password was right, and the nonce too old.
+            401 | 407 if was_asked && answer.head.is_stale() => {}
+            401 | 407 if was_asked => self.rejected(answer, request, actions),
+            401 | 407 => self.challenged(request, answer.now),
+            403 if request.authorized && !self.is_accepted_lately(request, answer.now) => {
+                self.rejected(answer, request, actions);
+            }
+            403 | 404 | 484 | 604 => self.refused(answer, request, actions),
+            200..=299 | 480 | 486 | 487 | 603 => self.processed(answer, request, actions),
+            // Silence and failures of the server are never evidence.
+            _ => {}
+        }
+        if answer.status >= 200 {
+            self.tool_was_answered(request, answer, actions);
+        }
+    }
+
+    /// Whether a response says that the password of its request was right.
+    fn accepts(&self, answer: &Answer<'_>, answered: &Answered) -> bool {
+        let Answered { request, rang } = answered;
+        if !request.authorized || request.in_dialog || answer.is_foreign || request.source != answer.to {
+            return false;
+        }
+        let now = answer.now;
+        match request.method {
+            // What was proven before is only renewed by it, so a nonce that was not seen will do.
+            Method::Register => {
+                matches!(answer.status, 200..=299)
+                    && (self.nonces.was_challenged(request, now)
+                        || self
+                            .own_users(request, now)
+                            .iter()
+                            .any(|user| self.known.is_own_place(&request.source, user, request.port, now)))
+            }
+            Method::Invite | Method::Session => {
+                let says_so = match answer.status {
+                    487 => *rang,
+                    180..=189 | 200..=399 | 404 | 480 | 484 | 486 | 600 | 603 | 604 => true,
+                    _ => false,
+                };
+                says_so && self.nonces.was_challenged(request, now)
+            }
+            _ => false,
+        }
+    }
+
+    /// A password was right.
+    fn accepted(&mut self, answer: &Answer<'_>, request: &Request, actions: &mut Vec<Action>) {
+        let (now, source) = (answer.now, request.source);
+        let users = self.own_users(request, now);
+        let Some(user) = users.first().cloned() else {
+            return;
+        };
+        if let Some(state) = self.sources.get_mut(&source) {
+            state.routable = true;
+            state.take_back(&users, request.call);
+            if let Some(aor) = &request.user {
+                state.take_back(std::slice::from_ref(aor), request.call);
+            }
+        }
+        users.iter().chain(&request.user).for_each(|user| self.tried.forget(user));
+        let account = digest(&(&user, source));
+        if self.known.accepted_lately(&source, &user, now) {
+            self.registrar.tried(now, account, true, 0);
+        }
+        let until = match request.method {
+            Method::Register if request.removes => now,
+            Method::Register => {
+                let granted = answer.head.lifetime().or(request.expires).unwrap_or(USUAL);
+                now + u64::from(granted.clamp(SHORTEST, LONGEST)) * SECOND_NS
+            }
+            _ => now + SESSION_NS,
+        };
+        let acceptance = Acceptance { source, user, port: request.port, at: now, until };
+        if until == now {
+            self.known.end(&source, &acceptance.user, now);
+        } else if !self.accept(&acceptance, request.user.as_deref(), actions) {
+            return;
+        }
+        actions.push(Action::Accepted(acceptance));
+    }
+
+    /// Users in the credentials that echo a nonce of ours; the first one if none does.
+    fn own_users(&self, request: &Request, now: u64) -> Vec<String> {
+        let source = request.source;
+        request.claimed_users(|one| self.nonces.echo(one.nonce, source, now) != Echo::Foreign)
+    }
+
+    fn is_accepted_lately(&self, request: &Request, now: u64) -> bool {
+        let users = self.own_users(request, now);
+        users.iter().any(|user| self.known.accepted_lately(&request.source, user, now))
+    }
+
+    /// How much of what a request says could be forged.
+    pub(super) fn level_of(&self, request: &Request, now: u64) -> Level {
+        let echoes = |nonce| self.nonces.echo(nonce, request.source, now) == Echo::Own;
+        let routable = request.credentials.iter().any(|one| echoes(one.nonce));
+        if routable { Level::Routable } else { Level::Seen }
+    }
+
+    /// 401 or 407 to a request without credentials: those should follow in the same call.
+    fn challenged(&mut self, request: &Request, now: u64) {
+        let matters = matches!(request.method, Method::Register | Method::Invite | Method::Options | Method::Session);
+        if !matters || request.in_dialog {
+            return;
+        }
+        // An enumerator of calls says that it is somebody else each time, or never; what it tries is
+        // whom it calls.
+        let target = if request.method == Method::Register { &request.user } else { &request.target };
+        let (Some(target), Some(state)) =
+            (target.as_ref().or(request.user.as_ref()), self.sources.get_mut(&request.source))
+        else {
+            return;
+        };
+        if state.challenged.len() < MAX_WAITING {
+            state.challenged.push(Challenged {
+                at: now,
+                target: target.clone(),
+                call: request.call,
+                is_invite: request.method == Method::Invite,
+                is_register: request.method == Method::Register,
+            });
+            self.due.push_back((now + GRACE_NS, request.source));
+        }
+    }
+
+    /// Credentials were rejected.
+    fn rejected(&mut self, answer: &Answer<'_>, request: &Arc<Request>, actions: &mut Vec<Action>) {
+        let (now, source) = (answer.now, request.source);
+        let mut level = self.level_of(request, now);
+        if answer.is_foreign || answer.to != source {
+            level = Level::Seen;
+        }
+        if level == Level::Routable
+            && let Some(state) = self.sources.get_mut(&source)
+        {
+            state.routable = true;
+        }
+        let echoes = |nonce| self.nonces.echo(nonce, source, now) == Echo::Own;
+        let users = request.claimed_users(|one| echoes(one.nonce));
+        let account = |user: &String| digest(&(user, source));
+        for user in users {
+            if self.known.accepted_lately(&source, &user, now) && level == Level::Routable {
+                let known = self.known.accounts_lately(now, 5);
+                self.registrar.tried(now, account(&user), false, known);
+            }
+            // A user rejected at its own good place is an event, never evidence.
+            if self.known.is_own_place(&source, &user, request.port, now) {
+                let text = format!("the user {user:?} is rejected where it was accepted before");
+                actions.push(Action::Rejected(source, request.port, text));
+                continue;
+            }
+            let (port, call) = (request.port, request.call);
+            let rejection = Rejection { user, port, level, call };
+            self.wait(source, rejection, now, actions);
+        }
+    }
+
+    /// Notes a rejection. What a guesser sends counts at once; what may be a phone with an old nonce,
+    /// when it is certain that no acceptance follows.
+    fn wait(&mut self, source: Source, rejection: Rejection, now: u64, actions: &mut Vec<Action>) {
+        let is_account = self.known.accepted(&source, &rejection.user, now);
+        if is_account && self.registrar.is_failing(now) {
+            return;
+        }
+        // Nobody loses standing by what somebody else may have sent in its name.
+        if rejection.level == Level::Seen && self.has_standing(&source, now) {
+            self.limit_hidden(source, now, actions);
+            return;
+        }
+        let Some(state) = self.sources.get_mut(&source) else {
+            return;
+        };
+        let (user, level) = (rejection.user.clone(), rejection.level);
+        let is_same = |other: &Rejection| other.user == user;
+        let waiting = state.waiting.iter().filter(|one| !one.counted && is_same(&one.rejection)).count();
+        let lately = state.rejected.iter().rev().take_while(|(at, _)| now.saturating_sub(*at) < GRACE_NS);
+        let certain = lately.filter(|(_, one)| is_same(one)).count();
+        // An old nonce, of a call that may ring for long before it is accepted.
+        let may_be_retried = is_account || level == Level::Seen;
+        if state.waiting.len() < MAX_WAITING {
+            state.waiting.push(Waiting { at: now, rejection, counted: false, may_be_retried });
+            self.due.push_back((now + GRACE_NS, source));
+        } else {
+            // There is no room for patience with so many.
+            state.waiting.iter_mut().for_each(|one| one.may_be_retried = false);
+        }
+        if level == Level::Routable && !is_account || waiting + certain >= NO_RETRY {
+            self.count_rejections(source, now, |one| one.rejection.user == user, actions);
+        }
+    }
+
+    /// Passwords are rejected at an address with standing, with nonces that it was not given: tries that
+    /// echo none of their own go slower.
+    fn limit_hidden(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+        let rule = self.rules.rejected;
+        let Some(state) = self.sources.get_mut(&source) else {
+            return;
+        };
+        state.hidden.note(now, (), rule.per.nanos());
+        if rule.enabled && state.hidden.len() >= rule.count as usize {
+            state.hidden = Window::default();
+            let what = "passwords are rejected that echo no nonce of ours".to_owned();
+            actions.push(Action::Limit(source, now + DAY_NS, what));
+        }
+    }
+
+    /// 403, 404, 484 or 604: this user, or this number, is refused.
+    fn refused(&mut self, answer: &Answer<'_>, request: &Request, actions: &mut Vec<Action>) {
+        let Some(target) = request.target.clone() else {
+            return;
+        };
+        if request.in_dialog {
+            return;
+        }
+        let (source, now) = (request.source, answer.now);
+        if request.method == Method::Invite {
+            self.call_was_refused(request, &target, answer.status, now, actions);
+        }
+        let is_register = request.method == Method::Register;
+        if matches!(answer.status, 403 | 404) && !request.authorized {
+            self.enumerated(source, &target, is_register, Some(request.call), now, actions);
+        }
+    }
+
+    /// A call without credentials was processed.
+    fn processed(&mut self, answer: &Answer<'_>, request: &Request, actions: &mut Vec<Action>) {
+        let is_call = request.method == Method::Invite && !request.in_dialog && !request.authorized;
+        if !is_call || answer.is_foreign || answer.to != request.source {
+            return;
+        }
+        if let Some(number) = &request.target
+            && let Some(until) = self.served.process(request.source, request.call, number, answer.now)
+        {
+            actions.push(Action::Served(request.source, until));
+        }
+    }
+
+    /// A response whose request was not seen: it was padded, fragmented, or not sampled. So nothing is
+    /// gained by hiding.
+    fn orphan(&mut self, answer: &Answer<'_>, actions: &mut Vec<Action>) {
+        let Answer { to, port, status, head, now, .. } = *answer;
+        if head.call_id.is_none() || self.has_standing(&to, now) {
+            return;
+        }
+        let call = digest(&head.call_id);
+        match status {
+            401 | 403 | 407 if !head.is_stale() => {}
+            180..=189 | 200..=299 | 486 => {
+                if let Some(state) = self.sources.get_mut(&to) {
+                    state.waiting.retain(|one| one.counted || one.rejection.call != call);
+                }
+                return;
+            }
+            _ => return,
+        }
+        let user = head.to.user.or(head.from.user).map(user_name).unwrap_or_default();
+        let is_first = self.orphans.get(&digest(&(to, call)), now).is_none();
+        self.orphans.insert(digest(&(to, call)), now, ());
+        let excuse = digest(&(to, &user));
+        if is_first && self.excused.get(&excuse, now).is_none() {
+            self.excused.insert(excuse, now, ());
+            return;
+        }
+        self.source_state(to, now);
+        let Some(state) = self.sources.get_mut(&to) else {
+            return;
+        };
+        if state.waiting.len() < MAX_WAITING {
+            let rejection = Rejection { user, port, level: Level::Seen, call };
+            state.waiting.push(Waiting { at: now, rejection, counted: false, may_be_retried: false });
+            self.due.push_back((now + GRACE_NS, to));
+        } else {
+            // So many are no retries.
+            self.count_rejections(to, now, |_| true, actions);
+        }
+    }
+
+    /// Looks at what was waiting for something to follow, now that it is too late for that.
+    pub(super) fn settle(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+        self.settle_rejections(source, now, actions);
+        self.settle_challenges(source, now, actions);
+        self.settle_calls(source, now, actions);
+        self.settle_tool_calls(source, now, actions);
+    }
+
+    fn settle_challenges(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+        let Some(state) = self.sources.get_mut(&source) else {
+            return;
+        };
+        let late = |one: &mut Challenged| now.saturating_sub(one.at) >= GRACE_NS;
+        let over: Vec<_> = state.challenged.extract_if(.., late).collect();
+        let limited = state.limited;
+        // Credentials that the kernel's own limit has held up are not missing.
+        let was_free = |at: u64| limited == 0 || limited.saturating_add(GRACE_NS) < at;
+        for one in over.into_iter().filter(|one| was_free(one.at)) {
+            if one.is_invite {
+                self.call_went_unanswered(source, &one.target, now, actions);
+            }
+            self.enumerated(source, &one.target, one.is_register, None, now, actions);
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! `decoy`: users that nobody has, but many try. Level 1 only, and with an acceptance's grace.
+
+use std::collections::{HashMap, VecDeque};
+
+use sip_xdp_common::ip_key::Source;
+
+use super::super::claim::{Growth, Level, Rejection};
+use super::super::digest::digest;
+use super::super::windows::Window;
+use super::super::{Action, Detector, Finding};
+
+pub(in super::super) const NAME: &str = "decoy";
+
+/// Refused tries for decoys; for one of the configuration, one is enough.
+const TRIES: usize = 2;
+
+/// How many names are remembered. The oldest go first, so that junk does not push out what is tried
+/// over and over.
+const MAX_USERS: usize = 16_384;
+
+const DAY_NS: u64 = 24 * 3_600_000_000_000;
+
+/// Users that were never accepted, and who has tried them: no more sources than are enough.
+#[derive(Debug, Default)]
+pub(in super::super) struct Tried {
+    users: HashMap<String, (Window<u64>, u64)>,
+    order: VecDeque<(u64, String)>,
+}
+
+impl Tried {
+    fn note(&mut self, user: &str, source: u64, count: usize, now: u64, per: u64) {
+        if !self.users.contains_key(user) {
+            self.make_room();
+            self.order.push_back((now, user.to_owned()));
+        }
+        let (window, last) = self.users.entry(user.to_owned()).or_default();
+        *last = now;
+        window.tidy(now, per);
+        if window.len() < count && !window.iter().any(|(_, known)| *known == source) {
+            window.note(now, source, per);
+        }
+    }
+
+    fn make_room(&mut self) {
+        while self.users.len() >= MAX_USERS {
+            let Some((at, user)) = self.order.pop_front() else {
+                return;
+            };
+            match self.users.get(&user) {
+                Some((_, last)) if *last > at => {
+                    let last = *last;
+                    self.order.push_back((last, user));
+                }
+                _ => _ = self.users.remove(&user),
+            }
+        }
+    }
+
+    fn sources(&self, user: &str) -> usize {
+        self.users.get(user).map_or(0, |(window, _)| window.len())
+    }
+
+    /// It was accepted, so somebody has it.
+    pub(in super::super) fn forget(&mut self, user: &str) {
+        self.users.remove(user);
+    }
+
+    pub(in super::super) fn tidy(&mut self, now: u64, per: u64) {
+        self.users.retain(|_, (window, _)| {
+            window.tidy(now, per);
+            window.len() > 0
+        });
+        let users = &self.users;
+        self.order.retain(|(_, user)| users.contains_key(user));
+    }
+}
+
+impl Detector {
+    /// A rejection has not been taken back in time.
+    pub(in super::super) fn decoy_was_tried(
+        &mut self,
+        source: Source,
+        rejection: &Rejection,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
+        let rule = &self.rules.decoy;
+        let (enabled, count, per) = (rule.enabled, rule.count as usize, rule.per);
+        let user = &rejection.user;
+        if !enabled || rejection.level != Level::Routable || self.known.is_user(user, now) {
+            return;
+        }
+        let configured = rule.users.iter().any(|decoy| decoy == user);
+        self.tried.note(user, digest(&source), count, now, per.nanos());
+        let sources = self.tried.sources(user);
+        // What nobody has used yet may be somebody's who has not come back since the first start.
+        let is_learned = sources >= count && now >= self.decoys_from;
+        if !configured && !is_learned {
+            return;
+        }
+        let Some(state) = self.sources.get_mut(&source) else {
+            return;
+        };
+        state.decoys.note(now, (user.clone(), rejection.port), DAY_NS);
+        if !configured && state.decoys.len() < TRIES {
+            return;
+        }
+        let reason = if configured {
+            format!("tried the decoy {user:?}")
+        } else {
+            format!("tried {user:?}, which nobody has and {sources} sources have tried within {per}")
+        };
+        let mut pairs: Vec<_> = state.decoys.iter().map(|(_, pair)| pair.clone()).collect();
+        pairs.sort_unstable();
+        pairs.dedup();
+        let is_one = pairs.len() == 1 && !configured;
+        let growth = if is_one { Growth::None } else { Growth::Full };
+        // Behind an address with accepted users it may be one phone with an old user.
+        let port = self.known.was_good(&source, now).then_some(rejection.port);
+        if port.is_some_and(|port| self.known.users_at(&source, port, now, user) > 0) {
+            return;
+        }
+        let finding = Finding { port, growth, ..self.about(source, NAME, Level::Routable, reason) };
+        self.convict(Level::Routable, finding, now, actions);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn junk_does_not_push_out_what_is_tried_over_and_over() {
+        let mut tried = Tried::default();
+        for n in 0..100_000_u64 {
+            tried.note(&format!("junk {n}"), 1, 5, n, DAY_NS);
+            tried.note("admin", n, 5, n, DAY_NS);
+        }
+        assert!(tried.users.len() <= MAX_USERS && tried.order.len() <= MAX_USERS + 1);
+        assert_eq!(tried.sources("admin"), 5, "as many as are enough, and no more");
+    }
+}

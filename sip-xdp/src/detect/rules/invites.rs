@@ -1,0 +1,291 @@
+//! `invites`: calls that are refused more often than they are served, and one number that is called
+//! under many prefixes, whatever the server answers: looking for a way out to the telephone network.
+
+use std::collections::{BTreeMap, HashMap};
+
+use sip_xdp_common::ip_key::Source;
+
+use super::super::claim::{Growth, Level};
+use super::super::transactions::Request;
+use super::super::windows::Bucket;
+use super::super::{Action, Detector, Finding, GRACE_NS};
+
+pub(in super::super) const NAME: &str = "invites";
+
+/// One number under so many prefixes is looking for a way out.
+const PREFIXES: usize = 4;
+
+/// Within this time.
+const HOUR_NS: u64 = 3_600_000_000_000;
+
+/// A number is what its last so many digits are.
+const DIGITS: usize = 9;
+
+/// How many numbers of one source are remembered, prefixes of each, and refusals that wait for their
+/// acknowledgement.
+const MAX_NUMBERS: usize = 256;
+const MAX_PREFIXES: usize = 16;
+const MAX_REFUSALS: usize = 64;
+
+/// One call of a number.
+#[derive(Debug, Clone, Copy)]
+struct Called {
+    at: u64,
+    call: u64,
+    level: Level,
+}
+
+/// A refused call that is weighed when its acknowledgement comes, or has not come.
+#[derive(Debug, Clone, Copy)]
+struct Refusal {
+    at: u64,
+    call: u64,
+    weight: f64,
+}
+
+/// The calls of one source.
+#[derive(Debug, Default)]
+pub(in super::super) struct Calls {
+    /// By number and prefix.
+    numbers: HashMap<String, BTreeMap<String, Called>>,
+    refusals: Vec<Refusal>,
+    /// What is proven, and all of it.
+    pub(in super::super) routable: Bucket,
+    pub(in super::super) all: Bucket,
+    pub(in super::super) refused: u32,
+    /// Since when one number has been called under so many prefixes, and which.
+    found: Option<(u64, String)>,
+}
+
+impl Calls {
+    /// Notes a call. Returns under how many prefixes the last nine digits of this number were called.
+    fn note(&mut self, number: &str, call: u64, now: u64) -> Option<(String, usize)> {
+        let (prefix, end) = split(number)?;
+        if self.numbers.len() >= MAX_NUMBERS && !self.numbers.contains_key(&end) {
+            self.numbers.retain(|_, calls| calls.values().any(|one| now.saturating_sub(one.at) < HOUR_NS));
+            if self.numbers.len() >= MAX_NUMBERS {
+                let newest = |calls: &BTreeMap<String, Called>| calls.values().map(|one| one.at).max();
+                let oldest = self.numbers.iter().min_by_key(|(_, calls)| newest(calls));
+                let oldest = oldest.map(|(end, _)| end.clone());
+                oldest.and_then(|oldest| self.numbers.remove(&oldest));
+            }
+        }
+        let prefixes = self.numbers.entry(end.clone()).or_default();
+        prefixes.retain(|_, one| now.saturating_sub(one.at) < HOUR_NS);
+        if prefixes.len() < MAX_PREFIXES || prefixes.contains_key(&prefix) {
+            let called = Called { at: now, call, level: Level::Seen };
+            let before = prefixes.entry(prefix).or_insert(called);
+            (before.at, before.call) = (now, call);
+        }
+        Some((end, prefixes.len()))
+    }
+
+    /// A call is proven. Returns the number of which enough prefixes are.
+    fn prove(&mut self, call: u64) -> Option<String> {
+        let is_it = |one: &&mut Called| one.call == call;
+        let (end, prefixes) = self.numbers.iter_mut().find_map(|(end, prefixes)| {
+            prefixes.values_mut().find(is_it)?.level = Level::Routable;
+            Some((end, &*prefixes))
+        })?;
+        let proven = prefixes.values().filter(|one| one.level == Level::Routable).count();
+        (proven >= PREFIXES).then(|| end.clone())
+    }
+
+    pub(in super::super) fn begin_anew(&mut self) {
+        self.numbers.clear();
+        self.refusals.clear();
+        (self.refused, self.found) = (0, None);
+    }
+}
+
+/// A number in prefix and end. A plus is a prefix too.
+fn split(number: &str) -> Option<(String, String)> {
+    let digits: String = number.chars().filter(char::is_ascii_digit).collect();
+    if digits.len() < DIGITS || digits.len() > 40 {
+        return None;
+    }
+    let (prefix, end) = digits.split_at(digits.len() - DIGITS);
+    let plus = if number.starts_with('+') { "+" } else { "" };
+    Some((format!("{plus}{prefix}"), end.to_owned()))
+}
+
+impl Detector {
+    /// A call begins: an INVITE outside of dialogs.
+    pub(in super::super) fn call_begins(&mut self, request: &Request, now: u64, actions: &mut Vec<Action>) {
+        let (Some(number), source) = (&request.target, request.source) else {
+            return;
+        };
+        if !self.rules.invites.enabled || self.peers.is_peer(&source, now) {
+            return;
+        }
+        let Some(state) = self.sources.get_mut(&source) else {
+            return;
+        };
+        let Some((end, prefixes)) = state.calls.note(number, request.call, now) else {
+            return;
+        };
+        if prefixes < PREFIXES {
+            return;
+        }
+        if self.known.was_good_lately(&source, now) || self.served.is_established(&source, now) {
+            let text = format!("calls to one number (...{end}) under {prefixes} prefixes");
+            actions.push(Action::Rejected(source, request.port, text));
+            return;
+        }
+        if state.calls.found.is_none() {
+            state.calls.found = Some((now, end));
+            self.due.push_back((now + GRACE_NS, source));
+        }
+    }
+
+    /// A call was refused with a final answer.
+    pub(in super::super) fn call_was_refused(
+        &mut self,
+        request: &Request,
+        number: &str,
+        status: u16,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
+        self.served.refuse(&request.source, number, now);
+        let weight = if matches!(status, 404 | 484 | 604) { 0.5 } else { 1.0 };
+        let source = request.source;
+        self.pour(source, Some(request.call), weight, now, actions);
+    }
+
+    /// A call was challenged, and no credentials followed. That stays level 0.
+    pub(in super::super) fn call_went_unanswered(
+        &mut self,
+        source: Source,
+        number: &str,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
+        self.served.refuse(&source, number, now);
+        self.pour(source, None, 1.0, now, actions);
+    }
+
+    fn pour(&mut self, source: Source, call: Option<u64>, weight: f64, now: u64, actions: &mut Vec<Action>) {
+        let rule = self.rules.invites;
+        // Where users are accepted, wrong numbers are a person's.
+        if !rule.enabled || self.is_excused(&source, now) {
+            return;
+        }
+        let Some(state) = self.sources.get_mut(&source) else {
+            return;
+        };
+        let calls = &mut state.calls;
+        calls.refused += 1;
+        calls.all.pour_part(now, rule.per.nanos(), weight);
+        match call {
+            Some(call) => {
+                if calls.refusals.len() >= MAX_REFUSALS {
+                    calls.refusals.remove(0);
+                }
+                calls.refusals.push(Refusal { at: now, call, weight });
+                self.due.push_back((now + GRACE_NS, source));
+            }
+            None => self.weigh_calls(source, Level::Seen, now, actions),
+        }
+    }
+
+    /// The answer to a call was acknowledged with its tag: the caller is where it says.
+    pub(in super::super) fn call_is_proven(&mut self, source: Source, call: u64, now: u64, actions: &mut Vec<Action>) {
+        let rule = self.rules.invites;
+        let is_spared = self.known.was_good_lately(&source, now)
+            || self.served.is_established(&source, now)
+            || self.peers.is_peer(&source, now);
+        let Some(state) = self.sources.get_mut(&source) else {
+            return;
+        };
+        if let Some(end) = state.calls.prove(call)
+            && rule.enabled
+            && !is_spared
+        {
+            self.convict_number(source, &end, Level::Routable, now, actions);
+            return;
+        }
+        let calls = &mut state.calls;
+        if let Some(at) = calls.refusals.iter().position(|one| one.call == call) {
+            let refusal = calls.refusals.swap_remove(at);
+            calls.routable.pour_part(now, rule.per.nanos(), refusal.weight);
+            self.weigh_calls(source, Level::Routable, now, actions);
+        }
+    }
+
+    /// Looks at calls whose acknowledgement has not come.
+    pub(in super::super) fn settle_calls(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+        let Some(state) = self.sources.get_mut(&source) else {
+            return;
+        };
+        let before = state.calls.refusals.len();
+        state.calls.refusals.retain(|one| now.saturating_sub(one.at) < GRACE_NS);
+        let is_over = state.calls.refusals.len() != before;
+        let is_late = |(at, _): &mut (u64, String)| now.saturating_sub(*at) >= GRACE_NS;
+        if let Some((_, end)) = state.calls.found.take_if(is_late) {
+            self.convict_number(source, &end, Level::Seen, now, actions);
+        } else if is_over {
+            self.weigh_calls(source, Level::Seen, now, actions);
+        }
+    }
+
+    fn weigh_calls(&mut self, source: Source, level: Level, now: u64, actions: &mut Vec<Action>) {
+        let rule = self.rules.invites;
+        let Some(state) = self.sources.get(&source) else {
+            return;
+        };
+        let bucket = if level == Level::Routable { &state.calls.routable } else { &state.calls.all };
+        let filled = bucket.level(now, rule.per.nanos());
+        let (refused, served) = (state.calls.refused as usize, self.served.numbers(&source, now));
+        // At level 1 that many are enough; a little has leaked out since the first.
+        let enough = self.threshold(&source, rule.count, now) as f64;
+        if filled <= enough || refused <= served || self.is_excused(&source, now) {
+            return;
+        }
+        let reason = format!("{refused} calls refused, {served} answered");
+        let finding = self.about(source, NAME, level, reason);
+        self.convict(level, finding, now, actions);
+    }
+
+    fn convict_number(&mut self, source: Source, end: &str, level: Level, now: u64, actions: &mut Vec<Action>) {
+        let growth = if level == Level::Routable { Growth::Full } else { Growth::None };
+        let reason = format!("calls to one number (...{end}) under {PREFIXES} prefixes");
+        let finding = Finding { growth, ..self.about(source, NAME, level, reason) };
+        self.convict(level, finding, now, actions);
+    }
+
+    /// Whether refused calls of a source are its users' wrong numbers.
+    fn is_excused(&self, source: &Source, now: u64) -> bool {
+        let is_client = self.known.was_good_lately(source, now);
+        is_client || self.peers.is_peer(source, now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_number_under_many_prefixes() {
+        let mut calls = Calls::default();
+        for (number, prefixes) in [
+            ("00441234567890", 1),
+            ("00441234567890", 1),
+            ("+441234567890", 2),
+            ("011441234567890", 3),
+            ("900441234567890", 4),
+        ] {
+            assert_eq!(calls.note(number, 1, 1), Some(("234567890".to_owned(), prefixes)), "{number}");
+        }
+        assert_eq!(calls.note("0049301234567", 1, 1).map(|found| found.1), Some(1));
+        assert_eq!((calls.note("1001", 1, 1), calls.note("alice", 1, 1)), (None, None));
+        assert_eq!(calls.note("00441234567890", 1, HOUR_NS + 1).map(|found| found.1), Some(1));
+    }
+
+    #[test]
+    fn numbers_are_bounded() {
+        let mut calls = Calls::default();
+        (0..10_000_u64).for_each(|n| _ = calls.note(&format!("{}", 10_000_000_000 + n), n, n));
+        assert!(calls.numbers.len() <= MAX_NUMBERS);
+    }
+}

@@ -1,0 +1,308 @@
+//! `rejected`, `slow` and `misconfigured`: passwords that are wrong, fast, patiently, or by a phone
+//! that nobody has reset.
+//!
+//! Of strangers all rejections of an address count together. Where users were accepted, the offender
+//! is the pair of user and port: a bad phone must not take its office down, and an account that is
+//! good must not cover guesses for others.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sip_xdp_common::ip_key::Source;
+
+use super::super::claim::{Growth, Level, Rejection};
+use super::super::source_state::{SourceState, Waiting};
+use super::super::windows::words;
+use super::super::{Action, Detector, Finding, GRACE_NS};
+
+pub(in super::super) const REJECTED: &str = "rejected";
+pub(in super::super) const SLOW: &str = "slow";
+pub(in super::super) const MISCONFIGURED: &str = "misconfigured";
+
+/// A phone with a wrong password tries again after so long at least.
+const PATIENT_NS: u64 = 20_000_000_000;
+
+/// Users of an office that were never accepted, beside as many as were: phones that nobody reset.
+const FORGOTTEN: usize = 16;
+
+/// Ports from which one user is tried fast, beyond which banning one by one leads nowhere.
+const FEW_PORTS: usize = 3;
+
+/// Times the usual threshold, over all ports of an office, that no forgotten phones come to.
+const MUCH: usize = 3;
+
+/// A user that is convicted at so many ports within an hour has no place of its own.
+const MANY_CONVICTIONS: usize = 3;
+const HOUR_NS: u64 = 3_600_000_000_000;
+
+/// For how long the ladder meters ports of an office where nobody was accepted.
+const LADDER_NS: u64 = 24 * HOUR_NS;
+
+/// For how long a rejection may wait for its next try to be answered.
+const LONGEST_WAIT_NS: u64 = 180_000_000_000;
+
+impl Detector {
+    /// Counts those rejections that were waiting for long enough.
+    pub(in super::super) fn settle_rejections(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+        let Some(state) = self.sources.get_mut(&source) else {
+            return;
+        };
+        let mut again = false;
+        let transactions = &self.transactions;
+        let is_certain = |one: &mut Waiting| {
+            let age = now.saturating_sub(one.at);
+            let is_open =
+                one.may_be_retried && age < LONGEST_WAIT_NS && transactions.is_open(&source, one.rejection.call, now);
+            again |= age >= GRACE_NS && is_open;
+            age >= GRACE_NS && !is_open
+        };
+        let certain: Vec<Waiting> = state.waiting.extract_if(.., is_certain).collect();
+        if again {
+            self.due.push_back((now + GRACE_NS, source));
+        }
+        let mut is_new = false;
+        for one in &certain {
+            if !one.counted {
+                self.count_rejection(source, one.at, &one.rejection, now, actions);
+                is_new = true;
+            }
+            self.decoy_was_tried(source, &one.rejection, now, actions);
+        }
+        if is_new {
+            self.weigh_rejections(source, now, actions);
+        }
+    }
+
+    /// Counts those rejections that are waiting and that `counts` says.
+    pub(in super::super) fn count_rejections(
+        &mut self,
+        source: Source,
+        now: u64,
+        counts: impl Fn(&Waiting) -> bool,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(state) = self.sources.get_mut(&source) else {
+            return;
+        };
+        let mut certain = Vec::new();
+        for one in state.waiting.iter_mut().filter(|one| !one.counted && counts(one)) {
+            one.counted = true;
+            certain.push((one.at, one.rejection.clone()));
+        }
+        if certain.is_empty() {
+            return;
+        }
+        for (at, rejection) in &certain {
+            self.count_rejection(source, *at, rejection, now, actions);
+        }
+        self.weigh_rejections(source, now, actions);
+    }
+
+    fn count_rejection(&mut self, source: Source, at: u64, rejection: &Rejection, now: u64, actions: &mut Vec<Action>) {
+        let (rejected, slow) = (self.rules.rejected, self.rules.slow);
+        let Some(state) = self.sources.get_mut(&source) else {
+            return;
+        };
+        state.slow_seen.pour(at, slow.per.nanos());
+        if rejection.level == Level::Routable {
+            state.slow.pour(at, slow.per.nanos());
+            if let Some(bucket) = state.slow_port(rejection.port) {
+                bucket.pour(at, slow.per.nanos());
+            }
+        }
+        state.rejected.note(at, rejection.clone(), rejected.per.nanos().max(GRACE_NS));
+        self.user_was_tried(source, rejection, now, actions);
+        if rejection.level == Level::Routable && !self.known.was_good(&source, now) {
+            self.weigh_networks(source, now, actions);
+        }
+    }
+
+    fn weigh_rejections(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+        let found = if self.known.was_good(&source, now) {
+            self.weigh_office(source, now, actions)
+        } else {
+            self.weigh_stranger(source, now)
+        };
+        if let Some((level, finding)) = found {
+            self.convict(level, finding, now, actions);
+        }
+    }
+
+    /// Rejections of an address from which nobody was ever accepted.
+    fn weigh_stranger(&self, source: Source, now: u64) -> Option<(Level, Finding)> {
+        let state = self.sources.get(&source)?;
+        for level in [Level::Routable, Level::Seen] {
+            let tries: Vec<&(u64, Rejection)> = state.rejected.iter().filter(|(_, one)| one.level >= level).collect();
+            if let Some(finding) = self.weigh_tries(source, state, level, &tries, now) {
+                return Some((level, finding));
+            }
+        }
+        None
+    }
+
+    fn weigh_tries(
+        &self,
+        source: Source,
+        state: &SourceState,
+        level: Level,
+        tries: &[&(u64, Rejection)],
+        now: u64,
+    ) -> Option<Finding> {
+        let (rejected, slow) = (self.rules.rejected, self.rules.slow);
+        let bucket = if level == Level::Routable { &state.slow } else { &state.slow_seen };
+        let filled = bucket.level(now, slow.per.nanos());
+        let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
+        let by_count = rejected.enabled && tries.len() >= self.threshold(&source, rejected.count, now);
+        // Half of it, but no less: what is in it leaks out in hours.
+        let many = self.threshold(&source, slow.count, now).max(slow.count.div_ceil(2) as usize);
+        let by_level = slow.enabled && filled >= many as f64 - 0.5;
+        let by_spray = self.is_third_for_a_sprayed_user(state, level);
+        if tries.is_empty() || !by_count && !by_level && !by_spray {
+            return None;
+        }
+        let is_phone = is_phone(tries, &users) && !by_spray;
+        let kind = match () {
+            () if is_phone => MISCONFIGURED,
+            () if by_count => REJECTED,
+            () if by_spray => super::sprayed::NAME,
+            () => SLOW,
+        };
+        let mut finding = self.about(source, kind, level, told(state, &users, tries, level, now));
+        if is_phone && level == Level::Routable {
+            finding.growth = Growth::Mild;
+        }
+        Some(finding)
+    }
+
+    /// Rejections of an address behind which there are accepted users.
+    fn weigh_office(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) -> Option<(Level, Finding)> {
+        let state = self.sources.get(&source)?;
+        let (rejected, slow) = (self.rules.rejected, self.rules.slow);
+        let real: Vec<&(u64, Rejection)> =
+            state.rejected.iter().filter(|(_, one)| one.level == Level::Routable).collect();
+        let enough = |tries: usize, bucket: f64| {
+            rejected.enabled && tries >= rejected.count as usize
+                || slow.enabled && bucket >= f64::from(slow.count) - 0.5
+        };
+
+        // One port after the other. One that carries other accepted users is itself the offender only
+        // if more are rejected than are accepted; where they are as many, if no phone would go on so.
+        let mut by_port: BTreeMap<u16, Vec<&(u64, Rejection)>> = BTreeMap::new();
+        real.iter().for_each(|one| by_port.entry(one.1.port).or_default().push(one));
+        for (port, tries) in &by_port {
+            let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
+            let bucket = state.slow_ports.get(port).map_or(0.0, |bucket| bucket.level(now, slow.per.nanos()));
+            if !enough(tries.len(), bucket) {
+                continue;
+            }
+            let is_phone = is_phone(tries, &users);
+            let only = if users.len() == 1 { users.first().copied().unwrap_or("") } else { "" };
+            let accepted = self.known.users_at(&source, *port, now, only);
+            if users.len() < accepted || users.len() == accepted && is_phone {
+                continue;
+            }
+            return self.convict_port(source, *port, now, actions);
+        }
+
+        // One user from ever new ports.
+        let others = |one: &Rejection| !self.known.accepted(&source, &one.user, now);
+        let strange: Vec<_> = real.iter().copied().filter(|(_, one)| others(one)).collect();
+        let mut by_user: BTreeMap<&str, Vec<&(u64, Rejection)>> = BTreeMap::new();
+        strange.iter().for_each(|one| by_user.entry(one.1.user.as_str()).or_default().push(one));
+        for (user, tries) in &by_user {
+            if !enough(tries.len(), 0.0) {
+                continue;
+            }
+            let users = BTreeSet::from([*user]);
+            let ports: BTreeSet<u16> = tries.iter().map(|(_, one)| one.port).collect();
+            if is_phone(tries, &users) || ports.len() <= FEW_PORTS {
+                let last = tries.last().map(|(_, one)| one.port)?;
+                if self.known.users_at(&source, last, now, user) > 1 {
+                    continue;
+                }
+                return self.convict_port(source, last, now, actions);
+            }
+            return Some(self.convict_address(source, tries, now));
+        }
+
+        // Many users that were never accepted: more than an office has phones that nobody reset.
+        let users = SourceState::users_of(strange.iter().map(|(_, one)| one));
+        let few = FORGOTTEN + self.known.known_users(&source);
+        // Or a few users from ever new ports, which no phones do that nobody reset.
+        let hops = |(user, tries): (&&str, &Vec<&(u64, Rejection)>)| {
+            let ports: BTreeSet<u16> = tries.iter().map(|(_, one)| one.port).collect();
+            ports.len() > FEW_PORTS && !is_phone(tries, &BTreeSet::from([*user]))
+        };
+        let is_much = strange.len() >= MUCH * rejected.count as usize && by_user.iter().any(hops);
+        ((users.len() > few || is_much) && enough(strange.len(), 0.0))
+            .then(|| self.convict_address(source, &strange, now))
+    }
+
+    /// A finding about all of an address with accepted users. Accepted ports that did not offend go
+    /// on.
+    fn convict_address(&self, source: Source, tries: &[&(u64, Rejection)], now: u64) -> (Level, Finding) {
+        let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
+        let mut ports: Vec<u16> = tries.iter().map(|(_, one)| one.port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        let reason =
+            self.sources.get(&source).map(|state| told(state, &users, tries, Level::Routable, now)).unwrap_or_default();
+        let finding = Finding { ports, ..self.about(source, REJECTED, Level::Routable, reason) };
+        (Level::Routable, finding)
+    }
+
+    /// A finding about one port of an address with accepted users.
+    fn convict_port(
+        &mut self,
+        source: Source,
+        port: u16,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) -> Option<(Level, Finding)> {
+        let state = self.sources.get_mut(&source)?;
+        let tries: Vec<&(u64, Rejection)> =
+            state.rejected.iter().filter(|(_, one)| one.level == Level::Routable && one.port == port).collect();
+        let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
+        let is_phone = is_phone(&tries, &users);
+        let reason = told(state, &users, &tries, Level::Routable, now);
+        let users: Vec<String> = users.into_iter().map(str::to_owned).collect();
+        let mut roams = false;
+        for user in users {
+            state.convicted.tidy(now, HOUR_NS);
+            if !state.convicted.iter().any(|(_, (known, at))| *known == user && *at == port) {
+                state.convicted.note(now, (user.clone(), port), HOUR_NS);
+            }
+            let places = state.convicted.iter().filter(|(_, (known, _))| *known == user).count();
+            roams |= places >= MANY_CONVICTIONS;
+        }
+        if roams {
+            let what = "a user that was convicted comes back from other ports".to_owned();
+            actions.push(Action::Limit(source, now + LADDER_NS, what));
+        }
+        let kind = if is_phone { MISCONFIGURED } else { REJECTED };
+        let growth = if is_phone { Growth::Mild } else { Growth::Full };
+        let finding = Finding { port: Some(port), growth, ..self.about(source, kind, Level::Routable, reason) };
+        Some((Level::Routable, finding))
+    }
+}
+
+/// Whether it may be a phone with a wrong password: one user, and it takes its time.
+fn is_phone(tries: &[&(u64, Rejection)], users: &BTreeSet<&str>) -> bool {
+    let pauses = tries.windows(2).map(|pair| pair[1].0.saturating_sub(pair[0].0));
+    users.len() == 1 && pauses.min().is_none_or(|pause| pause >= PATIENT_NS)
+}
+
+/// Rejections in words and numbers.
+fn told(state: &SourceState, users: &BTreeSet<&str>, tries: &[&(u64, Rejection)], level: Level, now: u64) -> String {
+    let whom = match users.iter().next() {
+        Some(user) if users.len() == 1 => format!("the user {user:?}"),
+        _ => format!("{} users", users.len()),
+    };
+    let nonce = match level {
+        Level::Routable => "nonce echoed",
+        Level::Seen => "no nonce of ours",
+    };
+    let tool = state.signature.as_ref().map_or_else(String::new, |what| format!(", {what}"));
+    let since = tries.first().map_or(0, |(at, _)| now.saturating_sub(*at));
+    let count = tries.len();
+    format!("{count} rejected passwords for {whom} in {}, {nonce}, none accepted{tool}", words(since))
+}

@@ -1,0 +1,225 @@
+//! `signature`: requests that only tools send: their User-Agents, the shape of their tags, and users
+//! that nobody has.
+//!
+//! Anybody can have sent one in somebody else's name. So it leads to a limit first, and is decided
+//! at the final answer: a right password clears it; a ban takes a sender that is where it says, a
+//! second kind of evidence from another packet, or several calls.
+
+use sip_xdp_common::ip_key::Source;
+
+use super::super::claim::Level;
+use super::super::responses::Answer;
+use super::super::transactions::Request;
+use super::super::{Action, Detector, GRACE_NS};
+use crate::config::Signature;
+use crate::sip::message::{Head, user_name};
+
+pub(in super::super) const NAME: &str = "signature";
+
+/// For how long a source that looks like a tool is limited.
+const SUSPICION_NS: u64 = 600_000_000_000;
+
+/// So many calls of a source that looks like a tool ban it although it may be forged.
+const CALLS: usize = 3;
+
+impl Detector {
+    /// Looks at a request for what gives a tool away.
+    pub(in super::super) fn look_for_signature(
+        &mut self,
+        source: Source,
+        head: &Head<'_>,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
+        if !self.rules.signature.enabled || self.has_standing(&source, now) {
+            return;
+        }
+        let is_doubtful = head.agent.is_some_and(|agent| names(agent, &self.rules.signature.products));
+        // A tool gives itself away in every request. One that does not was sent by somebody else: what
+        // was forged in the name of a phone must not be proven by the phone.
+        let found = signature(head, &self.rules.signature);
+        let Some(state) = self.sources.get_mut(&source) else {
+            return;
+        };
+        state.is_doubtful |= is_doubtful;
+        let Some(found) = found else {
+            return;
+        };
+        if let Some(call) = head.call_id.map(|call| super::super::digest::digest(&Some(call)))
+            && state.tool_calls.len() < 4 * CALLS
+            && !state.tool_calls.contains_key(&call)
+        {
+            state.tool_calls.insert(call, Some(now));
+            self.due.push_back((now + GRACE_NS, source));
+        }
+        if state.signature.is_none() {
+            state.signature = Some(found.clone());
+            actions.push(Action::Limit(source, now + SUSPICION_NS, found));
+        }
+    }
+
+    /// A request of a source that looks like a tool has had its final answer.
+    pub(in super::super) fn tool_was_answered(
+        &mut self,
+        request: &Request,
+        answer: &Answer<'_>,
+        actions: &mut Vec<Action>,
+    ) {
+        let (source, now) = (request.source, answer.now);
+        let level = self.level_of(request, now);
+        let Some(state) = self.sources.get_mut(&source) else {
+            return;
+        };
+        let Some(decided) = state.tool_calls.get_mut(&request.call) else {
+            return;
+        };
+        // Credentials may follow a challenge, and be right.
+        if matches!(answer.status, 401 | 407) && !request.authorized {
+            return;
+        }
+        *decided = None;
+        if level == Level::Routable && !answer.is_foreign && answer.to == source {
+            self.convict_tool(source, level, ", and it echoes its nonce", now, actions);
+        } else {
+            self.weigh_tool(source, now, actions);
+        }
+    }
+
+    /// A dialog of a source that looks like a tool proves that it is where it says.
+    pub(in super::super) fn tool_is_proven(&mut self, source: Source, call: u64, now: u64, actions: &mut Vec<Action>) {
+        if self.sources.get(&source).is_some_and(|state| state.tool_calls.contains_key(&call)) {
+            self.convict_tool(source, Level::Routable, ", and it repeats our tag", now, actions);
+        }
+    }
+
+    /// Calls that were not answered at all, or not with credentials, are decided by the time.
+    pub(in super::super) fn settle_tool_calls(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+        let Some(state) = self.sources.get_mut(&source) else {
+            return;
+        };
+        let mut changed = false;
+        for since in state.tool_calls.values_mut() {
+            if since.take_if(|at| now.saturating_sub(*at) >= GRACE_NS).is_some() {
+                changed = true;
+            }
+        }
+        if changed {
+            self.weigh_tool(source, now, actions);
+        }
+    }
+
+    fn weigh_tool(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+        let Some(state) = self.sources.get(&source) else {
+            return;
+        };
+        let calls = state.tool_calls.values().filter(|since| since.is_none()).count();
+        let refused = state.refused.iter().next_back().map(|(_, one)| one.target.clone());
+        if calls >= CALLS {
+            self.convict_tool(source, Level::Seen, &format!(" in {calls} calls"), now, actions);
+        } else if calls >= 2
+            && let Some(user) = refused
+        {
+            let more = format!(", and the user {user:?} was refused");
+            self.convict_tool(source, Level::Seen, &more, now, actions);
+        }
+    }
+
+    fn convict_tool(&mut self, source: Source, level: Level, more: &str, now: u64, actions: &mut Vec<Action>) {
+        // What looked like a tool before somebody was accepted from there may have been forged.
+        if !self.rules.signature.enabled || self.has_standing(&source, now) {
+            return;
+        }
+        let Some(what) = self.sources.get(&source).and_then(|state| state.signature.clone()) else {
+            return;
+        };
+        let finding = self.about(source, NAME, level, format!("{what}{more}"));
+        self.convict(level, finding, now, actions);
+    }
+}
+
+/// Whether an agent's name starts like one of these.
+fn names(agent: &[u8], known: &[String]) -> bool {
+    known.iter().any(|known| starts_with(agent, known.as_bytes()))
+}
+
+/// What gives a message away as a tool's, if anything does.
+fn signature(head: &Head<'_>, rules: &Signature) -> Option<String> {
+    if let Some(agent) = head.agent
+        && let Some(known) = rules.agents.iter().find(|known| starts_with(agent, known.as_bytes()))
+    {
+        return Some(format!("the User-Agent of an attack tool ({known})"));
+    }
+    if rules.tags
+        && let Some(tag) = head.from.tag
+        && is_sipvicious_tag(tag)
+    {
+        return Some("a From-tag of the shape that sipvicious makes".to_owned());
+    }
+    let user = head.from.user.or(head.to.user).map(user_name)?;
+    rules.users.contains(&user).then(|| format!("the user {user:?}, which only tools have"))
+}
+
+fn starts_with(agent: &[u8], known: &[u8]) -> bool {
+    agent.get(..known.len()).is_some_and(|start| start.eq_ignore_ascii_case(known))
+}
+
+/// sipvicious writes what it is after into its tags: text, a byte 1 and a number, all as hexadecimal digits
+/// (`createTag` in its svhelper.py). What another phone draws at random does not come out like that.
+fn is_sipvicious_tag(tag: &[u8]) -> bool {
+    if tag.len() < 8 || !tag.len().is_multiple_of(2) || tag.len() > 512 {
+        return false;
+    }
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let bytes: Option<Vec<u8>> =
+        tag.chunks_exact(2).map(|pair| Some((digit(pair[0])? << 4 | digit(pair[1])?) as u8)).collect();
+    let Some(bytes) = bytes else {
+        return false;
+    };
+    let Some(at) = bytes.iter().position(|byte| *byte == 1) else {
+        return false;
+    };
+    let (text, number) = (&bytes[..at], &bytes[at + 1..]);
+    !text.is_empty()
+        && text.iter().all(|byte| (b' '..0x7f).contains(byte))
+        && (1..=10).contains(&number.len())
+        && number.iter().all(u8::is_ascii_digit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(lines: &str) -> Option<String> {
+        let text = format!("OPTIONS sip:100@a SIP/2.0\r\n{lines}\r\n\r\n");
+        signature(&Head::read(text.as_bytes()).unwrap(), &Signature::default())
+    }
+
+    #[test]
+    fn tools_are_known_by_name() {
+        assert!(found("User-Agent: friendly-scanner").is_some());
+        assert!(found("user-agent : FRIENDLY-SCANNER 0.3").is_some());
+        for product in
+            ["Yealink SIP-T46S 66.84", "Asterisk PBX", "PortSIP UC", "sipsak 0.9.8", "my friendly-scanner", ""]
+        {
+            assert_eq!(found(&format!("User-Agent: {product}")), None, "{product}");
+        }
+    }
+
+    #[test]
+    fn tags_of_a_tool_are_known_by_their_shape() {
+        let hex = |text: &str| text.bytes().map(|byte| format!("{byte:02x}")).collect::<String>();
+        for text in ["100\x011234567890", "100:secret\x0199", "c6336401\x0142"] {
+            assert!(is_sipvicious_tag(hex(text).as_bytes()), "{text:?}");
+        }
+        for tag in ["31303001", "1928301774", "a6c85cf", "as58f4201b", "", "0102030405060708", "deadbeefdeadbeef"] {
+            assert!(!is_sipvicious_tag(tag.as_bytes()), "{tag}");
+        }
+        assert!(found(&format!("From: <sip:x@a>;tag={}", hex("100\x0142"))).is_some());
+    }
+
+    #[test]
+    fn users_that_only_tools_have() {
+        assert!(found("From: \"x\" <sip:sipvicious@a>;tag=1").is_some());
+        assert_eq!(found("From: <sip:alice@a>;tag=1"), None);
+    }
+}

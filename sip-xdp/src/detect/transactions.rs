@@ -1,0 +1,268 @@
+//! Brings requests and the responses to them together (RFC 3261, section 17). Retransmissions of
+//! either count once.
+//!
+//! The key is what a response repeats: branch, Call-ID and CSeq. The source is no part of it, since
+//! a response may go elsewhere (`maddr`, address translation, a server with several addresses); what
+//! that is worth is for `responses` to say.
+
+use std::sync::Arc;
+
+use sip_xdp_common::ip_key::Source;
+
+use super::digest::digest;
+use super::recent::Recent;
+use crate::sip::message::{Head, StartLine, headers, uri_user, user_name};
+
+/// How many requests are remembered that may still be answered.
+const MAX_TRANSACTIONS: usize = 65_536;
+
+/// For how long, in nanoseconds: a call may ring for three minutes (timer C of RFC 3261).
+const LIFETIME_NS: u64 = 200_000_000_000;
+
+/// How many sources may use the same key at the same time.
+const MAX_SENDERS: usize = 4;
+
+/// One set of credentials of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Credential {
+    pub(super) user: String,
+    /// Digest of the nonce that it echoes.
+    pub(super) nonce: u64,
+}
+
+/// A request that was sampled on its way in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Request {
+    pub(super) source: Source,
+    /// The source port that it came from.
+    pub(super) port: u16,
+    pub(super) method: Method,
+    /// Who it says it is: the AOR of a registration, the sender of anything else.
+    pub(super) user: Option<String>,
+    /// Who it is for: the AOR of a registration, the callee of a call.
+    pub(super) target: Option<String>,
+    /// Whether it carries credentials.
+    pub(super) authorized: bool,
+    /// Whether it may carry credentials that were not seen, because it goes on where the sample ends.
+    pub(super) cut: bool,
+    pub(super) credentials: Vec<Credential>,
+    /// What tells this try from others: a digest of its credentials.
+    pub(super) attempt: u64,
+    /// Digest of the Call-ID.
+    pub(super) call: u64,
+    /// Digest of everything that a client keeps when it answers a challenge.
+    pub(super) fingerprint: u64,
+    /// It takes a registration back.
+    pub(super) removes: bool,
+    /// It is part of a dialog that exists.
+    pub(super) in_dialog: bool,
+    /// The lifetime that it asks for, in seconds.
+    pub(super) expires: Option<u32>,
+}
+
+/// Methods, as far as they make a difference here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Method {
+    Register,
+    Invite,
+    Options,
+    /// SUBSCRIBE, PUBLISH, MESSAGE: what a registrar asks credentials for outside of dialogs.
+    Session,
+    /// ACK, which is never answered.
+    Ack,
+    Other,
+}
+
+impl Method {
+    fn of(name: &[u8]) -> Self {
+        let is = |method: &str| name.eq_ignore_ascii_case(method.as_bytes());
+        if is("REGISTER") {
+            Self::Register
+        } else if is("INVITE") {
+            Self::Invite
+        } else if is("OPTIONS") {
+            Self::Options
+        } else if is("SUBSCRIBE") || is("PUBLISH") || is("MESSAGE") {
+            Self::Session
+        } else if is("ACK") {
+            Self::Ack
+        } else {
+            Self::Other
+        }
+    }
+}
+
+impl Request {
+    /// From a request that came from this address and port. `unseen`: there is more of it than was
+    /// sampled.
+    pub(super) fn new(bytes: &[u8], head: &Head<'_>, source: Source, port: u16, unseen: bool) -> Option<Self> {
+        let StartLine::Request { method, uri } = head.start else {
+            return None;
+        };
+        let method = Method::of(method);
+        let register = method == Method::Register;
+        // Some servers take the name in the credentials for the user, whatever From and To say.
+        let claimed = head.credentials.first().map(|credentials| credentials.username);
+        let named = claimed.filter(|name| !name.is_empty());
+        let user = if register { head.to.user.or(head.from.user) } else { head.from.user };
+        let user = user.or(named);
+        let target = if register { user } else { uri_user(uri).or(head.to.user) };
+        let tried = head.credentials.iter().map(|one| (one.nonce, one.response));
+        let credentials =
+            head.credentials.iter().map(|one| Credential { user: user_name(one.username), nonce: digest(one.nonce) });
+        Some(Self {
+            source,
+            port,
+            method,
+            user: user.map(user_name),
+            target: target.map(user_name),
+            authorized: head.authorized,
+            cut: unseen && !head.complete && !head.authorized,
+            attempt: digest(&tried.collect::<Vec<_>>()),
+            credentials: credentials.collect(),
+            call: digest(&head.call_id),
+            fingerprint: if register { 0 } else { fingerprint(bytes, uri) },
+            removes: register && (head.expires == Some(0) || head.contact_expires == Some(0)),
+            in_dialog: head.to.tag.is_some(),
+            expires: head.lifetime(),
+        })
+    }
+
+    /// Users whose password this may be a try for: those in the credentials that `counts`, else the
+    /// first one named.
+    pub(super) fn claimed_users(&self, counts: impl Fn(&Credential) -> bool) -> Vec<String> {
+        let mut users: Vec<String> = Vec::new();
+        for one in self.credentials.iter().filter(|one| !one.user.is_empty() && counts(one)) {
+            if !users.contains(&one.user) {
+                users.push(one.user.clone());
+            }
+        }
+        if users.is_empty() {
+            let first = self.credentials.iter().map(|one| &one.user).find(|user| !user.is_empty());
+            users.extend(first.or(self.user.as_ref()).cloned());
+        }
+        users
+    }
+}
+
+/// Headers that differ between a request and the same one with credentials.
+const CHANGING: [&str; 9] =
+    ["via", "v", "cseq", "authorization", "proxy-authorization", "content-length", "l", "date", "timestamp"];
+
+fn fingerprint(bytes: &[u8], uri: &[u8]) -> u64 {
+    let keeps = |name: &[u8]| !CHANGING.iter().any(|other| name.eq_ignore_ascii_case(other.as_bytes()));
+    let kept: Vec<_> = headers(bytes).filter(|(name, _)| keeps(name)).collect();
+    digest(&(uri, kept))
+}
+
+#[derive(Debug)]
+struct Transaction {
+    request: Arc<Request>,
+    /// Tries that have not been answered. Tools use one transaction for all of their guesses.
+    pending: u32,
+    /// A provisional response said that it rings.
+    rang: bool,
+}
+
+/// What a response answers.
+#[derive(Debug, Clone)]
+pub(super) struct Answered {
+    pub(super) request: Arc<Request>,
+    /// It rang before.
+    pub(super) rang: bool,
+}
+
+/// Whose request a response answers.
+#[derive(Debug, Clone)]
+pub(super) enum Match {
+    /// This one.
+    Of(Answered),
+    /// It was answered before: a retransmission.
+    Repeated,
+    /// None that was sampled.
+    Unknown,
+}
+
+/// The requests that may still be answered.
+#[derive(Debug)]
+pub(super) struct Transactions {
+    open: Recent<u64, Vec<Transaction>>,
+    /// By source and Call-ID: the latest try, and whether it waits for its final answer.
+    calls: Recent<(u64, u64), (u64, bool)>,
+}
+
+impl Default for Transactions {
+    fn default() -> Self {
+        let (open, calls) = (Recent::new(MAX_TRANSACTIONS, LIFETIME_NS), Recent::new(MAX_TRANSACTIONS, LIFETIME_NS));
+        Self { open, calls }
+    }
+}
+
+impl Transactions {
+    /// Notes a request. Returns whether it is a new one, not a retransmission; `None` if its answer
+    /// could not be told from others.
+    pub(super) fn ask(&mut self, head: &Head<'_>, request: &Arc<Request>, now: u64) -> Option<bool> {
+        let key = key(head)?;
+        let senders = self.open.touch(key, now, Vec::new);
+        let is_new = match senders.iter_mut().find(|one| one.request.source == request.source) {
+            Some(one) if one.request.attempt == request.attempt => false,
+            Some(one) => {
+                one.pending += 1;
+                (one.request, one.rang) = (Arc::clone(request), false);
+                true
+            }
+            None => {
+                if senders.len() >= MAX_SENDERS {
+                    senders.remove(0);
+                }
+                senders.push(Transaction { request: Arc::clone(request), pending: 1, rang: false });
+                true
+            }
+        };
+        if is_new && request.method != Method::Ack {
+            self.calls.insert((digest(&request.source), request.call), now, (key, true));
+        }
+        Some(is_new)
+    }
+
+    /// Finds the request that a response to `destination` answers: that of the same address if there
+    /// is one.
+    pub(super) fn answer(&mut self, destination: Source, head: &Head<'_>, now: u64) -> Match {
+        let Some((key, senders)) = key(head).and_then(|key| Some((key, self.open.get_mut(&key, now)?))) else {
+            return Match::Unknown;
+        };
+        let own = senders.iter().position(|one| one.request.source == destination);
+        let Some(one) = own.or(senders.len().checked_sub(1)).and_then(|at| senders.get_mut(at)) else {
+            return Match::Unknown;
+        };
+        let answered = Answered { request: Arc::clone(&one.request), rang: one.rang };
+        let is_final = !matches!(head.start, StartLine::Response(100..=199));
+        if !is_final {
+            one.rang = true;
+            return Match::Of(answered);
+        }
+        if one.pending == 0 {
+            return Match::Repeated;
+        }
+        one.pending -= 1;
+        let call = (digest(&answered.request.source), answered.request.call);
+        if let Some((last, waits)) = self.calls.get_mut(&call, now)
+            && *last == key
+        {
+            *waits = false;
+        }
+        Match::Of(answered)
+    }
+
+    /// Whether the latest try of a call has no final answer.
+    pub(super) fn is_open(&self, source: &Source, call: u64, now: u64) -> bool {
+        self.calls.get(&(digest(source), call), now).is_some_and(|(_, waits)| *waits)
+    }
+}
+
+/// What a request and its responses share (RFC 3261, 17.1.3 and 8.2.6.2). `None` if that cannot be
+/// seen: it is in the next fragment, or behind the sample.
+fn key(head: &Head<'_>) -> Option<u64> {
+    let (number, method) = head.cseq?;
+    Some(digest(&(head.branch, head.call_id?, number, method.to_ascii_uppercase())))
+}
