@@ -3,6 +3,7 @@
 mod allowing;
 mod attacks;
 mod carriers;
+mod churn;
 mod clock;
 mod closed;
 mod commands;
