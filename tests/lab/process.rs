@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use crate::wait_until;
 
 /// How long a process may take to end after it was asked to.
-const GRACE: Duration = Duration::from_secs(5);
+const GRACE: Duration = Duration::from_secs(20);
 
 /// One line of a process's output.
 #[derive(Debug, Clone)]

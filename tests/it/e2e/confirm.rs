@@ -35,7 +35,7 @@ fn drops(lab: &Lab, filter: &Filter<'_>) -> Result<bool> {
 #[test]
 fn nobody_confirms() -> Result<()> {
     let lab = Lab::new()?;
-    let mut filter = start(&lab, "6s")?;
+    let mut filter = start(&lab, "12s")?;
     let ready = filter.log().into_iter().find(|line| line.text.starts_with("ready")).context("no ready line")?;
     println!("{}", ready.text);
     assert!(ready.text.contains("enforcing") && ready.text.contains("`sip-xdp confirm`"));
@@ -56,8 +56,8 @@ fn nobody_confirms() -> Result<()> {
 
     // A broken file is no reason to go on enforcing.
     filter.configure("nonsense = 1\n")?;
-    wait_until("it goes back to a dry run", Duration::from_secs(10), || Ok(!is_enforcing(&filter)?))?;
-    assert!(filter.log().iter().any(|line| line.text.contains("unconfirmed after=6s dry_run=true")));
+    wait_until("it goes back to a dry run", Duration::from_secs(30), || Ok(!is_enforcing(&filter)?))?;
+    assert!(filter.log().iter().any(|line| line.text.contains("unconfirmed after=12s dry_run=true")));
     let status = filter.json(&["status"])?;
     println!("{} {}", status["daemon"]["confirm"], status["warnings"]);
     assert_eq!(status["daemon"]["confirm"]["pending"], false);

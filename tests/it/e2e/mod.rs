@@ -4,6 +4,7 @@ mod allowing;
 mod attacks;
 mod carriers;
 mod cases;
+mod churn;
 mod clock;
 mod closed;
 mod commands;

@@ -1,5 +1,4 @@
 //! What measures time or load: `cargo xtask test` runs these one after the other, with nothing
 //! beside them.
 
-mod churn;
 mod million;
