@@ -44,6 +44,9 @@ pub(super) struct Rejection {
     /// The source port.
     pub(super) port: u16,
     pub(super) level: Level,
+    /// The IPv6 /64 that it comes from is the sender's own, if the address is not.
+    #[serde(default)]
+    pub(super) network: bool,
     /// Digest of the Call-ID.
     #[serde(skip)]
     pub(super) call: u64,

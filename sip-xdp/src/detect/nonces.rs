@@ -1,7 +1,7 @@
 //! Who was given which nonce, and for what. A source that echoes one that was given to it and to
 //! nobody else is where it says it is.
 
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::{Source, mask};
 
 use super::digest::digest;
 use super::recent::Recent;
@@ -16,11 +16,13 @@ const LIFETIME_NS: u64 = 3_600_000_000_000;
 /// How many challenges of one call are remembered.
 const MAX_CHALLENGES: usize = 8;
 
-/// To whom a nonce was given.
+/// To whom a nonce was given: digests of an address, and of the IPv6 /64 around it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Given {
-    /// To the source with this digest.
-    Alone(u64),
+    /// To one address.
+    Alone { to: u64, around: Option<u64> },
+    /// To several addresses of one IPv6 /64.
+    Within(u64),
     /// To several.
     Shared,
 }
@@ -28,12 +30,20 @@ enum Given {
 /// What an echoed nonce says of its sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Echo {
-    /// Nothing: we never gave it out, or not to this source alone.
+    /// Nothing: we never gave it out, or not there.
     Foreign,
     /// It was given to several sources.
     Shared,
+    /// It was given within the sender's IPv6 /64 and nowhere else: nothing of the address, but the
+    /// network is the sender's own.
+    Network,
     /// It was given to this source alone.
     Own,
+}
+
+/// The IPv6 /64 around an address.
+fn around(source: &Source) -> Option<u64> {
+    (!source.is_v4()).then(|| digest(&source.masked(mask(64))))
 }
 
 /// The nonces that we gave out.
@@ -59,11 +69,20 @@ impl Default for Nonces {
 impl Nonces {
     /// Notes that a nonce is on its way to an address.
     pub(super) fn give(&mut self, nonce: u64, to: Source, now: u64) {
-        let given = Given::Alone(digest(&to));
+        let given = Given::Alone { to: digest(&to), around: around(&to) };
         let before = self.given.touch(nonce, now, || given);
-        if *before != given {
-            *before = Given::Shared;
+        if *before == given {
+            return;
         }
+        let network = match *before {
+            Given::Alone { around, .. } => around,
+            Given::Within(network) => Some(network),
+            Given::Shared => None,
+        };
+        *before = match network.filter(|network| around(&to) == Some(*network)) {
+            Some(network) => Given::Within(network),
+            None => Given::Shared,
+        };
     }
 
     /// Notes which request of that address a nonce was the answer to.
@@ -91,8 +110,11 @@ impl Nonces {
 
     /// What it says that a source echoes a nonce.
     pub(super) fn echo(&self, nonce: u64, by: Source, now: u64) -> Echo {
+        let is_near = |network: &Option<u64>| network.is_some() && *network == around(&by);
         match self.given.get(&nonce, now) {
-            Some(given) if *given == Given::Alone(digest(&by)) => Echo::Own,
+            Some(Given::Alone { to, .. }) if *to == digest(&by) => Echo::Own,
+            Some(Given::Alone { around, .. }) if is_near(around) => Echo::Network,
+            Some(Given::Within(network)) if is_near(&Some(*network)) => Echo::Network,
             // To whom else it was given is not remembered.
             Some(Given::Shared) => Echo::Shared,
             _ => Echo::Foreign,
@@ -143,5 +165,21 @@ mod tests {
         assert_eq!(echo(&nonces, 7, one), Echo::Own, "the same challenge again");
         nonces.give(7, other, 3);
         assert_eq!((echo(&nonces, 7, one), echo(&nonces, 7, other)), (Echo::Shared, Echo::Shared));
+    }
+
+    #[test]
+    fn an_ipv6_network_proves_itself() {
+        let host =
+            |network: u8, host: u8| Source::new([0x20, 1, 0xd, 0xb8, 0, 0, 0, network, 0, 0, 0, 0, 0, 0, 0, host]);
+        let mut nonces = Nonces::default();
+        nonces.give(7, host(1, 1), 1);
+        let echo = |nonces: &Nonces, by| nonces.echo(7, by, 2);
+        assert_eq!(echo(&nonces, host(1, 1)), Echo::Own);
+        assert_eq!(echo(&nonces, host(1, 2)), Echo::Network);
+        assert_eq!(echo(&nonces, host(2, 1)), Echo::Foreign);
+        nonces.give(7, host(1, 2), 1);
+        assert_eq!((echo(&nonces, host(1, 1)), echo(&nonces, host(1, 3))), (Echo::Network, Echo::Network));
+        nonces.give(7, host(2, 1), 1);
+        assert_eq!(echo(&nonces, host(1, 1)), Echo::Shared);
     }
 }

@@ -254,6 +254,8 @@ impl Detector {
         }
         let echoes = |nonce| self.nonces.echo(nonce, source, now) == Echo::Own;
         let users = request.claimed_users(|one| echoes(one.nonce));
+        let is_near = |nonce| self.nonces.echo(nonce, source, now) == Echo::Network;
+        let network = !answer.is_foreign && request.credentials.iter().any(|one| is_near(one.nonce));
         let account = |user: &String| digest(&(user, source));
         for user in users {
             if self.known.accepted_lately(&source, &user, now) && level == Level::Routable {
@@ -267,7 +269,7 @@ impl Detector {
                 continue;
             }
             let (port, call) = (request.port, request.call);
-            let rejection = Rejection { user, port, level, call };
+            let rejection = Rejection { user, port, level, network, call };
             self.wait(source, rejection, now, actions);
         }
     }
@@ -383,7 +385,7 @@ impl Detector {
             return;
         };
         if state.waiting.len() < MAX_WAITING {
-            let rejection = Rejection { user, port, level: Level::Seen, call };
+            let rejection = Rejection { user, port, level: Level::Seen, network: false, call };
             state.waiting.push(Waiting { at: now, rejection, counted: false, may_be_retried: false });
             self.due.push_back((now + GRACE_NS, to));
         } else {

@@ -918,3 +918,19 @@ fn a_request_that_the_host_throws_away_is_none() {
         assert_eq!(scene.good(&phone), good, "{checksum:#x}");
     }
 }
+
+#[test]
+fn a_network_whose_hosts_share_their_nonces_is_banned_as_one() {
+    let mut scene = Scene::new();
+    let needed = (1..100_u32).find(|n| {
+        let host = |n: u32| who(&format!("2001:db8:77::{n:x}"), 5060, "101");
+        scene.ask(&host(*n), "REGISTER", "101", "", "401 Unauthorized");
+        let other = host(n + 1);
+        let credentials = scene.credentials(&other, scene.number, "x");
+        scene.ask(&other, "REGISTER", "101", &credentials, "401 Unauthorized");
+        scene.wait(6 * SECOND);
+        !scene.bans.is_empty()
+    });
+    assert!(needed.is_some_and(|needed| needed <= 21), "{needed:?}");
+    assert_eq!((scene.only_ban().bits, scene.only_ban().tier), (64, Tier::Proven));
+}

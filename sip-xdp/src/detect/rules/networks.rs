@@ -1,6 +1,6 @@
 //! IPv6: whoever has a network hops from host to host. The host comes first; a /64, /56 and /48 have
 //! two, three and four times the thresholds, and only where two or more of the next smaller size
-//! took part. Level 1 only.
+//! took part. Level 1 only; a nonce that was given within a /64 proves the network, not the host.
 
 use std::collections::BTreeSet;
 

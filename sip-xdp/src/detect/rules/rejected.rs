@@ -111,7 +111,8 @@ impl Detector {
         }
         state.rejected.note(at, rejection.clone(), rejected.per.nanos().max(GRACE_NS));
         self.user_was_tried(source, rejection, now, actions);
-        if rejection.level == Level::Routable && !self.known.was_good(&source, now) {
+        let is_real = rejection.level == Level::Routable || rejection.network;
+        if is_real && !self.known.was_good(&source, now) {
             self.weigh_networks(source, now, actions);
         }
     }

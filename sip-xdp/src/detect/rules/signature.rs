@@ -73,10 +73,7 @@ impl Detector {
         let Some(decided) = state.tool_calls.get_mut(&request.call) else {
             return;
         };
-        // Credentials may follow a challenge, and be right.
-        if matches!(answer.status, 401 | 407) && !request.authorized {
-            return;
-        }
+        // A challenge is an answer, too: credentials that follow it, and are right, clear all of this.
         *decided = None;
         if level == Level::Routable && !answer.is_foreign && answer.to == source {
             self.convict_tool(source, level, ", and it echoes its nonce", now, actions);
