@@ -10,7 +10,7 @@ use sip_xdp_common::abi::layout::{
 use sip_xdp_common::ip_key::Source;
 use sip_xdp_common::limits::flow::{Asked, Flow, FlowKey};
 use sip_xdp_common::limits::meters::{Records, Set, sets};
-use sip_xdp_common::limits::storm::{MARKS, Weather};
+use sip_xdp_common::limits::storm::{MARKS, Mark, Weather};
 use sip_xdp_common::lookup::host_rows;
 use sip_xdp_common::lookup::networks::{Bucket, GROUP, Guide, Prints, buckets};
 use sip_xdp_common::lookup::summary;
@@ -58,7 +58,7 @@ pub(crate) static FLOWS: HashMap<FlowKey, Flow, MAX_FLOWS, { BPF_F_NO_PREALLOC a
 pub(crate) static ASKED: LruHashMap<Source, Asked, MAX_ASKED> = LruHashMap::new();
 
 #[btf_map]
-pub(crate) static SKETCH: Array<[u8; MARKS], 1> = Array::new();
+pub(crate) static SKETCH: Array<[Mark; MARKS], 1> = Array::new();
 
 #[btf_map]
 pub(crate) static WEATHER: Array<Weather, 1> = Array::new();

@@ -348,8 +348,8 @@ impl MapTables<'_> {
             return (Charged::Within, 0);
         };
         // SAFETY: both values live as long as their maps, and a mark is below the sketch's length. Other CPUs write
-        // them too: bytes and aligned words, of which a lost one is a source that is counted once more or less.
-        let (mark, weather) = unsafe { (sketch.cast::<u8>().add(home.sketch()), &mut *weather) };
+        // them too: aligned words, of which a lost one is a source that is counted once more or less.
+        let (mark, weather) = unsafe { (sketch.cast::<storm::Mark>().add(home.sketch()), &mut *weather) };
         // SAFETY: as above.
         let found = unsafe { mark.read_volatile() };
         // Who was known good is no stranger, and its return says nothing of the weather.

@@ -14,12 +14,13 @@
 //! - [`dataplane`]: programs, links, maps and counters in the kernel.
 //! - [`config`]: the file, its values and defaults.
 //! - [`lists`]: the only writer of block and trust lists. [`feeds`] and [`dns`] are lists that others keep.
-//! - [`detect`]: from events to findings and bans.
+//! - [`detect`]: from events to findings. [`bans`]: from findings to bans.
 //! - [`store`]: what survives a reboot.
 //! - [`api`]: commands, answers, events. [`observe`]: what people see. [`integrations`]: who else is told.
 //! - [`daemon`] wires these together; [`tools`] work without it.
 
 pub mod api;
+pub mod bans;
 pub mod config;
 pub mod daemon;
 pub mod dataplane;

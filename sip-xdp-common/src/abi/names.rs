@@ -53,7 +53,7 @@ pub const RECORDS: &str = "RECORDS";
 pub const FLOWS: &str = "FLOWS";
 /// Hosts that we sent requests to ([`crate::ip_key::Source`] to [`crate::limits::flow::Asked`]).
 pub const ASKED: &str = "ASKED";
-/// The marks of sources without a meter ([`crate::limits::storm::MARKS`] bytes).
+/// The marks of sources without a meter ([`crate::limits::storm::MARKS`] words of 32 bits).
 pub const SKETCH: &str = "SKETCH";
 /// Whether there is a storm ([`crate::limits::storm::Weather`]).
 pub const WEATHER: &str = "WEATHER";

@@ -57,6 +57,11 @@ pub struct Pace {
 /// The most ticks that a bucket may hold: half of the way until ticks begin again.
 const MAX_BURST: u64 = 1 << 31;
 
+/// The greatest age of a stamp in ticks, 24 h, when user space refreshes the meters every hour
+/// ([`Meter::refreshed`]). Ticks begin again after 78 h, and a bucket holds 39 h at most: a stamp of up to 25 h is never
+/// taken for one that lies ahead. Without that, whoever was silent for 54 to 78 h would be refused under a limit per day.
+pub const OLDEST: u32 = ticks(24 * 3_600 * 1_000_000_000);
+
 impl Pace {
     /// `count` packets, at least 1, in `per` nanoseconds, at most 39 hours.
     pub const fn new(count: u32, per: u64) -> Self {
@@ -255,6 +260,18 @@ impl Meter {
         }
     }
 
+    /// The meter as it is to stand in the table from `now` on, so that its stamps never come round: a stamp that is older
+    /// than [`OLDEST`] is moved up to that. Its bucket has been full all the while, so nothing else changes.
+    pub const fn refreshed(self, now: u32) -> Self {
+        const fn newer(stamp: u32, now: u32) -> u32 {
+            let age = now.wrapping_sub(stamp);
+            // The other half of all ticks lies ahead.
+            if age > OLDEST && age < MAX_BURST as u32 { now.wrapping_sub(OLDEST) } else { stamp }
+        }
+        let Self { mark, requests, register, other } = self;
+        Self { mark, requests: newer(requests, now), register: newer(register, now), other: newer(other, now) }
+    }
+
     /// How long all of its buckets have been full at `now`, in ticks: how little would be lost with it.
     #[inline(always)]
     pub const fn rested(&self, now: u32) -> u32 {
@@ -363,6 +380,43 @@ mod tests {
             let later = ticks(START + silent * SECOND);
             assert_eq!(meter.charge(Message::Options, later, &LIMITS), None, "after {silent} s");
         }
+    }
+
+    /// A source that keeps to a limit with a long interval is never refused, however long it was silent.
+    #[test]
+    fn a_limit_per_day_survives_that_ticks_begin_again() {
+        const HOUR: u64 = 3_600 * SECOND;
+        for per in [HOUR, 12 * HOUR, 24 * HOUR, 39 * HOUR] {
+            for count in [1, 4, 1_000] {
+                let pace = Pace::new(count, per);
+                let limits = Limits { register: pace, requests: pace, other: pace };
+                for silent in 40..320 {
+                    let mut meter = Meter::new(1, ticks(START));
+                    for message in [Message::Register, Message::Keepalive] {
+                        assert_eq!(meter.charge(message, ticks(START), &limits), None);
+                    }
+                    for hour in 1..=silent {
+                        meter = meter.refreshed(ticks(START + hour * HOUR));
+                    }
+                    let later = ticks(START + silent * HOUR + HOUR / 2);
+                    for message in [Message::Register, Message::Keepalive] {
+                        let over = meter.charge(message, later, &limits);
+                        assert_eq!(over, None, "{count} per {} h after {silent} h", per / HOUR);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn refreshing_changes_nothing_that_counts() {
+        let now = ticks(START);
+        for (ahead, unchanged) in [(0, true), (1 << 30, true), (u32::MAX, true), (OLDEST.wrapping_neg(), true)] {
+            let meter = Meter { mark: 5, requests: now.wrapping_add(ahead), register: now, other: now };
+            assert_eq!(meter.refreshed(now) == meter, unchanged, "{ahead}");
+        }
+        let old = Meter::new(5, now.wrapping_sub(OLDEST + 1)).refreshed(now);
+        assert_eq!((old.rested(now), old.mark), (OLDEST, 5));
     }
 
     #[test]

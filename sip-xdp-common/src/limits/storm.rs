@@ -1,7 +1,8 @@
 //! Storms: more distinct new sources in a second than can be real, which is what a flood with forged sources looks like.
 //!
-//! Each source that has no meter leaves a mark in a sketch: one byte out of [`MARKS`], chosen by a seeded hash, so that
-//! nobody can aim. A mark is the window's number, so that nothing needs to be cleared. Marks that are
+//! Each source that has no meter leaves a mark in a sketch: one word out of [`MARKS`], chosen by a seeded hash, so that
+//! nobody can aim. A mark is the number of the window, in 32 bits: it does not come round for 146 years, so no mark of
+//! the past counts in a later window and nothing needs to be cleared. Marks that are
 //! new count the distinct sources of the window; one heavy sender leaves one. Beyond a threshold it is a storm, and for
 //! the time being strangers share one budget and (nearly) none of them is given a meter: memory and cost stay flat, and
 //! sources with a meter keep theirs.
@@ -79,16 +80,20 @@ pub enum Welcome {
     Drop,
 }
 
-/// The mark of the window at `now`: never 0, which is what an untouched sketch holds.
+/// One mark of the sketch.
+pub type Mark = u32;
+
+/// The mark of the window at `now`: never 0, which is what an untouched sketch holds. The clock's 64 bits of nanoseconds
+/// make 34 bits of windows, of which 32 last for 146 years.
 #[inline(always)]
-pub const fn window_mark(now: u64) -> u8 {
-    ((now >> WINDOW_BITS) % 255) as u8 + 1
+pub const fn window_mark(now: u64) -> Mark {
+    ((now >> WINDOW_BITS) as Mark).wrapping_add(1)
 }
 
 impl Weather {
     /// Notes a source without a meter, whose mark was `found`, at `now`, and says what it meets.
     #[inline(always)]
-    pub fn meet(&mut self, found: u8, now: u64, limits: &StormLimits) -> Welcome {
+    pub fn meet(&mut self, found: Mark, now: u64, limits: &StormLimits) -> Welcome {
         let window = now >> WINDOW_BITS;
         if self.window != window {
             self.window = window;
@@ -144,7 +149,7 @@ mod tests {
     const LIMITS: StormLimits = StormLimits::new(2_000, SECOND, Limit::new(500, SECOND));
 
     struct Sketch {
-        marks: Vec<u8>,
+        marks: Vec<Mark>,
         weather: Weather,
     }
 
@@ -186,6 +191,22 @@ mod tests {
         for n in 0..60_000_u32 {
             // 1,800 a second for half a minute.
             assert_eq!(sketch.meet(n, START + u64::from(n) * SECOND / 1_800), Welcome::Meter, "source {n}");
+        }
+    }
+
+    /// Marks that an earlier flood left are no marks of this window, whatever number it has: 255 windows later (when a
+    /// mark of one byte would come round), 65,535 (two bytes), and any others.
+    #[test]
+    fn an_earlier_flood_does_not_hide_a_later_one() {
+        for apart in [1, 2, 254, 255, 256, 510, 2_550, 65_535, 65_536, 131_070] {
+            let mut sketch = Sketch::new();
+            (0..100_000).for_each(|n| drop(sketch.meet(n, START)));
+            let later = START + (apart << WINDOW_BITS);
+            sketch.weather.storm_until = 0;
+            (200_000..202_000).for_each(|n| drop(sketch.meet(n, later)));
+            // Of 2,000 sources 1.5 % share a mark with another one.
+            let counted = sketch.weather.new_sources;
+            assert!((1_940..=2_000).contains(&counted), "{counted} of 2,000 sources after {apart} windows");
         }
     }
 

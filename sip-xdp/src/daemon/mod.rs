@@ -68,6 +68,9 @@ const SURROUNDINGS_TICKS: u64 = 30;
 /// How many ticks lie between two rounds of forgetting.
 const MINUTE_TICKS: u64 = 60;
 
+/// How many ticks lie between two looks at the meters of sources that are silent for long.
+const HOUR_TICKS: u64 = 3_600;
+
 /// How many events are read before anything else has its turn.
 const EVENTS_AT_ONCE: usize = 1_024;
 
@@ -304,6 +307,12 @@ impl Daemon {
         self.court().tick();
         if let Err(error) = self.lists.tidy(now) {
             log::error!("known hosts that are over stay in the tables, where they no longer count: {error}");
+        }
+        // At the first tick, too: whatever time there was without a daemon.
+        if ticks % HOUR_TICKS == 1
+            && let Err(error) = self.sources.refresh(now)
+        {
+            log::error!("meters of sources that are silent for more than a day may be taken for full: {error:#}");
         }
         if ticks.is_multiple_of(MINUTE_TICKS) {
             self.detector.tidy(now);

@@ -13,6 +13,7 @@ use sip_xdp_common::limits::gcra::Bucket;
 
 use super::STALE;
 use super::events::Event as Said;
+use crate::bans::duration::ban_duration;
 use crate::config::Config;
 use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::detect::{Acceptance, Action, Detector, Finding};
@@ -361,7 +362,7 @@ impl<C: Chronicle> Court<'_, C> {
         if !finding.grows || finding.port.is_some() {
             return bans.first.0;
         }
-        let length = (0..count).fold(bans.first.0, |length, _| length.saturating_mul(bans.factor).min(bans.max.0));
+        let length = ban_duration(bans.first.0, bans.factor, bans.max.0, count);
         // What a dry run decides is nothing when it is over.
         if !self.config.dry_run && (self.offences.len() < MAX_OFFENCES || before.is_some()) {
             let count = count.saturating_add(1);

@@ -17,7 +17,7 @@ use sip_xdp_common::ip_key::{Source, mask};
 use sip_xdp_common::limits::flow::{Asked, Flow, FlowKey};
 use sip_xdp_common::limits::gcra::{Limits, Pace};
 use sip_xdp_common::limits::meters::{Records, Set, sets};
-use sip_xdp_common::limits::storm::{MARKS, StormLimits, Weather};
+use sip_xdp_common::limits::storm::{MARKS, Mark, StormLimits, Weather};
 use sip_xdp_common::lookup::host_rows;
 use sip_xdp_common::lookup::networks::{Bucket, GROUP, Guide, Hashing, Prints, buckets};
 use sip_xdp_common::lookup::summary;
@@ -118,7 +118,7 @@ pub fn shapes(capacity: &Capacity) -> [(&'static str, MapType, usize, usize, u32
         (names::RECORDS, MapType::Array, index, size_of::<Records>(), sets(capacity.sources)),
         (names::FLOWS, MapType::Hash, size_of::<FlowKey>(), size_of::<Flow>(), FLOWS as u32),
         (names::ASKED, MapType::LruHash, size_of::<Source>(), size_of::<Asked>(), ASKED as u32),
-        (names::SKETCH, MapType::Array, index, MARKS, 1),
+        (names::SKETCH, MapType::Array, index, MARKS * size_of::<Mark>(), 1),
         (names::WEATHER, MapType::Array, index, size_of::<Weather>(), 1),
         (names::COUNTERS, MapType::PerCpuArray, index, size_of::<Counters>(), interfaces),
         (names::RESPONSES, MapType::PerCpuArray, index, size_of::<Responses>(), 1),

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use aya::maps::Map;
 use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::Source;
-use sip_xdp_common::limits::gcra::Meter;
+use sip_xdp_common::limits::gcra::{Meter, ticks};
 use sip_xdp_common::limits::meters::{Home, Set};
 use sip_xdp_common::lookup::networks::Hashing;
 
@@ -55,6 +55,23 @@ impl Sources {
             words[0].store(0, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Sees to it that no stamp of a meter grows so old that ticks come round to it ([`Meter::refreshed`]): to be called every
+    /// hour. A meter that the kernel writes in the same instant is left as it is until the next time. Returns how many were
+    /// changed.
+    pub fn refresh(&self, now: u64) -> Result<usize> {
+        let (view, now) = (self.map.all()?, ticks(now));
+        let mut changed = 0;
+        for (words, meter) in view.words().chunks_exact(METER_WORDS).zip(meters(&view)).filter(|(_, m)| m.mark != 0) {
+            let (before, after): ([u64; METER_WORDS], [u64; METER_WORDS]) =
+                (bytemuck::cast(meter), bytemuck::cast(meter.refreshed(now)));
+            for (word, (before, after)) in words.iter().zip(before.into_iter().zip(after)) {
+                let write = || word.compare_exchange(before, after, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+                changed += usize::from(before != after && write());
+            }
+        }
+        Ok(changed)
     }
 
     /// Takes all meters away.

@@ -48,8 +48,9 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
     if let Some(entry) = trusted.first() {
         return to(Outcome::Pass, format!("it is trusted: {}", told(entry)));
     }
-    // What an operator lists counts more than what nobody decided by hand.
-    let by_hand = |entry: &&&Match| matches!(entry.owner, "manual" | "config");
+    // What an operator lists, or a tool that he runs, counts more than what the detector or a feed lists, as in the table
+    // (`OWN` in sip_xdp_common::networks): no port of it goes on.
+    let by_hand = |entry: &&&Match| !matches!(entry.owner, "auto" | "feed");
     if let Some(entry) = blocked.iter().find(by_hand).or(blocked.first()) {
         let spared = !by_hand(&entry) && kernel.good_until.is_some() && !kernel.good_ports.is_empty();
         let rest = if spared { "; phones that are registered there go on" } else { "" };
@@ -165,6 +166,23 @@ mod tests {
         kernel.matches = vec![Match { port: Some(5063), ..listed("block", "192.0.2.7", "auto") }];
         let (verdict, because) = decided(&kernel, Policy::Closed);
         assert!(verdict == Outcome::Pass && because.ends_with("port 5063 is banned"), "{because}");
+    }
+
+    /// As in the kernel: only what the detector or a feed lists leaves a registered phone its port, whoever else there is
+    /// that may list.
+    #[test]
+    fn only_a_ban_and_a_feed_spare_a_registered_port() {
+        for owner in (0..u8::MAX).map_while(sip_xdp_common::layout::Owner::from_number) {
+            let mut kernel = Kernel { good_until: Some(THEN), good_ports: vec![5062], ..stranger() };
+            kernel.matches = vec![listed("block", "192.0.2.7", owner.name())];
+            let (verdict, because) = decided(&kernel, Policy::Open);
+            let spares = matches!(owner.name(), "auto" | "feed");
+            assert!(verdict == Outcome::Drop && because.ends_with("go on") == spares, "{owner:?}: {because}");
+            // Beside a ban, too.
+            kernel.matches.insert(0, listed("block", "192.0.2.0/24", "auto"));
+            let (_, because) = decided(&kernel, Policy::Open);
+            assert_eq!(because.ends_with("go on"), spares, "{owner:?}: {because}");
+        }
     }
 
     #[test]

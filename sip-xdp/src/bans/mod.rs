@@ -1,0 +1,3 @@
+//! From findings to bans: what is calculated, by itself.
+
+pub mod duration;
