@@ -12,7 +12,7 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::resolver::{Dns, Found, look_up};
+use super::resolver::{Dns, Found, Kinds, Origin, look_up};
 use crate::config::HostName;
 
 /// An answer is asked for again after this time at the earliest, whatever its time to live,
@@ -32,9 +32,11 @@ const AT_ONCE: usize = 8;
 pub struct HostsUpdate {
     /// The name.
     pub name: HostName,
-    /// Its addresses.
-    pub addresses: BTreeSet<IpAddr>,
-    /// Why these may not be all, or why there are none. Then the last answer holds as well.
+    /// Its addresses, and which kinds of records each is from.
+    pub addresses: BTreeMap<IpAddr, Origin>,
+    /// The kinds of records that were not answered. What they said last holds for a while.
+    pub unanswered: Kinds,
+    /// Why these may not be all, or why there are none.
     pub error: Option<String>,
 }
 
@@ -108,8 +110,8 @@ pub(super) async fn follow<D: Dns + Send + Sync + 'static>(
                         log::warn!("host {name}: {what}; that is left out");
                     }
                 }
-                let Found { addresses, error, .. } = found;
-                if updates.send(HostsUpdate { name, addresses, error }).await.is_err() {
+                let Found { addresses, unanswered, error, .. } = found;
+                if updates.send(HostsUpdate { name, addresses, unanswered, error }).await.is_err() {
                     return;
                 }
             }
@@ -121,7 +123,7 @@ pub(super) async fn follow<D: Dns + Send + Sync + 'static>(
 async fn ask<D: Dns + Send + Sync + 'static>(dns: Result<D, String>, name: HostName) -> (HostName, Found) {
     let found = match dns {
         Ok(dns) => look_up(&dns, &name).await,
-        Err(error) => Found { error: Some(error), ..Found::default() },
+        Err(error) => Found { error: Some(error), unanswered: Kinds::ALL, ..Found::default() },
     };
     (name, found)
 }

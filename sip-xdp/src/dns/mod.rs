@@ -1,7 +1,9 @@
 //! Host names that are trusted or admitted: which there are, what DNS last said of them, and which entries follow.
 //!
-//! Trusting a name is trusting whoever answers for it. What can be done is done: an answer that fails or is empty never
-//! takes anything away, and no answer can name an address that belongs to nobody or to everybody.
+//! Trusting a name is trusting whoever answers for it. What can be done is done: each kind of record counts by itself, so
+//! what an answer does not name any more goes, whatever other questions fail; an answer that fails or is empty takes
+//! nothing away for [`Seen::patience`], and after that it does; and no answer can name an address that belongs to nobody or
+//! to everybody.
 
 mod follower;
 mod resolver;
@@ -25,6 +27,7 @@ use crate::sys::clock;
 pub use follower::HostsUpdate;
 
 use follower::Wanted;
+use resolver::{Kinds, Origin};
 use store::Kept;
 
 /// How many names are followed, for whatever purpose.
@@ -67,12 +70,46 @@ pub struct Given {
 }
 
 /// What DNS last said of a name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Answer {
     /// The addresses.
-    pub addresses: BTreeSet<IpAddr>,
+    pub addresses: BTreeMap<IpAddr, Seen>,
     /// When all of that was answered, in milliseconds since 1970.
     pub at_ms: u64,
+}
+
+/// When DNS last named an address, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// How long that was to hold, in milliseconds.
+    pub ttl_ms: u64,
+    /// By which kinds of records.
+    pub(crate) kinds: Kinds,
+}
+
+/// How long an address stays at least that DNS does not name because it does not answer, in milliseconds: an hour.
+const SHORTEST_PATIENCE: u64 = 3_600_000;
+
+/// How long it stays at most, in milliseconds: a day.
+const LONGEST_PATIENCE: u64 = 24 * SHORTEST_PATIENCE;
+
+impl Seen {
+    /// An address of which nothing else is known, seen at `at_ms`.
+    fn at(address: IpAddr, at_ms: u64) -> Self {
+        Self { at_ms, ttl_ms: 0, kinds: Kinds::of_address(address) }
+    }
+
+    /// How long the address stays without being named, in milliseconds: three times its time to live, between an hour and a
+    /// day.
+    pub fn patience(&self) -> u64 {
+        self.ttl_ms.saturating_mul(3).clamp(SHORTEST_PATIENCE, LONGEST_PATIENCE)
+    }
+
+    fn is_over(&self, now_ms: u64) -> bool {
+        now_ms.saturating_sub(self.at_ms) > self.patience()
+    }
 }
 
 /// What the daemon knows of host names.
@@ -95,14 +132,16 @@ impl Hosts {
 
     /// Takes the entries of hosts that an earlier daemon has listed for answers, where there are none on disk.
     pub fn recall<'a>(&mut self, listed: impl Iterator<Item = &'a Entry>) {
-        let mut recalled = ByName::new();
+        let now_ms = clock::wall_ms();
+        let mut recalled: BTreeMap<HostName, Answer> = BTreeMap::new();
         for entry in listed.filter(|entry| entry.owner == Owner::Host) {
             if let Ok(name) = entry.reason.parse() {
-                recalled.entry(name).or_default().insert(entry.network.address());
+                let address = entry.network.address();
+                recalled.entry(name).or_default().addresses.insert(address, Seen::at(address, now_ms));
             }
         }
-        for (name, addresses) in recalled {
-            self.kept.answers.entry(name).or_insert(Answer { addresses, at_ms: 0 });
+        for (name, answer) in recalled {
+            self.kept.answers.entry(name).or_insert(answer);
         }
     }
 
@@ -137,41 +176,60 @@ impl Hosts {
         self.wanted.borrow().names.len()
     }
 
-    /// Takes what DNS says of a name. An answer that is not complete adds to the last one and takes nothing away.
+    /// Takes what DNS says of a name, at the present time.
     pub fn take(&mut self, update: HostsUpdate) {
-        let HostsUpdate { name, addresses, error } = update;
+        self.take_at(update, clock::wall_ms());
+    }
+
+    /// Takes what DNS says of a name. What a kind of record named and does not name any more goes; where it was not
+    /// answered, or where DNS knows nothing of the name at all, that stays for [`Seen::patience`]. When there are more than
+    /// [`MAX_ADDRESSES`], those stay that were named last.
+    fn take_at(&mut self, update: HostsUpdate, now_ms: u64) {
+        let HostsUpdate { name, addresses, unanswered, error } = update;
         let last = self.kept.answers.get(&name);
         let before = last.map(|answer| answer.addresses.clone()).unwrap_or_default();
-        let (now, at_ms) = match &error {
-            None => (addresses, clock::wall_ms()),
-            Some(_) => {
-                let now = before.iter().chain(addresses.difference(&before)).take(MAX_ADDRESSES).copied().collect();
-                (now, last.map_or(0, |answer| answer.at_ms))
+        let unanswered = if addresses.is_empty() { Kinds::ALL } else { unanswered };
+        let at_ms = if error.is_none() { now_ms } else { last.map_or(0, |answer| answer.at_ms) };
+        let mut seen: Vec<(IpAddr, Seen)> = Vec::with_capacity(before.len() + addresses.len());
+        for (address, Origin { kinds, ttl }) in &addresses {
+            let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+            seen.push((*address, Seen { at_ms: now_ms, ttl_ms, kinds: *kinds }));
+        }
+        for (address, last) in before.iter().filter(|(address, _)| !addresses.contains_key(address)) {
+            // The wall clock may have been set back.
+            let kept = Seen { at_ms: last.at_ms.min(now_ms), kinds: last.kinds.both(unanswered), ..*last };
+            if kept.kinds != Kinds::NONE && !kept.is_over(now_ms) {
+                seen.push((*address, kept));
             }
-        };
+        }
+        seen.sort_by_key(|(address, seen)| (std::cmp::Reverse(seen.at_ms), *address));
+        let now: BTreeMap<_, _> = seen.into_iter().take(MAX_ADDRESSES).collect();
         match error {
             Some(error) => {
                 if !self.errors.contains_key(&name) {
-                    let kept = if now.is_empty() { "it has no address yet" } else { "its last answer is kept" };
+                    let kept =
+                        if now.is_empty() { "it has no address yet" } else { "its last answer is kept for a while" };
                     log::warn!("host {name}: {error}; {kept}");
                 }
                 self.errors.insert(name.clone(), error);
             }
             None => drop(self.errors.remove(&name)),
         }
-        if now != before {
-            let texts: Vec<_> = now.iter().map(ToString::to_string).collect();
+        if !now.keys().eq(before.keys()) {
+            let texts: Vec<_> = now.keys().map(ToString::to_string).collect();
             log::info!("host {name} addresses={}", texts.join(","));
             self.is_dirty = true;
         }
-        if !now.is_empty() {
+        if now.is_empty() {
+            self.kept.answers.remove(&name);
+        } else {
             self.kept.answers.insert(name, Answer { addresses: now, at_ms });
         }
     }
 
     /// The addresses that a name had last.
     pub fn addresses(&self, name: &HostName) -> BTreeSet<IpAddr> {
-        self.kept.answers.get(name).map(|answer| answer.addresses.clone()).unwrap_or_default()
+        self.kept.answers.get(name).map(|answer| answer.addresses.keys().copied().collect()).unwrap_or_default()
     }
 
     /// The seconds since all of a name's addresses were last answered.

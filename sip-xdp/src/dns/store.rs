@@ -12,7 +12,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::NEVER;
 
-use super::{Answer, Given, MAX_ADDRESSES, MAX_NAMES};
+use super::resolver::Kinds;
+use super::{Answer, Given, MAX_ADDRESSES, MAX_NAMES, Seen};
 use crate::config::HostName;
 use crate::sys::clock;
 use crate::sys::files;
@@ -39,6 +40,17 @@ struct SavedAnswer {
     name: HostName,
     addresses: BTreeSet<IpAddr>,
     at: Timestamp,
+    /// When each was last named, and how; earlier versions did not note it.
+    #[serde(default)]
+    seen: Vec<SavedSeen>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedSeen {
+    address: IpAddr,
+    at: Timestamp,
+    ttl_ms: u64,
+    kinds: Kinds,
 }
 
 /// What is kept.
@@ -60,10 +72,15 @@ pub(super) fn save(path: &Path, kept: &Kept) -> Result<()> {
     });
     let answers = kept.answers.iter().map(|(name, answer)| SavedAnswer {
         name: name.clone(),
-        addresses: answer.addresses.clone(),
+        addresses: answer.addresses.keys().copied().collect(),
         at: clock::from_ms(answer.at_ms),
+        seen: answer.addresses.iter().map(saved_seen).collect(),
     });
     files::write(path, &Saved { schema: SCHEMA, given: given.collect(), answers: answers.collect() })
+}
+
+fn saved_seen((address, seen): (&IpAddr, &Seen)) -> SavedSeen {
+    SavedSeen { address: *address, at: clock::from_ms(seen.at_ms), ttl_ms: seen.ttl_ms, kinds: seen.kinds }
 }
 
 /// Reads the file. One that cannot be read or understood is set aside; the text says where and why.
@@ -92,7 +109,13 @@ fn kept(saved: Saved) -> Kept {
         (saved.name, Given { added_ms: ms(saved.added), expires, reason: saved.reason })
     });
     let answers = saved.answers.into_iter().take(MAX_NAMES).map(|saved| {
-        let addresses = saved.addresses.into_iter().take(MAX_ADDRESSES).collect();
+        let seen: BTreeMap<_, _> = saved.seen.into_iter().map(|seen| (seen.address, seen)).collect();
+        let named = |address: IpAddr| match seen.get(&address) {
+            Some(SavedSeen { at, ttl_ms, kinds, .. }) => Seen { at_ms: ms(*at), ttl_ms: *ttl_ms, kinds: *kinds },
+            None => Seen::at(address, clock::wall_ms()),
+        };
+        let addresses = saved.addresses.into_iter().take(MAX_ADDRESSES);
+        let addresses = addresses.map(|address| (address, named(address))).collect();
         (saved.name, Answer { addresses, at_ms: ms(saved.at) })
     });
     Kept { given: given.filter(|(_, given)| given.expires > now).collect(), answers: answers.collect() }

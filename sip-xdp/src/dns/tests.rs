@@ -7,7 +7,7 @@ use sip_xdp_common::abi::layout::NEVER;
 use tokio::sync::{mpsc, watch};
 
 use super::follower::follow;
-use super::resolver::{Dns, Found, Kind, Records, look_up};
+use super::resolver::{Dns, Found, Kind, Kinds, Origin, Records, look_up};
 use super::*;
 
 /// A table of answers; what is not in it does not exist.
@@ -45,6 +45,14 @@ fn name(text: &str) -> HostName {
     text.parse().unwrap()
 }
 
+fn addresses(found: &Found) -> BTreeSet<IpAddr> {
+    found.addresses.keys().copied().collect()
+}
+
+fn heard_of(update: Option<HostsUpdate>) -> BTreeSet<IpAddr> {
+    update.unwrap().addresses.into_keys().collect()
+}
+
 fn set(addresses: &[&str]) -> BTreeSet<IpAddr> {
     addresses.iter().map(|address| address.parse().unwrap()).collect()
 }
@@ -63,18 +71,31 @@ async fn all_addresses_that_a_client_could_use_are_found() {
     let found = look_up(&zone, &name("carrier.example")).await;
     let expected = set(&["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "2001:db8::2", "2001:db8::4"]);
     let ttl = Some(Duration::from_secs(90));
-    assert_eq!(found, Found { addresses: expected, ttl, ..Found::default() });
+    assert_eq!((found.addresses.keys().copied().collect::<BTreeSet<_>>(), found.ttl), (expected, ttl));
+    assert_eq!((found.unanswered, found.error, found.left_out.len()), (Kinds::NONE, None, 0));
 }
 
 #[tokio::test]
 async fn what_belongs_to_nobody_or_everybody_is_refused() {
     let zone = Zone::default();
-    let bad = ["127.0.0.1", "0.0.0.0", "224.0.1.75", "169.254.1.1", "255.255.255.255"];
+    let bad =
+        ["127.0.0.1", "0.0.0.0", "0.1.2.3", "224.0.1.75", "169.254.1.1", "192.0.0.8", "240.0.0.1", "255.255.255.255"];
     zone.set("carrier.example.", Kind::A, 60, &[&bad[..], &["192.0.2.1"]].concat());
-    let bad6 = ["::1", "::", "ff02::1", "fe80::1", "::ffff:127.0.0.1"];
+    let bad6 = [
+        "::1",
+        "::",
+        "::c000:207",
+        "ff02::1",
+        "fe80::1",
+        "fec0::1",
+        "100::1",
+        "64:ff9b::c000:207",
+        "64:ff9b:1::7",
+        "::ffff:127.0.0.1",
+    ];
     zone.set("carrier.example.", Kind::Aaaa, 60, &bad6);
     let found = look_up(&zone, &name("carrier.example")).await;
-    assert_eq!((found.addresses, found.error), (set(&["192.0.2.1"]), None));
+    assert_eq!((addresses(&found), found.error), (set(&["192.0.2.1"]), None));
     // The mapped loopback address is the same as the plain one.
     assert_eq!(found.left_out.len(), bad.len() + bad6.len() - 1, "{:?}", found.left_out);
 }
@@ -97,7 +118,7 @@ async fn no_answer_is_told_from_no_record() {
     zone.set("carrier.example.", Kind::A, 60, &["192.0.2.1"]);
     zone.fail("_sip._udp.carrier.example.", Kind::Srv);
     let found = look_up(&zone, &name("carrier.example")).await;
-    assert_eq!(found.addresses, set(&["192.0.2.1"]));
+    assert_eq!(addresses(&found), set(&["192.0.2.1"]));
     assert!(found.error.is_some_and(|error| error.contains("_sip._udp.carrier.example.: refused")));
     zone.clear();
     let found = look_up(&zone, &name("carrier.example")).await;
@@ -116,10 +137,10 @@ async fn a_name_is_asked_about_again_when_its_answer_ends() {
     let seconds = || start.elapsed().as_secs();
     wanted.send_modify(|wanted| wanted.names.extend([name("carrier.example")]));
 
-    assert_eq!(updates.recv().await.unwrap().addresses, set(&["192.0.2.1"]));
+    assert_eq!(heard_of(updates.recv().await), set(&["192.0.2.1"]));
     assert_eq!(seconds(), 0);
     zone.set("carrier.example.", Kind::A, 0, &["192.0.2.2"]);
-    assert_eq!(updates.recv().await.unwrap().addresses, set(&["192.0.2.2"]));
+    assert_eq!(heard_of(updates.recv().await), set(&["192.0.2.2"]));
     assert_eq!(seconds(), 120);
     zone.fail("carrier.example.", Kind::A);
     for (after, what) in [(150, "the shortest pause"), (180, "a failure"), (240, "two"), (360, "three")] {
@@ -156,7 +177,10 @@ async fn many_names_have_their_turn() {
 }
 
 fn update(addresses: &[&str], error: Option<&str>) -> HostsUpdate {
-    HostsUpdate { name: name("carrier.example"), addresses: set(addresses), error: error.map(str::to_owned) }
+    let origin = |address: IpAddr| Origin { kinds: Kinds::of_address(address), ttl: Duration::from_secs(60) };
+    let addresses = set(addresses).into_iter().map(|address| (address, origin(address))).collect();
+    let unanswered = if error.is_some() { Kinds::ALL } else { Kinds::NONE };
+    HostsUpdate { name: name("carrier.example"), addresses, unanswered, error: error.map(str::to_owned) }
 }
 
 #[test]
@@ -174,8 +198,108 @@ fn failures_take_nothing_away() {
     assert_eq!(hosts.addresses(&carrier), set(&["192.0.2.1", "192.0.2.2"]));
     hosts.take(update(&["192.0.2.3"], Some("half of it timed out")));
     assert_eq!(hosts.addresses(&carrier), set(&["192.0.2.1", "192.0.2.2", "192.0.2.3"]));
+    let of_ipv6 =
+        HostsUpdate { unanswered: Kinds::of_address("::1".parse().unwrap()), ..update(&["192.0.2.3"], Some("")) };
+    hosts.take(of_ipv6);
+    assert_eq!(hosts.addresses(&carrier), set(&["192.0.2.3"]));
     hosts.take(update(&["192.0.2.3"], None));
     assert_eq!(hosts.addresses(&carrier), set(&["192.0.2.3"]));
+}
+
+const MINUTE: u64 = 60_000;
+const HOUR: u64 = 60 * MINUTE;
+
+/// What a zone makes of a name at a time.
+async fn take(hosts: &mut Hosts, zone: &Zone, now_ms: u64) -> BTreeSet<IpAddr> {
+    let carrier = name("carrier.example");
+    let Found { addresses, unanswered, error, .. } = look_up(zone, &carrier).await;
+    hosts.take_at(HostsUpdate { name: carrier.clone(), addresses, unanswered, error }, now_ms);
+    hosts.addresses(&carrier)
+}
+
+/// Each of the five questions in turn is never answered, and all five but the one that names the address.
+#[tokio::test]
+async fn one_forged_answer_is_not_trusted_for_long_whatever_else_fails() {
+    let questions = [
+        ("_sip._udp.carrier.example.", Kind::Srv),
+        ("_sip._tcp.carrier.example.", Kind::Srv),
+        ("_sips._tcp.carrier.example.", Kind::Srv),
+        ("carrier.example.", Kind::A),
+        ("carrier.example.", Kind::Aaaa),
+    ];
+    for (own, forged, kind) in
+        [("192.0.2.1", "198.51.100.66", Kind::A), ("2001:db8::1", "2001:db8:bad::66", Kind::Aaaa)]
+    {
+        for failing in questions.iter().map(|question| vec![*question]).chain([questions.to_vec()]) {
+            let failing: Vec<_> = failing.into_iter().filter(|one| *one != ("carrier.example.", kind)).collect();
+            let directory = tempfile::tempdir().unwrap();
+            let (mut hosts, _) = Hosts::open(directory.path().join("hosts.json"));
+            let zone = Zone::default();
+            failing.iter().for_each(|(of, kind)| zone.fail(of, *kind));
+            zone.set("carrier.example.", kind, 60, &[own, forged]);
+            assert_eq!(take(&mut hosts, &zone, HOUR).await, set(&[own, forged]), "{failing:?}");
+            zone.set("carrier.example.", kind, 60, &[own]);
+            assert_eq!(take(&mut hosts, &zone, HOUR + MINUTE).await, set(&[own]), "{failing:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_address_of_a_service_goes_with_its_target() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut hosts, _) = Hosts::open(directory.path().join("hosts.json"));
+    let zone = Zone::default();
+    zone.fail("carrier.example.", Kind::Aaaa);
+    zone.set("_sip._udp.carrier.example.", Kind::Srv, 60, &["a.example.", "evil.example."]);
+    zone.set("a.example.", Kind::A, 60, &["192.0.2.1"]);
+    zone.set("evil.example.", Kind::A, 60, &["198.51.100.66"]);
+    assert_eq!(take(&mut hosts, &zone, HOUR).await, set(&["192.0.2.1", "198.51.100.66"]));
+    zone.set("_sip._udp.carrier.example.", Kind::Srv, 60, &["a.example."]);
+    assert_eq!(take(&mut hosts, &zone, HOUR + MINUTE).await, set(&["192.0.2.1"]));
+    // A target of which one kind fails keeps what it had of that kind alone.
+    zone.set("a.example.", Kind::Aaaa, 60, &["2001:db8::1"]);
+    assert_eq!(take(&mut hosts, &zone, HOUR + 2 * MINUTE).await, set(&["192.0.2.1", "2001:db8::1"]));
+    zone.fail("a.example.", Kind::Aaaa);
+    zone.set("a.example.", Kind::A, 60, &["192.0.2.2"]);
+    assert_eq!(take(&mut hosts, &zone, HOUR + 3 * MINUTE).await, set(&["192.0.2.2", "2001:db8::1"]));
+}
+
+/// Whether it is answered with a failure or with nothing at all.
+#[tokio::test]
+async fn what_is_not_named_any_more_goes_after_a_while() {
+    for (ttl, patience) in [(5, HOUR), (1_200, HOUR), (3_600, 3 * HOUR), (86_400, 24 * HOUR), (u32::MAX, 24 * HOUR)] {
+        for fails in [true, false] {
+            let directory = tempfile::tempdir().unwrap();
+            let (mut hosts, _) = Hosts::open(directory.path().join("hosts.json"));
+            let zone = Zone::default();
+            zone.set("carrier.example.", Kind::A, ttl.into(), &["192.0.2.1"]);
+            assert_eq!(take(&mut hosts, &zone, HOUR).await.len(), 1);
+            zone.clear();
+            if fails {
+                zone.fail("carrier.example.", Kind::A);
+            }
+            for (after, count) in [(MINUTE, 1), (patience, 1), (patience + 1, 0)] {
+                assert_eq!(take(&mut hosts, &zone, HOUR + after).await.len(), count, "{ttl} {after} {fails}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn new_addresses_find_room_before_old_ones() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut hosts, _) = Hosts::open(directory.path().join("hosts.json"));
+    let zone = Zone::default();
+    let old: Vec<String> = (0..MAX_ADDRESSES).map(|host| format!("192.0.2.{host}")).collect();
+    let old: Vec<&str> = old.iter().map(String::as_str).collect();
+    zone.set("carrier.example.", Kind::A, 60, &old);
+    assert_eq!(take(&mut hosts, &zone, HOUR).await, set(&old));
+    zone.fail("carrier.example.", Kind::A);
+    let new = ["2001:db8::1", "2001:db8::2"];
+    zone.set("carrier.example.", Kind::Aaaa, 60, &new);
+    let now = take(&mut hosts, &zone, HOUR + MINUTE).await;
+    assert_eq!(now.len(), MAX_ADDRESSES);
+    assert!(set(&new).is_subset(&now), "{now:?}");
 }
 
 #[test]
