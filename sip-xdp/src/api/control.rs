@@ -160,6 +160,16 @@ pub enum ListName {
     Trust,
 }
 
+impl ListName {
+    /// The name in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Block => "block",
+            Self::Trust => "trust",
+        }
+    }
+}
+
 /// The daemon's answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -173,6 +183,8 @@ enum Answer {
 pub struct Call {
     /// The request.
     pub request: Request,
+    /// Whether root asks, and not only a member of the group.
+    pub is_root: bool,
     /// Where the answer goes.
     pub answer: oneshot::Sender<Result<Value>>,
 }
@@ -247,6 +259,8 @@ pub fn listen(socket: &Path) -> Result<UnixListener> {
 
 /// Serves one connection: one request and one answer, or events until it ends.
 pub async fn serve(stream: UnixStream, calls: mpsc::Sender<Call>, hub: Hub) {
+    // As the kernel noted it when the connection was made.
+    let is_root = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0);
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader.take(MAX_REQUEST));
     let served = tokio::time::timeout(PATIENCE, async {
@@ -258,7 +272,10 @@ pub async fn serve(stream: UnixStream, calls: mpsc::Sender<Call>, hub: Hub) {
                 (Ok(Value::Null), Some((hub.subscribe(), packets.then(|| hub.subscribe_packets()), address)))
             }
             Ok(Request::Recent) => (serde_json::to_value(hub.recent()).map_err(Into::into), None),
-            Ok(request) => (ask(request, &calls).await, None),
+            Ok(request) => (ask(request, is_root, &calls).await, None),
+            Err(_) if text.len() as u64 >= MAX_REQUEST => {
+                (Err(anyhow!("the request is longer than {MAX_REQUEST} bytes; send it in parts")), None)
+            }
             Err(error) => (Err(anyhow!("the request cannot be understood: {error}")), None),
         };
         let answer = match answer {
@@ -279,9 +296,9 @@ pub async fn serve(stream: UnixStream, calls: mpsc::Sender<Call>, hub: Hub) {
     }
 }
 
-async fn ask(request: Request, calls: &mpsc::Sender<Call>) -> Result<Value> {
+async fn ask(request: Request, is_root: bool, calls: &mpsc::Sender<Call>) -> Result<Value> {
     let (answer, answered) = oneshot::channel();
-    calls.send(Call { request, answer }).await.map_err(|_| anyhow!("the daemon is stopping"))?;
+    calls.send(Call { request, is_root, answer }).await.map_err(|_| anyhow!("the daemon is stopping"))?;
     answered.await.map_err(|_| anyhow!("the daemon is stopping"))?
 }
 

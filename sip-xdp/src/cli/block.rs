@@ -43,7 +43,8 @@ pub(crate) struct Add {
     /// Why, for whoever looks at the list later
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
-    /// Block it although it contains addresses that should stay reachable
+    /// Block it although it contains addresses that should stay reachable, or (for root only) is wider than /8 (IPv4) or
+    /// /19 (IPv6)
     #[arg(long)]
     force: bool,
     /// For a program, on its own account: it stays blocked until the last one that blocks it has let go

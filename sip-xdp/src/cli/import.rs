@@ -35,7 +35,8 @@ pub(crate) struct Import {
     /// Why, for whoever looks at the list later
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
-    /// Block also networks that contain addresses that should stay reachable
+    /// Also networks that contain addresses that should stay reachable, or (for root only) are wider than /8 (IPv4) or /19
+    /// (IPv6)
     #[arg(long)]
     force: bool,
 }

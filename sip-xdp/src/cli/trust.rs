@@ -43,6 +43,9 @@ pub(crate) struct Add {
     /// Why, for whoever looks at the list later
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
+    /// Trust it although it is wider than /8 (IPv4) or /19 (IPv6); for root only
+    #[arg(long)]
+    force: bool,
 }
 
 /// Trust it no longer
@@ -90,7 +93,7 @@ impl Add {
         let (ttl, reason) = (block::seconds(self.ttl)?, self.reason);
         match read(&self.who)? {
             Who::Network(network) => {
-                let (list, force, operator) = (ListName::Trust, false, None);
+                let (list, force, operator) = (ListName::Trust, self.force, None);
                 let request = Request::Add { list, network, ttl, reason, force, operator, by: None };
                 let answer = control::call(&paths.socket(), &request).await?;
                 output.print(&answer, |answer| {

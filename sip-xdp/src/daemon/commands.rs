@@ -7,18 +7,21 @@ use log::Level;
 use serde_json::{Value, json};
 use sip_xdp_common::abi::layout::{List, Owner};
 
-use super::Daemon;
 use super::events::Event as Said;
+use super::import::Insists;
+use super::{Daemon, bounds};
 use crate::api::control::{ListName, Request};
 use crate::config::BlockScope;
 use crate::dataplane::tables::ledger::Entry;
 use crate::net::network::Network;
 use crate::store::Change;
 use crate::sys::clock;
+use crate::text::Quoted;
 
 impl Daemon {
-    /// Carries out one request.
-    pub(super) async fn command(&mut self, request: Request) -> Result<Value> {
+    /// Carries out one request, of root or of a member of the group.
+    pub(super) async fn command(&mut self, request: Request, is_root: bool) -> Result<Value> {
+        bounds::check(&request, is_root)?;
         match request {
             Request::Status => Ok(self.status()),
             Request::Add { list: ListName::Block, network, ttl, force, operator, by: Some(tool), .. } => {
@@ -41,7 +44,8 @@ impl Daemon {
             Request::Import { list, networks, ttl, reason, force, operator } => {
                 let expires = clock::after(ttl.map(Duration::from_secs));
                 let operator = operator.map(Network::host);
-                self.import(list, &networks, |network| Entry::manual(network, expires, &reason), force, operator)
+                let with = |network| Entry::manual(network, expires, &reason);
+                self.import(list, &networks, with, Insists { force, is_root }, operator)
             }
             Request::Restore { part } => self.restore(part),
             Request::Explain { address } => self.explain(address),
@@ -68,7 +72,7 @@ impl Daemon {
         let (expires, reason, owner) = (entry.expires, entry.reason.clone(), entry.owner.name());
         let said = Said::of("block", &entry).kind("command");
         self.lists.put(List::Block, entry)?;
-        self.say(said, Level::Info, format_args!("block {network} owner={owner} reason=\"{reason}\""));
+        self.say(said, Level::Info, format_args!("block {network} owner={owner} reason={}", Quoted(&reason)));
         Ok(json!({ "network": network, "expires": clock::to_wall(expires) }))
     }
 

@@ -15,6 +15,7 @@ use crate::dataplane::tables::ledger::Entry;
 use crate::dns::{self, Given, HostsUpdate, MAX_NAMES, Purpose};
 use crate::net::network::Network;
 use crate::sys::clock;
+use crate::text::Quoted;
 
 impl Daemon {
     /// Takes what DNS says of a name.
@@ -106,7 +107,7 @@ impl Daemon {
         let mut failed = None;
         for network in &gone {
             match self.lists.remove(list, network, Owner::Host) {
-                Ok(Some(entry)) => log::info!("{undo} {network} owner=host reason=\"{}\"", entry.reason),
+                Ok(Some(entry)) => log::info!("{undo} {network} owner=host reason={}", Quoted(&entry.reason)),
                 Ok(None) => {}
                 Err(error) => drop(failed.get_or_insert(error)),
             }
@@ -114,7 +115,7 @@ impl Daemon {
         for entry in coming {
             let (network, name) = (entry.network, entry.reason.clone());
             match self.lists.put(list, entry) {
-                Ok(()) => log::info!("{verb} {network} owner=host reason=\"{name}\""),
+                Ok(()) => log::info!("{verb} {network} owner=host reason={}", Quoted(&name)),
                 Err(error) => drop(failed.get_or_insert(error)),
             }
         }

@@ -9,7 +9,7 @@ use super::events::Event as Said;
 use super::restore::from_wall_ms;
 use super::verdicts::Chronicle as _;
 use super::verdicts::{MAX_OFFENCES, Offence};
-use super::{Daemon, clock};
+use super::{Daemon, bounds, clock};
 use crate::api::control::ListName;
 use crate::dataplane::tables::ledger::Entry;
 use crate::detect::Acceptance;
@@ -27,6 +27,15 @@ const ALIKE: u64 = 1_000_000_000;
 
 /// The longest name of a user that is believed, in bytes.
 const MAX_USER: usize = 256;
+
+/// Whether somebody insists on networks that are refused otherwise, and who it is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Insists {
+    /// `--force`.
+    pub(super) force: bool,
+    /// Root, not only a member of the group.
+    pub(super) is_root: bool,
+}
 
 /// What became of rows that were to be taken up.
 #[derive(Debug, Default)]
@@ -53,7 +62,7 @@ impl Daemon {
         list: ListName,
         networks: &[Network],
         entry: impl Fn(Network) -> Entry,
-        force: bool,
+        Insists { force, is_root }: Insists,
         operator: Option<Network>,
     ) -> Result<Value> {
         let (of, verb) = match list {
@@ -65,6 +74,8 @@ impl Daemon {
         for network in networks {
             if network.prefix() == 0 {
                 tally.refuse(network, "it is everybody");
+            } else if let Some(why) = bounds::objection(network, force && is_root) {
+                tally.refuse(network, why);
             } else if let (List::Block, false, Some(why)) = (of, force, self.refusal(network, operator)) {
                 tally.refuse(network, why);
             } else {
@@ -111,8 +122,17 @@ impl Daemon {
             }
             Part::Offences(rows) => rows.into_iter().for_each(|row| self.restore_offence(&row, &mut tally)),
             Part::History(rows) => {
-                tally.added = rows.len();
-                rows.into_iter().for_each(|row| self.store.record(past(row)));
+                for row in rows {
+                    let texts = [&row.kind, &row.reason, row.ended_by.as_ref().unwrap_or(&row.kind)];
+                    let checked = texts.into_iter().try_for_each(|text| bounds::check_text("a text of it", text));
+                    match checked {
+                        Ok(()) => {
+                            tally.added += 1;
+                            self.store.record(past(row));
+                        }
+                        Err(error) => tally.refuse(row.network, error),
+                    }
+                }
             }
         }
         self.save();
@@ -153,6 +173,14 @@ impl Daemon {
             tally.refuse(network, "it is everybody, or a port of more than one host");
             return None;
         }
+        if let Some(why) = bounds::objection(&network, false) {
+            tally.refuse(network, why);
+            return None;
+        }
+        if let Err(error) = bounds::check_text("its reason", &row.reason) {
+            tally.refuse(network, error);
+            return None;
+        }
         let entry = Entry {
             owner,
             port,
@@ -173,6 +201,9 @@ impl Daemon {
         let expires = row.expires.map_or(sip_xdp_common::abi::layout::NEVER, clock::from_wall);
         let known =
             self.hosts.given().get(&row.name).is_some_and(|given| given.expires.saturating_add(ALIKE) >= expires);
+        if let Err(error) = bounds::check_text("its reason", &row.reason) {
+            return tally.refuse(row.name, error);
+        }
         if known || expires <= clock::now() {
             tally.kept += 1;
         } else if self.hosts.given().len() >= MAX_NAMES || !row.name.as_str().contains('.') {

@@ -33,6 +33,7 @@ use crate::dataplane::loader::{self, Settings};
 use crate::dataplane::netlink::{Interface, Surroundings};
 use crate::dataplane::refusal;
 use crate::sys::clock;
+use crate::text::Quoted;
 
 pub(super) use resolve::Resolved;
 use resolve::{Wanted, resolve, with_default_route};
@@ -256,7 +257,7 @@ impl Daemon {
             Err(error) => {
                 let error = format!("{error:#}");
                 if self.unserved.get(name) != Some(&error) {
-                    self.say_of_interface(name, "failed", &format!("reason={error:?}"));
+                    self.say_of_interface(name, "failed", &format!("reason={}", Quoted(&error)));
                     self.unserved.insert(name.clone(), error);
                 }
                 false

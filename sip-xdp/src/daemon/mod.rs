@@ -1,6 +1,7 @@
 //! The daemon: reads events from the kernel, bans, expires, answers commands. It can die at any moment; the filter
 //! goes on without it, and the next one adopts it.
 
+mod bounds;
 mod commands;
 mod confirm;
 pub(crate) mod events;
@@ -219,7 +220,7 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
             () = &mut pause, if !pause.is_elapsed() => {}
             Some(call) = called.recv() => {
                 let is_lasting = call.request.is_lasting();
-                let answer = daemon.command(call.request).await;
+                let answer = daemon.command(call.request, call.is_root).await;
                 daemon.answer(call.answer, answer, is_lasting);
             }
             accepted = listener.accept() => match accepted {

@@ -22,6 +22,7 @@ use crate::lists::{HostStanding, Lists};
 use crate::net::network::{Network, address_of};
 use crate::store;
 use crate::sys::clock::Moment;
+use crate::text::Quoted;
 
 /// The length of the IPv6 networks in which several banned networks condemn the whole.
 const SITE: u8 = 56;
@@ -238,7 +239,7 @@ impl<C: Chronicle> Court<'_, C> {
                 Action::Note(kind, text) => {
                     if self.note_due(Source::v4(0), kind, now) {
                         let said = Said::new(kind).reason(&*text);
-                        self.say(said, Level::Warn, format_args!("{kind} reason=\"{text}\""));
+                        self.say(said, Level::Warn, format_args!("{kind} reason={}", Quoted(&text)));
                     }
                 }
             }
@@ -307,7 +308,7 @@ impl<C: Chronicle> Court<'_, C> {
             self.say(
                 Said::new("suspect").from(source).reason(what).dry_run(dry_run),
                 Level::Info,
-                format_args!("suspect {address} dry_run={dry_run} reason=\"{what}\""),
+                format_args!("suspect {address} dry_run={dry_run} reason={}", Quoted(what)),
             );
         }
     }
@@ -324,7 +325,10 @@ impl<C: Chronicle> Court<'_, C> {
                 self.say(
                     Said::new("exempt").about(network).kind(finding.kind).reason(&*finding.reason),
                     Level::Warn,
-                    format_args!("not banned {network} although it attacks: it {what}; {}", finding.reason),
+                    format_args!(
+                        "not banned {network} although it attacks: it {what}; reason={}",
+                        Quoted(&finding.reason)
+                    ),
                 );
             }
             return;
@@ -332,7 +336,7 @@ impl<C: Chronicle> Court<'_, C> {
         let by_volume = matches!(finding.kind, "register" | "requests");
         if by_volume && now < self.learning_until {
             if self.note_due(finding.source, "learn", now) {
-                log::info!("not banned {network} while learning; {}", finding.reason);
+                log::info!("not banned {network} while learning; reason={}", Quoted(&finding.reason));
             }
             return;
         }
@@ -394,10 +398,11 @@ impl<C: Chronicle> Court<'_, C> {
                     Said::of("ban", &entry).kind(kind),
                     Level::Warn,
                     format_args!(
-                        "ban {place} kind={kind} tier={} for={} dry_run={} reason=\"{reason}\"",
+                        "ban {place} kind={kind} tier={} for={} dry_run={} reason={}",
                         tier.map_or("none", Tier::name),
                         humantime::format_duration(length),
                         self.config.dry_run,
+                        Quoted(&reason),
                     ),
                 );
                 true

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::MAX_ADDRESSES;
 use crate::config::HostName;
-use crate::network::Network;
+use crate::net::network::Network;
 
 /// The services that SIP is found under (RFC 3263, 4.1; RFC 5922 for TLS).
 const SERVICES: [&str; 3] = ["_sip._udp", "_sip._tcp", "_sips._tcp"];

@@ -17,6 +17,7 @@ use super::sync::{Candidate, Last, Trouble, sync};
 use crate::config::{FeedConfig, FeedFormat};
 use crate::sys::clock::{self, WallWatch};
 use crate::sys::privileges;
+use crate::text::Quoted;
 
 /// The pause after a first failure, unless the feed is asked more often anyway,
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
@@ -197,7 +198,7 @@ impl Follower {
         };
         if self.said.as_ref() != Some(&reason) {
             let verb = if trouble.is_refused { "refused" } else { "failed" };
-            log::warn!("feed {} {verb} reason=\"{}\"", self.config.name, trouble.reason);
+            log::warn!("feed {} {verb} reason={}", self.config.name, Quoted(&trouble.reason));
         }
         self.said = Some(reason.clone());
         // Whatever it told meanwhile is lost: everything again.

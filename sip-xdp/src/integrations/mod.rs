@@ -22,6 +22,7 @@ use crate::api::event_stream::{Hub, Told};
 use crate::config::Config;
 use crate::dataplane::tables::ledger::Tier;
 use crate::net::network::Network;
+use crate::text::Quoted;
 
 use crowdsec::Publisher;
 use notify::Notifier;
@@ -156,7 +157,7 @@ fn note(who: &str, said: &mut Option<String>, result: Result<(), String>) {
         }
         Err(reason) => {
             if said.as_ref() != Some(&reason) {
-                log::warn!("{who} failed reason=\"{reason}\"");
+                log::warn!("{who} failed reason={}", Quoted(&reason));
             }
             *said = Some(reason);
         }

@@ -130,7 +130,7 @@ impl Site {
 
     async fn status(&self) -> Result<Value> {
         let (answer, answered) = oneshot::channel();
-        let call = Call { request: Command::Status, answer };
+        let call = Call { request: Command::Status, is_root: false, answer };
         self.inputs.calls.send(call).await.map_err(|_| anyhow!("the daemon is stopping"))?;
         answered.await?
     }
