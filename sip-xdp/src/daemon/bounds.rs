@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use crate::config::Span;
 use crate::api::control::Request;
+use crate::config::Span;
 use crate::net::network::Network;
 
 /// The longest text that goes with an entry, in bytes.

@@ -172,7 +172,7 @@ mod tests {
     /// that may list.
     #[test]
     fn only_a_ban_and_a_feed_spare_a_registered_port() {
-        for owner in (0..u8::MAX).map_while(sip_xdp_common::layout::Owner::from_number) {
+        for owner in (0..u8::MAX).map_while(sip_xdp_common::abi::layout::Owner::from_number) {
             let mut kernel = Kernel { good_until: Some(THEN), good_ports: vec![5062], ..stranger() };
             kernel.matches = vec![listed("block", "192.0.2.7", owner.name())];
             let (verdict, because) = decided(&kernel, Policy::Open);
