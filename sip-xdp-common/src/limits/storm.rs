@@ -200,10 +200,11 @@ mod tests {
     fn an_earlier_flood_does_not_hide_a_later_one() {
         for apart in [1, 2, 254, 255, 256, 510, 2_550, 65_535, 65_536, 131_070] {
             let mut sketch = Sketch::new();
-            (0..100_000).for_each(|n| drop(sketch.meet(n, START)));
+            (0..100_000)
+                .for_each(|n| assert!(matches!(sketch.meet(n, START), Welcome::Meter | Welcome::Pass | Welcome::Drop)));
             let later = START + (apart << WINDOW_BITS);
             sketch.weather.storm_until = 0;
-            (200_000..202_000).for_each(|n| drop(sketch.meet(n, later)));
+            (200_000..202_000).for_each(|n| assert_eq!(sketch.meet(n, later), Welcome::Meter));
             // Of 2,000 sources 1.5 % share a mark with another one.
             let counted = sketch.weather.new_sources;
             assert!((1_940..=2_000).contains(&counted), "{counted} of 2,000 sources after {apart} windows");

@@ -263,6 +263,7 @@ mod tests {
             network: network.parse().unwrap(),
             port: None,
             owner: "manual".to_owned(),
+            claimant: None,
             reason: "a\nb".to_owned(),
             tier: None,
             added: now,

@@ -43,6 +43,8 @@ pub enum Occasion {
     Conflict,
     /// A feed fails, is refused, has expired, or is well again.
     Feed,
+    /// A table is nearly full.
+    NearlyFull,
 }
 
 impl Occasion {
@@ -57,6 +59,7 @@ impl Occasion {
             Self::Sprayed => "sprayed",
             Self::Conflict => "conflict",
             Self::Feed => "feed",
+            Self::NearlyFull => "nearly_full",
         }
     }
 }

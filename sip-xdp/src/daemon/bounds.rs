@@ -141,4 +141,42 @@ mod tests {
             assert_eq!(check(&import, true).is_ok(), is_good, "{ttl:?}");
         }
     }
+
+    /// The page of all bounds names the values that are in force.
+    #[test]
+    fn the_page_of_bounds_has_the_values() {
+        let page = include_str!("../../../docs/bounds.md");
+        let thousands = |number: usize| {
+            let digits = number.to_string();
+            let mut text = String::new();
+            for (n, digit) in digits.chars().enumerate() {
+                if n > 0 && (digits.len() - n) % 3 == 0 {
+                    text.push(',');
+                }
+                text.push(digit);
+            }
+            text
+        };
+        for (name, value) in [
+            ("networks", sip_xdp_common::abi::layout::DEFAULT_NETWORKS as usize),
+            ("meters of unknown sources", sip_xdp_common::abi::layout::DEFAULT_SOURCES as usize),
+            ("ports (`ports`)", sip_xdp_common::abi::layout::FLOWS),
+            ("known-good ports", crate::lists::GOOD_FLOWS),
+            ("hosts that we asked", sip_xdp_common::abi::layout::ASKED),
+            ("bytes of a message", sip_xdp_common::abi::layout::HEAD),
+            ("interfaces", sip_xdp_common::abi::layout::MAX_INTERFACES),
+            ("a text that goes", MAX_TEXT),
+            ("a list keeps the first", sip_xdp_common::abi::layout::REASON),
+            ("names", crate::dns::MAX_NAMES),
+            ("addresses of a name", crate::dns::MAX_ADDRESSES),
+            ("--ttl", MAX_TTL.as_secs() as usize / 86_400),
+        ] {
+            let value = thousands(value);
+            let is_said = page.lines().any(|line| line.contains(name) && line.contains(&value));
+            assert!(is_said || name == "networks" && page.contains(&value), "{name}: {value}");
+        }
+        for table in ["networks", "entries", "known", "unproven", "ports", "good_ports"] {
+            assert!(page.contains(&format!("(`{table}`)")), "{table}");
+        }
+    }
 }

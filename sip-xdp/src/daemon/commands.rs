@@ -205,5 +205,8 @@ impl Daemon {
 }
 
 pub(super) fn describe(entry: &Entry) -> Value {
-    json!({ "network": entry.network, "port": entry.port, "owner": entry.owner.name(), "reason": entry.reason })
+    let (owner, claimant) = (entry.owner.name(), entry.claimant());
+    json!({
+        "network": entry.network, "port": entry.port, "owner": owner, "claimant": claimant, "reason": entry.reason,
+    })
 }

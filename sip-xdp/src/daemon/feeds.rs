@@ -108,8 +108,21 @@ impl Daemon {
     /// Puts what a feed trusts or admits into force. On an error all is as it was.
     fn allow_feed(&mut self, name: &str, allowed: Option<(List, Listed)>) -> Result<Refresh, String> {
         let new = allowed.as_ref().map(|(_, listed)| listed.clone()).unwrap_or_default();
+        let of = allowed.as_ref().map(|(list, _)| *list);
         let before = self.feeds.allow(name, allowed);
-        if let Err(reason) = self.list_allowed() {
+        let changed = |list: List| {
+            let none = Listed::default();
+            let old = before.as_ref().filter(|(of, _)| *of == list).map_or(&none, |(_, listed)| listed);
+            let new = if of == Some(list) { &new } else { &none };
+            new.without(old).into_iter().chain(old.without(new)).collect::<Vec<_>>()
+        };
+        let [trust, admit] = [List::Trust, List::Admit].map(changed);
+        let listed = match before {
+            // Its first list: what an earlier daemon listed for it may be there.
+            None => self.list_allowed(),
+            Some(_) => self.list_changed(List::Trust, trust).and_then(|()| self.list_changed(List::Admit, admit)),
+        };
+        if let Err(reason) = listed {
             self.feeds.allow(name, before);
             let _ = self.list_allowed();
             return Err(reason);
@@ -117,6 +130,36 @@ impl Daemon {
         let old = before.map(|(_, listed)| listed).unwrap_or_default();
         let (added, removed) = (new.without(&old).len(), old.without(&new).len());
         Ok(Refresh { added, removed, total: new.networks().len() })
+    }
+
+    /// Makes the feeds' entries of a list agree with what these list, for networks of which one of them has said something
+    /// new. What stays is not looked at.
+    fn list_changed(&mut self, list: List, networks: Vec<Network>) -> Result<(), String> {
+        if networks.is_empty() || (list == List::Admit && self.config.policy == Policy::Open) {
+            return Ok(());
+        }
+        let mut coming = Vec::new();
+        for network in networks {
+            let known = self.lists.entry(list, &network, None, Owner::Feed).map(|known| known.reason.clone());
+            match (self.feeds.allowed_by(list, &network), known) {
+                (Some(names), Some(known)) if known == names => {}
+                (Some(names), _) => {
+                    coming.push(Entry { owner: Owner::Feed, ..Entry::manual(network, NEVER, &names) });
+                }
+                // Another feed that listed it before this daemon started has not spoken yet.
+                (None, Some(known)) if known.split(',').any(|name| self.feeds.is_unsettled(name)) => {}
+                (None, Some(_)) => {
+                    let removed = self.lists.remove(list, &network, Owner::Feed);
+                    removed.map_err(|error| error.to_string())?;
+                }
+                (None, None) => {}
+            }
+        }
+        self.lists.put_all(list, coming).map_err(|stopped| stopped.to_string())?;
+        match list {
+            List::Trust => self.judge_by_address().map_err(|error| format!("{error:#}")),
+            List::Block | List::Admit => Ok(()),
+        }
     }
 
     /// Makes the entries of the trust and admit lists whose owners are feeds agree with what these list. What feeds of an

@@ -169,6 +169,10 @@ impl Daemon {
             tally.refuse(network, format!("it {why}"));
             return None;
         }
+        if port == Some(0) {
+            tally.refuse(network, "nobody has port 0");
+            return None;
+        }
         if network.prefix() == 0 || (port.is_some() && !network.is_host()) || (list == List::Trust && port.is_some()) {
             tally.refuse(network, "it is everybody, or a port of more than one host");
             return None;

@@ -14,6 +14,7 @@ pub(crate) mod interfaces;
 mod packets;
 mod restore;
 mod startup;
+mod tables;
 pub(crate) mod verdicts;
 
 use std::collections::{BTreeMap, HashMap};
@@ -159,6 +160,8 @@ struct Daemon {
     /// Volume does not ban before this time.
     learning_until: u64,
     notes: Notes,
+    /// What was said of tables that are nearly full.
+    nearly_full: tables::NearlyFull,
     /// Whether somebody sets the wall clock, by which the store keeps its times.
     wall: WallWatch,
     /// How often each network was banned, and when it last was, for bans that grow.
@@ -304,6 +307,7 @@ impl Daemon {
         if self.served.len() < self.wanted.len() || ticks.is_multiple_of(SURROUNDINGS_TICKS) {
             self.follow_interfaces().await;
         }
+        self.recall_late();
         self.expire_hosts(now);
         self.court().tick();
         if let Err(error) = self.lists.tidy(now) {
@@ -328,6 +332,7 @@ impl Daemon {
         if ticks.is_multiple_of(SURROUNDINGS_TICKS) {
             self.protect_from_feeds();
         }
+        self.watch_tables();
         self.save();
         self.save_hosts(false);
     }
@@ -401,6 +406,7 @@ impl Daemon {
             );
         }
         warnings.extend(self.hosts_warnings());
+        warnings.extend(self.tables_warnings());
         warnings.extend(self.feeds_warnings());
         warnings.extend(self.outlets.warnings());
         warnings.extend(self.confirmation.warning());
@@ -413,6 +419,7 @@ impl Daemon {
             "learning": clock::now() < self.learning_until,
             "registrar_failing": self.detector.registrar_is_failing(clock::now()),
             "sees_responses": self.detector.sees_responses(),
+            "tables": self.tables_status(),
             "hosts": self.hosts_status(),
             "feeds": self.feed_list(),
             "notify": self.outlets.notify_status(),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use sip_xdp_common::abi::layout::Owner;
 use sip_xdp_common::ip_key::Source;
 
 use super::verdicts::{FORMER, HOUR, Offence};
@@ -26,6 +27,33 @@ impl Daemon {
             let value = to_wall_ms(self.learning_until).to_string().into_bytes();
             self.store.record(Change::Note { name: LEARNING.to_owned(), value });
         }
+    }
+
+    /// Takes up what a store held that was locked when the daemon started: entries that nobody has made anew meanwhile, and
+    /// who is real. Evidence is as old as the start, and begins anew.
+    pub(super) fn recall_late(&mut self) {
+        let Some(mut state) = self.store.take_late() else {
+            return;
+        };
+        let now = clock::now();
+        let mut count = 0;
+        for (list, entry) in std::mem::take(&mut state.entries) {
+            let known = self.lists.entry(list, &entry.network, entry.port, entry.owner).is_some();
+            if known || entry.is_over(now) || !matches!(entry.owner, Owner::Manual | Owner::Auto | Owner::Tool) {
+                continue;
+            }
+            match self.lists.put(list, entry) {
+                Ok(()) => count += 1,
+                Err(error) => log::error!("{error}"),
+            }
+        }
+        state.notes.retain(|(name, _)| name == LEARNING);
+        self.recall(state);
+        if let Err(error) = self.judge_by_address() {
+            log::error!("{error:#}");
+        }
+        self.store.record(self.lists.all_entries());
+        log::info!("{} is not locked any more; {count} entries were taken up", self.paths.store_file().display());
     }
 
     /// Takes up what was known, before the first packet is judged.

@@ -99,6 +99,11 @@ impl Daemon {
         let mut state = match found {
             Found::Nothing => State::default(),
             Found::State(state) => state,
+            // The warning is the store's, for as long as it holds.
+            Found::Locked(message) => {
+                log::error!("{message}");
+                State::default()
+            }
             Found::Corrupt(message) => {
                 log::error!("{message}");
                 warnings.push(message);
@@ -146,6 +151,7 @@ impl Daemon {
             metrics: Default::default(),
             outlets: Default::default(),
             notes: Default::default(),
+            nearly_full: Default::default(),
             wall: Default::default(),
             offences: BTreeMap::new(),
             ended: false,

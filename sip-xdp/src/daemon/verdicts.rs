@@ -1,7 +1,7 @@
 //! What follows from events and findings: bans, and what is known of hosts. The daemon and a replay share it: what differs
 //! is whose tables these are, what time it is, and who hears of it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use sip_xdp_common::limits::gcra::Bucket;
 use super::STALE;
 use super::events::Event as Said;
 use crate::bans::duration::ban_duration;
+pub(crate) use crate::bans::notes::Notes;
 use crate::config::Config;
 use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::detect::{Acceptance, Action, Detector, Finding};
@@ -42,9 +43,6 @@ pub(crate) const FORMER: u64 = 7 * 24 * HOUR;
 /// How many hosts are under suspicion at the same time.
 const MAX_SUSPECTS: usize = 4_096;
 
-/// Bans on evidence that could be forged may take one place in so many of the tables.
-const UNPROVEN_SHARE: usize = 4;
-
 /// How many offenders are remembered.
 pub(crate) const MAX_OFFENCES: usize = 131_072;
 
@@ -55,34 +53,6 @@ pub(crate) struct Offence {
     pub(crate) count: u32,
     /// When it was last, on the filter's clock.
     pub(crate) at: u64,
-}
-
-/// The same note about the same source is written once in this time, in nanoseconds.
-const NOTE_INTERVAL: u64 = 60_000_000_000;
-
-/// How many sources the notes remember.
-const MAX_NOTES: usize = 4_096;
-
-/// When something was last noted of a source, so that it is not said again and again.
-#[derive(Debug, Default)]
-pub(crate) struct Notes(HashMap<(Source, &'static str), u64>);
-
-impl Notes {
-    /// Whether a note of this kind about this source may be written again.
-    pub(crate) fn are_due(&mut self, source: Source, kind: &'static str, now: u64) -> bool {
-        if self.0.len() >= MAX_NOTES {
-            self.0.retain(|_, at| now.saturating_sub(*at) < NOTE_INTERVAL);
-        }
-        if self.0.len() >= MAX_NOTES {
-            return false;
-        }
-        let at = self.0.entry((source, kind)).or_default();
-        let due = *at == 0 || now.saturating_sub(*at) >= NOTE_INTERVAL;
-        if due {
-            *at = now;
-        }
-        due
-    }
 }
 
 /// Who hears of what is decided, and remembers it.
@@ -267,7 +237,8 @@ impl<C: Chronicle> Court<'_, C> {
             );
             // Its IPv6 neighbours are judged one by one from now on.
             if !source.is_v4()
-                && let Err(error) = self.judge_by_address()
+                && let Err(error) =
+                    self.lists.meter_by_address(near([Network::around(*source, 128)].iter(), self.config.ipv6_prefix))
             {
                 log::error!("networks of known hosts: {error:#}");
             }
@@ -385,12 +356,6 @@ impl<C: Chronicle> Court<'_, C> {
             return false;
         }
         let (source, reason) = (entry.network.first(), entry.reason.clone());
-        if tier == Some(Tier::Unproven) && self.lists.unproven() >= self.lists.capacity() / UNPROVEN_SHARE {
-            if self.note_due(Source::v4(0), "unproven", now) {
-                log::error!("not banned {place}, its excess is dropped all the same: too many bans could be forged");
-            }
-            return false;
-        }
         match self.lists.put(List::Block, entry.clone()) {
             Ok(()) => {
                 self.chronicle.banned(kind, &entry, self.lists);

@@ -126,6 +126,8 @@ pub struct Row {
     pub port: Option<u16>,
     /// Whose entry it is.
     pub owner: String,
+    /// The name of the feed (`feed:NAME`), tool (`tool:NAME`) or host name (`dns:NAME`) whose claim it is; none for others.
+    pub claimant: Option<String>,
     /// Why.
     pub reason: String,
     /// How sure the evidence is.
@@ -288,6 +290,7 @@ pub fn rows(pins: &Pins, list: List) -> Result<Vec<Row>> {
     let now = clock::now();
     let entries = ledger.entries()?.into_iter().filter(|(of, entry)| *of == list && !entry.is_over(now));
     let row = |entry: Entry| Row {
+        claimant: entry.claimant(),
         hits: match (list, entry.port) {
             (List::Block, None) => hits(&entry.network),
             (List::Block, Some(port)) => flows.get(entry.network.first(), port).map_or(0, |flow| flow.hits),

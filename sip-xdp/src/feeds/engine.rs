@@ -177,6 +177,13 @@ impl Engine {
         all
     }
 
+    /// The names of the feeds that put exactly this network on a list, as [`Engine::allowed`] has them.
+    pub fn allowed_by(&self, list: List, network: &Network) -> Option<String> {
+        let listing = self.allowed.iter().filter(|(_, (of, listed))| *of == list && listed.contains(network));
+        let names: Vec<&str> = listing.map(|(name, _)| name.as_str()).collect();
+        (!names.is_empty()).then(|| names.join(","))
+    }
+
     /// Follows these feeds and no others. Returns the lists that are on disk of those that are new: they may come into force
     /// at once.
     pub fn configure(&mut self, feeds: &[FeedConfig]) -> Vec<(String, Vec<Network>)> {

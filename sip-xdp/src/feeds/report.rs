@@ -25,6 +25,7 @@ pub fn rows(pins: &Pins, directory: &Path) -> Result<Vec<Row>> {
         let row = |owner: String, added| Row {
             network: entry.network,
             port: None,
+            claimant: Some(owner.clone()).filter(|owner| owner != "feed:"),
             owner,
             reason: String::new(),
             tier: None,

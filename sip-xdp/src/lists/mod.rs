@@ -10,14 +10,16 @@
 //! way: the row is pending, the tables forget it, the row goes. After a crash between two writes,
 //! [`Lists::open`] makes both agree: what is pending does not count.
 
+mod entries;
 pub mod never_ban;
+mod quotas;
 mod reputation;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use anyhow::Result;
 use aya::maps::{Map, MapError};
-use sip_xdp_common::abi::layout::{List, NEVER, Owner};
+use sip_xdp_common::abi::layout::{FLOWS, List, NEVER, Owner};
 use sip_xdp_common::abi::names;
 use sip_xdp_common::lookup::networks::Kind;
 use thiserror::Error;
@@ -25,7 +27,7 @@ use thiserror::Error;
 use crate::dataplane::mmap::Mapped;
 use crate::dataplane::tables::flows::Flows;
 use crate::dataplane::tables::header::{GuideWriter, Lengths, length_of};
-use crate::dataplane::tables::ledger::{Entry, Ledger, Tier};
+use crate::dataplane::tables::ledger::{Entry, Ledger};
 use crate::dataplane::tables::networks::{NoPlace, Slots, Table, Terms};
 use crate::dataplane::tables::summary::{Front, Sets};
 use crate::feeds::{Feeds, Listed};
@@ -53,6 +55,9 @@ pub enum ListError {
     /// Both buckets of a network are full, which chance makes all but impossible.
     #[error("the table has no place for {0}, although it is not full; raise capacity.networks in the configuration")]
     NoPlace(Network),
+    /// A port that nobody has.
+    #[error("port 0 of {0} cannot be listed: nobody can be answered there")]
+    NoPort(Network),
     /// The kernel refused.
     #[error("the kernel refused an entry for {network}: {source}")]
     Kernel {
@@ -83,7 +88,7 @@ pub struct Lists {
     table: Table,
     front: Front,
     flows: Flows,
-    entries: BTreeMap<Id, Entry>,
+    entries: Entries,
     /// What has changed since the store was last told.
     touched: BTreeSet<Id>,
     blocked: Prefixes,
@@ -91,17 +96,13 @@ pub struct Lists {
     admitted: Prefixes,
     /// Hosts that something is known of, and what.
     known: Prefixes,
-    standings: BTreeMap<Network, HostStanding>,
-    /// How many of them are under suspicion, and how many bans rest on evidence that could be forged.
-    suspects: usize,
-    unproven: usize,
+    standings: Standings,
     feeds: Feeds,
+    /// Entries that made room for others, until somebody asks.
+    displaced: Vec<(List, Entry)>,
     /// IPv6 networks whose hosts are metered one by one.
     by_address: BTreeSet<Network>,
 }
-
-/// Whose claim on what: the port is 0 for all of a network.
-type Id = (List, Network, u16, Owner);
 
 /// An entry that is in the model, and its owner's earlier one. The tables are to follow, then the
 /// ledger, in which a new entry is pending.
@@ -110,16 +111,18 @@ struct Claim {
     before: Option<Entry>,
 }
 
-/// Whether an entry is a ban on evidence that could be forged.
-fn is_unproven(entry: &Entry) -> bool {
-    entry.owner == Owner::Auto && entry.tier == Some(Tier::Unproven)
-}
-
-fn id(list: List, entry: &Entry) -> Id {
-    (list, entry.network, entry.port.unwrap_or(0), entry.owner)
-}
-
+pub use quotas::{Fill, NEARLY_FULL, Quotas};
 pub use reputation::HostStanding;
+
+use entries::{Entries, Id, id, is_unproven};
+pub(crate) use quotas::GOOD_FLOWS;
+use reputation::Standings;
+
+/// How many unproven bans are looked at for the one that is hit least.
+const LOOKED_AT: usize = 16;
+
+/// How many entries make room for one at most: of a network that others list, too, the place is not free.
+const MOST_DISPLACED: usize = 8;
 
 /// The name under which [`Lists`] keeps what the feeds of an earlier daemon listed.
 pub const EARLIER: &str = "";
@@ -141,11 +144,10 @@ impl Lists {
         let guide = GuideWriter::open(&Mapped::new(open(names::GUIDE)?)?)?;
         let mut ledger = Ledger::new(open(names::LEDGER)?)?;
         ledger.drop_pending()?;
-        let mut entries = BTreeMap::new();
+        let mut entries = Entries::default();
         for (list, entry) in ledger.entries()? {
             entries.insert(id(list, &entry), entry);
         }
-        let entries_unproven = entries.values().filter(|entry| is_unproven(entry)).count();
         let mut lists = Self {
             front: Front::open(&mut open)?,
             flows: Flows::open(&mut open)?,
@@ -158,10 +160,9 @@ impl Lists {
             trusted: Prefixes::default(),
             admitted: Prefixes::default(),
             known: Prefixes::default(),
-            standings: BTreeMap::new(),
-            suspects: 0,
-            unproven: entries_unproven,
+            standings: Standings::default(),
             feeds: Feeds::default(),
+            displaced: Vec::new(),
             by_address: BTreeSet::new(),
         };
         lists.reconcile()?;
@@ -176,7 +177,7 @@ impl Lists {
 
     /// Rebuilds the model from the ledger's entries, and the kernel's tables from the model. What feeds listed stays.
     fn reconcile(&mut self) -> Result<()> {
-        let whole = self.entries.keys().filter(|(_, _, port, _)| *port == 0);
+        let whole = self.entries.iter().map(|(id, _)| id).filter(|(_, _, port, _)| *port == 0);
         let claimed: BTreeSet<(List, Network)> = whole.map(|(list, net, ..)| (*list, *net)).collect();
         for (list, network) in &claimed {
             let end = self.claimed_until(*list, network).unwrap_or(0);
@@ -205,12 +206,12 @@ impl Lists {
         // What is known of hosts is the table's own truth while it lives.
         for (network, standing) in known {
             self.known.insert(network, standing.end());
-            self.standings.insert(network, standing);
-            self.suspects += usize::from(standing.suspect_until != 0);
+            self.standings.set(network, standing);
             self.write(Kind::Known, &network)?;
         }
-        let banned: BTreeSet<_> = self.entries.keys().filter(|id| id.2 != 0).map(|id| (id.1, id.2)).collect();
-        for (key, _) in self.flows.all()?.into_iter().filter(|(_, flow)| flow.banned_until != 0) {
+        let banned: BTreeSet<_> =
+            self.entries.iter().map(|(id, _)| id).filter(|id| id.2 != 0).map(|id| (id.1, id.2)).collect();
+        for (key, _) in self.flows.load()?.into_iter().filter(|(_, flow)| flow.banned_until != 0) {
             let network = Network::around(key.source, 128);
             if !banned.contains(&(network, key.port)) {
                 self.flows.ban(key.source, key.port, 0).map_err(|source| ListError::Kernel { network, source })?;
@@ -337,10 +338,12 @@ impl Lists {
     /// followed: it is enforced all the time.
     fn claim(&mut self, list: List, entry: Entry, promised: usize) -> Result<Claim, ListError> {
         let (id, network) = (id(list, &entry), entry.network);
-        if !self.entries.contains_key(&id) && self.is_full(list, &network, promised) {
-            return Err(self.full(list, format!("{network} was")));
+        if entry.port == Some(0) {
+            // In the ledger it would be all of the network.
+            return Err(ListError::NoPort(network));
         }
-        if !self.entries.contains_key(&id) {
+        if !self.entries.contains(&id) {
+            self.make_room(list, &entry, promised)?;
             let row = self.ledger.put_pending(list, &entry);
             row.map_err(|source| ListError::Kernel { network, source })?;
         }
@@ -355,9 +358,7 @@ impl Lists {
         if let Some(entry) = self.entries.get(&claim.id) {
             let row = self.ledger.put(list, entry);
             row.map_err(|source| ListError::Kernel { network, source })?;
-            self.unproven += usize::from(is_unproven(entry));
         }
-        self.unproven -= usize::from(claim.before.as_ref().is_some_and(is_unproven));
         self.touched.insert(claim.id);
         Ok(())
     }
@@ -426,7 +427,6 @@ impl Lists {
             return Err(error);
         }
         self.touched.insert(id);
-        self.unproven -= usize::from(is_unproven(&entry));
         match self.ledger.remove(list, &entry) {
             Ok(()) => Ok(Some(entry)),
             Err(source) => Err(ListError::Kernel { network, source }),
@@ -435,8 +435,7 @@ impl Lists {
 
     /// Takes out what has ended at `now` and returns it.
     pub fn expire(&mut self, now: u64) -> Result<Vec<(List, Entry)>, ListError> {
-        let over: Vec<_> = self.entries.iter().filter(|(_, e)| e.is_over(now)).map(|(id, _)| *id).collect();
-        self.take_out(over)
+        self.take_out(self.entries.over(now))
     }
 
     /// Takes out what `unwanted` says and returns it.
@@ -455,7 +454,7 @@ impl Lists {
 
     /// How many bans rest on evidence that could be forged.
     pub fn unproven(&self) -> usize {
-        self.unproven
+        self.entries.unproven()
     }
 
     /// How many networks there is room for.
@@ -483,11 +482,22 @@ impl Lists {
     pub fn set_by_address(&mut self, networks: BTreeSet<Network>) -> Result<(), ListError> {
         let changed: Vec<_> = networks.symmetric_difference(&self.by_address).copied().collect();
         self.by_address = networks;
-        for network in changed {
-            self.write(Kind::Apart, &network)?;
-            self.announce(Kind::Apart, &network)?;
+        changed.iter().try_for_each(|network| self.write_apart(network))
+    }
+
+    /// Adds networks to them. It costs the same however many there are.
+    pub fn meter_by_address(&mut self, networks: impl IntoIterator<Item = Network>) -> Result<(), ListError> {
+        for network in networks {
+            if self.by_address.insert(network) {
+                self.write_apart(&network)?;
+            }
         }
         Ok(())
+    }
+
+    fn write_apart(&mut self, network: &Network) -> Result<(), ListError> {
+        self.write(Kind::Apart, network)?;
+        Ok(self.announce(Kind::Apart, network)?)
     }
 
     /// Whether a live trust entry covers `network`.
@@ -545,11 +555,72 @@ impl Lists {
         !(self.set(list).contains(network) || list == List::Block && self.feeds.contains(network))
     }
 
-    /// Whether there is no room for an entry beside so many networks that were promised a place.
-    fn is_full(&self, list: List, network: &Network, promised: usize) -> bool {
-        let in_table = self.table.counts().all + promised + usize::from(self.needs_place(list, network));
-        let capacity = self.ledger.capacity() as usize;
-        in_table > capacity || self.entries.len() >= capacity
+    /// Sees to it that there is room for a new entry beside so many networks that were promised a place, as far as its
+    /// quota allows: an unproven ban makes room for another one, and for whom the reserve is kept, known hosts do as well; but no
+    /// known host for an unproven ban, which anybody can cause.
+    fn make_room(&mut self, list: List, entry: &Entry, promised: usize) -> Result<(), ListError> {
+        let quotas = self.quotas();
+        let (is_unproven, limit) = (is_unproven(entry), quotas.for_entry(entry));
+        let displaces = entry.owner != Owner::Feed;
+        // Each one that makes room is one entry less, and a network less unless others list it, too.
+        for _ in 0..MOST_DISPLACED {
+            let needed = usize::from(entry.port.is_none() && self.needs_place(list, &entry.network));
+            let too_many = self.table.counts().all + promised + needed > limit;
+            let too_many_entries = self.entries.len() >= limit;
+            let over_quota = is_unproven && self.entries.unproven() >= quotas.unproven().max(1);
+            if !(too_many || too_many_entries || over_quota) {
+                return Ok(());
+            }
+            let displaced =
+                displaces && (self.displace_unproven()? || (too_many && !is_unproven && self.displace_known(limit)?));
+            if !displaced {
+                break;
+            }
+        }
+        let what = entry
+            .port
+            .map_or_else(|| format!("{} was", entry.network), |port| format!("{} port {port} was", entry.network));
+        Err(self.full(list, what))
+    }
+
+    /// Lets the one of some unproven bans go that is hit least. Returns whether there was one.
+    fn displace_unproven(&mut self) -> Result<bool, ListError> {
+        let hits = |id: &Id| match id.2 {
+            0 => self.hits(&id.1),
+            port => self.flows.get(id.1.first(), port).map_or(0, |flow| flow.hits),
+        };
+        let least = self.entries.some_unproven(LOOKED_AT).into_iter().min_by_key(hits);
+        let Some(id) = least else {
+            return Ok(false);
+        };
+        let gone = self.remove_by(id)?;
+        let is_gone = gone.is_some();
+        self.displaced.extend(gone.map(|entry| (id.0, entry)));
+        Ok(is_gone)
+    }
+
+    /// Entries that made room for others since this was last asked.
+    pub fn take_displaced(&mut self) -> Vec<(List, Entry)> {
+        std::mem::take(&mut self.displaced)
+    }
+
+    /// Who may take how much.
+    pub fn quotas(&self) -> Quotas {
+        Quotas { networks: self.capacity() }
+    }
+
+    /// How full the tables are.
+    pub fn fill(&self) -> [Fill; 6] {
+        let quotas = self.quotas();
+        let fill = |table, used, limit| Fill { table, used, limit };
+        [
+            fill("networks", self.table.counts().all, quotas.networks),
+            fill("entries", self.entries.len(), quotas.networks),
+            fill("known", self.standings.len(), quotas.known()),
+            fill("unproven", self.entries.unproven(), quotas.unproven()),
+            fill("ports", self.flows.len(), FLOWS),
+            fill("good_ports", self.flows.good_len(), GOOD_FLOWS),
+        ]
     }
 
     fn full(&self, list: List, what: String) -> ListError {

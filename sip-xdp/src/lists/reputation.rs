@@ -1,10 +1,12 @@
 //! What is known of single hosts, and of their ports: known good, peers, under suspicion, banned by port.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use sip_xdp_common::abi::layout::{List, Owner};
 use sip_xdp_common::ip_key::Source;
 use sip_xdp_common::lookup::networks::{FORMER, Kind, SUSPECT, Standing};
 
-use super::{ListError, Lists};
+use super::{GOOD_FLOWS, ListError, Lists};
 use crate::dataplane::tables::ledger::Entry;
 use crate::dataplane::tables::networks::Terms;
 use crate::net::network::Network;
@@ -46,6 +48,12 @@ impl HostStanding {
         ends.into_iter().fold(self.good_until, u64::max)
     }
 
+    /// When the first part of it ends.
+    fn next_end(&self) -> u64 {
+        let ends = [self.good_until, self.peer_until, self.suspect_until, self.former_until, self.flows_until];
+        ends.into_iter().filter(|end| *end != 0).min().unwrap_or(0)
+    }
+
     pub(super) fn terms(&self) -> Terms {
         let is_known = self.good_until != 0 || self.peer_until != 0;
         let scale = match (is_known, self.suspect_until != 0, self.former_until != 0) {
@@ -76,6 +84,66 @@ impl HostStanding {
     }
 }
 
+/// What is known of hosts, by host, by when it changes, and by who is to make room first.
+#[derive(Debug, Default)]
+pub(super) struct Standings {
+    by_host: BTreeMap<Network, HostStanding>,
+    /// When something of each ends next.
+    changes: BTreeSet<(u64, Network)>,
+    /// Those that may make room, the first to do so first.
+    room: BTreeSet<(Worth, Network)>,
+    suspects: usize,
+}
+
+/// Who makes room for others comes first: one under suspicion, one that was known good, one that is, each by its end. A host
+/// with banned ports never does, since without its slot nobody asks for them.
+type Worth = (u8, u64);
+
+fn worth(standing: &HostStanding) -> Option<Worth> {
+    let class = match standing {
+        _ if standing.flows_until != 0 => return None,
+        _ if standing.good_until != 0 || standing.peer_until != 0 => 2,
+        _ if standing.former_until != 0 => 1,
+        _ => 0,
+    };
+    Some((class, standing.good_until.max(standing.peer_until).max(if class == 2 { 0 } else { standing.end() })))
+}
+
+impl Standings {
+    pub(super) fn get(&self, host: &Network) -> Option<&HostStanding> {
+        self.by_host.get(host)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_host.len()
+    }
+
+    /// Sets what is known of a host; nothing if that is over altogether.
+    pub(super) fn set(&mut self, host: Network, standing: HostStanding) {
+        if let Some(before) = self.by_host.remove(&host) {
+            self.changes.remove(&(before.next_end(), host));
+            worth(&before).map(|worth| self.room.remove(&(worth, host)));
+            self.suspects -= usize::from(before.suspect_until != 0);
+        }
+        if standing.end() != 0 {
+            self.changes.insert((standing.next_end(), host));
+            worth(&standing).map(|worth| self.room.insert((worth, host)));
+            self.suspects += usize::from(standing.suspect_until != 0);
+            self.by_host.insert(host, standing);
+        }
+    }
+
+    /// Hosts of which something has ended at `now`.
+    fn over(&self, now: u64) -> Vec<Network> {
+        self.changes.iter().take_while(|(end, _)| *end <= now).map(|(_, host)| *host).collect()
+    }
+
+    /// The one that makes room first.
+    fn first_to_go(&self) -> Option<(Worth, Network)> {
+        self.room.first().copied()
+    }
+}
+
 impl Lists {
     /// What is known of a host.
     pub fn standing(&self, source: Source) -> HostStanding {
@@ -91,44 +159,78 @@ impl Lists {
         if standing == before {
             return Ok(());
         }
-        let is_new = standing.end() != 0 && !self.standings.contains_key(&network);
-        if is_new && self.table.counts().all >= self.ledger.capacity() as usize {
-            return Err(ListError::Full {
-                list: "known hosts",
-                capacity: self.ledger.capacity(),
-                what: format!("{network} was"),
-            });
+        let is_new = standing.end() != 0 && self.standings.get(&network).is_none();
+        if is_new {
+            self.make_room_for_known(&network, &standing)?;
         }
-        self.suspects -= usize::from(before.suspect_until != 0);
-        self.suspects += usize::from(standing.suspect_until != 0);
+        self.set_standing(network, standing)
+    }
+
+    fn set_standing(&mut self, network: Network, standing: HostStanding) -> Result<(), ListError> {
+        self.standings.set(network, standing);
         if standing.end() == 0 {
-            self.standings.remove(&network);
             self.known.remove(&network);
         } else {
-            self.standings.insert(network, standing);
             self.known.insert(network, standing.end());
         }
         self.write(Kind::Known, &network)?;
-        self.announce(Kind::Known, &network)?;
-        Ok(())
+        Ok(self.announce(Kind::Known, &network)?)
+    }
+
+    /// Sees to it that there is room for one more known host. Beyond the quota, or where only the reserve is left, the one of
+    /// least worth makes room, which may be the new one itself.
+    fn make_room_for_known(&mut self, network: &Network, standing: &HostStanding) -> Result<(), ListError> {
+        let quotas = self.quotas();
+        // One with banned ports is a ban, for which the reserve is there.
+        let worth = worth(standing);
+        let limit = if worth.is_some() { quotas.open() } else { quotas.networks };
+        let has_room = self.table.counts().all < limit && self.standings.len() < quotas.known().max(1);
+        let is_less = |(first, _): (Worth, Network)| worth.is_none_or(|worth| first < worth);
+        if has_room || (self.standings.first_to_go().is_some_and(is_less) && self.displace_known(limit)?) {
+            return Ok(());
+        }
+        let what = format!("{network} was");
+        Err(ListError::Full { list: "known hosts", capacity: self.ledger.capacity(), what })
+    }
+
+    /// Lets the known host of least worth go. Returns whether there was one, and there is room below `limit` without it.
+    pub(super) fn displace_known(&mut self, limit: usize) -> Result<bool, ListError> {
+        // Nobody goes in vain.
+        let helps = self.table.counts().all <= limit;
+        let Some((_, host)) = self.standings.first_to_go().filter(|_| helps) else {
+            return Ok(false);
+        };
+        self.set_standing(host, HostStanding::default())?;
+        Ok(true)
     }
 
     /// Notes until when a flow is known good.
     pub fn know_flow(&mut self, source: Source, port: u16, good_until: u64) -> Result<(), ListError> {
+        if port == 0 {
+            return Ok(());
+        }
         let network = Network::around(source, 128);
-        self.flows.good(source, port, good_until).map_err(|source| ListError::Kernel { network, source })
+        let noted = self.flows.good(source, port, good_until, GOOD_FLOWS);
+        match noted.map_err(|source| ListError::Kernel { network, source })? {
+            true => Ok(()),
+            false => Err(ListError::Full {
+                list: "known-good ports",
+                capacity: GOOD_FLOWS as u32,
+                what: format!("{network} port {port} was"),
+            }),
+        }
     }
 
     /// Ends all suspicion.
     pub fn end_suspicion(&mut self, now: u64) -> Result<(), ListError> {
-        let suspects = self.standings.iter().filter(|(_, standing)| standing.suspect_until != 0);
+        let suspects = self.known_hosts().filter(|(_, standing)| standing.suspect_until != 0);
         let suspects: Vec<Source> = suspects.map(|(network, _)| network.first()).collect();
         suspects.into_iter().try_for_each(|source| self.know(source, now, |standing| standing.suspect_until = 0))
     }
 
     /// How many hosts are under suspicion.
     pub fn suspects(&self) -> usize {
-        self.suspects
+        self.standings.suspects
     }
 
     /// Whether a known-good host or a peer lives in `network`.
@@ -141,19 +243,13 @@ impl Lists {
 
     /// Hosts that something is known of.
     pub fn known_hosts(&self) -> impl Iterator<Item = (&Network, &HostStanding)> {
-        self.standings.iter()
+        self.standings.by_host.iter()
     }
 
     /// Forgets what has ended at `now`.
     pub fn tidy(&mut self, now: u64) -> Result<(), ListError> {
-        let over: Vec<Source> = self
-            .standings
-            .iter()
-            .filter(|(_, standing)| standing.at(now) != **standing)
-            .map(|(network, _)| network.first())
-            .collect();
-        for source in over {
-            self.know(source, now, |_| {})?;
+        for host in self.standings.over(now) {
+            self.know(host.first(), now, |_| {})?;
         }
         self.flows.tidy(now)?;
         Ok(())

@@ -4,9 +4,7 @@
 use serde_json::Value;
 
 use crate::dataplane::counters::{FilteredInterface, Occupancy};
-
-/// The share of a table in use from which an operator should know, in per cent.
-const NEARLY_FULL: usize = 90;
+use crate::lists::NEARLY_FULL;
 
 /// What there is to judge by.
 #[derive(Debug, Clone, Copy)]
@@ -58,7 +56,8 @@ impl Health<'_> {
             warnings.push("no interface is filtered; start `sip-xdp run`".into());
         }
         let (used, capacity) = (list.ipv4 + list.ipv6, list.capacity as usize);
-        if used * 100 >= capacity * NEARLY_FULL {
+        // A daemon says it of all its tables.
+        if self.daemon.is_none() && used * 100 >= capacity * NEARLY_FULL {
             warnings.push(format!(
                 "the block list is nearly full: {used} networks of {capacity}; raise capacity.networks and restart the \
                  daemon"
@@ -92,7 +91,7 @@ mod tests {
         let complete = json!({ "missing": [] });
         let incomplete = json!({ "missing": ["ppp0"] });
         let healthy = [interface(true, false)];
-        let blocklist = Occupancy { ipv4: 89, ipv6: 0, capacity: 100 };
+        let blocklist = Occupancy { ipv4: 79, ipv6: 0, capacity: 100 };
         let health = Health {
             interfaces: &healthy,
             blocklist: Some(&blocklist),
@@ -111,7 +110,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_said_once() {
-        let full = Occupancy { ipv4: 80, ipv6: 10, capacity: 100 };
+        let full = Occupancy { ipv4: 70, ipv6: 10, capacity: 100 };
         let said = json!({ "warnings": ["a feed fails"] });
         let healthy = [interface(true, false)];
         let health =
@@ -121,7 +120,7 @@ mod tests {
             assert_eq!(warnings.len(), starts.len(), "{warnings:?}");
             assert!(warnings.iter().zip(starts).all(|(one, start)| one.starts_with(start)), "{warnings:?}");
         };
-        starts(health, &["no daemon:", "a storm:", "the block list is nearly full: 90 networks of 100"]);
+        starts(health, &["no daemon:", "a storm:", "the block list is nearly full: 80 networks of 100"]);
         starts(Health { trouble: Some("it is not ours"), is_storm: false, ..health }, &["it is not ours", "the block"]);
         starts(Health { blocklist: None, daemon: Some(&said), ..health }, &["nothing is loaded", "a feed fails"]);
     }

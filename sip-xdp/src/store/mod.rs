@@ -76,6 +76,9 @@ pub enum Found {
     State(State),
     /// Something unreadable, which was set aside; the text says where and why.
     Corrupt(String),
+    /// A file that somebody else has locked; the text says so. What it holds comes from [`Store::take_late`] as soon as it
+    /// can be read.
+    Locked(String),
 }
 
 impl Store {
@@ -88,6 +91,7 @@ impl Store {
             _ => connection,
         });
         let store = Self { path: path.to_owned(), shared: Arc::new(Shared::default()) };
+        store.shared.desk().unread = matches!(found, Found::Locked(_));
         if let Some(trouble) = trouble {
             writer::report(&mut store.shared.desk(), path, &trouble);
         }
@@ -129,7 +133,13 @@ impl Store {
     /// file, and can write them now.
     pub fn wants_entries(&self) -> bool {
         let desk = self.shared.desk();
-        desk.queue.has_lost_track() && desk.trouble.is_none()
+        desk.queue.has_lost_track() && desk.trouble.is_none() && !desk.unread && desk.late.is_none()
+    }
+
+    /// What a file held that was locked when it was opened, once it has been read. All entries are to be recorded after
+    /// that: until then none that it holds is taken out.
+    pub fn take_late(&self) -> Option<State> {
+        self.shared.desk().late.take()
     }
 
     /// Waits until all that was recorded is on disk.
@@ -172,13 +182,19 @@ fn look(path: &Path) -> (Option<Connection>, Found, Option<String>) {
         Ok((connection, found)) => return (Some(connection), found, None),
         Err(Failure::Unavailable(why)) if !schema::exists(path) => return (None, nothing(path), Some(why)),
         // What cannot be written may be readable all the same.
-        Err(Failure::Unavailable(why)) => match schema::open_readable(path).and_then(read_all) {
+        Err(Failure::Unavailable(why) | Failure::Locked(why)) => match schema::open_readable(path).and_then(read_all) {
             Ok((_, Found::Nothing)) => return (None, nothing(path), Some(why)),
             Ok((_, found)) => return (None, found, Some(why)),
             Err(Failure::Corrupt(what)) => what,
+            Err(Failure::Locked(what)) => {
+                let name = path.display();
+                let message = format!(
+                    "{name} is locked by another program ({what}); what it holds is taken up as soon as that lets go"
+                );
+                return (None, Found::Locked(message), Some(what));
+            }
             Err(failure) => format!("cannot be read ({})", failure.text()),
         },
-        Err(Failure::Locked(what)) => format!("cannot be read ({what})"),
         Err(Failure::Corrupt(what)) => what,
     };
     let (message, _) = schema::set_aside(path, &what);

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
-use super::change::Change;
+use super::change::{Change, State};
 use super::queue::Queue;
 use super::schema::{self, Failure};
-use super::write;
+use super::{read, write};
 use crate::sys::privileges;
 
 /// The least time between two transactions.
@@ -45,6 +45,10 @@ pub(super) struct Desk {
     /// What is written next is to be in the file itself, not only in its log.
     into_file: bool,
     stop: bool,
+    /// The file was locked when it was opened, and nobody knows yet what it holds.
+    pub(super) unread: bool,
+    /// What it held, until the daemon has taken it up.
+    pub(super) late: Option<State>,
     /// The writer has ended.
     pub(super) ended: bool,
 }
@@ -186,7 +190,25 @@ impl Writer {
                 self.connection.insert(opened)
             }
         };
-        write::write(connection, changes)?;
+        let mut desk = self.shared.desk();
+        if desk.unread {
+            drop(desk);
+            let state = read::state(connection)?;
+            desk = self.shared.desk();
+            (desk.unread, desk.late) = (false, Some(state));
+        }
+        // Until the daemon has taken that up, it does not know all entries.
+        let keeps = desk.late.is_some() && changes.iter().any(|change| matches!(change, Change::Entries(_)));
+        if keeps {
+            desk.queue.lose_track();
+        }
+        drop(desk);
+        if keeps {
+            let known = changes.iter().filter(|change| !matches!(change, Change::Entries(_))).cloned();
+            write::write(connection, &known.collect::<Vec<_>>())?;
+        } else {
+            write::write(connection, changes)?;
+        }
         if self.last_tidied.is_none_or(|at| at.elapsed() >= TIDY) {
             write::tidy(connection)?;
             self.last_tidied = Some(Instant::now());

@@ -6,7 +6,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sip_xdp_tests::foreign::ForeignProgram;
 use sip_xdp_tests::topology::{ATTACKER, LAN, PBX_WAN, WAN};
 use sip_xdp_tests::{Capture, Filter, FilterOptions, Lab, stream, wait_until};
@@ -148,6 +148,48 @@ fn a_full_list_refuses_and_keeps_what_it_has() -> Result<()> {
     filter.succeed(&["block", "del", "192.0.2.1"])?;
     filter.succeed(&["block", "add", "192.0.2.200"])?;
     is_refused(&filter, &["block", "add", "192.0.2.201"])
+}
+
+/// What a member of the group, who may open the socket, cannot do, and what root can only by force; and texts and times that
+/// are out of bounds, whether the command line would send them or not.
+#[test]
+fn commands_are_bounded() -> Result<()> {
+    let lab = Lab::new()?;
+    let filter = Filter::start(&lab.pbx, lab.directory())?;
+    let text = "x".repeat(513);
+    for list in ["block", "trust"] {
+        for network in ["0.0.0.0/1", "224.0.0.0/7", "2000::/3", "3000::/18"] {
+            is_refused(&filter, &[list, "add", network])?;
+        }
+        is_refused(&filter, &[list, "add", "192.0.2.7", "--reason", &text])?;
+        filter.succeed(&[list, "add", "192.0.2.7", "--reason", &text[1..], "--force"])?;
+        is_refused(&filter, &[list, "add", "192.0.2.7", "--ttl", "100000d"])?;
+    }
+    // As another program would ask, which knows no command line.
+    let add = |network: &str, ttl: u64| json!({ "command": "add", "list": "trust", "network": network, "ttl": ttl, "reason": "", "force": true, "operator": null });
+    for ttl in [0, u64::MAX] {
+        let error = format!("{:#}", filter.call(&add("192.0.2.8", ttl)).unwrap_err());
+        assert!(error.contains("a ttl of"), "{error}");
+    }
+    let import = json!({
+        "command": "import", "list": "trust", "networks": ["0.0.0.0/1", "192.0.2.9/32"], "ttl": null, "reason": "",
+        "force": false, "operator": null
+    });
+    let answer = filter.call(&import)?;
+    assert_eq!((&answer["added"], &answer["refused"][0]["what"]), (&1.into(), &"0.0.0.0/1".into()), "{answer}");
+
+    // Somebody else who may open the socket. The directories of a test are root's alone, hence the one capability.
+    let dac = ["--inh-caps", "+dac_override", "--ambient-caps", "+dac_override", "--"];
+    let member = [&["setpriv", "--reuid", "65533", "--regid", "65534", "--clear-groups"][..], &dac].concat();
+    let as_member = |arguments: &[&str]| filter.cli_inside(&member, arguments);
+    let output = as_member(&["trust", "add", "128.0.0.0/1", "--force"])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    println!("a member: {}", said.trim_end());
+    assert!(!output.status.success() && said.contains("wider than /8"), "{said}");
+    let output = as_member(&["trust", "add", "203.0.113.0/24"])?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    filter.succeed(&["trust", "add", "128.0.0.0/1", "--force"])?;
+    Ok(())
 }
 
 #[test]

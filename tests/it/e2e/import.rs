@@ -175,6 +175,27 @@ fn a_standby_takes_up_what_was_learnt() -> Result<()> {
     .map(drop)
 }
 
+/// Figures that nobody ever counted: the daemon goes on at once, and the next ban has the longest length.
+#[test]
+fn an_offence_count_of_any_size_stops_nobody() -> Result<()> {
+    let lab = Lab::new()?;
+    let filter = Filter::start(&lab.pbx, lab.directory())?;
+    let attacker = ATTACKER.to_string();
+    let mut state = filter.json(&["state", "export"])?;
+    let now = state["time"].clone();
+    state["offences"] = serde_json::json!([{ "network": attacker, "count": u32::MAX, "last": now }]);
+    let state = file(&lab, "state.json", &state.to_string())?;
+    filter.succeed(&["state", "import", text(&state)])?;
+    let _registrar = Registrar::start(&lab.pbx, lab.directory())?;
+    let stream = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 500)?;
+    wait_until("the attacker is banned", SOON, || filter.is_banned(&attacker))?;
+    stream.stop()?;
+    let begun = Instant::now();
+    filter.json(&["status"])?;
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    Ok(())
+}
+
 /// They hold a time against a limit: nothing runs beside them.
 mod measured {
     use super::*;

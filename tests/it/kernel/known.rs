@@ -6,7 +6,7 @@ use sip_xdp::dataplane::tables::ledger::Entry;
 use sip_xdp::net::network::source_of;
 use sip_xdp_common::abi::layout::{EventKind, List, NEVER, Owner};
 use sip_xdp_common::ip_key::Source;
-use sip_xdp_common::limits::gcra::{Limit, Pace};
+use sip_xdp_common::limits::gcra::{Limit, Limits, Pace};
 use sip_xdp_common::limits::storm::StormLimits;
 use sip_xdp_common::verdict::Reason::{self, Blocked, Closed, Good, Limited, Peer, Response, Storm, Trusted, Unknown};
 
@@ -260,4 +260,47 @@ fn one_that_sends_much_cannot_use_up_what_others_are_seen_by() {
         .sum();
     assert!(seen >= 90, "{seen} of 100");
     kernel.catch_up();
+}
+
+/// Nobody can be answered at port 0 of an address, and nobody can be banned by it: whoever else lives there would be.
+#[test]
+fn port_0_is_nobodys() {
+    for host in [HOST, "2001:db8:7::7"] {
+        let mut kernel = Kernel::new(&settings());
+        let from = |port, payload: &[u8]| Ip::udp(host).frame(&udp_from(port, 5060, payload));
+        let payloads = [&request("REGISTER")[..], &request("INVITE"), b"SIP/2.0 200 OK\r\n\r\n", b"\r\n\r\n", b"x"];
+        for payload in payloads {
+            assert_eq!(kernel.run(&from(0, payload)).reason, Limited);
+        }
+        assert_eq!(told(&mut kernel), [], "no evidence");
+        assert_ne!(kernel.run(&from(1, payloads[0])).reason, Limited);
+        good(&mut kernel, host, START + HOUR);
+        assert_eq!(kernel.run(&from(0, payloads[0])).reason, Limited);
+        // The lists neither ban it nor know it.
+        let network: sip_xdp::net::network::Network = host.parse().unwrap();
+        let entry = Entry { owner: Owner::Auto, port: Some(0), ..Entry::manual(network, NEVER, "") };
+        let refused = kernel.lists.put(List::Block, entry.clone()).unwrap_err().to_string();
+        assert!(refused.contains("port 0"), "{refused}");
+        assert!(kernel.lists.put_all(List::Block, vec![entry]).is_err());
+        kernel.lists.know_flow(source(host), 0, START + HOUR).unwrap();
+        assert_eq!(kernel.run(&from(5062, payloads[0])).reason, Good, "nobody else is banned");
+        kernel.list(List::Trust, host, NEVER);
+        assert_eq!(kernel.run(&from(0, payloads[0])).reason, Trusted);
+    }
+}
+
+/// A source that keeps to a limit per day is not refused after some days of silence, when ticks have begun again.
+#[test]
+fn a_limit_per_day_lets_who_was_silent_for_days_in() {
+    let day = 24 * HOUR;
+    let pace = Pace::new(1, day);
+    let limits = Limits { register: pace, requests: pace, other: pace, fragments: pace };
+    let mut kernel = Kernel::new(&Settings { limits, ..settings() });
+    let frame = sip(HOST, &request("REGISTER"));
+    assert_eq!(reasons(&mut kernel, &frame, 2), [Unknown, Limited]);
+    for hour in 1..=66 {
+        kernel.sources.refresh(START + hour * HOUR).unwrap();
+    }
+    kernel.set_clock(START + 66 * HOUR);
+    assert_eq!(reasons(&mut kernel, &frame, 2), [Unknown, Limited]);
 }

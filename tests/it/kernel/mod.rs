@@ -16,6 +16,7 @@ mod listed;
 mod lists;
 mod machine;
 mod model;
+mod quotas;
 mod samples;
 mod storm;
 mod table;

@@ -1,5 +1,7 @@
 //! User space's view of flows: ports of addresses that are banned, or known good ([`sip_xdp_common::limits::flow`]).
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, Map, MapData, MapError};
 use sip_xdp_common::abi::layout::FLOWS;
@@ -7,18 +9,75 @@ use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::Source;
 use sip_xdp_common::limits::flow::{Flow, FlowKey};
 
+/// One place in so many is kept for bans.
+const RESERVED: usize = 16;
+
 /// The table of flows.
 pub struct Flows {
     map: HashMap<MapData, FlowKey, Flow>,
-    /// No flow ends before.
-    first_end: u64,
+    /// What the table says, for its writer, once it has been read ([`Flows::load`]).
+    model: Model,
+}
+
+/// Until when flows are banned and known good, by flow, by end, and those that may make room.
+#[derive(Debug, Default)]
+struct Model {
+    /// `banned_until` and `good_until`.
+    by_key: BTreeMap<FlowKey, (u64, u64)>,
+    ends: BTreeSet<(u64, FlowKey)>,
+    /// Those that are known good, and not banned.
+    good: BTreeSet<(u64, FlowKey)>,
+    /// How many are known good.
+    good_count: usize,
+}
+
+impl Model {
+    fn set(&mut self, key: FlowKey, banned: u64, good: u64) {
+        if let Some((banned, good)) = self.by_key.remove(&key) {
+            self.ends.remove(&(banned.max(good), key));
+            self.good.remove(&(good, key));
+            self.good_count -= usize::from(good != 0);
+        }
+        if banned == 0 && good == 0 {
+            return;
+        }
+        self.by_key.insert(key, (banned, good));
+        self.ends.insert((banned.max(good), key));
+        self.good_count += usize::from(good != 0);
+        if banned == 0 {
+            self.good.insert((good, key));
+        }
+    }
 }
 
 impl Flows {
     /// Opens the map by name, through `open`.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
         let map = open(names::FLOWS)?.try_into().context("the table of flows cannot be used")?;
-        Ok(Self { map, first_end: 0 })
+        Ok(Self { map, model: Model::default() })
+    }
+
+    /// Reads all flows, as their writer must before it changes any.
+    pub fn load(&mut self) -> Result<Vec<(FlowKey, Flow)>> {
+        let all = self.all()?;
+        self.model = Model::default();
+        all.iter().for_each(|(key, flow)| self.model.set(*key, flow.banned_until, flow.good_until));
+        Ok(all)
+    }
+
+    /// How many flows there are.
+    pub fn len(&self) -> usize {
+        self.model.by_key.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many of them are known good.
+    pub fn good_len(&self) -> usize {
+        self.model.good_count
     }
 
     /// What is known of a flow.
@@ -26,30 +85,50 @@ impl Flows {
         self.map.get(&FlowKey::new(source, port), 0).ok()
     }
 
-    /// Bans a flow until then, or no longer with 0.
+    /// Bans a flow until then, or no longer with 0. A known-good one makes room where the table is full.
     pub fn ban(&mut self, source: Source, port: u16, until: u64) -> Result<(), MapError> {
-        self.change(source, port, |flow| flow.banned_until = until)
+        let key = FlowKey::new(source, port);
+        if until != 0 && self.len() >= FLOWS && !self.model.by_key.contains_key(&key) {
+            self.displace_good(u64::MAX)?;
+        }
+        self.change(key, |flow| flow.banned_until = until)
     }
 
-    /// Notes that a flow is known good until then, or no longer with 0.
-    pub fn good(&mut self, source: Source, port: u16, until: u64) -> Result<(), MapError> {
-        self.change(source, port, |flow| flow.good_until = until)
+    /// Notes that a flow is known good until then, or no longer with 0. Where known-good flows have their share of the table,
+    /// or only the reserve of bans is left, the one that ends first makes room; if that is this one, it is not noted. Returns
+    /// whether it is.
+    pub fn good(&mut self, source: Source, port: u16, until: u64, share: usize) -> Result<bool, MapError> {
+        let key = FlowKey::new(source, port);
+        let is_good = self.model.by_key.get(&key).is_some_and(|(_, good)| *good != 0);
+        let is_there = self.model.by_key.contains_key(&key);
+        let is_full = self.good_len() >= share || (!is_there && self.len() >= FLOWS - FLOWS / RESERVED);
+        if until != 0 && !is_good && is_full && !self.displace_good(until)? {
+            return Ok(false);
+        }
+        self.change(key, |flow| flow.good_until = until).map(|()| true)
+    }
+
+    /// Lets the known-good flow go that ends first, if that is before `until`. Returns whether there was one.
+    fn displace_good(&mut self, until: u64) -> Result<bool, MapError> {
+        let Some((end, key)) = self.model.good.first().copied().filter(|(end, _)| *end < until) else {
+            return Ok(false);
+        };
+        debug_assert!(end != 0);
+        self.change(key, |flow| flow.good_until = 0).map(|()| true)
     }
 
     /// The kernel may count a hit, or take from the reserve, between reading and writing; that one is lost.
-    fn change(&mut self, source: Source, port: u16, change: impl FnOnce(&mut Flow)) -> Result<(), MapError> {
-        let key = FlowKey::new(source, port);
+    fn change(&mut self, key: FlowKey, change: impl FnOnce(&mut Flow)) -> Result<(), MapError> {
         let before = self.map.get(&key, 0).ok();
         let mut flow = before.unwrap_or_default();
         change(&mut flow);
         if flow.banned_until != 0 || flow.good_until != 0 {
-            self.first_end = self.first_end.min(end(&flow));
-            self.map.insert(key, flow, 0)
+            self.map.insert(key, flow, 0)?;
         } else if before.is_some() {
-            self.map.remove(&key)
-        } else {
-            Ok(())
+            self.map.remove(&key)?;
         }
+        self.model.set(key, flow.banned_until, flow.good_until);
+        Ok(())
     }
 
     /// All flows. The kernel may change some meanwhile; see [`crate::dataplane::tables::ledger::Ledger::entries`].
@@ -58,24 +137,16 @@ impl Flows {
         rows.collect::<Result<_, _>>().context("the table of flows cannot be read")
     }
 
-    /// Takes out flows that are neither banned nor known good any more at `now`. The table is read only if there may be some:
-    /// that takes two system calls for each flow.
+    /// Takes out flows that are neither banned nor known good any more at `now`. It costs as much as there are.
     pub fn tidy(&mut self, now: u64) -> Result<()> {
-        if now < self.first_end {
-            return Ok(());
-        }
-        let mut first_end = u64::MAX;
-        for (key, flow) in self.all()? {
-            if end(&flow) > now || self.map.remove(&key).is_err() {
-                first_end = first_end.min(end(&flow));
+        while let Some((end, key)) = self.model.ends.first().copied()
+            && end <= now
+        {
+            match self.map.remove(&key) {
+                Ok(()) | Err(MapError::KeyNotFound) => self.model.set(key, 0, 0),
+                Err(error) => return Err(error).context("a port that is over stays in the table"),
             }
         }
-        self.first_end = first_end;
         Ok(())
     }
-}
-
-/// From when on nothing is known of a flow.
-fn end(flow: &Flow) -> u64 {
-    flow.banned_until.max(flow.good_until)
 }

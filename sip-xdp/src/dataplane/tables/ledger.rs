@@ -74,6 +74,20 @@ impl Entry {
         }
     }
 
+    /// Whose claim it is, by name, where the owner has one: `tool:NAME`, `dns:NAME`, `feed:NAME`. Several are
+    /// separated by commas.
+    pub fn claimant(&self) -> Option<String> {
+        let room = match self.owner {
+            Owner::Tool => "tool",
+            Owner::Host => "dns",
+            Owner::Feed => "feed",
+            Owner::Manual | Owner::Auto | Owner::Config => return None,
+        };
+        let names = self.reason.split(',').map(str::trim).filter(|name| !name.is_empty());
+        let named: Vec<_> = names.map(|name| format!("{room}:{name}")).collect();
+        (!named.is_empty()).then(|| named.join(","))
+    }
+
     /// Whether it has ended at `now`.
     pub fn is_over(&self, now: u64) -> bool {
         self.expires <= now
@@ -228,6 +242,23 @@ fn forgive_missing(removed: Result<(), MapError>) -> Result<(), MapError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_claims_an_entry_has_a_name() {
+        for (owner, reason, claimant) in [
+            (Owner::Tool, "fail2ban:sip", Some("tool:fail2ban:sip")),
+            (Owner::Tool, "fail2ban:sip, fail2ban:web", Some("tool:fail2ban:sip,tool:fail2ban:web")),
+            (Owner::Host, "sip.carrier.example", Some("dns:sip.carrier.example")),
+            (Owner::Feed, "a,b", Some("feed:a,feed:b")),
+            (Owner::Feed, "", None),
+            (Owner::Manual, "feed:a", None),
+            (Owner::Auto, "tool:x", None),
+            (Owner::Config, "", None),
+        ] {
+            let entry = Entry { owner, ..Entry::manual("192.0.2.7".parse().unwrap(), 1, reason) };
+            assert_eq!(entry.claimant().as_deref(), claimant, "{owner:?} {reason}");
+        }
+    }
 
     #[test]
     fn a_row_comes_back_as_it_went() {

@@ -59,6 +59,9 @@ pub struct Match {
     pub port: Option<u16>,
     /// Whose entry it is.
     pub owner: &'static str,
+    /// The name of the feed (`feed:NAME`), tool (`tool:NAME`) or host name (`dns:NAME`) whose claim it is; none for others,
+    /// and where the kernel's table alone knows of a feed.
+    pub claimant: Option<String>,
     /// Why.
     pub reason: String,
     /// How sure the evidence is.
@@ -219,6 +222,7 @@ fn matches(
 
 fn matched(list: List, entry: Entry, hits: u64) -> Match {
     Match {
+        claimant: entry.claimant(),
         list: list.name(),
         network: entry.network,
         port: entry.port,
@@ -239,6 +243,7 @@ fn fed(slot: &TableEntry) -> Match {
         network: slot.network,
         port: None,
         owner: "feed",
+        claimant: None,
         reason: String::new(),
         tier: None,
         added: None,

@@ -127,6 +127,7 @@ mod tests {
             network: network.parse().unwrap(),
             port: None,
             owner,
+            claimant: None,
             reason: "why".to_owned(),
             tier: (owner == "auto").then_some(Tier::Proven),
             added: Some(THEN),

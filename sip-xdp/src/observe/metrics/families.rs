@@ -156,6 +156,17 @@ fn state(text: &mut Text, daemon: &Value) {
     text.single("sip_xdp_learning", Gauge, "1 while volume bans nobody because of `learn`.", flag("learning"));
     let help = "Sources that the detector keeps evidence of.";
     text.single("sip_xdp_watched_sources", Gauge, help, number("watched_sources"));
+    let tables = daemon["tables"].as_array().map(Vec::as_slice).unwrap_or_default();
+    for (name, field, help) in [
+        ("sip_xdp_table_used", "used", "How much of each bounded table is used."),
+        ("sip_xdp_table_limit", "limit", "How much there may be in each bounded table."),
+    ] {
+        text.family(name, Gauge, help);
+        for table in tables {
+            let label = table["table"].as_str().unwrap_or_default();
+            text.sample(&[("table", label)], table[field].as_u64().unwrap_or(0));
+        }
+    }
 }
 
 fn feeds(text: &mut Text, daemon: &Value) {

@@ -151,3 +151,65 @@ fn whatever_the_disk_did_to_it_there_is_a_store() {
         assert_eq!(reopen(&path).1.entries.len(), 1, "round {round}");
     }
 }
+
+/// Somebody else's lock is no damage: the file stays, and what it holds is there as soon as it can be read. Locks of several
+/// kinds, held by a backup or a shell.
+#[test]
+fn a_store_that_is_only_locked_is_not_set_aside() {
+    let statements = [
+        "PRAGMA locking_mode = exclusive; BEGIN EXCLUSIVE; INSERT INTO notes VALUES ('x', x'00', 1)",
+        "PRAGMA journal_mode = delete; BEGIN EXCLUSIVE",
+        "PRAGMA journal_mode = delete; BEGIN EXCLUSIVE; DELETE FROM notes",
+        "BEGIN IMMEDIATE",
+    ];
+    for statement in statements {
+        let (directory, path) = place();
+        let store = make(&path);
+        store.record(Change::Put(List::Block, Entry::manual(network("192.0.2.7"), NEVER, "kept")));
+        drop(store);
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch(statement).unwrap();
+        let Opened { store, found } = Store::open(&path);
+        let is_locked = match found {
+            Found::Locked(message) => {
+                assert!(message.contains("locked by another program"), "{message}");
+                assert!(store.trouble().is_some() && !store.wants_entries());
+                true
+            }
+            Found::State(state) => {
+                assert_eq!(state.entries.len(), 1, "{statement}");
+                false
+            }
+            other => panic!("{statement}: {other:?}"),
+        };
+        // As the daemon does at once: these are all entries that it knows of.
+        let new = Entry::manual(network("192.0.2.8"), NEVER, "new");
+        let known =
+            if is_locked { vec![] } else { vec![(List::Block, Entry { reason: "kept".into(), ..new.clone() })] };
+        store.record(Change::Entries(known));
+        store.record(Change::Put(List::Block, new.clone()));
+        drop(other);
+        wait_until("the file can be written", || store.trouble().is_none() && store.flush().is_ok());
+        if is_locked {
+            let late = store.take_late().expect("what the file held");
+            assert_eq!(late.entries.len(), 1, "{statement}");
+            assert!(store.wants_entries(), "only now");
+            let mut all = late.entries;
+            all.push((List::Block, new));
+            store.record(Change::Entries(all));
+            store.flush().unwrap();
+        }
+        drop(store);
+        let names = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let aside = names.filter(|name| name.to_string_lossy().contains("corrupt")).count();
+        assert_eq!((aside, reopen(&path).1.entries.len()), (0, if is_locked { 2 } else { 1 }), "{statement}");
+    }
+}
+
+fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{what} not");
+        sleep(Duration::from_millis(20));
+    }
+}

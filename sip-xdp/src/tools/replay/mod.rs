@@ -323,6 +323,7 @@ impl<'c> Replay<'c> {
             self.court(now).forgive();
             // What could not be taken out is over all the same.
             let _ = self.lists.tidy(now);
+            self.lists.take_displaced();
         }
         if now - self.looked >= LOOK {
             self.looked = now;

@@ -15,6 +15,7 @@ fn full() -> Overview {
         ByVerdict { pass: [("good", 1)].into(), drop: [("blocked", 2)].into(), would_drop: [("blocked", 3)].into() };
     let status = json!({
         "registrar_failing": true, "sees_responses": true, "learning": false, "watched_sources": 7,
+        "tables": [{ "table": "known", "used": 5, "limit": 65_536 }],
         "feeds": [{ "name": "a\"b", "ipv4": 5, "ipv6": 1, "age": 9, "error": "x", "guards": ["size"] }],
     });
     let interface = FilteredInterface {
