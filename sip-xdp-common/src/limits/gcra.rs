@@ -389,7 +389,7 @@ mod tests {
         for per in [HOUR, 12 * HOUR, 24 * HOUR, 39 * HOUR] {
             for count in [1, 4, 1_000] {
                 let pace = Pace::new(count, per);
-                let limits = Limits { register: pace, requests: pace, other: pace };
+                let limits = Limits { register: pace, requests: pace, other: pace, fragments: pace };
                 for silent in 40..320 {
                     let mut meter = Meter::new(1, ticks(START));
                     for message in [Message::Register, Message::Keepalive] {

@@ -266,6 +266,7 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     let place = tables.place(&source, &listed);
 
     // 4. The payload, by its start line.
+    let mut is_from_nobody = false;
     let (mut source_port, mut destination_port) = (0, 0);
     let (mut payload, mut end) = (ip.transport, ip.transport);
     // Forgotten, so that the verifier follows the parser once, not once for each kind of packet.
@@ -273,6 +274,7 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     let message = match target {
         Target::Sip(ports) => {
             (source_port, destination_port) = (ports.source(), ports.destination());
+            is_from_nobody = source_port == 0;
             match ip.udp_payload(packet) {
                 Some(span) => {
                     (payload, end) = span;
@@ -288,8 +290,15 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     };
 
     // What follows is verified once, not once for each kind of message.
-    let number = packet.forget(message as usize) & (Message::SLOTS - 1);
+    let number = packet.forget(message as usize | usize::from(is_from_nobody) * Message::SLOTS);
+    let is_from_nobody = number & Message::SLOTS != 0;
+    let number = number & (Message::SLOTS - 1);
     let message = Message::from_number(number as u8).unwrap_or(Message::Unparsed);
+    // A datagram from port 0 asks for no answer (RFC 768), so no client sends one; but a server may
+    // answer it to the port in its Via. Its limit is none, and no evidence of it is ever weighed.
+    if is_from_nobody {
+        return Judgement { reason: Reason::Limited, message: Some(message), end: ip.end };
+    }
     if !may_talk && !matches!(message, Message::Response) {
         return Judgement { reason: Reason::Closed, message: Some(message), end: ip.end };
     }

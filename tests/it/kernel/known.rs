@@ -293,7 +293,8 @@ fn port_0_is_nobodys() {
 #[test]
 fn a_limit_per_day_lets_who_was_silent_for_days_in() {
     let day = 24 * HOUR;
-    let limits = Limits { register: Pace::new(1, day), requests: Pace::new(1, day), other: Pace::new(1, day) };
+    let pace = Pace::new(1, day);
+    let limits = Limits { register: pace, requests: pace, other: pace, fragments: pace };
     let mut kernel = Kernel::new(&Settings { limits, ..settings() });
     let frame = sip(HOST, &request("REGISTER"));
     assert_eq!(reasons(&mut kernel, &frame, 2), [Unknown, Limited]);
