@@ -1,7 +1,7 @@
 //! The one clock: nanoseconds of `CLOCK_MONOTONIC`, or whatever a test or a replay has set.
 
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
-use sip_xdp_common::abi::layout::{CLOCK_OUTCOME, CLOCK_TIME, Scratch, outcome};
+use sip_xdp_common::abi::layout::{CLOCK_DEADLINE, CLOCK_OUTCOME, CLOCK_TIME, Scratch, outcome};
 use sip_xdp_common::pipeline::ingress::Judgement;
 
 use crate::globals::CLOCK_FROM_MAP;
@@ -24,6 +24,17 @@ pub(crate) fn now(scratch: *mut Scratch) -> u64 {
         }
         (*scratch).now
     }
+}
+
+/// Whether nobody has confirmed in time. Asked only for a packet that is about to be dropped, by
+/// programs that were loaded for a trial.
+#[inline(always)]
+pub(crate) fn is_trial_over(now: u64) -> bool {
+    CLOCK.get(CLOCK_DEADLINE).is_some_and(|deadline| {
+        // SAFETY: a word of the map, which lives as long as the program; user space may write it.
+        let deadline = unsafe { (deadline as *const u64).read_volatile() };
+        deadline != 0 && now >= deadline
+    })
 }
 
 /// Says beside a set clock what became of a packet. With the kernel's clock there is nothing here.

@@ -5,7 +5,7 @@ use core::mem::offset_of;
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::helpers::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::XdpContext;
-use sip_xdp_common::abi::layout::Counters;
+use sip_xdp_common::abi::layout::{Counters, ENFORCE_UNTIL};
 use sip_xdp_common::pipeline::ingress::Judgement;
 use sip_xdp_common::verdict::Verdict;
 
@@ -21,7 +21,12 @@ const _: () = assert!(SPARED == offset_of!(Counters, would_drop_bytes) - offset_
 #[inline(always)]
 pub(crate) fn leave(ctx: &XdpContext, counters: *mut Counters, judgement: &Judgement) -> u32 {
     let drops = matches!(judgement.reason.verdict(), Verdict::Drop);
-    let spared = if drops { DRY_RUN.load() } else { 0 };
+    let mut spared = if drops { DRY_RUN.load() } else { 0 };
+    if spared == ENFORCE_UNTIL {
+        // SAFETY: a field's address inside this CPU's map value; nothing is read.
+        let now = clock::now(unsafe { &raw mut (*counters).scratch });
+        spared = u8::from(clock::is_trial_over(now));
+    }
     let linear = ctx.data_end() - ctx.data();
     let bytes = if judgement.end <= linear {
         linear as u64

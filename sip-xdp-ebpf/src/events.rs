@@ -17,7 +17,7 @@ use sip_xdp_common::pipeline::ingress::Judgement;
 use sip_xdp_common::verdict::{Message, Verdict};
 
 use crate::clock;
-use crate::globals::{DRY_RUN, SLOT};
+use crate::globals::{SLOT, dry_run};
 use crate::maps::{EVENTS, TAP, cpu_state};
 use crate::reader::{Packet, bounded, size_up_to};
 
@@ -180,7 +180,7 @@ pub(crate) fn tap(ctx: &XdpContext, scratch: *mut Scratch, judgement: &Judgement
         local_port: 0,
         message: judgement.message.unwrap_or(Message::Unparsed),
         bucket: Bucket::Other,
-        flags: DRY_RUN.load() * IN_DRY_RUN,
+        flags: dry_run() * IN_DRY_RUN,
         ip: None,
         payload: 0,
         end: usize::MAX,

@@ -2,6 +2,7 @@
 //! switched off. The names are those of `sip_xdp_common::abi::names`.
 
 use aya_ebpf::Global;
+use sip_xdp_common::abi::layout::{ENFORCE, SPARE_ALL};
 use sip_xdp_common::limits::gcra::{Limit, LimitSource, Limits, Pace};
 use sip_xdp_common::limits::storm::StormLimits;
 use sip_xdp_common::lookup::networks::Hashing;
@@ -49,9 +50,15 @@ pub(crate) static SCOPE_ALL: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static CLOSED: Global<u8> = Global::new(0);
 
-/// 1: count, but drop nothing.
+/// Whether what is judged is done: `ENFORCE`, `SPARE_ALL` or `ENFORCE_UNTIL` of the layout.
 #[unsafe(no_mangle)]
-pub(crate) static DRY_RUN: Global<u8> = Global::new(0);
+pub(crate) static DRY_RUN: Global<u8> = Global::new(ENFORCE);
+
+/// 1 in a dry run, else 0.
+#[inline(always)]
+pub(crate) fn dry_run() -> u8 {
+    DRY_RUN.load() & SPARE_ALL
+}
 
 /// 1: the time is what the `CLOCK` map says.
 #[unsafe(no_mangle)]

@@ -211,7 +211,7 @@ impl MapTables<'_> {
             | (u8::from(sent.listed.is_good()) * FROM_GOOD)
             | (u8::from(sent.first_fragment) * FRAGMENTED)
             | (u8::from(sent.listed.is_suspect()) * SUSPECTED)
-            | (globals::DRY_RUN.load() * IN_DRY_RUN);
+            | (globals::dry_run() * IN_DRY_RUN);
         Told {
             ctx: self.ctx,
             scratch: self.scratch,

@@ -290,11 +290,21 @@ pub const MODE_NATIVE: u8 = 1;
 pub const MODE_GENERIC: u8 = 2;
 
 /// How many words the map of the settable clock has.
-pub const CLOCK_WORDS: u32 = 2;
+pub const CLOCK_WORDS: u32 = 3;
 /// Where in it the time stands.
 pub const CLOCK_TIME: u32 = 0;
 /// Where in it the program that reads this clock says what became of its last packet: see [`outcome`].
 pub const CLOCK_OUTCOME: u32 = 1;
+/// Where in it the end of a trial (`run --confirm`) stands, in nanoseconds of `CLOCK_MONOTONIC`; 0
+/// when nobody has to confirm. A program under [`ENFORCE_UNTIL`] drops nothing from then on.
+pub const CLOCK_DEADLINE: u32 = 2;
+
+/// [`crate::names::DRY_RUN`]: drops.
+pub const ENFORCE: u8 = 0;
+/// [`crate::names::DRY_RUN`]: counts what it would drop, and drops nothing.
+pub const SPARE_ALL: u8 = 1;
+/// [`crate::names::DRY_RUN`]: drops until the time at [`CLOCK_DEADLINE`].
+pub const ENFORCE_UNTIL: u8 = 2;
 
 /// What became of a packet, in one word; [`reason_of`] reads it.
 #[inline(always)]

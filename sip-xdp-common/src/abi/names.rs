@@ -68,7 +68,8 @@ pub const EVENTS: &str = "EVENTS";
 /// The interfaces that the filter is attached to ([`crate::abi::layout::InterfaceRecord`]).
 pub const INTERFACES: &str = "INTERFACES";
 /// A settable clock, in nanoseconds, read instead of the kernel's when [`CLOCK_FROM_MAP`] is 1, and beside it what became
-/// of the last packet that arrived ([`crate::abi::layout::CLOCK_TIME`], [`crate::abi::layout::CLOCK_OUTCOME`]).
+/// of the last packet that arrived ([`crate::abi::layout::CLOCK_TIME`], [`crate::abi::layout::CLOCK_OUTCOME`]);
+/// and, by the kernel's clock, the end of a trial ([`crate::abi::layout::CLOCK_DEADLINE`]).
 pub const CLOCK: &str = "CLOCK";
 
 /// How many dropped packets may still be copied to whoever watches (one `u64`); user space fills it up again, or does not.
@@ -90,7 +91,8 @@ pub const LINK: &str = "LINK";
 pub const SLOT: &str = "SLOT";
 /// Global: 1 to drop everything but ICMP from blocked sources, not only SIP (`u8`).
 pub const SCOPE_ALL: &str = "SCOPE_ALL";
-/// Global: 1 to count what would be dropped, and drop nothing (`u8`).
+/// Global: [`crate::abi::layout::ENFORCE`], [`SPARE_ALL`](crate::abi::layout::SPARE_ALL) or
+/// [`ENFORCE_UNTIL`](crate::abi::layout::ENFORCE_UNTIL) (`u8`).
 pub const DRY_RUN: &str = "DRY_RUN";
 /// Global: 1 to take the time from the [`CLOCK`] map (`u8`).
 pub const CLOCK_FROM_MAP: &str = "CLOCK_FROM_MAP";

@@ -152,7 +152,7 @@ enum Command {
     Config(config::Config),
     /// Have the daemon read its configuration again
     Reload,
-    /// Let a filter that was started with `run --confirm` go on enforcing
+    /// Let a filter that was started with `run --confirm` go on enforcing, or attach it again after its time
     Confirm,
     Completions(generate::Completions),
     Man(generate::Man),

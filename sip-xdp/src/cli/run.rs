@@ -18,6 +18,10 @@ use super::Output;
 /// Attaches the filter, or adopts the one that is attached without letting a packet through in between, and watches
 /// over it in the foreground. Prints one line that starts with `ready` when it enforces. Stopping it (SIGTERM, Ctrl-C)
 /// leaves the filter enforcing; SIGHUP reads the configuration again.
+///
+/// Attaching natively takes the link of some drivers (igb, igc, ixgbe, i40e, gve, vmxnet3) down and up once; `sip-xdp
+/// doctor` says whether. With --confirm, a filter that nobody confirms in time is detached, on every way out; should the
+/// daemon be killed, nothing is dropped from that time on, and the next start detaches.
 #[derive(Debug, Args)]
 pub(crate) struct Run {
     /// Filter on this interface; may be repeated [default: those of the configuration, else those with a default route]
@@ -29,7 +33,7 @@ pub(crate) struct Run {
     /// Count and report what would be dropped, and drop nothing
     #[arg(long)]
     dry_run: bool,
-    /// Go back to a dry run after this time, unless `sip-xdp confirm` comes: for trying it out over the network
+    /// Detach after this time, unless `sip-xdp confirm` comes: for trying it out over the network
     #[arg(long, value_name = "TIME", conflicts_with = "dry_run", value_parser = confirmation)]
     confirm: Option<Span>,
 }
@@ -48,7 +52,8 @@ impl Run {
         init_log();
         let Self { interfaces, mode, dry_run, confirm } = self;
         let confirm = confirm.map(|span| span.0);
-        let overrides = Overrides { config_required, interfaces, mode, dry_run, confirm, egress_ways: None };
+        let overrides =
+            Overrides { config_required, interfaces, mode, dry_run, confirm, blind: false, egress_ways: None };
         daemon::run(paths, overrides, |summary| {
             let line = if output.json {
                 json!({ "event": "ready", "summary": summary }).to_string()

@@ -134,9 +134,13 @@ fn text(report: &Report, output: Output) -> String {
             .iter()
             .map(|i| {
                 let mode = i.mode.map(|mode| mode.to_string()).unwrap_or_default();
+                let blind = report.daemon.as_ref().and_then(|daemon| daemon["blind"].as_array());
+                let is_blind = |one: &Value| one["interface"] == i.interface.as_str() && one["action"].is_null();
                 let state = match (i.attached, i.dry_run) {
                     (false, _) if i.current_name.is_none() => "gone",
                     (false, _) => "detached",
+                    (true, _) if blind.into_iter().flatten().any(is_blind) => "blind",
+                    (true, _) if i.trial_over => "trial over",
                     (true, true) => "dry run",
                     (true, false) => "enforcing",
                 };

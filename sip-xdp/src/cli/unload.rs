@@ -22,6 +22,19 @@ pub(crate) struct Unload {
     interfaces: Vec<String>,
 }
 
+/// What became of an offload that had been switched off for the filter.
+fn offload(offload: &Value) -> String {
+    let text = |field: &str| offload[field].as_str().unwrap_or_default().to_owned();
+    let (interface, name) = (text("interface"), text("offload"));
+    match offload["error"].as_str() {
+        None => format!("{interface}: {name} is on again"),
+        Some(error) => format!(
+            "{interface}: {name} was switched off for the filter and cannot be switched on again ({error}); try \
+             `ethtool -K {interface} {name} on`"
+        ),
+    }
+}
+
 impl Unload {
     pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
         let request = Request::Unload { interfaces: self.interfaces.clone() };
@@ -33,10 +46,11 @@ impl Unload {
         output.print(&answer, |answer| {
             let names: Vec<_> = answer["unloaded"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
             if names.is_empty() {
-                "nothing was loaded".to_owned()
-            } else {
-                format!("unloaded from {}", names.join(", "))
+                return "nothing was loaded".to_owned();
             }
+            let offloads = answer["offloads"].as_array().into_iter().flatten().map(offload);
+            let first = format!("unloaded from {}", names.join(", "));
+            std::iter::once(first).chain(offloads).collect::<Vec<_>>().join("\n")
         })
     }
 
@@ -44,7 +58,7 @@ impl Unload {
     async fn by_hand(&self, paths: &Paths) -> Result<Value> {
         let pins = Pins::new(&paths.pin_dir);
         if !paths.pin_dir.exists() {
-            return Ok(json!({ "unloaded": [] }));
+            return Ok(json!({ "unloaded": [], "offloads": [] }));
         }
         let _lock = pins.lock().context("a daemon holds the filter, but does not answer")?;
         // Whatever is pinned must come off, even if its tables cannot be read.
@@ -62,12 +76,13 @@ impl Unload {
             bail!("{unknown} is not filtered; see `sip-xdp status`");
         }
         if chosen.is_empty() || chosen.len() == known.len() {
-            pins.remove_all()?;
-            return Ok(json!({ "unloaded": names(&known) }));
+            let offloads = pins.remove_all()?;
+            return Ok(json!({ "unloaded": names(&known), "offloads": offloads }));
         }
+        let mut offloads = Vec::new();
         for interface in &chosen {
-            counters::forget_interface(&pins, &interface.interface)?;
+            offloads.extend(counters::forget_interface(&pins, &interface.interface)?);
         }
-        Ok(json!({ "unloaded": names(&chosen) }))
+        Ok(json!({ "unloaded": names(&chosen), "offloads": offloads }))
     }
 }

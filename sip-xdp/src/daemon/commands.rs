@@ -11,6 +11,7 @@ use super::Daemon;
 use super::events::Event as Said;
 use crate::api::control::{ListName, Request};
 use crate::config::BlockScope;
+use crate::dataplane::attach::offloads::Offload;
 use crate::dataplane::tables::ledger::Entry;
 use crate::net::network::Network;
 use crate::store::Change;
@@ -190,14 +191,22 @@ impl Daemon {
         let all = interfaces.is_empty() || self.wanted.iter().all(|name| interfaces.contains(name));
         if all {
             self.save_now();
-            self.pins.remove_all()?;
+            let offloads = self.pins.remove_all()?;
             self.ended = true;
             log::info!("unloaded; nothing is filtered any more");
-            return Ok(json!({ "unloaded": self.wanted }));
+            return Ok(unloaded(&self.wanted, &offloads));
         }
-        interfaces.iter().try_for_each(|name| self.abandon(name))?;
-        Ok(json!({ "unloaded": interfaces }))
+        let mut offloads = Vec::new();
+        for name in interfaces {
+            offloads.extend(self.abandon(name)?);
+        }
+        Ok(unloaded(interfaces, &offloads))
     }
+}
+
+/// What `unload` answers.
+fn unloaded(interfaces: &[String], offloads: &[Offload]) -> Value {
+    json!({ "unloaded": interfaces, "offloads": offloads })
 }
 
 pub(super) fn describe(entry: &Entry) -> Value {

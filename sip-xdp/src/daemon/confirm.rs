@@ -1,7 +1,9 @@
 //! `run --confirm`: enforce, but only for a while unless somebody says that they can still work.
 //!
-//! Who tries the filter over the network wants it to step back by itself if it shut them out. So whatever goes wrong, a
-//! filter that nobody confirmed drops nothing in the end: the daemon tries until that is so, and also on its way out.
+//! Who tries the filter over the network wants it gone if it shut them out, whether by what it drops or
+//! by the driver's native path. So a filter that nobody confirmed is detached in the end, on every way
+//! out of the daemon. Should the daemon be killed, the programs themselves drop nothing from the
+//! deadline on ([`Trial`](crate::dataplane::attach::trial::Trial)), and the next start takes them off.
 
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::Daemon;
 use crate::config::Span;
+use crate::dataplane::attach::trial;
 use crate::sys::clock;
 
 /// Whether somebody has to confirm, and has.
@@ -26,7 +29,7 @@ pub(super) enum Confirmation {
         /// How long it had.
         within: Duration,
     },
-    /// Nobody did: it is in a dry run.
+    /// Nobody did: it is detached.
     Missed {
         /// When the time was over, on the filter's clock.
         since: u64,
@@ -39,9 +42,39 @@ impl Confirmation {
         within.map_or(Self::Given, |within| Self::Awaited { until: clock::after(Some(within)), within })
     }
 
-    /// Whether nothing may be dropped, whatever the configuration says.
+    /// That of a daemon that starts at `now`. A trial of an earlier daemon, which died, goes on to its
+    /// own end, and past that it is over: starting again is no confirmation.
+    pub(super) fn at_start(earlier: Option<u64>, within: Option<Duration>, now: u64) -> Self {
+        match earlier {
+            Some(until) if until > now => Self::Awaited { until, within: Duration::from_nanos(until - now) },
+            Some(since) => Self::Missed { since },
+            None => Self::new(within),
+        }
+    }
+
+    /// Whether nothing may be attached, whatever the configuration says.
     pub(super) fn is_missed(self) -> bool {
         matches!(self, Self::Missed { .. })
+    }
+
+    /// Whether programs are loaded for a trial.
+    pub(super) fn is_awaited(self) -> bool {
+        matches!(self, Self::Awaited { .. })
+    }
+
+    /// The end of the trial, for the programs.
+    pub(super) fn deadline(self) -> Option<u64> {
+        match self {
+            Self::Given => None,
+            Self::Awaited { until, .. } => Some(until),
+            Self::Missed { since } => Some(since),
+        }
+    }
+
+    /// How long it is still awaited; none if it is not, or if its time has come.
+    pub(super) fn remaining(self) -> Option<Duration> {
+        let Self::Awaited { until, .. } = self else { return None };
+        until.checked_sub(clock::now()).map(Duration::from_nanos)
     }
 
     /// Whether its time has come at `now`.
@@ -54,18 +87,19 @@ impl Confirmation {
         match self {
             Self::Given => String::new(),
             Self::Awaited { until, .. } => {
-                format!("; goes back to a dry run at {} unless `sip-xdp confirm` comes", text(until))
+                format!("; is detached at {} unless `sip-xdp confirm` comes", text(until))
             }
-            Self::Missed { .. } => "; nobody confirmed in time, `sip-xdp confirm` enforces again".to_owned(),
+            Self::Missed { .. } => "; nobody confirmed in time, `sip-xdp confirm` attaches again".to_owned(),
         }
     }
 
     /// What `status` shows.
     pub(super) fn status(self) -> Value {
+        let shown = |at: u64, is_missed: bool| json!({ "pending": !is_missed, "detached": is_missed, "until": clock::to_wall(at) });
         match self {
             Self::Given => Value::Null,
-            Self::Awaited { until, .. } => json!({ "pending": true, "until": clock::to_wall(until) }),
-            Self::Missed { since } => json!({ "pending": false, "until": clock::to_wall(since) }),
+            Self::Awaited { until, .. } => shown(until, false),
+            Self::Missed { since } => shown(since, true),
         }
     }
 
@@ -74,10 +108,10 @@ impl Confirmation {
         match self {
             Self::Given => None,
             Self::Awaited { until, .. } => {
-                Some(format!("it goes back to a dry run at {}; run `sip-xdp confirm` if all is well", text(until)))
+                Some(format!("it is detached at {}; run `sip-xdp confirm` if all is well", text(until)))
             }
             Self::Missed { since } => Some(format!(
-                "it went back to a dry run at {}, since nobody confirmed; `sip-xdp confirm` enforces again",
+                "it was detached at {}, since nobody confirmed; `sip-xdp confirm` attaches again",
                 text(since)
             )),
         }
@@ -90,66 +124,73 @@ fn text(time: u64) -> String {
 }
 
 impl Daemon {
-    /// Somebody can still work. After the time was over, the configuration is read and applied again, now without a dry
-    /// run that it does not ask for.
+    /// Somebody can still work. After the time was over, the configuration is read again, and the filter
+    /// attached as it says.
     pub(super) async fn confirm(&mut self) -> Result<Value> {
         let before = self.confirmation;
         if before == Confirmation::Given {
             bail!("nothing waits to be confirmed; `sip-xdp run --confirm 60s` starts like that");
         }
+        self.trial.set(None)?;
         self.confirmation = Confirmation::Given;
         if before.is_missed()
             && let Err(error) = self.reload().await
         {
             self.confirmation = before;
-            return Err(error.context("it stays in a dry run"));
+            self.let_go_of_all();
+            self.trial.set(before.deadline())?;
+            return Err(error.context("it stays detached"));
         }
         let late = before.is_missed();
         log::warn!("confirmed late={late} dry_run={}", self.config.dry_run);
         Ok(json!({ "confirmed": true, "late": late, "applied": self.summary() }))
     }
 
-    /// Goes back to a dry run if the time is over.
-    pub(super) async fn check_confirmation(&mut self, now: u64) {
+    /// Detaches if the time is over.
+    pub(super) fn check_confirmation(&mut self, now: u64) {
         if self.confirmation.is_due(now) {
-            self.step_back().await;
+            self.step_back();
         }
     }
 
-    /// Goes back to a dry run, on the interfaces that are filtered now: what the configuration says of others may not be
-    /// possible at the moment, and does not matter. A failure is said once; the next tick tries again.
-    pub(super) async fn step_back(&mut self) {
+    /// Detaches a filter that nobody has confirmed. A failure is said once; the next tick tries again,
+    /// and from the deadline on the programs drop nothing anyway.
+    pub(super) fn step_back(&mut self) {
         let Confirmation::Awaited { within, .. } = self.confirmation else {
             return;
         };
-        let before = (self.config.dry_run, self.config.interfaces.clone());
-        self.config.dry_run = true;
-        let applied = self.apply_where_served().await;
-        self.config.interfaces = before.1;
-        match applied {
-            Ok(()) => {
-                self.confirmation = Confirmation::Missed { since: clock::now() };
-                self.step_back_failed = false;
-                log::warn!("unconfirmed after={} dry_run=true", Span(within));
-            }
-            Err(error) => {
-                self.config.dry_run = before.0;
-                if !std::mem::replace(&mut self.step_back_failed, true) {
-                    log::error!(
-                        "nobody confirmed, but the filter cannot go back to a dry run, and tries again: {error:#}"
-                    );
-                }
-            }
+        let is_done = self.let_go_of_all();
+        // Should this fail, the deadline that is in the map comes later, but comes.
+        let now = clock::now();
+        let marked = self.trial.set(Some(now));
+        if let Err(error) = marked.as_ref() {
+            log::error!("{error:#}");
+        }
+        if is_done {
+            self.confirmation = Confirmation::Missed { since: now };
+            self.step_back_failed = false;
+            log::warn!("unconfirmed after={} detached=true", Span(within));
+        } else if !std::mem::replace(&mut self.step_back_failed, true) {
+            log::error!("nobody confirmed, but not all could be detached; it drops nothing, and tries again");
         }
     }
 
-    /// Applies the configuration to the interfaces that are filtered; those that are gone come back with it.
-    async fn apply_where_served(&mut self) -> Result<()> {
-        self.config.interfaces.clone_from(&self.wanted);
-        if self.config.interfaces.is_empty() {
-            return Ok(());
+    /// Takes the programs off all interfaces. Returns whether all are off.
+    fn let_go_of_all(&mut self) -> bool {
+        let is_done = trial::detach_all(&self.pins).is_empty();
+        let linked = self.pins.linked();
+        let (kept, gone): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.served).into_iter().partition(|served| linked.contains(&served.index()));
+        self.served = kept;
+        for served in gone {
+            let reason = format!("index={} reason=\"nobody confirmed\"", served.index());
+            self.say_of_interface(&served.name, "detached", &reason);
         }
-        self.apply().await
+        self.spare.clear();
+        self.unserved.clear();
+        self.blind.clear();
+        self.attach_warnings.clear();
+        is_done
     }
 }
 
@@ -168,14 +209,26 @@ mod tests {
     }
 
     #[test]
+    fn starting_again_is_no_confirmation() {
+        let minute = Some(Duration::from_secs(60));
+        for within in [None, minute] {
+            let goes_on = Confirmation::at_start(Some(101), within, 100);
+            assert_eq!(goes_on, Confirmation::Awaited { until: 101, within: Duration::from_nanos(1) });
+            assert_eq!(Confirmation::at_start(Some(100), within, 100), Confirmation::Missed { since: 100 });
+        }
+        assert_eq!(Confirmation::at_start(None, None, 100), Confirmation::Given);
+        assert!(Confirmation::at_start(None, minute, 100).is_awaited());
+    }
+
+    #[test]
     fn status_tells_the_three_apart() {
         assert_eq!(Confirmation::Given.status(), Value::Null);
-        assert_eq!(Confirmation::Given.note(), "");
+        assert_eq!((Confirmation::Given.note(), Confirmation::Given.deadline()), (String::new(), None));
         let awaited = Confirmation::new(Some(Duration::from_secs(60)));
-        assert_eq!(awaited.status()["pending"], true);
+        assert_eq!((&awaited.status()["pending"], &awaited.status()["detached"]), (&true.into(), &false.into()));
         assert!(awaited.note().contains("`sip-xdp confirm`"));
         let missed = Confirmation::Missed { since: 1 };
-        assert_eq!(missed.status()["pending"], false);
-        assert!(missed.warning().is_some_and(|warning| warning.contains("dry run")));
+        assert_eq!((&missed.status()["pending"], &missed.status()["detached"]), (&false.into(), &true.into()));
+        assert!(missed.warning().is_some_and(|warning| warning.contains("detached")));
     }
 }

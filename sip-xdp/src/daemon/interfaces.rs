@@ -4,6 +4,7 @@
 //! Which interfaces are meant is found out in [`resolve`]. The programs of an interface that went are kept loaded, so that its
 //! successor need not wait for the verifier.
 
+mod links;
 mod resolve;
 
 use std::collections::BTreeSet;
@@ -15,7 +16,7 @@ use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use aya_log::EbpfLogger;
 use bytemuck::Zeroable;
-use log::{Level, Log};
+use log::Log;
 use sip_xdp_common::abi::layout::{Counters, InterfaceRecord, MAX_INTERFACES};
 use sip_xdp_common::abi::names;
 use sip_xdp_common::packet::headers::{Inspects, Link};
@@ -24,16 +25,18 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
 use super::Daemon;
-use super::events::Event as Said;
 use crate::config::{BlockScope, Config, Policy};
+use crate::dataplane::attach::offloads::Offload;
 use crate::dataplane::attach::tcx::{EgressWay, attach_egress};
-use crate::dataplane::attach::xdp::{Mode, attach};
+use crate::dataplane::attach::xdp::{Mode, ModeChoice, attach};
 use crate::dataplane::counters::{forget_interface, name_of};
 use crate::dataplane::loader::{self, Settings};
 use crate::dataplane::netlink::{Interface, Surroundings};
 use crate::dataplane::refusal;
 use crate::sys::clock;
 
+pub(super) use links::Blindness;
+use links::Watched;
 pub(super) use resolve::Resolved;
 use resolve::{Wanted, resolve, with_default_route};
 
@@ -49,12 +52,18 @@ pub(super) struct Served {
     /// The ingress program's id.
     program: u32,
     loaded: Loaded,
+    watched: Watched,
 }
 
 impl Served {
     /// Its slot in the tables.
     pub(super) fn slot(&self) -> u32 {
         self.loaded.slot
+    }
+
+    /// The kernel's index.
+    pub(super) fn index(&self) -> u32 {
+        self.index
     }
 
     /// How its frames start.
@@ -107,6 +116,11 @@ impl Books {
 impl Daemon {
     /// Puts the program on the interfaces that are wanted, and takes it off all others.
     pub(super) fn serve(&mut self, resolved: &Resolved, maps: &std::path::Path) -> Result<()> {
+        if self.confirmation.is_missed() {
+            let there = resolved.wanted.iter().map(|wanted| wanted.name.clone());
+            self.wanted = there.chain(resolved.missing.clone()).collect();
+            return Ok(());
+        }
         let mut books = Books::open(maps)?;
         let known = books.read()?;
         let slots = slots(&known, resolved)?;
@@ -118,7 +132,7 @@ impl Daemon {
         let (mut served, mut attached_anew, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
         for (wanted, is_new, loaded) in loaded {
             let adopts = self.pins.link(wanted.interface.index).exists();
-            let (one, said) = match self.put_on(wanted, loaded, is_new, &mut books) {
+            let (one, said) = match self.put_on(wanted, loaded, is_new, self.config.mode, &mut books) {
                 Ok(put) => put,
                 Err(error) => {
                     self.detach_all(&attached_anew);
@@ -158,7 +172,9 @@ impl Daemon {
     /// Loads the programs of an interface. What the verifier says if it refuses one is kept in the state directory.
     fn load(&self, interface: &Interface, slot: u32, maps: &std::path::Path) -> Result<Loaded> {
         let link = interface.link.with_context(|| unreadable(interface))?;
-        let loaded = loader::load(&settings(&self.config, link, slot), Some(maps));
+        let settings = settings(&self.config, link, slot);
+        let settings = Settings { trial: self.confirmation.is_awaited(), ..settings };
+        let loaded = loader::load(&settings, Some(maps));
         let mut object = loaded.map_err(|error| refusal::keep_log(error, &self.paths.state_dir))?;
         let diagnostics = forward_diagnostics(&mut object)?;
         Ok(Loaded { slot, link, object, _diagnostics: diagnostics })
@@ -170,6 +186,7 @@ impl Daemon {
         wanted: &Wanted,
         mut loaded: Loaded,
         is_new: bool,
+        choice: ModeChoice,
         books: &mut Books,
     ) -> Result<(Served, Vec<String>)> {
         let Wanted { name, interface } = wanted;
@@ -178,7 +195,7 @@ impl Daemon {
             books.clear(loaded.slot)?;
         }
         let program = loader::ingress(&mut loaded.object)?;
-        let (mode, warning) = attach(program, interface, self.config.mode, &self.pins)?;
+        let (mode, warning) = attach(program, interface, choice, &self.pins)?;
         let program = program.info()?.id();
         let ways = self.overrides.egress_ways.as_deref().unwrap_or(&EgressWay::ALL);
         let egress = attach_egress(loader::egress(&mut loaded.object)?, interface, ways, &self.pins);
@@ -188,7 +205,8 @@ impl Daemon {
         let since_ms = if since == 0 { clock::wall_ms() } else { since };
         books.records.set(loaded.slot, record(wanted, mode, self.config.dry_run, since_ms), 0)?;
         let (index, current_name) = (interface.index, interface.name.clone());
-        Ok((Served { name: name.clone(), mode, index, current_name, program, loaded }, warnings))
+        let watched = Watched::new(false);
+        Ok((Served { name: name.clone(), mode, index, current_name, program, loaded, watched }, warnings))
     }
 
     /// Takes programs off again that were attached in vain.
@@ -202,6 +220,9 @@ impl Daemon {
 
     /// Brings what is filtered up to date with the interfaces that there are now.
     pub(super) async fn follow_interfaces(&mut self) {
+        if self.confirmation.is_missed() {
+            return;
+        }
         let present = match self.netlink.interfaces().await {
             Ok(present) => present,
             Err(error) => return log::warn!("{error:#}"),
@@ -277,7 +298,7 @@ impl Daemon {
                 (self.load(&wanted.interface, slot, &maps)?, is_new)
             }
         };
-        self.put_on(wanted, loaded, is_new, &mut books)
+        self.put_on(wanted, loaded, is_new, self.config.mode, &mut books)
     }
 
     /// The slot of an interface that is taken on: the one that it had, or else a free one.
@@ -295,6 +316,7 @@ impl Daemon {
         if let Err(error) = self.pins.detach(index) {
             log::error!("interface {index}: {error:#}");
         }
+        self.blind.remove(&name);
         let kind = if is_there { "detached" } else { "gone" };
         self.say_of_interface(&name, kind, &format!("index={index}"));
         self.spare.insert(name, loaded);
@@ -317,25 +339,22 @@ impl Daemon {
         }
     }
 
-    /// Says what became of an interface: the line in the log, and the event.
-    fn say_of_interface(&self, name: &str, kind: &'static str, details: &str) {
-        let level = if kind == "attached" { Level::Info } else { Level::Warn };
-        let event = Said::new("interface").interface(name).kind(kind).reason(details).dry_run(self.config.dry_run);
-        self.say(event, level, format_args!("interface {name} kind={kind} {details}"));
-    }
-
     /// Does not filter an interface any more, by command.
-    pub(super) fn abandon(&mut self, name: &str) -> Result<()> {
-        forget_interface(&self.pins, name)?;
+    pub(super) fn abandon(&mut self, name: &str) -> Result<Vec<Offload>> {
+        let offloads = forget_interface(&self.pins, name)?;
         self.wanted.retain(|wanted| wanted != name);
         self.served.retain(|served| served.name != name);
         self.spare.remove(name);
         self.unserved.remove(name);
-        Ok(())
+        self.blind.remove(name);
+        Ok(offloads)
     }
 
     /// The configured interfaces that are not there.
     pub(super) fn missing(&self) -> Vec<&str> {
+        if self.confirmation.is_missed() {
+            return Vec::new();
+        }
         let is_served = |name: &str| self.served.iter().any(|served| served.name == name);
         let names = self.wanted.iter().map(String::as_str);
         names.filter(|name| !is_served(name) && !self.unserved.contains_key(*name)).collect()
@@ -413,6 +432,7 @@ pub(crate) fn settings(config: &Config, link: Link, slot: u32) -> Settings {
         scope_all: config.block_scope == BlockScope::All,
         closed: config.policy == Policy::Closed,
         dry_run: config.dry_run,
+        trial: false,
         inspects: Inspects { ipv6: config.inspect.ipv6, tags: config.inspect.tags },
         link,
         slot,
@@ -465,6 +485,10 @@ mod tests {
             mtu: 1500,
             rx_queues: 1,
             xdp: is_attached.then_some(AttachedXdp { id: 9, native: true }),
+            controller: None,
+            beneath: None,
+            carrier_changes: 0,
+            rx_packets: 0,
         }
     }
 

@@ -26,7 +26,8 @@ use serde_json::{Value, json};
 use sip_xdp_common::abi::layout::{Event, EventKind};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
@@ -34,6 +35,7 @@ use crate::api::control::{self, Call};
 use crate::api::event_stream::Hub;
 use crate::config::Config;
 use crate::dataplane::attach::tcx::EgressWay;
+use crate::dataplane::attach::trial::{DetachOnPanic, Trial};
 use crate::dataplane::attach::xdp::ModeChoice;
 use crate::dataplane::netlink::{LinkChanges, Netlink};
 use crate::dataplane::pins::{Lock, Pins};
@@ -53,7 +55,7 @@ use crate::sys::paths::Paths;
 use crate::sys::privileges;
 
 use confirm::Confirmation;
-use interfaces::{Loaded, Served};
+use interfaces::{Blindness, Loaded, Served};
 use verdicts::{Notes, Offence};
 
 /// How often expired entries are taken out and the store is told of changes.
@@ -90,8 +92,10 @@ pub struct Overrides {
     pub mode: Option<ModeChoice>,
     /// `--dry-run`.
     pub dry_run: bool,
-    /// `--confirm`: go back to a dry run after so long, unless somebody confirms.
+    /// `--confirm`: detach after so long, unless somebody confirms.
     pub confirm: Option<Duration>,
+    /// For tests: native programs count as having seen nothing.
+    pub blind: bool,
     /// The ways to try to read our responses, if not all: for tests, on a kernel that has all of them.
     pub egress_ways: Option<Vec<EgressWay>>,
 }
@@ -130,6 +134,7 @@ struct Daemon {
     hosts_error: Option<String>,
     hosts_save_error: Option<String>,
     confirmation: Confirmation,
+    trial: Trial,
     step_back_failed: bool,
     /// The interfaces that are to be filtered, by their configured names.
     wanted: Vec<String>,
@@ -139,6 +144,8 @@ struct Daemon {
     spare: HashMap<String, Loaded>,
     /// Why an interface that is there is not filtered.
     unserved: BTreeMap<String, String>,
+    /// Interfaces whose native program sees, or saw, nothing.
+    blind: BTreeMap<String, Blindness>,
     /// What an operator should know, said in `status`.
     warnings: Vec<String>,
     /// The same about how the programs are attached.
@@ -179,10 +186,45 @@ fn save(store: &Store, lists: &mut Lists) {
 /// Runs the daemon until it is told to stop, by signal or by `unload`. `ready` is called once when it enforces.
 pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -> Result<()> {
     // Before anybody looks at the interfaces, so that no change is missed.
-    let mut links = LinkChanges::listen()?;
+    let links = LinkChanges::listen()?;
+    // Before anything is attached: from then on every way out leads through `leave`.
+    let signals = Signals::listen()?;
     // Before there are other threads, which inherit it.
     privileges::end_gaining();
+    let _guard = DetachOnPanic(Pins::new(&paths.pin_dir));
     let (mut daemon, events, listener) = Daemon::start(paths, overrides).await?;
+    let outcome = watch_over(&mut daemon, events, &listener, links, signals, ready).await;
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    daemon.leave(outcome.is_ok()).await;
+    outcome
+}
+
+/// The signals that the daemon listens to.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+}
+
+/// The daemon's loop.
+async fn watch_over(
+    daemon: &mut Daemon,
+    events: RingBuf<MapData>,
+    listener: &UnixListener,
+    mut links: LinkChanges,
+    mut signals: Signals,
+    ready: impl FnOnce(&str),
+) -> Result<()> {
     // SAFETY: the ring owns its map's descriptor for as long as it lives, and always returns that one.
     let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };
     let mut events = events.context("the event ring cannot be watched")?;
@@ -191,9 +233,6 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
     daemon.metrics.configure(&daemon.config.metrics);
     // Everything is attached.
     privileges::keep(privileges::FILTER);
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ticks = 0_u64;
@@ -231,35 +270,33 @@ pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -
             changed = links.changed() => {
                 changed?;
                 daemon.follow_interfaces().await;
+                daemon.watch_links().await;
             }
             Some(update) = answers.recv() => daemon.host_answered(update),
             Some(update) = feeds.recv() => daemon.feed_said(update),
+            () = confirmation_due(daemon.confirmation.remaining()) => daemon.check_confirmation(clock::now()),
             _ = tick.tick() => {
                 ticks += 1;
                 daemon.tick(ticks).await;
             }
-            _ = hangup.recv() => match daemon.reload().await {
+            _ = signals.hangup.recv() => match daemon.reload().await {
                 Ok(_) => log::info!("configuration reloaded"),
                 Err(error) => log::error!("the configuration was not reloaded, the running one stays in force: {error:#}"),
             },
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break,
         }
     }
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    let ended = daemon.ended;
-    if !ended {
-        daemon.step_back().await;
-    }
-    let dry_run = daemon.config.dry_run;
-    daemon.stop();
-    // Answers that are still on their way.
-    sleep(Duration::from_millis(50)).await;
-    if !ended {
-        let on = if dry_run { "in a dry run" } else { "enforcing" };
-        log::info!("stopped; the filter goes on {on}, `sip-xdp unload` takes it off");
-    }
     Ok(())
+}
+
+/// Waits until a trial is over, or for ever without one.
+async fn confirmation_due(remaining: Option<Duration>) {
+    match remaining {
+        // A failure to detach is tried again with the next tick.
+        Some(remaining) => sleep(remaining.max(Duration::from_millis(1))).await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Daemon {
@@ -268,6 +305,9 @@ impl Daemon {
         let mut interfaces: Vec<_> = self.served.iter().map(|s| format!("{} ({})", s.name, s.mode)).collect();
         interfaces.extend(self.missing().into_iter().map(|name| format!("{name} (as soon as it is there)")));
         let ports: Vec<_> = self.config.ports.iter().map(ToString::to_string).collect();
+        if self.confirmation.is_missed() {
+            return format!("detached, nothing is filtered on {}{}", self.wanted.join(", "), self.confirmation.note());
+        }
         let verb = if self.config.dry_run { "dry run, nothing is dropped," } else { "enforcing" };
         format!("{verb} on {}, ports {}{}", interfaces.join(", "), ports.join(" "), self.confirmation.note())
     }
@@ -295,11 +335,12 @@ impl Daemon {
         self.tap.fill(self.hub.wants_packets());
         let now = clock::now();
         self.follow_the_wall_clock();
-        self.check_confirmation(now).await;
+        self.check_confirmation(now);
         // The kernel says nothing when somebody takes a program off.
         if self.served.len() < self.wanted.len() || ticks.is_multiple_of(SURROUNDINGS_TICKS) {
             self.follow_interfaces().await;
         }
+        self.watch_links().await;
         self.expire_hosts(now);
         self.court().tick();
         if let Err(error) = self.lists.tidy(now) {
@@ -364,13 +405,37 @@ impl Daemon {
         }
     }
 
-    /// Leaves the filter as it is and lets go of the instance.
-    fn stop(mut self) {
+    /// Leaves the filter as it is, unless it waits in vain to be confirmed, and lets go of the instance.
+    /// A trial that ends in an orderly way is over; after one that ended in an error the next daemon
+    /// stays detached until somebody confirms.
+    async fn leave(mut self, is_orderly: bool) {
+        let (ended, dry_run) = (self.ended, self.config.dry_run);
+        if !ended {
+            self.step_back();
+        }
+        let is_detached = self.confirmation.is_missed();
+        if !ended
+            && is_detached
+            && is_orderly
+            && let Err(error) = self.trial.set(None)
+        {
+            log::error!("{error:#}");
+        }
         self.remember_evidence();
         self.save_now();
         self.save_hosts(true);
         let _ = std::fs::remove_file(self.paths.socket());
         drop(self.lock.take());
+        // Answers that are still on their way.
+        sleep(Duration::from_millis(50)).await;
+        match (ended, is_detached) {
+            (true, _) => {}
+            (false, true) => log::info!("stopped; nothing is filtered, since nobody confirmed"),
+            (false, false) => {
+                let on = if dry_run { "in a dry run" } else { "enforcing" };
+                log::info!("stopped; the filter goes on {on}, `sip-xdp unload` takes it off");
+            }
+        }
     }
 
     /// What `status` shows of the daemon.
@@ -378,6 +443,7 @@ impl Daemon {
         let mut warnings = self.warnings.clone();
         warnings.extend(self.attach_warnings.iter().cloned());
         warnings.extend(self.interface_warnings());
+        warnings.extend(self.blind_warnings());
         warnings.extend(self.store.trouble());
         if self.detector.registrar_is_failing(clock::now()) {
             warnings
@@ -409,6 +475,7 @@ impl Daemon {
             "crowdsec": self.outlets.crowdsec_status(),
             "confirm": self.confirmation.status(),
             "missing": self.missing(),
+            "blind": self.blind_status(),
             "metrics": self.metrics.status(),
             "warnings": warnings,
         })

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{Map, MapData, RingBuf};
@@ -17,10 +18,11 @@ use tokio::net::UnixListener;
 
 use super::confirm::Confirmation;
 use super::events::Event as Said;
-use super::interfaces::settings;
+use super::interfaces::{Resolved, settings};
 use super::{Daemon, Overrides};
 use crate::api::control;
 use crate::config::{Config, Policy};
+use crate::dataplane::attach::trial::{self, Trial};
 use crate::dataplane::loader;
 use crate::dataplane::netlink::Netlink;
 use crate::dataplane::pins;
@@ -45,7 +47,8 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 impl Daemon {
     /// Starts: adopts what is pinned, or begins anew with what is on disk. A start that fails leaves what was there.
     pub(super) async fn start(paths: Paths, overrides: Overrides) -> Result<(Self, RingBuf<MapData>, UnixListener)> {
-        let config = overrides.read(&paths)?;
+        let pins = Pins::new(&paths.pin_dir);
+        let config = overrides.read(&paths).inspect_err(|_| end_lapsed_trial(&pins))?;
         if overrides.confirm.is_some() && config.dry_run {
             bail!(
                 "--confirm has nothing to confirm in a dry run, which {} asks for; take dry_run out of it",
@@ -57,7 +60,6 @@ impl Daemon {
         for finding in platform.limitations() {
             log::info!("{}; {}", finding.detail, finding.remedy);
         }
-        let pins = Pins::new(&paths.pin_dir);
         let lock = pins.prepare()?;
         let started = Self::bring_up(paths, overrides, config, pins.clone(), lock).await;
         if started.is_err()
@@ -82,6 +84,14 @@ impl Daemon {
         }
         let netlink = Netlink::connect()?;
         let surroundings = netlink.surroundings().await?;
+
+        // Before anything else can fail: a trial whose daemon died may have broken this host's traffic.
+        let earlier = trial::pinned_deadline(&pins);
+        let confirmation = Confirmation::at_start(earlier, overrides.confirm, clock::now());
+        if confirmation.is_missed() {
+            log::warn!("unconfirmed detached=true reason=\"the daemon of the trial died before its end\"");
+            trial::detach_all(&pins);
+        }
 
         // The tables: those that are pinned, or new ones beside them.
         pins::remove_directory(&pins.new_maps())?;
@@ -134,12 +144,14 @@ impl Daemon {
             admitted_hosts: Default::default(),
             hosts_error: None,
             hosts_save_error: None,
-            confirmation: Confirmation::default(),
+            confirmation,
+            trial: Trial::open(&maps)?,
             step_back_failed: false,
             wanted: Vec::new(),
             served: Vec::new(),
             spare: HashMap::new(),
             unserved: BTreeMap::new(),
+            blind: BTreeMap::new(),
             store,
             hub: Default::default(),
             tap: Tap::open(open)?,
@@ -174,23 +186,37 @@ impl Daemon {
         daemon.prepare_lists()?;
         // Before anything is attached: a daemon that nobody can talk to must not leave a filter behind.
         let listener = control::listen(&daemon.paths.socket())?;
-        daemon.serve(&interfaces, &maps)?;
-        if adopts {
-            daemon.pins.remove_other_versions()?;
-        } else {
-            daemon.pins.promote_new_maps()?;
+        if let Err(error) = daemon.put_in_force(&interfaces, &maps, adopts) {
+            daemon.step_back();
+            return Err(error);
         }
         // What the kernel has is the truth; from here on the store is told what changes.
         daemon.store.record(daemon.lists.all_entries());
-        daemon.confirmation = Confirmation::new(daemon.overrides.confirm);
         daemon.outlets.configure(&daemon.config, &daemon.hub);
         Ok((daemon, events, listener))
     }
 
+    /// Attaches the programs to tables that are complete, and lets the tables before them go.
+    fn put_in_force(&mut self, interfaces: &Resolved, maps: &Path, adopts: bool) -> Result<()> {
+        // The programs must find it: nobody may come to think that what they see is for good.
+        self.trial.set(self.confirmation.deadline())?;
+        self.serve(interfaces, maps)?;
+        if adopts {
+            self.pins.remove_other_versions()?;
+        } else {
+            self.pins.promote_new_maps()?;
+        }
+        // Who waits for a new trial has all of the time from now on.
+        if let Confirmation::Awaited { within, .. } = self.confirmation {
+            self.confirmation = Confirmation::new(Some(within));
+            self.trial.set(self.confirmation.deadline())?;
+        }
+        Ok(())
+    }
+
     /// Reads the configuration again and applies it. On an error the running one stays in force.
     pub(super) async fn reload(&mut self) -> Result<Value> {
-        let mut config = self.overrides.read(&self.paths)?;
-        config.dry_run |= self.confirmation.is_missed();
+        let config = self.overrides.read(&self.paths)?;
         if config.capacity != self.config.capacity {
             bail!("capacity cannot change while it runs; restart the daemon (the filter goes on meanwhile)");
         }
@@ -280,6 +306,15 @@ fn carried_over(pins: &Pins, misfit: Option<&str>) -> Option<Vec<(List, Entry)>>
             log::warn!("the old tables cannot be read ({error:#}); the entries come from disk");
             None
         }
+    }
+}
+
+/// Takes a trial off whose daemon died and whose time is over, though this start comes to nothing.
+fn end_lapsed_trial(pins: &Pins) {
+    let is_over = trial::pinned_deadline(pins).is_some_and(|deadline| deadline <= clock::now());
+    // Without the lock there is a daemon, which sees to it.
+    if is_over && let Ok(_lock) = pins.lock() {
+        trial::detach_all(pins);
     }
 }
 

@@ -16,7 +16,9 @@ use sip_xdp_common::lookup::networks::Kind;
 use sip_xdp_common::pipeline::egress::Answer;
 use sip_xdp_common::verdict::{Message, Reason, Verdict};
 
+use crate::dataplane::attach::offloads::Offload;
 use crate::dataplane::attach::tcx::{self, EgressWay};
+use crate::dataplane::attach::trial;
 use crate::dataplane::attach::xdp::Mode;
 use crate::dataplane::netlink::Interface;
 use crate::dataplane::pins::Pins;
@@ -157,6 +159,9 @@ pub struct FilteredInterface {
     pub dry_run: bool,
     /// Whether our program is on it right now.
     pub attached: bool,
+    /// Whether it drops nothing, since nobody confirmed in time (`run --confirm`) and the daemon that
+    /// should have detached it died.
+    pub trial_over: bool,
     /// How our responses are read there, if they are.
     pub egress: Option<EgressWay>,
 }
@@ -168,6 +173,10 @@ impl FilteredInterface {
         match &self.current_name {
             None => Some(format!("{name} is gone; the daemon filters it again as soon as it is back")),
             Some(_) if !self.attached => Some(format!("{name} is not filtered any more: the program was taken off")),
+            Some(_) if self.trial_over => Some(format!(
+                "{name} drops nothing: nobody confirmed in time; should its daemon have died, `sip-xdp unload` takes it \
+                 off, and so does the next start"
+            )),
             Some(now) if now != name => Some(format!(
                 "{name} is called {now} now; it is filtered until another interface is called {name}: write {now} into the \
                  configuration and run `sip-xdp reload`"
@@ -212,6 +221,14 @@ pub fn packets(pins: &Pins) -> Result<Vec<InterfaceStats>> {
         });
     }
     Ok(interfaces)
+}
+
+/// How many packets the program in a slot has seen since it counts.
+pub(crate) fn seen(pins: &Pins, slot: u32) -> Result<u64> {
+    let counters: PerCpuArray<MapData, Counters> = pins.open(names::COUNTERS)?.try_into()?;
+    let per_cpu = counters.get(&slot, 0).context("the counters cannot be read")?;
+    let counted = per_cpu.iter().flat_map(|one| one.packets.iter().chain(&one.would_drop));
+    Ok(counted.fold(0_u64, |sum, packets| sum.wrapping_add(*packets)))
 }
 
 /// What found no room on its way to the daemon.
@@ -310,6 +327,7 @@ pub fn rows(pins: &Pins, list: List) -> Result<Vec<Row>> {
 
 /// The interfaces that the filter has a record of, held against those that there are.
 pub fn interfaces(pins: &Pins, present: &[Interface]) -> Result<Vec<FilteredInterface>> {
+    let trial_over = trial::pinned_deadline(pins).is_some_and(|deadline| deadline <= clock::now());
     let filtered = |record: &InterfaceRecord| {
         let ours = ProgramInfo::from_pin(pins.program(record.index)).ok().map(|program| program.id());
         let present = present.iter().find(|interface| interface.index == record.index);
@@ -322,25 +340,26 @@ pub fn interfaces(pins: &Pins, present: &[Interface]) -> Result<Vec<FilteredInte
             since: clock::from_ms(record.since_ms),
             dry_run: record.dry_run != 0,
             attached: ours.is_some() && on.map(|xdp| xdp.id) == ours,
+            trial_over,
             egress: present.and_then(|interface| tcx::way(interface, pins)),
         }
     };
     Ok(records(pins)?.iter().map(|(_, record)| filtered(record)).collect())
 }
 
-/// Detaches from one interface and forgets it.
-pub fn forget_interface(pins: &Pins, name: &str) -> Result<()> {
+/// Detaches from one interface and forgets it. Returns the offloads that had been switched off for it.
+pub fn forget_interface(pins: &Pins, name: &str) -> Result<Vec<Offload>> {
     let ours = records(pins)?.into_iter().filter(|(_, record)| name_of(record) == name);
-    let mut slots = Vec::new();
+    let (mut slots, mut offloads) = (Vec::new(), Vec::new());
     for (slot, record) in ours {
-        pins.detach(record.index)?;
+        offloads.extend(pins.detach(record.index)?);
         slots.push(slot);
     }
     let mut map: Array<MapData, InterfaceRecord> = pins.open(names::INTERFACES)?.try_into()?;
     for slot in slots {
         map.set(slot, InterfaceRecord::zeroed(), 0)?;
     }
-    Ok(())
+    Ok(offloads)
 }
 
 /// Sums our responses over the CPUs.

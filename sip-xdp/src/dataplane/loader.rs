@@ -9,8 +9,8 @@ use aya::programs::{ProgramInfo, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use serde::Serialize;
 use sip_xdp_common::abi::layout::{
-    ASKED, CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, FLOWS, InterfaceRecord,
-    LedgerKey, LedgerRow, MAX_INTERFACES, Responses,
+    ASKED, CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, ENFORCE, ENFORCE_UNTIL, EVENTS_BYTES,
+    FLOWS, InterfaceRecord, LedgerKey, LedgerRow, MAX_INTERFACES, Responses, SPARE_ALL,
 };
 use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::{Source, mask};
@@ -67,6 +67,8 @@ pub struct Settings {
     pub closed: bool,
     /// Count, but drop nothing.
     pub dry_run: bool,
+    /// Drop until the deadline in the `CLOCK` map only (`run --confirm`); not in a dry run.
+    pub trial: bool,
     /// Which headers are looked behind.
     pub inspects: Inspects,
     /// How frames start on the interface.
@@ -202,6 +204,11 @@ pub fn trial(settings: &Settings) -> Result<Trial> {
 pub fn globals(settings: &Settings, hashing: &Hashing) -> [(&'static str, Vec<u8>); names::GLOBALS.len()] {
     let (high, low) = mask(settings.ipv6_prefix);
     let flag = |is: bool| vec![u8::from(is)];
+    let dry_run = match (settings.dry_run, settings.trial) {
+        (true, _) => SPARE_ALL,
+        (false, true) => ENFORCE_UNTIL,
+        (false, false) => ENFORCE,
+    };
     [
         (names::PORTS, bytemuck::cast_slice(settings.ports.0.as_slice()).to_vec()),
         (names::LIMITS, bytemuck::bytes_of(&settings.limits).to_vec()),
@@ -212,7 +219,7 @@ pub fn globals(settings: &Settings, hashing: &Hashing) -> [(&'static str, Vec<u8
         (names::SLOT, bytemuck::bytes_of(&settings.slot).to_vec()),
         (names::LINK, vec![settings.link as u8]),
         (names::SCOPE_ALL, flag(settings.scope_all)),
-        (names::DRY_RUN, flag(settings.dry_run)),
+        (names::DRY_RUN, vec![dry_run]),
         (names::CLOCK_FROM_MAP, flag(settings.clock_from_map)),
         (names::IPV6, flag(settings.inspects.ipv6)),
         (names::TAGS, flag(settings.inspects.tags)),

@@ -5,11 +5,13 @@
 //! - [`probe`] finds out what this kernel can do; [`refusal`] says why it did not take a program;
 //!   [`rcu`] waits for running programs.
 //! - [`tables`] are the maps that the programs read, in memory that [`mmap`] shares with the kernel.
+//! - [`ethtool`] asks and switches drivers, [`sight`] judges whether a program sees its packets.
 //! - [`counters`] reads what the programs counted; [`netlink`] asks the kernel about interfaces.
 
 pub mod attach;
 mod bpf;
 pub mod counters;
+pub(crate) mod ethtool;
 pub mod loader;
 pub mod mmap;
 pub mod netlink;
@@ -17,4 +19,5 @@ pub mod pins;
 pub mod probe;
 pub mod rcu;
 pub mod refusal;
+pub(crate) mod sight;
 pub mod tables;

@@ -40,6 +40,14 @@ pub struct Interface {
     pub rx_queues: u32,
     /// The XDP program on it.
     pub xdp: Option<AttachedXdp>,
+    /// The index of the bond or bridge that it is a member of.
+    pub controller: Option<u32>,
+    /// The index of the interface beneath it, as a VLAN has one.
+    pub beneath: Option<u32>,
+    /// How often its carrier came or went.
+    pub carrier_changes: u32,
+    /// How many packets it has taken in.
+    pub rx_packets: u64,
 }
 
 /// An XDP program on an interface.
@@ -81,6 +89,15 @@ impl Netlink {
         let links: Vec<LinkMessage> =
             self.handle.link().get().execute().try_collect().await.context("the interfaces cannot be listed")?;
         Ok(links.iter().map(interface).collect())
+    }
+
+    /// One interface; `None` if it is gone.
+    pub async fn interface(&self, index: u32) -> Result<Option<Interface>> {
+        match self.handle.link().get().match_index(index).execute().try_next().await {
+            Ok(link) => Ok(link.as_ref().map(interface)),
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("interface {index} cannot be asked about")),
+        }
     }
 
     /// The host's addresses, each with the index of its interface.
@@ -202,6 +219,7 @@ impl LinkChanges {
 
 fn interface(message: &LinkMessage) -> Interface {
     let (mut name, mut kind, mut mtu, mut rx_queues, mut xdp) = (String::new(), None, 0, 1, None);
+    let (mut controller, mut beneath, mut carrier_changes, mut rx_packets) = (None, None, 0, 0);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(ifname) => name.clone_from(ifname),
@@ -209,6 +227,10 @@ fn interface(message: &LinkMessage) -> Interface {
             LinkAttribute::NumRxQueues(count) => rx_queues = *count,
             LinkAttribute::LinkInfo(infos) => kind = kind_of(infos),
             LinkAttribute::Xdp(attributes) => xdp = attached(attributes),
+            LinkAttribute::Controller(index) => controller = Some(*index),
+            LinkAttribute::Link(index) => beneath = Some(*index),
+            LinkAttribute::CarrierChanges(count) => carrier_changes = *count,
+            LinkAttribute::Stats64(stats) => rx_packets = stats.rx_packets,
             _ => {}
         }
     }
@@ -220,7 +242,21 @@ fn interface(message: &LinkMessage) -> Interface {
     };
     let link_type = message.header.link_layer_type.into();
     let up = message.header.flags.contains(LinkFlags::Up);
-    Interface { index: message.header.index, name, link, link_type, kind, up, mtu, rx_queues, xdp }
+    Interface {
+        index: message.header.index,
+        name,
+        link,
+        link_type,
+        kind,
+        up,
+        mtu,
+        rx_queues,
+        xdp,
+        controller,
+        beneath,
+        carrier_changes,
+        rx_packets,
+    }
 }
 
 fn kind_of(infos: &[LinkInfo]) -> Option<String> {

@@ -8,6 +8,8 @@
 //! PIN_DIR/clsact/INDEX      a directory: our filter is on that interface's clsact qdisc, where there are no such links
 //! PIN_DIR/clsact/INDEX/qdisc   the same: that qdisc is ours, too
 //! PIN_DIR/programs/INDEX    the ingress program itself, for people with bpftool
+//! PIN_DIR/offloads/INDEX/DEVICE/NAME   a directory: attaching to the first interface switched that
+//!                                      offload of the second one (the same, or one beneath) off
 //! ```
 //!
 //! Names are interface indices, since bpffs takes no dots and VLAN interfaces have them.
@@ -23,6 +25,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{FsType, statfs};
 use sip_xdp_common::abi::layout::LAYOUT_VERSION;
 
+use crate::dataplane::attach::offloads::{self, Offload};
 use crate::dataplane::attach::tcx::detach_filter;
 use crate::dataplane::attach::xdp::innermost;
 
@@ -205,34 +208,72 @@ impl Pins {
         remove_directory(&self.clsact(index))
     }
 
+    /// Notes that attaching to an interface has switched an offload of a device off.
+    pub(crate) fn note_offload(&self, index: u32, device: u32, name: &str) -> Result<()> {
+        let note = self.offloads(index).join(device.to_string()).join(name);
+        fs::create_dir_all(&note).with_context(|| format!("{} cannot be made", note.display()))
+    }
+
+    /// The offloads that attaching to an interface has switched off, by device.
+    pub(crate) fn noted_offloads(&self, index: u32) -> Vec<(u32, String)> {
+        let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().collect::<Vec<_>>();
+        let devices = entries(&self.offloads(index)).into_iter().filter_map(|device| {
+            let index: u32 = device.file_name().to_str()?.parse().ok()?;
+            Some((index, entries(&device.path())))
+        });
+        let mut noted: Vec<_> = devices
+            .flat_map(|(device, names)| {
+                names.into_iter().filter_map(move |name| Some((device, name.file_name().into_string().ok()?)))
+            })
+            .collect();
+        noted.sort_unstable();
+        noted
+    }
+
+    /// Forgets the offloads that are noted of an interface.
+    pub(crate) fn forget_offloads(&self, index: u32) -> Result<()> {
+        remove_directory(&self.offloads(index))
+    }
+
+    fn offloads(&self, index: u32) -> PathBuf {
+        self.root.join("offloads").join(index.to_string())
+    }
+
     /// Takes the egress link of an interface away, which detaches its program.
     pub(crate) fn remove_egress_link(&self, index: u32) -> Result<()> {
         remove_file(&self.egress_link(index))
     }
 
-    /// Takes the links and the program of an interface away, which detaches the programs, and the egress filter.
-    pub fn detach(&self, index: u32) -> Result<()> {
+    /// Takes the links and the program of an interface away, which detaches the programs, and the egress
+    /// filter. Returns the offloads that had been switched off for it.
+    pub fn detach(&self, index: u32) -> Result<Vec<Offload>> {
         remove_file(&self.link(index))?;
         self.remove_egress_link(index)?;
         detach_filter(index, self)?;
-        remove_file(&self.program(index))
+        remove_file(&self.program(index))?;
+        offloads::put_back(self, index)
     }
 
     /// Takes away what a start that failed has left: new tables, and the directories if nothing else is in them.
     pub fn clean_up_start(&self) -> Result<()> {
         if self.linked().is_empty() && !self.is_loaded() {
-            return self.remove_all();
+            return self.remove_all().map(drop);
         }
         remove_directory(&self.new_maps())
     }
 
-    /// Takes everything away.
-    pub fn remove_all(&self) -> Result<()> {
+    /// Takes everything away. Returns the offloads that had been switched off.
+    pub fn remove_all(&self) -> Result<Vec<Offload>> {
         remove_directory(&self.root.join("links"))?;
+        let mut offloads = Vec::new();
+        for index in self.indices("offloads") {
+            offloads.extend(offloads::put_back(self, index)?);
+        }
         for index in self.indices("clsact") {
             detach_filter(index, self)?;
         }
-        remove_directory(&self.root)
+        remove_directory(&self.root)?;
+        Ok(offloads)
     }
 }
 

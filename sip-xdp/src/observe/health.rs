@@ -28,8 +28,14 @@ impl Health<'_> {
     pub fn is_enforcing(&self) -> bool {
         // A configured interface that the filter has never been on has no record.
         let missing = self.daemon.and_then(|daemon| daemon["missing"].as_array());
-        let is_complete = missing.is_none_or(Vec::is_empty) && !self.interfaces.is_empty();
-        is_complete && self.interfaces.iter().all(|one| one.attached && !one.dry_run)
+        let is_complete = missing.is_none_or(Vec::is_empty) && !self.interfaces.is_empty() && !self.is_blind();
+        is_complete && self.interfaces.iter().all(|one| one.attached && !one.dry_run && !one.trial_over)
+    }
+
+    /// Whether a program sees nothing and nothing was done about it.
+    fn is_blind(&self) -> bool {
+        let blind = self.daemon.and_then(|daemon| daemon["blind"].as_array());
+        blind.into_iter().flatten().any(|one| one["action"].is_null())
     }
 
     /// What an operator should know, the daemon's own warnings last.
@@ -49,7 +55,11 @@ impl Health<'_> {
             warnings
                 .push("no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp run`".into());
         }
-        warnings.extend(self.interfaces.iter().filter_map(FilteredInterface::trouble));
+        // Where nobody confirmed, the daemon says it, once for all interfaces.
+        let is_detached = self.daemon.is_some_and(|daemon| daemon["confirm"]["detached"] == true);
+        let explained = |one: &&FilteredInterface| is_detached && !one.attached;
+        let others = self.interfaces.iter().filter(|one| !explained(one));
+        warnings.extend(others.filter_map(FilteredInterface::trouble));
         if self.is_storm {
             warnings
                 .push("a storm: more new sources than can be real; strangers share one budget until it is over".into());
@@ -83,6 +93,7 @@ mod tests {
             since: counters::now(),
             dry_run,
             attached,
+            trial_over: false,
             egress: None,
         }
     }
@@ -103,10 +114,30 @@ mod tests {
         assert!(health.is_enforcing() && health.warnings().is_empty(), "{:?}", health.warnings());
         assert!(Health { daemon: None, ..health }.is_enforcing(), "the kernel goes on");
         assert!(!Health { daemon: Some(&incomplete), ..health }.is_enforcing(), "one is missing");
-        for interfaces in [&[][..], &[interface(false, false)], &[interface(true, true)]] {
+        let blind = |action: Value| json!({ "blind": [{ "interface": "eth0", "action": action }] });
+        assert!(!Health { daemon: Some(&blind(Value::Null)), ..health }.is_enforcing(), "one is blind");
+        assert!(Health { daemon: Some(&blind("generic".into())), ..health }.is_enforcing(), "generic took over");
+        let lapsed = FilteredInterface { trial_over: true, ..interface(true, false) };
+        for interfaces in [&[][..], &[interface(false, false)], &[interface(true, true)], &[lapsed]] {
             let health = Health { interfaces, ..health };
             assert!(!health.is_enforcing() && health.warnings().len() == 1, "{health:?}");
         }
+    }
+
+    #[test]
+    fn what_nobody_confirmed_is_said_once() {
+        let warning = "it was detached at noon, since nobody confirmed";
+        let daemon = json!({ "missing": [], "warnings": [warning], "confirm": { "detached": true } });
+        let blocklist = Occupancy { ipv4: 0, ipv6: 0, capacity: 100 };
+        let health = Health {
+            interfaces: &[interface(false, false)],
+            blocklist: Some(&blocklist),
+            is_storm: false,
+            daemon: Some(&daemon),
+            trouble: None,
+        };
+        assert!(!health.is_enforcing());
+        assert_eq!(health.warnings(), [warning]);
     }
 
     #[test]

@@ -21,10 +21,21 @@ use tokio::sync::oneshot;
 const READY: Duration = Duration::from_secs(30);
 const SOON: Duration = Duration::from_secs(5);
 
-/// Runs a daemon that has no tcx while `action` lasts. Then it ends as if it was killed, unless it has ended before.
+/// Runs a daemon that has no tcx while `action` lasts.
 fn without_tcx<T>(lab: &Lab, filter: &Filter<'_>, action: impl FnOnce() -> Result<T>) -> Result<T> {
-    let paths = paths(filter)?;
     let overrides = Overrides { egress_ways: Some(vec![EgressWay::Clsact]), ..Overrides::default() };
+    with_daemon(lab, filter, overrides, action)
+}
+
+/// Runs a daemon inside the test while `action` lasts. Then it ends as if it was killed, unless it has
+/// ended before.
+pub(crate) fn with_daemon<T>(
+    lab: &Lab,
+    filter: &Filter<'_>,
+    overrides: Overrides,
+    action: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let paths = paths(filter)?;
     let (ready, is_ready) = mpsc::channel();
     let (stop, stopped) = oneshot::channel::<()>();
     let run = move || {

@@ -1,6 +1,7 @@
 //! The whole product in network namespaces, against real tools. Needs root.
 
 mod allowing;
+mod attach;
 mod attacks;
 mod carriers;
 mod churn;

@@ -19,6 +19,7 @@ fn the_verifier_accepts_it_with_room() {
         ("with block_scope all", Settings { scope_all: true, ..settings() }),
         ("without Ethernet", Settings { link: Link::Ip, ..settings() }),
         ("with the policy closed", Settings { closed: true, ..settings() }),
+        ("in a trial", Settings { trial: true, clock_from_map: false, ..settings() }),
         ("in a dry run", Settings { dry_run: true, clock_from_map: false, ..settings() }),
     ] {
         let instructions = Kernel::new(&settings).verified_instructions();

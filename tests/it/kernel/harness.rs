@@ -9,7 +9,7 @@ use sip_xdp::dataplane::loader::{self, Capacity, Ports, Settings};
 use sip_xdp::dataplane::tables::ledger::Entry;
 use sip_xdp::dataplane::tables::meters::Sources;
 use sip_xdp::lists::Lists;
-use sip_xdp_common::abi::layout::{Counters, Event, List, Responses};
+use sip_xdp_common::abi::layout::{CLOCK_DEADLINE, CLOCK_TIME, Counters, Event, List, Responses};
 use sip_xdp_common::abi::names;
 use sip_xdp_common::limits::gcra::{Limit, Limits, Pace};
 use sip_xdp_common::limits::storm::StormLimits;
@@ -53,6 +53,7 @@ pub(crate) fn settings() -> Settings {
         scope_all: false,
         closed: false,
         dry_run: false,
+        trial: false,
         inspects: Inspects::ALL,
         link: Link::Ethernet,
         slot: 0,
@@ -92,7 +93,12 @@ impl Kernel {
     }
 
     pub(crate) fn set_clock(&mut self, now: u64) {
-        self.clock.set(0, now, 0).unwrap();
+        self.clock.set(CLOCK_TIME, now, 0).unwrap();
+    }
+
+    /// Sets the end of a trial, 0 for none.
+    pub(crate) fn set_deadline(&mut self, deadline: u64) {
+        self.clock.set(CLOCK_DEADLINE, deadline, 0).unwrap();
     }
 
     /// Lists a network until `expires`.

@@ -19,3 +19,4 @@ mod model;
 mod samples;
 mod storm;
 mod table;
+mod trial;

@@ -10,6 +10,10 @@ use aya::programs::{ProgramError, ProgramInfo, Xdp, XdpMode, loaded_links, loade
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::{MODE_GENERIC, MODE_NATIVE};
 
+use super::driver_refusal::Refusal;
+use super::offloads::Snapshot;
+use super::{extack, offloads};
+use crate::dataplane::ethtool;
 use crate::dataplane::netlink::{AttachedXdp, Interface};
 use crate::dataplane::pins::Pins;
 
@@ -84,26 +88,32 @@ pub fn attach(
         return Ok((mode, None));
     }
     let name = &interface.name;
+    let before = Snapshot::take();
     let (mode, warning) = match choice {
         ModeChoice::Generic => (generic(program, interface, pins)?, None),
         ModeChoice::Native | ModeChoice::Auto => match attach_anew(program, interface, Mode::Native, pins) {
             Ok(()) => (Mode::Native, None),
             Err(error) if is_taken(&error) => return Err(error),
             Err(error) if choice == ModeChoice::Native => {
-                bail!(
-                    "{name} cannot run it in its driver ({error:#}); use --mode auto or generic, or update the driver"
-                )
+                let remedy = remedy(&error).map(|remedy| format!("; {remedy}")).unwrap_or_default();
+                bail!("{name} cannot run it in its driver ({error:#}){remedy}; or use --mode auto or generic")
             }
             Err(error) => {
                 generic(program, interface, pins)?;
+                let remedy = remedy(&error).map(|remedy| format!("; for native mode: {remedy}")).unwrap_or_default();
                 let warning = format!(
                     "{name}: the driver cannot run it ({error:#}); attached in generic mode, which protects as well \
-                     but costs several times the CPU per dropped packet"
+                     but costs several times the CPU per dropped packet{remedy}"
                 );
                 (Mode::Generic, Some(warning))
             }
         },
     };
+    match offloads::note(pins, interface.index, &before) {
+        Ok(None) => {}
+        Ok(Some(off)) => log::info!("{name}: attaching has switched off {off}; `sip-xdp unload` puts that back"),
+        Err(error) => log::error!("{name}: what attaching has switched off stays off: {error:#}"),
+    }
     pin_program(program, interface, pins)?;
     Ok((mode, warning))
 }
@@ -166,8 +176,8 @@ fn attach_anew(program: &mut Xdp, interface: &Interface, mode: Mode, pins: &Pins
         Err(error) => {
             return Err(match errno(&error) {
                 Some(libc::EBUSY | libc::EEXIST) => anyhow!(Taken(occupant(interface))),
-                Some(libc::EOPNOTSUPP) => anyhow!("not supported by the driver"),
-                _ => anyhow!("the kernel said: {}", cause(&error)),
+                _ if mode == Mode::Generic => anyhow!("the kernel said: {}", cause(&error)),
+                errno => anyhow!(Refused(refusal(program, interface, errno))),
             });
         }
     };
@@ -190,6 +200,30 @@ fn pin_program(program: &mut Xdp, interface: &Interface, pins: &Pins) -> Result<
         std::fs::remove_file(&path)?;
     }
     program.pin(&path).with_context(|| format!("{} cannot be pinned", path.display()))
+}
+
+/// The driver takes no program.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Refused(Refusal);
+
+/// What may explain that the driver took no program.
+fn refusal(program: &Xdp, interface: &Interface, errno: Option<i32>) -> Refusal {
+    let name = &interface.name;
+    let driver = interface.kind.clone().or_else(|| ethtool::driver(name).ok());
+    Refusal {
+        interface: name.clone(),
+        driver: driver.unwrap_or_default(),
+        errno,
+        text: extack::refusal(program, interface.index),
+        mtu: interface.mtu,
+        channels: ethtool::channels(name).ok().filter(|channels| channels.used > 0),
+    }
+}
+
+/// What to do about a refusal, if that is what it is.
+fn remedy(error: &anyhow::Error) -> Option<String> {
+    error.downcast_ref::<Refused>()?.0.remedy()
 }
 
 /// Another program sits on the interface.

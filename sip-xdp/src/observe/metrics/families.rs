@@ -56,6 +56,14 @@ fn build(text: &mut Text, overview: &Overview) {
     for one in &overview.interfaces {
         text.sample(&[("interface", &one.interface)], u8::from(one.dry_run));
     }
+    let help =
+        "1 if the driver took the program natively and shows it nothing, 0 if not, or if generic mode took over.";
+    text.family("sip_xdp_interface_blind", Gauge, help);
+    let blind = overview.daemon.as_ref().and_then(|daemon| daemon["blind"].as_array());
+    for one in &overview.interfaces {
+        let found = blind.into_iter().flatten().find(|blind| blind["interface"] == one.interface.as_str());
+        text.sample(&[("interface", &one.interface)], u8::from(found.is_some_and(|blind| blind["action"].is_null())));
+    }
     let count = overview.warnings.len();
     text.single("sip_xdp_warnings", Gauge, "Warnings that `sip-xdp status` shows.", count);
     let memory = overview.memory;

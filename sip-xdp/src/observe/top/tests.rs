@@ -54,6 +54,7 @@ fn attacked(second: u64) -> Overview {
         since: time,
         dry_run: false,
         attached: true,
+        trial_over: false,
         egress: None,
     };
     let stats = Stats {

@@ -3,14 +3,20 @@
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType, loaded_programs};
 use sip_xdp_common::abi::names;
 
-use super::device::{self, Channels, XdpFeatures};
-use super::{Check, Scene};
+use super::device::{self, XdpFeatures};
+use super::{Check, Scene, links};
 use crate::dataplane::attach::clsact;
+use crate::dataplane::attach::driver_refusal::ONE_BUFFER;
 use crate::dataplane::attach::xdp::Mode;
+use crate::dataplane::ethtool::{self, Channels, LRO};
 use crate::dataplane::netlink::Interface;
 
-/// Packets up to this fit into one buffer of one page, with what drivers keep free around them, in bytes.
-const ONE_BUFFER: u32 = 3_498;
+/// Drivers that need as many queues again for programs as packets arrive in (`ena_xdp_allowed`,
+/// `gve_verify_xdp_configuration`).
+const HALVING: &[&str] = &["ena", "gve"];
+
+/// Drivers that see to LRO themselves when a program is attached.
+const LRO_BY_ITSELF: &[&str] = &["vmxnet3"];
 
 /// All checks of these interfaces, and those of the routes.
 pub(super) fn all(scene: &Scene, wanted: &[String]) -> Vec<Check> {
@@ -28,7 +34,7 @@ pub(super) fn all(scene: &Scene, wanted: &[String]) -> Vec<Check> {
         let found = scene.present.iter().find(|interface| interface.name == *name);
         let found = found.or_else(|| scene.present.iter().find(|interface| Some(interface.index) == index));
         match found {
-            Some(interface) => checks.extend(one(scene, interface).into_iter().map(|check| check.on(name))),
+            Some(interface) => checks.extend(one(scene, interface, wanted).into_iter().map(|check| check.on(name))),
             None => {
                 let there: Vec<_> = scene.present.iter().map(|interface| interface.name.as_str()).collect();
                 let detail = format!("there is no interface {name}; there are: {}", there.join(", "));
@@ -39,27 +45,35 @@ pub(super) fn all(scene: &Scene, wanted: &[String]) -> Vec<Check> {
         }
     }
     checks.push(responses(scene, wanted));
+    checks.push(links::tunnels(scene, wanted));
     checks
 }
 
-fn one(scene: &Scene, interface: &Interface) -> Vec<Check> {
+fn one(scene: &Scene, interface: &Interface, wanted: &[String]) -> Vec<Check> {
     if interface.link.is_none() {
         let detail = format!("{} has link type {}, which cannot be read", interface.name, interface.link_type);
         let remedy = "filter on the interface beneath it; Ethernet, loopback, PPP, tun and WireGuard can be read";
         return vec![Check::fail("interface", detail, remedy)];
     }
     let name = &interface.name;
-    let kind = interface.kind.clone().or_else(|| device::driver(name).ok().filter(|driver| !driver.is_empty()));
+    let kind = interface.kind.clone().or_else(|| ethtool::driver(name).ok().filter(|driver| !driver.is_empty()));
     let kind = kind.unwrap_or_else(|| "no driver's name".to_owned());
     let filtered = scene.filtered.iter().find(|one| one.index == interface.index && one.attached);
     let mode = filtered.and_then(|filtered| filtered.mode);
     let features = device::xdp_features(interface.index);
+    let offered = ethtool::features_of(name).unwrap_or_default();
+    let has_lro = offered.on.contains(LRO) && interface.kind.is_none() && !LRO_BY_ITSELF.contains(&kind.as_str());
+    let merging = links::merging(name, mode, &offered);
+    let configured = filtered.map_or(name, |filtered| &filtered.interface);
     vec![
         is_up(interface),
         driver(&kind, mode, features),
         mtu(interface.mtu, mode, features),
-        queues(name, interface, device::channels(name).ok()),
-        offloads(name, device::lro(name).unwrap_or(false), device::gro(name).unwrap_or(false)),
+        queues(name, &kind, interface, ethtool::channels(name).ok()),
+        merging.unwrap_or_else(|| offloads(name, has_lro, offered.on.contains("rx-gro"))),
+        links::attaching(&kind, mode, features.map(|features| features.native), &offered),
+        links::topology(interface, &scene.present, wanted),
+        links::sight(configured, scene.daemon.as_ref()),
         programs(interface, filtered.is_some(), scene.is_root),
         traffic_control(interface),
     ]
@@ -123,7 +137,7 @@ fn mtu(mtu: u32, mode: Option<Mode>, features: Option<XdpFeatures>) -> Check {
     }
 }
 
-fn queues(name: &str, interface: &Interface, channels: Option<Channels>) -> Check {
+fn queues(name: &str, driver: &str, interface: &Interface, channels: Option<Channels>) -> Check {
     const CHECK: &str = "queues";
     let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
     // Virtual interfaces are called on whatever CPU sends to them.
@@ -131,7 +145,12 @@ fn queues(name: &str, interface: &Interface, channels: Option<Channels>) -> Chec
     else {
         return Check::ok(CHECK, format!("{} for packets that arrive", interface.rx_queues));
     };
-    let could = most.min(cpus);
+    let is_halving = HALVING.contains(&driver);
+    let could = if is_halving { (most / 2).clamp(1, cpus.max(1)) } else { most.min(cpus) };
+    if is_halving && used > (most / 2).max(1) {
+        let detail = format!("{used} of {most} queues are used, and {driver} runs programs natively with half of them");
+        return Check::warn(CHECK, detail, format!("ethtool -L {name} combined {could}"));
+    }
     if used < could {
         let detail = format!("{used} of {most} queues are used on {cpus} CPUs: under a flood the others idle");
         return Check::warn(CHECK, detail, format!("ethtool -L {name} combined {could} (or rx {could})"));
@@ -267,6 +286,34 @@ mod tests {
         ] {
             assert_eq!(mtu(bytes, mode, features).status, status, "{bytes} {mode:?} {features:?}");
         }
+    }
+
+    #[test]
+    fn drivers_that_need_queues_of_their_own() {
+        let interface = Interface {
+            index: 2,
+            name: "eth0".to_owned(),
+            link: None,
+            link_type: 1,
+            kind: None,
+            up: true,
+            mtu: 1_500,
+            rx_queues: 8,
+            xdp: None,
+            controller: None,
+            beneath: None,
+            carrier_changes: 0,
+            rx_packets: 0,
+        };
+        let judged = |driver, used, most| queues("eth0", driver, &interface, Some(Channels { used, most }));
+        for (driver, used, most) in [("ena", 8, 8), ("gve", 16, 16), ("ena", 2, 2)] {
+            let check = judged(driver, used, most);
+            assert!(check.status == Status::Warn && check.detail.contains("half"), "{check:?}");
+        }
+        assert_eq!(judged("ena", 1, 2).status, Status::Ok);
+        assert_eq!(judged("ena", 1, 1).status, Status::Ok);
+        let many = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
+        assert_eq!(judged("igb", many, many).status, Status::Ok);
     }
 
     #[test]

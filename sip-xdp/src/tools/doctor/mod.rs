@@ -9,6 +9,7 @@ mod device;
 mod feeds;
 mod host;
 mod interfaces;
+mod links;
 mod sip;
 mod sockets;
 

@@ -52,6 +52,7 @@ pub(super) fn all(scene: &Scene, wanted: &[String]) -> Vec<Check> {
         exposure(scene, &listed, wanted),
         policy(scene, &listed, &own),
         source_nat(scene, &relevant),
+        translated_ports(scene),
     ]
 }
 
@@ -241,6 +242,42 @@ fn source_nat(scene: &Scene, relevant: &[&Listener]) -> Check {
     Check::ok(CHECK, format!("no proxy or rule is found that hides who sends{unseen}"))
 }
 
+/// Whether rules send other ports to a SIP port: the filter reads packets before they are translated.
+fn translated_ports(scene: &Scene) -> Check {
+    const CHECK: &str = "translated_ports";
+    for (program, arguments) in [("nft", ["list", "ruleset"]), ("iptables-legacy-save", ["-t", "nat"])] {
+        let Some(rules) = output(program, &arguments) else { continue };
+        let found = rules.lines().find_map(|rule| Some((rule, translated_from(rule, &scene.config)?)));
+        if let Some((rule, port)) = found {
+            return Check::warn(
+                CHECK,
+                format!(
+                    "port {port} is translated to a SIP port behind the filter, which does not read it: {}",
+                    rule.trim()
+                ),
+                format!("add {port} to `ports` in the configuration, and reload"),
+            );
+        }
+    }
+    Check::ok(CHECK, "no rule is found that sends other ports to a SIP port")
+}
+
+/// The port, not among the configured ones, that a rule of nft or iptables sends to one of them.
+fn translated_from(rule: &str, config: &Config) -> Option<u16> {
+    let words: Vec<&str> =
+        rule.split(|c: char| c.is_whitespace() || "\",{}".contains(c)).filter(|w| !w.is_empty()).collect();
+    let is_translation = |word: &&str| ["dnat", "redirect", "DNAT", "REDIRECT"].contains(word);
+    let at = words.iter().position(is_translation)?;
+    // nft: `dnat ip to 10.0.0.1:5060`, `redirect to :5060`; iptables: `--to-destination`, `--to-ports`.
+    let to = words[at..].iter().position(|word| word.starts_with("to") || word.starts_with("--to"))?;
+    let target = words.get(at + to + 1)?;
+    let port = target.rsplit(':').next()?.split('-').next()?.parse::<u16>().ok()?;
+    let from = words.iter().position(|word| ["dport", "--dport", "--dports"].contains(word))?;
+    let numbers = words[from + 1..].iter().map_while(|word| word.split(['-', ':']).next()?.parse::<u16>().ok());
+    let unread = numbers.into_iter().find(|number| !is_listed(*number, config));
+    unread.filter(|_| is_listed(port, config))
+}
+
 fn output(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
@@ -281,6 +318,27 @@ fn hides_sources(rule: &str, config: &Config, inner: &[&str]) -> bool {
 mod tests {
     use super::*;
     use crate::tools::doctor::Status;
+
+    #[test]
+    fn ports_that_are_translated() {
+        let config = Config::default();
+        for (rule, port) in [
+            ("udp dport 5080 redirect to :5060", Some(5_080)),
+            ("iifname \"eth0\" udp dport { 5060, 15060 } counter dnat ip to 10.0.0.2:5060", Some(15_060)),
+            ("-A PREROUTING -p udp -m udp --dport 15060 -j DNAT --to-destination 10.0.0.2:5060", Some(15_060)),
+            ("-A PREROUTING -p udp -m multiport --dports 5070:5079,9 -j REDIRECT --to-ports 5060", Some(5_070)),
+            // The filter reads these.
+            ("udp dport 5060 dnat to 10.0.0.2:15060", None),
+            ("udp dport 5060 dnat to 10.0.0.2", None),
+            ("-A PREROUTING -p udp --dport 5060 -j REDIRECT --to-ports 5061", None),
+            // Nothing to do with SIP.
+            ("tcp dport 80 redirect to :8080", None),
+            ("udp dport 5080 accept", None),
+            ("", None),
+        ] {
+            assert_eq!(translated_from(rule, &config), port, "{rule}");
+        }
+    }
 
     fn listener(name: &str, address: &str, port: u16) -> Listener {
         let address = address.parse().unwrap();

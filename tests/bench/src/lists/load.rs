@@ -178,6 +178,7 @@ fn settings() -> Settings {
         scope_all: false,
         closed: false,
         dry_run: false,
+        trial: false,
         inspects: Inspects::ALL,
         link: Link::Ethernet,
         slot: 0,

@@ -25,6 +25,7 @@ fn full() -> Overview {
         since: crate::dataplane::counters::now(),
         dry_run: false,
         attached: true,
+        trial_over: false,
         egress: None,
     };
     let stats = Stats {

@@ -1,0 +1,329 @@
+//! Watches over the links that are filtered: whether a native program sees what arrives, and drivers that
+//! lose it when their link is reset.
+//!
+//! A blind program is replaced by a fresh one where that may help, else by generic mode, which always
+//! sees: once, and never back, since a driver that was blind will be so again. That is said until a
+//! restart, or until the interface is made anew. Where the operator insists on native mode it is an error
+//! that `status --check` fails with.
+
+use anyhow::Result;
+use jiff::Timestamp;
+use log::Level;
+use serde_json::{Value, json};
+
+use super::{Books, Daemon, Loaded, Served, Wanted};
+use crate::daemon::events::Event as Said;
+use crate::dataplane::attach::xdp::{Mode, ModeChoice};
+use crate::dataplane::counters;
+use crate::dataplane::ethtool;
+use crate::dataplane::netlink::Interface;
+use crate::dataplane::sight::{Blind, Sight};
+use crate::sys::clock;
+
+/// Drivers whose rings forget the program when they are made anew: when the link comes up, and when the
+/// MTU changes. vmxnet3 does on 6.8 to 7.3. A program that the kernel takes for the same is not handed to
+/// the driver again, so it has to be a fresh one.
+const FORGETFUL: &[&str] = &["vmxnet3"];
+
+/// How long the resets that attaching itself causes may take, in nanoseconds: those of igb and vmxnet3
+/// take their link down for a moment.
+const ATTACHING: u64 = 2_000_000_000;
+
+/// What is watched of an interface that is filtered.
+pub(super) struct Watched {
+    sight: Sight,
+    /// The link as it was last seen; none while attaching may still change it.
+    link: Option<LinkState>,
+    /// When the program was attached, in nanoseconds of the filter's clock.
+    since: u64,
+    /// Whether this program was swapped in for one that had gone blind.
+    is_remedy: bool,
+    /// Other programs for the same interface, loaded already: the next to be swapped in.
+    reserve: Option<Loaded>,
+}
+
+impl Watched {
+    /// Of a program that was just attached.
+    pub(super) fn new(is_remedy: bool) -> Self {
+        let since = clock::now();
+        Self { sight: Sight::new(since, false), link: None, since, is_remedy, reserve: None }
+    }
+}
+
+/// What of a link says that its rings were made anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct LinkState {
+    up: bool,
+    mtu: u32,
+    carrier_changes: u32,
+}
+
+impl LinkState {
+    fn of(interface: &Interface) -> Self {
+        Self { up: interface.up, mtu: interface.mtu, carrier_changes: interface.carrier_changes }
+    }
+
+    /// What happened since `before`, if the rings may have been made anew. A link that went down and up
+    /// between two looks has counted it.
+    fn reset_since(self, before: Self) -> Option<&'static str> {
+        match self {
+            _ if self.mtu != before.mtu => Some("its MTU has changed"),
+            Self { up: true, .. } if !before.up => Some("it came up"),
+            Self { up: true, .. } if self.carrier_changes != before.carrier_changes => Some("its link was reset"),
+            _ => None,
+        }
+    }
+}
+
+/// An interface whose program sees nothing, or saw nothing in native mode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::daemon) struct Blindness {
+    since: Timestamp,
+    packets: u64,
+    /// Whether generic mode took over.
+    is_mended: bool,
+}
+
+/// What is done about a program that sees nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cure {
+    /// A fresh program is swapped in.
+    Swap,
+    /// Generic mode takes over.
+    Generic,
+    /// Nothing but to say so.
+    Say,
+}
+
+impl Cure {
+    /// One that saw before may have been lost, and a fresh one helps; one that never saw never will.
+    fn of(blind: Blind, is_forgetful: bool, is_remedy: bool, choice: ModeChoice) -> Self {
+        match choice {
+            _ if blind.has_seen || (is_forgetful && !is_remedy) => Self::Swap,
+            ModeChoice::Auto => Self::Generic,
+            ModeChoice::Native | ModeChoice::Generic => Self::Say,
+        }
+    }
+}
+
+impl Daemon {
+    /// Looks at the links that are filtered: after each change, and each second.
+    pub(in crate::daemon) async fn watch_links(&mut self) {
+        let indices: Vec<u32> = self.served.iter().map(Served::index).collect();
+        for index in indices {
+            match self.netlink.interface(index).await {
+                Ok(Some(interface)) => self.watch_link(&interface),
+                // It is gone, which is noticed elsewhere.
+                Ok(None) => {}
+                Err(error) => log::debug!("{error:#}"),
+            }
+        }
+    }
+
+    fn watch_link(&mut self, interface: &Interface) {
+        let now = clock::now();
+        let Some(at) = self.served.iter().position(|served| served.index == interface.index) else { return };
+        let served = &mut self.served[at];
+        if served.mode != Mode::Native || interface.xdp.is_none_or(|xdp| xdp.id != served.program) {
+            return;
+        }
+        let (name, slot) = (served.name.clone(), served.slot());
+        let state = LinkState::of(interface);
+        let watched = &mut served.watched;
+        if now.saturating_sub(watched.since) < ATTACHING {
+            watched.link = None;
+        } else if let Some(before) = watched.link.replace(state)
+            && let Some(what) = state.reset_since(before)
+        {
+            watched.sight = Sight::new(now, watched.sight.has_seen());
+            if is_forgetful(interface) {
+                // The verifier takes 0.3 s; the next reset finds a program that is loaded.
+                return self.swap(at, interface, &format!("{what}, and its driver loses the program then"));
+            }
+        }
+        // After the interface's own counter, so that no packet is counted there alone.
+        let counted = if self.overrides.blind { Ok(0) } else { counters::seen(&self.pins, slot) };
+        let Ok(counted) = counted.inspect_err(|error| log::debug!("{error:#}")) else { return };
+        let served = &mut self.served[at];
+        match served.watched.sight.look(now, interface.rx_packets, counted) {
+            Some(blind) => self.cure(at, interface, blind),
+            None if served.watched.sight.has_seen() => {
+                if self.blind.remove(&name).is_some() {
+                    self.say_of_interface(&name, "seeing", "the program sees packets again");
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Does something about a program that sees nothing.
+    fn cure(&mut self, at: usize, interface: &Interface, blind: Blind) {
+        let served = &self.served[at];
+        let name = served.name.clone();
+        let cure = Cure::of(blind, is_forgetful(interface), served.watched.is_remedy, self.config.mode);
+        match cure {
+            Cure::Swap => {
+                let what = format!("its program saw none of the last {} packets", blind.packets);
+                self.swap(at, interface, &what);
+            }
+            Cure::Generic => {
+                let is_mended = self.take_over(at, interface);
+                self.note_blind(&name, blind, is_mended);
+            }
+            Cure::Say => self.note_blind(&name, blind, false),
+        }
+    }
+
+    fn note_blind(&mut self, name: &str, blind: Blind, is_mended: bool) {
+        let packets = blind.packets;
+        let is_new = !self.blind.contains_key(name);
+        let since = self.blind.get(name).map_or_else(counters::now, |known| known.since);
+        self.blind.insert(name.to_owned(), Blindness { since, packets, is_mended });
+        if is_new {
+            let then = if is_mended { "generic" } else { "none" };
+            self.say_of_interface(name, "blind", &format!("packets={packets} mode=native action={then}"));
+        }
+    }
+
+    /// Swaps a program in that the driver does not take for the one that it has, between two packets.
+    fn swap(&mut self, at: usize, interface: &Interface, what: &str) {
+        let name = self.served[at].name.clone();
+        let fresh = match self.served[at].watched.reserve.take() {
+            Some(reserve) => Ok(reserve),
+            None => self.load_again(at, interface),
+        };
+        let put = fresh.and_then(|fresh| self.put_anew(at, interface, fresh));
+        match put {
+            Ok(()) => {
+                let reason = format!("reason=\"{what}: a fresh one was swapped in\"");
+                self.say_of_interface(&name, "swapped", &reason);
+            }
+            Err(error) => {
+                log::error!("{name}: a fresh program could not be put on it: {error:#}");
+                // Not to be tried again with each packet.
+                self.served[at].watched = Watched::new(true);
+            }
+        }
+    }
+
+    /// Generic mode takes over, with the programs that are loaded: nothing has to be verified again.
+    fn take_over(&mut self, at: usize, interface: &Interface) -> bool {
+        let Served { name, loaded, .. } = self.served.remove(at);
+        let wanted = Wanted { name, interface: interface.clone() };
+        let put = Books::open(&self.pins.maps())
+            .and_then(|mut books| self.put_on(&wanted, loaded, false, ModeChoice::Generic, &mut books));
+        match put {
+            Ok((served, warnings)) => {
+                self.attach_warnings.extend(warnings);
+                self.served.insert(at, served);
+                true
+            }
+            Err(error) => {
+                log::error!("{}: generic mode could not take over: {error:#}", wanted.name);
+                // It is taken on with the next tick, like an interface that has come.
+                if let Err(error) = self.pins.detach(interface.index) {
+                    log::error!("{error:#}");
+                }
+                false
+            }
+        }
+    }
+
+    /// Loads the programs of an interface once more.
+    fn load_again(&self, at: usize, interface: &Interface) -> Result<Loaded> {
+        self.load(interface, self.served[at].slot(), &self.pins.maps())
+    }
+
+    /// Puts other programs on an interface. Those that were there are kept in reserve.
+    fn put_anew(&mut self, at: usize, interface: &Interface, fresh: Loaded) -> Result<()> {
+        let wanted = Wanted { name: self.served[at].name.clone(), interface: interface.clone() };
+        let mut books = Books::open(&self.pins.maps())?;
+        let (mut served, warnings) = self.put_on(&wanted, fresh, false, self.config.mode, &mut books)?;
+        served.watched.is_remedy = true;
+        self.attach_warnings.retain(|warning| !warning.starts_with(&format!("{}: ", wanted.name)));
+        self.attach_warnings.extend(warnings);
+        let before = std::mem::replace(&mut self.served[at], served);
+        self.served[at].watched.reserve = Some(before.loaded);
+        Ok(())
+    }
+
+    /// What `status` shows of interfaces whose program sees, or saw, nothing.
+    pub(in crate::daemon) fn blind_status(&self) -> Value {
+        let shown = self.blind.iter().map(|(name, blind)| {
+            json!({
+                "interface": name,
+                "since": blind.since,
+                "packets": blind.packets,
+                "action": blind.is_mended.then_some("generic"),
+            })
+        });
+        shown.collect()
+    }
+
+    /// What `status` warns of about them.
+    pub(in crate::daemon) fn blind_warnings(&self) -> impl Iterator<Item = String> + '_ {
+        self.blind.iter().map(|(name, blind)| {
+            let packets = blind.packets;
+            if blind.is_mended {
+                format!(
+                    "{name}: the driver took the program but showed it none of {packets} packets; generic mode has \
+                     taken over, which protects as well but costs several times the CPU per dropped packet. For \
+                     virtio_net the host's mrg_rxbuf=off is the usual cause"
+                )
+            } else {
+                format!(
+                    "{name} is blind: the driver took the program but showed it none of {packets} packets, nothing \
+                     is filtered there; set mode = \"auto\" or \"generic\" and run `sip-xdp reload`"
+                )
+            }
+        })
+    }
+
+    /// What the log and watchers are told of it.
+    pub(in crate::daemon) fn say_of_interface(&self, name: &str, kind: &'static str, details: &str) {
+        let level = match kind {
+            "attached" | "seeing" => Level::Info,
+            "blind" if details.ends_with("action=none") => Level::Error,
+            _ => Level::Warn,
+        };
+        let event = Said::new("interface").interface(name).kind(kind).reason(details).dry_run(self.config.dry_run);
+        self.say(event, level, format_args!("interface {name} kind={kind} {details}"));
+    }
+}
+
+fn is_forgetful(interface: &Interface) -> bool {
+    interface.kind.is_none() && ethtool::driver(&interface.name).is_ok_and(|name| FORGETFUL.contains(&name.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reset_is_told_from_other_changes() {
+        let before = LinkState { up: true, mtu: 1_500, carrier_changes: 2 };
+        assert_eq!(before.reset_since(before), None);
+        let down = LinkState { up: false, carrier_changes: 3, ..before };
+        assert_eq!(down.reset_since(before), None);
+        let again = LinkState { carrier_changes: 4, ..before };
+        assert_eq!(again.reset_since(down), Some("it came up"));
+        // Between two looks.
+        assert_eq!(again.reset_since(before), Some("its link was reset"));
+        assert_eq!(LinkState { mtu: 1_400, ..before }.reset_since(before), Some("its MTU has changed"));
+        assert_eq!(LinkState { mtu: 1_400, ..down }.reset_since(down), Some("its MTU has changed"));
+    }
+
+    #[test]
+    fn the_cure_fits_the_blindness() {
+        let (lost, never) = (Blind { packets: 20, has_seen: true }, Blind { packets: 20, has_seen: false });
+        for choice in [ModeChoice::Auto, ModeChoice::Native] {
+            assert_eq!(Cure::of(lost, false, false, choice), Cure::Swap);
+            assert_eq!(Cure::of(never, true, false, choice), Cure::Swap, "vmxnet3, at once");
+        }
+        // A fresh one that sees nothing either: no second one.
+        for (is_forgetful, is_remedy) in [(false, false), (false, true), (true, true)] {
+            assert_eq!(Cure::of(never, is_forgetful, is_remedy, ModeChoice::Auto), Cure::Generic);
+            assert_eq!(Cure::of(never, is_forgetful, is_remedy, ModeChoice::Native), Cure::Say);
+        }
+    }
+}
