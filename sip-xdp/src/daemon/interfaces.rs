@@ -122,14 +122,13 @@ impl Daemon {
             self.wanted = there.chain(resolved.missing.clone()).collect();
             return Ok(());
         }
-        let trial = self.confirmation.is_awaited();
         let mut books = Books::open(maps)?;
         let known = books.read()?;
         let slots = slots(&known, resolved)?;
         // All programs are loaded before the first is attached: what the verifier refuses changes nothing.
         let mut loaded = Vec::new();
         for (wanted, (slot, is_new)) in resolved.wanted.iter().zip(slots) {
-            loaded.push((wanted, is_new, self.load(trial, &wanted.interface, slot, maps)?));
+            loaded.push((wanted, is_new, self.load(&wanted.interface, slot, maps)?));
         }
         let (mut served, mut attached_anew, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
         for (wanted, is_new, loaded) in loaded {
@@ -172,9 +171,11 @@ impl Daemon {
     }
 
     /// Loads the programs of an interface. What the verifier says if it refuses one is kept in the state directory.
-    fn load(&self, trial: bool, interface: &Interface, slot: u32, maps: &std::path::Path) -> Result<Loaded> {
+    fn load(&self, interface: &Interface, slot: u32, maps: &std::path::Path) -> Result<Loaded> {
         let link = interface.link.with_context(|| unreadable(interface))?;
-        let loaded = loader::load(&Settings { trial, ..settings(&self.config, link, slot) }, Some(maps));
+        let settings = settings(&self.config, link, slot);
+        let settings = Settings { trial: self.confirmation.is_awaited(), ..settings };
+        let loaded = loader::load(&settings, Some(maps));
         let mut object = loaded.map_err(|error| refusal::keep_log(error, &self.paths.state_dir))?;
         let diagnostics = forward_diagnostics(&mut object)?;
         Ok(Loaded { slot, link, object, _diagnostics: diagnostics })
@@ -295,8 +296,7 @@ impl Daemon {
             Some(loaded) => (loaded, false),
             None => {
                 let (slot, is_new) = self.slot_for(&wanted.name, &books.read()?)?;
-                let trial = self.confirmation.is_awaited();
-                (self.load(trial, &wanted.interface, slot, &maps)?, is_new)
+                (self.load(&wanted.interface, slot, &maps)?, is_new)
             }
         };
         self.put_on(wanted, loaded, is_new, self.config.mode, &mut books)

@@ -23,7 +23,7 @@ fn is_enforcing(filter: &Filter<'_>) -> Result<bool> {
 /// Waits until the daemon says that it has detached.
 fn detached_in_time(filter: &Filter<'_>) -> Result<()> {
     let is_said = || filter.log().iter().any(|line| line.text.contains("unconfirmed after="));
-    wait_until("it is detached", Duration::from_secs(60), || Ok(is_said()))
+    wait_until("it is detached", Duration::from_secs(60), || Ok(is_said())).map(drop)
 }
 
 /// What becomes of packets of the blocked source.

@@ -231,7 +231,7 @@ impl Daemon {
 
     /// Loads the programs of an interface once more.
     fn load_again(&self, at: usize, interface: &Interface) -> Result<Loaded> {
-        self.load(self.confirmation.is_awaited(), interface, self.served[at].slot(), &self.pins.maps())
+        self.load(interface, self.served[at].slot(), &self.pins.maps())
     }
 
     /// Puts other programs on an interface. Those that were there are kept in reserve.
@@ -283,7 +283,7 @@ impl Daemon {
     pub(in crate::daemon) fn say_of_interface(&self, name: &str, kind: &'static str, details: &str) {
         let level = match kind {
             "attached" | "seeing" => Level::Info,
-            "blind" => Level::Error,
+            "blind" if details.ends_with("action=none") => Level::Error,
             _ => Level::Warn,
         };
         let event = Said::new("interface").interface(name).kind(kind).reason(details).dry_run(self.config.dry_run);

@@ -10,8 +10,8 @@ use aya::programs::{ProgramError, ProgramInfo, Xdp, XdpMode, loaded_links, loade
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::{MODE_GENERIC, MODE_NATIVE};
 
+use super::driver_refusal::Refusal;
 use super::offloads::Snapshot;
-use super::refusal::Refusal;
 use super::{extack, offloads};
 use crate::dataplane::ethtool;
 use crate::dataplane::netlink::{AttachedXdp, Interface};

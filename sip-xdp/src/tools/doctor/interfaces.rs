@@ -6,7 +6,7 @@ use sip_xdp_common::abi::names;
 use super::device::{self, XdpFeatures};
 use super::{Check, Scene, links};
 use crate::dataplane::attach::clsact;
-use crate::dataplane::attach::refusal::ONE_BUFFER;
+use crate::dataplane::attach::driver_refusal::ONE_BUFFER;
 use crate::dataplane::attach::xdp::Mode;
 use crate::dataplane::ethtool::{self, Channels, LRO};
 use crate::dataplane::netlink::Interface;
