@@ -44,6 +44,8 @@ pub(crate) struct Sync {
 struct Row {
     name: String,
     format: String,
+    detected: bool,
+    empty: bool,
     action: String,
     ipv4: usize,
     ipv6: usize,
@@ -165,6 +167,12 @@ fn text(rows: &[Row]) -> String {
 
 fn notes(row: &Row) -> Vec<String> {
     let mut notes: Vec<String> = row.error.iter().cloned().collect();
+    if row.detected {
+        notes.push(format!("read as the format {}, which was detected", row.format));
+    }
+    if row.empty {
+        notes.push("its list is empty, and taken as that".to_owned());
+    }
     if !row.skipped.is_empty() {
         let reasons: Vec<_> = row.skipped.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
         let first =

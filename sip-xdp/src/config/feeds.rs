@@ -28,6 +28,12 @@ pub struct FeedConfig {
     pub format: FeedFormat,
     /// Where it is: `https:`, `http:` or `file:`.
     pub url: String,
+    /// Entries that fewer sources have reported are left out, where a list says how many have.
+    #[serde(default = "default_min_count")]
+    pub min_count: u32,
+    /// Which of APIBAN's sets of addresses is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set: Option<String>,
     /// The file with the key that the server wants.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
@@ -52,6 +58,10 @@ fn default_every() -> Span {
     Span::seconds(3_600)
 }
 
+fn default_min_count() -> u32 {
+    1
+}
+
 fn default_ttl() -> Span {
     Span::seconds(7 * 24 * 3_600)
 }
@@ -60,9 +70,13 @@ fn default_ttl() -> Span {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FeedFormat {
-    /// One address or network a line, with comments.
+    /// Whichever of the formats that are lists the list turns out to have.
     #[default]
+    Auto,
+    /// Addresses, networks and ranges in lines.
     List,
+    /// An address, and how many have reported it.
+    Counts,
     /// The API of APIBAN, which needs a key.
     Apiban,
     /// Spamhaus DROP: a JSON object a line, or the text that came before.
@@ -74,10 +88,16 @@ pub enum FeedFormat {
 }
 
 impl FeedFormat {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Auto, Self::List, Self::Counts, Self::Apiban, Self::Spamhaus, Self::Crowdsec, Self::Dshield];
+
     /// The name in the configuration.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Auto => "auto",
             Self::List => "list",
+            Self::Counts => "counts",
             Self::Apiban => "apiban",
             Self::Spamhaus => "spamhaus",
             Self::Crowdsec => "crowdsec",
@@ -118,9 +138,9 @@ impl FeedAction {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Guards {
-    /// A list is refused that has at most this share of the entries that it had; 0 for never.
+    /// A list is refused that covers at most this share of the addresses that it covered; 0 for never.
     pub shrink: Factor,
-    /// A list is refused that has at least so many times the entries that it had; 0 for never.
+    /// A list is refused that covers at least so many times the addresses that it covered; 0 for never.
     pub grow: Factor,
     /// Lists that had, and have, fewer entries than this may change as they like.
     pub from: u32,
@@ -154,8 +174,8 @@ pub struct Factor(pub u32);
 
 impl Factor {
     /// So many times `count`; `None` if the factor is 0.
-    pub fn of(self, count: usize) -> Option<u64> {
-        (self.0 != 0).then(|| (count as u64).saturating_mul(u64::from(self.0)).div_ceil(1_000))
+    pub fn of(self, count: u64) -> Option<u64> {
+        (self.0 != 0).then(|| count.saturating_mul(u64::from(self.0)).div_ceil(1_000))
     }
 }
 
@@ -182,6 +202,8 @@ impl FeedConfig {
             name: name.to_owned(),
             format: FeedFormat::default(),
             url: url.to_owned(),
+            min_count: default_min_count(),
+            set: None,
             key_file: None,
             every: default_every(),
             ttl: default_ttl(),
@@ -193,7 +215,7 @@ impl FeedConfig {
 
     /// All keys that there are, for holding a file's against them.
     pub(super) fn template() -> Option<Value> {
-        let all = Self { key_file: Some(PathBuf::new()), ..Self::new("", "") };
+        let all = Self { key_file: Some(PathBuf::new()), set: Some(String::new()), ..Self::new("", "") };
         Table::try_from(all).ok().map(Value::Table)
     }
 
@@ -234,6 +256,20 @@ impl FeedConfig {
         }
         if !self.format.needs_key() && self.key_file.is_some() {
             bail!("the feed {name} has a key_file, which lists of the format {} do not need", self.format.name());
+        }
+        if self.min_count == 0 {
+            bail!("min_count of the feed {name} must not be 0; 1 takes all entries");
+        }
+        if self.min_count > 1 && !matches!(self.format, FeedFormat::Auto | FeedFormat::Counts) {
+            bail!("min_count of the feed {name} needs the format counts; {} has no counts", self.format.name());
+        }
+        if let Some(set) = &self.set {
+            if self.format != FeedFormat::Apiban {
+                bail!("set of the feed {name} is for the format apiban");
+            }
+            if set.is_empty() || set.len() > 32 || !set.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+                bail!("set of the feed {name} is no name of a set; use up to 32 letters and digits, as in \"sip\"");
+            }
         }
         if *every < Span::seconds(1) || *every > Span::seconds(30 * 24 * 3_600) {
             bail!("every = \"{every}\" of the feed {name} is out of range; use 1s to 30d");
@@ -344,6 +380,13 @@ mod tests {
             ("name = \"a\"\nurl = \"https://me:secret@host/a\"", "contains a password"),
             ("name = \"a\"\nurl = \"https://host/a\"\nformat = \"apiban\"", "needs a key_file"),
             ("name = \"a\"\nurl = \"https://host/a\"\nformat = \"csv\"", "unknown variant `csv`"),
+            ("name = \"a\"\nurl = \"https://host/a\"\nmin_count = 0", "must not be 0"),
+            ("name = \"a\"\nurl = \"https://host/a\"\nformat = \"list\"\nmin_count = 3", "needs the format counts"),
+            ("name = \"a\"\nurl = \"https://host/a\"\nset = \"sip\"", "is for the format apiban"),
+            (
+                "name = \"a\"\nurl = \"https://host/a\"\nformat = \"apiban\"\nkey_file = \"/k\"\nset = \"a b\"",
+                "no name of a set",
+            ),
             ("name = \"a\"\nurl = \"https://host/a\"\naction = \"ban\"", "unknown variant `ban`"),
             ("name = \"a\"\nurl = \"https://host/a\"\nevery = \"0s\"", "out of range"),
             ("name = \"a\"\nurl = \"https://host/a\"\nttl = \"1m\"", "shorter than every"),

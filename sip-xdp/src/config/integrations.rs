@@ -214,7 +214,7 @@ mod tests {
         let config = config.unwrap();
         assert!(config.notify.is_on() && config.notify.events.len() == 2);
         let own: Vec<_> = config.feeds.iter().map(|feed| (feed.format, feed.own.as_deref())).collect();
-        assert_eq!(own, [(FeedFormat::Crowdsec, Some("sip-xdp/gw1/")), (FeedFormat::List, None)]);
+        assert_eq!(own, [(FeedFormat::Crowdsec, Some("sip-xdp/gw1/")), (FeedFormat::Auto, None)]);
         assert_eq!(Config::parse(&toml::to_string(&config).unwrap()).unwrap(), config);
         assert!(!Config::default().notify.is_on());
     }

@@ -14,7 +14,8 @@ use crate::dataplane::tables::ledger::Entry;
 use crate::feeds::Listed;
 use crate::feeds::engine::{FeedState, Update};
 use crate::feeds::guards::{Untouchable, trim};
-use crate::feeds::parse::Tally;
+use crate::feeds::formats::Tally;
+
 use crate::lists::{EARLIER, Refresh};
 use crate::net::network::Network;
 

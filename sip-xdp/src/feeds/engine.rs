@@ -12,11 +12,12 @@ use tokio::sync::{mpsc, watch};
 
 use super::Listed;
 use super::guards::{Untouchable, trim};
-use super::parse::Tally;
+use super::formats::Tally;
 use super::saved;
 use super::sync::Last;
 use super::thread::{Follower, Order, age};
-use crate::config::{FeedAction, FeedConfig};
+use crate::sys::clock::{self, WallWatch};
+use crate::config::{FeedAction, FeedConfig, FeedFormat};
 use crate::lists::Refresh;
 use crate::net::network::Network;
 use crate::sys::clock::{self, WallWatch};
@@ -48,6 +49,10 @@ pub struct FeedState {
     pub round: u64,
     /// Whether this daemon has had a list of it, from its server or from disk.
     pub is_settled: bool,
+    /// The name of the format by which its list was read.
+    pub format: Option<String>,
+    /// Whether its list has no entry that may be taken.
+    pub is_empty: bool,
 }
 
 /// What a feed has to say.
@@ -202,6 +207,8 @@ impl Engine {
             // By what the last list was held against is not known any more.
             last = Last::recall(&config, &saved, if tally.is_clean() { untouchable } else { Arc::default() });
             [state.ipv4, state.ipv6] = saved.listed.counts();
+            state.is_empty = saved.listed.networks().is_empty();
+            state.format.clone_from(&saved.format);
             (state.confirmed_ms, state.is_settled) = (Some(saved.confirmed_ms), true);
             listed = Some(saved.listed);
         }
@@ -292,7 +299,9 @@ fn row(name: &str, running: &Running) -> Value {
     let guards: Vec<&str> = fired.chain(state.is_refused.then_some("size")).collect();
     json!({
         "name": name,
-        "format": config.format.name(),
+        "format": state.format.as_deref().unwrap_or(config.format.name()),
+        "detected": config.format == FeedFormat::Auto && state.format.is_some(),
+        "empty": state.is_empty,
         "action": config.action.name(),
         "url": config.shown_url(),
         "ipv4": state.ipv4,

@@ -1,14 +1,17 @@
 //! Fetching a list over HTTPS, HTTP or from a file: politely, within bounds, and without ever saying a key.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use ureq::Agent;
-use ureq::http::{HeaderMap, Response, header};
+use ureq::http::{HeaderMap, Response, Uri, header};
+use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Body, Error};
 
+use super::redirects::{Elsewhere, Guarded};
 use crate::config::FeedConfig;
 
 /// What a request may take altogether, its answer included.
@@ -62,13 +65,15 @@ pub(super) enum Fetched {
 pub(super) struct Fetcher {
     agent: Agent,
     most: u64,
+    /// The server was found to have only the older of two interfaces.
+    speaks_older: Cell<bool>,
 }
 
 impl Fetcher {
     pub(super) fn new(config: &FeedConfig) -> Self {
         // A key is for one server, and what was asked for in secret is not fetched in the open.
         let redirects = if config.key_file.is_some() { 0 } else { REDIRECTS };
-        let agent = Agent::config_builder()
+        let settings = Agent::config_builder()
             .timeout_global(Some(PATIENCE))
             .timeout_connect(Some(CONNECT))
             .http_status_as_error(false)
@@ -77,9 +82,27 @@ impl Fetcher {
             .https_only(config.url.starts_with("https:"))
             .user_agent(concat!("sip-xdp/", env!("CARGO_PKG_VERSION"), " (+feed sync)"))
             .max_idle_connections(0)
-            .build()
-            .new_agent();
-        Self { agent, most: config.guards.max_bytes }
+            .build();
+        if let (None, Some(proxy)) = (config.file(), settings.proxy()) {
+            // Which may have a password in it: never the whole of it.
+            let uri: &Uri = proxy.uri();
+            let port = uri.port_u16().map(|port| format!(":{port}")).unwrap_or_default();
+            let host = uri.host().unwrap_or_default();
+            log::info!("feed {} goes through the proxy {host}{port} of the environment", config.name);
+        }
+        let resolver = Guarded::new(&config.url);
+        let agent = Agent::with_parts(settings, DefaultConnector::default(), resolver);
+        Self { agent, most: config.guards.max_bytes, speaks_older: Cell::new(false) }
+    }
+
+    /// Whether the server was found to have only the older of two interfaces.
+    pub(super) fn speaks_older(&self) -> bool {
+        self.speaks_older.get()
+    }
+
+    /// Notes that the server has only the older of two interfaces.
+    pub(super) fn speak_older(&self) {
+        self.speaks_older.set(true);
     }
 
     /// Fetches a list, unless it is the one that we have.
@@ -108,6 +131,24 @@ impl Fetcher {
         headers: &[(&str, &str)],
     ) -> Result<(u16, HeaderMap, Box<dyn Read + Send>), Failure> {
         let answer = self.get(url, headers)?;
+        self.answered(answer)
+    }
+
+    /// Asks with a JSON object.
+    pub(super) fn post(
+        &self,
+        url: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Result<(u16, HeaderMap, Box<dyn Read + Send>), Failure> {
+        let mut request = self.agent.post(url).header(header::CONTENT_TYPE, "application/json");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.answered(request.send(body).map_err(|error| Failure::from(say(&error)))?)
+    }
+
+    fn answered(&self, answer: Response<Body>) -> Result<(u16, HeaderMap, Box<dyn Read + Send>), Failure> {
         let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
         if (300..400).contains(&status) {
             return Err(format!(
@@ -127,7 +168,7 @@ impl Fetcher {
     }
 
     fn body(&self, answer: Response<Body>) -> Box<dyn Read + Send> {
-        Box::new(Capped { inner: answer.into_body().into_reader(), left: self.most, most: self.most })
+        Box::new(Capped::new(answer.into_body().into_reader(), self.most))
     }
 }
 
@@ -191,6 +232,9 @@ fn read_error(error: &io::Error) -> String {
     if let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
         return say(inner);
     }
+    if let Some(elsewhere) = error.get_ref().and_then(|inner| inner.downcast_ref::<Elsewhere>()) {
+        return elsewhere.to_string();
+    }
     match error.kind() {
         io::ErrorKind::UnexpectedEof => "the answer is cut off".to_owned(),
         io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => {
@@ -207,10 +251,16 @@ fn read_error(error: &io::Error) -> String {
 }
 
 /// Reads up to so many bytes; more are an error. Errors are said in our own words.
-struct Capped<R> {
+pub(super) struct Capped<R> {
     inner: R,
     left: u64,
     most: u64,
+}
+
+impl<R> Capped<R> {
+    pub(super) fn new(inner: R, most: u64) -> Self {
+        Self { inner, left: most, most }
+    }
 }
 
 impl<R: Read> Read for Capped<R> {
@@ -243,7 +293,7 @@ fn file(path: &Path, known: &Validators, most: u64) -> Result<Fetched, String> {
     if etag.is_some() && etag == known.etag {
         return Ok(Fetched::Same);
     }
-    Ok(Fetched::List(Box::new(Capped { inner: file, left: most, most }), Validators { etag, modified: None }))
+    Ok(Fetched::List(Box::new(Capped::new(file, most)), Validators { etag, modified: None }))
 }
 
 /// Reads the key that a server wants.

@@ -1,9 +1,12 @@
 //! What is never believed of a list, whoever publishes it: networks that are too broad, addresses that belong to nobody,
 //! addresses that must stay reachable; and lists that have changed too much to be right.
 
+use std::net::IpAddr;
+
 use crate::config::Guards;
 use crate::feeds::Listed;
-use crate::feeds::parse::{Tally, reason};
+use crate::feeds::coverage::Size;
+use crate::feeds::formats::{Tally, reason};
 use crate::net::network::Network;
 
 /// An entry that would fall into more pieces than this is left out.
@@ -29,6 +32,15 @@ const SPECIAL: [&str; 15] = [
     "ff00::/8",
 ];
 
+fn special() -> impl Iterator<Item = ipnet::IpNet> {
+    SPECIAL.iter().filter_map(|text| text.parse().ok())
+}
+
+/// Whether an address is nobody's on the internet, IPv4 in IPv6 included.
+pub(super) fn is_special(address: IpAddr) -> bool {
+    special().any(|net| net.contains(&address))
+}
+
 /// What no list may touch.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Untouchable {
@@ -40,8 +52,7 @@ impl Untouchable {
     /// The special ranges, and what must stay reachable.
     pub fn new(protected: Vec<Network>) -> Self {
         // `::/8` contains the mapped range, which no one may write: as a network of the tables it can be said.
-        let special = SPECIAL.iter().filter_map(|text| text.parse::<ipnet::IpNet>().ok()).map(Network::from);
-        Self { special: Listed::new(special.collect()), protected: Listed::new(protected) }
+        Self { special: Listed::new(special().map(Network::from).collect()), protected: Listed::new(protected) }
     }
 
     /// Whether a network is not touched by any of it.
@@ -116,18 +127,48 @@ fn halves(network: &Network) -> [Network; 2] {
     [Network::around(network.first(), bits), Network::around(network.last(), bits)]
 }
 
-/// Why a list of `now` entries does not follow one of `before`, if it does not.
-pub fn implausible(before: usize, now: usize, guards: &Guards) -> Option<String> {
-    if before.max(now) < guards.from as usize || before == 0 {
+/// Why a list of one size does not follow one of another, if it does not. Addresses are compared, not entries: what is only
+/// written in other networks is the same list.
+pub fn implausible(before: &Size, now: &Size, guards: &Guards) -> Option<String> {
+    if before.entries == 0 {
         return None;
     }
-    if guards.shrink.of(before).is_some_and(|least| now as u64 <= least) {
-        return Some(format!("it shrank from {before} to {now} entries"));
+    let has_shrunk = |before: u64, now: u64| guards.shrink.of(before).is_some_and(|least| now <= least);
+    let has_grown = |before: u64, now: u64| guards.grow.of(before).is_some_and(|most| now >= most);
+    let from = u64::from(guards.from);
+    let (entries, entries_now) = (before.entries as u64, now.entries as u64);
+    if entries.max(entries_now) >= from {
+        // Each entry that is really gone, or new, is an address at least.
+        let lost = entries.saturating_sub(entries_now);
+        let gained = entries_now.saturating_sub(entries);
+        if has_shrunk(entries, entries_now) && now.lost_since(before) * 2 >= lost {
+            return Some(format!("it shrank from {entries} to {entries_now} entries"));
+        }
+        if has_grown(entries, entries_now) && before.lost_since(now) * 2 >= gained {
+            return Some(format!("it grew from {entries} to {entries_now} entries"));
+        }
     }
-    if guards.grow.of(before).is_some_and(|most| now as u64 >= most) {
-        return Some(format!("it grew from {before} to {now} entries"));
+    for (before, now, what) in [
+        (before.ipv4, now.ipv4, "addresses"),
+        (before.ipv6, now.ipv6, "IPv6 networks of /64 and hosts"),
+    ] {
+        // A few networks may come and go in a list of hosts.
+        let may_change = before.max(now) < from.saturating_mul(256);
+        if !may_change && before > 0 && (has_shrunk(before, now) || has_grown(before, now)) {
+            return Some(format!("it covers {} {what}, before {}", amount(now), amount(before)));
+        }
     }
     None
+}
+
+/// A number as people say it: exact up to a million.
+fn amount(count: u64) -> String {
+    match count {
+        0..1_000_000 => count.to_string(),
+        1_000_000..10_000_000 => format!("{:.1} million", count as f64 / 1e6),
+        10_000_000..1_000_000_000 => format!("{} million", (count + 500_000) / 1_000_000),
+        _ => format!("{:.1} thousand million", count as f64 / 1e9),
+    }
 }
 
 #[cfg(test)]
@@ -204,6 +245,28 @@ mod tests {
         assert_eq!((kept.len(), tally.count(reason::DUPLICATE)), (1, 2));
     }
 
+    /// The size of a list of hosts.
+    fn hosts(count: usize) -> Size {
+        let host = |number: usize| Network::host(std::net::Ipv4Addr::from(0x2d50_0000 + number as u32 * 2).into());
+        Size::of(&Listed::new((0..count).map(host).collect()), count)
+    }
+
+    /// The size of a list of networks, so many of each length, one after the other from an address on.
+    fn size(from: &str, prefix: u8, count: u128) -> Size {
+        let net: ipnet::IpNet = format!("{from}/{prefix}").parse().unwrap();
+        let networks = (0..count).map(|number| match net {
+            ipnet::IpNet::V4(net) => {
+                let first = u32::from(net.network()) + ((number as u32) << (32 - prefix));
+                Network::from(ipnet::IpNet::new(std::net::Ipv4Addr::from(first).into(), prefix).unwrap())
+            }
+            ipnet::IpNet::V6(net) => {
+                let first = u128::from(net.network()) + (number << (128 - prefix));
+                Network::from(ipnet::IpNet::new(std::net::Ipv6Addr::from(first).into(), prefix).unwrap())
+            }
+        });
+        Size::of(&Listed::new(networks.collect()), count as usize)
+    }
+
     #[test]
     fn sizes_must_be_plausible() {
         let guards = Guards::default();
@@ -219,10 +282,36 @@ mod tests {
             (3, 10, false),
             (10, 5, false),
         ] {
-            assert_eq!(implausible(before, now, &guards).is_none(), is_plausible, "{before} {now}");
+            assert_eq!(implausible(&hosts(before), &hosts(now), &guards).is_none(), is_plausible, "{before} {now}");
         }
         let off = Guards { shrink: crate::config::Factor(0), grow: crate::config::Factor(0), ..guards };
-        assert!(implausible(100, 1, &off).is_none() && implausible(100, 10_000, &off).is_none());
+        assert!(implausible(&hosts(100), &hosts(1), &off).is_none());
+        assert!(implausible(&hosts(100), &hosts(10_000), &off).is_none());
+    }
+
+    #[test]
+    fn addresses_count_not_entries() {
+        let guards = Guards::default();
+        let says = |before: &Size, now: &Size| implausible(before, now, &guards);
+        let wide = size("24.0.0.0", 12, 150);
+        assert_eq!(says(&hosts(150), &wide).unwrap(), "it covers 157 million addresses, before 150");
+        assert_eq!(says(&wide, &hosts(150)).unwrap(), "it covers 150 addresses, before 157 million");
+        let says_of_24 = says(&hosts(150), &size("24.0.0.0", 24, 150)).unwrap();
+        assert_eq!(says_of_24, "it covers 38400 addresses, before 150");
+        let says_of_v6 = says(&size("2001:db8::", 128, 150), &size("2001:db8::", 48, 150)).unwrap();
+        assert_eq!(says_of_v6, "it covers 9.8 million IPv6 networks of /64 and hosts, before 150");
+        // The same addresses in fewer networks, and in more.
+        let (hosts_of_24, one) = (size("192.0.2.0", 32, 256), size("192.0.2.0", 24, 1));
+        assert_eq!((says(&hosts_of_24, &one), says(&one, &hosts_of_24)), (None, None));
+        // Hosts that are gone are missed beside a network that dwarfs them.
+        let with = |count| {
+            let mut size = hosts(count);
+            (size.ipv4, size.entries) = (size.ipv4 + (1 << 24), size.entries + 1);
+            size
+        };
+        assert_eq!(says(&with(1_000), &with(0)).unwrap(), "it shrank from 1001 to 1 entries");
+        assert_eq!(says(&with(100), &with(1_000)).unwrap(), "it grew from 101 to 1001 entries");
+        assert_eq!(says(&with(1_000), &with(1_200)), None);
     }
 
     proptest! {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::Listed;
 use super::fetch::Validators;
-use crate::config::FeedConfig;
+use crate::config::{FeedConfig, FeedFormat};
 use crate::net::network::Network;
 
 /// The first line.
@@ -31,6 +31,8 @@ pub(super) struct Saved {
     /// When entries end, in seconds since 1970, for servers that say so. These are what the server said; the list is what
     /// the guards left of it.
     pub(super) ends: BTreeMap<Network, u64>,
+    /// By which format it was read, if the configuration does not say.
+    pub(super) format: Option<String>,
     /// When its server last said that this is its list, in milliseconds since 1970.
     pub(super) confirmed_ms: u64,
 }
@@ -58,7 +60,15 @@ impl Check {
 /// Where a list came from, without telling what may be a secret.
 fn source(config: &FeedConfig) -> String {
     let mut check = Check::new();
-    check.add(format!("{} {}", config.format.name(), config.url).as_bytes());
+    // Before formats were detected, `list` was what was not said.
+    let format = if config.format == FeedFormat::Auto { FeedFormat::List } else { config.format };
+    check.add(format!("{} {}", format.name(), config.url).as_bytes());
+    if config.min_count > 1 {
+        check.add(format!(" min_count {}", config.min_count).as_bytes());
+    }
+    if let Some(set) = &config.set {
+        check.add(format!(" set {set}").as_bytes());
+    }
     format!("{:016x}", check.0)
 }
 
@@ -93,7 +103,7 @@ pub(super) fn prepare(directory: &Path, config: &FeedConfig, saved: &Saved) -> R
 
 fn write(writer: &mut impl Write, config: &FeedConfig, saved: &Saved) -> io::Result<()> {
     writeln!(writer, "{MAGIC}\nsource {}\nentries {}", source(config), saved.entries)?;
-    let heads = [("etag", &saved.validators.etag), ("modified", &saved.validators.modified), ("cursor", &saved.cursor)];
+    let heads = [("etag", &saved.validators.etag), ("modified", &saved.validators.modified), ("cursor", &saved.cursor), ("format", &saved.format)];
     for (name, value) in heads {
         if let Some(value) = value {
             writeln!(writer, "{name} {value}")?;
@@ -160,6 +170,7 @@ fn read(mut reader: impl BufRead, source: &str) -> Result<Option<Saved>> {
             Some(("etag", value)) => saved.validators.etag = Some(value.to_owned()),
             Some(("modified", value)) => saved.validators.modified = Some(value.to_owned()),
             Some(("cursor", value)) => saved.cursor = Some(value.to_owned()),
+            Some(("format", value)) => saved.format = Some(value.to_owned()),
             _ => bail!("it has an odd head"),
         }
     }
@@ -230,6 +241,7 @@ mod tests {
             validators: Validators { etag: Some("W/\"a b\"".to_owned()), modified: Some("Wed, 21 Oct".to_owned()) },
             cursor: Some("98765".to_owned()),
             ends: [(network("192.0.2.1"), 1_800_000_000)].into(),
+            format: Some("counts".to_owned()),
             confirmed_ms: 0,
         }
     }

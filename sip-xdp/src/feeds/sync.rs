@@ -1,23 +1,23 @@
 //! One synchronisation of a feed: what its server has, held against what is in force.
 
 use std::collections::BTreeMap;
-use std::io::BufReader;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::fetch::{Failure, Fetched, Fetcher, Validators};
+use super::Listed;
+use super::coverage::Size;
+use super::fetch::{Failure, Fetcher, Validators};
+use super::formats::{self, Asking, Parsed, Tally};
 use super::guards::{Untouchable, implausible, trim};
-use super::parse::{Parsed, Tally, parse};
 use super::saved::Saved;
-use super::{Listed, apis};
 use crate::config::{FeedConfig, FeedFormat};
 use crate::net::network::Network;
 
 /// What is in force, and what it came from.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Last {
-    /// How many entries; what was split counts once.
-    pub(super) count: usize,
+    /// How large it is.
+    pub(super) size: Size,
     /// There has been a list, though perhaps an empty one.
     pub(super) is_known: bool,
     /// By what the server knows the list.
@@ -38,7 +38,7 @@ impl Last {
         // Only the server knows what it told an earlier daemon last.
         let cursor = saved.cursor.clone().filter(|_| config.format == FeedFormat::Apiban);
         Self {
-            count: saved.entries,
+            size: Size::of(&saved.listed, saved.entries),
             is_known: true,
             validators: saved.validators.clone(),
             cursor,
@@ -53,6 +53,10 @@ impl Last {
 #[derive(Debug, Default)]
 pub(super) struct Candidate {
     pub(super) listed: Listed,
+    /// How large it is.
+    pub(super) size: Size,
+    /// The name of the format that it was read by.
+    pub(super) format: &'static str,
     pub(super) tally: Tally,
     pub(super) validators: Validators,
     pub(super) cursor: Option<String>,
@@ -100,35 +104,34 @@ pub(super) fn sync(
     untouchable: &Untouchable,
     accept: bool,
 ) -> Result<Option<Candidate>, Trouble> {
-    let (found, is_whole) = match config.format {
-        FeedFormat::Apiban => (Some(apis::apiban(config, fetcher, last, accept)?), false),
-        FeedFormat::Crowdsec => (Some(apis::crowdsec(config, fetcher, last, accept)?), false),
-        FeedFormat::List | FeedFormat::Spamhaus | FeedFormat::Dshield => {
-            // What was taken out of the last list may have to be in it now, and the other way round.
-            let knows_it = !accept && *last.untouchable == *untouchable;
-            let known = if knows_it { last.validators.clone() } else { Validators::default() };
-            (fetch_list(config, fetcher, &known)?, true)
-        }
-    };
-    let Some((parsed, mut candidate)) = found else {
+    // What was taken out of the last list may have to be in it now, and the other way round.
+    let knows_it = !accept && *last.untouchable == *untouchable;
+    let known = if knows_it { last.validators.clone() } else { Validators::default() };
+    let asking = Asking { config, fetcher, last, known, from_the_start: accept };
+    let Some((parsed, mut candidate)) = formats::ask(&asking)? else {
         return Ok(None);
     };
     if parsed.networks.len() > config.guards.max_entries as usize {
         return Err(format!("it has more than {} entries", config.guards.max_entries).into());
     }
+    candidate.format = parsed.format;
     candidate.tally = parsed.tally;
     candidate.listed = trim(parsed.networks, &config.effective_guards(), untouchable, &mut candidate.tally);
     let refuse = |reason| Err(Trouble { reason, retry_after: None, is_refused: true });
     let count = candidate.entries();
+    candidate.size = Size::of(&candidate.listed, count);
+    let format = formats::of(config.format);
+    let is_protocol = format.is_some_and(|format| format.is_protocol());
     if !accept {
-        // One that was accepted may stay as it is.
-        let was_empty = last.is_known && last.count == 0;
-        if is_whole && count == 0 && !was_empty {
+        // One that was accepted may stay as it is, and one that never had an entry may say that it has none.
+        let was_empty = last.is_known && last.size.entries == 0;
+        let is_said = last.size.entries == 0 && parsed.comments > 0;
+        if !is_protocol && count == 0 && !was_empty && !is_said {
             return refuse("it is empty".to_owned());
         }
-        // What APIBAN adds page by page is no list that could be too long or too short.
-        if config.format != FeedFormat::Apiban
-            && let Some(reason) = implausible(last.count, count, &config.guards)
+        // What is added page by page is no list that could be too long or too short.
+        if format.is_none_or(|format| format.is_whole())
+            && let Some(reason) = implausible(&last.size, &candidate.size, &config.guards)
         {
             return refuse(reason);
         }
@@ -136,17 +139,9 @@ pub(super) fn sync(
     Ok(Some(candidate))
 }
 
-fn fetch_list(
-    config: &FeedConfig,
-    fetcher: &Fetcher,
-    known: &Validators,
-) -> Result<Option<(Parsed, Candidate)>, Trouble> {
-    match fetcher.list(config, known)? {
-        Fetched::Same => Ok(None),
-        Fetched::List(body, validators) => {
-            let reader = BufReader::with_capacity(1 << 16, body);
-            let parsed = parse(config.format, reader, config.guards.max_entries as usize)?;
-            Ok(Some((parsed, Candidate { validators, ..Candidate::default() })))
-        }
-    }
+/// What has not ended, of a server that says when things do.
+pub(super) fn live(format: &'static str, tally: Tally, mut candidate: Candidate, now: u64) -> (Parsed, Candidate) {
+    candidate.ends.retain(|_, end| *end > now);
+    let networks: Vec<Network> = candidate.ends.keys().copied().collect();
+    (Parsed { networks, tally, format, ..Parsed::default() }, candidate)
 }

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::engine::{FeedState, NewList, Update};
 use super::fetch::Fetcher;
+use super::formats;
 use super::guards::Untouchable;
 use super::saved::{self, Saved};
 use super::sync::{Candidate, Last, Trouble, sync};
@@ -144,10 +145,11 @@ impl Follower {
         candidate: Candidate,
         untouchable: Arc<Untouchable>,
     ) -> Result<Result<(), String>, Gone> {
-        let entries = candidate.entries();
-        let Candidate { listed, tally, validators, cursor, ends, decided, .. } = candidate;
+        let Candidate { listed, size, format, tally, validators, cursor, ends, decided, .. } = candidate;
         let counts = listed.counts();
-        let saved = Saved { listed, validators, cursor, ends, entries, confirmed_ms: 0 };
+        let detected = (self.config.format == FeedFormat::Auto).then(|| format.to_owned());
+        let entries = size.entries;
+        let saved = Saved { listed, validators, cursor, ends, entries, format: detected, confirmed_ms: 0 };
         // Written before, and put in its place after it is in force.
         let prepared = saved::prepare(&self.directory, &self.config, &saved);
         let Saved { listed, validators, cursor, ends, .. } = saved;
@@ -157,12 +159,28 @@ impl Follower {
         };
         let kept = prepared.and_then(saved::Prepared::commit);
         self.state.disk_error = kept.err().map(|error| format!("{error:#}"));
-        self.last = Last { count: entries, is_known: true, validators, cursor, ends, decided, untouchable };
+        self.say_format(format, counts);
+        self.last = Last { size, is_known: true, validators, cursor, ends, decided, untouchable };
         [self.state.ipv4, self.state.ipv6] = counts;
         self.state.tally = tally;
         self.state.last = Some(refresh);
         self.confirm();
         Ok(Ok(()))
+    }
+
+    /// Says by which format a list is read that was not given any, and that a list is empty, when that is new.
+    fn say_format(&mut self, format: &str, counts: [usize; 2]) {
+        let name = &self.config.name;
+        if self.config.format == FeedFormat::Auto && self.state.format.as_deref() != Some(format) {
+            let words = formats::words(format);
+            log::info!("feed {name} is read as format={format} ({words})");
+        }
+        self.state.format = Some(format.to_owned());
+        let is_empty = counts == [0, 0];
+        if is_empty && !self.state.is_empty {
+            log::warn!("feed {name} is empty: its list has no entry that may be taken; it is asked on");
+        }
+        self.state.is_empty = is_empty;
     }
 
     fn hand_over(
@@ -212,7 +230,7 @@ impl Follower {
     fn expire(&mut self) -> Result<(), Gone> {
         let ttl = self.config.ttl.0;
         let is_over = self.state.confirmed_ms.is_some_and(|at| age(at) >= ttl);
-        if ttl.is_zero() || !is_over || self.last.count == 0 {
+        if ttl.is_zero() || !is_over || self.last.size.entries == 0 {
             return Ok(());
         }
         if self.hand_over(Vec::new(), true)?.is_ok() {

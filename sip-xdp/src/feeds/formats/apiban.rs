@@ -1,0 +1,207 @@
+//! APIBAN: what is new, page by page, each with the ID under which to ask for the next one. Two interfaces are in use:
+//! `POST URL/get` with the key as a bearer token, and before it `GET URL/KEY/banned/ID`.
+
+use std::io::Read as _;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::{Asking, FeedFormat, Limits, Parsed, Word, take_word};
+use crate::sys::clock;
+use crate::feeds::fetch::{Failure, key, refused};
+use crate::feeds::sync::{Candidate, Trouble, live};
+
+/// How long APIBAN keeps an address listed, in seconds.
+const TTL: u64 = 7 * 24 * 3_600;
+
+/// The ID under which the list begins.
+const FIRST: &str = "100";
+
+/// The set of addresses that is asked for if the configuration names none, as APIBAN's own client does.
+const SET: &str = "sip";
+
+/// How many pages are asked for in turn. The rest comes with the next synchronisation.
+const MOST_PAGES: usize = 200;
+
+/// How long pages are asked for in turn.
+const PAGES_TIME: Duration = Duration::from_secs(45);
+
+/// When to ask again for what APIBAN did not want to give, if it does not say.
+const PAUSE: Duration = Duration::from_secs(120);
+
+pub(super) struct Apiban;
+
+impl FeedFormat for Apiban {
+    fn name(&self) -> &'static str {
+        "apiban"
+    }
+
+    fn words(&self) -> &'static str {
+        "the API of APIBAN, in both of its versions; wants a `key_file`, and may be asked for a `set`"
+    }
+
+    fn ask(&self, asking: &Asking<'_>) -> Result<Option<(Parsed, Candidate)>, Trouble> {
+        pages(asking).map(Some)
+    }
+
+    fn is_protocol(&self) -> bool {
+        true
+    }
+
+    fn is_whole(&self) -> bool {
+        false
+    }
+}
+
+/// Asks for what is new, page by page.
+fn pages(asking: &Asking<'_>) -> Result<(Parsed, Candidate), Trouble> {
+    let Asking { config, last, .. } = asking;
+    let key = key(config)?;
+    let (now, start) = (clock::wall_ms() / 1_000, Instant::now());
+    let mut candidate = Candidate { cursor: last.cursor.clone(), ends: last.ends.clone(), ..Candidate::default() };
+    if asking.from_the_start {
+        candidate.cursor = None;
+        candidate.ends.clear();
+    }
+    let mut tally = super::Tally::default();
+    for number in 0.. {
+        let id = candidate.cursor.as_deref().unwrap_or(FIRST);
+        let answer = match ask_page(asking, &key, id) {
+            Ok(answer) => answer,
+            // What came before is good all the same.
+            Err(failure) if number > 0 => {
+                log::debug!("feed {}: page {number}: {}", config.name, failure.reason);
+                candidate.come_back = Some(failure.retry_after.unwrap_or(PAUSE));
+                break;
+            }
+            Err(failure) => return Err(failure.into()),
+        };
+        let Page::More(parsed, next) = answer else {
+            break;
+        };
+        let is_last = next == id || next == "none";
+        candidate.ends.extend(parsed.networks.into_iter().map(|network| (network, now + TTL)));
+        tally.add(parsed.tally);
+        if !is_last {
+            candidate.cursor = Some(next);
+        }
+        if is_last || number + 1 == MOST_PAGES || start.elapsed() > PAGES_TIME {
+            break;
+        }
+    }
+    Ok(live("apiban", tally, candidate, now))
+}
+
+/// Asks for one page by the newer interface, or by the older one where the server does not have the newer.
+fn ask_page(asking: &Asking<'_>, key: &str, id: &str) -> Result<Page, Failure> {
+    let Asking { config, fetcher, .. } = asking;
+    let base = config.url.trim_end_matches('/');
+    let set = config.set.as_deref();
+    if !fetcher.speaks_older() {
+        let question = json!({ "set": set.unwrap_or(SET), "id": id }).to_string();
+        let bearer = format!("Bearer {key}");
+        let (status, headers, mut body) = fetcher.post(&format!("{base}/get"), &[("Authorization", &bearer)], &question)?;
+        let mut bytes = Vec::new();
+        body.read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+        let answer = page(status, &bytes);
+        let is_known = answer.is_ok() || serde_json::from_slice::<Value>(&bytes).is_ok_and(|value| !value["ipaddress"].is_null());
+        if is_known || !matches!(status, 400..=499) || status == 429 {
+            return answer.map_err(|reason| failure(status, &headers, reason));
+        }
+        if set.is_some() {
+            return Err(format!("HTTP {status}: the server has no sets (no POST {}/get); take `set` out", config.shown_url()).into());
+        }
+    }
+    let (status, headers, mut body) = fetcher.page(&format!("{base}/{key}/banned/{id}"), &[])?;
+    let mut bytes = Vec::new();
+    body.read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    let answer = page(status, &bytes).map_err(|reason| failure(status, &headers, reason));
+    if answer.is_ok() {
+        fetcher.speak_older();
+    }
+    answer
+}
+
+fn failure(status: u16, headers: &ureq::http::HeaderMap, reason: String) -> Failure {
+    match status {
+        429 | 500.. => refused(status, headers),
+        _ => Failure::from(reason),
+    }
+}
+
+/// What a page says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Page {
+    /// Addresses, and the ID of the next page.
+    More(Parsed, String),
+    /// There are no more.
+    End,
+}
+
+/// Reads a page that came with this status.
+pub(super) fn page(status: u16, body: &[u8]) -> Result<Page, String> {
+    let value: Value = serde_json::from_slice(body).map_err(|_| match body.trim_ascii_start() {
+        [b'<', ..] => format!("the answer (HTTP {status}) is HTML or XML, not APIBAN's JSON"),
+        _ => format!("the answer (HTTP {status}) is not APIBAN's JSON, or cut off"),
+    })?;
+    let id = match &value["ID"] {
+        Value::String(id) => id.clone(),
+        Value::Number(id) => id.to_string(),
+        _ => String::new(),
+    };
+    let addresses: Vec<&str> = match &value["ipaddress"] {
+        Value::Array(addresses) => addresses.iter().map(|address| address.as_str().unwrap_or_default()).collect(),
+        Value::String(text) => vec![text.as_str()],
+        _ => return Err(format!("the answer (HTTP {status}) has no addresses")),
+    };
+    if addresses.iter().any(|text| text.eq_ignore_ascii_case("no new bans")) {
+        return Ok(Page::End);
+    }
+    if addresses.iter().any(|text| text.to_ascii_lowercase().contains("rate limit")) {
+        return Err(format!("HTTP {status}: the server was asked too often (its rate limit)"));
+    }
+    match status {
+        200 => {}
+        401 | 403 => return Err("the server refuses the key (unauthorized); see key_file".to_owned()),
+        _ => return Err(format!("HTTP {status}")),
+    }
+    if addresses.is_empty() {
+        return Ok(Page::End);
+    }
+    // It becomes a part of the next address that is asked for.
+    if id.is_empty() || id.len() > 64 || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        return Err("the answer has no ID to go on with".to_owned());
+    }
+    let mut parsed = Parsed::default();
+    // Of a page, each address is one; no range or network was ever seen there.
+    let limits = Limits { entries: usize::MAX, bytes: u64::MAX, min_count: 1, min_prefix: 8, min_prefix6: 19 };
+    for (number, address) in (1..).zip(addresses) {
+        match Word::read(address) {
+            Word::Malformed => parsed.tally.malformed(number),
+            word => take_word(&mut parsed, word, &limits),
+        }
+    }
+    Ok(Page::More(parsed, id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reason;
+    use super::super::tests::networks;
+    use super::*;
+
+    #[test]
+    fn pages_and_their_ends() {
+        let more = page(200, b"{\"ipaddress\":[\"192.0.2.1\",\"192.0.2.2\",\"x\"],\"ID\":\"98765\"}").unwrap();
+        let Page::More(parsed, id) = more else { panic!("{more:?}") };
+        assert_eq!((networks(&parsed).len(), id.as_str(), parsed.tally.count(reason::MALFORMED)), (2, "98765", 1));
+        for status in [200, 400, 404] {
+            assert_eq!(page(status, b"{\"ipaddress\":[\"no new bans\"],\"ID\":\"none\"}"), Ok(Page::End));
+        }
+        assert!(page(403, b"{\"ipaddress\":[\"0.0.0.0\"],\"ID\":\"unauthorized\"}").unwrap_err().contains("key"));
+        assert!(page(429, b"{\"ipaddress\":\"rate limit exceeded\",\"ID\":\"none\"}").unwrap_err().contains("429"));
+        assert!(page(200, b"<html>").unwrap_err().contains("HTML"));
+        assert!(page(200, b"{\"ipaddress\":[\"192.0.2.1\"").unwrap_err().contains("cut off"));
+        assert!(page(200, b"{\"ipaddress\":[\"192.0.2.1\"],\"ID\":\"../x\"}").unwrap_err().contains("no ID"));
+    }
+}

@@ -1,0 +1,383 @@
+//! The formats of feeds. Each is one file that holds its name, its words, how it is told from the others, its parser and
+//! its tests; [`FORMATS`] lists them, a line each. Lists are read line by line in bounded memory, and believed word by
+//! word: what is not an address, a network or a range as a whole is skipped, counted, and never repaired.
+
+mod apiban;
+mod counts;
+mod crowdsec;
+mod dshield;
+mod lines;
+mod list;
+mod spamhaus;
+#[cfg(test)]
+mod tests;
+mod word;
+
+use std::collections::BTreeMap;
+use std::io::{BufReader, Read};
+use std::time::Duration;
+
+use super::body;
+use super::fetch::{Failure, Fetched, Fetcher, Validators};
+use super::sync::{Candidate, Last, Trouble};
+use crate::config::{self, FeedConfig};
+use crate::net::network::Network;
+
+use lines::{Line, Lines};
+use word::Word;
+
+/// All formats. Where a feed's `format` is left out, the first one that knows its list reads it, and `list` if none does.
+pub(super) static FORMATS: [&dyn FeedFormat; 6] =
+    [&spamhaus::Spamhaus, &dshield::Dshield, &counts::Counts, &apiban::Apiban, &crowdsec::Crowdsec, &list::List];
+
+/// How a feed's server is asked and its answer is read.
+pub(super) trait FeedFormat: Sync {
+    /// Its name in the configuration, in `feed list` and in the log.
+    fn name(&self) -> &'static str;
+
+    /// What it looks like, for the documentation and the log.
+    fn words(&self) -> &'static str;
+
+    /// Whether a list that begins like this is of this format.
+    fn detects(&self, _start: &Start) -> bool {
+        false
+    }
+
+    /// Reads the lines of a list.
+    ///
+    /// # Errors
+    /// If it is no list of this format as a whole.
+    fn read(&self, _lines: &mut Lines<'_>, _reading: &mut Reading) -> Result<(), String> {
+        Err(format!("{} is a protocol, not a list", self.name()))
+    }
+
+    /// Asks the server: for a whole list, unless the format is a protocol that says otherwise. `None` if what is in force
+    /// is what the server has.
+    fn ask(&self, asking: &Asking<'_>) -> Result<Option<(Parsed, Candidate)>, Trouble> {
+        whole_list(Some(self.name()), asking)
+    }
+
+    /// Whether it is an API that is asked in its own way, rather than a list that is fetched.
+    fn is_protocol(&self) -> bool {
+        false
+    }
+
+    /// Whether an answer is the whole list. Where it is not, its length says nothing about what the server has.
+    fn is_whole(&self) -> bool {
+        true
+    }
+}
+
+/// What a question to a feed's server needs.
+pub(super) struct Asking<'a> {
+    pub(super) config: &'a FeedConfig,
+    pub(super) fetcher: &'a Fetcher,
+    pub(super) last: &'a Last,
+    /// By what the server may know that we have its list already.
+    pub(super) known: Validators,
+    /// Everything is wanted again, not only what is new.
+    pub(super) from_the_start: bool,
+}
+
+/// The format of a name; none for one that is to be detected.
+pub(super) fn of(format: config::FeedFormat) -> Option<&'static dyn FeedFormat> {
+    by_name(format.name())
+}
+
+fn by_name(name: &str) -> Option<&'static dyn FeedFormat> {
+    FORMATS.iter().find(|format| format.name() == name).copied()
+}
+
+/// What a format looks like, in words.
+pub(super) fn words(name: &str) -> &'static str {
+    by_name(name).map_or("", FeedFormat::words)
+}
+
+/// Asks the server of a feed.
+pub(super) fn ask(asking: &Asking<'_>) -> Result<Option<(Parsed, Candidate)>, Trouble> {
+    match of(asking.config.format) {
+        Some(format) => format.ask(asking),
+        None => whole_list(None, asking),
+    }
+}
+
+/// Fetches a list, and reads it by the format of a name, or by the one that knows it.
+fn whole_list(format: Option<&'static str>, asking: &Asking<'_>) -> Result<Option<(Parsed, Candidate)>, Trouble> {
+    match asking.fetcher.list(asking.config, &asking.known)? {
+        Fetched::Same => Ok(None),
+        Fetched::List(body, validators) => {
+            let parsed = parse(format.and_then(by_name), body, &Limits::of(asking.config))?;
+            Ok(Some((parsed, Candidate { validators, ..Candidate::default() })))
+        }
+    }
+}
+
+/// What was read, and what was left out.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Parsed {
+    /// The networks, in the order of the list.
+    pub networks: Vec<Network>,
+    /// What was left out.
+    pub tally: Tally,
+    /// How many lines are comments. A list that has some and nothing else says that it is empty.
+    pub comments: u64,
+    /// The name of the format that it was read by.
+    pub format: &'static str,
+}
+
+/// What was left out of a list and why, and what was put right.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Tally {
+    /// How many entries were skipped, by reason.
+    pub skipped: BTreeMap<&'static str, u64>,
+    /// How many had bits set behind their prefix; the network was taken.
+    pub host_bits: u64,
+    /// How many were split, because something that must stay reachable lies inside.
+    pub split: u64,
+    /// How many networks more there are for that.
+    pub pieces: u64,
+    /// The first line that was no entry.
+    pub first_malformed: Option<u64>,
+}
+
+/// The reasons to skip an entry.
+pub(super) mod reason {
+    pub(in crate::feeds) const MALFORMED: &str = "malformed";
+    pub(in crate::feeds) const DUPLICATE: &str = "duplicate";
+    pub(in crate::feeds) const TOO_BROAD: &str = "too_broad";
+    pub(in crate::feeds) const SPECIAL: &str = "special";
+    pub(in crate::feeds) const PROTECTED: &str = "protected";
+    pub(in crate::feeds) const BELOW_MIN_COUNT: &str = "below_min_count";
+    pub(in crate::feeds) const OTHER: &str = "other";
+}
+
+impl Tally {
+    /// Counts one that is skipped.
+    pub fn skip(&mut self, reason: &'static str) {
+        *self.skipped.entry(reason).or_default() += 1;
+    }
+
+    /// How many were skipped for a reason.
+    pub fn count(&self, reason: &str) -> u64 {
+        self.skipped.get(reason).copied().unwrap_or_default()
+    }
+
+    /// The guards that fired, and how often.
+    pub fn guards(&self) -> Vec<(&'static str, u64)> {
+        let skipped = [reason::TOO_BROAD, reason::SPECIAL, reason::PROTECTED].map(|name| (name, self.count(name)));
+        skipped.into_iter().chain([("split", self.split)]).filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// Whether nothing was left out or changed.
+    pub(super) fn is_clean(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn malformed(&mut self, line: u64) {
+        self.first_malformed.get_or_insert(line);
+        self.skip(reason::MALFORMED);
+    }
+
+    fn add(&mut self, other: Self) {
+        for (reason, count) in other.skipped {
+            *self.skipped.entry(reason).or_default() += count;
+        }
+        self.host_bits += other.host_bits;
+        self.first_malformed = self.first_malformed.or(other.first_malformed);
+    }
+}
+
+/// What a list is read within.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// More entries are an error.
+    pub(super) entries: usize,
+    /// More bytes, unpacked, are an error.
+    pub(super) bytes: u64,
+    /// Entries that fewer sources have reported are left out, where a list says how many have.
+    pub(super) min_count: u32,
+    /// The shortest prefixes that may be listed: a range that is larger than such a network is left out as a whole.
+    pub(super) min_prefix: u8,
+    pub(super) min_prefix6: u8,
+}
+
+impl Limits {
+    pub(super) fn of(config: &FeedConfig) -> Self {
+        let guards = config.effective_guards();
+        Self {
+            entries: guards.max_entries as usize,
+            bytes: guards.max_bytes,
+            min_count: config.min_count,
+            min_prefix: guards.min_prefix,
+            min_prefix6: guards.min_prefix6,
+        }
+    }
+}
+
+/// How a list begins: its first lines that are neither empty nor comments.
+pub(super) struct Start {
+    lines: Vec<String>,
+}
+
+impl Start {
+    /// How many lines are looked at.
+    const LINES: usize = 200;
+
+    fn of(head: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(head);
+        // The last one may be cut off.
+        let whole = text.rfind(['\n', '\r']).map_or(&text[..], |end| &text[..end]);
+        let lines = whole.split(['\n', '\r']).map(str::trim_ascii);
+        let lines = lines.filter(|line| !line.is_empty() && !line.starts_with(['#', ';']));
+        Self { lines: lines.take(Self::LINES).map(str::to_owned).collect() }
+    }
+
+    /// Whether nearly all of its lines (three of four) are like this, and there is one.
+    fn is_mostly(&self, like: impl Fn(&str) -> bool) -> bool {
+        let count = self.lines.iter().filter(|line| like(line)).count();
+        count > 0 && count * 4 >= self.lines.len() * 3
+    }
+}
+
+/// Reads a list by a format, or by the one that knows it.
+pub(super) fn parse(
+    format: Option<&'static dyn FeedFormat>,
+    reader: Box<dyn Read + Send + '_>,
+    limits: &Limits,
+) -> Result<Parsed, Failure> {
+    let (head, body) = body::open(reader, limits.bytes)?;
+    let detected = || {
+        let start = Start::of(&head);
+        FORMATS.into_iter().find(|format| format.detects(&start)).unwrap_or(&list::List)
+    };
+    let format = format.unwrap_or_else(detected);
+    if limits.min_count > 1 && format.name() != counts::NAME {
+        return Err(format!("min_count is set, but the list has no counts; it looks like the format {}", format.name()).into());
+    }
+    let mut reading = Reading::new(limits.clone());
+    let mut body = BufReader::with_capacity(1 << 16, body);
+    format.read(&mut Lines::new(&mut body), &mut reading)?;
+    reading.parsed.format = format.name();
+    reading.finish()
+}
+
+/// A list that is being read.
+pub(super) struct Reading {
+    parsed: Parsed,
+    limits: Limits,
+    /// The beginning of what was neither an entry nor empty, to tell what it is instead.
+    prose: String,
+}
+
+/// How much of a text that is no list is kept, to tell what it says.
+const PROSE: usize = 512;
+
+/// How long a server is left alone that says that it was asked too often, but not how long it wants to be.
+const RATE_PAUSE: Duration = Duration::from_secs(3_600);
+
+impl Reading {
+    fn new(limits: Limits) -> Self {
+        Self { parsed: Parsed::default(), limits, prose: String::new() }
+    }
+
+    fn note_prose(&mut self, text: &str) {
+        let room = PROSE.saturating_sub(self.prose.len());
+        self.prose.extend(text.chars().chain([' ']).take(room));
+    }
+
+    fn comment(&mut self, text: &str) {
+        self.parsed.comments += 1;
+        self.note_prose(text);
+    }
+
+    fn malformed(&mut self, text: &str, line: u64) {
+        self.note_prose(text);
+        self.parsed.tally.malformed(line);
+    }
+
+    /// Takes a word that should be an address or a network.
+    fn take(&mut self, text: &str, line: u64) -> Result<(), String> {
+        match Word::read(text) {
+            Word::Malformed => self.malformed(text, line),
+            word => self.take_word(word)?,
+        }
+        Ok(())
+    }
+
+    fn take_word(&mut self, word: Word) -> Result<(), String> {
+        take_word(&mut self.parsed, word, &self.limits);
+        match self.parsed.networks.len() > self.limits.entries {
+            true => Err(format!("it has more than {} entries", self.limits.entries)),
+            false => Ok(()),
+        }
+    }
+
+    fn finish(self) -> Result<Parsed, Failure> {
+        let parsed = self.parsed;
+        let malformed = parsed.tally.count(reason::MALFORMED);
+        let lines = malformed + parsed.networks.len() as u64;
+        let is_prose = malformed > parsed.networks.len() as u64;
+        if (is_prose || parsed.networks.is_empty())
+            && let Some(failure) = what_it_says(&self.prose)
+        {
+            return Err(failure);
+        }
+        if is_prose {
+            let first = parsed.tally.first_malformed.unwrap_or_default();
+            return Err(format!(
+                "{malformed} of {lines} lines are no entries of the format {}, the first of them line {first}",
+                parsed.format
+            )
+            .into());
+        }
+        Ok(parsed)
+    }
+}
+
+/// What a text says that came in place of a list, for what servers are known to say. It is never quoted: a key that was
+/// part of the question may be in it.
+fn what_it_says(prose: &str) -> Option<Failure> {
+    const RATE: [&str; 8] = [
+        "rate limit",
+        "rate-limit",
+        "ratelimit",
+        "too many requests",
+        "exceeded",
+        "try again later",
+        "quota",
+        "throttl",
+    ];
+    const REFUSED: [&str; 7] =
+        ["unauthorized", "forbidden", "access denied", "not authorized", "invalid key", "api key", "permission denied"];
+    const BROKEN: [&str; 5] =
+        ["maintenance", "temporarily unavailable", "service unavailable", "bad gateway", "internal server error"];
+    let text = prose.to_ascii_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    if has(&RATE) {
+        let reason = "in place of a list the server says that it was asked too often (its rate limit)".to_owned();
+        return Some(Failure { reason, retry_after: Some(RATE_PAUSE) });
+    }
+    let reason = match () {
+        () if has(&REFUSED) => "in place of a list the server says that access is refused; check the url",
+        () if has(&BROKEN) => "in place of a list the server says that it is out of order",
+        () => return None,
+    };
+    Some(Failure::from(reason.to_owned()))
+}
+
+/// Takes a word, without a limit on how many.
+fn take_word(parsed: &mut Parsed, word: Word, limits: &Limits) {
+    match word {
+        Word::Network { network, host_bits } => {
+            parsed.tally.host_bits += u64::from(host_bits);
+            parsed.networks.push(network);
+        }
+        Word::Range(range) => match range.networks(limits) {
+            Ok(networks) => parsed.networks.extend(networks),
+            Err(reason) => parsed.tally.skip(reason),
+        },
+        Word::Everybody => parsed.tally.skip(reason::TOO_BROAD),
+        Word::Mapped => parsed.tally.skip(reason::SPECIAL),
+        Word::Malformed => parsed.tally.skip(reason::MALFORMED),
+    }
+}
