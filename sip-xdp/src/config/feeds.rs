@@ -267,7 +267,8 @@ impl FeedConfig {
             if self.format != FeedFormat::Apiban {
                 bail!("set of the feed {name} is for the format apiban");
             }
-            if set.is_empty() || set.len() > 32 || !set.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+            if set.is_empty() || set.len() > 32 || !set.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            {
                 bail!("set of the feed {name} is no name of a set; use up to 32 letters and digits, as in \"sip\"");
             }
         }

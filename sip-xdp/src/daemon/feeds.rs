@@ -13,8 +13,8 @@ use crate::config::{FeedAction, Guards, Policy};
 use crate::dataplane::tables::ledger::Entry;
 use crate::feeds::Listed;
 use crate::feeds::engine::{FeedState, Update};
-use crate::feeds::guards::{Untouchable, trim};
 use crate::feeds::formats::Tally;
+use crate::feeds::guards::{Untouchable, trim};
 
 use crate::lists::{EARLIER, Refresh};
 use crate::net::network::Network;

@@ -79,7 +79,9 @@ fn utf16(head: &[u8]) -> Result<Option<bool>, String> {
         return Ok(Some(true));
     }
     let pairs: Vec<_> = head.chunks_exact(2).take(64).collect();
-    let all = |zero: usize| pairs.len() >= 4 && pairs.iter().all(|pair| pair[zero] == 0 && pair[1 - zero].is_ascii() && pair[1 - zero] != 0);
+    let all = |zero: usize| {
+        pairs.len() >= 4 && pairs.iter().all(|pair| pair[zero] == 0 && pair[1 - zero].is_ascii() && pair[1 - zero] != 0)
+    };
     Ok(if all(1) {
         Some(false)
     } else if all(0) {

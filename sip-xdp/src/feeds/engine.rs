@@ -11,8 +11,8 @@ use sip_xdp_common::abi::layout::List;
 use tokio::sync::{mpsc, watch};
 
 use super::Listed;
-use super::guards::{Untouchable, trim};
 use super::formats::Tally;
+use super::guards::{Untouchable, trim};
 use super::saved;
 use super::sync::Last;
 use super::thread::{Follower, Order, age};

@@ -61,6 +61,9 @@ pub(super) enum Fetched {
     List(Box<dyn Read + Send>, Validators),
 }
 
+/// An answer's status and headers, and what it says.
+pub(super) type Answer = (u16, HeaderMap, Box<dyn Read + Send>);
+
 /// Fetches lists for one feed.
 pub(super) struct Fetcher {
     agent: Agent,
@@ -125,22 +128,13 @@ impl Fetcher {
     }
 
     /// Asks for a page: its status and headers, and what it says.
-    pub(super) fn page(
-        &self,
-        url: &str,
-        headers: &[(&str, &str)],
-    ) -> Result<(u16, HeaderMap, Box<dyn Read + Send>), Failure> {
+    pub(super) fn page(&self, url: &str, headers: &[(&str, &str)]) -> Result<Answer, Failure> {
         let answer = self.get(url, headers)?;
         self.answered(answer)
     }
 
     /// Asks with a JSON object.
-    pub(super) fn post(
-        &self,
-        url: &str,
-        headers: &[(&str, &str)],
-        body: &str,
-    ) -> Result<(u16, HeaderMap, Box<dyn Read + Send>), Failure> {
+    pub(super) fn post(&self, url: &str, headers: &[(&str, &str)], body: &str) -> Result<Answer, Failure> {
         let mut request = self.agent.post(url).header(header::CONTENT_TYPE, "application/json");
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -148,7 +142,7 @@ impl Fetcher {
         self.answered(request.send(body).map_err(|error| Failure::from(say(&error)))?)
     }
 
-    fn answered(&self, answer: Response<Body>) -> Result<(u16, HeaderMap, Box<dyn Read + Send>), Failure> {
+    fn answered(&self, answer: Response<Body>) -> Result<Answer, Failure> {
         let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
         if (300..400).contains(&status) {
             return Err(format!(

@@ -148,10 +148,9 @@ pub fn implausible(before: &Size, now: &Size, guards: &Guards) -> Option<String>
             return Some(format!("it grew from {entries} to {entries_now} entries"));
         }
     }
-    for (before, now, what) in [
-        (before.ipv4, now.ipv4, "addresses"),
-        (before.ipv6, now.ipv6, "IPv6 networks of /64 and hosts"),
-    ] {
+    for (before, now, what) in
+        [(before.ipv4, now.ipv4, "addresses"), (before.ipv6, now.ipv6, "IPv6 networks of /64 and hosts")]
+    {
         // A few networks may come and go in a list of hosts.
         let may_change = before.max(now) < from.saturating_mul(256);
         if !may_change && before > 0 && (has_shrunk(before, now) || has_grown(before, now)) {

@@ -81,8 +81,8 @@ impl Resolver for Guarded {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
     use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
 
     use super::*;
 

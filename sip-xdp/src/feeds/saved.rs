@@ -103,7 +103,12 @@ pub(super) fn prepare(directory: &Path, config: &FeedConfig, saved: &Saved) -> R
 
 fn write(writer: &mut impl Write, config: &FeedConfig, saved: &Saved) -> io::Result<()> {
     writeln!(writer, "{MAGIC}\nsource {}\nentries {}", source(config), saved.entries)?;
-    let heads = [("etag", &saved.validators.etag), ("modified", &saved.validators.modified), ("cursor", &saved.cursor), ("format", &saved.format)];
+    let heads = [
+        ("etag", &saved.validators.etag),
+        ("modified", &saved.validators.modified),
+        ("cursor", &saved.cursor),
+        ("format", &saved.format),
+    ];
     for (name, value) in heads {
         if let Some(value) = value {
             writeln!(writer, "{name} {value}")?;

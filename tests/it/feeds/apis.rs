@@ -25,12 +25,18 @@ fn no_new_bans() -> Reply {
     json("400 Bad Request", "{\"ipaddress\":[\"no new bans\"],\"ID\":\"none\"}")
 }
 
+/// What a server says of an interface that it does not have.
+fn no_such_page() -> Reply {
+    Reply::new("404 Not Found", &["Content-Type: text/html"], "<html>not found</html>")
+}
+
 #[test]
 fn apiban_page_by_page() {
     let server = ListServer::start(no_new_bans()).unwrap();
     server.answer_with(|head| {
         let path = head.split(' ').nth(1).unwrap_or_default();
         match path.strip_prefix(&format!("/api/{KEY}/banned/")) {
+            None if path == "/api/get" => no_such_page(),
             Some("100") => json("200 OK", "{\"ipaddress\":[\"198.51.100.1\",\"198.51.100.2\"],\"ID\":\"250\"}"),
             Some("250") => json("200 OK", "{\"ipaddress\":[\"198.51.100.3\"],\"ID\":\"300\"}"),
             Some("300") => no_new_bans(),
@@ -44,12 +50,13 @@ fn apiban_page_by_page() {
     // From where it was, also after a restart.
     let asked = server.requests().len();
     followed.sync(false);
-    assert!(server.requests()[asked..].iter().all(|head| head.contains("/banned/300 ")));
+    assert!(server.requests()[asked..].iter().all(|head| head.contains("/banned/300 ")), "it knows which interface");
     let mut followed = followed.restart();
     assert_eq!(followed.listed().len(), 3);
-    server.answer_with(|head| match head.contains("/banned/300 ") {
-        true => json("200 OK", "{\"ipaddress\":[\"198.51.100.4\"],\"ID\":\"301\"}"),
-        false => no_new_bans(),
+    server.answer_with(|head| match head {
+        head if head.starts_with("POST ") => no_such_page(),
+        head if head.contains("/banned/300 ") => json("200 OK", "{\"ipaddress\":[\"198.51.100.4\"],\"ID\":\"301\"}"),
+        _ => no_new_bans(),
     });
     assert_eq!(followed.sync(false).error, None);
     assert_eq!(followed.listed().len(), 4);
@@ -58,14 +65,51 @@ fn apiban_page_by_page() {
     assert!(!row.contains(KEY) && !saved.contains(KEY));
 }
 
+/// The newer interface, as APIBAN's own client speaks it.
+#[test]
+fn apiban_by_its_newer_interface() {
+    let server = ListServer::start(no_new_bans()).unwrap();
+    server.answer_with(|request| {
+        let has_key =
+            request.to_ascii_lowercase().contains(&format!("authorization: bearer {}\r\n", KEY.to_lowercase()));
+        if !request.starts_with("POST /api/get ") {
+            return json("404 Not Found", "{\"error\":\"not found\"}");
+        }
+        if !has_key || !request.contains("\"set\":\"test\"") {
+            return json("403 Forbidden", "{\"ipaddress\":[\"0.0.0.0\"],\"ID\":\"unauthorized\"}");
+        }
+        match request.contains("\"id\":\"100\"") {
+            true => json("200 OK", "{\"ipaddress\":[\"198.51.100.1\",\"198.51.100.2\"],\"ID\":\"1700000001\"}"),
+            false => no_new_bans(),
+        }
+    });
+    let (config, key) = with_key(&server, "api/", FeedFormat::Apiban);
+    let config = FeedConfig { set: Some("test".to_owned()), ..config };
+    let mut followed = Followed::new(config);
+    followed.until("the list", |followed| followed.state.is_settled);
+    assert_eq!(followed.listed(), ["198.51.100.1", "198.51.100.2"]);
+    let asked = server.requests().len();
+    assert_eq!(followed.sync(false).error, None, "that there is nothing new is no fault");
+    let since = server.requests().split_off(asked);
+    assert!(since.iter().all(|request| request.contains("\"id\":\"1700000001\"")), "{since:?}");
+    assert!(
+        server.requests().iter().all(|request| request.starts_with("POST ") && !request.contains(&format!("/{KEY}")))
+    );
+    fs::write(key.path().join("key"), "another").unwrap();
+    let error = followed.sync(false).error.unwrap();
+    assert!(error.contains("refuses the key"), "{error}");
+    assert_eq!(followed.listed().len(), 2);
+}
+
 #[test]
 fn apiban_that_wants_a_pause() {
     let server = ListServer::start(no_new_bans()).unwrap();
     let too_many =
         || Reply::new("429 Too Many Requests", &["Retry-After: 90"], "{\"ipaddress\":\"rate limit\",\"ID\":\"none\"}");
-    server.answer_with(move |head| match head.contains("/banned/100 ") {
-        true => json("200 OK", "{\"ipaddress\":[\"198.51.100.1\"],\"ID\":\"250\"}"),
-        false => too_many(),
+    server.answer_with(move |head| match head {
+        head if head.starts_with("POST ") => no_such_page(),
+        head if head.contains("/banned/100 ") => json("200 OK", "{\"ipaddress\":[\"198.51.100.1\"],\"ID\":\"250\"}"),
+        _ => too_many(),
     });
     let (config, _key) = with_key(&server, "api/", FeedFormat::Apiban);
     let mut followed = Followed::new(config);

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests panic rather than return errors")]
 
 mod apis;
+mod bodies;
 mod harness;
 mod kept;
 mod odd;

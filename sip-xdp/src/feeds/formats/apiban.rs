@@ -5,10 +5,11 @@ use std::io::Read as _;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use ureq::http::HeaderMap;
 
 use super::{Asking, FeedFormat, Limits, Parsed, Word, take_word};
 use crate::sys::clock;
-use crate::feeds::fetch::{Failure, key, refused};
+use crate::feeds::fetch::{Answer, Failure, key, refused};
 use crate::feeds::sync::{Candidate, Trouble, live};
 
 /// How long APIBAN keeps an address listed, in seconds.
@@ -96,33 +97,50 @@ fn pages(asking: &Asking<'_>) -> Result<(Parsed, Candidate), Trouble> {
 fn ask_page(asking: &Asking<'_>, key: &str, id: &str) -> Result<Page, Failure> {
     let Asking { config, fetcher, .. } = asking;
     let base = config.url.trim_end_matches('/');
-    let set = config.set.as_deref();
-    if !fetcher.speaks_older() {
-        let question = json!({ "set": set.unwrap_or(SET), "id": id }).to_string();
-        let bearer = format!("Bearer {key}");
-        let (status, headers, mut body) = fetcher.post(&format!("{base}/get"), &[("Authorization", &bearer)], &question)?;
-        let mut bytes = Vec::new();
-        body.read_to_end(&mut bytes).map_err(|error| error.to_string())?;
-        let answer = page(status, &bytes);
-        let is_known = answer.is_ok() || serde_json::from_slice::<Value>(&bytes).is_ok_and(|value| !value["ipaddress"].is_null());
-        if is_known || !matches!(status, 400..=499) || status == 429 {
-            return answer.map_err(|reason| failure(status, &headers, reason));
-        }
-        if set.is_some() {
-            return Err(format!("HTTP {status}: the server has no sets (no POST {}/get); take `set` out", config.shown_url()).into());
-        }
+    if fetcher.speaks_older() {
+        return older(asking, base, key, id);
     }
-    let (status, headers, mut body) = fetcher.page(&format!("{base}/{key}/banned/{id}"), &[])?;
-    let mut bytes = Vec::new();
-    body.read_to_end(&mut bytes).map_err(|error| error.to_string())?;
-    let answer = page(status, &bytes).map_err(|reason| failure(status, &headers, reason));
-    if answer.is_ok() {
-        fetcher.speak_older();
+    let question = json!({ "set": config.set.as_deref().unwrap_or(SET), "id": id }).to_string();
+    let bearer = format!("Bearer {key}");
+    let answer = fetcher.post(&format!("{base}/get"), &[("Authorization", &bearer)], &question)?;
+    let (status, headers, bytes) = whole(answer)?;
+    let reason = match page(status, &bytes) {
+        Ok(page) => return Ok(page),
+        Err(reason) => reason,
+    };
+    // Who does not know the question may say that there is no such page, or take it for one with a wrong key.
+    let may_not_know = matches!(status, 400..=499) && status != 429;
+    if !may_not_know {
+        return Err(failure(status, &headers, reason));
     }
-    answer
+    let is_known = serde_json::from_slice::<Value>(&bytes).is_ok_and(|value| !value["ipaddress"].is_null());
+    if config.set.is_some() {
+        let no_sets = format!("HTTP {status}: the server knows no sets (POST .../get); leave `set` out");
+        return Err(if is_known { reason } else { no_sets }.into());
+    }
+    match older(asking, base, key, id) {
+        Ok(page) => {
+            fetcher.speak_older();
+            Ok(page)
+        }
+        Err(_) if is_known => Err(failure(status, &headers, reason)),
+        Err(failure) => Err(failure),
+    }
 }
 
-fn failure(status: u16, headers: &ureq::http::HeaderMap, reason: String) -> Failure {
+/// Asks for one page by the older interface.
+fn older(asking: &Asking<'_>, base: &str, key: &str, id: &str) -> Result<Page, Failure> {
+    let (status, headers, bytes) = whole(asking.fetcher.page(&format!("{base}/{key}/banned/{id}"), &[])?)?;
+    page(status, &bytes).map_err(|reason| failure(status, &headers, reason))
+}
+
+fn whole((status, headers, mut body): Answer) -> Result<(u16, HeaderMap, Vec<u8>), Failure> {
+    let mut bytes = Vec::new();
+    body.read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    Ok((status, headers, bytes))
+}
+
+fn failure(status: u16, headers: &HeaderMap, reason: String) -> Failure {
     match status {
         429 | 500.. => refused(status, headers),
         _ => Failure::from(reason),

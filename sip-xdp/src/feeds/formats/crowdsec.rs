@@ -207,8 +207,7 @@ mod tests {
         assert_eq!(found.new[0].1, Duration::from_secs(4 * 3_600 - 60));
         assert_eq!(found.tally.count(reason::OTHER), 2);
         assert_eq!(decisions(&b"{\"new\":null,\"deleted\":null}"[..], None), Ok(Decisions::default()));
-        let text =
-            "{\"deleted\":[{\"type\":\"ban\",\"scope\":\"Ip\",\"value\":\"192.0.2.1\",\"duration\":\"-5s\"}],\"new\":[]}";
+        let text = "{\"deleted\":[{\"type\":\"ban\",\"scope\":\"Ip\",\"value\":\"192.0.2.1\",\"duration\":\"-5s\"}],\"new\":[]}";
         assert_eq!(decisions(text.as_bytes(), None).unwrap().deleted.len(), 1);
         assert!(decisions(&b"<html>"[..], None).is_err() && decisions(&b"{\"new\":["[..], None).is_err());
         for (text, expected) in [

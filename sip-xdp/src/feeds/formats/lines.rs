@@ -18,7 +18,7 @@ pub(super) enum Line<'a> {
 }
 
 /// Reads lines that end with LF, CRLF, CR, or the list.
-pub(super) struct Lines<'r> {
+pub(in crate::feeds) struct Lines<'r> {
     reader: &'r mut dyn BufRead,
     buffer: Vec<u8>,
     /// How much of the buffer was handed out.

@@ -1,8 +1,8 @@
 //! Addresses, networks and ranges in lines: one a line, with a name or a comment behind it, or many, between blanks or
 //! commas. `#` and `;` start comments.
 
-use super::{FeedFormat, Line, Lines, Reading, Word};
 use super::word::Range;
+use super::{FeedFormat, Line, Lines, Reading, Word};
 
 pub(super) struct List;
 

@@ -252,7 +252,11 @@ pub(super) fn parse(
     };
     let format = format.unwrap_or_else(detected);
     if limits.min_count > 1 && format.name() != counts::NAME {
-        return Err(format!("min_count is set, but the list has no counts; it looks like the format {}", format.name()).into());
+        return Err(format!(
+            "min_count is set, but the list has no counts; it looks like the format {}",
+            format.name()
+        )
+        .into());
     }
     let mut reading = Reading::new(limits.clone());
     let mut body = BufReader::with_capacity(1 << 16, body);
