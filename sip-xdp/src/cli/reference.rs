@@ -142,7 +142,8 @@ fn keys(table: &toml::Table, prefix: &str) -> BTreeSet<String> {
 #[test]
 fn the_readme_has_every_key_of_the_configuration_with_its_default() {
     let (whole, feed) = (toml(section("## Configuration")), toml(section("## Feeds")));
-    let template = FeedConfig { key_file: Some(PathBuf::new()), ..FeedConfig::new("example", "") };
+    let template =
+        FeedConfig { key_file: Some(PathBuf::new()), set: Some(String::new()), ..FeedConfig::new("example", "") };
     let known = Config { feeds: vec![template], ..Config::default() };
     let known = keys(&toml::Table::try_from(known).unwrap(), "");
     let read = |text: &str| keys(&text.parse::<toml::Table>().unwrap_or_else(|error| panic!("{error}")), "");

@@ -15,7 +15,6 @@ use crate::feeds::Listed;
 use crate::feeds::engine::{FeedState, Update};
 use crate::feeds::formats::Tally;
 use crate::feeds::guards::{Untouchable, trim};
-
 use crate::lists::{EARLIER, Refresh};
 use crate::net::network::Network;
 

@@ -16,7 +16,6 @@ use super::guards::{Untouchable, trim};
 use super::saved;
 use super::sync::Last;
 use super::thread::{Follower, Order, age};
-use crate::sys::clock::{self, WallWatch};
 use crate::config::{FeedAction, FeedConfig, FeedFormat};
 use crate::lists::Refresh;
 use crate::net::network::Network;

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use ureq::http::HeaderMap;
 
 use super::{Asking, FeedFormat, Limits, Parsed, Word, take_word};
-use crate::sys::clock;
 use crate::feeds::fetch::{Answer, Failure, key, refused};
 use crate::feeds::sync::{Candidate, Trouble, live};
+use crate::sys::clock;
 
 /// How long APIBAN keeps an address listed, in seconds.
 const TTL: u64 = 7 * 24 * 3_600;

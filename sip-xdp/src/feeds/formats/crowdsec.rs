@@ -7,10 +7,10 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{Asking, FeedFormat, Parsed, Tally, Word, reason};
-use crate::sys::clock;
 use crate::feeds::fetch::{key, refused};
 use crate::feeds::sync::{Candidate, Trouble, live};
 use crate::net::network::Network;
+use crate::sys::clock;
 
 pub(super) struct Crowdsec;
 
