@@ -27,8 +27,10 @@ const SHOWN: usize = 40;
 
 /// Run a capture through the kernel's program and the detector: who would have been limited or banned, when and why
 ///
-/// Reads pcap and pcapng, compressed with gzip or zstd or not, of Ethernet, Linux cooked and raw IP. Nothing is attached, and
-/// what is in force stays as it is. The time is that of the capture. The configuration is that of --config; a dry run is
+/// Reads pcap and pcapng, one file or several put together, compressed with gzip, zstd, xz or bzip2 or not: of Ethernet, Linux
+/// cooked, raw IP, PPP, NFLOG and more, and what is inside tunnels of mirrors (VXLAN, GRE, ERSPAN, IP in IP, MPLS, Geneve,
+/// TZSP) and HEP. What is not read is named and counted, and copies of a packet count once. Nothing is attached, and what is in
+/// force stays as it is. The time is that of the capture. The configuration is that of --config; a dry run is
 /// replayed as if it enforced.
 #[derive(Debug, Args)]
 pub(crate) struct Replay {
@@ -153,7 +155,11 @@ fn text(replayed: &Replayed, output: Output) -> String {
 fn facts(replayed: &Replayed) -> String {
     let capture = &replayed.capture;
     let mut kind = vec![capture.format];
-    kind.extend(capture.compression);
+    let files = format!("{} files in one", capture.files);
+    if capture.files > 1 {
+        kind.push(&files);
+    }
+    kind.extend(capture.compression.as_deref());
     kind.extend(capture.links.keys().map(String::as_str));
     let mut text = format!("{} ({}): {} packets", capture.file, kind.join(", "), capture.packets);
     if let (Some(from), Some(to)) = (capture.from, capture.to) {
@@ -170,6 +176,12 @@ fn facts(replayed: &Replayed) -> String {
     line("registrar", format!("{} ({})", ours.join(", "), replayed.registrar.because));
     let skipped = capture.skipped;
     line("looked at", format!("{} arriving at SIP ports, {} leaving them", capture.arrived, capture.left));
+    let some = |(count, what): (u64, &str)| (count > 0).then(|| format!("{count} {what}"));
+    let each = |named: Vec<(&str, u64)>| -> String {
+        named.into_iter().filter_map(|(name, count)| some((count, name))).collect::<Vec<_>>().join(", ")
+    };
+    line("tunnels", each(capture.tunnels.iter().map(|(name, count)| (*name, *count)).collect()));
+    line("not read", each(capture.not_read.iter().map(|(name, count)| (name.as_str(), *count)).collect()));
     let reasons = [
         (skipped.link_type, "of another link type"),
         (skipped.malformed, "cut off in the link header"),
@@ -179,9 +191,8 @@ fn facts(replayed: &Replayed) -> String {
         (skipped.tcp_answers, "TCP leaving SIP ports"),
         (skipped.unread, "in a form that is not read"),
     ];
-    let some = |(count, what): (u64, &str)| (count > 0).then(|| format!("{count} {what}"));
     line("skipped", reasons.into_iter().filter_map(some).collect::<Vec<_>>().join(", "));
-    let odd = [(capture.cut, "of which only the beginning is there"), (capture.out_of_order, "out of order")];
+    let odd = [(capture.cut, "of which only the beginning is there"), (capture.out_of_order, "out of order"), (capture.duplicates, "copies of others")];
     line("odd", odd.into_iter().filter_map(some).collect::<Vec<_>>().join(", "));
     let named = |named: &Named| -> String {
         named.iter().filter_map(|(name, count)| some((*count, name))).collect::<Vec<_>>().join(", ")

@@ -171,6 +171,80 @@ fn what_cannot_be_read_is_said_and_the_rest_is_used() -> Result<()> {
     Ok(())
 }
 
+/// One attack in what people have it in: the same bans, or a line that names what it is and what to do.
+#[test]
+fn every_wrapping_gives_the_bans_of_the_plain_capture() -> Result<()> {
+    sip_xdp_tests::require_root()?;
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/wrappings");
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(&cases)?.map(|file| Ok(file?.path())).collect::<Result<_>>()?;
+    files.sort();
+    assert!(files.len() >= 10, "{files:?}");
+    let bans = |report: &Value| -> Vec<String> {
+        let row = |ban: &Value| ["time", "address", "port", "kind", "tier", "reason", "length"].map(|key| ban[key].to_string());
+        report["banned"].as_array().into_iter().flatten().map(|ban| row(ban).join(" ")).collect()
+    };
+    let plain = replay(&files[0], &["--registrar", "198.51.100.1"])?;
+    assert_eq!(addresses(&plain, "banned"), BTreeSet::from(["192.0.2.66".to_owned()]), "{plain:#}");
+    for file in &files[1..] {
+        let report = replay(file, &["--registrar", "198.51.100.1"])?;
+        println!("{}: {:#}", file.display(), report["capture"]);
+        let name = file.display();
+        if name.to_string().contains("two-files") {
+            // Twice the attack: it begins the same.
+            assert_eq!(bans(&report).first(), bans(&plain).first(), "{name}");
+            assert_eq!(report["capture"]["files"], 2, "{name}");
+        } else {
+            assert_eq!(bans(&report), bans(&plain), "{name}: {report:#}");
+        }
+        assert_eq!(report["capture"]["trouble"], Value::Null, "{name}");
+        assert_eq!(report["capture"]["not_read"], serde_json::json!({}), "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn copies_of_packets_change_nothing() -> Result<()> {
+    sip_xdp_tests::require_root()?;
+    let directory = tempfile::tempdir()?;
+    let packets = HOUR.packets();
+    // As a capture of all interfaces has them: three times, within a millisecond.
+    let copies = |(at, frame): &(u64, Vec<u8>)| [(*at, frame.clone()), (*at + 20_000, frame.clone()), (*at + 400_000, frame.clone())];
+    let mut thrice: Vec<_> = packets.iter().flat_map(copies).collect();
+    thrice.sort_by_key(|(at, _)| *at);
+    let once = replay(&write(directory.path(), "once.pcap", &pcap(Cover::Sll, &packets))?, &[])?;
+    let thrice = replay(&write(directory.path(), "thrice.pcap", &pcap(Cover::Sll, &thrice))?, &[])?;
+    for part in ["banned", "limited", "good", "packets", "methods", "responses"] {
+        assert_eq!(once[part], thrice[part], "{part}");
+    }
+    assert_eq!(once["capture"]["duplicates"], 0);
+    assert!(thrice["capture"]["duplicates"].as_u64() > Some(1_000), "{:#}", thrice["capture"]);
+    assert!(thrice["notes"].to_string().contains("a second time"));
+    Ok(())
+}
+
+#[test]
+fn what_is_no_capture_is_named_with_what_to_do() -> Result<()> {
+    sip_xdp_tests::require_root()?;
+    let directory = tempfile::tempdir()?;
+    for (name, content, says) in [
+        ("a.zip", &b"PK\x03\x04\x14\0\0\0"[..], "it is a zip archive; unpack it first"),
+        ("a.snoop", b"snoop\0\0\0\0\0\0\x02\0\0\0\x04", "editcap"),
+        ("a.7z", b"7z\xbc\xaf\x27\x1c\0\x04", "7z archive"),
+    ] {
+        let output = output(program(&[])?.arg(write(directory.path(), name, content)?))?;
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains(says) && error.lines().count() == 1, "{name}: {error}");
+    }
+    // A link type that is not read: all packets, by name.
+    let mut radio = pcap(Cover::Ethernet, &HOUR.packets()[..50]);
+    radio[20..24].copy_from_slice(&127_u32.to_le_bytes());
+    let file = write(directory.path(), "radio.pcap", &radio)?;
+    let text = succeed(program(&[])?.arg(&file))?;
+    assert!(text.contains("not read  50 link type 127 (Wi-Fi with a radiotap header)"), "{text}");
+    Ok(())
+}
+
 #[test]
 fn two_configurations_are_compared_source_by_source() -> Result<()> {
     sip_xdp_tests::require_root()?;

@@ -1,19 +1,21 @@
-//! Capture files: pcap and pcapng, as they are or compressed with gzip or zstd. Whatever is in them, reading ends with what
-//! could be read, and with a note where and why it ended.
+//! Capture files: pcap and pcapng, as they are or compressed, and several of them put together into one file. Whatever is
+//! in them, reading ends with what could be read, and with a note where and why it ended.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek as _, Write as _, stdin};
+use std::io::{self, Read, Seek as _, Write as _, stdin};
 use std::path::Path;
 use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
-use flate2::read::MultiGzDecoder;
 use pcap_parser::traits::PcapNGPacketBlock as _;
 use pcap_parser::{
     Block, LegacyPcapBlock, PcapError, PcapHeader, parse_block_be, parse_block_le, parse_pcap_frame,
     parse_pcap_frame_be, parse_pcap_frame_modified, parse_pcap_header,
 };
+
+use super::compression;
 
 /// The largest record that is believed. libpcap writes none above 256 KiB, but for names and secrets.
 const MAX_RECORD: usize = 16 << 20;
@@ -75,16 +77,10 @@ impl Input {
             self.read.set(0);
             Ok(Counted { file, read: Rc::clone(&self.read) })
         };
-        let mut magic = Vec::new();
-        let cannot = || format!("{} cannot be read", self.name);
-        again().and_then(|file| file.take(4).read_to_end(&mut magic)).with_context(cannot)?;
-        let file = again().with_context(cannot)?;
-        let (compression, reader): (_, Box<dyn Read>) = match magic.as_slice() {
-            [0x1f, 0x8b, ..] => (Some("gzip"), Box::new(MultiGzDecoder::new(BufReader::with_capacity(CHUNK, file)))),
-            [0x28, 0xb5, 0x2f, 0xfd] => (Some("zstd"), Box::new(zstd::Decoder::new(file).with_context(cannot)?)),
-            _ => (None, Box::new(file)),
-        };
-        Capture::new(reader, compression).with_context(|| format!("{} is no capture that can be read", self.name))
+        let file = again().with_context(|| format!("{} cannot be read", self.name))?;
+        let no_capture = || format!("{} is no capture that can be read", self.name);
+        let (layers, reader) = compression::unpack(Box::new(file)).with_context(no_capture)?;
+        Capture::new(reader, &layers).with_context(no_capture)
     }
 }
 
@@ -121,19 +117,27 @@ pub struct Packet<'a> {
     pub data: &'a [u8],
     /// How long it was on the wire.
     pub length: u32,
+    /// Whether it may be of any of several interfaces.
+    pub is_any: bool,
 }
 
 /// The packets of a capture, one after the other.
 pub struct Capture {
     stream: Stream,
     format: Format,
-    compression: Option<&'static str>,
+    /// What kind of file the first one is, and how many files are in it.
+    kind: &'static str,
+    files: u64,
+    compression: Option<String>,
     /// When the last packet was seen.
     last: u64,
     trouble: Option<String>,
-    /// Records that hold packets, but in a way that is not read.
-    unread: u64,
+    /// Records that hold packets, but in a way that is not read, by what they are.
+    unread: BTreeMap<&'static str, u64>,
 }
+
+/// Packets whose interface the file does not describe.
+const NO_INTERFACE: &str = "of an interface that the file does not describe";
 
 /// How the rest of a file is to be read.
 enum Format {
@@ -154,13 +158,15 @@ struct Interface {
 }
 
 impl Capture {
-    fn new(reader: Box<dyn Read>, compression: Option<&'static str>) -> Result<Self> {
+    fn new(reader: Box<dyn Read>, layers: &[&'static str]) -> Result<Self> {
         let mut stream = Stream { reader, buffer: Vec::new(), start: 0, offset: 0 };
         stream.need(4)?;
-        let format = match *stream.rest() {
-            [] => bail!("it is empty"),
-            [0x0a, 0x0d, 0x0d, 0x0a, ..] => Format::PcapNg { is_big_endian: false, interfaces: Vec::new() },
-            _ => {
+        if stream.rest().is_empty() {
+            bail!("it is empty");
+        }
+        let format = match stream.file_begins()? {
+            Some(format) => format,
+            None => {
                 stream.need(24)?;
                 match parse_pcap_header(stream.rest()) {
                     Ok((_, header)) => {
@@ -177,20 +183,24 @@ impl Capture {
                 }
             }
         };
-        Ok(Self { stream, format, compression, last: 0, trouble: None, unread: 0 })
+        let kind = format.name();
+        let compression = (!layers.is_empty()).then(|| layers.join(", "));
+        Ok(Self { stream, format, kind, files: 1, compression, last: 0, trouble: None, unread: BTreeMap::new() })
     }
 
     /// What kind of file it is.
     pub fn format(&self) -> &'static str {
-        match self.format {
-            Format::Pcap(_) => "pcap",
-            Format::PcapNg { .. } => "pcapng",
-        }
+        self.kind
     }
 
-    /// By what it is compressed.
-    pub fn compression(&self) -> Option<&'static str> {
-        self.compression
+    /// How many capture files it is, one behind the other.
+    pub fn files(&self) -> u64 {
+        self.files
+    }
+
+    /// By what it is compressed, outermost first.
+    pub fn compression(&self) -> Option<&str> {
+        self.compression.as_deref()
     }
 
     /// Why it could not be read to its end, if so.
@@ -198,9 +208,9 @@ impl Capture {
         self.trouble.as_deref()
     }
 
-    /// How many records hold packets that could not be read.
-    pub fn unread(&self) -> u64 {
-        self.unread
+    /// How many records hold packets that could not be read, by why.
+    pub fn unread(&self) -> &BTreeMap<&'static str, u64> {
+        &self.unread
     }
 
     /// The next packet; none at the end, or where the file is damaged.
@@ -210,7 +220,11 @@ impl Capture {
             Ok(Some(found)) => {
                 self.last = found.at;
                 let data = self.stream.buffer.get(found.from..found.to).unwrap_or_default();
-                Some(Packet { at: found.at, link: found.link, data, length: found.length })
+                let is_any = match &self.format {
+                    Format::Pcap(_) => matches!(found.link, 113 | 276),
+                    Format::PcapNg { interfaces, .. } => interfaces.len() > 1 || matches!(found.link, 113 | 276),
+                };
+                Some(Packet { at: found.at, link: found.link, data, length: found.length, is_any })
             }
             Ok(None) => None,
             Err(error) => {
@@ -226,6 +240,13 @@ impl Capture {
             return Ok(None);
         }
         loop {
+            if let Some(format) = self.stream.file_begins()? {
+                // A section of pcapng is one more of the same file, unless the file was of another kind.
+                self.files += u64::from(!matches!((&self.format, &format), (Format::PcapNg { .. }, Format::PcapNg { .. })));
+                if !matches!((&self.format, &format), (Format::PcapNg { .. }, Format::PcapNg { .. })) {
+                    self.format = format;
+                }
+            }
             let at = self.stream.offset;
             let length = match &self.format {
                 Format::Pcap(header) => self.stream.record_length(header)?,
@@ -251,7 +272,7 @@ impl Capture {
                         record,
                         block.data,
                         time_of(header, &block),
-                        header.network.0,
+                        link_of(header.network.0),
                         block.origlen,
                     ))
                 }
@@ -283,7 +304,7 @@ impl Capture {
                                 Some(Found::new(begins, record, data, time, interface.link, block.origlen))
                             }
                             None => {
-                                self.unread += 1;
+                                *self.unread.entry(NO_INTERFACE).or_default() += 1;
                                 None
                             }
                         },
@@ -296,14 +317,21 @@ impl Capture {
                                 Some(Found::new(begins, record, data, self.last, interface.link, block.origlen))
                             }
                             None => {
-                                self.unread += 1;
+                                *self.unread.entry(NO_INTERFACE).or_default() += 1;
                                 None
                             }
                         },
                         // The packet block of early versions (draft-ietf-opsawg-pcapng, appendix).
                         Block::Unknown(block) if block.block_type == 2 => {
-                            self.unread += 1;
-                            None
+                            match early_packet(record, *is_big_endian, interfaces) {
+                                Some((data, time, link, length)) => {
+                                    Some(Found::new(begins, record, data, time, link, length))
+                                }
+                                None => {
+                                    *self.unread.entry(NO_INTERFACE).or_default() += 1;
+                                    None
+                                }
+                            }
                         }
                         _ => None,
                     }
@@ -332,6 +360,40 @@ impl Found {
         let from = begins + (data.as_ptr() as usize).saturating_sub(record.as_ptr() as usize);
         Self { from, to: from + data.len(), at, link, length }
     }
+}
+
+impl Format {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Pcap(_) => "pcap",
+            Self::PcapNg { .. } => "pcapng",
+        }
+    }
+}
+
+/// The link type of a pcap header's last field, whose upper bits say how long the checksum behind each frame is
+/// (draft-ietf-opsawg-pcap, section 4). That lies behind the IP packet, where nobody looks.
+fn link_of(network: i32) -> i32 {
+    network & 0x03ff_ffff
+}
+
+/// The packet of an early packet block: interface and drops (16 bits each), time, two lengths, data. None if its
+/// interface is not described.
+fn early_packet<'r>(
+    record: &'r [u8],
+    is_big_endian: bool,
+    interfaces: &[Interface],
+) -> Option<(&'r [u8], u64, i32, u32)> {
+    let word = |at: usize| {
+        let bytes = *record.get(at..)?.first_chunk()?;
+        Some(if is_big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) })
+    };
+    let first = word(8)?;
+    let interface = interfaces.get(if is_big_endian { first >> 16 } else { first & 0xffff } as usize)?;
+    let time = interface.time(word(12)?, word(16)?);
+    let (captured, length) = (word(20)? as usize, word(24)?);
+    let room = record.len().saturating_sub(4 + 28);
+    Some((record.get(28..28 + captured.min(room))?, time, interface.link, length))
 }
 
 /// A pcap record, header and all.
@@ -414,6 +476,31 @@ impl Stream {
         Ok(true)
     }
 
+    /// Whether a file begins here: at the start, or where several were put together. A pcap header is skipped, a pcapng
+    /// section is not. A record can hardly look like one: it would be empty, and of the year 2055 or 1975.
+    fn file_begins(&mut self) -> Result<Option<Format>> {
+        if !self.need(4)? {
+            return Ok(None);
+        }
+        match self.word(0, true) {
+            0x0a0d_0d0a => {
+                self.need(12)?;
+                let is_section = self.offset == 0 || [self.word(8, true), self.word(8, false)].contains(&0x1a2b_3c4d);
+                Ok(is_section.then(|| Format::PcapNg { is_big_endian: false, interfaces: Vec::new() }))
+            }
+            0xa1b2_c3d4 | 0xd4c3_b2a1 | 0xa1b2_3c4d | 0x4d3c_b2a1 | 0xa1b2_cd34 | 0x34cd_b2a1
+                if self.offset > 0 && self.need(24)? && self.word(8, true) == 0 && self.word(12, true) == 0 =>
+            {
+                let Ok((_, header)) = parse_pcap_header(self.rest()) else {
+                    return Ok(None);
+                };
+                self.skip(header.size());
+                Ok(Some(Format::Pcap(header)))
+            }
+            _ => Ok(None),
+        }
+    }
+
     fn word(&self, at: usize, is_big_endian: bool) -> u32 {
         let bytes = self.rest().get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default();
         if is_big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }
@@ -461,7 +548,7 @@ mod tests {
     type Read = (u64, i32, Vec<u8>, u32);
 
     fn read(bytes: &[u8]) -> Result<(Vec<Read>, Option<String>)> {
-        let mut capture = Capture::new(Box::new(io::Cursor::new(bytes.to_vec())), None)?;
+        let mut capture = Capture::new(Box::new(io::Cursor::new(bytes.to_vec())), &[])?;
         let mut packets = Vec::new();
         while let Some(packet) = capture.next() {
             packets.push((packet.at, packet.link, packet.data.to_vec(), packet.length));
@@ -520,6 +607,43 @@ mod tests {
             (10 * SECOND + SECOND / 2, 1, b"xyz".to_vec(), 3),
         ];
         assert_eq!((packets.as_slice(), trouble), (&expected[..], None));
+    }
+
+    #[test]
+    fn early_packet_blocks() {
+        let section = block(0x0a0d_0d0a, &[&0x1a2b_3c4d_u32.to_le_bytes()[..], &[1, 0, 0, 0], &[0xff; 8]].concat());
+        let interface = |link: u8| block(1, &[link, 0, 0, 0, 0, 0, 4, 0]);
+        let packet = |interface: u16| {
+            let words = [0, 3_000_000, 3, 9].map(u32::to_le_bytes).concat();
+            block(2, &[&interface.to_le_bytes()[..], &[9, 0], &words, b"abc\0"].concat())
+        };
+        let file = [section, interface(1), interface(101), packet(1), packet(7)].concat();
+        let mut capture = Capture::new(Box::new(io::Cursor::new(file)), &[]).unwrap();
+        let found = capture.next().unwrap();
+        assert_eq!((found.at, found.link, found.data, found.length), (3 * SECOND, 101, &b"abc"[..], 9));
+        assert!(capture.next().is_none() && capture.trouble().is_none());
+        assert_eq!(capture.unread().get(NO_INTERFACE), Some(&1));
+    }
+
+    #[test]
+    fn files_that_were_put_together() {
+        let mut of_other_link = pcap(false, true);
+        of_other_link[20] = 101;
+        let file = [pcap(false, false), of_other_link, pcapng(), pcap(true, false), pcap(true, true)].concat();
+        let mut capture = Capture::new(Box::new(io::Cursor::new(file)), &[]).unwrap();
+        let mut links = Vec::new();
+        while let Some(packet) = capture.next() {
+            links.push(packet.link);
+        }
+        assert_eq!((links, capture.trouble()), (vec![113, 101, 1, 101, 1, 113, 113], None));
+        assert_eq!((capture.files(), capture.format()), (5, "pcap"));
+    }
+
+    #[test]
+    fn the_link_type_may_say_how_long_the_checksum_is() {
+        let mut file = pcap(false, false);
+        file[20..24].copy_from_slice(&0x4400_0001_u32.to_le_bytes());
+        assert_eq!(read(&file).unwrap().0[0].1, 1);
     }
 
     #[test]

@@ -1,70 +1,14 @@
-//! What a captured packet is to the programs: an Ethernet frame, whatever it was captured with.
+//! What a captured packet is to the programs: who sent it to whom, and whether they would look at it.
 
 use sip_xdp_common::ip_key::Source;
 use sip_xdp_common::lookup::search::Listed;
-use sip_xdp_common::packet::headers::{self, ETH_IPV4, ETH_IPV6, Inspects, Link};
+use sip_xdp_common::packet::headers::{self, Inspects, Link};
 use sip_xdp_common::packet::reader::Bytes;
 use sip_xdp_common::pipeline::egress::{self, FINAL};
 use sip_xdp_common::pipeline::ingress::{self, Charged, FlowState, Sent, Site, Tables};
 use sip_xdp_common::verdict::{Message, Reason};
 
 use crate::dataplane::loader::Ports;
-
-/// How much of a packet is shown to the programs: more than they look at or hand on, so that nothing else changes.
-const SHOWN: usize = 2_048;
-
-/// Link types (tcpdump.org/linktypes.html) that are read, and their names.
-const LINKS: [(i32, &str); 10] = [
-    (NULL, "null"),
-    (ETHERNET, "ethernet"),
-    (12, "raw"),
-    (14, "raw"),
-    (101, "raw"),
-    (LOOP, "loop"),
-    (SLL, "sll"),
-    (228, "ipv4"),
-    (229, "ipv6"),
-    (SLL2, "sll2"),
-];
-
-/// BSD loopback: four bytes for the protocol family in the byte order of whoever wrote it.
-const NULL: i32 = 0;
-const ETHERNET: i32 = 1;
-/// OpenBSD loopback: the same in network order.
-const LOOP: i32 = 108;
-/// Linux cooked capture.
-const SLL: i32 = 113;
-/// Linux cooked capture, version 2.
-const SLL2: i32 = 276;
-
-/// The name of a link type; none for one that is not read.
-pub(super) fn link_name(link: i32) -> Option<&'static str> {
-    LINKS.iter().find(|(number, _)| *number == link).map(|(_, name)| *name)
-}
-
-/// An Ethernet frame of a captured packet, made in `buffer` unless it is one already. `None` for what is none, or is cut
-/// off within its link header. VLAN tags stay.
-pub(super) fn ethernet<'a>(link: i32, data: &'a [u8], buffer: &'a mut Vec<u8>) -> Option<&'a [u8]> {
-    let shown = |bytes: &'a [u8]| &bytes[..bytes.len().min(SHOWN)];
-    let by_version = |data: &[u8]| match data.first()? >> 4 {
-        4 => Some(ETH_IPV4),
-        6 => Some(ETH_IPV6),
-        _ => None,
-    };
-    let be16 = |at: usize| Some(u16::from_be_bytes(*data.get(at..)?.first_chunk()?));
-    let (protocol, header) = match link {
-        ETHERNET => return (data.len() >= 14).then(|| shown(data)),
-        SLL => (be16(14)?, 16),
-        SLL2 => (be16(0)?, 20),
-        NULL | LOOP => (by_version(data.get(4..)?)?, 4),
-        _ => (by_version(data)?, 0),
-    };
-    buffer.clear();
-    buffer.extend([0; 12]);
-    buffer.extend(protocol.to_be_bytes());
-    buffer.extend(shown(data.get(header..)?));
-    Some(buffer)
-}
 
 /// Who sent a packet to whom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,12 +4,18 @@
 
 mod capture;
 mod compare;
+mod compression;
+mod duplicates;
 mod frame;
+mod hep;
 mod kernel;
 mod registrar;
 mod report;
 mod ring;
 mod story;
+mod unwrap;
+#[cfg(test)]
+mod unwrap_tests;
 
 use std::collections::{BTreeMap, HashSet};
 use std::panic::resume_unwind;
@@ -34,7 +40,9 @@ use crate::sys::clock::{self, Moment};
 use frame::{Doorway, Ends};
 use kernel::{Kernel, OneCpu};
 use registrar::{Guess, Registrar};
+use duplicates::Duplicates;
 use story::{Story, Telling};
+use unwrap::{Unread, Unwrapped};
 
 pub use capture::{Capture, Input, Packet};
 pub use compare::{Comparison, Difference, Outcome};
@@ -125,7 +133,7 @@ fn guess(input: &Input, config: &Config, progress: &mut dyn FnMut(f64)) -> Resul
         if count.is_multiple_of(REPORT) {
             progress(input.progress());
         }
-        let Some(frame) = frame::ethernet(packet.link, packet.data, &mut buffer) else {
+        let Ok(Unwrapped { frame, .. }) = unwrap::unwrap(packet.link, packet.data, &mut buffer) else {
             continue;
         };
         let is_sip = |ends: &Ends| {
@@ -166,6 +174,7 @@ struct Replay<'c> {
     /// The closest that sources have come to a ban.
     close: BTreeMap<Source, Evidence>,
     doorway: Doorway,
+    duplicates: Duplicates,
 }
 
 /// Memory that each packet uses anew.
@@ -184,6 +193,11 @@ struct Facts {
     cut: u64,
     out_of_order: u64,
     links: BTreeMap<String, u64>,
+    /// Packets by the tunnel that they came by.
+    tunnels: BTreeMap<&'static str, u64>,
+    /// Packets that are not read, by what they are.
+    not_read: BTreeMap<String, u64>,
+    duplicates: u64,
     skipped: Skipped,
     arrived: u64,
     left: u64,
@@ -221,6 +235,7 @@ impl<'c> Replay<'c> {
             refused: HashSet::new(),
             close: BTreeMap::new(),
             doorway: Doorway { ports: config.port_set(), inspects },
+            duplicates: Duplicates::default(),
         };
         replay.court(START).judge_by_address()?;
         Ok(replay)
@@ -253,7 +268,7 @@ impl<'c> Replay<'c> {
         self.facts.bytes += u64::from(packet.length);
         let is_cut = (packet.data.len() as u64) < u64::from(packet.length);
         self.facts.cut += u64::from(is_cut);
-        let name = frame::link_name(packet.link);
+        let name = unwrap::link_name(packet.link);
         match name.and_then(|name| self.facts.links.get_mut(name)) {
             Some(count) => *count += 1,
             None => {
@@ -262,25 +277,39 @@ impl<'c> Replay<'c> {
             }
         }
         let now = self.advance(packet.at);
-        if name.is_none() {
-            self.facts.skipped.link_type += 1;
-            return Ok(());
-        }
         let Buffers { frame, event } = buffers;
-        let Some(frame) =
-            frame::ethernet(packet.link, packet.data, frame).filter(|frame| frame.len() >= kernel::SHORTEST)
-        else {
-            self.facts.skipped.malformed += 1;
-            return Ok(());
+        let unwrapped = match unwrap::unwrap(packet.link, packet.data, frame) {
+            Ok(unwrapped) if unwrapped.frame.len() >= kernel::SHORTEST => unwrapped,
+            Err(Unread::LinkType) => {
+                self.facts.skipped.link_type += 1;
+                *self.facts.not_read.entry(unwrap::unread_name(packet.link)).or_default() += 1;
+                return Ok(());
+            }
+            Ok(_) | Err(Unread::Malformed) => {
+                self.facts.skipped.malformed += 1;
+                return Ok(());
+            }
         };
+        let Unwrapped { frame, tunnel, closed } = unwrapped;
+        if let Some(tunnel) = tunnel {
+            *self.facts.tunnels.entry(tunnel).or_default() += 1;
+        }
+        if let Some(closed) = closed {
+            *self.facts.not_read.entry(closed.to_owned()).or_default() += 1;
+        }
         let Some(ends) = frame::ends(frame) else {
             self.facts.skipped.not_ip += 1;
             return Ok(());
         };
-        if self.registrar.has(&ends.source) {
+        let (is_ours, is_for_us) = (self.registrar.has(&ends.source), self.registrar.has(&ends.destination));
+        if (is_ours || is_for_us) && self.duplicates.is_copy(frame, packet.at, !is_ours, packet.is_any) {
+            self.facts.duplicates += 1;
+            return Ok(());
+        }
+        if is_ours {
             return self.leave(&ends, frame, now, is_cut, event);
         }
-        if self.registrar.has(&ends.destination) || self.registrar.is_unknown() {
+        if is_for_us || self.registrar.is_unknown() {
             return self.arrive(&ends, frame, now, is_cut, event);
         }
         self.facts.skipped.elsewhere += 1;

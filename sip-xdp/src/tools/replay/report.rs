@@ -66,10 +66,18 @@ pub struct CaptureFacts {
     pub file: String,
     /// `pcap` or `pcapng`.
     pub format: &'static str,
-    /// `gzip`, `zstd` or none.
-    pub compression: Option<&'static str>,
+    /// `gzip`, `zstd`, `xz`, `bzip2`, several of them from the outermost on, or none.
+    pub compression: Option<String>,
+    /// How many capture files it is, one behind the other.
+    pub files: u64,
     /// Packets by link type.
     pub links: BTreeMap<String, u64>,
+    /// Packets that came in a tunnel, as those of mirrors do, by its name.
+    pub tunnels: BTreeMap<&'static str, u64>,
+    /// Packets that are not read, by what they are.
+    pub not_read: BTreeMap<String, u64>,
+    /// Copies of packets that the capture holds more than once, and that were left out.
+    pub duplicates: u64,
     /// Packets.
     pub packets: u64,
     /// Their bytes on the wire.
@@ -218,7 +226,10 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
     let span = replay.span();
     let answers = replay.kernel.answers()?;
     let mut notes = notes(&replay)?;
-    let Replay { facts, story, registrar, close, .. } = replay;
+    let Replay { mut facts, story, registrar, close, .. } = replay;
+    for (what, count) in capture.unread() {
+        *facts.not_read.entry((*what).to_owned()).or_default() += count;
+    }
     let ByVerdict { pass, drop, .. } =
         counters::by_verdict(&facts.reasons, &[0; sip_xdp_common::verdict::Reason::COUNT]);
     if story.more_events > 0 {
@@ -284,8 +295,12 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
         capture: CaptureFacts {
             file: input.name().to_owned(),
             format: capture.format(),
-            compression: capture.compression(),
+            compression: capture.compression().map(str::to_owned),
+            files: capture.files(),
             links: facts.links,
+            tunnels: facts.tunnels,
+            not_read: facts.not_read,
+            duplicates: facts.duplicates,
             packets: facts.packets,
             bytes: facts.bytes,
             from: span.map(|span| span.0),
@@ -295,7 +310,7 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
             left: facts.left,
             cut: facts.cut,
             out_of_order: facts.out_of_order,
-            skipped: Skipped { unread: capture.unread(), ..facts.skipped },
+            skipped: Skipped { unread: capture.unread().values().sum(), ..facts.skipped },
             trouble: capture.trouble().map(str::to_owned),
         },
         registrar: Ours { guessed: registrar.how != "given", because: registrar.how, networks: registrar.networks },
@@ -361,6 +376,12 @@ fn notes(replay: &Replay<'_>) -> Result<Vec<String>> {
             "most packets are neither to nor from the registrar; if it is another one, say so with --registrar"
                 .to_owned(),
         );
+    }
+    if replay.facts.duplicates > 0 {
+        let (copies, all) = (replay.facts.duplicates, replay.facts.arrived + replay.facts.left);
+        notes.push(format!(
+            "the capture holds {copies} packets a second time, beside the {all} that were looked at; copies within 5 ms count as none"
+        ));
     }
     let lost = replay.kernel.lost()?;
     if lost > 0 {
