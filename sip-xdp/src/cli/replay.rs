@@ -192,7 +192,11 @@ fn facts(replayed: &Replayed) -> String {
         (skipped.unread, "in a form that is not read"),
     ];
     line("skipped", reasons.into_iter().filter_map(some).collect::<Vec<_>>().join(", "));
-    let odd = [(capture.cut, "of which only the beginning is there"), (capture.out_of_order, "out of order"), (capture.duplicates, "copies of others")];
+    let odd = [
+        (capture.cut, "of which only the beginning is there"),
+        (capture.out_of_order, "out of order"),
+        (capture.duplicates, "copies of others"),
+    ];
     line("odd", odd.into_iter().filter_map(some).collect::<Vec<_>>().join(", "));
     let named = |named: &Named| -> String {
         named.iter().filter_map(|(name, count)| some((*count, name))).collect::<Vec<_>>().join(", ")

@@ -176,12 +176,13 @@ fn what_cannot_be_read_is_said_and_the_rest_is_used() -> Result<()> {
 fn every_wrapping_gives_the_bans_of_the_plain_capture() -> Result<()> {
     sip_xdp_tests::require_root()?;
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/wrappings");
-    let mut files: Vec<PathBuf> =
-        fs::read_dir(&cases)?.map(|file| Ok(file?.path())).collect::<Result<_>>()?;
+    let mut files: Vec<PathBuf> = fs::read_dir(&cases)?.map(|file| Ok(file?.path())).collect::<Result<_>>()?;
     files.sort();
     assert!(files.len() >= 10, "{files:?}");
     let bans = |report: &Value| -> Vec<String> {
-        let row = |ban: &Value| ["time", "address", "port", "kind", "tier", "reason", "length"].map(|key| ban[key].to_string());
+        let row = |ban: &Value| {
+            ["time", "address", "port", "kind", "tier", "reason", "length"].map(|key| ban[key].to_string())
+        };
         report["banned"].as_array().into_iter().flatten().map(|ban| row(ban).join(" ")).collect()
     };
     let plain = replay(&files[0], &["--registrar", "198.51.100.1"])?;
@@ -209,7 +210,9 @@ fn copies_of_packets_change_nothing() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let packets = HOUR.packets();
     // As a capture of all interfaces has them: three times, within a millisecond.
-    let copies = |(at, frame): &(u64, Vec<u8>)| [(*at, frame.clone()), (*at + 20_000, frame.clone()), (*at + 400_000, frame.clone())];
+    let copies = |(at, frame): &(u64, Vec<u8>)| {
+        [(*at, frame.clone()), (*at + 20_000, frame.clone()), (*at + 400_000, frame.clone())]
+    };
     let mut thrice: Vec<_> = packets.iter().flat_map(copies).collect();
     thrice.sort_by_key(|(at, _)| *at);
     let once = replay(&write(directory.path(), "once.pcap", &pcap(Cover::Sll, &packets))?, &[])?;

@@ -242,7 +242,8 @@ impl Capture {
         loop {
             if let Some(format) = self.stream.file_begins()? {
                 // A section of pcapng is one more of the same file, unless the file was of another kind.
-                self.files += u64::from(!matches!((&self.format, &format), (Format::PcapNg { .. }, Format::PcapNg { .. })));
+                self.files +=
+                    u64::from(!matches!((&self.format, &format), (Format::PcapNg { .. }, Format::PcapNg { .. })));
                 if !matches!((&self.format, &format), (Format::PcapNg { .. }, Format::PcapNg { .. })) {
                     self.format = format;
                 }

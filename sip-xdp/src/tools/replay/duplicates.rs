@@ -30,7 +30,8 @@ impl Duplicates {
     /// that goes through address translation, or over a bridge, keeps these. Elsewhere the IP header's identification must
     /// be the same as well, and not zero, which systems write that do not count.
     pub(super) fn is_copy(&mut self, frame: &[u8], at: u64, is_arriving: bool, is_any: bool) -> bool {
-        while let Some((_, hash)) = self.order.pop_front_if(|(then, _)| at.saturating_sub(*then) > WINDOW || *then > at) {
+        while let Some((_, hash)) = self.order.pop_front_if(|(then, _)| at.saturating_sub(*then) > WINDOW || *then > at)
+        {
             self.seen.remove(&hash);
         }
         let Some(hash) = hash(frame, is_arriving, is_any) else {

@@ -37,10 +37,10 @@ use crate::lists::never_ban::Exempt;
 use crate::net::network::{Network, address_of};
 use crate::sys::clock::{self, Moment};
 
+use duplicates::Duplicates;
 use frame::{Doorway, Ends};
 use kernel::{Kernel, OneCpu};
 use registrar::{Guess, Registrar};
-use duplicates::Duplicates;
 use story::{Story, Telling};
 use unwrap::{Unread, Unwrapped};
 

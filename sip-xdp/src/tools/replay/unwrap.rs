@@ -294,7 +294,8 @@ fn of_type(kind: u16, data: &[u8], depth: usize) -> Option<Found<'_>> {
 /// A frame inside of something else, if it begins like one.
 fn plausible(data: &[u8], depth: usize) -> Option<Found<'_>> {
     let kind = be16(data, 12)?;
-    let is_known = [ETH_IPV4, ETH_IPV6, ETH_ARP, ETH_VLAN, ETH_QINQ, ETH_PPPOE].contains(&kind) || ETH_MPLS.contains(&kind);
+    let is_known =
+        [ETH_IPV4, ETH_IPV6, ETH_ARP, ETH_VLAN, ETH_QINQ, ETH_PPPOE].contains(&kind) || ETH_MPLS.contains(&kind);
     // Frames with a length in place of a type, as of spanning trees, are no IP, but frames.
     if is_known || kind < 0x0600 { frame(data, depth) } else { None }
 }
@@ -376,8 +377,12 @@ fn ip(kind: u16, data: &[u8], depth: usize) -> Option<Found<'_>> {
     }
     let depth = depth + 1;
     let inner = match protocol {
-        IPV4_IN_IP => ip(ETH_IPV4, payload, depth).filter(|_| by_version(payload) == Some(ETH_IPV4)).map(|found| found.by("IP in IP")),
-        IPV6_IN_IP => ip(ETH_IPV6, payload, depth).filter(|_| by_version(payload) == Some(ETH_IPV6)).map(|found| found.by("IPv6 in IP")),
+        IPV4_IN_IP => ip(ETH_IPV4, payload, depth)
+            .filter(|_| by_version(payload) == Some(ETH_IPV4))
+            .map(|found| found.by("IP in IP")),
+        IPV6_IN_IP => ip(ETH_IPV6, payload, depth)
+            .filter(|_| by_version(payload) == Some(ETH_IPV6))
+            .map(|found| found.by("IPv6 in IP")),
         MPLS_IN_IP => mpls(payload, depth).map(|found| found.by("MPLS")),
         GRE => gre(payload, depth),
         UDP => udp(payload, depth).or_else(|| hep_packet(kind, data, payload)),

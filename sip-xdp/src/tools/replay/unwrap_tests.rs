@@ -66,7 +66,8 @@ fn wrappings(is_v4: bool) -> Vec<(&'static str, i32, Vec<u8>)> {
     let frame = ethernet(kind(is_v4), &inner);
     let label = |last: bool| [0, 1, u8::from(last), 64];
     let mpls = |inner: &[u8]| [&label(false)[..], &label(true), inner].concat();
-    let tunnel = |port: u16, head: &[u8], inner: &[u8]| ethernet(0x0800, &udp(true, 40_000, port, &[head, inner].concat()));
+    let tunnel =
+        |port: u16, head: &[u8], inner: &[u8]| ethernet(0x0800, &udp(true, 40_000, port, &[head, inner].concat()));
     let tags = |count: usize| {
         let rest = [&[0x81, 0, 0, 5].repeat(count)[..], &kind(is_v4).to_be_bytes(), &inner].concat();
         [&frame[..12], &rest].concat()
@@ -82,7 +83,11 @@ fn wrappings(is_v4: bool) -> Vec<(&'static str, i32, Vec<u8>)> {
     };
     let hep = |payload: &[u8]| ethernet(0x0800, &udp(true, 40_000, 9_060, payload));
     let old_hep = |version: u8, between: usize| {
-        let (from, to) = if is_v4 { (inner[12..16].to_vec(), inner[16..20].to_vec()) } else { (inner[8..24].to_vec(), inner[24..40].to_vec()) };
+        let (from, to) = if is_v4 {
+            (inner[12..16].to_vec(), inner[16..20].to_vec())
+        } else {
+            (inner[8..24].to_vec(), inner[24..40].to_vec())
+        };
         let length = 8 + 2 * from.len() as u8;
         let head = [version, length, if is_v4 { 2 } else { 10 }, 17, 0x13, 0xc6, 0x13, 0xc4];
         hep(&[&head[..], &from, &to, &vec![0; between], MESSAGE].concat())
@@ -118,13 +123,25 @@ fn wrappings(is_v4: bool) -> Vec<(&'static str, i32, Vec<u8>)> {
         ("gre, mpls", 1, eth_ip(gre(0, 0x8847, &mpls(&inner)))),
         ("pptp", 1, eth_ip(gre(0x3081, 0x880b, &[&[0; 12][..], ppp, &inner].concat()))),
         ("erspan 1", 1, eth_ip(gre(0, 0x88be, &frame))),
-        ("erspan 2", 1, eth_ip(gre(0x1000, 0x88be, &[&[0, 0, 0, 7], &[0x10, 0, 0, 0, 0, 0, 0, 0], &frame[..]].concat()))),
+        (
+            "erspan 2",
+            1,
+            eth_ip(gre(0x1000, 0x88be, &[&[0, 0, 0, 7], &[0x10, 0, 0, 0, 0, 0, 0, 0], &frame[..]].concat())),
+        ),
         ("erspan 3", 1, eth_ip(gre(0x1000, 0x22eb, &[&[0; 4][..], &[0x20], &[0; 11], &frame].concat()))),
-        ("erspan 3, more", 1, eth_ip(gre(0x1000, 0x22eb, &[&[0; 4][..], &[0x20], &[0; 10], &[1], &[0; 8], &frame].concat()))),
+        (
+            "erspan 3, more",
+            1,
+            eth_ip(gre(0x1000, 0x22eb, &[&[0; 4][..], &[0x20], &[0; 10], &[1], &[0; 8], &frame].concat())),
+        ),
         ("vxlan", 1, tunnel(4_789, &[8, 0, 0, 0, 0, 0, 42, 0], &frame)),
         ("vxlan, Linux's port", 1, tunnel(8_472, &[8, 0, 0, 0, 0, 0, 42, 0], &frame)),
         ("vxlan-gpe", 1, tunnel(4_790, &[0xc, 0, 0, if is_v4 { 1 } else { 2 }, 0, 0, 42, 0], &inner)),
-        ("vxlan in vxlan", 1, tunnel(4_789, &[8, 0, 0, 0, 0, 0, 42, 0], &tunnel(4_789, &[8, 0, 0, 0, 0, 0, 1, 0], &frame))),
+        (
+            "vxlan in vxlan",
+            1,
+            tunnel(4_789, &[8, 0, 0, 0, 0, 0, 42, 0], &tunnel(4_789, &[8, 0, 0, 0, 0, 0, 1, 0], &frame)),
+        ),
         ("geneve", 1, tunnel(6_081, &[1, 0, 0x65, 0x58, 0, 0, 1, 0, 1, 2, 3, 4], &frame)),
         ("gtp-u", 1, tunnel(2_152, &[0x30, 0xff, 0, 0, 0, 0, 0, 1], &inner)),
         ("gtp-u, extension", 1, tunnel(2_152, &[0x34, 0xff, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0x85, 1, 0, 0, 0], &inner)),
@@ -164,7 +181,8 @@ fn the_same_packet_comes_out_of_every_wrapping() {
             let unwrapped = unwrap(link, &data, &mut buffer).unwrap_or_else(|error| panic!("{name}: {error:?}"));
             let ends = frame::ends(unwrapped.frame).unwrap_or_else(|| panic!("{name}: no IP: {unwrapped:?}"));
             let host = if is_v4 { ["192.0.2.7", "198.51.100.1"] } else { ["2001:db8::7", "2001:db8::1"] };
-            let found = [ends.source, ends.destination].map(|source| crate::net::network::address_of(source).to_string());
+            let found =
+                [ends.source, ends.destination].map(|source| crate::net::network::address_of(source).to_string());
             assert_eq!((found, ends.ports), (host.map(str::to_owned), Some((5_062, 5_060))), "{name}, IPv4 {is_v4}");
             let start = unwrapped.frame.windows(7).position(|seven| seven == b"OPTIONS").unwrap();
             assert_eq!(&unwrapped.frame[start..], MESSAGE, "{name}");
