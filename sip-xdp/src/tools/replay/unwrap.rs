@@ -252,9 +252,11 @@ fn by_link(link: i32, data: &[u8]) -> Result<Found<'_>, Unread> {
 fn frame(data: &[u8], depth: usize) -> Option<Found<'_>> {
     let mut at = 12;
     let mut kind = be16(data, at)?;
-    let mut tags = 0;
+    // Tags that the programs see, and whether there are others.
+    let (mut tags, mut is_odd) = (0, false);
     while matches!(kind, ETH_VLAN | ETH_QINQ) || OTHER_TAGS.contains(&kind) {
         tags += 1;
+        is_odd |= OTHER_TAGS.contains(&kind);
         at += 4;
         match be16(data, at) {
             Some(next) => kind = next,
@@ -270,7 +272,9 @@ fn frame(data: &[u8], depth: usize) -> Option<Found<'_>> {
         None => return Some(whole()),
     };
     // What the programs can read as it is they shall read as it is.
-    let is_bare = found.tunnel.is_none() && matches!(kind, ETH_IPV4 | ETH_IPV6 | ETH_PPPOE) && tags <= MOST_TAGS;
+    is_odd |= kind == ETH_PPPOE && payload.get(6).is_some_and(|protocol| protocol & 1 == 1);
+    let is_bare =
+        !is_odd && found.tunnel.is_none() && matches!(kind, ETH_IPV4 | ETH_IPV6 | ETH_PPPOE) && tags <= MOST_TAGS;
     Some(if is_bare { Found { closed: found.closed, ..whole() } } else { found })
 }
 
