@@ -3,7 +3,7 @@
 
 use std::io::{self, BufReader, Cursor, Read};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use bzip2::read::MultiBzDecoder;
 use flate2::read::MultiGzDecoder;
 use liblzma::stream::{CONCATENATED, Stream};
@@ -45,10 +45,14 @@ const CONVERT: &str = "convert it, with `editcap -F pcapng FILE NEW`";
 /// # Errors
 /// If it begins as something that is known to be no capture.
 pub(super) fn unpack(mut reader: Box<dyn Read>) -> Result<(Vec<&'static str>, Box<dyn Read>)> {
-    let mut layers = Vec::new();
+    let mut layers: Vec<&'static str> = Vec::new();
     loop {
         let mut head = Vec::new();
-        (&mut reader).take(HEAD as u64).read_to_end(&mut head)?;
+        let cannot = || match layers.last() {
+            Some(name) => format!("what is packed in it with {name} cannot be read"),
+            None => "it cannot be read".to_owned(),
+        };
+        (&mut reader).take(HEAD as u64).read_to_end(&mut head).with_context(cannot)?;
         let whole = BufReader::with_capacity(CHUNK, Cursor::new(head.clone()).chain(reader));
         let (name, unpacked): (_, Box<dyn Read>) = match head.as_slice() {
             [0x1f, 0x8b, ..] => ("gzip", Box::new(MultiGzDecoder::new(whole))),

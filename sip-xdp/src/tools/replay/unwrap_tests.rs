@@ -69,7 +69,7 @@ fn wrappings(is_v4: bool) -> Vec<(&'static str, i32, Vec<u8>)> {
     let tunnel =
         |port: u16, head: &[u8], inner: &[u8]| ethernet(0x0800, &udp(true, 40_000, port, &[head, inner].concat()));
     let tags = |count: usize| {
-        let rest = [&[0x81, 0, 0, 5].repeat(count)[..], &kind(is_v4).to_be_bytes(), &inner].concat();
+        let rest = [[0x81, 0, 0, 5].repeat(count).as_slice(), &kind(is_v4).to_be_bytes(), &inner].concat();
         [&frame[..12], &rest].concat()
     };
     let nflog = |family: u8, big: bool| {
@@ -111,14 +111,14 @@ fn wrappings(is_v4: bool) -> Vec<(&'static str, i32, Vec<u8>)> {
         ("pppoe, short protocol", 1, ethernet(0x8864, &short_pppoe)),
         ("mpls", 1, ethernet(0x8847, &mpls(&inner))),
         ("mpls, frame", 1, ethernet(0x8847, &mpls(&frame))),
-        ("mpls, control word, frame", 1, ethernet(0x8848, &mpls(&[&[0; 4], &frame[..]].concat()))),
-        ("802.1ah", 1, ethernet(0x88e7, &[&[0, 0, 0, 1], &frame[..]].concat())),
+        ("mpls, control word, frame", 1, ethernet(0x8848, &mpls(&[&[0; 4][..], &frame[..]].concat()))),
+        ("802.1ah", 1, ethernet(0x88e7, &[&[0, 0, 0, 1][..], &frame[..]].concat())),
         ("ip in ip", 1, eth_ip(ip(true, inner_proto, &inner))),
         ("ip in ipv6", 1, ethernet(0x86dd, &ip(false, inner_proto, &inner))),
         ("ip in ip in ip", 1, eth_ip(ip(true, 4, &ip(true, inner_proto, &inner)))),
         ("mpls in ip", 1, eth_ip(ip(true, 137, &mpls(&inner)))),
         ("gre", 1, eth_ip(gre(0, kind(is_v4), &inner))),
-        ("gre, all fields", 1, eth_ip(gre(0xb000, kind(is_v4), &[&[0; 12], &inner[..]].concat()))),
+        ("gre, all fields", 1, eth_ip(gre(0xb000, kind(is_v4), &[&[0; 12][..], &inner[..]].concat()))),
         ("gre, frame", 1, eth_ip(gre(0, 0x6558, &frame))),
         ("gre, mpls", 1, eth_ip(gre(0, 0x8847, &mpls(&inner)))),
         ("pptp", 1, eth_ip(gre(0x3081, 0x880b, &[&[0; 12][..], ppp, &inner].concat()))),
@@ -126,7 +126,7 @@ fn wrappings(is_v4: bool) -> Vec<(&'static str, i32, Vec<u8>)> {
         (
             "erspan 2",
             1,
-            eth_ip(gre(0x1000, 0x88be, &[&[0, 0, 0, 7], &[0x10, 0, 0, 0, 0, 0, 0, 0], &frame[..]].concat())),
+            eth_ip(gre(0x1000, 0x88be, &[&[0, 0, 0, 7][..], &[0x10, 0, 0, 0, 0, 0, 0, 0], &frame[..]].concat())),
         ),
         ("erspan 3", 1, eth_ip(gre(0x1000, 0x22eb, &[&[0; 4][..], &[0x20], &[0; 11], &frame].concat()))),
         (
@@ -150,26 +150,26 @@ fn wrappings(is_v4: bool) -> Vec<(&'static str, i32, Vec<u8>)> {
         ("hep1", 1, old_hep(1, 0)),
         ("hep2", 1, old_hep(2, 12)),
         ("hep2, unpadded", 1, old_hep(2, 10)),
-        ("null", 0, [&[2, 0, 0, 0], &inner[..]].concat()),
-        ("loop", 108, [&[0, 0, 0, 2], &inner[..]].concat()),
+        ("null", 0, [&[2, 0, 0, 0][..], &inner[..]].concat()),
+        ("loop", 108, [&[0, 0, 0, 2][..], &inner[..]].concat()),
         ("raw", 101, inner.clone()),
         ("raw, its own number", if is_v4 { 228 } else { 229 }, inner.clone()),
         ("sll", 113, sll),
         ("sll, tagged", 113, sll_tagged),
         ("sll2", 276, sll2),
-        ("ppp", 9, [&[0xff, 3], ppp, &inner].concat()),
+        ("ppp", 9, [&[0xff, 3][..], ppp, &inner].concat()),
         ("ppp, bare", 9, [ppp, &inner[..]].concat()),
         ("ppp, short", 9, [&ppp[1..], &inner].concat()),
-        ("ppp_hdlc", 50, [&[0xff, 3], ppp, &inner].concat()),
+        ("ppp_hdlc", 50, [&[0xff, 3][..], ppp, &inner].concat()),
         ("pppoe, no ethernet", 51, pppoe),
-        ("ppp_pppd", 166, [&[0, 3], ppp, &inner].concat()),
+        ("ppp_pppd", 166, [&[0, 3][..], ppp, &inner].concat()),
         ("c_hdlc", 104, [&[0xf, 0][..], &kind(is_v4).to_be_bytes(), &inner].concat()),
-        ("enc", 109, [&[0; 12], &inner[..]].concat()),
+        ("enc", 109, [&[0; 12][..], &inner[..]].concat()),
         ("pflog", 117, [&[61][..], &[0; 63], &inner].concat()),
         ("nflog", 239, nflog(if is_v4 { 2 } else { 10 }, false)),
         ("nflog, big-endian", 239, nflog(0, true)),
         ("mpls alone", 219, mpls(&inner)),
-        ("preamble", 274, [&[0x55; 8], &frame[..]].concat()),
+        ("preamble", 274, [&[0x55; 8][..], &frame[..]].concat()),
     ]
 }
 

@@ -1,4 +1,4 @@
-//! FreeSWITCH's gateways: to whom they register or send calls.
+//! FreeSWITCH's gateways, to whom they register or send calls; and its access lists, whom they let in without a password.
 
 use super::Mention;
 
@@ -7,12 +7,29 @@ pub(super) fn mentions(text: &str) -> Vec<Mention> {
     let text = without_comments(text);
     let mut found = Vec::new();
     let mut gateway: Option<Gateway> = None;
+    // The access list that denies whom it does not name.
+    let mut list: Option<String> = None;
     for (at, tag) in tags(&text) {
         let line = text[..at].matches('\n').count() + 1;
         if tag.starts_with("gateway") && !tag.starts_with("gateways") {
             gateway = attribute(tag, "name").map(|name| Gateway { name, line, realm: None, proxies: Vec::new() });
         } else if tag.starts_with("/gateway") && !tag.starts_with("/gateways") {
             found.extend(gateway.take().map(Gateway::mentions).unwrap_or_default());
+        } else if tag.starts_with("list") {
+            let denies = attribute(tag, "default").is_some_and(|default| default.eq_ignore_ascii_case("deny"));
+            list = attribute(tag, "name").filter(|_| denies);
+        } else if tag.starts_with("/list") {
+            list = None;
+        } else if let Some(list) = &list
+            && tag.starts_with("node")
+            && attribute(tag, "type").is_some_and(|kind| kind.eq_ignore_ascii_case("allow"))
+        {
+            let masked = || Some(format!("{}/{}", attribute(tag, "host")?, attribute(tag, "mask")?));
+            let text = attribute(tag, "cidr").or_else(masked).or_else(|| attribute(tag, "host"));
+            // `cidr` may name several.
+            let each = text.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|text| !text.is_empty());
+            let what = format!("FreeSWITCH access list {list}");
+            found.extend(each.map(|text| Mention { text: text.to_owned(), what: what.clone(), line }));
         } else if let Some(gateway) = &mut gateway
             && tag.starts_with("param")
             && let (Some(name), Some(value)) = (attribute(tag, "name"), attribute(tag, "value"))
@@ -92,6 +109,19 @@ mod tests {
             ("sip.east.example", "FreeSWITCH gateway sip.east.example", 11),
         ];
         assert_eq!(found, expected.map(|(text, what, line)| (text.to_owned(), what.to_owned(), line)));
+    }
+
+    #[test]
+    fn access_lists() {
+        let text = "<configuration name=\"acl.conf\"><network-lists>\n<list name=\"lan\" default=\"allow\">\n\
+                    <node type=\"allow\" cidr=\"192.0.2.99/32\"/></list>\n<list name=\"trunks\" default=\"deny\">\n\
+                    <node type=\"allow\" cidr=\"203.0.113.0/24, 192.0.2.7/32\"/>\n<node type=\"deny\" cidr=\"192.0.2.8/32\"/>\n\
+                    <node type=\"allow\" domain=\"$${domain}\"/>\n<node type=\"allow\" host=\"198.51.100.0\" mask=\"255.255.255.0\"/>\n\
+                    </list></network-lists></configuration>";
+        let found: Vec<_> = mentions(text).into_iter().map(|found| (found.text, found.what, found.line)).collect();
+        let expected = [("203.0.113.0/24", 5), ("192.0.2.7/32", 5), ("198.51.100.0/255.255.255.0", 8)];
+        let what = "FreeSWITCH access list trunks";
+        assert_eq!(found, expected.map(|(text, line)| (text.to_owned(), what.to_owned(), line)));
     }
 
     #[test]

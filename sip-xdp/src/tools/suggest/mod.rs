@@ -4,6 +4,7 @@
 //! once is not proposed, but named.
 
 mod asterisk;
+mod freepbx;
 mod freeswitch;
 mod kamailio;
 
@@ -144,6 +145,13 @@ pub fn suggest(directories: &[PathBuf], pins: &Pins, settings: &Settings, truste
         read += 1;
         for mention in reader(&text) {
             collected.add(&mention.text, format!("{} in {}:{}", mention.what, file.display(), mention.line));
+        }
+    }
+    // FreePBX keeps its own firewall's zones in a database, and says them itself.
+    let is_default = directories.iter().map(PathBuf::as_path).eq(PBX_DIRS.iter().map(Path::new));
+    if let Some(mentions) = is_default.then(freepbx::trusted).flatten() {
+        for mention in mentions {
+            collected.add(&mention.text, format!("{} (`{}`)", mention.what, freepbx::COMMAND));
         }
     }
     // Without a filter nobody has run into its limits.
