@@ -19,7 +19,8 @@ use super::Output;
 /// Propose whom to trust, with the reason
 ///
 /// Reads what a PBX is configured with (pjsip identifies and registrations, Kamailio's dispatcher and permissions lists,
-/// FreeSWITCH's gateways), and finds known sources that are at their limit. Changes nothing: run the lines that you agree with.
+/// FreeSWITCH's gateways and access lists, the trusted zone of FreePBX's firewall), and finds known sources that are at their
+/// limit. Changes nothing: run the lines that you agree with.
 #[derive(Debug, Args)]
 pub(crate) struct Suggest {
     /// Look for a PBX's configuration here; may be repeated [default: where PBXes usually keep it]
