@@ -11,13 +11,14 @@ use crate::packages;
 /// The release that the package is tried on: the oldest one that it supports.
 const SUITE: &str = "bookworm";
 
-/// What it has beside the essential packages: what any server has, and the shells whose completions are tried.
-const PACKAGES: &str = "bash-completion,ca-certificates,fish,iproute2,man-db,sudo,systemd-sysv,zsh";
+/// What it has beside the essential packages: what any server has, the shells whose completions are
+/// tried, and rpm, by which the other package is installed.
+const PACKAGES: &str = "bash-completion,ca-certificates,fish,iproute2,man-db,rpm,sudo,systemd-sysv,zsh";
 
 /// The packed root.
 pub(crate) fn clean_root() -> Result<PathBuf> {
     let directory = cache_directory()?;
-    let path = directory.join(format!("debian-{SUITE}-1.tar"));
+    let path = directory.join(format!("debian-{SUITE}-2.tar"));
     if path.is_file() {
         say(format!("clean Debian: {}", path.display()));
         return Ok(path);

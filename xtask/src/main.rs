@@ -8,6 +8,7 @@ mod bench;
 mod build;
 mod check;
 mod command;
+mod cross;
 mod debian;
 mod demo;
 mod fuzz;
@@ -68,9 +69,9 @@ enum Task {
         #[arg(long, value_name = "DIR")]
         output: Option<PathBuf>,
     },
-    /// Make a Debian package that needs no toolchain where it is installed
+    /// Make what users install: Debian packages (amd64, arm64), an rpm package, a tarball, a container image
     Package {
-        /// Try it in a clean Debian: install, use, upgrade, remove; and follow the README there (needs root)
+        /// Install or run each of them: in a clean Debian, in an empty root; and follow the README there (needs root)
         #[arg(long)]
         test: bool,
     },

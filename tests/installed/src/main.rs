@@ -4,6 +4,7 @@
 //! Everything happens in namespaces that this program makes. It exits with 0 only if all of it held.
 
 mod newcomer;
+mod others;
 mod package;
 mod server;
 mod service;
@@ -42,6 +43,8 @@ enum What {
         #[arg(long, value_name = "FILE")]
         next: PathBuf,
     },
+    /// What is installed without apt: an rpm package, a tarball, a container image
+    Others(others::Others),
     /// All that the README says, beginning with the sources
     Newcomer {
         /// The sources, as a tar archive
@@ -74,6 +77,10 @@ fn work(arguments: &Arguments) -> Result<bool> {
             package::run(root, package, next)?;
             println!("A newcomer with the package and the README:");
             newcomer::with_package(root, checkout, package)?;
+        }
+        What::Others(others) => {
+            println!("What is installed without apt:");
+            others::run(root, others)?;
         }
         What::Newcomer { sources, quick } => {
             println!("A newcomer with the sources and the README:");

@@ -1,0 +1,183 @@
+//! The binary for other machines than this one: arm64, and one that needs no library of the system.
+//!
+//! Debian's compiler is taken for arm64 where it is there: the standard library of the same version
+//! for that machine comes from the same archive, and is unpacked beside it rather than installed.
+//! Elsewhere rustup's target is used. C code (SQLite, zstd) and the linking are gcc's.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::command::{self, ask, cache_directory, clean, find, install_once, run_quietly, say};
+use crate::packages;
+use crate::toolchain::{DISTRIBUTION_CARGO, DISTRIBUTION_RUSTC};
+use crate::workspace::Workspace;
+
+/// What the binary is built for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// 64-bit ARM, with the GNU C library.
+    Arm64,
+    /// This machine's own kind, without a need for any library.
+    Static,
+}
+
+const ARM64: &str = "aarch64-unknown-linux-gnu";
+const X86_64: &str = "x86_64-unknown-linux-gnu";
+/// The cross compiler: the program, and Debian's name for its package.
+const ARM64_GCC: &str = "aarch64-linux-gnu-gcc";
+const ARM64_PACKAGES: [&str; 2] = ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"];
+/// Debian's packages with the standard library; the second has the compiler's version in its name.
+const STANDARD_LIBRARY: &str = "libstd-rust-web-dev";
+
+impl Target {
+    /// The compiler's name for it.
+    pub(crate) const fn triple(self) -> &'static str {
+        match self {
+            Self::Arm64 => ARM64,
+            Self::Static => X86_64,
+        }
+    }
+}
+
+/// Builds the release binary. The kernel programs, the same for all machines, must have been built.
+pub(crate) fn build(workspace: &Workspace, target: Target) -> Result<PathBuf> {
+    let mut cargo = match target {
+        Target::Arm64 => arm64()?,
+        Target::Static => {
+            if !cfg!(all(target_arch = "x86_64", target_env = "gnu")) {
+                bail!("the binary without libraries is built on x86_64 with glibc only");
+            }
+            let mut cargo = clean(command::cargo());
+            // Only for what is built for the target: build scripts and macros stay as they are.
+            cargo.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
+            cargo
+        }
+    };
+    let directory = workspace.target.join("cross");
+    cargo.current_dir(&workspace.root).env("SIP_XDP_OBJECT", workspace.object());
+    cargo.args(["build", "--release", "--package", "sip-xdp", "--target", target.triple()]);
+    command::run(cargo.arg("--target-dir").arg(&directory))
+        .with_context(|| format!("the binary for {} cannot be built", target.triple()))?;
+    let binary = directory.join(target.triple()).join("release/sip-xdp");
+    say(format!("binary for {}: {}", target.triple(), binary.display()));
+    Ok(binary)
+}
+
+/// A cargo that compiles for arm64.
+fn arm64() -> Result<Command> {
+    if find(ARM64_GCC).is_none() {
+        if !packages::has_apt() {
+            bail!("install a C compiler for arm64 by the name of {ARM64_GCC}: there is no apt here");
+        }
+        packages::install(&ARM64_PACKAGES.map(str::to_owned))?;
+    }
+    let mut cargo = match sysroot()? {
+        Some(sysroot) => {
+            let mut cargo = clean(DISTRIBUTION_CARGO);
+            cargo.env("RUSTC", DISTRIBUTION_RUSTC);
+            cargo.env("CARGO_ENCODED_RUSTFLAGS", format!("--sysroot={}", sysroot.display()));
+            cargo
+        }
+        None => {
+            rustup_target()?;
+            clean(command::cargo())
+        }
+    };
+    cargo.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", ARM64_GCC);
+    cargo.env("CC_aarch64_unknown_linux_gnu", ARM64_GCC);
+    Ok(cargo)
+}
+
+/// A directory with the standard libraries of the distribution's compiler, for this machine and for
+/// arm64; none if the distribution has no such compiler.
+fn sysroot() -> Result<Option<PathBuf>> {
+    if !Path::new(DISTRIBUTION_CARGO).is_file() || !packages::has_apt() {
+        return Ok(None);
+    }
+    let Some(version) = ask(Command::new("dpkg-query").args(["--show", "--showformat=${Version}", STANDARD_LIBRARY]))
+    else {
+        return Ok(None);
+    };
+    let Some(own) = ask(clean(DISTRIBUTION_RUSTC).args(["--print", "sysroot"])) else { return Ok(None) };
+    let directory = cache_directory()?.join(format!("std-arm64-{}", version.replace(['~', '+', ':'], "-")));
+    if !directory.is_dir() {
+        say(format!("fetching {STANDARD_LIBRARY} {version} for arm64"));
+        install_once(&directory, |root| {
+            fetch(root, &version)?;
+            let libraries = root.join("lib/rustlib");
+            fs::create_dir_all(&libraries)?;
+            symlink(root_of(&directory).join(ARM64), libraries.join(ARM64))?;
+            symlink(Path::new(&own).join("lib/rustlib").join(X86_64), libraries.join(X86_64))?;
+            Ok(())
+        })
+        .context("the standard library for arm64 cannot be had; is there a way to a mirror?")?;
+    }
+    say(format!("standard library for arm64: {}", directory.display()));
+    Ok(Some(directory))
+}
+
+/// Where Debian's packages have the libraries of each target, unpacked in a directory.
+fn root_of(directory: &Path) -> PathBuf {
+    directory.join("usr/lib/rustlib")
+}
+
+/// Downloads and unpacks the library's packages, from where this machine has its own, but for
+/// arm64: with lists of their own, so that the machine's apt does not learn of that architecture.
+fn fetch(root: &Path, version: &str) -> Result<()> {
+    let apt = root.join("apt");
+    for part in ["lists/partial", "cache/archives/partial"] {
+        fs::create_dir_all(apt.join(part))?;
+    }
+    fs::write(apt.join("status"), "")?;
+    let options = [
+        "-oAPT::Architecture=arm64".to_owned(),
+        "-oAPT::Architectures=arm64".to_owned(),
+        "-oAPT::Sandbox::User=root".to_owned(),
+        format!("-oDir::State::lists={}", apt.join("lists").display()),
+        format!("-oDir::State::status={}", apt.join("status").display()),
+        format!("-oDir::Cache={}", apt.join("cache").display()),
+    ];
+    let apt_get = || {
+        let mut command = Command::new("apt-get");
+        command.current_dir(&apt).args(&options);
+        command
+    };
+    // A source of others that has nothing for arm64 is no reason to stop: what is missing is said below.
+    let _ = ask(apt_get().args(["--quiet", "update"]));
+    let depends = ask(Command::new("apt-cache").args(&options).args(["depends", STANDARD_LIBRARY]))
+        .context("apt knows no packages for arm64")?;
+    let library = depends
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Depends: ").filter(|name| name.starts_with("libstd-rust-")))
+        .context("the package with the standard library depends on no library")?;
+    for package in [STANDARD_LIBRARY, library] {
+        run_quietly(apt_get().arg("download").arg(format!("{package}={version}")))?;
+    }
+    for file in fs::read_dir(&apt)?.flatten().map(|entry| entry.path()) {
+        if file.extension().is_some_and(|extension| extension == "deb") {
+            run_quietly(Command::new("dpkg-deb").arg("--extract").arg(&file).arg(root))?;
+        }
+    }
+    fs::remove_dir_all(&apt).context("cannot clean up")
+}
+
+/// Makes rustup's standard library for arm64 available to the contributor's own cargo.
+fn rustup_target() -> Result<()> {
+    if find("rustup").is_none() {
+        bail!(
+            "no standard library for {ARM64}: install Debian's rustc-web, cargo-web and {STANDARD_LIBRARY}, \
+             or rustup and then `rustup target add {ARM64}`"
+        );
+    }
+    if ask(Command::new("rustup").args(["target", "list", "--installed"]))
+        .is_some_and(|installed| installed.lines().any(|target| target == ARM64))
+    {
+        return Ok(());
+    }
+    say(format!("installing the standard library for arm64: rustup target add {ARM64}"));
+    command::run(Command::new("rustup").args(["target", "add", ARM64]))
+}
