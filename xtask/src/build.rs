@@ -4,12 +4,20 @@
 use anyhow::Result;
 
 use crate::command::{self, say};
+use crate::cross::{self, Target};
 use crate::setup;
 use crate::workspace::Workspace;
 
 /// The command.
-pub(crate) fn run(release: bool) -> Result<()> {
-    binary(&Workspace::find()?, release)
+pub(crate) fn run(release: bool, target: Option<Target>) -> Result<()> {
+    let workspace = Workspace::find()?;
+    match target {
+        None => binary(&workspace, release),
+        Some(target) => {
+            setup::kernel_toolchain()?;
+            cross::build(&workspace, target).map(drop)
+        }
+    }
 }
 
 /// Builds the binary and says where it is.

@@ -17,11 +17,11 @@ use crate::toolchain::{DISTRIBUTION_CARGO, DISTRIBUTION_RUSTC};
 use crate::workspace::Workspace;
 
 /// What the binary is built for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Target {
-    /// 64-bit ARM, with the GNU C library.
+    /// 64-bit ARM, with the GNU C library
     Arm64,
-    /// This machine's own kind, without a need for any library.
+    /// This machine's own kind, without a need for any library
     Static,
 }
 
@@ -45,6 +45,11 @@ impl Target {
 
 /// Builds the release binary. The kernel programs, the same for all machines, must have been built.
 pub(crate) fn build(workspace: &Workspace, target: Target) -> Result<PathBuf> {
+    build_package(workspace, target, "sip-xdp")
+}
+
+/// The same for the binary of any package of the workspace that has its name.
+pub(crate) fn build_package(workspace: &Workspace, target: Target, package: &str) -> Result<PathBuf> {
     let mut cargo = match target {
         Target::Arm64 => arm64()?,
         Target::Static => {
@@ -59,11 +64,11 @@ pub(crate) fn build(workspace: &Workspace, target: Target) -> Result<PathBuf> {
     };
     let directory = workspace.target.join("cross");
     cargo.current_dir(&workspace.root).env("SIP_XDP_OBJECT", workspace.object());
-    cargo.args(["build", "--release", "--package", "sip-xdp", "--target", target.triple()]);
+    cargo.args(["build", "--release", "--package", package, "--target", target.triple()]);
     command::run(cargo.arg("--target-dir").arg(&directory))
-        .with_context(|| format!("the binary for {} cannot be built", target.triple()))?;
-    let binary = directory.join(target.triple()).join("release/sip-xdp");
-    say(format!("binary for {}: {}", target.triple(), binary.display()));
+        .with_context(|| format!("{package} cannot be built for {}", target.triple()))?;
+    let binary = directory.join(target.triple()).join("release").join(package);
+    say(format!("{package} for {}: {}", target.triple(), binary.display()));
     Ok(binary)
 }
 

@@ -43,6 +43,9 @@ enum Task {
         /// Build the binary that users run, with optimizations
         #[arg(long)]
         release: bool,
+        /// Build the binary that users run for another machine: neither programs nor libraries of this one are in it
+        #[arg(long)]
+        target: Option<cross::Target>,
     },
     /// Run everything: format, lints, unit tests, kernel tests, end-to-end tests (the last two need root)
     Test(check::Arguments),
@@ -103,7 +106,7 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<()> {
     match task {
         Task::Setup => setup::run_all(),
-        Task::Build { release } => build::run(release),
+        Task::Build { release, target } => build::run(release, target),
         Task::Test(arguments) => check::run(&arguments),
         Task::Fuzz { targets, minutes } => fuzz::run(&targets, minutes),
         Task::Demo => demo::run(),
