@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use sip_xdp_kernel::{DISTRIBUTION_CARGO, DISTRIBUTION_RUSTC};
 
 use crate::command::{self, ask, cache_directory, clean, find, install_once, run_quietly, say};
 use crate::packages;
-use crate::toolchain::{DISTRIBUTION_CARGO, DISTRIBUTION_RUSTC};
 use crate::workspace::Workspace;
 
 /// What the binary is built for.
@@ -43,7 +43,7 @@ impl Target {
     }
 }
 
-/// Builds the release binary. The kernel programs, the same for all machines, must have been built.
+/// Builds the release binary; its build script embeds the kernel programs, which are the same for all machines.
 pub(crate) fn build(workspace: &Workspace, target: Target) -> Result<PathBuf> {
     build_package(workspace, target, "sip-xdp")
 }
@@ -62,12 +62,11 @@ pub(crate) fn build_package(workspace: &Workspace, target: Target, package: &str
             cargo
         }
     };
-    let directory = workspace.target.join("cross");
-    cargo.current_dir(&workspace.root).env("SIP_XDP_OBJECT", workspace.object());
+    cargo.current_dir(&workspace.root);
     cargo.args(["build", "--release", "--package", package, "--target", target.triple()]);
-    command::run(cargo.arg("--target-dir").arg(&directory))
+    command::run(cargo.arg("--target-dir").arg(&workspace.target))
         .with_context(|| format!("{package} cannot be built for {}", target.triple()))?;
-    let binary = directory.join(target.triple()).join("release").join(package);
+    let binary = workspace.target.join(target.triple()).join("release").join(package);
     say(format!("{package} for {}: {}", target.triple(), binary.display()));
     Ok(binary)
 }

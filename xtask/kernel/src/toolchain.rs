@@ -14,7 +14,8 @@ use crate::linker::Linker;
 pub const TARGET: &str = "bpfel-unknown-none";
 /// The distribution's cargo.
 pub const DISTRIBUTION_CARGO: &str = "/usr/bin/cargo";
-const DISTRIBUTION_RUSTC: &str = "/usr/bin/rustc";
+/// The distribution's compiler.
+pub const DISTRIBUTION_RUSTC: &str = "/usr/bin/rustc";
 
 /// Whose compiler it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -41,7 +41,7 @@ pub(crate) fn run(tests: bool) -> Result<()> {
     if packages::has_apt() {
         packages::install(&["dpkg-dev", "rpm"].map(str::to_owned))?;
     }
-    build::all(&workspace, true)?;
+    build::binary(&workspace, true)?;
     generate(&workspace)?;
     // First of all: cargo-deb empties the usual directory whenever it makes a package, wherever that goes.
     let next = if tests { Some(deb::pack(&workspace, NEXT)?) } else { None };
@@ -92,8 +92,9 @@ fn made(what: &str, file: &Path) -> Result<()> {
 /// Says what the static binary takes, and the kernel programs in it, as they are and compressed.
 fn sizes(workspace: &Workspace, tree: &Path) -> Result<()> {
     let binary = fs::metadata(tree.join("usr/bin/sip-xdp"))?.len();
-    let object = fs::metadata(workspace.object())?.len();
-    let compressed = Command::new("gzip").args(["-9", "--stdout"]).arg(workspace.object()).output()?.stdout.len();
+    let object = workspace.target.join("bpf").join(sip_xdp_kernel::TARGET).join("bpf/sip-xdp-ebpf");
+    let compressed = Command::new("gzip").args(["-9", "--stdout"]).arg(&object).output()?.stdout.len();
+    let object = fs::metadata(object).context("the kernel programs were not built")?.len();
     say(format!(
         "the static binary takes {:.1} MB without symbols (limit: {:.0}), the kernel programs in it {:.2} MB, \
          {:.2} if they were compressed",
@@ -195,7 +196,7 @@ pub(crate) fn try_installed(
     root: &Path,
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<()> {
-    command::run(workspace.cargo().args(["build", "--package", "sip-xdp-tests", "--bin", "installed"]))?;
+    command::run(workspace.cargo().args(["build", "--package", "sip-xdp-installed"]))?;
     // What is unpacked and built there is too much for a file system in memory.
     let status = as_root("env")?
         .arg("TMPDIR=/var/tmp")
