@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use bytemuck::Zeroable as _;
 use sip_xdp::config::Config;
 use sip_xdp::dataplane::tables::ledger::Tier;
-use sip_xdp::detect::{Acceptance, Action, Detector, Finding};
+use sip_xdp::detect::{Acceptance, Action, Detector, Finding, Growth};
 use sip_xdp_common::abi::layout::{BY_ADDRESS, Event, EventKind, FRAGMENTED, HEAD, SUSPECTED};
 use sip_xdp_common::ip_key::Source;
 use sip_xdp_common::limits::gcra::Bucket;
@@ -132,8 +132,10 @@ impl Scene {
         let (good, peers) = self.detector.known(self.now);
         assert!(good <= self.accepted.len() && peers <= self.peers.len(), "{good} are good, {peers} are peers");
         for (source, at) in &self.accepted {
+            // Whoever offends, or is the seventeenth address of an account, loses its standing before its time.
             let lately = self.now.saturating_sub(*at) < DAY;
-            assert_eq!(self.detector.was_good_lately(source, self.now), lately, "who was accepted is forgotten");
+            let is_remembered = self.detector.was_good_lately(source, self.now);
+            assert!(lately || !is_remembered, "{source:?} is good for longer than a day");
         }
     }
 
@@ -193,12 +195,13 @@ impl Scene {
                     assert!(until > self.now);
                     self.peers.insert(source, until);
                 }
-                Action::Suspect(source, until, what) => {
-                    assert!(!self.is_peer(&source) && !self.was_accepted(&source), "{what}");
+                Action::Served(_, until) => assert!(until > self.now),
+                Action::Limit(_, until, what) => {
                     assert!(until > self.now);
                     is_said(&what);
                 }
-                Action::Note(_, text) => is_said(&text),
+                Action::Ended(ports) => assert!(!ports.is_empty()),
+                Action::Rejected(_, _, text) | Action::Note(_, text) => is_said(&text),
             }
         }
     }
@@ -206,10 +209,14 @@ impl Scene {
     fn check_ban(&self, finding: &Finding) {
         is_said(&finding.reason);
         assert!(KINDS.contains(&finding.kind), "{}", finding.kind);
-        assert!(!self.is_peer(&finding.source), "a peer is banned: {finding:?}");
-        assert!(finding.tier == Tier::Proven || !finding.grows, "it grows on nothing: {finding:?}");
+        // A peer is a client as any other when it registers or tries passwords.
+        let by_volume = ["register", "requests", "invites"].contains(&finding.kind);
+        assert!(!by_volume || !self.is_peer(&finding.source), "a peer is banned: {finding:?}");
+        let grows = finding.growth != Growth::None;
+        assert!(finding.tier == Tier::Proven || !grows, "it grows on nothing: {finding:?}");
         assert!(finding.port.is_none() || finding.tier == Tier::Proven, "a flow on nothing: {finding:?}");
-        if self.was_accepted(&finding.source) {
+        // Whoever has lost its standing by an offence is judged like others.
+        if self.was_accepted(&finding.source) && self.detector.was_good_lately(&finding.source, self.now) {
             assert_eq!(finding.tier, Tier::Proven, "whoever was accepted is banned on what may be forged: {finding:?}");
             // The others behind an address are not banned for what one of them did once.
             let by_count = finding.kind == "rejected";

@@ -61,10 +61,11 @@ fn check_head(bytes: &[u8], head: &Head<'_>) {
         user.into_iter().chain(tag).for_each(|part| is_inside(bytes, part));
     }
     let method = head.cseq.map(|(_, method)| method);
-    let nonce = head.challenge.map(|challenge| challenge.nonce).filter(|nonce| !nonce.is_empty());
-    for part in [head.call_id, head.branch, head.agent, method, nonce].into_iter().flatten() {
+    for part in [head.call_id, head.branch, head.agent, method].into_iter().flatten() {
         is_inside(bytes, part);
     }
+    let nonces = head.challenges.iter().map(|challenge| challenge.nonce);
+    nonces.filter(|nonce| !nonce.is_empty()).for_each(|nonce| is_inside(bytes, nonce));
     assert!(head.credentials.len() <= CREDENTIALS, "{} credentials", head.credentials.len());
     assert!(head.authorized || head.credentials.is_empty());
     for Credentials { username, nonce, response } in &head.credentials {
@@ -103,7 +104,7 @@ fn is_part_of(part: &Head<'_>, whole: Option<&Head<'_>>) {
         && part.to == Party::default()
         && [part.call_id, part.branch, part.agent].iter().all(Option::is_none)
         && part.cseq.is_none()
-        && part.challenge.is_none()
+        && part.challenges.is_empty()
         && part.lifetime().is_none()
         && !part.authorized
         && !part.has_contact
@@ -132,7 +133,7 @@ fn is_part_of(part: &Head<'_>, whole: Option<&Head<'_>>) {
     stays("the branch", part.branch, whole.branch);
     stays("User-Agent", part.agent, whole.agent);
     assert!(part.cseq.is_none() || part.cseq == whole.cseq);
-    assert!(part.challenge.is_none() || part.challenge == whole.challenge);
+    assert!(whole.challenges.starts_with(&part.challenges), "other challenges than in the whole message");
     assert!(part.expires.is_none() || part.expires == whole.expires);
     assert!(part.contact_expires <= whole.contact_expires);
 }

@@ -238,7 +238,7 @@ fn the_daemon_is_told_what_it_learns_from_and_no_more() {
 #[test]
 fn one_that_sends_much_cannot_use_up_what_others_are_seen_by() {
     let mut kernel = Kernel::new(&Settings {
-        limits: sip_xdp_common::limits::gcra::Limits {
+        limits: Limits {
             requests: Pace::new(10_000, SECOND),
             register: Pace::new(10_000, SECOND),
             other: Pace::new(10_000, SECOND),
