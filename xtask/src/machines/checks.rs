@@ -19,6 +19,9 @@ const MOST_INSTRUCTIONS: u64 = 500_000;
 /// How the log names a program that the driver never calls.
 const BLIND: &str = "kind=blind";
 
+/// What doctor says of drivers on kernels before 6.3, which cannot be asked what a driver can do.
+const UNKNOWN: &str = "does not say what its drivers can do";
+
 /// The result of one check: what was seen, or what is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Check {
@@ -356,10 +359,13 @@ pub(crate) fn agree(doctor: &Value, ready: bool, mode: Option<&str>) -> Result<S
     if !ready {
         bail!("doctor finds nothing wrong, and run fails");
     }
+    let driver = checks.iter().find(|check| check["check"] == "driver").map(words).unwrap_or_default();
+    if driver.contains(UNKNOWN) {
+        return Ok(format!("doctor foretells no mode: {driver}"));
+    }
     let foretold = if about("ok", Some("driver")).is_some() { "native" } else { "generic" };
     if mode != Some(foretold) {
-        let said = checks.iter().find(|check| check["check"] == "driver").map(words).unwrap_or_default();
-        bail!("doctor foretells {foretold} mode ({said}), run is in {} mode", mode.unwrap_or("no"));
+        bail!("doctor foretells {foretold} mode ({driver}), run is in {} mode", mode.unwrap_or("no"));
     }
     Ok(format!("both say {foretold}"))
 }

@@ -63,7 +63,7 @@ pub(crate) struct Options {
     /// Write everything that was found to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write the table into the manual's page about platforms
+    /// Write the table into the manual's page about platforms; kernels that are not tried now keep their last result
     #[arg(long)]
     docs: bool,
     /// Fetch kernels again: there may be newer ones
@@ -126,15 +126,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for (interface, reason) in report::reasons(&tried) {
         println!("{interface}: {reason}");
     }
-    let accelerator = accelerator.to_string();
+    let json = report::json(&tried, &date()?, &accelerator.to_string());
     if let Some(path) = &options.json {
-        let text = serde_json::to_string_pretty(&report::json(&tried, &date()?, &accelerator))?;
-        fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(path, serde_json::to_string_pretty(&json)? + "\n")
+            .with_context(|| format!("cannot write {}", path.display()))?;
         say(format!("JSON: {}", path.display()));
     }
     if options.docs {
-        let page = Workspace::find()?.root.join(manual::PAGE);
-        manual::write(&page, &tried, options.arch, &date()?, &accelerator)?;
+        let workspace = Workspace::find()?;
+        let kept = workspace.target.join(format!("machines/{}.json", options.arch.name()));
+        let page = workspace.root.join(manual::PAGE);
+        manual::write(&page, &manual::keep(&kept, &json)?, options.arch)?;
         say(format!("manual: {}", page.display()));
     }
     let faults: usize = tried.iter().map(|tried| tried.faults().len()).sum();

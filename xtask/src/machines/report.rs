@@ -186,6 +186,8 @@ pub(crate) fn json(tried: &[Tried], date: &str, accelerator: &str) -> Value {
                 "platform": tried.kernel.platform,
                 "release": tried.release,
                 "architecture": tried.architecture.name(),
+                "date": date,
+                "accelerator": accelerator,
                 "boot_seconds": tried.boot,
                 "right": tried.is_right(),
                 "kernel_warnings": tried.warnings,
@@ -193,7 +195,7 @@ pub(crate) fn json(tried: &[Tried], date: &str, accelerator: &str) -> Value {
             })
         })
         .collect();
-    json!({"schema": 1, "date": date, "accelerator": accelerator, "kernels": kernels})
+    json!({"schema": 1, "kernels": kernels})
 }
 
 fn row(name: &str, result: &Result<Outcome, String>) -> Value {
