@@ -34,12 +34,11 @@ impl<K: Copy + Eq + Hash, V> Recent<K, V> {
     }
 
     /// Puts a value in the place of what was there.
-    pub(super) fn insert(&mut self, key: K, now: u64, value: V) {
-        let mut value = Some(value);
-        let entry = self.touch(key, now, || value.take().expect("made once"));
-        if let Some(value) = value {
-            *entry = value;
-        }
+    pub(super) fn insert(&mut self, key: K, now: u64, value: V)
+    where
+        V: Clone,
+    {
+        *self.touch(key, now, || value.clone()) = value;
     }
 
     /// What is there and has not ended.

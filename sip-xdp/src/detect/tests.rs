@@ -694,7 +694,7 @@ fn a_carrier_is_served_and_wrong_numbers_do_not_ban_it() {
     let mut scene = Scene::new();
     let carrier = who("203.0.113.20", 5060, "+4930");
     for n in 0..120 {
-        let status = if n < 8 || n % 4 == 0 { "404 Not Found" } else { "200 OK" };
+        let status = if n < 7 || n % 5 == 0 { "404 Not Found" } else { "200 OK" };
         acknowledged_call(&mut scene, &carrier, &format!("+49301234{n:03}"), status);
         scene.wait(20 * SECOND);
     }
