@@ -38,7 +38,8 @@ impl<K: Copy + Eq + Hash, V> Recent<K, V> {
     where
         V: Clone,
     {
-        *self.touch(key, now, || value.clone()) = value;
+        let entry = self.touch(key, now, || value.clone());
+        *entry = value;
     }
 
     /// What is there and has not ended.
