@@ -290,7 +290,7 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     };
 
     // What follows is verified once, not once for each kind of message.
-    let number = packet.forget(message as usize | usize::from(is_from_nobody) * Message::SLOTS);
+    let number = packet.forget(message as usize | (usize::from(is_from_nobody) * Message::SLOTS));
     let is_from_nobody = number & Message::SLOTS != 0;
     let number = number & (Message::SLOTS - 1);
     let message = Message::from_number(number as u8).unwrap_or(Message::Unparsed);

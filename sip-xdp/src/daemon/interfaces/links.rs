@@ -147,10 +147,8 @@ impl Daemon {
         let served = &mut self.served[at];
         match served.watched.sight.look(now, interface.rx_packets, counted) {
             Some(blind) => self.cure(at, interface, blind),
-            None if served.watched.sight.has_seen() => {
-                if self.blind.remove(&name).is_some() {
-                    self.say_of_interface(&name, "seeing", "the program sees packets again");
-                }
+            None if served.watched.sight.has_seen() && self.blind.remove(&name).is_some() => {
+                self.say_of_interface(&name, "seeing", "the program sees packets again");
             }
             None => {}
         }
