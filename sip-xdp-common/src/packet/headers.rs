@@ -488,7 +488,7 @@ mod tests {
                 assert_eq!(behind(tags, false, &ip).as_deref(), Some(&b"hello"[..]), "{tags} tags");
             }
         }
-        let more = frame(&vec![ETH_VLAN; MAX_TAGS + 1], false, &v4(0, &udp(b"hello")));
+        let more = frame(&[ETH_VLAN; MAX_TAGS + 1], false, &v4(0, &udp(b"hello")));
         let hidden = locate(&Bytes(&more), Link::Ethernet, Inspects::ALL).expect("a frame to meter");
         assert_eq!((hidden.piece, hidden.source(&Bytes(&more))), (Piece::Hidden, None));
     }

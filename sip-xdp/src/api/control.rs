@@ -29,6 +29,10 @@ const MAX_REQUEST: u64 = 64 * 1024;
 /// How long a client may take to send its request, and the daemon to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// The same for what loads programs for all interfaces: the verifier takes 0.3 s for each, and a multiple
+/// of that on processors that are busy or emulated.
+const LOADING_PATIENCE: Duration = Duration::from_secs(60);
+
 /// A command for the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
@@ -133,6 +137,14 @@ pub enum Request {
 }
 
 impl Request {
+    /// How long its answer may take.
+    fn patience(&self) -> Duration {
+        match self {
+            Self::Confirm | Self::Reload => LOADING_PATIENCE,
+            _ => PATIENCE,
+        }
+    }
+
     /// Whether it changes what is to survive a power cut.
     pub fn is_lasting(&self) -> bool {
         match self {
@@ -199,7 +211,7 @@ pub async fn call(socket: &Path, request: &Request) -> Result<Value> {
         BufReader::new(reader).read_line(&mut text).await?;
         anyhow::Ok(text)
     };
-    let text = tokio::time::timeout(PATIENCE, exchange)
+    let text = tokio::time::timeout(request.patience(), exchange)
         .await
         .map_err(|_| anyhow!("the daemon does not answer; see its log"))?
         .context("the daemon went away")?;
@@ -263,9 +275,10 @@ pub async fn serve(stream: UnixStream, calls: mpsc::Sender<Call>, hub: Hub) {
     let is_root = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0);
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader.take(MAX_REQUEST));
-    let served = tokio::time::timeout(PATIENCE, async {
+    let served = tokio::time::timeout(LOADING_PATIENCE, async {
         let mut text = String::new();
-        reader.read_line(&mut text).await?;
+        let sent = tokio::time::timeout(PATIENCE, reader.read_line(&mut text)).await;
+        sent.map_err(|_| anyhow!("timed out"))??;
         let (answer, watcher) = match serde_json::from_str(&text) {
             // Before it is answered, so that nothing is missed that happens after that.
             Ok(Request::Watch { address, packets }) => {

@@ -1,14 +1,20 @@
 //! The commands of bpf(2) that the BPF library has no call for, as small as they are needed here: what
-//! [`probe`](super::probe) tries, and the map of maps of [`rcu`](super::rcu).
+//! [`probe`](super::probe) tries, the map of maps of [`rcu`](super::rcu), and links that [`pins`](super::pins)
+//! takes off at once.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 /// Commands (`enum bpf_cmd` in `include/uapi/linux/bpf.h`).
 const MAP_CREATE: libc::c_long = 0;
 const MAP_UPDATE_ELEM: libc::c_long = 2;
 const PROG_LOAD: libc::c_long = 5;
+const OBJ_GET: libc::c_long = 7;
 const LINK_CREATE: libc::c_long = 28;
+const LINK_DETACH: libc::c_long = 34;
 
 /// Program types (`enum bpf_prog_type`).
 pub(crate) const PROG_TYPE_SCHED_CLS: u32 = 3;
@@ -139,6 +145,25 @@ fn descriptor<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
     let fd = call(command, attributes)?;
     // SAFETY: a successful call of these kinds returns a descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The beginning of `union bpf_attr` for `BPF_OBJ_GET`.
+#[repr(C)]
+struct ObjectAttributes {
+    path: u64,
+    descriptor: u32,
+    flags: u32,
+}
+
+/// Takes the program behind a pinned link off its interface, before this returns. The link stays, and
+/// holds on to nothing.
+pub(crate) fn detach_link(pin: &Path) -> io::Result<()> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let attributes = ObjectAttributes { path: path.as_ptr() as u64, descriptor: 0, flags: 0 };
+    let link = call(OBJ_GET, &attributes)?;
+    // SAFETY: the kernel has just opened it for us, and nobody else has it.
+    let link = unsafe { OwnedFd::from_raw_fd(link) };
+    call(LINK_DETACH, &(link.as_raw_fd() as u32)).map(drop)
 }
 
 fn call<T>(command: libc::c_long, attributes: &T) -> io::Result<RawFd> {

@@ -25,6 +25,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{FsType, statfs};
 use sip_xdp_common::abi::layout::LAYOUT_VERSION;
 
+use super::bpf;
 use crate::dataplane::attach::offloads::{self, Offload};
 use crate::dataplane::attach::tcx::detach_filter;
 use crate::dataplane::attach::xdp::innermost;
@@ -241,13 +242,13 @@ impl Pins {
 
     /// Takes the egress link of an interface away, which detaches its program.
     pub(crate) fn remove_egress_link(&self, index: u32) -> Result<()> {
-        remove_file(&self.egress_link(index))
+        remove_link(&self.egress_link(index))
     }
 
     /// Takes the links and the program of an interface away, which detaches the programs, and the egress
     /// filter. Returns the offloads that had been switched off for it.
     pub fn detach(&self, index: u32) -> Result<Vec<Offload>> {
-        remove_file(&self.link(index))?;
+        remove_link(&self.link(index))?;
         self.remove_egress_link(index)?;
         detach_filter(index, self)?;
         remove_file(&self.program(index))?;
@@ -264,6 +265,9 @@ impl Pins {
 
     /// Takes everything away. Returns the offloads that had been switched off.
     pub fn remove_all(&self) -> Result<Vec<Offload>> {
+        for index in self.linked() {
+            remove_link(&self.link(index))?;
+        }
         remove_directory(&self.root.join("links"))?;
         let mut offloads = Vec::new();
         for index in self.indices("offloads") {
@@ -283,6 +287,17 @@ pub(crate) fn is_bpffs(path: &Path) -> bool {
         .find(|path| path.exists())
         .and_then(|path| statfs(path).ok())
         .is_some_and(|stat| stat.filesystem_type() == FsType(BPF_FS_MAGIC))
+}
+
+/// Detaches what a pinned link attaches, and removes the pin. Removing it alone does that too, but later:
+/// the kernel frees it after a grace period, and until then nobody else can attach.
+fn remove_link(path: &Path) -> Result<()> {
+    if path.exists()
+        && let Err(error) = bpf::detach_link(path)
+    {
+        log::debug!("{}: detached when its pin goes ({error})", path.display());
+    }
+    remove_file(path)
 }
 
 fn remove_file(path: &Path) -> Result<()> {

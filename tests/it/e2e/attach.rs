@@ -42,7 +42,7 @@ fn a_refusal_says_why_and_what_to_do() -> Result<()> {
     }
     let mut filter = prepare(&lab, "q0", "mode = \"native\"\n")?;
     let said = refusal(&mut filter)?;
-    assert!(said.contains("number of rx queues") && said.contains("[veth]"), "{said}");
+    assert!(said.contains("veth: ") && said.contains("number of rx queues"), "{said}");
     assert!(said.contains("`ethtool -L q0 rx N`") && said.contains("--mode auto or generic"), "{said}");
     let links = lab.pbx.ip(["-details", "link", "show", "dev", "q0"])?;
     assert!(!links.contains("prog/xdp"), "asking again left a program: {links}");

@@ -145,12 +145,12 @@ impl Daemon {
         let counted = if self.overrides.blind { Ok(0) } else { counters::seen(&self.pins, slot) };
         let Ok(counted) = counted.inspect_err(|error| log::debug!("{error:#}")) else { return };
         let served = &mut self.served[at];
-        match served.watched.sight.look(now, interface.rx_packets, counted) {
-            Some(blind) => self.cure(at, interface, blind),
-            None if served.watched.sight.has_seen() && self.blind.remove(&name).is_some() => {
-                self.say_of_interface(&name, "seeing", "the program sees packets again");
-            }
-            None => {}
+        let blind = served.watched.sight.look(now, interface.rx_packets, counted);
+        let has_seen = served.watched.sight.has_seen();
+        if let Some(blind) = blind {
+            self.cure(at, interface, blind);
+        } else if has_seen && self.blind.remove(&name).is_some() {
+            self.say_of_interface(&name, "seeing", "the program sees packets again");
         }
     }
 

@@ -58,7 +58,7 @@ const KNOWN: &[(&str, Words, Remedy)] = &[
          DQO_RDA with Linux 6.14 or newer); use generic mode, or another machine type"
             .to_owned()
     }),
-    ("hv_netvsc", &["lro"], |refusal| format!("ethtool -K {} lro off", refusal.interface)),
+    ("hv_netvsc", &["lro"], |refusal| format!("`ethtool -K {} lro off`", refusal.interface)),
     ("bond", &["bonding mode"], |refusal| {
         format!(
             "bonds run programs in the modes active-backup, balance-rr, balance-xor and 802.3ad only (the \
@@ -85,12 +85,12 @@ const KNOWN: &[(&str, Words, Remedy)] = &[
             .to_owned()
     }),
     ("", &["lro", "gro_hw", "hw-gro", "hw gro"], |refusal| {
-        format!("ethtool -K {} lro off rx-gro-hw off", refusal.interface)
+        format!("`ethtool -K {} lro off rx-gro-hw off`", refusal.interface)
     }),
     ("", &["mtu", "jumbo", "frame size", "frags", "buffer size", "too large"], shorten),
     ("", &["channel", "queues", "rings"], halve),
     ("", &["tcp-data-split", "header split", "header-split"], |refusal| {
-        format!("ethtool -G {} tcp-data-split off", refusal.interface)
+        format!("`ethtool -G {} tcp-data-split off`", refusal.interface)
     }),
     ("", &["already"], |refusal| {
         format!(
@@ -178,7 +178,9 @@ impl fmt::Display for Refusal {
             }
             (None, None) => f.write_str("the kernel does not say why")?,
         }
-        if self.driver.is_empty() { Ok(()) } else { write!(f, " [{}]", self.driver) }
+        // Most texts begin with the driver's name.
+        let is_named = self.text.as_ref().is_some_and(|text| text.contains(&self.driver));
+        if self.driver.is_empty() || is_named { Ok(()) } else { write!(f, " [{}]", self.driver) }
     }
 }
 
@@ -189,7 +191,7 @@ fn shorten(refusal: &Refusal) -> String {
     if *mtu <= 1_500 {
         return format!("`ip -d link show dev {interface}` says the MTU; the other end's counts as well");
     }
-    format!("ip link set dev {interface} mtu {most} (it is {mtu}; SIP needs no more than 1500)")
+    format!("`ip link set dev {interface} mtu {most}` (it is {mtu}; SIP needs no more than 1500)")
 }
 
 /// Fewer queues: the driver wants one of its own for each that runs the program.
@@ -197,10 +199,12 @@ fn halve(refusal: &Refusal) -> String {
     let interface = &refusal.interface;
     match refusal.channels {
         Some(Channels { used, most }) => format!(
-            "ethtool -L {interface} combined {} (it uses {used} of {most} queues, and programs need as many again)",
+            "`ethtool -L {interface} combined {}` (it uses {used} of {most} queues, and programs need as many again)",
             (most / 2).max(1).min(used)
         ),
-        None => format!("ethtool -L {interface} combined N, with N half of what `ethtool -l {interface}` says at most"),
+        None => {
+            format!("`ethtool -L {interface} combined N`, with N half of what `ethtool -l {interface}` says at most")
+        }
     }
 }
 
@@ -296,7 +300,7 @@ mod tests {
             let channels = Some(Channels { used, most });
             let text = "ena: Failed to set xdp program, there is no enough space for allocating XDP queues";
             let remedy = Refusal { channels, ..refusal("ena", libc::EINVAL, text, 1_500) }.remedy().unwrap();
-            assert!(remedy.starts_with(&format!("ethtool -L eth0 combined {wanted} (")), "{remedy}");
+            assert!(remedy.starts_with(&format!("`ethtool -L eth0 combined {wanted}` (")), "{remedy}");
         }
     }
 
@@ -310,7 +314,7 @@ mod tests {
                 "Underlying driver does not support XDP in native mode",
                 "not supported by the driver",
             ),
-            ("igb", libc::EINVAL, "igb: too small", "igb: too small [igb]"),
+            ("igb", libc::EINVAL, "igb: too small", "igb: too small"),
         ] {
             assert_eq!(refusal(driver, errno, text, 1_500).to_string(), shown);
         }

@@ -10,6 +10,7 @@ mod feeds;
 mod host;
 mod interfaces;
 mod links;
+mod nat;
 mod sip;
 mod sockets;
 

@@ -149,14 +149,14 @@ fn branch(text: &str) -> Option<&str> {
 
 /// The defence, running.
 enum Guard<'a> {
-    SipXdp(Filter<'a>),
+    SipXdp(Box<Filter<'a>>),
     Fail2ban(Fail2ban),
 }
 
 impl<'a> Guard<'a> {
     fn start(defence: Defence, namespace: &'a Namespace, directory: &Path, log: &Path) -> Result<Self> {
         Ok(match defence {
-            Defence::SipXdp => Self::SipXdp(Filter::start(namespace, directory)?),
+            Defence::SipXdp => Self::SipXdp(Box::new(Filter::start(namespace, directory)?)),
             Defence::Fail2ban => Self::Fail2ban(Fail2ban::start(namespace, directory, log)?),
         })
     }

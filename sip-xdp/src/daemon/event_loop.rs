@@ -1,0 +1,147 @@
+//! The daemon's loop: events, commands, links, answers and timers, one after the other, and every way out.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use aya::maps::{MapData, RingBuf};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+use super::{Daemon, Overrides};
+use crate::api::control::{self, Call};
+use crate::dataplane::attach::trial::DetachOnPanic;
+use crate::dataplane::netlink::LinkChanges;
+use crate::dataplane::pins::Pins;
+use crate::observe::metrics::Metrics;
+use crate::sys::clock;
+use crate::sys::paths::Paths;
+use crate::sys::privileges;
+
+/// How often expired entries are taken out and the store is told of changes.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How long events are left to gather when all were read. The kernel wakes a reader that has caught up with it by an interrupt
+/// in the midst of its packets, 12 us of a virtual machine: so that is done 300 times a second at most, and a limit or a
+/// sample waits for so long at most. Nothing in the kernel waits for the daemon.
+const PAUSE: Duration = Duration::from_millis(3);
+
+/// Runs the daemon until it is told to stop, by signal or by `unload`. `ready` is called once when it enforces.
+pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -> Result<()> {
+    // Before anybody looks at the interfaces, so that no change is missed.
+    let links = LinkChanges::listen()?;
+    // Before anything is attached: from then on every way out leads through `leave`.
+    let signals = Signals::listen()?;
+    // Before there are other threads, which inherit it.
+    privileges::end_gaining();
+    let _guard = DetachOnPanic(Pins::new(&paths.pin_dir));
+    let (mut daemon, events, listener) = Daemon::start(paths, overrides).await?;
+    let outcome = watch_over(&mut daemon, events, &listener, links, signals, ready).await;
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    daemon.leave(outcome.is_ok()).await;
+    outcome
+}
+
+/// The signals that the daemon listens to.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+}
+
+/// The daemon's loop.
+async fn watch_over(
+    daemon: &mut Daemon,
+    events: RingBuf<MapData>,
+    listener: &UnixListener,
+    mut links: LinkChanges,
+    mut signals: Signals,
+    ready: impl FnOnce(&str),
+) -> Result<()> {
+    // SAFETY: the ring owns its map's descriptor for as long as it lives, and always returns that one.
+    let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };
+    let mut events = events.context("the event ring cannot be watched")?;
+    let (calls, mut called) = mpsc::channel::<Call>(16);
+    daemon.metrics = Metrics::new(&daemon.paths, &calls, &daemon.hub);
+    daemon.metrics.configure(&daemon.config.metrics);
+    // Everything is attached.
+    privileges::keep(privileges::FILTER);
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = 0_u64;
+    let mut pause = pin!(sleep(Duration::ZERO));
+    let mut answers = daemon.hosts.start();
+    let mut feeds = daemon.feeds.updates();
+
+    ready(&daemon.summary());
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+
+    while !daemon.ended {
+        tokio::select! {
+            readable = events.readable_mut(), if pause.is_elapsed() => {
+                let mut guard = readable?;
+                if daemon.drain(guard.get_inner_mut()) {
+                    guard.clear_ready();
+                    pause.as_mut().reset(Instant::now() + PAUSE);
+                }
+            }
+            () = &mut pause, if !pause.is_elapsed() => {}
+            Some(call) = called.recv() => {
+                let is_lasting = call.request.is_lasting();
+                let answer = daemon.command(call.request, call.is_root).await;
+                daemon.answer(call.answer, answer, is_lasting);
+            }
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    tokio::spawn(control::serve(stream, calls.clone(), daemon.hub.clone()));
+                }
+                Err(error) => {
+                    log::warn!("control socket: {error}");
+                    sleep(Duration::from_millis(100)).await;
+                }
+            },
+            changed = links.changed() => {
+                changed?;
+                daemon.follow_interfaces().await;
+                daemon.watch_links().await;
+            }
+            Some(update) = answers.recv() => daemon.host_answered(update),
+            Some(update) = feeds.recv() => daemon.feed_said(update),
+            () = confirmation_due(daemon.confirmation.remaining()) => daemon.check_confirmation(clock::now()),
+            _ = tick.tick() => {
+                ticks += 1;
+                daemon.tick(ticks).await;
+            }
+            _ = signals.hangup.recv() => match daemon.reload().await {
+                Ok(_) => log::info!("configuration reloaded"),
+                Err(error) => log::error!("the configuration was not reloaded, the running one stays in force: {error:#}"),
+            },
+            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break,
+        }
+    }
+    Ok(())
+}
+
+/// Waits until a trial is over, or for ever without one.
+async fn confirmation_due(remaining: Option<Duration>) {
+    match remaining {
+        // A failure to detach is tried again with the next tick.
+        Some(remaining) => sleep(remaining.max(Duration::from_millis(1))).await,
+        None => std::future::pending().await,
+    }
+}
