@@ -295,13 +295,17 @@ fn of_type(kind: u16, data: &[u8], depth: usize) -> Option<Found<'_>> {
     }
 }
 
+/// Whether bytes are a frame of a known type.
+fn begins_as_frame(data: &[u8]) -> bool {
+    const KNOWN: [u16; 8] = [ETH_IPV4, ETH_IPV6, ETH_ARP, ETH_VLAN, ETH_QINQ, ETH_PPPOE, ETH_MPLS[0], ETH_MPLS[1]];
+    be16(data, 12).is_some_and(|kind| KNOWN.contains(&kind))
+}
+
 /// A frame inside of something else, if it begins like one.
 fn plausible(data: &[u8], depth: usize) -> Option<Found<'_>> {
     let kind = be16(data, 12)?;
-    let is_known =
-        [ETH_IPV4, ETH_IPV6, ETH_ARP, ETH_VLAN, ETH_QINQ, ETH_PPPOE].contains(&kind) || ETH_MPLS.contains(&kind);
     // Frames with a length in place of a type, as of spanning trees, are no IP, but frames.
-    if is_known || kind < 0x0600 { frame(data, depth) } else { None }
+    if begins_as_frame(data) || kind < 0x0600 { frame(data, depth) } else { None }
 }
 
 /// What is in PPP, with or without its address and control fields, and with a protocol of one byte or two.
@@ -334,7 +338,8 @@ fn mpls(data: &[u8], depth: usize) -> Option<Found<'_>> {
     }
     match by_version(rest) {
         Some(kind) => ip(kind, rest, depth).or_else(|| plausible(rest, depth)),
-        None if rest.first()? >> 4 == 0 => plausible(rest.get(4..)?, depth).or_else(|| plausible(rest, depth)),
+        // The first half of a MAC address may look like a control word: what is behind tells.
+        None if rest.first()? >> 4 == 0 && !begins_as_frame(rest) => plausible(rest.get(4..)?, depth),
         None => plausible(rest, depth),
     }
 }
