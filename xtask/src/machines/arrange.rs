@@ -27,7 +27,8 @@ pub(crate) struct Arranged {
 pub(crate) struct State {
     features: String,
     disciplines: String,
-    programs: Vec<u64>,
+    /// Numbers and names.
+    programs: Vec<(u64, String)>,
     links: u64,
     pins: String,
 }
@@ -122,7 +123,12 @@ impl Arranged {
         Ok(State {
             features,
             disciplines: without_counters(&disciplines),
-            programs: programs.filter_map(|program| program["id"].as_u64()).collect(),
+            programs: programs
+                .map(|program| {
+                    let name = program["name"].as_str().unwrap_or_default().to_owned();
+                    (program["id"].as_u64().unwrap_or(0), name)
+                })
+                .collect(),
             links: held["links"].as_u64().unwrap_or(0),
             pins: machine.run(&["ls", "/sys/fs/bpf/sip-xdp"])?.stdout,
         })
@@ -145,7 +151,8 @@ impl State {
             found.push(format!("tc showed {:?}, shows {:?}", self.disciplines.trim(), now.disciplines.trim()));
         }
         if self.programs != now.programs {
-            found.push(format!("{} programs more", now.programs.len().saturating_sub(self.programs.len())));
+            let more: Vec<_> = now.programs.iter().filter(|program| !self.programs.contains(program)).collect();
+            found.push(format!("other programs are loaded: {more:?}"));
         }
         if self.links != now.links {
             found.push(format!("{} BPF links were there, {} are", self.links, now.links));

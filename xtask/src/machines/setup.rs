@@ -10,6 +10,7 @@ use super::archive;
 use super::kernels::{Kernel, Prepared};
 use super::qemu::Architecture;
 use crate::command::{self, as_root, ask, cache_directory, find, run_quietly, say};
+use crate::cross::{self, Target};
 use crate::workspace::Workspace;
 use crate::{build, packages};
 
@@ -66,17 +67,29 @@ pub(crate) fn prepare(
     let root = archive::root(&cache, architecture.name())?.join("root.cpio");
     let binary = match built.binary {
         Some(path) => path.to_path_buf(),
-        None => {
+        None if architecture.is_native() => {
             build::binary(&workspace, true)?;
             workspace.binary(true)
         }
+        None => cross::build(&workspace, foreign(architecture)?)?,
     };
-    let guest = built.guest.map_or_else(|| guest(&workspace), |path| Ok(path.to_path_buf()))?;
+    let guest = built.guest.map_or_else(|| guest(&workspace, architecture), |path| Ok(path.to_path_buf()))?;
     Ok(Files { root, kernels: prepared, cache, binary, guest })
 }
 
+/// What is built for machines of another architecture than ours.
+fn foreign(architecture: Architecture) -> Result<Target> {
+    match architecture {
+        Architecture::Arm64 => Ok(Target::Arm64),
+        Architecture::Amd64 => bail!("x86-64 machines are tried on x86-64 only: name a binary and an agent"),
+    }
+}
+
 /// Builds the agent.
-fn guest(workspace: &Workspace) -> Result<PathBuf> {
+fn guest(workspace: &Workspace, architecture: Architecture) -> Result<PathBuf> {
+    if !architecture.is_native() {
+        return cross::build_package(workspace, foreign(architecture)?, GUEST);
+    }
     command::run(workspace.cargo().args(["build", "--package", GUEST]))?;
     Ok(workspace.target.join("debug").join(GUEST))
 }
