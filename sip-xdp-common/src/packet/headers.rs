@@ -435,7 +435,7 @@ mod tests {
     proptest! {
         /// Whatever headers stand before it, the payload is found, and the ports and the source with it.
         #[test]
-        fn the_payload_is_found(tags in prop::collection::vec(prop::sample::select(vec![ETH_VLAN, ETH_QINQ]), 0..=9),
+        fn the_payload_is_found(tags in prop::collection::vec(prop::sample::select(vec![ETH_VLAN, ETH_QINQ]), 0..=MAX_TAGS),
                                 pppoe in any::<bool>(), ethernet in any::<bool>(), options in 0_usize..=10,
                                 extensions in prop::collection::vec(
                                     (prop::sample::select(vec![0_u8, 43, 60, 135, 139, 140, FRAGMENT, AH]), 0_u8..4), 0..=8),
