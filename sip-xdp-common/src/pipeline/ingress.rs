@@ -248,14 +248,6 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
         return Judgement::by(Reason::Limited, ip.end);
     }
 
-    // A datagram from port 0 asks for no answer (RFC 768), so no client sends one; but a server may answer it to the port in
-    // its Via. Its limit is none, and no evidence of it is ever weighed.
-    if let Target::Sip(ports) = target
-        && ports.source() == 0
-    {
-        return Judgement::by(Reason::Limited, ip.end);
-    }
-
     // From here on it no longer matters which list was asked, and which family the source is of.
     let listed = Listed::new(packet.forget(listed.bits() as usize) as u64);
     let flags = packet.forget(usize::from(may_talk) | usize::from(spared) << 1);
