@@ -101,7 +101,7 @@ fn generic_mode_takes_over_from_a_program_that_sees_nothing() -> Result<()> {
         filter.succeed(&["block", "add", &ATTACKER.to_string()])?;
         assert_eq!(mode(&filter)?, "native");
         let mut watcher = filter.start_command(&["watch", "--json"])?;
-        let _stream = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 100)?;
+        let stream = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 100)?;
         wait_until("generic mode takes over", SOON, || Ok(mode(&filter)? == "generic"))?;
         let line = watcher.wait_line(SOON, |line| line.text.contains("\"blind\""))?;
         println!("{}", line.text);
@@ -119,6 +119,7 @@ fn generic_mode_takes_over_from_a_program_that_sees_nothing() -> Result<()> {
         std::thread::sleep(Duration::from_secs(4));
         assert_eq!(mode(&filter)?, "generic");
         assert_eq!(filter.json(&["status"])?["daemon"]["blind"].as_array().map(Vec::len), Some(1));
+        stream.stop()?;
         assert!(drops(&lab, &filter)?);
         filter.succeed(&["unload"]).map(drop_text)
     })

@@ -54,6 +54,7 @@ fn is_stopped(what: &str, prepare: &[&[&str]], attack: impl FnOnce(&Attacker<'_>
         sent.len(),
         seen.len(),
     );
+    println!("{:?}", filter.ban_logged(&ATTACKER.to_string()));
     assert!(took <= PROMPT, "{what}: banned after {took:?}");
     assert!(filter.ban_logged(&ATTACKER.to_string()).is_some(), "the log does not tell the ban: {:#?}", filter.log());
     assert!(later > 50, "{what} sent only {later} packets after the ban; it said:\n{}", tool.tail());
