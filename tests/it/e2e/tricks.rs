@@ -12,7 +12,7 @@ use sip_xdp_tests::{Filter, FilterOptions, Guess, Guesser, Lab, Phone, Registrar
 /// From the first password to the ban: twenty are sent in a second.
 const PROMPT: Duration = Duration::from_secs(8);
 /// How many passwords it may take.
-const PASSWORDS: usize = 15;
+const PASSWORDS: usize = 30;
 
 #[test]
 fn no_spelling_helps_a_guesser() -> Result<()> {

@@ -160,7 +160,9 @@ impl Detector {
         if tries.is_empty() || !by_count && !by_level && !by_spray {
             return None;
         }
-        let is_phone = is_phone(tries, &users) && !by_spray;
+        // One try says nothing of its pace, and whoever was convicted of more is no phone any more.
+        let has_offended = self.offenders.get(&source, now).is_some();
+        let is_phone = is_phone(tries, &users) && !by_spray && !has_offended;
         let kind = match () {
             () if is_phone => MISCONFIGURED,
             () if by_count => REJECTED,
