@@ -65,7 +65,7 @@ const AH: u8 = 51;
 /// How many VLAN tags are taken off. Linux takes off any number of priority tags, those with VLAN identifier 0
 /// (`__netif_receive_skb_core` in `net/core/dev.c`); nobody but an attacker sends more than one beside the two of
 /// a provider, and the verifier follows each.
-pub const MAX_TAGS: usize = 8;
+pub const MAX_TAGS: usize = 4;
 
 /// How many IPv6 extension headers are followed.
 pub const MAX_EXTENSIONS: usize = 8;

@@ -128,6 +128,8 @@ enum Target {
     Sip(PortPair),
     /// Perhaps a SIP port: a first fragment or an overlong header chain hides the ports.
     Hidden,
+    /// A SIP port, from port 0.
+    SipFromNobody,
     /// None, being a later fragment.
     Fragment,
     /// Something else, being a first fragment.
@@ -139,7 +141,7 @@ enum Target {
 impl Target {
     #[inline(always)]
     const fn is_sip(&self) -> bool {
-        matches!(self, Self::Sip(_) | Self::Hidden)
+        matches!(self, Self::Sip(_) | Self::SipFromNobody | Self::Hidden)
     }
 
     /// The reason for which a packet passes of which nothing but this matters.
@@ -148,7 +150,7 @@ impl Target {
         match self {
             Self::Elsewhere | Self::FragmentElsewhere => Reason::NotSip,
             Self::Fragment => Reason::Fragment,
-            Self::Sip(_) | Self::Hidden => Reason::Unknown,
+            Self::Sip(_) | Self::SipFromNobody | Self::Hidden => Reason::Unknown,
         }
     }
 }
@@ -243,8 +245,9 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     if ip.protocol == TCP {
         return Judgement::by(by_the_way, ip.end);
     }
-    // SIP has no such transport: nobody but an attacker sends it, and no server answers.
-    if ip.protocol == UDP_LITE {
+    // SIP has no such transport: nobody but an attacker sends it, and no server answers. A datagram from port 0 asks for
+    // no answer (RFC 768), so no client sends one; but a server may answer it to the port in its Via.
+    if ip.protocol == UDP_LITE || matches!(target, Target::SipFromNobody) {
         return Judgement::by(Reason::Limited, ip.end);
     }
 
@@ -258,7 +261,6 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     let place = tables.place(&source, &listed);
 
     // 4. The payload, by its start line.
-    let mut is_from_nobody = false;
     let (mut source_port, mut destination_port) = (0, 0);
     let (mut payload, mut end) = (ip.transport, ip.transport);
     // Forgotten, so that the verifier follows the parser once, not once for each kind of packet.
@@ -266,7 +268,6 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     let message = match target {
         Target::Sip(ports) => {
             (source_port, destination_port) = (ports.source(), ports.destination());
-            is_from_nobody = source_port == 0;
             match ip.udp_payload(packet) {
                 Some(span) => {
                     (payload, end) = span;
@@ -282,15 +283,8 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     };
 
     // What follows is verified once, not once for each kind of message.
-    let number = packet.forget(message as usize | (usize::from(is_from_nobody) * Message::SLOTS));
-    let is_from_nobody = number & Message::SLOTS != 0;
-    let number = number & (Message::SLOTS - 1);
+    let number = packet.forget(message as usize) & (Message::SLOTS - 1);
     let message = Message::from_number(number as u8).unwrap_or(Message::Unparsed);
-    // A datagram from port 0 asks for no answer (RFC 768), so no client sends one; but a server may
-    // answer it to the port in its Via. Its limit is none, and no evidence of it is ever weighed.
-    if is_from_nobody {
-        return Judgement { reason: Reason::Limited, message: Some(message), end: ip.end };
-    }
     if !may_talk && !matches!(message, Message::Response) {
         return Judgement { reason: Reason::Closed, message: Some(message), end: ip.end };
     }
@@ -322,6 +316,7 @@ fn target<T: Tables>(tables: &T, ip: &Ip, ports: impl FnOnce() -> Option<PortPai
         return Target::Fragment;
     }
     match ports() {
+        Some(ports) if tables.is_sip_port(ports.destination()) && ports.source() == 0 => Target::SipFromNobody,
         Some(ports) if tables.is_sip_port(ports.destination()) => Target::Sip(ports),
         Some(_) if matches!(ip.piece, Piece::First) => Target::FragmentElsewhere,
         Some(_) => Target::Elsewhere,

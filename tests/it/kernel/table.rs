@@ -59,13 +59,13 @@ fn rows() -> Vec<Row> {
         let (kind, rest) = (1..tags).fold((kind, ip.build(&to_sip)), |(kind, rest), _| (0x8100, vlan(0, kind, rest)));
         ethernet(0x8100, vlan(0, kind, rest))
     };
-    for tags in [1, 2, 3, 4, 8] {
+    for tags in [1, 2, 3, 4] {
         let name = format!("{tags} priority tags");
         add(&name, Ethernet, priority(tags, &v4), Reason::Unknown, registers);
         add(&format!("{name}, blocked"), Ethernet, priority(tags, &Ip::udp(BLOCKED)), Reason::Blocked, None);
         add(&format!("{name}, IPv6"), Ethernet, priority(tags, &Ip::udp(STRANGER_V6)), Reason::Unknown, registers);
     }
-    for tags in [9, 10, 300] {
+    for tags in [5, 8, 300] {
         add(&format!("{tags} priority tags"), Ethernet, priority(tags, &v4), Reason::Limited, None);
     }
     let v6 = Ip::udp(STRANGER_V6);
