@@ -146,7 +146,7 @@ impl Daemon {
             let how = if adopts { ", adopting what was there" } else { "" };
             log::info!("attached to {} in {} mode{how}", one.name, one.mode);
             warnings.extend(said);
-            served.push(one);
+            served.push(self.with_reserve(one, &wanted.interface));
         }
         let is_wanted = |index: u32| resolved.wanted.iter().any(|wanted| wanted.interface.index == index);
         for index in self.pins.linked().into_iter().filter(|index| !is_wanted(*index)) {
@@ -165,6 +165,7 @@ impl Daemon {
         self.attach_warnings = warnings;
         self.wanted = served.iter().map(|served| served.name.clone()).chain(resolved.missing.clone()).collect();
         self.served = served;
+        self.recall_blind();
         self.spare.clear();
         self.unserved.clear();
         Ok(())
@@ -272,6 +273,7 @@ impl Daemon {
                 self.attach_warnings.extend(warnings);
                 let (mode, index) = (served.mode, served.index);
                 self.say_of_interface(name, "attached", &format!("mode={mode} index={index}"));
+                let served = self.with_reserve(served, &wanted.interface);
                 self.served.push(served);
                 true
             }

@@ -5,7 +5,8 @@
 //! - [`probe`] finds out what this kernel can do; [`refusal`] says why it did not take a program;
 //!   [`rcu`] waits for running programs.
 //! - [`tables`] are the maps that the programs read, in memory that [`mmap`] shares with the kernel.
-//! - [`ethtool`] asks and switches drivers, [`sight`] judges whether a program sees its packets.
+//! - [`ethtool`] asks and switches drivers, [`virtio`] knows what keeps one of them from running programs,
+//!   [`sight`] judges whether a program sees its packets.
 //! - [`counters`] reads what the programs counted; [`netlink`] asks the kernel about interfaces.
 
 pub mod attach;
@@ -21,3 +22,4 @@ pub mod rcu;
 pub mod refusal;
 pub(crate) mod sight;
 pub mod tables;
+pub(crate) mod virtio;

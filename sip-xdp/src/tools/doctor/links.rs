@@ -124,6 +124,14 @@ pub(super) fn attaching(driver: &str, mode: Option<Mode>, takes_programs: Option
             ),
         );
     }
+    if driver == "bond" && mode != Some(Mode::Generic) {
+        // `bond_xdp_set` in `drivers/net/bonding/bond_main.c`, up to 7.3.
+        return Check::ok(
+            CHECK,
+            "leaves the link up; the kernel's bonding driver never frees a program that another replaces, so each \
+             restart costs some 100 KB until the next boot",
+        );
+    }
     Check::ok(CHECK, "leaves the link up")
 }
 
@@ -141,12 +149,20 @@ pub(super) fn merging(name: &str, mode: Option<Mode>, features: &Features) -> Op
     Some(Check::warn("offloads", detail, format!("ethtool -K {name} {}", off.join(" "))))
 }
 
+/// Whether the daemon has noticed that a native program saw nothing there.
+pub(super) fn is_blind(name: &str, daemon: Option<&Value>) -> bool {
+    blindness(name, daemon).is_some()
+}
+
+fn blindness<'a>(name: &str, daemon: Option<&'a Value>) -> Option<&'a Value> {
+    let blind = daemon.and_then(|daemon| daemon["blind"].as_array());
+    blind.into_iter().flatten().find(|one| one["interface"] == name)
+}
+
 /// Whether the program sees what arrives, as the daemon has noticed.
 pub(super) fn sight(name: &str, daemon: Option<&Value>) -> Check {
     const CHECK: &str = "sight";
-    let blind = daemon.and_then(|daemon| daemon["blind"].as_array());
-    let found = blind.into_iter().flatten().find(|one| one["interface"] == name);
-    let Some(found) = found else {
+    let Some(found) = blindness(name, daemon) else {
         return match daemon {
             Some(_) => Check::ok(CHECK, "the daemon has noticed no packets that the program did not see"),
             None => Check::ok(CHECK, "the daemon watches whether the program sees what arrives; none answers"),
@@ -256,6 +272,8 @@ mod tests {
         assert!(igb.status == Status::Ok && igb.detail.contains("down and up"), "{igb:?}");
         assert!(!attaching("igb", generic, Some(true), &free).detail.contains("down and up"));
         assert!(!attaching("e1000e", None, Some(false), &free).detail.contains("down and up"));
+        assert!(attaching("bond", Some(Mode::Native), Some(true), &free).detail.contains("never frees"));
+        assert_eq!(attaching("bond", generic, Some(true), &free).detail, "leaves the link up");
     }
 
     #[test]
