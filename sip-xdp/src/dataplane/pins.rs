@@ -1,4 +1,5 @@
-//! What is pinned, and where: the shared maps, a program and a link per interface. Pins outlive the daemon.
+//! What is pinned, and where: the shared maps, a program and a link per interface. Pins outlive the
+//! daemon.
 //!
 //! ```text
 //! PIN_DIR/v4/MAP            the shared maps, in the layout of version 4
@@ -10,8 +11,8 @@
 //! PIN_DIR/programs/INDEX    the ingress program itself, for people with bpftool
 //! PIN_DIR/offloads/INDEX/DEVICE/NAME   a directory: attaching to the first interface switched that
 //!                                      offload of the second one (the same, or one beneath) off
-//! PIN_DIR/blind/INDEX/SECONDS/PACKETS  a directory: a native program there saw none of so many packets at
-//!                                      that time (Unix), so that generic mode took over
+//! PIN_DIR/blind/INDEX/SECONDS/PACKETS  a directory: a native program there saw none of so many
+//!                                      packets at that time (Unix), so that generic mode took over
 //! ```
 //!
 //! Names are interface indices, since bpffs takes no dots and VLAN interfaces have them.
@@ -98,8 +99,10 @@ impl Pins {
         let Ok(directory) = fs::read_dir(self.root.join(name)) else {
             return Vec::new();
         };
-        let mut indices: Vec<u32> =
-            directory.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        let mut indices: Vec<u32> = directory
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect();
         indices.sort_unstable();
         indices
     }
@@ -123,11 +126,15 @@ impl Pins {
     pub fn open(&self, name: &str) -> Result<Map> {
         self.check_access()?;
         if !self.is_loaded() {
-            bail!("no filter is loaded (nothing is pinned in {}); start it with `sip-xdp run`", self.root.display());
+            bail!(
+                "no filter is loaded (nothing is pinned in {}); start it with `sip-xdp run`",
+                self.root.display()
+            );
         }
         let path = self.maps().join(name);
-        let data = MapData::from_pin(&path)
-            .map_err(|error| anyhow!("{} cannot be opened ({}); run it as root", path.display(), innermost(&error)))?;
+        let data = MapData::from_pin(&path).map_err(|error| {
+            anyhow!("{} cannot be opened ({}); run it as root", path.display(), innermost(&error))
+        })?;
         Ok(Map::from_map_data(data)?)
     }
 
@@ -136,26 +143,30 @@ impl Pins {
         self.check_bpffs()?;
         let inside = ["links", "egress", "clsact", "programs"].map(|name| self.root.join(name));
         for directory in [self.root.clone()].into_iter().chain(inside) {
-            fs::create_dir_all(&directory)
-                .with_context(|| format!("{} cannot be made; run it as root", directory.display()))?;
+            fs::create_dir_all(&directory).with_context(|| {
+                format!("{} cannot be made; run it as root", directory.display())
+            })?;
         }
         self.lock()
     }
 
     /// Takes the instance for this process.
     pub fn lock(&self) -> Result<Lock> {
-        let directory = File::open(&self.root).with_context(|| format!("{} cannot be opened", self.root.display()))?;
+        let directory = File::open(&self.root)
+            .with_context(|| format!("{} cannot be opened", self.root.display()))?;
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             Ok(directory) => Ok(Lock { _directory: directory }),
             Err((_, error)) if error == nix::errno::Errno::EWOULDBLOCK => bail!(
-                "another sip-xdp runs with {}; stop it, or give this one its own --pin-dir, --run-dir and --state-dir",
+                "another sip-xdp runs with {}; stop it, or give this one its own --pin-dir, \
+                 --run-dir and --state-dir",
                 self.root.display()
             ),
             Err((_, error)) => bail!("{} cannot be locked: {error}", self.root.display()),
         }
     }
 
-    /// Makes sure that the pin directory is on a BPF file system, mounting it where it belongs if need be.
+    /// Makes sure that the pin directory is on a BPF file system, mounting it where it belongs if
+    /// need be.
     fn check_bpffs(&self) -> Result<()> {
         if is_bpffs(&self.root) {
             return Ok(());
@@ -163,19 +174,22 @@ impl Pins {
         if self.root.starts_with(BPFFS) && Path::new(BPFFS).is_dir() {
             mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>).map_err(|error| {
                 anyhow!(
-                    "no BPF file system on {BPFFS} and it cannot be mounted ({error}); run: mount -t bpf bpf {BPFFS}"
+                    "no BPF file system on {BPFFS} and it cannot be mounted ({error}); run: mount \
+                     -t bpf bpf {BPFFS}"
                 )
             })?;
             log::info!("mounted the BPF file system on {BPFFS}");
             return Ok(());
         }
         bail!(
-            "{} is not on a BPF file system; choose a --pin-dir below {BPFFS}, or mount one there: mount -t bpf bpf DIR",
+            "{} is not on a BPF file system; choose a --pin-dir below {BPFFS}, or mount one there: \
+             mount -t bpf bpf DIR",
             self.root.display()
         )
     }
 
-    /// Replaces the shared maps by those in [`Pins::new_maps`], and removes the layouts of other versions.
+    /// Replaces the shared maps by those in [`Pins::new_maps`], and removes the layouts of other
+    /// versions.
     pub fn promote_new_maps(&self) -> Result<()> {
         remove_directory(&self.maps())?;
         fs::rename(self.new_maps(), self.maps()).context("the new maps cannot be put in place")?;
@@ -194,7 +208,8 @@ impl Pins {
         Ok(())
     }
 
-    /// Notes that our filter is on an interface, and whether the qdisc under it is ours; that stays noted.
+    /// Notes that our filter is on an interface, and whether the qdisc under it is ours; that stays
+    /// noted.
     pub(crate) fn note_clsact(&self, index: u32, owns_qdisc: bool) -> Result<()> {
         let note = self.clsact(index);
         let note = if owns_qdisc { note.join(QDISC) } else { note };
@@ -219,14 +234,17 @@ impl Pins {
 
     /// The offloads that attaching to an interface has switched off, by device.
     pub(crate) fn noted_offloads(&self, index: u32) -> Vec<(u32, String)> {
-        let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().collect::<Vec<_>>();
+        let entries =
+            |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().collect::<Vec<_>>();
         let devices = entries(&self.offloads(index)).into_iter().filter_map(|device| {
             let index: u32 = device.file_name().to_str()?.parse().ok()?;
             Some((index, entries(&device.path())))
         });
         let mut noted: Vec<_> = devices
             .flat_map(|(device, names)| {
-                names.into_iter().filter_map(move |name| Some((device, name.file_name().into_string().ok()?)))
+                names
+                    .into_iter()
+                    .filter_map(move |name| Some((device, name.file_name().into_string().ok()?)))
             })
             .collect();
         noted.sort_unstable();
@@ -238,17 +256,19 @@ impl Pins {
         remove_directory(&self.offloads(index))
     }
 
-    /// Notes that generic mode took over on an interface from a program that saw none of its packets.
+    /// Notes that generic mode took over on an interface from a program that saw none of its
+    /// packets.
     pub(crate) fn note_blind(&self, index: u32, since: i64, packets: u64) -> Result<()> {
         self.forget_blind(index)?;
         let note = self.blind(index).join(since.to_string()).join(packets.to_string());
         fs::create_dir_all(&note).with_context(|| format!("{} cannot be made", note.display()))
     }
 
-    /// When generic mode took over on an interface for that reason, in seconds since 1970, and after how many
-    /// packets.
+    /// When generic mode took over on an interface for that reason, in seconds since 1970, and
+    /// after how many packets.
     pub(crate) fn noted_blind(&self, index: u32) -> Option<(i64, u64)> {
-        let only = |path: &Path| fs::read_dir(path).ok()?.flatten().next()?.file_name().into_string().ok();
+        let only =
+            |path: &Path| fs::read_dir(path).ok()?.flatten().next()?.file_name().into_string().ok();
         let since = only(&self.blind(index))?;
         let packets = only(&self.blind(index).join(&since))?;
         Some((since.parse().ok()?, packets.parse().ok()?))
@@ -272,8 +292,8 @@ impl Pins {
         remove_link(&self.egress_link(index))
     }
 
-    /// Takes the links and the program of an interface away, which detaches the programs, and the egress
-    /// filter. Returns the offloads that had been switched off for it.
+    /// Takes the links and the program of an interface away, which detaches the programs, and the
+    /// egress filter. Returns the offloads that had been switched off for it.
     pub fn detach(&self, index: u32) -> Result<Vec<Offload>> {
         remove_link(&self.link(index))?;
         self.remove_egress_link(index)?;
@@ -283,7 +303,8 @@ impl Pins {
         offloads::put_back(self, index)
     }
 
-    /// Takes away what a start that failed has left: new tables, and the directories if nothing else is in them.
+    /// Takes away what a start that failed has left: new tables, and the directories if nothing
+    /// else is in them.
     pub fn clean_up_start(&self) -> Result<()> {
         if self.linked().is_empty() && !self.is_loaded() {
             return self.remove_all().map(drop);
@@ -317,8 +338,8 @@ pub(crate) fn is_bpffs(path: &Path) -> bool {
         .is_some_and(|stat| stat.filesystem_type() == FsType(BPF_FS_MAGIC))
 }
 
-/// Detaches what a pinned link attaches, and removes the pin. Removing it alone does that too, but later:
-/// the kernel frees it after a grace period, and until then nobody else can attach.
+/// Detaches what a pinned link attaches, and removes the pin. Removing it alone does that too, but
+/// later: the kernel frees it after a grace period, and until then nobody else can attach.
 fn remove_link(path: &Path) -> Result<()> {
     if path.exists()
         && let Err(error) = bpf::detach_link(path)

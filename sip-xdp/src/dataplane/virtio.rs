@@ -1,5 +1,6 @@
-//! What a virtio network device and its driver have agreed on, as far as native mode depends on it: some
-//! hosts merge packets for the device in ways that the driver can neither switch off nor show to a program.
+//! What a virtio network device and its driver have agreed on, as far as native mode depends on it:
+//! some hosts merge packets for the device in ways that the driver can neither switch off nor show
+//! to a program.
 
 use std::fs;
 
@@ -23,8 +24,8 @@ pub(crate) enum Obstacle {
     /// It refuses them: the device merges packets or checksums, and cannot be told to stop
     /// (`virtnet_xdp_set` in `drivers/net/virtio_net.c`).
     Refuses,
-    /// It takes them and never calls them: merged packets come in chains of pages, which `receive_big`
-    /// hands on without a look at the program.
+    /// It takes them and never calls them: merged packets come in chains of pages, which
+    /// `receive_big` hands on without a look at the program.
     NeverCalls,
 }
 
@@ -49,9 +50,12 @@ impl Obstacle {
     pub(crate) fn words(self) -> &'static str {
         match self {
             Self::Refuses => {
-                "virtio_net: Can't set XDP while host is implementing GRO_HW/CSUM, disable GRO_HW/CSUM first"
+                "virtio_net: Can't set XDP while host is implementing GRO_HW/CSUM, disable \
+                 GRO_HW/CSUM first"
             }
-            Self::NeverCalls => "virtio_net takes the program and never calls it without mergeable buffers",
+            Self::NeverCalls => {
+                "virtio_net takes the program and never calls it without mergeable buffers"
+            }
         }
     }
 
@@ -59,14 +63,17 @@ impl Obstacle {
     pub(crate) fn remedy(self) -> &'static str {
         match self {
             Self::Refuses => {
-                "the host merges packets and its virtio device cannot be told to stop: on the host take guest \
+                "the host merges packets and its virtio device cannot be told to stop: on the \
+                 host take guest \
                  offloads away (libvirt: `<driver><guest tso4='off' tso6='off' ecn='off' \
                  ufo='off' csum='off'/></driver>`; \
-                 qemu: guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,guest_csum=off) or have the device \
+                 qemu: guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,guest_csum=off) \
+                 or have the device \
                  offer control of them (ctrl_guest_offloads=on), and restart the guest"
             }
             Self::NeverCalls => {
-                "on the host give the device mergeable buffers (libvirt: `<driver><host mrg_rxbuf='on'/></driver>`; \
+                "on the host give the device mergeable buffers (libvirt: `<driver><host \
+                 mrg_rxbuf='on'/></driver>`; \
                  qemu: mrg_rxbuf=on), and restart the guest"
             }
         }

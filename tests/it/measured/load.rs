@@ -1,4 +1,5 @@
-//! How long the kernel takes to load the programs, which is how long a start or an upgrade takes. Needs root.
+//! How long the kernel takes to load the programs, which is how long a start or an upgrade takes.
+//! Needs root.
 
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use crate::kernel::harness::settings;
 /// The most that verifier and compiler may take for both programs, of CPU time.
 const MOST: Duration = Duration::from_secs(2);
 
-/// CPU time of this thread: the verifier runs in the caller's, and a loaded machine makes it no longer.
+/// CPU time of this thread: the verifier runs in the caller's, and a loaded machine makes it no
+/// longer.
 fn cpu_time() -> Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
 }

@@ -111,7 +111,11 @@ pub(crate) fn run(
 
 impl Checks<'_> {
     /// Notes what a check says. Only a machine that no longer answers ends the row.
-    fn check(&mut self, name: &'static str, body: impl FnOnce(&mut Self) -> Result<String>) -> Result<bool> {
+    fn check(
+        &mut self,
+        name: &'static str,
+        body: impl FnOnce(&mut Self) -> Result<String>,
+    ) -> Result<bool> {
         let since = Instant::now();
         let result = match body(self) {
             Ok(said) => Ok(said),
@@ -155,7 +159,9 @@ impl Checks<'_> {
             }
             checks.state_of_filter(&log)
         })?;
-        self.check("doctor and run agree", |checks| agree(&doctor.json()?, is_ready, checks.outcome.mode.as_deref()))?;
+        self.check("doctor and run agree", |checks| {
+            agree(&doctor.json()?, is_ready, checks.outcome.mode.as_deref())
+        })?;
         if !is_ready {
             return Ok(false);
         }
@@ -165,7 +171,9 @@ impl Checks<'_> {
             let most = programs.filter_map(|program| program["instructions"].as_u64()).max();
             checks.outcome.instructions = most;
             match most {
-                Some(most) if most > MOST_INSTRUCTIONS => bail!("{most} instructions, at most {MOST_INSTRUCTIONS}"),
+                Some(most) if most > MOST_INSTRUCTIONS => {
+                    bail!("{most} instructions, at most {MOST_INSTRUCTIONS}")
+                }
                 Some(most) => Ok(format!("{most} instructions")),
                 None => Ok("this kernel does not say".to_owned()),
             }
@@ -224,7 +232,10 @@ impl Checks<'_> {
         match (native, mode.as_str()) {
             (true, "native") => Ok(mode),
             (true, _) => {
-                bail!("{mode}, though this driver can: {}", self.outcome.reason.as_deref().unwrap_or("no reason"))
+                bail!(
+                    "{mode}, though this driver can: {}",
+                    self.outcome.reason.as_deref().unwrap_or("no reason")
+                )
             }
             (false, "native") => bail!("native, though this driver cannot"),
             (false, _) => match &self.outcome.reason {
@@ -234,7 +245,8 @@ impl Checks<'_> {
         }
     }
 
-    /// A new daemon takes over while a blocked source goes on sending: after a crash, or with another program.
+    /// A new daemon takes over while a blocked source goes on sending: after a crash, or with
+    /// another program.
     fn swap(&mut self, crash: bool) -> Result<String> {
         self.machine.ask(&json!({"do": "forget"}))?;
         let stream = self.outside.keep_sending()?;
@@ -283,9 +295,10 @@ impl Checks<'_> {
 
     /// Waits until everything is as it was; the kernel frees programs a moment later.
     ///
-    /// Two drivers never free some programs, and so many may stay, but no more: of bonds those that another has taken
-    /// the place of (`bond_xdp_set` lets go of the old one only where there is no new one), of vmxnet3 those that were
-    /// there when its rings were made anew (`vmxnet3_rq_cleanup_all` forgets them).
+    /// Two drivers never free some programs, and so many may stay, but no more: of bonds those that
+    /// another has taken the place of (`bond_xdp_set` lets go of the old one only where there is no
+    /// new one), of vmxnet3 those that were there when its rings were made anew
+    /// (`vmxnet3_rq_cleanup_all` forgets them).
     fn nothing_left(&mut self) -> Result<String> {
         let mut differences = Vec::new();
         for _ in 0..25 {
@@ -294,7 +307,9 @@ impl Checks<'_> {
             if differences.is_empty() {
                 return Ok(match now.programs_more_than(&self.before) {
                     0 => "as before".to_owned(),
-                    more => format!("as before, but for {more} programs that the driver never frees"),
+                    more => {
+                        format!("as before, but for {more} programs that the driver never frees")
+                    }
                 });
             }
             std::thread::sleep(Duration::from_millis(200));
@@ -311,14 +326,18 @@ impl Checks<'_> {
             let native = checks.row.is_native(&checks.machine.release);
             let result = match &refused {
                 None => checks.blocked().map(|_| "native".to_owned()),
-                Some(reason) if native => Err(anyhow::anyhow!("refused, though this driver can: {reason}")),
+                Some(reason) if native => {
+                    Err(anyhow::anyhow!("refused, though this driver can: {reason}"))
+                }
                 Some(reason) => Ok(format!("refused: {reason}")),
             };
             let log = if refused.is_none() { checks.daemon().log()? } else { String::new() };
             checks.finish(refused.is_none())?;
             match result {
                 // What the driver takes and ignores is an error that the daemon has to find.
-                Err(_) if !native && log.contains(BLIND) => Ok("ignored by the driver, and said".to_owned()),
+                Err(_) if !native && log.contains(BLIND) => {
+                    Ok("ignored by the driver, and said".to_owned())
+                }
                 other => other,
             }
         })?;

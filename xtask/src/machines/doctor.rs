@@ -16,10 +16,16 @@ pub(crate) fn load_seconds(doctor: &Value) -> Option<f64> {
 pub(crate) fn agree(doctor: &Value, ready: bool, mode: Option<&str>) -> Result<String> {
     let checks = doctor["checks"].as_array().context("doctor lists no checks")?;
     let about = |status: &str, name: Option<&str>| {
-        checks.iter().find(|check| check["status"] == status && name.is_none_or(|name| check["check"] == name))
+        checks.iter().find(|check| {
+            check["status"] == status && name.is_none_or(|name| check["check"] == name)
+        })
     };
     let words = |check: &Value| {
-        format!("{}: {}", check["check"].as_str().unwrap_or_default(), check["detail"].as_str().unwrap_or_default())
+        format!(
+            "{}: {}",
+            check["check"].as_str().unwrap_or_default(),
+            check["detail"].as_str().unwrap_or_default()
+        )
     };
     if let Some(failed) = about("fail", None) {
         if ready {
@@ -30,13 +36,17 @@ pub(crate) fn agree(doctor: &Value, ready: bool, mode: Option<&str>) -> Result<S
     if !ready {
         bail!("doctor finds nothing wrong, and run fails");
     }
-    let driver = checks.iter().find(|check| check["check"] == "driver").map(words).unwrap_or_default();
+    let driver =
+        checks.iter().find(|check| check["check"] == "driver").map(words).unwrap_or_default();
     if driver.contains(UNKNOWN) {
         return Ok(format!("doctor foretells no mode: {driver}"));
     }
     let foretold = if about("ok", Some("driver")).is_some() { "native" } else { "generic" };
     if mode != Some(foretold) {
-        bail!("doctor foretells {foretold} mode ({driver}), run is in {} mode", mode.unwrap_or("no"));
+        bail!(
+            "doctor foretells {foretold} mode ({driver}), run is in {} mode",
+            mode.unwrap_or("no")
+        );
     }
     Ok(format!("both say {foretold}"))
 }

@@ -1,5 +1,6 @@
-//! The manual's page about platforms: its tables are what the machines showed, between two markers per architecture.
-//! The last result of each kernel is kept beside what is built, so that kernels can be tried one by one.
+//! The manual's page about platforms: its tables are what the machines showed, between two markers
+//! per architecture. The last result of each kernel is kept beside what is built, so that kernels
+//! can be tried one by one.
 
 use std::fs;
 use std::path::Path;
@@ -20,12 +21,13 @@ const WIDTH: usize = 100;
 /// The results that are kept, in the order of kernels; none if there are none yet.
 pub(crate) fn kept(file: &Path) -> Vec<Value> {
     let text = fs::read_to_string(file).ok();
-    let old = text.and_then(|text| serde_json::from_str::<Value>(&text).ok()).unwrap_or(Value::Null);
+    let old =
+        text.and_then(|text| serde_json::from_str::<Value>(&text).ok()).unwrap_or(Value::Null);
     list(&old, "kernels").cloned().collect()
 }
 
-/// Adds new results to those that are kept, interface by interface, and returns all: kernels and interfaces
-/// in their own order.
+/// Adds new results to those that are kept, interface by interface, and returns all: kernels and
+/// interfaces in their own order.
 pub(crate) fn keep(file: &Path, new: &Value) -> Result<Vec<Value>> {
     let old = kept(file);
     let mut all = Vec::new();
@@ -49,22 +51,24 @@ fn merged(mut new: Value, old: &Value) -> Value {
     if new["release"] != old["release"] {
         return new;
     }
-    let find =
-        |kernel: &Value, name: &str| list(kernel, "interfaces").find(|row| words(row, "interface") == name).cloned();
+    let find = |kernel: &Value, name: &str| {
+        list(kernel, "interfaces").find(|row| words(row, "interface") == name).cloned()
+    };
     let rows = ROWS.iter().filter_map(|row| match (find(&new, row.name), find(old, row.name)) {
         (Some(new), Some(old)) => Some(of_all_modes(new, old)),
         (new, old) => new.or(old),
     });
     let rows: Vec<_> = rows.collect();
-    let mut warnings: Vec<_> = list(old, "kernel_warnings").chain(list(&new, "kernel_warnings")).cloned().collect();
+    let mut warnings: Vec<_> =
+        list(old, "kernel_warnings").chain(list(&new, "kernel_warnings")).cloned().collect();
     warnings.dedup();
     new["interfaces"] = rows.into();
     new["kernel_warnings"] = warnings.into();
     new
 }
 
-/// A row's result, with the older one of other modes if both are of the same binary. What `run` chose by itself, and
-/// all that needs packets, is in the result of the mode `auto`.
+/// A row's result, with the older one of other modes if both are of the same binary. What `run`
+/// chose by itself, and all that needs packets, is in the result of the mode `auto`.
 fn of_all_modes(new: Value, mut old: Value) -> Value {
     let has_auto = |row: &Value| list(row, "modes").any(|mode| mode == "auto");
     let is_other = list(&new, "modes").all(|mode| list(&old, "modes").all(|had| had != mode));
@@ -79,7 +83,8 @@ fn of_all_modes(new: Value, mut old: Value) -> Value {
     old
 }
 
-/// Whether a row need not be tried again: it was, in these modes, with this kernel and binary, and was right.
+/// Whether a row need not be tried again: it was, in these modes, with this kernel and binary, and
+/// was right.
 pub(crate) fn is_settled(
     kept: &[Value],
     kernel: &str,
@@ -88,21 +93,27 @@ pub(crate) fn is_settled(
     stamp: &str,
     modes: &[String],
 ) -> bool {
-    let kernel = kept.iter().find(|result| result["kernel"] == kernel && result["release"] == release);
-    let row = kernel.and_then(|kernel| list(kernel, "interfaces").find(|kept| words(kept, "interface") == row));
+    let kernel =
+        kept.iter().find(|result| result["kernel"] == kernel && result["release"] == release);
+    let row = kernel
+        .and_then(|kernel| list(kernel, "interfaces").find(|kept| words(kept, "interface") == row));
     row.is_some_and(|row| {
         let had: Vec<_> = list(row, "modes").filter_map(Value::as_str).collect();
-        row["right"] == true && row["binary"] == stamp && modes.iter().all(|mode| had.contains(&mode.as_str()))
+        row["right"] == true
+            && row["binary"] == stamp
+            && modes.iter().all(|mode| had.contains(&mode.as_str()))
     })
 }
 
 /// Writes results between the markers of this architecture.
 pub(crate) fn write(page: &Path, kernels: &[Value], architecture: Architecture) -> Result<()> {
-    let text = fs::read_to_string(page).with_context(|| format!("cannot read {}", page.display()))?;
+    let text =
+        fs::read_to_string(page).with_context(|| format!("cannot read {}", page.display()))?;
     let name = architecture.name();
     let [begin, end] = ["begin", "end"].map(|word| format!("<!-- machines {name}: {word} -->\n"));
     let new = section(kernels, architecture);
-    let text = replace(&text, &begin, &end, &new).with_context(|| format!("{} is not as it was", page.display()))?;
+    let text = replace(&text, &begin, &end, &new)
+        .with_context(|| format!("{} is not as it was", page.display()))?;
     fs::write(page, text).with_context(|| format!("cannot write {}", page.display()))
 }
 
@@ -128,13 +139,18 @@ fn version(kernel: &Value) -> &str {
 
 fn section(kernels: &[Value], architecture: Architecture) -> String {
     let mut text = wrap(
-        "Written by `cargo xtask machines --docs`. Each cell: the mode that `run` chose by itself, and what reads the \
-         server's responses; a number of failed checks stands beside it where there are any. An empty cell was not \
-         tried; a star marks a cell that was tried with an earlier build than the newest cell of the page.",
+        "Written by `cargo xtask machines --docs`. Each cell: the mode that `run` chose by itself, \
+         and what reads the server's responses; a number of failed checks stands beside it where \
+         there are any. An empty cell was not tried; a star marks a cell that was tried with an \
+         earlier build than the newest cell of the page.",
     );
     let newest = newest_binary(kernels);
     let titles: Vec<_> = kernels.iter().map(version).collect();
-    text.push_str(&format!("\n| interface | {} |\n|---{}|\n", titles.join(" | "), "|---".repeat(kernels.len())));
+    text.push_str(&format!(
+        "\n| interface | {} |\n|---{}|\n",
+        titles.join(" | "),
+        "|---".repeat(kernels.len())
+    ));
     for name in interfaces(kernels) {
         let cells: Vec<_> = kernels.iter().map(|kernel| cell(kernel, &name, newest)).collect();
         text.push_str(&format!("| {name} | {} |\n", cells.join(" | ")));
@@ -144,8 +160,12 @@ fn section(kernels: &[Value], architecture: Architecture) -> String {
          |---|---|---|---|---|---|\n",
     );
     for kernel in kernels {
-        let most = list(kernel, "interfaces").filter_map(|row| row["verifier_instructions"].as_u64()).max();
-        let longest = |key: &str| list(kernel, "interfaces").filter_map(|row| row[key].as_f64()).fold(0.0, f64::max);
+        let most = list(kernel, "interfaces")
+            .filter_map(|row| row["verifier_instructions"].as_u64())
+            .max();
+        let longest = |key: &str| {
+            list(kernel, "interfaces").filter_map(|row| row[key].as_f64()).fold(0.0, f64::max)
+        };
         text.push_str(&format!(
             "| {} | {} | {} | {:.1} s | {:.1} s, {} | {} |\n",
             words(kernel, "release"),
@@ -157,7 +177,8 @@ fn section(kernels: &[Value], architecture: Architecture) -> String {
             when(kernel, architecture),
         ));
     }
-    let reasons: Vec<_> = interfaces(kernels).into_iter().filter_map(|name| reason(kernels, name)).collect();
+    let reasons: Vec<_> =
+        interfaces(kernels).into_iter().filter_map(|name| reason(kernels, name)).collect();
     if !reasons.is_empty() {
         text.push_str("\nWhy generic mode, in the words of the log:\n\n");
         reasons.iter().for_each(|reason| text.push_str(&wrap(reason)));
@@ -178,11 +199,15 @@ fn newest_binary(kernels: &[Value]) -> &str {
 
 /// The days on which a kernel was tried, and the command that does it again.
 fn when(kernel: &Value, architecture: Architecture) -> String {
-    let mut dates: Vec<_> =
-        list(kernel, "interfaces").map(|row| words(row, "date")).filter(|date| !date.is_empty()).collect();
+    let mut dates: Vec<_> = list(kernel, "interfaces")
+        .map(|row| words(row, "date"))
+        .filter(|date| !date.is_empty())
+        .collect();
     dates.sort_unstable();
     dates.dedup();
-    let of_all = |mode: &str| list(kernel, "interfaces").all(|row| list(row, "modes").any(|had| had == mode));
+    let of_all = |mode: &str| {
+        list(kernel, "interfaces").all(|row| list(row, "modes").any(|had| had == mode))
+    };
     let modes: String = ["auto", "native", "generic"]
         .into_iter()
         .filter(|mode| of_all(mode))
@@ -190,7 +215,11 @@ fn when(kernel: &Value, architecture: Architecture) -> String {
         .collect();
     let modes = if modes.matches("--mode").count() == 3 { "" } else { &modes };
     let option = if architecture == Architecture::Amd64 { "" } else { " --arch arm64 --cloud" };
-    format!("{}, `cargo xtask machines{option} --kernel {}{modes}`", dates.join(" and "), words(kernel, "kernel"))
+    format!(
+        "{}, `cargo xtask machines{option} --kernel {}{modes}`",
+        dates.join(" and "),
+        words(kernel, "kernel")
+    )
 }
 
 /// The interfaces that any kernel was tried with, in order.
@@ -281,7 +310,9 @@ mod tests {
         let directory = tempfile::tempdir()?;
         let file = directory.path().join("kept.json");
         let result = |kernel: &str, release: &str, row: &str, date: &str| {
-            let row = json!({"interface": row, "date": date, "binary": "b", "right": true, "modes": ["auto"]});
+            let row = json!({
+                "interface": row, "date": date, "binary": "b", "right": true, "modes": ["auto"],
+            });
             json!({"kernels": [{"kernel": kernel, "release": release, "interfaces": [row]}]})
         };
         keep(&file, &result("6.12", "6.12.1", "igb", "1"))?;
@@ -289,17 +320,25 @@ mod tests {
         keep(&file, &result("6.12", "6.12.1", "virtio_net", "3"))?;
         let all = keep(&file, &result("6.12", "6.12.1", "igb", "4"))?;
         let rows = |all: &[Value]| -> Vec<String> {
-            let rows = all.iter().flat_map(|kernel| list(kernel, "interfaces").map(move |row| (kernel, row)));
-            rows.map(|(kernel, row)| format!("{} {} {}", version(kernel), words(row, "interface"), words(row, "date")))
-                .collect()
+            let rows = all
+                .iter()
+                .flat_map(|kernel| list(kernel, "interfaces").map(move |row| (kernel, row)));
+            rows.map(|(kernel, row)| {
+                format!("{} {} {}", version(kernel), words(row, "interface"), words(row, "date"))
+            })
+            .collect()
         };
         assert_eq!(rows(&all), ["6.1.1 igb 2", "6.12.1 virtio_net 3", "6.12.1 igb 4"]);
         let settled = |release: &str, row: &str, stamp: &str, mode: &str| {
             is_settled(&kept(&file), "6.12", release, row, stamp, &[mode.to_owned()])
         };
         assert!(settled("6.12.1", "igb", "b", "auto"));
-        assert!(!settled("6.12.1", "igb", "other", "auto") && !settled("6.12.1", "igb", "b", "native"));
-        assert!(!settled("6.12.2", "igb", "b", "auto") && !settled("6.12.1", "e1000e", "b", "auto"));
+        assert!(
+            !settled("6.12.1", "igb", "other", "auto") && !settled("6.12.1", "igb", "b", "native")
+        );
+        assert!(
+            !settled("6.12.2", "igb", "b", "auto") && !settled("6.12.1", "e1000e", "b", "auto")
+        );
         // Another release of the same kernel has everything before it.
         let all = keep(&file, &result("6.12", "6.12.2", "igb", "5"))?;
         assert_eq!(rows(&all), ["6.1.1 igb 2", "6.12.2 igb 5"]);
@@ -310,8 +349,8 @@ mod tests {
     fn modes_that_were_tried_one_by_one_are_one_result() {
         let row = |binary: &str, modes: &[&str], right: bool| {
             let checks = [json!({"check": modes[0], "right": right})];
-            json!({"mode": (modes[0] == "auto").then_some("native"), "binary": binary, "modes": modes,
-                   "checks": checks, "right": right})
+            let mode = (modes[0] == "auto").then_some("native");
+            json!({"mode": mode, "binary": binary, "modes": modes, "checks": checks, "right": right})
         };
         let auto = row("b", &["auto"], true);
         let both = of_all_modes(row("b", &["native", "generic"], false), auto.clone());
@@ -327,10 +366,12 @@ mod tests {
     #[test]
     fn a_page_has_cells_reasons_and_faults() {
         let kernel = json!({
-            "kernel": "6.12", "release": "6.12.1+deb13-amd64", "platform": "Debian 13", "accelerator": "KVM",
+            "kernel": "6.12", "release": "6.12.1+deb13-amd64", "platform": "Debian 13",
+            "accelerator": "KVM",
             "interfaces": [
-                {"interface": "igb", "mode": "native", "egress": "tcx", "checks": [{"check": "run", "right": true}],
-                 "date": "2026-11-27", "time": 2, "binary": "b", "modes": ["auto"], "verifier_instructions": 7,
+                {"interface": "igb", "mode": "native", "egress": "tcx",
+                 "checks": [{"check": "run", "right": true}], "date": "2026-11-27", "time": 2,
+                 "binary": "b", "modes": ["auto"], "verifier_instructions": 7,
                  "load_seconds": 0.25, "ready_seconds": 1.25},
                 {"interface": "VLAN", "mode": "generic", "egress": "tcx", "reason": "not supported",
                  "checks": [{"check": "unload", "right": false, "detail": "1 program more"}],
@@ -342,7 +383,8 @@ mod tests {
             "| interface | 6.12.1 |",
             "| igb | native, tcx |",
             "| VLAN | generic, tcx (1 failed) \\* |",
-            "| 6.12.1+deb13-amd64 | Debian 13 | 7 | 0.2 s | 1.2 s, KVM | 2026-11-26 and 2026-11-27, \
+            "| 6.12.1+deb13-amd64 | Debian 13 | 7 | 0.2 s | 1.2 s, KVM | 2026-11-26 and \
+             2026-11-27, \
              `cargo xtask machines --kernel 6.12 --mode auto` |",
             "- **VLAN**: not supported",
             "- 6.12.1, VLAN, unload: 1 program more",

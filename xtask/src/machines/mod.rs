@@ -1,6 +1,7 @@
-//! `cargo xtask machines`: real kernels of Debian and Ubuntu in virtual machines, with the filter on the network
-//! cards that people have, and packets from outside. Everything that it needs lies in the cache; what it makes is
-//! in a network namespace and a directory of its own, and ends with it.
+//! `cargo xtask machines`: real kernels of Debian and Ubuntu in virtual machines, with the filter
+//! on the network cards that people have, and packets from outside. Everything that it needs lies
+//! in the cache; what it makes is in a network namespace and a directory of its own, and ends with
+//! it.
 
 mod apt;
 mod archive;
@@ -44,13 +45,15 @@ const BOOTS: u32 = 3;
 /// What can be asked for.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Options {
-    /// Only these kernels, instead of 6.1, 6.8, 6.12 and the newest: 5.10, 5.15, 6.1, 6.5, 6.8, 6.12, 6.18, newest
+    /// Only these kernels, instead of 6.1, 6.8, 6.12 and the newest: 5.10, 5.15, 6.1, 6.5, 6.8,
+    /// 6.12, 6.18, newest
     #[arg(long = "kernel", value_name = "KERNEL")]
     kernels: Vec<String>,
     /// Only these drivers: virtio_net, e1000e, igb, vmxnet3
     #[arg(long = "driver", value_name = "DRIVER")]
     drivers: Vec<String>,
-    /// Only interfaces whose name contains this: `bond`, `bridge port`, `MTU`; `=NAME` for exactly this one
+    /// Only interfaces whose name contains this: `bond`, `bridge port`, `MTU`; `=NAME` for exactly
+    /// this one
     #[arg(long = "interface", value_name = "TEXT")]
     interfaces: Vec<String>,
     /// Only these modes of `run`, instead of all three
@@ -65,8 +68,8 @@ pub(crate) struct Options {
     /// Write everything that was found to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write the table into the manual's page about platforms, with the last result of each interface that is kept
-    /// in target/machines
+    /// Write the table into the manual's page about platforms, with the last result of each
+    /// interface that is kept in target/machines
     #[arg(long)]
     docs: bool,
     /// Only what has not been tried yet with this binary and kernel, or was wrong then
@@ -126,13 +129,26 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let mut rows = rows.clone();
         if options.missing {
             let (had, modes) = (manual::kept(&kept), options.modes());
-            rows.retain(|row| !manual::is_settled(&had, kernel.name, &prepared.release, row.name, &binary, &modes));
+            rows.retain(|row| {
+                !manual::is_settled(&had, kernel.name, &prepared.release, row.name, &binary, &modes)
+            });
         }
-        say(format!("kernel {} ({}), {} interfaces", prepared.release, kernel.platform, rows.len()));
+        say(format!(
+            "kernel {} ({}), {} interfaces",
+            prepared.release,
+            kernel.platform,
+            rows.len()
+        ));
         if rows.is_empty() {
             continue;
         }
-        let mut run = Run { options, files: &files, kept: &kept, binary: &binary, accelerator: &mut accelerator };
+        let mut run = Run {
+            options,
+            files: &files,
+            kept: &kept,
+            binary: &binary,
+            accelerator: &mut accelerator,
+        };
         let one = run.try_kernel(kernel, prepared, &rows)?;
         for line in one.faults() {
             say(format!("wrong: {line}"));
@@ -159,7 +175,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let [passed, failed] = report::counts(&tried);
     let word = if failed == 0 { "ok" } else { "FAILED" };
     println!(
-        "test result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out; finished in \
+        "test result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered \
+         out; finished in \
          {:.2}s",
         since.elapsed().as_secs_f64()
     );
@@ -172,13 +189,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 impl Options {
     fn scope(&self) -> Scope {
         let all = [Mode::Auto, Mode::Native, Mode::Generic];
-        Scope { modes: if self.modes.is_empty() { all.to_vec() } else { self.modes.clone() }, verbose: self.verbose }
+        Scope {
+            modes: if self.modes.is_empty() { all.to_vec() } else { self.modes.clone() },
+            verbose: self.verbose,
+        }
     }
 
     /// The names of the modes.
     fn modes(&self) -> Vec<String> {
-        let names =
-            self.scope().modes.into_iter().filter_map(|mode| Some(mode.to_possible_value()?.get_name().to_owned()));
+        let names = self
+            .scope()
+            .modes
+            .into_iter()
+            .filter_map(|mode| Some(mode.to_possible_value()?.get_name().to_owned()));
         names.collect()
     }
 
@@ -191,10 +214,13 @@ impl Options {
 
     fn rows(&self) -> Result<Vec<Row>> {
         let wanted = |row: &&Row| {
-            let driver = self.drivers.is_empty() || self.drivers.iter().any(|driver| driver == row.driver);
-            let named = self.interfaces.is_empty() || self.interfaces.iter().any(|text| is_named(row.name, text));
+            let driver =
+                self.drivers.is_empty() || self.drivers.iter().any(|driver| driver == row.driver);
+            let named = self.interfaces.is_empty()
+                || self.interfaces.iter().any(|text| is_named(row.name, text));
             // Cards of the PC alone, and kernels for clouds, which have virtio alone.
-            let exists = row.driver == "virtio_net" || (self.arch == Architecture::Amd64 && !self.cloud);
+            let exists =
+                row.driver == "virtio_net" || (self.arch == Architecture::Amd64 && !self.cloud);
             driver && named && exists
         };
         let rows: Vec<_> = ROWS.iter().filter(wanted).copied().collect();
@@ -212,7 +238,8 @@ pub(crate) const TESTED: [&str; 2] = ["6.1", "6.12"];
 /// The arguments for that.
 pub(crate) fn test_arguments(kernel: &str, binary: &Path, guest: &Path) -> Vec<String> {
     let paths = [binary, guest].map(|path| path.display().to_string());
-    let words = ["machines", "--cloud", "--interface", "=virtio_net", "--mode", "auto", "--kernel", kernel];
+    let words =
+        ["machines", "--cloud", "--interface", "=virtio_net", "--mode", "auto", "--kernel", kernel];
     let mut arguments: Vec<_> = words.map(str::to_owned).into();
     for (option, path) in ["--binary", "--guest"].into_iter().zip(paths) {
         arguments.extend([option.to_owned(), path]);
@@ -225,8 +252,8 @@ fn is_named(name: &str, text: &str) -> bool {
     text.strip_prefix('=').map_or_else(|| name.contains(text), |exact| name == exact)
 }
 
-/// Starts ourselves again in a network namespace of our own, where taps and traffic disturb nobody. The binary is
-/// built by now, and nothing is fetched there.
+/// Starts ourselves again in a network namespace of our own, where taps and traffic disturb nobody.
+/// The binary is built by now, and nothing is fetched there.
 fn enter_namespace(files: &Files) -> Result<()> {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "TERM", "unshare", "--net"]);
@@ -264,7 +291,12 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// All rows on one kernel, in one machine as long as it lives.
-    fn try_kernel(&mut self, kernel: &'static Kernel, prepared: &Prepared, rows: &[Row]) -> Result<Tried> {
+    fn try_kernel(
+        &mut self,
+        kernel: &'static Kernel,
+        prepared: &Prepared,
+        rows: &[Row],
+    ) -> Result<Tried> {
         let Self { options, files, .. } = *self;
         let architecture = options.arch;
         let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
@@ -288,7 +320,8 @@ impl Run<'_> {
         let mut boots = 0;
         while tried.rows.len() < places.len() {
             let left = &places[tried.rows.len()..];
-            let cards: Vec<Card> = left.iter().flat_map(|place| place.cards.iter().cloned()).collect();
+            let cards: Vec<Card> =
+                left.iter().flat_map(|place| place.cards.iter().cloned()).collect();
             boots += 1;
             let boot = Boot {
                 architecture,
@@ -302,7 +335,9 @@ impl Run<'_> {
             let mut machine = match machine {
                 Ok(machine) => machine,
                 Err(error) if *self.accelerator == Accelerator::Kvm => {
-                    say(format!("KVM boots nothing here, so that machines are emulated: {error:#}"));
+                    say(format!(
+                        "KVM boots nothing here, so that machines are emulated: {error:#}"
+                    ));
                     *self.accelerator = Accelerator::Emulation;
                     qemu::remember_no_kvm(&files.cache)?;
                     boots -= 1;
@@ -312,7 +347,9 @@ impl Run<'_> {
                     say(format!("boot {boots} hangs, once more: {error:#}"));
                     continue;
                 }
-                Err(error) => return Err(error.context(format!("kernel {} does not boot", prepared.release))),
+                Err(error) => {
+                    return Err(error.context(format!("kernel {} does not boot", prepared.release)));
+                }
             };
             tried.boot = machine.seconds;
             say(format!("booted in {:.0} s by {}", machine.seconds, self.accelerator));
@@ -353,14 +390,20 @@ fn try_row(machine: &mut Machine, place: &Place, options: &Options) -> Result<Ou
 }
 
 /// With what, how and when rows are tried now.
-fn circumstances(options: &Options, binary: &str, accelerator: Accelerator) -> Result<Circumstances> {
+fn circumstances(
+    options: &Options,
+    binary: &str,
+    accelerator: Accelerator,
+) -> Result<Circumstances> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    let date = command::ask(Command::new("date").args(["--utc", "+%Y-%m-%d"])).context("cannot run date")?;
+    let date = command::ask(Command::new("date").args(["--utc", "+%Y-%m-%d"]))
+        .context("cannot run date")?;
     let (accelerator, binary) = (accelerator.to_string(), binary.to_owned());
     Ok(Circumstances { date, time: now, accelerator, binary, modes: options.modes() })
 }
 
-/// A file's hash (FNV-1a of 64 bits): whether a result is of the same binary, and no more is asked of it.
+/// A file's hash (FNV-1a of 64 bits): whether a result is of the same binary, and no more is asked
+/// of it.
 fn stamp(file: &Path) -> Result<String> {
     let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let mix = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
