@@ -1,15 +1,12 @@
 //! The manual's page about platforms: its tables are what the machines showed, between two markers
-//! per architecture. The last result of each kernel is kept beside what is built, so that kernels
-//! can be tried one by one.
+//! per architecture.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::interfaces::ROWS;
-use super::kernels::KERNELS;
 use super::qemu::Architecture;
 
 /// The page, from the workspace's root.
@@ -17,93 +14,6 @@ pub(crate) const PAGE: &str = "docs/platforms.md";
 
 /// The longest line of the page, where words can be broken.
 const WIDTH: usize = 100;
-
-/// The results that are kept, in the order of kernels; none if there are none yet.
-pub(crate) fn kept(file: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(file).ok();
-    let old =
-        text.and_then(|text| serde_json::from_str::<Value>(&text).ok()).unwrap_or(Value::Null);
-    list(&old, "kernels").cloned().collect()
-}
-
-/// Adds new results to those that are kept, interface by interface, and returns all: kernels and
-/// interfaces in their own order.
-pub(crate) fn keep(file: &Path, new: &Value) -> Result<Vec<Value>> {
-    let old = kept(file);
-    let mut all = Vec::new();
-    for kernel in &KERNELS {
-        let is_it = |result: &&Value| result["kernel"] == kernel.name;
-        match (list(new, "kernels").find(is_it).cloned(), old.iter().find(is_it)) {
-            (Some(new), Some(old)) => all.push(merged(new, old)),
-            (new, old) => all.extend(new.or(old.cloned())),
-        }
-    }
-    let text = serde_json::to_string_pretty(&json!({"schema": 2, "kernels": all}))?;
-    if let Some(parent) = file.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
-    Ok(all)
-}
-
-/// A kernel's results with the old ones of other interfaces, unless these were another release's.
-fn merged(mut new: Value, old: &Value) -> Value {
-    if new["release"] != old["release"] {
-        return new;
-    }
-    let find = |kernel: &Value, name: &str| {
-        list(kernel, "interfaces").find(|row| words(row, "interface") == name).cloned()
-    };
-    let rows = ROWS.iter().filter_map(|row| match (find(&new, row.name), find(old, row.name)) {
-        (Some(new), Some(old)) => Some(of_all_modes(new, old)),
-        (new, old) => new.or(old),
-    });
-    let rows: Vec<_> = rows.collect();
-    let mut warnings: Vec<_> =
-        list(old, "kernel_warnings").chain(list(&new, "kernel_warnings")).cloned().collect();
-    warnings.dedup();
-    new["interfaces"] = rows.into();
-    new["kernel_warnings"] = warnings.into();
-    new
-}
-
-/// A row's result, with the older one of other modes if both are of the same binary. What `run`
-/// chose by itself, and all that needs packets, is in the result of the mode `auto`.
-fn of_all_modes(new: Value, mut old: Value) -> Value {
-    let has_auto = |row: &Value| list(row, "modes").any(|mode| mode == "auto");
-    let is_other = list(&new, "modes").all(|mode| list(&old, "modes").all(|had| had != mode));
-    if new["binary"] != old["binary"] || has_auto(&new) || !has_auto(&old) || !is_other {
-        return new;
-    }
-    for key in ["modes", "checks"] {
-        let both: Vec<_> = list(&old, key).chain(list(&new, key)).cloned().collect();
-        old[key] = both.into();
-    }
-    old["right"] = (old["right"] == true && new["right"] == true).into();
-    old
-}
-
-/// Whether a row need not be tried again: it was, in these modes, with this kernel and binary, and
-/// was right.
-pub(crate) fn is_settled(
-    kept: &[Value],
-    kernel: &str,
-    release: &str,
-    row: &str,
-    stamp: &str,
-    modes: &[String],
-) -> bool {
-    let kernel =
-        kept.iter().find(|result| result["kernel"] == kernel && result["release"] == release);
-    let row = kernel
-        .and_then(|kernel| list(kernel, "interfaces").find(|kept| words(kept, "interface") == row));
-    row.is_some_and(|row| {
-        let had: Vec<_> = list(row, "modes").filter_map(Value::as_str).collect();
-        row["right"] == true
-            && row["binary"] == stamp
-            && modes.iter().all(|mode| had.contains(&mode.as_str()))
-    })
-}
 
 /// Writes results between the markers of this architecture.
 pub(crate) fn write(page: &Path, kernels: &[Value], architecture: Architecture) -> Result<()> {
@@ -124,16 +34,16 @@ fn replace(text: &str, begin: &str, end: &str, new: &str) -> Result<String> {
     Ok(format!("{before}{begin}{new}{end}{after}"))
 }
 
-fn words<'a>(value: &'a Value, key: &str) -> &'a str {
+pub(super) fn words<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_default()
 }
 
-fn list<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
+pub(super) fn list<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
     value[key].as_array().into_iter().flatten()
 }
 
 /// The kernel's version without what the distribution adds.
-fn version(kernel: &Value) -> &str {
+pub(super) fn version(kernel: &Value) -> &str {
     words(kernel, "release").split(['-', '+']).next().unwrap_or_default()
 }
 
@@ -247,11 +157,45 @@ fn cell(kernel: &Value, name: &str, newest: &str) -> String {
     if failed > 0 { format!("{way} ({failed} failed){star}") } else { way + star }
 }
 
-/// Why an interface is filtered in generic mode: the newest kernel's words.
+/// Why an interface is filtered in generic mode, in the newest kernel's words; on which kernels, if
+/// others run it natively.
 fn reason(kernels: &[Value], name: String) -> Option<String> {
-    let mut rows = kernels.iter().rev().flat_map(|kernel| list(kernel, "interfaces"));
-    let row = rows.find(|row| words(row, "interface") == name && row["reason"].is_string())?;
-    Some(format!("- **{name}**: {}", words(row, "reason").replace('<', "&lt;")))
+    let rows = kernels.iter().filter_map(|kernel| {
+        let row = list(kernel, "interfaces").find(|row| words(row, "interface") == name)?;
+        Some((version(kernel), row))
+    });
+    let rows: Vec<_> = rows.collect();
+    let reasoned = || rows.iter().filter(|(_, row)| row["reason"].is_string());
+    let (_, newest) = reasoned().next_back()?;
+    let on = if rows.iter().any(|(_, row)| words(row, "mode") == "native") {
+        let versions: Vec<_> = reasoned().map(|(version, _)| *version).collect();
+        format!(" on {}", versions.join(" and "))
+    } else {
+        String::new()
+    };
+    Some(format!("- **{name}**{on}: {}", escaped(&shortened(words(newest, "reason")))))
+}
+
+/// The driver's reason and the remedy, without what every line of the log says.
+fn shortened(reason: &str) -> String {
+    let Some((_, said)) = reason.split_once("the driver cannot run it (") else {
+        return reason.to_owned();
+    };
+    let Some((said, rest)) = said.split_once("); attached in generic mode") else {
+        return reason.to_owned();
+    };
+    match rest.split_once("; for native mode: ") {
+        Some((_, remedy)) => format!("{said}; for native mode: {remedy}"),
+        None => said.to_owned(),
+    }
+}
+
+/// Text in which nothing is taken for HTML; what is between backticks is not, anyway.
+fn escaped(text: &str) -> String {
+    let parts = text.split('`').enumerate();
+    let parts =
+        parts.map(|(n, part)| if n % 2 == 0 { part.replace('<', "&lt;") } else { part.to_owned() });
+    parts.collect::<Vec<_>>().join("`")
 }
 
 fn faults(kernel: &Value) -> Vec<String> {
@@ -288,6 +232,8 @@ fn wrap(paragraph: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -306,61 +252,20 @@ mod tests {
     }
 
     #[test]
-    fn the_last_result_of_each_interface_is_kept() -> Result<()> {
-        let directory = tempfile::tempdir()?;
-        let file = directory.path().join("kept.json");
-        let result = |kernel: &str, release: &str, row: &str, date: &str| {
-            let row = json!({
-                "interface": row, "date": date, "binary": "b", "right": true, "modes": ["auto"],
-            });
-            json!({"kernels": [{"kernel": kernel, "release": release, "interfaces": [row]}]})
+    fn a_reason_is_the_drivers_and_names_its_kernels() {
+        let kernel = |release: &str, mode: &str, reason: Option<&str>| {
+            let row = json!({"interface": "vmxnet3", "mode": mode, "reason": reason});
+            json!({"release": release, "interfaces": [row]})
         };
-        keep(&file, &result("6.12", "6.12.1", "igb", "1"))?;
-        keep(&file, &result("6.1", "6.1.1", "igb", "2"))?;
-        keep(&file, &result("6.12", "6.12.1", "virtio_net", "3"))?;
-        let all = keep(&file, &result("6.12", "6.12.1", "igb", "4"))?;
-        let rows = |all: &[Value]| -> Vec<String> {
-            let rows = all
-                .iter()
-                .flat_map(|kernel| list(kernel, "interfaces").map(move |row| (kernel, row)));
-            rows.map(|(kernel, row)| {
-                format!("{} {} {}", version(kernel), words(row, "interface"), words(row, "date"))
-            })
-            .collect()
-        };
-        assert_eq!(rows(&all), ["6.1.1 igb 2", "6.12.1 virtio_net 3", "6.12.1 igb 4"]);
-        let settled = |release: &str, row: &str, stamp: &str, mode: &str| {
-            is_settled(&kept(&file), "6.12", release, row, stamp, &[mode.to_owned()])
-        };
-        assert!(settled("6.12.1", "igb", "b", "auto"));
-        assert!(
-            !settled("6.12.1", "igb", "other", "auto") && !settled("6.12.1", "igb", "b", "native")
-        );
-        assert!(
-            !settled("6.12.2", "igb", "b", "auto") && !settled("6.12.1", "e1000e", "b", "auto")
-        );
-        // Another release of the same kernel has everything before it.
-        let all = keep(&file, &result("6.12", "6.12.2", "igb", "5"))?;
-        assert_eq!(rows(&all), ["6.1.1 igb 2", "6.12.2 igb 5"]);
-        Ok(())
-    }
-
-    #[test]
-    fn modes_that_were_tried_one_by_one_are_one_result() {
-        let row = |binary: &str, modes: &[&str], right: bool| {
-            let checks = [json!({"check": modes[0], "right": right})];
-            let mode = (modes[0] == "auto").then_some("native");
-            json!({"mode": mode, "binary": binary, "modes": modes, "checks": checks, "right": right})
-        };
-        let auto = row("b", &["auto"], true);
-        let both = of_all_modes(row("b", &["native", "generic"], false), auto.clone());
-        assert_eq!((words(&both, "mode"), &both["right"]), ("native", &false.into()));
-        assert_eq!(both["modes"], json!(["auto", "native", "generic"]));
-        assert_eq!(list(&both, "checks").count(), 2);
-        // Of another binary, or the same once more: the new one counts alone.
-        let other = row("c", &["native"], true);
-        assert_eq!(of_all_modes(other.clone(), auto.clone()), other);
-        assert_eq!(of_all_modes(auto.clone(), both), auto);
+        let log = "eth1: the driver cannot run it (not supported [x]); attached in generic mode, \
+                   which costs; for native mode: `<host/>` or a <newer> kernel";
+        let old = kernel("6.1.0-56", "generic", Some(log));
+        let said = "not supported [x]; for native mode: `<host/>` or a &lt;newer> kernel";
+        let of = |kernels: &[Value]| reason(kernels, "vmxnet3".to_owned()).unwrap_or_default();
+        assert_eq!(of(std::slice::from_ref(&old)), format!("- **vmxnet3**: {said}"));
+        let new = kernel("6.12.1", "native", None);
+        assert_eq!(of(&[old, new.clone()]), format!("- **vmxnet3** on 6.1.0: {said}"));
+        assert_eq!(of(&[new]), "");
     }
 
     #[test]

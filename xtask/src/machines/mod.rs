@@ -10,12 +10,14 @@ mod checks;
 mod daemon;
 mod doctor;
 mod interfaces;
+mod kept;
 mod kernels;
 mod manual;
 mod outside;
 mod packets;
 mod qemu;
 mod report;
+mod rows;
 mod setup;
 mod tags;
 
@@ -27,20 +29,16 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum as _;
 
-use self::arrange::Arranged;
-use self::checks::{Outcome, Scope};
-use self::interfaces::{Card, ROWS, Row};
-use self::kernels::{Kernel, Prepared};
-use self::outside::Outside;
+use self::checks::Scope;
+use self::interfaces::{ROWS, Row};
+use self::kernels::Kernel;
+use self::qemu::Accelerator;
 pub(crate) use self::qemu::Architecture;
-use self::qemu::{Accelerator, Boot, Dead, Machine};
-use self::report::{Circumstances, Tried};
+use self::report::Circumstances;
+use self::rows::Run;
 use self::setup::{Built, Files};
 use crate::command::{self, is_root, say};
 use crate::workspace::Workspace;
-
-/// How often a machine that hangs is booted again.
-const BOOTS: u32 = 3;
 
 /// What can be asked for.
 #[derive(Debug, Clone, clap::Args)]
@@ -128,9 +126,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for (kernel, prepared) in kernels.iter().copied().zip(&files.kernels) {
         let mut rows = rows.clone();
         if options.missing {
-            let (had, modes) = (manual::kept(&kept), options.modes());
+            let (had, modes) = (kept::all(&kept), options.modes());
             rows.retain(|row| {
-                !manual::is_settled(&had, kernel.name, &prepared.release, row.name, &binary, &modes)
+                !kept::is_settled(&had, kernel.name, &prepared.release, row.name, &binary, &modes)
             });
         }
         say(format!(
@@ -168,7 +166,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if options.docs {
         let page = workspace.root.join(manual::PAGE);
-        manual::write(&page, &manual::kept(&kept), options.arch)?;
+        manual::write(&page, &kept::all(&kept), options.arch)?;
         say(format!("manual: {}", page.display()));
     }
     let faults: usize = tried.iter().map(|tried| tried.faults().len()).sum();
@@ -276,117 +274,6 @@ fn enter_namespace(files: &Files) -> Result<()> {
     let status = command.status().context("cannot run setpriv and unshare")?;
     // It has said what was wrong.
     std::process::exit(status.code().unwrap_or(1));
-}
-
-/// What all kernels of a run share.
-struct Run<'a> {
-    options: &'a Options,
-    files: &'a Files,
-    /// Where results are kept, from each interface on.
-    kept: &'a Path,
-    /// The binary's hash.
-    binary: &'a str,
-    accelerator: &'a mut Accelerator,
-}
-
-impl Run<'_> {
-    /// All rows on one kernel, in one machine as long as it lives.
-    fn try_kernel(
-        &mut self,
-        kernel: &'static Kernel,
-        prepared: &Prepared,
-        rows: &[Row],
-    ) -> Result<Tried> {
-        let Self { options, files, .. } = *self;
-        let architecture = options.arch;
-        let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
-        let initrd = directory.path().join("initrd");
-        let overlay = directory.path().join("overlay");
-        files.overlay(architecture, &overlay)?;
-        archive::join(&[&files.root, &prepared.modules, &overlay], &initrd)?;
-        let mut tried = Tried {
-            kernel,
-            architecture,
-            release: prepared.release.clone(),
-            boot: 0.0,
-            rows: Vec::new(),
-            warnings: Vec::new(),
-        };
-        let mut places = Vec::new();
-        for (row, cards) in interfaces::deal(rows) {
-            let outside = Outside::open(&cards, &row, directory.path())?;
-            places.push(Place { row, cards, outside });
-        }
-        let mut boots = 0;
-        while tried.rows.len() < places.len() {
-            let left = &places[tried.rows.len()..];
-            let cards: Vec<Card> =
-                left.iter().flat_map(|place| place.cards.iter().cloned()).collect();
-            boots += 1;
-            let boot = Boot {
-                architecture,
-                accelerator: *self.accelerator,
-                image: &prepared.image,
-                initrd: &initrd,
-                cards: &cards,
-                directory: directory.path(),
-            };
-            let machine = Machine::boot(&boot);
-            let mut machine = match machine {
-                Ok(machine) => machine,
-                Err(error) if *self.accelerator == Accelerator::Kvm => {
-                    say(format!(
-                        "KVM boots nothing here, so that machines are emulated: {error:#}"
-                    ));
-                    *self.accelerator = Accelerator::Emulation;
-                    qemu::remember_no_kvm(&files.cache)?;
-                    boots -= 1;
-                    continue;
-                }
-                Err(error) if boots < BOOTS => {
-                    say(format!("boot {boots} hangs, once more: {error:#}"));
-                    continue;
-                }
-                Err(error) => {
-                    return Err(error.context(format!("kernel {} does not boot", prepared.release)));
-                }
-            };
-            tried.boot = machine.seconds;
-            say(format!("booted in {:.0} s by {}", machine.seconds, self.accelerator));
-            for place in left {
-                let row = &place.row;
-                match try_row(&mut machine, place, options) {
-                    Err(error) if error.is::<Dead>() && boots < BOOTS => {
-                        say(format!("{}: {error:#}; once more on a new machine", row.name));
-                        break;
-                    }
-                    result => {
-                        let result = result.map_err(|error| format!("{error:#}"));
-                        say(format!("  {}: {}", row.name, report::in_a_word(&result)));
-                        let one = Tried { rows: vec![(row.name, result.clone())], ..tried.bare() };
-                        tried.rows.push((row.name, result));
-                        let circumstances = circumstances(options, self.binary, *self.accelerator)?;
-                        manual::keep(self.kept, &report::json(&[one], &circumstances))?;
-                    }
-                }
-            }
-            tried.warnings.extend(machine.kernel_warnings());
-        }
-        Ok(tried)
-    }
-}
-
-/// A row, its cards and what is at the other end of them.
-struct Place {
-    row: Row,
-    cards: Vec<Card>,
-    outside: Outside,
-}
-
-fn try_row(machine: &mut Machine, place: &Place, options: &Options) -> Result<Outcome> {
-    let Place { row, cards, outside } = place;
-    let arranged = Arranged::build(machine, row, cards, outside)?;
-    checks::run(machine, row, arranged, outside, &options.scope())
 }
 
 /// With what, how and when rows are tried now.
