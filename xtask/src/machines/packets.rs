@@ -180,6 +180,6 @@ impl Checks<'_> {
         if last.is_some() && said.is_empty() {
             bail!("{gap}, and nothing was said");
         }
-        Ok(format!("{gap} ({sent} sent)"))
+        Ok(format!("{gap} ({sent} sent): {}", said.join(" | ")))
     }
 }
