@@ -154,7 +154,7 @@ impl Daemon {
             let how = if adopts { ", adopting what was there" } else { "" };
             log::info!("attached to {} in {} mode{how}", one.name, one.mode);
             warnings.extend(said);
-            served.push(self.with_reserve(one, &wanted.interface));
+            served.push(self.with_reserve(one, &wanted.interface, maps));
         }
         let is_wanted =
             |index: u32| resolved.wanted.iter().any(|wanted| wanted.interface.index == index);
@@ -298,7 +298,7 @@ impl Daemon {
                 self.attach_warnings.extend(warnings);
                 let (mode, index) = (served.mode, served.index);
                 self.say_of_interface(name, "attached", &format!("mode={mode} index={index}"));
-                let served = self.with_reserve(served, &wanted.interface);
+                let served = self.with_reserve(served, &wanted.interface, &self.pins.maps());
                 self.served.push(served);
                 true
             }

@@ -6,6 +6,8 @@
 //! after restarts too, until the interface is unloaded or made anew. Where the operator insists on
 //! native mode it is an error that `status --check` fails with.
 
+use std::path::Path;
+
 use anyhow::Result;
 use jiff::Timestamp;
 use log::Level;
@@ -267,9 +269,14 @@ impl Daemon {
 
     /// Loads the programs once more where the driver will need fresh ones: the verifier takes 0.3 s
     /// and more, for which nothing would be filtered after a reset.
-    pub(super) fn with_reserve(&self, mut served: Served, interface: &Interface) -> Served {
+    pub(super) fn with_reserve(
+        &self,
+        mut served: Served,
+        interface: &Interface,
+        maps: &Path,
+    ) -> Served {
         if served.mode == Mode::Native && is_forgetful(interface) {
-            let reserve = self.load(interface, served.slot(), &self.pins.maps());
+            let reserve = self.load(interface, served.slot(), maps);
             let name = &served.name;
             let failed = |error: &anyhow::Error| {
                 log::warn!("{name}: no program is kept in reserve: {error:#}")
