@@ -1,11 +1,11 @@
 //! The interfaces that are, or are to be, filtered, and by which ones what we answer leaves.
 
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType, loaded_programs};
-use serde_json::Value;
 use sip_xdp_common::abi::names;
 
 use super::device::{self, XdpFeatures};
 use super::{Check, HostFacts, links};
+use crate::api::answers::DaemonStatus;
 use crate::dataplane::attach::clsact;
 use crate::dataplane::attach::driver_refusal::ONE_BUFFER;
 use crate::dataplane::attach::xdp::Mode;
@@ -87,7 +87,7 @@ fn one(facts: &HostFacts, interface: &Interface, wanted: &[String]) -> Vec<Check
     let configured = filtered.map_or(name, |filtered| &filtered.interface);
     vec![
         is_up(interface),
-        driver(&kind, mode, features, Hindrance::of(interface, configured, scene.daemon.as_ref())),
+        driver(&kind, mode, features, Hindrance::of(interface, configured, facts.daemon.as_ref())),
         mtu(interface.mtu, mode, features),
         queues(name, &kind, interface, ethtool::channels(name).ok()),
         merging.unwrap_or_else(|| offloads(name, has_lro, offered.on.contains("rx-gro"))),
@@ -117,7 +117,7 @@ enum Hindrance {
 }
 
 impl Hindrance {
-    fn of(interface: &Interface, configured: &str, daemon: Option<&Value>) -> Option<Self> {
+    fn of(interface: &Interface, configured: &str, daemon: Option<&DaemonStatus>) -> Option<Self> {
         let obstacle = interface.kind.is_none().then(|| Obstacle::of(&interface.name)).flatten();
         obstacle
             .map(Self::Device)
@@ -350,7 +350,7 @@ fn responses(facts: &HostFacts, wanted: &[String]) -> Check {
             Check::warn(CHECK, detail, REMEDY)
         };
     }
-    if facts.daemon.as_ref().is_some_and(|daemon| daemon["sees_responses"] == false) {
+    if facts.daemon.as_ref().is_some_and(|daemon| !daemon.sees_responses) {
         let detail = "the daemon sees hardly any responses to what passes: they leave by another \
                       interface, or nothing answers";
         return Check::warn(CHECK, detail, REMEDY);
