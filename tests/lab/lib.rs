@@ -10,6 +10,7 @@ pub mod browser;
 pub mod capture;
 pub mod cpu;
 pub mod crowdsec;
+pub mod day;
 pub mod digest;
 pub mod dns;
 pub mod draw;
