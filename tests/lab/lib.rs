@@ -4,6 +4,7 @@
 //! Everything here cleans up when it is dropped; what a killed run left behind is swept by the next
 //! one.
 
+pub mod asterisk;
 pub mod attack;
 pub mod bans;
 pub mod browser;
@@ -42,6 +43,7 @@ pub mod registrar;
 pub mod root;
 pub mod seccomp;
 pub mod sip;
+pub mod softphone;
 pub mod spelling;
 pub mod stream;
 pub mod supervise;
@@ -56,6 +58,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
 
+pub use asterisk::Asterisk;
 pub use attack::{Attacker, Disguise};
 pub use browser::Browser;
 pub use capture::Capture;
@@ -77,6 +80,7 @@ pub use phone::Phone;
 pub use phones::{Phones, PhonesOptions};
 pub use registrar::{Mood, Registrar, RegistrarOptions};
 pub use root::Root;
+pub use softphone::Softphone;
 pub use stream::Stream;
 pub use terminal::Terminal;
 pub use topology::Lab;
