@@ -9,6 +9,7 @@ use crate::digest::Challenge;
 use crate::message::Message;
 use crate::phones::Counts;
 use crate::registrar::phone_password;
+use crate::softphone::description;
 
 /// The first wait for an answer (T1 of RFC 3261), the longest (T2), and when it gives up (timer F).
 const FIRST_WAIT: Duration = Duration::from_millis(500);
@@ -104,9 +105,14 @@ impl Handset {
                 add(&counts.called);
             }
             if method != "ACK" {
-                let contact = format!("Contact: <sip:{}@{}>\r\n", self.user, self.from);
+                let mut headers = format!("Contact: <sip:{}@{}>\r\n", self.user, self.from);
+                let mut body = String::new();
+                if method == "INVITE" {
+                    headers.push_str("Content-Type: application/sdp\r\n");
+                    body = description(self.from);
+                }
                 // A response that is lost is asked for again.
-                let _ = socket.send(&message.answer("200 OK", &contact));
+                let _ = socket.send(&message.answer_with("200 OK", &headers, &body));
             }
             return;
         }
@@ -245,6 +251,8 @@ impl Dialog {
         let (Self { method, target, call_id, sequence, .. }, Identity { user, from, to }) =
             (self, identity);
         let uri = format!("sip:{target}@{to}");
+        // Branches and tags are tokens (RFC 3261, 25.1), which have no @.
+        let token = call_id.replace('@', ".");
         let credentials = self.challenge.as_ref().map_or_else(String::new, |challenge| {
             challenge.credentials(user, &phone_password(user), method, &uri)
         });
@@ -255,9 +263,9 @@ impl Dialog {
         };
         format!(
             "{method} {uri} SIP/2.0\r\n\
-             Via: SIP/2.0/UDP {from};branch=z9hG4bK{call_id}-{sequence};rport\r\n\
+             Via: SIP/2.0/UDP {from};branch=z9hG4bK{token}-{sequence};rport\r\n\
              Max-Forwards: 70\r\n\
-             From: <sip:{user}@lab.example>;tag={call_id}\r\n\
+             From: <sip:{user}@lab.example>;tag={token}\r\n\
              To: <sip:{target}@lab.example>\r\n\
              Call-ID: {call_id}\r\n\
              CSeq: {sequence} {method}\r\n\

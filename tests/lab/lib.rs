@@ -4,12 +4,14 @@
 //! Everything here cleans up when it is dropped; what a killed run left behind is swept by the next
 //! one.
 
+pub mod asterisk;
 pub mod attack;
 pub mod bans;
 pub mod browser;
 pub mod capture;
 pub mod cpu;
 pub mod crowdsec;
+pub mod day;
 pub mod digest;
 pub mod dns;
 pub mod draw;
@@ -41,6 +43,7 @@ pub mod registrar;
 pub mod root;
 pub mod seccomp;
 pub mod sip;
+pub mod softphone;
 pub mod spelling;
 pub mod stream;
 pub mod supervise;
@@ -55,6 +58,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
 
+pub use asterisk::Asterisk;
 pub use attack::{Attacker, Disguise};
 pub use browser::Browser;
 pub use capture::Capture;
@@ -76,6 +80,7 @@ pub use phone::Phone;
 pub use phones::{Phones, PhonesOptions};
 pub use registrar::{Mood, Registrar, RegistrarOptions};
 pub use root::Root;
+pub use softphone::Softphone;
 pub use stream::Stream;
 pub use terminal::Terminal;
 pub use topology::Lab;

@@ -54,6 +54,11 @@ impl<'a> Message<'a> {
 
     /// The response to a request, with further headers, each with its line end.
     pub fn answer(&self, status: &str, headers: &str) -> Vec<u8> {
+        self.answer_with(status, headers, "")
+    }
+
+    /// The same with a body.
+    pub fn answer_with(&self, status: &str, headers: &str, body: &str) -> Vec<u8> {
         let mut text = format!("SIP/2.0 {status}\r\n");
         for name in ["Via", "Record-Route", "From", "To", "Call-ID", "CSeq"] {
             for value in self.all(name) {
@@ -62,7 +67,7 @@ impl<'a> Message<'a> {
                 text += &format!("{name}: {value}{}\r\n", if needs_tag { ";tag=lab" } else { "" });
             }
         }
-        format!("{text}{headers}Content-Length: 0\r\n\r\n").into_bytes()
+        format!("{text}{headers}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
     }
 
     fn all(&self, name: &str) -> impl Iterator<Item = &'a str> {

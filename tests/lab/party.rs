@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use crate::message::Message;
 use crate::namespace::Namespace;
 use crate::sip::Request;
+use crate::softphone::description;
 
 /// How often the thread looks whether it is still wanted.
 const PATROL: Duration = Duration::from_millis(50);
@@ -134,9 +135,16 @@ fn listen(socket: &UdpSocket, address: SocketAddr, log: &Mutex<Vec<Received>>, s
             && message.method().is_some_and(|method| method != "ACK")
         {
             let headers = format!("Contact: <sip:party@{address}>\r\nExpires: 300\r\n");
+            // Real servers want to know where the voice goes.
+            let (headers, body) = match message.method() {
+                Some("INVITE") => {
+                    (headers + "Content-Type: application/sdp\r\n", description(address))
+                }
+                _ => (headers, String::new()),
+            };
             // A response that is lost is asked for again. A connected socket takes no other address
             // than its own.
-            let answer = message.answer("200 OK", &headers);
+            let answer = message.answer_with("200 OK", &headers, &body);
             let _ = socket.send_to(&answer, from).or_else(|_| socket.send(&answer));
         }
     }

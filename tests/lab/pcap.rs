@@ -1,5 +1,7 @@
 //! Capture files, written packet by packet, as tcpdump and dumpcap write them.
 
+use std::net::{IpAddr, SocketAddr};
+
 /// A packet as an Ethernet frame, and when it was seen in nanoseconds since 1970.
 pub type Timed = (u64, Vec<u8>);
 
@@ -82,18 +84,31 @@ pub fn pcapng(cover: Cover, packets: &[Timed]) -> Vec<u8> {
     file
 }
 
-/// An Ethernet frame of an IPv4 datagram, without checksums.
-pub fn datagram(
-    from: std::net::SocketAddrV4,
-    to: std::net::SocketAddrV4,
-    payload: &[u8],
-) -> Vec<u8> {
+/// An Ethernet frame of a datagram, without checksums. Both ends are of one family.
+pub fn datagram(from: impl Into<SocketAddr>, to: impl Into<SocketAddr>, payload: &[u8]) -> Vec<u8> {
+    let (from, to) = (from.into(), to.into());
     let length = payload.len() as u16 + 8;
-    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0];
-    frame.extend((length + 20).to_be_bytes());
-    frame.extend([0, 0, 0, 0, 64, 17, 0, 0]);
-    frame.extend(from.ip().octets());
-    frame.extend(to.ip().octets());
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    match (from.ip(), to.ip()) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            frame.extend([8, 0, 0x45, 0]);
+            frame.extend((length + 20).to_be_bytes());
+            frame.extend([0, 0, 0, 0, 64, 17, 0, 0]);
+            frame.extend(source.octets());
+            frame.extend(destination.octets());
+        }
+        (source, destination) => {
+            let wide = |address: IpAddr| match address {
+                IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+                IpAddr::V6(address) => address.octets(),
+            };
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+            frame.extend(length.to_be_bytes());
+            frame.extend([17, 64]);
+            frame.extend(wide(source));
+            frame.extend(wide(destination));
+        }
+    }
     frame.extend(from.port().to_be_bytes());
     frame.extend(to.port().to_be_bytes());
     frame.extend(length.to_be_bytes());

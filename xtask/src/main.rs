@@ -1,9 +1,10 @@
 //! Everything a contributor runs: `cargo xtask setup`, `build`, `test`, `fuzz`, `demo`, `bench`,
-//! `package`, `machines`, `docs`, `newcomer`.
+//! `asterisk`, `package`, `machines`, `docs`, `newcomer`.
 //!
 //! Each command finds what it needs, installs what is missing, and says in one line each what it
 //! found or did. A second run finds everything in place and changes nothing.
 
+mod asterisk;
 mod bench;
 mod build;
 mod check;
@@ -67,6 +68,12 @@ enum Task {
     },
     /// Show an attacker being banned in the driver while a phone keeps registering (needs root)
     Demo,
+    /// Try a real Asterisk 22 with phones, calls, carriers, an outage and attackers (needs root and
+    /// the network)
+    ///
+    /// The first run makes a Debian with Asterisk in the cache directory, one to two minutes; the
+    /// trial takes another one.
+    Asterisk,
     /// Measure sip-xdp beside other filters, all in one run: about five minutes (needs root)
     Bench {
         /// One minute instead of five: fewer and shorter rounds
@@ -125,6 +132,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test(arguments) => check::run(&arguments),
         Task::Fuzz { targets, minutes } => fuzz::run(&targets, minutes),
         Task::Demo => demo::run(),
+        Task::Asterisk => asterisk::run(),
         Task::Bench { quick, section, output } => bench::run(quick, &section, output),
         Task::Package { test } => package::run(test),
         Task::Machines(options) => machines::run(&options),

@@ -61,6 +61,8 @@ pub struct DaemonStatus {
     pub config: PathBuf,
     /// Sources that the detector keeps evidence of.
     pub watched_sources: usize,
+    /// Addresses whose calls the server takes without credentials.
+    pub served_sources: usize,
     /// Volume bans nobody yet (`learn`).
     pub learning: bool,
     /// The registrar rejects accounts that it accepted within a day; rejections ban nobody.

@@ -17,7 +17,7 @@ use crate::bans::duration::ban_duration;
 use crate::bans::notes::Notes;
 use crate::config::Config;
 use crate::dataplane::tables::ledger::{Entry, Tier};
-use crate::detect::{Acceptance, Action, Detector, Finding, Growth};
+use crate::detect::{Acceptance, Action, Detector, Finding, Growth, Spray};
 use crate::lists::never_ban::{NeverBan, near};
 use crate::lists::{HostReputation, Lists};
 use crate::net::network::{Network, address_of};
@@ -67,8 +67,14 @@ pub(crate) trait EventSink {
     /// A ban is in force, because of evidence of this kind.
     fn banned(&mut self, kind: &str, entry: &Entry, lists: &mut Lists);
 
-    /// An entry has ended by itself.
-    fn expired(&mut self, list: List, entry: &Entry);
+    /// The server takes calls of a host without credentials.
+    fn served(&mut self, source: IpKey);
+
+    /// Strangers try passwords for an accepted user.
+    fn sprayed(&mut self, spray: &Spray);
+
+    /// An entry has ended by itself, after so many packets were dropped for it, if it was a ban.
+    fn expired(&mut self, list: List, entry: &Entry, hits: Option<u64>);
 }
 
 /// Where findings are judged, for one event or one tick.
@@ -110,7 +116,8 @@ impl<C: EventSink> BanEngine<'_, C> {
         match self.lists.expire(now) {
             Ok(expired) => {
                 for (list, entry) in expired {
-                    self.event_sink.expired(list, &entry);
+                    let hits = self.lists.take_hits(&entry);
+                    self.event_sink.expired(list, &entry, hits);
                     let what = if list == List::Block { "unban" } else { "untrust" };
                     let place = entry.place();
                     let (owner, dry_run) = (entry.owner.name(), entry.dry_run);
@@ -214,7 +221,9 @@ impl<C: EventSink> BanEngine<'_, C> {
                         self.note_good(source, port, now);
                     }
                 }
+                Action::Sprayed(spray) => self.event_sink.sprayed(&spray),
                 Action::Served(source, until) => {
+                    self.event_sink.served(source);
                     let is_new = self.lists.reputation(source).good_until <= now;
                     self.know(source, now, |reputation| {
                         reputation.good_until = reputation.good_until.max(until);

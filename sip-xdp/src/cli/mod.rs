@@ -13,6 +13,7 @@ mod output;
 mod reference;
 mod reload;
 mod replay;
+mod report;
 mod run;
 mod state;
 mod stats;
@@ -134,6 +135,7 @@ enum Command {
     Explain(explain::Explain),
     Watch(watch::Watch),
     Replay(replay::Replay),
+    Report(report::Report),
     Doctor(doctor::Doctor),
     /// The block list
     #[command(subcommand)]
@@ -179,6 +181,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Top(top) => top.execute(paths, output).await?,
         Command::Explain(explain) => explain.execute(&paths, config_required, output).await?,
         Command::Watch(watch) => watch.execute(&paths, output).await?,
+        Command::Report(report) => report.execute(&paths, config_required, output)?,
         Command::Replay(replay) => replay.execute(&paths, config_required, output)?,
         Command::Doctor(doctor) => return doctor.execute(&paths, config_required, output).await,
         Command::State(state) => state.execute(&paths, output).await?,

@@ -12,6 +12,7 @@ use sip_xdp::dataplane::counters::Named;
 use sip_xdp::dataplane::probe::Platform;
 use sip_xdp::dataplane::refusal;
 use sip_xdp::net::network::Network;
+use sip_xdp::observe::report;
 use sip_xdp::sys::paths::Paths;
 use sip_xdp::tools::replay::{
     self, Ban, Comparison, Difference, Input, Limited, Options, Outcome, Replayed,
@@ -47,6 +48,9 @@ pub(crate) struct Replay {
     /// A second configuration: tells whom it would treat differently
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
+    /// Print what `sip-xdp report` would have said at the end of the capture
+    #[arg(long, conflicts_with = "compare")]
+    report: bool,
 }
 
 impl Replay {
@@ -67,7 +71,12 @@ impl Replay {
             let replayed = replay::replay(&input, &config, &options, &mut report);
             progress.end();
             let replayed = replayed.map_err(|error| refusal::keep_log(error, &paths.state_dir));
-            return output.print(&replayed?, |replayed| text(replayed, output));
+            let replayed = replayed?;
+            if self.report {
+                let report = report::judge(replayed.facts);
+                return output.print(&report, |report| super::report::text(report, output));
+            }
+            return output.print(&replayed, |replayed| text(replayed, output));
         };
         let names = [paths.config.display().to_string(), file.display().to_string()];
         let both = [(names[0].as_str(), &config), (names[1].as_str(), &other)];

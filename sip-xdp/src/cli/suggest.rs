@@ -45,8 +45,9 @@ impl Suggest {
         };
         let config = Overrides::default().read(paths)?;
         let (pins, settings) = (Pins::new(&paths.pin_dir), SourceRules::from(&config));
+        let trusted = trusted(paths, config).await;
         let suggestions =
-            suggest::suggest(&directories, &pins, &settings, &trusted(paths, config).await)?;
+            suggest::suggest(&directories, &pins, &paths.store_file(), &settings, &trusted)?;
         output.print(&suggestions, text)
     }
 }

@@ -199,6 +199,37 @@ impl Default for Decoy {
 }
 
 impl Detect {
+    /// The rules by name, and whether each may ban.
+    pub fn names(&self) -> [(&'static str, bool); 9] {
+        [
+            ("register", self.register.enabled),
+            ("requests", self.requests.enabled),
+            ("rejected", self.rejected.enabled),
+            ("slow", self.slow.enabled),
+            ("enumeration", self.enumeration.enabled),
+            ("signature", self.signature.enabled),
+            ("invites", self.invites.enabled),
+            ("decoy", self.decoy.enabled),
+            ("sprayed", self.sprayed.enabled),
+        ]
+    }
+
+    /// Twice the count of a rule, in the same time; none for one that counts nothing.
+    pub fn looser(&self, name: &str) -> Option<(u32, Span)> {
+        let (count, per) = match name {
+            "register" => (self.register.count, self.register.per),
+            "requests" => (self.requests.count, self.requests.per),
+            "rejected" => (self.rejected.count, self.rejected.per),
+            "slow" => (self.slow.count, self.slow.per),
+            "enumeration" => (self.enumeration.count, self.enumeration.per),
+            "invites" => (self.invites.count, self.invites.per),
+            "decoy" => (self.decoy.count, self.decoy.per),
+            "sprayed" => (self.sprayed.count, self.sprayed.per),
+            _ => return None,
+        };
+        Some((count.saturating_mul(2), per))
+    }
+
     /// Checks what types cannot say.
     pub(super) fn check(&self) -> Result<()> {
         let leak = |leak: Leak| (leak.count, leak.per);

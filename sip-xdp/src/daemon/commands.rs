@@ -168,7 +168,8 @@ impl Daemon {
             self.sources.forget(&gone)?;
         }
         for entry in &removed {
-            self.store.record_end(List::Block, entry, "command");
+            let hits = self.lists.take_hits(entry);
+            self.store.record_end(List::Block, entry, "command", hits);
             let (place, owner, dry_run) = (entry.place(), entry.owner.name(), entry.dry_run);
             self.announce(
                 Event::of("unban", entry).kind("command"),

@@ -13,11 +13,11 @@ use crate::bans::engine::{self, BanEngine, EventSink};
 use crate::bans::event::Event;
 use crate::bans::offences::OffenceRecord;
 use crate::dataplane::tables::ledger::Entry;
-use crate::detect::Acceptance;
+use crate::detect::{Acceptance, Spray};
 use crate::lists::Lists;
-use crate::net::network::Network;
+use crate::net::network::{Network, address_of};
 use crate::store::{Change, Store};
-use crate::sys::clock::Moment;
+use crate::sys::clock::{self, Moment};
 
 /// Who hears of the daemon's decisions: the log, those who watch, and the store.
 pub(super) struct DaemonSink<'a> {
@@ -52,8 +52,16 @@ impl EventSink for DaemonSink<'_> {
         save(self.store, lists);
     }
 
-    fn expired(&mut self, list: List, entry: &Entry) {
-        self.store.record_end(list, entry, "expired");
+    fn served(&mut self, source: IpKey) {
+        self.store.record(Change::Served(address_of(source), clock::wall_ms()));
+    }
+
+    fn sprayed(&mut self, spray: &Spray) {
+        self.store.record(restore::sprayed(spray));
+    }
+
+    fn expired(&mut self, list: List, entry: &Entry, hits: Option<u64>) {
+        self.store.record_end(list, entry, "expired", hits);
     }
 }
 

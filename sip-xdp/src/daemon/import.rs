@@ -17,7 +17,7 @@ use crate::detect::Acceptance;
 use crate::dns::Given;
 use crate::net::network::{Network, source_of};
 use crate::store::state_dump::{self, Accepted, DumpedEntry, Host, Part, PastBan, Whose};
-use crate::store::{Ban, Change};
+use crate::store::{Ban, Change, End};
 
 /// The longest registration that is believed, in nanoseconds.
 const LONGEST: u64 = 24 * 3_600_000_000_000;
@@ -285,6 +285,7 @@ fn past(row: PastBan) -> Change {
         from_ms: clock::to_ms(row.from),
         until_ms: row.until.map(clock::to_ms),
     };
-    let ended = row.ended.map(|at| (clock::to_ms(at), row.ended_by.unwrap_or_default()));
-    Change::Past(ban, ended)
+    let (by, hits) = (row.ended_by.unwrap_or_default(), row.hits);
+    let end = row.ended.map(|at| End { at_ms: clock::to_ms(at), by, hits });
+    Change::Past(ban, end)
 }

@@ -382,6 +382,7 @@ impl Daemon {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             config: self.paths.config.clone(),
             watched_sources: self.detector.watched(),
+            served_sources: self.detector.served(clock::now()),
             learning: clock::now() < self.learning_until,
             registrar_failing: self.detector.registrar_is_failing(clock::now()),
             sees_responses: self.detector.sees_responses(),

@@ -9,7 +9,7 @@ use sip_xdp_common::ip_key::IpKey;
 use super::{Daemon, clock};
 use crate::bans::engine::FORMER;
 use crate::bans::offences::{HOUR, Offence};
-use crate::detect::Acceptance;
+use crate::detect::{Acceptance, Spray};
 use crate::lists::HostReputation;
 use crate::net::network::{address_of, source_of};
 use crate::store::{self, Change, Peer, State};
@@ -152,6 +152,19 @@ pub(super) fn accepted(acceptance: &Acceptance) -> Change {
 /// A peer as the store remembers it.
 pub(super) fn peer(source: IpKey, until: u64) -> Change {
     Change::Peer(Peer { address: address_of(source), until_ms: to_wall_ms(until) })
+}
+
+/// A sprayed user as the store remembers it.
+pub(super) fn sprayed(spray: &Spray) -> Change {
+    let Spray { user, first, last, tier, tries, sources } = spray;
+    Change::Sprayed(store::Sprayed {
+        user: user.clone(),
+        from_ms: to_wall_ms(*first),
+        last_ms: to_wall_ms(*last),
+        tier: *tier,
+        tries: *tries,
+        sources: *sources,
+    })
 }
 
 /// A wall-clock time on the filter's clock; what lies before its beginning becomes that.

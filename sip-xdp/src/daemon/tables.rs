@@ -44,7 +44,8 @@ impl Daemon {
             );
         }
         for (list, entry) in self.lists.take_displaced() {
-            self.store.record_end(list, &entry, "displaced");
+            let hits = self.lists.take_hits(&entry);
+            self.store.record_end(list, &entry, "displaced", hits);
             let (place, owner, dry_run) = (entry.place(), entry.owner.name(), entry.dry_run);
             self.announce(
                 Event::of("unban", &entry).kind("displaced"),

@@ -55,6 +55,7 @@ use transactions::{Method, Request, Transactions};
 pub use claim::Growth;
 pub use explain::{Accepted, Evidence, LastRequest, View};
 pub use registrations::Acceptance;
+pub use sprayed::Spray;
 
 /// How many sources are watched at the same time. When there are more, the one that was silent for
 /// longest goes.
@@ -113,6 +114,8 @@ pub enum Action {
     Peer(IpKey, u64),
     /// The server takes calls of this source without credentials; it is served until then.
     Served(IpKey, u64),
+    /// Strangers try passwords for this accepted user.
+    Sprayed(Spray),
     /// Limit it until then, a step more than before: anybody can have sent this.
     Limit(IpKey, u64, String),
     /// Something about this source and port that is no evidence against it.
@@ -326,6 +329,7 @@ impl Detector {
             self.due.pop_front();
             self.settle(source, now, &mut actions);
         }
+        actions.extend(self.sprayed.news(now).into_iter().map(Action::Sprayed));
         actions.extend(
             self.registrar.news(now).into_iter().map(|(kind, text)| Action::Note(kind, text)),
         );

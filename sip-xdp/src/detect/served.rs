@@ -14,6 +14,9 @@ const ENOUGH: usize = 5;
 const MAX_SOURCES: usize = 4_096;
 const MAX_NUMBERS: usize = 256;
 
+/// A number is what its last so many characters are.
+const DIGITS: usize = 9;
+
 /// For how long a number counts, in nanoseconds, and for how long a source is served after its last
 /// one.
 const DAY_NS: u64 = 24 * 3_600_000_000_000;
@@ -48,7 +51,7 @@ impl Served {
         now: u64,
     ) -> Option<u64> {
         self.make_room(&source);
-        let number = digest(number);
+        let number = identity(number);
         let calls = self.sources.entry(source).or_default();
         calls.last = now;
         if calls.until > now {
@@ -74,9 +77,9 @@ impl Served {
     /// A call was refused.
     pub(super) fn refuse(&mut self, source: &IpKey, number: &str, now: u64) {
         if let Some(calls) = self.sources.get_mut(source)
-            && (calls.refused.len() < MAX_NUMBERS || calls.refused.contains_key(&digest(number)))
+            && (calls.refused.len() < MAX_NUMBERS || calls.refused.contains_key(&identity(number)))
         {
-            calls.refused.insert(digest(number), now);
+            calls.refused.insert(identity(number), now);
         }
     }
 
@@ -165,6 +168,12 @@ impl Calls {
     }
 }
 
+/// A number by its end: under other prefixes it is the same one, as for those who look for a way out.
+fn identity(number: &str) -> u64 {
+    let start = number.char_indices().rev().nth(DIGITS - 1).map_or(0, |(at, _)| at);
+    digest(&number[start..])
+}
+
 fn lately(numbers: &HashMap<u64, u64>, now: u64) -> usize {
     numbers.values().filter(|at| now.saturating_sub(**at) < DAY_NS).count()
 }
@@ -209,6 +218,16 @@ mod tests {
         }
         served.process(caller, 10, "one more", 1);
         assert!(served.acknowledge(&caller, 10, 1).is_some());
+    }
+
+    #[test]
+    fn one_number_under_many_prefixes_is_one() {
+        let (caller, mut served) = (IpKey::v4(1), Served::default());
+        for (n, prefix) in (0..).zip(["00", "011", "9011", "900", "+", "000", "7011"]) {
+            served.process(caller, n, &format!("{prefix}442071838750"), n * SECOND_NS);
+            assert_eq!(served.acknowledge(&caller, n, n * SECOND_NS), None);
+        }
+        assert_eq!(served.numbers(&caller, 10 * SECOND_NS), 1);
     }
 
     #[test]

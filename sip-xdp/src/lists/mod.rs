@@ -15,7 +15,7 @@ pub mod never_ban;
 mod quotas;
 mod reputation;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use anyhow::Result;
 use aya::maps::{Map, MapError};
@@ -111,6 +111,8 @@ pub struct Lists {
     feeds: FeedLists,
     /// Entries that made room for others, until somebody asks.
     displaced: Vec<(List, Entry)>,
+    /// Packets dropped for bans that were taken out, until somebody asks.
+    ended: HashMap<(Network, Option<u16>), u64>,
     /// IPv6 networks whose hosts are metered one by one.
     by_address: BTreeSet<Network>,
 }
@@ -131,6 +133,9 @@ use reputation::Standings;
 
 /// How many unproven bans are looked at for the one that is hit least.
 const LOOKED_AT: usize = 16;
+
+/// Bans that were taken out whose packets are remembered until somebody asks.
+const MAX_ENDED: usize = 4_096;
 
 /// How many entries make room for one at most: of a network that others list, too, the place is not
 /// free.
@@ -176,6 +181,7 @@ impl Lists {
             standings: Standings::default(),
             feeds: FeedLists::default(),
             displaced: Vec::new(),
+            ended: HashMap::new(),
             by_address: BTreeSet::new(),
         };
         lists.reconcile()?;
@@ -472,6 +478,10 @@ impl Lists {
         let Some(entry) = self.entries.remove(&id) else {
             return Ok(None);
         };
+        if list == List::Block && entry.owner == Owner::Auto && self.ended.len() < MAX_ENDED {
+            let hits = self.hits_of(&entry);
+            self.ended.insert((network, entry.port), hits);
+        }
         // Without memory for that it is taken out all the same, and listed for a moment longer.
         let _ = self.ledger.put_pending(list, &entry);
         if let Err(error) = self.refresh(list, network, entry.port) {
@@ -584,6 +594,19 @@ impl Lists {
         self.table.get(Kind::Blocked, network).ok().flatten().map_or(0, |entry| entry.hits)
     }
 
+    /// How many packets were dropped for an entry of the block list: for its network, or its port.
+    fn hits_of(&self, entry: &Entry) -> u64 {
+        match entry.port {
+            None => self.hits(&entry.network),
+            Some(port) => self.flows.get(entry.network.first(), port).map_or(0, |flow| flow.hits),
+        }
+    }
+
+    /// How many packets were dropped for a ban that was taken out, if nobody has asked before.
+    pub fn take_hits(&mut self, ban: &Entry) -> Option<u64> {
+        self.ended.remove(&(ban.network, ban.port))
+    }
+
     /// The owners of exactly `network` in a list.
     pub fn owners(&self, list: List, network: &Network) -> Vec<&Entry> {
         self.entries
@@ -653,10 +676,7 @@ impl Lists {
 
     /// Lets the one of some unproven bans go that is hit least. Returns whether there was one.
     fn displace_unproven(&mut self) -> Result<bool, ListError> {
-        let hits = |id: &Id| match id.2 {
-            0 => self.hits(&id.1),
-            port => self.flows.get(id.1.first(), port).map_or(0, |flow| flow.hits),
-        };
+        let hits = |id: &Id| self.entries.get(id).map_or(0, |entry| self.hits_of(entry));
         let least = self.entries.some_unproven(LOOKED_AT).into_iter().min_by_key(hits);
         let Some(id) = least else {
             return Ok(false);

@@ -2,11 +2,13 @@
 //!
 //! - [`snapshot`] reads everything that a screen shows at once; [`health`] says whether the filter
 //!   does its work; [`explain`] says what the tables mean for one address.
+//! - [`report`] says what the filter did in the last days, and what to change.
 //! - [`top`] shows it on a terminal, `web` to browsers, [`metrics`] to Prometheus.
 
 pub mod explain;
 pub mod health;
 pub mod metrics;
+pub mod report;
 pub mod snapshot;
 pub mod top;
 pub(crate) mod web;

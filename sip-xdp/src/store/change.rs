@@ -31,13 +31,17 @@ pub enum Change {
         network: Network,
         /// The port, if only that was banned.
         port: Option<u16>,
-        /// When, in milliseconds since 1970.
-        at_ms: u64,
-        /// By what: `expired` or `command`.
-        by: String,
+        /// When and how.
+        end: End,
     },
     /// A ban that another instance has told, unless it is known.
-    Past(Ban, Option<(u64, String)>),
+    Past(Ban, Option<End>),
+    /// An accepted user that strangers try passwords for. Of an earlier row of the same start the
+    /// counts are replaced.
+    Sprayed(Sprayed),
+    /// The server takes calls of this address without credentials, at this time in milliseconds
+    /// since 1970.
+    Served(IpAddr, u64),
     /// A user was accepted with credentials. Of an earlier row the time of the first acceptance is
     /// kept.
     Accepted(Accepted),
@@ -132,6 +136,45 @@ impl Ban {
     }
 }
 
+/// How a ban ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// By what: `expired`, `command` or `displaced`.
+    pub by: String,
+    /// Packets that were dropped for it; none if nobody counted.
+    pub hits: Option<u64>,
+}
+
+/// An accepted user whose password strangers try.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sprayed {
+    /// The user.
+    pub user: String,
+    /// When the first try was, in milliseconds since 1970.
+    pub from_ms: u64,
+    /// When the last one was.
+    pub last_ms: u64,
+    /// Proven if enough of the tries came from addresses that were the sender's own.
+    pub tier: Tier,
+    /// Passwords that were rejected.
+    pub tries: u64,
+    /// Addresses that they came from.
+    pub sources: u64,
+}
+
+/// An address whose calls the server takes without credentials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Served {
+    /// The address.
+    pub address: IpAddr,
+    /// When that was seen for the first time, in milliseconds since 1970.
+    pub first_ms: u64,
+    /// When for the last time.
+    pub last_ms: u64,
+}
+
 /// A ban of the past or of now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryRow {
@@ -139,10 +182,8 @@ pub struct HistoryRow {
     pub id: i64,
     /// The ban.
     pub ban: Ban,
-    /// When it ended, if it has.
-    pub ended_ms: Option<u64>,
-    /// What ended it.
-    pub ended_by: Option<String>,
+    /// How it ended, if it has.
+    pub end: Option<End>,
 }
 
 /// What survived.

@@ -27,7 +27,7 @@ use anyhow::bail;
 use rusqlite::Connection;
 use sip_xdp_common::abi::layout::{List, Owner};
 
-pub use self::change::{Accepted, Ban, Change, HistoryRow, Peer, State};
+pub use self::change::{Accepted, Ban, Change, End, HistoryRow, Peer, Served, Sprayed, State};
 pub use self::read::Reader;
 use self::schema::{Failure, Usable};
 use self::writer::{Shared, Writer};
@@ -124,16 +124,12 @@ impl Store {
         }
     }
 
-    /// Records what ended a ban, if the entry was one.
-    pub fn record_end(&self, list: List, entry: &Entry, by: &str) {
+    /// Records what ended a ban, if the entry was one, and how many packets were dropped for it.
+    pub fn record_end(&self, list: List, entry: &Entry, by: &str, hits: Option<u64>) {
         if list == List::Block && entry.owner == Owner::Auto && !entry.dry_run {
             let (network, port) = (entry.network, entry.port);
-            self.record(Change::Ended {
-                network,
-                port,
-                at_ms: clock::wall_ms(),
-                by: by.to_owned(),
-            });
+            let end = End { at_ms: clock::wall_ms(), by: by.to_owned(), hits };
+            self.record(Change::Ended { network, port, end });
         }
     }
 

@@ -32,6 +32,8 @@ enum Subject<'a> {
     Offence(Network),
     Accepted(IpAddr, &'a str, u16),
     Peer(IpAddr),
+    Sprayed(&'a str, u64),
+    Served(IpAddr),
     Note(&'a str),
 }
 
@@ -130,6 +132,8 @@ fn subject(change: &Change) -> Option<Subject<'_>> {
             Some(Subject::Accepted(accepted.address, &accepted.user, accepted.port))
         }
         Change::Peer(peer) => Some(Subject::Peer(peer.address)),
+        Change::Sprayed(row) => Some(Subject::Sprayed(&row.user, row.from_ms)),
+        Change::Served(address, _) => Some(Subject::Served(*address)),
         Change::Note { name, .. } => Some(Subject::Note(name)),
         Change::Banned(_) | Change::Ended { .. } | Change::Past(..) | Change::Forgotten(_) => None,
     }

@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow};
 use rusqlite::{Connection, Params, Row, params};
 use sip_xdp_common::abi::layout::{List, NEVER};
 
-use super::change::{Accepted, Ban, HistoryRow, Peer, State};
+use super::change::{Accepted, Ban, End, HistoryRow, Peer, Served, Sprayed, State};
 use super::columns::{from_number, to_list, to_number, to_owner, to_port, to_tier};
 use super::schema;
 use crate::bans::offences::OffenceRecord;
@@ -27,7 +27,18 @@ pub struct Reader {
     connection: Connection,
     /// There is nothing in it, not even tables.
     is_new: bool,
+    /// Which version the file has: that of a program before this one, until its daemon starts.
+    version: usize,
 }
+
+/// From this version on there are hits of bans, sprayed users and served addresses.
+const WITH_HITS: usize = 2;
+
+/// The columns of a ban, from a file that has hits, and from one that does not.
+const BAN: [&str; 2] = [
+    "id, network, port, kind, tier, reason, from_ms, until_ms, ended_ms, ended_by, NULL",
+    "id, network, port, kind, tier, reason, from_ms, until_ms, ended_ms, ended_by, hits",
+];
 
 impl Reader {
     /// Opens the file, with or without a daemon.
@@ -35,7 +46,8 @@ impl Reader {
         let opened = schema::open_readable(path);
         let usable = opened
             .map_err(|failure| anyhow!("{} cannot be read: {}", path.display(), failure.text()))?;
-        Ok(Self { connection: usable.connection, is_new: usable.is_new })
+        let schema::Usable { connection, is_new, version } = usable;
+        Ok(Self { connection, is_new, version })
     }
 
     /// What survived.
@@ -45,21 +57,50 @@ impl Reader {
 
     /// All bans that are remembered, the earliest first.
     pub fn bans(&self) -> Result<Vec<HistoryRow>> {
-        let sql =
-            "SELECT id, network, port, kind, tier, reason, from_ms, until_ms, ended_ms, ended_by
-            FROM history ORDER BY id";
+        self.bans_since(0)
+    }
+
+    /// The bans that began at this time in milliseconds since 1970 or later, the earliest first.
+    pub fn bans_since(&self, from_ms: u64) -> Result<Vec<HistoryRow>> {
         if self.is_new {
-            Ok(Vec::new())
-        } else {
-            Ok(rows(&self.connection, sql, params![], history_row)?)
+            return Ok(Vec::new());
         }
+        let sql =
+            format!("SELECT {} FROM history WHERE from_ms >= ? ORDER BY id", self.ban_columns());
+        Ok(rows(&self.connection, &sql, [from_number(from_ms)], history_row)?)
+    }
+
+    /// Users that strangers tried passwords for since then, those with most tries first.
+    pub fn sprayed_since(&self, from_ms: u64) -> Result<Vec<Sprayed>> {
+        if self.version < WITH_HITS {
+            return Ok(Vec::new());
+        }
+        let sql = "SELECT user, from_ms, last_ms, tier, tries, sources
+            FROM sprayed WHERE last_ms >= ? ORDER BY tries DESC, user";
+        Ok(rows(&self.connection, sql, [from_number(from_ms)], sprayed)?)
+    }
+
+    /// Addresses whose calls the server took without credentials since then.
+    pub fn served_since(&self, from_ms: u64) -> Result<Vec<Served>> {
+        if self.version < WITH_HITS {
+            return Ok(Vec::new());
+        }
+        let sql = "SELECT address, first_ms, last_ms FROM served WHERE last_ms >= ? ORDER BY \
+                   first_ms";
+        Ok(rows(&self.connection, sql, [from_number(from_ms)], served)?)
+    }
+
+    fn ban_columns(&self) -> &'static str {
+        BAN[usize::from(self.version >= WITH_HITS)]
     }
 
     /// The bans of a network and of those around it, the latest first.
     pub fn history(&self, network: &Network) -> Result<Vec<HistoryRow>> {
-        let sql =
-            "SELECT id, network, port, kind, tier, reason, from_ms, until_ms, ended_ms, ended_by
-            FROM history WHERE network = ? ORDER BY id DESC LIMIT ?";
+        let columns = self.ban_columns();
+        let sql = format!(
+            "SELECT {columns} FROM history WHERE network = ? ORDER BY id DESC LIMIT \
+                           ?"
+        );
         let mut all = Vec::new();
         if self.is_new {
             return Ok(all);
@@ -67,7 +108,7 @@ impl Reader {
         let shortest = network.bits() - network.prefix();
         for bits in (shortest..=network.bits()).rev() {
             let around = Network::around(network.first(), bits).to_string();
-            all.extend(rows(&self.connection, sql, params![around, TOLD as i64], history_row)?);
+            all.extend(rows(&self.connection, &sql, params![around, TOLD as i64], history_row)?);
         }
         all.sort_unstable_by_key(|row| std::cmp::Reverse(row.id));
         all.truncate(TOLD);
@@ -199,10 +240,28 @@ fn history_row(row: &Row<'_>) -> rusqlite::Result<Option<HistoryRow>> {
         from_ms: number(row, 6)?,
         until_ms: optional(row, 7)?,
     };
-    Ok(Some(HistoryRow {
-        id: row.get(0)?,
-        ban,
-        ended_ms: optional(row, 8)?,
-        ended_by: row.get(9)?,
+    let (by, hits) = (row.get::<_, Option<String>>(9)?, optional(row, 10)?);
+    let end = optional(row, 8)?.map(|at_ms| End { at_ms, by: by.unwrap_or_default(), hits });
+    Ok(Some(HistoryRow { id: row.get(0)?, ban, end }))
+}
+
+fn sprayed(row: &Row<'_>) -> rusqlite::Result<Option<Sprayed>> {
+    let Some(Some(tier)) = to_tier(&text(row, 3)?) else {
+        return Ok(None);
+    };
+    Ok(Some(Sprayed {
+        user: row.get(0)?,
+        from_ms: number(row, 1)?,
+        last_ms: number(row, 2)?,
+        tier,
+        tries: number(row, 4)?,
+        sources: number(row, 5)?,
     }))
+}
+
+fn served(row: &Row<'_>) -> rusqlite::Result<Option<Served>> {
+    let Ok(address) = text(row, 0)?.parse() else {
+        return Ok(None);
+    };
+    Ok(Some(Served { address, first_ms: number(row, 1)?, last_ms: number(row, 2)? }))
 }

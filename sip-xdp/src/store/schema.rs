@@ -12,7 +12,8 @@ use rusqlite::{Connection, Error, ErrorCode, OpenFlags, TransactionBehavior};
 use crate::sys::clock;
 
 /// How each version is made from the one before. The first one is made from nothing.
-const STEPS: [&str; 1] = ["
+pub(super) const STEPS: [&str; 2] = [
+    "
     CREATE TABLE entries (
         list TEXT NOT NULL,
         network TEXT NOT NULL,
@@ -61,7 +62,26 @@ const STEPS: [&str; 1] = ["
         value BLOB NOT NULL,
         updated_ms INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
-"];
+",
+    // What the report asks for: packets dropped for a ban, users that strangers try, partners.
+    "
+    ALTER TABLE history ADD COLUMN hits INTEGER;
+    CREATE TABLE sprayed (
+        user TEXT NOT NULL,
+        from_ms INTEGER NOT NULL,
+        last_ms INTEGER NOT NULL,
+        tier TEXT NOT NULL,
+        tries INTEGER NOT NULL,
+        sources INTEGER NOT NULL,
+        PRIMARY KEY (user, from_ms)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE served (
+        address TEXT PRIMARY KEY NOT NULL,
+        first_ms INTEGER NOT NULL,
+        last_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+",
+];
 
 /// How long to wait for somebody who has locked the file.
 const BUSY: Duration = Duration::from_secs(5);
@@ -113,6 +133,8 @@ pub(super) struct Usable {
     pub(super) connection: Connection,
     /// There was nothing in it.
     pub(super) is_new: bool,
+    /// Which version it has.
+    pub(super) version: usize,
 }
 
 /// Opens the file for writing, makes it if it is missing, and brings it to this version.
@@ -141,7 +163,7 @@ pub(super) fn open_writable(path: &Path) -> Result<Usable, Failure> {
         transaction.pragma_update(None, "user_version", done as i64 + 1)?;
         transaction.commit()?;
     }
-    Ok(Usable { connection, is_new: version == 0 })
+    Ok(Usable { connection, is_new: version == 0, version: STEPS.len() })
 }
 
 /// Opens the file for reading only, beside a daemon that writes to it or without one.
@@ -150,7 +172,7 @@ pub(super) fn open_readable(path: &Path) -> Result<Usable, Failure> {
     let usable = |connection: Connection| {
         prepare(&connection)?;
         let version = check(&connection)?;
-        Ok(Usable { connection, is_new: version == 0 })
+        Ok(Usable { connection, is_new: version == 0, version })
     };
     match usable(Connection::open_with_flags(path, flags)?) {
         Err(Failure::Unavailable(_)) => {}

@@ -114,13 +114,16 @@ pub struct PastBan {
     pub until: Option<Timestamp>,
     /// When it ended, if it has.
     pub ended: Option<Timestamp>,
-    /// What ended it: `expired` or `command`.
+    /// What ended it: `expired`, `command` or `displaced`.
     pub ended_by: Option<String>,
+    /// Packets that were dropped for it until it ended; none if nobody counted.
+    #[serde(default)]
+    pub hits: Option<u64>,
 }
 
 impl From<HistoryRow> for PastBan {
     fn from(row: HistoryRow) -> Self {
-        let HistoryRow { ban, ended_ms, ended_by, .. } = row;
+        let HistoryRow { ban, end, .. } = row;
         Self {
             network: ban.network,
             port: ban.port,
@@ -129,8 +132,9 @@ impl From<HistoryRow> for PastBan {
             reason: ban.reason,
             from: clock::from_ms(ban.from_ms),
             until: ban.until_ms.map(clock::from_ms),
-            ended: ended_ms.map(clock::from_ms),
-            ended_by,
+            ended: end.as_ref().map(|end| clock::from_ms(end.at_ms)),
+            hits: end.as_ref().and_then(|end| end.hits),
+            ended_by: end.map(|end| end.by),
         }
     }
 }

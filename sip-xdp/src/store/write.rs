@@ -3,7 +3,7 @@
 use rusqlite::{Connection, Result, Transaction, TransactionBehavior, params};
 use sip_xdp_common::abi::layout::{List, Owner};
 
-use super::change::{Accepted, Ban, Change};
+use super::change::{Accepted, Ban, Change, End, Sprayed};
 use super::columns::{from_list, from_number, from_port, from_tier};
 use super::read::REMEMBERED_MS;
 use crate::dataplane::tables::ledger::Entry;
@@ -15,6 +15,12 @@ const HISTORY_MS: u64 = 90 * 24 * 3_600_000;
 
 /// How many bans the history holds.
 const HISTORY_ROWS: i64 = 100_000;
+
+/// How far apart two starts of a spraying may be that are the same one, in milliseconds.
+const SAME_START_MS: i64 = 60_000;
+
+/// How many sprayed users and served addresses are remembered: the latest ones.
+const OTHER_ROWS: i64 = 10_000;
 
 /// Writes all changes, or none.
 pub(super) fn write(connection: &mut Connection, changes: &[Change]) -> Result<()> {
@@ -48,6 +54,13 @@ pub(super) fn tidy(connection: &mut Connection) -> Result<()> {
         "DELETE FROM history WHERE id <= (SELECT max(id) FROM history) - ?",
         [HISTORY_ROWS],
     )?;
+    for (table, key) in [("sprayed", "user, from_ms"), ("served", "address")] {
+        transaction
+            .execute(&format!("DELETE FROM {table} WHERE last_ms <= ?"), [before(HISTORY_MS)])?;
+        let latest = format!("SELECT {key} FROM {table} ORDER BY last_ms DESC LIMIT -1 OFFSET ?");
+        let sql = format!("DELETE FROM {table} WHERE ({key}) IN ({latest})");
+        transaction.execute(&sql, [OTHER_ROWS])?;
+    }
     transaction.execute(
         "UPDATE history SET ended_ms = until_ms, ended_by = 'expired' WHERE ended_ms IS NULL AND \
          until_ms <= ?",
@@ -82,10 +95,16 @@ fn apply(transaction: &Transaction<'_>, change: &Change) -> Result<()> {
             execute("DELETE FROM offences WHERE network = ?", params![network.to_string()])
         }
         Change::Banned(ban) => banned(transaction, ban),
-        Change::Ended { network, port, at_ms, by } => execute(
-            "UPDATE history SET ended_ms = ?, ended_by = ? WHERE network = ? AND port = ? AND \
-             ended_ms IS NULL",
-            params![from_number(*at_ms), by, network.to_string(), from_port(*port)],
+        Change::Ended { network, port, end: End { at_ms, by, hits } } => execute(
+            "UPDATE history SET ended_ms = ?, ended_by = ?, hits = ?
+                WHERE network = ? AND port = ? AND ended_ms IS NULL",
+            params![
+                from_number(*at_ms),
+                by,
+                hits.map(from_number),
+                network.to_string(),
+                from_port(*port)
+            ],
         ),
         Change::Past(ban, ended) => past(transaction, ban, ended.as_ref()),
         Change::Accepted(row) => accepted(transaction, row),
@@ -96,6 +115,12 @@ fn apply(transaction: &Transaction<'_>, change: &Change) -> Result<()> {
         Change::Peer(peer) => execute(
             "INSERT OR REPLACE INTO peers (address, until_ms) VALUES (?, ?)",
             params![peer.address.to_string(), from_number(peer.until_ms)],
+        ),
+        Change::Sprayed(row) => sprayed(transaction, row),
+        Change::Served(address, at_ms) => execute(
+            "INSERT INTO served (address, first_ms, last_ms) VALUES (?1, ?2, ?2)
+                ON CONFLICT DO UPDATE SET last_ms = max(last_ms, excluded.last_ms)",
+            params![address.to_string(), from_number(*at_ms)],
         ),
         Change::Note { name, value } => execute(
             "INSERT OR REPLACE INTO notes (name, value, updated_ms) VALUES (?, ?, ?)",
@@ -153,24 +178,41 @@ fn banned(transaction: &Transaction<'_>, ban: &Ban) -> Result<()> {
 }
 
 /// Writes a ban that another instance has told, with when and by what it ended, unless it is there.
-fn past(transaction: &Transaction<'_>, ban: &Ban, ended: Option<&(u64, String)>) -> Result<()> {
-    let sql = "INSERT INTO history (network, port, kind, tier, reason, from_ms, until_ms, ended_ms, ended_by)
-        SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 WHERE NOT EXISTS
+fn past(transaction: &Transaction<'_>, ban: &Ban, end: Option<&End>) -> Result<()> {
+    let sql = "INSERT INTO history
+            (network, port, kind, tier, reason, from_ms, until_ms, ended_ms, ended_by, hits)
+        SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10 WHERE NOT EXISTS
             (SELECT 1 FROM history WHERE network = ?1 AND port = ?2 AND from_ms = ?6)";
     let (from, until) = (from_number(ban.from_ms), ban.until_ms.map(from_number));
     let (port, tier) = (from_port(ban.port), from_tier(ban.tier));
-    let (ended_ms, ended_by) = (ended.map(|(at, _)| from_number(*at)), ended.map(|(_, by)| by));
+    let (ended_ms, ended_by) = (end.map(|end| from_number(end.at_ms)), end.map(|end| &end.by));
+    let hits = end.and_then(|end| end.hits).map(from_number);
+    let network = ban.network.to_string();
+    let columns =
+        params![network, port, ban.kind, tier, ban.reason, from, until, ended_ms, ended_by, hits];
+    transaction.prepare_cached(sql)?.execute(columns).map(drop)
+}
+
+/// Writes the figures of a sprayed user over those of the same start. That is told on the filter's
+/// clock, so it may be a little off.
+fn sprayed(transaction: &Transaction<'_>, row: &Sprayed) -> Result<()> {
+    let numbers = [row.from_ms, row.last_ms, row.tries, row.sources].map(from_number);
     let columns = params![
-        ban.network.to_string(),
-        port,
-        ban.kind,
-        tier,
-        ban.reason,
-        from,
-        until,
-        ended_ms,
-        ended_by
+        row.user,
+        numbers[0],
+        numbers[1],
+        row.tier.name(),
+        numbers[2],
+        numbers[3],
+        SAME_START_MS
     ];
+    let sql = "UPDATE sprayed SET last_ms = ?3, tier = ?4, tries = ?5, sources = ?6
+        WHERE user = ?1 AND abs(from_ms - ?2) < ?7";
+    if transaction.prepare_cached(sql)?.execute(columns)? > 0 {
+        return Ok(());
+    }
+    let sql = "INSERT INTO sprayed (user, from_ms, last_ms, tier, tries, sources)
+        SELECT ?1, ?2, ?3, ?4, ?5, ?6 WHERE ?7 > 0";
     transaction.prepare_cached(sql)?.execute(columns).map(drop)
 }
 

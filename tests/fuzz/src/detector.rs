@@ -226,6 +226,10 @@ impl Fixture {
                     self.peers.insert(source, until);
                 }
                 Action::Served(_, until) => assert!(until > self.now),
+                Action::Sprayed(spray) => {
+                    assert!(spray.first <= spray.last && spray.last <= self.now);
+                    assert!(spray.sources <= spray.tries);
+                }
                 Action::Limit(_, until, what) => {
                     assert!(until > self.now);
                     is_said(&what);

@@ -130,7 +130,7 @@ impl Schemas {
                 &http::json(&lab.pbx, METRICS, &format!("/api/{name}"))?,
             )?;
         }
-        Ok(())
+        self.check("report", &http::json(&lab.pbx, METRICS, "/api/report?since=1d")?)
     }
 
     /// The lines that a watcher has printed so far. Returns which events there were, those of
@@ -149,8 +149,9 @@ impl Schemas {
 }
 
 /// What can be read with the daemon dead.
-const READS: [&str; 9] = [
+const READS: [&str; 10] = [
     "status",
+    "report",
     "stats",
     "top",
     "block list",
@@ -181,6 +182,7 @@ fn without_a_filter(schemas: &mut Schemas) -> Result<()> {
     let pages = format!("man {}", lab.directory().join("man").display());
     let lines = [
         "status",
+        "report",
         "top",
         "state export",
         "doctor",
@@ -477,7 +479,11 @@ fn replays(schemas: &mut Schemas) -> Result<()> {
         report["differences"].as_array().is_some_and(|all| !all.is_empty()),
         "no difference: {report:#}"
     );
-    schemas.command(&filter, &format!("replay {empty}")).map(drop)
+    schemas.command(&filter, &format!("replay {empty}"))?;
+    for capture in [&mixed, &empty] {
+        schemas.check("report", &filter.json(&["replay", capture, "--report"])?)?;
+    }
+    Ok(())
 }
 
 /// A schema that takes everything would never fail.

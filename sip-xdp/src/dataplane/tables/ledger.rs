@@ -19,7 +19,7 @@ use crate::net::network::Network;
 use crate::sys::clock;
 
 /// How sure it is that the source is who it says, [`None`] where that is not the question.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tier {
     /// The source address could be forged.

@@ -1,14 +1,17 @@
 //! `sprayed`: an accepted user whose password many strangers try. Each of them is then banned at
 //! its third rejection in a day; places where the user was accepted are untouched.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use sip_xdp_common::ip_key::IpKey;
 
 use super::super::claim::{Level, Rejection};
+use super::super::digest::digest;
+use super::super::recent::Recent;
 use super::super::source_state::SourceState;
 use super::super::windows::Window;
 use super::super::{Action, Detector};
+use crate::dataplane::tables::ledger::Tier;
 
 pub(in super::super) const NAME: &str = "sprayed";
 
@@ -20,11 +23,51 @@ const MAX_USERS: usize = 16_384;
 
 const DAY_NS: u64 = 24 * 3_600_000_000_000;
 
+/// Pairs of user and source that are remembered, so that sources are counted once.
+const MAX_PAIRS: usize = 65_536;
+
+/// How often figures of sprayed users are handed on.
+const NEWS_NS: u64 = 10_000_000_000;
+
+/// An accepted user whose password strangers try, with the figures so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spray {
+    /// The user.
+    pub user: String,
+    /// When the first try was, on the filter's clock in nanoseconds.
+    pub first: u64,
+    /// When the last one was.
+    pub last: u64,
+    /// Proven if enough of the tries came from addresses that were the sender's own.
+    pub tier: Tier,
+    /// Passwords that were rejected.
+    pub tries: u64,
+    /// Addresses that they came from; one that paused for a day counts again.
+    pub sources: u64,
+}
+
 /// Tries of strangers for accepted users.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in super::super) struct Sprayed {
     users: HashMap<String, User>,
     order: VecDeque<String>,
+    /// Who has tried whom, by the user's digest.
+    pairs: Recent<(u64, IpKey), ()>,
+    /// Sprayed users that were tried since their figures were handed on, and when that was.
+    changed: BTreeSet<String>,
+    told: u64,
+}
+
+impl Default for Sprayed {
+    fn default() -> Self {
+        Self {
+            users: HashMap::new(),
+            order: VecDeque::new(),
+            pairs: Recent::new(MAX_PAIRS, DAY_NS),
+            changed: BTreeSet::new(),
+            told: 0,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -32,6 +75,11 @@ struct User {
     /// Routable tries, and those that could be forged. The latter act on their like only.
     tries: [Window<()>; 2],
     until: [u64; 2],
+    /// When the first try was, and the last, and how many there were by how many sources.
+    first: u64,
+    last: u64,
+    count: u64,
+    sources: u64,
 }
 
 const fn index(level: Level) -> usize {
@@ -45,12 +93,15 @@ impl Sprayed {
     /// Notes a try. Returns how many there were, if that makes the user sprayed.
     fn note(
         &mut self,
+        source: IpKey,
         user: &str,
         level: Level,
-        count: usize,
+        (count, per): (usize, u64),
         now: u64,
-        per: u64,
     ) -> Option<usize> {
+        let pair = (digest(user), source);
+        let is_new_source = self.pairs.get(&pair, now).is_none();
+        self.pairs.insert(pair, now, ());
         if !self.users.contains_key(user) {
             if self.users.len() >= MAX_USERS
                 && let Some(oldest) = self.order.pop_front()
@@ -59,7 +110,13 @@ impl Sprayed {
             }
             self.order.push_back(user.to_owned());
         }
-        let found = self.users.entry(user.to_owned()).or_default();
+        let found = self
+            .users
+            .entry(user.to_owned())
+            .or_insert_with(|| User { first: now, ..User::default() });
+        found.last = now;
+        found.count += 1;
+        found.sources += u64::from(is_new_source);
         let tries = &mut found.tries[index(level)];
         tries.note(now, (), per);
         let is_sprayed = tries.len() >= count;
@@ -67,7 +124,31 @@ impl Sprayed {
         if is_sprayed {
             found.until[index(level)] = now + DAY_NS;
         }
+        if found.until.iter().any(|until| *until > now) {
+            self.changed.insert(user.to_owned());
+        }
         (is_sprayed && is_new).then(|| found.tries[index(level)].len())
+    }
+
+    /// The figures of sprayed users that have changed, now and then.
+    pub(in super::super) fn news(&mut self, now: u64) -> Vec<Spray> {
+        if self.changed.is_empty() || now.saturating_sub(self.told) < NEWS_NS {
+            return Vec::new();
+        }
+        self.told = now;
+        let spray = |user: String| {
+            let found = self.users.get(&user)?;
+            let is_proven = found.until[index(Level::Routable)] > now;
+            Some(Spray {
+                first: found.first,
+                last: found.last,
+                tier: if is_proven { Tier::Proven } else { Tier::Unproven },
+                tries: found.count,
+                sources: found.sources,
+                user,
+            })
+        };
+        std::mem::take(&mut self.changed).into_iter().filter_map(spray).collect()
     }
 
     /// Whether tries of this level for a user are limited.
@@ -101,7 +182,8 @@ impl Detector {
         if !rule.enabled || is_own || !self.known.is_user(user, now) {
             return;
         }
-        let found = self.sprayed.note(user, *level, rule.count as usize, now, rule.per.nanos());
+        let found =
+            self.sprayed.note(source, user, *level, (rule.count as usize, rule.per.nanos()), now);
         if let Some(count) = found {
             let text = format!(
                 "strangers had {count} passwords rejected for the user {user:?} within {}",

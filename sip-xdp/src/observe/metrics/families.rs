@@ -204,6 +204,8 @@ fn state(text: &mut Text, daemon: &DaemonStatus) {
     );
     let help = "Sources that the detector keeps evidence of.";
     text.single("sip_xdp_watched_sources", Gauge, help, daemon.watched_sources);
+    let help = "Addresses whose calls the server takes without credentials.";
+    text.single("sip_xdp_sources_served", Gauge, help, daemon.served_sources);
     let used = |fill: &Fill| fill.used;
     let limit = |fill: &Fill| fill.limit;
     for (name, figure, help) in [

@@ -8,7 +8,6 @@ mod server;
 mod text;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -26,8 +25,8 @@ pub(crate) use history::History;
 /// What is needed to answer.
 #[derive(Debug, Clone)]
 pub(crate) struct Inputs {
-    /// Where everything is pinned.
-    pub(crate) pin_dir: PathBuf,
+    /// Where everything is.
+    pub(crate) paths: Paths,
     /// How the daemon is asked.
     pub(crate) calls: mpsc::Sender<Call>,
     /// What happened lately.
@@ -56,8 +55,7 @@ pub struct Metrics {
 impl Metrics {
     /// Not listening yet.
     pub fn new(paths: &Paths, calls: &mpsc::Sender<Call>, hub: &Hub) -> Self {
-        let inputs =
-            Inputs { pin_dir: paths.pin_dir.clone(), calls: calls.clone(), hub: hub.clone() };
+        let inputs = Inputs { paths: paths.clone(), calls: calls.clone(), hub: hub.clone() };
         Self { inputs: Some(inputs), ..Self::default() }
     }
 

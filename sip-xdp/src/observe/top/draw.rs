@@ -272,7 +272,14 @@ fn state_lines<'a>(app: &App, look: &Look, height: u16) -> Vec<Line<'a>> {
     let dry = if bans.dry_run > 0 { ", not enforced" } else { "" };
     say("BANS", format!("{} proven, {} not{dry}", bans.proven, bans.unproven), Style::new());
     say("SOURCES", format!("{} metered", stats.sources.tracked), Style::new());
-    say("GOOD", format!("{}, and {} peers", stats.sources.good, stats.sources.peers), Style::new());
+    let (good, peers) = (stats.sources.good, stats.sources.peers);
+    let served = overview.daemon.as_ref().map_or(0, |daemon| daemon.served_sources);
+    let good = if served > 0 {
+        format!("{}+{served} served, {peers} peers", good.saturating_sub(served))
+    } else {
+        format!("{good}, and {peers} peers")
+    };
+    say("GOOD", good, Style::new());
     let lost = stats.lost_events + stats.lost_samples;
     let feeds = overview.daemon.as_ref().map(|daemon| &daemon.feeds[..]).unwrap_or_default();
     let failing = feeds.iter().filter(|feed| feed.error.is_some()).count();

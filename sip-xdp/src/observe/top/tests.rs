@@ -47,6 +47,7 @@ fn attacked(second: u64) -> Overview {
     };
     let status = DaemonStatus {
         pid: 7,
+        served_sources: 3,
         feeds: vec![feed("apiban", None), feed("spamhaus", Some("HTTP 503"))],
         ..DaemonStatus::default()
     };

@@ -3,6 +3,7 @@
 
 const EVERY = 2000;
 const HISTORY_EVERY = 10000;
+const REPORT_EVERY = 30000;
 const SHOWN = 15;
 const SVG = "http://www.w3.org/2000/svg";
 const VERDICTS = ["pass", "drop", "would_drop"];
@@ -237,6 +238,85 @@ function chart(history) {
   }));
 }
 
+const day = (time) => time.slice(0, 16).replace("T", " ");
+
+const plural = (count, one, many) => short(count) + " " + (count === 1 ? one : many);
+
+function why(one) {
+  const reasons = one.lifted ? ["lifted by an operator"] : [];
+  if (one.users.length) reasons.push(one.users.join(", ") + " accepted later" + (one.known_before ? ", as before" : " for the first time"));
+  return reasons.join("; ");
+}
+
+function report(of) {
+  const { bans, good } = of;
+  byId("span").textContent = day(of.from) + " to " + day(of.to) + " UTC";
+  const doubts = of.doubtful.length;
+  const verdict = byId("verdict");
+  verdict.textContent = (bans.bans === 0 ? "Nobody was banned. " : doubts === 0 ? "No ban looks wrong. " : plural(doubts, "ban may", "bans may") + " have been wrong. ")
+    + "Known good: " + plural(good.users, "user", "users") + " at " + plural(good.addresses, "address", "addresses")
+    + (good.served.length ? ", " + plural(good.served.length, "partner", "partners") + " served without credentials" : "") + ".";
+  byId("report").replaceChildren(...[
+    ["bans of " + plural(bans.addresses, "address", "addresses"), bans.bans, ""],
+    ["lifted by an operator", bans.lifted, bans.lifted ? "warn" : ""],
+    ["where somebody was accepted later", bans.good_later, doubts > bans.lifted ? "warn" : ""],
+    ["never hit again", bans.quiet, ""],
+    ["in force", bans.in_force, ""],
+    ["packets dropped for them", bans.hits, ""],
+  ].map(([name, value, kind]) => {
+    const tile = element("div", undefined, "tile " + kind);
+    tile.append(element("b", short(value)), element("span", name));
+    return tile;
+  }));
+  const address = (one) => one.address + (one.port ? " port " + one.port : "");
+  fill("suggestions", of.suggestions.slice(0, SHOWN).map((one) => ({ cells: [
+    { text: one.change, kind: "word" },
+    { text: one.about, kind: "source" },
+    { text: one.reason, kind: "why" },
+    { text: one.command ?? "", kind: "how" },
+  ] })), "None.");
+  fill("doubtful", of.doubtful.slice(0, SHOWN).map((one) => ({ cells: [
+    { text: day(one.from), kind: "when" },
+    { text: address(one), kind: "source" },
+    { text: one.kind, kind: "word" },
+    { text: why(one), kind: "why" },
+    { text: one.reason, kind: "why" },
+  ] })), "None.");
+  fill("sprayed", of.sprayed.slice(0, SHOWN).map((one) => ({ cells: [
+    { text: one.user, kind: "source" },
+    { text: short(one.tries), kind: "number", name: "tries" },
+    { text: short(one.addresses), kind: "number", name: "addresses" },
+    { text: day(one.first), kind: "when", name: "first" },
+    { text: day(one.last), kind: "when", name: "last" },
+    { text: one.new_places.length ? one.new_places.join(", ") : "none", name: "new places" },
+  ] })), "None.");
+  const offender = (one) => [
+    { text: address(one), kind: "source" },
+    { text: short(one.bans), kind: "number", name: "bans" },
+  ];
+  fill("phones", of.phones.slice(0, SHOWN).map((one) => ({ cells: [
+    ...offender(one),
+    { text: day(one.last), kind: "when", name: "last" },
+    { text: one.reason, kind: "why" },
+  ] })), "None.");
+  fill("kinds", of.kinds.map((one) => ({ cells: [
+    { text: one.kind, kind: "source" },
+    { text: one.tier ?? "", kind: "word" },
+    ...[["bans", "bans"], ["addresses", "addresses"], ["hits", "dropped"], ["lifted", "lifted"], ["good_later", "good later"], ["quiet", "never hit"], ["in_force", "in force"]]
+      .map(([field, name]) => ({ text: short(one[field]), kind: "number", name })),
+  ] })), "None.");
+  const silent = of.rules.filter((rule) => rule.enabled && rule.bans === 0).map((rule) => rule.rule);
+  const off = of.rules.filter((rule) => !rule.enabled).map((rule) => rule.rule);
+  byId("silent").textContent = (silent.length ? "Rules that never fired: " + silent.join(", ") + ". " : "") + (off.length ? "Switched off: " + off.join(", ") + "." : "");
+  fill("repeaters", of.repeaters.map((one) => ({ cells: [
+    ...offender(one),
+    { text: short(one.hits), kind: "number", name: "dropped" },
+    { text: day(one.last), kind: "when", name: "last" },
+    { text: one.kinds.join(", "), kind: "word" },
+    { text: one.reason, kind: "why" },
+  ] })), "None.");
+}
+
 async function get(path) {
   const answer = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(10000) });
   if (!answer.ok) throw new Error(await answer.text());
@@ -255,7 +335,7 @@ function lost(error) {
 async function every(pause, path, use) {
   for (;;) {
     try {
-      if (!document.hidden) use(await get(path));
+      if (!document.hidden) use(await get(typeof path === "function" ? path() : path));
     } catch (error) {
       lost(error);
     }
@@ -265,3 +345,6 @@ async function every(pause, path, use) {
 
 every(EVERY, "api/overview", show);
 every(HISTORY_EVERY, "api/history", chart);
+const reportPath = () => "api/report?since=" + byId("since").value;
+every(REPORT_EVERY, reportPath, report);
+byId("since").addEventListener("change", () => get(reportPath()).then(report).catch(lost));

@@ -11,15 +11,19 @@ use hyper::header::{self, HeaderValue};
 use hyper::http::response::Builder;
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::{Mutex, oneshot};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::api::answers::{DaemonStatus, Reply};
 use crate::api::control::{Call, Request as Command};
+use crate::config::Config;
 use crate::dataplane::counters;
 use crate::dataplane::netlink::Netlink;
 use crate::dataplane::pins::Pins;
 use crate::observe::metrics::{History, Inputs, render};
+use crate::observe::report::{self, Report};
 use crate::observe::snapshot::{FromDaemon, Overview};
+use crate::sys::paths::Paths;
 
 const PAGE: &str = include_str!("index.html");
 const STYLE: &str = include_str!("style.css");
@@ -33,6 +37,12 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
 /// How long what was read is good for other clients: many of them cost no more than one.
 const FRESH: Duration = Duration::from_millis(900);
 
+/// The same for a report, which reads weeks of bans from the disk.
+const FRESH_REPORT: Duration = Duration::from_secs(20);
+
+/// The spans that are reported of, in days. The first is that of a query that says nothing else.
+const REPORT_DAYS: [u64; 4] = [7, 1, 30, 90];
+
 /// How long to wait for the daemon.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -41,6 +51,7 @@ pub(crate) struct WebContext {
     pins: Pins,
     inputs: Inputs,
     cached: Mutex<Option<(Instant, Arc<Overview>)>>,
+    reports: Mutex<[Option<(Instant, Arc<Report>)>; REPORT_DAYS.len()]>,
     history: Plain<History>,
 }
 
@@ -51,6 +62,7 @@ enum Resource {
     File(&'static str, &'static str),
     Overview,
     History,
+    Report,
 }
 
 impl Resource {
@@ -62,6 +74,7 @@ impl Resource {
             "/metrics" => Self::Metrics,
             "/api/overview" => Self::Overview,
             "/api/history" => Self::History,
+            "/api/report" => Self::Report,
             _ => return None,
         })
     }
@@ -70,8 +83,9 @@ impl Resource {
 impl WebContext {
     /// Of one filter.
     pub(crate) fn new(inputs: Inputs) -> Self {
-        let pins = Pins::new(&inputs.pin_dir);
-        Self { pins, inputs, cached: Mutex::default(), history: Plain::default() }
+        let pins = Pins::new(&inputs.paths.pin_dir);
+        let (cached, reports) = (Mutex::default(), Mutex::default());
+        Self { pins, inputs, cached, reports, history: Plain::default() }
     }
 
     /// Notes the counters for the history.
@@ -107,6 +121,10 @@ impl WebContext {
                 full(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", render(&overview))
             }),
             Resource::Overview => self.overview().await.and_then(|overview| json(&*overview)),
+            Resource::Report => match report_span(request.uri().query()) {
+                Some(which) => self.report(which).await.and_then(|report| json(&*report)),
+                None => Ok(text(StatusCode::NOT_FOUND, "there is since=1d, 7d, 30d and 90d")),
+            },
             Resource::History => {
                 json(&self.history.lock().unwrap_or_else(PoisonError::into_inner).json())
             }
@@ -136,6 +154,21 @@ impl WebContext {
         Ok(overview)
     }
 
+    async fn report(&self, which: usize) -> Result<Arc<Report>> {
+        let mut reports = self.reports.lock().await;
+        if let Some((at, report)) = &reports[which]
+            && at.elapsed() < FRESH_REPORT
+        {
+            return Ok(Arc::clone(report));
+        }
+        let paths = self.inputs.paths.clone();
+        let span = Duration::from_secs(REPORT_DAYS[which] * 24 * 3_600);
+        // Reading the disk takes a while, and others need not wait for it.
+        let report = Arc::new(spawn_blocking(move || read_report(&paths, span)).await??);
+        reports[which] = Some((Instant::now(), Arc::clone(&report)));
+        Ok(report)
+    }
+
     async fn status(&self) -> Result<DaemonStatus> {
         let (answer, answered) = oneshot::channel();
         let call = Call { request: Command::Status, is_root: false, answer };
@@ -145,6 +178,23 @@ impl WebContext {
             other => bail!("the daemon answers {other:?}"),
         }
     }
+}
+
+/// Makes a report. A configuration that the daemon would not take leaves the defaults: what was
+/// banned does not depend on it.
+fn read_report(paths: &Paths, span: Duration) -> Result<Report> {
+    let config = Config::read(&paths.config, false).unwrap_or_default();
+    let facts = report::gather(&Pins::new(&paths.pin_dir), &paths.store_file(), &config, span)?;
+    Ok(report::judge(facts))
+}
+
+/// Which of [`REPORT_DAYS`] a query asks for.
+fn report_span(query: Option<&str>) -> Option<usize> {
+    let Some(query) = query else {
+        return Some(0);
+    };
+    let days = query.strip_prefix("since=")?.strip_suffix('d')?.parse::<u64>().ok()?;
+    REPORT_DAYS.iter().position(|known| *known == days)
 }
 
 /// Whether a Host header is an address or `localhost`, with a port or without.
@@ -220,6 +270,15 @@ mod tests {
             "x",
         ] {
             assert!(!is_no_name(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_report_is_of_a_span_that_is_kept() {
+        assert_eq!(report_span(None), Some(0));
+        assert_eq!(report_span(Some("since=30d")), Some(2));
+        for query in ["since=8d", "since=", "since=7", "x=7d", "since=7d&x", ""] {
+            assert_eq!(report_span(Some(query)), None, "{query}");
         }
     }
 

@@ -145,23 +145,26 @@ fn the_history_tells_bans_of_a_network_and_of_those_around_it() {
     store.record_ban("requests", &entry);
     store.record_ban("register", &ban("2001:db8:0:2::/64", in_seconds(60)));
     store.record_ban("requests", &Entry { dry_run: true, ..entry.clone() });
-    store.record_end(List::Block, &entry, "command");
+    store.record_end(List::Block, &entry, "command", Some(17));
     store.record_ban("rejected", &Entry { tier: None, ..entry.clone() });
-    store.record_end(List::Trust, &entry, "expired");
+    store.record_end(List::Trust, &entry, "expired", Some(18));
     store.flush().unwrap();
     let of = |text| store.history(&network(text)).unwrap();
     let rows = of("2001:db8:0:1::77");
     assert_eq!(rows.len(), 2, "{rows:?}");
     assert_eq!(
-        (rows[0].ban.kind.as_str(), rows[0].ban.tier, rows[0].ended_ms),
-        ("rejected", None, None)
+        (rows[0].ban.kind.as_str(), rows[0].ban.tier, &rows[0].end),
+        ("rejected", None, &None)
     );
+    let end = rows[1].end.as_ref().unwrap();
     assert_eq!(
-        (rows[1].ban.kind.as_str(), rows[1].ended_by.as_deref()),
-        ("requests", Some("command"))
+        (rows[1].ban.kind.as_str(), end.by.as_str(), end.hits),
+        ("requests", "command", Some(17))
     );
     assert_eq!(rows[1].ban, Ban { until_ms: rows[1].ban.until_ms, ..Ban::of("requests", &entry) });
-    assert!(rows[1].ban.until_ms.unwrap() > rows[1].ban.from_ms && rows[1].ended_ms.is_some());
+    assert!(
+        rows[1].ban.until_ms.unwrap() > rows[1].ban.from_ms && end.at_ms >= rows[1].ban.from_ms
+    );
     assert_eq!(of("2001:db8:0:1::/64").len(), 2);
     assert_eq!(of("2001:db8::/32").len(), 0);
     assert_eq!(of("192.0.2.1").len(), 0);
@@ -208,11 +211,13 @@ fn what_is_too_old_goes() {
     store.flush().unwrap();
     let rows = store.history(&network("192.0.2.1")).unwrap();
     assert_eq!(rows.len(), 2);
-    assert!(
-        rows.iter()
-            .all(|row| row.ended_by.as_deref() == Some("expired")
-                && row.ended_ms == row.ban.until_ms)
-    );
+    for row in &rows {
+        let end = row.end.as_ref().unwrap();
+        assert_eq!(
+            (end.by.as_str(), Some(end.at_ms), end.hits),
+            ("expired", row.ban.until_ms, None)
+        );
+    }
     drop(store);
     let count = |table: &str| -> i64 {
         let connection = Connection::open(&path).unwrap();
@@ -343,4 +348,68 @@ fn an_entry_from_the_future_is_not_over() {
     let (_store, state) = reopen(&path);
     let left = state.entries.first().map(|(_, found)| found.expires.abs_diff(entry.expires));
     assert!(left.is_some_and(|left| left < 1_000_000_000), "{:?}", state.entries);
+}
+
+#[test]
+fn sprayed_users_and_partners_are_counted_on() {
+    let (_directory, path) = place();
+    let store = make(&path);
+    let now = clock::wall_ms();
+    let row = |from_ms: u64, tries: u64| Sprayed {
+        user: "101".to_owned(),
+        from_ms,
+        last_ms: now,
+        tier: Tier::Proven,
+        tries,
+        sources: tries / 2,
+    };
+    // The same start, told by a clock that is a little off; then another one.
+    for (from, tries) in
+        [(now - 9_000_000, 10), (now - 9_000_003, 12), (now - 8_999_999, 14), (now - 60_000, 3)]
+    {
+        store.record(Change::Sprayed(row(from, tries)));
+    }
+    let partner = "192.0.2.7".parse().unwrap();
+    for at in [now - 5_000, now - 1_000, now - 3_000] {
+        store.record(Change::Served(partner, at));
+        store.flush().unwrap();
+    }
+    store.record(Change::Served("192.0.2.8".parse().unwrap(), 1));
+    drop(store);
+    let (store, _) = reopen(&path);
+    store.flush().unwrap();
+    let reader = Store::read_only(&path).unwrap();
+    let sprayed = reader.sprayed_since(now - 1_000).unwrap();
+    assert_eq!(sprayed, [row(now - 9_000_000, 14), row(now - 60_000, 3)]);
+    assert!(reader.sprayed_since(now + 1).unwrap().is_empty());
+    let served = Served { address: partner, first_ms: now - 5_000, last_ms: now - 1_000 };
+    assert_eq!(reader.served_since(0).unwrap(), [served], "and what is too old has gone");
+}
+
+#[test]
+fn a_file_of_the_version_before_is_read_and_brought_up_to_date() {
+    let (_directory, path) = place();
+    let connection = Connection::open(&path).unwrap();
+    connection.execute_batch(schema::STEPS[0]).unwrap();
+    connection.pragma_update(None, "user_version", 1).unwrap();
+    let sql = "INSERT INTO history (network, port, kind, tier, reason, from_ms, ended_ms, ended_by)
+        VALUES ('192.0.2.1', 0, 'rejected', 'proven', 'ten', 5, 9, 'expired')";
+    connection.execute(sql, []).unwrap();
+    drop(connection);
+    let end = Some(End { at_ms: 9, by: "expired".to_owned(), hits: None });
+    let reader = Store::read_only(&path).unwrap();
+    assert_eq!(reader.bans_since(0).unwrap()[0].end, end);
+    assert!(
+        reader.sprayed_since(0).unwrap().is_empty() && reader.served_since(0).unwrap().is_empty()
+    );
+    drop(reader);
+    let (store, _) = reopen(&path);
+    store.record_ban("requests", &ban("192.0.2.2", in_seconds(60)));
+    store.flush().unwrap();
+    assert_eq!(
+        Store::read_only(&path).unwrap().bans().unwrap().len(),
+        1,
+        "the other one is too \
+        old"
+    );
 }

@@ -1,12 +1,13 @@
 //! What a replay came to, for people and as JSON.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
 use anyhow::Result;
 use jiff::Timestamp;
 use serde::Serialize;
 use sip_xdp_common::abi::layout::List;
+use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::pipeline::egress::Answer;
 use sip_xdp_common::verdict::Message;
 
@@ -17,6 +18,9 @@ use crate::bans::event::Event;
 use crate::dataplane::counters::{self, ByVerdict, Named, ResponseStats, SCHEMA};
 use crate::dataplane::tables::ledger::Tier;
 use crate::net::network::Network;
+use crate::observe::report;
+use crate::store;
+use crate::sys::clock;
 
 /// How many of those are told that came close to a ban.
 const CLOSEST: usize = 20;
@@ -54,6 +58,9 @@ pub struct Replayed {
     pub(crate) events: Vec<Event>,
     /// What else should be known.
     pub notes: Vec<String>,
+    /// What `sip-xdp report` would have been made of at the end.
+    #[serde(skip)]
+    pub facts: report::Facts,
     /// What became of each source, for a comparison.
     #[serde(skip)]
     pub(super) fates: BTreeMap<IpAddr, Fate>,
@@ -239,6 +246,7 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
     let span = replay.span();
     let answers = replay.kernel.answers()?;
     let mut notes = notes(&replay)?;
+    let of_report = facts_of(input, &replay, &notes);
     let Replay { mut facts, timeline, registrar, close, .. } = replay;
     for (what, count) in capture.unread() {
         *facts.not_read.entry((*what).to_owned()).or_default() += count;
@@ -348,6 +356,7 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
         peers,
         closest,
         others,
+        facts: of_report,
         lost: timeline
             .lost
             .iter()
@@ -362,6 +371,84 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
         events: timeline.events,
         notes,
     })
+}
+
+/// What a report is made of.
+fn facts_of(input: &Input, replay: &Replay<'_>, notes: &[String]) -> report::Facts {
+    let timeline = &replay.timeline;
+    let good_ports: HashSet<(IpKey, u16)> =
+        timeline.accepted.keys().map(|(source, port, _)| (*source, *port)).collect();
+    let (from_ms, to_ms) = (replay.first / 1_000_000, replay.latest / 1_000_000);
+    let bans = timeline.bans.iter().zip(0..).map(|(ban, id)| {
+        let start = clock::to_ms(ban.at);
+        let until = start.saturating_add(ban.length.saturating_mul(1_000));
+        let hits = Some(ban.after.dropped);
+        let end = store::End { at_ms: until, by: "expired".to_owned(), hits };
+        let ban = store::Ban {
+            network: ban.network,
+            port: ban.port,
+            kind: ban.kind.clone(),
+            tier: ban.tier,
+            reason: ban.reason.clone(),
+            from_ms: start,
+            until_ms: Some(until),
+        };
+        let end = (until <= to_ms).then_some(end);
+        report::Ban { row: store::HistoryRow { id, ban, end }, hits }
+    });
+    let accepted =
+        timeline.accepted.iter().map(|((source, port, user), [first_ms, last_ms, until_ms])| {
+            store::Accepted {
+                address: address(source),
+                user: user.clone(),
+                port: *port,
+                first_ms: *first_ms,
+                last_ms: *last_ms,
+                until_ms: *until_ms,
+            }
+        });
+    let sprayed =
+        timeline.sprayed.iter().map(|((user, _), (spray, [from_ms, last_ms]))| store::Sprayed {
+            user: user.clone(),
+            from_ms: *from_ms,
+            last_ms: *last_ms,
+            tier: spray.tier,
+            tries: spray.tries,
+            sources: spray.sources,
+        });
+    let served = timeline.served.iter().map(|(source, (first_ms, last_ms))| store::Served {
+        address: address(source),
+        first_ms: *first_ms,
+        last_ms: *last_ms,
+    });
+    // A port that was banned itself has earned it; one that shares its address with an offender has
+    // not.
+    let offends = |source: &IpKey, port: u16| {
+        let host = Network::around(*source, 128);
+        timeline.bans.iter().any(|ban| ban.port == Some(port) && ban.network == host)
+    };
+    let was_banned = |source: &IpKey| {
+        let host = Network::around(*source, 128);
+        timeline.bans.iter().any(|ban| ban.network == host)
+    };
+    let is_good = |(source, port): &(IpKey, u16)| {
+        timeline.served.contains_key(source) && !was_banned(source)
+            || good_ports.contains(&(*source, *port)) && !offends(source, *port)
+    };
+    let lost = timeline.lost.iter().filter(|(place, _)| is_good(place)).map(|(_, lost)| *lost);
+    report::Facts {
+        capture: Some(input.name().to_owned()),
+        from_ms,
+        to_ms,
+        bans: bans.collect(),
+        accepted: accepted.collect(),
+        sprayed: sprayed.collect(),
+        served: served.collect(),
+        trusted: replay.config.trust.networks.clone(),
+        rules: replay.config.detect.clone(),
+        lost: Some(lost.sum()),
+        notes: notes.to_vec(),
+    }
 }
 
 impl From<super::timeline::Banned> for Ban {

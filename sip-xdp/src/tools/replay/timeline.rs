@@ -13,7 +13,7 @@ use crate::bans::engine::EventSink;
 use crate::bans::event::Event;
 use crate::bans::offences::OffenceRecord;
 use crate::dataplane::tables::ledger::{Entry, Tier};
-use crate::detect::Acceptance;
+use crate::detect::{Acceptance, Spray};
 use crate::lists::Lists;
 use crate::net::network::Network;
 use crate::sys::clock::{self, Moment};
@@ -102,6 +102,14 @@ pub(super) struct Timeline {
     pub(super) suspected: BTreeMap<IpKey, Noted>,
     /// Users that were accepted, by address.
     pub(super) good: HashMap<IpKey, BTreeSet<String>>,
+    /// When each user was accepted at a port for the first time and the last, and until when it
+    /// lasts, in milliseconds since 1970.
+    pub(super) accepted: HashMap<(IpKey, u16, String), [u64; 3]>,
+    /// Sources whose calls were processed without credentials: since when, and when last.
+    pub(super) served: HashMap<IpKey, (u64, u64)>,
+    /// Users that strangers tried, by the first try on the filter's clock: the latest figures, and
+    /// when the first and the last try were, in milliseconds since 1970.
+    pub(super) sprayed: BTreeMap<(String, u64), (Spray, [u64; 2])>,
     pub(super) peers: HashSet<IpKey>,
     pub(super) tallies: HashMap<IpKey, Tally>,
     /// Sources that were too many to be counted one by one, together.
@@ -235,6 +243,14 @@ impl EventSink for Telling<'_> {
         if !users.contains(&acceptance.user) {
             users.insert(acceptance.user.clone());
         }
+        let Acceptance { source, user, port, until, .. } = acceptance;
+        let at = self.at.wall_ms;
+        let key = (*source, *port, user.clone());
+        if self.timeline.accepted.len() < MAX_SOURCES || self.timeline.accepted.contains_key(&key) {
+            let times = self.timeline.accepted.entry(key).or_insert([at; 3]);
+            times[1] = at;
+            times[2] = at.saturating_add(until.saturating_sub(self.at.now) / 1_000_000);
+        }
     }
 
     fn peer(&mut self, source: IpKey, _: u64) {
@@ -261,5 +277,18 @@ impl EventSink for Telling<'_> {
         drop(lists.take_changes());
     }
 
-    fn expired(&mut self, _: List, _: &Entry) {}
+    fn served(&mut self, source: IpKey) {
+        let at = self.at.wall_ms;
+        self.timeline.served.entry(source).or_insert((at, at)).1 = at;
+    }
+
+    fn sprayed(&mut self, spray: &Spray) {
+        let wall = |time: u64| {
+            self.at.wall_ms.saturating_sub(self.at.now.saturating_sub(time) / 1_000_000)
+        };
+        let times = [spray.first, spray.last].map(wall);
+        self.timeline.sprayed.insert((spray.user.clone(), spray.first), (spray.clone(), times));
+    }
+
+    fn expired(&mut self, _: List, _: &Entry, _: Option<u64>) {}
 }

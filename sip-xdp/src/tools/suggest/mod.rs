@@ -15,6 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use jiff::Timestamp;
 use serde::Serialize;
 use sip_xdp_common::abi::names;
 use sip_xdp_common::lookup::networks::Kind;
@@ -27,6 +28,7 @@ use crate::dataplane::tables::header;
 use crate::dataplane::tables::networks::Table;
 use crate::net::network::Network;
 use crate::observe::explain::{self, Level};
+use crate::store;
 use crate::sys::clock;
 
 /// Where PBXes keep their configuration, on Debian and elsewhere.
@@ -44,6 +46,9 @@ const BROADEST: [u8; 2] = [16, 32];
 
 /// A limit is used up when less than this part of it is left.
 const NEARLY: u32 = 5;
+
+/// Partners are proposed whose calls were taken within this time, in milliseconds: a month.
+const SERVED_MS: u64 = 30 * 24 * 3_600_000;
 
 /// How deep directories are looked into, how many files are read, and how long each may be, in
 /// bytes.
@@ -136,6 +141,7 @@ impl Trusted {
 pub fn suggest(
     directories: &[PathBuf],
     pins: &Pins,
+    store: &Path,
     settings: &SourceRules,
     trusted: &Trusted,
 ) -> Result<Suggestions> {
@@ -169,6 +175,9 @@ pub fn suggest(
     }
     // Without a filter nobody has run into its limits.
     for (network, reason) in limited(pins, settings).unwrap_or_default() {
+        collected.found.entry(Who::Network(network)).or_default().push(reason);
+    }
+    for (network, reason) in served(store).unwrap_or_default() {
         collected.found.entry(Who::Network(network)).or_default().push(reason);
     }
     let (known, new): (Vec<_>, Vec<_>) =
@@ -306,6 +315,26 @@ fn host_of(text: &str) -> &str {
     .trim()
 }
 
+/// Addresses whose calls the server took without credentials in the last month, but for those that
+/// were banned meanwhile: it may take an attacker's, too.
+fn served(store: &Path) -> Result<Vec<(Network, String)>> {
+    if !store.exists() {
+        return Ok(Vec::new());
+    }
+    let reader = store::Reader::open(store)?;
+    let from_ms = clock::wall_ms().saturating_sub(SERVED_MS);
+    let bans = reader.bans_since(from_ms)?;
+    let banned: BTreeSet<Network> = bans.into_iter().map(|row| row.ban.network).collect();
+    let rows = reader.served_since(from_ms)?.into_iter();
+    let rows = rows.map(|row| (Network::host(row.address), clock::from_ms(row.first_ms)));
+    let reason = |(network, since): (Network, Timestamp)| {
+        let since = since.strftime("%F");
+        let reason = format!("the server has taken its calls without credentials since {since}");
+        (network, reason)
+    };
+    Ok(rows.filter(|(network, _)| !banned.contains(network)).map(reason).collect())
+}
+
 /// Known-good sources and peers that have all but used up their limit. The kernel keeps no record
 /// of known sources that went over it before.
 fn limited(pins: &Pins, settings: &SourceRules) -> Result<Vec<(Network, String)>> {
@@ -343,6 +372,7 @@ fn limited(pins: &Pins, settings: &SourceRules) -> Result<Vec<(Network, String)>
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::store::{Change, Store};
 
     #[test]
     fn hosts_are_found_in_whatever_is_around_them() {
@@ -409,15 +439,25 @@ mod tests {
         let trusted =
             Trusted { networks: vec!["198.51.100.0/24".parse().unwrap()], hosts: BTreeSet::new() };
         let pins = Pins::new(&directory.path().join("pins"));
+        let store = directory.path().join("state.db");
+        let opened = Store::open(&store).store;
+        opened.record(Change::Served("192.0.2.99".parse().unwrap(), clock::wall_ms()));
+        drop(opened);
         let found = suggest(
             &[directory.path().to_owned()],
             &pins,
+            &store,
             &SourceRules::from(&Config::default()),
             &trusted,
         )
         .unwrap();
         let who: Vec<_> = found.proposals.iter().map(|proposal| proposal.who.as_str()).collect();
-        assert_eq!(who, ["192.0.2.7", "203.0.113.0/24", "sip.south.example"]);
+        assert_eq!(who, ["192.0.2.7", "192.0.2.99", "203.0.113.0/24", "sip.south.example"]);
+        assert!(
+            found.proposals[1].reasons[0].contains("without credentials since 20"),
+            "{:?}",
+            found.proposals[1]
+        );
         assert_eq!((found.trusted, found.files, found.refused.len()), (1, 4, 1));
         assert!(found.refused[0].reason.contains("pjsip.conf:5"), "{:?}", found.refused);
         let both = &found.proposals[0];

@@ -21,6 +21,7 @@ fn full() -> Overview {
         registrar_failing: true,
         sees_responses: true,
         watched_sources: 7,
+        served_sources: 3,
         tables: vec![Fill { table: "known".into(), used: 5, limit: 65_536 }],
         feeds: vec![FeedRow {
             name: "a\"b".to_owned(),

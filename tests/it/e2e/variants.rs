@@ -1,0 +1,225 @@
+//! Kinds of conversations that people reported, at other paces, with other users and ports, and
+//! over IPv6 as well, come out as the reported ones do. Needs root.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use anyhow::Result;
+use sip_xdp::config::Config;
+use sip_xdp::net::network::Network;
+use sip_xdp::tools::replay::{Ban, Input, Options, Replayed, replay};
+use sip_xdp_tests::day::tape::{Answer, Party, Tape, Verdict};
+use sip_xdp_tests::day::{HOUR, MINUTE, SECOND, SERVER, SERVER6, START};
+use sip_xdp_tests::pcap::{Cover, pcap};
+
+/// Where one variant of somebody is: each has an address of its own.
+fn place(number: u16, port: u16) -> SocketAddr {
+    let last = number / 2 + 1;
+    if number.is_multiple_of(2) {
+        SocketAddr::from((Ipv4Addr::new(192, 0, (last >> 8) as u8, last as u8), port))
+    } else {
+        SocketAddr::from((Ipv6Addr::new(0x2001, 0xdb8, 0x100 + last, 0, 0, 0, 0, 7), port))
+    }
+}
+
+/// The paces, ports and users that are combined: seconds between two tries, then ports, then users.
+fn variants() -> impl Iterator<Item = (u16, u64, u16, &'static str)> {
+    let combined = [3_u64, 30, 240].into_iter().flat_map(|pace| {
+        [(5060, "1000"), (41_234, "anna.lind"), (5080, "+493012345")]
+            .map(|(port, user)| (pace, port, user))
+    });
+    // Each by IPv4 and by IPv6.
+    let both = combined.flat_map(|one| [one, one]);
+    (0..).zip(both).map(|(number, (pace, port, user))| (number, pace, port, user))
+}
+
+fn played(tape: Tape) -> Result<Replayed> {
+    sip_xdp_tests::require_root()?;
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("variants.pcap");
+    fs::write(&file, pcap(Cover::Ethernet, &tape.finish()))?;
+    let registrar = vec![Network::host(SERVER.into()), Network::host(SERVER6.into())];
+    replay(&Input::open(&file)?, &Config::default(), &Options { registrar }, &mut |_| {})
+}
+
+fn tape() -> Tape {
+    Tape::new(SocketAddr::from((SERVER, 5060)), SocketAddr::from((SERVER6, 5060)))
+}
+
+fn bans_of(replayed: &Replayed, address: IpAddr) -> Vec<&Ban> {
+    replayed.banned.iter().filter(|ban| ban.address.contains(&Network::host(address))).collect()
+}
+
+/// Nobody of these lost a packet, or was banned.
+fn kept(replayed: &Replayed, places: &[SocketAddr]) {
+    for place in places {
+        let bans = bans_of(replayed, place.ip());
+        assert_eq!(replayed.lost(place.ip(), Some(place.port())), 0, "{place}: {bans:#?}");
+        assert!(bans.is_empty(), "{place}: {bans:#?}");
+    }
+    assert!(places.len() >= 18, "{} variants", places.len());
+}
+
+/// Each of these was banned.
+fn banned(replayed: &Replayed, places: &[SocketAddr]) {
+    for place in places {
+        assert!(!bans_of(replayed, place.ip()).is_empty(), "{place} was never banned");
+    }
+    assert!(places.len() >= 18, "{} variants", places.len());
+}
+
+#[test]
+fn trunks_that_authenticate_each_call_are_kept() -> Result<()> {
+    let (mut tape, mut places) = (tape(), Vec::new());
+    for (number, pace, port, user) in variants() {
+        let mut trunk = Party::new(place(number, port), user).with("SBC");
+        for turn in 0..60_u64 {
+            let answer = match turn % 5 {
+                0 => Answer::Fails("486 Busy Here"),
+                1 => Answer::Fails("480 Temporarily Unavailable"),
+                2 => Answer::Fails("487 Request Terminated"),
+                3 => Answer::Refused("404 Not Found"),
+                _ => Answer::Talk(60),
+            };
+            tape.call(
+                START + turn * pace * SECOND,
+                &mut trunk,
+                &format!("0301{turn:06}"),
+                true,
+                answer,
+            );
+        }
+        places.push(trunk.at);
+    }
+    kept(&played(tape)?, &places);
+    Ok(())
+}
+
+#[test]
+fn carriers_that_only_deliver_are_kept() -> Result<()> {
+    let (mut tape, mut places) = (tape(), Vec::new());
+    for (number, pace, port, _) in variants() {
+        let mut carrier = Party::new(place(number, port), "anonymous").with("SBC");
+        // One after the other: together they are more than one CPU hands to the detector.
+        let start = START + u64::from(number) * 3 * MINUTE;
+        for turn in 0..120_u64 {
+            // One in ten goes to a number that nobody has.
+            let answer = match turn % 10 {
+                7 => Answer::Refused("404 Not Found"),
+                3 => Answer::Fails("486 Busy Here"),
+                _ => Answer::Talk(40),
+            };
+            // The fastest ones deliver ten calls a second.
+            let every = if pace == 3 { SECOND / 10 } else { pace * SECOND };
+            tape.call(
+                start + turn * every,
+                &mut carrier,
+                &format!("{}", 2_000 + turn % 90),
+                false,
+                answer,
+            );
+        }
+        places.push(carrier.at);
+    }
+    kept(&played(tape)?, &places);
+    Ok(())
+}
+
+#[test]
+fn nonces_that_are_used_again_are_kept() -> Result<()> {
+    let (mut tape, mut places) = (tape(), Vec::new());
+    for (number, pace, port, user) in variants() {
+        let mut phone = Party::new(place(number, port), &format!("{user}-{number}"));
+        tape.register(START, &mut phone, Verdict::Right);
+        for turn in 1..100_u64 {
+            tape.register_again(START + turn * pace * SECOND, &mut phone, number % 4 < 2);
+        }
+        places.push(phone.at);
+    }
+    kept(&played(tape)?, &places);
+    Ok(())
+}
+
+/// Twelve phones of an office whose passwords were changed beside one that works: no more than
+/// their ports are banned, and the one that works loses nothing.
+#[test]
+fn offices_that_nobody_reset_are_kept() -> Result<()> {
+    let (mut tape, mut working) = (tape(), Vec::new());
+    for (number, pace, port, user) in variants() {
+        // Faster ones than that are no phones.
+        let pace = pace.max(20);
+        let at = place(number, port);
+        let mut good = Party::new(at, &format!("{user}-{number}"));
+        for turn in 0..8_u64 {
+            tape.register(START + turn * 25 * MINUTE, &mut good, Verdict::Right);
+        }
+        for forgotten in 0..12_u16 {
+            let here = SocketAddr::new(at.ip(), 20_000 + forgotten);
+            let mut phone = Party::new(here, &format!("old-{number}-{forgotten}"));
+            let verdict = if forgotten % 2 == 0 { Verdict::Wrong } else { Verdict::Forbidden };
+            for turn in 0..(3 * HOUR / (pace * SECOND)) {
+                let at = START + u64::from(forgotten) * SECOND + turn * pace * SECOND;
+                tape.register(at, &mut phone, verdict);
+            }
+        }
+        working.push(at);
+    }
+    let replayed = played(tape)?;
+    for at in &working {
+        assert_eq!(
+            replayed.lost(at.ip(), Some(at.port())),
+            0,
+            "{at}: {:#?}",
+            bans_of(&replayed, at.ip())
+        );
+        for ban in bans_of(&replayed, at.ip()) {
+            let is_one_phone =
+                ban.port.is_some_and(|port| port >= 20_000) && ban.kind == "misconfigured";
+            assert!(is_one_phone, "{ban:#?}");
+        }
+    }
+    assert!(working.len() >= 18);
+    Ok(())
+}
+
+#[test]
+fn callers_that_look_for_a_prefix_are_banned() -> Result<()> {
+    let (mut tape, mut places) = (tape(), Vec::new());
+    let prefixes = ["00", "011", "9011", "900", "+", "000", "90011"];
+    let answers = [
+        Answer::Talk(6),
+        Answer::Refused("603 Decline"),
+        Answer::Refused("503 Service Unavailable"),
+        Answer::Refused("404 Not Found"),
+        Answer::Fails("480 Temporarily Unavailable"),
+        Answer::Refused("488 Not Acceptable Here"),
+    ];
+    for (number, pace, port, user) in variants() {
+        let mut caller = Party::new(place(number, port), user);
+        let answer = answers[usize::from(number) % answers.len()];
+        for turn in 0..21_u64 {
+            let prefix = prefixes[turn as usize % prefixes.len()];
+            let target = format!("{prefix}4420718{:05}", 30_000 + u64::from(number));
+            tape.call(START + turn * pace * SECOND, &mut caller, &target, false, answer);
+        }
+        places.push(caller.at);
+    }
+    banned(&played(tape)?, &places);
+    Ok(())
+}
+
+#[test]
+fn guessers_are_banned() -> Result<()> {
+    let (mut tape, mut places) = (tape(), Vec::new());
+    for (number, pace, port, user) in variants() {
+        let mut guesser = Party::new(place(number, port), user);
+        for turn in 0..60_u64 {
+            let verdict = if turn % 3 == 0 { Verdict::Forbidden } else { Verdict::Wrong };
+            guesser.user = format!("{user}{}", turn % 7);
+            tape.register(START + turn * pace * SECOND, &mut guesser, verdict);
+        }
+        places.push(guesser.at);
+    }
+    banned(&played(tape)?, &places);
+    Ok(())
+}
