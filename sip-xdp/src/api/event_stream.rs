@@ -1,5 +1,5 @@
-//! The stream of events: what the daemon decides, told to whoever watches. Watching never delays
-//! the daemon: who reads too slowly loses events, and is told how many.
+//! The event stream. Watching never delays the daemon: a slow watcher loses events, and is sent
+//! their number.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -20,23 +20,23 @@ use crate::net::network::Network;
 pub use crate::api::recent_events::Latest;
 use crate::api::recent_events::Recent;
 
-/// How many events a watcher may be behind before it loses some.
+/// Events that a watcher may lag behind before it loses some.
 const BACKLOG: usize = 1_024;
 
-/// One event, ready to be sent.
+/// One event, serialised.
 #[derive(Debug, Clone)]
 pub struct StreamEvent {
-    /// Whom it is about; nobody in particular if it is about the weather, or the registrar.
+    /// Its subject; `None` for events about a storm or the registrar.
     pub about: Option<Network>,
     /// Its name.
     pub event: &'static str,
-    /// Its kind, of which each event has but a few.
+    /// Its kind, of a small set per event.
     pub kind: Option<String>,
     /// The JSON object.
     pub line: Arc<str>,
 }
 
-/// Where events go to all watchers, and where the latest are kept for those who come later.
+/// Channel of events to all watchers, with the recent ones for later readers.
 #[derive(Debug, Clone)]
 pub struct Hub {
     sender: broadcast::Sender<StreamEvent>,
@@ -55,48 +55,47 @@ impl Default for Hub {
 }
 
 impl Hub {
-    /// Whether anybody watches.
+    /// Whether there is a watcher.
     #[cfg(test)]
     pub(crate) fn is_watched(&self) -> bool {
         self.sender.receiver_count() > 0
     }
 
-    /// What happened lately.
+    /// Recent events.
     pub fn recent(&self) -> Latest {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner).latest()
     }
 
-    /// Tells an event to all who watch.
+    /// Publishes an event to all watchers.
     pub fn publish(&self, stream_event: StreamEvent) {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner).note(&stream_event);
-        // Nobody may be there to hear it.
+        // An error means that there is no watcher.
         let _ = self.sender.send(stream_event);
     }
 
-    /// Whether anybody wants samples of what is dropped.
+    /// Whether a watcher wants drop samples.
     pub fn wants_packets(&self) -> bool {
         self.packets.receiver_count() > 0
     }
 
-    /// Tells a packet to all who want it. There is a channel of its own for these, so that they
-    /// never push out a ban.
+    /// Publishes a drop sample. These have their own channel, so that they never displace a ban.
     pub fn publish_packet(&self, stream_event: StreamEvent) {
         let _ = self.packets.send(stream_event);
     }
 
-    /// Begins to watch what is dropped.
+    /// Subscribes to drop samples.
     pub fn subscribe_packets(&self) -> broadcast::Receiver<StreamEvent> {
         self.packets.subscribe()
     }
 
-    /// Begins to watch.
+    /// Subscribes to events.
     pub fn subscribe(&self) -> broadcast::Receiver<StreamEvent> {
         self.sender.subscribe()
     }
 }
 
-/// Sends events to one watcher until it goes away or the daemon ends: those that concern `address`,
-/// or all.
+/// Streams events to one watcher until it disconnects or the daemon ends: those about `address`, or
+/// all.
 pub async fn serve(
     mut events: broadcast::Receiver<StreamEvent>,
     mut packets: Option<broadcast::Receiver<StreamEvent>>,
@@ -110,7 +109,7 @@ pub async fn serve(
         let stream_event = tokio::select! {
             stream_event = events.recv() => stream_event,
             stream_event = next_of(&mut packets) => stream_event,
-            // A watcher has nothing more to say: it is gone, or as good as.
+            // Watchers send nothing: input or an end means that it has disconnected.
             _ = reader.read(&mut byte) => return Ok(()),
         };
         let line = match stream_event {
@@ -125,7 +124,7 @@ pub async fn serve(
     }
 }
 
-/// The next event of a channel; never, if there is none.
+/// The next event of a channel; pending forever without one.
 async fn next_of(
     channel: &mut Option<broadcast::Receiver<StreamEvent>>,
 ) -> Result<StreamEvent, RecvError> {
@@ -135,27 +134,26 @@ async fn next_of(
     }
 }
 
-/// Whether an event concerns an address.
+/// Whether an event is about an address.
 fn concerns(stream_event: &StreamEvent, address: Option<&Network>) -> bool {
     address.is_none_or(|address| stream_event.about.is_some_and(|about| about.contains(address)))
 }
 
-/// The event that says that others were lost.
+/// The event that reports lost events.
 fn lost(count: u64) -> serde_json::Value {
     json!({ "time": counters::now(), "event": "lost", "count": count })
 }
 
-/// The stream of a daemon's events, as its watcher sees it.
+/// A client's view of the event stream.
 #[derive(Debug)]
 pub struct Stream {
     lines: Lines<BufReader<OwnedReadHalf>>,
-    /// Dropping it says that nobody watches any more.
+    /// Dropping it closes the connection.
     _writer: OwnedWriteHalf,
 }
 
 impl Stream {
-    /// Asks the daemon of `socket` for its events.
-    /// With `packets` samples of what is dropped come as well.
+    /// Requests the events of the daemon of `socket`; with `packets` also drop samples.
     pub async fn open(socket: &Path, address: Option<IpAddr>, packets: bool) -> Result<Self> {
         let stream: UnixStream = control::connect(socket).await?;
         let (reader, mut writer) = stream.into_split();

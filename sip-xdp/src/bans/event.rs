@@ -1,4 +1,4 @@
-//! Events: what was decided, as those who watch are told.
+//! Events of decisions, as `watch` shows them.
 
 use serde::Serialize;
 use sip_xdp_common::ip_key::IpKey;
@@ -8,7 +8,7 @@ use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::net::network::Network;
 use crate::sys::clock;
 
-/// One event. What does not apply is null in JSON.
+/// One event. Fields that do not apply are null in JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Event {
     pub(crate) time: jiff::Timestamp,
@@ -21,29 +21,29 @@ pub(crate) struct Event {
     pub(crate) dry_run: bool,
     pub(crate) owner: Option<&'static str>,
     pub(crate) expires: Option<jiff::Timestamp>,
-    /// Only of events about an interface.
+    /// Only in events about interfaces.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) interface: Option<String>,
-    /// What it says of a feed, if it is about one.
+    /// Feed figures, in events about feeds.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub(crate) feed: Option<FeedFigures>,
 }
 
-/// What an event says of a feed.
+/// The figures of a feed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct FeedFigures {
-    /// Its name.
+    /// Name of the feed.
     pub(crate) feed: String,
-    /// How many networks it listed for the first time, ...
+    /// Number of networks added,
     pub(crate) added: usize,
-    /// ... lists no longer, ...
+    /// removed,
     pub(crate) removed: usize,
-    /// ... and lists now.
+    /// and listed now.
     pub(crate) total: usize,
 }
 
 impl Event {
-    /// Of this name, now, about nobody in particular.
+    /// An event of this name, now, without a subject.
     pub(crate) fn new(event: &'static str) -> Self {
         let time = counters::now();
         Self {
@@ -62,12 +62,12 @@ impl Event {
         }
     }
 
-    /// About a feed.
+    /// An event about a feed.
     pub(crate) fn of_feed(kind: &str, figures: FeedFigures) -> Self {
         Self { feed: Some(figures), ..Self::new("feed").kind(kind) }
     }
 
-    /// About an entry of a list.
+    /// An event about an entry.
     pub(crate) fn of(event: &'static str, entry: &Entry) -> Self {
         Self {
             address: Some(entry.network),
@@ -81,37 +81,37 @@ impl Event {
         }
     }
 
-    /// About a source.
+    /// Sets a source as subject.
     pub(crate) fn from(self, source: IpKey) -> Self {
         self.about(Network::around(source, 128))
     }
 
-    /// About a network.
+    /// Sets a network as subject.
     pub(crate) fn about(self, network: Network) -> Self {
         Self { address: Some(network), ..self }
     }
 
-    /// Of a port.
+    /// Sets the port.
     pub(crate) fn port(self, port: u16) -> Self {
         Self { port: Some(port), ..self }
     }
 
-    /// Of this kind.
+    /// Sets the kind.
     pub(crate) fn kind(self, kind: impl Into<String>) -> Self {
         Self { kind: Some(kind.into()), ..self }
     }
 
-    /// For this reason.
+    /// Sets the reason.
     pub(crate) fn reason(self, reason: impl Into<String>) -> Self {
         Self { reason: Some(reason.into()), ..self }
     }
 
-    /// About an interface.
+    /// Sets the interface.
     pub(crate) fn interface(self, name: &str) -> Self {
         Self { interface: Some(name.to_owned()), ..self }
     }
 
-    /// Whether nothing follows from it, since nothing is dropped.
+    /// Marks an event of a dry run.
     pub(crate) fn dry_run(self, dry_run: bool) -> Self {
         Self { dry_run, ..self }
     }

@@ -37,7 +37,7 @@ use crate::dataplane::attach::trial::Trial;
 use crate::dataplane::attach::xdp::ModeChoice;
 use crate::dataplane::netlink::Netlink;
 use crate::dataplane::pins::{Lock, Pins};
-use crate::dataplane::tables::drop_samples::Tap;
+use crate::dataplane::tables::drop_samples::DropSampleBudget;
 use crate::dataplane::tables::meters::Sources;
 use crate::detect::Detector;
 use crate::dns::{ByName, Hosts};
@@ -144,7 +144,7 @@ struct Daemon {
     /// Who watches is told of events here.
     hub: Hub,
     /// Copies of what is dropped, for whoever watches.
-    tap: Tap,
+    drop_samples: DropSampleBudget,
     /// Metrics and the web page.
     metrics: Metrics,
     /// Who else is told.
@@ -223,7 +223,7 @@ impl Daemon {
     }
 
     async fn tick(&mut self, ticks: u64) {
-        self.tap.fill(self.hub.wants_packets());
+        self.drop_samples.fill(self.hub.wants_packets());
         let now = clock::now();
         self.follow_the_wall_clock();
         self.check_confirmation(now);

@@ -28,7 +28,7 @@ use crate::dataplane::netlink::Netlink;
 use crate::dataplane::pins;
 use crate::dataplane::pins::{Lock, Pins};
 use crate::dataplane::probe::Platform;
-use crate::dataplane::tables::drop_samples::Tap;
+use crate::dataplane::tables::drop_samples::DropSampleBudget;
 use crate::dataplane::tables::ledger::Entry;
 use crate::dataplane::tables::ledger::Ledger;
 use crate::dataplane::tables::meters::Sources;
@@ -181,7 +181,7 @@ impl Daemon {
             blind: BTreeMap::new(),
             store,
             hub: Default::default(),
-            tap: Tap::open(open)?,
+            drop_samples: DropSampleBudget::open(open)?,
             metrics: Default::default(),
             integrations: Default::default(),
             repeats: Default::default(),

@@ -48,8 +48,8 @@ fn guesser_is_banned(lab: &Lab, filter: &Filter<'_>, number: u8) -> Result<()> {
         Guess::new(SocketAddr::from((source, 5060)), SocketAddr::from((PBX_WAN, 5060)), "101");
     let _guesser = Guesser::start(&lab.attacker, guess)?;
     filter.wait_for_ban(&source.to_string(), PROMPT)?;
-    let is_told = || Ok(filter.ban_kind(&source.to_string()).as_deref() == Some("rejected"));
-    wait_until("the log tells the ban", PROMPT, is_told)?;
+    let is_logged = || Ok(filter.ban_kind(&source.to_string()).as_deref() == Some("rejected"));
+    wait_until("the log tells the ban", PROMPT, is_logged)?;
     Ok(())
 }
 

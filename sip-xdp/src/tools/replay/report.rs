@@ -297,9 +297,9 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
 
     let mut others = Others { sources: 0, fate: timeline.others };
     for (source, tally) in &timeline.tallies {
-        let is_told =
+        let is_reported =
             timeline.limited.contains_key(source) || timeline.suspected.contains_key(source);
-        if !is_told && !is_known(source) && !is_banned(source) {
+        if !is_reported && !is_known(source) && !is_banned(source) {
             others.sources += 1;
             others.fate += tally.all;
         }
