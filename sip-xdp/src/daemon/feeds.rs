@@ -70,17 +70,17 @@ impl Daemon {
         if let Some(error) = now.error.as_ref().filter(|error| before.error.as_ref() != Some(error))
         {
             let kind = if now.is_refused { "refused" } else { "failed" };
-            self.publish(&Event::of_feed(kind, figures.clone()).reason(format!("{name}: {error}")));
+            self.publish(Event::of_feed(kind, figures.clone()).reason(format!("{name}: {error}")));
         }
         if before.error.is_some() && now.error.is_none() {
-            self.publish(&Event::of_feed("well", figures.clone()).reason(name));
+            self.publish(Event::of_feed("well", figures.clone()).reason(name));
         }
         let (fired, fired_before) = (now.tally.guards(), before.tally.guards());
         if !fired.is_empty() && fired != fired_before {
             let counts: Vec<_> =
                 fired.iter().map(|(guard, count)| format!("{count} {guard}")).collect();
             self.publish(
-                &Event::of_feed("guard", figures)
+                Event::of_feed("guard", figures)
                     .reason(format!("{name}: {}", counts.join(", ").replace('_', " "))),
             );
         }

@@ -341,8 +341,7 @@ fn limited(pins: &Pins, latest: &Latest, blocked: &[Worst]) -> Result<Vec<Worst>
     let sources = Sources::open(|name| pins.open(name))?;
     let mut found = Vec::new();
     for event in &latest.limited {
-        let Some(network) = event["address"].as_str().and_then(|text| text.parse::<Network>().ok())
-        else {
+        let Some(network) = event.address else {
             continue;
         };
         if blocked.iter().any(|one| one.port.is_none() && one.network.contains(&network)) {
@@ -351,7 +350,7 @@ fn limited(pins: &Pins, latest: &Latest, blocked: &[Worst]) -> Result<Vec<Worst>
         let Some(limited) = explain::limited_lately(pins, &sources, &network)? else {
             continue;
         };
-        let kind = event["kind"].as_str().unwrap_or_default();
+        let kind = event.kind.as_deref().unwrap_or_default();
         let what = if kind == "other" { "other packets" } else { kind };
         let when = if limited.now { "" } else { ", lately" };
         found.push(Worst {
@@ -364,7 +363,7 @@ fn limited(pins: &Pins, latest: &Latest, blocked: &[Worst]) -> Result<Vec<Worst>
             since: Some(limited.since),
             expires: None,
             packets: limited.packets.into(),
-            dry_run: event["dry_run"] == true,
+            dry_run: event.dry_run,
         });
     }
     Ok(found)

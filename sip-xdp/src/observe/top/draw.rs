@@ -6,7 +6,6 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Clear, Paragraph, Sparkline, Wrap};
-use serde_json::Value;
 
 use super::app::{App, Overlay, Verb};
 use super::rates::Column;
@@ -368,17 +367,14 @@ fn latest_bans(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
     let width = usize::from(area.width);
     let mut lines = vec![Line::styled(rule("LATEST BANS", width), look.head())];
     let latest = &app.overview.latest;
-    let text = |event: &Value, field: &str| text::line(event[field].as_str().unwrap_or_default());
+    let shown = |field: Option<String>| text::line(&field.unwrap_or_default());
     for ban in latest.bans.iter().take(usize::from(area.height).saturating_sub(1)) {
-        let time = text(ban, "time").get(11..19).unwrap_or_default().to_owned();
-        let port = ban["port"].as_u64().map(|port| format!(":{port}")).unwrap_or_default();
-        let dry = if ban["dry_run"] == true { " (dry run)" } else { "" };
-        let what = format!(
-            "{time} {}{port} {}{dry}  {}",
-            text(ban, "address"),
-            text(ban, "kind"),
-            text(ban, "reason")
-        );
+        let time = ban.time.strftime("%T");
+        let address = shown(ban.address.map(|address| address.to_string()));
+        let port = ban.port.map(|port| format!(":{port}")).unwrap_or_default();
+        let dry = if ban.dry_run { " (dry run)" } else { "" };
+        let (kind, reason) = (shown(ban.kind.clone()), shown(ban.reason.clone()));
+        let what = format!("{time} {address}{port} {kind}{dry}  {reason}");
         lines.push(Line::from(cut(&what, width)));
     }
     if latest.bans.is_empty() {

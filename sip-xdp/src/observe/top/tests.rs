@@ -11,11 +11,13 @@ use serde_json::json;
 use super::app::{App, Effect, Order, Overlay, Sort};
 use super::draw::draw;
 use crate::api::event_stream::Latest;
+use crate::bans::event::Event;
 use crate::dataplane::counters::{
     ByVerdict, FilteredInterface, InterfaceStats, Occupancy, ResponseStats, SourceStats, Stats,
 };
 use crate::dataplane::tables::ledger::Tier;
 use crate::observe::snapshot::{Bans, FromDaemon, Overview, Storm, Worst};
+use std::sync::Arc;
 
 fn worst(network: &str, state: &'static str, packets: u64, reason: &str) -> Worst {
     Worst {
@@ -36,10 +38,12 @@ fn worst(network: &str, state: &'static str, packets: u64, reason: &str) -> Wors
 fn attacked(second: u64) -> Overview {
     let feed = |name: &str, error: serde_json::Value| json!({ "name": name, "ipv4": 12_345, "ipv6": 6, "age": 240, "error": error });
     let status = json!({ "pid": 7, "feeds": [feed("apiban", json!(null)), feed("spamhaus", json!("HTTP 503"))] });
-    let ban = json!({
-        "time": "2026-01-02T03:04:00Z", "event": "ban", "kind": "rejected", "address": "198.51.100.66", "port": null,
-        "reason": "10 rejected passwords for the user \u{1b}[31m\u{202e}evil in 1 s, nonce \
-                   echoed", "tier": "proven", "dry_run": false,
+    let ban = Arc::new(Event {
+        time: "2026-01-02T03:04:00Z".parse().unwrap(),
+        tier: Some(Tier::Proven),
+        ..Event::new("ban").about("198.51.100.66".parse().unwrap()).kind("rejected").reason(
+            "10 rejected passwords for the user \u{1b}[31m\u{202e}evil in 1 s, nonce echoed",
+        )
     });
     let packets = ByVerdict {
         pass: [("good", 40 * second), ("unknown", 3 * second), ("keepalive", 9 * second)].into(),
