@@ -27,37 +27,37 @@ use crate::api::recent_events::Recent;
 /// Events that a watcher may lag behind before it loses some.
 const BACKLOG: usize = 1_024;
 
-/// A sample of a packet that was dropped, or would have been in a dry run.
+/// A drop sample: a packet that was dropped, or would be if the filter enforced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PacketSample {
-    /// When it was read.
+    /// Time of reading.
     pub time: Timestamp,
     /// `packet`.
     pub event: Cow<'static, str>,
-    /// The reason for which it was dropped.
+    /// The drop reason.
     pub kind: Option<Cow<'static, str>>,
     /// Its source address.
     pub address: Option<Network>,
     /// Its source port.
     pub port: Option<u16>,
-    /// The start line of its SIP message.
+    /// Start line of its SIP message.
     pub reason: Option<String>,
-    /// Always null: evidence has a tier, packets have none.
+    /// Always null: packets have no evidence tier.
     pub tier: Option<Tier>,
-    /// It passed all the same.
+    /// Whether it passed in a dry run.
     pub dry_run: bool,
-    /// The interface that it came by.
+    /// The receiving interface.
     pub interface: Option<String>,
-    /// How it begins.
+    /// Its link type.
     pub link: LinkKind,
-    /// Bytes of the whole packet.
+    /// Length of the whole packet in bytes.
     pub length: u16,
     /// Its first bytes in hexadecimal.
     pub data: String,
 }
 
 impl PacketSample {
-    /// The same as an event, without the bytes.
+    /// As an event without the bytes.
     pub fn as_event(&self) -> Event {
         Event {
             time: self.time,
@@ -72,24 +72,24 @@ impl PacketSample {
     }
 }
 
-/// What a packet begins with.
+/// The link type of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkKind {
-    /// An Ethernet header.
+    /// With an Ethernet header.
     Ethernet,
-    /// The IP header.
+    /// With the IP header first.
     Ip,
 }
 
-/// Events that came faster than a watcher read them.
+/// Events lost because a watcher read too slowly.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lost {
-    /// When that was noticed.
+    /// Time of detection.
     pub time: Timestamp,
     /// `lost`.
     pub event: Cow<'static, str>,
-    /// How many.
+    /// Number of lost events.
     pub count: u64,
 }
 
@@ -139,7 +139,7 @@ impl Hub {
     pub fn publish(&self, event: Event) {
         let event = Arc::new(event);
         self.recent.lock().unwrap_or_else(PoisonError::into_inner).note(&event);
-        // An error means that nobody watches.
+        // An error means that there is no watcher.
         let _ = self.sender.send(event);
     }
 
@@ -194,7 +194,7 @@ pub async fn serve(
     }
 }
 
-/// The next message of a channel; pending for ever if there is none.
+/// The next message of a channel; pending forever without one.
 async fn next_of<T: Clone>(channel: &mut Option<broadcast::Receiver<T>>) -> Result<T, RecvError> {
     match channel {
         Some(channel) => channel.recv().await,
@@ -203,7 +203,7 @@ async fn next_of<T: Clone>(channel: &mut Option<broadcast::Receiver<T>>) -> Resu
 }
 
 impl Line {
-    /// Whether it concerns an address; everything concerns those who ask for none.
+    /// Whether the line is about an address; always true without an address.
     fn concerns(&self, address: Option<&Network>) -> bool {
         let about = match self {
             Self::Packet(packet) => packet.address,
@@ -234,7 +234,7 @@ impl Stream {
         Ok(Self { lines, _writer: writer })
     }
 
-    /// The next line, as JSON and as what it says.
+    /// The next line, as JSON text and parsed.
     pub async fn next(&mut self) -> Result<(String, Line)> {
         match self.lines.next_line().await.context("the daemon went away")? {
             Some(line) => {

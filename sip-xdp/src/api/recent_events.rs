@@ -16,7 +16,7 @@ const DECISIONS: usize = 50;
 /// Capacity for sources over a limit.
 const LIMITED: usize = 256;
 
-/// The latest events.
+/// The recent events.
 #[derive(Debug)]
 pub(super) struct Recent {
     since: Timestamp,
@@ -71,7 +71,7 @@ impl Recent {
                 self.limited.retain(|(known, _)| *known != source);
                 push(&mut self.limited, LIMITED, (source, Arc::clone(event)));
             }
-            // Phones come and go so often that nothing else would be left.
+            // Too frequent: registrations would displace everything else.
             ("good" | "peer", _) => {}
             _ => push(&mut self.others, DECISIONS, Arc::clone(event)),
         }

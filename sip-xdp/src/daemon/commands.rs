@@ -1,4 +1,4 @@
-//! What operators ask of the daemon.
+//! Commands of operators.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::sys::clock;
 use crate::text::Quoted;
 
 impl Daemon {
-    /// Carries out one request, of root or of a member of the group.
+    /// Executes one request, of root or of a member of the group.
     pub(super) async fn command(&mut self, request: Request, is_root: bool) -> Result<Value> {
         bounds::check(&request, is_root)?;
         match request {
@@ -97,7 +97,7 @@ impl Daemon {
         Ok(json!({ "network": network, "expires": clock::to_wall(expires) }))
     }
 
-    /// Why a network is not blocked by command, unless somebody insists.
+    /// Why a network must not be blocked by command without `--force`, if so.
     pub(super) fn refusal(&self, network: &Network, operator: Option<Network>) -> Option<String> {
         if let Some(what) = self.ban_exemption(network, clock::now()) {
             return Some(format!("it {what}"));
@@ -142,8 +142,8 @@ impl Daemon {
                  list --match {network}`"
             );
         }
-        // Forget what it did, or its next request would find the bucket empty and the evidence
-        // complete.
+        // Also remove its meter and evidence, or its next request would find an empty bucket and
+        // complete evidence.
         self.detector.forget(&network.first());
         self.repeats.forget(network);
         self.remember_evidence();
@@ -216,7 +216,7 @@ impl Daemon {
         }))
     }
 
-    /// Takes the owners' entries for `network` out, or else those of the networks around it.
+    /// Removes the owners' entries for `network`, or else those of the networks around it.
     fn delete(&mut self, list: List, network: &Network, owners: &[Owner]) -> Result<Vec<Entry>> {
         let mut networks = self.lists.covering(list, network);
         if networks.contains(network) {
@@ -254,7 +254,7 @@ impl Daemon {
     }
 }
 
-/// What `unload` answers.
+/// The response of `unload`.
 fn unloaded(interfaces: &[String], offloads: &[Offload]) -> Value {
     json!({ "unloaded": interfaces, "offloads": offloads })
 }
