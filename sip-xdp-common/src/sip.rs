@@ -388,21 +388,34 @@ mod tests {
         }
 
         #[test]
-        fn blank_words_are_recognised_exactly_near_the_edge(bytes in prop::array::uniform8(0x1d_u8..0x24)) {
+        fn blank_words_are_recognised_exactly_near_the_edge(
+            bytes in prop::array::uniform8(0x1d_u8..0x24),
+        ) {
             let plain = bytes.iter().all(|b| is_blank(*b));
             prop_assert_eq!(all_blank(u64::from_le_bytes(bytes)), plain);
         }
 
         #[test]
-        fn any_case_and_any_blanks_before_a_method(upper in any::<u64>(), blanks in "[ \t\r\n\0]{0,200}") {
-            let method: String = "register".chars().enumerate()
-                .map(|(n, c)| if upper >> n & 1 == 1 { c.to_ascii_uppercase() } else { c }).collect();
-            prop_assert_eq!(kind(&request(&format!("{blanks}{method} sip:example.com SIP/2.0"))), Register);
+        fn any_case_and_any_blanks_before_a_method(
+            upper in any::<u64>(),
+            blanks in "[ \t\r\n\0]{0,200}",
+        ) {
+            let method: String = "register"
+                .chars()
+                .enumerate()
+                .map(|(n, c)| if upper >> n & 1 == 1 { c.to_ascii_uppercase() } else { c })
+                .collect();
+            let line = format!("{blanks}{method} sip:example.com SIP/2.0");
+            prop_assert_eq!(kind(&request(&line)), Register);
         }
 
         #[test]
-        fn any_bytes_at_all(payload in prop::collection::vec(any::<u8>(), 0..700), start in 0_usize..800,
-                            end in 0_usize..800, first in any::<bool>()) {
+        fn any_bytes_at_all(
+            payload in prop::collection::vec(any::<u8>(), 0..700),
+            start in 0_usize..800,
+            end in 0_usize..800,
+            first in any::<bool>(),
+        ) {
             let message = classify(&Bytes(&payload), start, end, first);
             prop_assert!(Message::ALL.contains(&message));
         }

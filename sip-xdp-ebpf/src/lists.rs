@@ -2,6 +2,7 @@
 
 use core::arch::asm;
 use core::ffi::c_void;
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use aya_ebpf::helpers::bpf_loop;
 use sip_xdp_common::abi::layout::Scratch;
@@ -70,9 +71,7 @@ impl LookupTables for Lists {
         // that it compiles to a plain BPF atomic add.
         unsafe {
             let state = (&raw const slot.state).cast_mut();
-            core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(
-                state, hits,
-            )
+            atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(state, hits)
         };
     }
 

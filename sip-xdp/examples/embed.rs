@@ -41,7 +41,8 @@ async fn main() -> Result<()> {
                         Event::Limited { address, port } => println!("{address} port {port} is \
                             over a limit"),
                         Event::Attack { address, finding } => {
-                            println!("{address} attacks, blocked for ten minutes: {}", finding.reason);
+                            let reason = &finding.reason;
+                            println!("{address} attacks, blocked for ten minutes: {reason}");
                             filter.block(Network::host(address), Some(BAN), &finding.reason)?;
                         }
                     }

@@ -149,7 +149,8 @@ from sipvicious.libs import svhelper
 tool, address, agent = (sys.argv.pop(1) for _ in range(3))
 if agent:
     request = svhelper.makeRequest
-    request.__defaults__ = tuple(agent if value == "friendly-scanner" else value for value in request.__defaults__)
+    request.__defaults__ = tuple(
+        agent if value == "friendly-scanner" else value for value in request.__defaults__)
 sys.argv[0] = tool
 module = importlib.import_module("sipvicious." + tool)
 for name in ("ASipOfRedWine", "TakeASip"):

@@ -134,8 +134,9 @@ mod tests {
     #[test]
     fn reads_a_row() {
         let row = serde_json::json!({
-            "network": "192.0.2.7/32", "port": null, "owner": "auto", "reason": "x", "tier": "proven",
-            "added": "2026-01-01T00:00:00Z", "expires": "2026-01-01T00:10:00Z", "hits": 3,
+            "network": "192.0.2.7/32", "port": null, "owner": "auto", "reason": "x",
+            "tier": "proven", "added": "2026-01-01T00:00:00Z",
+            "expires": "2026-01-01T00:10:00Z", "hits": 3,
         });
         let ban = Ban::read(&row).unwrap();
         assert_eq!((ban.lasts, ban.port, ban.hits), (Some(Duration::from_secs(600)), None, 3));

@@ -94,21 +94,37 @@ mod tests {
 
     proptest! {
         #[test]
-        fn only_the_right_one_is_delivered(is_v4 in any::<bool>(), words in any::<[u64; 4]>(), ports in any::<(u16, u16)>(),
-                                           payload in prop::collection::vec(any::<u8>(), 0..200), flip in 0_u32..16) {
+        fn only_the_right_one_is_delivered(
+            is_v4 in any::<bool>(),
+            words in any::<[u64; 4]>(),
+            ports in any::<(u16, u16)>(),
+            payload in prop::collection::vec(any::<u8>(), 0..200),
+            flip in 0_u32..16,
+        ) {
             let (source, destination) = if is_v4 {
                 (IpKey::v4(words[0] as u32), IpKey::v4(words[2] as u32))
             } else {
-                (IpKey::from_words(words[0] | 0x20, words[1]), IpKey::from_words(words[2] | 0x20, words[3]))
+                (
+                    IpKey::from_words(words[0] | 0x20, words[1]),
+                    IpKey::from_words(words[2] | 0x20, words[3]),
+                )
             };
             let (source_port, destination_port) = ports;
-            let mut one = Datagram { source, destination, source_port, destination_port, checksum: 0, payload: &payload };
+            let mut one = Datagram {
+                source,
+                destination,
+                source_port,
+                destination_port,
+                checksum: 0,
+                payload: &payload,
+            };
             prop_assert_eq!(one.is_delivered(), is_v4);
             one.checksum = computed(&one);
             prop_assert!(one.is_delivered());
             let right = one.checksum;
             one.checksum ^= 1 << flip;
-            let pseudo = sum_of_address(&source) + sum_of_address(&destination) + 17 + 8 + payload.len() as u32;
+            let addresses = sum_of_address(&source) + sum_of_address(&destination);
+            let pseudo = addresses + 17 + 8 + payload.len() as u32;
             let is_other = one.checksum == 0 && is_v4 || one.checksum == fold(u64::from(pseudo));
             prop_assert_eq!(one.is_delivered(), is_other, "right is {}", right);
         }

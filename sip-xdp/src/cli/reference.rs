@@ -216,7 +216,7 @@ fn every_command_has_a_schema() {
 
 /// Undeclared properties would pass unnoticed otherwise.
 #[test]
-fn schemas_leave_nothing_open() {
+fn every_schema_forbids_additional_properties() {
     fn walk(name: &str, value: &Value) {
         if let Some(fields) = value["properties"].as_object() {
             assert_eq!(value["additionalProperties"], false, "{name}: {value}");

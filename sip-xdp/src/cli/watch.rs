@@ -116,14 +116,16 @@ mod tests {
 
     #[test]
     fn an_event_is_one_line_for_people() {
-        let line = r#"{"time":"2026-01-02T03:04:05.678Z","event":"ban","kind":"rejected","address":"192.0.2.7","port":null,
-            "reason":"10 passwords","tier":"proven","dry_run":false}"#;
+        let line = r#"{"time":"2026-01-02T03:04:05.678Z","event":"ban","kind":"rejected",
+            "address":"192.0.2.7","port":null,"reason":"10 passwords","tier":"proven",
+            "dry_run":false}"#;
         assert_eq!(
             text(&serde_json::from_str(line).unwrap()),
             "2026-01-02 03:04:05  ban          192.0.2.7  rejected, proven  10 passwords"
         );
-        let line = r#"{"time":"2026-01-02T03:04:05Z","event":"feed","kind":"synced","address":null,"port":null,"reason":null,
-            "tier":null,"dry_run":false,"feed":"public","added":3,"removed":2,"total":20}"#;
+        let line = r#"{"time":"2026-01-02T03:04:05Z","event":"feed","kind":"synced",
+            "address":null,"port":null,"reason":null,"tier":null,"dry_run":false,
+            "feed":"public","added":3,"removed":2,"total":20}"#;
         assert_eq!(
             text(&serde_json::from_str(line).unwrap()),
             "2026-01-02 03:04:05  feed         public +3 -2 =20  synced"
@@ -134,14 +136,15 @@ mod tests {
             "{}",
             text(&serde_json::from_str(line).unwrap())
         );
-        let line = r#"{"time":"2026-01-02T03:04:05Z","event":"limit","kind":"requests","address":"192.0.2.7","port":5060,
-            "reason":null,"tier":null,"dry_run":true}"#;
+        let line = r#"{"time":"2026-01-02T03:04:05Z","event":"limit","kind":"requests",
+            "address":"192.0.2.7","port":5060,"reason":null,"tier":null,"dry_run":true}"#;
         assert_eq!(
             text(&serde_json::from_str(line).unwrap()),
             "2026-01-02 03:04:05  limit        192.0.2.7 port 5060  requests, dry run"
         );
-        let line = r#"{"time":"2026-01-02T03:04:05Z","event":"interface","kind":"gone","address":null,"port":null,
-            "reason":"index 7","tier":null,"dry_run":false,"interface":"ppp0"}"#;
+        let line = r#"{"time":"2026-01-02T03:04:05Z","event":"interface","kind":"gone",
+            "address":null,"port":null,"reason":"index 7","tier":null,"dry_run":false,
+            "interface":"ppp0"}"#;
         assert_eq!(
             text(&serde_json::from_str(line).unwrap()),
             "2026-01-02 03:04:05  interface    ppp0  gone  index 7"

@@ -125,9 +125,8 @@ impl Daemon {
         self.lists.put(List::Trust, entry)?;
         self.judge_by_address()?;
         self.announce(said, Level::Info, format_args!("trust {network} owner=manual"));
-        Ok(
-            json!({ "network": network, "expires": clock::to_wall(expires), "was_blocked": blocked }),
-        )
+        let expires = clock::to_wall(expires);
+        Ok(json!({ "network": network, "expires": expires, "was_blocked": blocked }))
     }
 
     fn unblock(&mut self, network: &Network) -> Result<Value> {
@@ -262,6 +261,7 @@ fn unloaded(interfaces: &[String], offloads: &[Offload]) -> Value {
 pub(super) fn describe(entry: &Entry) -> Value {
     let (owner, claimant) = (entry.owner.name(), entry.claimant());
     json!({
-        "network": entry.network, "port": entry.port, "owner": owner, "claimant": claimant, "reason": entry.reason,
+        "network": entry.network, "port": entry.port, "owner": owner, "claimant": claimant,
+        "reason": entry.reason,
     })
 }

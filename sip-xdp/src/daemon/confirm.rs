@@ -102,7 +102,10 @@ impl Confirmation {
 
     /// Its fields in `status`.
     pub(super) fn status(self) -> Value {
-        let shown = |at: u64, is_missed: bool| json!({ "pending": !is_missed, "detached": is_missed, "until": clock::to_wall(at) });
+        let shown = |at: u64, is_missed: bool| {
+            let until = clock::to_wall(at);
+            json!({ "pending": !is_missed, "detached": is_missed, "until": until })
+        };
         match self {
             Self::Given => Value::Null,
             Self::Awaited { until, .. } => shown(until, false),

@@ -124,7 +124,9 @@ async fn watch_over(
             }
             Some(update) = answers.recv() => daemon.host_answered(update),
             Some(update) = feeds.recv() => daemon.feed_said(update),
-            () = confirmation_due(daemon.confirmation.remaining()) => daemon.check_confirmation(clock::now()),
+            () = confirmation_due(daemon.confirmation.remaining()) => {
+                daemon.check_confirmation(clock::now());
+            }
             _ = tick.tick() => {
                 ticks += 1;
                 daemon.tick(ticks).await;

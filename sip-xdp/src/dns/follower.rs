@@ -92,7 +92,8 @@ pub(super) async fn follow<D: Dns + Send + Sync + 'static>(
                 let all_again = round != wanted.round;
                 round = wanted.round;
                 for name in &wanted.names {
-                    let new = || Turn { due: now, is_asked: false, failures: 0, said: BTreeSet::new() };
+                    let said = BTreeSet::new();
+                    let new = || Turn { due: now, is_asked: false, failures: 0, said };
                     let turn = turns.entry(name.clone()).or_insert_with(new);
                     if all_again {
                         turn.due = now;
@@ -104,7 +105,10 @@ pub(super) async fn follow<D: Dns + Send + Sync + 'static>(
                     continue;
                 };
                 turn.is_asked = false;
-                turn.failures = if found.error.is_some() { turn.failures.saturating_add(1) } else { 0 };
+                turn.failures = match found.error {
+                    Some(_) => turn.failures.saturating_add(1),
+                    None => 0,
+                };
                 turn.due = Instant::now() + pause(&found, turn.failures);
                 for what in &found.left_out {
                     if turn.said.insert(what.clone()) {

@@ -134,8 +134,10 @@ pub(crate) mod tests {
     proptest! {
         /// The longest match with its inherited expiry equals a search through a plain list.
         #[test]
-        fn the_longest_match_is_enough(steps in prop::collection::vec((close(), 0_u64..100, any::<bool>()), 1..60),
-                                       probes in prop::collection::vec((close(), 0_u64..100), 40)) {
+        fn the_longest_match_is_enough(
+            steps in prop::collection::vec((close(), 0_u64..100, any::<bool>()), 1..60),
+            probes in prop::collection::vec((close(), 0_u64..100), 40),
+        ) {
             let mut set = Prefixes::default();
             let mut plain: Vec<(Network, u64)> = Vec::new();
             for (net, end, add) in steps {
@@ -155,7 +157,8 @@ pub(crate) mod tests {
                 prop_assert_eq!(matched, listed);
             }
             for (net, _) in &plain {
-                let mut inside: Vec<_> = plain.iter().map(|(n, _)| *n).filter(|n| net.contains(n)).collect();
+                let mut inside: Vec<_> = plain.iter().map(|(n, _)| *n).collect();
+                inside.retain(|n| net.contains(n));
                 inside.sort();
                 prop_assert_eq!(set.within(net), inside);
             }

@@ -149,9 +149,8 @@ impl Guest {
             let found = log.contains(&wanted);
             if found || ended.is_some() || Instant::now() >= deadline {
                 let seconds = started.since.elapsed().as_secs_f64();
-                return Ok(
-                    json!({"found": found, "ended": ended.is_some(), "seconds": seconds, "log": log}),
-                );
+                let ended = ended.is_some();
+                return Ok(json!({"found": found, "ended": ended, "seconds": seconds, "log": log}));
             }
             sleep(POLL);
         }

@@ -78,8 +78,8 @@ fn answer(request: &str) -> Option<String> {
     };
     let tag = format!("{:016x}", hash(request));
     Some(format!(
-        "SIP/2.0 {status}\r\n{via}\r\n{from}\r\n{to};tag={tag}\r\n{call_id}\r\n{cseq}\r\n{extra}\r\n\
-         Content-Length: 0\r\n\r\n"
+        "SIP/2.0 {status}\r\n{via}\r\n{from}\r\n{to};tag={tag}\r\n{call_id}\r\n{cseq}\r\n\
+         {extra}\r\nContent-Length: 0\r\n\r\n"
     ))
 }
 

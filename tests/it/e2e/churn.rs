@@ -104,8 +104,11 @@ fn nothing_grows() -> Result<()> {
                 let request = match draw.below(3) {
                     0 => json!({ "command": "delete", "list": "block", "network": network }),
                     _ => {
-                        json!({ "command": "add", "list": "block", "network": network, "ttl": 1 + draw.below(5),
-                        "reason": "churn", "force": false, "operator": null })
+                        json!({
+                            "command": "add", "list": "block", "network": network,
+                            "ttl": 1 + draw.below(5), "reason": "churn", "force": false,
+                            "operator": null,
+                        })
                     }
                 };
                 // Taking out what is not there is refused.

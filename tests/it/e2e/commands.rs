@@ -184,14 +184,19 @@ fn commands_are_bounded() -> Result<()> {
         is_refused(&filter, &[list, "add", "192.0.2.7", "--ttl", "100000d"])?;
     }
     // As another program would ask, which knows no command line.
-    let add = |network: &str, ttl: u64| json!({ "command": "add", "list": "trust", "network": network, "ttl": ttl, "reason": "", "force": true, "operator": null });
+    let add = |network: &str, ttl: u64| {
+        json!({
+            "command": "add", "list": "trust", "network": network, "ttl": ttl,
+            "reason": "", "force": true, "operator": null,
+        })
+    };
     for ttl in [0, u64::MAX] {
         let error = format!("{:#}", filter.call(&add("192.0.2.8", ttl)).unwrap_err());
         assert!(error.contains("a ttl of"), "{error}");
     }
     let import = json!({
-        "command": "import", "list": "trust", "networks": ["0.0.0.0/1", "192.0.2.9/32"], "ttl": null, "reason": "",
-        "force": false, "operator": null
+        "command": "import", "list": "trust", "networks": ["0.0.0.0/1", "192.0.2.9/32"],
+        "ttl": null, "reason": "", "force": false, "operator": null
     });
     let answer = filter.call(&import)?;
     assert_eq!(

@@ -231,7 +231,8 @@ impl Files {
         };
         let pbx = directory.join("pbx");
         fs::create_dir(&pbx)?;
-        let identify = "[carrier]\ntype=identify\nmatch=203.0.113.128/25\n[lost]\ntype=identify\nmatch=0.0.0.0/0\n";
+        let identify = "[carrier]\ntype=identify\nmatch=203.0.113.128/25\n\
+                        [lost]\ntype=identify\nmatch=0.0.0.0/0\n";
         fs::write(pbx.join("pjsip.conf"), identify)?;
         let list =
             file("list", "192.0.2.100\nthis is none\n10.0.0.1\n192.0.2.101\n192.0.2.128/25\n")?;
@@ -427,8 +428,10 @@ fn takes_its_state_up_again(schemas: &mut Schemas, lab: &Lab, filter: &Filter<'_
         );
     }
     let block = exported["block"].as_array_mut().context("no list")?;
-    let own = json!({ "network": PBX_WAN, "owner": "auto", "reason": "", "tier": "proven", "added": exported_time(),
-                      "expires": null, "port": null });
+    let own = json!({
+        "network": PBX_WAN, "owner": "auto", "reason": "", "tier": "proven",
+        "added": exported_time(), "expires": null, "port": null,
+    });
     block.push(own);
     let file = lab.directory().join("export.json");
     fs::write(&file, exported.to_string())?;
@@ -485,8 +488,9 @@ fn replays(schemas: &mut Schemas) -> Result<()> {
 fn what_is_not_in_a_schema_is_refused() -> Result<()> {
     let mut schemas = Schemas::read()?;
     let event = json!({
-        "time": "2026-01-02T03:04:05Z", "event": "ban", "kind": "rejected", "address": "192.0.2.7", "port": null,
-        "reason": "10 passwords", "tier": "proven", "dry_run": false, "owner": "auto", "expires": null,
+        "time": "2026-01-02T03:04:05Z", "event": "ban", "kind": "rejected",
+        "address": "192.0.2.7", "port": null, "reason": "10 passwords", "tier": "proven",
+        "dry_run": false, "owner": "auto", "expires": null,
     });
     schemas.check("watch", &event)?;
     schemas

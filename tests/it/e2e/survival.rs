@@ -220,8 +220,8 @@ fn the_lists_of_an_earlier_version_are_read_once() -> Result<()> {
     let lab = Lab::new()?;
     let mut filter = Filter::prepare(&lab.pbx, lab.directory(), FilterOptions::default())?;
     let earlier = filter.state_directory().join("lists.json");
-    let entry = r#"{"network":"192.0.2.0/24","auto":false,"unproven":false,"added":"2026-01-02T03:04:05Z","expires":null,
-        "reason":"by hand"}"#;
+    let entry = r#"{"network":"192.0.2.0/24","auto":false,"unproven":false,
+        "added":"2026-01-02T03:04:05Z","expires":null,"reason":"by hand"}"#;
     fs::create_dir_all(filter.state_directory())?;
     fs::write(&earlier, format!(r#"{{"schema":1,"block":[{entry}],"trust":[]}}"#))?;
     filter.launch()?;

@@ -18,7 +18,8 @@ const SOON: Duration = Duration::from_secs(30);
 
 /// What would run, or show, if it were taken for anything but text.
 const HOSTILE: &str = "user \"<img src=x \
-                       onerror=document.title='owned'><script>document.title='owned'</script>&amp;\"";
+                       onerror=document.title='owned'>\
+                       <script>document.title='owned'</script>&amp;\"";
 
 #[test]
 fn it_shows_nothing_and_everything() -> Result<()> {

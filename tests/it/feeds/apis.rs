@@ -188,7 +188,8 @@ fn a_key_file_is_read_each_time() {
 fn decision(value: &str, duration: &str) -> String {
     let scope = if value.contains('/') { "Range" } else { "Ip" };
     format!(
-        "{{\"id\":1,\"origin\":\"cscli\",\"type\":\"ban\",\"scope\":\"{scope}\",\"value\":\"{value}\",\"duration\":\"{duration}\",\"scenario\":\"s\"}}"
+        r#"{{"id":1,"origin":"cscli","type":"ban","scope":"{scope}","value":"{value}",
+            "duration":"{duration}","scenario":"s"}}"#
     )
 }
 

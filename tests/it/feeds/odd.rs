@@ -263,7 +263,8 @@ fn nobody_listens() {
 #[test]
 fn bogons_and_everybody() {
     let (server, mut followed) = followed();
-    let odd = "0.0.0.0/0\n::/0\n10.0.0.0/8\n0.1.0.1\n127.0.0.1\n192.168.1.1\nfe80::1\n::1\n::ffff:8.8.8.8\n224.0.0.1\n";
+    let odd = "0.0.0.0/0\n::/0\n10.0.0.0/8\n0.1.0.1\n127.0.0.1\n192.168.1.1\n\
+               fe80::1\n::1\n::ffff:8.8.8.8\n224.0.0.1\n";
     server.reply(Reply::list(addresses(100) + odd));
     assert_eq!(followed.sync(false).error, None);
     assert_eq!(followed.listed().len(), 100);

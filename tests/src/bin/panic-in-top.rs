@@ -49,8 +49,9 @@ async fn show(arguments: Arguments) -> Result<()> {
         thread.recv().await;
         std::thread::spawn(|| panic!("in a thread"));
     });
+    let options = Options { interval: Duration::from_millis(500), plain: false, operator: None };
     tokio::select! {
-        shown = run(paths, Options { interval: Duration::from_millis(500), plain: false, operator: None }) => shown,
+        shown = run(paths, options) => shown,
         _ = here.recv() => panic!("where it is drawn"),
     }
 }

@@ -208,7 +208,11 @@ pub(crate) fn json(tried: &[Tried], date: &str, accelerator: &str) -> Value {
                 "boot_seconds": tried.boot,
                 "right": tried.is_right(),
                 "kernel_warnings": tried.warnings,
-                "interfaces": tried.rows.iter().map(|(name, result)| row(name, result)).collect::<Vec<_>>(),
+                "interfaces": tried
+                    .rows
+                    .iter()
+                    .map(|(name, result)| row(name, result))
+                    .collect::<Vec<_>>(),
             })
         })
         .collect();

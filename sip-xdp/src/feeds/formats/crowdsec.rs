@@ -197,8 +197,8 @@ mod tests {
     fn we_do_not_get_our_own_back() {
         let decision = |id: u32, scenario: &str| {
             format!(
-                "{{\"id\":{id},\"origin\":\"crowdsec\",\"type\":\"ban\",\"scope\":\"Ip\",\"value\":\"192.0.2.1\",\
-                 \"duration\":\"1h\",\"scenario\":\"{scenario}\"}}"
+                r#"{{"id":{id},"origin":"crowdsec","type":"ban","scope":"Ip","value":"192.0.2.1",
+                    "duration":"1h","scenario":"{scenario}"}}"#
             )
         };
         let new = [
@@ -220,10 +220,12 @@ mod tests {
 
     #[test]
     fn what_is_new_and_what_is_gone() {
-        let text = "{\"new\":[{\"id\":1,\"origin\":\"CAPI\",\"type\":\"ban\",\"scope\":\"Ip\",\"value\":\"192.0.2.1\",\
-                    \"duration\":\"3h59m\",\"scenario\":\"x\"},{\"type\":\"ban\",\"scope\":\"Range\",\"value\":\"198.51.100.0/24\",\
-                    \"duration\":\"1h\"},{\"type\":\"captcha\",\"scope\":\"Ip\",\"value\":\"192.0.2.2\",\"duration\":\"1h\"},\
-                    {\"type\":\"ban\",\"scope\":\"Country\",\"value\":\"ZZ\",\"duration\":\"1h\"}],\"deleted\":null}";
+        let text = r#"{"new":[
+            {"id":1,"origin":"CAPI","type":"ban","scope":"Ip","value":"192.0.2.1",
+             "duration":"3h59m","scenario":"x"},
+            {"type":"ban","scope":"Range","value":"198.51.100.0/24","duration":"1h"},
+            {"type":"captcha","scope":"Ip","value":"192.0.2.2","duration":"1h"},
+            {"type":"ban","scope":"Country","value":"ZZ","duration":"1h"}],"deleted":null}"#;
         let found = decisions(text.as_bytes(), None).unwrap();
         assert_eq!(found.new.len(), 2);
         assert_eq!(found.new[0].1, Duration::from_secs(4 * 3_600 - 60));
@@ -232,7 +234,8 @@ mod tests {
             decisions(&b"{\"new\":null,\"deleted\":null}"[..], None),
             Ok(Decisions::default())
         );
-        let text = "{\"deleted\":[{\"type\":\"ban\",\"scope\":\"Ip\",\"value\":\"192.0.2.1\",\"duration\":\"-5s\"}],\"new\":[]}";
+        let text = r#"{"deleted":[
+            {"type":"ban","scope":"Ip","value":"192.0.2.1","duration":"-5s"}],"new":[]}"#;
         assert_eq!(decisions(text.as_bytes(), None).unwrap().deleted.len(), 1);
         assert!(
             decisions(&b"<html>"[..], None).is_err()

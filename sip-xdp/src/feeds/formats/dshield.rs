@@ -67,7 +67,8 @@ mod tests {
 
     #[test]
     fn columns_must_agree() {
-        let text = "# DShield\nStart\tEnd\tNetmask\n192.0.2.0\t192.0.2.255\t24\t5000\tNAME\tZZ\tmail\n\
+        let text = "# DShield\nStart\tEnd\tNetmask\n\
+                    192.0.2.0\t192.0.2.255\t24\t5000\tNAME\tZZ\tmail\n\
                     198.51.100.0\t198.51.100.255\t24\n203.0.113.0\t203.0.113.127\t24\n";
         let parsed = read(FeedFormat::Dshield, text.as_bytes()).unwrap();
         assert_eq!(networks(&parsed), ["192.0.2.0/24", "198.51.100.0/24"]);

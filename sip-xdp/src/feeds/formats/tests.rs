@@ -127,20 +127,30 @@ fn formats() -> impl Strategy<Value = Name> {
 
 proptest! {
     #[test]
-    fn no_bytes_upset_a_parser(bytes in prop::collection::vec(any::<u8>(), 0..600), format in formats()) {
+    fn no_bytes_upset_a_parser(
+        bytes in prop::collection::vec(any::<u8>(), 0..600),
+        format in formats(),
+    ) {
         let _ = read(format, &bytes);
     }
 
     #[test]
-    fn no_text_upsets_a_parser(text in "[0-9a-f.:/#; \t\r\n\"{}\\[\\],-]{0,300}", format in formats(), drip in 1_usize..9) {
+    fn no_text_upsets_a_parser(
+        text in "[0-9a-f.:/#; \t\r\n\"{}\\[\\],-]{0,300}",
+        format in formats(),
+        drip in 1_usize..9,
+    ) {
         let at_once = read(format, text.as_bytes());
         let dripping = parse(of(format), Box::new(Dripping(text.as_bytes(), drip)), &limits());
-        prop_assert_eq!(at_once, dripping.map_err(|failure| failure.reason), "it matters not how \
-            the bytes arrive");
+        let dripping = dripping.map_err(|failure| failure.reason);
+        prop_assert_eq!(at_once, dripping, "the sizes of reads matter");
     }
 
     #[test]
-    fn long_lines_are_read_alike(words in prop::collection::vec("[0-9.,#; ]{0,40}", 0..300), drip in 1_usize..5_000) {
+    fn long_lines_are_read_alike(
+        words in prop::collection::vec("[0-9.,#; ]{0,40}", 0..300),
+        drip in 1_usize..5_000,
+    ) {
         let text = words.join(" ");
         let at_once = read(Name::List, text.as_bytes());
         let dripping = parse(of(Name::List), Box::new(Dripping(text.as_bytes(), drip)), &limits());
@@ -148,12 +158,18 @@ proptest! {
     }
 
     #[test]
-    fn every_network_is_read_as_it_is_written(v4 in any::<u32>(), v6 in any::<u128>(), p in 0_u8..=32, q in 0_u8..=128) {
+    fn every_network_is_read_as_it_is_written(
+        v4 in any::<u32>(),
+        v6 in any::<u128>(),
+        p in 0_u8..=32,
+        q in 0_u8..=128,
+    ) {
         let v4 = ipnet::Ipv4Net::new(v4.into(), p).unwrap();
         let v6 = ipnet::Ipv6Net::new((v6 | 1 << 126).into(), q.max(2)).unwrap();
         let text = format!("{v4}\r\n{v6} # both\n");
         let parsed = read(Name::List, text.as_bytes()).unwrap();
-        prop_assert_eq!(parsed.networks, vec![Network::from(IpNet::from(v4)), Network::from(IpNet::from(v6))]);
+        let expected = vec![Network::from(IpNet::from(v4)), Network::from(IpNet::from(v6))];
+        prop_assert_eq!(parsed.networks, expected);
     }
 
     #[test]

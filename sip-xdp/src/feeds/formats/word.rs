@@ -193,10 +193,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_range_covers_what_it_says(first in any::<u32>(), length in 0_u32..70_000, probe in any::<u32>()) {
+        fn a_range_covers_exactly_its_addresses(
+            first in any::<u32>(),
+            length in 0_u32..70_000,
+            probe in any::<u32>(),
+        ) {
             let last = first.saturating_add(length);
             let [from, to] = [first, last].map(std::net::Ipv4Addr::from);
-            let Word::Range(range) = Word::read(&format!("{from}-{to}")) else { panic!("no range") };
+            let Word::Range(range) = Word::read(&format!("{from}-{to}")) else {
+                panic!("no range")
+            };
             let networks = range.networks(&limits()).unwrap();
             for probe in [probe, first, last, first.wrapping_sub(1), last.wrapping_add(1)] {
                 let host = Network::host(std::net::Ipv4Addr::from(probe).into());

@@ -304,8 +304,8 @@ mod tests {
             json!({ "scope": "Ip", "value": "192.0.2.7", "ip": "192.0.2.7" })
         );
         let expected = json!({
-            "origin": "crowdsec", "type": "ban", "scope": "Ip", "value": "192.0.2.7", "duration": "540s",
-            "scenario": "sip-xdp/gw1/rejected",
+            "origin": "crowdsec", "type": "ban", "scope": "Ip", "value": "192.0.2.7",
+            "duration": "540s", "scenario": "sip-xdp/gw1/rejected",
         });
         assert_eq!(host["decisions"], json!([expected]));
         assert_eq!(host["stop_at"], "2026-01-02T03:05:05Z");

@@ -80,8 +80,8 @@ impl Publisher {
         let Report { published, withdrawn, dropped, waiting, error } = &*report;
         let CrowdsecConfig { url, login, .. } = &self.config;
         json!({
-            "url": url, "login": login, "published": published, "withdrawn": withdrawn, "dropped": dropped,
-            "waiting": waiting, "error": error,
+            "url": url, "login": login, "published": published, "withdrawn": withdrawn,
+            "dropped": dropped, "waiting": waiting, "error": error,
         })
     }
 

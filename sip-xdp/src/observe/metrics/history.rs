@@ -59,7 +59,12 @@ impl History {
             .collect();
         let points: Vec<_> =
             self.points.iter().map(|point| json!([point.at_ms, point.counts])).collect();
-        json!({ "schema": crate::dataplane::counters::SCHEMA, "step": STEP.as_secs(), "columns": columns, "points": points })
+        json!({
+            "schema": crate::dataplane::counters::SCHEMA,
+            "step": STEP.as_secs(),
+            "columns": columns,
+            "points": points,
+        })
     }
 }
 

@@ -156,7 +156,8 @@ async fn show(
                 Some(Event::Key(key)) if key.kind != KeyEventKind::Release => match app.key(key) {
                     Some(Effect::Quit) => return Ok(()),
                     Some(Effect::Order(order)) => {
-                        let (request, answers) = (request(&order, options.operator), answers.clone());
+                        let request = request(&order, options.operator);
+                        let answers = answers.clone();
                         let socket = paths.socket();
                         tokio::spawn(async move {
                             let done = control::call(&socket, &request).await.map(|_| order.done());
@@ -168,7 +169,9 @@ async fn show(
                 Some(_) => {}
                 None => bail!("the terminal is gone"),
             },
-            Some(answer) = answered.recv() => app.answered(answer.map_err(|error| format!("{error:#}"))),
+            Some(answer) = answered.recv() => {
+                app.answered(answer.map_err(|error| format!("{error:#}")));
+            }
             overview = finished(&mut reading) => {
                 reading = None;
                 match overview {

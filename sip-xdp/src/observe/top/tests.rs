@@ -37,8 +37,11 @@ fn worst(network: &str, state: &'static str, packets: u64, reason: &str) -> Wors
 
 /// A host under attack, `second` seconds after its start.
 fn attacked(second: u64) -> Overview {
-    let feed = |name: &str, error: serde_json::Value| json!({ "name": name, "ipv4": 12_345, "ipv6": 6, "age": 240, "error": error });
-    let status = json!({ "pid": 7, "feeds": [feed("apiban", json!(null)), feed("spamhaus", json!("HTTP 503"))] });
+    let feed = |name: &str, error: serde_json::Value| -> serde_json::Value {
+        json!({ "name": name, "ipv4": 12_345, "ipv6": 6, "age": 240, "error": error })
+    };
+    let feeds = [feed("apiban", json!(null)), feed("spamhaus", json!("HTTP 503"))];
+    let status = json!({ "pid": 7, "feeds": feeds });
     let ban = Arc::new(Event {
         time: "2026-01-02T03:04:00Z".parse().unwrap(),
         tier: Some(Tier::Proven),

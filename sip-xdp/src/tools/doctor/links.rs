@@ -334,7 +334,9 @@ mod tests {
 
     #[test]
     fn who_sees_nothing_is_told() {
-        let daemon = |action: Value| json!({ "blind": [{ "interface": "eth0", "packets": 40, "action": action }] });
+        let daemon = |action: Value| -> Value {
+            json!({ "blind": [{ "interface": "eth0", "packets": 40, "action": action }] })
+        };
         assert_eq!(sight("eth0", Some(&daemon(Value::Null))).status, Status::Fail);
         assert_eq!(sight("eth0", Some(&daemon("generic".into()))).status, Status::Warn);
         assert_eq!(sight("eth1", Some(&daemon(Value::Null))).status, Status::Ok);

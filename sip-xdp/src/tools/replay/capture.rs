@@ -777,8 +777,14 @@ mod tests {
     proptest! {
         /// For any bytes: the reader ends, with no more packets than fit.
         #[test]
-        fn any_bytes_at_all(garbage in prop::collection::vec(any::<u8>(), 0..300), which in 0..4_usize,
-                            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6)) {
+        fn any_bytes_at_all(
+            garbage in prop::collection::vec(any::<u8>(), 0..300),
+            which in 0..4_usize,
+            changes in prop::collection::vec(
+                (any::<prop::sample::Index>(), any::<u8>()),
+                0..6,
+            ),
+        ) {
             let mut bytes = match which {
                 0 => pcap(false, false),
                 1 => pcap(true, true),

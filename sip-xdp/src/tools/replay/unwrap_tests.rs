@@ -286,9 +286,15 @@ fn what_only_looks_like_a_tunnel_is_none() {
 proptest! {
     /// For any bytes, truncated anywhere: a result.
     #[test]
-    fn no_bytes_upset_it(which in any::<prop::sample::Index>(), is_v4 in any::<bool>(), link in 0..300_i32, keeps in any::<bool>(),
-                         cut in any::<prop::sample::Index>(), garbage in prop::collection::vec(any::<u8>(), 0..200),
-                         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8)) {
+    fn no_bytes_upset_it(
+        which in any::<prop::sample::Index>(),
+        is_v4 in any::<bool>(),
+        link in 0..300_i32,
+        keeps in any::<bool>(),
+        cut in any::<prop::sample::Index>(),
+        garbage in prop::collection::vec(any::<u8>(), 0..200),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+    ) {
         let all = wrappings(is_v4);
         let (_, own, mut data) = all[which.index(all.len())].clone();
         for (at, value) in changes {

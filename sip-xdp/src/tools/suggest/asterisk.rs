@@ -58,7 +58,9 @@ mod tests {
         let text = "; carriers\n[north](template)\ntype = identify\nendpoint = north\nmatch = \
                     203.0.113.4,203.0.113.8/29 ; both sites\n\
                     match => gw.north.example\n;match = 192.0.2.99\n;--\nmatch = 192.0.2.98\n--;\n\
-                    [south-reg]\ntype=registration\nserver_uri=sip:sip.south.example:5060\\;transport=tcp\nclient_uri=sip:us@south.example\n\
+                    [south-reg]\ntype=registration\n\
+                    server_uri=sip:sip.south.example:5060\\;transport=tcp\n\
+                    client_uri=sip:us@south.example\n\
                     match_header=X-Y: 1\n[east]\nremote_hosts = \
                     sip.east.example:5080\noutbound_proxy=sip:198.51.100.9\\;lr\n";
         let found: Vec<_> =

@@ -165,8 +165,9 @@ mod tests {
 
     #[test]
     fn reads_what_nft_counts() {
-        let expressions = json!([{ "match": {} }, { "counter": { "packets": 4711, "bytes": 9 } }, { "drop": null }]);
-        let rules = json!({ "nftables": [{ "metainfo": {} }, { "chain": {} }, { "rule": { "expr": expressions } }] });
+        let counter = json!({ "counter": { "packets": 4711, "bytes": 9 } });
+        let rule = json!({ "rule": { "expr": [{ "match": {} }, counter, { "drop": null }] } });
+        let rules = json!({ "nftables": [{ "metainfo": {} }, { "chain": {} }, rule] });
         assert_eq!(counted(&rules), Some(4711));
         assert_eq!(counted(&json!({ "nftables": [] })), None);
     }

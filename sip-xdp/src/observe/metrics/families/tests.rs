@@ -21,7 +21,9 @@ fn full() -> Overview {
     let status = json!({
         "registrar_failing": true, "sees_responses": true, "learning": false, "watched_sources": 7,
         "tables": [{ "table": "known", "used": 5, "limit": 65_536 }],
-        "feeds": [{ "name": "a\"b", "ipv4": 5, "ipv6": 1, "age": 9, "error": "x", "guards": ["size"] }],
+        "feeds": [{
+            "name": "a\"b", "ipv4": 5, "ipv6": 1, "age": 9, "error": "x", "guards": ["size"]
+        }],
     });
     let interface = FilteredInterface {
         interface: "eth0".to_owned(),
