@@ -128,7 +128,7 @@ impl Frame {
 }
 
 impl Sent {
-    /// Millions of packets per second, counting only `packets` of them. NaN if there were too few.
+    /// Millions of packets per second, counting only `packets` of them. 0 if there were too few.
     pub fn million_per_second(&self, packets: u64) -> f64 {
         if self.elapsed.is_zero() {
             return 0.0;
