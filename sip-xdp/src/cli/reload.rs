@@ -1,6 +1,7 @@
 //! `reload`: reloads the daemon's configuration.
 
 use anyhow::Result;
+use sip_xdp::api::answers::Applied;
 use sip_xdp::api::control::{self, Request};
 use sip_xdp::sys::paths::Paths;
 
@@ -8,8 +9,6 @@ use super::Output;
 
 /// Sends the request, and prints the resulting state.
 pub(crate) async fn execute(paths: &Paths, output: Output) -> Result<()> {
-    let answer = control::call(&paths.socket(), &Request::Reload).await?;
-    output.print(&answer, |answer| {
-        format!("reloaded: {}", answer["applied"].as_str().unwrap_or_default())
-    })
+    let applied: Applied = control::call(&paths.socket(), &Request::Reload).await?;
+    output.print(&applied, |applied| format!("reloaded: {}", applied.applied))
 }

@@ -1,6 +1,8 @@
 //! Quotas of the tables, so that no class of entries can crowd out the others; and fill levels.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::{FLOWS, Owner};
 
 use super::entries::is_unproven;
@@ -52,10 +54,10 @@ impl Quotas {
 pub(crate) const GOOD_FLOWS: usize = FLOWS / 2;
 
 /// The fill level of a bounded table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fill {
     /// Name of the bound.
-    pub table: &'static str,
+    pub table: Cow<'static, str>,
     /// Used.
     pub used: usize,
     /// Limit.
@@ -71,7 +73,7 @@ impl Fill {
     /// The warning, with the consequence for new entries.
     pub fn warning(&self) -> String {
         let Self { table, used, limit } = self;
-        let (what, then) = match *table {
+        let (what, then) = match &**table {
             "networks" => (
                 "the table of networks",
                 "the last sixteenth is kept for operators and proven bans",
@@ -88,7 +90,7 @@ impl Fill {
                 "the one that is known for the shortest time makes room",
             ),
         };
-        let help = match *table {
+        let help = match &**table {
             "ports" | "good_ports" => "",
             _ => "; raise capacity.networks and restart the daemon",
         };
@@ -117,7 +119,7 @@ mod tests {
     #[test]
     fn what_is_nearly_full_says_so_and_what_follows() {
         for table in ["networks", "entries", "known", "unproven", "ports", "good_ports"] {
-            let fill = |used| Fill { table, used, limit: 1_000 };
+            let fill = |used| Fill { table: table.into(), used, limit: 1_000 };
             assert!(
                 !fill(799).is_nearly_full()
                     && fill(800).is_nearly_full()
@@ -131,6 +133,6 @@ mod tests {
                 "{warning}"
             );
         }
-        assert!(!Fill { table: "known", used: 0, limit: 0 }.is_nearly_full());
+        assert!(!Fill { table: "known".into(), used: 0, limit: 0 }.is_nearly_full());
     }
 }

@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, HashMap};
 use anyhow::Result;
 use jiff::Timestamp;
 use serde::Serialize;
-use serde_json::Value;
 use sip_xdp_common::abi::layout::List;
 use sip_xdp_common::abi::names;
 use sip_xdp_common::lookup::networks::Kind;
 
+use crate::api::answers::DaemonStatus;
 use crate::api::event_stream::Latest;
 use crate::dataplane::counters::{self, FilteredInterface, Named, SCHEMA, Stats};
 use crate::dataplane::netlink::Interface;
@@ -32,7 +32,7 @@ const WORST: usize = 200;
 #[derive(Debug, Clone, Default)]
 pub struct FromDaemon {
     /// Its status; `None` without a response.
-    pub status: Option<Value>,
+    pub status: Option<DaemonStatus>,
     /// Why there is no response, if a daemon exists.
     pub trouble: Option<String>,
     /// Recent events.
@@ -107,7 +107,7 @@ pub struct Overview {
     /// Whether it drops on all of its interfaces.
     pub enforcing: bool,
     /// The daemon's status; `None` without a response.
-    pub daemon: Option<Value>,
+    pub daemon: Option<DaemonStatus>,
     /// Why there is no response; also among the warnings.
     #[serde(skip)]
     pub trouble: Option<String>,

@@ -13,9 +13,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde_json::{Value, json};
-
 use super::{Following, lock, note, start};
+use crate::api::answers::NotifyStatus;
 use crate::api::event_stream::Hub;
 use crate::bans::event::Event;
 use crate::config::NotifyConfig;
@@ -88,10 +87,15 @@ impl Notifier {
     }
 
     /// Its state, for `status`.
-    pub fn status(&self) -> Value {
+    pub fn status(&self) -> NotifyStatus {
         let report = lock(&self.report);
-        let Report { sent, failed, suppressed, errors } = &*report;
-        json!({ "sent": sent, "failed": failed, "suppressed": suppressed, "errors": errors })
+        let errors = report.errors.iter();
+        NotifyStatus {
+            sent: report.sent,
+            failed: report.failed,
+            suppressed: report.suppressed,
+            errors: errors.map(|(channel, error)| ((*channel).to_owned(), error.clone())).collect(),
+        }
     }
 
     /// Warnings for the operator.

@@ -17,6 +17,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use ratatui::crossterm::{cursor, execute};
+use serde::de::IgnoredAny;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -70,8 +71,7 @@ async fn ask(paths: &Paths) -> FromDaemon {
         }
     };
     let latest = control::call(&socket, &Request::Recent).await.ok();
-    let latest = latest.and_then(|latest| serde_json::from_value(latest).ok()).unwrap_or_default();
-    FromDaemon { status: Some(status), trouble: None, latest }
+    FromDaemon { status: Some(status), trouble: None, latest: latest.unwrap_or_default() }
 }
 
 /// Runs until a key or signal ends it. The terminal is restored, even after a panic; from then on a
@@ -160,7 +160,9 @@ async fn show(
                         let answers = answers.clone();
                         let socket = paths.socket();
                         tokio::spawn(async move {
-                            let done = control::call(&socket, &request).await.map(|_| order.done());
+                            let done = control::call::<IgnoredAny>(&socket, &request)
+                                .await
+                                .map(|_| order.done());
                             let _ = answers.send(done).await;
                         });
                     }

@@ -302,10 +302,13 @@ fn the_earlier_version_is_read_once() {
     let earlier = directory.path().join("lists.json");
     let text = r#"{"schema":1,"block":[
         {"network":"192.0.2.0/24","auto":false,"unproven":false,
+         
          "added":"2026-01-02T03:04:05Z","expires":null,"reason":"by hand"},
         {"network":"192.0.2.9","auto":true,"unproven":true,
+         
          "added":"2026-01-02T03:04:05Z","expires":"2026-01-02T03:09:05Z","reason":"over"}],
         "trust":[{"network":"2001:db8::/32","auto":false,"unproven":false,
+         
          "added":"2026-01-02T03:04:05Z","expires":null,"reason":"carrier"}]}"#;
     std::fs::write(&earlier, text).unwrap();
     for _ in 0..2 {
