@@ -1,4 +1,4 @@
-//! The tables of the lists, over the maps.
+//! The lookup tables, over the maps.
 
 use core::arch::asm;
 use core::ffi::c_void;
@@ -15,7 +15,6 @@ use crate::maps::{
 };
 use crate::{clock, globals, reader};
 
-/// The kernel's tables, on one CPU.
 pub(crate) struct Lists {
     scratch: *mut Scratch,
 }
@@ -65,9 +64,6 @@ impl LookupTables for Lists {
 
     #[inline(always)]
     fn hit(&self, slot: &Slot, hits: u64) {
-        // SAFETY: the slot is map memory, which lives as long as the map and which programs may
-        // write; its state is an aligned word. The addition is atomic; its result is not used, so
-        // that it compiles to a plain BPF atomic add.
         unsafe {
             let state = (&raw const slot.state).cast_mut();
             core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(
@@ -110,8 +106,8 @@ impl LookupTables for Lists {
     #[inline(always)]
     fn black_box(&self, bits: u64) -> u64 {
         let mut bits = bits;
-        // Not without any instruction, which the kernel would refuse: two lines of the source would
-        // begin at the next one. SAFETY: changes nothing.
+        // One no-op instruction, not none: the kernel refuses a program in which two source lines
+        // start at the same instruction. SAFETY: changes nothing.
         unsafe { asm!("{bits} = {bits}", bits = inout(reg) bits, options(pure, nomem, nostack)) };
         bits
     }
@@ -123,10 +119,10 @@ impl LookupTables for Lists {
     }
 }
 
-/// One step of a search, as `bpf_loop` calls it. Returns 1 if it was the last, else 0.
+/// One step of a search, as `bpf_loop` calls it. Returns 1 to stop, 0 to continue.
 unsafe extern "C" fn step(_: u32, search: *mut Search) -> u64 {
     match scratch() {
-        // SAFETY: by `each_length`, this is its search.
+        // SAFETY: `each_length` passes its search.
         Some(scratch) => unsafe { (*search).step(&Lists::new(scratch)) }.into(),
         None => 1,
     }

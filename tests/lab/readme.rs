@@ -1,4 +1,4 @@
-//! The blocks of code in the README, which tests execute and load, so that they cannot rot.
+//! Code blocks of the README, which tests execute.
 
 use std::path::Path;
 
@@ -7,11 +7,11 @@ use anyhow::{Context, Result};
 /// A block of code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Block {
-    /// The heading that it stands under, without the signs in front.
+    /// The heading above it, without its markers.
     pub heading: String,
-    /// What is said behind the opening fence.
+    /// The info string of the opening fence.
     pub language: String,
-    /// What is inside.
+    /// Its contents.
     pub text: String,
 }
 

@@ -1,5 +1,5 @@
-//! The README's reference and the schemas name every command, option and configuration key that
-//! there is, and none that there is not. The metrics are held against it where they are made.
+//! Tests: the README's reference and the schemas name exactly the existing commands, options and
+//! configuration keys. The metrics are compared where they are made.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,11 +13,10 @@ use super::Cli;
 
 const README: &str = include_str!("../../../README.md");
 
-/// Schemas of what is no command's output: what others refer to, messages, and what the web page
-/// reads.
+/// Schemas that belong to no command: shared definitions, messages, and the web page's data.
 const NO_COMMAND: [&str; 4] = ["common", "notify", "web-history", "web-overview"];
 
-/// Prints a script for a shell, whatever is asked for.
+/// Prints a shell script, also with --json.
 const NO_JSON: &str = "completions";
 
 /// Options by command.
@@ -34,7 +33,7 @@ fn section(heading: &str) -> &'static str {
         let marks = line.bytes().take_while(|byte| *byte == b'#').count();
         (1..=level).contains(&marks) && line[marks..].starts_with(' ')
     };
-    // A comment of a code block is no heading.
+    // A comment in a code block is no heading.
     let mut is_code = false;
     let mut length = 0;
     for line in text.split_inclusive('\n') {
@@ -53,18 +52,18 @@ fn toml(text: &str) -> &str {
     block.split_once("```").expect("it has an end").0
 }
 
-/// What is between backticks in a line.
+/// The code spans of a line.
 fn code(line: &str) -> impl Iterator<Item = &str> {
     line.split('`').skip(1).step_by(2)
 }
 
-/// An option as it is written in a usage: `[--ttl 1h]`, `[--iface IF]...`.
+/// An option in a usage: `[--ttl 1h]`, `[--iface IF]...`.
 fn option(word: &str) -> Option<&str> {
     let word = word.trim_matches(['[', ']', '.']);
     (word.starts_with('-') && word.len() > 1).then_some(word)
 }
 
-/// The commands that do something, and those options of each that not all have.
+/// The leaf commands, with the options of each that are not global.
 fn commands() -> (Options, BTreeSet<String>) {
     fn walk(command: &clap::Command, path: &str, found: &mut Options) {
         let mut subcommands =
@@ -84,7 +83,7 @@ fn commands() -> (Options, BTreeSet<String>) {
     (found, global)
 }
 
-/// The options of a command as they are typed: those that every command has, or the others.
+/// The options of a command as typed: global ones, or the others.
 fn options(command: &clap::Command, global: bool) -> BTreeSet<String> {
     let typed = |argument: &clap::Arg| match (argument.get_long(), argument.get_short()) {
         (Some("help" | "version"), _) => None,
@@ -98,7 +97,7 @@ fn options(command: &clap::Command, global: bool) -> BTreeSet<String> {
         .collect()
 }
 
-/// The commands of the README's table, with the options that it gives them.
+/// The commands of the README's table, with the options documented there.
 fn documented(known: &Options) -> Options {
     let mut found = Options::new();
     for row in section("## Commands").lines().filter(|line| line.starts_with("| `")) {
@@ -109,7 +108,7 @@ fn documented(known: &Options) -> Options {
             let name =
                 words.iter().take_while(|word| word.bytes().all(|byte| byte.is_ascii_lowercase()));
             let name = name.copied().collect::<Vec<_>>().join(" ");
-            // Another name of a command, in brackets behind it.
+            // An alias of a command, in brackets behind it.
             if Cli::command()
                 .get_subcommands()
                 .any(|command| command.get_all_aliases().any(|alias| alias == name))
@@ -153,7 +152,7 @@ fn the_readme_has_every_command_with_its_options() {
     );
 }
 
-/// The keys of a table with those of the tables in it, joined by dots.
+/// The keys of a table and its subtables, joined by dots.
 fn keys(table: &toml::Table, prefix: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for (key, value) in table {
@@ -215,7 +214,7 @@ fn every_command_has_a_schema() {
     );
 }
 
-/// What an object may have that no schema says would never be noticed.
+/// Undeclared properties would pass unnoticed otherwise.
 #[test]
 fn schemas_leave_nothing_open() {
     fn walk(name: &str, value: &Value) {
@@ -244,8 +243,7 @@ fn schemas_leave_nothing_open() {
     }
 }
 
-/// Every field of what commands print is explained, or named at least. The configuration has a
-/// reference of its own.
+/// Every output field of commands is documented. The configuration has its own reference.
 #[test]
 fn the_readme_has_every_field_of_the_json() {
     fn walk(value: &Value, fields: &mut BTreeSet<String>) {

@@ -1,4 +1,4 @@
-//! `watch`: what the daemon decides, as it happens.
+//! `watch`: the event stream.
 
 mod pcap;
 
@@ -18,16 +18,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::Output;
 use pcap::Capture;
 
-/// Bans, limits, storms and who turns out to be real, one line each as it happens
+/// Show bans, limits, storms and acceptances, one line each as they happen
 ///
-/// With --json one object a line. Ends with Ctrl-C. Who reads too slowly loses events, and is told
-/// how many.
+/// With --json one object per line. Ends with Ctrl-C. A slow reader loses events, and is told how
+/// many.
 #[derive(Debug, Args)]
 pub(crate) struct Watch {
-    /// Only what concerns this address
+    /// Only events about this address
     #[arg(long, value_name = "IP")]
     ip: Option<IpAddr>,
-    /// Samples of what is dropped, too, at most 200 a second: captures on this host do not see
+    /// Include samples of dropped packets, at most 200 per second: captures on this host do not see
     /// these packets
     #[arg(long)]
     packets: bool,
@@ -59,7 +59,7 @@ impl Watch {
                 None => print(&text(&line)),
             };
             match written {
-                // Whoever read this has seen enough.
+                // A closed pipe is a normal end.
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => break Ok(()),
                 written => written.context("what was watched cannot be written")?,
             }
@@ -77,7 +77,7 @@ fn print(line: &str) -> std::io::Result<()> {
     out.flush()
 }
 
-/// A line for people, without control characters of others' making.
+/// A line for people, without control characters from others.
 fn text(line: &Line) -> String {
     let time = |time: Timestamp| time.strftime("%F %T").to_string();
     let shown = |field: Option<String>| text::line(&field.unwrap_or_default());

@@ -1,4 +1,4 @@
-//! What the configuration takes, refuses and says.
+//! Tests of the configuration: defaults, errors, and the packaged file.
 
 use super::*;
 
@@ -19,7 +19,7 @@ fn nothing_is_the_default() {
 fn what_is_documented_is_the_default() {
     let packaged = include_str!("../../packaging/config.toml");
     assert_eq!(Config::parse(packaged).unwrap(), Config::default(), "as it is installed");
-    // With every setting switched on. The examples of names are not defaults.
+    // With every setting uncommented. Example host names are not defaults.
     let spelt_out: Vec<&str> = packaged
         .lines()
         .map(|line| {
@@ -35,7 +35,7 @@ fn what_is_documented_is_the_default() {
     assert!(spelt_out.iter().filter(|line| line.contains(" = ")).count() > 15);
 
     let readme = include_str!("../../../README.md");
-    // What stands before are recipes, of which each is something else than the default.
+    // Earlier sections are recipes, which deviate from the defaults.
     let (_, reference) = readme.split_once("\n## Configuration\n").unwrap();
     let block =
         reference.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
@@ -47,7 +47,7 @@ fn what_is_documented_is_the_default() {
         [FeedConfig::new("example", "https://lists.example/sip.txt")],
         "a feed in the README"
     );
-    // And nothing is left out there.
+    // The reference is complete.
     let Value::Table(all) = Value::try_from(Config::default()).unwrap() else {
         panic!("not a table")
     };

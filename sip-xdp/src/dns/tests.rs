@@ -1,4 +1,4 @@
-//! What is asked, what is taken of the answers, and what becomes of it.
+//! Tests of DNS queries, of accepted results, and of the resulting entries.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::follower::follow;
 use super::resolver::{Dns, Found, Kind, Kinds, Origin, Records, look_up};
 use super::*;
 
-/// A table of answers; what is not in it does not exist.
+/// A table of responses; other names do not exist.
 #[derive(Debug, Clone, Default)]
 struct Zone(Arc<Mutex<Answers>>);
 
@@ -115,7 +115,7 @@ async fn what_belongs_to_nobody_or_everybody_is_refused() {
     zone.set("carrier.example.", Kind::Aaaa, 60, &bad6);
     let found = look_up(&zone, &name("carrier.example")).await;
     assert_eq!((addresses(&found), found.error), (set(&["192.0.2.1"]), None));
-    // The mapped loopback address is the same as the plain one.
+    // The mapped loopback address equals the plain one.
     assert_eq!(found.left_out.len(), bad.len() + bad6.len() - 1, "{:?}", found.left_out);
 }
 
@@ -170,7 +170,7 @@ async fn a_name_is_asked_about_again_when_its_answer_ends() {
         assert!(updates.recv().await.unwrap().error.is_some());
         assert_eq!(seconds(), after, "{what}");
     }
-    // Somebody asks for all of them, and for one more.
+    // All are wanted, and one more.
     wanted.send_modify(|wanted| {
         wanted.round += 1;
         wanted.names.insert(name("other.example"));
@@ -181,7 +181,7 @@ async fn a_name_is_asked_about_again_when_its_answer_ends() {
         [name("carrier.example"), name("other.example")].into()
     );
     assert_eq!(seconds(), 360);
-    // Nobody wants any, and then nobody is there.
+    // None is wanted, and then the other side is dropped.
     wanted.send_modify(|wanted| wanted.names.clear());
     assert!(tokio::time::timeout(Duration::from_secs(9_999), updates.recv()).await.is_err());
     drop(wanted);
@@ -245,7 +245,7 @@ fn failures_take_nothing_away() {
 const MINUTE: u64 = 60_000;
 const HOUR: u64 = 60 * MINUTE;
 
-/// What a zone makes of a name at a time.
+/// The addresses of a name after a query at this time.
 async fn take(hosts: &mut Hosts, zone: &Zone, now_ms: u64) -> BTreeSet<IpAddr> {
     let carrier = name("carrier.example");
     let Found { addresses, unanswered, error, .. } = look_up(zone, &carrier).await;
@@ -253,8 +253,7 @@ async fn take(hosts: &mut Hosts, zone: &Zone, now_ms: u64) -> BTreeSet<IpAddr> {
     hosts.addresses(&carrier)
 }
 
-/// Each of the five questions in turn is never answered, and all five but the one that names the
-/// address.
+/// Each of the five queries in turn fails, and then all but the one that names the address.
 #[tokio::test]
 async fn one_forged_answer_is_not_trusted_for_long_whatever_else_fails() {
     let questions = [
@@ -295,7 +294,7 @@ async fn an_address_of_a_service_goes_with_its_target() {
     assert_eq!(take(&mut hosts, &zone, HOUR).await, set(&["192.0.2.1", "198.51.100.66"]));
     zone.set("_sip._udp.carrier.example.", Kind::Srv, 60, &["a.example."]);
     assert_eq!(take(&mut hosts, &zone, HOUR + MINUTE).await, set(&["192.0.2.1"]));
-    // A target of which one kind fails keeps what it had of that kind alone.
+    // A target with one failed query keeps its earlier addresses of that kind alone.
     zone.set("a.example.", Kind::Aaaa, 60, &["2001:db8::1"]);
     assert_eq!(
         take(&mut hosts, &zone, HOUR + 2 * MINUTE).await,
@@ -309,7 +308,7 @@ async fn an_address_of_a_service_goes_with_its_target() {
     );
 }
 
-/// Whether it is answered with a failure or with nothing at all.
+/// With a failed or with an empty response.
 #[tokio::test]
 async fn what_is_not_named_any_more_goes_after_a_while() {
     for (ttl, patience) in
@@ -400,7 +399,7 @@ fn names_that_end_are_taken_back() {
     assert_eq!(hosts.given().len(), 1);
 }
 
-/// Carries out changes on a list of entries.
+/// Applies changes to a list of entries.
 fn change(listed: &mut Vec<Entry>, by_name: &ByName, ends: impl Fn(&HostName) -> u64) -> usize {
     let (gone, coming) = changes(by_name, ends, listed.iter());
     let count = gone.len() + coming.len();

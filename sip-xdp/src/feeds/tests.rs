@@ -1,4 +1,4 @@
-//! Sorted arrays against plain lists.
+//! Tests of sorted arrays against plain lists.
 
 use super::*;
 use crate::net::prefix_set::tests::close;

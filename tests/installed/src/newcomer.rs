@@ -1,8 +1,8 @@
-//! A newcomer: executes what the README says, from top to bottom, without a single edit.
+//! A newcomer: executes the README from top to bottom, unedited.
 //!
-//! Blocks that are fenced as `console` are executed in a checkout, those that are fenced as `sh`
-//! where the package is to run, both by a user who may use sudo, each on a clean Debian.
-//! `tests/it/readme.rs` sees to it that no command is fenced otherwise.
+//! `console` blocks are executed in a checkout, `sh` blocks on the target machine, both by a user
+//! with sudo, each on a clean Debian. `tests/it/readme.rs` checks that no command is fenced
+//! otherwise.
 
 use std::path::Path;
 
@@ -15,18 +15,18 @@ use crate::workshop::Workshop;
 /// The user.
 pub(crate) const USER: &str = "newcomer";
 
-/// Makes the user, who may use sudo.
+/// Creates the user, with sudo rights.
 pub(crate) const ADD_USER: &str = "useradd --create-home --shell /bin/bash newcomer && \
     echo 'newcomer ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/newcomer";
 
-/// What is executed where something is built, and where it runs.
+/// Fences of blocks for the build machine, and for the target.
 const CHECKOUT: &str = "console";
 const SERVER: &str = "sh";
 
 /// The part for contributors, which takes more than an hour.
 const LONG: &str = "Contributing";
 
-/// Executes what is said of the machine where the package is to run.
+/// Executes the blocks of the target machine.
 pub(crate) fn with_package(root: &Path, checkout: &Path, package: &Path) -> Result<()> {
     let blocks = readme::read(checkout)?;
     let lab = Lab::new()?;
@@ -37,7 +37,7 @@ pub(crate) fn with_package(root: &Path, checkout: &Path, package: &Path) -> Resu
         .try_for_each(|block| server.execute(block))
 }
 
-/// Executes all of it: the package is the one that the checkout has made by then.
+/// Executes all blocks; the package is the one built in the checkout.
 pub(crate) fn with_sources(
     root: &Path,
     checkout: &Path,

@@ -119,7 +119,8 @@ impl Model {
         let answer = match draw.below(20) {
             0..10 => {
                 let network = host(list, number);
-                let request = json!({ "command": "add", "list": name, "network": network, "ttl": ttl,
+                let request = json!({
+                    "command": "add", "list": name, "network": network, "ttl": ttl,
                     "reason": "laboratory", "force": false, "operator": null });
                 let answer = ask(filter, &request);
                 self.note((list, network), &answer, Some((end(begun), end(clock::now()))));
@@ -137,7 +138,8 @@ impl Model {
                 let networks = (0..IMPORTED as u32)
                     .map(|n| Network::host(IpAddr::V4(Ipv4Addr::from(first + n))));
                 let networks: Vec<Network> = networks.collect();
-                let request = json!({ "command": "import", "list": "block", "networks": networks, "ttl": ttl,
+                let request = json!({
+                    "command": "import", "list": "block", "networks": networks, "ttl": ttl,
                     "reason": "laboratory", "force": false, "operator": null });
                 let answer = ask(filter, &request);
                 let wanted = Some((end(begun), end(clock::now())));

@@ -222,7 +222,8 @@ mod tests {
         let kernel = json!({
             "kernel": "6.12", "release": "6.12.1+deb13-amd64", "platform": "Debian 13",
             "interfaces": [
-                {"interface": "igb", "mode": "native", "egress": "tcx", "checks": [{"check": "run", "right": true}]},
+                {"interface": "igb", "mode": "native", "egress": "tcx",
+                 "checks": [{"check": "run", "right": true}]},
                 {"interface": "VLAN", "mode": "generic", "egress": "tcx", "reason": "not supported",
                  "checks": [{"check": "unload", "right": false, "detail": "1 program more"}]},
             ],

@@ -1,9 +1,9 @@
-//! An address or network, and how many sources have reported it, between a tab or blanks.
+//! One address or network per line with its number of reports, separated by a tab or blanks.
 
 use super::list::refuse_other_formats;
 use super::{FeedFormat, Line, Lines, Reading, Word, reason};
 
-/// Its name.
+/// Name of the format.
 pub(super) const NAME: &str = "counts";
 
 pub(super) struct Counts;

@@ -1,4 +1,4 @@
-//! DShield's block list: the first address, the last, the prefix, and more, between tabs; `#`
+//! DShield's block list: first address, last address, prefix, and more, separated by tabs; `#`
 //! starts comments.
 
 use std::net::Ipv4Addr;
@@ -33,7 +33,7 @@ impl FeedFormat for Dshield {
                 reading.comment(line);
                 continue;
             }
-            // The heads of the columns.
+            // The column heads.
             if line.is_empty() || line.starts_with("Start") {
                 continue;
             }
@@ -49,7 +49,7 @@ impl FeedFormat for Dshield {
     }
 }
 
-/// The network of a line whose three first columns agree.
+/// The network of a line, if its first three columns agree.
 fn network(line: &str) -> Option<String> {
     let mut columns = line.split_ascii_whitespace();
     let first: Ipv4Addr = columns.next()?.parse().ok()?;

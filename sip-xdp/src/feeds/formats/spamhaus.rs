@@ -1,5 +1,5 @@
-//! Spamhaus DROP: a JSON object a line, the last of which says how many there were; or the old
-//! text, `NETWORK ; SBL...`.
+//! Spamhaus DROP: one JSON object per line, the last with the number of entries; or the older text,
+//! `NETWORK ; SBL...`.
 
 use serde::Deserialize;
 

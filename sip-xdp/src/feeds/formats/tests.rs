@@ -1,4 +1,4 @@
-//! What all formats have in common: detection, what is no list, and that no bytes upset them.
+//! Tests of all formats: detection, non-lists, and arbitrary bytes.
 
 use std::io::Read;
 
@@ -59,7 +59,7 @@ fn what_is_no_entry_is_skipped_with_its_line() {
         (parsed.tally.count(reason::TOO_BROAD), parsed.tally.count(reason::SPECIAL)),
         (1, 1)
     );
-    // 0.0.0.0/0 is left to the guards, which know how broad a network may be.
+    // 0.0.0.0/0 is left to the guards, which limit prefix lengths.
     assert_eq!(parsed.networks.len(), 8);
 }
 
@@ -104,12 +104,12 @@ fn what_servers_say_in_place_of_a_list_is_named_and_never_quoted() {
         );
         assert_eq!(failure.retry_after.is_some(), expected.contains("rate"));
     }
-    // In a list that is one, a comment may say so.
+    // In a valid list a comment may mention rate limits.
     let parsed = read(Name::Auto, b"# do not ask too often: rate limit 1/h\n192.0.2.1\n").unwrap();
     assert_eq!((parsed.networks.len(), parsed.format), (1, "list"));
 }
 
-/// Hands out a few bytes at a time, as a slow network does.
+/// A reader that returns a few bytes at a time, like a slow network.
 struct Dripping<'a>(&'a [u8], usize);
 
 impl Read for Dripping<'_> {

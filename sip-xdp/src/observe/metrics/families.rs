@@ -1,5 +1,4 @@
-//! What is measured. No label names a source: whoever sends packets must not decide how many series
-//! there are.
+//! The metrics. No label names a source: senders of packets must not control the number of series.
 
 use super::text::{Kind, Text};
 use crate::api::answers::DaemonStatus;
@@ -10,7 +9,7 @@ use crate::observe::snapshot::Overview;
 
 use Kind::{Counter, Gauge};
 
-/// Kinds of bans that are shown before there is one, so that the first one is seen as an increase.
+/// Kinds of bans exported as 0 from the start, so that the first ban is an increase.
 const BAN_KINDS: [&str; 11] = [
     "decoy",
     "enumeration",
@@ -25,7 +24,7 @@ const BAN_KINDS: [&str; 11] = [
     "sprayed",
 ];
 
-/// All metrics, as Prometheus reads them.
+/// All metrics, in Prometheus's text format.
 pub(crate) fn render(overview: &Overview) -> String {
     let mut text = Text::default();
     build(&mut text, overview);

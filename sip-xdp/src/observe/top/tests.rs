@@ -1,4 +1,5 @@
-//! How the screen looks, kept as text, and what keys do. `SIP_XDP_BLESS=1` writes the texts anew.
+//! Tests of the screen, against stored texts, and of the keys. `SIP_XDP_BLESS=1` rewrites the
+//! texts.
 
 use std::fs;
 use std::path::PathBuf;
@@ -35,7 +36,7 @@ fn worst(network: &str, state: &'static str, packets: u64, reason: &str) -> Wors
     }
 }
 
-/// A host under attack, `second` seconds after it began.
+/// A host under attack, `second` seconds after its start.
 fn attacked(second: u64) -> Overview {
     let feed = |name: &str, error: Option<&str>| FeedRow {
         name: name.to_owned(),
@@ -187,7 +188,7 @@ fn screen(app: &App, width: u16, height: u16) -> String {
         .collect()
 }
 
-/// Holds a screen against the one that is kept under this name.
+/// Compares a screen with the stored one of this name.
 fn looks_like(name: &str, screen: &str) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join(format!("src/observe/top/screens/{name}.txt"));
@@ -275,7 +276,7 @@ fn no_colours_means_none() {
     );
 }
 
-/// Green, yellow and cyan letters can hardly be read on white, blue ones hardly on black.
+/// Green, yellow and cyan letters are hardly readable on white, blue ones hardly on black.
 #[test]
 fn letters_can_be_read_on_a_dark_and_on_a_light_background() {
     use ratatui::style::Color::{Black, Magenta, Red, Reset};
@@ -320,7 +321,7 @@ fn what_matters_stays_in_sight() {
     );
 }
 
-/// The kernel says how many there are in a window so far, which may have begun just now.
+/// The kernel counts the window so far, which may have just started.
 #[test]
 fn new_sources_are_those_of_the_fullest_window() {
     let mut app = App::new(false);

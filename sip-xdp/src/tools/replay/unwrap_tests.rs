@@ -1,5 +1,5 @@
-//! Wrappings that people have, built byte by byte: the same packet comes out of each of them; and
-//! no bytes upset anything.
+//! Tests of the common wrappings, built byte by byte: each yields the same packet; and arbitrary
+//! bytes cause no panic.
 
 use proptest::prelude::*;
 
@@ -63,7 +63,7 @@ fn hep3(is_v4: bool, protocol: u8, message: (u16, &[u8])) -> Vec<u8> {
     [&b"HEP3"[..], &(6 + chunks.len() as u16).to_be_bytes(), &chunks].concat()
 }
 
-/// All wrappings: a name, a link type, and the packet in it. The inner one is of the given family.
+/// All wrappings: name, link type, and wrapped packet. The inner one is of the given family.
 fn wrappings(is_v4: bool) -> Vec<(&'static str, i32, Vec<u8>)> {
     let inner = udp(is_v4, 5_062, 5_060, MESSAGE);
     let frame = ethernet(kind(is_v4), &inner);
@@ -284,7 +284,7 @@ fn what_only_looks_like_a_tunnel_is_none() {
 }
 
 proptest! {
-    /// Whatever the bytes are, and wherever a packet is cut off: an answer.
+    /// For any bytes, truncated anywhere: a result.
     #[test]
     fn no_bytes_upset_it(which in any::<prop::sample::Index>(), is_v4 in any::<bool>(), link in 0..300_i32, keeps in any::<bool>(),
                          cut in any::<prop::sample::Index>(), garbage in prop::collection::vec(any::<u8>(), 0..200),
