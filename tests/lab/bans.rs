@@ -135,7 +135,7 @@ mod tests {
         let row = serde_json::json!({
             "network": "192.0.2.7/32", "port": null, "owner": "auto", "reason": "x",
             "tier": "proven", "added": "2026-01-01T00:00:00Z",
-            
+
             "expires": "2026-01-01T00:10:00Z", "hits": 3,
         });
         let ban = Ban::read(&row).unwrap();

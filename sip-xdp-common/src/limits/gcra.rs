@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_is_what_passes() {
+    fn the_remainder_equals_what_passes() {
         let pace = LIMITS.requests;
         assert_eq!(pace.whole(), 50);
         let (mut full_at, now) = (ticks(START), ticks(START));

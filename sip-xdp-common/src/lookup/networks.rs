@@ -347,7 +347,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_standing_ends_when_it_should() {
+    fn a_reputation_ends_on_time() {
         const SECOND: u64 = 1_000_000_000;
         // Also across the point where the 22 bits wrap.
         for start in [1, 77 * SECOND, (1 << 52) - 3_000 * SECOND, (1 << 52) - 1, 1 << 53] {

@@ -139,7 +139,7 @@ pub enum Request {
 
 impl Request {
     /// Timeout of the response.
-    fn patience(&self) -> Duration {
+    fn timeout(&self) -> Duration {
         match self {
             Self::Confirm | Self::Reload => LOADING_TIMEOUT,
             _ => TIMEOUT,
@@ -215,7 +215,7 @@ pub async fn call<T: DeserializeOwned>(socket: &Path, request: &Request) -> Resu
         BufReader::new(reader).read_line(&mut text).await?;
         anyhow::Ok(text)
     };
-    let text = tokio::time::timeout(request.patience(), exchange)
+    let text = tokio::time::timeout(request.timeout(), exchange)
         .await
         .map_err(|_| anyhow!("the daemon does not answer; see its log"))?
         .context("the daemon went away")?;

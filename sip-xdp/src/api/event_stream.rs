@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_goes_is_forgotten() {
+    async fn a_disconnected_watcher_is_dropped() {
         let hub = Hub::default();
         let watcher = watch(&hub, None).await;
         assert!(hub.is_watched());

@@ -14,7 +14,7 @@ use super::Output;
 use super::output::table;
 
 /// Poll interval for the end of a synchronisation.
-const LOOK: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_millis(100);
 
 /// Timeout of a synchronisation.
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -70,7 +70,7 @@ impl Sync {
                     TIMEOUT.as_secs()
                 );
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL).await;
         };
         rows.retain(|row| rounds.contains_key(&row.name));
         let failed: Vec<_> = rows

@@ -20,7 +20,7 @@ use sip_xdp_common::abi::layout::List;
 use super::{Output, block};
 
 /// Maximum number of bad lines, and of refused networks, in messages.
-const TOLD: usize = 10;
+const MAX_LISTED: usize = 10;
 
 /// Add all networks of a file
 ///
@@ -118,11 +118,11 @@ fn summary(imported: &Imported, list: ListName) -> String {
 /// Refused networks, one per line, up to the maximum.
 pub(super) fn refused(refused: &[Refused]) -> String {
     let mut text = String::new();
-    for one in refused.iter().take(TOLD) {
+    for one in refused.iter().take(MAX_LISTED) {
         text.push_str(&format!("refused {}: {}\n", one.what, one.why));
     }
-    if refused.len() > TOLD {
-        text.push_str(&format!("and {} more; --json shows them\n", refused.len() - TOLD));
+    if refused.len() > MAX_LISTED {
+        text.push_str(&format!("and {} more; --json shows them\n", refused.len() - MAX_LISTED));
     }
     text
 }
@@ -167,10 +167,10 @@ fn complaint(file: &Path, bad: &[(usize, String)]) -> anyhow::Error {
         count => write!(text, "{count} lines are wrong: "),
     };
     let first: Vec<String> =
-        bad.iter().take(TOLD).map(|(number, why)| format!("line {number}: {why}")).collect();
+        bad.iter().take(MAX_LISTED).map(|(number, why)| format!("line {number}: {why}")).collect();
     text.push_str(&first.join("; "));
-    if bad.len() > TOLD {
-        let _ = write!(text, "; and {} more", bad.len() - TOLD);
+    if bad.len() > MAX_LISTED {
+        let _ = write!(text, "; and {} more", bad.len() - MAX_LISTED);
     }
     anyhow::Error::msg(text)
 }

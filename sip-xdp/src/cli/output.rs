@@ -148,8 +148,8 @@ mod tests {
     fn only_our_own_colours_get_to_the_terminal() {
         let output = Output { json: false, colour: true };
         let text = format!("{} a\u{1b}]0;x\u{7}\u{1b}[2Jb\u{9b}1m\n", output.good("yes"));
-        let said = " a\u{fffd}]0;x\u{fffd}\u{fffd}[2Jb\u{fffd}1m\n";
-        assert_eq!(shown(&text, true), format!("\u{1b}[32myes\u{1b}[0m{said}"));
+        let sanitised = " a\u{fffd}]0;x\u{fffd}\u{fffd}[2Jb\u{fffd}1m\n";
+        assert_eq!(shown(&text, true), format!("\u{1b}[32myes\u{1b}[0m{sanitised}"));
         assert_eq!(shown("a\u{1b}[31mb", false), "a\u{fffd}[31mb");
         assert_eq!(
             table(&["A"], &[vec!["x\u{1b}[31m\n192.0.2.1".to_owned()]]),

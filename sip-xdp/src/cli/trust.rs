@@ -60,15 +60,15 @@ pub(crate) struct Delete {
 }
 
 /// The subject of trust.
-enum Who {
+enum Subject {
     Network(Network),
     Host(HostName),
 }
 
 /// Parses an address, a network, or a host name.
-fn read(text: &str) -> Result<Who> {
+fn read(text: &str) -> Result<Subject> {
     match text.parse::<Network>() {
-        Ok(network) => Ok(Who::Network(network)),
+        Ok(network) => Ok(Subject::Network(network)),
         // Without letters, or with characters that no name has, it is a mistyped address or
         // network.
         Err(error)
@@ -76,7 +76,7 @@ fn read(text: &str) -> Result<Who> {
         {
             Err(error.into())
         }
-        Err(_) => text.parse().map(Who::Host).map_err(|error: String| anyhow!(error)),
+        Err(_) => text.parse().map(Subject::Host).map_err(|error: String| anyhow!(error)),
     }
 }
 
@@ -96,7 +96,7 @@ impl Add {
     async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
         let (ttl, reason) = (block::seconds(self.ttl)?, self.reason);
         match read(&self.who)? {
-            Who::Network(network) => {
+            Subject::Network(network) => {
                 let (list, force, operator) = (ListName::Trust, self.force, None);
                 let request =
                     Request::Add { list, network, ttl, reason, force, operator, by: None };
@@ -110,7 +110,7 @@ impl Add {
                     format!("trusted {network}{}{note}", block::until(listed.expires))
                 })
             }
-            Who::Host(name) => {
+            Subject::Host(name) => {
                 let request = Request::TrustHost { name: name.clone(), ttl, reason };
                 let trusted: HostTrusted = control::call(&paths.socket(), &request).await?;
                 output.print(&trusted, |trusted| {
@@ -129,7 +129,7 @@ impl Delete {
     async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
         let verb = "no longer trusted:";
         match read(&self.who)? {
-            Who::Network(network) => {
+            Subject::Network(network) => {
                 let request = Request::Delete { list: ListName::Trust, network, by: None };
                 let gone: Removed = control::call(&paths.socket(), &request).await?;
                 output.print(&gone, |gone| {
@@ -145,7 +145,7 @@ impl Delete {
                     }
                 })
             }
-            Who::Host(name) => {
+            Subject::Host(name) => {
                 let gone: HostRemoved =
                     control::call(&paths.socket(), &Request::DistrustHost { name: name.clone() })
                         .await?;
@@ -207,7 +207,7 @@ mod tests {
             ("sip.carrier.example", true),
             ("1and1.example", true),
         ] {
-            assert_eq!(matches!(read(text).unwrap(), Who::Host(_)), is_host, "{text}");
+            assert_eq!(matches!(read(text).unwrap(), Subject::Host(_)), is_host, "{text}");
         }
         for text in [
             "",

@@ -91,7 +91,7 @@ fn text(line: &Line) -> String {
         Line::Packet(packet) => (packet.as_event(), None),
         Line::Event(event) => (Event::clone(event), event.feed.clone()),
     };
-    let mut whom = match &feed {
+    let mut subject = match &feed {
         Some(feed) => {
             let FeedFigures { feed, added, removed, total } = feed;
             format!("{} +{added} -{removed} ={total}", text::line(feed))
@@ -99,13 +99,13 @@ fn text(line: &Line) -> String {
         None => shown(event.address.map(|address| address.to_string())) + &shown(event.interface),
     };
     if let Some(port) = event.port {
-        whom.push_str(&format!(" port {port}"));
+        subject.push_str(&format!(" port {port}"));
     }
     let tier = event.tier.map(|tier| tier.name().to_owned());
     let dry_run = event.dry_run.then(|| "dry run".to_owned());
     let what: Vec<String> =
         [event.kind.map(|kind| text::line(&kind)), tier, dry_run].into_iter().flatten().collect();
-    let mut parts = vec![whom, what.join(", "), shown(event.reason)];
+    let mut parts = vec![subject, what.join(", "), shown(event.reason)];
     parts.retain(|part| !part.is_empty());
     format!("{}  {:12} {}", time(event.time), text::line(&event.event), parts.join("  "))
 }

@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn who_trusts_is_believed_less() {
+    fn trusting_feeds_have_stricter_guards() {
         let feed = |action| FeedConfig { action, ..FeedConfig::new("a", "file:/a") };
         let prefixes = |feed: FeedConfig| {
             (feed.effective_guards().min_prefix, feed.effective_guards().min_prefix6)

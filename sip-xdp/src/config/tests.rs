@@ -16,7 +16,7 @@ fn nothing_is_the_default() {
 }
 
 #[test]
-fn what_is_documented_is_the_default() {
+fn the_documentation_has_the_defaults() {
     let packaged = include_str!("../../packaging/config.toml");
     assert_eq!(Config::parse(packaged).unwrap(), Config::default(), "as it is installed");
     // With every setting uncommented. Example host names are not defaults.

@@ -205,8 +205,8 @@ mod tests {
             ("--ttl", MAX_TTL.as_secs() as usize / 86_400),
         ] {
             let value = thousands(value);
-            let is_said = page.lines().any(|line| line.contains(name) && line.contains(&value));
-            assert!(is_said || name == "networks" && page.contains(&value), "{name}: {value}");
+            let is_stated = page.lines().any(|line| line.contains(name) && line.contains(&value));
+            assert!(is_stated || name == "networks" && page.contains(&value), "{name}: {value}");
         }
         for table in ["networks", "entries", "known", "unproven", "ports", "good_ports"] {
             assert!(page.contains(&format!("(`{table}`)")), "{table}");

@@ -96,10 +96,10 @@ impl Daemon {
             bail!("{network} was not blocked: {why}; add --force if you mean it");
         }
         let (expires, reason, owner) = (entry.expires, entry.reason.clone(), entry.owner.name());
-        let said = Event::of("block", &entry).kind("command");
+        let event = Event::of("block", &entry).kind("command");
         self.lists.put(List::Block, entry)?;
         self.announce(
-            said,
+            event,
             Level::Info,
             format_args!("block {network} owner={owner} reason={}", Quoted(&reason)),
         );
@@ -130,10 +130,10 @@ impl Daemon {
         }
         let expires = entry.expires;
         let blocked = self.lists.blocks(&network, clock::now());
-        let said = Event::of("trust", &entry).kind("command");
+        let event = Event::of("trust", &entry).kind("command");
         self.lists.put(List::Trust, entry)?;
         self.judge_by_address()?;
-        self.announce(said, Level::Info, format_args!("trust {network} owner=manual"));
+        self.announce(event, Level::Info, format_args!("trust {network} owner=manual"));
         Ok(Listed { network, expires: clock::to_wall(expires), was_blocked: Some(blocked) })
     }
 

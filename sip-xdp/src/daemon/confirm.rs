@@ -148,7 +148,7 @@ impl Daemon {
             && let Err(error) = self.reload().await
         {
             self.confirmation = before;
-            self.let_go_of_all();
+            self.detach_everything();
             self.trial.set(before.deadline())?;
             return Err(error.context("it stays detached"));
         }
@@ -170,7 +170,7 @@ impl Daemon {
         let Confirmation::Awaited { within, .. } = self.confirmation else {
             return;
         };
-        let is_done = self.let_go_of_all();
+        let is_done = self.detach_everything();
         // If this fails, the later deadline in the map still applies.
         let now = clock::now();
         let marked = self.trial.set(Some(now));
@@ -189,7 +189,7 @@ impl Daemon {
     }
 
     /// Detaches all interfaces. Returns whether all are detached.
-    fn let_go_of_all(&mut self) -> bool {
+    fn detach_everything(&mut self) -> bool {
         let is_done = trial::detach_all(&self.pins).is_empty();
         let linked = self.pins.linked();
         let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.served)
@@ -198,7 +198,7 @@ impl Daemon {
         self.served = kept;
         for served in gone {
             let reason = format!("index={} reason=\"nobody confirmed\"", served.index());
-            self.say_of_interface(&served.name, "detached", &reason);
+            self.announce_interface(&served.name, "detached", &reason);
         }
         self.cached_programs.clear();
         self.unserved.clear();

@@ -123,7 +123,7 @@ async fn watch_over(
                 daemon.watch_links().await;
             }
             Some(update) = answers.recv() => daemon.host_answered(update),
-            Some(update) = feeds.recv() => daemon.feed_said(update),
+            Some(update) = feeds.recv() => daemon.on_feed_update(update),
             () = confirmation_due(daemon.confirmation.remaining()) => {
                 daemon.check_confirmation(clock::now());
             }

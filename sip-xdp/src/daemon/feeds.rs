@@ -46,13 +46,13 @@ impl Daemon {
     }
 
     /// Processes a feed's update.
-    pub(super) fn feed_said(&mut self, update: Update) {
+    pub(super) fn on_feed_update(&mut self, update: Update) {
         let Update { name, generation, state, list } = update;
         let was_settled = self.feeds.is_settled();
         let Some(before) = self.feeds.note(&name, generation, state.clone()) else {
             return;
         };
-        self.tell_of_feed(&name, &before, &state);
+        self.publish_feed_state(&name, &before, &state);
         if let Some(list) = list {
             // An error means that the feed's thread has ended.
             let _ = list.applied.send(self.put_feed(&name, list.networks, list.is_expired));
@@ -62,7 +62,7 @@ impl Daemon {
     }
 
     /// Publishes a change of a feed's state. The feed's own thread logs it.
-    fn tell_of_feed(&self, name: &str, before: &FeedState, now: &FeedState) {
+    fn publish_feed_state(&self, name: &str, before: &FeedState, now: &FeedState) {
         let total = now.ipv4 + now.ipv6;
         let figures = FeedFigures { feed: name.to_owned(), total, ..FeedFigures::default() };
         if let Some(error) = now.error.as_ref().filter(|error| before.error.as_ref() != Some(error))

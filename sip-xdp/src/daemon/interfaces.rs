@@ -139,7 +139,7 @@ impl Daemon {
         let (mut served, mut attached_anew, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
         for (wanted, is_new, loaded) in loaded {
             let adopts = self.pins.link(wanted.interface.index).exists();
-            let (one, said) =
+            let (one, new_warnings) =
                 match self.put_on(wanted, loaded, is_new, self.config.mode, &mut interface_maps) {
                     Ok(put) => put,
                     Err(error) => {
@@ -152,7 +152,7 @@ impl Daemon {
             }
             let how = if adopts { ", adopting what was there" } else { "" };
             log::info!("attached to {} in {} mode{how}", one.name, one.mode);
-            warnings.extend(said);
+            warnings.extend(new_warnings);
             served.push(one);
         }
         let is_wanted =
@@ -270,7 +270,7 @@ impl Daemon {
             }
         }
         // A new interface brings local addresses and routes.
-        if attached_some && let Err(error) = self.look_around().await {
+        if attached_some && let Err(error) = self.refresh_surroundings().await {
             log::warn!("the host's addresses and routes: {error:#}");
         }
     }
@@ -295,14 +295,14 @@ impl Daemon {
                 self.attach_warnings.retain(|warning| !warning.starts_with(&format!("{name}: ")));
                 self.attach_warnings.extend(warnings);
                 let (mode, index) = (served.mode, served.index);
-                self.say_of_interface(name, "attached", &format!("mode={mode} index={index}"));
+                self.announce_interface(name, "attached", &format!("mode={mode} index={index}"));
                 self.served.push(served);
                 true
             }
             Err(error) => {
                 let error = format!("{error:#}");
                 if self.unserved.get(name) != Some(&error) {
-                    self.say_of_interface(name, "failed", &format!("reason={}", Quoted(&error)));
+                    self.announce_interface(name, "failed", &format!("reason={}", Quoted(&error)));
                     self.unserved.insert(name.clone(), error);
                 }
                 false
@@ -347,7 +347,7 @@ impl Daemon {
         }
         self.blind.remove(&name);
         let kind = if is_there { "detached" } else { "gone" };
-        self.say_of_interface(&name, kind, &format!("index={index}"));
+        self.announce_interface(&name, kind, &format!("index={index}"));
         self.cached_programs.insert(name, loaded);
     }
 
@@ -364,7 +364,7 @@ impl Daemon {
             }
         }
         for (name, now, index) in renamed {
-            self.say_of_interface(&name, "renamed", &format!("name={now} index={index}"));
+            self.announce_interface(&name, "renamed", &format!("name={now} index={index}"));
         }
     }
 

@@ -254,7 +254,7 @@ impl Daemon {
             self.remember_evidence();
         }
         if ticks.is_multiple_of(SURROUNDINGS_TICKS)
-            && let Err(error) = self.look_around().await
+            && let Err(error) = self.refresh_surroundings().await
         {
             log::warn!("the host's addresses and routes: {error:#}");
         }

@@ -335,7 +335,7 @@ impl Daemon {
     }
 
     /// Reads the host's addresses, gateways and resolvers again.
-    pub(super) async fn look_around(&mut self) -> Result<()> {
+    pub(super) async fn refresh_surroundings(&mut self) -> Result<()> {
         let surroundings = self.netlink.surroundings().await?;
         self.never_ban = NeverBan::new(&surroundings, &resolv_conf());
         self.follow_default_routes(&surroundings).await?;

@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_nearly_full_is_said_once_until_there_is_room_again() {
+    fn a_nearly_full_table_is_reported_once_until_there_is_room_again() {
         let mut said = NearlyFull::default();
         for (used, is_new) in [
             (79, false),

@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_cannot_be_kept_is_said() {
+    fn a_log_that_cannot_be_written_is_reported() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("file");
         fs::write(&file, "").unwrap();

@@ -12,7 +12,7 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::resolver::{Dns, Found, Kinds, Origin, look_up};
+use super::resolver::{Dns, Found, Kinds, Origin, resolve};
 use crate::config::HostName;
 
 /// Minimum interval between queries of a name, whatever the TTL.
@@ -56,7 +56,7 @@ struct Turn {
     is_asked: bool,
     failures: u32,
     /// Messages already logged about it.
-    said: BTreeSet<String>,
+    logged: BTreeSet<String>,
 }
 
 /// Follows names until the other side is dropped. `dns` is called for each query, so that it uses
@@ -92,8 +92,8 @@ pub(super) async fn follow<D: Dns + Send + Sync + 'static>(
                 let all_again = round != wanted.round;
                 round = wanted.round;
                 for name in &wanted.names {
-                    let said = BTreeSet::new();
-                    let new = || Turn { due: now, is_asked: false, failures: 0, said };
+                    let logged = BTreeSet::new();
+                    let new = || Turn { due: now, is_asked: false, failures: 0, logged };
                     let turn = turns.entry(name.clone()).or_insert_with(new);
                     if all_again {
                         turn.due = now;
@@ -111,7 +111,7 @@ pub(super) async fn follow<D: Dns + Send + Sync + 'static>(
                 };
                 turn.due = Instant::now() + pause(&found, turn.failures);
                 for what in &found.left_out {
-                    if turn.said.insert(what.clone()) {
+                    if turn.logged.insert(what.clone()) {
                         log::warn!("host {name}: {what}; that is left out");
                     }
                 }
@@ -130,7 +130,7 @@ async fn ask<D: Dns + Send + Sync + 'static>(
     name: HostName,
 ) -> (HostName, Found) {
     let found = match dns {
-        Ok(dns) => look_up(&dns, &name).await,
+        Ok(dns) => resolve(&dns, &name).await,
         Err(error) => Found { error: Some(error), unanswered: Kinds::ALL, ..Found::default() },
     };
     (name, found)

@@ -3,7 +3,7 @@
 //!
 //! Trusting a name means trusting its DNS servers. The damage is limited: each record kind counts
 //! by itself, so that an address which a response no longer names is removed, whatever other
-//! queries fail; a failed or empty response removes nothing for [`Seen::patience`], and everything
+//! queries fail; a failed or empty response removes nothing for [`Seen::hold`], and everything
 //! after that; and no response can name a special-purpose address.
 
 mod follower;
@@ -102,12 +102,12 @@ impl Seen {
 
     /// The time that an address is kept unconfirmed, in milliseconds: three TTLs, between an hour
     /// and a day.
-    pub fn patience(&self) -> u64 {
+    pub fn hold(&self) -> u64 {
         self.ttl_ms.saturating_mul(3).clamp(MIN_HOLD_MS, MAX_HOLD_MS)
     }
 
     fn is_over(&self, now_ms: u64) -> bool {
-        now_ms.saturating_sub(self.at_ms) > self.patience()
+        now_ms.saturating_sub(self.at_ms) > self.hold()
     }
 }
 
@@ -186,7 +186,7 @@ impl Hosts {
 
     /// Processes the DNS result of a name. An address that a record kind named and no longer names
     /// is removed; without a response, or if DNS knows nothing of the name at all, it stays for
-    /// [`Seen::patience`]. Beyond [`MAX_ADDRESSES`] the most recently named stay.
+    /// [`Seen::hold`]. Beyond [`MAX_ADDRESSES`] the most recently named stay.
     fn take_at(&mut self, update: HostsUpdate, now_ms: u64) {
         let HostsUpdate { name, addresses, unanswered, error } = update;
         let last = self.kept.answers.get(&name);

@@ -142,7 +142,7 @@ impl Found {
 }
 
 /// Resolves a name.
-pub(super) async fn look_up(dns: &impl Dns, name: &HostName) -> Found {
+pub(super) async fn resolve(dns: &impl Dns, name: &HostName) -> Found {
     let service = |(n, service)| (format!("{service}.{name}."), Kind::Srv, Kinds::of_service(n));
     let own = [Kind::A, Kind::Aaaa].map(|kind| (format!("{name}."), kind, Kinds::own(kind)));
     let mut found = Found::default();

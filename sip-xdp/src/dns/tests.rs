@@ -7,7 +7,7 @@ use sip_xdp_common::abi::layout::NEVER;
 use tokio::sync::{mpsc, watch};
 
 use super::follower::follow;
-use super::resolver::{Dns, Found, Kind, Kinds, Origin, Records, look_up};
+use super::resolver::{Dns, Found, Kind, Kinds, Origin, Records, resolve};
 use super::*;
 
 /// A table of responses; other names do not exist.
@@ -75,7 +75,7 @@ async fn all_addresses_that_a_client_could_use_are_found() {
     zone.set("tls.elsewhere.example.", Kind::A, 300, &["192.0.2.3"]);
     zone.set("carrier.example.", Kind::A, 300, &["192.0.2.4"]);
     zone.set("carrier.example.", Kind::Aaaa, 300, &["2001:db8::4"]);
-    let found = look_up(&zone, &name("carrier.example")).await;
+    let found = resolve(&zone, &name("carrier.example")).await;
     let expected =
         set(&["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "2001:db8::2", "2001:db8::4"]);
     let ttl = Some(Duration::from_secs(90));
@@ -87,7 +87,7 @@ async fn all_addresses_that_a_client_could_use_are_found() {
 }
 
 #[tokio::test]
-async fn what_belongs_to_nobody_or_everybody_is_refused() {
+async fn special_purpose_addresses_are_refused() {
     let zone = Zone::default();
     let bad = [
         "127.0.0.1",
@@ -113,7 +113,7 @@ async fn what_belongs_to_nobody_or_everybody_is_refused() {
         "::ffff:127.0.0.1",
     ];
     zone.set("carrier.example.", Kind::Aaaa, 60, &bad6);
-    let found = look_up(&zone, &name("carrier.example")).await;
+    let found = resolve(&zone, &name("carrier.example")).await;
     assert_eq!((addresses(&found), found.error), (set(&["192.0.2.1"]), None));
     // The mapped loopback address equals the plain one.
     assert_eq!(found.left_out.len(), bad.len() + bad6.len() - 1, "{:?}", found.left_out);
@@ -127,7 +127,7 @@ async fn answers_are_bounded() {
     let targets: Vec<String> = (0..200).map(|target| format!("t{target}.example.")).collect();
     let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
     zone.set("_sip._tcp.carrier.example.", Kind::Srv, 60, &targets);
-    let found = look_up(&zone, &name("carrier.example")).await;
+    let found = resolve(&zone, &name("carrier.example")).await;
     assert_eq!((found.addresses.len(), found.left_out.len()), (MAX_ADDRESSES, 2));
 }
 
@@ -136,11 +136,11 @@ async fn no_answer_is_told_from_no_record() {
     let zone = Zone::default();
     zone.set("carrier.example.", Kind::A, 60, &["192.0.2.1"]);
     zone.fail("_sip._udp.carrier.example.", Kind::Srv);
-    let found = look_up(&zone, &name("carrier.example")).await;
+    let found = resolve(&zone, &name("carrier.example")).await;
     assert_eq!(addresses(&found), set(&["192.0.2.1"]));
     assert!(found.error.is_some_and(|error| error.contains("_sip._udp.carrier.example.: refused")));
     zone.clear();
-    let found = look_up(&zone, &name("carrier.example")).await;
+    let found = resolve(&zone, &name("carrier.example")).await;
     assert!(
         found.addresses.is_empty() && found.error.is_some_and(|error| error.contains("no address"))
     );
@@ -195,11 +195,11 @@ async fn many_names_have_their_turn() {
     let wanted = watch::Sender::new(Wanted { names: names.clone(), round: 0 });
     let (sender, mut updates) = mpsc::channel(8);
     tokio::spawn(follow(move || Ok(zone.clone()), wanted.subscribe(), sender));
-    let mut heard = BTreeSet::new();
-    while heard.len() < names.len() {
-        heard.insert(updates.recv().await.unwrap().name);
+    let mut received = BTreeSet::new();
+    while received.len() < names.len() {
+        received.insert(updates.recv().await.unwrap().name);
     }
-    assert_eq!(heard, names);
+    assert_eq!(received, names);
 }
 
 fn update(addresses: &[&str], error: Option<&str>) -> HostsUpdate {
@@ -248,7 +248,7 @@ const HOUR: u64 = 60 * MINUTE;
 /// The addresses of a name after a query at this time.
 async fn take(hosts: &mut Hosts, zone: &Zone, now_ms: u64) -> BTreeSet<IpAddr> {
     let carrier = name("carrier.example");
-    let Found { addresses, unanswered, error, .. } = look_up(zone, &carrier).await;
+    let Found { addresses, unanswered, error, .. } = resolve(zone, &carrier).await;
     hosts.take_at(HostsUpdate { name: carrier.clone(), addresses, unanswered, error }, now_ms);
     hosts.addresses(&carrier)
 }
@@ -310,8 +310,8 @@ async fn an_address_of_a_service_goes_with_its_target() {
 
 /// With a failed or with an empty response.
 #[tokio::test]
-async fn what_is_not_named_any_more_goes_after_a_while() {
-    for (ttl, patience) in
+async fn an_address_that_is_no_longer_named_goes_after_a_while() {
+    for (ttl, hold) in
         [(5, HOUR), (1_200, HOUR), (3_600, 3 * HOUR), (86_400, 24 * HOUR), (u32::MAX, 24 * HOUR)]
     {
         for fails in [true, false] {
@@ -324,7 +324,7 @@ async fn what_is_not_named_any_more_goes_after_a_while() {
             if fails {
                 zone.fail("carrier.example.", Kind::A);
             }
-            for (after, count) in [(MINUTE, 1), (patience, 1), (patience + 1, 0)] {
+            for (after, count) in [(MINUTE, 1), (hold, 1), (hold + 1, 0)] {
                 assert_eq!(
                     take(&mut hosts, &zone, HOUR + after).await.len(),
                     count,
@@ -353,7 +353,7 @@ async fn new_addresses_find_room_before_old_ones() {
 }
 
 #[test]
-fn what_is_saved_comes_back() {
+fn saved_state_comes_back() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("hosts.json");
     let (mut hosts, _) = Hosts::open(path.clone());

@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_named() {
+    fn other_formats_are_named() {
         for (bytes, expected) in [
             (&b"\xfd7zXZ\0\0\x04"[..], "xz"),
             (b"BZh91AY&SY", "bzip2"),

@@ -288,7 +288,7 @@ impl Engine {
             protected_set: self.protected_set(config.action).subscribe(),
             last,
             state: state.clone(),
-            said: None,
+            last_logged: None,
             wall: WallWatch::default(),
         };
         if let Err(error) =

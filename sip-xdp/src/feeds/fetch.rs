@@ -152,7 +152,7 @@ impl Fetcher {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        self.answered(request.send(body).map_err(|error| Failure::from(say(&error)))?)
+        self.answered(request.send(body).map_err(|error| Failure::from(error_text(&error)))?)
     }
 
     fn answered(&self, answer: Response<Body>) -> Result<Answer, Failure> {
@@ -172,7 +172,7 @@ impl Fetcher {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        request.call().map_err(|error| Failure::from(say(&error)))
+        request.call().map_err(|error| Failure::from(error_text(&error)))
     }
 
     fn body(&self, answer: Response<Body>) -> Box<dyn Read + Send> {
@@ -221,7 +221,7 @@ fn check_type(headers: &HeaderMap) -> Result<(), Failure> {
 }
 
 /// An error message without secrets: those of the library may contain the URL.
-pub(crate) fn say(error: &Error) -> String {
+pub(crate) fn error_text(error: &Error) -> String {
     match error {
         Error::Timeout(_) => format!("no whole answer within {} s", TIMEOUT.as_secs()),
         Error::HostNotFound => "the host was not found".to_owned(),
@@ -243,7 +243,7 @@ pub(crate) fn say(error: &Error) -> String {
 /// The error message of a failed body read.
 fn read_error(error: &io::Error) -> String {
     if let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
-        return say(inner);
+        return error_text(inner);
     }
     if let Some(elsewhere) = error.get_ref().and_then(|inner| inner.downcast_ref::<Elsewhere>()) {
         return elsewhere.to_string();

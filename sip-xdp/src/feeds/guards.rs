@@ -60,7 +60,7 @@ impl ProtectedSet {
     }
 
     /// Whether a network overlaps none of it.
-    fn spares(&self, network: &Network) -> bool {
+    fn is_disjoint(&self, network: &Network) -> bool {
         [&self.special, &self.protected]
             .into_iter()
             .all(|set| !covers(set, network) && within(set, network).is_none())
@@ -92,7 +92,7 @@ pub fn trim(
         let shortest = if network.is_v4() { guards.min_prefix } else { guards.min_prefix6 };
         if network.prefix() < shortest {
             tally.skip(reason::TOO_BROAD);
-        } else if protected_set.spares(&network) {
+        } else if protected_set.is_disjoint(&network) {
             kept.push(network);
         } else if covers(&protected_set.special, &network) {
             tally.skip(reason::SPECIAL);
@@ -126,7 +126,7 @@ fn split(network: Network, protected_set: &ProtectedSet, pieces: &mut Vec<Networ
     if is_gone || pieces.len() > MOST_PIECES {
         return;
     }
-    if protected_set.spares(&network) {
+    if protected_set.is_disjoint(&network) {
         pieces.push(network);
         return;
     }
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_broad_is_left_out() {
+    fn wide_networks_are_left_out() {
         let (kept, tally) =
             trimmed(&["0.0.0.0/0", "64.0.0.0/7", "64.0.0.0/8", "2000::/18", "2001:db8::/32"], &[]);
         assert_eq!(kept, ["64.0.0.0/8", "2001:db8::/32"]);
@@ -329,32 +329,33 @@ mod tests {
     #[test]
     fn addresses_count_not_entries() {
         let guards = Guards::default();
-        let says = |before: &Size, now: &Size| implausible(before, now, &guards);
+        let reason = |before: &Size, now: &Size| implausible(before, now, &guards);
         let wide = size("24.0.0.0", 12, 150);
         assert_eq!(
-            says(&hosts(150), &wide).unwrap(),
+            reason(&hosts(150), &wide).unwrap(),
             "it covers 157 million addresses, before 150"
         );
         assert_eq!(
-            says(&wide, &hosts(150)).unwrap(),
+            reason(&wide, &hosts(150)).unwrap(),
             "it covers 150 addresses, before 157 million"
         );
-        let says_of_24 = says(&hosts(150), &size("24.0.0.0", 24, 150)).unwrap();
-        assert_eq!(says_of_24, "it covers 38400 addresses, before 150");
-        let says_of_v6 = says(&size("2001:db8::", 128, 150), &size("2001:db8::", 48, 150)).unwrap();
-        assert_eq!(says_of_v6, "it covers 9.8 million IPv6 networks of /64 and hosts, before 150");
+        let reason_24 = reason(&hosts(150), &size("24.0.0.0", 24, 150)).unwrap();
+        assert_eq!(reason_24, "it covers 38400 addresses, before 150");
+        let reason_v6 =
+            reason(&size("2001:db8::", 128, 150), &size("2001:db8::", 48, 150)).unwrap();
+        assert_eq!(reason_v6, "it covers 9.8 million IPv6 networks of /64 and hosts, before 150");
         // The same addresses in fewer networks, and in more.
         let (hosts_of_24, one) = (size("192.0.2.0", 32, 256), size("192.0.2.0", 24, 1));
-        assert_eq!((says(&hosts_of_24, &one), says(&one, &hosts_of_24)), (None, None));
+        assert_eq!((reason(&hosts_of_24, &one), reason(&one, &hosts_of_24)), (None, None));
         // Removed hosts are noticed beside a much larger network.
         let with = |count| {
             let mut size = hosts(count);
             (size.ipv4, size.entries) = (size.ipv4 + (1 << 24), size.entries + 1);
             size
         };
-        assert_eq!(says(&with(1_000), &with(0)).unwrap(), "it shrank from 1001 to 1 entries");
-        assert_eq!(says(&with(100), &with(1_000)).unwrap(), "it grew from 101 to 1001 entries");
-        assert_eq!(says(&with(1_000), &with(1_200)), None);
+        assert_eq!(reason(&with(1_000), &with(0)).unwrap(), "it shrank from 1001 to 1 entries");
+        assert_eq!(reason(&with(100), &with(1_000)).unwrap(), "it grew from 101 to 1001 entries");
+        assert_eq!(reason(&with(1_000), &with(1_200)), None);
     }
 
     proptest! {

@@ -127,7 +127,7 @@ mod tests {
         );
         let error = agent.get(format!("http://{address}/list")).call().unwrap_err();
         serving.join().unwrap();
-        super::super::fetch::say(&error)
+        super::super::fetch::error_text(&error)
     }
 
     /// Makes the first lookup classify the feed's own host as public.

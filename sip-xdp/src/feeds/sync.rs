@@ -131,8 +131,8 @@ pub(super) fn sync(
     if !accept {
         // An accepted empty list may stay empty, and a feed that never had an entry may be empty.
         let was_empty = last.is_known && last.size.entries == 0;
-        let is_said = last.size.entries == 0 && parsed.comments > 0;
-        if !is_protocol && count == 0 && !was_empty && !is_said {
+        let is_declared_empty = last.size.entries == 0 && parsed.comments > 0;
+        if !is_protocol && count == 0 && !was_empty && !is_declared_empty {
             return refuse("it is empty".to_owned());
         }
         // Incremental formats have no total size to judge.

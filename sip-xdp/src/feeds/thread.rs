@@ -46,7 +46,7 @@ pub(super) struct Follower {
     pub(super) last: Last,
     pub(super) state: FeedState,
     /// Last logged failure.
-    pub(super) said: Option<String>,
+    pub(super) last_logged: Option<String>,
     /// Detector of wall-clock changes, since ages and ends are wall-clock times.
     pub(super) wall: WallWatch,
 }
@@ -61,8 +61,8 @@ impl Follower {
         let fetcher = Fetcher::new(&self.config);
         let mut due = Instant::now() + self.first_pause();
         loop {
-            let pause = self.say_next(due);
-            if self.tell(None).is_err() {
+            let pause = self.record_next(due);
+            if self.send_update(None).is_err() {
                 return;
             }
             let order = match orders.recv_timeout(pause) {
@@ -113,7 +113,7 @@ impl Follower {
 
     /// Records the time of the next fetch. The returned pause may be shorter: until the list
     /// expires.
-    fn say_next(&mut self, due: Instant) -> Duration {
+    fn record_next(&mut self, due: Instant) -> Duration {
         let pause = due.saturating_duration_since(Instant::now());
         self.state.next_ms = clock::wall_ms().saturating_add(pause.as_millis() as u64);
         pause
@@ -168,7 +168,7 @@ impl Follower {
         };
         let kept = prepared.and_then(saved::Prepared::commit);
         self.state.disk_error = kept.err().map(|error| format!("{error:#}"));
-        self.say_format(format, counts);
+        self.log_format(format, counts);
         self.last = Last { size, is_known: true, validators, cursor, ends, decided, protected_set };
         [self.state.ipv4, self.state.ipv6] = counts;
         self.state.tally = tally;
@@ -178,7 +178,7 @@ impl Follower {
     }
 
     /// Logs a newly detected format, and a newly empty list.
-    fn say_format(&mut self, format: &str, counts: [usize; 2]) {
+    fn log_format(&mut self, format: &str, counts: [usize; 2]) {
         let name = &self.config.name;
         if self.config.format == FeedFormat::Auto && self.state.format.as_deref() != Some(format) {
             let words = formats::words(format);
@@ -200,11 +200,11 @@ impl Follower {
         is_expired: bool,
     ) -> Result<Result<crate::lists::Refresh, String>, Gone> {
         let (applied, answer) = sync_channel(1);
-        self.tell(Some(NewList { networks, is_expired, applied }))?;
+        self.send_update(Some(NewList { networks, is_expired, applied }))?;
         answer.recv().map_err(|_| Gone)
     }
 
-    fn tell(&self, list: Option<NewList>) -> Result<(), Gone> {
+    fn send_update(&self, list: Option<NewList>) -> Result<(), Gone> {
         let (name, generation, state) =
             (self.config.name.clone(), self.generation, self.state.clone());
         self.updates.blocking_send(Update { name, generation, state, list }).map_err(|_| Gone)
@@ -212,7 +212,7 @@ impl Follower {
 
     /// Records success.
     fn confirm(&mut self) {
-        if self.said.take().is_some() {
+        if self.last_logged.take().is_some() {
             log::info!("feed {} is well again", self.config.name);
         }
         self.state.confirmed_ms = Some(clock::wall_ms());
@@ -228,11 +228,11 @@ impl Follower {
             ),
             false => trouble.reason.clone(),
         };
-        if self.said.as_ref() != Some(&reason) {
+        if self.last_logged.as_ref() != Some(&reason) {
             let verb = if trouble.is_refused { "refused" } else { "failed" };
             log::warn!("feed {} {verb} reason={}", self.config.name, Quoted(&trouble.reason));
         }
-        self.said = Some(reason.clone());
+        self.last_logged = Some(reason.clone());
         // Changes of the meantime are lost: fetch everything again.
         if self.config.format == FeedFormat::Crowdsec {
             self.last.cursor = None;

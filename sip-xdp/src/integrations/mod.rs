@@ -127,18 +127,18 @@ fn follow(
 
 /// Logs a failure when it is new or has changed, and a recovery; never the same message twice in a
 /// row.
-fn note(who: &str, said: &mut Option<String>, result: Result<(), String>) {
+fn note(name: &str, last: &mut Option<String>, result: Result<(), String>) {
     match result {
         Ok(()) => {
-            if said.take().is_some() {
-                log::info!("{who} is well again");
+            if last.take().is_some() {
+                log::info!("{name} is well again");
             }
         }
         Err(reason) => {
-            if said.as_ref() != Some(&reason) {
-                log::warn!("{who} failed reason={}", Quoted(&reason));
+            if last.as_ref() != Some(&reason) {
+                log::warn!("{name} failed reason={}", Quoted(&reason));
             }
-            *said = Some(reason);
+            *last = Some(reason);
         }
     }
 }
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_wanted_is_picked_and_what_does_not_fit_is_counted() {
+    async fn wanted_events_are_queued_and_those_without_room_counted() {
         let hub = Hub::default();
         let (queue, picked) = sync_channel(3);
         let lost = Arc::new(AtomicU64::new(0));
@@ -190,11 +190,11 @@ mod tests {
 
     #[test]
     fn a_failure_is_remembered_until_it_is_over() {
-        let mut said = None;
-        note("it", &mut said, Err("one".to_owned()));
-        note("it", &mut said, Err("two".to_owned()));
-        assert_eq!(said.as_deref(), Some("two"));
-        note("it", &mut said, Ok(()));
-        assert_eq!(said, None);
+        let mut last = None;
+        note("it", &mut last, Err("one".to_owned()));
+        note("it", &mut last, Err("two".to_owned()));
+        assert_eq!(last.as_deref(), Some("two"));
+        note("it", &mut last, Ok(()));
+        assert_eq!(last, None);
     }
 }

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_is_found_in_its_order() {
+    fn expired_entries_are_found_in_order() {
         let mut entries = Entries::default();
         for (host, expires) in [(1, 30), (2, 10), (3, NEVER), (4, 20), (5, 40)] {
             let (id, entry) = ban(host, expires, Tier::Proven);

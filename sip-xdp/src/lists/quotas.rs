@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_nearly_full_says_so_and_what_follows() {
+    fn a_nearly_full_table_warns_of_the_consequence() {
         for table in ["networks", "entries", "known", "unproven", "ports", "good_ports"] {
             let fill = |used| Fill { table: table.into(), used, limit: 1_000 };
             assert!(

@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_confirmed_is_said_once() {
+    fn an_unconfirmed_trial_is_reported_once() {
         let warning = "it was detached at noon, since nobody confirmed";
         let daemon = DaemonStatus {
             warnings: vec![warning.to_owned()],
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_once() {
+    fn problems_are_reported_once() {
         let full = Occupancy { ipv4: 70, ipv6: 10, capacity: 100 };
         let said =
             DaemonStatus { warnings: vec!["a feed fails".to_owned()], ..DaemonStatus::default() };

@@ -514,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_does_not_count() {
+    fn truncated_lines_do_not_count() {
         let at = GUESS.find("Authorization").unwrap();
         let head = Head::read(&GUESS.as_bytes()[..at + 60]).unwrap();
         assert!(head.authorized && head.credentials.is_empty() && !head.complete);

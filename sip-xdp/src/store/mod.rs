@@ -53,9 +53,9 @@ pub struct Written {
 
 impl Written {
     /// Waits until they are on disk, or until writing has failed for now. Returns false if neither
-    /// happens within `patience`.
-    pub fn wait(&self, patience: Duration) -> bool {
-        self.shared.wait(self.ticket, patience)
+    /// happens within `timeout`.
+    pub fn wait(&self, timeout: Duration) -> bool {
+        self.shared.wait(self.ticket, timeout)
     }
 }
 

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_back_comes_first() {
+    fn returned_changes_come_first() {
         let mut queue = Queue::default();
         queue.push(put(1, "first"));
         let taken = queue.take();

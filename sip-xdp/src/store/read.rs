@@ -19,7 +19,7 @@ use crate::sys::clock;
 pub(super) const REMEMBERED_MS: u64 = 30 * 24 * 3_600_000;
 
 /// Maximum number of bans returned per source.
-const TOLD: usize = 1_000;
+const MAX_BANS: usize = 1_000;
 
 /// The store, read-only. Does not block a daemon that writes.
 #[derive(Debug)]
@@ -67,10 +67,10 @@ impl Reader {
         let shortest = network.bits() - network.prefix();
         for bits in (shortest..=network.bits()).rev() {
             let around = Network::around(network.first(), bits).to_string();
-            all.extend(rows(&self.connection, sql, params![around, TOLD as i64], history_row)?);
+            all.extend(rows(&self.connection, sql, params![around, MAX_BANS as i64], history_row)?);
         }
         all.sort_unstable_by_key(|row| std::cmp::Reverse(row.id));
-        all.truncate(TOLD);
+        all.truncate(MAX_BANS);
         Ok(all)
     }
 }

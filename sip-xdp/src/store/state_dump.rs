@@ -28,7 +28,7 @@ const PART: usize = 40_000;
 /// recreated by their owners.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Whose {
+pub enum DumpedOwner {
     /// An operator.
     Manual,
     /// The detector.
@@ -43,7 +43,7 @@ pub struct DumpedEntry {
     /// The port of a flow; `None` for the whole network.
     pub port: Option<u16>,
     /// The owner.
-    pub owner: Whose,
+    pub owner: DumpedOwner,
     /// Reason.
     pub reason: String,
     /// Evidence tier.
@@ -263,8 +263,8 @@ pub fn cut<T: Serialize>(rows: Vec<T>) -> Vec<Vec<T>> {
 
 fn listed(entry: &Entry) -> Option<DumpedEntry> {
     let owner = match entry.owner {
-        Owner::Manual => Whose::Manual,
-        Owner::Auto => Whose::Auto,
+        Owner::Manual => DumpedOwner::Manual,
+        Owner::Auto => DumpedOwner::Auto,
         Owner::Config | Owner::Host | Owner::Tool | Owner::Feed => return None,
     };
     Some(DumpedEntry {
@@ -326,7 +326,7 @@ mod tests {
             block: vec![DumpedEntry {
                 network,
                 port: None,
-                owner: Whose::Auto,
+                owner: DumpedOwner::Auto,
                 reason: "ü \"why\"".to_owned(),
                 tier: Some(Tier::Unproven),
                 added: Timestamp::UNIX_EPOCH,

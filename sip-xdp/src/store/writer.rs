@@ -79,22 +79,21 @@ impl Shared {
         writer_queue.asked
     }
 
-    /// Waits for a flush. Returns false if it has neither succeeded nor failed within `patience`.
-    pub(super) fn wait(&self, ticket: u64, patience: Duration) -> bool {
+    /// Waits for a flush. Returns false if it has neither succeeded nor failed within `timeout`.
+    pub(super) fn wait(&self, ticket: u64, timeout: Duration) -> bool {
         let waits =
             |writer_queue: &mut WriterQueue| writer_queue.answered < ticket && !writer_queue.ended;
-        let waited = self.done.wait_timeout_while(self.writer_queue(), patience, waits);
+        let waited = self.done.wait_timeout_while(self.writer_queue(), timeout, waits);
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
     /// Ends the writer after one last attempt to write.
-    pub(super) fn end(&self, patience: Duration) {
+    pub(super) fn end(&self, timeout: Duration) {
         let mut writer_queue = self.writer_queue();
         writer_queue.stop = true;
         self.wake.notify_one();
         drop(
-            self.done
-                .wait_timeout_while(writer_queue, patience, |writer_queue| !writer_queue.ended),
+            self.done.wait_timeout_while(writer_queue, timeout, |writer_queue| !writer_queue.ended),
         );
     }
 }

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_needed_is_kept_and_nothing_else() {
+    fn only_needed_capabilities_are_kept() {
         assert_eq!(kept(&caps::all(), FILTER), set(FILTER));
         assert_eq!(kept(&caps::all(), READER), set(READER));
         assert_eq!(kept(&caps::all(), NOTHING), set(&[]));

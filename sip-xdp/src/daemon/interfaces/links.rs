@@ -159,7 +159,7 @@ impl Daemon {
         if let Some(blind) = blind {
             self.cure(at, interface, blind);
         } else if has_seen && self.blind.remove(&name).is_some() {
-            self.say_of_interface(&name, "seeing", "the program sees packets again");
+            self.announce_interface(&name, "seeing", "the program sees packets again");
         }
     }
 
@@ -189,7 +189,7 @@ impl Daemon {
         self.blind.insert(name.to_owned(), Blindness { since, packets, is_mended });
         if is_new {
             let then = if is_mended { "generic" } else { "none" };
-            self.say_of_interface(
+            self.announce_interface(
                 name,
                 "blind",
                 &format!("packets={packets} mode=native action={then}"),
@@ -209,7 +209,7 @@ impl Daemon {
         match put {
             Ok(()) => {
                 let reason = format!("reason=\"{what}: a fresh one was swapped in\"");
-                self.say_of_interface(&name, "swapped", &reason);
+                self.announce_interface(&name, "swapped", &reason);
             }
             Err(error) => {
                 log::error!("{name}: a fresh program could not be put on it: {error:#}");
@@ -296,7 +296,7 @@ impl Daemon {
     }
 
     /// Logs and publishes an interface event.
-    pub(in crate::daemon) fn say_of_interface(
+    pub(in crate::daemon) fn announce_interface(
         &self,
         name: &str,
         kind: &'static str,

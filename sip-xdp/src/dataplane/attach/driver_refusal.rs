@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_has_no_remedy() {
+    fn an_unknown_refusal_has_no_remedy() {
         for driver in ["e1000", "rtl8139", ""] {
             let text = "Underlying driver does not support XDP in native mode";
             assert_eq!(refusal(driver, libc::EOPNOTSUPP, text, 1_500).remedy(), None, "{driver}");

@@ -70,8 +70,8 @@ pub(crate) fn note(pins: &Pins, index: u32, before: &Snapshot) -> Result<Option<
         pins.note_offload(index, *device, name)?;
     }
     let named = |(device, name): &(u32, String)| format!("{name} of {}", name_of(*device));
-    let said = off.iter().map(named).collect::<Vec<_>>().join(", ");
-    Ok((!said.is_empty()).then_some(said))
+    let names = off.iter().map(named).collect::<Vec<_>>().join(", ");
+    Ok((!names.is_empty()).then_some(names))
 }
 
 /// Restores the offloads that attaching to an interface switched off, and removes the record. To be
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_on_and_is_not_is_found() {
+    fn switched_off_features_are_found() {
         let of = |rows: &[(u32, &[&str])]| {
             Snapshot(
                 rows.iter()

@@ -271,7 +271,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_claims_an_entry_has_a_name() {
+    fn claimants_have_names() {
         for (owner, reason, claimant) in [
             (Owner::Tool, "fail2ban:sip", Some("tool:fail2ban:sip")),
             (

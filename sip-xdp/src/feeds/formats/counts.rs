@@ -71,7 +71,7 @@ mod tests {
     const TEXT: &[u8] = b"# counts\n192.0.2.1\t11\n192.0.2.2\t3\n192.0.2.3\t2\n192.0.2.4\n";
 
     #[test]
-    fn what_too_few_have_reported_is_left_out() {
+    fn entries_with_few_reports_are_left_out() {
         let limits = super::super::Limits { min_count: 3, ..limits() };
         for format in [Name::Counts, Name::Auto] {
             let parsed = read_with(format, TEXT, &limits).unwrap();

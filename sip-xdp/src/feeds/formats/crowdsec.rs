@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_new_and_what_is_gone() {
+    fn new_and_deleted_decisions() {
         let text = r#"{"new":[
             {"id":1,"origin":"CAPI","type":"ban","scope":"Ip","value":"192.0.2.1",
              "duration":"3h59m","scenario":"x"},

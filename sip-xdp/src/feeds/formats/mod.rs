@@ -335,7 +335,7 @@ impl Reading {
         let lines = malformed + parsed.networks.len() as u64;
         let is_prose = malformed > parsed.networks.len() as u64;
         if (is_prose || parsed.networks.is_empty())
-            && let Some(failure) = what_it_says(&self.prose)
+            && let Some(failure) = error_page(&self.prose)
         {
             return Err(failure);
         }
@@ -354,7 +354,7 @@ impl Reading {
 
 /// The meaning of a text in place of a list, for known messages of servers. It is never quoted,
 /// since it may contain the key of the request.
-fn what_it_says(prose: &str) -> Option<Failure> {
+fn error_page(prose: &str) -> Option<Failure> {
     const RATE: [&str; 8] = [
         "rate limit",
         "rate-limit",

@@ -44,7 +44,7 @@ fn the_readme_has_a_row_for_each_format() {
 }
 
 #[test]
-fn what_is_no_entry_is_skipped_with_its_line() {
+fn malformed_entries_are_skipped_with_their_line() {
     let mut text =
         b"192.0.2.1\n192.0.2.2\n192.0.2.3\n192.0.2.4\n192.0.2.5\n192.0.2.6\n192.0.2.7\n".to_vec();
     text.extend_from_slice(
@@ -64,7 +64,7 @@ fn what_is_no_entry_is_skipped_with_its_line() {
 }
 
 #[test]
-fn what_is_another_format_is_refused() {
+fn other_formats_are_refused() {
     for format in LISTS {
         for text in [
             "<!DOCTYPE html>\n<html>",
@@ -87,7 +87,7 @@ fn what_is_another_format_is_refused() {
 }
 
 #[test]
-fn what_servers_say_in_place_of_a_list_is_named_and_never_quoted() {
+fn error_pages_are_named_and_never_quoted() {
     for (text, expected) in [
         (
             "You have exceeded the number of allowed requests. Please try again later.\n",

@@ -149,13 +149,13 @@ impl Client {
             200..300 => Ok(answer),
             400 | 404 | 413 | 422 => Err(Trouble::Refused(format!(
                 "HTTP {status}: it refuses what we tell{}",
-                said(&answer)
+                server_error(&answer)
             ))),
             401 | 403 => {
                 self.token = None;
                 Err(Trouble::Later(format!("HTTP {status}: access is refused")))
             }
-            _ => Err(Trouble::Later(format!("HTTP {status}{}", said(&answer)))),
+            _ => Err(Trouble::Later(format!("HTTP {status}{}", server_error(&answer)))),
         }
     }
 
@@ -177,7 +177,7 @@ impl Client {
             _ => {
                 return Err(Trouble::Later(format!(
                     "HTTP {status} when logging in{}",
-                    said(&answer)
+                    server_error(&answer)
                 )));
             }
         }
@@ -203,7 +203,7 @@ impl Client {
             request.body(text).map_err(|_| "the url names no valid address".to_owned())?;
         let answer = self.agent.run(request).map_err(|error| match error {
             Error::Timeout(_) => format!("no whole answer within {} s", TIMEOUT.as_secs()),
-            error => fetch::say(&error),
+            error => fetch::error_text(&error),
         })?;
         let status = answer.status().as_u16();
         let mut text = String::new();
@@ -235,7 +235,7 @@ impl Client {
 }
 
 /// The server's error message, appended to ours.
-fn said(answer: &str) -> String {
+fn server_error(answer: &str) -> String {
     let message = serde_json::from_str::<Value>(answer)
         .ok()
         .and_then(|answer| Some(answer["message"].as_str()?.to_owned()));
@@ -317,10 +317,10 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_says_is_short() {
-        assert_eq!(said("{\"message\":\"no\\nthanks\"}"), " (nothanks)");
-        assert!(said(&format!("{{\"message\":\"{}\"}}", "x".repeat(9_999))).len() < 200);
-        assert_eq!(said("<html>"), "");
+    fn server_errors_are_shortened() {
+        assert_eq!(server_error("{\"message\":\"no\\nthanks\"}"), " (nothanks)");
+        assert!(server_error(&format!("{{\"message\":\"{}\"}}", "x".repeat(9_999))).len() < 200);
+        assert_eq!(server_error("<html>"), "");
     }
 
     #[test]

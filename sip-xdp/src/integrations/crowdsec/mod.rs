@@ -56,7 +56,7 @@ impl Publisher {
         let worker = Worker {
             client: Client::new(&config),
             queue: Queue::default(),
-            said: None,
+            last_logged: None,
             failures: 0,
             not_before: Instant::now(),
             lost: Arc::clone(&lost),
@@ -114,7 +114,7 @@ struct Worker {
     client: Client,
     queue: Queue,
     /// Last logged message.
-    said: Option<String>,
+    last_logged: Option<String>,
     failures: u32,
     not_before: Instant,
     lost: Arc<AtomicU64>,
@@ -140,7 +140,7 @@ impl Worker {
             if Instant::now() >= self.not_before {
                 self.work();
             }
-            self.tell();
+            self.update_report();
         }
     }
 
@@ -174,8 +174,8 @@ impl Worker {
             };
             lock(&self.report).error = result.as_ref().err().cloned();
             let is_over = Instant::now() < self.not_before;
-            note("crowdsec", &mut self.said, result);
-            self.tell();
+            note("crowdsec", &mut self.last_logged, result);
+            self.update_report();
             if is_over {
                 return;
             }
@@ -183,7 +183,7 @@ impl Worker {
     }
 
     /// Updates the numbers of waiting and dropped changes.
-    fn tell(&mut self) {
+    fn update_report(&mut self) {
         let mut report = lock(&self.report);
         report.waiting = self.queue.len();
         report.dropped += self.lost.swap(0, Ordering::Relaxed) + self.queue.take_dropped();

@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_outdated_or_over_is_forgotten() {
+    fn superseded_and_ended_changes_are_dropped() {
         let mut queue = Queue::default();
         queue.take(&event("ban", "192.0.2.1", Some("2026-01-02T03:03:00Z")));
         queue.take(&event("unban", "192.0.2.2", Some("2026-01-02T03:03:00Z")));

@@ -15,7 +15,7 @@ use crate::config::NotifyConfig;
 use crate::feeds::fetch;
 
 /// Poll interval for the end of a program.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL: Duration = Duration::from_millis(20);
 
 /// A notification channel.
 pub(super) enum Channel {
@@ -70,7 +70,7 @@ fn post(agent: &Agent, url: &str, message: &Message, timeout: Duration) -> Resul
         Ok(answer) if answer.status().is_success() => Ok(()),
         Ok(answer) => Err(format!("HTTP {}", answer.status().as_u16())),
         Err(Error::Timeout(_)) => Err(format!("no answer within {} s", timeout.as_secs())),
-        Err(error) => Err(fetch::say(&error)),
+        Err(error) => Err(fetch::error_text(&error)),
     }
 }
 
@@ -113,7 +113,7 @@ fn wait(child: &mut Child, timeout: Duration) -> std::io::Result<Option<ExitStat
         if start.elapsed() >= timeout {
             return Ok(None);
         }
-        thread::sleep(LOOK);
+        thread::sleep(POLL);
     }
 }
 
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_wrong_is_said() {
+    fn errors_are_reported() {
         let patience = Duration::from_secs(60);
         let error = shell("exit 3").send(&message(), patience).unwrap_err();
         assert_eq!(error, "/bin/sh failed: exit status: 3");
@@ -177,7 +177,7 @@ mod tests {
         };
         let start = Instant::now();
         while !is_gone() && start.elapsed() < Duration::from_secs(10) {
-            thread::sleep(LOOK);
+            thread::sleep(POLL);
         }
         assert!(is_gone());
     }

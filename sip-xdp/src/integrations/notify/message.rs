@@ -128,7 +128,7 @@ mod tests {
     use crate::integrations::tests::event;
 
     #[test]
-    fn a_message_says_what_happened_and_what_was_not_told() {
+    fn a_message_has_the_event_and_the_suppressed_ones() {
         let message = Message::of(
             &event("ban", "192.0.2.7"),
             &[("ban".to_owned(), 3), ("feed".to_owned(), 1)].into(),

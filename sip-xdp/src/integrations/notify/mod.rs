@@ -42,7 +42,7 @@ struct Report {
 pub struct Notifier {
     config: NotifyConfig,
     report: Arc<Mutex<Report>>,
-    untold: Arc<AtomicU64>,
+    unsent: Arc<AtomicU64>,
     ended: Arc<AtomicBool>,
     _following: Following,
 }
@@ -58,14 +58,14 @@ impl Notifier {
     /// suppressed.
     pub fn start(config: NotifyConfig, hub: &Hub, before: Option<Self>) -> Self {
         let report = Arc::<Mutex<Report>>::default();
-        let untold = before.map(|before| Arc::clone(&before.untold)).unwrap_or_default();
+        let unsent = before.map(|before| Arc::clone(&before.unsent)).unwrap_or_default();
         let ended = Arc::<AtomicBool>::default();
         let worker = Worker {
             channels: Channel::all(&config),
-            said: BTreeMap::new(),
+            last_logged: BTreeMap::new(),
             gate: Gate::new(config.limit),
             timeout: config.timeout.0,
-            untold: Arc::clone(&untold),
+            unsent: Arc::clone(&unsent),
             ended: Arc::clone(&ended),
             report: Arc::clone(&report),
         };
@@ -77,8 +77,8 @@ impl Notifier {
             wanted.contains(&&*event.event) && !is_routine
         };
         let following =
-            start("notify", WAITING, hub, Arc::clone(&untold), wants, |events| worker.run(events));
-        Self { config, report, untold, ended, _following: following }
+            start("notify", WAITING, hub, Arc::clone(&unsent), wants, |events| worker.run(events));
+        Self { config, report, unsent, ended, _following: following }
     }
 
     /// Its configuration.
@@ -112,11 +112,11 @@ impl Notifier {
 struct Worker {
     channels: Vec<Channel>,
     /// Last logged message by channel.
-    said: BTreeMap<&'static str, Option<String>>,
+    last_logged: BTreeMap<&'static str, Option<String>>,
     gate: Gate,
     timeout: Duration,
     /// Number of events without a message, for lack of room or time.
-    untold: Arc<AtomicU64>,
+    unsent: Arc<AtomicU64>,
     /// Whether a successor has taken over.
     ended: Arc<AtomicBool>,
     report: Arc<Mutex<Report>>,
@@ -133,10 +133,10 @@ impl Worker {
             if self.ended.load(Ordering::Relaxed) {
                 let waiting = event.into_iter().chain(events.try_iter()).count() as u64;
                 let suppressed = self.gate.take_suppressed().into_values().sum::<u64>();
-                self.untold.fetch_add(waiting + suppressed, Ordering::Relaxed);
+                self.unsent.fetch_add(waiting + suppressed, Ordering::Relaxed);
                 return;
             }
-            self.gate.suppress("others", self.untold.swap(0, Ordering::Relaxed));
+            self.gate.suppress("others", self.unsent.swap(0, Ordering::Relaxed));
             match event {
                 Ok(event) if self.gate.admits(clock::now()) => {
                     let message = Message::of(&event, &self.gate.take_suppressed());
@@ -173,7 +173,7 @@ impl Worker {
                     }
                 }
             }
-            note(&format!("notify {name}"), self.said.entry(name).or_default(), result);
+            note(&format!("notify {name}"), self.last_logged.entry(name).or_default(), result);
         }
     }
 }

@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ban_spares_who_is_registered_and_a_banned_port_is_said() {
+    fn a_ban_exempts_registered_ports_and_banned_ports_are_named() {
         let mut kernel = Kernel { good_until: Some(THEN), good_ports: vec![5062], ..stranger() };
         kernel.matches = vec![listed("block", "192.0.2.7", "auto")];
         let (verdict, because) = decided(&kernel, Policy::Open);

@@ -258,7 +258,7 @@ fn any_size_can_be_drawn() {
 }
 
 #[test]
-fn what_attackers_choose_moves_no_cursor() {
+fn attacker_chosen_text_moves_no_cursor() {
     let screen = screen(&app(attacked), 80, 24);
     assert!(screen.contains("evil") && !screen.contains('\u{1b}') && !screen.contains('\u{202e}'));
 }
@@ -298,7 +298,7 @@ fn letters_can_be_read_on_a_dark_and_on_a_light_background() {
 }
 
 #[test]
-fn what_matters_stays_in_sight() {
+fn important_rows_stay_visible() {
     let mut overview = in_a_storm(1);
     let one = overview.interfaces[0].clone();
     overview.interfaces = (0..9)
@@ -369,7 +369,7 @@ fn nothing_changes_without_a_yes() {
 }
 
 #[test]
-fn what_is_limited_cannot_be_unblocked() {
+fn limited_sources_cannot_be_unblocked() {
     let mut app = app(attacked);
     press(&mut app, "/192.0.2.7\n");
     assert_eq!(app.rows().len(), 1);

@@ -44,7 +44,7 @@ fn an_empty_file_is_a_first_start() {
 }
 
 #[test]
-fn what_is_no_store_is_set_aside() {
+fn files_of_other_formats_are_set_aside() {
     for text in [
         "{\n",
         "{\"schema\":1,\"block\":[],\"trust\":[]}",

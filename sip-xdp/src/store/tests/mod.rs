@@ -168,7 +168,7 @@ fn the_history_tells_bans_of_a_network_and_of_those_around_it() {
 }
 
 #[test]
-fn what_is_too_old_goes() {
+fn old_rows_are_removed() {
     let (_directory, path) = place();
     let store = make(&path);
     let now = clock::wall_ms();

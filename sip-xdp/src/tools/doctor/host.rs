@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_root_is_told_so() {
+    fn missing_root_is_reported() {
         let lacking = Platform {
             capabilities: Ok(vec!["CAP_BPF".to_owned()]),
             xdp: Err("Operation not permitted (os error 1)".to_owned()),

@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn what_attaching_does() {
+    fn effects_of_attaching() {
         let (fixed, free) = (features(&[GRO_HW], &[]), features(&[GRO_HW], &[GRO_HW]));
         let generic = Some(Mode::Generic);
         assert_eq!(attaching("virtio_net", generic, Some(true), &fixed).status, Status::Warn);
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn who_sees_nothing_is_told() {
+    fn blind_programs_are_reported() {
         let daemon = |action: Option<&str>| DaemonStatus {
             blind: vec![BlindInterface {
                 interface: "eth0".to_owned(),

@@ -180,7 +180,7 @@ pub async fn examine(paths: &Paths, config: anyhow::Result<Config>, asked: &[Str
     checks.extend([host::container(&platform), host::bpffs(&paths.pin_dir)]);
     checks.extend([host::clock(), host::state(&paths.state_dir)]);
     checks.extend(feeds::reachable(&config.feeds));
-    match look_around(paths, config).await {
+    match collect_facts(paths, config).await {
         Ok(facts) => {
             checks.push(filter(&facts, paths));
             let wanted = facts.wanted(asked);
@@ -197,7 +197,7 @@ pub async fn examine(paths: &Paths, config: anyhow::Result<Config>, asked: &[Str
     Diagnosis { schema: SCHEMA, checks, programs: trial.and_then(Result::ok) }
 }
 
-async fn look_around(paths: &Paths, config: Config) -> anyhow::Result<HostFacts> {
+async fn collect_facts(paths: &Paths, config: Config) -> anyhow::Result<HostFacts> {
     let netlink = Netlink::connect()?;
     let present = netlink.interfaces().await?;
     // Unreadable pins count as missing; the check of the filter reports it.

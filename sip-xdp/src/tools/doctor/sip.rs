@@ -50,7 +50,7 @@ pub(super) fn all(facts: &HostFacts, wanted: &[String]) -> Vec<Check> {
         relevant.iter().partition(|one| is_listed(one.port, &facts.config));
     let own: Vec<IpAddr> = facts.addresses.iter().map(|(_, address)| *address).collect();
     vec![
-        who_listens(&listed, &own, facts.is_root),
+        listener_check(&listed, &own, facts.is_root),
         unlisted_ports(&unlisted, &own, &facts.config),
         exposure(facts, &listed, wanted),
         policy(facts, &listed, &own),
@@ -95,7 +95,7 @@ fn scope_of(address: IpAddr) -> Scope {
     }
 }
 
-fn who_listens(listed: &[&Listener], own: &[IpAddr], is_root: bool) -> Check {
+fn listener_check(listed: &[&Listener], own: &[IpAddr], is_root: bool) -> Check {
     const CHECK: &str = "listeners";
     let unseen =
         if is_root { "" } else { "; whose they are, only root may see of other users' processes" };

@@ -748,7 +748,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_is_said_with_its_place() {
+    fn truncation_is_reported_with_its_offset() {
         let whole = pcap(false, false);
         assert!(read(&[]).unwrap_err().to_string().contains("empty"));
         assert!(read(&whole[..20]).unwrap_err().to_string().contains("first 24 bytes"));

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_capture_is_named() {
+    fn other_files_are_named() {
         for (bytes, expected) in [
             (&b"PK\x03\x04\x14\0"[..], "zip"),
             (b"snoop\0\0\0\0\0\0\x02", "editcap"),

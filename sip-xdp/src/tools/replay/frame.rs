@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_leaves_matters_if_it_may_be_sampled() {
+    fn outgoing_packets_matter_if_they_may_be_sampled() {
         let prefilter = Prefilter { ports: Ports::new([(5060, 5060)]), inspects: Inspects::ALL };
         let frame = |port: u16, payload: &str| {
             let mut frame = vec![0; 12];

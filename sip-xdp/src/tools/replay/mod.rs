@@ -44,7 +44,7 @@ use duplicates::Duplicates;
 use frame::{Ends, Prefilter};
 use kernel::{Kernel, OneCpu};
 use registrar::{Guess, Registrar};
-use timeline::{Telling, Timeline};
+use timeline::{ReplaySink, Timeline};
 use unwrap::{Unread, Unwrapped};
 
 pub use capture::{Capture, Input, Packet};
@@ -69,7 +69,7 @@ const FADES: u64 = 64;
 const LATE: u64 = 5 * SECOND;
 
 /// Interval of the checks how close sources are to a ban, in nanoseconds.
-const LOOK: u64 = 10 * SECOND;
+const CLOSE_CHECK: u64 = 10 * SECOND;
 
 /// Packets between two progress reports.
 const REPORT: u64 = 4_096;
@@ -266,7 +266,7 @@ impl<'c> Replay<'c> {
     }
 
     /// The ban engine at `now`.
-    fn ban_engine(&mut self, now: u64) -> BanEngine<'_, Telling<'_>> {
+    fn ban_engine(&mut self, now: u64) -> BanEngine<'_, ReplaySink<'_>> {
         let at = self.moment(now);
         BanEngine {
             config: self.config,
@@ -278,7 +278,7 @@ impl<'c> Replay<'c> {
             notes: &mut self.notes,
             learning_until: 0,
             at,
-            event_sink: Telling { timeline: &mut self.timeline, at },
+            event_sink: ReplaySink { timeline: &mut self.timeline, at },
         }
     }
 
@@ -385,7 +385,7 @@ impl<'c> Replay<'c> {
             let _ = self.lists.tidy(now);
             self.lists.take_displaced();
         }
-        if now - self.looked >= LOOK {
+        if now - self.looked >= CLOSE_CHECK {
             self.looked = now;
             self.look(now);
         }
@@ -423,7 +423,7 @@ impl<'c> Replay<'c> {
             self.facts.messages[message as usize] += 1;
         }
         self.timeline.count(ends.source, ends.ports.map(|(from, _)| from), reason);
-        self.hear(now, is_cut, event);
+        self.process_events(now, is_cut, event);
         Ok(())
     }
 
@@ -453,13 +453,13 @@ impl<'c> Replay<'c> {
         if self.prefilter.may_matter(frame) {
             self.kernel.set_clock(now);
             self.kernel.leave(frame)?;
-            self.hear(now, is_cut, event);
+            self.process_events(now, is_cut, event);
         }
         Ok(())
     }
 
     /// Processes the events of the programs.
-    fn hear(&mut self, now: u64, is_cut: bool, event: &mut KernelEvent) {
+    fn process_events(&mut self, now: u64, is_cut: bool, event: &mut KernelEvent) {
         while self.kernel.event(event) {
             if is_cut {
                 // The capture truncated it, which is like a fragment.

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn who_answers_is_the_registrar_and_its_provider_is_not() {
+    fn the_answering_host_is_the_registrar_and_its_provider_is_not() {
         let lines = [
             "192.0.2.7 198.51.100.1 REGISTER",
             "198.51.100.1 192.0.2.7 401",

@@ -192,18 +192,18 @@ impl Timeline {
 }
 
 /// The event sink at one time.
-pub(super) struct Telling<'a> {
+pub(super) struct ReplaySink<'a> {
     pub(super) timeline: &'a mut Timeline,
     pub(super) at: Moment,
 }
 
-impl Telling<'_> {
+impl ReplaySink<'_> {
     fn time(&self) -> Timestamp {
         clock::from_ms(self.at.wall_ms)
     }
 }
 
-impl EventSink for Telling<'_> {
+impl EventSink for ReplaySink<'_> {
     fn announce(&mut self, mut event: Event, _: Level, _: fmt::Arguments<'_>) {
         event.time = self.time();
         // Computed by this machine's clock, which is unrelated to the capture's.

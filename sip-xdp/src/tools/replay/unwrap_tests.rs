@@ -244,7 +244,7 @@ fn the_same_packet_comes_out_of_every_wrapping() {
 }
 
 #[test]
-fn what_the_programs_can_read_stays_as_it_is() {
+fn supported_headers_stay() {
     for (name, link, data) in wrappings(true).into_iter().take(3) {
         let mut buffer = Vec::new();
         assert_eq!(unwrap(link, &data, &mut buffer).unwrap().frame, data, "{name}");
@@ -252,7 +252,7 @@ fn what_the_programs_can_read_stays_as_it_is() {
 }
 
 #[test]
-fn what_is_not_read_has_a_name() {
+fn unsupported_contents_have_names() {
     let closed = |data: &[u8]| unwrap(1, data, &mut Vec::new()).unwrap().closed;
     assert_eq!(closed(&ethernet(0x0800, &ip(true, 50, &[0; 40]))), Some("ESP (encrypted)"));
     assert_eq!(
@@ -272,7 +272,7 @@ fn what_is_not_read_has_a_name() {
 }
 
 #[test]
-fn what_only_looks_like_a_tunnel_is_none() {
+fn lookalikes_of_tunnels_are_none() {
     for (port, payload) in
         [(4_789, MESSAGE), (6_081, MESSAGE), (37_008, MESSAGE), (2_152, MESSAGE), (9_060, MESSAGE)]
     {

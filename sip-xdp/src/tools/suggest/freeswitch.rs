@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_configuration_says_nothing() {
+    fn other_files_have_no_mentions() {
         for text in [
             "",
             "<",

@@ -308,8 +308,8 @@ fn host_of(text: &str) -> &str {
 /// Known-good sources and peers close to their limit. The kernel keeps no record of known sources
 /// that exceeded it.
 fn limited(pins: &Pins, settings: &SourceRules) -> Result<Vec<(Network, String)>> {
-    let guide = header::read(pins.open(names::TABLE_HEADER)?)?;
-    let table = Table::open(|name| pins.open(name), &guide)?;
+    let table_header = header::read(pins.open(names::TABLE_HEADER)?)?;
+    let table = Table::open(|name| pins.open(name), &table_header)?;
     let now = clock::now();
     let known: Vec<_> = table
         .map_all()?

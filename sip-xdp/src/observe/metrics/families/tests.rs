@@ -169,8 +169,8 @@ fn the_reference_names_every_metric_and_no_other() {
     let (_, section) = readme.split_once("\n### Metrics").unwrap();
     let section = section.split("\n## ").next().unwrap();
     let words = section.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    let told: BTreeSet<_> =
+    let documented: BTreeSet<_> =
         words.filter(|word| word.starts_with("sip_xdp_")).map(str::to_owned).collect();
     let emitted: BTreeSet<_> = parse(&render(&full())).into_keys().collect();
-    assert_eq!(told, emitted, "left is the README, right is what is emitted");
+    assert_eq!(documented, emitted, "left is the README, right is what is emitted");
 }
