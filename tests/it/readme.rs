@@ -36,7 +36,7 @@ fn each_recipe_is_one_file() -> Result<()> {
 }
 
 #[test]
-fn what_is_fenced_as_toml_is_a_valid_configuration() -> Result<()> {
+fn toml_blocks_are_valid_configurations() -> Result<()> {
     let directory = tempfile::tempdir()?;
     for block in readme::read(checkout()?)?.iter().filter(|block| block.language == "toml") {
         let path = directory.path().join("config.toml");

@@ -167,7 +167,7 @@ impl Dialog {
             }
             Some((since, _)) if now - since >= GIVE_UP => {
                 add(&counts.unanswered);
-                self.sulk(now);
+                self.restart_later(now);
             }
             Some((since, pause)) => {
                 let pause = (2 * pause).min(LONGEST_WAIT);
@@ -202,7 +202,7 @@ impl Dialog {
             }
             if self.rejected >= TRIES {
                 self.accepted = false;
-                return self.sulk(now);
+                return self.restart_later(now);
             }
             self.challenge = Some(challenge);
             return self.ask(now, identity, socket, counts);
@@ -210,7 +210,7 @@ impl Dialog {
         self.accepted = (200..300).contains(&status);
         if !self.accepted {
             add(&counts.refused);
-            return self.sulk(now);
+            return self.restart_later(now);
         }
         if self.method == "REGISTER" {
             add(&counts.accepted);
@@ -220,7 +220,7 @@ impl Dialog {
     }
 
     /// Starts again later, without state.
-    fn sulk(&mut self, now: Instant) {
+    fn restart_later(&mut self, now: Instant) {
         self.challenge = None;
         self.waiting = None;
         self.due = Some(now + SULK);

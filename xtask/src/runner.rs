@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_surrounds_a_test_is_not_shown() {
+    fn output_around_a_test_is_not_shown() {
         let output = "\nrunning 1 test\nits own\nthread 'it' panicked at it.rs:1:1:\nleft: 1\n\
                       stack backtrace:\n   0: somewhere\n             at it.rs:1\nError: no \
                       answer\n\

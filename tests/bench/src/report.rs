@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_measured_is_not_met() {
+    fn an_unmeasured_budget_is_not_met() {
         let section =
             section(vec![row("base", &[], None), row("ours", &[], Some(Budget::AtMost(1.0)))]);
         assert!(!section.judge(&section.rows[1]).unwrap().is_met());

@@ -227,16 +227,16 @@ impl Fixture {
                 Action::Served(_, until) => assert!(until > self.now),
                 Action::Limit(_, until, what) => {
                     assert!(until > self.now);
-                    is_said(&what);
+                    is_sanitised(&what);
                 }
                 Action::Ended(ports) => assert!(!ports.is_empty()),
-                Action::Rejected(_, _, text) | Action::Note(_, text) => is_said(&text),
+                Action::Rejected(_, _, text) | Action::Note(_, text) => is_sanitised(&text),
             }
         }
     }
 
     fn check_ban(&self, finding: &Finding) {
-        is_said(&finding.reason);
+        is_sanitised(&finding.reason);
         assert!(KINDS.contains(&finding.kind), "{}", finding.kind);
         // A peer that registers or tries passwords is a client like any other.
         let by_volume = ["register", "requests", "invites"].contains(&finding.kind);
@@ -272,6 +272,6 @@ impl Fixture {
 }
 
 /// Texts are single lines without terminal controls.
-fn is_said(text: &str) {
+fn is_sanitised(text: &str) {
     assert!(!text.is_empty() && !text.chars().any(char::is_control), "{text:?}");
 }

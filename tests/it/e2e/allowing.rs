@@ -43,7 +43,7 @@ fn set(networks: &[&str]) -> BTreeSet<String> {
 }
 
 #[test]
-fn what_a_feed_trusts_is_trusted_until_it_does_not() -> Result<()> {
+fn feed_trust_comes_and_goes_with_the_feed() -> Result<()> {
     let lab = Lab::new()?;
     let list = lab.directory().join("offices.list");
     fs::write(
@@ -115,7 +115,7 @@ fn what_a_feed_trusts_is_trusted_until_it_does_not() -> Result<()> {
 }
 
 #[test]
-fn whom_a_feed_admits_may_talk_under_the_policy_closed() -> Result<()> {
+fn sources_admitted_by_a_feed_pass_the_policy_closed() -> Result<()> {
     let lab = Lab::new()?;
     let list = lab.directory().join("country.list");
     fs::write(&list, "198.51.0.0/16\n192.0.2.0/24\n")?;

@@ -66,7 +66,7 @@ fn a_refusal_says_why_and_what_to_do() -> Result<()> {
 }
 
 #[test]
-fn nobody_is_told_to_update_a_driver_that_never_will() -> Result<()> {
+fn no_update_is_proposed_for_drivers_without_support() -> Result<()> {
     let lab = Lab::new()?;
     lab.pbx.ip(["link", "add", "br0", "type", "bridge"])?;
     lab.pbx.ip(["link", "set", "br0", "up"])?;

@@ -95,7 +95,7 @@ fn strangers_cannot_connect_over_tcp() -> Result<()> {
 }
 
 #[test]
-fn who_is_admitted_or_trusted_may_talk() -> Result<()> {
+fn admitted_and_trusted_sources_pass() -> Result<()> {
     let lab = Lab::new()?;
     let registrar = Registrar::start(&lab.pbx, lab.directory())?;
     let (admitted, trusted) = (lab.further_attacker(0)?, lab.further_attacker(1)?);

@@ -110,7 +110,7 @@ fn bad_input_changes_nothing() -> Result<()> {
 }
 
 #[test]
-fn bad_usage_is_told_from_failure() -> Result<()> {
+fn bad_usage_and_failure_have_different_statuses() -> Result<()> {
     let lab = Lab::new()?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     let before = lists(&filter)?;

@@ -230,7 +230,7 @@ fn a_restart_in_time_is_no_confirmation() -> Result<()> {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused() -> Result<()> {
+fn nonsensical_options_are_refused() -> Result<()> {
     let lab = Lab::new()?;
     let arguments = vec!["--confirm".to_owned(), "60s".to_owned()];
     let configuration = "dry_run = true\n".to_owned();

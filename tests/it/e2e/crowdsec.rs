@@ -76,7 +76,7 @@ fn wait_for_polls(filter: &Filter<'_>) -> Result<()> {
 }
 
 #[test]
-fn what_others_decide_is_dropped() -> Result<()> {
+fn decisions_of_others_are_enforced() -> Result<()> {
     let lab = Lab::new()?;
     let crowdsec = Crowdsec::start(&lab.pbx, lab.directory())?;
     let filter = start(&lab, feed(&crowdsec))?;
@@ -136,7 +136,7 @@ fn what_others_decide_is_dropped() -> Result<()> {
 }
 
 #[test]
-fn what_we_ban_is_decided_there_until_we_unban() -> Result<()> {
+fn our_bans_are_published_until_an_unban() -> Result<()> {
     let lab = Lab::new()?;
     let _registrar = Registrar::start(&lab.pbx, lab.directory())?;
     let crowdsec = Crowdsec::start(&lab.pbx, lab.directory())?;
@@ -213,7 +213,7 @@ fn what_we_ban_is_decided_there_until_we_unban() -> Result<()> {
 
 /// While the server is away bans wait, and are told once it is there again.
 #[test]
-fn a_server_that_was_away_is_told_later() -> Result<()> {
+fn bans_are_published_after_an_outage() -> Result<()> {
     let lab = Lab::new()?;
     let mut crowdsec = Crowdsec::start(&lab.pbx, lab.directory())?;
     let filter = start(&lab, publishing(&crowdsec, "manual = true"))?;

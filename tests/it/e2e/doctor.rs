@@ -273,7 +273,7 @@ fn root_without_its_rights() -> Result<()> {
 }
 
 #[test]
-fn somebody_who_is_not_root_sees_what_can_be_seen() -> Result<()> {
+fn users_other_than_root_see_the_accessible_part() -> Result<()> {
     let lab = Lab::new()?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     let _server = server(&lab, &lab.pbx, "asterisk", PBX_WAN, 5060)?;
@@ -341,7 +341,7 @@ fn feeds_that_cannot_be_reached() -> Result<()> {
 }
 
 #[test]
-fn responses_that_leave_where_nobody_looks() -> Result<()> {
+fn responses_on_unfiltered_interfaces() -> Result<()> {
     let lab = Lab::new()?;
     let filter = nothing_loaded(&lab)?;
     lab.pbx.ip(["route", "add", "default", "via", "203.0.113.254"])?;
@@ -353,7 +353,7 @@ fn responses_that_leave_where_nobody_looks() -> Result<()> {
 }
 
 #[test]
-fn somebody_who_hides_the_sources() -> Result<()> {
+fn source_nat_that_hides_sources() -> Result<()> {
     let lab = Lab::new()?;
     let filter = nothing_loaded(&lab)?;
     let proxy = server(&lab, &lab.pbx, "docker-proxy", PBX_WAN, 5060)?;

@@ -185,7 +185,7 @@ fn a_filter_stays_and_is_replaced_in_place() -> Result<()> {
 }
 
 #[test]
-fn what_others_have_there_stays() -> Result<()> {
+fn foreign_filters_and_qdiscs_stay() -> Result<()> {
     const MATCH_ALL: &str = "protocol all prio 7 u32 match u32 0 0 classid 1:1";
     let lab = Lab::new()?;
     let mut filter = prepare(&lab, &[WAN, LAN])?;
@@ -295,7 +295,7 @@ fn exactly_ours_leaves() -> Result<()> {
 /// Somebody takes everything off the interface, or the interface goes and another one gets its
 /// number.
 #[test]
-fn what_is_gone_is_made_anew() -> Result<()> {
+fn removed_filters_are_attached_again() -> Result<()> {
     let lab = Lab::new()?;
     let mut filter = prepare(&lab, &[WAN])?;
     without_tcx(&lab, &filter, || {

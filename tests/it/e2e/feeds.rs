@@ -58,7 +58,7 @@ fn list(with_attacker: bool, others: u32) -> String {
 }
 
 #[test]
-fn what_a_feed_lists_is_dropped_until_it_does_not() -> Result<()> {
+fn feed_blocks_come_and_go_with_the_feed() -> Result<()> {
     let lab = Lab::new()?;
     let server = ListServer::start_in(&lab.phone, address(), Reply::list(list(true, 19)))?;
     let filter = start(&lab, configuration("public", "list.txt"))?;
@@ -116,7 +116,7 @@ fn what_a_feed_lists_is_dropped_until_it_does_not() -> Result<()> {
 }
 
 #[test]
-fn a_refused_list_is_said_and_may_be_accepted() -> Result<()> {
+fn a_refused_list_is_reported_and_may_be_accepted() -> Result<()> {
     let lab = Lab::new()?;
     let server = ListServer::start_in(&lab.phone, address(), Reply::list(list(true, 19)))?;
     let filter = start(&lab, configuration("public", "list.txt"))?;
@@ -193,7 +193,7 @@ fn restarts_reboots_and_no_network() -> Result<()> {
 }
 
 #[test]
-fn what_was_listed_stays_until_every_feed_has_spoken() -> Result<()> {
+fn earlier_entries_stay_until_every_feed_has_a_list() -> Result<()> {
     let lab = Lab::new()?;
     let server = ListServer::start_in(&lab.phone, address(), Reply::list(list(true, 19)))?;
     let mut filter = start(&lab, configuration("public", "list.txt"))?;

@@ -55,7 +55,7 @@ fn a_bad_line_keeps_all_out() -> Result<()> {
 }
 
 #[test]
-fn what_must_stay_is_refused_and_the_rest_entered() -> Result<()> {
+fn protected_networks_are_refused_and_the_rest_added() -> Result<()> {
     let lab = Lab::new()?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     filter.succeed(&["trust", "add", "192.0.2.5"])?;
@@ -76,7 +76,7 @@ fn what_must_stay_is_refused_and_the_rest_entered() -> Result<()> {
 }
 
 #[test]
-fn what_does_not_fit_is_said() -> Result<()> {
+fn entries_without_room_are_reported() -> Result<()> {
     let lab = Lab::new()?;
     let configuration = "[capacity]\nnetworks = 16\n".to_owned();
     let options = FilterOptions { configuration, ..FilterOptions::default() };
@@ -198,7 +198,7 @@ fn a_standby_takes_up_what_was_learnt() -> Result<()> {
 /// Figures that nobody ever counted: the daemon goes on at once, and the next ban has the longest
 /// length.
 #[test]
-fn an_offence_count_of_any_size_stops_nobody() -> Result<()> {
+fn any_offence_count_can_be_imported() -> Result<()> {
     let lab = Lab::new()?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     let attacker = ATTACKER.to_string();

@@ -137,7 +137,7 @@ fn they_say_what_happened() -> Result<()> {
 }
 
 #[test]
-fn a_port_in_use_stops_nobody() -> Result<()> {
+fn a_port_in_use_does_not_stop_the_daemon() -> Result<()> {
     let lab = Lab::new()?;
     let other = lab.pbx.enter(|| TcpListener::bind(METRICS).context("cannot listen"))?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
@@ -234,7 +234,7 @@ fn odd_requests_are_refused() -> Result<()> {
 /// Whatever is sent, from however many sources, there are as many series as before: who stores them
 /// is not flooded.
 #[test]
-fn nobody_decides_how_many_series_there_are() -> Result<()> {
+fn senders_cannot_create_series() -> Result<()> {
     let lab = Lab::new()?;
     lab.accept_forgeries()?;
     let _registrar = Registrar::start(&lab.pbx, lab.directory())?;
@@ -294,7 +294,7 @@ fn nobody_decides_how_many_series_there_are() -> Result<()> {
 /// Who sends half a request, or an endless one, or hundreds of connections, takes nothing from the
 /// filter.
 #[test]
-fn hostile_clients_harm_nobody() -> Result<()> {
+fn hostile_clients_do_not_affect_the_filter() -> Result<()> {
     let lab = Lab::new()?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     wait_for_metrics(&lab, METRICS)?;

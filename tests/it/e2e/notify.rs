@@ -58,7 +58,7 @@ fn server(lab: &Lab) -> Result<ListServer> {
 }
 
 #[test]
-fn a_ban_and_a_feed_in_trouble_are_told() -> Result<()> {
+fn bans_and_feed_failures_are_notified() -> Result<()> {
     let lab = Lab::new()?;
     let _registrar = Registrar::start(&lab.pbx, lab.directory())?;
     let hook = server(&lab)?;
@@ -151,7 +151,7 @@ fn a_ban_and_a_feed_in_trouble_are_told() -> Result<()> {
 
 /// More than so many messages are not sent, and the next one says how many.
 #[test]
-fn a_flood_of_events_is_no_flood_of_messages() -> Result<()> {
+fn messages_are_rate_limited() -> Result<()> {
     let lab = Lab::new()?;
     let told = lab.directory().join("told");
     let filter = start(
@@ -191,7 +191,7 @@ fn a_flood_of_events_is_no_flood_of_messages() -> Result<()> {
 
 /// Who hangs, fails or is away delays nobody and is said once.
 #[test]
-fn outlets_that_fail_delay_nobody_and_are_said_once() -> Result<()> {
+fn failing_channels_delay_nothing_and_are_reported_once() -> Result<()> {
     let lab = Lab::new()?;
     let hook = server(&lab)?;
     let notify = |command: &str| {

@@ -149,7 +149,7 @@ fn every_kind_of_file_gives_the_same_answer() -> Result<()> {
 }
 
 #[test]
-fn what_cannot_be_read_is_said_and_the_rest_is_used() -> Result<()> {
+fn unreadable_parts_are_reported_and_the_rest_used() -> Result<()> {
     sip_xdp_tests::require_root()?;
     let directory = tempfile::tempdir()?;
     let packets = HOUR.packets();
@@ -245,7 +245,7 @@ fn copies_of_packets_change_nothing() -> Result<()> {
 }
 
 #[test]
-fn what_is_no_capture_is_named_with_what_to_do() -> Result<()> {
+fn other_files_are_named_with_a_remedy() -> Result<()> {
     sip_xdp_tests::require_root()?;
     let directory = tempfile::tempdir()?;
     for (name, content, says) in [

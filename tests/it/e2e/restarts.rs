@@ -146,7 +146,9 @@ fn flood(lab: &Lab, from: Ipv4Addr, port: u16) -> Result<Stream> {
 }
 
 /// Four of seven passwords before, and three after.
-fn patience_does_not_pay(begins_anew: impl FnOnce(&mut Filter<'_>) -> Result<()>) -> Result<()> {
+fn restarts_do_not_reset_slow_evidence(
+    begins_anew: impl FnOnce(&mut Filter<'_>) -> Result<()>,
+) -> Result<()> {
     const PAUSE: Duration = Duration::from_secs(1);
     let lab = Lab::new()?;
     let _registrar = registrar(&lab)?;
@@ -170,12 +172,12 @@ fn patience_does_not_pay(begins_anew: impl FnOnce(&mut Filter<'_>) -> Result<()>
 
 #[test]
 fn a_patient_guesser_gains_nothing_by_a_restart() -> Result<()> {
-    patience_does_not_pay(|filter| filter.restart())
+    restarts_do_not_reset_slow_evidence(|filter| filter.restart())
 }
 
 #[test]
 fn a_patient_guesser_gains_nothing_by_a_reboot() -> Result<()> {
-    patience_does_not_pay(|filter| {
+    restarts_do_not_reset_slow_evidence(|filter| {
         filter.unload()?;
         filter.launch()
     })

@@ -485,7 +485,7 @@ fn replays(schemas: &mut Schemas) -> Result<()> {
 
 /// A schema that takes everything would never fail.
 #[test]
-fn what_is_not_in_a_schema_is_refused() -> Result<()> {
+fn properties_missing_from_a_schema_are_refused() -> Result<()> {
     let mut schemas = Schemas::read()?;
     let event = json!({
         "time": "2026-01-02T03:04:05Z", "event": "ban", "kind": "rejected",

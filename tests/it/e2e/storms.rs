@@ -73,7 +73,7 @@ fn all_come_back(
 /// The responses leave by a way that nobody watches: nobody becomes known good, and what the phones
 /// send is limited. Not even a flood of one sender leads to a ban then.
 #[test]
-fn responses_that_nobody_sees() -> Result<()> {
+fn unseen_responses() -> Result<()> {
     let lab = Lab::new()?;
     let _registrar = registrar(&lab)?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
@@ -142,7 +142,7 @@ fn a_silent_registrar_and_phones_that_are_known() -> Result<()> {
 }
 
 #[test]
-fn a_silent_registrar_and_phones_that_nobody_knows() -> Result<()> {
+fn a_silent_registrar_and_unknown_phones() -> Result<()> {
     silence("silence, nothing known before", false)
 }
 
@@ -260,7 +260,7 @@ mod measured {
     }
 
     #[test]
-    fn three_hundred_phones_that_nobody_knows() -> Result<()> {
+    fn three_hundred_unknown_phones() -> Result<()> {
         let lab = Lab::new()?;
         let _registrar = registrar(&lab)?;
         let filter = Filter::start(&lab.pbx, lab.directory())?;

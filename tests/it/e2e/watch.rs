@@ -185,7 +185,7 @@ mod measured {
 
     /// Whoever does not read must not keep the daemon from its work.
     #[test]
-    fn a_watcher_that_does_not_read_delays_nobody() -> Result<()> {
+    fn a_watcher_that_does_not_read_delays_nothing() -> Result<()> {
         let lab = Lab::new()?;
         let filter = Filter::start(&lab.pbx, lab.directory())?;
         let mut watcher = watch(&filter, &["--json"])?;

@@ -168,7 +168,7 @@ fn hosts_that_become_wide_networks_are_refused() {
 }
 
 #[test]
-fn an_empty_list_is_taken_once_and_said() {
+fn an_empty_list_is_accepted_once_and_reported() {
     let (_server, mut followed, state) = first("01-empty-for-good.txt", |_| ());
     assert!(state.is_settled && state.is_empty && state.error.is_none(), "{state:?}");
     assert_eq!(followed.row()["empty"], true);

@@ -116,7 +116,7 @@ fn a_list_that_finds_no_room_is_not_kept() {
 }
 
 #[test]
-fn a_list_that_nobody_confirms_ends() {
+fn an_unconfirmed_list_expires() {
     let server = ListServer::start(Reply::list(addresses(20))).unwrap();
     let mut config = config(&server, "list.txt", FeedFormat::List);
     (config.every, config.ttl) = (Span::seconds(1), Span::seconds(2));
@@ -129,7 +129,7 @@ fn a_list_that_nobody_confirms_ends() {
 }
 
 #[test]
-fn a_disk_that_cannot_be_written_is_said() {
+fn an_unwritable_disk_is_reported() {
     let server = ListServer::start(Reply::list(addresses(20))).unwrap();
     let directory = tempfile::tempdir().unwrap();
     // A file where the directory of the feed's file should be.

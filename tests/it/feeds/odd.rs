@@ -261,7 +261,7 @@ fn nobody_listens() {
 }
 
 #[test]
-fn bogons_and_everybody() {
+fn bogons_and_default_routes() {
     let (server, mut followed) = followed();
     let odd = "0.0.0.0/0\n::/0\n10.0.0.0/8\n0.1.0.1\n127.0.0.1\n192.168.1.1\n\
                fe80::1\n::1\n::ffff:8.8.8.8\n224.0.0.1\n";

@@ -106,7 +106,7 @@ fn leaving(payload: &[u8]) -> Vec<(&'static str, Link, Vec<u8>, &'static str)> {
 }
 
 #[test]
-fn what_leaves_is_sampled_whatever_is_around_it() {
+fn outgoing_messages_are_sampled_in_any_encapsulation() {
     let short =
         b"SIP/2.0 200 OK\r\nVia: SIP/2.0/UDP 192.0.2.7\r\nCSeq: 1 REGISTER\r\n\r\n".to_vec();
     let long: Vec<u8> = short.iter().copied().chain(std::iter::repeat_n(b'x', 1_200)).collect();

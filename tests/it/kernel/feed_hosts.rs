@@ -74,7 +74,7 @@ fn a_row_with_too_many_hosts_says_where_the_others_are() {
 }
 
 #[test]
-fn a_ban_ends_by_itself_whatever_a_feed_has_said_of_the_host() {
+fn a_ban_expires_independently_of_a_feed() {
     let mut kernel = Kernel::new(&settings());
     let hosts = of_one_row(&kernel, 5);
     let end = START + 10 * SECOND;

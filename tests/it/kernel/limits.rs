@@ -136,7 +136,7 @@ fn the_limits_are_the_configured_ones() {
 
 /// A message that is not all of a sample: a first fragment, or one of more than 1,472 bytes.
 #[test]
-fn what_the_detector_cannot_see_whole_has_a_limit_of_its_own() {
+fn fragmented_and_overlong_messages_have_their_own_limit() {
     let long = [request("REGISTER"), vec![b'x'; 1_500]].concat();
     let first = |source: &str| {
         Ip { fragment: 0x2000, ..Ip::udp(source) }.frame(&udp(5060, &request("INVITE")))

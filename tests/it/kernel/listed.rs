@@ -128,7 +128,7 @@ fn ask(settings: &Settings, expected: impl Fn(List) -> Option<u32>) {
 }
 
 #[test]
-fn what_is_listed_is_enforced_at_once() {
+fn listed_entries_are_enforced_at_once() {
     ask(&settings(), |list| match list {
         List::Block => Some(DROP),
         List::Trust => Some(PASS),
@@ -137,7 +137,7 @@ fn what_is_listed_is_enforced_at_once() {
 }
 
 #[test]
-fn what_is_listed_is_enforced_at_once_under_a_closed_policy() {
+fn listed_entries_are_enforced_at_once_under_a_closed_policy() {
     ask(&Settings { closed: true, ..settings() }, |list| match list {
         List::Block => Some(DROP),
         List::Trust | List::Admit => Some(PASS),
@@ -147,7 +147,7 @@ fn what_is_listed_is_enforced_at_once_under_a_closed_policy() {
 /// Both sides of each change at the moment in which its writer is killed: the rows that are
 /// pending, and the tables before or after they have followed.
 #[test]
-fn what_is_pending_counts_nowhere() {
+fn pending_rows_count_nowhere() {
     let mut kernel = Kernel::new(&settings());
     let texts = [
         "192.0.2.1",

@@ -146,7 +146,7 @@ fn hits_are_exact_and_survive_a_change_of_the_entry() {
 }
 
 #[test]
-fn what_a_feed_blocks_ends_with_any_change_of_the_lists() {
+fn feed_blocks_follow_every_change_of_the_lists() {
     let mut kernel = Kernel::new(&settings());
     let host: Network = "192.0.2.7".parse().unwrap();
     let feed = |kernel: &mut Kernel, networks: &[Network]| {
@@ -214,7 +214,7 @@ fn a_full_table_refuses_and_keeps_what_it_has() {
 }
 
 #[test]
-fn what_a_crash_left_half_done_is_put_right() {
+fn half_done_changes_are_repaired_after_a_crash() {
     let mut kernel = Kernel::new(&settings());
     kernel.list(List::Block, "192.0.2.7", NEVER);
     kernel.list(List::Block, "192.0.2.8", NEVER);

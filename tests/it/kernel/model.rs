@@ -53,7 +53,7 @@ fn the_kernel_says_what_a_plain_model_says() {
 }
 
 #[test]
-fn what_is_refused_changes_no_answer() {
+fn refused_changes_have_no_effect() {
     let tally = compare(256, Plan { feed: 180, each: 100 }, variable("SIP_XDP_PROBES", PROBES) / 5);
     assert!(tally.refused >= tally.changes / 50, "too few were refused: {tally}");
     assert_eq!(tally.crowded, 0, "some found no place: {tally}");
