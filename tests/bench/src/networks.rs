@@ -1,4 +1,4 @@
-//! Networks to fill lists with: another one for each number.
+//! Networks to fill lists with, a distinct one for each number.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

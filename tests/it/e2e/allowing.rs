@@ -1,5 +1,5 @@
-//! Feeds that trust or admit: what they list comes and goes with them, within stricter guards, and
-//! whoever watches is told. Needs root and Linux 6.6 or later.
+//! Feeds that trust or admit: their entries come and go with them, within stricter guards, and
+//! watchers see the events. Needs root and Linux 6.6 or later.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -51,14 +51,14 @@ fn feed_trust_comes_and_goes_with_the_feed() -> Result<()> {
         format!("{ATTACKER}\n0.0.0.0/1\n64.0.0.0/15\n10.0.0.0/8\n2001:db8::/31\n192.0.2.0/24\n"),
     )?;
     let mut filter = start(&lab, configuration(&list, "block", "open"))?;
-    // Whom an operator blocks no feed trusts.
+    // Feeds do not trust networks that an operator blocks.
     filter.succeed(&["block", "add", "192.0.2.128/25"])?;
     let attacker = ATTACKER.to_string();
     let verdict =
         |filter: &Filter<'_>| anyhow::Ok(filter.json(&["explain", &attacker])?["verdict"].clone());
     wait_until("it blocks", SOON, || Ok(verdict(&filter)? == "drop"))?;
     let mut watch = filter.start_command(&["watch", "--json"])?;
-    // What happens before it is connected, it does not see.
+    // Earlier events are not seen.
     wait_until("it watches", SOON, || {
         filter.succeed(&["block", "add", "192.0.2.128/25"])?;
         Ok(!watch.lines().is_empty())

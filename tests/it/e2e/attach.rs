@@ -1,5 +1,5 @@
-//! How programs are attached: refusals carry their reason, a program that sees nothing is noticed,
-//! and what was switched off is put back. Needs root.
+//! Attachment: refusals carry their reason, blind programs are noticed, and switched-off offloads
+//! are restored. Needs root.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -31,7 +31,7 @@ fn refusal(filter: &mut Filter<'_>) -> Result<String> {
     Ok(errors.join("\n"))
 }
 
-/// The driver's own words, which only netlink hands out, and the command that helps.
+/// The driver's extended acknowledgement, from netlink, and the remedy.
 #[test]
 fn a_refusal_says_why_and_what_to_do() -> Result<()> {
     let lab = Lab::new()?;
@@ -106,8 +106,8 @@ fn check(filter: &Filter<'_>, name: &str) -> Result<Value> {
         .clone())
 }
 
-/// A driver that takes the program and never calls it. Here none does, so the daemon is told to
-/// count nothing.
+/// A driver that accepts the program and never calls it. No driver here does, so the daemon is made
+/// to count nothing.
 #[test]
 fn generic_mode_takes_over_from_a_program_that_sees_nothing() -> Result<()> {
     let lab = Lab::new()?;
@@ -170,7 +170,8 @@ fn where_only_native_mode_will_do_it_is_an_error() -> Result<()> {
     })
 }
 
-/// Ordinary drivers keep their program over a reset, and no packet that is seen makes one blind.
+/// Ordinary drivers keep their program over a reset, and a single seen packet means that it is not
+/// blind.
 #[test]
 fn a_program_that_sees_is_left_alone() -> Result<()> {
     let lab = Lab::new()?;
@@ -204,7 +205,7 @@ fn a_program_that_sees_is_left_alone() -> Result<()> {
     filter.unload()
 }
 
-/// Virtual interfaces have nothing that is switched off for a program; so it is noted by hand.
+/// Virtual interfaces have no offloads that a program switches off; so the record is made by hand.
 #[test]
 fn offloads_are_put_back_or_named() -> Result<()> {
     let lab = Lab::new()?;

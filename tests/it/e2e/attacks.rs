@@ -1,6 +1,6 @@
-//! Real attack tools: each is banned within seconds, what it sends afterwards is dropped in the
-//! driver, and a phone registers all the time. Needs root, Linux 6.6 or later, and the tools that
-//! `cargo xtask test` installs.
+//! Real attack tools: each is banned within seconds, its later packets are dropped in the driver,
+//! and a phone keeps registering. Needs root, Linux 6.6 or later, and the tools that `cargo xtask
+//! test` installs.
 
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};

@@ -1,6 +1,6 @@
-//! Carriers send much, to numbers that nobody has too, and their calls are challenged: neither one
-//! that we look after with OPTIONS or register with, nor one that is trusted, may be banned or
-//! limited. Needs root and Linux 6.6 or later.
+//! Carriers with high call rates, wrong numbers and challenged calls: neither a peer (OPTIONS or
+//! REGISTER of the server) nor a trusted one may be banned or limited. Needs root and Linux 6.6 or
+//! later.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::thread::sleep;

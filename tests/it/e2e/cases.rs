@@ -1,5 +1,5 @@
-//! Conversations from the field come out right: nobody good loses a packet, and who attacks is
-//! banned. The directories are `tests/cases`, and those of `SIP_XDP_CASES`. Needs root.
+//! Conversations from the field: no legitimate source loses a packet, and attackers are banned. The
+//! directories are `tests/cases`, and those of `SIP_XDP_CASES`. Needs root.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -12,10 +12,10 @@ use sip_xdp::config::Config;
 use sip_xdp::net::network::Network;
 use sip_xdp::tools::replay::{Ban, Close, Input, Options, Replayed, replay};
 
-/// Packets of a conversation that are shown when it does not come out right.
+/// Number of packets shown of a failing conversation.
 const SHOWN: usize = 24;
 
-/// Somebody in a conversation.
+/// A participant of a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Who {
     address: IpAddr,

@@ -1,6 +1,6 @@
-//! Bans, expiries, synchronisations and restarts, for half a minute; with `SIP_XDP_LONG=1` for an
-//! hour, or for as many seconds as `SIP_XDP_CHURN` says. Memory, file and tables stay flat. Needs
-//! root and Linux 6.6 or later.
+//! Bans, expiry, synchronisations and restarts for half a minute; with `SIP_XDP_LONG=1` for an
+//! hour, or for `SIP_XDP_CHURN` seconds. Memory, file and tables must not grow. Needs root and
+//! Linux 6.6 or later.
 
 use std::env;
 use std::fs;

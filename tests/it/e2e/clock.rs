@@ -1,6 +1,6 @@
-//! The wall clock is set forward and back by a day while bans last: none vanishes, none becomes
-//! eternal, over restarts, crashes and reboots. Needs root, Linux 6.6 or later, and libfaketime,
-//! which sets the clock of the daemon alone.
+//! Wall-clock changes by a day while bans last: none vanishes, none becomes permanent, over
+//! restarts, crashes and reboots. Needs root, Linux 6.6 or later, and libfaketime, which sets the
+//! clock of the daemon alone.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -122,8 +122,8 @@ fn set_back_by_a_day() -> Result<()> {
     set_while_it_runs(-DAY)
 }
 
-/// A machine whose clock has no battery starts in the past: no ban lasts longer than it was made
-/// for.
+/// A machine without a real-time clock battery starts in the past: no ban lasts longer than its
+/// lifetime.
 #[test]
 fn a_start_in_the_past_makes_nothing_eternal() -> Result<()> {
     let lab = Lab::new()?;

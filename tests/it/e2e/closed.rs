@@ -1,6 +1,6 @@
-//! Policy "closed": strangers reach nothing, those who are admitted or trusted do, and so does the
-//! provider that we have registered with, without being listed anywhere. Needs root and Linux 6.6
-//! or later.
+//! Policy "closed": unknown sources are dropped; admitted and trusted ones pass, and so does the
+//! provider that the server has registered with, without being listed. Needs root and Linux 6.6 or
+//! later.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -129,7 +129,8 @@ fn admitted_and_trusted_sources_pass() -> Result<()> {
     Ok(())
 }
 
-/// We register with the provider; then its call comes in, and a stranger's does not.
+/// The server registers with the provider; then the provider's call passes, and a stranger's does
+/// not.
 fn provider_calls(
     what: &str,
     filter: &Filter<'_>,

@@ -1,4 +1,4 @@
-//! Commands: bad input changes nothing and says why in one line, instances do not disturb each
+//! Commands: bad input changes nothing and gives a one-line error, instances do not disturb each
 //! other, and `unload` leaves nothing.
 
 use std::collections::BTreeSet;
@@ -168,8 +168,8 @@ fn a_full_list_refuses_and_keeps_what_it_has() -> Result<()> {
     is_refused(&filter, &["block", "add", "192.0.2.201"])
 }
 
-/// What a member of the group, who may open the socket, cannot do, and what root can only by force;
-/// and texts and times that are out of bounds, whether the command line would send them or not.
+/// Limits of the group's members, who may open the socket; what root can do only by force; and
+/// texts and times out of bounds, also beyond what the command line sends.
 #[test]
 fn commands_are_bounded() -> Result<()> {
     let lab = Lab::new()?;
@@ -262,8 +262,7 @@ fn a_second_instance_on_the_interface_is_named() -> Result<()> {
     Ok(())
 }
 
-/// Whatever goes wrong with one interface, those that an earlier daemon had attached keep
-/// filtering.
+/// A failure at one interface does not affect those that an earlier daemon has attached.
 #[test]
 fn a_failed_reload_or_start_keeps_what_filters() -> Result<()> {
     let lab = Lab::new()?;

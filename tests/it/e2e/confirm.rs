@@ -1,5 +1,5 @@
-//! `run --confirm`: a filter that nobody confirms is detached in the end, on every way out; and
-//! drops nothing from the deadline on though its daemon is dead.
+//! `run --confirm`: an unconfirmed filter is detached on every exit path; and drops nothing after
+//! the deadline although its daemon is dead.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -125,8 +125,8 @@ fn nobody_confirms() -> Result<()> {
     filter.unload()
 }
 
-/// What shut the operator out may have taken the default route with it, by which the interfaces
-/// were found.
+/// The cause of a lockout may have removed the default route as well, by which the interfaces were
+/// found.
 #[test]
 fn it_steps_back_without_a_default_route() -> Result<()> {
     let lab = Lab::new()?;
@@ -173,8 +173,8 @@ fn a_daemon_that_is_stopped_before_leaves_nothing_attached() -> Result<()> {
     filter.unload()
 }
 
-/// Nobody is there to detach: the programs themselves drop nothing any more, which `status` says,
-/// and the next start detaches and waits.
+/// Without a daemon to detach, the programs themselves drop nothing, which `status` reports; the
+/// next start detaches and waits.
 #[test]
 fn a_daemon_that_is_killed_drops_nothing_past_its_time() -> Result<()> {
     let lab = Lab::new()?;
@@ -211,7 +211,7 @@ fn a_daemon_that_is_killed_drops_nothing_past_its_time() -> Result<()> {
     filter.unload()
 }
 
-/// One that dies and comes back in time goes on to the same end.
+/// A restart within the time continues to the same deadline.
 #[test]
 fn a_restart_in_time_is_no_confirmation() -> Result<()> {
     let lab = Lab::new()?;

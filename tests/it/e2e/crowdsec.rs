@@ -211,7 +211,7 @@ fn our_bans_are_published_until_an_unban() -> Result<()> {
     Ok(())
 }
 
-/// While the server is away bans wait, and are told once it is there again.
+/// During an outage of the server bans are queued, and published afterwards.
 #[test]
 fn bans_are_published_after_an_outage() -> Result<()> {
     let lab = Lab::new()?;

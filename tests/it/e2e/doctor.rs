@@ -1,5 +1,5 @@
-//! `doctor` on hosts that were broken on purpose: it must name what is wrong, and nothing else; and
-//! `trust suggest`. Needs root.
+//! `doctor` on deliberately broken hosts: it must report exactly the defect; and `trust suggest`.
+//! Needs root.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};

@@ -1,5 +1,5 @@
-//! A dry run: the same evidence and the same decisions, but nothing is dropped; and what it decided
-//! is nothing any more when it is over. Needs root and Linux 6.6 or later.
+//! A dry run: the same evidence and decisions, but nothing is dropped, and its decisions do not
+//! outlast it. Needs root and Linux 6.6 or later.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::thread::sleep;
@@ -130,7 +130,7 @@ fn the_same_is_decided_but_nothing_is_dropped() -> Result<()> {
     Ok(())
 }
 
-/// Neither its bans nor the memory of them.
+/// Neither its bans nor its offences remain.
 #[test]
 fn when_it_is_over_nothing_of_it_is_left() -> Result<()> {
     let lab = Lab::new()?;

@@ -1,8 +1,7 @@
-//! Our responses are read on kernels without tcx, too: by a filter on the clsact qdisc. It outlives
-//! the daemon, is never there twice, and leaves with us; what others have on the interface stays.
-//! Needs root.
+//! Egress on kernels without tcx: a filter on the clsact qdisc. It outlives the daemon, is never
+//! attached twice, and is removed with the product; foreign filters stay. Needs root.
 //!
-//! The kernel that runs this has tcx, so the daemon runs inside the test and is told not to try it.
+//! The test kernel has tcx, so the daemon runs inside the test and is told not to try it.
 
 use std::sync::mpsc;
 use std::thread;
@@ -292,8 +291,8 @@ fn exactly_ours_leaves() -> Result<()> {
     Ok(())
 }
 
-/// Somebody takes everything off the interface, or the interface goes and another one gets its
-/// number.
+/// Removal of everything from the interface by somebody else, and another interface with a re-used
+/// index.
 #[test]
 fn removed_filters_are_attached_again() -> Result<()> {
     let lab = Lab::new()?;

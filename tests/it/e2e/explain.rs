@@ -1,5 +1,5 @@
-//! `explain`: what becomes of an address, and why, with the daemon alive and dead. Needs root and
-//! Linux 6.6 or later.
+//! `explain`: the fate of an address with reasons, with and without a daemon. Needs root and Linux
+//! 6.6 or later.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! A real fail2ban that bans through sip-xdp, with the action file of the package. Needs root and
-//! Linux 6.6 or later.
+//! A real fail2ban that bans through sip-xdp, with the package's action file. Needs root and Linux
+//! 6.6 or later.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -126,8 +126,8 @@ fn jails_ban_and_unban_and_remember() -> Result<()> {
     fail2ban.stop()
 }
 
-/// fail2ban must not think that somebody is banned who is not: it waits for a daemon that is
-/// starting, and says what failed.
+/// fail2ban must not take an address for banned that is not: it waits for a starting daemon, and
+/// reports failures.
 #[test]
 fn a_daemon_that_starts_again_is_waited_for() -> Result<()> {
     let lab = Lab::new()?;

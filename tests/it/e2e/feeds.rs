@@ -1,5 +1,5 @@
-//! Feeds and the real daemon: what they list is dropped, and stays so whatever happens to the feed
-//! or to the daemon.
+//! Feeds with the real daemon: their entries are dropped, whatever happens to the feed or the
+//! daemon.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Packets with forged sources must not harm those whose addresses they carry: a known phone, a
-//! carrier, a stranger. Needs root and Linux 6.6 or later.
+//! Forged sources must not harm the owners of the addresses: a known phone, a carrier, a stranger.
+//! Needs root and Linux 6.6 or later.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::thread::sleep;
@@ -16,7 +16,7 @@ const RATE: u32 = 1000;
 const TIME: Duration = Duration::from_secs(12);
 const PEER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 20);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
-/// The longest ban that may follow from what anybody can forge.
+/// The longest ban on forgeable evidence.
 const SHORT: Duration = Duration::from_secs(300);
 
 /// A lab that takes forged packets, and answers them to whom they seem to come from.
@@ -107,7 +107,7 @@ fn a_known_phone_whose_port_the_forger_does_not_know() -> Result<()> {
     Ok(())
 }
 
-/// What gets through then is printed, not promised.
+/// The result is printed, not asserted.
 #[test]
 fn a_known_phone_whose_port_the_forger_knows() -> Result<()> {
     phone_during_forgery("a phone's address and port", |_| FIRST_PORT).map(drop)

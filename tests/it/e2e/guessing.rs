@@ -1,6 +1,5 @@
-//! Whoever guesses passwords, looks for extensions or servers, or tries to call at our cost is
-//! banned for what the registrar answers, not for its rate: at any speed and in every disguise.
-//! Needs root and Linux 6.6 or later.
+//! Guessers, scanners and toll fraud are banned for the registrar's responses, not for their rate:
+//! at any speed and in every disguise. Needs root and Linux 6.6 or later.
 
 use std::net::{IpAddr, SocketAddr};
 use std::thread::sleep;

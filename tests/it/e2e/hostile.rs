@@ -1,5 +1,5 @@
-//! What attackers write is text, wherever it is shown: it makes no element of a page, and no
-//! terminal obeys it. Needs root, Linux 6.6 or later, chromium and tmux.
+//! Attacker-chosen text, wherever it is shown: it creates no element of a page, and no terminal
+//! obeys it. Needs root, Linux 6.6 or later, chromium and tmux.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -18,9 +18,9 @@ use sip_xdp_tests::{
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// Users that an attacker makes up; of three in turn all three are in the evidence. The last one
-/// rings, clears the screen and gives the window another title, with control characters of seven
-/// bits, of eight, and of eight in UTF-8, and turns the line around.
+/// Users that an attacker makes up; evidence names three in turn. The last one rings the bell,
+/// clears the screen and sets the window title, with control characters of seven bits, of eight,
+/// and of eight in UTF-8, and reverses the line.
 const USERS: [&[u8]; 3] = [
     b"<script>document.title='owned'</script>",
     b"\"><img src=x onerror=document.title='owned'>",

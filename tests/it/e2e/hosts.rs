@@ -1,4 +1,4 @@
-//! Host names that are trusted: their addresses are followed, and stay when DNS fails.
+//! Trusted host names: their addresses are followed, and stay when DNS fails.
 
 use std::time::{Duration, Instant};
 
@@ -199,7 +199,7 @@ fn a_domain_is_followed_through_its_services() -> Result<()> {
     Ok(())
 }
 
-/// They hold a time against a limit: nothing runs beside them.
+/// Timed tests: nothing runs beside them.
 mod measured {
     use super::*;
 

@@ -1,4 +1,4 @@
-//! Whole files of networks, and the state of another instance. Needs root and Linux 6.6 or later.
+//! Files of networks, and state dumps. Needs root and Linux 6.6 or later.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -126,8 +126,7 @@ fn an_export_comes_back_and_nftables_takes_it() -> Result<()> {
     Ok(())
 }
 
-/// One instance learns, another one takes it up: who is known good, who is banned and how often,
-/// what is trusted.
+/// One instance learns, another one imports: known-good sources, bans with offences, trust.
 #[test]
 fn a_standby_takes_up_what_was_learnt() -> Result<()> {
     let lab = Lab::new()?;
@@ -195,8 +194,7 @@ fn a_standby_takes_up_what_was_learnt() -> Result<()> {
     .map(drop)
 }
 
-/// Figures that nobody ever counted: the daemon goes on at once, and the next ban has the longest
-/// length.
+/// Implausible counts: the daemon continues at once, and the next ban has the maximum length.
 #[test]
 fn any_offence_count_can_be_imported() -> Result<()> {
     let lab = Lab::new()?;
@@ -218,7 +216,7 @@ fn any_offence_count_can_be_imported() -> Result<()> {
     Ok(())
 }
 
-/// They hold a time against a limit: nothing runs beside them.
+/// Timed tests: nothing runs beside them.
 mod measured {
     use super::*;
 

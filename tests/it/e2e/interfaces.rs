@@ -1,5 +1,5 @@
-//! Interfaces come and go, change their names and their kind, and the filter is on them again as
-//! soon as they are there. Needs root.
+//! Dynamic interfaces: they come and go, change name and kind, and are filtered again as soon as
+//! they exist. Needs root.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -392,7 +392,7 @@ fn whatever_goes_on_without_a_daemon_is_put_right_by_the_next_one() -> Result<()
     Ok(())
 }
 
-/// What somebody takes off is put on again; `unload` is how to take it off.
+/// A program detached by somebody else is attached again; `unload` is the way to detach it.
 #[test]
 fn a_program_that_is_taken_off_is_put_on_again() -> Result<()> {
     let lab = Lab::new()?;

@@ -1,5 +1,5 @@
-//! An attacker with a whole IPv6 network changes its address with every password: it is banned with
-//! all of them, unless we live in that network ourselves. Needs root and Linux 6.6 or later.
+//! An attacker with an IPv6 network and a new address per password: the network is banned, unless
+//! the host itself is in it. Needs root and Linux 6.6 or later.
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! `learn`: on a first start volume limits, but bans nobody, for as long as was asked and no
-//! longer. Needs root and Linux 6.6 or later.
+//! `learn`: after a first start volume is limited but bans nothing, for exactly the configured
+//! time. Needs root and Linux 6.6 or later.
 
 use std::net::SocketAddr;
 use std::thread::sleep;

@@ -1,4 +1,4 @@
-//! What must never be banned: monitoring, keepalives, trusted sources.
+//! Traffic that must never be banned: monitoring, keepalives, trusted sources.
 
 use std::net::SocketAddr;
 use std::thread::sleep;
@@ -11,8 +11,7 @@ use sip_xdp_tests::{
     Attacker, Capture, Filter, FilterOptions, Lab, Phone, Registrar, Stream, stream,
 };
 
-/// sipsak's agent is on lists of attack tools; who uses it to look after a server is not an
-/// attacker.
+/// sipsak's agent is on lists of attack tools; monitoring with it is legitimate.
 #[test]
 fn monitoring_passes() -> Result<()> {
     let lab = Lab::new()?;

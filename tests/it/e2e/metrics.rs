@@ -1,5 +1,5 @@
-//! Metrics: what is measured is true, and whatever clients do, the filter does not suffer. Needs
-//! root and Linux 6.6 or later.
+//! Metrics: their values are right, and clients cannot affect the filter. Needs root and Linux 6.6
+//! or later.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddrV4, TcpListener, TcpStream};
@@ -231,8 +231,7 @@ fn odd_requests_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// Whatever is sent, from however many sources, there are as many series as before: who stores them
-/// is not flooded.
+/// The number of series does not depend on senders, so that the metrics' store is not flooded.
 #[test]
 fn senders_cannot_create_series() -> Result<()> {
     let lab = Lab::new()?;
@@ -291,8 +290,7 @@ fn senders_cannot_create_series() -> Result<()> {
     Ok(())
 }
 
-/// Who sends half a request, or an endless one, or hundreds of connections, takes nothing from the
-/// filter.
+/// Incomplete and endless requests, and hundreds of connections, do not affect the filter.
 #[test]
 fn hostile_clients_do_not_affect_the_filter() -> Result<()> {
     let lab = Lab::new()?;

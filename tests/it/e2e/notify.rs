@@ -1,4 +1,4 @@
-//! Who is told what happens: a program and a server. Needs root and Linux 6.6 or later.
+//! Notification by a program and a webhook. Needs root and Linux 6.6 or later.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -149,7 +149,7 @@ fn bans_and_feed_failures_are_notified() -> Result<()> {
     Ok(())
 }
 
-/// More than so many messages are not sent, and the next one says how many.
+/// Further messages are suppressed, and the next one has their number.
 #[test]
 fn messages_are_rate_limited() -> Result<()> {
     let lab = Lab::new()?;
@@ -189,7 +189,7 @@ fn messages_are_rate_limited() -> Result<()> {
     Ok(())
 }
 
-/// Who hangs, fails or is away delays nobody and is said once.
+/// Hanging, failing and missing recipients delay nothing and are reported once.
 #[test]
 fn failing_channels_delay_nothing_and_are_reported_once() -> Result<()> {
     let lab = Lab::new()?;

@@ -1,5 +1,5 @@
-//! An office with one phone that has a wrong password: that phone is banned, and nobody else there
-//! notices. Needs root and Linux 6.6 or later.
+//! An office with one misconfigured phone: that phone is banned, and the others are not affected.
+//! Needs root and Linux 6.6 or later.
 
 use std::net::SocketAddr;
 use std::time::Duration;

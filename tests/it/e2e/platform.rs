@@ -1,6 +1,6 @@
-//! Hosts whose kernel, container or service manager withholds something: what `run` does there,
-//! what `doctor` says, and that both say the same. What no host here can withhold is tested where
-//! it is judged (`sip_xdp::dataplane::probe`). Needs root.
+//! Hosts with missing kernel features or restrictions of containers and service managers: the
+//! reactions of `run` and `doctor`, which must agree. Features that no host here can lack are
+//! tested in `sip_xdp::dataplane::probe`. Needs root.
 
 use anyhow::{Context, Result};
 use serde_json::Value;

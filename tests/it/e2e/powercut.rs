@@ -1,8 +1,6 @@
-//! `kill -9` at any moment: while a command is carried out, while a feed is synchronised, while
-//! somebody is banned, while the daemon starts; sometimes with everything in the kernel gone as
-//! well, as after a power cut. Whatever a command has acknowledged is there afterwards, what it has
-//! taken out is gone, and the kernel's tables, the ledger and the store say the same. Needs root
-//! and Linux 6.6 or later.
+//! `kill -9` at any moment: during a command, a feed's synchronisation, a ban, a start; sometimes
+//! with a loss of all kernel state, as in a power cut. Acknowledged changes survive, and kernel
+//! tables, ledger and store agree. Needs root and Linux 6.6 or later.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

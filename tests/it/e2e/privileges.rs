@@ -1,5 +1,5 @@
-//! What the daemon may do once it filters: the capabilities of each of its threads, and of what it
-//! starts. Needs root and Linux 6.6 or later.
+//! Privileges of the running daemon: capabilities of each thread, and of started programs. Needs
+//! root and Linux 6.6 or later.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,5 +1,5 @@
-//! `replay` names those whom the filter would have stopped, as it does live, from whatever kind of
-//! capture; and says clearly what it cannot read. Needs root.
+//! `replay` finds the same attackers as the live filter, in all kinds of captures, and reports what
+//! it cannot read. Needs root.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -187,8 +187,7 @@ fn unreadable_parts_are_reported_and_the_rest_used() -> Result<()> {
     Ok(())
 }
 
-/// One attack in what people have it in: the same bans, or a line that names what it is and what to
-/// do.
+/// One attack in common encapsulations: the same bans, or a line with the format and a remedy.
 #[test]
 fn every_wrapping_gives_the_bans_of_the_plain_capture() -> Result<()> {
     sip_xdp_tests::require_root()?;
@@ -294,10 +293,10 @@ fn two_configurations_are_compared_source_by_source() -> Result<()> {
     Ok(())
 }
 
-/// A live ban and its replay rest on the same evidence. The live one is decided by another process
-/// a moment after the packet that makes it certain, so what is compared is the evidence itself, and
-/// how many packets of the attacker passed until they were dropped: with 200 ms between two
-/// passwords, no more than one packet more may have slipped through live.
+/// A live ban and its replay have the same evidence. The live one is decided by another process a
+/// moment after the decisive packet, so that the evidence itself is compared, and the number of the
+/// attacker's packets that passed: with 200 ms between passwords, at most one more may have passed
+/// live.
 fn is_replayed_to_the_same_ban(configuration: &str, disguises: &[Disguise]) -> Result<()> {
     let lab = Lab::new()?;
     let registrar = Registrar::start(&lab.pbx, lab.directory())?;

@@ -1,5 +1,5 @@
-//! What a daemon knew, the next one knows: after a restart, after a crash, and after a reboot,
-//! which takes everything in the kernel away. Needs root and Linux 6.6 or later.
+//! Persistence of the daemon's knowledge: over a restart, a crash, and a reboot without kernel
+//! state. Needs root and Linux 6.6 or later.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::thread::sleep;

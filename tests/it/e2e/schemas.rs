@@ -1,7 +1,6 @@
-//! Every JSON output is what its schema in `sip-xdp/schemas` says: without a filter, with one that
-//! has nothing to tell, with one that has much, and with its daemon dead. That each command has a
-//! schema is tested with the command line itself; here each schema must be used. Needs root and
-//! Linux 6.6 or later.
+//! Every JSON output conforms to its schema in `sip-xdp/schemas`: without a filter, with an idle
+//! one, with a busy one, and without its daemon. Another test checks that each command has a
+//! schema; here each schema must be used. Needs root and Linux 6.6 or later.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -483,7 +482,7 @@ fn replays(schemas: &mut Schemas) -> Result<()> {
     schemas.command(&filter, &format!("replay {empty}")).map(drop)
 }
 
-/// A schema that takes everything would never fail.
+/// A schema that accepts everything would never fail.
 #[test]
 fn properties_missing_from_a_schema_are_refused() -> Result<()> {
     let mut schemas = Schemas::read()?;

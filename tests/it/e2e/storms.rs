@@ -1,7 +1,6 @@
-//! What looks like an attack and is none: three hundred phones behind one address that come back
-//! together, a registrar that is silent or refuses everybody, nonces that are too old, keepalives.
-//! None of it may lead to a ban. `SIP_XDP_LONG=1` lets outages last as long as they do in the
-//! field. Needs root and Linux 6.6 or later.
+//! Legitimate storms: three hundred phones behind one address after an outage, a registrar that is
+//! silent or refuses everybody, stale nonces, keepalives. None may lead to a ban. `SIP_XDP_LONG=1`
+//! uses realistic outages. Needs root and Linux 6.6 or later.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -70,8 +69,8 @@ fn all_come_back(
     subscribed.map(drop)
 }
 
-/// The responses leave by a way that nobody watches: nobody becomes known good, and what the phones
-/// send is limited. Not even a flood of one sender leads to a ban then.
+/// Responses on an unfiltered interface: nobody becomes known good, and phones are limited. Not
+/// even a flood of one sender leads to a ban then.
 #[test]
 fn unseen_responses() -> Result<()> {
     let lab = Lab::new()?;
@@ -101,7 +100,7 @@ fn unseen_responses() -> Result<()> {
     Ok(())
 }
 
-/// The registrar says nothing, the phones repeat themselves, and then it speaks again.
+/// The registrar is silent, the phones retransmit, and then it recovers.
 fn silence(what: &str, are_known: bool) -> Result<()> {
     let lab = Lab::new()?;
     let registrar = registrar(&lab)?;
@@ -146,8 +145,8 @@ fn a_silent_registrar_and_unknown_phones() -> Result<()> {
     silence("silence, nothing known before", false)
 }
 
-/// The registrar refuses what it accepted a minute ago: its data base is gone. Phones do what
-/// phones do then.
+/// The registrar refuses previously accepted users, as after the loss of its database, and phones
+/// react as usual.
 fn refusal(what: &str, mood: Mood, offices: u8) -> Result<()> {
     let lab = Lab::new()?;
     let registrar = registrar(&lab)?;
@@ -224,7 +223,7 @@ fn nonces_that_are_too_old() -> Result<()> {
     filter.nobody_is_banned("for nonces that are too old")
 }
 
-/// They hold a time against a limit: nothing runs beside them.
+/// Timed tests: nothing runs beside them.
 mod measured {
     use super::*;
 

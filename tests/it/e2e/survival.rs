@@ -1,5 +1,5 @@
-//! The filter outlives its daemon: it goes on dropping when that is killed, a new one adopts it
-//! without a gap, and a ban ends when it should with nobody there to end it.
+//! The filter without its daemon: it keeps dropping, a new daemon adopts it without a gap, and bans
+//! expire on time by themselves.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! `top` in a real terminal: it is drawn, keys do what they say, it leaves the terminal as it was.
-//! Needs root and Linux 6.6 or later.
+//! `top` in a real terminal: drawing, keys, and restoration of the terminal. Needs root and Linux
+//! 6.6 or later.
 
 use std::process::Command;
 use std::time::Duration;
@@ -151,7 +151,7 @@ fn a_signal_leaves_the_terminal_as_it_was() -> Result<()> {
     is_restored(&terminal, "0")
 }
 
-/// Whatever panics, the terminal is as it was, and what went wrong can be read.
+/// After any panic the terminal is restored, and the message is readable.
 #[test]
 fn a_panic_leaves_the_terminal_as_it_was() -> Result<()> {
     let lab = Lab::new()?;

@@ -1,5 +1,5 @@
-//! However a guesser spells its requests: what the registrar understands, the filter understands.
-//! Needs root and Linux 6.6 or later.
+//! Unusual spellings of a guesser's requests: the filter understands what the registrar
+//! understands. Needs root and Linux 6.6 or later.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! `watch`: decisions as they are made. Needs root and Linux 6.6 or later.
+//! `watch`: decisions as they happen. Needs root and Linux 6.6 or later.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -122,7 +122,7 @@ fn it_ends_with_the_daemon() -> Result<()> {
     Ok(())
 }
 
-/// What is dropped is on no capture of this host, but here.
+/// Dropped packets, which no capture of this host sees.
 #[test]
 fn dropped_packets_are_seen_and_written() -> Result<()> {
     let lab = Lab::new()?;
@@ -179,11 +179,11 @@ fn dropped_packets_are_seen_and_written() -> Result<()> {
     Ok(())
 }
 
-/// They hold a time against a limit: nothing runs beside them.
+/// Timed tests: nothing runs beside them.
 mod measured {
     use super::*;
 
-    /// Whoever does not read must not keep the daemon from its work.
+    /// A slow watcher must not delay the daemon.
     #[test]
     fn a_watcher_that_does_not_read_delays_nothing() -> Result<()> {
         let lab = Lab::new()?;

@@ -1,6 +1,6 @@
-//! The web page in a real browser, without a screen: on a desktop and on a phone, light and dark,
-//! with nothing to show and under attack. Needs root, Linux 6.6 or later, and chromium. With
-//! SIP_XDP_SCREENSHOTS=DIR the pictures are kept there.
+//! The web page in a real headless browser: desktop and phone, light and dark, idle and under
+//! attack. Needs root, Linux 6.6 or later, and chromium. With SIP_XDP_SCREENSHOTS=DIR the pictures
+//! are kept there.
 
 use std::fs;
 use std::net::SocketAddrV4;
@@ -16,7 +16,7 @@ use sip_xdp_tests::{Browser, Filter, FilterOptions, Lab, Phone, Registrar, strea
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// What would run, or show, if it were taken for anything but text.
+/// A string that would run, or show, if it were taken for anything but text.
 const HOSTILE: &str = "user \"<img src=x \
                        onerror=document.title='owned'>\
                        <script>document.title='owned'</script>&amp;\"";
@@ -81,7 +81,7 @@ fn it_shows_nothing_and_everything() -> Result<()> {
     stream.stop().map(drop)
 }
 
-/// Packets of forged sources, more of them than can be real: that is what the page says first.
+/// Packets of implausibly many forged sources, which the page reports first.
 #[test]
 fn it_shows_a_storm() -> Result<()> {
     let lab = Lab::new()?;

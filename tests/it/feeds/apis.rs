@@ -1,4 +1,4 @@
-//! APIBAN and CrowdSec: pages, changes, ends, and keys that nobody hears of.
+//! APIBAN and CrowdSec: pages, changes, ends, and secrecy of keys.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! Bodies that real lists have: read right, or refused by one line that names what they are.
+//! Bodies of real lists: parsed correctly, or refused with a line that names the format.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ fn body(name: &str) -> Vec<u8> {
     fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// What becomes of a body, as the first list of a feed with these further settings.
+/// The result of a body as the first list of a feed with these settings.
 fn first(name: &str, change: impl Fn(&mut FeedConfig)) -> (ListServer, Followed, FeedState) {
     let server = ListServer::start(Reply::list(body(name))).unwrap();
     let mut config =

@@ -1,4 +1,4 @@
-//! Politeness, what is kept on disk, and what happens when time passes.
+//! Politeness, saved lists, and the passing of time.
 
 use std::fs;
 use std::time::Duration;

@@ -1,5 +1,4 @@
-//! Answers that are no list, or not the list that they should be. Whatever comes, the last good
-//! list stays in force.
+//! Wrong and implausible responses. Whatever comes, the last good list stays in force.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +16,7 @@ fn followed() -> (ListServer, Followed) {
     (server, followed)
 }
 
-/// What the feed says to this answer; the last list must stay.
+/// The feed's error for this response; the last list must stay.
 fn is_kept(reply: Reply, expected: &str) {
     let (server, mut followed) = followed();
     server.reply(reply);

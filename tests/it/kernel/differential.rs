@@ -1,5 +1,5 @@
-//! The host's judgement and the kernel's are the same code, compiled for two machines: on real
-//! messages and on mutated packets they must say the same, packet by packet, limits and all.
+//! The decision order on the host and in the kernel is the same code for two machines: on real
+//! messages and on mutated packets both must agree, packet by packet, limits included.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

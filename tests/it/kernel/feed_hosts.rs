@@ -1,5 +1,4 @@
-//! Hosts that feeds list, in the rows that are asked first: rows with more hosts than they have
-//! room for, hosts that others block too, and what a crash leaves.
+//! Feed hosts in their rows: rows with more hosts than room, hosts with other owners, and crashes.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering::Relaxed;
@@ -29,7 +28,7 @@ fn hashing(kernel: &Kernel) -> Hashing {
     header::read(kernel.map_again(names::TABLE_HEADER).unwrap()).unwrap().hashing
 }
 
-/// How many hosts of the row are to be looked for elsewhere.
+/// Number of hosts of the row that are held elsewhere.
 fn elsewhere(kernel: &Kernel) -> u64 {
     let rows = Mapped::new(kernel.map_again(names::FEED_HOSTS).unwrap()).unwrap();
     rows.one(77).unwrap().words()[1].load(Relaxed) >> ELSEWHERE_SHIFT

@@ -1,4 +1,4 @@
-//! A filter of one's own: private maps, a clock that the test sets, and an answer per frame.
+//! A private filter: its own maps, a settable clock, and an outcome per frame.
 
 use std::cell::RefCell;
 
@@ -153,8 +153,7 @@ impl Kernel {
         self.last.replace(sum(&self.counters, 0));
     }
 
-    /// Sends one frame through the egress program, which must let it go on, and returns what it was
-    /// counted as.
+    /// Runs one frame through the egress program, which must continue, and returns its class.
     pub(crate) fn leave(&mut self, frame: &[u8]) -> Option<Answer> {
         let before = self.answers();
         let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };

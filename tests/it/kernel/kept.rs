@@ -1,5 +1,5 @@
-//! Lists are replaced while packets arrive: what stays on them matches at every moment, and what
-//! was never on them is never dropped.
+//! Replacement of lists while packets arrive: entries that stay match at every moment, and
+//! addresses that were never listed are never dropped.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -17,11 +17,11 @@ use crate::kernel::differential::Random;
 use crate::kernel::frames::{Ip, tcp};
 use crate::kernel::harness::{Kernel, settings};
 
-/// The shortest time to ask for.
+/// Minimum duration.
 const LEAST: Duration = Duration::from_secs(4);
-/// The fewest replacements meanwhile.
+/// Minimum number of replacements.
 const ROUNDS: u32 = 10;
-/// Time enough for both anywhere.
+/// Timeout of both.
 const MOST: Duration = Duration::from_secs(60);
 /// Networks of the feed. Half of them are others each time.
 const LISTED: u32 = 20_000;
@@ -39,7 +39,7 @@ const BY_FEED: [&str; 8] = [
 ];
 /// Blocked by an operator all the time, and by the feed now and then.
 const BY_HAND: [&str; 4] = ["10.6.6.7", "10.130.7.0/24", "10.8.0.0/20", "2001:db8:4::/56"];
-/// On one feed or on two, but always on one: handed back and forth.
+/// Handed over between two feeds: always on at least one.
 const HANDED_OVER: [&str; 4] = ["10.9.9.7", "10.10.10.0/24", "2001:db8:5::7", "2001:db8:6::/48"];
 /// In a network of hosts alone, on a feed until the feed hands them over to an operator: some in
 /// each round.

@@ -1,4 +1,4 @@
-//! The limits in the kernel: from the very packet, per source, and never for keepalives.
+//! The limits in the kernel: from the exact packet on, per source, and never for keepalives.
 
 use sip_xdp::dataplane::loader::Settings;
 use sip_xdp_common::abi::layout::{BY_ADDRESS, EventKind, KernelEvent, List, NEVER};
@@ -134,7 +134,8 @@ fn the_limits_are_the_configured_ones() {
     assert_eq!(passed(&mut kernel, STRANGER, &request("SUBSCRIBE"), 10), 3);
 }
 
-/// A message that is not all of a sample: a first fragment, or one of more than 1,472 bytes.
+/// Messages that a sample does not hold entirely: first fragments, and those of more than 1,472
+/// bytes.
 #[test]
 fn fragmented_and_overlong_messages_have_their_own_limit() {
     let long = [request("REGISTER"), vec![b'x'; 1_500]].concat();

@@ -1,5 +1,5 @@
-//! Listed means enforced: whoever reads an entry in the ledger finds the compiled program doing
-//! what it says, at once, and what a writer left that died in between counts nowhere.
+//! Listed means enforced: every visible ledger row is enforced at once, and remains of a crashed
+//! writer have no effect.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -30,8 +30,7 @@ fn entry(text: String, port: Option<u16>, owner: Owner) -> Entry {
     Entry { port, owner, ..Entry::manual(text.parse().unwrap(), NEVER, "listed") }
 }
 
-/// A network of a length that the tables have not seen, so that the writer waits for a grace
-/// period.
+/// A network of a new prefix length, so that the writer waits for a grace period.
 fn fresh_length(round: u32) -> String {
     let number = round % 0xffff;
     match round % 3 {
@@ -144,8 +143,8 @@ fn listed_entries_are_enforced_at_once_under_a_closed_policy() {
     });
 }
 
-/// Both sides of each change at the moment in which its writer is killed: the rows that are
-/// pending, and the tables before or after they have followed.
+/// Both sides of each change at the moment of a crash: pending rows, and tables before or after the
+/// change.
 #[test]
 fn pending_rows_count_nowhere() {
     let mut kernel = Kernel::new(&settings());

@@ -246,7 +246,7 @@ fn half_done_changes_are_repaired_after_a_crash() {
 }
 
 /// Random entries of both lists, both families and all lengths, added, changed and removed; after
-/// each step some sources are asked of the kernel and of a plain list.
+/// each step the kernel and a plain list are compared for some sources.
 #[test]
 fn the_tables_agree_with_a_plain_model() {
     let mut kernel = Kernel::new(&settings());
@@ -303,8 +303,7 @@ fn random_network(random: &mut crate::kernel::differential::Random) -> Network {
     Network::around(sip_xdp_common::ip_key::IpKey::new(octets), bits)
 }
 
-/// A ban on evidence that anybody could have sent ends UDP to the SIP ports, and nothing else of
-/// its source.
+/// A ban on forgeable evidence ends UDP to the SIP ports, and nothing else of its source.
 #[test]
 fn a_ban_of_unproven_evidence_leaves_tcp_alone() {
     let mut kernel = Kernel::new(&settings());

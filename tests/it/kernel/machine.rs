@@ -1,10 +1,9 @@
-//! A machine that runs the compiled ingress program one instruction at a time over the tables of a
-//! loaded filter, and counts what it does. Instructions can be compared from one day and one
-//! computer to the next, which nanoseconds cannot.
+//! An interpreter that runs the compiled ingress program over the tables of a loaded filter and
+//! counts its instructions, which unlike nanoseconds can be compared between days and machines.
 //!
-//! It knows what the program's paths need (`Documentation/bpf/standardization/instruction-set.rst`)
-//! and fails on anything else. The maps that user space can map are the kernel's own; the others
-//! start empty: counters, hashes, the ring of events.
+//! It knows the instructions of the program's paths
+//! (`Documentation/bpf/standardization/instruction-set.rst`) and fails on others. Memory-mapped
+//! maps are the kernel's own; the others start empty: counters, hashes, the ring of events.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

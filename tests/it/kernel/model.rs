@@ -1,7 +1,7 @@
-//! The lists in the kernel against a plain model of them: claims that end, trusted networks and two
-//! feeds change at random, and after each change the kernel is asked about many addresses.
+//! The lists in the kernel against a plain model: entries with expiry, trusted networks and two
+//! feeds change at random, and after each change many addresses are compared.
 //!
-//! `SIP_XDP_PROBES` says how many in all, `SIP_XDP_SEED` which ones.
+//! `SIP_XDP_PROBES` sets the total number, `SIP_XDP_SEED` the selection.
 
 mod draw;
 mod reference;

@@ -1,4 +1,4 @@
-//! What is measured: the paths, the lists they are measured with, and the packets.
+//! The measured paths, with their lists and packets.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;

@@ -1,4 +1,4 @@
-//! Random networks and addresses that have much to do with each other.
+//! Random networks and addresses that often overlap.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -1,5 +1,4 @@
-//! What lists mean, in the plainest words there are: everything that is listed, and intervals of
-//! numbers.
+//! The reference semantics of the lists: all entries, and intervals of numbers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
