@@ -40,7 +40,7 @@ fn compile(package: &str, workspace: &Path, sources: &[&str], out: &Path) -> Res
     // share it, because the object is the same for all.
     let directory = target_directory(out).join("bpf");
     let mut build = toolchain.build(workspace, &[package], &directory);
-    // Its standard output would be taken for instructions to cargo.
+    // Its standard output would be taken for build script instructions.
     let output = build.output().context("the cargo of the kernel programs cannot be run")?;
     if !output.status.success() {
         bail!("the kernel programs do not compile:\n{}", String::from_utf8_lossy(&output.stderr));

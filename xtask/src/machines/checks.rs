@@ -1,4 +1,4 @@
-//! What is tried on one interface, in this order, and what came of it.
+//! The checks of one interface, in order, with their results.
 
 use std::time::{Duration, Instant};
 
@@ -52,7 +52,7 @@ impl Outcome {
     }
 }
 
-/// How much is tried, and told.
+/// Selection and verbosity.
 pub(crate) struct Scope {
     pub(crate) modes: Vec<Mode>,
     /// Whether each check is told as it happens.

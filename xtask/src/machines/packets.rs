@@ -1,4 +1,4 @@
-//! The checks that are packets: who gets through, and who does not.
+//! Checks with packets: which senders get through.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,4 @@
-//! What came of it: a table of kernels and interfaces, what is wrong in words, and everything as
-//! JSON.
+//! The results: a table of kernels and interfaces, faults in words, and everything as JSON.
 
 use serde_json::{Value, json};
 
