@@ -5,6 +5,8 @@
 //! behind the method. Whatever any of them takes for a request is a request here: a filter may be
 //! more tolerant than the servers behind it, never less. Only the start line counts: source ports
 //! and later headers prove nothing.
+//!
+//! More than 400 lines: 170 of them are tests with spellings of requests.
 
 use crate::packet::reader::Reader;
 use crate::verdict::Message;

@@ -1,4 +1,6 @@
 //! The tested binary `sip-xdp` with directories of its own, inside a namespace.
+//!
+//! More than 400 lines: one method per way in which a test controls the binary.
 
 use std::env;
 use std::fs;

@@ -1,6 +1,8 @@
 //! The layouts that kernel and user space share: map keys, map values and events. All are plain old
 //! data with explicit padding. Times are nanoseconds of the filter's clock (`CLOCK_MONOTONIC`),
 //! unless a field says otherwise.
+//!
+//! More than 400 lines: declarations only, nearly one documented field per line.
 
 use bytemuck::{Pod, Zeroable};
 

@@ -1,5 +1,7 @@
 //! The table of networks that kernel and user space share: layout, hashing and positions. Lookup is
 //! in [`crate::lookup::search`]; only user space writes.
+//!
+//! More than 400 lines: one table layout, of which each part needs the others, and its tests.
 
 use bytemuck::{Pod, Zeroable};
 

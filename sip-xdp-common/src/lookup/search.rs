@@ -12,6 +12,8 @@
 //!
 //! The table is plain memory that user space maps. User space writes an entry so that a reader sees
 //! it whole or not at all, and never moves other entries.
+//!
+//! More than 400 lines: one lookup, which the verifier follows as a whole.
 
 use crate::abi::layout::NEVER;
 use crate::ip_key::IpKey;

@@ -4,6 +4,8 @@
 //!
 //! Length fields may be wrong in either direction. The payload is what the host's own stack would
 //! take, cut to the bytes that are present.
+//!
+//! More than 400 lines: one parser, and 210 lines of tests.
 
 use crate::ip_key::IpKey;
 use crate::packet::reader::{MAX_OFFSET, Reader};

@@ -1,5 +1,7 @@
 //! The ban engine: from kernel events and findings to bans and host reputations. Shared by the
 //! daemon and replay, which differ in tables, clock and event sink.
+//!
+//! More than 400 lines: all decisions about bans, in one type.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -1,4 +1,6 @@
 //! `[[feeds]]`: lists kept by others.
+//!
+//! More than 400 lines: one TOML table with its defaults, checks and tests.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -1,5 +1,7 @@
 //! The configuration file. All keys are optional; an unknown key is an error that names the most
 //! similar valid key, so that a typing error never disables a protection.
+//!
+//! More than 400 lines: the whole file format in one place; larger tables are files of their own.
 
 mod feeds;
 mod integrations;

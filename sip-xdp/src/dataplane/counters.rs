@@ -1,4 +1,6 @@
 //! Reads the pinned maps, with or without a daemon: counters, lists, interfaces.
+//!
+//! More than 400 lines: the documented fields of the JSON objects, with the code that fills them.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};

@@ -1,4 +1,6 @@
 //! The embedded kernel object: loading it with its globals, and opening its maps.
+//!
+//! More than 400 lines: settings, globals and maps have to agree, and are read side by side.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -1,4 +1,6 @@
 //! Tests of DNS queries, of accepted results, and of the resulting entries.
+//!
+//! More than 400 lines: one test server for all cases.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -9,6 +9,9 @@
 //! tables, and becomes visible when packets already meet it. Removal is the reverse: the row
 //! becomes pending, the tables drop the entry, the row is deleted. After a crash between two writes
 //! [`Lists::open`] makes ledger and tables agree: pending rows do not count.
+//!
+//! More than 400 lines: the only writer of ledger and tables; the order of its writes is what makes
+//! a crash harmless, and is kept in one place.
 
 mod entries;
 pub mod never_ban;

@@ -5,6 +5,8 @@
 //! tolerant as the servers behind it (blanks, NULs and line ends before the start line, bare line
 //! feeds, folded lines, compact header names in any case, blanks before the colon) and copies
 //! nothing. SIP parser crates require complete and correct messages; samples often are neither.
+//!
+//! More than 400 lines: one parser, and 140 lines of tests.
 
 use std::borrow::Cow;
 

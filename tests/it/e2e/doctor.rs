@@ -1,5 +1,7 @@
 //! `doctor` on deliberately broken hosts: it must report exactly the defect; and `trust suggest`.
 //! Needs root.
+//!
+//! More than 400 lines: one test per defect of a host, with shared helpers.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};

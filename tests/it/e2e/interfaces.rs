@@ -1,5 +1,7 @@
 //! Dynamic interfaces: they come and go, change name and kind, and are filtered again as soon as
 //! they exist. Needs root.
+//!
+//! More than 400 lines: one test per event of an interface, with shared helpers.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,5 +1,7 @@
 //! `replay` finds the same attackers as the live filter, in all kinds of captures, and reports what
 //! it cannot read. Needs root.
+//!
+//! More than 400 lines: all cases share the capture and its helpers.
 
 use std::collections::BTreeSet;
 use std::fs;

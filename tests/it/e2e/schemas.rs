@@ -1,6 +1,8 @@
 //! Every JSON output conforms to its schema in `sip-xdp/schemas`: without a filter, with an idle
 //! one, with a busy one, and without its daemon. Another test checks that each command has a
 //! schema; here each schema must be used. Needs root and Linux 6.6 or later.
+//!
+//! More than 400 lines: one filter is brought into every state that an output has fields for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,5 +1,8 @@
 //! The writer of the table of networks: a hash table in mapped memory that the kernel reads
 //! concurrently. Its layout is described in [`sip_xdp_common::lookup::networks`].
+//!
+//! More than 400 lines: every write has to keep the table valid for concurrent readers, which is
+//! easier to check in one place.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

@@ -1,4 +1,6 @@
 //! Layout: for 80 columns and 24 lines, with more detail where there is room.
+//!
+//! More than 400 lines: one function per panel of a single screen.
 
 use jiff::Timestamp;
 use ratatui::Frame;

@@ -2,6 +2,8 @@
 //! through its egress program, their events through the daemon's detector and ban engine, and the
 //! bans into the tables for the next packet. Nothing leaves the process. The clock is the
 //! capture's.
+//!
+//! More than 400 lines: the loop over the packets of a capture with its whole state.
 
 mod capture;
 mod compare;

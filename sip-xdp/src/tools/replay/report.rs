@@ -1,4 +1,6 @@
 //! The report of a replay, for people and as JSON.
+//!
+//! More than 400 lines: the fields of the JSON report, each documented, with their construction.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -1,6 +1,8 @@
 //! Unwrapping of captured packets: link headers, tags, and the tunnels of mirrors. The inner packet
 //! becomes the Ethernet frame that the programs would see; unsupported contents have a name. No
 //! length is trusted, and the nesting is limited to [`MOST_LAYERS`].
+//!
+//! More than 400 lines: one function per encapsulation, which call each other.
 
 use sip_xdp_common::packet::headers::{
     ETH_IPV4, ETH_IPV6, ETH_PPPOE, ETH_QINQ, ETH_VLAN, PPP_IPV4, PPP_IPV6,
