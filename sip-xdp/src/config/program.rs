@@ -8,14 +8,14 @@ use sip_xdp_common::packet::headers::{Inspects, Link};
 use super::{BlockScope, Burst, Config, LimitsConfig, Policy, Rate, StormConfig};
 use crate::dataplane::loader::{Capacity, Ports, Settings};
 
-/// What decides about the packets of one source, as far as the configuration has it.
+/// The configured rules for the packets of one source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceRules {
-    /// Who may talk at all.
+    /// Default policy.
     pub policy: Policy,
-    /// The width under which IPv6 sources are metered together.
+    /// Prefix length under which IPv6 sources are metered together.
     pub ipv6_prefix: u8,
-    /// What sources may send.
+    /// Rate limits.
     pub limits: LimitsConfig,
 }
 

@@ -46,7 +46,7 @@ pub struct Replayed {
     pub limited: Vec<Limited>,
     /// Known-good hosts.
     pub good: Vec<Good>,
-    /// Who was a peer.
+    /// Peers.
     pub peers: Vec<IpAddr>,
     /// The sources closest to a ban without one.
     pub closest: Vec<Close>,
