@@ -87,7 +87,8 @@ fn feed_trust_comes_and_goes_with_the_feed() -> Result<()> {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(refused.status.code() == Some(1) && said.contains("the feed offices"), "{said}");
 
-    // A crash, a reboot without the list's server, and it is trusted before anything is judged.
+    // After a crash and a reboot without the list's server it is trusted before the first packet is
+    // judged.
     filter.kill9()?;
     filter.launch()?;
     assert_eq!(trusted(&filter)?, expected);
@@ -97,7 +98,7 @@ fn feed_trust_comes_and_goes_with_the_feed() -> Result<()> {
     filter.launch()?;
     assert_eq!(trusted(&filter)?, expected);
 
-    // It drops one.
+    // One address is removed from the list.
     fs::write(&list, String::from_utf8(kept)?.replace(&attacker, ""))?;
     println!("{}", filter.succeed(&["feed", "sync", "offices"])?);
     assert_eq!(trusted(&filter)?, set(&["192.0.2.0/25"]));
@@ -106,7 +107,7 @@ fn feed_trust_comes_and_goes_with_the_feed() -> Result<()> {
         Ok(filter.packets(WAN, "drop.limited")? > 20)
     })?;
     stream.stop()?;
-    // It is gone, while nobody was running.
+    // The whole list is removed while the daemon is stopped.
     filter.stop()?;
     filter.configure("")?;
     filter.launch()?;
@@ -123,14 +124,14 @@ fn sources_admitted_by_a_feed_pass_the_policy_closed() -> Result<()> {
     let verdict =
         || anyhow::Ok(filter.json(&["explain", &ATTACKER.to_string()])?["verdict"].clone());
     wait_until("it admits", SOON, || Ok(verdict()? == "pass"))?;
-    // As many addresses as before, so that no size guard has a say.
+    // As many addresses as before, so that no size guard applies.
     fs::write(&list, "203.0.0.0/16\n192.0.2.0/24\n")?;
     filter.succeed(&["feed", "sync", "offices"])?;
     assert_eq!(verdict()?, "drop");
     fs::write(&list, "198.51.0.0/16\n192.0.2.0/24\n")?;
     filter.succeed(&["feed", "sync", "offices"])?;
     assert_eq!(verdict()?, "pass");
-    // Being admitted is not being trusted: who is blocked stays so.
+    // Admitted is not trusted: a block still applies.
     filter.succeed(&["block", "add", &ATTACKER.to_string()])?;
     assert_eq!(verdict()?, "drop");
     Ok(())

@@ -51,7 +51,7 @@ fn a_refusal_says_why_and_what_to_do() -> Result<()> {
     let links = lab.pbx.ip(["-details", "link", "show", "dev", "q0"])?;
     assert!(!links.contains("prog/xdp"), "asking again left a program: {links}");
 
-    // The same words where generic mode takes over, in the log and in `status`.
+    // The same message when generic mode takes over, in the log and in `status`.
     filter.configure("interfaces = [\"q0\"]\n")?;
     filter.launch()?;
     let status = filter.json(&["status"])?;
@@ -125,7 +125,7 @@ fn generic_mode_takes_over_from_a_program_that_sees_nothing() -> Result<()> {
             "{}",
             line.text
         );
-        // It protects, and says so; what took over is not taken back.
+        // It protects and reports it; generic mode stays.
         let status = filter.json(&["status"])?;
         println!("{} {}", status["daemon"]["blind"], status["warnings"]);
         assert_eq!(status["daemon"]["blind"][0]["action"], "generic");

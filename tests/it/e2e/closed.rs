@@ -13,9 +13,9 @@ use sip_xdp_tests::topology::{ATTACKER, OUTSIDE, PBX_WAN, WAN, address};
 use sip_xdp_tests::{Capture, Filter, FilterOptions, Lab, Namespace, Nat, Registrar, wait_until};
 
 const SOON: Duration = Duration::from_secs(5);
-/// When an INVITE without an answer is sent again first: T1 (RFC 3261, 17.1.1.1).
+/// First retransmission of an unanswered INVITE: T1 (RFC 3261, 17.1.1.1).
 const RETRANSMISSION: Duration = Duration::from_millis(500);
-/// How long a stranger's TCP connection may take to fail.
+/// Timeout of a stranger's TCP connection.
 const IN_VAIN: Duration = Duration::from_secs(3);
 
 fn sip(address: Ipv4Addr) -> SocketAddr {
@@ -32,7 +32,7 @@ fn closed<'a>(pbx: &'a Namespace, directory: &Path, further: &str) -> Result<Fil
     Filter::start_with(pbx, directory, options)
 }
 
-/// Sends a request of every kind, a response and noise; returns how many datagrams these were.
+/// Sends a request of every kind, a response and noise; returns the number of datagrams.
 fn send_everything(from: &Party, to: SocketAddr) -> Result<u64> {
     for method in ["REGISTER", "INVITE", "OPTIONS"] {
         from.request(method, "101", to)?;
@@ -147,7 +147,7 @@ fn provider_calls(
     accepted.with_context(|| {
         format!("{what}: the answer to our own REGISTER was to pass; {}", filter.decisions())
     })?;
-    // The daemon reads the answer a moment later, so that a call in this very moment may need its
+    // The daemon processes the answer a moment later, so that an immediate call may need its
     // retransmission.
     let called = |received: &Received| received.text.starts_with("INVITE sip:called@");
     let call_within = |time| {

@@ -11,7 +11,7 @@ use sip_xdp_tests::foreign::ForeignProgram;
 use sip_xdp_tests::topology::{ATTACKER, LAN, PBX_WAN, WAN};
 use sip_xdp_tests::{Capture, Filter, FilterOptions, Lab, stream, wait_until};
 
-/// What both lists hold, in an order that does not matter, without what time changes.
+/// The contents of both lists as a set, without changing values.
 fn lists(filter: &Filter<'_>) -> Result<BTreeSet<String>> {
     let mut entries = BTreeSet::new();
     for list in ["block", "trust"] {
@@ -31,7 +31,7 @@ fn lists(filter: &Filter<'_>) -> Result<BTreeSet<String>> {
     Ok(entries)
 }
 
-/// Runs a command that must be refused with status 1, one line on the standard error and no effect.
+/// Runs a command that must fail with status 1, one line on standard error and no effect.
 fn is_refused(filter: &Filter<'_>, arguments: &[&str]) -> Result<()> {
     let before = lists(filter)?;
     let output = filter.cli(arguments)?;
@@ -101,7 +101,7 @@ fn bad_input_changes_nothing() -> Result<()> {
     for ttl in ["soon", "0s", "-1h", "1"] {
         is_refused(&filter, &["block", "add", "192.0.2.99", &format!("--ttl={ttl}")])?;
     }
-    // Who insists gets it.
+    // With --force it is accepted.
     filter.succeed(&["block", "add", "192.0.2.5", "--force"])?;
     assert_eq!(filter.entries("192.0.2.5")?.len(), 1);
     filter.succeed(&["block", "del", "192.0.2.5"])?;
@@ -183,7 +183,7 @@ fn commands_are_bounded() -> Result<()> {
         filter.succeed(&[list, "add", "192.0.2.7", "--reason", &text[1..], "--force"])?;
         is_refused(&filter, &[list, "add", "192.0.2.7", "--ttl", "100000d"])?;
     }
-    // As another program would ask, which knows no command line.
+    // A request as another program could send it, beyond the command line's checks.
     let add = |network: &str, ttl: u64| {
         json!({
             "command": "add", "list": "trust", "network": network, "ttl": ttl,
@@ -205,8 +205,8 @@ fn commands_are_bounded() -> Result<()> {
         "{answer}"
     );
 
-    // Somebody else who may open the socket. The directories of a test are root's alone, hence the
-    // one capability.
+    // Another user who may open the socket. The test's directories belong to root, hence the one
+    // capability.
     let dac = ["--inh-caps", "+dac_override", "--ambient-caps", "+dac_override", "--"];
     let member =
         [&["setpriv", "--reuid", "65533", "--regid", "65534", "--clear-groups"][..], &dac].concat();
@@ -231,7 +231,7 @@ fn another_product_on_the_interface_is_named() -> Result<()> {
     assert_eq!(status.code(), Some(1));
     let complaint = errors.last().context("it said nothing")?;
     assert!(complaint.contains(LAN), "the interface is not named: {complaint}");
-    // All or nothing: the free interface is not half protected.
+    // All or nothing: the free interface is not attached either.
     assert!(!filter.pins().exists(), "the attempt left pins");
     assert!(!lab.pbx.ip(["link", "show", WAN])?.contains("xdp"));
     drop(foreign);
@@ -252,7 +252,7 @@ fn a_second_instance_on_the_interface_is_named() -> Result<()> {
     let complaint = errors.last().context("it said nothing")?;
     assert!(complaint.contains(WAN), "the interface is not named: {complaint}");
     assert!(!second.pins().exists(), "the attempt left pins");
-    // The first one is not disturbed.
+    // The first instance is not affected.
     filter.succeed(&["block", "add", &ATTACKER.to_string()])?;
     let stream = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 100)?;
     sleep(Duration::from_secs(1));
@@ -287,7 +287,7 @@ fn a_failed_reload_or_start_keeps_what_filters() -> Result<()> {
     assert_eq!(status.code(), Some(1));
     filter.succeed(&["status", "--check"])?;
 
-    // And when it is free, the next start takes it too.
+    // Once it is free, the next start attaches it as well.
     other.unload()?;
     filter.launch()?;
     filter.succeed(&["status", "--check"])?;
@@ -339,7 +339,7 @@ fn unload_leaves_nothing() -> Result<()> {
     filter.unload()?;
     assert!(!lab.pbx.ip(["link", "show"])?.contains("xdp"));
     assert!(!filter.pins().exists());
-    // Twice is no harm, and a new start is a fresh one.
+    // A second time is harmless, and a new start begins fresh.
     let again = filter.cli(&["unload"])?;
     println!(
         "unload with nothing loaded: {} {}",
@@ -347,7 +347,7 @@ fn unload_leaves_nothing() -> Result<()> {
         String::from_utf8_lossy(&again.stderr).trim_end()
     );
     filter.launch()?;
-    // Also with the daemon dead.
+    // Without a daemon as well.
     filter.kill9()?;
     filter.succeed(&["unload"])?;
     assert!(!filter.pins().exists());

@@ -26,7 +26,7 @@ fn explain(filter: &Filter<'_>, address: &str) -> Result<Value> {
     Ok(report)
 }
 
-/// What is decided, and why.
+/// Verdict and reason.
 fn decided(report: &Value) -> (&str, &str) {
     (report["verdict"].as_str().unwrap_or_default(), report["because"].as_str().unwrap_or_default())
 }
@@ -156,7 +156,7 @@ fn floods_are_limited() -> Result<()> {
         );
     }
     stream.stop()?;
-    // The bucket of requests is full again after ten seconds; the other one is not, and says so.
+    // The bucket of requests is full again after ten seconds; the other one is not, and shows it.
     wait_until("it may send again", SOON, || {
         Ok(filter.json(&["explain", &attacker])?["verdict"] == "pass")
     })?;

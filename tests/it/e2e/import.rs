@@ -112,7 +112,7 @@ fn an_export_comes_back_and_nftables_takes_it() -> Result<()> {
     filter.succeed(&["block", "add", "172.16.0.0/12", "--ttl", "1h"])?;
     let before = networks(&filter, "block")?;
     check(&filter, "list.nft")?;
-    // With the daemon dead, too.
+    // Without a daemon as well.
     filter.kill9()?;
     check(&filter, "dead.nft")?;
     let plain = file(&lab, "plain", &filter.succeed(&["block", "export"])?)?;
@@ -180,7 +180,7 @@ fn a_standby_takes_up_what_was_learnt() -> Result<()> {
         let report = second.json(&["explain", &attacker])?;
         Ok(report["verdict"] == "drop" && report["history"].as_array().map(Vec::len) == Some(1))
     })?;
-    // Twice is no harm.
+    // A second import is harmless.
     let counts = second.json(&["state", "import", text(&state)])?;
     for kind in ["block", "trust", "accepted", "hosts"] {
         assert_eq!(counts[kind]["added"], 0, "{kind}: {counts:#}");
@@ -234,7 +234,7 @@ mod measured {
         assert!(start.elapsed() < Duration::from_secs(30));
         assert_eq!((&answer["added"], &answer["lines"]), (&100_000.into(), &100_000.into()));
         assert_eq!(networks(&filter, "block")?, lines.iter().cloned().collect());
-        // They are the kernel's, and on disk.
+        // They are in the kernel and on disk.
         filter.restart()?;
         assert_eq!(networks(&filter, "block")?.len(), 100_000);
         assert_eq!(filter.json(&["explain", &lines[99_999]])?["verdict"], "drop");

@@ -29,7 +29,7 @@ fn monitoring_passes() -> Result<()> {
     Ok(())
 }
 
-/// However many come, they neither lead to a ban nor use up what the phone's requests may use.
+/// Any number of them neither bans nor uses up the phone's limit of requests.
 #[test]
 fn keepalives_do_not_count() -> Result<()> {
     const KINDS: [&[u8]; 4] = [
@@ -68,7 +68,7 @@ fn keepalives_do_not_count() -> Result<()> {
     Ok(())
 }
 
-/// Trust is checked before anything else.
+/// Trust has precedence.
 #[test]
 fn a_trusted_source_is_never_banned() -> Result<()> {
     let lab = Lab::new()?;

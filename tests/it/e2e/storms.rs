@@ -17,9 +17,9 @@ use sip_xdp_tests::{
 
 const PHONES: u16 = 300;
 const SUBSCRIPTIONS: u16 = 20;
-/// After a storm all of them are registered within that time.
+/// Time within which all are registered after a storm.
 const PROMPT: Duration = Duration::from_secs(30);
-/// A phone that gave up waits for half a minute before it tries again.
+/// A phone pauses for half a minute after a failure.
 const PATIENT: Duration = Duration::from_secs(90);
 
 fn registrar(lab: &Lab) -> Result<Registrar> {
@@ -27,7 +27,7 @@ fn registrar(lab: &Lab) -> Result<Registrar> {
     Registrar::start_with(&lab.pbx, lab.directory(), &options)
 }
 
-/// Prints how it went, with rates over the time that it took.
+/// Prints the result, with rates.
 fn report(what: &str, took: Duration, phones: &Phones, filter: &Filter<'_>) -> Result<()> {
     let tally = phones.tally();
     let (limited, blocked) =
@@ -43,8 +43,7 @@ fn report(what: &str, took: Duration, phones: &Phones, filter: &Filter<'_>) -> R
     Ok(())
 }
 
-/// Waits until all phones are registered, then until they are subscribed; nobody may be banned all
-/// the while.
+/// Waits until all phones are registered, then subscribed; nobody may be banned meanwhile.
 fn all_come_back(
     what: &str,
     phones: &Phones,
@@ -197,7 +196,7 @@ fn a_registrar_that_refuses_everybody() -> Result<()> {
     refusal("403 to everybody, one office", Mood::Refusing, 1)
 }
 
-/// Each registration begins with a nonce that is too old; the registrar asks again, and accepts the
+/// Each registration begins with a stale nonce; the registrar challenges again, and accepts the
 /// second try.
 #[test]
 fn nonces_that_are_too_old() -> Result<()> {
@@ -227,8 +226,7 @@ fn nonces_that_are_too_old() -> Result<()> {
 mod measured {
     use super::*;
 
-    /// From the port that it is registered from, as phones behind a router send them, but far more
-    /// of them.
+    /// From its registered port, as through a router, but at a high rate.
     #[test]
     fn keepalives_of_a_registered_phone() -> Result<()> {
         let lab = Lab::new()?;

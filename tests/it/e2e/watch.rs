@@ -12,11 +12,10 @@ use sip_xdp_tests::{Filter, Lab, Phone, Registrar, stream, wait_until};
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// Starts watching, and waits until it does.
+/// Starts watching, and waits until it is connected.
 fn watch(filter: &Filter<'_>, arguments: &[&str]) -> Result<Process> {
     let mut watcher = filter.start_command(&[&["watch"], arguments].concat())?;
-    // What happens before it is connected, it does not see; an entry that is made again and again
-    // shows when it is.
+    // Earlier events are not seen; an entry that is repeatedly added shows when it is connected.
     wait_until("it watches", SOON, || {
         filter.succeed(&["trust", "add", "192.0.2.200"])?;
         Ok(!watcher.lines().is_empty() || watcher.try_wait()?.is_some())
@@ -85,7 +84,7 @@ fn a_ban_is_seen_at_once() -> Result<()> {
     let expired = wait_for(&all, "unban", "192.0.2.0/28")?;
     assert_eq!(expired["kind"], "expired");
 
-    // What concerns one address is what is about it, or a network around it.
+    // Events about an address include those about networks around it.
     let of_one = events(&one)?;
     assert!(
         !of_one.is_empty() && of_one.iter().all(|event| event["address"] == "192.0.2.0/28"),
@@ -159,7 +158,7 @@ fn dropped_packets_are_seen_and_written() -> Result<()> {
     let said = writing.lines().into_iter().find(|line| line.error).context("it says nothing")?.text;
     let count: usize =
         said.split(' ').next().and_then(|count| count.parse().ok()).context("no number")?;
-    // Others read it: each packet, from whom, whole.
+    // Other programs can read it: every packet, with its source, complete.
     let read = succeed(Command::new("tcpdump").args(["-n", "-tt", "-A", "-r", file]))?;
     let from = format!("IP {attacker}.");
     let lines =
@@ -197,7 +196,7 @@ mod measured {
         println!("4000 entries in {:?} beside a watcher that does not read", start.elapsed());
         assert!(start.elapsed() < Duration::from_secs(20));
         watcher.signal(Signal::SIGCONT)?;
-        // Its pipe and its socket hold some; what did not fit is told as a number.
+        // Its pipe and socket hold some; the rest is reported as a number.
         wait_until("it is told what it lost", SOON, || {
             let lines = watcher.lines().into_iter();
             let mut shown = 0;

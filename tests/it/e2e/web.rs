@@ -59,7 +59,7 @@ fn it_shows_nothing_and_everything() -> Result<()> {
     assert!(bans.contains(&ATTACKER.to_string()), "{bans}");
     assert!(text(&page, "reasons").contains("blocked"), "{}", text(&page, "reasons"));
 
-    // What attackers choose is text: it is there letter by letter, and nothing of it runs.
+    // Attacker-chosen strings are text: shown letter by letter, and never run.
     assert!(page.contains("&lt;img src=x onerror="), "{worst}");
     assert!(
         !page.contains("<img") && page.contains("<title>sip-xdp</title>"),
@@ -67,7 +67,7 @@ fn it_shows_nothing_and_everything() -> Result<()> {
     );
     assert_eq!(page.matches("<script").count(), 1);
 
-    // A page that is wider than the window would be cut off: what is in it breaks instead.
+    // A page wider than the window would be cut off: its contents wrap instead.
     for (name, window, dark) in [
         ("web", DESKTOP, false),
         ("web-dark", DESKTOP, true),
@@ -125,7 +125,7 @@ fn it_shows_a_storm() -> Result<()> {
     println!("{sent} packets were forged");
     filter.nobody_is_banned("in a storm of forged packets")?;
 
-    // When it is over the page says that, too.
+    // Its end is shown as well.
     wait_until("it is over", SOON, || {
         Ok(!filter.json(&["status"])?["warnings"].to_string().contains("a storm"))
     })?;

@@ -25,7 +25,7 @@ fn is_kept(reply: Reply, expected: &str) {
     assert!(error.contains(expected), "{error:?}, not {expected:?}");
     assert_eq!((followed.listed().len(), followed.changes), (100, 1), "the last good list stays");
     println!("{error}");
-    // And it is well again with the next good answer.
+    // And it recovers with the next good response.
     server.reply(Reply::list(addresses(101)));
     assert_eq!(followed.sync(false).error, None);
     assert_eq!(followed.listed().len(), 101);
@@ -286,7 +286,7 @@ fn what_must_stay_reachable() {
     assert!(followed.blocks("198.51.100.2") && followed.blocks("192.0.2.7"));
     let row = followed.row();
     assert_eq!((&row["split"], &row["skipped"]["protected"]), (&1.into(), &1.into()), "{row}");
-    // When that changes, the next list is fetched anew, and has it.
+    // When that changes, the next list is fetched completely, and has it.
     followed.protect(&[]);
     followed.sync(false);
     assert!(followed.blocks("198.51.100.1") && followed.blocks("203.0.113.1"));
@@ -321,7 +321,7 @@ fn crlf_bom_and_ipv6() {
     );
 }
 
-/// A gzip file as any server would send it, made by the tool that everybody has.
+/// A gzip file made by gzip(1), as servers send it.
 fn gzip_of(text: &str) -> Vec<u8> {
     use std::io::Write as _;
     let mut command = std::process::Command::new("gzip");

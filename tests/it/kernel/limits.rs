@@ -143,14 +143,14 @@ fn fragmented_and_overlong_messages_have_their_own_limit() {
         Ip { fragment: 0x2000, ..Ip::udp(source) }.frame(&udp(5060, &request("INVITE")))
     };
     let mut kernel = Kernel::new(&settings());
-    // The packet that makes the meter is not charged for it.
+    // The packet that creates the meter is not charged.
     assert_eq!(passed(&mut kernel, "192.0.2.8", &long, 30), 11);
     let run =
         |kernel: &mut Kernel, frame: &[u8]| (0..30).filter(|_| !kernel.run(frame).dropped).count();
     assert_eq!(run(&mut kernel, &first("192.0.2.9")), 11);
     let first_v6 = Ip { extensions: vec![(44, fragment(0, true))], ..Ip::udp("2001:db8::9") };
     assert_eq!(run(&mut kernel, &first_v6.frame(&udp(5060, &request("INVITE")))), 11);
-    // Whole messages of the same source go on.
+    // Complete messages of the same source pass.
     assert_eq!(passed(&mut kernel, "192.0.2.8", &request("OPTIONS"), 3), 3);
     kernel.set_clock(START + 10 * SECOND);
     assert_eq!(passed(&mut kernel, "192.0.2.8", &long, 30), 10);

@@ -15,17 +15,17 @@ use sip_xdp_common::abi::names;
 use crate::kernel::frames::{Ip, request, udp_from};
 use crate::kernel::harness::{Kernel, settings};
 
-/// Entries that must have been seen listed before the test has shown anything.
+/// Minimum number of visible entries for a valid test.
 const LEAST_SEEN: usize = 200;
-/// Time enough for that anywhere.
+/// Timeout of that.
 const MOST: Duration = Duration::from_secs(60);
-/// Where blocks have exceptions.
+/// Networks with exceptions from blocks.
 const AROUND: &str = "10.0.0.0/8";
 const PORT: u16 = 5_070;
 const DROP: u32 = 1;
 const PASS: u32 = 2;
 
-/// An entry for a network that no other round has.
+/// An entry for a network that is unique to its round.
 fn entry(text: String, port: Option<u16>, owner: Owner) -> Entry {
     Entry { port, owner, ..Entry::manual(text.parse().unwrap(), NEVER, "listed") }
 }
@@ -40,10 +40,10 @@ fn fresh_length(round: u32) -> String {
     }
 }
 
-/// Everything that puts an entry on a list, and takes it off again.
+/// All operations that add an entry and remove it again.
 fn write(mut lists: Lists, stop: &AtomicBool) {
     for round in (1_u32..).take_while(|_| !stop.load(Ordering::Relaxed)) {
-        // Trusted in the middle of what is blocked, admitted outside of it.
+        // Trusted inside a block, admitted outside.
         let (allowed, net) =
             if round.is_multiple_of(2) { (List::Trust, 10) } else { (List::Admit, 11) };
         let inside =
@@ -65,7 +65,7 @@ fn write(mut lists: Lists, stop: &AtomicBool) {
             )])
             .collect();
         lists.put(List::Block, one.clone()).unwrap();
-        // Changed while it is listed.
+        // Changed while listed.
         lists.put(List::Block, Entry { reason: "again".to_owned(), ..one.clone() }).unwrap();
         lists.put(List::Block, flow.clone()).unwrap();
         lists.put_all(List::Block, several.clone()).unwrap();
@@ -75,7 +75,7 @@ fn write(mut lists: Lists, stop: &AtomicBool) {
             lists.remove(List::Block, &entry.network, entry.owner).unwrap();
         }
         lists.remove_flows(&flow.network).unwrap();
-        // Forgets the lengths that are in use no more: the next round's are new again.
+        // Drops unused prefix lengths, so that the next round's are new again.
         let network: Network = format!("203.0.113.{}", round % 250).parse().unwrap();
         lists.replace_feed("feed", vec![network]).unwrap();
     }
@@ -86,7 +86,7 @@ fn frame(entry: &Entry) -> Vec<u8> {
     Ip::udp(&source).frame(&udp_from(PORT, 5060, &request("REGISTER")))
 }
 
-/// Reads the ledger and asks the program, again and again, while the lists change.
+/// Repeatedly reads the ledger and runs the program, while the lists change.
 fn ask(settings: &Settings, expected: impl Fn(List) -> Option<u32>) {
     let mut kernel = Kernel::new(settings);
     kernel.list(List::Block, AROUND, NEVER);
@@ -107,7 +107,7 @@ fn ask(settings: &Settings, expected: impl Fn(List) -> Option<u32>) {
                 };
                 let is = kernel.action(&frame(&entry));
                 let is_listed = ledger.get(list, &entry.network, entry.port, entry.owner).is_some();
-                // One that has gone meanwhile says nothing.
+                // An entry that is gone meanwhile proves nothing.
                 if is != action && is_listed {
                     wrong.push(format!(
                         "{} {} on the {} list",
@@ -167,7 +167,7 @@ fn pending_rows_count_nowhere() {
         }
         ledger.put_pending(List::Block, entry).unwrap();
     }
-    // The tables say another end than the row, which is not pending: it was listed all the time.
+    // The tables have another end than the row, which is not pending: it was listed throughout.
     kernel.lists.put(List::Block, Entry { expires: 1, ..changed.clone() }).unwrap();
     ledger.put(List::Block, &changed).unwrap();
 
@@ -193,7 +193,7 @@ fn pending_rows_count_nowhere() {
         changed.place()
     );
     assert_eq!(ledger.drop_pending().unwrap(), 0, "pending rows were left");
-    // Their places are free, and theirs again.
+    // Their slots are free, and can be used again.
     for entry in entries.iter().chain([&flow]) {
         kernel.lists.put(List::Block, entry.clone()).unwrap();
         assert_eq!(kernel.action(&frame(entry)), DROP, "{} is not blocked", entry.place());

@@ -16,7 +16,7 @@ use sip_xdp::net::network::Network;
 use self::world::{Plan, Tally, World};
 use crate::kernel::harness::{Kernel, settings};
 
-/// Questions by default: some ten seconds without optimizations.
+/// Default number of probes: some ten seconds without optimizations.
 const PROBES: u64 = 300_000;
 
 /// A number from the environment.
