@@ -246,8 +246,6 @@ pub struct CpuState {
     pub events: u64,
     /// Events lost to the budget or to a full ring.
     pub lost_events: u64,
-    /// Time of this CPU's last diagnostic.
-    pub diagnosed: u64,
     /// Samples lost to their slice's budget or to a full ring.
     pub lost_samples: u64,
     /// Time at which each slice's sample bucket is full, by [`SampleBudget`]. The fourth row is
@@ -255,7 +253,7 @@ pub struct CpuState {
     pub samples: [[u64; SLICES]; 4],
 }
 
-const _: () = assert!(size_of::<CpuState>() == 32 + 32 * SLICES);
+const _: () = assert!(size_of::<CpuState>() == 24 + 32 * SLICES);
 
 /// The budget of a sample; separate, so that no class crowds out another.
 #[repr(usize)]
