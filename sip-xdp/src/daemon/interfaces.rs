@@ -82,7 +82,7 @@ pub(super) struct Loaded {
     _trace: Option<Trace>,
 }
 
-/// Forwards the trace of a kernel program that was compiled with it to the log, until it is dropped.
+/// Forwards a kernel program's trace to the log, until dropped; only for programs compiled with it.
 struct Trace(JoinHandle<()>);
 
 impl Drop for Trace {
