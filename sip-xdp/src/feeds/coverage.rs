@@ -1,6 +1,6 @@
 //! The size of a list, in entries and in covered addresses.
 
-use super::NetworkSet;
+use crate::dataplane::tables::feed_lists::NetworkSet;
 
 /// The size of a list.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

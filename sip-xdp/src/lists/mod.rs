@@ -28,15 +28,14 @@ use sip_xdp_common::lookup::networks::Kind;
 use thiserror::Error;
 
 use crate::dataplane::mmap::Mapped;
+use crate::dataplane::tables::feed_lists::{FeedLists, NetworkSet};
 use crate::dataplane::tables::flows::Flows;
-use crate::dataplane::tables::header::{Lengths, TableHeaderWriter, length_of};
+use crate::dataplane::tables::header::{GuideWriter, Lengths, length_of};
 use crate::dataplane::tables::ledger::{Entry, Ledger};
 use crate::dataplane::tables::networks::{NoPlace, SlotState, Slots, Table};
 use crate::dataplane::tables::summary::{Sets, Summary};
-use crate::feeds::{Feeds, NetworkSet};
 use crate::net::network::Network;
 use crate::net::prefix_set::Prefixes;
-use crate::store::Change;
 use crate::sys::clock;
 
 /// Why an entry could not be added.
@@ -87,10 +86,19 @@ pub struct Stopped {
     pub error: ListError,
 }
 
+/// An entry that has changed, for whoever keeps entries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EntryChange {
+    /// It was added, or replaced its owner's earlier one.
+    Put(List, Entry),
+    /// An owner's entry was taken out: for a whole network, or for one port of a host.
+    Remove(List, Network, Option<u16>, Owner),
+}
+
 /// The lists, with the model from which the kernel's tables are computed.
 pub struct Lists {
     ledger: Ledger,
-    table_header: TableHeaderWriter,
+    table_header: GuideWriter,
     table: Table,
     summary: Summary,
     flows: Flows,
@@ -103,7 +111,7 @@ pub struct Lists {
     /// Hosts with a reputation.
     known: Prefixes,
     standings: Standings,
-    feeds: Feeds,
+    feeds: FeedLists,
     /// Entries that were evicted, until [`Lists::take_displaced`].
     displaced: Vec<(List, Entry)>,
     /// IPv6 networks whose hosts are metered one by one.
@@ -149,7 +157,7 @@ impl Lists {
     /// Opens the maps by name, through `open`, reads the ledger, and makes the kernel's tables
     /// agree with it.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
-        let table_header = TableHeaderWriter::open(&Mapped::new(open(names::TABLE_HEADER)?)?)?;
+        let table_header = GuideWriter::open(&Mapped::new(open(names::TABLE_HEADER)?)?)?;
         let mut ledger = Ledger::new(open(names::LEDGER)?)?;
         ledger.drop_pending()?;
         let mut entries = Entries::default();
@@ -169,7 +177,7 @@ impl Lists {
             admitted: Prefixes::default(),
             known: Prefixes::default(),
             standings: Standings::default(),
-            feeds: Feeds::default(),
+            feeds: FeedLists::default(),
             displaced: Vec::new(),
             by_address: BTreeSet::new(),
         };
@@ -303,7 +311,7 @@ impl Lists {
     }
 
     /// The entries of the feeds.
-    pub fn feeds(&self) -> &Feeds {
+    pub fn feeds(&self) -> &FeedLists {
         &self.feeds
     }
 
@@ -518,21 +526,19 @@ impl Lists {
     }
 
     /// Changes since the last call, for the store.
-    pub fn take_changes(&mut self) -> Vec<Change> {
+    pub fn take_changes(&mut self) -> Vec<EntryChange> {
         let touched = std::mem::take(&mut self.touched).into_iter();
         let change = |id @ (list, network, port, owner): Id| match self.entries.get(&id) {
-            Some(entry) => Change::Put(list, entry.clone()),
-            None => Change::Remove(list, network, (port != 0).then_some(port), owner),
+            Some(entry) => EntryChange::Put(list, entry.clone()),
+            None => EntryChange::Remove(list, network, (port != 0).then_some(port), owner),
         };
         touched.map(change).collect()
     }
 
     /// All entries, for a store that has missed changes.
-    pub fn all_entries(&mut self) -> Change {
+    pub fn all_entries(&mut self) -> Vec<(List, Entry)> {
         self.touched.clear();
-        Change::Entries(
-            self.entries.iter().map(|((list, ..), entry)| (*list, entry.clone())).collect(),
-        )
+        self.entries.iter().map(|((list, ..), entry)| (*list, entry.clone())).collect()
     }
 
     /// Sets the IPv6 networks whose hosts are metered one by one, because they contain hosts that

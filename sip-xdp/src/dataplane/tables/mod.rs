@@ -7,6 +7,7 @@
 //! - [`drop_samples`]: the budget for copies of dropped packets.
 
 pub mod drop_samples;
+pub mod feed_lists;
 pub mod flows;
 pub mod header;
 pub mod host_rows;
