@@ -188,7 +188,6 @@ fn amount(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use sip_xdp_common::ip_key::IpKey;
 
     use super::*;
 
