@@ -18,8 +18,8 @@ use sip_xdp_common::lookup::summary;
 
 use crate::globals::SLOT;
 
-/// `BPF_F_MMAPABLE` (`include/uapi/linux/bpf.h`): user space maps the memory. It also starts on a
-/// page, so that elements of whole cache lines stay in theirs.
+/// `BPF_F_MMAPABLE` (`include/uapi/linux/bpf.h`): user space maps the memory. The array then also
+/// starts on a page boundary, so that elements of whole cache lines do not straddle lines.
 const MAPPED: usize = 1 << 10;
 
 #[btf_map]
@@ -51,8 +51,8 @@ pub(crate) static FINGERPRINTS: Array<
 pub(crate) static NETWORKS: Array<SlotBucket, { buckets(DEFAULT_NETWORKS) as usize }, MAPPED> =
     Array::new();
 
-/// No program reads the ledger: it lives in the kernel so that it outlives the daemon together with
-/// the tables that are made from it.
+/// Not read by programs: the ledger is a map so that it outlives the daemon, like the tables that
+/// are derived from it.
 #[btf_map]
 pub(crate) static LEDGER: HashMap<
     LedgerKey,
@@ -98,7 +98,7 @@ pub(crate) static EVENTS: RingBuf<KernelEvent, EVENTS_BYTES> = RingBuf::new();
 #[btf_map]
 pub(crate) static INTERFACES: Array<InterfaceRecord, MAX_INTERFACES> = Array::new();
 
-/// Only read and written where `CLOCK_FROM_MAP` says so.
+/// Read and written only where `CLOCK_FROM_MAP` is 1, but for the deadline of a trial.
 #[btf_map]
 pub(crate) static CLOCK: Array<u64, { CLOCK_WORDS as usize }, MAPPED> = Array::new();
 
@@ -111,14 +111,14 @@ pub(crate) fn counters() -> Option<*mut Counters> {
     COUNTERS.get_ptr_mut(SLOT.load())
 }
 
-/// The scratch beside them.
+/// The scratch space of this interface on this CPU.
 #[inline(always)]
 pub(crate) fn scratch() -> Option<*mut Scratch> {
     // SAFETY: a field's address inside this CPU's map value; nothing is read.
     counters().map(|counters| unsafe { &raw mut (*counters).scratch })
 }
 
-/// What this CPU has left to tell the daemon.
+/// Event budgets and loss counters of this CPU.
 #[inline(always)]
 pub(crate) fn cpu_state() -> Option<*mut CpuState> {
     CPU_STATE.get_ptr_mut(0)

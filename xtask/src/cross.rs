@@ -1,8 +1,8 @@
-//! The binary for other machines than this one: arm64, and one that needs no library of the system.
+//! Cross builds: for arm64, and a static binary.
 //!
-//! Debian's compiler is taken for arm64 where it is there: the standard library of the same version
-//! for that machine comes from the same archive, and is unpacked beside it rather than installed.
-//! Elsewhere rustup's target is used. C code (SQLite, zstd) and the linking are gcc's.
+//! For arm64 Debian's compiler is preferred: the standard library of the same version for that
+//! machine comes from the same archive, and is unpacked beside it rather than installed. Elsewhere
+//! rustup's target is used. gcc compiles C code (SQLite, zstd) and links.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -163,8 +163,7 @@ fn fetch(root: &Path, version: &str) -> Result<()> {
         command.current_dir(&apt).args(&options);
         command
     };
-    // A source of others that has nothing for arm64 is no reason to stop: what is missing is said
-    // below.
+    // A foreign source without arm64 is no reason to stop: missing packages are reported below.
     let _ = ask(apt_get().args(["--quiet", "update"]));
     let depends = ask(Command::new("apt-cache").args(&options).args(["depends", STANDARD_LIBRARY]))
         .context("apt knows no packages for arm64")?;

@@ -1,5 +1,4 @@
-//! A clean Debian, as one gets it from its mirrors: made once, kept packed, unpacked by whoever
-//! needs one.
+//! A clean Debian from its mirrors: created once, kept as an archive, unpacked when needed.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,3 +1,3 @@
-//! SIP as the detector reads it: heads of messages, as tolerantly as servers do (RFC 3261).
+//! SIP parsing for the detector: message heads, as tolerantly as servers parse them (RFC 3261).
 
 pub mod message;

@@ -1,4 +1,4 @@
-//! What the store is told, and what it tells.
+//! Changes that the store records, and the state that it returns.
 
 use std::net::IpAddr;
 
@@ -10,18 +10,18 @@ use crate::lists::EntryChange;
 use crate::net::network::Network;
 use crate::sys::clock;
 
-/// One thing that has changed and is to survive a reboot.
+/// A change that must survive a reboot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// An entry was added, or replaced its owner's earlier one.
     Put(List, Entry),
-    /// An owner's entry was taken out: for a whole network, or for one port of a host.
+    /// An owner's entry was removed: for a whole network, or for one port of a host.
     Remove(List, Network, Option<u16>, Owner),
-    /// These are all entries that there are; what else the store has is taken out.
+    /// The complete set of entries; all others are removed from the store.
     Entries(Vec<(List, Entry)>),
-    /// Somebody was banned, for the so-many-th time.
+    /// The offences of a network have changed.
     Offence(OffenceRecord),
-    /// What a network did is forgotten.
+    /// The offences of a network were pardoned.
     Pardon(Network),
     /// A ban began.
     Banned(Ban),
@@ -29,7 +29,7 @@ pub enum Change {
     Ended {
         /// The network.
         network: Network,
-        /// The port, if only that was banned.
+        /// The port, if the ban covered only that.
         port: Option<u16>,
         /// When and how.
         end: End,
@@ -45,15 +45,15 @@ pub enum Change {
     /// A user was accepted with credentials. Of an earlier row the time of the first acceptance is
     /// kept.
     Accepted(Accepted),
-    /// Whoever was accepted from this address, or answered there, is forgotten.
+    /// All acceptances and the peer state of this address were removed.
     Forgotten(IpAddr),
-    /// Somebody answered a request of ours.
+    /// A host answered a request of the server.
     Peer(Peer),
-    /// Something that somebody wants back under this name.
+    /// A named value for later.
     Note {
         /// The name.
         name: String,
-        /// What was noted.
+        /// The value.
         value: Vec<u8>,
     },
 }
@@ -70,7 +70,7 @@ impl From<EntryChange> for Change {
 }
 
 impl Change {
-    /// Whether it is about entries, which are never lost.
+    /// Whether it concerns entries, which are never lost.
     pub(super) fn is_of_entries(&self) -> bool {
         matches!(self, Self::Put(..) | Self::Remove(..) | Self::Entries(_))
     }
@@ -85,44 +85,44 @@ pub struct Accepted {
     pub user: String,
     /// The port.
     pub port: u16,
-    /// When for the first time, in milliseconds since 1970.
+    /// First acceptance, in milliseconds since 1970.
     pub first_ms: u64,
-    /// When for the last time.
+    /// Last acceptance, in milliseconds since 1970.
     pub last_ms: u64,
-    /// When its registration ends, or has ended.
+    /// End of the registration, in milliseconds since 1970.
     pub until_ms: u64,
 }
 
-/// An address that answered a request of ours.
+/// A host that answered a request of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     /// The address.
     pub address: IpAddr,
-    /// How long it counts as a peer, in milliseconds since 1970.
+    /// End of its peer state, in milliseconds since 1970.
     pub until_ms: u64,
 }
 
-/// A ban, as the history keeps it.
+/// A ban in the history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ban {
     /// The network.
     pub network: Network,
-    /// The port, if only that was banned.
+    /// The port, if the ban covered only that.
     pub port: Option<u16>,
     /// The kind of evidence.
     pub kind: String,
-    /// How sure the evidence was.
+    /// Evidence tier.
     pub tier: Option<Tier>,
-    /// Why.
+    /// Reason.
     pub reason: String,
-    /// When it began, in milliseconds since 1970.
+    /// Start, in milliseconds since 1970.
     pub from_ms: u64,
-    /// When it was to end, if ever.
+    /// Scheduled end; `None` for permanent.
     pub until_ms: Option<u64>,
 }
 
 impl Ban {
-    /// The ban that an entry of the block list is.
+    /// The ban that an entry of the block list represents.
     pub fn of(kind: &str, entry: &Entry) -> Self {
         Self {
             network: entry.network,
@@ -178,7 +178,7 @@ pub struct Served {
 /// A ban of the past or of now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryRow {
-    /// Its number. Later bans have higher ones.
+    /// Row number, increasing.
     pub id: i64,
     /// The ban.
     pub ban: Ban,
@@ -186,17 +186,17 @@ pub struct HistoryRow {
     pub end: Option<End>,
 }
 
-/// What survived.
+/// The stored state.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct State {
-    /// The entries of both lists that have not ended.
+    /// The live entries of both lists.
     pub entries: Vec<(List, Entry)>,
-    /// Who was banned how often, in the last 30 days.
+    /// Offences of the last 30 days.
     pub offences: Vec<OffenceRecord>,
-    /// Who was accepted, in the last 30 days.
+    /// Acceptances of the last 30 days.
     pub accepted: Vec<Accepted>,
-    /// Who still counts as a peer.
+    /// Current peers.
     pub peers: Vec<Peer>,
-    /// The notes, by name.
+    /// Named values.
     pub notes: Vec<(String, Vec<u8>)>,
 }

@@ -1,5 +1,5 @@
-//! What is installed without apt: the rpm package, the tarball in a root that holds nothing else,
-//! and the container image with exactly what the Kubernetes manifest gives it.
+//! Installations without apt: the rpm package, the tarball in an otherwise empty root, and the
+//! container image with exactly the rights of the Kubernetes manifest.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use sip_xdp_tests::{Capture, Lab, Machine, stream, wait_until};
 
 use crate::{held, service};
 
-/// The files to try.
+/// The files to test.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Others {
     /// An rpm package
@@ -37,7 +37,7 @@ pub(crate) struct Others {
     manifest: std::path::PathBuf,
 }
 
-/// What the rpm package brings, beside the man pages.
+/// Contents of the rpm package besides the man pages.
 const FILES: [&str; 9] = [
     "/etc/fail2ban/action.d/sip-xdp.conf",
     "/etc/sip-xdp/config.toml",
@@ -50,10 +50,10 @@ const FILES: [&str; 9] = [
     "/usr/share/zsh/site-functions/_sip-xdp",
 ];
 
-/// Debian's rpm wants to be told that this is no mistake.
+/// Debian's rpm requires this flag.
 const RPM: &str = "rpm --force-debian --quiet";
 
-/// What confines a container by default, in systemd's words: its own /proc, /sys and /dev.
+/// The default confinement of a container, in systemd's options: its own /proc, /sys and /dev.
 const CONTAINER: [&str; 3] =
     ["MountAPIVFS=yes", "PrivateTmp=yes", "SystemCallFilter=@system-service bpf"];
 
@@ -108,7 +108,7 @@ fn rpm(lab: &Lab, machine: &Machine<'_>, others: &Others) -> Result<()> {
     Ok(())
 }
 
-/// Neither a program nor a pin is left.
+/// No program and no pin is left.
 fn is_gone(lab: &Lab, machine: &Machine<'_>) -> Result<()> {
     for interface in [WAN, LAN] {
         let shown = succeed(Command::new("ip").args([
@@ -128,7 +128,7 @@ fn is_gone(lab: &Lab, machine: &Machine<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A daemon of its own root and properties, under systemd.
+/// A daemon with its own root and properties, under systemd.
 struct Contained<'m> {
     machine: &'m Machine<'m>,
     name: &'static str,
@@ -137,7 +137,7 @@ struct Contained<'m> {
 }
 
 impl Contained<'_> {
-    /// The beginning of a command line with which something runs as the daemon does.
+    /// The prefix of a command line that runs like the daemon.
     fn systemd_run(&self, options: &str) -> String {
         let properties: Vec<_> =
             self.properties.iter().map(|property| format!("--property='{property}'")).collect();
@@ -165,7 +165,7 @@ impl Contained<'_> {
         ))
     }
 
-    /// It filters: what it is told to block does not get behind it. And it leaves nothing.
+    /// It filters: a blocked source does not get through. And it leaves nothing.
     fn filters(&self, lab: &Lab, number: u8) -> Result<()> {
         self.command("status --check")?;
         let blocked = lab.further_attacker(number)?;
@@ -186,7 +186,7 @@ impl Contained<'_> {
     }
 }
 
-/// The binary runs where there is no other file.
+/// The binary runs without any other file.
 fn tarball(lab: &Lab, machine: &Machine<'_>, tarball: &Path) -> Result<()> {
     machine.copy(tarball, "/root/sip-xdp.tar.gz")?;
     machine.run(
@@ -207,7 +207,7 @@ fn tarball(lab: &Lab, machine: &Machine<'_>, tarball: &Path) -> Result<()> {
     contained.filters(lab, 1)
 }
 
-/// The image runs with what the manifest gives it, and no more.
+/// The image runs with exactly the rights of the manifest.
 fn image(lab: &Lab, machine: &Machine<'_>, others: &Others) -> Result<()> {
     machine.copy(&others.image, "/root/image.tar")?;
     machine.run("mkdir /srv/image && tar -xf image.tar -C /srv/image")?;

@@ -1,4 +1,4 @@
-//! Installing, upgrading, removing and purging.
+//! Installation, upgrade, removal and purge.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,7 +11,7 @@ use sip_xdp_tests::{Capture, Lab, Machine, stream, wait_until};
 
 use crate::{held, service};
 
-/// What belongs into the package, beside the man pages.
+/// Contents of the package besides the man pages.
 const FILES: [&str; 13] = [
     "/etc/fail2ban/action.d/sip-xdp.conf",
     "/etc/sip-xdp/config.toml",
@@ -66,7 +66,7 @@ pub(crate) fn run(root: &Path, package: &Path, next: &Path) -> Result<()> {
 }
 
 fn install(machine: &Machine<'_>) -> Result<()> {
-    // What it depends on is there in any Debian, so that no network is needed.
+    // Its dependencies are part of any Debian, so that no network is needed.
     machine.run("apt-get install --yes --no-install-recommends ./sip-xdp.deb")?;
     let listed = machine.run("dpkg --listfiles sip-xdp")?;
     for file in FILES {
@@ -153,7 +153,7 @@ fn completions(machine: &Machine<'_>) -> Result<()> {
 
 fn configuration(machine: &Machine<'_>) -> Result<()> {
     machine.run("sip-xdp config check")?;
-    // An operator's line, which must be there after the upgrade.
+    // An operator's line, which must survive the upgrade.
     machine.run(&format!(
         "sed -i 's/^#interfaces = .*/interfaces = [\"{WAN}\", \"{LAN}\"]/' /etc/sip-xdp/config.toml"
     ))?;
@@ -207,7 +207,7 @@ fn upgrade(lab: &Lab, machine: &Machine<'_>) -> Result<()> {
     Ok(())
 }
 
-/// After a removal nothing enforces any more.
+/// After a removal nothing is enforced.
 fn remove(lab: &Lab, machine: &Machine<'_>) -> Result<()> {
     machine.run("apt-get remove --yes sip-xdp")?;
     ensure!(
@@ -240,7 +240,7 @@ fn remove(lab: &Lab, machine: &Machine<'_>) -> Result<()> {
 }
 
 fn purge(machine: &Machine<'_>) -> Result<()> {
-    // A key that an operator has put there is nobody's business after a purge.
+    // A purge removes an operator's key as well.
     machine.run("echo secret > /etc/sip-xdp/feed.key && apt-get purge --yes sip-xdp")?;
     let left = machine.run(
         "find / -xdev -name '*sip-xdp*' -not -path '/var/cache/*' -not -path '/root/*' -not -path \

@@ -1,4 +1,4 @@
-//! The whole product in network namespaces, against real tools. Needs root.
+//! End-to-end tests in network namespaces, against real tools. Needs root.
 
 mod allowing;
 mod attach;

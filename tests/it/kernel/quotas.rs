@@ -117,7 +117,7 @@ fn operators_may_fill_the_table() {
 }
 
 #[test]
-fn who_is_under_suspicion_makes_room_for_who_is_known_good() {
+fn suspects_are_evicted_for_known_good_hosts() {
     let mut kernel = kernel(64);
     for number in 0..32 {
         kernel
@@ -225,7 +225,7 @@ fn known_good_ports_take_half_of_their_table() {
 }
 
 #[test]
-fn what_is_nearly_full_shows_it() {
+fn nearly_full_tables_show_it() {
     let mut kernel = kernel(64);
     let full = |kernel: &Kernel| -> Vec<String> {
         kernel

@@ -140,7 +140,7 @@ fn a_banned_flow_does_not_silence_its_neighbours() {
 }
 
 #[test]
-fn what_is_registered_goes_on_against_a_ban_but_not_against_an_operator() {
+fn registered_ports_outlast_a_ban_but_not_an_operators_block() {
     let mut kernel = Kernel::new(&settings());
     good(&mut kernel, HOST, START + HOUR);
     kernel.lists.know_flow(source(HOST), 5062, START + HOUR).unwrap();
@@ -164,7 +164,7 @@ fn what_is_registered_goes_on_against_a_ban_but_not_against_an_operator() {
 }
 
 #[test]
-fn a_storm_spares_who_is_known() {
+fn a_storm_does_not_affect_known_sources() {
     let storm = StormLimits::new(100, SECOND, Limit::new(5, SECOND));
     let mut kernel = Kernel::new(&Settings { storm, ..settings() });
     good(&mut kernel, "192.0.2.7", START + HOUR);
@@ -192,7 +192,7 @@ fn a_storm_spares_who_is_known() {
 }
 
 #[test]
-fn closed_is_closed_but_for_those_who_are_known() {
+fn the_policy_closed_passes_known_sources_only() {
     let mut kernel = Kernel::new(&Settings { closed: true, ..settings() });
     kernel.list(List::Trust, "203.0.113.1", NEVER);
     kernel.list(List::Admit, "203.0.113.64/26", NEVER);
@@ -235,7 +235,7 @@ fn closed_is_closed_but_for_those_who_are_known() {
 }
 
 #[test]
-fn the_daemon_is_told_what_it_learns_from_and_no_more() {
+fn only_needed_events_are_sent() {
     let mut kernel = Kernel::new(&settings());
     let them = "198.51.100.1";
     let answer = |line: &str| {
@@ -312,7 +312,7 @@ fn one_that_sends_much_cannot_use_up_what_others_are_seen_by() {
 /// Nobody can be answered at port 0 of an address, and nobody can be banned by it: whoever else
 /// lives there would be.
 #[test]
-fn port_0_is_nobodys() {
+fn port_0_is_no_flow() {
     for host in [HOST, "2001:db8:7::7"] {
         let mut kernel = Kernel::new(&settings());
         let from = |port, payload: &[u8]| Ip::udp(host).frame(&udp_from(port, 5060, payload));
@@ -347,7 +347,7 @@ fn port_0_is_nobodys() {
 /// A source that keeps to a limit per day is not refused after some days of silence, when ticks
 /// have begun again.
 #[test]
-fn a_limit_per_day_lets_who_was_silent_for_days_in() {
+fn a_limit_per_day_passes_a_source_after_days_of_silence() {
     let day = 24 * HOUR;
     let pace = Pace::new(1, day);
     let limits = Limits { register: pace, requests: pace, other: pace, fragments: pace };

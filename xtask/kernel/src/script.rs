@@ -58,7 +58,7 @@ fn compile(
     if is_traced && package == TRACED_PACKAGE {
         build.args(["--features", "trace"]);
     }
-    // Its standard output would be taken for instructions to cargo.
+    // Its standard output would be taken for build script instructions.
     let output = build.output().context("the cargo of the kernel programs cannot be run")?;
     if !output.status.success() {
         bail!("the kernel programs do not compile:\n{}", String::from_utf8_lossy(&output.stderr));

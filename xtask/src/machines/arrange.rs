@@ -1,5 +1,5 @@
-//! The inside of a row: finds the cards in the machine, builds what stands on top of them, takes it
-//! down again, and remembers how the kernel had everything before the filter came.
+//! Setup of a row inside the machine: finds the cards, builds interfaces on top, removes them, and
+//! compares the kernel's state before and after the filter.
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -22,7 +22,7 @@ pub(crate) struct Arranged {
     made: Vec<String>,
 }
 
-/// How things are without the filter.
+/// The kernel's state without the filter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct State {
     features: String,

@@ -1,4 +1,6 @@
-//! What is tried on one interface, in this order, and what came of it.
+//! The checks of one interface, in order, with their results.
+//!
+//! More than 400 lines: one method per check, in the order of their execution.
 
 use std::time::{Duration, Instant};
 
@@ -52,7 +54,7 @@ impl Outcome {
     }
 }
 
-/// How much is tried, and told.
+/// Selection and verbosity.
 pub(crate) struct Scope {
     pub(crate) modes: Vec<Mode>,
     /// Whether each check is told as it happens.

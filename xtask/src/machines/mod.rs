@@ -1,7 +1,6 @@
 //! `cargo xtask machines`: real kernels of Debian and Ubuntu in virtual machines, with the filter
-//! on the network cards that people have, and packets from outside. Everything that it needs lies
-//! in the cache; what it makes is in a network namespace and a directory of its own, and ends with
-//! it.
+//! on common network cards, and packets from outside. All inputs are in the cache; everything
+//! created is in a network namespace and a directory of its own, and ends with it.
 
 mod apt;
 mod archive;

@@ -1,4 +1,4 @@
-//! The checks that are packets: who gets through, and who does not.
+//! Checks with packets: which senders get through.
 
 use std::time::{Duration, Instant};
 
@@ -87,7 +87,9 @@ impl Checks<'_> {
         let (address, echo) = self.outside.echo_outwards()?;
         let answer = self
             .machine
-            .ask(&json!({"do": "echo", "address": address.to_string(), "bytes": BYTES, "timeout": 20}))
+            .ask(&json!({
+                "do": "echo", "address": address.to_string(), "bytes": BYTES, "timeout": 20,
+            }))
             .context("from the machine")?;
         if answer["same"] != true {
             bail!("other bytes came back to the machine than it sent");

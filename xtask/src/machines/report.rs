@@ -1,5 +1,4 @@
-//! What came of it: a table of kernels and interfaces, what is wrong in words, and everything as
-//! JSON.
+//! The results: a table of kernels and interfaces, faults in words, and everything as JSON.
 
 use serde_json::{Value, json};
 
@@ -231,7 +230,11 @@ pub(crate) fn json(tried: &[Tried], circumstances: &Circumstances) -> Value {
                 "boot_seconds": tried.boot,
                 "right": tried.is_right(),
                 "kernel_warnings": tried.warnings,
-                "interfaces": tried.rows.iter().map(|(name, result)| row(name, result, circumstances)).collect::<Vec<_>>(),
+                "interfaces": tried
+                    .rows
+                    .iter()
+                    .map(|(name, result)| row(name, result, circumstances))
+                    .collect::<Vec<_>>(),
             })
         })
         .collect();

@@ -1,4 +1,4 @@
-//! What needs no package manager: a tarball with the static binary, and an image for containers.
+//! Formats without a package manager: a tarball with the static binary, and a container image.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -235,7 +235,7 @@ pub(crate) fn try_installed(
         .context("cannot run the tests of the package")?;
     match status.code() {
         Some(0) => Ok(()),
-        // The tests have said what did not hold.
+        // The tests have printed the failed checks.
         Some(code) => exit(code),
         None => bail!("the tests of the package ended with {status}"),
     }

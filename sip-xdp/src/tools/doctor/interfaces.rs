@@ -1,4 +1,4 @@
-//! The interfaces that are, or are to be, filtered, and by which ones what we answer leaves.
+//! Checks of the interfaces that are, or would be, filtered, and of the path of responses.
 
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType, loaded_programs};
 use sip_xdp_common::abi::names;
@@ -13,14 +13,14 @@ use crate::dataplane::ethtool::{self, Channels, LRO};
 use crate::dataplane::netlink::Interface;
 use crate::dataplane::virtio::Obstacle;
 
-/// Drivers that need as many queues again for programs as packets arrive in (`ena_xdp_allowed`,
+/// Drivers whose XDP needs as many extra transmit queues as receive queues (`ena_xdp_allowed`,
 /// `gve_verify_xdp_configuration`).
 const HALVING: &[&str] = &["ena", "gve"];
 
-/// Drivers that see to LRO themselves when a program is attached.
+/// Drivers that handle LRO themselves when a program is attached.
 const LRO_BY_ITSELF: &[&str] = &["vmxnet3"];
 
-/// All checks of these interfaces, and those of the routes.
+/// All checks of these interfaces, and of the routes.
 pub(super) fn all(facts: &HostFacts, wanted: &[String]) -> Vec<Check> {
     let mut checks = Vec::new();
     if wanted.is_empty() {
@@ -31,7 +31,7 @@ pub(super) fn all(facts: &HostFacts, wanted: &[String]) -> Vec<Check> {
         ));
     }
     for name in wanted {
-        // One that was renamed is still known by its configured name.
+        // A renamed one is still known by its configured name.
         let index = facts
             .filtered
             .iter()
@@ -221,7 +221,7 @@ fn mtu(mtu: u32, mode: Option<Mode>, features: Option<XdpFeatures>) -> Check {
 fn queues(name: &str, driver: &str, interface: &Interface, channels: Option<Channels>) -> Check {
     const CHECK: &str = "queues";
     let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
-    // Virtual interfaces are called on whatever CPU sends to them.
+    // Virtual interfaces run programs on the sender's CPU.
     let Some(Channels { used, most }) =
         channels.filter(|channels| channels.used > 0 && interface.kind.is_none())
     else {
@@ -260,7 +260,7 @@ fn offloads(name: &str, lro: bool, gro: bool) -> Check {
     Check::ok(CHECK, format!("LRO is off; GRO is {gro}"))
 }
 
-/// Who else has an XDP program there.
+/// Other XDP programs on the interface.
 fn programs(interface: &Interface, is_ours: bool, is_root: bool) -> Check {
     const CHECK: &str = "xdp_programs";
     let Some(xdp) = interface.xdp else {
@@ -297,7 +297,7 @@ fn programs(interface: &Interface, is_ours: bool, is_root: bool) -> Check {
     )
 }
 
-/// Who else looks at what leaves.
+/// Other programs on the interface's egress path.
 fn traffic_control(interface: &Interface) -> Check {
     const CHECK: &str = "tc_programs";
     let filters = clsact::egress_filters(interface.index).unwrap_or_default();
@@ -321,7 +321,7 @@ fn traffic_control(interface: &Interface) -> Check {
     )
 }
 
-/// Whether what we answer can be seen where it leaves.
+/// Whether the server's responses are seen on their way out.
 fn responses(facts: &HostFacts, wanted: &[String]) -> Check {
     const CHECK: &str = "responses";
     const REMEDY: &str = "filter there, too: add it to `interfaces`. Without responses nobody is \

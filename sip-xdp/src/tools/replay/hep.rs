@@ -1,9 +1,9 @@
-//! HEP, by which SIP servers and capture agents send copies of messages to a collector such as
-//! Homer: versions 1, 2 and 3. A message becomes the UDP packet that it came in.
+//! HEP, the protocol in which SIP servers and capture agents send copies of messages to a collector
+//! such as Homer: versions 1, 2 and 3. A message is converted back to its UDP packet.
 
 use std::net::IpAddr;
 
-/// What a HEP packet tells of.
+/// The contents of a HEP packet.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum HepEnds {
     /// A SIP message over UDP, as an IP packet.
@@ -12,15 +12,15 @@ pub(super) enum HepEnds {
     Other(&'static str),
 }
 
-/// The protocol numbers of what is told.
+/// IP protocol numbers.
 const UDP: u8 = 17;
 
-/// Reads a HEP packet; none if it is none.
+/// Parses a HEP packet; `None` if it is none.
 pub(super) fn read(data: &[u8]) -> Option<HepEnds> {
     if data.starts_with(b"HEP3") { version3(data) } else { version1_or_2(data) }
 }
 
-/// Where a message went from and to.
+/// Source and destination of a message.
 #[derive(Debug, Default)]
 struct Route {
     protocol: u8,
@@ -43,8 +43,7 @@ impl Route {
     }
 }
 
-/// Chunks of a vendor, a type, a length and a value (HEP3 network protocol specification, revision
-/// 36).
+/// Chunks of vendor, type, length and value (HEP3 network protocol specification, revision 36).
 fn version3(data: &[u8]) -> Option<HepEnds> {
     const SIP: u8 = 1;
     let be16 = |data: &[u8], at: usize| Some(u16::from_be_bytes(*data.get(at..)?.first_chunk()?));
@@ -79,8 +78,7 @@ fn version3(data: &[u8]) -> Option<HepEnds> {
     route.hep_ends(message?)
 }
 
-/// A fixed header: version, its length, family, protocol, ports, addresses, and in version 2 a
-/// time.
+/// A fixed header: version, length, family, protocol, ports, addresses, and in version 2 a time.
 fn version1_or_2(data: &[u8]) -> Option<HepEnds> {
     let [version, length, family, protocol, ports @ ..] = data.first_chunk::<8>()?;
     let (width, family_length) = match family {
@@ -108,21 +106,21 @@ fn version1_or_2(data: &[u8]) -> Option<HepEnds> {
         from_port: u16::from_be_bytes([ports[0], ports[1]]),
         to_port: u16::from_be_bytes([ports[2], ports[3]]),
     };
-    // Whether the length counts the time, which is 10 bytes or, padded, 12, is not agreed on: the
-    // message tells.
+    // Implementations disagree whether the length includes the time, which is 10 bytes or, padded,
+    // 12: the message decides.
     let starts = [usize::from(*length), family_length, family_length + 10, family_length + 12];
     let message = starts.into_iter().filter_map(|at| data.get(at..)).find(|rest| is_sip(rest))?;
     route.hep_ends(message)
 }
 
-/// Whether a text begins like a SIP message.
+/// Whether a text starts like a SIP message.
 fn is_sip(text: &[u8]) -> bool {
     let line = text.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
     line.starts_with(b"SIP/2.0 ")
         || line.ends_with(b" SIP/2.0") && line.first().is_some_and(u8::is_ascii_uppercase)
 }
 
-/// A UDP packet; none if its addresses are of two families, or it would be longer than one can be.
+/// A UDP packet; `None` with addresses of two families, or if it would be too long.
 fn packet(
     (from, from_port): (IpAddr, u16),
     (to, to_port): (IpAddr, u16),
