@@ -108,7 +108,12 @@ impl Reader {
         let shortest = network.bits() - network.prefix();
         for bits in (shortest..=network.bits()).rev() {
             let around = Network::around(network.first(), bits).to_string();
-            all.extend(rows(&self.connection, &sql, params![around, MAX_BANS as i64], history_row)?);
+            all.extend(rows(
+                &self.connection,
+                &sql,
+                params![around, MAX_BANS as i64],
+                history_row,
+            )?);
         }
         all.sort_unstable_by_key(|row| std::cmp::Reverse(row.id));
         all.truncate(MAX_BANS);
