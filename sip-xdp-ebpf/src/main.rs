@@ -15,6 +15,7 @@ mod globals;
 mod lists;
 mod maps;
 mod reader;
+mod scan;
 mod tables;
 
 use aya_ebpf::bindings::xdp_action;

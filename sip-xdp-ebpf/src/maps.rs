@@ -5,10 +5,11 @@ use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use sip_xdp_common::abi::layout::{
     ASKED as MAX_ASKED, CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, Event,
-    FLOWS as MAX_FLOWS, InterfaceRecord, LedgerKey, LedgerRow, MAX_INTERFACES, Responses, Scratch,
+    FLOWS as MAX_FLOWS, InterfaceRecord, LADDERS as MAX_LADDERS, LedgerKey, LedgerRow, MAX_INTERFACES, OWN_NONCES as MAX_NONCES, Responses, Scratch,
 };
 use sip_xdp_common::ip_key::Source;
 use sip_xdp_common::limits::flow::{Asked, Flow, FlowKey};
+use sip_xdp_common::limits::ladder::Ladder;
 use sip_xdp_common::limits::meters::{Records, Set, sets};
 use sip_xdp_common::limits::storm::{MARKS, Mark, Weather};
 use sip_xdp_common::lookup::host_rows;
@@ -53,6 +54,12 @@ pub(crate) static RECORDS: Array<Records, { sets(DEFAULT_SOURCES) as usize }> = 
 
 #[btf_map]
 pub(crate) static FLOWS: HashMap<FlowKey, Flow, MAX_FLOWS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map]
+pub(crate) static LADDERS: HashMap<FlowKey, Ladder, MAX_LADDERS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map]
+pub(crate) static OWN_NONCES: LruHashMap<u64, u64, MAX_NONCES> = LruHashMap::new();
 
 #[btf_map]
 pub(crate) static ASKED: LruHashMap<Source, Asked, MAX_ASKED> = LruHashMap::new();

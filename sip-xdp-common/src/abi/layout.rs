@@ -4,12 +4,14 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::ip_key::Source;
+use crate::limits::flow::FlowKey;
+use crate::limits::ladder::Scan;
 use crate::pipeline::egress::Answer;
 use crate::verdict::{Message, Reason};
 
 /// The version of everything in this module. Pinned maps of another version are replaced, with their bans carried
 /// over.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// The expiry of what never expires.
 pub const NEVER: u64 = u64::MAX;
@@ -26,6 +28,12 @@ pub const EVENTS_BYTES: usize = 4 << 20;
 
 /// How many ports of addresses are remembered, banned or known good.
 pub const FLOWS: usize = 65_536;
+
+/// How many sources may be on the ladder ([`crate::limits::ladder`]).
+pub const LADDERS: usize = 8_192;
+
+/// How many nonces of sources on the ladder are remembered as their own.
+pub const OWN_NONCES: usize = 16_384;
 
 /// How many hosts are remembered that we sent requests to.
 pub const ASKED: usize = 16_384;
@@ -243,12 +251,23 @@ pub struct CpuState {
     pub diagnosed: u64,
     /// Samples that found no room, in their slice's bucket or in the ring.
     pub lost_samples: u64,
-    /// When each slice's bucket of samples is full again, by [`SampleBudget`]; the last row is unused, so that a mask
-    /// bounds the number of a row.
+    /// When each slice's bucket of samples is full again, by [`SampleBudget`].
     pub samples: [[u64; SLICES]; 4],
+    /// What is known of the request that is being scanned, and its first bytes.
+    pub scan: Scan,
+    /// As many as [`HEAD`]; the rest is unused, so that a mask bounds a place in it.
+    pub scanned: [u8; SCANNED],
+    /// Keys of the maps that are asked about a source on the ladder: there is no room on the stack.
+    pub ladder_key: FlowKey,
+    /// See [`CpuState::ladder_key`].
+    pub nonce_key: u64,
 }
 
-const _: () = assert!(size_of::<CpuState>() == 32 + 32 * SLICES);
+/// The room for a request that is scanned: a power of two.
+pub const SCANNED: usize = 2_048;
+
+const _: () = assert!(HEAD <= SCANNED && SCANNED.is_power_of_two());
+const _: () = assert!(size_of::<CpuState>() == 32 + 32 * SLICES + size_of::<Scan>() + SCANNED + 32);
 
 /// Which budget a sample is taken from, so that none of these crowds out another.
 #[repr(usize)]
@@ -260,6 +279,8 @@ pub enum SampleBudget {
     Leaving = 1,
     /// Responses that arrive.
     Responses = 2,
+    /// Requests of sources on the ladder, which are scanned for credentials.
+    Scans = 3,
 }
 
 /// An interface that the filter is attached to. A slot is in use when `index` is not zero.
@@ -441,7 +462,7 @@ pub const IN_DRY_RUN: u8 = 2;
 pub const FROM_GOOD: u8 = 4;
 /// [`Event::flags`]: the payload goes on in other fragments.
 pub const FRAGMENTED: u8 = 8;
-/// [`Event::flags`]: the source is under suspicion, and limited more strictly than others.
+/// [`Event::flags`]: the source is on the ladder ([`crate::limits::ladder`]).
 pub const SUSPECTED: u8 = 16;
 /// [`Event::flags`]: a storm blows, and before this packet the source had no meter. Most such sources are forged.
 pub const IN_STORM: u8 = 32;
@@ -449,8 +470,9 @@ pub const IN_STORM: u8 = 32;
 #[cfg(feature = "user")]
 mod user {
     use super::*;
-    use crate::limits::flow::{Asked, Flow, FlowKey};
+    use crate::limits::flow::{Asked, Flow};
     use crate::limits::gcra::{Limits, Pace};
+    use crate::limits::ladder::Ladder;
     use crate::limits::meters::Records;
     use crate::limits::storm::Weather;
     use crate::lookup::networks::{Bucket, Guide};
@@ -465,5 +487,5 @@ mod user {
     }
 
     plain!(Source, LedgerKey, LedgerRow, Counters, Responses, CpuState, InterfaceRecord, Event);
-    plain!(Limits, Pace, Weather, Guide, Bucket, FlowKey, Flow, Asked, Records);
+    plain!(Limits, Pace, Weather, Guide, Bucket, FlowKey, Flow, Asked, Records, Ladder);
 }

@@ -8,7 +8,7 @@ pub const INGRESS: &str = "sip_xdp_ingress";
 pub const EGRESS: &str = "sip_xdp_egress";
 
 /// Maps that are pinned: they outlive the daemon and are adopted by the next one.
-pub const PINNED_MAPS: [&str; 20] = [
+pub const PINNED_MAPS: [&str; 22] = [
     GUIDE,
     FRONT_COARSE,
     FRONT_FINE,
@@ -19,6 +19,8 @@ pub const PINNED_MAPS: [&str; 20] = [
     SOURCES,
     RECORDS,
     FLOWS,
+    LADDERS,
+    OWN_NONCES,
     ASKED,
     SKETCH,
     WEATHER,
@@ -51,6 +53,12 @@ pub const SOURCES: &str = "SOURCES";
 pub const RECORDS: &str = "RECORDS";
 /// Ports of addresses that are banned or known good ([`crate::limits::flow::FlowKey`] to [`crate::limits::flow::Flow`]).
 pub const FLOWS: &str = "FLOWS";
+/// Sources on the ladder ([`crate::limits::flow::FlowKey`], whose port is the width of the source, to
+/// [`crate::limits::ladder::Ladder`]).
+pub const LADDERS: &str = "LADDERS";
+/// Nonces of sources on the ladder that they were given, and nobody else
+/// ([`crate::limits::ladder::nonce_key`] to one word that says nothing).
+pub const OWN_NONCES: &str = "OWN_NONCES";
 /// Hosts that we sent requests to ([`crate::ip_key::Source`] to [`crate::limits::flow::Asked`]).
 pub const ASKED: &str = "ASKED";
 /// The marks of sources without a meter ([`crate::limits::storm::MARKS`] words of 32 bits).

@@ -43,11 +43,14 @@ pub enum Kind {
     Known = 0x0600,
     /// May talk under the policy `closed`.
     Admitted = 0x2000,
+    /// On the ladder ([`crate::limits::ladder`]).
+    Metered = 0x2200,
 }
 
 impl Kind {
     /// All of them, in the order in which they are looked for.
-    pub const ALL: [Self; 5] = [Self::Trusted, Self::Known, Self::Apart, Self::Admitted, Self::Blocked];
+    pub const ALL: [Self; 6] =
+        [Self::Trusted, Self::Known, Self::Apart, Self::Admitted, Self::Metered, Self::Blocked];
 
     /// What the networks of a list are to the kernel.
     pub const fn of(list: List) -> Self {
@@ -107,9 +110,6 @@ const END_BITS: u32 = 22;
 const END_UNIT: u32 = 30;
 const END_MASK: u64 = (1 << END_BITS) - 1;
 
-/// The scale of a host that is under suspicion: it may send one request a second.
-pub const SUSPECT: u64 = 15;
-
 /// The scale of a host that was known good, and is not any more: it is limited like others, but no stranger in a storm.
 pub const FORMER: u64 = 14;
 
@@ -162,7 +162,7 @@ impl Standing {
         Self::left(self.0 >> (16 + END_BITS), now) > 1_800_000_000_000 >> END_UNIT
     }
 
-    /// The power of two by which its limit is multiplied, [`SUSPECT`] or [`FORMER`].
+    /// The power of two by which its limit is multiplied, or [`FORMER`].
     #[inline(always)]
     pub const fn scale(&self) -> u64 {
         self.0 >> (16 + 2 * END_BITS)
@@ -341,8 +341,8 @@ mod tests {
                 assert!(good.is_good(start) && good.is_good(start + length - 1), "{start} {length}");
                 assert!(!good.is_good(start + length + 2 * SECOND), "{start} {length}");
                 assert!(!good.is_peer(start) && good.scale() == 3);
-                let peer = Standing::of(Standing::new(0, start + length, SUSPECT).bits() | 0x27ff);
-                assert!(peer.is_peer(start) && !peer.is_good(start) && peer.scale() == SUSPECT);
+                let peer = Standing::of(Standing::new(0, start + length, FORMER).bits() | 0x27ff);
+                assert!(peer.is_peer(start) && !peer.is_good(start) && peer.scale() == FORMER);
                 assert_eq!(peer.is_settled_peer(start), length > 1_801 * SECOND);
             }
         }

@@ -17,7 +17,7 @@ use crate::ip_key::Source;
 use crate::lookup::host_rows::{self, Home, Says};
 use crate::lookup::networks::{
     ALIKE, Bucket, CLAIMED, FLOWS, FORMER, GROUP, Guide, HIT, Hashed, Hashing, IPV6_LENGTHS, KIND, Kind, LABEL, Length,
-    OWN, Prints, SUSPECT, Slot, Standing, UDP_ONLY, VERSION, WAYS, byte_bits, lowest_byte,
+    OWN, Prints, Slot, Standing, UDP_ONLY, VERSION, WAYS, byte_bits, lowest_byte,
 };
 use crate::lookup::summary::{self, Place};
 
@@ -89,6 +89,8 @@ impl Listed {
     const UDP_ONLY: u64 = 0x800;
     /// Where the scale of a known host stands.
     const SCALE: u32 = 12;
+    /// It is on the ladder, or a network around it is.
+    const METERED: u64 = 0x1_0000;
 
     /// From its bits.
     #[inline(always)]
@@ -169,10 +171,10 @@ impl Listed {
         self.0 & Self::SETTLED != 0
     }
 
-    /// It is under suspicion, and neither known good nor a peer.
+    /// It is on the ladder ([`crate::limits::ladder`]), or a network around it is.
     #[inline(always)]
-    pub const fn is_suspect(&self) -> bool {
-        self.scale() == SUSPECT && self.0 & (Self::GOOD | Self::PEER) == 0
+    pub const fn is_metered(&self) -> bool {
+        self.0 & Self::METERED != 0
     }
 
     /// It was known good once, and is not any more.
@@ -393,6 +395,8 @@ impl Search {
             Listed::known(current(&slot.state), shelves.now())
         } else if kind == Kind::Apart as u64 {
             Listed::APART
+        } else if kind == Kind::Metered as u64 {
+            Listed::METERED
         } else {
             Listed::ADMITTED
         };

@@ -68,6 +68,12 @@ pub const fn is_told(status: u16) -> bool {
     status >= FINAL || status.wrapping_sub(180) < 10
 }
 
+/// Whether a response with this status refuses a password, or asks for one.
+#[inline(always)]
+pub const fn is_refusal(status: u16) -> bool {
+    matches!(status, 401 | 403 | 407)
+}
+
 /// Reads a packet that leaves. `None` if it is no SIP message from one of the SIP ports.
 #[inline(always)]
 pub fn read<R: Reader, S: Site>(packet: &R, site: &S) -> Option<Leaving> {

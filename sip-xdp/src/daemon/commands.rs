@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use log::Level;
 use serde_json::{Value, json};
 use sip_xdp_common::abi::layout::{List, Owner};
+use sip_xdp_common::limits::ladder::WIDTHS;
 
 use super::events::Event as Said;
 use super::import::Insists;
@@ -120,8 +121,9 @@ impl Daemon {
             self.store.record(Change::Pardon(*offender));
         }
         self.offences.retain(|offender, _| !pardoned(offender));
-        let now = clock::now();
-        self.lists.know(network.first(), now, |standing| standing.suspect_until = 0)?;
+        for bits in WIDTHS.into_iter().filter(|bits| *bits == 128 || !network.is_v4()) {
+            self.lists.unmeter(&Network::around(network.first(), bits))?;
+        }
         for gone in [network.first(), Network::around(network.first(), self.config.ipv6_prefix).first()] {
             self.sources.forget(&gone)?;
         }

@@ -185,7 +185,7 @@ impl Daemon {
         daemon.recall(state);
         if !daemon.config.dry_run {
             // It may stem from a dry run, which enforces nothing.
-            daemon.lists.end_suspicion(clock::now())?;
+            daemon.lists.unmeter_all()?;
         }
         if first_start {
             daemon.begin_to_learn();
@@ -229,7 +229,7 @@ impl Daemon {
         }
         let before = std::mem::replace(&mut self.config, config);
         if before.dry_run && !self.config.dry_run {
-            self.lists.end_suspicion(clock::now())?;
+            self.lists.unmeter_all()?;
         }
         if let Err(error) = self.apply().await {
             self.config = before;

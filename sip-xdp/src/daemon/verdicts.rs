@@ -10,6 +10,7 @@ use log::Level;
 use sip_xdp_common::abi::layout::{Event, EventKind, List, Owner};
 use sip_xdp_common::ip_key::Source;
 use sip_xdp_common::limits::gcra::Bucket;
+use sip_xdp_common::limits::ladder::{LOWEST, LOWEST_BY_OFFENCES, PACES};
 
 use super::STALE;
 use super::events::Event as Said;
@@ -17,7 +18,7 @@ use crate::bans::duration::ban_duration;
 pub(crate) use crate::bans::notes::Notes;
 use crate::config::Config;
 use crate::dataplane::tables::ledger::{Entry, Tier};
-use crate::detect::{Acceptance, Action, Detector, Finding, Growth};
+use crate::detect::{Acceptance, Action, Detector, Finding, Growth, Metering, Step};
 use crate::lists::never_ban::{Exempt, near};
 use crate::lists::{HostStanding, Lists};
 use crate::net::network::{Network, address_of};
@@ -46,9 +47,6 @@ const USERS: usize = 64;
 
 /// For how long a host is no stranger in a storm after its last registration has ended, in nanoseconds: a week.
 pub(crate) const FORMER: u64 = 7 * 24 * HOUR;
-
-/// How many hosts are under suspicion at the same time.
-const MAX_SUSPECTS: usize = 4_096;
 
 /// How many offenders are remembered.
 pub(crate) const MAX_OFFENCES: usize = 131_072;
@@ -283,7 +281,14 @@ impl<C: Chronicle> Court<'_, C> {
                         );
                     }
                 }
-                Action::Limit(source, until, what) => self.suspect(source, until, &what, now),
+                Action::Meter(metering) => self.meter(&metering, now),
+                Action::OwnNonce(source, nonce, is_own) => {
+                    if let Err(error) = self.lists.own_nonce(source, nonce, is_own)
+                        && self.note_due(Source::v4(0), "nonces", now)
+                    {
+                        log::error!("a nonce of {} is not noted: {error}", address_of(source));
+                    }
+                }
                 Action::Rejected(source, port, text) => {
                     if self.note_due(source, "rejected", now) {
                         log::info!("not held against {} port={port}: {text}", address_of(source));
@@ -345,24 +350,36 @@ impl<C: Chronicle> Court<'_, C> {
         is_new
     }
 
-    /// Limits a source that looks like a tool, but may be forged.
-    fn suspect(&mut self, source: Source, until: u64, what: &str, now: u64) {
-        let host = Network::around(source, 128);
-        let standing = self.lists.standing(source);
-        // Forged senders must not fill the tables; beyond this many the usual limit has to do.
-        if self.lists.suspects() >= MAX_SUSPECTS {
+    /// Puts a source on the ladder, or a step further down.
+    fn meter(&mut self, metering: &Metering, now: u64) {
+        let Metering { source, bits, step, strict, until, ref reason } = *metering;
+        let network = Network::around(source, bits);
+        // A host that must stay is never metered; a network with one in it goes by its other hosts.
+        if self.must_stay(&network, now).is_some() {
             return;
         }
-        if self.must_stay(&host, now).is_some() || standing.good_until > now || standing.peer_until > now {
+        let before = self.lists.ladder_step(&network, now);
+        let step = match (step, before) {
+            (Step::First, before) => before.unwrap_or(0),
+            (Step::Down, None) => 0,
+            (Step::Down, Some(before)) => before.max((before + 1).min(LOWEST_BY_OFFENCES)),
+            (Step::Last, _) => LOWEST,
+        };
+        if let Err(error) = self.lists.meter(network, step, strict, until, now) {
+            if self.note_due(Source::v4(0), "ladder", now) {
+                log::error!("{network} is not limited further: {error}");
+            }
             return;
         }
-        self.know(source, now, |standing| standing.suspect_until = until);
-        if self.note_due(source, "suspect", now) {
-            let (address, dry_run) = (address_of(source), self.config.dry_run);
+        self.detector.metered(source, bits, until, now);
+        let pace = PACES[step as usize];
+        if self.note_due(source, pace, now) {
+            let dry_run = self.config.dry_run;
+            let said = if bits == 128 { Said::new("suspect").from(source) } else { Said::new("suspect").about(network) };
             self.say(
-                Said::new("suspect").from(source).reason(what).dry_run(dry_run),
+                said.reason(format!("{reason}; {pace}")).dry_run(dry_run),
                 Level::Info,
-                format_args!("suspect {address} dry_run={dry_run} reason={}", Quoted(what)),
+                format_args!("suspect {network} pace=\"{pace}\" dry_run={dry_run} reason={}", Quoted(reason)),
             );
         }
     }
@@ -402,9 +419,13 @@ impl<C: Chronicle> Court<'_, C> {
             }
             return;
         }
-        if finding.tier == Tier::Unproven && !self.repeats.may_ban_unproven(&network, now) {
-            // What could be forged bans once a day. After that it only goes slower, until a day without.
-            self.suspect(finding.source, now.saturating_add(UNPROVEN_ONCE), &finding.reason, now);
+        // What could be forged bans a host, and once a day. After that it only goes slower, until a day
+        // without an offence.
+        let is_metered = self.lists.ladder_step(&network, now).is_some();
+        if finding.tier == Tier::Unproven && (is_metered || !self.repeats.may_ban_unproven(&network, now)) {
+            let (until, reason) = (now.saturating_add(UNPROVEN_ONCE), finding.reason.clone());
+            let (source, bits, step, strict) = (finding.source, finding.bits, Step::Down, false);
+            self.meter(&Metering { source, bits, step, strict, until, reason }, now);
             return;
         }
         let length = self.sentence(&network, finding, now);

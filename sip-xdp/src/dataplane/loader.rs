@@ -10,12 +10,13 @@ use aya::{Ebpf, EbpfLoader};
 use serde::Serialize;
 use sip_xdp_common::abi::layout::{
     ASKED, CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, ENFORCE, ENFORCE_UNTIL, EVENTS_BYTES,
-    FLOWS, InterfaceRecord, LedgerKey, LedgerRow, MAX_INTERFACES, Responses, SPARE_ALL,
+    FLOWS, InterfaceRecord, LADDERS, LedgerKey, LedgerRow, MAX_INTERFACES, OWN_NONCES, Responses, SPARE_ALL,
 };
 use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::{Source, mask};
 use sip_xdp_common::limits::flow::{Asked, Flow, FlowKey};
 use sip_xdp_common::limits::gcra::{Limits, Pace};
+use sip_xdp_common::limits::ladder::Ladder;
 use sip_xdp_common::limits::meters::{Records, Set, sets};
 use sip_xdp_common::limits::storm::{MARKS, Mark, StormLimits, Weather};
 use sip_xdp_common::lookup::host_rows;
@@ -119,6 +120,8 @@ pub fn shapes(capacity: &Capacity) -> [(&'static str, MapType, usize, usize, u32
         (names::SOURCES, MapType::Array, index, size_of::<Set>(), sets(capacity.sources)),
         (names::RECORDS, MapType::Array, index, size_of::<Records>(), sets(capacity.sources)),
         (names::FLOWS, MapType::Hash, size_of::<FlowKey>(), size_of::<Flow>(), FLOWS as u32),
+        (names::LADDERS, MapType::Hash, size_of::<FlowKey>(), size_of::<Ladder>(), LADDERS as u32),
+        (names::OWN_NONCES, MapType::LruHash, word, word, OWN_NONCES as u32),
         (names::ASKED, MapType::LruHash, size_of::<Source>(), size_of::<Asked>(), ASKED as u32),
         (names::SKETCH, MapType::Array, index, MARKS * size_of::<Mark>(), 1),
         (names::WEATHER, MapType::Array, index, size_of::<Weather>(), 1),

@@ -50,6 +50,12 @@ pub(super) struct SourceState {
     pub(super) slow_ports: BTreeMap<u16, Bucket>,
     /// Rejections that anybody could have caused, at an address with standing.
     pub(super) hidden: Window<()>,
+    /// The same, slowly.
+    pub(super) hidden_slow: Bucket,
+    /// Rejections of an address with accepted users, from ports that had none before, slowly; and those
+    /// ports, of an hour.
+    pub(super) roaming: Bucket,
+    pub(super) ports: Window<u16>,
     /// Rejections for users that are sprayed, of a day.
     pub(super) sprayed: Window<Level>,
     /// Rejections for decoys, of a day.
@@ -89,6 +95,9 @@ impl SourceState {
             slow_seen: Bucket::default(),
             slow_ports: BTreeMap::new(),
             hidden: Window::default(),
+            hidden_slow: Bucket::default(),
+            roaming: Bucket::default(),
+            ports: Window::default(),
             sprayed: Window::default(),
             decoys: Window::default(),
             convicted: Window::default(),
@@ -137,13 +146,13 @@ impl SourceState {
             Some(port) => {
                 self.rejected.retain(|rejection| rejection.port != port);
                 self.waiting.retain(|waiting| waiting.rejection.port != port);
+                // What is in its bucket stays: it leaks out in hours, whatever follows.
                 self.decoys.retain(|(_, at)| *at != port);
-                self.slow_ports.remove(&port);
             }
             None => {
                 self.rejected = Window::default();
+                // Those for sprayed users stay: the third of a day leads to a ban, and so does each after it.
                 self.refused = Window::default();
-                self.sprayed = Window::default();
                 self.decoys = Window::default();
                 self.waiting.clear();
                 self.challenged.clear();

@@ -376,7 +376,7 @@ fn tools_are_limited_and_then_banned() {
     let mut scene = Scene::new();
     let tool = Who { agent: "friendly-scanner", ..who("192.0.2.66", 5060, "100") };
     scene.ask(&tool, "OPTIONS", "100", "", "200 OK");
-    assert!(matches!(scene.actions.as_slice(), [Action::Limit(source, ..)] if *source == tool.source));
+    assert!(matches!(scene.actions.as_slice(), [Action::Meter(one)] if one.source == tool.source));
     scene.ask(&tool, "OPTIONS", "100", "", "200 OK");
     assert!(scene.bans.is_empty());
     scene.ask(&tool, "OPTIONS", "100", "", "200 OK");

@@ -11,6 +11,7 @@
 //! [`Lists::open`] makes both agree: what is pending does not count.
 
 mod entries;
+mod ladder;
 pub mod never_ban;
 mod quotas;
 mod reputation;
@@ -26,6 +27,7 @@ use thiserror::Error;
 
 use crate::dataplane::mmap::Mapped;
 use crate::dataplane::tables::flows::Flows;
+use crate::dataplane::tables::ladders::Ladders;
 use crate::dataplane::tables::header::{GuideWriter, Lengths, length_of};
 use crate::dataplane::tables::ledger::{Entry, Ledger};
 use crate::dataplane::tables::networks::{NoPlace, Slots, Table, Terms};
@@ -97,6 +99,12 @@ pub struct Lists {
     /// Hosts that something is known of, and what.
     known: Prefixes,
     standings: Standings,
+    /// Who is on the ladder, in the kernel, ...
+    ladders: Ladders,
+    /// ... until when, ...
+    ladder: ladder::Places,
+    /// ... and where.
+    limited: Prefixes,
     feeds: Feeds,
     /// Entries that made room for others, until somebody asks.
     displaced: Vec<(List, Entry)>,
@@ -151,6 +159,7 @@ impl Lists {
         let mut lists = Self {
             front: Front::open(&mut open)?,
             flows: Flows::open(&mut open)?,
+            ladders: Ladders::open(&mut open, guide.get().hashing.seed)?,
             table: Table::open(open, guide.get())?,
             guide,
             ledger,
@@ -161,6 +170,8 @@ impl Lists {
             admitted: Prefixes::default(),
             known: Prefixes::default(),
             standings: Standings::default(),
+            ladder: ladder::Places::default(),
+            limited: Prefixes::default(),
             feeds: Feeds::default(),
             displaced: Vec::new(),
             by_address: BTreeSet::new(),
@@ -209,6 +220,7 @@ impl Lists {
             self.standings.set(network, standing);
             self.write(Kind::Known, &network)?;
         }
+        self.load_ladder()?;
         let banned: BTreeSet<_> =
             self.entries.iter().map(|(id, _)| id).filter(|id| id.2 != 0).map(|id| (id.1, id.2)).collect();
         for (key, _) in self.flows.load()?.into_iter().filter(|(_, flow)| flow.banned_until != 0) {
@@ -224,8 +236,8 @@ impl Lists {
     }
 
     fn sets(&self) -> Sets<'_> {
-        let Self { blocked, trusted, known, admitted, feeds, .. } = self;
-        Sets { blocked, trusted, known, admitted, feeds }
+        let Self { blocked, trusted, known, admitted, limited, feeds, .. } = self;
+        Sets { blocked, trusted, known, admitted, limited, feeds }
     }
 
     /// Makes the kernel ask for all that is listed, and for nothing else.
@@ -236,6 +248,7 @@ impl Lists {
         lengths.extend(self.known.iter().map(of(Kind::Known)));
         lengths.extend(self.admitted.iter().map(of(Kind::Admitted)));
         lengths.extend(self.by_address.iter().map(of(Kind::Apart)));
+        lengths.extend(self.limited.iter().map(of(Kind::Metered)));
         lengths.extend(self.blocked.iter().map(of(Kind::Blocked)));
         self.guide.set_lengths(lengths)?;
         self.front.rebuild(self.sets())?;
@@ -572,7 +585,9 @@ impl Lists {
                 return Ok(());
             }
             let displaced =
-                displaces && (self.displace_unproven()? || (too_many && !is_unproven && self.displace_known(limit)?));
+                displaces
+                && (self.displace_unproven()?
+                    || too_many && !is_unproven && (self.displace_metered(limit)? || self.displace_known(limit)?));
             if !displaced {
                 break;
             }
@@ -671,6 +686,7 @@ impl Lists {
             Kind::Admitted => self.claimed_until(List::Admit, network).map(claimed),
             Kind::Apart => self.by_address.contains(network).then(|| claimed(NEVER)),
             Kind::Known => self.standings.get(network).map(HostStanding::terms),
+            Kind::Metered => self.ladder.until(network).map(claimed),
             Kind::Blocked => {
                 let (until, feed) = (self.claimed_until(List::Block, network), self.feeds.contains(network));
                 let expires = if feed { NEVER } else { until? };

@@ -1,10 +1,10 @@
-//! What is known of single hosts, and of their ports: known good, peers, under suspicion, banned by port.
+//! What is known of single hosts, and of their ports: known good, peers, banned by port.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use sip_xdp_common::abi::layout::{List, Owner};
 use sip_xdp_common::ip_key::Source;
-use sip_xdp_common::lookup::networks::{FORMER, Kind, SUSPECT, Standing};
+use sip_xdp_common::lookup::networks::{FORMER, Kind, Standing};
 
 use super::{GOOD_FLOWS, ListError, Lists};
 use crate::dataplane::tables::ledger::Entry;
@@ -18,8 +18,6 @@ pub struct HostStanding {
     pub good_until: u64,
     /// Until when it is a peer.
     pub peer_until: u64,
-    /// Until when it is under suspicion.
-    pub suspect_until: u64,
     /// Until when it is remembered that it was known good.
     pub former_until: u64,
     /// The power of two by which its limit is multiplied while it is known good.
@@ -32,34 +30,31 @@ impl HostStanding {
     /// What a slot says.
     pub(super) fn read(standing: Standing, expires: u64, now: u64) -> Self {
         let (good_until, peer_until) = standing.ends(now);
-        let is_suspect = standing.scale() == SUSPECT;
-        let suspect_until = if is_suspect { expires } else { 0 };
         let is_former = standing.scale() == FORMER || good_until != 0 && expires > good_until;
-        let former_until = if is_former && !is_suspect { expires } else { 0 };
-        let scale = if is_suspect || standing.scale() == FORMER { 0 } else { standing.scale() };
+        let former_until = if is_former { expires } else { 0 };
+        let scale = if standing.scale() == FORMER { 0 } else { standing.scale() };
         // One that is over altogether stays for a moment, so that it is taken out like all others.
-        let last = good_until.max(peer_until).max(suspect_until).max(former_until);
+        let last = good_until.max(peer_until).max(former_until);
         let flows_until = if last == 0 { expires.max(1) } else { 0 };
-        Self { good_until, peer_until, suspect_until, former_until, scale, flows_until }
+        Self { good_until, peer_until, former_until, scale, flows_until }
     }
 
     pub(super) fn end(&self) -> u64 {
-        let ends = [self.peer_until, self.suspect_until, self.former_until, self.flows_until];
+        let ends = [self.peer_until, self.former_until, self.flows_until];
         ends.into_iter().fold(self.good_until, u64::max)
     }
 
     /// When the first part of it ends.
     fn next_end(&self) -> u64 {
-        let ends = [self.good_until, self.peer_until, self.suspect_until, self.former_until, self.flows_until];
+        let ends = [self.good_until, self.peer_until, self.former_until, self.flows_until];
         ends.into_iter().filter(|end| *end != 0).min().unwrap_or(0)
     }
 
     pub(super) fn terms(&self) -> Terms {
         let is_known = self.good_until != 0 || self.peer_until != 0;
-        let scale = match (is_known, self.suspect_until != 0, self.former_until != 0) {
-            (true, ..) => self.scale,
-            (_, true, _) => SUSPECT,
-            (_, _, true) => FORMER,
+        let scale = match (is_known, self.former_until != 0) {
+            (true, _) => self.scale,
+            (_, true) => FORMER,
             _ => 0,
         };
         Terms {
@@ -76,7 +71,6 @@ impl HostStanding {
         Self {
             good_until: live(self.good_until),
             peer_until: live(self.peer_until),
-            suspect_until: live(self.suspect_until),
             former_until: live(self.former_until),
             flows_until: live(self.flows_until),
             scale: self.scale,
@@ -92,10 +86,9 @@ pub(super) struct Standings {
     changes: BTreeSet<(u64, Network)>,
     /// Those that may make room, the first to do so first.
     room: BTreeSet<(Worth, Network)>,
-    suspects: usize,
 }
 
-/// Who makes room for others comes first: one under suspicion, one that was known good, one that is, each by its end. A host
+/// Who makes room for others comes first: one that was known good, then one that is, each by its end. A host
 /// with banned ports never does, since without its slot nobody asks for them.
 type Worth = (u8, u64);
 
@@ -123,12 +116,10 @@ impl Standings {
         if let Some(before) = self.by_host.remove(&host) {
             self.changes.remove(&(before.next_end(), host));
             worth(&before).map(|worth| self.room.remove(&(worth, host)));
-            self.suspects -= usize::from(before.suspect_until != 0);
         }
         if standing.end() != 0 {
             self.changes.insert((standing.next_end(), host));
             worth(&standing).map(|worth| self.room.insert((worth, host)));
-            self.suspects += usize::from(standing.suspect_until != 0);
             self.by_host.insert(host, standing);
         }
     }
@@ -221,18 +212,6 @@ impl Lists {
         }
     }
 
-    /// Ends all suspicion.
-    pub fn end_suspicion(&mut self, now: u64) -> Result<(), ListError> {
-        let suspects = self.known_hosts().filter(|(_, standing)| standing.suspect_until != 0);
-        let suspects: Vec<Source> = suspects.map(|(network, _)| network.first()).collect();
-        suspects.into_iter().try_for_each(|source| self.know(source, now, |standing| standing.suspect_until = 0))
-    }
-
-    /// How many hosts are under suspicion.
-    pub fn suspects(&self) -> usize {
-        self.standings.suspects
-    }
-
     /// Whether a known-good host or a peer lives in `network`.
     pub fn knows_within(&self, network: &Network, now: u64) -> bool {
         let is_known = |host: &Network| {
@@ -251,6 +230,7 @@ impl Lists {
         for host in self.standings.over(now) {
             self.know(host.first(), now, |_| {})?;
         }
+        self.tidy_ladder(now)?;
         self.flows.tidy(now)?;
         Ok(())
     }

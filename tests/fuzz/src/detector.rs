@@ -7,6 +7,7 @@ use bytemuck::Zeroable as _;
 use sip_xdp::config::Config;
 use sip_xdp::dataplane::tables::ledger::Tier;
 use sip_xdp::detect::{Acceptance, Action, Detector, Finding, Growth};
+use sip_xdp_common::limits::ladder::WIDTHS;
 use sip_xdp_common::abi::layout::{BY_ADDRESS, Event, EventKind, FRAGMENTED, HEAD, SUSPECTED};
 use sip_xdp_common::ip_key::Source;
 use sip_xdp_common::limits::gcra::Bucket;
@@ -196,10 +197,11 @@ impl Scene {
                     self.peers.insert(source, until);
                 }
                 Action::Served(_, until) => assert!(until > self.now),
-                Action::Limit(_, until, what) => {
-                    assert!(until > self.now);
-                    is_said(&what);
+                Action::Meter(metering) => {
+                    assert!(metering.until > self.now && WIDTHS.contains(&metering.bits));
+                    is_said(&metering.reason);
                 }
+                Action::OwnNonce(..) => {}
                 Action::Ended(ports) => assert!(!ports.is_empty()),
                 Action::Rejected(_, _, text) | Action::Note(_, text) => is_said(&text),
             }

@@ -65,7 +65,7 @@ fn every_path_is_as_short_as_it_was() {
         ("another UDP port", &|n| Ip::udp(&format!("192.0.2.{n}")).frame(&udp(53, b"x")), XDP_PASS, 105),
         ("trusted", &|n| sip(&format!("198.51.{n}.7"), &register), XDP_PASS, 570),
         ("blocked by a feed, IPv4 host", &|n| sip(&format!("203.0.1.{n}"), &register), XDP_DROP, 185),
-        ("blocked by an operator, IPv4 host", &|n| sip(&format!("203.0.113.{n}"), &register), XDP_DROP, 330),
+        ("blocked by an operator, IPv4 host", &|n| sip(&format!("203.0.113.{n}"), &register), XDP_DROP, 336),
         ("blocked by a feed, IPv6 network", &|n| sip(&format!("2001:db8:{n}::7"), &register), XDP_DROP, 700),
         ("REGISTER of a stranger, the first", &|n| sip(&format!("192.0.2.{n}"), &register), XDP_PASS, 860),
         ("REGISTER of a stranger, the second", &|n| sip(&format!("192.0.2.{n}"), &register), XDP_PASS, 800),

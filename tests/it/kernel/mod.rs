@@ -11,6 +11,7 @@ mod frames;
 mod harness;
 mod kept;
 mod known;
+mod ladder;
 mod limits;
 mod listed;
 mod lists;

@@ -9,6 +9,7 @@ pub mod drop_samples;
 pub mod flows;
 pub mod header;
 pub mod host_rows;
+pub mod ladders;
 pub mod ledger;
 pub mod meters;
 pub mod networks;

@@ -35,14 +35,16 @@ pub struct Sets<'a> {
     pub known: &'a Prefixes,
     /// Who may talk under the policy `closed`.
     pub admitted: &'a Prefixes,
+    /// Who is on the ladder.
+    pub limited: &'a Prefixes,
     /// What feeds block.
     pub feeds: &'a Feeds,
 }
 
 impl<'a> Sets<'a> {
     /// What is listed, but not blocked.
-    fn others(&self) -> [&'a Prefixes; 3] {
-        [self.trusted, self.known, self.admitted]
+    fn others(&self) -> [&'a Prefixes; 4] {
+        [self.trusted, self.known, self.admitted, self.limited]
     }
 }
 
@@ -255,7 +257,8 @@ mod tests {
         ] {
             let (blocked, trusted, feeds) = sets(claimed, trusted, fed);
             let none = Prefixes::default();
-            let sets = Sets { blocked: &blocked, trusted: &trusted, known: &none, admitted: &none, feeds: &feeds };
+            let (known, admitted, limited) = (&none, &none, &none);
+            let sets = Sets { blocked: &blocked, trusted: &trusted, known, admitted, limited, feeds: &feeds };
             assert_eq!(state(&"192.0.2.0/24".parse().unwrap(), sets), expected, "{claimed:?} {fed:?}");
         }
     }

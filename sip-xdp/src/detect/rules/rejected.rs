@@ -12,7 +12,7 @@ use sip_xdp_common::ip_key::Source;
 use super::super::claim::{Growth, Level, Rejection};
 use super::super::source_state::{SourceState, Waiting};
 use super::super::windows::words;
-use super::super::{Action, Detector, Finding, GRACE_NS};
+use super::super::{Action, Detector, Finding, GRACE_NS, Metering, Step};
 
 pub(in super::super) const REJECTED: &str = "rejected";
 pub(in super::super) const SLOW: &str = "slow";
@@ -29,6 +29,9 @@ const FEW_PORTS: usize = 3;
 
 /// Times the usual threshold, over all ports of an office, that no forgotten phones come to.
 const MUCH: usize = 3;
+
+/// Times the usual bucket, over all ports of an office without a standing.
+const PATIENT_TIMES: u32 = 2;
 
 /// A user that is convicted at so many ports within an hour has no place of its own.
 const MANY_CONVICTIONS: usize = 3;
@@ -99,9 +102,20 @@ impl Detector {
 
     fn count_rejection(&mut self, source: Source, at: u64, rejection: &Rejection, now: u64, actions: &mut Vec<Action>) {
         let (rejected, slow) = (self.rules.rejected, self.rules.slow);
+        // Nobody loses standing by what somebody else may have sent in its name.
+        if rejection.level == Level::Seen && self.has_standing(&source, now) {
+            self.limit_hidden(source, at, actions);
+            return;
+        }
+        let is_office = self.known.was_good(&source, now);
+        let is_settled = is_office && self.known.has_place(&source, rejection.port);
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
+        if is_office && !is_settled && rejection.level == Level::Routable {
+            state.ports.note(at, rejection.port, HOUR_NS);
+            state.roaming.pour(at, slow.per.nanos());
+        }
         state.slow_seen.pour(at, slow.per.nanos());
         if rejection.level == Level::Routable {
             state.slow.pour(at, slow.per.nanos());
@@ -112,8 +126,8 @@ impl Detector {
         state.rejected.note(at, rejection.clone(), rejected.per.nanos().max(GRACE_NS));
         self.user_was_tried(source, rejection, now, actions);
         let is_real = rejection.level == Level::Routable || rejection.network;
-        if is_real && !self.known.was_good(&source, now) {
-            self.weigh_networks(source, now, actions);
+        if !is_office {
+            self.weigh_networks(source, is_real, now, actions);
         }
     }
 
@@ -156,7 +170,7 @@ impl Detector {
         // Half of it, but no less: what is in it leaks out in hours.
         let many = self.threshold(&source, slow.count, now).max(slow.count.div_ceil(2) as usize);
         let by_level = slow.enabled && filled >= many as f64 - 0.5;
-        let by_spray = self.is_third_for_a_sprayed_user(state, level);
+        let by_spray = self.is_third_for_a_sprayed_user(state, level, now);
         if tries.is_empty() || !by_count && !by_level && !by_spray {
             return None;
         }
@@ -200,7 +214,9 @@ impl Detector {
             let is_phone = is_phone(tries, &users);
             let only = if users.len() == 1 { users.first().copied().unwrap_or("") } else { "" };
             let accepted = self.known.users_at(&source, *port, now, only);
-            if users.len() < accepted || users.len() == accepted && is_phone {
+            // One that goes on for hours is no phone either.
+            let is_patient = slow.enabled && bucket >= f64::from(slow.count) - 0.5;
+            if users.len() < accepted || users.len() == accepted && is_phone && !(is_patient && accepted == 1) {
                 continue;
             }
             return self.convict_port(source, *port, now, actions);
@@ -227,6 +243,14 @@ impl Detector {
             return Some(self.convict_address(source, tries, now));
         }
 
+        // Patiently, from ever new ports: they share what the ladder leaves.
+        let hopped: BTreeSet<u16> = state.ports.iter().map(|(_, port)| *port).collect();
+        let filled = state.roaming.level(now, slow.per.nanos());
+        if slow.enabled && hopped.len() > FEW_PORTS && filled >= f64::from(PATIENT_TIMES * slow.count) - 0.5 {
+            self.meter_strange_ports(source, "passwords are rejected from ever new ports", now, actions);
+            return None;
+        }
+
         // Many users that were never accepted: more than an office has phones that nobody reset.
         let users = SourceState::users_of(strange.iter().map(|(_, one)| one));
         let few = FORGOTTEN + self.known.known_users(&source);
@@ -238,6 +262,12 @@ impl Detector {
         let is_much = strange.len() >= MUCH * rejected.count as usize && by_user.iter().any(hops);
         ((users.len() > few || is_much) && enough(strange.len(), 0.0))
             .then(|| self.convict_address(source, &strange, now))
+    }
+
+    /// Ports of an address that have no standing share the ladder from now on, whatever nonces they have.
+    fn meter_strange_ports(&self, source: Source, why: &str, now: u64, actions: &mut Vec<Action>) {
+        let (bits, step, strict, until) = (128, Step::Down, true, now + LADDER_NS);
+        actions.push(Action::Meter(Metering { source, bits, step, strict, until, reason: why.to_owned() }));
     }
 
     /// A finding about all of an address with accepted users. Accepted ports that did not offend go
@@ -278,8 +308,7 @@ impl Detector {
             roams |= places >= MANY_CONVICTIONS;
         }
         if roams {
-            let what = "a user that was convicted comes back from other ports".to_owned();
-            actions.push(Action::Limit(source, now + LADDER_NS, what));
+            self.meter_strange_ports(source, "a user that was convicted comes back from other ports", now, actions);
         }
         let kind = if is_phone { MISCONFIGURED } else { REJECTED };
         let growth = if is_phone { Growth::Mild } else { Growth::Full };

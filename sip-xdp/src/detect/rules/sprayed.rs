@@ -7,8 +7,8 @@ use sip_xdp_common::ip_key::Source;
 
 use super::super::claim::{Level, Rejection};
 use super::super::source_state::SourceState;
-use super::super::windows::Window;
-use super::super::{Action, Detector};
+use super::super::windows::{Bucket, Window};
+use super::super::{Action, Detector, Metering, Step};
 
 pub(in super::super) const NAME: &str = "sprayed";
 
@@ -31,7 +31,17 @@ pub(in super::super) struct Sprayed {
 struct User {
     /// Routable tries, and those that could be forged. The latter act on their like only.
     tries: [Window<()>; 2],
+    /// The same, slowly.
+    slow: [Bucket; 2],
     until: [u64; 2],
+}
+
+/// How many tries make a user sprayed: so many in a time, or what fills a bucket that leaks.
+struct Limits {
+    count: usize,
+    per_ns: u64,
+    bucket: f64,
+    leak_ns: u64,
 }
 
 const fn index(level: Level) -> usize {
@@ -43,7 +53,7 @@ const fn index(level: Level) -> usize {
 
 impl Sprayed {
     /// Notes a try. Returns how many there were, if that makes the user sprayed.
-    fn note(&mut self, user: &str, level: Level, count: usize, now: u64, per: u64) -> Option<usize> {
+    fn note(&mut self, user: &str, level: Level, limits: &Limits, now: u64) -> Option<usize> {
         if !self.users.contains_key(user) {
             if self.users.len() >= MAX_USERS
                 && let Some(oldest) = self.order.pop_front()
@@ -54,8 +64,9 @@ impl Sprayed {
         }
         let found = self.users.entry(user.to_owned()).or_default();
         let tries = &mut found.tries[index(level)];
-        tries.note(now, (), per);
-        let is_sprayed = tries.len() >= count;
+        tries.note(now, (), limits.per_ns);
+        let filled = found.slow[index(level)].pour(now, limits.leak_ns);
+        let is_sprayed = tries.len() >= limits.count || filled >= limits.bucket - 0.5;
         let is_new = found.until[index(level)] <= now;
         if is_sprayed {
             found.until[index(level)] = now + DAY_NS;
@@ -68,10 +79,11 @@ impl Sprayed {
         self.users.get(user).is_some_and(|user| user.until[index(level)] > now)
     }
 
-    pub(in super::super) fn tidy(&mut self, now: u64, per: u64) {
+    pub(in super::super) fn tidy(&mut self, now: u64, per: u64, leak_ns: u64) {
         self.users.retain(|_, user| {
             user.tries.iter_mut().for_each(|tries| tries.tidy(now, per));
-            user.tries.iter().any(|tries| tries.len() > 0) || user.until.iter().any(|until| *until > now)
+            let holds = user.slow.iter().any(|bucket| bucket.level(now, leak_ns) > 0.0);
+            holds || user.tries.iter().any(|tries| tries.len() > 0) || user.until.iter().any(|until| *until > now)
         });
         let users = &self.users;
         self.order.retain(|user| users.contains_key(user));
@@ -93,7 +105,14 @@ impl Detector {
         if !rule.enabled || is_own || !self.known.is_user(user, now) {
             return;
         }
-        let found = self.sprayed.note(user, *level, rule.count as usize, now, rule.per.nanos());
+        let slow = self.rules.slow;
+        let limits = Limits {
+            count: rule.count as usize,
+            per_ns: rule.per.nanos(),
+            bucket: if slow.enabled { f64::from(slow.count) } else { f64::INFINITY },
+            leak_ns: slow.per.nanos(),
+        };
+        let found = self.sprayed.note(user, *level, &limits, now);
         if let Some(count) = found {
             let text = format!("strangers had {count} passwords rejected for the user {user:?} within {}", rule.per);
             actions.push(Action::Note("sprayed", text));
@@ -102,12 +121,19 @@ impl Detector {
             && let Some(state) = self.sources.get_mut(&source)
         {
             state.sprayed.note(now, *level, DAY_NS);
+            // What could be forged bans nobody for it: it goes slower.
+            if *level == Level::Seen && state.sprayed.len() >= TRIES {
+                let reason = format!("a third password for the user {user:?}, whom many strangers try");
+                let (bits, step, strict, until) = (128, Step::Last, false, now + DAY_NS);
+                actions.push(Action::Meter(Metering { source, bits, step, strict, until, reason }));
+            }
         }
     }
 
-    /// Whether a stranger has had its tries for sprayed users.
-    pub(in super::super) fn is_third_for_a_sprayed_user(&self, state: &SourceState, level: Level) -> bool {
-        let tries = state.sprayed.iter().filter(|(_, one)| *one >= level);
-        self.rules.sprayed.enabled && tries.count() >= TRIES
+    /// Whether a stranger has had its tries for sprayed users, by level 1 evidence.
+    pub(in super::super) fn is_third_for_a_sprayed_user(&self, state: &SourceState, level: Level, now: u64) -> bool {
+        let lately = |at: u64| now.saturating_sub(at) < DAY_NS;
+        let tries = state.sprayed.iter().filter(|(at, one)| *one == Level::Routable && lately(*at));
+        self.rules.sprayed.enabled && level == Level::Routable && tries.count() >= TRIES
     }
 }

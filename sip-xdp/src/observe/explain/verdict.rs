@@ -67,14 +67,16 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
     let who = match (kernel.good_until, kernel.peer_until, kernel.suspect_until) {
         (Some(until), ..) => format!("it is known good until {}", time(until)),
         (_, Some(until), _) => format!("it is a peer until {}", time(until)),
-        (.., Some(until)) => format!("it looks like an attack tool: one request a second until {}", time(until)),
+        (.., Some(until)) => {
+            format!("it is suspect: passwords that anybody may have sent, {} until {}", kernel.pace, time(until))
+        }
         _ if !admitted.is_empty() && facts.policy == Policy::Closed => format!("it is admitted: {}", told(admitted[0])),
         _ => "nothing is known of it".to_owned(),
     };
     if !is_known && kernel.storm && !kernel.tracked {
         return to(Outcome::Limit, format!("{who}, and in a storm strangers share one budget{but}"));
     }
-    let spent = limits.iter().find(|level| level.left == 0 && level.limit != "other");
+    let spent = limits.iter().find(|level| level.left == 0 && !matches!(level.limit, "other" | "suspect"));
     if let Some(level) = spent {
         return to(Outcome::Limit, format!("{who}, and it is over its limit ({}){but}", level.limit));
     }
@@ -116,6 +118,7 @@ mod tests {
             good_until: None,
             peer_until: None,
             suspect_until: None,
+            pace: "",
             good_ports: Vec::new(),
             storm: false,
         }
