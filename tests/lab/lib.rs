@@ -4,6 +4,7 @@
 //! Everything here cleans up when it is dropped; what a killed run left behind is swept by the next one.
 
 pub mod attack;
+pub mod attackers;
 pub mod bans;
 pub mod browser;
 pub mod capture;

@@ -12,6 +12,7 @@ mod kernel;
 mod registrar;
 mod report;
 mod ring;
+mod session;
 mod story;
 mod unwrap;
 #[cfg(test)]
@@ -47,6 +48,7 @@ use unwrap::{Unread, Unwrapped};
 pub use capture::{Capture, Input, Packet};
 pub use compare::{Comparison, Difference, Outcome};
 pub use report::{Ban, CaptureFacts, Close, Good, Limited, Replayed, Skipped};
+pub use session::{Session, SessionBan};
 pub use story::Fate;
 
 const SECOND: u64 = 1_000_000_000;
@@ -176,6 +178,8 @@ struct Replay<'c> {
     close: BTreeMap<Source, Evidence>,
     doorway: Doorway,
     duplicates: Duplicates,
+    /// What became of the last frame that arrived.
+    judged: Option<Reason>,
 }
 
 /// Memory that each packet uses anew.
@@ -238,6 +242,7 @@ impl<'c> Replay<'c> {
             close: BTreeMap::new(),
             doorway: Doorway { ports: config.port_set(), inspects },
             duplicates: Duplicates::default(),
+            judged: None,
         };
         replay.detector.take_any_checksum();
         replay.court(START).judge_by_address()?;
@@ -379,12 +384,14 @@ impl<'c> Replay<'c> {
         {
             // The kernel would say the same, and remember nothing.
             self.facts.reasons[reason as usize] += 1;
+            self.judged = Some(reason);
             return Ok(());
         }
         self.facts.arrived += 1;
         self.kernel.set_clock(now);
         let (reason, message) = self.kernel.arrive(frame)?;
         self.facts.reasons[reason as usize] += 1;
+        self.judged = Some(reason);
         if let Some(message) = message {
             self.facts.messages[message as usize] += 1;
         }
