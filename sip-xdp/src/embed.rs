@@ -1,10 +1,12 @@
-//! The filter inside a program of one's own: loaded on one interface, with lists that the program writes and events that it
-//! reads. Nothing is pinned, so that all of it ends with the [`Filter`], or with the process.
+//! The filter inside a program of one's own: loaded on one interface, with lists that the program
+//! writes and events that it reads. Nothing is pinned, so that all of it ends with the [`Filter`],
+//! or with the process.
 //!
-//! The daemon does more: it remembers, follows feeds and host names, outlives restarts, and decides on bans by itself. Use
-//! [`daemon::run`](crate::daemon::run) to embed that one.
+//! The daemon does more: it remembers, follows feeds and host names, outlives restarts, and decides
+//! on bans by itself. Use [`daemon::run`](crate::daemon::run) to embed that one.
 //!
-//! `cargo run --example embed -- eth0 192.0.2.0/24` runs the example `sip-xdp/examples/embed.rs`; in short:
+//! `cargo run --example embed -- eth0 192.0.2.0/24` runs the example `sip-xdp/examples/embed.rs`;
+//! in short:
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -75,7 +77,8 @@ pub struct Filter {
 /// Something that the filter noticed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A source is over one of its limits; this packet was dropped. Said at most every 50 ms for each source.
+    /// A source is over one of its limits; this packet was dropped. Said at most every 50 ms for
+    /// each source.
     Limited {
         /// Who sent it, as far as one can tell: over UDP it may be forged.
         address: IpAddr,
@@ -101,19 +104,21 @@ pub struct Packets {
 }
 
 impl Filter {
-    /// Loads the programs with the limits and rules of a configuration, and attaches them to an interface. Must be called on a
-    /// tokio runtime. Of the configuration `interfaces`, lists, feeds and everything about telling others is not used.
+    /// Loads the programs with the limits and rules of a configuration, and attaches them to an
+    /// interface. Must be called on a tokio runtime. Of the configuration `interfaces`, lists,
+    /// feeds and everything about telling others is not used.
     ///
     /// # Errors
     ///
-    /// If a capability is missing (`CAP_BPF`, `CAP_NET_ADMIN`, `CAP_PERFMON`), if there is no such interface, if its link type is
-    /// not known, or if another XDP program is on it.
+    /// If a capability is missing (`CAP_BPF`, `CAP_NET_ADMIN`, `CAP_PERFMON`), if there is no such
+    /// interface, if its link type is not known, or if another XDP program is on it.
     pub async fn attach(config: &Config, interface: &str) -> Result<Self> {
         Platform::ask().check()?;
         let interfaces = Netlink::connect()?.interfaces().await?;
         let found = interfaces.iter().find(|found| found.name == interface);
         let found = found.with_context(|| format!("there is no interface {interface}"))?;
-        let link = found.link.with_context(|| format!("{interface} has a link type that this filter does not know"))?;
+        let link = found.link.with_context(|| format!("{interface} has a link type that this \
+            filter does not know"))?;
 
         let mut object = loader::load(&settings(config, link, SLOT), None)?;
         // The lists are complete, though empty, before the first packet asks them.
@@ -133,7 +138,8 @@ impl Filter {
             ModeChoice::Auto => attach(Mode::Native).or_else(|_| attach(Mode::Generic)),
         };
         let mode = mode.map_err(|error| anyhow!("{interface} cannot be filtered: {}", cause(&error)))?;
-        // Without it, which takes Linux 6.6, limits and lists work, and evidence that rests on responses does not come.
+        // Without it, which takes Linux 6.6, limits and lists work, and evidence that rests on
+        // responses does not come.
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
         let egress = loader::egress(&mut object)?;
         let sees_responses = egress.attach_with_options(interface, TcAttachType::Egress, options).is_ok();
@@ -151,7 +157,8 @@ impl Filter {
         self.sees_responses
     }
 
-    /// Drops what a network sends to the SIP ports, at once and for as long; without a ttl for good.
+    /// Drops what a network sends to the SIP ports, at once and for as long; without a ttl for
+    /// good.
     ///
     /// # Errors
     ///
@@ -196,7 +203,8 @@ impl Filter {
         self.lists.hits(&network)
     }
 
-    /// The next event, if there is one. Ask often: the kernel keeps a few thousand samples, and drops what finds no room.
+    /// The next event, if there is one. Ask often: the kernel keeps a few thousand samples, and
+    /// drops what finds no room.
     pub fn next_event(&mut self) -> Option<Event> {
         while self.events.is_empty() {
             let sample: Sample = bytemuck::try_pod_read_unaligned(&self.samples.next()?).ok()?;
@@ -209,7 +217,8 @@ impl Filter {
         self.events.pop_front()
     }
 
-    /// Lets time pass for the detector: some evidence is that nothing has followed. Call it about once a second.
+    /// Lets time pass for the detector: some evidence is that nothing has followed. Call it about
+    /// once a second.
     pub fn tick(&mut self) {
         let now = clock::now();
         let actions = self.detector.tick(now);

@@ -43,13 +43,18 @@ impl Target {
     }
 }
 
-/// Builds the release binary; its build script embeds the kernel programs, which are the same for all machines.
+/// Builds the release binary; its build script embeds the kernel programs, which are the same for
+/// all machines.
 pub(crate) fn build(workspace: &Workspace, target: Target) -> Result<PathBuf> {
     build_package(workspace, target, "sip-xdp")
 }
 
 /// The same for the binary of any package of the workspace that has its name.
-pub(crate) fn build_package(workspace: &Workspace, target: Target, package: &str) -> Result<PathBuf> {
+pub(crate) fn build_package(
+    workspace: &Workspace,
+    target: Target,
+    package: &str,
+) -> Result<PathBuf> {
     let mut cargo = match target {
         Target::Arm64 => arm64()?,
         Target::Static => {
@@ -75,7 +80,9 @@ pub(crate) fn build_package(workspace: &Workspace, target: Target, package: &str
 fn arm64() -> Result<Command> {
     if find(ARM64_GCC).is_none() {
         if !packages::has_apt() {
-            bail!("install a C compiler for arm64 by the name of {ARM64_GCC}: there is no apt here");
+            bail!(
+                "install a C compiler for arm64 by the name of {ARM64_GCC}: there is no apt here"
+            );
         }
         packages::install(&ARM64_PACKAGES.map(str::to_owned))?;
     }
@@ -102,12 +109,18 @@ fn sysroot() -> Result<Option<PathBuf>> {
     if !Path::new(DISTRIBUTION_CARGO).is_file() || !packages::has_apt() {
         return Ok(None);
     }
-    let Some(version) = ask(Command::new("dpkg-query").args(["--show", "--showformat=${Version}", STANDARD_LIBRARY]))
-    else {
+    let Some(version) = ask(Command::new("dpkg-query").args([
+        "--show",
+        "--showformat=${Version}",
+        STANDARD_LIBRARY,
+    ])) else {
         return Ok(None);
     };
-    let Some(own) = ask(clean(DISTRIBUTION_RUSTC).args(["--print", "sysroot"])) else { return Ok(None) };
-    let directory = cache_directory()?.join(format!("std-arm64-{}", version.replace(['~', '+', ':'], "-")));
+    let Some(own) = ask(clean(DISTRIBUTION_RUSTC).args(["--print", "sysroot"])) else {
+        return Ok(None);
+    };
+    let directory =
+        cache_directory()?.join(format!("std-arm64-{}", version.replace(['~', '+', ':'], "-")));
     if !directory.is_dir() {
         say(format!("fetching {STANDARD_LIBRARY} {version} for arm64"));
         install_once(&directory, |root| {
@@ -150,13 +163,16 @@ fn fetch(root: &Path, version: &str) -> Result<()> {
         command.current_dir(&apt).args(&options);
         command
     };
-    // A source of others that has nothing for arm64 is no reason to stop: what is missing is said below.
+    // A source of others that has nothing for arm64 is no reason to stop: what is missing is said
+    // below.
     let _ = ask(apt_get().args(["--quiet", "update"]));
     let depends = ask(Command::new("apt-cache").args(&options).args(["depends", STANDARD_LIBRARY]))
         .context("apt knows no packages for arm64")?;
     let library = depends
         .lines()
-        .find_map(|line| line.trim().strip_prefix("Depends: ").filter(|name| name.starts_with("libstd-rust-")))
+        .find_map(|line| {
+            line.trim().strip_prefix("Depends: ").filter(|name| name.starts_with("libstd-rust-"))
+        })
         .context("the package with the standard library depends on no library")?;
     for package in [STANDARD_LIBRARY, library] {
         run_quietly(apt_get().arg("download").arg(format!("{package}={version}")))?;
@@ -173,7 +189,8 @@ fn fetch(root: &Path, version: &str) -> Result<()> {
 fn rustup_target() -> Result<()> {
     if find("rustup").is_none() {
         bail!(
-            "no standard library for {ARM64}: install Debian's rustc-web, cargo-web and {STANDARD_LIBRARY}, \
+            "no standard library for {ARM64}: install Debian's rustc-web, cargo-web and \
+             {STANDARD_LIBRARY}, \
              or rustup and then `rustup target add {ARM64}`"
         );
     }

@@ -1,4 +1,5 @@
-//! A clean Debian, as one gets it from its mirrors: made once, kept packed, unpacked by whoever needs one.
+//! A clean Debian, as one gets it from its mirrors: made once, kept packed, unpacked by whoever
+//! needs one.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,7 +14,8 @@ const SUITE: &str = "bookworm";
 
 /// What it has beside the essential packages: what any server has, the shells whose completions are
 /// tried, and rpm, by which the other package is installed.
-const PACKAGES: &str = "bash-completion,ca-certificates,fish,iproute2,man-db,rpm,sudo,systemd-sysv,zsh";
+const PACKAGES: &str =
+    "bash-completion,ca-certificates,fish,iproute2,man-db,rpm,sudo,systemd-sysv,zsh";
 
 /// The packed root.
 pub(crate) fn clean_root() -> Result<PathBuf> {
@@ -28,11 +30,14 @@ pub(crate) fn clean_root() -> Result<PathBuf> {
     }
     packages::install(&["mmdebstrap".to_owned()])?;
     say(format!("making a clean Debian ({SUITE}) from the mirrors, two to four minutes"));
-    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot make {}", directory.display()))?;
     // Complete or not there at all, should this be interrupted.
     let partial = path.with_extension(format!("partial-{}.tar", std::process::id()));
     let made = run_quietly(
-        as_root("mmdebstrap")?.args(["--variant=apt", &format!("--include={PACKAGES}"), SUITE]).arg(&partial),
+        as_root("mmdebstrap")?
+            .args(["--variant=apt", &format!("--include={PACKAGES}"), SUITE])
+            .arg(&partial),
     );
     if made.is_err() {
         let _ = fs::remove_file(&partial);
@@ -42,6 +47,7 @@ pub(crate) fn clean_root() -> Result<PathBuf> {
         let user = std::env::var("USER").context("USER is not set")?;
         run_quietly(as_root("chown")?.arg(user).arg(&partial))?;
     }
-    fs::rename(&partial, &path).with_context(|| format!("cannot put {} in place", path.display()))?;
+    fs::rename(&partial, &path)
+        .with_context(|| format!("cannot put {} in place", path.display()))?;
     Ok(path)
 }

@@ -1,21 +1,22 @@
-//! The ladder: what a source may still send that offended by evidence which anybody could have sent in
-//! its name. Each further offence takes it a step down, until a day without one.
+//! The ladder: what a source may still send that offended by evidence which anybody could have sent
+//! in its name. Each further offence takes it a step down, until a day without one.
 //!
-//! The ladder meters tries: requests with credentials, unless all of these echo a nonce that was given
-//! to the source and to nobody else, and whatever may hide some (fragments, and messages longer than
-//! the sample). So whoever is really there, behind forged packets, gets in with a nonce of its own.
-//! Other requests of a stranger have one a second; those of known sources their usual limit.
+//! The ladder meters tries: requests with credentials, unless all of these echo a nonce that was
+//! given to the source and to nobody else, and whatever may hide some (fragments, and messages
+//! longer than the sample). So whoever is really there, behind forged packets, gets in with a nonce
+//! of its own. Other requests of a stranger have one a second; those of known sources their usual
+//! limit.
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::ip_key::{Source, mask};
+use crate::ip_key::{IpKey, mask};
 use crate::limits::gcra::Limit;
 use crate::lookup::hash;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// The steps from the top: one try a second, a minute, in 15 minutes, in 6 hours; each with a burst of
-/// [`BURST`].
+/// The steps from the top: one try a second, a minute, in 15 minutes, in 6 hours; each with a burst
+/// of [`BURST`].
 pub const STEPS_NS: [u64; 4] = [SECOND_NS, 60 * SECOND_NS, 900 * SECOND_NS, 21_600 * SECOND_NS];
 
 /// The step below which offences alone take nobody: the last one is for tries for a sprayed user.
@@ -25,7 +26,8 @@ pub const LOWEST_BY_OFFENCES: u32 = 2;
 pub const LOWEST: u32 = STEPS_NS.len() as u32 - 1;
 
 /// What each step leaves, in words.
-pub const PACES: [&str; STEPS_NS.len()] = ["one a second", "one a minute", "one in 15 minutes", "one in 6 hours"];
+pub const PACES: [&str; STEPS_NS.len()] =
+    ["one a second", "one a minute", "one in 15 minutes", "one in 6 hours"];
 
 /// Requests at once, of tries and of others.
 pub const BURST: u64 = 4;
@@ -69,8 +71,8 @@ pub enum Kind {
 }
 
 impl Ladder {
-    /// Charges a request at `now`, of a source that is known good, or a peer, or neither. Returns whether
-    /// it goes on.
+    /// Charges a request at `now`, of a source that is known good, or a peer, or neither. Returns
+    /// whether it goes on.
     #[inline(always)]
     pub fn charge(&mut self, kind: Kind, is_known: bool, now: u64) -> bool {
         let is_try = matches!(kind, Kind::Try) || self.strict != 0 && matches!(kind, Kind::Own);
@@ -121,7 +123,7 @@ impl Ladder {
 
 /// Where the nonces of a source's own are kept: under its address, and the [`Digest`] of the nonce.
 #[inline(always)]
-pub const fn nonce_key(source: &Source, nonce: u64, seed: u64) -> u64 {
+pub const fn nonce_key(source: &IpKey, nonce: u64, seed: u64) -> u64 {
     let (high, low) = source.words();
     hash::mix(high, low, nonce, seed)
 }
@@ -239,7 +241,8 @@ impl Scan {
                 self.take_nonce();
             }
             let in_credentials = self.state >= BETWEEN;
-            self.continues = if self.state == LINE { self.continues } else { in_credentials as u32 };
+            self.continues =
+                if self.state == LINE { self.continues } else { in_credentials as u32 };
             self.state = LINE;
             return;
         }
@@ -250,7 +253,8 @@ impl Scan {
         match self.state {
             LINE if is_blank => self.state = if self.continues != 0 { BETWEEN } else { SKIP },
             LINE => {
-                self.state = if lower == HEADER[0] || lower == HEADER[SHORT as usize] { NAME } else { SKIP };
+                self.state =
+                    if lower == HEADER[0] || lower == HEADER[SHORT as usize] { NAME } else { SKIP };
                 self.place = if lower == HEADER[0] { 1 } else { SHORT + 1 };
             }
             NAME => self.name(lower, is_blank),
@@ -339,7 +343,8 @@ impl Scan {
         if self.credentials == 0 {
             return Kind::Other;
         }
-        let is_unclear = self.odd != 0 || self.nonces != self.credentials || self.nonces as usize > MAX_NONCES;
+        let is_unclear =
+            self.odd != 0 || self.nonces != self.credentials || self.nonces as usize > MAX_NONCES;
         if is_unclear {
             return Kind::Try;
         }
@@ -384,8 +389,16 @@ mod tests {
             ("Authorization: Digest username=\"a\",\r\n nonce=\"own\"\r\n", false),
             ("Authorization: Digest username=\"a\",\r\n\tnonce=\"other\"\r\n", true),
             // Several: all must be own.
-            ("Authorization: Digest nonce=\"own\"\r\nProxy-Authorization: Digest nonce=\"own\"\r\n", false),
-            ("Authorization: Digest nonce=\"own\"\r\nProxy-Authorization: Digest nonce=\"other\"\r\n", true),
+            (
+                "Authorization: Digest nonce=\"own\"\r\nProxy-Authorization: Digest \
+                 nonce=\"own\"\r\n",
+                false,
+            ),
+            (
+                "Authorization: Digest nonce=\"own\"\r\nProxy-Authorization: Digest \
+                 nonce=\"other\"\r\n",
+                true,
+            ),
             ("Authorization: Digest nonce=\"own\", nonce=\"other\"\r\n", true),
             ("Authorization: Digest nonce=\"own\", realm=\"r\"nonce=\"other\"\r\n", true),
             // What is within a string is none.
@@ -405,7 +418,10 @@ mod tests {
         }
         let five = "Authorization: Digest nonce=\"own\"\r\n".repeat(MAX_NONCES + 1);
         assert!(is_try(&format!("{start}{five}\r\n")));
-        assert!(!is_try("Authorization: Digest nonce=\"other\"\r\n"), "the first line is no header");
+        assert!(
+            !is_try("Authorization: Digest nonce=\"other\"\r\n"),
+            "the first line is no header"
+        );
     }
 
     proptest! {
@@ -419,7 +435,8 @@ mod tests {
             value in "[a-z0-9]{4,40}",
             after in "[ -~\r\n]{0,200}",
         ) {
-            let text = format!("INVITE sip:x SIP/2.0\r\n{before}{name} Digest {params}{nonce}\"{value}\"{after}");
+            let text = format!("INVITE sip:x SIP/2.0\r\n{before}{name} Digest \
+                                {params}{nonce}\"{value}\"{after}");
             prop_assert!(is_try(&text), "{}", text);
         }
 
@@ -445,13 +462,31 @@ mod tests {
             assert_eq!(passed(&mut ladder, Kind::Try, false), a_day, "step {step}");
             // Others have theirs beside it, and of known sources they are not counted.
             assert_eq!(passed(&mut ladder, Kind::Own, false), DAY);
-            assert_eq!((0..9).filter(|_| ladder.charge(Kind::Other, false, START + DAY * SECOND_NS)).count(), 4);
-            assert_eq!((0..9).filter(|_| ladder.charge(Kind::Other, true, START + DAY * SECOND_NS)).count(), 9);
+            assert_eq!(
+                (0..9)
+                    .filter(|_| ladder.charge(Kind::Other, false, START + DAY * SECOND_NS))
+                    .count(),
+                4
+            );
+            assert_eq!(
+                (0..9)
+                    .filter(|_| ladder.charge(Kind::Other, true, START + DAY * SECOND_NS))
+                    .count(),
+                9
+            );
             assert_eq!(ladder.dropped, DAY - a_day + 5);
             let known = &mut Ladder { until: u64::MAX, step, ..Ladder::default() };
-            assert_eq!(passed(known, Kind::Try, true), a_day, "a known source's tries, at step {step}");
+            assert_eq!(
+                passed(known, Kind::Try, true),
+                a_day,
+                "a known source's tries, at step {step}"
+            );
             let strict = &mut Ladder { until: u64::MAX, step, strict: 1, ..Ladder::default() };
-            assert_eq!(passed(strict, Kind::Own, true), a_day, "tries from strange ports, at step {step}");
+            assert_eq!(
+                passed(strict, Kind::Own, true),
+                a_day,
+                "tries from strange ports, at step {step}"
+            );
         }
         let mut over = Ladder { until: START, step: 3, ..Ladder::default() };
         assert_eq!(passed(&mut over, Kind::Try, false), DAY, "it is over");
@@ -462,7 +497,10 @@ mod tests {
         let mut ladder = Ladder { until: u64::MAX, step: 0, ..Ladder::default() };
         assert_eq!((0..9).filter(|_| ladder.charge(Kind::Try, false, START)).count(), 4);
         let mut lower = ladder.moved(1, u64::MAX, START);
-        assert!(!lower.charge(Kind::Try, false, START) && !lower.charge(Kind::Try, false, START + 59 * SECOND_NS));
+        assert!(
+            !lower.charge(Kind::Try, false, START)
+                && !lower.charge(Kind::Try, false, START + 59 * SECOND_NS)
+        );
         assert!(lower.charge(Kind::Try, false, START + 60 * SECOND_NS));
         assert_eq!(lower.moved(9, u64::MAX, START).step, LOWEST);
     }

@@ -1,5 +1,5 @@
-//! Rate limits: the token bucket, meters of unknown sources, storms, the reserve of known flows, and
-//! the ladder of those that offended.
+//! Rate limits: the token bucket, meters of unknown sources, storms, the reserve of known flows,
+//! and the ladder of those that offended.
 
 pub mod flow;
 pub mod gcra;

@@ -1,5 +1,5 @@
-//! The stream of events: what the daemon decides, told to whoever watches. Watching never delays the daemon: who reads too
-//! slowly loses events, and is told how many.
+//! The stream of events: what the daemon decides, told to whoever watches. Watching never delays
+//! the daemon: who reads too slowly loses events, and is told how many.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -25,7 +25,7 @@ const BACKLOG: usize = 1_024;
 
 /// One event, ready to be sent.
 #[derive(Debug, Clone)]
-pub struct Told {
+pub struct StreamEvent {
     /// Whom it is about; nobody in particular if it is about the weather, or the registrar.
     pub about: Option<Network>,
     /// Its name.
@@ -39,8 +39,8 @@ pub struct Told {
 /// Where events go to all watchers, and where the latest are kept for those who come later.
 #[derive(Debug, Clone)]
 pub struct Hub {
-    sender: broadcast::Sender<Told>,
-    packets: broadcast::Sender<Told>,
+    sender: broadcast::Sender<StreamEvent>,
+    packets: broadcast::Sender<StreamEvent>,
     recent: Arc<Mutex<Recent>>,
 }
 
@@ -67,10 +67,10 @@ impl Hub {
     }
 
     /// Tells an event to all who watch.
-    pub fn tell(&self, told: Told) {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner).note(&told);
+    pub fn publish(&self, stream_event: StreamEvent) {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).note(&stream_event);
         // Nobody may be there to hear it.
-        let _ = self.sender.send(told);
+        let _ = self.sender.send(stream_event);
     }
 
     /// Whether anybody wants samples of what is dropped.
@@ -78,26 +78,28 @@ impl Hub {
         self.packets.receiver_count() > 0
     }
 
-    /// Tells a packet to all who want it. There is a channel of its own for these, so that they never push out a ban.
-    pub fn tell_packet(&self, told: Told) {
-        let _ = self.packets.send(told);
+    /// Tells a packet to all who want it. There is a channel of its own for these, so that they
+    /// never push out a ban.
+    pub fn publish_packet(&self, stream_event: StreamEvent) {
+        let _ = self.packets.send(stream_event);
     }
 
     /// Begins to watch what is dropped.
-    pub fn subscribe_packets(&self) -> broadcast::Receiver<Told> {
+    pub fn subscribe_packets(&self) -> broadcast::Receiver<StreamEvent> {
         self.packets.subscribe()
     }
 
     /// Begins to watch.
-    pub fn subscribe(&self) -> broadcast::Receiver<Told> {
+    pub fn subscribe(&self) -> broadcast::Receiver<StreamEvent> {
         self.sender.subscribe()
     }
 }
 
-/// Sends events to one watcher until it goes away or the daemon ends: those that concern `address`, or all.
+/// Sends events to one watcher until it goes away or the daemon ends: those that concern `address`,
+/// or all.
 pub async fn serve(
-    mut events: broadcast::Receiver<Told>,
-    mut packets: Option<broadcast::Receiver<Told>>,
+    mut events: broadcast::Receiver<StreamEvent>,
+    mut packets: Option<broadcast::Receiver<StreamEvent>>,
     address: Option<IpAddr>,
     mut reader: impl tokio::io::AsyncRead + Unpin,
     mut writer: OwnedWriteHalf,
@@ -105,14 +107,14 @@ pub async fn serve(
     let address = address.map(Network::host);
     let mut byte = [0];
     loop {
-        let told = tokio::select! {
-            told = events.recv() => told,
-            told = next_of(&mut packets) => told,
+        let stream_event = tokio::select! {
+            stream_event = events.recv() => stream_event,
+            stream_event = next_of(&mut packets) => stream_event,
             // A watcher has nothing more to say: it is gone, or as good as.
             _ = reader.read(&mut byte) => return Ok(()),
         };
-        let line = match told {
-            Ok(told) if concerns(&told, address.as_ref()) => format!("{}\n", told.line),
+        let line = match stream_event {
+            Ok(stream_event) if concerns(&stream_event, address.as_ref()) => format!("{}\n", stream_event.line),
             Ok(_) => continue,
             Err(RecvError::Lagged(count)) => format!("{}\n", lost(count)),
             Err(RecvError::Closed) => return Ok(()),
@@ -122,7 +124,7 @@ pub async fn serve(
 }
 
 /// The next event of a channel; never, if there is none.
-async fn next_of(channel: &mut Option<broadcast::Receiver<Told>>) -> Result<Told, RecvError> {
+async fn next_of(channel: &mut Option<broadcast::Receiver<StreamEvent>>) -> Result<StreamEvent, RecvError> {
     match channel {
         Some(channel) => channel.recv().await,
         None => std::future::pending().await,
@@ -130,8 +132,8 @@ async fn next_of(channel: &mut Option<broadcast::Receiver<Told>>) -> Result<Told
 }
 
 /// Whether an event concerns an address.
-fn concerns(told: &Told, address: Option<&Network>) -> bool {
-    address.is_none_or(|address| told.about.is_some_and(|about| about.contains(address)))
+fn concerns(stream_event: &StreamEvent, address: Option<&Network>) -> bool {
+    address.is_none_or(|address| stream_event.about.is_some_and(|about| about.contains(address)))
 }
 
 /// The event that says that others were lost.
@@ -164,7 +166,8 @@ impl Stream {
     pub async fn next(&mut self) -> Result<String> {
         match self.lines.next_line().await.context("the daemon went away")? {
             Some(line) => Ok(line),
-            None => bail!("the daemon has stopped; the filter goes on, and `sip-xdp run` starts another one"),
+            None => bail!("the daemon has stopped; the filter goes on, and `sip-xdp run` starts \
+                           another one"),
         }
     }
 }
@@ -173,9 +176,9 @@ impl Stream {
 mod tests {
     use super::*;
 
-    fn told(about: &str, number: usize) -> Told {
+    fn stream_event(about: &str, number: usize) -> StreamEvent {
         let line = format!("{{\"number\":{number}}}").into();
-        Told { about: Some(about.parse().unwrap()), event: "ban", kind: None, line }
+        StreamEvent { about: Some(about.parse().unwrap()), event: "ban", kind: None, line }
     }
 
     async fn watch(hub: &Hub, address: Option<IpAddr>) -> BufReader<UnixStream> {
@@ -196,9 +199,9 @@ mod tests {
         let hub = Hub::default();
         let (mut all, mut one) = (watch(&hub, None).await, watch(&hub, Some("192.0.2.7".parse().unwrap())).await);
         for (number, about) in ["192.0.2.8", "192.0.2.7", "192.0.2.0/24", "2001:db8::/64"].into_iter().enumerate() {
-            hub.tell(told(about, number));
+            hub.publish(stream_event(about, number));
         }
-        hub.tell(Told { about: None, event: "storm", kind: None, line: "{}".into() });
+        hub.publish(StreamEvent { about: None, event: "storm", kind: None, line: "{}".into() });
         for line in ["{\"number\":0}", "{\"number\":1}", "{\"number\":2}", "{\"number\":3}", "{}"] {
             assert_eq!(next(&mut all).await, line);
         }
@@ -210,7 +213,7 @@ mod tests {
     async fn a_slow_watcher_is_told_what_it_lost() {
         let hub = Hub::default();
         let mut slow = watch(&hub, None).await;
-        (0..3 * BACKLOG).for_each(|number| hub.tell(told("192.0.2.7", number)));
+        (0..3 * BACKLOG).for_each(|number| hub.publish(stream_event("192.0.2.7", number)));
         let lost: serde_json::Value = serde_json::from_str(&next(&mut slow).await).unwrap();
         assert_eq!((&lost["event"], &lost["count"]), (&"lost".into(), &(2 * BACKLOG).into()));
         assert_eq!(next(&mut slow).await, format!("{{\"number\":{}}}", 2 * BACKLOG));

@@ -1,4 +1,5 @@
-//! The latest events, for those who come after they happened: screens, and counters that are read now and then.
+//! The latest events, for those who come after they happened: screens, and counters that are read
+//! now and then.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::api::event_stream::Told;
+use crate::api::event_stream::StreamEvent;
 use crate::dataplane::counters;
 use crate::net::network::Network;
 
@@ -61,20 +62,20 @@ impl Default for Recent {
 
 impl Recent {
     /// Takes an event.
-    pub(super) fn note(&mut self, told: &Told) {
-        *self.events.entry(told.event.to_owned()).or_default() += 1;
-        match (told.event, told.about) {
+    pub(super) fn note(&mut self, stream_event: &StreamEvent) {
+        *self.events.entry(stream_event.event.to_owned()).or_default() += 1;
+        match (stream_event.event, stream_event.about) {
             ("ban", _) => {
-                *self.by_kind.entry(told.kind.clone().unwrap_or_default()).or_default() += 1;
-                push(&mut self.bans, DECISIONS, Arc::clone(&told.line));
+                *self.by_kind.entry(stream_event.kind.clone().unwrap_or_default()).or_default() += 1;
+                push(&mut self.bans, DECISIONS, Arc::clone(&stream_event.line));
             }
             ("limit", Some(source)) => {
                 self.limited.retain(|(known, _)| *known != source);
-                push(&mut self.limited, LIMITED, (source, Arc::clone(&told.line)));
+                push(&mut self.limited, LIMITED, (source, Arc::clone(&stream_event.line)));
             }
             // So many phones come and go that nothing else would be left.
             ("good" | "peer", _) => {}
-            _ => push(&mut self.others, DECISIONS, Arc::clone(&told.line)),
+            _ => push(&mut self.others, DECISIONS, Arc::clone(&stream_event.line)),
         }
     }
 
@@ -104,20 +105,20 @@ fn push<T>(to: &mut VecDeque<T>, most: usize, what: T) {
 mod tests {
     use super::*;
 
-    fn told(event: &'static str, kind: &str, number: u32) -> Told {
-        let about = Some(Network::around(sip_xdp_common::ip_key::Source::v4(number), 128));
+    fn stream_event(event: &'static str, kind: &str, number: u32) -> StreamEvent {
+        let about = Some(Network::around(sip_xdp_common::ip_key::IpKey::v4(number), 128));
         let line = format!("{{\"event\":\"{event}\",\"number\":{number}}}").into();
-        Told { about, event, kind: Some(kind.to_owned()), line }
+        StreamEvent { about, event, kind: Some(kind.to_owned()), line }
     }
 
     #[test]
     fn the_latest_are_kept_and_all_are_counted() {
         let mut recent = Recent::default();
-        recent.note(&told("ban", "rejected", 7));
+        recent.note(&stream_event("ban", "rejected", 7));
         for number in 0..1_000 {
-            recent.note(&told("unban", "expired", number));
-            recent.note(&told("limit", "requests", number % 300));
-            recent.note(&told("good", "", number));
+            recent.note(&stream_event("unban", "expired", number));
+            recent.note(&stream_event("limit", "requests", number % 300));
+            recent.note(&stream_event("good", "", number));
         }
         let latest = recent.latest();
         assert_eq!(latest.bans[0]["number"], 7, "what is frequent does not push out what matters");

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-/// The length of a ban of somebody who was banned `before` times: `first`, `factor` times as long each time, at most `max`.
-/// In constant time whatever the number, which may come from a file that somebody else has written.
+/// The length of a ban of somebody who was banned `before` times: `first`, `factor` times as long
+/// each time, at most `max`. In constant time whatever the number, which may come from a file that
+/// somebody else has written.
 pub fn ban_duration(first: Duration, factor: u32, max: Duration, before: u32) -> Duration {
     let grown = u128::from(factor).saturating_pow(before).saturating_mul(first.as_nanos());
     let grown = grown.min(max.as_nanos());

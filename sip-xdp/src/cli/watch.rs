@@ -19,16 +19,19 @@ use pcap::Capture;
 
 /// Bans, limits, storms and who turns out to be real, one line each as it happens
 ///
-/// With --json one object a line. Ends with Ctrl-C. Who reads too slowly loses events, and is told how many.
+/// With --json one object a line. Ends with Ctrl-C. Who reads too slowly loses events, and is told
+/// how many.
 #[derive(Debug, Args)]
 pub(crate) struct Watch {
     /// Only what concerns this address
     #[arg(long, value_name = "IP")]
     ip: Option<IpAddr>,
-    /// Samples of what is dropped, too, at most 200 a second: captures on this host do not see these packets
+    /// Samples of what is dropped, too, at most 200 a second: captures on this host do not see
+    /// these packets
     #[arg(long)]
     packets: bool,
-    /// Write these packets to FILE, or with `-` to the standard output, for tcpdump and Wireshark; implies --packets
+    /// Write these packets to FILE, or with `-` to the standard output, for tcpdump and Wireshark;
+    /// implies --packets
     #[arg(short, value_name = "FILE")]
     write: Option<PathBuf>,
 }
@@ -37,7 +40,8 @@ impl Watch {
     pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        let mut stream = Stream::open(&paths.socket(), self.ip, self.packets || self.write.is_some()).await?;
+        let mut stream =
+            Stream::open(&paths.socket(), self.ip, self.packets || self.write.is_some()).await?;
         let mut capture = self.write.map(Capture::create).transpose()?;
         let outcome = loop {
             let line = tokio::select! {
@@ -79,18 +83,28 @@ fn text(line: &str) -> String {
     let field = |name: &str| text::line(event[name].as_str().unwrap_or_default());
     let time = field("time").get(..19).map(|time| time.replace('T', " ")).unwrap_or_default();
     if let Some(count) = event["count"].as_u64() {
-        return format!("{time}  lost         {count} events, which came faster than they could be shown");
+        return format!(
+            "{time}  lost         {count} events, which came faster than they could be shown"
+        );
     }
-    let mut whom = if event["feed"].is_null() { field("address") + &field("interface") } else { field("feed") };
-    if let [Some(added), Some(removed), Some(total)] = ["added", "removed", "total"].map(|name| event[name].as_u64()) {
+    let mut whom = if event["feed"].is_null() {
+        field("address") + &field("interface")
+    } else {
+        field("feed")
+    };
+    if let [Some(added), Some(removed), Some(total)] =
+        ["added", "removed", "total"].map(|name| event[name].as_u64())
+    {
         whom.push_str(&format!(" +{added} -{removed} ={total}"));
     }
     if let Some(port) = event["port"].as_u64() {
         whom.push_str(&format!(" port {port}"));
     }
     let dry_run = if event["dry_run"] == true { "dry run".to_owned() } else { String::new() };
-    let what: Vec<String> =
-        [field("kind"), field("tier"), dry_run].into_iter().filter(|part| !part.is_empty()).collect();
+    let what: Vec<String> = [field("kind"), field("tier"), dry_run]
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect();
     let mut parts = vec![whom, what.join(", "), field("reason")];
     parts.retain(|part| !part.is_empty());
     format!("{time}  {:12} {}", field("event"), parts.join("  "))
@@ -104,7 +118,10 @@ mod tests {
     fn an_event_is_one_line_for_people() {
         let line = r#"{"time":"2026-01-02T03:04:05.678Z","event":"ban","kind":"rejected","address":"192.0.2.7","port":null,
             "reason":"10 passwords","tier":"proven","dry_run":false}"#;
-        assert_eq!(text(line), "2026-01-02 03:04:05  ban          192.0.2.7  rejected, proven  10 passwords");
+        assert_eq!(
+            text(line),
+            "2026-01-02 03:04:05  ban          192.0.2.7  rejected, proven  10 passwords"
+        );
         let line = r#"{"time":"2026-01-02T03:04:05Z","event":"feed","kind":"synced","address":null,"port":null,"reason":null,
             "tier":null,"dry_run":false,"feed":"public","added":3,"removed":2,"total":20}"#;
         assert_eq!(text(line), "2026-01-02 03:04:05  feed         public +3 -2 =20  synced");
@@ -112,7 +129,10 @@ mod tests {
         assert!(text(line).contains("lost         7 events"), "{}", text(line));
         let line = r#"{"time":"2026-01-02T03:04:05Z","event":"limit","kind":"requests","address":"192.0.2.7","port":5060,
             "reason":null,"tier":null,"dry_run":true}"#;
-        assert_eq!(text(line), "2026-01-02 03:04:05  limit        192.0.2.7 port 5060  requests, dry run");
+        assert_eq!(
+            text(line),
+            "2026-01-02 03:04:05  limit        192.0.2.7 port 5060  requests, dry run"
+        );
         let line = r#"{"time":"2026-01-02T03:04:05Z","event":"interface","kind":"gone","address":null,"port":null,
             "reason":"index 7","tier":null,"dry_run":false,"interface":"ppp0"}"#;
         assert_eq!(text(line), "2026-01-02 03:04:05  interface    ppp0  gone  index 7");

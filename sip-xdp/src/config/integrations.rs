@@ -123,11 +123,13 @@ impl NotifyConfig {
     pub(super) fn check(&self) -> Result<()> {
         if let Some(program) = self.command.first() {
             if program.is_empty() {
-                bail!("notify.command begins with an empty string; name a program, or leave it out");
+                bail!("notify.command begins with an empty string; name a program, or leave it \
+                       out");
             }
             if program.contains(char::is_whitespace) {
                 bail!(
-                    "notify.command begins with \"{program}\", which is no program; write it and each of its arguments as a \
+                    "notify.command begins with \"{program}\", which is no program; write it and \
+                     each of its arguments as a \
                      string of its own"
                 );
             }
@@ -161,7 +163,8 @@ impl CrowdsecConfig {
             ] {
                 if is_missing {
                     bail!(
-                        "crowdsec.publish needs crowdsec.{key}; `cscli machines add NAME` makes a login and a password"
+                        "crowdsec.publish needs crowdsec.{key}; `cscli machines add NAME` makes a \
+                         login and a password"
                     );
                 }
             }
@@ -175,11 +178,13 @@ impl CrowdsecConfig {
         }
         for (key, text) in [("scenario", &self.scenario), ("origin", &self.origin)] {
             if text.is_empty() || text.len() > 64 || !text.bytes().all(|byte| is_plain(byte) || b"/:".contains(&byte)) {
-                bail!("crowdsec.{key} = \"{text}\" is no name; use up to 64 of a-z, 0-9 and \"-_.@/:\"");
+                bail!("crowdsec.{key} = \"{text}\" is no name; use up to 64 of a-z, 0-9 \
+                       and \"-_.@/:\"");
             }
         }
         if ["CAPI", "lists"].contains(&self.origin.as_str()) {
-            bail!("crowdsec.origin = \"{}\" is CrowdSec's own name for what it fetches; use another", self.origin);
+            bail!("crowdsec.origin = \"{}\" is CrowdSec's own name for what it fetches; use \
+                   another", self.origin);
         }
         Ok(())
     }
@@ -192,7 +197,8 @@ fn check_url(key: &str, url: &str) -> Result<()> {
         bail!("{key} is neither https://HOST/PATH nor http://HOST/PATH");
     };
     if host.contains('@') {
-        bail!("{key} contains a password, which would not be sent; put a token into its path instead");
+        bail!("{key} contains a password, which would not be sent; put a token into its path \
+               instead");
     }
     if url.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
         bail!("{key} contains blanks");
@@ -207,11 +213,13 @@ mod tests {
     #[test]
     fn reads_what_people_write() {
         let config = Config::parse(
-            "[notify]\ncommand = [\"/usr/local/bin/page\", \"--quiet\"]\nwebhook = \"https://hooks.example/T0/B0\"\n\
+            "[notify]\ncommand = [\"/usr/local/bin/page\", \"--quiet\"]\nwebhook \
+             = \"https://hooks.example/T0/B0\"\n\
              events = [\"ban\", \"registrar_failing\"]\nlimit = { count = 3, per = \"1h\" }\n\
              [crowdsec]\npublish = true\nurl = \"http://127.0.0.1:8080\"\nlogin = \"gw1\"\n\
              password_file = \"/etc/sip-xdp/crowdsec.password\"\n\
-             [[feeds]]\nname = \"cs\"\nformat = \"crowdsec\"\nurl = \"http://127.0.0.1:8080\"\nkey_file = \"/k\"\n\
+             [[feeds]]\nname = \"cs\"\nformat = \"crowdsec\"\nurl \
+             = \"http://127.0.0.1:8080\"\nkey_file = \"/k\"\n\
              [[feeds]]\nname = \"own\"\nurl = \"file:///own\"\n",
         );
         let config = config.unwrap();

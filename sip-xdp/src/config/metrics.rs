@@ -34,7 +34,8 @@ impl TryFrom<String> for Listen {
         let address = text.parse();
         address.map(|address| Self(Some(address))).map_err(|_| {
             format!(
-                "metrics.listen = {text:?} is no address with a port; write \"127.0.0.1:9598\", or \"\" for nowhere"
+                "metrics.listen = {text:?} is no address with a port; write \"127.0.0.1:9598\", \
+                 or \"\" for nowhere"
             )
         })
     }

@@ -1,5 +1,5 @@
-//! The configuration file. Everything in it is optional; a key that nobody knows is an error that names the nearest
-//! one that exists, so that a typing error never leaves a protection off.
+//! The configuration file. Everything in it is optional; a key that nobody knows is an error that
+//! names the nearest one that exists, so that a typing error never leaves a protection off.
 
 mod feeds;
 mod integrations;
@@ -166,7 +166,8 @@ pub struct UnknownLimits {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GoodLimits {
-    /// Requests of an address, whatever they are. An address with many accepted users may send more.
+    /// Requests of an address, whatever they are. An address with many accepted users may send
+    /// more.
     pub requests: Burst,
 }
 
@@ -200,7 +201,8 @@ pub struct Bans {
     pub ipv4_networks: bool,
 }
 
-/// Which headers are looked behind. SIP behind what is switched off passes unseen; the kernel program is made without it.
+/// Which headers are looked behind. SIP behind what is switched off passes unseen; the kernel
+/// program is made without it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Inspect {
@@ -298,7 +300,8 @@ impl Default for CapacityConfig {
 }
 
 impl Config {
-    /// Reads a file. One that does not exist is empty, unless it was asked for by name (`required`).
+    /// Reads a file. One that does not exist is empty, unless it was asked for by name
+    /// (`required`).
     pub fn read(path: &Path, required: bool) -> Result<Self> {
         match fs::read_to_string(path) {
             Ok(text) => Self::parse(&text).map_err(|error| anyhow!("{}{error}", path.display())),
@@ -307,7 +310,8 @@ impl Config {
         }
     }
 
-    /// Parses the text of a file. Errors start with `:LINE: `, or with `: ` where no line is to blame.
+    /// Parses the text of a file. Errors start with `:LINE: `, or with `: ` where no line is to
+    /// blame.
     pub fn parse(text: &str) -> Result<Self> {
         let at = |span: Option<std::ops::Range<usize>>| match span {
             Some(span) => format!(":{}: ", 1 + text[..span.start.min(text.len())].matches('\n').count()),
@@ -335,7 +339,8 @@ impl Config {
         }
         if !(32..=128).contains(&self.ipv6_prefix) {
             bail!(
-                "ipv6_prefix = {} is out of range; use 32 to 128 (64 is what providers give a customer)",
+                "ipv6_prefix = {} is out of range; use 32 to 128 (64 is what providers give a \
+                 customer)",
                 self.ipv6_prefix
             );
         }
@@ -349,7 +354,8 @@ impl Config {
             check_rate(&format!("limits.unknown.{name}"), rate.count, rate.per)?;
             if u64::from(rate.count) * 1_000_000_000 > MAX_PER_SECOND * rate.per.nanos() {
                 bail!(
-                    "limits.unknown.{name} allows one source more than {MAX_PER_SECOND} packets a second, which is finer \
+                    "limits.unknown.{name} allows one source more than {MAX_PER_SECOND} packets a \
+                     second, which is finer \
                      than its meter counts; lower count or lengthen per"
                 );
             }
@@ -361,7 +367,8 @@ impl Config {
         let Burst { count, per, burst } = self.limits.good.requests;
         check_rate("limits.good.requests", count, per)?;
         if burst < count || burst > 1_000_000 {
-            bail!("limits.good.requests.burst = {burst} is out of range; use {count} (its count) to 1000000");
+            bail!("limits.good.requests.burst = {burst} is out of range; use {count} (its count) \
+                   to 1000000");
         }
         self.detect.check()?;
         feeds::check(&self.feeds)?;
@@ -388,15 +395,18 @@ impl Config {
             }
         }
         if let Some(network) = self.trust.networks.iter().find(|network| network.prefix() == 0) {
-            bail!("trust.networks contains {network}, which would switch the filter off; name the networks you know");
+            bail!("trust.networks contains {network}, which would switch the filter off; name the \
+                   networks you know");
         }
         if let Some(network) = self.admit.networks.iter().find(|network| network.prefix() == 0) {
-            bail!("admit.networks contains {network}, which is policy = \"open\"; write that instead");
+            bail!("admit.networks contains {network}, which is policy = \"open\"; write that \
+                   instead");
         }
         let hosts = self.trust.hosts.len() + self.admit.hosts.len();
         if hosts > MAX_NAMES {
             bail!(
-                "trust.hosts and admit.hosts have {hosts} names, of which {MAX_NAMES} can be followed; list networks"
+                "trust.hosts and admit.hosts have {hosts} names, of which {MAX_NAMES} can be \
+                 followed; list networks"
             );
         }
         Ok(())

@@ -53,9 +53,12 @@ fn keys(value: &Value, path: &str) -> std::collections::BTreeSet<String> {
 #[test]
 fn reads_what_people_write() {
     let config = Config::parse(
-        "interfaces = [\"eth0\", \"eth0.7\"]\nports = [5060, \"5080-5090\"]\nmode = \"generic\"\ndry_run = true\n\
-         learn = \"1h\"\nblock_scope = \"all\"\n[trust]\nnetworks = [\"203.0.113.0/24\", \"2001:db8::1\"]\n\
-         [limits.unknown]\nregister = { count = 10, per = \"1m\" }\n[detect.register]\nenabled = false\n\
+        "interfaces = [\"eth0\", \"eth0.7\"]\nports = [5060, \"5080-5090\"]\nmode \
+         = \"generic\"\ndry_run = true\n\
+         learn = \"1h\"\nblock_scope = \"all\"\n[trust]\nnetworks = \
+         [\"203.0.113.0/24\", \"2001:db8::1\"]\n\
+         [limits.unknown]\nregister = { count = 10, per = \"1m\" }\n[detect.register]\nenabled = \
+         false\n\
          count = 10\nper = \"60s\"\n[bans]\nunproven = \"90s\"\n",
     )
     .unwrap();
@@ -93,7 +96,8 @@ fn refuses_what_cannot_be_meant() {
         ("[trust]\nnetworks = [\"0.0.0.0/0\"]", "would switch the filter off"),
         ("[limits.unknown]\nrequests = { count = 0, per = \"1s\" }", "limits.unknown.requests.count = 0"),
         ("[limits.unknown]\nrequests = { count = 5, per = \"10\" }", "is not a duration"),
-        ("[limits.unknown]\nother = { count = 10001, per = \"1s\" }", "lower count or lengthen per"),
+        ("[limits.unknown]\nother = { count = 10001, per = \"1s\" }", "lower count or lengthen \
+            per"),
         ("[bans]\nunproven = \"2d\"", "bans.unproven = \"2d\" is out of range"),
         ("interfaces = eth0", ":1: "),
     ] {

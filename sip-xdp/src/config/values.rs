@@ -26,7 +26,8 @@ impl std::str::FromStr for Span {
 
     fn from_str(text: &str) -> Result<Self, String> {
         humantime::parse_duration(text).map(Self).map_err(|error| {
-            format!("\"{text}\" is not a duration ({error}); write a number and a unit: 500ms, 60s, 10m, 24h, 7d")
+            format!("\"{text}\" is not a duration ({error}); write a number and a unit: 500ms, \
+                     60s, 10m, 24h, 7d")
         })
     }
 }
@@ -91,7 +92,8 @@ impl<'de> Deserialize<'de> for PortRange {
         };
         let (first, last) = (port(&first)?, port(&last)?);
         if first > last {
-            return Err(de::Error::custom(format!("the range {first}-{last} is backwards; write {last}-{first}")));
+            return Err(de::Error::custom(format!("the range {first}-{last} is backwards; write \
+                {last}-{first}")));
         }
         Ok(Self { first, last })
     }
@@ -110,7 +112,8 @@ impl HostName {
 impl std::str::FromStr for HostName {
     type Err = String;
 
-    /// Letters, digits, `-` and `_` between dots, at most 63 a label and 253 in all (RFC 1035, 2.3.4; RFC 2782 for `_`).
+    /// Letters, digits, `-` and `_` between dots, at most 63 a label and 253 in all (RFC 1035,
+    /// 2.3.4; RFC 2782 for `_`).
     fn from_str(text: &str) -> Result<Self, String> {
         let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
         let is_label = |label: &str| {
@@ -123,7 +126,8 @@ impl std::str::FromStr for HostName {
         let is_numeric = name.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
         if name.len() > 253 || is_numeric || !name.split('.').all(is_label) {
             return Err(format!(
-                "\"{text}\" is no host name; write it as DNS knows it (sip.carrier.example), and addresses under networks"
+                "\"{text}\" is no host name; write it as DNS knows it (sip.carrier.example), and \
+                 addresses under networks"
             ));
         }
         Ok(Self(name))

@@ -1,4 +1,5 @@
-//! What a command may ask for at most. Each bound is said in the error, and in the manual's table of bounds.
+//! What a command may ask for at most. Each bound is said in the error, and in the manual's table
+//! of bounds.
 
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ pub(crate) const MAX_TEXT: usize = 512;
 /// The longest ttl: ten years. What is to last longer is for good.
 pub(crate) const MAX_TTL: Duration = Duration::from_secs(10 * 365 * 86_400);
 
-/// The shortest prefix that is listed without `--force` by root, IPv4: the widest network that was ever given to one
-/// holder.
+/// The shortest prefix that is listed without `--force` by root, IPv4: the widest network that was
+/// ever given to one holder.
 const MIN_PREFIX: u8 = 8;
 
 /// The same for IPv6: the widest network that a regional registry has given to one holder.
@@ -51,7 +52,8 @@ pub(super) fn objection(network: &Network, is_forced: bool) -> Option<String> {
     let (family, least) = if network.is_v4() { ("IPv4", MIN_PREFIX) } else { ("IPv6", MIN_PREFIX6) };
     (network.prefix() < least && !is_forced).then(|| {
         format!(
-            "it is wider than /{least}, the widest {family} network of one holder; list the networks that you mean, or \
+            "it is wider than /{least}, the widest {family} network of one holder; list the \
+             networks that you mean, or \
              have root add it with --force"
         )
     })
@@ -162,7 +164,7 @@ mod tests {
             ("meters of unknown sources", sip_xdp_common::abi::layout::DEFAULT_SOURCES as usize),
             ("ports (`ports`)", sip_xdp_common::abi::layout::FLOWS),
             ("known-good ports", crate::lists::GOOD_FLOWS),
-            ("hosts that we asked", sip_xdp_common::abi::layout::ASKED),
+            ("hosts that we asked", sip_xdp_common::abi::layout::PENDING_REQUESTS),
             ("bytes of a message", sip_xdp_common::abi::layout::HEAD),
             ("interfaces", sip_xdp_common::abi::layout::MAX_INTERFACES),
             ("a text that goes", MAX_TEXT),

@@ -1,9 +1,10 @@
 //! `run --confirm`: enforce, but only for a while unless somebody says that they can still work.
 //!
-//! Who tries the filter over the network wants it gone if it shut them out, whether by what it drops or
-//! by the driver's native path. So a filter that nobody confirmed is detached in the end, on every way
-//! out of the daemon. Should the daemon be killed, the programs themselves drop nothing from the
-//! deadline on ([`Trial`](crate::dataplane::attach::trial::Trial)), and the next start takes them off.
+//! Who tries the filter over the network wants it gone if it shut them out, whether by what it
+//! drops or by the driver's native path. So a filter that nobody confirmed is detached in the end,
+//! on every way out of the daemon. Should the daemon be killed, the programs themselves drop
+//! nothing from the deadline on ([`Trial`](crate::dataplane::attach::trial::Trial)), and the next
+//! start takes them off.
 
 use std::time::Duration;
 
@@ -42,8 +43,8 @@ impl Confirmation {
         within.map_or(Self::Given, |within| Self::Awaited { until: clock::after(Some(within)), within })
     }
 
-    /// That of a daemon that starts at `now`. A trial of an earlier daemon, which died, goes on to its
-    /// own end, and past that it is over: starting again is no confirmation.
+    /// That of a daemon that starts at `now`. A trial of an earlier daemon, which died, goes on to
+    /// its own end, and past that it is over: starting again is no confirmation.
     pub(super) fn at_start(earlier: Option<u64>, within: Option<Duration>, now: u64) -> Self {
         match earlier {
             Some(until) if until > now => Self::Awaited { until, within: Duration::from_nanos(until - now) },
@@ -124,8 +125,8 @@ fn text(time: u64) -> String {
 }
 
 impl Daemon {
-    /// Somebody can still work. After the time was over, the configuration is read again, and the filter
-    /// attached as it says.
+    /// Somebody can still work. After the time was over, the configuration is read again, and the
+    /// filter attached as it says.
     pub(super) async fn confirm(&mut self) -> Result<Value> {
         let before = self.confirmation;
         if before == Confirmation::Given {
@@ -153,8 +154,8 @@ impl Daemon {
         }
     }
 
-    /// Detaches a filter that nobody has confirmed. A failure is said once; the next tick tries again,
-    /// and from the deadline on the programs drop nothing anyway.
+    /// Detaches a filter that nobody has confirmed. A failure is said once; the next tick tries
+    /// again, and from the deadline on the programs drop nothing anyway.
     pub(super) fn step_back(&mut self) {
         let Confirmation::Awaited { within, .. } = self.confirmation else {
             return;
@@ -171,7 +172,8 @@ impl Daemon {
             self.step_back_failed = false;
             log::warn!("unconfirmed after={} detached=true", Span(within));
         } else if !std::mem::replace(&mut self.step_back_failed, true) {
-            log::error!("nobody confirmed, but not all could be detached; it drops nothing, and tries again");
+            log::error!("nobody confirmed, but not all could be detached; it drops nothing, and \
+                         tries again");
         }
     }
 
@@ -186,7 +188,7 @@ impl Daemon {
             let reason = format!("index={} reason=\"nobody confirmed\"", served.index());
             self.say_of_interface(&served.name, "detached", &reason);
         }
-        self.spare.clear();
+        self.cached_programs.clear();
         self.unserved.clear();
         self.blind.clear();
         self.attach_warnings.clear();

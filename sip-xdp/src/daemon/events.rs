@@ -1,15 +1,16 @@
-//! What the daemon says of what it decides: one stable line in the log, and one event to whoever watches.
+//! What the daemon says of what it decides: one stable line in the log, and one event to whoever
+//! watches.
 
 use std::fmt;
 
 use log::Level;
 use serde::Serialize;
 use sip_xdp_common::abi::layout::List;
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
-use super::verdicts::{Chronicle, Court};
+use super::verdicts::{EventSink, BanEngine};
 use super::{Daemon, restore, save, verdicts};
-use crate::api::event_stream::{Hub, Told};
+use crate::api::event_stream::{Hub, StreamEvent};
 use crate::dataplane::counters;
 use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::detect::Acceptance;
@@ -92,7 +93,7 @@ impl Event {
     }
 
     /// About a source.
-    pub(crate) fn from(self, source: Source) -> Self {
+    pub(crate) fn from(self, source: IpKey) -> Self {
         self.about(Network::around(source, 128))
     }
 
@@ -128,20 +129,20 @@ impl Event {
 }
 
 /// Who hears of the daemon's decisions: the log, those who watch, and the store.
-pub(super) struct Recorder<'a> {
+pub(super) struct DaemonSink<'a> {
     hub: &'a Hub,
     store: &'a Store,
 }
 
-impl Chronicle for Recorder<'_> {
-    fn say(&mut self, event: Event, level: Level, line: fmt::Arguments<'_>) {
+impl EventSink for DaemonSink<'_> {
+    fn announce(&mut self, event: Event, level: Level, line: fmt::Arguments<'_>) {
         log::log!(level, "{line}");
-        self.tell(&event);
+        self.publish(&event);
     }
 
-    fn tell(&mut self, event: &Event) {
+    fn publish(&mut self, event: &Event) {
         match serde_json::to_string(event) {
-            Ok(line) => self.hub.tell(Told {
+            Ok(line) => self.hub.publish(StreamEvent {
                 about: event.address,
                 event: event.event,
                 kind: event.kind.clone(),
@@ -155,7 +156,7 @@ impl Chronicle for Recorder<'_> {
         self.store.record(restore::accepted(acceptance));
     }
 
-    fn peer(&mut self, source: Source, until: u64) {
+    fn peer(&mut self, source: IpKey, until: u64) {
         self.store.record(restore::peer(source, until));
     }
 
@@ -174,39 +175,39 @@ impl Chronicle for Recorder<'_> {
 }
 
 impl Daemon {
-    pub(super) fn recorder(&self) -> Recorder<'_> {
-        Recorder { hub: &self.hub, store: &self.store }
+    pub(super) fn daemon_sink(&self) -> DaemonSink<'_> {
+        DaemonSink { hub: &self.hub, store: &self.store }
     }
 
     /// Where what happens now is judged.
-    pub(super) fn court(&mut self) -> Court<'_, Recorder<'_>> {
-        Court {
+    pub(super) fn ban_engine(&mut self) -> BanEngine<'_, DaemonSink<'_>> {
+        BanEngine {
             config: &self.config,
             lists: &mut self.lists,
             detector: &mut self.detector,
-            exempt: &self.exempt,
+            never_ban: &self.never_ban,
             offences: &mut self.offences,
             repeats: &mut self.repeats,
             notes: &mut self.notes,
             learning_until: self.learning_until,
             at: Moment::present(),
-            chronicle: Recorder { hub: &self.hub, store: &self.store },
+            event_sink: DaemonSink { hub: &self.hub, store: &self.store },
         }
     }
 
     /// Why nothing in `network` may be banned by evidence, if so.
-    pub(super) fn must_stay(&self, network: &Network, now: u64) -> Option<String> {
-        verdicts::must_stay(&self.exempt, &self.lists, network, now)
+    pub(super) fn ban_exemption(&self, network: &Network, now: u64) -> Option<String> {
+        verdicts::ban_exemption(&self.never_ban, &self.lists, network, now)
     }
 
     /// Tells an event to whoever watches.
-    pub(super) fn tell(&self, event: &Event) {
-        self.recorder().tell(event);
+    pub(super) fn publish(&self, event: &Event) {
+        self.daemon_sink().publish(event);
     }
 
     /// Writes the line to the log, and tells the event to whoever watches.
-    pub(super) fn say(&self, event: Event, level: Level, line: fmt::Arguments<'_>) {
-        self.recorder().say(event, level, line);
+    pub(super) fn announce(&self, event: Event, level: Level, line: fmt::Arguments<'_>) {
+        self.daemon_sink().announce(event, level, line);
     }
 }
 

@@ -50,7 +50,8 @@ impl Daemon {
         self.hosts.follow(all.into_iter().take(MAX_NAMES).collect());
     }
 
-    /// Puts the addresses of a name into force for a purpose, in place of those that it had. None take the name out.
+    /// Puts the addresses of a name into force for a purpose, in place of those that it had. None
+    /// take the name out.
     pub(super) fn apply_hosts(&mut self, purpose: Purpose, name: &HostName, addresses: &BTreeSet<IpAddr>) {
         let is_new = self.note_hosts(purpose, name, addresses);
         // What found no room before may find some now.
@@ -81,8 +82,8 @@ impl Daemon {
         }
     }
 
-    /// Makes the entries of a list whose owner is a host name agree with the addresses of the names. What finds no room is
-    /// said in the log, and in `status` until there is room.
+    /// Makes the entries of a list whose owner is a host name agree with the addresses of the
+    /// names. What finds no room is said in the log, and in `status` until there is room.
     fn list_hosts(&mut self, purpose: Purpose) {
         let (list, by_name) = match purpose {
             Purpose::Trust => (List::Trust, &self.trusted_hosts),
@@ -120,7 +121,8 @@ impl Daemon {
             }
         }
         let failed = failed.map(anyhow::Error::from).or_else(|| self.judge_by_address().err());
-        let failed = failed.map(|error| format!("not all addresses of the hosts to {verb} are in force: {error:#}"));
+        let failed = failed.map(|error| format!("not all addresses of the hosts to {verb} are in \
+            force: {error:#}"));
         if let Some(error) = failed.as_ref().filter(|error| self.hosts_error.as_ref() != Some(error)) {
             log::error!("{error}");
         }
@@ -130,10 +132,12 @@ impl Daemon {
     /// Trusts a host name from now on. Its addresses come when DNS answers, which nobody waits for.
     pub(super) fn trust_host(&mut self, name: HostName, ttl: Option<u64>, reason: String) -> Result<Value> {
         if !name.as_str().contains('.') {
-            bail!("{name} is neither an address nor a whole host name; write it with its domain: {name}.example.com");
+            bail!("{name} is neither an address nor a whole host name; write it with its domain: \
+                   {name}.example.com");
         }
         if !self.hosts.follows(&name) && self.hosts.followed() >= MAX_NAMES {
-            bail!("{MAX_NAMES} host names are followed already, {name} was not added; trust networks, or remove names");
+            bail!("{MAX_NAMES} host names are followed already, {name} was not added; trust \
+                   networks, or remove names");
         }
         let expires = clock::after(ttl.map(Duration::from_secs));
         self.hosts.give(name.clone(), Given { added_ms: clock::wall_ms(), expires, reason });
@@ -150,7 +154,8 @@ impl Daemon {
         if self.hosts.withdraw(name).is_none() {
             if by_file {
                 bail!(
-                    "{name} is trusted by {}; take it out of trust.hosts there and run `sip-xdp reload`",
+                    "{name} is trusted by {}; take it out of trust.hosts there and run `sip-xdp \
+                     reload`",
                     self.paths.config.display()
                 );
             }
@@ -194,10 +199,12 @@ impl Daemon {
         self.prepare_hosts();
     }
 
-    /// Writes the names to disk if something has changed. A failure is said once, and again in `status`.
+    /// Writes the names to disk if something has changed. A failure is said once, and again in
+    /// `status`.
     pub(super) fn save_hosts(&mut self, all: bool) {
         let failed = self.hosts.save(all).err();
-        let failed = failed.map(|error| format!("hosts that are trusted would not survive a reboot: {error:#}"));
+        let failed = failed.map(|error| format!("hosts that are trusted would not survive a \
+            reboot: {error:#}"));
         if let Some(error) = failed.as_ref().filter(|_| self.hosts_save_error.is_none()) {
             log::error!("{error}");
         }
@@ -236,7 +243,8 @@ impl Daemon {
             .collect();
         if names.len() > MAX_NAMES {
             warnings.push(format!(
-                "there are {} host names, of which only the first {MAX_NAMES} are followed; take some out",
+                "there are {} host names, of which only the first {MAX_NAMES} are followed; take \
+                 some out",
                 names.len()
             ));
         }

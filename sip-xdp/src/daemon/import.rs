@@ -5,9 +5,9 @@ use log::Level;
 use serde_json::{Value, json};
 use sip_xdp_common::abi::layout::{List, Owner};
 
-use super::events::Event as Said;
+use super::events::Event as Event;
 use super::restore::from_wall_ms;
-use super::verdicts::Chronicle as _;
+use super::verdicts::EventSink as _;
 use super::verdicts::{MAX_OFFENCES, Offence};
 use super::{Daemon, bounds, clock};
 use crate::api::control::ListName;
@@ -15,14 +15,14 @@ use crate::dataplane::tables::ledger::Entry;
 use crate::detect::Acceptance;
 use crate::dns::{Given, MAX_NAMES};
 use crate::net::network::{Network, source_of};
-use crate::store::state_dump::{self, Accepted, Host, Listed, Part, PastBan, Whose};
+use crate::store::state_dump::{self, Accepted, Host, DumpedEntry, Part, PastBan, Whose};
 use crate::store::{self, Ban, Change};
 
 /// The longest registration that is believed, in nanoseconds.
 const LONGEST: u64 = 24 * 3_600_000_000_000;
 
-/// Two times that were converted one after the other may differ by so much and be the same, in nanoseconds: both clocks
-/// are read, one after the other.
+/// Two times that were converted one after the other may differ by so much and be the same, in
+/// nanoseconds: both clocks are read, one after the other.
 const ALIKE: u64 = 1_000_000_000;
 
 /// The longest name of a user that is believed, in bytes.
@@ -56,7 +56,8 @@ impl Tally {
 }
 
 impl Daemon {
-    /// Enters networks in a list: all but those that must not be. Without room the rest is not entered.
+    /// Enters networks in a list: all but those that must not be. Without room the rest is not
+    /// entered.
     pub(super) fn import(
         &mut self,
         list: ListName,
@@ -90,8 +91,8 @@ impl Daemon {
         }
         self.save();
         let (added, refused) = (tally.added, tally.refused.len());
-        self.say(
-            Said::new(verb).kind("import").reason(format!("{added} networks")),
+        self.announce(
+            Event::new(verb).kind("import").reason(format!("{added} networks")),
             Level::Info,
             format_args!("import list={verb} added={added} refused={refused} owner=manual"),
         );
@@ -142,7 +143,7 @@ impl Daemon {
     }
 
     /// Enters rows of a list: all but those that must not be. What finds no room is refused.
-    fn restore_entries(&mut self, list: List, rows: Vec<Listed>, tally: &mut Tally) {
+    fn restore_entries(&mut self, list: List, rows: Vec<DumpedEntry>, tally: &mut Tally) {
         let mut entries: Vec<Entry> = rows.into_iter().filter_map(|row| self.restored(list, row, tally)).collect();
         while !entries.is_empty() {
             let Err(stopped) = self.lists.put_all(list, entries.clone()) else {
@@ -156,15 +157,15 @@ impl Daemon {
     }
 
     /// The entry that a row is to be here, if it is to be one.
-    fn restored(&self, list: List, row: Listed, tally: &mut Tally) -> Option<Entry> {
+    fn restored(&self, list: List, row: DumpedEntry, tally: &mut Tally) -> Option<Entry> {
         let now = clock::now();
-        let Listed { network, port, .. } = row;
+        let DumpedEntry { network, port, .. } = row;
         let expires = row.expires.map_or(sip_xdp_common::abi::layout::NEVER, clock::from_wall);
         let owner = match row.owner {
             Whose::Manual => Owner::Manual,
             Whose::Auto => Owner::Auto,
         };
-        let stays = (list == List::Block).then(|| self.must_stay(&network, now)).flatten();
+        let stays = (list == List::Block).then(|| self.ban_exemption(&network, now)).flatten();
         if let Some(why) = stays {
             tally.refuse(network, format!("it {why}"));
             return None;
@@ -211,7 +212,8 @@ impl Daemon {
         if known || expires <= clock::now() {
             tally.kept += 1;
         } else if self.hosts.given().len() >= MAX_NAMES || !row.name.as_str().contains('.') {
-            tally.refuse(row.name, format!("it is no whole name, or {MAX_NAMES} are followed already"));
+            tally.refuse(row.name, format!("it is no whole name, or {MAX_NAMES} are followed \
+                already"));
         } else {
             self.hosts.give(row.name, Given { added_ms: clock::to_ms(row.added), expires, reason: row.reason });
             tally.added += 1;
@@ -234,9 +236,9 @@ impl Daemon {
         }
         let acceptance = Acceptance { source, user, port, at, until };
         self.detector.restore([acceptance.clone()], []);
-        self.recorder().accepted(&acceptance);
+        self.daemon_sink().accepted(&acceptance);
         if until > now {
-            self.court().note_good(source, port, now);
+            self.ban_engine().note_good(source, port, now);
         }
         tally.added += 1;
     }

@@ -1,8 +1,9 @@
-//! Interfaces come and go: a PPP line is redialled, a VLAN made anew, an adapter pulled out, a name changed. Whatever
-//! happens to them, the daemon goes on, and filters what is configured as soon as it is there.
+//! Interfaces come and go: a PPP line is redialled, a VLAN made anew, an adapter pulled out, a name
+//! changed. Whatever happens to them, the daemon goes on, and filters what is configured as soon as
+//! it is there.
 //!
-//! Which interfaces are meant is found out in [`resolve`]. The programs of an interface that went are kept loaded, so that its
-//! successor need not wait for the verifier.
+//! Which interfaces are meant is found out in [`resolve`]. The programs of an interface that went
+//! are kept loaded, so that its successor need not wait for the verifier.
 
 mod links;
 mod resolve;
@@ -91,12 +92,12 @@ impl Drop for Diagnostics {
 }
 
 /// The maps that say what is filtered and count it.
-struct Books {
+struct InterfaceMaps {
     records: Array<MapData, InterfaceRecord>,
     counters: PerCpuArray<MapData, Counters>,
 }
 
-impl Books {
+impl InterfaceMaps {
     fn open(maps: &std::path::Path) -> Result<Self> {
         let open =
             |name: &str| -> Result<_> { Ok(aya::maps::Map::from_map_data(MapData::from_pin(maps.join(name))?)?) };
@@ -116,16 +117,17 @@ impl Books {
 
 impl Daemon {
     /// Puts the program on the interfaces that are wanted, and takes it off all others.
-    pub(super) fn serve(&mut self, resolved: &Resolved, maps: &std::path::Path) -> Result<()> {
+    pub(super) fn reconcile(&mut self, resolved: &Resolved, maps: &std::path::Path) -> Result<()> {
         if self.confirmation.is_missed() {
             let there = resolved.wanted.iter().map(|wanted| wanted.name.clone());
             self.wanted = there.chain(resolved.missing.clone()).collect();
             return Ok(());
         }
-        let mut books = Books::open(maps)?;
-        let known = books.read()?;
+        let mut interface_maps = InterfaceMaps::open(maps)?;
+        let known = interface_maps.read()?;
         let slots = slots(&known, resolved)?;
-        // All programs are loaded before the first is attached: what the verifier refuses changes nothing.
+        // All programs are loaded before the first is attached: what the verifier refuses changes
+        // nothing.
         let mut loaded = Vec::new();
         for (wanted, (slot, is_new)) in resolved.wanted.iter().zip(slots) {
             loaded.push((wanted, is_new, self.load(&wanted.interface, slot, maps)?));
@@ -133,7 +135,7 @@ impl Daemon {
         let (mut served, mut attached_anew, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
         for (wanted, is_new, loaded) in loaded {
             let adopts = self.pins.link(wanted.interface.index).exists();
-            let (one, said) = match self.put_on(wanted, loaded, is_new, self.config.mode, &mut books) {
+            let (one, said) = match self.put_on(wanted, loaded, is_new, self.config.mode, &mut interface_maps) {
                 Ok(put) => put,
                 Err(error) => {
                     self.detach_all(&attached_anew);
@@ -156,7 +158,7 @@ impl Daemon {
         for (slot, record) in known.iter().enumerate().filter(|(_, record)| record.index != 0) {
             let in_use = served.iter().any(|served| served.loaded.slot as usize == slot);
             if !in_use && !resolved.missing.contains(&name_of(record)) {
-                books.records.set(slot as u32, InterfaceRecord::zeroed(), 0)?;
+                interface_maps.records.set(slot as u32, InterfaceRecord::zeroed(), 0)?;
             }
         }
         for name in &resolved.missing {
@@ -165,12 +167,13 @@ impl Daemon {
         self.attach_warnings = warnings;
         self.wanted = served.iter().map(|served| served.name.clone()).chain(resolved.missing.clone()).collect();
         self.served = served;
-        self.spare.clear();
+        self.cached_programs.clear();
         self.unserved.clear();
         Ok(())
     }
 
-    /// Loads the programs of an interface. What the verifier says if it refuses one is kept in the state directory.
+    /// Loads the programs of an interface. What the verifier says if it refuses one is kept in the
+    /// state directory.
     fn load(&self, interface: &Interface, slot: u32, maps: &std::path::Path) -> Result<Loaded> {
         let link = interface.link.with_context(|| unreadable(interface))?;
         let settings = settings(&self.config, link, slot);
@@ -188,23 +191,24 @@ impl Daemon {
         mut loaded: Loaded,
         is_new: bool,
         choice: ModeChoice,
-        books: &mut Books,
+        interface_maps: &mut InterfaceMaps,
     ) -> Result<(Served, Vec<String>)> {
         let Wanted { name, interface } = wanted;
-        let since = if is_new { 0 } else { books.records.get(&loaded.slot, 0)?.since_ms };
+        let since = if is_new { 0 } else { interface_maps.records.get(&loaded.slot, 0)?.since_ms };
         if is_new {
-            books.clear(loaded.slot)?;
+            interface_maps.clear(loaded.slot)?;
         }
         let program = loader::ingress(&mut loaded.object)?;
         let (mode, warning) = attach(program, interface, choice, &self.pins)?;
         let program = program.info()?.id();
         let ways = self.overrides.egress_ways.as_deref().unwrap_or(&EgressWay::ALL);
         let egress = attach_egress(loader::egress(&mut loaded.object)?, interface, ways, &self.pins);
-        let egress = egress.err().map(|error| format!("{name}: our responses are not counted: {error:#}"));
+        let egress = egress.err().map(|error| format!("{name}: our responses are not counted: \
+            {error:#}"));
         let warnings: Vec<String> = warning.into_iter().chain(egress).collect();
         warnings.iter().for_each(|warning| log::warn!("{warning}"));
         let since_ms = if since == 0 { clock::wall_ms() } else { since };
-        books.records.set(loaded.slot, record(wanted, mode, self.config.dry_run, since_ms), 0)?;
+        interface_maps.records.set(loaded.slot, record(wanted, mode, self.config.dry_run, since_ms), 0)?;
         let (index, current_name) = (interface.index, interface.name.clone());
         let watched = Watched::new(false);
         Ok((Served { name: name.clone(), mode, index, current_name, program, loaded, watched }, warnings))
@@ -235,14 +239,14 @@ impl Daemon {
         self.served = kept;
         for served in lost {
             let is_there = present.iter().any(|interface| interface.index == served.index);
-            self.let_go(served, is_there);
+            self.detach_interface(served, is_there);
         }
         self.note_names(&resolved);
         self.unserved.retain(|name, _| resolved.wanted.iter().any(|wanted| wanted.name == *name));
         let mut attached_some = false;
         for wanted in &resolved.wanted {
             if self.served.iter().all(|served| served.name != wanted.name) {
-                attached_some |= self.take_on(wanted);
+                attached_some |= self.attach_wanted(wanted);
             }
         }
         // With an interface come addresses of our own, and routes.
@@ -263,7 +267,7 @@ impl Daemon {
     }
 
     /// Filters an interface that came, or came back. Returns whether it does.
-    fn take_on(&mut self, wanted: &Wanted) -> bool {
+    fn attach_wanted(&mut self, wanted: &Wanted) -> bool {
         let name = &wanted.name;
         match self.try_to_take_on(wanted) {
             Ok((served, warnings)) => {
@@ -288,18 +292,18 @@ impl Daemon {
 
     fn try_to_take_on(&mut self, wanted: &Wanted) -> Result<(Served, Vec<String>)> {
         let maps = self.pins.maps();
-        let mut books = Books::open(&maps)?;
+        let mut interface_maps = InterfaceMaps::open(&maps)?;
         let link = wanted.interface.link.with_context(|| unreadable(&wanted.interface))?;
         // The interface may have come back as another kind of link, which takes another program.
-        let spare = self.spare.remove(&wanted.name).filter(|loaded| loaded.link == link);
-        let (loaded, is_new) = match spare {
+        let cached_programs = self.cached_programs.remove(&wanted.name).filter(|loaded| loaded.link == link);
+        let (loaded, is_new) = match cached_programs {
             Some(loaded) => (loaded, false),
             None => {
-                let (slot, is_new) = self.slot_for(&wanted.name, &books.read()?)?;
+                let (slot, is_new) = self.slot_for(&wanted.name, &interface_maps.read()?)?;
                 (self.load(&wanted.interface, slot, &maps)?, is_new)
             }
         };
-        self.put_on(wanted, loaded, is_new, self.config.mode, &mut books)
+        self.put_on(wanted, loaded, is_new, self.config.mode, &mut interface_maps)
     }
 
     /// The slot of an interface that is taken on: the one that it had, or else a free one.
@@ -311,8 +315,9 @@ impl Daemon {
         Ok((free.context("too many interfaces")? as u32, true))
     }
 
-    /// An interface is not filtered any more: it is gone, or another one has its name, or somebody took the program off.
-    fn let_go(&mut self, served: Served, is_there: bool) {
+    /// An interface is not filtered any more: it is gone, or another one has its name, or somebody
+    /// took the program off.
+    fn detach_interface(&mut self, served: Served, is_there: bool) {
         let Served { name, index, loaded, .. } = served;
         if let Err(error) = self.pins.detach(index) {
             log::error!("interface {index}: {error:#}");
@@ -320,7 +325,7 @@ impl Daemon {
         self.blind.remove(&name);
         let kind = if is_there { "detached" } else { "gone" };
         self.say_of_interface(&name, kind, &format!("index={index}"));
-        self.spare.insert(name, loaded);
+        self.cached_programs.insert(name, loaded);
     }
 
     /// Says which interfaces are called otherwise than before.
@@ -341,11 +346,11 @@ impl Daemon {
     }
 
     /// Does not filter an interface any more, by command.
-    pub(super) fn abandon(&mut self, name: &str) -> Result<Vec<Offload>> {
+    pub(super) fn disable(&mut self, name: &str) -> Result<Vec<Offload>> {
         let offloads = forget_interface(&self.pins, name)?;
         self.wanted.retain(|wanted| wanted != name);
         self.served.retain(|served| served.name != name);
-        self.spare.remove(name);
+        self.cached_programs.remove(name);
         self.unserved.remove(name);
         self.blind.remove(name);
         Ok(offloads)
@@ -364,11 +369,13 @@ impl Daemon {
     /// What `status` warns of.
     pub(super) fn interface_warnings(&self) -> Vec<String> {
         // Those that were filtered before have a record, of which `status` itself speaks.
-        let was_there = |name: &str| self.spare.contains_key(name);
+        let was_there = |name: &str| self.cached_programs.contains_key(name);
         let missing = self.missing().into_iter().filter(|name| !was_there(name));
         let missing =
-            missing.map(|name| format!("there is no interface {name}; it is filtered as soon as there is one"));
-        let failed = self.unserved.iter().map(|(name, error)| format!("{name} is not filtered: {error}"));
+            missing.map(|name| format!("there is no interface {name}; it is filtered as soon as \
+                                        there is one"));
+        let failed = self.unserved.iter().map(|(name, error)| format!("{name} is not filtered: \
+            {error}"));
         missing.chain(failed).collect()
     }
 }
@@ -389,7 +396,8 @@ fn is_still_served(served: &Served, resolved: &Resolved) -> bool {
     })
 }
 
-/// The counters of each wanted interface, and whether they are new: those of its name, or of its index, or free ones.
+/// The counters of each wanted interface, and whether they are new: those of its name, or of its
+/// index, or free ones.
 fn slots(known: &[InterfaceRecord], resolved: &Resolved) -> Result<Vec<(u32, bool)>> {
     let used = |slot: &usize| known[*slot].index != 0;
     let mut free: BTreeSet<usize> = (0..known.len()).collect();
@@ -417,7 +425,8 @@ fn slots(known: &[InterfaceRecord], resolved: &Resolved) -> Result<Vec<(u32, boo
 
 fn unreadable(interface: &Interface) -> String {
     format!(
-        "{} has link type {}, which this filter cannot read; it reads Ethernet, loopback, PPP, tun and WireGuard",
+        "{} has link type {}, which this filter cannot read; it reads Ethernet, loopback, PPP, tun \
+         and WireGuard",
         interface.name, interface.link_type
     )
 }
@@ -459,8 +468,10 @@ fn record(wanted: &Wanted, mode: Mode, dry_run: bool, since_ms: u64) -> Interfac
 
 /// Forwards what the kernel program has to say of itself to the log.
 fn forward_diagnostics(object: &mut Ebpf) -> Result<Diagnostics> {
-    let logger: EbpfLogger<&'static dyn Log> = EbpfLogger::init(object).context("the kernel's diagnostics")?;
-    // SAFETY: the logger owns its map's descriptor for as long as it lives, and always returns that one.
+    let logger: EbpfLogger<&'static dyn Log> = EbpfLogger::init(object).context("the kernel's \
+        diagnostics")?;
+    // SAFETY: the logger owns its map's descriptor for as long as it lives, and always returns that
+    // one.
     let mut logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }?;
     Ok(Diagnostics(tokio::spawn(async move {
         while let Ok(mut guard) = logger.readable_mut().await {

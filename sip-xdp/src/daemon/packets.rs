@@ -3,14 +3,14 @@
 use std::fmt::Write as _;
 
 use serde_json::json;
-use sip_xdp_common::abi::layout::{Event, HEAD, IN_DRY_RUN};
+use sip_xdp_common::abi::layout::{KernelEvent, HEAD, IN_DRY_RUN};
 use sip_xdp_common::packet::headers::{self, Inspects, Link, PortPair};
 use sip_xdp_common::packet::reader::Bytes;
 use sip_xdp_common::verdict::Reason;
 
 use super::Daemon;
 use super::interfaces::Served;
-use crate::api::event_stream::Told;
+use crate::api::event_stream::StreamEvent;
 use crate::dataplane::counters;
 use crate::net::network::Network;
 
@@ -27,7 +27,7 @@ struct Frame {
 
 impl Daemon {
     /// Tells a packet to whoever watches.
-    pub(super) fn show_packet(&self, event: &Event) {
+    pub(super) fn show_packet(&self, event: &KernelEvent) {
         let served = self.served.iter().find(|served| served.slot() == event.slot);
         let data = &event.head[..usize::from(event.head_length).min(HEAD)];
         let link = served.map_or(Link::Ethernet, Served::link);
@@ -48,7 +48,7 @@ impl Daemon {
             "data": hex(data),
         });
         let about = frame.map(|frame| frame.source);
-        self.hub.tell_packet(Told { about, event: "packet", kind: None, line: line.to_string().into() });
+        self.hub.publish_packet(StreamEvent { about, event: "packet", kind: None, line: line.to_string().into() });
     }
 }
 

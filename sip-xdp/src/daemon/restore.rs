@@ -1,14 +1,15 @@
-//! What the daemon remembers over restarts and reboots beside the lists: who is real, who offended, and the evidence.
+//! What the daemon remembers over restarts and reboots beside the lists: who is real, who offended,
+//! and the evidence.
 
 use std::time::Duration;
 
 use sip_xdp_common::abi::layout::Owner;
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use super::verdicts::{FORMER, HOUR, Offence};
 use super::{Daemon, clock};
 use crate::detect::Acceptance;
-use crate::lists::HostStanding;
+use crate::lists::HostReputation;
 use crate::net::network::{address_of, source_of};
 use crate::store::{self, Change, Peer, State};
 
@@ -29,8 +30,8 @@ impl Daemon {
         }
     }
 
-    /// Takes up what a store held that was locked when the daemon started: entries that nobody has made anew meanwhile, and
-    /// who is real. Evidence is as old as the start, and begins anew.
+    /// Takes up what a store held that was locked when the daemon started: entries that nobody has
+    /// made anew meanwhile, and who is real. Evidence is as old as the start, and begins anew.
     pub(super) fn recall_late(&mut self) {
         let Some(mut state) = self.store.take_late() else {
             return;
@@ -76,15 +77,15 @@ impl Daemon {
         self.detector.restore(acceptances.iter().cloned(), peers.iter().copied());
         for acceptance in &acceptances {
             if acceptance.until > now {
-                self.court().note_good(acceptance.source, acceptance.port, now);
+                self.ban_engine().note_good(acceptance.source, acceptance.port, now);
             } else if acceptance.until.saturating_add(FORMER) > now {
                 let until = acceptance.until.saturating_add(FORMER);
-                let remember = |standing: &mut HostStanding| standing.former_until = standing.former_until.max(until);
-                self.court().know(acceptance.source, now, remember);
+                let remember = |reputation: &mut HostReputation| reputation.former_until = reputation.former_until.max(until);
+                self.ban_engine().know(acceptance.source, now, remember);
             }
         }
         for (source, until) in peers.into_iter().filter(|(_, until)| *until > now) {
-            self.court().know(source, now, |standing| standing.peer_until = standing.peer_until.max(until));
+            self.ban_engine().know(source, now, |reputation| reputation.peer_until = reputation.peer_until.max(until));
         }
         for offence in offences {
             let at = from_wall_ms(offence.last_ms);
@@ -101,9 +102,9 @@ impl Daemon {
         }
         let served: Vec<_> = self.detector.served_sources(now).collect();
         for (source, _, until) in served {
-            self.court().know(source, now, |standing| {
-                standing.good_until = standing.good_until.max(until);
-                standing.former_until = standing.former_until.max(until.saturating_add(FORMER));
+            self.ban_engine().know(source, now, |reputation| {
+                reputation.good_until = reputation.good_until.max(until);
+                reputation.former_until = reputation.former_until.max(until.saturating_add(FORMER));
             });
         }
         let until = note(LEARNING).and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
@@ -135,7 +136,7 @@ pub(super) fn accepted(acceptance: &Acceptance) -> Change {
 }
 
 /// A peer as the store remembers it.
-pub(super) fn peer(source: Source, until: u64) -> Change {
+pub(super) fn peer(source: IpKey, until: u64) -> Change {
     Change::Peer(Peer { address: address_of(source), until_ms: to_wall_ms(until) })
 }
 

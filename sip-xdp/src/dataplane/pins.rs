@@ -1,4 +1,5 @@
-//! What is pinned, and where: the shared maps, a program and a link per interface. Pins outlive the daemon.
+//! What is pinned, and where: the shared maps, a program and a link per interface. Pins outlive the
+//! daemon.
 //!
 //! ```text
 //! PIN_DIR/v4/MAP            the shared maps, in the layout of version 4
@@ -146,14 +147,16 @@ impl Pins {
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             Ok(directory) => Ok(Lock { _directory: directory }),
             Err((_, error)) if error == nix::errno::Errno::EWOULDBLOCK => bail!(
-                "another sip-xdp runs with {}; stop it, or give this one its own --pin-dir, --run-dir and --state-dir",
+                "another sip-xdp runs with {}; stop it, or give this one its own --pin-dir, \
+                 --run-dir and --state-dir",
                 self.root.display()
             ),
             Err((_, error)) => bail!("{} cannot be locked: {error}", self.root.display()),
         }
     }
 
-    /// Makes sure that the pin directory is on a BPF file system, mounting it where it belongs if need be.
+    /// Makes sure that the pin directory is on a BPF file system, mounting it where it belongs if
+    /// need be.
     fn check_bpffs(&self) -> Result<()> {
         if is_bpffs(&self.root) {
             return Ok(());
@@ -161,19 +164,22 @@ impl Pins {
         if self.root.starts_with(BPFFS) && Path::new(BPFFS).is_dir() {
             mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>).map_err(|error| {
                 anyhow!(
-                    "no BPF file system on {BPFFS} and it cannot be mounted ({error}); run: mount -t bpf bpf {BPFFS}"
+                    "no BPF file system on {BPFFS} and it cannot be mounted ({error}); run: mount \
+                     -t bpf bpf {BPFFS}"
                 )
             })?;
             log::info!("mounted the BPF file system on {BPFFS}");
             return Ok(());
         }
         bail!(
-            "{} is not on a BPF file system; choose a --pin-dir below {BPFFS}, or mount one there: mount -t bpf bpf DIR",
+            "{} is not on a BPF file system; choose a --pin-dir below {BPFFS}, or mount one there: \
+             mount -t bpf bpf DIR",
             self.root.display()
         )
     }
 
-    /// Replaces the shared maps by those in [`Pins::new_maps`], and removes the layouts of other versions.
+    /// Replaces the shared maps by those in [`Pins::new_maps`], and removes the layouts of other
+    /// versions.
     pub fn promote_new_maps(&self) -> Result<()> {
         remove_directory(&self.maps())?;
         fs::rename(self.new_maps(), self.maps()).context("the new maps cannot be put in place")?;
@@ -192,7 +198,8 @@ impl Pins {
         Ok(())
     }
 
-    /// Notes that our filter is on an interface, and whether the qdisc under it is ours; that stays noted.
+    /// Notes that our filter is on an interface, and whether the qdisc under it is ours; that stays
+    /// noted.
     pub(crate) fn note_clsact(&self, index: u32, owns_qdisc: bool) -> Result<()> {
         let note = self.clsact(index);
         let note = if owns_qdisc { note.join(QDISC) } else { note };
@@ -245,8 +252,8 @@ impl Pins {
         remove_link(&self.egress_link(index))
     }
 
-    /// Takes the links and the program of an interface away, which detaches the programs, and the egress
-    /// filter. Returns the offloads that had been switched off for it.
+    /// Takes the links and the program of an interface away, which detaches the programs, and the
+    /// egress filter. Returns the offloads that had been switched off for it.
     pub fn detach(&self, index: u32) -> Result<Vec<Offload>> {
         remove_link(&self.link(index))?;
         self.remove_egress_link(index)?;
@@ -255,7 +262,8 @@ impl Pins {
         offloads::put_back(self, index)
     }
 
-    /// Takes away what a start that failed has left: new tables, and the directories if nothing else is in them.
+    /// Takes away what a start that failed has left: new tables, and the directories if nothing
+    /// else is in them.
     pub fn clean_up_start(&self) -> Result<()> {
         if self.linked().is_empty() && !self.is_loaded() {
             return self.remove_all().map(drop);
@@ -289,8 +297,8 @@ pub(crate) fn is_bpffs(path: &Path) -> bool {
         .is_some_and(|stat| stat.filesystem_type() == FsType(BPF_FS_MAGIC))
 }
 
-/// Detaches what a pinned link attaches, and removes the pin. Removing it alone does that too, but later:
-/// the kernel frees it after a grace period, and until then nobody else can attach.
+/// Detaches what a pinned link attaches, and removes the pin. Removing it alone does that too, but
+/// later: the kernel frees it after a grace period, and until then nobody else can attach.
 fn remove_link(path: &Path) -> Result<()> {
     if path.exists()
         && let Err(error) = bpf::detach_link(path)

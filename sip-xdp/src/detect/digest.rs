@@ -1,4 +1,5 @@
-//! Digests of what senders say, so that what is kept of it has a size. Seeded: nobody can make two of them collide.
+//! Digests of what senders say, so that what is kept of it has a size. Seeded: nobody can make two
+//! of them collide.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};

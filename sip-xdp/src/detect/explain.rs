@@ -1,7 +1,7 @@
 //! What the detector knows of one source, for people who ask. It changes nothing.
 
 use serde::{Deserialize, Serialize};
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use super::Detector;
 use super::claim::Level;
@@ -86,8 +86,8 @@ impl SourceState {
     }
 }
 
-/// Puts the start of a text, which comes in parts, in the place of what was kept before. It is made printable when
-/// somebody asks: this is done for each request, that for hardly any.
+/// Puts the start of a text, which comes in parts, in the place of what was kept before. It is made
+/// printable when somebody asks: this is done for each request, that for hardly any.
 fn remember(kept: &mut Vec<u8>, parts: &[&[u8]]) {
     let length: usize = parts.iter().map(|part| part.len()).sum();
     kept.clear();
@@ -107,7 +107,7 @@ fn printable(bytes: &[u8]) -> String {
 
 impl Detector {
     /// What is known of a source at `now`.
-    pub fn explain(&self, source: &Source, now: u64) -> View {
+    pub fn explain(&self, source: &IpKey, now: u64) -> View {
         let accepted = self.known.accepted_at(source).map(|(user, port, _, until)| Accepted {
             user: user.to_owned(),
             port,
@@ -135,17 +135,17 @@ impl Detector {
     }
 
     /// What is known against a source at `now`, alone.
-    pub(crate) fn evidence_against(&self, source: &Source, now: u64) -> Vec<Evidence> {
+    pub(crate) fn evidence_against(&self, source: &IpKey, now: u64) -> Vec<Evidence> {
         self.watched_as(source).map(|state| self.evidence_of(state, now)).unwrap_or_default()
     }
 
     /// A source among those that are watched.
-    fn watched_as(&self, source: &Source) -> Option<&SourceState> {
+    fn watched_as(&self, source: &IpKey) -> Option<&SourceState> {
         self.sources.get(source).map(Box::as_ref)
     }
 
     /// Until when a user is known to be registered at a port of an address; 0 if it never was.
-    pub fn registered_until(&self, source: &Source, user: &str, port: u16) -> u64 {
+    pub fn registered_until(&self, source: &IpKey, user: &str, port: u16) -> u64 {
         let mut accepted = self.known.accepted_at(source);
         accepted.find(|(known, at, ..)| *known == user && *at == port).map_or(0, |(.., until)| until)
     }

@@ -3,12 +3,12 @@
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use super::claim::Rejection;
 use super::rules::enumeration::Refused;
 use super::source_state::SourceState;
-use super::windows::{Bucket, Window};
+use super::windows::{LeakyBucket, Window};
 use super::{Detector, MAX_SOURCES};
 
 /// How many sources are remembered over a restart: those that were heard of last.
@@ -30,11 +30,11 @@ struct KeptSource {
     last: u64,
     routable: bool,
     rejected: Window<Rejection>,
-    slow: Bucket,
-    slow_seen: Bucket,
+    slow: LeakyBucket,
+    slow_seen: LeakyBucket,
     refused: Window<Refused>,
-    calls: Bucket,
-    calls_seen: Bucket,
+    calls: LeakyBucket,
+    calls_seen: LeakyBucket,
     refused_calls: u32,
 }
 
@@ -89,7 +89,7 @@ impl Detector {
         for one in kept.served {
             // It never lasts longer than it may, whatever the clock says.
             let until = moved(one.until).min(now.saturating_add(super::FIRST_DAY_NS));
-            self.served.restore(Source::new(one.source), moved(one.since), until);
+            self.served.restore(IpKey::new(one.source), moved(one.since), until);
         }
         for mut of in kept.sources.into_iter().take(MAX_SOURCES) {
             of.rejected.shift(moved);
@@ -97,7 +97,7 @@ impl Detector {
             [&mut of.slow, &mut of.slow_seen, &mut of.calls, &mut of.calls_seen]
                 .into_iter()
                 .for_each(|bucket| bucket.shift(moved));
-            let source = Source::new(of.source);
+            let source = IpKey::new(of.source);
             let mut state = SourceState {
                 last: moved(of.last),
                 routable: of.routable,

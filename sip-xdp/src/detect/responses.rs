@@ -1,10 +1,10 @@
-//! Evidence is admitted here, and nowhere else: what a response of ours says of whom it goes to, and
-//! how much of that could be forged ([`Level`]).
+//! Evidence is admitted here, and nowhere else: what a response of ours says of whom it goes to,
+//! and how much of that could be forged ([`Level`]).
 
 use std::sync::Arc;
 
-use sip_xdp_common::abi::layout::{Event, RESPONSES_UNSEEN};
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::abi::layout::{KernelEvent, RESPONSES_UNSEEN};
+use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::ladder::Digest;
 
 use super::claim::{Level, Rejection};
@@ -43,7 +43,7 @@ pub(super) const EXCUSE_NS: u64 = 600 * SECOND_NS;
 /// What a response of ours is, and to whom.
 pub(super) struct Answer<'a> {
     /// Where it goes.
-    pub(super) to: Source,
+    pub(super) to: IpKey,
     pub(super) port: u16,
     pub(super) status: u16,
     pub(super) head: &'a Head<'a>,
@@ -54,7 +54,7 @@ pub(super) struct Answer<'a> {
 
 impl Detector {
     /// A response of ours has left.
-    pub(super) fn answer(&mut self, event: &Event, head: &Head<'_>, actions: &mut Vec<Action>) {
+    pub(super) fn answer(&mut self, event: &KernelEvent, head: &Head<'_>, actions: &mut Vec<Action>) {
         let StartLine::Response(status) = head.start else {
             return;
         };
@@ -104,9 +104,9 @@ impl Detector {
     }
 
     /// A nonce is on its way to an address. The kernel hears of it if that is on the ladder.
-    fn give_nonce(&mut self, nonce: &[u8], to: Source, now: u64, actions: &mut Vec<Action>) {
+    fn give_nonce(&mut self, nonce: &[u8], to: IpKey, now: u64, actions: &mut Vec<Action>) {
         let lost = self.nonces.give(digest(nonce), to, now);
-        let mut tell = |source: Source, is_own: bool| {
+        let mut tell = |source: IpKey, is_own: bool| {
             if self.is_metered(&source, now) {
                 actions.push(Action::OwnNonce(source, Digest::of(nonce).0, is_own));
             }
@@ -121,7 +121,7 @@ impl Detector {
     /// A request was answered.
     fn outcome(&mut self, answer: &Answer<'_>, answered: &Answered, actions: &mut Vec<Action>) {
         let request = &answered.request;
-        let was_asked = request.authorized || request.cut;
+        let has_pending_request = request.authorized || request.cut;
         if self.accepts(answer, answered) {
             self.accepted(answer, request, actions);
             return;
@@ -129,8 +129,8 @@ impl Detector {
         match answer.status {
             100..=199 => {}
             // The password was right, and the nonce too old.
-            401 | 407 if was_asked && answer.head.is_stale() => {}
-            401 | 407 if was_asked => self.rejected(answer, request, actions),
+            401 | 407 if has_pending_request && answer.head.is_stale() => {}
+            401 | 407 if has_pending_request => self.rejected(answer, request, actions),
             401 | 407 => self.challenged(request, answer.now),
             403 if request.authorized && !self.is_accepted_lately(request, answer.now) => {
                 self.rejected(answer, request, actions);
@@ -234,8 +234,8 @@ impl Detector {
         if !matters || request.in_dialog {
             return;
         }
-        // An enumerator of calls says that it is somebody else each time, or never; what it tries is
-        // whom it calls.
+        // An enumerator of calls says that it is somebody else each time, or never; what it tries
+        // is whom it calls.
         let target = if request.method == Method::Register { &request.user } else { &request.target };
         let (Some(target), Some(state)) =
             (target.as_ref().or(request.user.as_ref()), self.sources.get_mut(&request.source))
@@ -288,9 +288,9 @@ impl Detector {
         }
     }
 
-    /// Notes a rejection. What a guesser sends counts at once; what may be a phone with an old nonce,
-    /// when it is certain that no acceptance follows.
-    fn wait(&mut self, source: Source, rejection: Rejection, now: u64, actions: &mut Vec<Action>) {
+    /// Notes a rejection. What a guesser sends counts at once; what may be a phone with an old
+    /// nonce, when it is certain that no acceptance follows.
+    fn wait(&mut self, source: IpKey, rejection: Rejection, now: u64, actions: &mut Vec<Action>) {
         let is_account = self.known.accepted(&source, &rejection.user, now);
         if is_account && self.registrar.is_failing(now) {
             return;
@@ -322,9 +322,9 @@ impl Detector {
         }
     }
 
-    /// Passwords are rejected at an address with standing, with nonces that it was not given: tries that
-    /// echo none of their own go slower.
-    pub(super) fn limit_hidden(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+    /// Passwords are rejected at an address with standing, with nonces that it was not given: tries
+    /// that echo none of their own go slower.
+    pub(super) fn limit_hidden(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
         let (rule, slow) = (self.rules.rejected, self.rules.slow);
         let Some(state) = self.sources.get_mut(&source) else {
             return;
@@ -372,8 +372,8 @@ impl Detector {
         }
     }
 
-    /// A response whose request was not seen: it was padded, fragmented, or not sampled. So nothing is
-    /// gained by hiding.
+    /// A response whose request was not seen: it was padded, fragmented, or not sampled. So nothing
+    /// is gained by hiding.
     fn orphan(&mut self, answer: &Answer<'_>, actions: &mut Vec<Action>) {
         let Answer { to, port, status, head, now, .. } = *answer;
         if head.call_id.is_none() {
@@ -413,14 +413,14 @@ impl Detector {
     }
 
     /// Looks at what was waiting for something to follow, now that it is too late for that.
-    pub(super) fn settle(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+    pub(super) fn settle(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
         self.settle_rejections(source, now, actions);
         self.settle_challenges(source, now, actions);
         self.settle_calls(source, now, actions);
         self.settle_tool_calls(source, now, actions);
     }
 
-    fn settle_challenges(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+    fn settle_challenges(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use super::claim::{Level, Rejection};
 use super::rules::enumeration::Refused;
 use super::rules::invites;
-use super::windows::{Bucket, Window};
+use super::windows::{LeakyBucket, Window};
 
 /// Ports of one source that have a bucket of their own.
 const MAX_PORTS: usize = 64;
@@ -37,24 +37,24 @@ pub(super) struct Challenged {
 /// A source and the evidence against it.
 #[derive(Debug)]
 pub(super) struct SourceState {
-    pub(super) source: Source,
+    pub(super) source: IpKey,
     pub(super) last: u64,
     /// It has shown that it is where it says. For people: evidence has levels of its own.
     pub(super) routable: bool,
     pub(super) waiting: Vec<Waiting>,
     pub(super) rejected: Window<Rejection>,
     /// Rejections of routable senders, and all of them, slowly.
-    pub(super) slow: Bucket,
-    pub(super) slow_seen: Bucket,
+    pub(super) slow: LeakyBucket,
+    pub(super) slow_seen: LeakyBucket,
     /// The former, by port, behind an address with accepted users.
-    pub(super) slow_ports: BTreeMap<u16, Bucket>,
+    pub(super) slow_ports: BTreeMap<u16, LeakyBucket>,
     /// Rejections that anybody could have caused, at an address with standing.
     pub(super) hidden: Window<()>,
     /// The same, slowly.
-    pub(super) hidden_slow: Bucket,
-    /// Rejections of an address with accepted users, from ports that had none before, slowly; and those
-    /// ports, of an hour.
-    pub(super) roaming: Bucket,
+    pub(super) hidden_slow: LeakyBucket,
+    /// Rejections of an address with accepted users, from ports that had none before, slowly; and
+    /// those ports, of an hour.
+    pub(super) roaming: LeakyBucket,
     pub(super) ports: Window<u16>,
     /// Rejections for users that are sprayed, of a day.
     pub(super) sprayed: Window<Level>,
@@ -84,19 +84,19 @@ pub(super) struct SourceState {
 }
 
 impl SourceState {
-    pub(super) fn new(source: Source) -> Self {
+    pub(super) fn new(source: IpKey) -> Self {
         Self {
             source,
             last: 0,
             routable: false,
             waiting: Vec::new(),
             rejected: Window::default(),
-            slow: Bucket::default(),
-            slow_seen: Bucket::default(),
+            slow: LeakyBucket::default(),
+            slow_seen: LeakyBucket::default(),
             slow_ports: BTreeMap::new(),
             hidden: Window::default(),
-            hidden_slow: Bucket::default(),
-            roaming: Bucket::default(),
+            hidden_slow: LeakyBucket::default(),
+            roaming: LeakyBucket::default(),
             ports: Window::default(),
             sprayed: Window::default(),
             decoys: Window::default(),
@@ -133,7 +133,7 @@ impl SourceState {
     }
 
     /// The slow bucket of a port.
-    pub(super) fn slow_port(&mut self, port: u16) -> Option<&mut Bucket> {
+    pub(super) fn slow_port(&mut self, port: u16) -> Option<&mut LeakyBucket> {
         if self.slow_ports.len() >= MAX_PORTS && !self.slow_ports.contains_key(&port) {
             return None;
         }
@@ -151,7 +151,8 @@ impl SourceState {
             }
             None => {
                 self.rejected = Window::default();
-                // Those for sprayed users stay: the third of a day leads to a ban, and so does each after it.
+                // Those for sprayed users stay: the third of a day leads to a ban, and so does each
+                // after it.
                 self.refused = Window::default();
                 self.decoys = Window::default();
                 self.waiting.clear();

@@ -2,12 +2,12 @@
 //! either count once.
 //!
 //! The key is what a response repeats: branch, Call-ID and CSeq. The source is no part of it, since
-//! a response may go elsewhere (`maddr`, address translation, a server with several addresses); what
-//! that is worth is for `responses` to say.
+//! a response may go elsewhere (`maddr`, address translation, a server with several addresses);
+//! what that is worth is for `responses` to say.
 
 use std::sync::Arc;
 
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use super::digest::digest;
 use super::recent::Recent;
@@ -33,7 +33,7 @@ pub(super) struct Credential {
 /// A request that was sampled on its way in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Request {
-    pub(super) source: Source,
+    pub(super) source: IpKey,
     /// The source port that it came from.
     pub(super) port: u16,
     pub(super) method: Method,
@@ -43,7 +43,8 @@ pub(super) struct Request {
     pub(super) target: Option<String>,
     /// Whether it carries credentials.
     pub(super) authorized: bool,
-    /// Whether it may carry credentials that were not seen, because it goes on where the sample ends.
+    /// Whether it may carry credentials that were not seen, because it goes on where the sample
+    /// ends.
     pub(super) cut: bool,
     pub(super) credentials: Vec<Credential>,
     /// What tells this try from others: a digest of its credentials.
@@ -95,7 +96,7 @@ impl Method {
 impl Request {
     /// From a request that came from this address and port. `unseen`: there is more of it than was
     /// sampled.
-    pub(super) fn new(bytes: &[u8], head: &Head<'_>, source: Source, port: u16, unseen: bool) -> Option<Self> {
+    pub(super) fn new(bytes: &[u8], head: &Head<'_>, source: IpKey, port: u16, unseen: bool) -> Option<Self> {
         let StartLine::Request { method, uri } = head.start else {
             return None;
         };
@@ -225,9 +226,9 @@ impl Transactions {
         Some(is_new)
     }
 
-    /// Finds the request that a response to `destination` answers: that of the same address if there
-    /// is one.
-    pub(super) fn answer(&mut self, destination: Source, head: &Head<'_>, now: u64) -> Match {
+    /// Finds the request that a response to `destination` answers: that of the same address if
+    /// there is one.
+    pub(super) fn answer(&mut self, destination: IpKey, head: &Head<'_>, now: u64) -> Match {
         let Some((key, senders)) = key(head).and_then(|key| Some((key, self.open.get_mut(&key, now)?))) else {
             return Match::Unknown;
         };
@@ -255,7 +256,7 @@ impl Transactions {
     }
 
     /// Whether the latest try of a call has no final answer.
-    pub(super) fn is_open(&self, source: &Source, call: u64, now: u64) -> bool {
+    pub(super) fn is_open(&self, source: &IpKey, call: u64, now: u64) -> bool {
         self.calls.get(&(digest(source), call), now).is_some_and(|(_, waits)| *waits)
     }
 }

@@ -59,8 +59,8 @@ struct Turn {
     said: BTreeSet<String>,
 }
 
-/// Follows names until nobody wants any or hears of them. `dns` is called for each question, so that it can look at
-/// the system's configuration as it is then.
+/// Follows names until nobody wants any or hears of them. `dns` is called for each question, so
+/// that it can look at the system's configuration as it is then.
 pub(super) async fn follow<D: Dns + Send + Sync + 'static>(
     dns: impl Fn() -> Result<D, String> + Send,
     mut wanted: watch::Receiver<Wanted>,

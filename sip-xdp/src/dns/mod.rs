@@ -1,9 +1,10 @@
-//! Host names that are trusted or admitted: which there are, what DNS last said of them, and which entries follow.
+//! Host names that are trusted or admitted: which there are, what DNS last said of them, and which
+//! entries follow.
 //!
-//! Trusting a name is trusting whoever answers for it. What can be done is done: each kind of record counts by itself, so
-//! what an answer does not name any more goes, whatever other questions fail; an answer that fails or is empty takes
-//! nothing away for [`Seen::patience`], and after that it does; and no answer can name an address that belongs to nobody or
-//! to everybody.
+//! Trusting a name is trusting whoever answers for it. What can be done is done: each kind of
+//! record counts by itself, so what an answer does not name any more goes, whatever other questions
+//! fail; an answer that fails or is empty takes nothing away for [`Seen::patience`], and after that
+//! it does; and no answer can name an address that belongs to nobody or to everybody.
 
 mod follower;
 mod resolver;
@@ -89,11 +90,12 @@ pub struct Seen {
     pub(crate) kinds: Kinds,
 }
 
-/// How long an address stays at least that DNS does not name because it does not answer, in milliseconds: an hour.
-const SHORTEST_PATIENCE: u64 = 3_600_000;
+/// How long an address stays at least that DNS does not name because it does not answer, in
+/// milliseconds: an hour.
+const MIN_HOLD_MS: u64 = 3_600_000;
 
 /// How long it stays at most, in milliseconds: a day.
-const LONGEST_PATIENCE: u64 = 24 * SHORTEST_PATIENCE;
+const MAX_HOLD_MS: u64 = 24 * MIN_HOLD_MS;
 
 impl Seen {
     /// An address of which nothing else is known, seen at `at_ms`.
@@ -101,10 +103,10 @@ impl Seen {
         Self { at_ms, ttl_ms: 0, kinds: Kinds::of_address(address) }
     }
 
-    /// How long the address stays without being named, in milliseconds: three times its time to live, between an hour and a
-    /// day.
+    /// How long the address stays without being named, in milliseconds: three times its time to
+    /// live, between an hour and a day.
     pub fn patience(&self) -> u64 {
-        self.ttl_ms.saturating_mul(3).clamp(SHORTEST_PATIENCE, LONGEST_PATIENCE)
+        self.ttl_ms.saturating_mul(3).clamp(MIN_HOLD_MS, MAX_HOLD_MS)
     }
 
     fn is_over(&self, now_ms: u64) -> bool {
@@ -130,7 +132,8 @@ impl Hosts {
         (Self { path, kept, errors: BTreeMap::new(), wanted, is_dirty: false }, trouble)
     }
 
-    /// Takes the entries of hosts that an earlier daemon has listed for answers, where there are none on disk.
+    /// Takes the entries of hosts that an earlier daemon has listed for answers, where there are
+    /// none on disk.
     pub fn recall<'a>(&mut self, listed: impl Iterator<Item = &'a Entry>) {
         let now_ms = clock::wall_ms();
         let mut recalled: BTreeMap<HostName, Answer> = BTreeMap::new();
@@ -145,7 +148,8 @@ impl Hosts {
         }
     }
 
-    /// Starts the task that asks DNS, which ends with this object. What it finds comes out of the receiver.
+    /// Starts the task that asks DNS, which ends with this object. What it finds comes out of the
+    /// receiver.
     pub fn start(&self) -> mpsc::Receiver<HostsUpdate> {
         let (sender, receiver) = mpsc::channel(MAX_NAMES);
         tokio::spawn(follower::follow(resolver::System::new, self.wanted.subscribe(), sender));
@@ -181,9 +185,10 @@ impl Hosts {
         self.take_at(update, clock::wall_ms());
     }
 
-    /// Takes what DNS says of a name. What a kind of record named and does not name any more goes; where it was not
-    /// answered, or where DNS knows nothing of the name at all, that stays for [`Seen::patience`]. When there are more than
-    /// [`MAX_ADDRESSES`], those stay that were named last.
+    /// Takes what DNS says of a name. What a kind of record named and does not name any more goes;
+    /// where it was not answered, or where DNS knows nothing of the name at all, that stays for
+    /// [`Seen::patience`]. When there are more than [`MAX_ADDRESSES`], those stay that were named
+    /// last.
     fn take_at(&mut self, update: HostsUpdate, now_ms: u64) {
         let HostsUpdate { name, addresses, unanswered, error } = update;
         let last = self.kept.answers.get(&name);
@@ -208,7 +213,8 @@ impl Hosts {
             Some(error) => {
                 if !self.errors.contains_key(&name) {
                     let kept =
-                        if now.is_empty() { "it has no address yet" } else { "its last answer is kept for a while" };
+                        if now.is_empty() { "it has no address yet" } else { "its last answer is \
+                            kept for a while" };
                     log::warn!("host {name}: {error}; {kept}");
                 }
                 self.errors.insert(name.clone(), error);
@@ -271,8 +277,8 @@ impl Hosts {
         over
     }
 
-    /// Writes what has changed to disk; with `all` also since when answers hold. Names that are not followed any more are
-    /// forgotten.
+    /// Writes what has changed to disk; with `all` also since when answers hold. Names that are not
+    /// followed any more are forgotten.
     pub fn save(&mut self, all: bool) -> Result<()> {
         let before = self.kept.answers.len();
         {
@@ -289,9 +295,9 @@ impl Hosts {
     }
 }
 
-/// What must change so that the entries of a list whose owner is [`Owner::Host`] are the addresses of its names: the
-/// networks that go, and the entries that come or change. An address of two names has one entry, which names one of them
-/// as its reason and ends with the later of the two.
+/// What must change so that the entries of a list whose owner is [`Owner::Host`] are the addresses
+/// of its names: the networks that go, and the entries that come or change. An address of two names
+/// has one entry, which names one of them as its reason and ends with the later of the two.
 pub fn changes<'a>(
     by_name: &ByName,
     ends: impl Fn(&HostName) -> u64,

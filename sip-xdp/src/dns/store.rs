@@ -1,5 +1,5 @@
-//! Host names on disk: those that operators gave by command, and what DNS last said of all that are followed, so that
-//! their addresses are in force again before the first packet after a start.
+//! Host names on disk: those that operators gave by command, and what DNS last said of all that are
+//! followed, so that their addresses are in force again before the first packet after a start.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -87,7 +87,8 @@ fn saved_seen((address, seen): (&IpAddr, &Seen)) -> SavedSeen {
 pub(super) fn load(path: &Path) -> (Kept, Option<String>) {
     let aside = |what: &str| {
         let kept = files::set_aside(path, what);
-        (Kept::default(), Some(format!("{kept}; hosts that were trusted by command have to be added again")))
+        (Kept::default(), Some(format!("{kept}; hosts that were trusted by command have to be \
+                                        added again")))
     };
     let text = match fs::read(path) {
         Ok(text) => text,

@@ -217,7 +217,8 @@ async fn take(hosts: &mut Hosts, zone: &Zone, now_ms: u64) -> BTreeSet<IpAddr> {
     hosts.addresses(&carrier)
 }
 
-/// Each of the five questions in turn is never answered, and all five but the one that names the address.
+/// Each of the five questions in turn is never answered, and all five but the one that names the
+/// address.
 #[tokio::test]
 async fn one_forged_answer_is_not_trusted_for_long_whatever_else_fails() {
     let questions = [
@@ -379,7 +380,8 @@ fn an_address_of_two_names_stays_until_the_last_is_gone() {
     assert_eq!(change(&mut listed, &by_name, ends), 0, "nothing has changed");
     by_name.remove(&name("a.example"));
     assert_eq!(change(&mut listed, &by_name, ends), 2);
-    assert_eq!(shown(&listed), ["192.0.2.2 b.example 70", "192.0.2.3 b.example 70", "192.0.2.9 by hand 99"]);
+    assert_eq!(shown(&listed), ["192.0.2.2 b.example 70", "192.0.2.3 b.example 70", "192.0.2.9 by \
+        hand 99"]);
     by_name.clear();
     assert_eq!(change(&mut listed, &by_name, ends), 2);
     assert_eq!(shown(&listed), ["192.0.2.9 by hand 99"]);

@@ -1,5 +1,5 @@
-//! The body of an answer as text: unpacked where it is gzip though nobody said so, decoded where it is UTF-16, and refused
-//! by its name where it is something else.
+//! The body of an answer as text: unpacked where it is gzip though nobody said so, decoded where it
+//! is UTF-16, and refused by its name where it is something else.
 
 use std::io::{self, BufReader, Read};
 
@@ -10,7 +10,8 @@ use super::fetch::Capped;
 /// How much of a body is looked at before it is read.
 const HEAD: usize = 64 << 10;
 
-/// How many layers a body may have: gzip twice (the server, and whoever made the file), and one of encoding.
+/// How many layers a body may have: gzip twice (the server, and whoever made the file), and one of
+/// encoding.
 const MOST_LAYERS: usize = 3;
 
 /// What begins with what, is no text, and is not unpacked.
@@ -45,7 +46,8 @@ pub(super) fn open<'r>(
         (&mut reader).take(HEAD as u64).read_to_end(&mut head).map_err(|error| error.to_string())?;
         let others = OTHERS.iter().find(|(magic, _)| head.starts_with(magic));
         if let Some((_, name)) = others {
-            return Err(format!("it is {name}, and not read; name a url that sends plain text or gzip"));
+            return Err(format!("it is {name}, and not read; name a url that sends plain text or \
+                                gzip"));
         }
         let utf16 = utf16(&head)?;
         if head.starts_with(b"\xef\xbb\xbf") {
@@ -67,7 +69,8 @@ pub(super) fn open<'r>(
     Err("it is packed too many times".to_owned())
 }
 
-/// Whether a body is UTF-16, and in which byte order: by its mark, or because it is ASCII with a zero in each pair.
+/// Whether a body is UTF-16, and in which byte order: by its mark, or because it is ASCII with a
+/// zero in each pair.
 fn utf16(head: &[u8]) -> Result<Option<bool>, String> {
     if head.starts_with(b"\xff\xfe\0\0") || head.starts_with(b"\0\0\xfe\xff") {
         return Err("it is UTF-32, and not read; name a url that sends UTF-8".to_owned());
@@ -196,7 +199,8 @@ mod tests {
             assert_eq!(text(&utf16("192.0.2.1\n", is_big_endian)).unwrap(), "192.0.2.1\n", "without its mark");
         }
         assert_eq!(text(b"").unwrap(), "");
-        assert_eq!(text(b"\xff\xfe1\0.\0\x00\xd8").unwrap(), "1.\u{fffd}", "half a character at the end");
+        assert_eq!(text(b"\xff\xfe1\0.\0\x00\xd8").unwrap(), "1.\u{fffd}", "half a character at \
+            the end");
     }
 
     #[test]

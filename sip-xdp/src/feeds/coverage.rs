@@ -1,6 +1,6 @@
 //! How large a list is: by its entries, and by the addresses that it covers.
 
-use super::Listed;
+use super::NetworkSet;
 
 /// The size of a list.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -9,15 +9,17 @@ pub struct Size {
     pub entries: usize,
     /// IPv4 addresses that it covers, each once.
     pub ipv4: u64,
-    /// IPv6 networks of 64 bits that it covers, each once, and narrower ones and hosts outside of those.
+    /// IPv6 networks of 64 bits that it covers, each once, and narrower ones and hosts outside of
+    /// those.
     pub ipv6: u64,
 }
 
 impl Size {
     /// The size of a list that was made of so many entries.
-    pub fn of(listed: &Listed, entries: usize) -> Self {
+    pub fn of(listed: &NetworkSet, entries: usize) -> Self {
         let mut size = Self { entries, ..Self::default() };
-        // In the order of the first address, wider ones before narrower: what is covered lies behind what covers it.
+        // In the order of the first address, wider ones before narrower: what is covered lies
+        // behind what covers it.
         let mut covered: [Option<u128>; 2] = [None; 2];
         for network in listed.networks() {
             let [first, last] = [network.first(), network.last()].map(|source| u128::from_be_bytes(source.octets()));
@@ -36,7 +38,8 @@ impl Size {
         size
     }
 
-    /// How much of what `before` covers is not covered any more, by the difference of both: at least, not exactly.
+    /// How much of what `before` covers is not covered any more, by the difference of both: at
+    /// least, not exactly.
     pub(super) fn lost_since(&self, before: &Self) -> u64 {
         before.ipv4.saturating_sub(self.ipv4).saturating_add(before.ipv6.saturating_sub(self.ipv6))
     }
@@ -49,7 +52,7 @@ mod tests {
 
     fn size(networks: &[&str]) -> (u64, u64) {
         let networks = networks.iter().map(|text| Network::from(text.parse::<ipnet::IpNet>().unwrap()));
-        let size = Size::of(&Listed::new(networks.collect()), 0);
+        let size = Size::of(&NetworkSet::new(networks.collect()), 0);
         (size.ipv4, size.ipv6)
     }
 

@@ -1,4 +1,5 @@
-//! Fetching a list over HTTPS, HTTP or from a file: politely, within bounds, and without ever saying a key.
+//! Fetching a list over HTTPS, HTTP or from a file: politely, within bounds, and without ever
+//! saying a key.
 
 use std::cell::Cell;
 use std::fs::{self, File};
@@ -15,7 +16,7 @@ use super::redirects::{Elsewhere, Guarded};
 use crate::config::FeedConfig;
 
 /// What a request may take altogether, its answer included.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a connection may take.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -77,7 +78,7 @@ impl Fetcher {
         // A key is for one server, and what was asked for in secret is not fetched in the open.
         let redirects = if config.key_file.is_some() { 0 } else { REDIRECTS };
         let settings = Agent::config_builder()
-            .timeout_global(Some(PATIENCE))
+            .timeout_global(Some(TIMEOUT))
             .timeout_connect(Some(CONNECT))
             .http_status_as_error(false)
             .max_redirects(redirects)
@@ -146,7 +147,8 @@ impl Fetcher {
         let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
         if (300..400).contains(&status) {
             return Err(format!(
-                "HTTP {status}: the server sends us elsewhere, where its key must not go; correct the url"
+                "HTTP {status}: the server sends us elsewhere, where its key must not go; correct \
+                 the url"
             )
             .into());
         }
@@ -203,10 +205,11 @@ fn check_type(headers: &HeaderMap) -> Result<(), Failure> {
     if is_odd { Err(format!("the server sends {bare}, not a list").into()) } else { Ok(()) }
 }
 
-/// An error in words that cannot contain a secret: those of the library may name the address that was asked for.
+/// An error in words that cannot contain a secret: those of the library may name the address that
+/// was asked for.
 pub(crate) fn say(error: &Error) -> String {
     match error {
-        Error::Timeout(_) => format!("no whole answer within {} s", PATIENCE.as_secs()),
+        Error::Timeout(_) => format!("no whole answer within {} s", TIMEOUT.as_secs()),
         Error::HostNotFound => "the host was not found".to_owned(),
         Error::ConnectionFailed => "no connection".to_owned(),
         Error::TooManyRedirects => format!("more than {REDIRECTS} redirects"),
@@ -235,7 +238,7 @@ fn read_error(error: &io::Error) -> String {
             "the answer is not what its compression says, or cut off".to_owned()
         }
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
-            format!("no whole answer within {} s", PATIENCE.as_secs())
+            format!("no whole answer within {} s", TIMEOUT.as_secs())
         }
         io::ErrorKind::ConnectionRefused => "the connection was refused".to_owned(),
         io::ErrorKind::ConnectionReset => "the server closed the connection".to_owned(),
@@ -269,7 +272,8 @@ impl<R: Read> Read for Capped<R> {
                 self.left = left;
                 Ok(read)
             }
-            None => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {} bytes", self.most))),
+            None => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {} \
+                bytes", self.most))),
         }
     }
 }

@@ -1,6 +1,7 @@
-//! Where a feed's server may send us: to any public address, and to loopback, private and other special addresses only if
-//! the feed's own url is at one. Otherwise whoever keeps a list could have this host ask its own services, or its
-//! neighbours'. Addresses are looked at when they are about to be connected to, so that no name can change in between.
+//! Where a feed's server may send us: to any public address, and to loopback, private and other
+//! special addresses only if the feed's own url is at one. Otherwise whoever keeps a list could
+//! have this host ask its own services, or its neighbours'. Addresses are looked at when they are
+//! about to be connected to, so that no name can change in between.
 
 use std::fmt;
 use std::io;
@@ -23,7 +24,8 @@ impl fmt::Display for Elsewhere {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "the server sends us to {}, a loopback, private or otherwise special address; if that is meant, name it in the url",
+            "the server sends us to {}, a loopback, private or otherwise special address; if that \
+             is meant, name it in the url",
             self.0
         )
     }
@@ -90,7 +92,8 @@ mod tests {
     fn redirecting(to: &str) -> (std::net::SocketAddr, std::thread::JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let answer = format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        let answer = format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: \
+                              0\r\nConnection: close\r\n\r\n");
         let serving = std::thread::spawn(move || {
             let (mut stream, _): (TcpStream, _) = listener.accept().unwrap();
             let mut head = [0; 1_024];
@@ -100,7 +103,8 @@ mod tests {
         (address, serving)
     }
 
-    /// What becomes of a redirect to `to` of a feed whose url is public, or not. The test's own server stands for it.
+    /// What becomes of a redirect to `to` of a feed whose url is public, or not. The test's own
+    /// server stands for it.
     fn outcome(to: &str, is_public: bool) -> String {
         let (address, serving) = redirecting(to);
         let mut guarded = Guarded::new(&format!("http://{address}/list"));

@@ -1,5 +1,5 @@
-//! The last good list of a feed on disk, so that it is in force again before the first packet after a start, network or
-//! not. When it was last confirmed is the file's own time.
+//! The last good list of a feed on disk, so that it is in force again before the first packet after
+//! a start, network or not. When it was last confirmed is the file's own time.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -9,7 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::Listed;
+use super::NetworkSet;
 use super::fetch::Validators;
 use crate::config::{FeedConfig, FeedFormat};
 use crate::net::network::Network;
@@ -21,15 +21,15 @@ const MAGIC: &str = "sip-xdp feed 1";
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Saved {
     /// What it lists.
-    pub(super) listed: Listed,
+    pub(super) listed: NetworkSet,
     /// How many entries that was before some were split.
     pub(super) entries: usize,
     /// By what its server knows that list.
     pub(super) validators: Validators,
     /// Where to go on, for servers that tell what is new.
     pub(super) cursor: Option<String>,
-    /// When entries end, in seconds since 1970, for servers that say so. These are what the server said; the list is what
-    /// the guards left of it.
+    /// When entries end, in seconds since 1970, for servers that say so. These are what the server
+    /// said; the list is what the guards left of it.
     pub(super) ends: BTreeMap<Network, u64>,
     /// By which format it was read, if the configuration does not say.
     pub(super) format: Option<String>,
@@ -194,7 +194,7 @@ fn read(mut reader: impl BufRead, source: &str) -> Result<Option<Saved>> {
             None => networks.push(text.parse()?),
         }
     }
-    saved.listed = Listed::new(networks);
+    saved.listed = NetworkSet::new(networks);
     Ok(Some(saved))
 }
 
@@ -212,7 +212,7 @@ pub(super) fn forget_others(directory: &Path, feeds: &[FeedConfig]) {
 }
 
 /// What all feeds last listed, and since when, for those who ask without a daemon.
-pub(super) fn all(directory: &Path) -> Vec<(String, Listed, u64)> {
+pub(super) fn all(directory: &Path) -> Vec<(String, NetworkSet, u64)> {
     let files = fs::read_dir(directory).into_iter().flatten().filter_map(|file| Some(file.ok()?.path()));
     let lists = files.filter(|path| path.extension().is_some_and(|extension| extension == "list"));
     let mut found: Vec<_> = lists
@@ -242,7 +242,7 @@ mod tests {
         let network = |text: &str| text.parse::<Network>().unwrap();
         Saved {
             entries: 3,
-            listed: Listed::new(vec![network("192.0.2.1"), network("2001:db8::/32"), network("198.51.100.0/24")]),
+            listed: NetworkSet::new(vec![network("192.0.2.1"), network("2001:db8::/32"), network("198.51.100.0/24")]),
             validators: Validators { etag: Some("W/\"a b\"".to_owned()), modified: Some("Wed, 21 Oct".to_owned()) },
             cursor: Some("98765".to_owned()),
             ends: [(network("192.0.2.1"), 1_800_000_000)].into(),

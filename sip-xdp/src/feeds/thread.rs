@@ -1,4 +1,5 @@
-//! The thread of one feed: asks when it is time, or when somebody wants it, and hands over what may come into force.
+//! The thread of one feed: asks when it is time, or when somebody wants it, and hands over what may
+//! come into force.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hasher as _};
@@ -12,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::engine::{FeedState, NewList, Update};
 use super::fetch::Fetcher;
 use super::formats;
-use super::guards::Untouchable;
+use super::guards::ProtectedSet;
 use super::saved::{self, Saved};
 use super::sync::{Candidate, Last, Trouble, sync};
 use crate::config::{FeedConfig, FeedFormat};
@@ -23,7 +24,8 @@ use crate::text::Quoted;
 /// The pause after a first failure, unless the feed is asked more often anyway,
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
 
-/// and the longest after many, unless the feed is asked less often anyway or its server wants a longer one.
+/// and the longest after many, unless the feed is asked less often anyway or its server wants a
+/// longer one.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3_600);
 
 /// Somebody wants the feed to be asked now.
@@ -41,7 +43,7 @@ pub(super) struct Follower {
     pub(super) generation: u64,
     pub(super) directory: PathBuf,
     pub(super) updates: mpsc::Sender<Update>,
-    pub(super) untouchable: watch::Receiver<Arc<Untouchable>>,
+    pub(super) protected_set: watch::Receiver<Arc<ProtectedSet>>,
     pub(super) last: Last,
     pub(super) state: FeedState,
     /// What was logged of its last failure.
@@ -94,12 +96,14 @@ impl Follower {
         }
         if let Some(at) = &mut self.state.confirmed_ms {
             *at = clock::moved(*at, jump);
-            // The file's own time says when a list was confirmed. What cannot be written is said when it is written next.
+            // The file's own time says when a list was confirmed. What cannot be written is said
+            // when it is written next.
             let _ = saved::touch(&self.directory, &self.config.name, *at);
         }
     }
 
-    /// How long to wait at the start: a list that was fetched a moment ago need not be fetched again.
+    /// How long to wait at the start: a list that was fetched a moment ago need not be fetched
+    /// again.
     fn first_pause(&self) -> Duration {
         let is_elsewhere = self.config.file().is_none() && self.config.format != FeedFormat::Crowdsec;
         match self.state.confirmed_ms {
@@ -117,9 +121,9 @@ impl Follower {
 
     /// Asks once, and says how long to wait until it is asked again.
     fn ask(&mut self, fetcher: &Fetcher, accept: bool) -> Result<Duration, Gone> {
-        let untouchable = Arc::clone(&self.untouchable.borrow_and_update());
+        let protected_set = Arc::clone(&self.protected_set.borrow_and_update());
         let every = self.config.every.0;
-        let trouble = match sync(&self.config, fetcher, &self.last, &untouchable, accept) {
+        let trouble = match sync(&self.config, fetcher, &self.last, &protected_set, accept) {
             Ok(None) => {
                 if let Err(error) = saved::touch(&self.directory, &self.config.name, clock::wall_ms()) {
                     log::debug!("feed {}: {error}", self.config.name);
@@ -129,7 +133,7 @@ impl Follower {
             }
             Ok(Some(candidate)) => {
                 let come_back = candidate.come_back;
-                match self.put_into_force(candidate, untouchable)? {
+                match self.put_into_force(candidate, protected_set)? {
                     Ok(()) => return Ok(come_back.map_or(every, |pause| pause.min(every))),
                     Err(reason) => Trouble::from(reason),
                 }
@@ -144,7 +148,7 @@ impl Follower {
     fn put_into_force(
         &mut self,
         candidate: Candidate,
-        untouchable: Arc<Untouchable>,
+        protected_set: Arc<ProtectedSet>,
     ) -> Result<Result<(), String>, Gone> {
         let Candidate { listed, size, format, tally, validators, cursor, ends, decided, .. } = candidate;
         let counts = listed.counts();
@@ -161,7 +165,7 @@ impl Follower {
         let kept = prepared.and_then(saved::Prepared::commit);
         self.state.disk_error = kept.err().map(|error| format!("{error:#}"));
         self.say_format(format, counts);
-        self.last = Last { size, is_known: true, validators, cursor, ends, decided, untouchable };
+        self.last = Last { size, is_known: true, validators, cursor, ends, decided, protected_set };
         [self.state.ipv4, self.state.ipv6] = counts;
         self.state.tally = tally;
         self.state.last = Some(refresh);
@@ -169,7 +173,8 @@ impl Follower {
         Ok(Ok(()))
     }
 
-    /// Says by which format a list is read that was not given any, and that a list is empty, when that is new.
+    /// Says by which format a list is read that was not given any, and that a list is empty, when
+    /// that is new.
     fn say_format(&mut self, format: &str, counts: [usize; 2]) {
         let name = &self.config.name;
         if self.config.format == FeedFormat::Auto && self.state.format.as_deref() != Some(format) {
@@ -179,7 +184,8 @@ impl Follower {
         self.state.format = Some(format.to_owned());
         let is_empty = counts == [0, 0];
         if is_empty && !self.state.is_empty {
-            log::warn!("feed {name} is empty: its list has no entry that may be taken; it is asked on");
+            log::warn!("feed {name} is empty: its list has no entry that may be taken; it is asked \
+                        on");
         }
         self.state.is_empty = is_empty;
     }

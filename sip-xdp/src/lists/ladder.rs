@@ -1,18 +1,18 @@
-//! Who is on the ladder ([`sip_xdp_common::limits::ladder`]): sources that offended by evidence that
-//! could be forged, hosts and IPv6 networks.
+//! Who is on the ladder ([`sip_xdp_common::limits::ladder`]): sources that offended by evidence
+//! that could be forged, hosts and IPv6 networks.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use sip_xdp_common::abi::layout::{LADDERS, List};
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::ladder::{Ladder, WIDTHS};
 use sip_xdp_common::lookup::networks::Kind;
 
 use super::{ListError, Lists};
 use crate::net::network::Network;
 
-/// How many may be on it, in tables for `networks`: half of the kernel's map, and a sixteenth of the
-/// table. Then the one makes room that has been without an offence for longest.
+/// How many may be on it, in tables for `networks`: half of the kernel's map, and a sixteenth of
+/// the table. Then the one makes room that has been without an offence for longest.
 pub(super) const fn most(networks: usize) -> usize {
     let (map, share) = (LADDERS / 2, networks / 16);
     if share < map { share } else { map }
@@ -54,7 +54,7 @@ impl Lists {
     }
 
     /// Whether a host, or a network around it, is on the ladder at `now`.
-    pub fn is_metered(&self, source: Source, now: u64) -> bool {
+    pub fn is_metered(&self, source: IpKey, now: u64) -> bool {
         let widths = if source.is_v4() { &WIDTHS[..1] } else { &WIDTHS[..] };
         widths.iter().any(|bits| self.ladder_step(&Network::around(source, *bits), now).is_some())
     }
@@ -64,9 +64,9 @@ impl Lists {
         self.ladder.by_network.len()
     }
 
-    /// Puts a network on the ladder until then, at this step; `strict` if its ports without a standing
-    /// are metered whatever their nonces, which lasts as long as it is there. When there is no room in
-    /// the table of networks, it is not.
+    /// Puts a network on the ladder until then, at this step; `strict` if its ports without a
+    /// standing are metered whatever their nonces, which lasts as long as it is there. When there
+    /// is no room in the table of networks, it is not.
     pub fn meter(&mut self, network: Network, step: u32, strict: bool, until: u64, now: u64) -> Result<(), ListError> {
         let kernel = |source| ListError::Kernel { network, source };
         let is_new = self.ladder.until(&network).is_none();
@@ -98,8 +98,8 @@ impl Lists {
         self.ladders.remove(network).map_err(|source| ListError::Kernel { network: *network, source })
     }
 
-    /// Lets the one go that has been without an offence for longest. Returns whether there was one, and
-    /// there is room below `limit` without it.
+    /// Lets the one go that has been without an offence for longest. Returns whether there was one,
+    /// and there is room below `limit` without it.
     pub(super) fn displace_metered(&mut self, limit: usize) -> Result<bool, ListError> {
         let helps = self.table.counts().all <= limit;
         let Some((_, network)) = self.ladder.first_to_end().filter(|_| helps) else {
@@ -125,9 +125,9 @@ impl Lists {
         Ok(())
     }
 
-    /// Notes that a nonce, by its digest, was given to a source on the ladder and to nobody else, or
-    /// that this is so no longer.
-    pub fn own_nonce(&mut self, source: Source, nonce: u64, is_own: bool) -> Result<(), ListError> {
+    /// Notes that a nonce, by its digest, was given to a source on the ladder and to nobody else,
+    /// or that this is so no longer.
+    pub fn own_nonce(&mut self, source: IpKey, nonce: u64, is_own: bool) -> Result<(), ListError> {
         let network = Network::around(source, 128);
         self.ladders.own(&source, nonce, is_own).map_err(|source| ListError::Kernel { network, source })
     }

@@ -1,9 +1,9 @@
-//! The block and trust lists: the only writer of the tables that the kernel asks, and of the ledger that they are made
-//! from.
+//! The block and trust lists: the only writer of the tables that the kernel asks, and of the ledger
+//! that they are made from.
 //!
-//! The ledger is the truth of what operators, the configuration and the detector list. It lives in a pinned map, so that
-//! it outlives the daemon; the tables hold what the kernel needs to decide, computed from it and from what the feeds
-//! list.
+//! The ledger is the truth of what operators, the configuration and the detector list. It lives in
+//! a pinned map, so that it outlives the daemon; the tables hold what the kernel needs to decide,
+//! computed from it and from what the feeds list.
 //!
 //! Listed means enforced: a change is announced in the ledger as pending, then written to the
 //! tables, and listed when a packet that arrives from then on meets it. Taking out goes the other
@@ -30,9 +30,9 @@ use crate::dataplane::tables::flows::Flows;
 use crate::dataplane::tables::ladders::Ladders;
 use crate::dataplane::tables::header::{GuideWriter, Lengths, length_of};
 use crate::dataplane::tables::ledger::{Entry, Ledger};
-use crate::dataplane::tables::networks::{NoPlace, Slots, Table, Terms};
-use crate::dataplane::tables::summary::{Front, Sets};
-use crate::feeds::{Feeds, Listed};
+use crate::dataplane::tables::networks::{NoPlace, Slots, Table, SlotState};
+use crate::dataplane::tables::summary::{Summary, Sets};
+use crate::feeds::{Feeds, NetworkSet};
 use crate::net::network::Network;
 use crate::net::prefix_set::Prefixes;
 use crate::store::Change;
@@ -55,7 +55,8 @@ pub enum ListError {
         what: String,
     },
     /// Both buckets of a network are full, which chance makes all but impossible.
-    #[error("the table has no place for {0}, although it is not full; raise capacity.networks in the configuration")]
+    #[error("the table has no place for {0}, although it is not full; raise capacity.networks in \
+             the configuration")]
     NoPlace(Network),
     /// A port that nobody has.
     #[error("port 0 of {0} cannot be listed: nobody can be answered there")]
@@ -86,9 +87,9 @@ pub struct Stopped {
 /// Both lists, with the model that the kernel's tables are computed from.
 pub struct Lists {
     ledger: Ledger,
-    guide: GuideWriter,
+    table_header: GuideWriter,
     table: Table,
-    front: Front,
+    summary: Summary,
     flows: Flows,
     entries: Entries,
     /// What has changed since the store was last told.
@@ -120,7 +121,7 @@ struct Claim {
 }
 
 pub use quotas::{Fill, NEARLY_FULL, Quotas};
-pub use reputation::HostStanding;
+pub use reputation::HostReputation;
 
 use entries::{Entries, Id, id, is_unproven};
 pub(crate) use quotas::GOOD_FLOWS;
@@ -129,7 +130,8 @@ use reputation::Standings;
 /// How many unproven bans are looked at for the one that is hit least.
 const LOOKED_AT: usize = 16;
 
-/// How many entries make room for one at most: of a network that others list, too, the place is not free.
+/// How many entries make room for one at most: of a network that others list, too, the place is not
+/// free.
 const MOST_DISPLACED: usize = 8;
 
 /// The name under which [`Lists`] keeps what the feeds of an earlier daemon listed.
@@ -147,9 +149,10 @@ pub struct Refresh {
 }
 
 impl Lists {
-    /// Opens the maps by name, through `open`, reads the ledger, and makes the kernel's tables agree with it.
+    /// Opens the maps by name, through `open`, reads the ledger, and makes the kernel's tables
+    /// agree with it.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
-        let guide = GuideWriter::open(&Mapped::new(open(names::GUIDE)?)?)?;
+        let table_header = GuideWriter::open(&Mapped::new(open(names::TABLE_HEADER)?)?)?;
         let mut ledger = Ledger::new(open(names::LEDGER)?)?;
         ledger.drop_pending()?;
         let mut entries = Entries::default();
@@ -157,11 +160,11 @@ impl Lists {
             entries.insert(id(list, &entry), entry);
         }
         let mut lists = Self {
-            front: Front::open(&mut open)?,
+            summary: Summary::open(&mut open)?,
             flows: Flows::open(&mut open)?,
-            ladders: Ladders::open(&mut open, guide.get().hashing.seed)?,
-            table: Table::open(open, guide.get())?,
-            guide,
+            ladders: Ladders::open(&mut open, table_header.get().hashing.seed)?,
+            table: Table::open(open, table_header.get())?,
+            table_header,
             ledger,
             entries,
             touched: BTreeSet::new(),
@@ -180,13 +183,15 @@ impl Lists {
         Ok(lists)
     }
 
-    /// Keeps the tables mapped from now on, for a replay, in which hosts become known thousands of times a second.
+    /// Keeps the tables mapped from now on, for a replay, in which hosts become known thousands of
+    /// times a second.
     pub(crate) fn keep_mapped(&mut self) -> Result<()> {
         self.table.keep_mapped()?;
-        self.front.keep_mapped()
+        self.summary.keep_mapped()
     }
 
-    /// Rebuilds the model from the ledger's entries, and the kernel's tables from the model. What feeds listed stays.
+    /// Rebuilds the model from the ledger's entries, and the kernel's tables from the model. What
+    /// feeds listed stays.
     fn reconcile(&mut self) -> Result<()> {
         let whole = self.entries.iter().map(|(id, _)| id).filter(|(_, _, port, _)| *port == 0);
         let claimed: BTreeSet<(List, Network)> = whole.map(|(list, net, ..)| (*list, *net)).collect();
@@ -194,30 +199,30 @@ impl Lists {
             let end = self.claimed_until(*list, network).unwrap_or(0);
             self.set_mut(*list).insert(*network, end);
         }
-        let (mut fed, mut listed, mut known) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut of_feeds, mut listed, mut known) = (Vec::new(), Vec::new(), Vec::new());
         let now = clock::now();
         {
             let whole = self.table.whole()?;
             whole.repair()?;
             for entry in whole.entries() {
-                if let Some(standing) = entry.terms.standing {
-                    known.push((entry.network, HostStanding::read(standing, entry.terms.expires, now)));
-                } else if entry.terms.feed {
-                    fed.push(entry.network);
+                if let Some(reputation) = entry.slot_state.reputation {
+                    known.push((entry.network, HostReputation::read(reputation, entry.slot_state.expires, now)));
+                } else if entry.slot_state.feed {
+                    of_feeds.push(entry.network);
                 } else {
                     listed.push((entry.kind, entry.network));
                 }
             }
         }
-        self.feeds.replace(EARLIER, Listed::new(fed));
+        self.feeds.replace(EARLIER, NetworkSet::new(of_feeds));
         listed.extend(claimed.iter().map(|(list, network)| (Kind::of(*list), *network)));
         for (kind, network) in listed {
             self.write(kind, &network)?;
         }
         // What is known of hosts is the table's own truth while it lives.
-        for (network, standing) in known {
-            self.known.insert(network, standing.end());
-            self.standings.set(network, standing);
+        for (network, reputation) in known {
+            self.known.insert(network, reputation.end());
+            self.standings.set(network, reputation);
             self.write(Kind::Known, &network)?;
         }
         self.load_ladder()?;
@@ -247,20 +252,20 @@ impl Lists {
         lengths.extend(self.trusted.iter().map(of(Kind::Trusted)));
         lengths.extend(self.known.iter().map(of(Kind::Known)));
         lengths.extend(self.admitted.iter().map(of(Kind::Admitted)));
-        lengths.extend(self.by_address.iter().map(of(Kind::Apart)));
+        lengths.extend(self.by_address.iter().map(of(Kind::PerHost)));
         lengths.extend(self.limited.iter().map(of(Kind::Metered)));
         lengths.extend(self.blocked.iter().map(of(Kind::Blocked)));
-        self.guide.set_lengths(lengths)?;
-        self.front.rebuild(self.sets())?;
-        self.guide.set_counts(self.table.counts().blocked);
+        self.table_header.set_lengths(lengths)?;
+        self.summary.rebuild(self.sets())?;
+        self.table_header.set_counts(self.table.counts().blocked);
         Ok(())
     }
 
-    /// Replaces what a feed lists. What it listed before and still lists is blocked all the time. On an error nothing
-    /// has changed.
+    /// Replaces what a feed lists. What it listed before and still lists is blocked all the time.
+    /// On an error nothing has changed.
     pub fn replace_feed(&mut self, name: &str, networks: Vec<Network>) -> Result<Refresh, ListError> {
-        let new = Listed::new(networks);
-        let none = Listed::default();
+        let new = NetworkSet::new(networks);
+        let none = NetworkSet::default();
         let old = self.feeds.get(name).unwrap_or(&none);
         let (added, removed) = (new.without(old), old.without(&new));
         let refresh = Refresh { added: added.len(), removed: removed.len(), total: new.networks().len() };
@@ -318,8 +323,8 @@ impl Lists {
         listed
     }
 
-    /// Does for many entries what [`Lists::put`] does for one, in their order, with the tables mapped once. The first that
-    /// cannot be entered ends it; those before it are entered.
+    /// Does for many entries what [`Lists::put`] does for one, in their order, with the tables
+    /// mapped once. The first that cannot be entered ends it; those before it are entered.
     pub fn put_all(&mut self, list: List, entries: Vec<Entry>) -> Result<(), Stopped> {
         let mut claims = Vec::with_capacity(entries.len());
         let (mut promised, mut stopped) = (0, None);
@@ -394,7 +399,8 @@ impl Lists {
         claims.into_iter().rev().for_each(|claim| self.undo(claim));
     }
 
-    /// Brings the kernel's tables up to date for many entries of a list. An error comes with how many are in force.
+    /// Brings the kernel's tables up to date for many entries of a list. An error comes with how
+    /// many are in force.
     fn write_claims(&mut self, list: List, claims: &[Claim]) -> Result<(), (usize, ListError)> {
         let kind = Kind::of(list);
         let (mut networks, mut written) = (Vec::with_capacity(claims.len()), Ok(()));
@@ -409,10 +415,10 @@ impl Lists {
         drop(table);
         self.table.settle().map_err(|error| (0, error.into()))?;
         // The front first, as for a single one.
-        self.front.refresh(&networks, self.sets()).map_err(|error| (0, error.into()))?;
+        self.summary.refresh(&networks, self.sets()).map_err(|error| (0, error.into()))?;
         let lengths = networks.iter().map(|network| length_of(kind, network));
-        self.guide.cover(lengths).map_err(|error| (0, error.into()))?;
-        self.guide.set_counts(self.table.counts().blocked);
+        self.table_header.ensure_prefix_lengths(lengths).map_err(|error| (0, error.into()))?;
+        self.table_header.set_counts(self.table.counts().blocked);
         written?;
         for (number, claim) in claims.iter().enumerate().filter(|(_, claim)| claim.id.2 != 0) {
             self.refresh_flow(&claim.id.1, claim.id.2).map_err(|error| (number, error))?;
@@ -491,7 +497,8 @@ impl Lists {
         Change::Entries(self.entries.iter().map(|((list, ..), entry)| (*list, entry.clone())).collect())
     }
 
-    /// Sets the IPv6 networks whose hosts are metered one by one, because hosts live there that must not share a fate.
+    /// Sets the IPv6 networks whose hosts are metered one by one, because hosts live there that
+    /// must not share a fate.
     pub fn set_by_address(&mut self, networks: BTreeSet<Network>) -> Result<(), ListError> {
         let changed: Vec<_> = networks.symmetric_difference(&self.by_address).copied().collect();
         self.by_address = networks;
@@ -509,8 +516,8 @@ impl Lists {
     }
 
     fn write_apart(&mut self, network: &Network) -> Result<(), ListError> {
-        self.write(Kind::Apart, network)?;
-        Ok(self.announce(Kind::Apart, network)?)
+        self.write(Kind::PerHost, network)?;
+        Ok(self.announce(Kind::PerHost, network)?)
     }
 
     /// Whether a live trust entry covers `network`.
@@ -568,14 +575,16 @@ impl Lists {
         !(self.set(list).contains(network) || list == List::Block && self.feeds.contains(network))
     }
 
-    /// Sees to it that there is room for a new entry beside so many networks that were promised a place, as far as its
-    /// quota allows: an unproven ban makes room for another one, and for whom the reserve is kept, known hosts do as well; but no
-    /// known host for an unproven ban, which anybody can cause.
+    /// Sees to it that there is room for a new entry beside so many networks that were promised a
+    /// place, as far as its quota allows: an unproven ban makes room for another one, and for whom
+    /// the reserve is kept, known hosts do as well; but no known host for an unproven ban, which
+    /// anybody can cause.
     fn make_room(&mut self, list: List, entry: &Entry, promised: usize) -> Result<(), ListError> {
         let quotas = self.quotas();
         let (is_unproven, limit) = (is_unproven(entry), quotas.for_entry(entry));
         let displaces = entry.owner != Owner::Feed;
-        // Each one that makes room is one entry less, and a network less unless others list it, too.
+        // Each one that makes room is one entry less, and a network less unless others list it,
+        // too.
         for _ in 0..MOST_DISPLACED {
             let needed = usize::from(entry.port.is_none() && self.needs_place(list, &entry.network));
             let too_many = self.table.counts().all + promised + needed > limit;
@@ -658,7 +667,8 @@ impl Lists {
         Ok(())
     }
 
-    /// Brings the model up to date for one network: until when its owners list all of it, if any does.
+    /// Brings the model up to date for one network: until when its owners list all of it, if any
+    /// does.
     fn remodel(&mut self, list: List, network: &Network) {
         match self.claimed_until(list, network) {
             Some(end) => self.set_mut(list).insert(*network, end),
@@ -666,26 +676,28 @@ impl Lists {
         }
     }
 
-    /// Makes the kernel ask the table about what lies in a network, or no longer. Lengths that have gone are looked for
-    /// until a feed is replaced or the daemon starts again: that costs little, and nothing is wrong.
+    /// Makes the kernel ask the table about what lies in a network, or no longer. Lengths that have
+    /// gone are looked for until a feed is replaced or the daemon starts again: that costs little,
+    /// and nothing is wrong.
     fn announce(&mut self, kind: Kind, network: &Network) -> Result<()> {
-        // The front first: with it a banned IPv4 host is blocked, while a new length waits for a grace period.
-        self.front.refresh(std::slice::from_ref(network), self.sets())?;
-        if self.terms(kind, network).is_some() {
-            self.guide.cover([length_of(kind, network)].into_iter())?;
+        // The front first: with it a banned IPv4 host is blocked, while a new length waits for a
+        // grace period.
+        self.summary.refresh(std::slice::from_ref(network), self.sets())?;
+        if self.slot_state(kind, network).is_some() {
+            self.table_header.ensure_prefix_lengths([length_of(kind, network)].into_iter())?;
         }
-        self.guide.set_counts(self.table.counts().blocked);
+        self.table_header.set_counts(self.table.counts().blocked);
         Ok(())
     }
 
     /// What the table is to say of exactly `network`, if anything.
-    fn terms(&self, kind: Kind, network: &Network) -> Option<Terms> {
-        let claimed = |expires| Terms { expires, claimed: true, ..Terms::default() };
+    fn slot_state(&self, kind: Kind, network: &Network) -> Option<SlotState> {
+        let claimed = |expires| SlotState { expires, claimed: true, ..SlotState::default() };
         match kind {
             Kind::Trusted => self.claimed_until(List::Trust, network).map(claimed),
             Kind::Admitted => self.claimed_until(List::Admit, network).map(claimed),
-            Kind::Apart => self.by_address.contains(network).then(|| claimed(NEVER)),
-            Kind::Known => self.standings.get(network).map(HostStanding::terms),
+            Kind::PerHost => self.by_address.contains(network).then(|| claimed(NEVER)),
+            Kind::Known => self.standings.get(network).map(HostReputation::slot_state),
             Kind::Metered => self.ladder.until(network).map(claimed),
             Kind::Blocked => {
                 let (until, feed) = (self.claimed_until(List::Block, network), self.feeds.contains(network));
@@ -693,7 +705,7 @@ impl Lists {
                 let owners = self.owners(List::Block, network);
                 let own = owners.iter().any(|entry| entry.owner != Owner::Auto);
                 let udp_only = !feed && owners.iter().all(|entry| is_unproven(entry));
-                Some(Terms { expires, feed, claimed: until.is_some(), own, udp_only, ..Terms::default() })
+                Some(SlotState { expires, feed, claimed: until.is_some(), own, udp_only, ..SlotState::default() })
             }
         }
     }
@@ -710,8 +722,8 @@ impl Lists {
     }
 
     fn write_slot(&self, slots: &impl Slots, kind: Kind, network: &Network) -> Result<(), ListError> {
-        match self.terms(kind, network) {
-            Some(terms) => slots.set(kind, network, terms).map_err(|NoPlace| ListError::NoPlace(*network)),
+        match self.slot_state(kind, network) {
+            Some(slot_state) => slots.set(kind, network, slot_state).map_err(|NoPlace| ListError::NoPlace(*network)),
             None => {
                 slots.remove(kind, network);
                 Ok(())

@@ -1,4 +1,5 @@
-//! Who may take how much of the tables, so that nobody can fill them for everybody else; and how full they are.
+//! Who may take how much of the tables, so that nobody can fill them for everybody else; and how
+//! full they are.
 
 use serde::Serialize;
 use sip_xdp_common::abi::layout::{FLOWS, Owner};
@@ -17,7 +18,8 @@ pub struct Quotas {
 }
 
 impl Quotas {
-    /// What is kept for operators, the configuration, tools, and bans that are proven: one place in 16.
+    /// What is kept for operators, the configuration, tools, and bans that are proven: one place in
+    /// 16.
     pub const fn reserve(self) -> usize {
         self.networks / 16
     }
@@ -48,7 +50,8 @@ impl Quotas {
     }
 }
 
-/// Ports of addresses: how many of them may be known good, and how many there may be of which none is banned.
+/// Ports of addresses: how many of them may be known good, and how many there may be of which none
+/// is banned.
 pub(crate) const GOOD_FLOWS: usize = FLOWS / 2;
 
 /// A bound, and how much of it is used.
@@ -72,12 +75,15 @@ impl Fill {
     pub fn warning(&self) -> String {
         let Self { table, used, limit } = self;
         let (what, then) = match *table {
-            "networks" => ("the table of networks", "the last sixteenth is kept for operators and proven bans"),
+            "networks" => ("the table of networks", "the last sixteenth is kept for operators and \
+                proven bans"),
             "entries" => ("the ledger", "the last sixteenth is kept for operators and proven bans"),
-            "known" => ("what known hosts may take", "the one that is known for the shortest time makes room"),
+            "known" => ("what known hosts may take", "the one that is known for the shortest time \
+                makes room"),
             "unproven" => ("what unproven bans may take", "the one that is hit least makes room"),
             "ports" => ("the table of ports", "a known-good port makes room for a banned one"),
-            _ => ("what known-good ports may take", "the one that is known for the shortest time makes room"),
+            _ => ("what known-good ports may take", "the one that is known for the shortest time \
+                makes room"),
         };
         let help = match *table {
             "ports" | "good_ports" => "",

@@ -1,4 +1,5 @@
-//! A set of networks with ends: which of them cover a network, which lie in it, and until when it is covered.
+//! A set of networks with ends: which of them cover a network, which lie in it, and until when it
+//! is covered.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +9,8 @@ use crate::net::network::Network;
 #[derive(Debug, Default, Clone)]
 pub struct Prefixes {
     ends: BTreeMap<Network, u64>,
-    /// How many networks there are of each length, so that looking for covering networks skips the unused ones.
+    /// How many networks there are of each length, so that looking for covering networks skips the
+    /// unused ones.
     lengths: BTreeMap<u8, usize>,
 }
 
@@ -86,7 +88,7 @@ impl Prefixes {
 pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
-    use sip_xdp_common::ip_key::Source;
+    use sip_xdp_common::ip_key::IpKey;
 
     fn network(text: &str) -> Network {
         text.parse().unwrap()
@@ -114,12 +116,13 @@ pub(crate) mod tests {
             let mut octets = [0; 16];
             octets[10..12].fill(0xff);
             octets[14..].copy_from_slice(&(low & 0x0fff).to_be_bytes());
-            Network::around(Source::new(octets), bits)
+            Network::around(IpKey::new(octets), bits)
         })
     }
 
     proptest! {
-        /// The longest match with its inherited end says the same as asking every network in a plain list.
+        /// The longest match with its inherited end says the same as asking every network in a
+        /// plain list.
         #[test]
         fn the_longest_match_is_enough(steps in prop::collection::vec((close(), 0_u64..100, any::<bool>()), 1..60),
                                        probes in prop::collection::vec((close(), 0_u64..100), 40)) {

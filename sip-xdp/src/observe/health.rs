@@ -1,5 +1,5 @@
-//! Whether a filter does its work, and what an operator should know of it: `status`, the terminal view, the web page and the
-//! metrics say the same.
+//! Whether a filter does its work, and what an operator should know of it: `status`, the terminal
+//! view, the web page and the metrics say the same.
 
 use serde_json::Value;
 
@@ -51,7 +51,8 @@ impl Health<'_> {
     fn warn_of_filter(&self, list: &Occupancy, warnings: &mut Vec<String>) {
         if self.daemon.is_none() && self.trouble.is_none() {
             warnings
-                .push("no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp run`".into());
+                .push("no daemon: limits and bans are enforced, but nobody new is banned; start \
+                       `sip-xdp run`".into());
         }
         // Where nobody confirmed, the daemon says it, once for all interfaces.
         let is_detached = self.daemon.is_some_and(|daemon| daemon["confirm"]["detached"] == true);
@@ -60,7 +61,8 @@ impl Health<'_> {
         warnings.extend(others.filter_map(FilteredInterface::trouble));
         if self.is_storm {
             warnings
-                .push("a storm: more new sources than can be real; strangers share one budget until it is over".into());
+                .push("a storm: more new sources than can be real; strangers share one budget \
+                       until it is over".into());
         }
         if self.interfaces.is_empty() {
             warnings.push("no interface is filtered; start `sip-xdp run`".into());
@@ -69,7 +71,8 @@ impl Health<'_> {
         // A daemon says it of all its tables.
         if self.daemon.is_none() && used * 100 >= capacity * NEARLY_FULL {
             warnings.push(format!(
-                "the block list is nearly full: {used} networks of {capacity}; raise capacity.networks and restart the \
+                "the block list is nearly full: {used} networks of {capacity}; raise \
+                 capacity.networks and restart the \
                  daemon"
             ));
         }
@@ -151,7 +154,8 @@ mod tests {
             assert_eq!(warnings.len(), starts.len(), "{warnings:?}");
             assert!(warnings.iter().zip(starts).all(|(one, start)| one.starts_with(start)), "{warnings:?}");
         };
-        starts(health, &["no daemon:", "a storm:", "the block list is nearly full: 80 networks of 100"]);
+        starts(health, &["no daemon:", "a storm:", "the block list is nearly full: 80 networks of \
+            100"]);
         starts(Health { trouble: Some("it is not ours"), is_storm: false, ..health }, &["it is not ours", "the block"]);
         starts(Health { blocklist: None, daemon: Some(&said), ..health }, &["nothing is loaded", "a feed fails"]);
     }

@@ -1,5 +1,6 @@
-//! All that a screen shows at once: read from the pinned maps, with or without a daemon, and with what a daemon adds if
-//! there is one. The terminal view, the web page and the metrics show the same.
+//! All that a screen shows at once: read from the pinned maps, with or without a daemon, and with
+//! what a daemon adds if there is one. The terminal view, the web page and the metrics show the
+//! same.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -161,7 +162,7 @@ impl Overview {
             return Ok(Self::empty(daemon));
         }
         let interfaces = counters::interfaces(pins, present)?;
-        let weather = counters::weather(pins)?;
+        let storm_state = counters::storm_state(pins)?;
         let entries = Ledger::new(pins.open(names::LEDGER)?)?.entries()?;
         let now = clock::now();
         let entries: Vec<_> = entries.into_iter().filter(|(_, entry)| !entry.is_over(now)).collect();
@@ -171,8 +172,8 @@ impl Overview {
             time: stats.time,
             loaded: true,
             stats: Some(stats),
-            storm: Storm { is_storm: weather.is_storm(now), new_sources: weather.new_sources },
-            lists: count(&entries, hits.fed),
+            storm: Storm { is_storm: storm_state.is_storm(now), new_sources: storm_state.new_sources },
+            lists: count(&entries, hits.feed_entries),
             bans: count_bans(&entries),
             memory: counters::memory(pins)?,
             interfaces,
@@ -230,21 +231,21 @@ struct Hits {
     /// Networks with hits that only feeds list.
     of_feeds: Vec<(Network, u64)>,
     /// How many networks feeds list.
-    fed: usize,
+    feed_entries: usize,
 }
 
 impl Hits {
     fn read(pins: &Pins) -> Result<Self> {
-        let guide = header::read(pins.open(names::GUIDE)?)?;
-        let table = Table::open(|name| pins.open(name), &guide)?;
+        let table_header = header::read(pins.open(names::TABLE_HEADER)?)?;
+        let table = Table::open(|name| pins.open(name), &table_header)?;
         let flows = Flows::open(|name| pins.open(name))?.all()?;
         let flows = flows.into_iter().filter(|(_, flow)| flow.hits > 0);
         let flows = flows.map(|(key, flow)| ((Network::around(key.source, 128), key.port), flow.hits)).collect();
-        let mut hits = Self { networks: HashMap::new(), flows, of_feeds: Vec::new(), fed: 0 };
+        let mut hits = Self { networks: HashMap::new(), flows, of_feeds: Vec::new(), feed_entries: 0 };
         let whole = table.whole()?;
         for entry in whole.entries().filter(|entry| entry.kind == Kind::Blocked) {
-            hits.fed += usize::from(entry.terms.feed);
-            if entry.hits > 0 && entry.terms.claimed {
+            hits.feed_entries += usize::from(entry.slot_state.feed);
+            if entry.hits > 0 && entry.slot_state.claimed {
                 hits.networks.insert(entry.network, entry.hits);
             } else if entry.hits > 0 {
                 hits.of_feeds.push((entry.network, entry.hits));
@@ -261,7 +262,7 @@ impl Hits {
     }
 }
 
-fn count(entries: &[(List, Entry)], fed: usize) -> Vec<ListCount> {
+fn count(entries: &[(List, Entry)], feed_entries: usize) -> Vec<ListCount> {
     let mut counts = BTreeMap::new();
     for (list, entry) in entries {
         *counts.entry((*list, entry.owner)).or_insert(0) += 1;
@@ -270,7 +271,7 @@ fn count(entries: &[(List, Entry)], fed: usize) -> Vec<ListCount> {
         .into_iter()
         .map(|((list, owner), entries)| ListCount { list: list.name(), owner: owner.name(), entries })
         .collect();
-    counts.push(ListCount { list: List::Block.name(), owner: "feed", entries: fed });
+    counts.push(ListCount { list: List::Block.name(), owner: "feed", entries: feed_entries });
     counts
 }
 
@@ -301,7 +302,7 @@ fn worst(entries: &[(List, Entry)], hits: &Hits) -> Vec<Worst> {
         packets: hits.of(entry),
         dry_run: entry.dry_run,
     });
-    let fed = hits.of_feeds.iter().map(|(network, packets)| Worst {
+    let feed_entries = hits.of_feeds.iter().map(|(network, packets)| Worst {
         network: *network,
         port: None,
         state: "blocked",
@@ -313,7 +314,7 @@ fn worst(entries: &[(List, Entry)], hits: &Hits) -> Vec<Worst> {
         packets: *packets,
         dry_run: false,
     });
-    let mut all: Vec<_> = blocked.chain(fed).collect();
+    let mut all: Vec<_> = blocked.chain(feed_entries).collect();
     all.sort_by_key(|one| (std::cmp::Reverse(one.packets), std::cmp::Reverse(one.since)));
     all.truncate(WORST);
     all

@@ -1,9 +1,11 @@
-//! The head of a SIP message: the start line and those headers that say who sends what to whom, with which credentials.
+//! The head of a SIP message: the start line and those headers that say who sends what to whom,
+//! with which credentials.
 //!
-//! What the kernel samples may be cut off anywhere and is hostile by assumption. The reader is as tolerant as the servers
-//! behind it (blanks, NULs and line ends before the start line, bare line feeds, folded lines, compact names in any case,
-//! blanks before the colon), keeps to what it can read, and copies nothing. Crates that parse SIP want a message that is
-//! complete and correct; this one must learn what it can from one that is neither.
+//! What the kernel samples may be cut off anywhere and is hostile by assumption. The reader is as
+//! tolerant as the servers behind it (blanks, NULs and line ends before the start line, bare line
+//! feeds, folded lines, compact names in any case, blanks before the colon), keeps to what it can
+//! read, and copies nothing. Crates that parse SIP want a message that is complete and correct;
+//! this one must learn what it can from one that is neither.
 
 use std::borrow::Cow;
 
@@ -38,7 +40,8 @@ pub struct Party<'a> {
 }
 
 impl Party<'_> {
-    /// The first of two headers counts, as it does for servers; what it lacks is taken from the second.
+    /// The first of two headers counts, as it does for servers; what it lacks is taken from the
+    /// second.
     fn or(self, second: Self) -> Self {
         Self { user: self.user.or(second.user), tag: self.tag.or(second.tag) }
     }
@@ -418,11 +421,15 @@ mod tests {
     use proptest::prelude::*;
 
     const GUESS: &str = "REGISTER sip:198.51.100.1 SIP/2.0\r\n\
-        Via: SIP/2.0/UDP 192.0.2.66:5060;branch=z9hG4bK-1;rport, SIP/2.0/UDP 10.0.0.1;branch=other\r\n\
-        From: \"a;tag=no\" <sip:100@198.51.100.1;x=y>;tag=31303001\r\nTo: <sip:100@198.51.100.1>\r\n\
-        Call-ID: c1@host\r\nCSeq: 2 REGISTER\r\nUser-Agent: friendly-scanner\r\nContact: <sip:100@192.0.2.66>;expires=60, \
+        Via: SIP/2.0/UDP 192.0.2.66:5060;branch=z9hG4bK-1;rport, SIP/2.0/UDP \
+                         10.0.0.1;branch=other\r\n\
+        From: \"a;tag=no\" <sip:100@198.51.100.1;x=y>;tag=31303001\r\nTo: \
+                         <sip:100@198.51.100.1>\r\n\
+        Call-ID: c1@host\r\nCSeq: 2 REGISTER\r\nUser-Agent: friendly-scanner\r\nContact: \
+                         <sip:100@192.0.2.66>;expires=60, \
         \"x, y\" <sip:100@192.0.2.67>;expires=3600\r\nExpires: 20\r\n\
-        Authorization: Digest username=\"100\",realm=\"a, b\",nonce=\"abc\\\"d\",uri=\"sip:x\",response=\"0f\",algorithm=MD5\r\n\
+        Authorization: Digest username=\"100\",realm=\"a, \
+                         b\",nonce=\"abc\\\"d\",uri=\"sip:x\",response=\"0f\",algorithm=MD5\r\n\
         Content-Length: 0\r\n\r\n";
 
     #[test]
@@ -455,16 +462,20 @@ mod tests {
 
     #[test]
     fn reads_a_challenge() {
-        let text = "SIP/2.0 401 Unauthorized\r\nCSeq: 1 REGISTER\r\nWWW-Authenticate: Digest realm=\"a\", nonce=\"n1\", \
+        let text = "SIP/2.0 401 Unauthorized\r\nCSeq: 1 REGISTER\r\nWWW-Authenticate: Digest \
+                    realm=\"a\", nonce=\"n1\", \
                     stale=TRUE\r\n\r\n";
         let head = Head::read(text.as_bytes()).unwrap();
         assert_eq!(head.start, StartLine::Response(401));
         assert_eq!(head.challenges, [Challenge { nonce: b"n1", stale: true }]);
-        let text = text.replace("\r\n\r\n", "\r\nWWW-Authenticate: Digest nonce=\"n2\", realm=\"a\"\r\n\r\n");
+        let text = text.replace("\r\n\r\n", "\r\nWWW-Authenticate: Digest nonce=\"n2\", \
+            realm=\"a\"\r\n\r\n");
         let nonces: Vec<_> = Head::read(text.as_bytes()).unwrap().challenges.iter().map(|one| one.nonce).collect();
         assert_eq!(nonces, [b"n1", b"n2"], "one for each algorithm");
-        let text = text.replace("CSeq:", "From: \"x\r\n WWW-Authenticate: Digest nonce=9\" <sip:a@b>\r\nCSeq:");
-        assert_eq!(Head::read(text.as_bytes()).unwrap().challenges.len(), 2, "not in a line's midst");
+        let text = text.replace("CSeq:", "From: \"x\r\n WWW-Authenticate: Digest nonce=9\" \
+            <sip:a@b>\r\nCSeq:");
+        assert_eq!(Head::read(text.as_bytes()).unwrap().challenges.len(), 2, "not in a line's \
+            midst");
     }
 
     #[test]

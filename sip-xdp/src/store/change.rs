@@ -36,7 +36,8 @@ pub enum Change {
     },
     /// A ban that another instance has told, unless it is known.
     Past(Ban, Option<(u64, String)>),
-    /// A user was accepted with credentials. Of an earlier row the time of the first acceptance is kept.
+    /// A user was accepted with credentials. Of an earlier row the time of the first acceptance is
+    /// kept.
     Accepted(Accepted),
     /// Whoever was accepted from this address, or answered there, is forgotten.
     Forgotten(IpAddr),

@@ -32,8 +32,8 @@ struct SavedEntry {
     reason: String,
 }
 
-/// What such a file beside the store holds, without what has ended; an error says what is wrong with it. `None` without
-/// such a file.
+/// What such a file beside the store holds, without what has ended; an error says what is wrong
+/// with it. `None` without such a file.
 pub(super) fn read(store: &Path) -> Option<Result<Vec<(List, Entry)>, String>> {
     let path = store.with_file_name(NAME);
     let text = match fs::read(&path) {

@@ -1,8 +1,10 @@
-//! What survives a reboot, in one SQLite file: the lists, who offended, who was accepted, what happened.
+//! What survives a reboot, in one SQLite file: the lists, who offended, who was accepted, what
+//! happened.
 //!
-//! While the machine is up, the pinned ledger is the truth of the lists; the store is told of every change and read only
-//! when the ledger is gone. It must never stand in the filter's way: changes are written by a thread of its own, a file
-//! that is broken is set aside, and without any disk the filter runs all the same and `status` says so.
+//! While the machine is up, the pinned ledger is the truth of the lists; the store is told of every
+//! change and read only when the ledger is gone. It must never stand in the filter's way: changes
+//! are written by a thread of its own, a file that is broken is set aside, and without any disk the
+//! filter runs all the same and `status` says so.
 
 mod change;
 mod columns;
@@ -34,7 +36,7 @@ use crate::net::network::Network;
 use crate::sys::clock;
 
 /// How long a disk may take before the daemon stops without it.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The store, open for writing. Dropping it writes what waits.
 #[derive(Debug)]
@@ -51,8 +53,8 @@ pub struct Written {
 }
 
 impl Written {
-    /// Waits until it is on disk, or until it is clear that it will not be for now. Returns false if neither is after
-    /// `patience`.
+    /// Waits until it is on disk, or until it is clear that it will not be for now. Returns false
+    /// if neither is after `patience`.
     pub fn wait(&self, patience: Duration) -> bool {
         self.shared.wait(self.ticket, patience)
     }
@@ -76,14 +78,15 @@ pub enum Found {
     State(State),
     /// Something unreadable, which was set aside; the text says where and why.
     Corrupt(String),
-    /// A file that somebody else has locked; the text says so. What it holds comes from [`Store::take_late`] as soon as it
-    /// can be read.
+    /// A file that somebody else has locked; the text says so. What it holds comes from
+    /// [`Store::take_late`] as soon as it can be read.
     Locked(String),
 }
 
 impl Store {
-    /// Opens the store and reads it. Whatever is wrong with the disk, there is a store afterwards: a file that cannot be
-    /// read or understood is renamed, never overwritten, and where nothing can be written, changes wait.
+    /// Opens the store and reads it. Whatever is wrong with the disk, there is a store afterwards:
+    /// a file that cannot be read or understood is renamed, never overwritten, and where nothing
+    /// can be written, changes wait.
     pub fn open(path: &Path) -> Opened {
         let (connection, mut found, trouble) = look(path);
         let connection = connection.map(|connection| match &mut found {
@@ -91,15 +94,15 @@ impl Store {
             _ => connection,
         });
         let store = Self { path: path.to_owned(), shared: Arc::new(Shared::default()) };
-        store.shared.desk().unread = matches!(found, Found::Locked(_));
+        store.shared.writer_queue().unread = matches!(found, Found::Locked(_));
         if let Some(trouble) = trouble {
-            writer::report(&mut store.shared.desk(), path, &trouble);
+            writer::report(&mut store.shared.writer_queue(), path, &trouble);
         }
         let writer = Writer::new(path.to_owned(), Arc::clone(&store.shared), connection);
         if let Err(error) = thread::Builder::new().name("store".to_owned()).spawn(|| writer.run()) {
-            let mut desk = store.shared.desk();
-            desk.ended = true;
-            writer::report(&mut desk, path, &error.to_string());
+            let mut writer_queue = store.shared.writer_queue();
+            writer_queue.ended = true;
+            writer::report(&mut writer_queue, path, &error.to_string());
         }
         Opened { store, found }
     }
@@ -129,22 +132,22 @@ impl Store {
         }
     }
 
-    /// Whether the store wants to be told all entries, as [`Change::Entries`], because it missed some change or lost its
-    /// file, and can write them now.
+    /// Whether the store wants to be told all entries, as [`Change::Entries`], because it missed
+    /// some change or lost its file, and can write them now.
     pub fn wants_entries(&self) -> bool {
-        let desk = self.shared.desk();
-        desk.queue.has_lost_track() && desk.trouble.is_none() && !desk.unread && desk.late.is_none()
+        let writer_queue = self.shared.writer_queue();
+        writer_queue.queue.has_lost_track() && writer_queue.trouble.is_none() && !writer_queue.unread && writer_queue.late.is_none()
     }
 
-    /// What a file held that was locked when it was opened, once it has been read. All entries are to be recorded after
-    /// that: until then none that it holds is taken out.
+    /// What a file held that was locked when it was opened, once it has been read. All entries are
+    /// to be recorded after that: until then none that it holds is taken out.
     pub fn take_late(&self) -> Option<State> {
-        self.shared.desk().late.take()
+        self.shared.writer_queue().late.take()
     }
 
     /// Waits until all that was recorded is on disk.
     pub fn flush(&self) -> anyhow::Result<()> {
-        if !self.shared.wait(self.shared.ask(true), PATIENCE) {
+        if !self.shared.wait(self.shared.ask(true), TIMEOUT) {
             bail!("{} takes too long to write", self.path.display());
         }
         match self.trouble() {
@@ -160,11 +163,11 @@ impl Store {
 
     /// Why changes cannot be written, if so.
     pub fn trouble(&self) -> Option<String> {
-        self.shared.desk().trouble.clone()
+        self.shared.writer_queue().trouble.clone()
     }
 
-    /// The bans of a network and of those around it, the latest first. Reads what is on disk, without keeping anybody
-    /// from writing.
+    /// The bans of a network and of those around it, the latest first. Reads what is on disk,
+    /// without keeping anybody from writing.
     pub fn history(&self, network: &Network) -> anyhow::Result<Vec<HistoryRow>> {
         if schema::exists(&self.path) { Reader::open(&self.path)?.history(network) } else { Ok(Vec::new()) }
     }
@@ -172,7 +175,7 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        self.shared.end(PATIENCE);
+        self.shared.end(TIMEOUT);
     }
 }
 
@@ -189,7 +192,8 @@ fn look(path: &Path) -> (Option<Connection>, Found, Option<String>) {
             Err(Failure::Locked(what)) => {
                 let name = path.display();
                 let message = format!(
-                    "{name} is locked by another program ({what}); what it holds is taken up as soon as that lets go"
+                    "{name} is locked by another program ({what}); what it holds is taken up as \
+                     soon as that lets go"
                 );
                 return (None, Found::Locked(message), Some(what));
             }
@@ -231,7 +235,8 @@ fn import(path: &Path, mut connection: Connection, found: &mut Found) -> Connect
         match write::write(&mut connection, &[Change::Entries(state.entries.clone())]) {
             Ok(()) => earlier::retire(path),
             // They are in the state that the daemon starts with, and it will say them again.
-            Err(error) => log::warn!("what the earlier version left cannot be written yet: {error}"),
+            Err(error) => log::warn!("what the earlier version left cannot be written yet: \
+                                      {error}"),
         }
     }
     *found = earlier;

@@ -78,8 +78,9 @@ impl Queue {
         self.dropped
     }
 
-    /// Keeps to the limit. What goes first are the oldest changes that are not about entries. Should those of entries
-    /// alone be too many, they go as well, and all entries will be said again once they can be written.
+    /// Keeps to the limit. What goes first are the oldest changes that are not about entries.
+    /// Should those of entries alone be too many, they go as well, and all entries will be said
+    /// again once they can be written.
     fn bound(&mut self) {
         if self.changes.len() <= LIMIT {
             return;
@@ -131,14 +132,14 @@ fn subject(change: &Change) -> Option<Subject<'_>> {
 mod tests {
     use super::*;
     use crate::dataplane::tables::ledger::Entry;
-    use sip_xdp_common::ip_key::Source;
+    use sip_xdp_common::ip_key::IpKey;
 
     fn put(number: u32, reason: &str) -> Change {
-        Change::Put(List::Block, Entry::manual(Network::around(Source::v4(number), 128), 1, reason))
+        Change::Put(List::Block, Entry::manual(Network::around(IpKey::v4(number), 128), 1, reason))
     }
 
     fn removal(number: u32) -> Change {
-        Change::Remove(List::Block, Network::around(Source::v4(number), 128), None, Owner::Manual)
+        Change::Remove(List::Block, Network::around(IpKey::v4(number), 128), None, Owner::Manual)
     }
 
     fn note(name: &str, value: u8) -> Change {
@@ -188,7 +189,8 @@ mod tests {
         let changes = queue.take();
         assert!(changes.len() <= LIMIT);
         assert_eq!(changes.iter().filter(|change| change.is_of_entries()).count(), half);
-        assert_eq!(changes.last(), Some(&note(&(LIMIT - 1).to_string(), 0)), "the newest were dropped");
+        assert_eq!(changes.last(), Some(&note(&(LIMIT - 1).to_string(), 0)), "the newest were \
+            dropped");
         assert_eq!(queue.dropped() as usize, LIMIT + half - changes.len());
         assert!(!queue.has_lost_track());
     }

@@ -88,7 +88,8 @@ pub(super) fn state(connection: &Connection) -> rusqlite::Result<State> {
     })
 }
 
-/// All rows that can be understood. A disk that turned a bit in one of them must not cost the others.
+/// All rows that can be understood. A disk that turned a bit in one of them must not cost the
+/// others.
 fn rows<T>(
     connection: &Connection,
     sql: &str,
@@ -105,7 +106,8 @@ fn rows<T>(
         }
     }
     if odd > 0 {
-        log::warn!("the state has {odd} rows that this version does not understand; they are left out ({sql})");
+        log::warn!("the state has {odd} rows that this version does not understand; they are left \
+                    out ({sql})");
     }
     Ok(all)
 }
@@ -128,7 +130,8 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Option<(List, Entry)>> {
         return Ok(None);
     };
     let added_ms = number(row, 5)?;
-    // A machine without a clock of its own starts in the past: an entry never lasts longer than it was made for.
+    // A machine without a clock of its own starts in the past: an entry never lasts longer than it
+    // was made for.
     let now = clock::wall_ms().max(added_ms);
     let left = |until: u64| clock::after(Some(Duration::from_millis(until.saturating_sub(now))));
     let entry = Entry {

@@ -1,5 +1,5 @@
-//! The file: its tables, how one of an earlier version becomes one of this version, and what becomes of one that is
-//! broken.
+//! The file: its tables, how one of an earlier version becomes one of this version, and what
+//! becomes of one that is broken.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -150,8 +150,8 @@ pub(super) fn open_readable(path: &Path) -> Result<Usable, Failure> {
         Err(Failure::Unavailable(_)) => {}
         other => return other,
     }
-    // There is no place for the index of the log, which those who use the file share. Where nobody can write, there is
-    // nobody to share it with, and no lock is needed.
+    // There is no place for the index of the log, which those who use the file share. Where nobody
+    // can write, there is nobody to share it with, and no lock is needed.
     if with_suffix(path, "-wal").exists() {
         let connection = Connection::open_with_flags_and_vfs(path, flags, c"unix-none")?;
         connection.pragma_update_and_check(None, "locking_mode", "exclusive", |_| Ok(()))?;
@@ -195,8 +195,8 @@ pub(super) fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-/// Renames a file that cannot be used, together with its log. It is never overwritten. Returns what to say, and whether it
-/// is out of the way.
+/// Renames a file that cannot be used, together with its log. It is never overwritten. Returns what
+/// to say, and whether it is out of the way.
 pub(super) fn set_aside(path: &Path, what: &str) -> (String, bool) {
     let mut second = clock::wall_ms() / 1_000;
     let mut aside = with_suffix(path, &format!(".corrupt-{second}"));

@@ -18,7 +18,8 @@ const HISTORY_ROWS: i64 = 100_000;
 
 /// Writes all changes, or none.
 pub(super) fn write(connection: &mut Connection, changes: &[Change]) -> Result<()> {
-    // What somebody decided is on disk before the transaction ends; the rest may take a few seconds more.
+    // What somebody decided is on disk before the transaction ends; the rest may take a few seconds
+    // more.
     let decided = |change: &Change| change.is_of_entries() || matches!(change, Change::Offence(_) | Change::Pardon(_));
     let synchronous = if changes.iter().any(decided) { "full" } else { "normal" };
     connection.pragma_update(None, "synchronous", synchronous)?;
@@ -40,7 +41,8 @@ pub(super) fn tidy(connection: &mut Connection) -> Result<()> {
     transaction.execute("DELETE FROM history WHERE from_ms <= ?", [before(HISTORY_MS)])?;
     transaction.execute("DELETE FROM history WHERE id <= (SELECT max(id) FROM history) - ?", [HISTORY_ROWS])?;
     transaction.execute(
-        "UPDATE history SET ended_ms = until_ms, ended_by = 'expired' WHERE ended_ms IS NULL AND until_ms <= ?",
+        "UPDATE history SET ended_ms = until_ms, ended_by = 'expired' WHERE ended_ms IS NULL AND \
+         until_ms <= ?",
         [before(0)],
     )?;
     transaction.commit()
@@ -69,7 +71,8 @@ fn apply(transaction: &Transaction<'_>, change: &Change) -> Result<()> {
         Change::Pardon(network) => execute("DELETE FROM offences WHERE network = ?", params![network.to_string()]),
         Change::Banned(ban) => banned(transaction, ban),
         Change::Ended { network, port, at_ms, by } => execute(
-            "UPDATE history SET ended_ms = ?, ended_by = ? WHERE network = ? AND port = ? AND ended_ms IS NULL",
+            "UPDATE history SET ended_ms = ?, ended_by = ? WHERE network = ? AND port = ? AND \
+             ended_ms IS NULL",
             params![from_number(*at_ms), by, network.to_string(), from_port(*port)],
         ),
         Change::Past(ban, ended) => past(transaction, ban, ended.as_ref()),
@@ -89,14 +92,14 @@ fn apply(transaction: &Transaction<'_>, change: &Change) -> Result<()> {
     }
 }
 
-/// Writes an entry. What the configuration file or a feed lists is left out, since each has a file of its own, and so is
-/// what was made in a dry run.
+/// Writes an entry. What the configuration file or a feed lists is left out, since each has a file
+/// of its own, and so is what was made in a dry run.
 fn put(transaction: &Transaction<'_>, list: List, entry: &Entry) -> Result<()> {
     if matches!(entry.owner, Owner::Config | Owner::Feed) || entry.dry_run {
         return remove(transaction, list, &entry.network, entry.port, entry.owner);
     }
-    // The clock may have been set back since it was made. It lasts no longer than from then on when it is read, so a time
-    // that is still to come would end it at once.
+    // The clock may have been set back since it was made. It lasts no longer than from then on when
+    // it is read, so a time that is still to come would end it at once.
     let sql = "INSERT OR REPLACE INTO entries (list, network, port, owner, tier, added_ms, expires_ms, reason)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
     let expires = clock::to_wall(entry.expires).map(|end| end.as_millisecond());
@@ -114,7 +117,8 @@ fn remove(transaction: &Transaction<'_>, list: List, network: &Network, port: Op
 }
 
 fn banned(transaction: &Transaction<'_>, ban: &Ban) -> Result<()> {
-    let sql = "INSERT INTO history (network, port, kind, tier, reason, from_ms, until_ms) VALUES (?, ?, ?, ?, ?, ?, ?)";
+    let sql = "INSERT INTO history (network, port, kind, tier, reason, from_ms, until_ms) VALUES \
+               (?, ?, ?, ?, ?, ?, ?)";
     let (from, until) = (from_number(ban.from_ms), ban.until_ms.map(from_number));
     let (port, tier) = (from_port(ban.port), from_tier(ban.tier));
     let columns = params![ban.network.to_string(), port, ban.kind, tier, ban.reason, from, until];

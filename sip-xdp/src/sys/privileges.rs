@@ -1,9 +1,11 @@
 //! What the daemon may do: as little as it takes to go on.
 //!
-//! The kernel keeps capabilities for each thread, and one thread cannot take them from another. So the thread that attaches
-//! programs keeps what it needs for the next interface and the next configuration, and each thread that talks to the world, or
-//! to the disk, gives up everything before it does anything else. Programs that such a thread starts inherit nothing; and since
-//! nobody here gains privileges by starting a program (no_new_privs), being root does not give them back either.
+//! The kernel keeps capabilities for each thread, and one thread cannot take them from another. So
+//! the thread that attaches programs keeps what it needs for the next interface and the next
+//! configuration, and each thread that talks to the world, or to the disk, gives up everything
+//! before it does anything else. Programs that such a thread starts inherit nothing; and since
+//! nobody here gains privileges by starting a program (no_new_privs), being root does not give them
+//! back either.
 
 use anyhow::{Context, Result};
 use caps::{CapSet, Capability, CapsHashSet};
@@ -22,14 +24,17 @@ pub(crate) const READER: &[Capability] = &[Capability::CAP_BPF];
 /// What it takes to fetch lists, to notify, and to write files that belong to root.
 pub(crate) const NOTHING: &[Capability] = &[];
 
-/// Sees to it that no program that this thread starts, or threads that it starts, gains privileges by being started.
+/// Sees to it that no program that this thread starts, or threads that it starts, gains privileges
+/// by being started.
 pub(crate) fn end_gaining() {
     if let Err(error) = prctl::set_no_new_privs() {
-        log::warn!("no_new_privs cannot be set ({error}); programs that are notified may gain privileges");
+        log::warn!("no_new_privs cannot be set ({error}); programs that are notified may gain \
+                    privileges");
     }
 }
 
-/// Gives up all capabilities of this thread but these, in every set. What cannot be given up is said: filtering goes on.
+/// Gives up all capabilities of this thread but these, in every set. What cannot be given up is
+/// said: filtering goes on.
 pub(crate) fn keep(wanted: &[Capability]) {
     if let Err(error) = try_keep(wanted) {
         log::warn!("privileges cannot be given up, the daemon goes on with what it has: {error:#}");
@@ -37,9 +42,11 @@ pub(crate) fn keep(wanted: &[Capability]) {
 }
 
 fn try_keep(wanted: &[Capability]) -> Result<()> {
-    let kept = kept(&caps::read(None, CapSet::Permitted).context("what is permitted cannot be read")?, wanted);
-    // Only with this one can the bounding set be changed: not in a service, whose bounding set was made for it, and not in
-    // threads that are started later. Programs gain nothing from what stays in there, see `end_gaining`.
+    let kept = kept(&caps::read(None, CapSet::Permitted).context("what is permitted cannot be \
+        read")?, wanted);
+    // Only with this one can the bounding set be changed: not in a service, whose bounding set was
+    // made for it, and not in threads that are started later. Programs gain nothing from what stays
+    // in there, see `end_gaining`.
     if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP)? {
         let bounding = caps::read(None, CapSet::Bounding)?;
         for capability in bounding.difference(&kept) {
@@ -66,7 +73,8 @@ fn kept(held: &CapsHashSet, wanted: &[Capability]) -> CapsHashSet {
 
 /// The names of the capabilities that filtering takes and this thread does not have.
 pub(crate) fn missing() -> Result<Vec<String>> {
-    let effective = caps::read(None, CapSet::Effective).context("this process's capabilities cannot be read")?;
+    let effective = caps::read(None, CapSet::Effective).context("this process's capabilities \
+        cannot be read")?;
     Ok(lacking(&effective).map(|capability| capability.to_string()).collect())
 }
 

@@ -33,12 +33,14 @@ const COMPLETIONS: [(&str, &str); 3] = [
     (
         "bash",
         "bash -c '. /usr/share/bash-completion/bash_completion; _completion_loader sip-xdp; \
-         completer=$(complete -p sip-xdp | grep -o \"F [^ ]*\") && COMP_WORDS=(sip-xdp blo) COMP_CWORD=1 && \
+         completer=$(complete -p sip-xdp | grep -o \"F [^ ]*\") && COMP_WORDS=(sip-xdp blo) \
+         COMP_CWORD=1 && \
          ${completer#F } sip-xdp blo sip-xdp; echo ${COMPREPLY[@]}'",
     ),
     (
         "zsh",
-        "zsh -f -c 'autoload -U compinit; compinit -u -d /tmp/zcompdump; [[ $_comps[sip-xdp] = _sip-xdp ]] || exit 1; \
+        "zsh -f -c 'autoload -U compinit; compinit -u -d /tmp/zcompdump; [[ $_comps[sip-xdp] = \
+         _sip-xdp ]] || exit 1; \
          autoload +X _sip-xdp; functions _sip-xdp_commands _sip-xdp' | grep -o -m1 block",
     ),
     ("fish", "fish -c 'complete -C \"sip-xdp blo\"'"),
@@ -86,9 +88,17 @@ fn install(machine: &Machine<'_>) -> Result<()> {
         "the installation has started it"
     );
     let dashboard = machine.run("cat /usr/share/doc/sip-xdp/grafana/sip-xdp.json")?;
-    let dashboard: serde_json::Value = serde_json::from_str(&dashboard).context("the dashboard is no JSON")?;
-    ensure!(dashboard["panels"].as_array().is_some_and(|panels| !panels.is_empty()), "the dashboard shows nothing");
-    held(format!("installed: {} with {} files, neither enabled nor started", version.trim(), listed.lines().count()));
+    let dashboard: serde_json::Value =
+        serde_json::from_str(&dashboard).context("the dashboard is no JSON")?;
+    ensure!(
+        dashboard["panels"].as_array().is_some_and(|panels| !panels.is_empty()),
+        "the dashboard shows nothing"
+    );
+    held(format!(
+        "installed: {} with {} files, neither enabled nor started",
+        version.trim(),
+        listed.lines().count()
+    ));
     Ok(())
 }
 
@@ -99,8 +109,10 @@ fn documentation(machine: &Machine<'_>) -> Result<()> {
     let mut commands = 0;
     for command in subcommands(machine, "sip-xdp")? {
         let nested = subcommands(machine, &format!("sip-xdp {command}"))?;
-        for name in
-            nested.iter().map(|nested| format!("sip-xdp-{command}-{nested}")).chain([format!("sip-xdp-{command}")])
+        for name in nested
+            .iter()
+            .map(|nested| format!("sip-xdp-{command}-{nested}"))
+            .chain([format!("sip-xdp-{command}")])
         {
             ensure!(pages.contains(&name.as_str()), "no man page {name}; there are: {pages:?}");
             commands += 1;
@@ -108,7 +120,10 @@ fn documentation(machine: &Machine<'_>) -> Result<()> {
     }
     for page in &pages {
         let text = machine.run(&format!("MANWIDTH=100 man {page} 2>&1"))?;
-        ensure!(text.contains("NAME") && text.contains("SYNOPSIS"), "{page} does not render: {text}");
+        ensure!(
+            text.contains("NAME") && text.contains("SYNOPSIS"),
+            "{page} does not render: {text}"
+        );
         ensure!(!text.contains("warning:"), "{page} does not render cleanly: {text}");
     }
     held(format!("{} man pages render, for all {commands} commands", pages.len()));
@@ -118,7 +133,11 @@ fn documentation(machine: &Machine<'_>) -> Result<()> {
 /// The commands that a command's help names.
 fn subcommands(machine: &Machine<'_>, command: &str) -> Result<Vec<String>> {
     let help = machine.run(&format!("{command} -h"))?;
-    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let commands = help
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty());
     let names = commands.filter_map(|line| line.strip_prefix("  ")?.split([' ', ',']).next());
     Ok(names.filter(|name| !name.is_empty() && *name != "help").map(str::to_owned).collect())
 }
@@ -135,8 +154,9 @@ fn completions(machine: &Machine<'_>) -> Result<()> {
 fn configuration(machine: &Machine<'_>) -> Result<()> {
     machine.run("sip-xdp config check")?;
     // An operator's line, which must be there after the upgrade.
-    machine
-        .run(&format!("sed -i 's/^#interfaces = .*/interfaces = [\"{WAN}\", \"{LAN}\"]/' /etc/sip-xdp/config.toml"))?;
+    machine.run(&format!(
+        "sed -i 's/^#interfaces = .*/interfaces = [\"{WAN}\", \"{LAN}\"]/' /etc/sip-xdp/config.toml"
+    ))?;
     let shown = machine.run("sip-xdp config show")?;
     ensure!(shown.contains(&format!("\"{LAN}\"")), "the configuration was not changed: {shown}");
     held("the configuration that comes with it is valid");
@@ -146,9 +166,13 @@ fn configuration(machine: &Machine<'_>) -> Result<()> {
 /// A new version takes over from the old one while a blocked source and a phone send.
 fn upgrade(lab: &Lab, machine: &Machine<'_>) -> Result<()> {
     let blocked = lab.further_attacker(0)?;
-    machine.run(&format!("sip-xdp block add {blocked} --reason 'by hand' && sip-xdp trust add {PHONE}"))?;
-    let passed = Capture::start(&lab.pbx, WAN, &format!("udp and src host {blocked}"), lab.directory())?;
-    let heard = Capture::start(&lab.pbx, LAN, &format!("udp and src host {PHONE}"), lab.directory())?;
+    machine.run(&format!(
+        "sip-xdp block add {blocked} --reason 'by hand' && sip-xdp trust add {PHONE}"
+    ))?;
+    let passed =
+        Capture::start(&lab.pbx, WAN, &format!("udp and src host {blocked}"), lab.directory())?;
+    let heard =
+        Capture::start(&lab.pbx, LAN, &format!("udp and src host {PHONE}"), lab.directory())?;
     let attack = stream::registers(&lab.attacker, blocked, PBX_WAN, 1000)?;
     let phone = stream::registers(&lab.phone, PHONE, PBX_LAN, 500)?;
     let before = (service::pid(machine)?, attack.sent());
@@ -164,13 +188,21 @@ fn upgrade(lab: &Lab, machine: &Machine<'_>) -> Result<()> {
     ensure!(version.ends_with("+next"), "{version} is installed");
     let (attacked, called) = (attack.stop()?, phone.stop()?);
     let (passed, heard) = (passed.stop()?.len() as u64, heard.stop()?.len() as u64);
-    ensure!(passed == 0, "{passed} of {attacked} packets of a blocked source passed during the upgrade");
-    ensure!(heard == called, "{} of {called} packets of a phone were lost during the upgrade", called.abs_diff(heard));
+    ensure!(
+        passed == 0,
+        "{passed} of {attacked} packets of a blocked source passed during the upgrade"
+    );
+    ensure!(
+        heard == called,
+        "{} of {called} packets of a phone were lost during the upgrade",
+        called.abs_diff(heard)
+    );
     let listed = machine.run(&format!("sip-xdp block list --match {blocked}"))?;
     ensure!(listed.contains("by hand"), "the upgrade has lost a block: {listed}");
     machine.run(&format!("grep -q '^interfaces = .\"{WAN}\"' /etc/sip-xdp/config.toml"))?;
     held(format!(
-        "upgraded under traffic: 0 of {attacked} packets of a blocked source passed, {heard} of {called} of a phone"
+        "upgraded under traffic: 0 of {attacked} packets of a blocked source passed, {heard} of \
+         {called} of a phone"
     ));
     Ok(())
 }
@@ -178,12 +210,25 @@ fn upgrade(lab: &Lab, machine: &Machine<'_>) -> Result<()> {
 /// After a removal nothing enforces any more.
 fn remove(lab: &Lab, machine: &Machine<'_>) -> Result<()> {
     machine.run("apt-get remove --yes sip-xdp")?;
-    ensure!(machine.try_run("systemctl is-active sip-xdp")?.stdout != b"active\n", "the daemon still runs");
+    ensure!(
+        machine.try_run("systemctl is-active sip-xdp")?.stdout != b"active\n",
+        "the daemon still runs"
+    );
     for interface in [WAN, LAN] {
-        let shown = succeed(Command::new("ip").args(["-n", lab.pbx.name(), "link", "show", "dev", interface]))?;
+        let shown = succeed(Command::new("ip").args([
+            "-n",
+            lab.pbx.name(),
+            "link",
+            "show",
+            "dev",
+            interface,
+        ]))?;
         ensure!(!shown.contains("xdp"), "{interface} is still filtered: {shown}");
     }
-    ensure!(machine.try_run("test -e /sys/fs/bpf/sip-xdp")?.status.code() == Some(1), "something is still pinned");
+    ensure!(
+        machine.try_run("test -e /sys/fs/bpf/sip-xdp")?.status.code() == Some(1),
+        "something is still pinned"
+    );
     let passed = Capture::start(&lab.pbx, WAN, "udp and src host 198.51.100.100", lab.directory())?;
     let stream = stream::registers(&lab.attacker, [198, 51, 100, 100], PBX_WAN, 100)?;
     wait_until("packets pass", Duration::from_secs(10), || Ok(!passed.packets()?.is_empty()))?;
@@ -198,7 +243,8 @@ fn purge(machine: &Machine<'_>) -> Result<()> {
     // A key that an operator has put there is nobody's business after a purge.
     machine.run("echo secret > /etc/sip-xdp/feed.key && apt-get purge --yes sip-xdp")?;
     let left = machine.run(
-        "find / -xdev -name '*sip-xdp*' -not -path '/var/cache/*' -not -path '/root/*' -not -path '/tmp/*'; \
+        "find / -xdev -name '*sip-xdp*' -not -path '/var/cache/*' -not -path '/root/*' -not -path \
+         '/tmp/*'; \
          find /run /etc/systemd -name '*sip-xdp*'; getent group sip-xdp || true",
     )?;
     let left: Vec<_> = left.lines().filter(|line| !line.starts_with("/var/lib/systemd/")).collect();

@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use anyhow::Result;
 use sip_xdp::config::Config;
 use sip_xdp_tests::attackers::{
-    Account, Agent, DAY, Guesser, HOUR, MILLISECOND, MINUTE, NonceSource, Owner, Pace, Peer, Places, SECOND, Shape,
-    Users, World,
+    Account, Agent, DAY, Guesser, HOUR, MILLISECOND, MINUTE, NonceSource, Owner, Pace, Peer,
+    Places, SECOND, Shape, Users, World,
 };
 
 /// The user whose phone is registered.
@@ -53,7 +53,8 @@ struct Best {
     by: String,
 }
 
-/// Runs strategies, prints what each came to, and the row of the table. Returns what is over its limit.
+/// Runs strategies, prints what each came to, and the row of the table. Returns what is over its
+/// limit.
 fn measure(row: &str, limits: [u64; 2], strategies: Vec<Strategy>) -> Result<Vec<String>> {
     sip_xdp_tests::require_root()?;
     let config = Config::default();
@@ -64,20 +65,34 @@ fn measure(row: &str, limits: [u64; 2], strategies: Vec<Strategy>) -> Result<Vec
             world.share_nonces();
         }
         // Those whose passwords are guessed have phones.
-        let owner = |n: u32| Owner::new(VICTIM + n, (Ipv4Addr::new(203, 0, 113, 10 + n as u8), 5060).into());
-        let mut all: Vec<Box<dyn Agent>> = (0..STAFF).map(|n| Box::new(owner(n)) as Box<dyn Agent>).collect();
+        let owner = |n: u32| {
+            Owner::new(VICTIM + n, (Ipv4Addr::new(203, 0, 113, 10 + n as u8), 5060).into())
+        };
+        let mut all: Vec<Box<dyn Agent>> =
+            (0..STAFF).map(|n| Box::new(owner(n)) as Box<dyn Agent>).collect();
         all.extend(agents);
         world.run(&mut all, 2 * DAY)?;
-        let guesses: [u64; 2] = std::array::from_fn(|day| world.guesses().get(day).copied().unwrap_or(0));
+        let guesses: [u64; 2] =
+            std::array::from_fn(|day| world.guesses().get(day).copied().unwrap_or(0));
         let bans = world.bans();
         let proven = bans.iter().filter(|ban| ban.is_proven).count();
-        println!("    {name}: {} and {}; {} bans, {proven} of them proven", guesses[0], guesses[1], bans.len());
+        println!(
+            "    {name}: {} and {}; {} bans, {proven} of them proven",
+            guesses[0],
+            guesses[1],
+            bans.len()
+        );
         if std::env::var_os("SIP_XDP_TRACE").is_some() {
             for ban in bans.iter().take(40) {
                 let begun = (ban.at - 1_800_000_000_000) / 1_000;
-                println!("        {begun} s {} {:?} {} {} s: {}", ban.network, ban.port, ban.kind, ban.length, ban.reason);
+                println!(
+                    "        {begun} s {} {:?} {} {} s: {}",
+                    ban.network, ban.port, ban.kind, ban.length, ban.reason
+                );
             }
-            for (event, network, reason) in world.session().events().filter(|one| one.0 != "limit").take(60) {
+            for (event, network, reason) in
+                world.session().events().filter(|one| one.0 != "limit").take(60)
+            {
                 println!("        {event} {network:?} {reason}");
             }
         }
@@ -93,7 +108,9 @@ fn measure(row: &str, limits: [u64; 2], strategies: Vec<Strategy>) -> Result<Vec
         first.guesses, limits[0], first.by, later.guesses, limits[1], later.by
     );
     let over = |(best, limit): (&Best, u64)| {
-        (best.guesses > limit).then(|| format!("{row}: {} guesses, not at most {limit}, by {}", best.guesses, best.by))
+        (best.guesses > limit).then(|| {
+            format!("{row}: {} guesses, not at most {limit}, by {}", best.guesses, best.by)
+        })
     };
     Ok(best.iter().zip(limits).filter_map(over).collect())
 }
@@ -108,7 +125,10 @@ fn holds(row: &str, limits: [u64; 2], strategies: Vec<Strategy>) -> Result<()> {
 fn paces() -> Vec<(&'static str, Pace)> {
     vec![
         ("10 a second", Pace::steady(100 * MILLISECOND)),
-        ("10 a second, an hour's rest when dropped", Pace::steady(100 * MILLISECOND).back_off(HOUR)),
+        (
+            "10 a second, an hour's rest when dropped",
+            Pace::steady(100 * MILLISECOND).back_off(HOUR),
+        ),
         ("one in 3 s", Pace::steady(3 * SECOND)),
         ("one in 21 s", Pace::steady(21 * SECOND)),
         ("9 in 10 min", Pace::bursts(9, SECOND, 602 * SECOND)),
@@ -147,9 +167,12 @@ fn one_address_with_its_own_nonces() -> Result<()> {
 #[test]
 fn one_address_with_borrowed_nonces() -> Result<()> {
     let mut all = by_pace("borrowed, REGISTER", |pace| plain(pace).nonces(NonceSource::Borrowed));
-    all.extend(by_pace("borrowed, INVITE", |pace| plain(pace).nonces(NonceSource::Borrowed).method("INVITE")));
+    all.extend(by_pace("borrowed, INVITE", |pace| {
+        plain(pace).nonces(NonceSource::Borrowed).method("INVITE")
+    }));
     all.extend(by_pace("borrowed, all staff", |pace| {
-        Guesser::new(Places::One(place(ONE)), Users::Many(VICTIM, STAFF), pace).nonces(NonceSource::Borrowed)
+        Guesser::new(Places::One(place(ONE)), Users::Many(VICTIM, STAFF), pace)
+            .nonces(NonceSource::Borrowed)
     }));
     holds("one address, borrowed nonces", [200, 100], all)
 }
@@ -159,7 +182,9 @@ fn one_address_that_hides_what_it_sends() -> Result<()> {
     let mut all = by_pace("hidden nonces", |pace| plain(pace).nonces(NonceSource::Hidden));
     all.extend(by_pace("padded", |pace| plain(pace).shape(Shape::Padded)));
     all.extend(by_pace("tiny first fragment", |pace| plain(pace).shape(Shape::TinyFragment)));
-    all.extend(by_pace("padded, borrowed", |pace| plain(pace).shape(Shape::Padded).nonces(NonceSource::Borrowed)));
+    all.extend(by_pace("padded, borrowed", |pace| {
+        plain(pace).shape(Shape::Padded).nonces(NonceSource::Borrowed)
+    }));
     all.extend(by_pace("padded INVITE", |pace| plain(pace).shape(Shape::Padded).method("INVITE")));
     holds("one address, padded or fragmented, hidden nonces", [200, 100], all)
 }
@@ -206,16 +231,23 @@ fn ten_addresses_on_one_user() -> Result<()> {
 #[test]
 fn a_thousand_addresses_on_one_user_with_their_own_nonces() -> Result<()> {
     let guesser = |how| move |n| Guesser::new(Places::One(place(n)), Users::One(VICTIM), how);
-    let all = few_paces().into_iter().map(|(pace, how)| many(format!("{pace} each"), 1_000, guesser(how)));
+    let all = few_paces()
+        .into_iter()
+        .map(|(pace, how)| many(format!("{pace} each"), 1_000, guesser(how)));
     holds("1,000 addresses on one user, own nonces", [15_000, 2_000], all.collect())
 }
 
 #[test]
 fn a_thousand_addresses_on_one_user_with_borrowed_nonces() -> Result<()> {
     let guesser = |how| {
-        move |n| Guesser::new(Places::One(place(n)), Users::One(VICTIM), how).nonces(NonceSource::Borrowed)
+        move |n| {
+            Guesser::new(Places::One(place(n)), Users::One(VICTIM), how)
+                .nonces(NonceSource::Borrowed)
+        }
     };
-    let all = few_paces().into_iter().map(|(pace, how)| many(format!("{pace} each"), 1_000, guesser(how)));
+    let all = few_paces()
+        .into_iter()
+        .map(|(pace, how)| many(format!("{pace} each"), 1_000, guesser(how)));
     holds("1,000 addresses on one user, borrowed nonces", [15_000, 7_000], all.collect())
 }
 
@@ -236,7 +268,8 @@ fn an_ipv6_network_on_one_user() -> Result<()> {
             ("one in 5 min", Pace::steady(5 * MINUTE)),
             ("one in 30 min", Pace::steady(30 * MINUTE)),
         ] {
-            for (nonces, source) in [("own", NonceSource::Own), ("borrowed", NonceSource::Borrowed)] {
+            for (nonces, source) in [("own", NonceSource::Own), ("borrowed", NonceSource::Borrowed)]
+            {
                 let places = Places::Hopper { network: 7, subnets, hosts };
                 let guesser = Guesser::new(places, Users::One(VICTIM), how).nonces(source);
                 all.push(alone(format!("{width}, {nonces} nonces, {pace}"), guesser));
@@ -255,9 +288,13 @@ fn somebody_with_an_account() -> Result<()> {
         ("40 ports", 5060, Places::Ports(address(ONE), 40)),
     ] {
         for (nonces, source) in [("own", NonceSource::Own), ("borrowed", NonceSource::Borrowed)] {
-            for (who, users) in [("one user", Users::One(VICTIM)), ("all staff", Users::Many(VICTIM, STAFF))] {
+            for (who, users) in
+                [("one user", Users::One(VICTIM)), ("all staff", Users::Many(VICTIM, STAFF))]
+            {
                 let make = |pace| {
-                    Guesser::new(places, users, pace).nonces(source).account(Account { user: 900, port })
+                    Guesser::new(places, users, pace)
+                        .nonces(source)
+                        .account(Account { user: 900, port })
                 };
                 all.extend(by_pace(&format!("{where_from}, {who}, {nonces} nonces"), make));
             }
@@ -285,7 +322,8 @@ fn a_peer() -> Result<()> {
         for (method, name) in [("REGISTER", "REGISTER"), ("INVITE", "INVITE")] {
             for (pace, how) in paces() {
                 let guesser = plain(how).nonces(source).method(method);
-                let agents: Vec<Box<dyn Agent>> = vec![Box::new(Peer(place(ONE))), Box::new(guesser)];
+                let agents: Vec<Box<dyn Agent>> =
+                    vec![Box::new(Peer(place(ONE))), Box::new(guesser)];
                 all.push(strategy(format!("{name}, {nonces} nonces, {pace}"), agents));
             }
         }

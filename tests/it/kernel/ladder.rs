@@ -1,8 +1,8 @@
-//! The ladder in the compiled program: tries are metered, and whoever is really there gets in. Needs
-//! root.
+//! The ladder in the compiled program: tries are metered, and whoever is really there gets in.
+//! Needs root.
 
 use sip_xdp::net::network::{Network, source_of};
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::ladder::{Digest, STEPS_NS};
 use sip_xdp_common::verdict::Reason::{self, Good, Limited, Unknown};
 
@@ -12,13 +12,15 @@ use crate::kernel::harness::{Kernel, SECOND, START, settings};
 const HOST: &str = "192.0.2.7";
 const HOUR: u64 = 3_600 * SECOND;
 
-fn source(text: &str) -> Source {
+fn source(text: &str) -> IpKey {
     source_of(text.parse().unwrap())
 }
 
 /// A registration that echoes a nonce.
 fn with_nonce(method: &str, nonce: &str) -> Vec<u8> {
-    let credentials = format!("Authorization: Digest username=\"a\", nonce=\"{nonce}\", uri=\"x\"\r\nContent-Length");
+    let credentials = format!(
+        "Authorization: Digest username=\"a\", nonce=\"{nonce}\", uri=\"x\"\r\nContent-Length"
+    );
     let text = String::from_utf8(request(method)).unwrap();
     text.replace("Content-Length", &credentials).into_bytes()
 }
@@ -43,7 +45,10 @@ fn tries_have_the_pace_of_their_step_and_others_one_a_second() {
         kernel.set_clock(START + interval);
         assert_eq!(passed(&mut kernel, &guess, 9), 1, "step {step}");
         // A neighbour is not concerned.
-        assert_eq!(passed(&mut kernel, &sip("192.0.2.8", &with_nonce("REGISTER", "borrowed")), 9), 9);
+        assert_eq!(
+            passed(&mut kernel, &sip("192.0.2.8", &with_nonce("REGISTER", "borrowed")), 9),
+            9
+        );
         // And after its time neither is the host.
         kernel.set_clock(START + 31 * HOUR);
         assert_eq!(passed(&mut kernel, &guess, 9), 9, "step {step}");
@@ -58,7 +63,11 @@ fn whoever_is_really_there_gets_in_with_a_nonce_of_its_own() {
     for (number, method) in (1..).zip(["REGISTER", "INVITE", "MESSAGE", "SUBSCRIBE", "FOO"]) {
         let guess = sip(HOST, &with_nonce(method, "borrowed"));
         passed(&mut kernel, &guess, 50);
-        assert_eq!(passed(&mut kernel, &guess, 50), 0, "a forger has used up what there is, by {method}");
+        assert_eq!(
+            passed(&mut kernel, &guess, 50),
+            0,
+            "a forger has used up what there is, by {method}"
+        );
         kernel.set_clock(START + 10 * SECOND * number);
         let phone = sip(HOST, &with_nonce(method, "own"));
         assert_eq!(passed(&mut kernel, &phone, 4), 4, "the owner, by {method}");
@@ -79,7 +88,11 @@ fn what_may_hide_credentials_is_a_try() {
     assert_eq!(passed(&mut kernel, &sip(HOST, long.as_bytes()), 9), 0);
     let fragment = Ip { fragment: 0x2000, ..Ip::udp(HOST) }.frame(&udp(5060, &request("OPTIONS")));
     assert_eq!(passed(&mut kernel, &fragment, 9), 0);
-    assert_eq!(passed(&mut kernel, &sip(HOST, &request("OPTIONS")), 9), 4, "what is there whole is told apart");
+    assert_eq!(
+        passed(&mut kernel, &sip(HOST, &request("OPTIONS")), 9),
+        4,
+        "what is there whole is told apart"
+    );
 }
 
 #[test]
@@ -100,7 +113,11 @@ fn a_known_good_address_is_limited_in_nothing_but_tries_by_others() {
         };
         let from = |port: u16, payload: &[u8]| Ip::udp(HOST).frame(&udp_from(port, 5060, payload));
         assert_eq!(passed(&mut kernel, &from(5060, &request("REGISTER")), 50), 50);
-        assert_eq!(passed(&mut kernel, &from(5060, &with_nonce("REGISTER", "own")), 50), 50, "strict: {strict}");
+        assert_eq!(
+            passed(&mut kernel, &from(5060, &with_nonce("REGISTER", "own")), 50),
+            50,
+            "strict: {strict}"
+        );
         let strange = if strict { 4 } else { 50 };
         assert_eq!(passed(&mut kernel, &from(7_000, &with_nonce("REGISTER", "own")), 50), strange);
         let rest = if strict { 0 } else { 4 };
@@ -110,10 +127,13 @@ fn a_known_good_address_is_limited_in_nothing_but_tries_by_others() {
 
 #[test]
 fn an_ipv6_network_shares_its_place() {
-    for (network, bits) in [("2001:db8:0:1::/64", 64), ("2001:db8::/56", 56), ("2001:db8::/48", 48)] {
+    for (network, bits) in [("2001:db8:0:1::/64", 64), ("2001:db8::/56", 56), ("2001:db8::/48", 48)]
+    {
         let mut kernel = Kernel::new(&settings());
         meter(&mut kernel, network, 1, false);
-        let guess = |host: u16| sip(&format!("2001:db8:0:1::{host:x}"), &with_nonce("REGISTER", "borrowed"));
+        let guess = |host: u16| {
+            sip(&format!("2001:db8:0:1::{host:x}"), &with_nonce("REGISTER", "borrowed"))
+        };
         let passes = (1..50).filter(|host| kernel.run(&guess(*host)).reason == Unknown).count();
         assert_eq!(passes, 4, "/{bits}");
         let elsewhere = sip("2001:db8:1::1", &with_nonce("REGISTER", "borrowed"));

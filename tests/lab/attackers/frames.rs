@@ -14,9 +14,16 @@ pub(super) const LARGEST: usize = 1_480;
 
 /// The frames of a datagram, whose first fragment has at most `first` bytes of IP payload and the
 /// others [`LARGEST`]. `id` tells its fragments from those of others.
-pub(super) fn frames(from: SocketAddr, to: SocketAddr, payload: &[u8], first: usize, id: u32) -> Vec<Vec<u8>> {
+pub(super) fn frames(
+    from: SocketAddr,
+    to: SocketAddr,
+    payload: &[u8],
+    first: usize,
+    id: u32,
+) -> Vec<Vec<u8>> {
     let length = (payload.len() + 8) as u16;
-    let header = [from.port().to_be_bytes(), to.port().to_be_bytes(), length.to_be_bytes(), [0, 0]].concat();
+    let header =
+        [from.port().to_be_bytes(), to.port().to_be_bytes(), length.to_be_bytes(), [0, 0]].concat();
     let datagram = [&header[..], payload].concat();
     if datagram.len() <= first {
         return vec![frame(from.ip(), to.ip(), &datagram, None, id)];

@@ -29,10 +29,13 @@ impl Places {
     fn of(&self, number: u64) -> SocketAddr {
         match *self {
             Self::One(place) => place,
-            Self::Ports(address, ports) => (address, 20_000 + (number % u64::from(ports)) as u16).into(),
+            Self::Ports(address, ports) => {
+                (address, 20_000 + (number % u64::from(ports)) as u16).into()
+            }
             Self::Hopper { network, subnets, hosts } => {
                 let (subnet, host) = (number % subnets, number / subnets % hosts + 1);
-                let [a, b, c, d] = [host >> 48, host >> 32, host >> 16, host].map(|part| part as u16);
+                let [a, b, c, d] =
+                    [host >> 48, host >> 32, host >> 16, host].map(|part| part as u16);
                 let address = Ipv6Addr::new(0x2001, 0xdb8, network, subnet as u16, a, b, c, d);
                 (address, 5060).into()
             }
@@ -174,7 +177,12 @@ impl Guesser {
     }
 
     /// Takes a nonce for a guess from `from`; none if nobody answers.
-    fn take_nonce(&mut self, from: SocketAddr, user: &str, world: &mut World<'_>) -> Result<Option<String>> {
+    fn take_nonce(
+        &mut self,
+        from: SocketAddr,
+        user: &str,
+        world: &mut World<'_>,
+    ) -> Result<Option<String>> {
         let is_bound = self.nonces == NonceSource::Own;
         if let Some((nonce, since, at)) = &self.nonce
             && world.now() - since < NONCE_AGE
@@ -189,8 +197,15 @@ impl Guesser {
             NonceSource::Hidden => (from, Shape::LongNames),
         };
         self.call = number;
-        let request =
-            Try { from, method: self.method, user: user.to_owned(), call: number, nonce: None, is_right: false, shape };
+        let request = Try {
+            from,
+            method: self.method,
+            user: user.to_owned(),
+            call: number,
+            nonce: None,
+            is_right: false,
+            shape,
+        };
         let Reply::Challenge(nonce) = world.send(&request)? else {
             return Ok(None);
         };
@@ -200,7 +215,8 @@ impl Guesser {
 
     /// Registers its own account. It takes one challenge.
     fn renew(&mut self, world: &mut World<'_>) -> Result<()> {
-        let Some(Account { user, port }) = self.account.filter(|_| world.now() >= self.renewal) else {
+        let Some(Account { user, port }) = self.account.filter(|_| world.now() >= self.renewal)
+        else {
             return Ok(());
         };
         let from = SocketAddr::new(self.places.of(0).ip(), port);
@@ -214,7 +230,9 @@ impl Guesser {
 fn lender(to: &SocketAddr, number: u64) -> SocketAddr {
     let address: IpAddr = match to {
         SocketAddr::V4(_) => Ipv4Addr::from_bits(0x0a09_0000 | number as u32 & 0xfff).into(),
-        SocketAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 0xeeee, number as u16 & 0xfff, 0, 0, 0, 1).into(),
+        SocketAddr::V6(_) => {
+            Ipv6Addr::new(0x2001, 0xdb8, 0xeeee, number as u16 & 0xfff, 0, 0, 0, 1).into()
+        }
     };
     (address, 5060).into()
 }

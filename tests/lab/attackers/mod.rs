@@ -6,8 +6,8 @@
 mod frames;
 mod guessers;
 
-use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Result;
@@ -124,7 +124,15 @@ impl<'c> World<'c> {
         let addresses = [IpAddr::from(REGISTRAR_V4), IpAddr::from(REGISTRAR_V6)];
         let session = Session::new(config, addresses.map(Network::host).to_vec())?;
         let (nonces, given) = (HashMap::new(), VecDeque::new());
-        Ok(Self { session, now: 0, serial: 0, nonces, given, shares_nonces: false, guesses: Vec::new() })
+        Ok(Self {
+            session,
+            now: 0,
+            serial: 0,
+            nonces,
+            given,
+            shares_nonces: false,
+            guesses: Vec::new(),
+        })
     }
 
     /// Lets the registrar give everybody the same nonce within a second.
@@ -164,7 +172,8 @@ impl<'c> World<'c> {
     ///
     /// If the kernel does not run its programs.
     pub fn run(&mut self, agents: &mut [Box<dyn Agent>], until: u64) -> Result<()> {
-        let mut due: BinaryHeap<Reverse<(u64, usize)>> = (0..agents.len()).map(|n| Reverse((self.now, n))).collect();
+        let mut due: BinaryHeap<Reverse<(u64, usize)>> =
+            (0..agents.len()).map(|n| Reverse((self.now, n))).collect();
         while let Some(Reverse((at, number))) = due.pop() {
             if at >= until {
                 break;
@@ -226,8 +235,10 @@ impl<'c> World<'c> {
     pub fn ask(&mut self, host: SocketAddr) -> Result<()> {
         let (from, number) = (Self::registrar(&host), self.number());
         let common = format!(
-            "Via: SIP/2.0/UDP {from};branch=z9hG4bK{number}\r\nFrom: <sip:ping@{from}>;tag=p{number}\r\n\
-             To: <sip:{host}>\r\nCall-ID: ping-{number}\r\nCSeq: {number} OPTIONS\r\nContent-Length: 0\r\n\r\n"
+            "Via: SIP/2.0/UDP {from};branch=z9hG4bK{number}\r\nFrom: \
+             <sip:ping@{from}>;tag=p{number}\r\n\
+             To: <sip:{host}>\r\nCall-ID: ping-{number}\r\nCSeq: {number} \
+             OPTIONS\r\nContent-Length: 0\r\n\r\n"
         );
         self.leave(from, host, format!("OPTIONS sip:{host} SIP/2.0\r\n{common}").as_bytes())?;
         self.now += LATENCY;
@@ -240,7 +251,9 @@ impl<'c> World<'c> {
 
     /// What the registrar answers.
     fn judge(&mut self, request: &Try, serial: u64) -> (Reply, String) {
-        let is_fresh = |nonce: &String| self.nonces.get(nonce).is_some_and(|at| self.now - at < NONCE_LIFETIME);
+        let is_fresh = |nonce: &String| {
+            self.nonces.get(nonce).is_some_and(|at| self.now - at < NONCE_LIFETIME)
+        };
         let tried = request.nonce.as_ref().map(is_fresh);
         if tried == Some(true) && request.is_right {
             return (Reply::Accepted, request.answer("200 OK", "Expires: 3600\r\n", serial));
@@ -257,7 +270,8 @@ impl<'c> World<'c> {
             "REGISTER" => ("401 Unauthorized", "WWW-Authenticate"),
             _ => ("407 Proxy Authentication Required", "Proxy-Authenticate"),
         };
-        let header = format!("{header}: Digest realm=\"lab.example\", nonce=\"{nonce}\"{stale}\r\n");
+        let header =
+            format!("{header}: Digest realm=\"lab.example\", nonce=\"{nonce}\"{stale}\r\n");
         let answer = request.answer(status, &header, serial);
         (if is_guess { Reply::Wrong(nonce) } else { Reply::Challenge(nonce) }, answer)
     }
@@ -295,7 +309,11 @@ impl Try {
     fn text(&self, serial: u64) -> String {
         let Self { from, method, user, nonce, is_right, shape, .. } = self;
         let to = World::registrar(from);
-        let padding = if *shape == Shape::Padded { format!("X-Padding: {}\r\n", "p".repeat(1_460)) } else { String::new() };
+        let padding = if *shape == Shape::Padded {
+            format!("X-Padding: {}\r\n", "p".repeat(1_460))
+        } else {
+            String::new()
+        };
         let name = if *method == "REGISTER" { "Authorization" } else { "Proxy-Authorization" };
         let response = if *is_right { 0 } else { serial };
         let credentials = nonce.as_ref().map_or_else(String::new, |nonce| {
@@ -314,6 +332,9 @@ impl Try {
 
     fn answer(&self, status: &str, headers: &str, serial: u64) -> String {
         let tag = format!(";tag=to-{:016x}", serial.wrapping_mul(0x2545_f491_4f6c_dd1d));
-        format!("SIP/2.0 {status}\r\n{}{headers}Content-Length: 0\r\n\r\n", self.dialog(serial, &tag))
+        format!(
+            "SIP/2.0 {status}\r\n{}{headers}Content-Length: 0\r\n\r\n",
+            self.dialog(serial, &tag)
+        )
     }
 }

@@ -1,4 +1,5 @@
-//! Packets in the format that every capture tool reads: pcap with times in microseconds, version 2.4.
+//! Packets in the format that every capture tool reads: pcap with times in microseconds, version
+//! 2.4.
 
 use std::fs::File;
 use std::io::{self, Write, stdout};
@@ -33,7 +34,10 @@ impl Capture {
         let to: Box<dyn Write> = if path == Path::new("-") {
             Box::new(stdout())
         } else {
-            Box::new(File::create(&path).with_context(|| format!("{} cannot be written", path.display()))?)
+            Box::new(
+                File::create(&path)
+                    .with_context(|| format!("{} cannot be written", path.display()))?,
+            )
         };
         Ok(Self::to(to, path.display().to_string()))
     }
@@ -49,7 +53,8 @@ impl Capture {
             return Ok(Ok(()));
         }
         let data = event["data"].as_str().and_then(bytes).context("a packet without its bytes")?;
-        let time: Timestamp = event["time"].as_str().context("a packet without its time")?.parse()?;
+        let time: Timestamp =
+            event["time"].as_str().context("a packet without its time")?.parse()?;
         let link = if event["link"] == "ip" { RAW } else { ETHERNET };
         let length = event["length"].as_u64().unwrap_or(0).max(data.len() as u64);
         Ok(self.write(link, time, &data, length as u32))
@@ -82,7 +87,10 @@ impl Capture {
         let other = match self.left_out {
             0 => String::new(),
             count => {
-                format!("; {count} of interfaces with another kind of link were left out, which one file cannot hold")
+                format!(
+                    "; {count} of interfaces with another kind of link were left out, which one \
+                     file cannot hold"
+                )
             }
         };
         format!("{} packets written to {}{other}", self.written, self.name)
@@ -118,7 +126,9 @@ mod tests {
         let shared = Shared::default();
         let mut capture = Capture::to(Box::new(shared.clone()), "x".to_owned());
         let packet = |link: &str| {
-            format!(r#"{{"time":"1970-01-01T00:00:07.5Z","event":"packet","link":"{link}","length":9,"data":"0aff"}}"#)
+            format!(
+                r#"{{"time":"1970-01-01T00:00:07.5Z","event":"packet","link":"{link}","length":9,"data":"0aff"}}"#
+            )
         };
         for line in [r#"{"event":"ban"}"#, &packet("ip"), &packet("ethernet"), &packet("ip")] {
             capture.take(line).unwrap().unwrap();
@@ -128,7 +138,11 @@ mod tests {
         assert_eq!((&file[..4], file[20]), (&[0xd4, 0xc3, 0xb2, 0xa1][..], RAW as u8));
         let record = [7_u32, 500_000, 2, 9].map(u32::to_le_bytes).concat();
         assert_eq!((&file[24..40], &file[40..42]), (&record[..], &[0x0a, 0xff][..]));
-        assert!(capture.summary().starts_with("2 packets written to x; 1 of interfaces"), "{}", capture.summary());
+        assert!(
+            capture.summary().starts_with("2 packets written to x; 1 of interfaces"),
+            "{}",
+            capture.summary()
+        );
         assert!(capture.take(r#"{"event":"packet","data":"zz"}"#).is_err());
     }
 }

@@ -1,18 +1,18 @@
-//! Watches over the links that are filtered: whether a native program sees what arrives, and drivers that
-//! lose it when their link is reset.
+//! Watches over the links that are filtered: whether a native program sees what arrives, and
+//! drivers that lose it when their link is reset.
 //!
-//! A blind program is replaced by a fresh one where that may help, else by generic mode, which always
-//! sees: once, and never back, since a driver that was blind will be so again. That is said until a
-//! restart, or until the interface is made anew. Where the operator insists on native mode it is an error
-//! that `status --check` fails with.
+//! A blind program is replaced by a fresh one where that may help, else by generic mode, which
+//! always sees: once, and never back, since a driver that was blind will be so again. That is said
+//! until a restart, or until the interface is made anew. Where the operator insists on native mode
+//! it is an error that `status --check` fails with.
 
 use anyhow::Result;
 use jiff::Timestamp;
 use log::Level;
 use serde_json::{Value, json};
 
-use super::{Books, Daemon, Loaded, Served, Wanted};
-use crate::daemon::events::Event as Said;
+use super::{InterfaceMaps, Daemon, Loaded, Served, Wanted};
+use crate::daemon::events::Event as Event;
 use crate::dataplane::attach::xdp::{Mode, ModeChoice};
 use crate::dataplane::counters;
 use crate::dataplane::ethtool;
@@ -20,13 +20,13 @@ use crate::dataplane::netlink::Interface;
 use crate::dataplane::sight::{Blind, Sight};
 use crate::sys::clock;
 
-/// Drivers whose rings forget the program when they are made anew: when the link comes up, and when the
-/// MTU changes. vmxnet3 does on 6.8 to 7.3. A program that the kernel takes for the same is not handed to
-/// the driver again, so it has to be a fresh one.
+/// Drivers whose rings forget the program when they are made anew: when the link comes up, and when
+/// the MTU changes. vmxnet3 does on 6.8 to 7.3. A program that the kernel takes for the same is not
+/// handed to the driver again, so it has to be a fresh one.
 const FORGETFUL: &[&str] = &["vmxnet3"];
 
-/// How long the resets that attaching itself causes may take, in nanoseconds: those of igb and vmxnet3
-/// take their link down for a moment.
+/// How long the resets that attaching itself causes may take, in nanoseconds: those of igb and
+/// vmxnet3 take their link down for a moment.
 const ATTACHING: u64 = 2_000_000_000;
 
 /// What is watched of an interface that is filtered.
@@ -63,8 +63,8 @@ impl LinkState {
         Self { up: interface.up, mtu: interface.mtu, carrier_changes: interface.carrier_changes }
     }
 
-    /// What happened since `before`, if the rings may have been made anew. A link that went down and up
-    /// between two looks has counted it.
+    /// What happened since `before`, if the rings may have been made anew. A link that went down
+    /// and up between two looks has counted it.
     fn reset_since(self, before: Self) -> Option<&'static str> {
         match self {
             _ if self.mtu != before.mtu => Some("its MTU has changed"),
@@ -96,7 +96,8 @@ enum Cure {
 }
 
 impl Cure {
-    /// One that saw before may have been lost, and a fresh one helps; one that never saw never will.
+    /// One that saw before may have been lost, and a fresh one helps; one that never saw never
+    /// will.
     fn of(blind: Blind, is_forgetful: bool, is_remedy: bool, choice: ModeChoice) -> Self {
         match choice {
             _ if blind.has_seen || (is_forgetful && !is_remedy) => Self::Swap,
@@ -138,7 +139,8 @@ impl Daemon {
             watched.sight = Sight::new(now, watched.sight.has_seen());
             if is_forgetful(interface) {
                 // The verifier takes 0.3 s; the next reset finds a program that is loaded.
-                return self.swap(at, interface, &format!("{what}, and its driver loses the program then"));
+                return self.swap(at, interface, &format!("{what}, and its driver loses the program \
+                    then"));
             }
         }
         // After the interface's own counter, so that no packet is counted there alone.
@@ -179,11 +181,13 @@ impl Daemon {
         self.blind.insert(name.to_owned(), Blindness { since, packets, is_mended });
         if is_new {
             let then = if is_mended { "generic" } else { "none" };
-            self.say_of_interface(name, "blind", &format!("packets={packets} mode=native action={then}"));
+            self.say_of_interface(name, "blind", &format!("packets={packets} mode=native \
+                action={then}"));
         }
     }
 
-    /// Swaps a program in that the driver does not take for the one that it has, between two packets.
+    /// Swaps a program in that the driver does not take for the one that it has, between two
+    /// packets.
     fn swap(&mut self, at: usize, interface: &Interface, what: &str) {
         let name = self.served[at].name.clone();
         let fresh = match self.served[at].watched.reserve.take() {
@@ -204,12 +208,13 @@ impl Daemon {
         }
     }
 
-    /// Generic mode takes over, with the programs that are loaded: nothing has to be verified again.
+    /// Generic mode takes over, with the programs that are loaded: nothing has to be verified
+    /// again.
     fn take_over(&mut self, at: usize, interface: &Interface) -> bool {
         let Served { name, loaded, .. } = self.served.remove(at);
         let wanted = Wanted { name, interface: interface.clone() };
-        let put = Books::open(&self.pins.maps())
-            .and_then(|mut books| self.put_on(&wanted, loaded, false, ModeChoice::Generic, &mut books));
+        let put = InterfaceMaps::open(&self.pins.maps())
+            .and_then(|mut interface_maps| self.put_on(&wanted, loaded, false, ModeChoice::Generic, &mut interface_maps));
         match put {
             Ok((served, warnings)) => {
                 self.attach_warnings.extend(warnings);
@@ -235,8 +240,8 @@ impl Daemon {
     /// Puts other programs on an interface. Those that were there are kept in reserve.
     fn put_anew(&mut self, at: usize, interface: &Interface, fresh: Loaded) -> Result<()> {
         let wanted = Wanted { name: self.served[at].name.clone(), interface: interface.clone() };
-        let mut books = Books::open(&self.pins.maps())?;
-        let (mut served, warnings) = self.put_on(&wanted, fresh, false, self.config.mode, &mut books)?;
+        let mut interface_maps = InterfaceMaps::open(&self.pins.maps())?;
+        let (mut served, warnings) = self.put_on(&wanted, fresh, false, self.config.mode, &mut interface_maps)?;
         served.watched.is_remedy = true;
         self.attach_warnings.retain(|warning| !warning.starts_with(&format!("{}: ", wanted.name)));
         self.attach_warnings.extend(warnings);
@@ -264,13 +269,16 @@ impl Daemon {
             let packets = blind.packets;
             if blind.is_mended {
                 format!(
-                    "{name}: the driver took the program but showed it none of {packets} packets; generic mode has \
-                     taken over, which protects as well but costs several times the CPU per dropped packet. For \
+                    "{name}: the driver took the program but showed it none of {packets} packets; \
+                     generic mode has \
+                     taken over, which protects as well but costs several times the CPU per \
+                     dropped packet. For \
                      virtio_net the host's mrg_rxbuf=off is the usual cause"
                 )
             } else {
                 format!(
-                    "{name} is blind: the driver took the program but showed it none of {packets} packets, nothing \
+                    "{name} is blind: the driver took the program but showed it none of {packets} \
+                     packets, nothing \
                      is filtered there; set mode = \"auto\" or \"generic\" and run `sip-xdp reload`"
                 )
             }
@@ -284,8 +292,8 @@ impl Daemon {
             "blind" if details.ends_with("action=none") => Level::Error,
             _ => Level::Warn,
         };
-        let event = Said::new("interface").interface(name).kind(kind).reason(details).dry_run(self.config.dry_run);
-        self.say(event, level, format_args!("interface {name} kind={kind} {details}"));
+        let event = Event::new("interface").interface(name).kind(kind).reason(details).dry_run(self.config.dry_run);
+        self.announce(event, level, format_args!("interface {name} kind={kind} {details}"));
     }
 }
 
@@ -307,7 +315,8 @@ mod tests {
         assert_eq!(again.reset_since(down), Some("it came up"));
         // Between two looks.
         assert_eq!(again.reset_since(before), Some("its link was reset"));
-        assert_eq!(LinkState { mtu: 1_400, ..before }.reset_since(before), Some("its MTU has changed"));
+        assert_eq!(LinkState { mtu: 1_400, ..before }.reset_since(before), Some("its MTU has \
+            changed"));
         assert_eq!(LinkState { mtu: 1_400, ..down }.reset_since(down), Some("its MTU has changed"));
     }
 

@@ -1,12 +1,13 @@
-//! Which interfaces are meant. A configured name decides: the interface that has it is filtered; if none has it, the one that had
-//! it when it was attached still is, under whatever name, since it is the same wire.
+//! Which interfaces are meant. A configured name decides: the interface that has it is filtered; if
+//! none has it, the one that had it when it was attached still is, under whatever name, since it is
+//! the same wire.
 
 use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
 use sip_xdp_common::abi::layout::MAX_INTERFACES;
 
-use super::{Books, unreadable};
+use super::{InterfaceMaps, unreadable};
 use crate::daemon::Daemon;
 use crate::dataplane::counters::name_of;
 use crate::dataplane::netlink::{Interface, Surroundings};
@@ -26,13 +27,14 @@ pub(in crate::daemon) struct Resolved {
 }
 
 impl Daemon {
-    /// Finds the interfaces that are to be filtered: those configured, or those with a default route. It is an error if
-    /// none is there, unless the filter has been on it before: a name that was never right must not look like
-    /// protection, and one that was may be right again any moment.
+    /// Finds the interfaces that are to be filtered: those configured, or those with a default
+    /// route. It is an error if none is there, unless the filter has been on it before: a name that
+    /// was never right must not look like protection, and one that was may be right again any
+    /// moment.
     pub(in crate::daemon) async fn resolve(&self, around: &Surroundings) -> Result<Resolved> {
         let all = self.netlink.interfaces().await?;
         // Without tables, or with those of another version, nothing is known.
-        let known = Books::open(&self.pins.maps()).and_then(|books| books.read()).unwrap_or_default();
+        let known = InterfaceMaps::open(&self.pins.maps()).and_then(|interface_maps| interface_maps.read()).unwrap_or_default();
         let known: Vec<(String, u32)> =
             known.iter().filter(|record| record.index != 0).map(|record| (name_of(record), record.index)).collect();
         let mut names = self.config.interfaces.clone();
@@ -44,7 +46,8 @@ impl Daemon {
         }
         let there = || all.iter().map(|interface| interface.name.as_str()).collect::<Vec<_>>().join(", ");
         if names.is_empty() {
-            bail!("no interface has a default route; name those to filter on with --iface (there are: {})", there());
+            bail!("no interface has a default route; name those to filter on with --iface (there \
+                   are: {})", there());
         }
         let attached: Vec<_> = known.iter().filter(|(_, index)| self.pins.link(*index).exists()).cloned().collect();
         let resolved = resolve(&names, &all, &attached);
@@ -62,7 +65,8 @@ impl Daemon {
     }
 }
 
-/// Which interfaces the configured names mean. `attached` are the names and indices under which ours are attached.
+/// Which interfaces the configured names mean. `attached` are the names and indices under which
+/// ours are attached.
 pub(super) fn resolve(names: &[String], present: &[Interface], attached: &[(String, u32)]) -> Resolved {
     let mut resolved = Resolved::default();
     let mut seen = BTreeSet::new();

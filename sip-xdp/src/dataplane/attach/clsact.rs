@@ -1,8 +1,9 @@
-//! What the kernel's traffic control has on an interface of this process's network namespace, as far as [`crate::dataplane::attach::tcx`]
-//! must know: whether there is a clsact qdisc, and which filters are on it.
+//! What the kernel's traffic control has on an interface of this process's network namespace, as
+//! far as [`crate::dataplane::attach::tcx`] must know: whether there is a clsact qdisc, and which
+//! filters are on it.
 //!
-//! Asked by hand, and only what is needed is read: a filter of another product that nobody here understands must still be
-//! seen, since a qdisc that is removed takes all its filters with it.
+//! Asked by hand, and only what is needed is read: a filter of another product that nobody here
+//! understands must still be seen, since a qdisc that is removed takes all its filters with it.
 
 use std::ffi::CStr;
 use std::io;
@@ -17,8 +18,8 @@ use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 /// The name of the qdisc.
 pub(crate) const CLSACT: &str = "clsact";
 
-/// The handle and the parent of a clsact qdisc, and of an ingress one, and the parents of their filters
-/// (`include/uapi/linux/pkt_sched.h`).
+/// The handle and the parent of a clsact qdisc, and of an ingress one, and the parents of their
+/// filters (`include/uapi/linux/pkt_sched.h`).
 const HANDLE: u32 = 0xffff_0000;
 const PARENT: u32 = 0xffff_fff1;
 const INGRESS: u32 = 0xffff_fff2;
@@ -87,7 +88,8 @@ impl Message {
         self.kind == kind && self.body.len() >= TCMSG && self.number(4) == index
     }
 
-    /// A number of `struct tcmsg`: the interface is at 4, the handle at 8, the priority in the upper half of that at 16.
+    /// A number of `struct tcmsg`: the interface is at 4, the handle at 8, the priority in the
+    /// upper half of that at 16.
     fn number(&self, at: usize) -> u32 {
         number(&self.body, at)
     }
@@ -117,7 +119,8 @@ fn ask(kind: u16, flags: i32, index: u32, handle: u32, parent: u32) -> Result<Ve
     request.extend(((HEADER + TCMSG) as u32).to_ne_bytes());
     request.extend(kind.to_ne_bytes());
     request.extend(((NLM_F_REQUEST | flags) as u16).to_ne_bytes());
-    // The sequence number, and who asks: this socket asks but once. Then the address family, which is none.
+    // The sequence number, and who asks: this socket asks but once. Then the address family, which
+    // is none.
     request.extend([0; 12]);
     for word in [index, handle, parent, 0] {
         request.extend(word.to_ne_bytes());

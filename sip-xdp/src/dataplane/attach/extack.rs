@@ -1,5 +1,5 @@
-//! Why a driver refuses a program. A link that fails leaves an errno; the text that kernel and driver
-//! have for it comes with netlink's answers only. So the question is put again there.
+//! Why a driver refuses a program. A link that fails leaves an errno; the text that kernel and
+//! driver have for it comes with netlink's answers only. So the question is put again there.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -15,7 +15,8 @@ const IFLA_XDP_FLAGS: u16 = 3;
 const FLAG_IF_NOEXIST: u32 = 1;
 const FLAG_DRIVER: u32 = 4;
 
-/// `NLA_F_NESTED`, `NLM_F_CAPPED`, `NLM_F_ACK_TLVS`, `NLMSGERR_ATTR_MSG` (`include/uapi/linux/netlink.h`).
+/// `NLA_F_NESTED`, `NLM_F_CAPPED`, `NLM_F_ACK_TLVS`, `NLMSGERR_ATTR_MSG`
+/// (`include/uapi/linux/netlink.h`).
 const NESTED: u16 = 1 << 15;
 const CAPPED: u16 = 0x100;
 const ACK_TLVS: u16 = 0x200;
@@ -25,8 +26,8 @@ const ATTR_MSG: u16 = 1;
 const HEADER: usize = 16;
 const IFINFOMSG: usize = 16;
 
-/// Asks the kernel to put a program into the driver of an interface on which none is, and returns its
-/// words for why not. `None` if it has none, or takes it after all, which is undone.
+/// Asks the kernel to put a program into the driver of an interface on which none is, and returns
+/// its words for why not. `None` if it has none, or takes it after all, which is undone.
 pub(crate) fn refusal(program: &Xdp, index: u32) -> Option<String> {
     let program = program.fd().ok()?.as_fd().as_raw_fd();
     let mut socket = Socket::new(NETLINK_ROUTE).ok()?;

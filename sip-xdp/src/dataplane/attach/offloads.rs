@@ -1,7 +1,7 @@
-//! Offloads that kernel or driver switch off when a program is attached: generic mode switches LRO and
-//! hardware GRO off, on the interface and on those beneath it, and some drivers do so for native mode.
-//! Nobody switches them on again. So what went off is noted among the pins, where it survives the daemon,
-//! and put back when the program is taken off.
+//! Offloads that kernel or driver switch off when a program is attached: generic mode switches LRO
+//! and hardware GRO off, on the interface and on those beneath it, and some drivers do so for
+//! native mode. Nobody switches them on again. So what went off is noted among the pins, where it
+//! survives the daemon, and put back when the program is taken off.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -51,7 +51,8 @@ impl Snapshot {
     }
 }
 
-/// Notes what attaching to an interface has switched off since `before`. Returns it in words, if anything.
+/// Notes what attaching to an interface has switched off since `before`. Returns it in words, if
+/// anything.
 pub(crate) fn note(pins: &Pins, index: u32, before: &Snapshot) -> Result<Option<String>> {
     let off = before.switched_off(&Snapshot::take());
     for (device, name) in &off {
@@ -62,8 +63,8 @@ pub(crate) fn note(pins: &Pins, index: u32, before: &Snapshot) -> Result<Option<
     Ok((!said.is_empty()).then_some(said))
 }
 
-/// Switches on again what attaching to an interface has switched off, and forgets it. To be called when
-/// the program is off.
+/// Switches on again what attaching to an interface has switched off, and forgets it. To be called
+/// when the program is off.
 pub(crate) fn put_back(pins: &Pins, index: u32) -> Result<Vec<Offload>> {
     let mut done = Vec::new();
     for (device, offload) in pins.noted_offloads(index) {
@@ -79,7 +80,8 @@ pub(crate) fn put_back(pins: &Pins, index: u32) -> Result<Vec<Offload>> {
         match &error {
             None => log::info!("{interface}: {offload} is on again"),
             Some(error) => log::warn!(
-                "{interface}: {offload} was switched off for the filter and cannot be switched on again ({error}); \
+                "{interface}: {offload} was switched off for the filter and cannot be switched on \
+                 again ({error}); \
                  try `ethtool -K {interface} {offload} on`"
             ),
         }

@@ -1,11 +1,12 @@
 //! Puts the egress program on an interface, or swaps it for the one that is there.
 //!
-//! Since Linux 6.6 there is tcx: a link that is pinned and so outlives the daemon, like that of the ingress program.
-//! Before, the program is a filter on the interface's clsact qdisc, which stays until somebody removes it. The qdisc may
-//! be another product's, and carry that one's filters. So what is ours is known by a priority, a handle and a name that
-//! do not change, and what we made is noted among the pins, as directories: `clsact/INDEX` for the filter, and in it
-//! `qdisc` if the qdisc was not there before. Removing takes exactly the filter away, and the qdisc only if it is noted
-//! and nothing is left on it, since others may have put filters on it meanwhile.
+//! Since Linux 6.6 there is tcx: a link that is pinned and so outlives the daemon, like that of the
+//! ingress program. Before, the program is a filter on the interface's clsact qdisc, which stays
+//! until somebody removes it. The qdisc may be another product's, and carry that one's filters. So
+//! what is ours is known by a priority, a handle and a name that do not change, and what we made is
+//! noted among the pins, as directories: `clsact/INDEX` for the filter, and in it `qdisc` if the
+//! qdisc was not there before. Removing takes exactly the filter away, and the qdisc only if it is
+//! noted and nothing is left on it, since others may have put filters on it meanwhile.
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
@@ -19,8 +20,9 @@ use crate::dataplane::attach::xdp::{cause, innermost};
 use crate::dataplane::netlink::Interface;
 use crate::dataplane::pins::Pins;
 
-/// The filter's priority. Early, since a filter before it that decides keeps it from seeing the packet, but behind the
-/// first ones, which other products expect to be theirs. It never decides anything itself.
+/// The filter's priority. Early, since a filter before it that decides keeps it from seeing the
+/// packet, but behind the first ones, which other products expect to be theirs. It never decides
+/// anything itself.
 const PRIORITY: u16 = 5;
 
 /// The filter's handle.
@@ -105,7 +107,8 @@ fn attach_tcx(program: &mut SchedClassifier, interface: &Interface, pins: &Pins)
 fn attach_filter(program: &mut SchedClassifier, interface: &Interface, pins: &Pins) -> Result<()> {
     let (index, name) = (interface.index, &interface.name);
     if has_filter(index)? {
-        // It is noted before, so that it is removed in the end even if the note of an earlier daemon was lost.
+        // It is noted before, so that it is removed in the end even if the note of an earlier
+        // daemon was lost.
         pins.note_clsact(index, false)?;
         let link = SchedClassifierLink::attached(name, TcAttachType::Egress, PRIORITY, TcHandle::new(0, HANDLE), None)?;
         let id = program.attach_to_link(link);
@@ -135,13 +138,14 @@ fn attach_filter(program: &mut SchedClassifier, interface: &Interface, pins: &Pi
 /// Lets a filter stay when this process ends.
 fn keep(program: &mut SchedClassifier, attached: Result<SchedClassifierLinkId, ProgramError>) -> Result<()> {
     let id = attached.map_err(|error| anyhow!("no clsact filter ({})", cause(&error)))?;
-    // Dropping the link would remove the filter. It has no descriptor to close: it is a few numbers that say which filter
-    // it is, and those are always the same.
+    // Dropping the link would remove the filter. It has no descriptor to close: it is a few numbers
+    // that say which filter it is, and those are always the same.
     std::mem::forget(program.take_link(id)?);
     Ok(())
 }
 
-/// Removes our filter from an interface, and the qdisc if it is ours and empty. Where nothing is noted, nothing is done.
+/// Removes our filter from an interface, and the qdisc if it is ours and empty. Where nothing is
+/// noted, nothing is done.
 pub(crate) fn detach_filter(index: u32, pins: &Pins) -> Result<()> {
     if !pins.clsact(index).exists() {
         return Ok(());

@@ -1,7 +1,7 @@
-//! What this kernel can do, found by trying it, never by its version: distributions carry features back,
-//! and containers, lockdown and seccomp profiles take them away. [`ask`](Platform::ask) is the one place
-//! that asks; `doctor` and `run` both speak from [what it means](judge), in the same words, and before
-//! anything is attached.
+//! What this kernel can do, found by trying it, never by its version: distributions carry features
+//! back, and containers, lockdown and seccomp profiles take them away. [`ask`](Platform::ask) is
+//! the one place that asks; `doctor` and `run` both speak from [what it means](judge), in the same
+//! words, and before anything is attached.
 
 mod ask;
 mod judge;
@@ -33,7 +33,8 @@ pub struct Platform {
     pub ring_buffer: bool,
     /// Whether user space can map the memory of an array (`BPF_F_MMAPABLE`).
     pub mapped_arrays: bool,
-    /// Whether XDP programs are attached by links, which can be pinned. `None`: it could not be tried.
+    /// Whether XDP programs are attached by links, which can be pinned. `None`: it could not be
+    /// tried.
     pub xdp_links: Option<bool>,
     /// Whether programs for what leaves are attached by links (tcx). `None`: it could not be tried.
     pub tcx: Option<bool>,

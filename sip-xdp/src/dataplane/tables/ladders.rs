@@ -1,11 +1,11 @@
-//! User space's view of the ladder: sources that offended by what could be forged, and the nonces that
-//! are their own ([`sip_xdp_common::limits::ladder`]).
+//! User space's view of the ladder: sources that offended by what could be forged, and the nonces
+//! that are their own ([`sip_xdp_common::limits::ladder`]).
 
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, Map, MapData, MapError};
 use sip_xdp_common::abi::layout::LADDERS;
 use sip_xdp_common::abi::names;
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::flow::FlowKey;
 use sip_xdp_common::limits::ladder::{Ladder, nonce_key};
 
@@ -27,7 +27,8 @@ impl Ladders {
     /// Opens the maps by name, through `open`.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>, seed: u64) -> Result<Self> {
         let map = open(names::LADDERS)?.try_into().context("the ladder cannot be used")?;
-        let nonces = open(names::OWN_NONCES)?.try_into().context("the table of nonces cannot be used")?;
+        let nonces = open(names::OWN_NONCES)?.try_into().context("the table of nonces cannot be \
+            used")?;
         Ok(Self { map, nonces, seed })
     }
 
@@ -36,7 +37,8 @@ impl Ladders {
         self.map.get(&key(network), 0).ok()
     }
 
-    /// Puts a network in a place. The kernel may charge it between reading and writing; that is lost.
+    /// Puts a network in a place. The kernel may charge it between reading and writing; that is
+    /// lost.
     pub fn set(&mut self, network: &Network, ladder: Ladder) -> Result<(), MapError> {
         self.map.insert(key(network), ladder, 0)
     }
@@ -59,7 +61,7 @@ impl Ladders {
     }
 
     /// Notes that a nonce, by its digest, is a source's own, or no longer.
-    pub fn own(&mut self, source: &Source, nonce: u64, is_own: bool) -> Result<(), MapError> {
+    pub fn own(&mut self, source: &IpKey, nonce: u64, is_own: bool) -> Result<(), MapError> {
         let key = nonce_key(source, nonce, self.seed);
         if is_own {
             return self.nonces.insert(key, 1, 0);

@@ -23,7 +23,8 @@ use crate::sys::clock;
 pub enum Tier {
     /// The source address could be forged.
     Unproven,
-    /// The source has completed a request with credentials, or echoed a nonce that was given to nobody else.
+    /// The source has completed a request with credentials, or echoed a nonce that was given to
+    /// nobody else.
     Proven,
 }
 
@@ -74,8 +75,8 @@ impl Entry {
         }
     }
 
-    /// Whose claim it is, by name, where the owner has one: `tool:NAME`, `dns:NAME`, `feed:NAME`. Several are
-    /// separated by commas.
+    /// Whose claim it is, by name, where the owner has one: `tool:NAME`, `dns:NAME`, `feed:NAME`.
+    /// Several are separated by commas.
     pub fn claimant(&self) -> Option<String> {
         let room = match self.owner {
             Owner::Tool => "tool",
@@ -177,8 +178,8 @@ impl Ledger {
 
     /// All entries, ordered by list and network.
     ///
-    /// A daemon may change the ledger meanwhile. The kernel's walk over a hash starts again when the row that it stands
-    /// on is deleted, so rows can come twice, and the walk is given an end.
+    /// A daemon may change the ledger meanwhile. The kernel's walk over a hash starts again when
+    /// the row that it stands on is deleted, so rows can come twice, and the walk is given an end.
     pub fn entries(&self) -> Result<Vec<(List, Entry)>> {
         let mut entries = BTreeMap::new();
         for row in self.rows.iter().take(2 * self.capacity as usize) {

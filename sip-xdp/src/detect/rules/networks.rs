@@ -1,15 +1,15 @@
-//! IPv6: whoever has a network hops from host to host. The host comes first; a /64, /56 and /48 have
-//! two, three and four times the thresholds, and only where two or more of the next smaller size
-//! took part. A nonce that was given within a /64 proves the network, not the host. By what could be
-//! forged that width goes on the ladder, and is not banned.
+//! IPv6: whoever has a network hops from host to host. The host comes first; a /64, /56 and /48
+//! have two, three and four times the thresholds, and only where two or more of the next smaller
+//! size took part. A nonce that was given within a /64 proves the network, not the host. By what
+//! could be forged that width goes on the ladder, and is not banned.
 
 use std::collections::BTreeSet;
 
-use sip_xdp_common::ip_key::{Source, mask};
+use sip_xdp_common::ip_key::{IpKey, mask};
 
 use super::super::claim::{Growth, Level};
 use super::super::digest::digest;
-use super::super::windows::{Bucket, Window, words};
+use super::super::windows::{LeakyBucket, Window, words};
 use super::super::{Action, Detector, Finding, Metering, Step};
 use crate::config::Detect;
 
@@ -32,14 +32,14 @@ pub(in super::super) struct Network {
 #[derive(Debug, Default)]
 struct Tries {
     rejected: Window<()>,
-    slow: Bucket,
+    slow: LeakyBucket,
     /// Digests of parts that took part since it last offended: two are enough.
     parts: BTreeSet<u64>,
 }
 
 impl Tries {
-    /// Counts one more. Returns how many there are lately if these are enough, and whether the fast rule
-    /// says so.
+    /// Counts one more. Returns how many there are lately if these are enough, and whether the fast
+    /// rule says so.
     fn note(&mut self, part: u64, now: u64, rules: &Detect, times: u32) -> Option<(usize, bool)> {
         let (rejected, slow) = (rules.rejected, rules.slow);
         self.rejected.note(now, (), rejected.per.nanos());
@@ -63,7 +63,7 @@ impl Detector {
     /// A host has had one more password rejected, with a nonce that proves the network or not.
     pub(in super::super) fn weigh_networks(
         &mut self,
-        source: Source,
+        source: IpKey,
         is_real: bool,
         now: u64,
         actions: &mut Vec<Action>,
@@ -80,16 +80,18 @@ impl Detector {
             let all = network.all.note(part, now, &self.rules, times);
             if let Some((count, by_count)) = real.filter(|_| !is_banned) {
                 let since = words(network.real.rejected.since(now));
-                let reason = format!("{count} rejected passwords of several hosts in {since}, nonces echoed");
+                let reason = format!("{count} rejected passwords of several hosts in {since}, \
+                                      nonces echoed");
                 let kind = if by_count { super::rejected::REJECTED } else { super::rejected::SLOW };
                 network.real.begin_anew();
                 network.all.begin_anew();
                 let about = self.about(source, kind, Level::Routable, reason);
-                self.convict(Level::Routable, Finding { bits, growth: Growth::Full, ..about }, now, actions);
+                self.emit_ban(Level::Routable, Finding { bits, growth: Growth::Full, ..about }, now, actions);
                 is_banned = true;
             } else if let Some((count, _)) = all.filter(|_| !is_banned) {
                 let since = words(network.all.rejected.since(now));
-                let reason = format!("{count} rejected passwords of several hosts of the network in {since}");
+                let reason = format!("{count} rejected passwords of several hosts of the network \
+                                      in {since}");
                 network.all.begin_anew();
                 let (step, strict, until) = (Step::Down, false, now + LIFETIME_NS);
                 actions.push(Action::Meter(Metering { source, bits, step, strict, until, reason }));

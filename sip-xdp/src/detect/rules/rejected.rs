@@ -1,13 +1,13 @@
 //! `rejected`, `slow` and `misconfigured`: passwords that are wrong, fast, patiently, or by a phone
 //! that nobody has reset.
 //!
-//! Of strangers all rejections of an address count together. Where users were accepted, the offender
-//! is the pair of user and port: a bad phone must not take its office down, and an account that is
-//! good must not cover guesses for others.
+//! Of strangers all rejections of an address count together. Where users were accepted, the
+//! offender is the pair of user and port: a bad phone must not take its office down, and an account
+//! that is good must not cover guesses for others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use super::super::claim::{Growth, Level, Rejection};
 use super::super::source_state::{SourceState, Waiting};
@@ -45,7 +45,7 @@ const LONGEST_WAIT_NS: u64 = 180_000_000_000;
 
 impl Detector {
     /// Counts those rejections that were waiting for long enough.
-    pub(in super::super) fn settle_rejections(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+    pub(in super::super) fn settle_rejections(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
@@ -78,7 +78,7 @@ impl Detector {
     /// Counts those rejections that are waiting and that `counts` says.
     pub(in super::super) fn count_rejections(
         &mut self,
-        source: Source,
+        source: IpKey,
         now: u64,
         counts: impl Fn(&Waiting) -> bool,
         actions: &mut Vec<Action>,
@@ -100,7 +100,7 @@ impl Detector {
         self.weigh_rejections(source, now, actions);
     }
 
-    fn count_rejection(&mut self, source: Source, at: u64, rejection: &Rejection, now: u64, actions: &mut Vec<Action>) {
+    fn count_rejection(&mut self, source: IpKey, at: u64, rejection: &Rejection, now: u64, actions: &mut Vec<Action>) {
         let (rejected, slow) = (self.rules.rejected, self.rules.slow);
         // Nobody loses standing by what somebody else may have sent in its name.
         if rejection.level == Level::Seen && self.has_standing(&source, now) {
@@ -131,19 +131,19 @@ impl Detector {
         }
     }
 
-    fn weigh_rejections(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+    fn weigh_rejections(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
         let found = if self.known.was_good(&source, now) {
             self.weigh_office(source, now, actions)
         } else {
             self.weigh_stranger(source, now)
         };
         if let Some((level, finding)) = found {
-            self.convict(level, finding, now, actions);
+            self.emit_ban(level, finding, now, actions);
         }
     }
 
     /// Rejections of an address from which nobody was ever accepted.
-    fn weigh_stranger(&self, source: Source, now: u64) -> Option<(Level, Finding)> {
+    fn weigh_stranger(&self, source: IpKey, now: u64) -> Option<(Level, Finding)> {
         let state = self.sources.get(&source)?;
         for level in [Level::Routable, Level::Seen] {
             let tries: Vec<&(u64, Rejection)> = state.rejected.iter().filter(|(_, one)| one.level >= level).collect();
@@ -156,7 +156,7 @@ impl Detector {
 
     fn weigh_tries(
         &self,
-        source: Source,
+        source: IpKey,
         state: &SourceState,
         level: Level,
         tries: &[&(u64, Rejection)],
@@ -183,7 +183,7 @@ impl Detector {
             () if by_spray => super::sprayed::NAME,
             () => SLOW,
         };
-        let mut finding = self.about(source, kind, level, told(state, &users, tries, level, now));
+        let mut finding = self.about(source, kind, level, evidence_text(state, &users, tries, level, now));
         if is_phone && level == Level::Routable {
             finding.growth = Growth::Mild;
         }
@@ -191,7 +191,7 @@ impl Detector {
     }
 
     /// Rejections of an address behind which there are accepted users.
-    fn weigh_office(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) -> Option<(Level, Finding)> {
+    fn weigh_office(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) -> Option<(Level, Finding)> {
         let state = self.sources.get(&source)?;
         let (rejected, slow) = (self.rules.rejected, self.rules.slow);
         let real: Vec<&(u64, Rejection)> =
@@ -201,8 +201,9 @@ impl Detector {
                 || slow.enabled && bucket >= f64::from(slow.count) - 0.5
         };
 
-        // One port after the other. One that carries other accepted users is itself the offender only
-        // if more are rejected than are accepted; where they are as many, if no phone would go on so.
+        // One port after the other. One that carries other accepted users is itself the offender
+        // only if more are rejected than are accepted; where they are as many, if no phone would go
+        // on so.
         let mut by_port: BTreeMap<u16, Vec<&(u64, Rejection)>> = BTreeMap::new();
         real.iter().for_each(|one| by_port.entry(one.1.port).or_default().push(one));
         for (port, tries) in &by_port {
@@ -264,21 +265,22 @@ impl Detector {
             .then(|| self.convict_address(source, &strange, now))
     }
 
-    /// Ports of an address that have no standing share the ladder from now on, whatever nonces they have.
-    fn meter_strange_ports(&self, source: Source, why: &str, now: u64, actions: &mut Vec<Action>) {
+    /// Ports of an address that have no standing share the ladder from now on, whatever nonces they
+    /// have.
+    fn meter_strange_ports(&self, source: IpKey, why: &str, now: u64, actions: &mut Vec<Action>) {
         let (bits, step, strict, until) = (128, Step::Down, true, now + LADDER_NS);
         actions.push(Action::Meter(Metering { source, bits, step, strict, until, reason: why.to_owned() }));
     }
 
     /// A finding about all of an address with accepted users. Accepted ports that did not offend go
     /// on.
-    fn convict_address(&self, source: Source, tries: &[&(u64, Rejection)], now: u64) -> (Level, Finding) {
+    fn convict_address(&self, source: IpKey, tries: &[&(u64, Rejection)], now: u64) -> (Level, Finding) {
         let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
         let mut ports: Vec<u16> = tries.iter().map(|(_, one)| one.port).collect();
         ports.sort_unstable();
         ports.dedup();
         let reason =
-            self.sources.get(&source).map(|state| told(state, &users, tries, Level::Routable, now)).unwrap_or_default();
+            self.sources.get(&source).map(|state| evidence_text(state, &users, tries, Level::Routable, now)).unwrap_or_default();
         let finding = Finding { ports, ..self.about(source, REJECTED, Level::Routable, reason) };
         (Level::Routable, finding)
     }
@@ -286,7 +288,7 @@ impl Detector {
     /// A finding about one port of an address with accepted users.
     fn convict_port(
         &mut self,
-        source: Source,
+        source: IpKey,
         port: u16,
         now: u64,
         actions: &mut Vec<Action>,
@@ -296,7 +298,7 @@ impl Detector {
             state.rejected.iter().filter(|(_, one)| one.level == Level::Routable && one.port == port).collect();
         let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
         let is_phone = is_phone(&tries, &users);
-        let reason = told(state, &users, &tries, Level::Routable, now);
+        let reason = evidence_text(state, &users, &tries, Level::Routable, now);
         let users: Vec<String> = users.into_iter().map(str::to_owned).collect();
         let mut roams = false;
         for user in users {
@@ -308,7 +310,8 @@ impl Detector {
             roams |= places >= MANY_CONVICTIONS;
         }
         if roams {
-            self.meter_strange_ports(source, "a user that was convicted comes back from other ports", now, actions);
+            self.meter_strange_ports(source, "a user that was convicted comes back from other \
+                ports", now, actions);
         }
         let kind = if is_phone { MISCONFIGURED } else { REJECTED };
         let growth = if is_phone { Growth::Mild } else { Growth::Full };
@@ -324,7 +327,7 @@ fn is_phone(tries: &[&(u64, Rejection)], users: &BTreeSet<&str>) -> bool {
 }
 
 /// Rejections in words and numbers.
-fn told(state: &SourceState, users: &BTreeSet<&str>, tries: &[&(u64, Rejection)], level: Level, now: u64) -> String {
+fn evidence_text(state: &SourceState, users: &BTreeSet<&str>, tries: &[&(u64, Rejection)], level: Level, now: u64) -> String {
     let whom = match users.iter().next() {
         Some(user) if users.len() == 1 => format!("the user {user:?}"),
         _ => format!("{} users", users.len()),

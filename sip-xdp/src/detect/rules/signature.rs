@@ -1,11 +1,11 @@
-//! `signature`: requests that only tools send: their User-Agents, the shape of their tags, and users
-//! that nobody has.
+//! `signature`: requests that only tools send: their User-Agents, the shape of their tags, and
+//! users that nobody has.
 //!
 //! Anybody can have sent one in somebody else's name. So it leads to a limit first, and is decided
 //! at the final answer: a right password clears it; a ban takes a sender that is where it says, a
 //! second kind of evidence from another packet, or several calls.
 
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use super::super::claim::Level;
 use super::super::responses::Answer;
@@ -26,7 +26,7 @@ impl Detector {
     /// Looks at a request for what gives a tool away.
     pub(in super::super) fn look_for_signature(
         &mut self,
-        source: Source,
+        source: IpKey,
         head: &Head<'_>,
         now: u64,
         actions: &mut Vec<Action>,
@@ -35,8 +35,8 @@ impl Detector {
             return;
         }
         let is_doubtful = head.agent.is_some_and(|agent| names(agent, &self.rules.signature.products));
-        // A tool gives itself away in every request. One that does not was sent by somebody else: what
-        // was forged in the name of a phone must not be proven by the phone.
+        // A tool gives itself away in every request. One that does not was sent by somebody else:
+        // what was forged in the name of a phone must not be proven by the phone.
         let found = signature(head, &self.rules.signature);
         let Some(state) = self.sources.get_mut(&source) else {
             return;
@@ -74,7 +74,8 @@ impl Detector {
         let Some(decided) = state.tool_calls.get_mut(&request.call) else {
             return;
         };
-        // A challenge is an answer, too: credentials that follow it, and are right, clear all of this.
+        // A challenge is an answer, too: credentials that follow it, and are right, clear all of
+        // this.
         *decided = None;
         if level == Level::Routable && !answer.is_foreign && answer.to == source {
             self.convict_tool(source, level, ", and it echoes its nonce", now, actions);
@@ -84,14 +85,14 @@ impl Detector {
     }
 
     /// A dialog of a source that looks like a tool proves that it is where it says.
-    pub(in super::super) fn tool_is_proven(&mut self, source: Source, call: u64, now: u64, actions: &mut Vec<Action>) {
+    pub(in super::super) fn tool_is_proven(&mut self, source: IpKey, call: u64, now: u64, actions: &mut Vec<Action>) {
         if self.sources.get(&source).is_some_and(|state| state.tool_calls.contains_key(&call)) {
             self.convict_tool(source, Level::Routable, ", and it repeats our tag", now, actions);
         }
     }
 
     /// Calls that were not answered at all, or not with credentials, are decided by the time.
-    pub(in super::super) fn settle_tool_calls(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+    pub(in super::super) fn settle_tool_calls(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
@@ -106,7 +107,7 @@ impl Detector {
         }
     }
 
-    fn weigh_tool(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+    fn weigh_tool(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
         let Some(state) = self.sources.get(&source) else {
             return;
         };
@@ -122,7 +123,7 @@ impl Detector {
         }
     }
 
-    fn convict_tool(&mut self, source: Source, level: Level, more: &str, now: u64, actions: &mut Vec<Action>) {
+    fn convict_tool(&mut self, source: IpKey, level: Level, more: &str, now: u64, actions: &mut Vec<Action>) {
         // What looked like a tool before somebody was accepted from there may have been forged.
         if !self.rules.signature.enabled || self.has_standing(&source, now) {
             return;
@@ -131,7 +132,7 @@ impl Detector {
             return;
         };
         let finding = self.about(source, NAME, level, format!("{what}{more}"));
-        self.convict(level, finding, now, actions);
+        self.emit_ban(level, finding, now, actions);
     }
 }
 
@@ -161,8 +162,9 @@ fn starts_with(agent: &[u8], known: &[u8]) -> bool {
     agent.get(..known.len()).is_some_and(|start| start.eq_ignore_ascii_case(known))
 }
 
-/// sipvicious writes what it is after into its tags: text, a byte 1 and a number, all as hexadecimal digits
-/// (`createTag` in its svhelper.py). What another phone draws at random does not come out like that.
+/// sipvicious writes what it is after into its tags: text, a byte 1 and a number, all as
+/// hexadecimal digits (`createTag` in its svhelper.py). What another phone draws at random does not
+/// come out like that.
 fn is_sipvicious_tag(tag: &[u8]) -> bool {
     if tag.len() < 8 || !tag.len().is_multiple_of(2) || tag.len() > 512 {
         return false;

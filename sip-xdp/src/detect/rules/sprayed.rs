@@ -1,13 +1,13 @@
-//! `sprayed`: an accepted user whose password many strangers try. Each of them is then banned at its
-//! third rejection in a day; places where the user was accepted are untouched.
+//! `sprayed`: an accepted user whose password many strangers try. Each of them is then banned at
+//! its third rejection in a day; places where the user was accepted are untouched.
 
 use std::collections::{HashMap, VecDeque};
 
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use super::super::claim::{Level, Rejection};
 use super::super::source_state::SourceState;
-use super::super::windows::{Bucket, Window};
+use super::super::windows::{LeakyBucket, Window};
 use super::super::{Action, Detector, Metering, Step};
 
 pub(in super::super) const NAME: &str = "sprayed";
@@ -32,7 +32,7 @@ struct User {
     /// Routable tries, and those that could be forged. The latter act on their like only.
     tries: [Window<()>; 2],
     /// The same, slowly.
-    slow: [Bucket; 2],
+    slow: [LeakyBucket; 2],
     until: [u64; 2],
 }
 
@@ -94,7 +94,7 @@ impl Detector {
     /// A stranger was rejected for a user.
     pub(in super::super) fn user_was_tried(
         &mut self,
-        source: Source,
+        source: IpKey,
         rejection: &Rejection,
         now: u64,
         actions: &mut Vec<Action>,
@@ -114,7 +114,8 @@ impl Detector {
         };
         let found = self.sprayed.note(user, *level, &limits, now);
         if let Some(count) = found {
-            let text = format!("strangers had {count} passwords rejected for the user {user:?} within {}", rule.per);
+            let text = format!("strangers had {count} passwords rejected for the user {user:?} \
+                                within {}", rule.per);
             actions.push(Action::Note("sprayed", text));
         }
         if self.sprayed.is_sprayed(user, *level, now)
@@ -123,7 +124,8 @@ impl Detector {
             state.sprayed.note(now, *level, DAY_NS);
             // What could be forged bans nobody for it: it goes slower.
             if *level == Level::Seen && state.sprayed.len() >= TRIES {
-                let reason = format!("a third password for the user {user:?}, whom many strangers try");
+                let reason = format!("a third password for the user {user:?}, whom many strangers \
+                                      try");
                 let (bits, step, strict, until) = (128, Step::Last, false, now + DAY_NS);
                 actions.push(Action::Meter(Metering { source, bits, step, strict, until, reason }));
             }

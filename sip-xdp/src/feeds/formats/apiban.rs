@@ -1,5 +1,6 @@
-//! APIBAN: what is new, page by page, each with the ID under which to ask for the next one. Two interfaces are in use:
-//! `POST URL/get` with the key as a bearer token, and before it `GET URL/KEY/banned/ID`.
+//! APIBAN: what is new, page by page, each with the ID under which to ask for the next one. Two
+//! interfaces are in use: `POST URL/get` with the key as a bearer token, and before it `GET
+//! URL/KEY/banned/ID`.
 
 use std::io::Read as _;
 use std::time::{Duration, Instant};
@@ -18,7 +19,8 @@ const TTL: u64 = 7 * 24 * 3_600;
 /// The ID under which the list begins.
 const FIRST: &str = "100";
 
-/// The set of addresses that is asked for if the configuration names none, as APIBAN's own client does.
+/// The set of addresses that is asked for if the configuration names none, as APIBAN's own client
+/// does.
 const SET: &str = "sip";
 
 /// How many pages are asked for in turn. The rest comes with the next synchronisation.
@@ -38,7 +40,8 @@ impl FeedFormat for Apiban {
     }
 
     fn words(&self) -> &'static str {
-        "the API of APIBAN, in both of its versions; wants a `key_file`, and may be asked for a `set`"
+        "the API of APIBAN, in both of its versions; wants a `key_file`, and may be asked for a \
+         `set`"
     }
 
     fn ask(&self, asking: &Asking<'_>) -> Result<Option<(Parsed, Candidate)>, Trouble> {
@@ -93,7 +96,8 @@ fn pages(asking: &Asking<'_>) -> Result<(Parsed, Candidate), Trouble> {
     Ok(live("apiban", tally, candidate, now))
 }
 
-/// Asks for one page by the newer interface, or by the older one where the server does not have the newer.
+/// Asks for one page by the newer interface, or by the older one where the server does not have the
+/// newer.
 fn ask_page(asking: &Asking<'_>, key: &str, id: &str) -> Result<Page, Failure> {
     let Asking { config, fetcher, .. } = asking;
     let base = config.url.trim_end_matches('/');
@@ -108,14 +112,16 @@ fn ask_page(asking: &Asking<'_>, key: &str, id: &str) -> Result<Page, Failure> {
         Ok(page) => return Ok(page),
         Err(reason) => reason,
     };
-    // Who does not know the question may say that there is no such page, or take it for one with a wrong key.
+    // Who does not know the question may say that there is no such page, or take it for one with a
+    // wrong key.
     let may_not_know = matches!(status, 400..=499) && status != 429;
     if !may_not_know {
         return Err(failure(status, &headers, reason));
     }
     let is_known = serde_json::from_slice::<Value>(&bytes).is_ok_and(|value| !value["ipaddress"].is_null());
     if config.set.is_some() {
-        let no_sets = format!("HTTP {status}: the server knows no sets (POST .../get); leave `set` out");
+        let no_sets = format!("HTTP {status}: the server knows no sets (POST .../get); leave `set` \
+                               out");
         return Err(if is_known { reason } else { no_sets }.into());
     }
     match older(asking, base, key, id) {

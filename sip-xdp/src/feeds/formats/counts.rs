@@ -78,7 +78,8 @@ mod tests {
             let tally = &parsed.tally;
             assert_eq!((tally.count(reason::BELOW_MIN_COUNT), tally.first_malformed), (1, Some(5)));
         }
-        assert_eq!(read(Name::Auto, TEXT).unwrap().networks.len(), 3, "without min_count all of them");
+        assert_eq!(read(Name::Auto, TEXT).unwrap().networks.len(), 3, "without min_count all of \
+            them");
         let error = read_with(Name::Auto, b"192.0.2.1\n", &limits).unwrap_err();
         assert!(error.contains("has no counts") && error.contains("list"), "{error}");
     }

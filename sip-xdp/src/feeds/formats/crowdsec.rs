@@ -1,4 +1,5 @@
-//! The decisions of a CrowdSec local API: what is new, and what has been deleted since the last answer.
+//! The decisions of a CrowdSec local API: what is new, and what has been deleted since the last
+//! answer.
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read};
@@ -40,7 +41,8 @@ fn stream(asking: &Asking<'_>) -> Result<(Parsed, Candidate), Trouble> {
     let is_first = asking.from_the_start || last.cursor.is_none();
     let base = config.url.trim_end_matches('/');
     let base = base.strip_suffix("/v1/decisions/stream").unwrap_or(base);
-    // All decisions about an address, not only the longest: that one may be ours, or end before its time.
+    // All decisions about an address, not only the longest: that one may be ours, or end before its
+    // time.
     let url = format!("{base}/v1/decisions/stream?dedup=false{}", if is_first { "&startup=true" } else { "" });
     let (status, headers, body) = fetcher.page(&url, &[("X-Api-Key", &key)])?;
     if status != 200 {
@@ -64,15 +66,15 @@ fn stream(asking: &Asking<'_>) -> Result<(Parsed, Candidate), Trouble> {
 }
 
 /// A decision about a network. Several may be about the same one, and each ends by itself.
-pub(super) type Place = (u64, Network);
+pub(super) type DecisionKey = (u64, Network);
 
 /// What has changed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Decisions {
     /// What is to be blocked, and for how long.
-    pub(super) new: Vec<(Place, Duration)>,
+    pub(super) new: Vec<(DecisionKey, Duration)>,
     /// What is not to be blocked any more.
-    pub(super) deleted: Vec<Place>,
+    pub(super) deleted: Vec<DecisionKey>,
     /// What was left out of `new`.
     pub(super) tally: Tally,
 }
@@ -100,14 +102,16 @@ struct Decision {
 }
 
 impl Decision {
-    /// Whether it is about a ban of an address or a network. Captchas, countries and users are others' business.
+    /// Whether it is about a ban of an address or a network. Captchas, countries and users are
+    /// others' business.
     fn is_ban(&self) -> bool {
         self.kind.eq_ignore_ascii_case("ban")
             && ["ip", "range"].iter().any(|scope| self.scope.eq_ignore_ascii_case(scope))
     }
 }
 
-/// Reads an answer. Decisions whose scenario begins with `own` are ours: taken back, they would outlive what they came from.
+/// Reads an answer. Decisions whose scenario begins with `own` are ours: taken back, they would
+/// outlive what they came from.
 pub(super) fn decisions(body: impl Read, own: Option<&str>) -> Result<Decisions, String> {
     let answer: Answer = serde_json::from_reader(body).map_err(|error| match error.classify() {
         serde_json::error::Category::Io => error.to_string(),

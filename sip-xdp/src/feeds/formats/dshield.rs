@@ -1,4 +1,5 @@
-//! DShield's block list: the first address, the last, the prefix, and more, between tabs; `#` starts comments.
+//! DShield's block list: the first address, the last, the prefix, and more, between tabs; `#`
+//! starts comments.
 
 use std::net::Ipv4Addr;
 

@@ -1,12 +1,13 @@
-//! Addresses, networks and ranges in lines: one a line, with a name or a comment behind it, or many, between blanks or
-//! commas. `#` and `;` start comments.
+//! Addresses, networks and ranges in lines: one a line, with a name or a comment behind it, or
+//! many, between blanks or commas. `#` and `;` start comments.
 
 use super::word::Range;
 use super::{FeedFormat, Line, Lines, Reading, Word};
 
 pub(super) struct List;
 
-/// A row of at least so many words is a list in itself: one that is no entry says nothing about the others.
+/// A row of at least so many words is a list in itself: one that is no entry says nothing about the
+/// others.
 const ROW: usize = 8;
 
 impl FeedFormat for List {
@@ -121,7 +122,8 @@ mod tests {
 
     #[test]
     fn all_that_people_write() {
-        let text = b"\xef\xbb\xbf# comment\r\n; another\r\n192.0.2.1\r\n\r\n  198.51.100.7/24 # host bits\n\
+        let text = b"\xef\xbb\xbf# comment\r\n; another\r\n192.0.2.1\r\n\r\n  198.51.100.7/24 # \
+                    host bits\n\
                      2001:db8::/32 ; v6\n192.0.2.1\n203.0.113.0/24\t\n2001:db8::5";
         let parsed = read(FeedFormat::List, text).unwrap();
         let expected = ["192.0.2.1", "198.51.100.0/24", "2001:db8::/32", "192.0.2.1", "203.0.113.0/24", "2001:db8::5"];

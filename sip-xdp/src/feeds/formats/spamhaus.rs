@@ -1,4 +1,5 @@
-//! Spamhaus DROP: a JSON object a line, the last of which says how many there were; or the old text, `NETWORK ; SBL...`.
+//! Spamhaus DROP: a JSON object a line, the last of which says how many there were; or the old
+//! text, `NETWORK ; SBL...`.
 
 use serde::Deserialize;
 
@@ -89,7 +90,8 @@ mod tests {
         let cut = json.replace("{\"cidr\":\"2001:db8::/32\"}\n", "");
         let error = read(FeedFormat::Spamhaus, cut.as_bytes()).unwrap_err();
         assert!(error.contains("announces 3 records and has 2"), "{error}");
-        let text = "; Spamhaus DROP List\n192.0.2.0/24 ; SBL256894\n198.51.100.0/24 ; SBL2\nnonsense ; SBL3\n";
+        let text = "; Spamhaus DROP List\n192.0.2.0/24 ; SBL256894\n198.51.100.0/24 ; \
+                    SBL2\nnonsense ; SBL3\n";
         let parsed = read(FeedFormat::Spamhaus, text.as_bytes()).unwrap();
         assert_eq!(networks(&parsed), ["192.0.2.0/24", "198.51.100.0/24"]);
         assert_eq!(parsed.tally.first_malformed, Some(4));

@@ -61,7 +61,8 @@ fn what_is_no_entry_is_skipped_with_its_line() {
 fn what_is_another_format_is_refused() {
     for format in LISTS {
         for text in ["<!DOCTYPE html>\n<html>", "\n\n  <?xml version=\"1.0\"?>", "<html>\n192.0.2.1\n192.0.2.2\n"] {
-            assert!(read(format, text.as_bytes()).unwrap_err().contains("HTML"), "{format:?} {text}");
+            assert!(read(format, text.as_bytes()).unwrap_err().contains("HTML"), "{format:?} \
+                {text}");
         }
     }
     assert!(read(Name::List, b"{\"cidr\":\"192.0.2.0/24\"}\n").unwrap_err().contains("JSON"));
@@ -114,7 +115,8 @@ proptest! {
     fn no_text_upsets_a_parser(text in "[0-9a-f.:/#; \t\r\n\"{}\\[\\],-]{0,300}", format in formats(), drip in 1_usize..9) {
         let at_once = read(format, text.as_bytes());
         let dripping = parse(of(format), Box::new(Dripping(text.as_bytes(), drip)), &limits());
-        prop_assert_eq!(at_once, dripping.map_err(|failure| failure.reason), "it matters not how the bytes arrive");
+        prop_assert_eq!(at_once, dripping.map_err(|failure| failure.reason), "it matters not how \
+            the bytes arrive");
     }
 
     #[test]

@@ -48,8 +48,9 @@ impl Word {
     }
 }
 
-/// An address. A leading zero makes a number octal for some programs and not for others, so that such an address is
-/// taken for none, unless all four numbers are written with three digits, as in lists of fixed columns.
+/// An address. A leading zero makes a number octal for some programs and not for others, so that
+/// such an address is taken for none, unless all four numbers are written with three digits, as in
+/// lists of fixed columns.
 fn address(text: &str) -> Option<IpAddr> {
     text.parse().ok().or_else(|| unpadded(text)?.parse().ok())
 }
@@ -84,8 +85,8 @@ impl Range {
         (first.is_ipv4() == last.is_ipv4() && first <= last).then_some(Self { first, last })
     }
 
-    /// The fewest networks that are the same; or why it is left out as a whole: a part of it would be left out, and the
-    /// edges be kept.
+    /// The fewest networks that are the same; or why it is left out as a whole: a part of it would
+    /// be left out, and the edges be kept.
     pub(super) fn networks(&self, limits: &Limits) -> Result<Vec<Network>, &'static str> {
         let nets: Vec<IpNet> = match (self.first, self.last) {
             (IpAddr::V4(first), IpAddr::V4(last)) => {

@@ -1,4 +1,5 @@
-//! The local API of CrowdSec, as far as a machine uses it that tells bans: log in, send alerts, delete decisions.
+//! The local API of CrowdSec, as far as a machine uses it that tells bans: log in, send alerts,
+//! delete decisions.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -18,7 +19,7 @@ use crate::feeds::fetch;
 use crate::net::network::Network;
 
 /// What a request may take altogether.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest answer that is read, in bytes.
 const LONGEST_ANSWER: u64 = 4 << 20;
@@ -78,7 +79,7 @@ struct Decision {
 impl Client {
     pub(super) fn new(config: &CrowdsecConfig) -> Self {
         let agent = Agent::config_builder()
-            .timeout_global(Some(PATIENCE))
+            .timeout_global(Some(TIMEOUT))
             .http_status_as_error(false)
             // A password is for one server.
             .max_redirects(0)
@@ -108,7 +109,8 @@ impl Client {
         self.ask("POST", "/v1/alerts", Some(&Value::Array(alerts))).map(drop)
     }
 
-    /// Takes back what this machine has told about exactly this network. Returns how many decisions that were.
+    /// Takes back what this machine has told about exactly this network. Returns how many decisions
+    /// that were.
     pub(super) fn withdraw(&mut self, network: &Network) -> Result<u64, Trouble> {
         let (_, value) = scope(network);
         let path = format!("/v1/alerts?value={value}&has_active_decision=true&limit=0");
@@ -160,7 +162,8 @@ impl Client {
             200 => {}
             401 | 403 => {
                 return Err(Trouble::Later(format!(
-                    "HTTP {status}: it does not let {} in; `cscli machines list` shows whom it knows, and {} must have the \
+                    "HTTP {status}: it does not let {} in; `cscli machines list` shows whom it \
+                     knows, and {} must have the \
                      password",
                     self.login,
                     self.password_file.display()
@@ -168,7 +171,8 @@ impl Client {
             }
             _ => return Err(Trouble::Later(format!("HTTP {status} when logging in{}", said(&answer)))),
         }
-        serde_json::from_str(&answer).map_err(|_| Trouble::Later("the answer is not CrowdSec's JSON".to_owned()))
+        serde_json::from_str(&answer).map_err(|_| Trouble::Later("the answer is not CrowdSec's \
+            JSON".to_owned()))
     }
 
     fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Result<(u16, String), Trouble> {
@@ -182,7 +186,7 @@ impl Client {
         let text = body.map(Value::to_string).unwrap_or_default();
         let request = request.body(text).map_err(|_| "the url names no valid address".to_owned())?;
         let answer = self.agent.run(request).map_err(|error| match error {
-            Error::Timeout(_) => format!("no whole answer within {} s", PATIENCE.as_secs()),
+            Error::Timeout(_) => format!("no whole answer within {} s", TIMEOUT.as_secs()),
             error => fetch::say(&error),
         })?;
         let status = answer.status().as_u16();
@@ -195,12 +199,15 @@ impl Client {
     fn password(&self) -> Result<String, Trouble> {
         let path = self.password_file.display();
         let mut text = String::new();
-        let file = File::open(&self.password_file).map_err(|error| format!("{path} cannot be read: {error}"))?;
+        let file = File::open(&self.password_file).map_err(|error| format!("{path} cannot be read: \
+            {error}"))?;
         // What is wrong with it is not said in the library's words, which might quote it.
-        file.take(LONGEST_PASSWORD).read_to_string(&mut text).map_err(|_| format!("{path} is no text"))?;
+        file.take(LONGEST_PASSWORD).read_to_string(&mut text).map_err(|_| format!("{path} is no \
+            text"))?;
         let password = text.trim_end_matches(['\r', '\n']);
         if password.is_empty() || password.contains(['\r', '\n']) {
-            return Err(Trouble::Later(format!("{path} contains no password; write it alone on one line")));
+            return Err(Trouble::Later(format!("{path} contains no password; write it alone on one \
+                line")));
         }
         Ok(password.to_owned())
     }

@@ -1,7 +1,8 @@
-//! Publishing: our bans as decisions of a CrowdSec local API, and their end when somebody unbans before the time.
+//! Publishing: our bans as decisions of a CrowdSec local API, and their end when somebody unbans
+//! before the time.
 //!
-//! Only what the detector bans itself, and what operators block if that is wanted. What feeds list, what other programs
-//! block, what a dry run decides, and bans of a single port stay here.
+//! Only what the detector bans itself, and what operators block if that is wanted. What feeds list,
+//! what other programs block, what a dry run decides, and bans of a single port stay here.
 
 mod api;
 mod queue;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Following, Heard, lock, note, start};
+use super::{Following, IntegrationEvent, lock, note, start};
 use crate::api::event_stream::Hub;
 use crate::config::CrowdsecConfig;
 use crate::dataplane::counters;
@@ -63,7 +64,7 @@ impl Publisher {
             report: Arc::clone(&report),
         };
         let (unproven, manual) = (config.unproven, config.manual);
-        let wants = move |heard: &Heard| is_ours(heard, unproven, manual);
+        let wants = move |integration_event: &IntegrationEvent| is_ours(integration_event, unproven, manual);
         let following = start("crowdsec", WAITING, hub, lost, wants, |events| worker.run(events));
         Self { config, report, _following: following }
     }
@@ -93,17 +94,17 @@ impl Publisher {
 }
 
 /// Whether an event is about a ban that is published, or about the end of one.
-fn is_ours(heard: &Heard, unproven: bool, manual: bool) -> bool {
-    let is_published = match heard.event.as_str() {
-        "ban" => unproven || heard.tier != Some(Tier::Unproven),
-        "block" => manual && heard.owner.as_deref() == Some("manual"),
+fn is_ours(integration_event: &IntegrationEvent, unproven: bool, manual: bool) -> bool {
+    let is_published = match integration_event.event.as_str() {
+        "ban" => unproven || integration_event.tier != Some(Tier::Unproven),
+        "block" => manual && integration_event.owner.as_deref() == Some("manual"),
         // What ends at its time ends there at the same time.
         "unban" => {
-            heard.kind.as_deref() == Some("command") && matches!(heard.owner.as_deref(), Some("auto" | "manual"))
+            integration_event.kind.as_deref() == Some("command") && matches!(integration_event.owner.as_deref(), Some("auto" | "manual"))
         }
         _ => false,
     };
-    is_published && heard.address.is_some() && heard.port.is_none() && !heard.dry_run
+    is_published && integration_event.address.is_some() && integration_event.port.is_none() && !integration_event.dry_run
 }
 
 struct Worker {
@@ -118,19 +119,19 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self, events: &Receiver<Heard>) {
+    fn run(mut self, events: &Receiver<IntegrationEvent>) {
         privileges::keep(privileges::NOTHING);
         loop {
-            let heard = match self.queue.is_empty() {
+            let integration_event = match self.queue.is_empty() {
                 true => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 false => events.recv_timeout(self.not_before.saturating_duration_since(Instant::now())),
             };
-            match heard {
-                Ok(heard) => self.queue.take(heard),
+            match integration_event {
+                Ok(integration_event) => self.queue.take(integration_event),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            events.try_iter().for_each(|heard| self.queue.take(heard));
+            events.try_iter().for_each(|integration_event| self.queue.take(integration_event));
             if Instant::now() >= self.not_before {
                 self.work();
             }
@@ -193,7 +194,7 @@ fn pause_after(failures: u32) -> Duration {
 mod tests {
     use super::*;
 
-    fn heard(event: &str, changes: &[(&str, Value)]) -> Heard {
+    fn integration_event(event: &str, changes: &[(&str, Value)]) -> IntegrationEvent {
         let mut object = json!({
             "time": "2026-01-02T03:04:05Z", "event": event, "kind": "rejected", "address": "192.0.2.7", "port": null,
             "reason": "", "tier": "proven", "dry_run": false, "owner": "auto", "expires": null,
@@ -220,9 +221,9 @@ mod tests {
             ("limit", vec![], false, false),
             ("feed", vec![("address", Value::Null)], false, false),
         ] {
-            let heard = heard(event, &changes);
-            assert_eq!(is_ours(&heard, false, false), expected, "{heard:?}");
-            assert_eq!(is_ours(&heard, true, true), with_all, "{heard:?}");
+            let integration_event = integration_event(event, &changes);
+            assert_eq!(is_ours(&integration_event, false, false), expected, "{integration_event:?}");
+            assert_eq!(is_ours(&integration_event, true, true), with_all, "{integration_event:?}");
         }
     }
 

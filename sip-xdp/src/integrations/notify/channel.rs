@@ -74,8 +74,8 @@ fn post(agent: &Agent, url: &str, message: &Message, timeout: Duration) -> Resul
     }
 }
 
-/// Starts a program with a message on its standard input, and waits for it. It is killed, with what it has started, when
-/// it takes too long.
+/// Starts a program with a message on its standard input, and waits for it. It is killed, with what
+/// it has started, when it takes too long.
 fn run(words: &[String], message: &Message, timeout: Duration) -> Result<(), String> {
     let (program, arguments) = words.split_first().ok_or("there is no program")?;
     let mut command = Command::new(program);
@@ -83,7 +83,8 @@ fn run(words: &[String], message: &Message, timeout: Duration) -> Result<(), Str
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     // A group of its own, so that it can be ended with all that it has started.
     let mut child =
-        command.process_group(0).spawn().map_err(|error| format!("{program} cannot be started: {error}"))?;
+        command.process_group(0).spawn().map_err(|error| format!("{program} cannot be started: \
+            {error}"))?;
     if let Some(mut input) = child.stdin.take() {
         // It fits into the pipe. A program that does not want to read it need not.
         let _ = writeln!(input, "{}", message.json);
@@ -144,7 +145,8 @@ mod tests {
         let error = shell("exit 3").send(&message(), patience).unwrap_err();
         assert_eq!(error, "/bin/sh failed: exit status: 3");
         let missing = Channel::Command(vec!["/nonexistent/page".to_owned()]);
-        assert!(missing.send(&message(), patience).unwrap_err().contains("/nonexistent/page cannot be started"));
+        assert!(missing.send(&message(), patience).unwrap_err().contains("/nonexistent/page cannot \
+            be started"));
     }
 
     #[test]

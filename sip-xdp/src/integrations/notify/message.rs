@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::gate::Suppressed;
 use crate::dataplane::counters;
-use crate::integrations::Heard;
+use crate::integrations::IntegrationEvent;
 use crate::text;
 
 /// A message.
@@ -20,36 +20,36 @@ pub(super) struct Message {
 
 impl Message {
     /// About an event, and what was not told before it.
-    pub(super) fn of(heard: &Heard, suppressed: &Suppressed) -> Self {
-        let mut text = heard.event.clone();
-        let place = heard.address.map(|address| match heard.port {
+    pub(super) fn of(integration_event: &IntegrationEvent, suppressed: &Suppressed) -> Self {
+        let mut text = integration_event.event.clone();
+        let place = integration_event.address.map(|address| match integration_event.port {
             Some(port) => format!(" {address} port {port}"),
             None => format!(" {address}"),
         });
         text.push_str(&place.unwrap_or_default());
-        let tier = heard.tier.map(|tier| tier.name().to_owned());
-        let dry_run = heard.dry_run.then(|| "dry run".to_owned());
-        let what: Vec<_> = [heard.kind.clone(), tier, dry_run].into_iter().flatten().collect();
+        let tier = integration_event.tier.map(|tier| tier.name().to_owned());
+        let dry_run = integration_event.dry_run.then(|| "dry run".to_owned());
+        let what: Vec<_> = [integration_event.kind.clone(), tier, dry_run].into_iter().flatten().collect();
         if !what.is_empty() {
             text.push_str(&format!(" ({})", what.join(", ")));
         }
-        if let Some(reason) = heard.reason.as_ref().filter(|reason| !reason.is_empty()) {
+        if let Some(reason) = integration_event.reason.as_ref().filter(|reason| !reason.is_empty()) {
             text.push_str(&format!(": {reason}"));
         }
-        if let Some(expires) = heard.expires.filter(|_| heard.event == "ban") {
+        if let Some(expires) = integration_event.expires.filter(|_| integration_event.event == "ban") {
             text.push_str(&format!("; until {}", expires.strftime("%F %T UTC")));
         }
-        Self::new(heard, text, suppressed)
+        Self::new(integration_event, text, suppressed)
     }
 
     /// About nothing but what was not told.
     pub(super) fn summary(suppressed: &Suppressed) -> Self {
-        let nothing = Heard { time: counters::now(), event: "suppressed".to_owned(), ..Heard::default() };
+        let nothing = IntegrationEvent { time: counters::now(), event: "suppressed".to_owned(), ..IntegrationEvent::default() };
         Self::new(&nothing, "too many events to tell each".to_owned(), suppressed)
     }
 
-    fn new(heard: &Heard, mut text: String, suppressed: &Suppressed) -> Self {
-        let Heard { time, event, kind, address, port, reason, tier, dry_run, owner, expires } = heard;
+    fn new(integration_event: &IntegrationEvent, mut text: String, suppressed: &Suppressed) -> Self {
+        let IntegrationEvent { time, event, kind, address, port, reason, tier, dry_run, owner, expires } = integration_event;
         let count: u64 = suppressed.values().sum();
         if count > 0 {
             let each: Vec<_> = suppressed.iter().map(|(event, count)| format!("{count} {event}")).collect();
@@ -77,7 +77,8 @@ impl Message {
     }
 }
 
-/// A field as text. Attackers have a say in reasons: what could end a line, or begin an escape sequence, is taken out.
+/// A field as text. Attackers have a say in reasons: what could end a line, or begin an escape
+/// sequence, is taken out.
 fn variable(field: &Value) -> String {
     match field {
         Value::Null => String::new(),
@@ -94,20 +95,21 @@ fn host() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::integrations::tests::told;
+    use crate::integrations::tests::stream_event;
 
-    fn heard(event: &'static str) -> Heard {
-        serde_json::from_str(&told(event, "192.0.2.7", "").line).unwrap()
+    fn integration_event(event: &'static str) -> IntegrationEvent {
+        serde_json::from_str(&stream_event(event, "192.0.2.7", "").line).unwrap()
     }
 
     #[test]
     fn a_message_says_what_happened_and_what_was_not_told() {
-        let message = Message::of(&heard("ban"), &[("ban".to_owned(), 3), ("feed".to_owned(), 1)].into());
+        let message = Message::of(&integration_event("ban"), &[("ban".to_owned(), 3), ("feed".to_owned(), 1)].into());
         let object: Value = serde_json::from_str(&message.json).unwrap();
         assert_eq!((&object["address"], &object["suppressed"]), (&"192.0.2.7".into(), &4.into()));
         let text = object["text"].as_str().unwrap();
         assert!(
-            text.ends_with(": ban 192.0.2.7 (rejected, proven): 10 passwords; not told before this: 3 ban, 1 feed"),
+            text.ends_with(": ban 192.0.2.7 (rejected, proven): 10 passwords; not told before \
+                            this: 3 ban, 1 feed"),
             "{text}"
         );
         let variable = |name: &str| message.variables.iter().find(|(known, _)| *known == name).unwrap().1.clone();
@@ -120,7 +122,7 @@ mod tests {
 
     #[test]
     fn variables_have_no_control_characters() {
-        let hostile = Heard { reason: Some("user \"a\0b\nPATH=x\u{1b}[2J\"".to_owned()), ..heard("ban") };
+        let hostile = IntegrationEvent { reason: Some("user \"a\0b\nPATH=x\u{1b}[2J\"".to_owned()), ..integration_event("ban") };
         let message = Message::of(&hostile, &Suppressed::new());
         assert!(message.variables.iter().all(|(_, value)| !value.contains(char::is_control)), "{message:?}");
         assert!(!message.json.contains('\n'));

@@ -1,7 +1,8 @@
-//! Notification: a program that is started, and a server that is told, for what an operator wants to know at once.
+//! Notification: a program that is started, and a server that is told, for what an operator wants
+//! to know at once.
 //!
-//! There are only so many messages in a time. What is over that is counted, and the next message says how many; if nothing
-//! more happens, one of its own does.
+//! There are only so many messages in a time. What is over that is counted, and the next message
+//! says how many; if nothing more happens, one of its own does.
 
 mod channel;
 mod gate;
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Following, Heard, lock, note, start};
+use super::{Following, IntegrationEvent, lock, note, start};
 use crate::api::event_stream::Hub;
 use crate::config::NotifyConfig;
 use crate::sys::clock;
@@ -54,7 +55,8 @@ impl Drop for Notifier {
 }
 
 impl Notifier {
-    /// Begins to tell what happens from now on, in the place of another one: what that had no time for is told as a number.
+    /// Begins to tell what happens from now on, in the place of another one: what that had no time
+    /// for is told as a number.
     pub fn start(config: NotifyConfig, hub: &Hub, before: Option<Self>) -> Self {
         let report = Arc::<Mutex<Report>>::default();
         let untold = before.map(|before| Arc::clone(&before.untold)).unwrap_or_default();
@@ -69,10 +71,10 @@ impl Notifier {
             report: Arc::clone(&report),
         };
         let wanted: Vec<_> = config.events.iter().map(|occasion| occasion.name()).collect();
-        let wants = move |heard: &Heard| {
+        let wants = move |integration_event: &IntegrationEvent| {
             // That a feed has another list, or was trimmed, is nothing to wake somebody for.
-            let is_routine = heard.event == "feed" && matches!(heard.kind.as_deref(), Some("synced" | "guard"));
-            wanted.contains(&heard.event.as_str()) && !is_routine
+            let is_routine = integration_event.event == "feed" && matches!(integration_event.kind.as_deref(), Some("synced" | "guard"));
+            wanted.contains(&integration_event.event.as_str()) && !is_routine
         };
         let following = start("notify", WAITING, hub, Arc::clone(&untold), wants, |events| worker.run(events));
         Self { config, report, untold, ended, _following: following }
@@ -93,7 +95,8 @@ impl Notifier {
     /// What an operator should know.
     pub fn warnings(&self) -> Vec<String> {
         let report = lock(&self.report);
-        report.errors.iter().map(|(channel, error)| format!("notification by {channel} fails: {error}")).collect()
+        report.errors.iter().map(|(channel, error)| format!("notification by {channel} fails: \
+            {error}")).collect()
     }
 }
 
@@ -111,27 +114,27 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self, events: &Receiver<Heard>) {
+    fn run(mut self, events: &Receiver<IntegrationEvent>) {
         privileges::keep(privileges::NOTHING);
         loop {
-            let heard = match self.gate.until_due(clock::now()) {
+            let integration_event = match self.gate.until_due(clock::now()) {
                 None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(wait) => events.recv_timeout(wait),
             };
             if self.ended.load(Ordering::Relaxed) {
-                let waiting = heard.into_iter().chain(events.try_iter()).count() as u64;
+                let waiting = integration_event.into_iter().chain(events.try_iter()).count() as u64;
                 let suppressed = self.gate.take_suppressed().into_values().sum::<u64>();
                 self.untold.fetch_add(waiting + suppressed, Ordering::Relaxed);
                 return;
             }
             self.gate.suppress("others", self.untold.swap(0, Ordering::Relaxed));
-            match heard {
-                Ok(heard) if self.gate.admits(clock::now()) => {
-                    let message = Message::of(&heard, &self.gate.take_suppressed());
+            match integration_event {
+                Ok(integration_event) if self.gate.admits(clock::now()) => {
+                    let message = Message::of(&integration_event, &self.gate.take_suppressed());
                     self.send(&message);
                 }
-                Ok(heard) => {
-                    self.gate.suppress(&heard.event, 1);
+                Ok(integration_event) => {
+                    self.gate.suppress(&integration_event.event, 1);
                     lock(&self.report).suppressed += 1;
                 }
                 Err(RecvTimeoutError::Timeout) if self.gate.admits(clock::now()) => {

@@ -49,7 +49,8 @@ impl History {
         self.points.push_back(Point { at_ms: clock::wall_ms(), counts });
     }
 
-    /// As the page reads it: columns, and for each point its time in milliseconds since 1970 and the counters.
+    /// As the page reads it: columns, and for each point its time in milliseconds since 1970 and
+    /// the counters.
     pub(crate) fn json(&self) -> Value {
         let columns: Vec<_> =
             columns().into_iter().map(|(verdict, reason)| json!({ "verdict": verdict, "reason": reason })).collect();

@@ -69,7 +69,8 @@ mod tests {
         text.single("b", Kind::Gauge, "One.", 0.5);
         assert_eq!(
             text.finish(),
-            "# HELP a_total Back\\\\slash\\nand line.\n# TYPE a_total counter\na_total{x=\"q\\\"u\\\\o\\nte\",y=\"z\"} 1\n\
+            "# HELP a_total Back\\\\slash\\nand line.\n# TYPE a_total \
+             counter\na_total{x=\"q\\\"u\\\\o\\nte\",y=\"z\"} 1\n\
              # HELP b One.\n# TYPE b gauge\nb 0.5\n"
         );
     }

@@ -8,7 +8,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Clear, Paragraph, Sparkline, Wrap};
 use serde_json::Value;
 
-use super::app::{App, Front, Verb};
+use super::app::{App, Overlay, Verb};
 use super::rates::Column;
 use crate::observe::snapshot::Worst;
 use crate::text;
@@ -16,11 +16,12 @@ use crate::text;
 /// Below this nothing useful fits.
 const SMALLEST: (u16, u16) = (60, 16);
 
-/// The columns of the worst sources between the first one, which is as wide as it needs to be, and the last one, which takes
-/// the rest: heads and widths.
+/// The columns of the worst sources between the first one, which is as wide as it needs to be, and
+/// the last one, which takes the rest: heads and widths.
 const HEADS: [(&str, usize); 4] = [("PKT/S", 7), ("PACKETS", 7), ("BY", 9), ("LEFT", 5)];
 
-/// How wide the first one is at least: an IPv6 network of 64 bits fits, and an IPv4 address with its port.
+/// How wide the first one is at least: an IPv6 network of 64 bits fits, and an IPv4 address with
+/// its port.
 const SOURCE: usize = 23;
 
 /// How much is left to the last one before the first one gets more.
@@ -72,8 +73,9 @@ const PASSED: [Column; 9] = [
     ("pass", "fragment"),
 ];
 
-/// Colours that can be read on a dark and on a light background, with the sixteen that every terminal has: green and yellow
-/// are too bright for letters on white, so they lie behind black ones, or draw lines.
+/// Colours that can be read on a dark and on a light background, with the sixteen that every
+/// terminal has: green and yellow are too bright for letters on white, so they lie behind black
+/// ones, or draw lines.
 struct Look {
     plain: bool,
 }
@@ -139,18 +141,18 @@ pub(super) fn draw(frame: &mut Frame<'_>, app: &App) {
     worst_sources(frame, app, &look, worst);
     latest_bans(frame, app, &look, latest);
     frame.render_widget(foot_line(app, &look), foot);
-    match &app.front {
-        Front::Help => popup(frame, "keys", help()),
-        Front::Details => {
+    match &app.overlay {
+        Overlay::Help => popup(frame, "keys", help()),
+        Overlay::Details => {
             if let Some(one) = app.selected() {
                 popup(frame, "source", details(app, one));
             }
         }
-        Front::Confirm(order) => {
+        Overlay::Confirm(order) => {
             let lines = vec![Line::from(order.question()), Line::default(), Line::from("y yes   any other key no")];
             popup(frame, "sure?", lines);
         }
-        Front::Nothing | Front::Filter | Front::Address(..) => {}
+        Overlay::Nothing | Overlay::Filter | Overlay::Address(..) => {}
     }
 }
 
@@ -296,7 +298,8 @@ fn worst_sources(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
         lines.push(Line::styled(format!("{text:width$}"), style));
     }
     if rows.is_empty() {
-        let what = if app.filter.is_empty() { "nobody is kept out" } else { "nobody fits the filter; Esc clears it" };
+        let what = if app.filter.is_empty() { "nobody is kept out" } else { "nobody fits the \
+            filter; Esc clears it" };
         lines.push(Line::styled(what, look.dim()));
     }
     frame.render_widget(Paragraph::new(lines), area);
@@ -310,7 +313,8 @@ fn row(app: &App, one: &Worst, source: usize) -> String {
     in_columns(&place(one), [&rate, &short(one.packets), by, &left(one, app.overview.time)], source)
 }
 
-/// The source, which takes `source` columns, and what stands between it and why: two numbers, to the right, and two words.
+/// The source, which takes `source` columns, and what stands between it and why: two numbers, to
+/// the right, and two words.
 fn in_columns(first: &str, others: [&str; 4], source: usize) -> String {
     let mut text = format!("{:source$} ", cut(first, source));
     for (n, (cell, (_, width))) in others.into_iter().zip(HEADS).enumerate() {
@@ -340,11 +344,11 @@ fn latest_bans(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
 }
 
 fn foot_line<'a>(app: &App, look: &Look) -> Line<'a> {
-    match &app.front {
-        Front::Filter => {
+    match &app.overlay {
+        Overlay::Filter => {
             return Line::from(format!("filter: {}_   Enter keeps it, Esc clears it", text::line(&app.filter)));
         }
-        Front::Address(verb, text) => {
+        Overlay::Address(verb, text) => {
             let what = if *verb == Verb::Block { "block" } else { "trust" };
             let error = match &app.message {
                 Some(Err(error)) => format!("   {}", text::line(error)),
@@ -358,7 +362,8 @@ fn foot_line<'a>(app: &App, look: &Look) -> Line<'a> {
         Some(Ok(message)) => Line::styled(text::line(message), look.good()),
         Some(Err(error)) => Line::styled(text::line(error), look.bad()),
         None => {
-            Line::styled("q quit  s sort  / filter  Enter details  b block  u unblock  t trust  ? help", look.dim())
+            Line::styled("q quit  s sort  / filter  Enter details  b block  u unblock  t trust  ? \
+                          help", look.dim())
         }
     }
 }

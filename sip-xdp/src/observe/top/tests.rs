@@ -8,7 +8,7 @@ use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use serde_json::json;
 
-use super::app::{App, Effect, Front, Order, Sort};
+use super::app::{App, Effect, Overlay, Order, Sort};
 use super::draw::draw;
 use crate::api::event_stream::Latest;
 use crate::dataplane::counters::{
@@ -38,7 +38,8 @@ fn attacked(second: u64) -> Overview {
     let status = json!({ "pid": 7, "feeds": [feed("apiban", json!(null)), feed("spamhaus", json!("HTTP 503"))] });
     let ban = json!({
         "time": "2026-01-02T03:04:00Z", "event": "ban", "kind": "rejected", "address": "198.51.100.66", "port": null,
-        "reason": "10 rejected passwords for the user \u{1b}[31m\u{202e}evil in 1 s, nonce echoed", "tier": "proven", "dry_run": false,
+        "reason": "10 rejected passwords for the user \u{1b}[31m\u{202e}evil in 1 s, nonce \
+                   echoed", "tier": "proven", "dry_run": false,
     });
     let packets = ByVerdict {
         pass: [("good", 40 * second), ("unknown", 3 * second), ("keepalive", 9 * second)].into(),
@@ -74,7 +75,8 @@ fn attacked(second: u64) -> Overview {
         blocklist: Occupancy { ipv4: 12_400, ipv6: 6, capacity: 131_072 },
         sources: SourceStats { tracked: 800, good: 204, peers: 2 },
     };
-    let mut port = worst("203.0.113.99", "blocked", 3 * second, "30 rejected passwords for the user 200 of an office");
+    let mut port = worst("203.0.113.99", "blocked", 3 * second, "30 rejected passwords for the \
+        user 200 of an office");
     port.port = Some(49_152);
     let reason = "10 rejected passwords for the user 101 in 1 s, nonce echoed, none accepted";
     Overview {
@@ -87,11 +89,13 @@ fn attacked(second: u64) -> Overview {
         bans: Bans { proven: 3, unproven: 1, dry_run: 0 },
         worst: vec![
             worst("198.51.100.66", "blocked", 12_000 * second * second, reason),
-            worst("2001:db8:1234:5678::/64", "blocked", 500, "friendly-scanner, the User-Agent of an attack tool"),
+            worst("2001:db8:1234:5678::/64", "blocked", 500, "friendly-scanner, the User-Agent of \
+                an attack tool"),
             port,
             worst("192.0.2.7", "limited", 70 * second, "requests over the limit"),
         ],
-        warnings: vec!["the feed spamhaus fails: HTTP 503; its last list stays in force (12351 networks)".to_owned()],
+        warnings: vec!["the feed spamhaus fails: HTTP 503; its last list stays in force (12351 \
+                        networks)".to_owned()],
         ..Overview::empty(FromDaemon {
             status: Some(status),
             trouble: None,
@@ -109,7 +113,8 @@ fn in_a_storm(second: u64) -> Overview {
     }
     overview.warnings = vec![
         "a storm: more new sources than can be real; strangers share one budget until it is over".to_owned(),
-        "the block list is nearly full: 125006 networks of 131072; raise capacity.networks and restart the daemon"
+        "the block list is nearly full: 125006 networks of 131072; raise capacity.networks and \
+         restart the daemon"
             .to_owned(),
         "the feed spamhaus fails: HTTP 503".to_owned(),
     ];
@@ -123,7 +128,8 @@ fn nothing(second: u64) -> Overview {
     overview.worst.clear();
     overview.bans = Bans::default();
     overview.warnings =
-        vec!["no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp run`".to_owned()];
+        vec!["no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp \
+              run`".to_owned()];
     if let Some(stats) = &mut overview.stats {
         stats.interfaces[0].packets = ByVerdict::default();
         stats.blocklist = Occupancy { ipv4: 0, ipv6: 0, capacity: 131_072 };
@@ -290,12 +296,12 @@ fn nothing_changes_without_a_yes() {
     assert_eq!(app.message, Some(Ok("nothing was changed".to_owned())));
     let unblock = press(&mut app, "uy");
     assert_eq!(unblock, Some(Effect::Order(Order::Unblock("198.51.100.66".parse().unwrap()))));
-    assert_eq!(app.front, Front::Nothing);
+    assert_eq!(app.overlay, Overlay::Nothing);
     // A typed address instead of the selected one.
     press(&mut app, "t");
     app.key(KeyEvent::new(KeyCode::Char('u'), KeyModifiers::CONTROL));
     press(&mut app, "nonsense\n");
-    assert!(matches!(app.message, Some(Err(_))) && matches!(app.front, Front::Address(..)));
+    assert!(matches!(app.message, Some(Err(_))) && matches!(app.overlay, Overlay::Address(..)));
     app.key(KeyEvent::new(KeyCode::Char('u'), KeyModifiers::CONTROL));
     let trust = press(&mut app, "192.0.2.0/28\ny");
     assert_eq!(trust, Some(Effect::Order(Order::Trust("192.0.2.0/28".parse().unwrap()))));
@@ -310,7 +316,7 @@ fn what_is_limited_cannot_be_unblocked() {
     press(&mut app, "/192.0.2.7\n");
     assert_eq!(app.rows().len(), 1);
     press(&mut app, "u");
-    assert_eq!((&app.front, app.message.as_ref().map(Result::is_err)), (&Front::Nothing, Some(true)));
+    assert_eq!((&app.overlay, app.message.as_ref().map(Result::is_err)), (&Overlay::Nothing, Some(true)));
     press(&mut app, "\u{1b}");
     assert_eq!(app.rows().len(), 4);
 }

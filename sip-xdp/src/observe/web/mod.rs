@@ -26,17 +26,18 @@ const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("app.js");
 
 /// Nothing but this server's own files, and nothing inline.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+                      img-src 'self' data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// How long what was read is good for other clients: many of them cost no more than one.
 const FRESH: Duration = Duration::from_millis(900);
 
 /// How long to wait for the daemon.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What clients are answered.
-pub(crate) struct Site {
+pub(crate) struct WebContext {
     pins: Pins,
     inputs: Inputs,
     cached: Mutex<Option<(Instant, Arc<Overview>)>>,
@@ -66,7 +67,7 @@ impl Resource {
     }
 }
 
-impl Site {
+impl WebContext {
     /// Of one filter.
     pub(crate) fn new(inputs: Inputs) -> Self {
         let pins = Pins::new(&inputs.pin_dir);
@@ -93,7 +94,8 @@ impl Site {
         let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
         // A page of somebody else's whose name was made to lead here could read ours otherwise.
         if resource != Resource::Metrics && !host.is_some_and(is_no_name) {
-            return text(StatusCode::MISDIRECTED_REQUEST, "use the address, or localhost, not a name");
+            return text(StatusCode::MISDIRECTED_REQUEST, "use the address, or localhost, not a \
+                name");
         }
         let answer = match resource {
             Resource::File(kind, content) => Ok(full(StatusCode::OK, kind, content)),
@@ -115,9 +117,10 @@ impl Site {
         {
             return Ok(Arc::clone(overview));
         }
-        let status = timeout(PATIENCE, self.status()).await;
+        let status = timeout(TIMEOUT, self.status()).await;
         let daemon = FromDaemon {
-            // The daemon is this very process; if it is too busy to answer, its numbers are missing for once.
+            // The daemon is this very process; if it is too busy to answer, its numbers are missing
+            // for once.
             status: status.ok().and_then(Result::ok),
             trouble: None,
             latest: self.inputs.hub.recent(),

@@ -4,7 +4,8 @@ use std::fs;
 
 use super::*;
 
-/// The store in a directory that holds what `spoil` made of a good one. It must start, empty, and work.
+/// The store in a directory that holds what `spoil` made of a good one. It must start, empty, and
+/// work.
 fn assert_set_aside(what: &str, spoil: impl FnOnce(&Path)) -> String {
     let (directory, path) = place();
     let store = make(&path);
@@ -152,12 +153,13 @@ fn whatever_the_disk_did_to_it_there_is_a_store() {
     }
 }
 
-/// Somebody else's lock is no damage: the file stays, and what it holds is there as soon as it can be read. Locks of several
-/// kinds, held by a backup or a shell.
+/// Somebody else's lock is no damage: the file stays, and what it holds is there as soon as it can
+/// be read. Locks of several kinds, held by a backup or a shell.
 #[test]
 fn a_store_that_is_only_locked_is_not_set_aside() {
     let statements = [
-        "PRAGMA locking_mode = exclusive; BEGIN EXCLUSIVE; INSERT INTO notes VALUES ('x', x'00', 1)",
+        "PRAGMA locking_mode = exclusive; BEGIN EXCLUSIVE; INSERT INTO notes VALUES ('x', x'00', \
+         1)",
         "PRAGMA journal_mode = delete; BEGIN EXCLUSIVE",
         "PRAGMA journal_mode = delete; BEGIN EXCLUSIVE; DELETE FROM notes",
         "BEGIN IMMEDIATE",

@@ -60,7 +60,7 @@ fn a_file_that_breaks_while_it_is_used_is_set_aside() {
     let (directory, path) = place();
     let store = make(&path);
     // More than the writer has in its cache.
-    let entry = |number: u32| Entry::manual(Network::around(Source::v4(number), 128), NEVER, &"one of many".repeat(8));
+    let entry = |number: u32| Entry::manual(Network::around(IpKey::v4(number), 128), NEVER, &"one of many".repeat(8));
     store.record(Change::Entries((0..40_000).map(|number| (List::Block, entry(number * 256))).collect()));
     store.flush().unwrap();
     let length = path.metadata().unwrap().len();
@@ -81,7 +81,8 @@ fn a_file_that_breaks_while_it_is_used_is_set_aside() {
     assert!(store.wants_entries());
 }
 
-/// Runs a test in a mount namespace of its own, with a small file system at the path that it is given.
+/// Runs a test in a mount namespace of its own, with a small file system at the path that it is
+/// given.
 fn on_a_small_disk(size: &str, test: impl FnOnce(&Path) + Send) {
     if !geteuid().is_root() {
         println!("needs root to mount a file system: left out");
@@ -118,7 +119,7 @@ fn on_a_full_disk_changes_wait_for_room() {
         };
         fill();
         for number in 0..2_000 {
-            let entry = Entry::manual(Network::around(Source::v4(number << 8), 128), NEVER, "one of many");
+            let entry = Entry::manual(Network::around(IpKey::v4(number << 8), 128), NEVER, "one of many");
             store.record(Change::Put(List::Block, entry));
         }
         assert!(store.flush().is_err());
@@ -130,7 +131,7 @@ fn on_a_full_disk_changes_wait_for_room() {
         let (store, state) = reopen(&path);
         assert_eq!(state.entries.len(), 1);
         for number in 0..2_000 {
-            let entry = Entry::manual(Network::around(Source::v4(number << 8), 128), NEVER, "one of many");
+            let entry = Entry::manual(Network::around(IpKey::v4(number << 8), 128), NEVER, "one of many");
             store.record(Change::Put(List::Block, entry));
         }
         assert!(store.flush().is_err());

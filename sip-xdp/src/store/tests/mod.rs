@@ -8,7 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use sip_xdp_common::abi::layout::{List, NEVER, Owner};
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 use tempfile::TempDir;
 
 use super::*;
@@ -227,7 +227,7 @@ fn a_hundred_thousand_entries_take_seconds() {
     let store = make(&path);
     let start = Instant::now();
     for number in 0..100_000 {
-        let entry = Entry::manual(Network::around(Source::v4(number << 8), 128), NEVER, "one of many");
+        let entry = Entry::manual(Network::around(IpKey::v4(number << 8), 128), NEVER, "one of many");
         store.record(Change::Put(List::Block, entry));
     }
     store.flush().unwrap();
@@ -294,7 +294,8 @@ fn the_earlier_version_is_read_once() {
     assert!(!earlier.exists());
 }
 
-/// Somebody has set the clock back since the ban was made: it is not over because of that, and lasts no longer.
+/// Somebody has set the clock back since the ban was made: it is not over because of that, and
+/// lasts no longer.
 #[test]
 fn an_entry_from_the_future_is_not_over() {
     let (_directory, path) = place();

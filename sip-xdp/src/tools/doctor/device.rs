@@ -15,9 +15,11 @@ pub(super) struct XdpFeatures {
     pub(super) long_packets: bool,
 }
 
-/// What the driver of an interface can do for XDP. `None` if the kernel does not say: before Linux 6.3.
+/// What the driver of an interface can do for XDP. `None` if the kernel does not say: before Linux
+/// 6.3.
 pub(super) fn xdp_features(index: u32) -> Option<XdpFeatures> {
-    // `CTRL_CMD_GETFAMILY` of the controller with the attribute `CTRL_ATTR_FAMILY_NAME`; `CTRL_ATTR_FAMILY_ID` is asked for.
+    // `CTRL_CMD_GETFAMILY` of the controller with the attribute `CTRL_ATTR_FAMILY_NAME`;
+    // `CTRL_ATTR_FAMILY_ID` is asked for.
     let family = ask(libc::GENL_ID_CTRL as u16, 3, 2, b"netdev\0", 1)?;
     let family = u16::from_ne_bytes(family.get(..2)?.try_into().ok()?);
     // `NETDEV_CMD_DEV_GET` with `NETDEV_A_DEV_IFINDEX`; `NETDEV_A_DEV_XDP_FEATURES` is asked for.

@@ -15,7 +15,8 @@ use crate::sys::privileges;
 /// Below this the store, and the lists of feeds, may soon not fit, in bytes.
 const ROOM: u64 = 64 << 20;
 
-/// What keeps the filter from running here, and what it goes without, in the words of `run`; and what is well.
+/// What keeps the filter from running here, and what it goes without, in the words of `run`; and
+/// what is well.
 pub(super) fn platform(platform: &Platform) -> Vec<Check> {
     judge_platform(platform, geteuid().is_root())
 }
@@ -43,7 +44,8 @@ fn judge_platform(platform: &Platform, is_root: bool) -> Vec<Check> {
             checks.push(if is_root {
                 Check::fail(check, finding.detail.clone(), finding.remedy.clone())
             } else {
-                let remedy = "you are not root, so that this says nothing of the daemon's rights: run it as root";
+                let remedy = "you are not root, so that this says nothing of the daemon's rights: \
+                              run it as root";
                 Check::warn(check, finding.detail.clone(), remedy)
             });
         }
@@ -59,7 +61,8 @@ fn judge_platform(platform: &Platform, is_root: bool) -> Vec<Check> {
     checks
 }
 
-/// Whether the kernel takes both programs, as `run` would load them: they are loaded, and attached to nothing.
+/// Whether the kernel takes both programs, as `run` would load them: they are loaded, and attached
+/// to nothing.
 pub(super) fn programs(trial: &anyhow::Result<Trial>) -> Check {
     const CHECK: &str = "programs";
     let figures = |of: &Figures| {
@@ -76,7 +79,8 @@ pub(super) fn programs(trial: &anyhow::Result<Trial>) -> Check {
             Check::ok(CHECK, detail)
         }
         Err(error) => {
-            Check::fail(CHECK, format!("{error:#}"), "`sip-xdp run` cannot start here; report this line with the log")
+            Check::fail(CHECK, format!("{error:#}"), "`sip-xdp run` cannot start here; report this \
+                line with the log")
         }
     }
 }
@@ -95,8 +99,10 @@ pub(super) fn container(platform: &Platform) -> Check {
 
 fn judge_container(kind: Option<&str>, uid_map: &str, has_rights: bool) -> Check {
     const CHECK: &str = "container";
-    const RUN: &str = "run it on the host, where the interfaces are, or as a privileged container there: --network host \
-                       --cap-add BPF --cap-add NET_ADMIN --cap-add PERFMON -v /sys/fs/bpf:/sys/fs/bpf";
+    const RUN: &str = "run it on the host, where the interfaces are, or as a privileged container \
+                       there: --network host \
+                       --cap-add BPF --cap-add NET_ADMIN --cap-add PERFMON -v \
+                       /sys/fs/bpf:/sys/fs/bpf";
     // The first user namespace maps all there are.
     let in_user_namespace = uid_map.split_whitespace().nth(2).is_some_and(|count| count != "4294967295");
     if in_user_namespace {
@@ -108,11 +114,13 @@ fn judge_container(kind: Option<&str>, uid_map: &str, has_rights: bool) -> Check
     }
     match kind {
         None => Check::ok(CHECK, "not in a container, as far as can be seen"),
-        Some(kind) if !has_rights => Check::fail(CHECK, format!("in a container ({kind}) without the rights"), RUN),
+        Some(kind) if !has_rights => Check::fail(CHECK, format!("in a container ({kind}) without \
+            the rights"), RUN),
         Some(kind) => Check::warn(
             CHECK,
             format!(
-                "in a container ({kind}): its own interfaces are filtered, which see who attacks only if nothing in \
+                "in a container ({kind}): its own interfaces are filtered, which see who attacks \
+                 only if nothing in \
                      front of them translates addresses"
             ),
             "filter on the host's interface, or use --network host",
@@ -126,10 +134,12 @@ pub(super) fn bpffs(pin_dir: &Path) -> Check {
         return Check::ok(CHECK, format!("{} is on a BPF file system", pin_dir.display()));
     }
     let remedy =
-        "mount -t bpf bpf /sys/fs/bpf; to keep it over a reboot: `bpf /sys/fs/bpf bpf defaults 0 0` in /etc/fstab";
+        "mount -t bpf bpf /sys/fs/bpf; to keep it over a reboot: `bpf /sys/fs/bpf bpf defaults 0 \
+         0` in /etc/fstab";
     let detail = format!("{} is not on a BPF file system: nothing can be pinned", pin_dir.display());
     if pin_dir.starts_with("/sys/fs/bpf") && Path::new("/sys/fs/bpf").is_dir() && privileges::can_mount() {
-        let detail = format!("{detail}; `sip-xdp run` would mount it, a service without CAP_SYS_ADMIN could not");
+        let detail = format!("{detail}; `sip-xdp run` would mount it, a service without \
+                              CAP_SYS_ADMIN could not");
         return Check::warn(CHECK, detail, remedy);
     }
     let elsewhere = !pin_dir.starts_with("/sys/fs/bpf");
@@ -139,7 +149,8 @@ pub(super) fn bpffs(pin_dir: &Path) -> Check {
 }
 
 pub(super) fn clock() -> Check {
-    // SAFETY: all zeroes is a valid `timex`, which asks and changes nothing; the kernel fills it in and keeps no pointer.
+    // SAFETY: all zeroes is a valid `timex`, which asks and changes nothing; the kernel fills it in
+    // and keeps no pointer.
     let (state, timex) = unsafe {
         let mut timex: libc::timex = std::mem::zeroed();
         (libc::adjtimex(&mut timex), timex)
@@ -161,14 +172,16 @@ fn judge_clock(now: i64, is_synchronised: Option<bool>) -> Check {
     if now < YOUNGEST {
         let year = jiff::Timestamp::from_second(now).unwrap_or_default().strftime("%Y").to_string();
         let detail =
-            format!("the clock says {year}: certificates of feeds will not be valid, and no date in the log is right");
+            format!("the clock says {year}: certificates of feeds will not be valid, and no date \
+                     in the log is right");
         return Check::fail(CHECK, detail, REMEDY);
     }
     match is_synchronised {
         Some(true) => Check::ok(CHECK, "the clock is synchronised"),
         Some(false) => Check::warn(
             CHECK,
-            "the clock is not synchronised: bans end in time all the same, but dates in the log, and what is handed to other \
+            "the clock is not synchronised: bans end in time all the same, but dates in the log, \
+             and what is handed to other \
              hosts, may be off",
             REMEDY,
         ),
@@ -292,7 +305,8 @@ mod tests {
             (check.status, check.detail.as_str()),
             (
                 Status::Ok,
-                "the kernel takes both: what arrives (198785 instructions verified, 421 ms), what leaves (3 ms)"
+                "the kernel takes both: what arrives (198785 instructions verified, 421 ms), what \
+                 leaves (3 ms)"
             )
         );
         let check = programs(&Err(anyhow::anyhow!("R4 invalid zero-sized read")));

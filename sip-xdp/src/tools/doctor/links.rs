@@ -2,17 +2,18 @@
 
 use serde_json::Value;
 
-use super::{Check, Scene};
+use super::{Check, HostFacts};
 use crate::dataplane::attach::xdp::Mode;
 use crate::dataplane::ethtool::{Features, GRO_HW};
 use crate::dataplane::netlink::Interface;
 
-/// Drivers that take their link down and up when the first program is attached natively, and when the last
-/// one is taken off: `igb_xdp_setup`, `igc_xdp_set_prog`, `ixgbe_xdp_setup`, `i40e_xdp_setup`,
-/// `vmxnet3_xdp_set`, `gve_set_xdp`.
+/// Drivers that take their link down and up when the first program is attached natively, and when
+/// the last one is taken off: `igb_xdp_setup`, `igc_xdp_set_prog`, `ixgbe_xdp_setup`,
+/// `i40e_xdp_setup`, `vmxnet3_xdp_set`, `gve_set_xdp`.
 const RESETTING: &[&str] = &["igb", "igc", "ixgbe", "i40e", "vmxnet3", "gve"];
 
-/// Kinds of tunnels whose packets anybody may send who reaches this host, or who is at the other end.
+/// Kinds of tunnels whose packets anybody may send who reaches this host, or who is at the other
+/// end.
 const TUNNELS: &[&str] =
     &["gre", "gretap", "ip6gre", "ip6gretap", "erspan", "ipip", "sit", "ip6tnl", "vxlan", "geneve"];
 
@@ -41,8 +42,10 @@ pub(super) fn topology(interface: &Interface, present: &[Interface], wanted: &[S
                 format!("{name} is a member of {above}: what arrives by {} passes it by", names(&others)),
                 format!("filter on {above} instead of its members"),
             ),
-            "bridge" => Check::ok(CHECK, format!("a port of {above}: guests behind the bridge are covered, too")),
-            "bond" | "team" => Check::ok(CHECK, format!("a member of {above}, as are all others that are filtered")),
+            "bridge" => Check::ok(CHECK, format!("a port of {above}: guests behind the bridge are \
+                covered, too")),
+            "bond" | "team" => Check::ok(CHECK, format!("a member of {above}, as are all others \
+                that are filtered")),
             _ => Check::ok(CHECK, format!("beneath {above}")),
         };
     }
@@ -58,10 +61,12 @@ pub(super) fn topology(interface: &Interface, present: &[Interface], wanted: &[S
             return Check::warn(
                 CHECK,
                 format!(
-                    "a bridge: only what is for this host is filtered; what goes on to {} passes by unfiltered",
+                    "a bridge: only what is for this host is filtered; what goes on to {} passes \
+                     by unfiltered",
                     names(&guests)
                 ),
-                format!("to protect guests (Proxmox, libvirt), filter on the port by which the world comes: {port}"),
+                format!("to protect guests (Proxmox, libvirt), filter on the port by which the \
+                         world comes: {port}"),
             );
         }
         return Check::ok(CHECK, "a bridge, with no guests behind it");
@@ -73,8 +78,8 @@ pub(super) fn topology(interface: &Interface, present: &[Interface], wanted: &[S
 }
 
 /// Tunnels that end here: what they carry is unpacked behind the filter of the interface beneath.
-pub(super) fn tunnels(scene: &Scene, wanted: &[String]) -> Check {
-    judge_tunnels(&scene.present, wanted)
+pub(super) fn tunnels(facts: &HostFacts, wanted: &[String]) -> Check {
+    judge_tunnels(&facts.present, wanted)
 }
 
 fn judge_tunnels(present: &[Interface], wanted: &[String]) -> Check {
@@ -89,7 +94,8 @@ fn judge_tunnels(present: &[Interface], wanted: &[String]) -> Check {
     let first = &open[0];
     let remedy = match first.link {
         Some(_) => format!("if SIP comes by it, filter there, too: add \"{}\" to `interfaces`", first.name),
-        None => "its frames cannot be read; let nobody but the other end send to it, with a firewall".to_owned(),
+        None => "its frames cannot be read; let nobody but the other end send to it, with a \
+                 firewall".to_owned(),
     };
     let detail = format!(
         "what these carry is not looked into beneath, and not filtered: {}",
@@ -105,21 +111,26 @@ pub(super) fn attaching(driver: &str, mode: Option<Mode>, takes_programs: Option
     let is_generic = mode == Some(Mode::Generic) || (mode.is_none() && takes_programs == Some(false));
     if driver == "virtio_net" && is_fixed && mode != Some(Mode::Native) {
         // Whether it is native is known once it is tried: the host decides.
-        let sure = if is_generic { "generic mode makes" } else { "should only generic mode be possible, it makes" };
+        let sure = if is_generic { "generic mode makes" } else { "should only generic mode be \
+            possible, it makes" };
         return Check::warn(
             CHECK,
             format!(
-                "the host merges packets for this device (GRO_HW) and lets nobody switch it off: {sure} the kernel \
-                     log a WARNING with a stack trace, \"failed to disable GRO_HW\", which is harmless"
+                "the host merges packets for this device (GRO_HW) and lets nobody switch it off: \
+                 {sure} the kernel \
+                     log a WARNING with a stack trace, \"failed to disable GRO_HW\", which is \
+                 harmless"
             ),
-            "on the host, have the device offer control (qemu: ctrl_guest_offloads=on), or take its guest offloads away",
+            "on the host, have the device offer control (qemu: ctrl_guest_offloads=on), or take \
+             its guest offloads away",
         );
     }
     if RESETTING.contains(&driver) && mode != Some(Mode::Generic) {
         return Check::ok(
             CHECK,
             format!(
-                "{driver} takes the link down and up, for some seconds with most switches, when the filter is first \
+                "{driver} takes the link down and up, for some seconds with most switches, when \
+                 the filter is first \
                  attached and when it is unloaded; restarts and reloads do not"
             ),
         );
@@ -148,20 +159,24 @@ pub(super) fn sight(name: &str, daemon: Option<&Value>) -> Check {
     let found = blind.into_iter().flatten().find(|one| one["interface"] == name);
     let Some(found) = found else {
         return match daemon {
-            Some(_) => Check::ok(CHECK, "the daemon has noticed no packets that the program did not see"),
-            None => Check::ok(CHECK, "the daemon watches whether the program sees what arrives; none answers"),
+            Some(_) => Check::ok(CHECK, "the daemon has noticed no packets that the program did \
+                                         not see"),
+            None => Check::ok(CHECK, "the daemon watches whether the program sees what arrives; \
+                                      none answers"),
         };
     };
     let detail = format!("the driver took the program and showed it none of {} packets", found["packets"]);
     if found["action"].is_null() {
         let remedy =
-            "set mode = \"auto\" or \"generic\" and run `sip-xdp reload`; for virtio_net, set mrg_rxbuf=on on the host";
+            "set mode = \"auto\" or \"generic\" and run `sip-xdp reload`; for virtio_net, set \
+             mrg_rxbuf=on on the host";
         return Check::fail(CHECK, format!("{detail}: nothing is filtered"), remedy);
     }
     Check::warn(
         CHECK,
         format!("{detail}; generic mode has taken over"),
-        "it protects as well, but costs more; for virtio_net, mrg_rxbuf=on on the host makes native mode work",
+        "it protects as well, but costs more; for virtio_net, mrg_rxbuf=on on the host makes \
+         native mode work",
     )
 }
 

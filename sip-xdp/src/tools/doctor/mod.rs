@@ -1,9 +1,10 @@
-//! `doctor`: looks at a host with the eyes of somebody who has set up many, and says of each thing whether it is well, and
-//! what to do if it is not.
+//! `doctor`: looks at a host with the eyes of somebody who has set up many, and says of each thing
+//! whether it is well, and what to do if it is not.
 //!
-//! It only looks: the programs are loaded to see whether the kernel takes them, but nothing is attached or sent but for a
-//! connection to the servers of feeds, and nothing written but the verifier's log if it refuses one. What it may not see, it
-//! says. Works with the daemon dead or alive.
+//! It only looks: the programs are loaded to see whether the kernel takes them, but nothing is
+//! attached or sent but for a connection to the servers of feeds, and nothing written but the
+//! verifier's log if it refuses one. What it may not see, it says. Works with the daemon dead or
+//! alive.
 
 mod device;
 mod feeds;
@@ -98,7 +99,7 @@ impl Diagnosis {
 }
 
 /// What several checks ask for, asked once.
-struct Scene {
+struct HostFacts {
     config: Config,
     /// All interfaces of this network namespace.
     present: Vec<Interface>,
@@ -131,7 +132,7 @@ impl Known {
     }
 }
 
-impl Scene {
+impl HostFacts {
     /// Whether our program is on an interface.
     fn is_filtered(&self, index: u32) -> bool {
         self.filtered.iter().any(|filtered| filtered.index == index && filtered.attached)
@@ -153,7 +154,8 @@ impl Scene {
     }
 }
 
-/// Looks at the host. `asked` are the interfaces to look at, if not those that are or would be filtered.
+/// Looks at the host. `asked` are the interfaces to look at, if not those that are or would be
+/// filtered.
 pub async fn examine(paths: &Paths, config: anyhow::Result<Config>, asked: &[String]) -> Diagnosis {
     let mut checks = Vec::new();
     let config = match config {
@@ -162,7 +164,8 @@ pub async fn examine(paths: &Paths, config: anyhow::Result<Config>, asked: &[Str
             config
         }
         Err(error) => {
-            let remedy = "correct the file; what follows supposes the defaults. `sip-xdp config check` reads it again";
+            let remedy = "correct the file; what follows supposes the defaults. `sip-xdp config \
+                          check` reads it again";
             checks.push(Check::fail("configuration", format!("{error:#}"), remedy));
             Config::default()
         }
@@ -179,28 +182,30 @@ pub async fn examine(paths: &Paths, config: anyhow::Result<Config>, asked: &[Str
     checks.extend([host::clock(), host::state(&paths.state_dir)]);
     checks.extend(feeds::reachable(&config.feeds));
     match look_around(paths, config).await {
-        Ok(scene) => {
-            checks.push(filter(&scene, paths));
-            let wanted = scene.wanted(asked);
-            checks.extend(interfaces::all(&scene, &wanted));
-            checks.extend(sip::all(&scene, &wanted));
+        Ok(facts) => {
+            checks.push(filter(&facts, paths));
+            let wanted = facts.wanted(asked);
+            checks.extend(interfaces::all(&facts, &wanted));
+            checks.extend(sip::all(&facts, &wanted));
         }
         Err(error) => checks.push(Check::fail(
             "interfaces",
             format!("{error:#}"),
-            "allow this process netlink sockets (AF_NETLINK); without them no interface can be found",
+            "allow this process netlink sockets (AF_NETLINK); without them no interface can be \
+             found",
         )),
     }
     Diagnosis { schema: SCHEMA, checks, programs: trial.and_then(Result::ok) }
 }
 
-async fn look_around(paths: &Paths, config: Config) -> anyhow::Result<Scene> {
+async fn look_around(paths: &Paths, config: Config) -> anyhow::Result<HostFacts> {
     let netlink = Netlink::connect()?;
     let present = netlink.interfaces().await?;
-    // Without the rights to read pins it is as if there were none; the check of the filter says that.
+    // Without the rights to read pins it is as if there were none; the check of the filter says
+    // that.
     let pins = Pins::new(&paths.pin_dir);
     let filtered = counters::interfaces(&pins, &present).unwrap_or_default();
-    Ok(Scene {
+    Ok(HostFacts {
         config,
         addresses: netlink.addresses().await?,
         around: netlink.surroundings().await?,
@@ -215,16 +220,17 @@ async fn look_around(paths: &Paths, config: Config) -> anyhow::Result<Scene> {
 fn configuration(paths: &Paths) -> Check {
     let file = paths.config.display();
     let detail =
-        if paths.config.exists() { format!("{file} is valid") } else { format!("no {file}: the defaults apply") };
+        if paths.config.exists() { format!("{file} is valid") } else { format!("no {file}: the \
+            defaults apply") };
     Check::ok("configuration", detail)
 }
 
 /// Whether a filter is loaded and watched over.
-fn filter(scene: &Scene, paths: &Paths) -> Check {
+fn filter(facts: &HostFacts, paths: &Paths) -> Check {
     const CHECK: &str = "filter";
-    let attached: Vec<_> = scene.filtered.iter().filter(|filtered| filtered.attached).collect();
+    let attached: Vec<_> = facts.filtered.iter().filter(|filtered| filtered.attached).collect();
     let names = |all: &[&FilteredInterface]| all.iter().map(|one| one.interface.clone()).collect::<Vec<_>>().join(", ");
-    if !scene.is_root && scene.filtered.is_empty() {
+    if !facts.is_root && facts.filtered.is_empty() {
         return Check::warn(
             CHECK,
             format!("whether a filter is loaded cannot be seen: {} may only be read by root", paths.pin_dir.display()),
@@ -240,9 +246,10 @@ fn filter(scene: &Scene, paths: &Paths) -> Check {
     }
     if attached.iter().any(|one| one.dry_run) {
         let detail = format!("a dry run on {}: nothing is dropped", names(&attached));
-        return Check::warn(CHECK, detail, "when its figures look right, take dry_run out and run `sip-xdp reload`");
+        return Check::warn(CHECK, detail, "when its figures look right, take dry_run out and run \
+            `sip-xdp reload`");
     }
-    match &scene.daemon {
+    match &facts.daemon {
         Some(daemon) => Check::ok(CHECK, format!("enforcing on {}, daemon {}", names(&attached), daemon["pid"])),
         None => Check::warn(
             CHECK,

@@ -4,31 +4,34 @@ use std::process::{Command, Stdio};
 
 use super::sip::is_listed;
 use super::sockets::Listener;
-use super::{Check, Scene};
+use super::{Check, HostFacts};
 use crate::config::Config;
 
 /// Whether somebody on the way makes all sources look like one.
-pub(super) fn source_nat(scene: &Scene, relevant: &[&Listener]) -> Check {
+pub(super) fn source_nat(facts: &HostFacts, relevant: &[&Listener]) -> Check {
     const CHECK: &str = "source_nat";
-    const REMEDY: &str = "filter on the outer interface of this host, which sees the real sources; give the PBX's container the \
-                          host's network, or exempt SIP from the translation, so that the PBX and its log see them, too";
+    const REMEDY: &str = "filter on the outer interface of this host, which sees the real sources; \
+                          give the PBX's container the \
+                          host's network, or exempt SIP from the translation, so that the PBX and \
+                          its log see them, too";
     let proxy =
         relevant.iter().find(|one| ["docker-proxy", "rootlessport", "slirp4netns", "pasta"].contains(&one.name()));
     if let Some(proxy) = proxy {
-        let detail = format!("{proxy} forwards for a container, whose PBX takes everybody for this one address");
+        let detail = format!("{proxy} forwards for a container, whose PBX takes everybody for this \
+                              one address");
         return Check::warn(CHECK, detail, REMEDY);
     }
-    let inner: Vec<&str> = scene
+    let inner: Vec<&str> = facts
         .present
         .iter()
-        .filter(|one| !scene.around.default_interfaces.contains(&one.index) && one.name != "lo")
+        .filter(|one| !facts.around.default_interfaces.contains(&one.index) && one.name != "lo")
         .map(|one| one.name.as_str())
         .collect();
     let mut seen = false;
     for (program, arguments) in [("nft", ["list", "ruleset"]), ("iptables-legacy-save", ["-t", "nat"])] {
         let Some(rules) = output(program, &arguments) else { continue };
         seen = true;
-        if let Some(rule) = rules.lines().find(|rule| hides_sources(rule, &scene.config, &inner)) {
+        if let Some(rule) = rules.lines().find(|rule| hides_sources(rule, &facts.config, &inner)) {
             let detail = format!("a rule hides who sends to the PBX: {}", rule.trim());
             return Check::warn(CHECK, detail, REMEDY);
         }
@@ -37,17 +40,19 @@ pub(super) fn source_nat(scene: &Scene, relevant: &[&Listener]) -> Check {
     Check::ok(CHECK, format!("no proxy or rule is found that hides who sends{unseen}"))
 }
 
-/// Whether rules send other ports to a SIP port: the filter reads packets before they are translated.
-pub(super) fn translated_ports(scene: &Scene) -> Check {
+/// Whether rules send other ports to a SIP port: the filter reads packets before they are
+/// translated.
+pub(super) fn translated_ports(facts: &HostFacts) -> Check {
     const CHECK: &str = "translated_ports";
     for (program, arguments) in [("nft", ["list", "ruleset"]), ("iptables-legacy-save", ["-t", "nat"])] {
         let Some(rules) = output(program, &arguments) else { continue };
-        let found = rules.lines().find_map(|rule| Some((rule, translated_from(rule, &scene.config)?)));
+        let found = rules.lines().find_map(|rule| Some((rule, translated_from(rule, &facts.config)?)));
         if let Some((rule, port)) = found {
             return Check::warn(
                 CHECK,
                 format!(
-                    "port {port} is translated to a SIP port behind the filter, which does not read it: {}",
+                    "port {port} is translated to a SIP port behind the filter, which does not \
+                     read it: {}",
                     rule.trim()
                 ),
                 format!("add {port} to `ports` in the configuration, and reload"),
@@ -63,7 +68,8 @@ fn translated_from(rule: &str, config: &Config) -> Option<u16> {
         rule.split(|c: char| c.is_whitespace() || "\",{}".contains(c)).filter(|w| !w.is_empty()).collect();
     let is_translation = |word: &&str| ["dnat", "redirect", "DNAT", "REDIRECT"].contains(word);
     let at = words.iter().position(is_translation)?;
-    // nft: `dnat ip to 10.0.0.1:5060`, `redirect to :5060`; iptables: `--to-destination`, `--to-ports`.
+    // nft: `dnat ip to 10.0.0.1:5060`, `redirect to :5060`; iptables: `--to-destination`,
+    // `--to-ports`.
     let to = words[at..].iter().position(|word| word.starts_with("to") || word.starts_with("--to"))?;
     let target = words.get(at + to + 1)?;
     let port = target.rsplit(':').next()?.split('-').next()?.parse::<u16>().ok()?;
@@ -78,7 +84,8 @@ fn output(program: &str, arguments: &[&str]) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Whether a rule of nft or iptables gives packets to SIP ports, or into an inner network, another source.
+/// Whether a rule of nft or iptables gives packets to SIP ports, or into an inner network, another
+/// source.
 fn hides_sources(rule: &str, config: &Config, inner: &[&str]) -> bool {
     let words: Vec<&str> =
         rule.split(|c: char| c.is_whitespace() || "\",{}".contains(c)).filter(|w| !w.is_empty()).collect();
@@ -105,7 +112,8 @@ fn hides_sources(rule: &str, config: &Config, inner: &[&str]) -> bool {
         };
         return ports.any(is_sip);
     }
-    // Without a port: into a network behind this host. What leaves to the world is everybody's ordinary translation.
+    // Without a port: into a network behind this host. What leaves to the world is everybody's
+    // ordinary translation.
     value(&["oifname", "oif", "-o"]).is_some_and(|name| inner.contains(&name)) && from.is_none()
 }
 

@@ -127,13 +127,15 @@ mod tests {
     #[test]
     fn lines_are_read() {
         let udp =
-            " 4711: 0100007F:13C4 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 31337 2 0 0";
+            " 4711: 0100007F:13C4 00000000:0000 07 00000000:00000000 00:00000000 \
+             00000000     0        0 31337 2 0 0";
         if cfg!(target_endian = "little") {
             assert_eq!(listening(udp, Transport::Udp), Some(("127.0.0.1".parse().unwrap(), 5060, 31337)));
         }
         assert_eq!(listening(udp, Transport::Tcp), None);
         let tcp =
-            "   0: 00000000000000000000000000000000:13C5 00000000000000000000000000000000:0000 0A 0:0 0:0 0 0 0 7 1 0";
+            "   0: 00000000000000000000000000000000:13C5 00000000000000000000000000000000:0000 0A \
+             0:0 0:0 0 0 0 7 1 0";
         assert_eq!(listening(tcp, Transport::Tcp), Some(("::".parse().unwrap(), 5061, 7)));
         assert_eq!(listening(&tcp.replace("0A", "01"), Transport::Tcp), None);
         assert_eq!(listening("", Transport::Udp), None);

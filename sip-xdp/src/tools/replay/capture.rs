@@ -1,5 +1,6 @@
-//! Capture files: pcap and pcapng, as they are or compressed, and several of them put together into one file. Whatever is
-//! in them, reading ends with what could be read, and with a note where and why it ended.
+//! Capture files: pcap and pcapng, as they are or compressed, and several of them put together into
+//! one file. Whatever is in them, reading ends with what could be read, and with a note where and
+//! why it ended.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -17,7 +18,8 @@ use pcap_parser::{
 
 use super::compression;
 
-/// The largest record that is believed. libpcap writes none above 256 KiB, but for names and secrets.
+/// The largest record that is believed. libpcap writes none above 256 KiB, but for names and
+/// secrets.
 const MAX_RECORD: usize = 16 << 20;
 
 /// How much is read at once.
@@ -38,13 +40,15 @@ pub struct Input {
 }
 
 impl Input {
-    /// Opens a file; `-` is standard input. What cannot be read twice, as a pipe, is kept in a temporary file.
+    /// Opens a file; `-` is standard input. What cannot be read twice, as a pipe, is kept in a
+    /// temporary file.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let mut file = if name == "-" {
             spool(&mut stdin().lock()).context("standard input cannot be kept in a temporary file")?
         } else {
-            let mut file = File::open(path).with_context(|| format!("{name} cannot be read; check the path"))?;
+            let mut file = File::open(path).with_context(|| format!("{name} cannot be read; check \
+                the path"))?;
             let kind = file.metadata().with_context(|| format!("{name} cannot be read"))?.file_type();
             if kind.is_dir() {
                 bail!("{name} is a directory; name a capture file");
@@ -52,10 +56,12 @@ impl Input {
             if kind.is_file() {
                 file
             } else {
-                spool(&mut file).with_context(|| format!("{name} cannot be kept in a temporary file"))?
+                spool(&mut file).with_context(|| format!("{name} cannot be kept in a temporary \
+                    file"))?
             }
         };
-        let size = file.seek(io::SeekFrom::End(0)).with_context(|| format!("{name} cannot be read"))?;
+        let size = file.seek(io::SeekFrom::End(0)).with_context(|| format!("{name} cannot be \
+            read"))?;
         Ok(Self { name, file, size, read: Rc::default() })
     }
 
@@ -109,7 +115,8 @@ impl Read for Counted {
 /// One packet of a capture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet<'a> {
-    /// When it was seen, in nanoseconds since 1970; as the packet before it, if nobody wrote that down.
+    /// When it was seen, in nanoseconds since 1970; as the packet before it, if nobody wrote that
+    /// down.
     pub at: u64,
     /// What its first bytes are: a number of tcpdump's list of link types.
     pub link: i32,
@@ -214,7 +221,8 @@ impl Capture {
     }
 
     /// The next packet; none at the end, or where the file is damaged.
-    #[expect(clippy::should_implement_trait, reason = "a packet lies in the reader's memory until the next one")]
+    #[expect(clippy::should_implement_trait, reason = "a packet lies in the reader's memory until \
+        the next one")]
     pub fn next(&mut self) -> Option<Packet<'_>> {
         match self.advance() {
             Ok(Some(found)) => {
@@ -241,7 +249,8 @@ impl Capture {
         }
         loop {
             if let Some(format) = self.stream.file_begins()? {
-                // A section of pcapng is one more of the same file, unless the file was of another kind.
+                // A section of pcapng is one more of the same file, unless the file was of another
+                // kind.
                 self.files +=
                     u64::from(!matches!((&self.format, &format), (Format::PcapNg { .. }, Format::PcapNg { .. })));
                 if !matches!((&self.format, &format), (Format::PcapNg { .. }, Format::PcapNg { .. })) {
@@ -257,12 +266,14 @@ impl Capture {
                 return Ok(None);
             };
             if length > MAX_RECORD {
-                bail!("the record at byte {at} claims {length} bytes: the file is damaged from there on");
+                bail!("the record at byte {at} claims {length} bytes: the file is damaged from \
+                       there on");
             }
             if !self.stream.need(length)? {
                 bail!("the file ends in the middle of the record that begins at byte {at}");
             }
-            let damaged = || format!("the record at byte {at} is damaged, and what follows cannot be found");
+            let damaged = || format!("the record at byte {at} is damaged, and what follows cannot \
+                                      be found");
             let begins = self.stream.start;
             let record = self.stream.rest().get(..length).unwrap_or_default();
             let found = match &mut self.format {
@@ -372,14 +383,15 @@ impl Format {
     }
 }
 
-/// The link type of a pcap header's last field, whose upper bits say how long the checksum behind each frame is
-/// (draft-ietf-opsawg-pcap, section 4). That lies behind the IP packet, where nobody looks.
+/// The link type of a pcap header's last field, whose upper bits say how long the checksum behind
+/// each frame is (draft-ietf-opsawg-pcap, section 4). That lies behind the IP packet, where nobody
+/// looks.
 fn link_of(network: i32) -> i32 {
     network & 0x03ff_ffff
 }
 
-/// The packet of an early packet block: interface and drops (16 bits each), time, two lengths, data. None if its
-/// interface is not described.
+/// The packet of an early packet block: interface and drops (16 bits each), time, two lengths,
+/// data. None if its interface is not described.
 fn early_packet<'r>(
     record: &'r [u8],
     is_big_endian: bool,
@@ -413,8 +425,9 @@ fn time_of(header: &PcapHeader, block: &LegacyPcapBlock<'_>) -> u64 {
     u64::from(block.ts_sec) * SECOND + u64::from(block.ts_usec) * unit
 }
 
-/// Units per second, from what an interface says of it: a power of ten, or of two with the highest bit set
-/// (draft-ietf-opsawg-pcapng, 4.2). One that makes no sense is taken for microseconds, which is what is meant without one.
+/// Units per second, from what an interface says of it: a power of ten, or of two with the highest
+/// bit set (draft-ietf-opsawg-pcapng, 4.2). One that makes no sense is taken for microseconds,
+/// which is what is meant without one.
 fn resolution(said: u8) -> u64 {
     let power = u32::from(said & 0x7f);
     let units = if said & 0x80 == 0 { 10_u64.checked_pow(power) } else { 1_u64.checked_shl(power) };
@@ -477,8 +490,9 @@ impl Stream {
         Ok(true)
     }
 
-    /// Whether a file begins here: at the start, or where several were put together. A pcap header is skipped, a pcapng
-    /// section is not. A record can hardly look like one: it would be empty, and of the year 2055 or 1975.
+    /// Whether a file begins here: at the start, or where several were put together. A pcap header
+    /// is skipped, a pcapng section is not. A record can hardly look like one: it would be empty,
+    /// and of the year 2055 or 1975.
     fn file_begins(&mut self) -> Result<Option<Format>> {
         if !self.need(4)? {
             return Ok(None);
@@ -653,13 +667,15 @@ mod tests {
         assert!(read(&[]).unwrap_err().to_string().contains("empty"));
         assert!(read(&whole[..20]).unwrap_err().to_string().contains("first 24 bytes"));
         assert!(read(b"<html>, and a lot more of that").unwrap_err().to_string().contains("3c 68 74 6d"));
-        assert_eq!(read(&whole[..24]).unwrap(), (Vec::new(), None), "a header alone is an empty capture");
+        assert_eq!(read(&whole[..24]).unwrap(), (Vec::new(), None), "a header alone is an empty \
+            capture");
         let (packets, trouble) = read(&whole[..whole.len() - 1]).unwrap();
         assert!(packets.is_empty() && trouble.unwrap().contains("at byte 24"));
         let mut long = whole.clone();
         long.extend([0xff; 16]);
         let (packets, trouble) = read(&long).unwrap();
-        assert!(packets.len() == 1 && trouble.as_ref().unwrap().contains("byte 43 claims 4294967311"), "{trouble:?}");
+        assert!(packets.len() == 1 && trouble.as_ref().unwrap().contains("byte 43 claims \
+            4294967311"), "{trouble:?}");
     }
 
     proptest! {

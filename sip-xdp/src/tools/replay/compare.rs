@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::report::{Ban, Limited, Replayed};
-use super::story::Fate;
+use super::timeline::Fate;
 use crate::dataplane::counters::{self, SCHEMA};
 use crate::net::network::{Network, source_of};
 

@@ -1,5 +1,5 @@
-//! What a capture file is packed in: gzip, zstd, xz and bzip2, one in the other if need be; and what it is if it is no
-//! capture at all.
+//! What a capture file is packed in: gzip, zstd, xz and bzip2, one in the other if need be; and
+//! what it is if it is no capture at all.
 
 use std::io::{self, BufReader, Cursor, Read};
 
@@ -14,7 +14,8 @@ const CHUNK: usize = 256 << 10;
 /// How many layers a file may be packed in.
 const MOST_LAYERS: usize = 4;
 
-/// How much memory xz may take, in bytes: its highest level takes 65 MiB, and a file may ask for 4 GiB.
+/// How much memory xz may take, in bytes: its highest level takes 65 MiB, and a file may ask for 4
+/// GiB.
 const XZ_MEMORY: u64 = 512 << 20;
 
 /// How much of a file is looked at to tell what it is.

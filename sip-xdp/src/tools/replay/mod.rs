@@ -1,6 +1,7 @@
-//! A capture, replayed: each packet that arrives goes through the kernel's own program, each that leaves through the other
-//! one, what they tell goes to the daemon's own detector and court, and their bans into the tables that the next packet of
-//! the capture meets. Nothing of it leaves the process. Time is the capture's.
+//! A capture, replayed: each packet that arrives goes through the kernel's own program, each that
+//! leaves through the other one, what they tell goes to the daemon's own detector and court, and
+//! their bans into the tables that the next packet of the capture meets. Nothing of it leaves the
+//! process. Time is the capture's.
 
 mod capture;
 mod compare;
@@ -13,7 +14,7 @@ mod registrar;
 mod report;
 mod ring;
 mod session;
-mod story;
+mod timeline;
 mod unwrap;
 #[cfg(test)]
 mod unwrap_tests;
@@ -24,40 +25,42 @@ use std::thread;
 
 use anyhow::{Context, Result};
 use bytemuck::Zeroable as _;
-use sip_xdp_common::abi::layout::{Event, FRAGMENTED, List, NEVER, Owner};
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::abi::layout::{KernelEvent, FRAGMENTED, List, NEVER, Owner};
+use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::packet::headers::{Inspects, TCP, UDP};
 use sip_xdp_common::verdict::{Message, Reason};
 
 use crate::config::{BlockScope, Config};
-use crate::daemon::verdicts::{Court, Notes, Offence, Repeats};
+use crate::daemon::verdicts::{BanEngine, Notes, Offence, Repeats};
 use crate::dataplane::tables::ledger::Entry;
 use crate::detect::{Detector, Evidence};
 use crate::lists::Lists;
-use crate::lists::never_ban::Exempt;
+use crate::lists::never_ban::NeverBan;
 use crate::net::network::{Network, address_of};
 use crate::sys::clock::{self, Moment};
 
 use duplicates::Duplicates;
-use frame::{Doorway, Ends};
+use frame::{Prefilter, Ends};
 use kernel::{Kernel, OneCpu};
 use registrar::{Guess, Registrar};
-use story::{Story, Telling};
+use timeline::{Timeline, Telling};
 use unwrap::{Unread, Unwrapped};
 
 pub use capture::{Capture, Input, Packet};
 pub use compare::{Comparison, Difference, Outcome};
 pub use report::{Ban, CaptureFacts, Close, Good, Limited, Replayed, Skipped};
 pub use session::{Session, SessionBan};
-pub use story::Fate;
+pub use timeline::Fate;
 
 const SECOND: u64 = 1_000_000_000;
 const MINUTE: u64 = 60 * SECOND;
 
-/// Where the filter's clock stands at the first packet: late enough for what looks back, early enough never to come to an end.
+/// Where the filter's clock stands at the first packet: late enough for what looks back, early
+/// enough never to come to an end.
 const START: u64 = 3_600 * SECOND;
 
-/// After so many seconds without a packet nothing becomes certain any more by the mere passing of time.
+/// After so many seconds without a packet nothing becomes certain any more by the mere passing of
+/// time.
 const SETTLES: u64 = 10;
 
 /// After so many minutes without a packet there is nothing more that fades by the minute.
@@ -82,7 +85,8 @@ pub struct Options {
     pub registrar: Vec<Network>,
 }
 
-/// Replays a capture with a configuration. `progress` is told from time to time which part of the work is done, from 0 to 1.
+/// Replays a capture with a configuration. `progress` is told from time to time which part of the
+/// work is done, from 0 to 1.
 pub fn replay(input: &Input, config: &Config, options: &Options, progress: &mut dyn FnMut(f64)) -> Result<Replayed> {
     // The verifier takes its time.
     let (registrar, loaded) = thread::scope(|scope| {
@@ -90,7 +94,7 @@ pub fn replay(input: &Input, config: &Config, options: &Options, progress: &mut 
         let registrar = if options.registrar.is_empty() {
             guess(input, config, &mut |done| progress(done / 4.0)).map(Guess::make)
         } else {
-            Ok(Registrar::told(options.registrar.clone()))
+            Ok(Registrar::hep_ends(options.registrar.clone()))
         };
         (registrar, loading.join().unwrap_or_else(|panic| resume_unwind(panic)))
     });
@@ -99,7 +103,7 @@ pub fn replay(input: &Input, config: &Config, options: &Options, progress: &mut 
     let mut capture = input.packets()?;
     let _cpu = OneCpu::take()?;
     let mut replay = Replay::new(config, registrar, loaded?)?;
-    let mut buffers = Buffers { frame: Vec::new(), event: Box::new(Event::zeroed()) };
+    let mut buffers = Buffers { frame: Vec::new(), event: Box::new(KernelEvent::zeroed()) };
     while let Some(packet) = capture.next() {
         replay
             .take(&packet, &mut buffers)
@@ -157,11 +161,11 @@ struct Replay<'c> {
     kernel: Kernel,
     lists: Lists,
     detector: Detector,
-    exempt: Exempt,
+    never_ban: NeverBan,
     offences: BTreeMap<Network, Offence>,
     repeats: Repeats,
     notes: Notes,
-    story: Story,
+    timeline: Timeline,
     facts: Facts,
     /// When the first packet was seen, and the latest, in nanoseconds since 1970.
     first: u64,
@@ -173,10 +177,10 @@ struct Replay<'c> {
     tidied: u64,
     looked: u64,
     /// Who was refused something since it was last looked.
-    refused: HashSet<Source>,
+    refused: HashSet<IpKey>,
     /// The closest that sources have come to a ban.
-    close: BTreeMap<Source, Evidence>,
-    doorway: Doorway,
+    close: BTreeMap<IpKey, Evidence>,
+    prefilter: Prefilter,
     duplicates: Duplicates,
     /// What became of the last frame that arrived.
     judged: Option<Reason>,
@@ -187,7 +191,7 @@ struct Buffers {
     /// An Ethernet frame.
     frame: Vec<u8>,
     /// What the programs tell.
-    event: Box<Event>,
+    event: Box<KernelEvent>,
 }
 
 /// What is counted of a capture and of what was made of it.
@@ -218,7 +222,7 @@ impl<'c> Replay<'c> {
                 lists.put(list, entry)?;
             }
         }
-        let exempt = Exempt::of_networks(&registrar.networks, "an address of the registrar");
+        let never_ban = NeverBan::of_networks(&registrar.networks, "an address of the registrar");
         let inspects = Inspects { ipv6: config.inspect.ipv6, tags: config.inspect.tags };
         let mut replay = Self {
             config,
@@ -226,11 +230,11 @@ impl<'c> Replay<'c> {
             kernel,
             lists,
             detector: Detector::new(config),
-            exempt,
+            never_ban,
             offences: BTreeMap::new(),
             repeats: Repeats::default(),
             notes: Notes::default(),
-            story: Story::new(config.ipv6_prefix),
+            timeline: Timeline::new(config.ipv6_prefix),
             facts: Facts::default(),
             first: 0,
             latest: 0,
@@ -240,29 +244,29 @@ impl<'c> Replay<'c> {
             looked: START,
             refused: HashSet::new(),
             close: BTreeMap::new(),
-            doorway: Doorway { ports: config.port_set(), inspects },
+            prefilter: Prefilter { ports: config.port_set(), inspects },
             duplicates: Duplicates::default(),
             judged: None,
         };
         replay.detector.take_any_checksum();
-        replay.court(START).judge_by_address()?;
+        replay.ban_engine(START).judge_by_address()?;
         Ok(replay)
     }
 
     /// Where what happens at `now` is judged.
-    fn court(&mut self, now: u64) -> Court<'_, Telling<'_>> {
+    fn ban_engine(&mut self, now: u64) -> BanEngine<'_, Telling<'_>> {
         let at = self.moment(now);
-        Court {
+        BanEngine {
             config: self.config,
             lists: &mut self.lists,
             detector: &mut self.detector,
-            exempt: &self.exempt,
+            never_ban: &self.never_ban,
             offences: &mut self.offences,
             repeats: &mut self.repeats,
             notes: &mut self.notes,
             learning_until: 0,
             at,
-            chronicle: Telling { story: &mut self.story, at },
+            event_sink: Telling { timeline: &mut self.timeline, at },
         }
     }
 
@@ -325,9 +329,10 @@ impl<'c> Replay<'c> {
         Ok(())
     }
 
-    /// Lets the time of the capture go on to that of a packet, and returns it on the filter's clock. That never goes back: a
-    /// packet that is a little late comes at the same time as the one before it, and one that is much earlier shows that the
-    /// clock was set, and time goes on from there.
+    /// Lets the time of the capture go on to that of a packet, and returns it on the filter's
+    /// clock. That never goes back: a packet that is a little late comes at the same time as the
+    /// one before it, and one that is much earlier shows that the clock was set, and time goes on
+    /// from there.
     fn advance(&mut self, at: u64) -> u64 {
         if self.facts.packets == 1 {
             (self.first, self.latest, self.anchor) = (at, at, (START, at));
@@ -353,12 +358,12 @@ impl<'c> Replay<'c> {
     /// What the daemon does each second, and each minute.
     fn tick(&mut self, now: u64) {
         self.kernel.set_clock(now);
-        self.court(now).tick();
+        self.ban_engine(now).tick();
         let minutes = (now - self.tidied) / MINUTE;
         if minutes > 0 {
             self.tidied += minutes * MINUTE;
             (0..minutes.min(FADES)).for_each(|_| self.detector.tidy(now));
-            self.court(now).forgive();
+            self.ban_engine(now).forgive();
             // What could not be taken out is over all the same.
             let _ = self.lists.tidy(now);
             self.lists.take_displaced();
@@ -378,9 +383,9 @@ impl<'c> Replay<'c> {
     }
 
     /// A packet that is for us.
-    fn arrive(&mut self, ends: &Ends, frame: &[u8], now: u64, is_cut: bool, event: &mut Event) -> Result<()> {
+    fn arrive(&mut self, ends: &Ends, frame: &[u8], now: u64, is_cut: bool, event: &mut KernelEvent) -> Result<()> {
         if self.config.block_scope == BlockScope::Sip
-            && let Some(reason) = self.doorway.passes_by(frame)
+            && let Some(reason) = self.prefilter.passes_by(frame)
         {
             // The kernel would say the same, and remember nothing.
             self.facts.reasons[reason as usize] += 1;
@@ -395,14 +400,14 @@ impl<'c> Replay<'c> {
         if let Some(message) = message {
             self.facts.messages[message as usize] += 1;
         }
-        self.story.count(ends.source, ends.ports.map(|(from, _)| from), reason);
+        self.timeline.count(ends.source, ends.ports.map(|(from, _)| from), reason);
         self.hear(now, is_cut, event);
         Ok(())
     }
 
     /// A packet of ours.
-    fn leave(&mut self, ends: &Ends, frame: &[u8], now: u64, is_cut: bool, event: &mut Event) -> Result<()> {
-        let is_sip = |(from, _): (u16, u16)| self.doorway.ports.contains(from);
+    fn leave(&mut self, ends: &Ends, frame: &[u8], now: u64, is_cut: bool, event: &mut KernelEvent) -> Result<()> {
+        let is_sip = |(from, _): (u16, u16)| self.prefilter.ports.contains(from);
         if ends.protocol != UDP || !ends.ports.is_some_and(is_sip) {
             let is_tcp = ends.protocol == TCP && ends.ports.is_some_and(is_sip);
             *(if is_tcp { &mut self.facts.skipped.tcp_answers } else { &mut self.facts.skipped.leaving }) += 1;
@@ -412,7 +417,7 @@ impl<'c> Replay<'c> {
         if self.refused.len() < MAX_CLOSE {
             self.refused.insert(ends.destination);
         }
-        if self.doorway.may_matter(frame) {
+        if self.prefilter.may_matter(frame) {
             self.kernel.set_clock(now);
             self.kernel.leave(frame)?;
             self.hear(now, is_cut, event);
@@ -421,13 +426,13 @@ impl<'c> Replay<'c> {
     }
 
     /// Takes what the programs have to tell.
-    fn hear(&mut self, now: u64, is_cut: bool, event: &mut Event) {
+    fn hear(&mut self, now: u64, is_cut: bool, event: &mut KernelEvent) {
         while self.kernel.event(event) {
             if is_cut {
                 // It goes on in what is not there, as that of a fragment does.
                 event.flags |= FRAGMENTED;
             }
-            self.court(now).observe(event);
+            self.ban_engine(now).observe(event);
         }
     }
 
@@ -457,6 +462,6 @@ fn share(evidence: &Evidence) -> f64 {
 }
 
 /// An address for people.
-fn address(source: &Source) -> std::net::IpAddr {
+fn address(source: &IpKey) -> std::net::IpAddr {
     address_of(*source)
 }

@@ -57,8 +57,8 @@ impl<'c> Session<'c> {
         Ok(Self { replay, buffers, _cpu: cpu })
     }
 
-    /// Hands in an Ethernet frame at a time in nanoseconds since 1970; times do not go back. Says why
-    /// it passed or was dropped; nothing for a frame that leaves, or is for somebody else.
+    /// Hands in an Ethernet frame at a time in nanoseconds since 1970; times do not go back. Says
+    /// why it passed or was dropped; nothing for a frame that leaves, or is for somebody else.
     ///
     /// # Errors
     ///
@@ -82,7 +82,7 @@ impl<'c> Session<'c> {
 
     /// All bans so far, in the order of time.
     pub fn bans(&self) -> impl Iterator<Item = SessionBan> + '_ {
-        self.replay.story.bans.iter().map(|ban| SessionBan {
+        self.replay.timeline.bans.iter().map(|ban| SessionBan {
             network: ban.network,
             port: ban.port,
             kind: ban.kind.clone(),
@@ -95,13 +95,14 @@ impl<'c> Session<'c> {
 
     /// Packets that a source has lost to limits and bans so far.
     pub fn lost(&self, address: IpAddr) -> u64 {
-        let all = self.replay.story.tallies.iter();
+        let all = self.replay.timeline.tallies.iter();
         all.filter(|(source, _)| address_of(**source) == address).map(|(_, tally)| tally.all.dropped).sum()
     }
 
-    /// Decisions so far, by name: `ban`, `suspect`, `sprayed` and so on, whom they are about, and why.
+    /// Decisions so far, by name: `ban`, `suspect`, `sprayed` and so on, whom they are about, and
+    /// why.
     pub fn events(&self) -> impl Iterator<Item = (&str, Option<Network>, &str)> + '_ {
-        let events = self.replay.story.events.iter();
+        let events = self.replay.timeline.events.iter();
         events.map(|event| (event.event, event.address, event.reason.as_deref().unwrap_or_default()))
     }
 }

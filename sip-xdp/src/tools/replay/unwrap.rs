@@ -1,12 +1,14 @@
-//! What a captured packet is wrapped in: the link header of whatever it was captured with, tags, and the tunnels of
-//! mirrors. What is inside becomes the Ethernet frame that the programs would see; what is not read has a name. Nothing
-//! here trusts a length, and nothing is deeper than [`MOST_LAYERS`].
+//! What a captured packet is wrapped in: the link header of whatever it was captured with, tags,
+//! and the tunnels of mirrors. What is inside becomes the Ethernet frame that the programs would
+//! see; what is not read has a name. Nothing here trusts a length, and nothing is deeper than
+//! [`MOST_LAYERS`].
 
 use sip_xdp_common::packet::headers::{ETH_IPV4, ETH_IPV6, ETH_PPPOE, ETH_QINQ, ETH_VLAN, PPP_IPV4, PPP_IPV6};
 
 use super::hep;
 
-/// How much of a packet is shown to the programs: more than they look at or hand on, so that nothing else changes.
+/// How much of a packet is shown to the programs: more than they look at or hand on, so that
+/// nothing else changes.
 const SHOWN: usize = 2_048;
 
 /// How many tunnels may be in one another.
@@ -308,7 +310,8 @@ fn plausible(data: &[u8], depth: usize) -> Option<Found<'_>> {
     if begins_as_frame(data) || kind < 0x0600 { frame(data, depth) } else { None }
 }
 
-/// What is in PPP, with or without its address and control fields, and with a protocol of one byte or two.
+/// What is in PPP, with or without its address and control fields, and with a protocol of one byte
+/// or two.
 fn ppp(data: &[u8], depth: usize) -> Option<Found<'_>> {
     let data = data.strip_prefix(&[0xff, 3]).unwrap_or(data);
     let first = *data.first()?;
@@ -344,8 +347,8 @@ fn mpls(data: &[u8], depth: usize) -> Option<Found<'_>> {
     }
 }
 
-/// The IP packet of a Netfilter log record: blocks of a length, a type and a value, in the byte order of the host that
-/// wrote them (tcpdump.org/linktypes/LINKTYPE_NFLOG.html).
+/// The IP packet of a Netfilter log record: blocks of a length, a type and a value, in the byte
+/// order of the host that wrote them (tcpdump.org/linktypes/LINKTYPE_NFLOG.html).
 fn nflog(data: &[u8]) -> Option<&[u8]> {
     const PAYLOAD: u16 = 9;
     let find = |read: fn([u8; 2]) -> u16| {
@@ -420,7 +423,8 @@ fn payload(kind: u16, data: &[u8]) -> Option<(u8, &[u8])> {
         length => (40 + length).min(data.len()),
     };
     let mut rest = data.get(40..end)?;
-    // Hop-by-hop options, routing, fragments, authentication, destination options (RFC 8200, RFC 4302).
+    // Hop-by-hop options, routing, fragments, authentication, destination options (RFC 8200, RFC
+    // 4302).
     for _ in 0..MOST_LAYERS {
         let length = match protocol {
             0 | 43 | 60 => (usize::from(*rest.get(1)?) + 1) * 8,
@@ -524,8 +528,8 @@ fn tzsp(data: &[u8], depth: usize) -> Option<Found<'_>> {
 /// The packet that a HEP packet tells of.
 fn hep_packet<'a>(kind: u16, outer: &'a [u8], udp: &[u8]) -> Option<Found<'a>> {
     let found = match hep::read(udp.get(8..)?)? {
-        hep::Told::Packet(packet) => Found::plain(Inner::Made(packet)),
-        hep::Told::Other(what) => Found { closed: Some(what), ..Found::plain(Inner::Packet(kind, outer)) },
+        hep::HepEnds::Packet(packet) => Found::plain(Inner::Made(packet)),
+        hep::HepEnds::Other(what) => Found { closed: Some(what), ..Found::plain(Inner::Packet(kind, outer)) },
     };
     Some(found.by("HEP"))
 }

@@ -1,11 +1,13 @@
-//! Wrappings that people have, built byte by byte: the same packet comes out of each of them; and no bytes upset anything.
+//! Wrappings that people have, built byte by byte: the same packet comes out of each of them; and
+//! no bytes upset anything.
 
 use proptest::prelude::*;
 
 use super::frame;
 use super::unwrap::{Unread, unwrap};
 
-const MESSAGE: &[u8] = b"OPTIONS sip:100@198.51.100.1 SIP/2.0\r\nVia: SIP/2.0/UDP 192.0.2.7\r\n\r\n";
+const MESSAGE: &[u8] = b"OPTIONS sip:100@198.51.100.1 SIP/2.0\r\nVia: SIP/2.0/UDP \
+                        192.0.2.7\r\n\r\n";
 
 /// A UDP packet of one family, between hosts 7 and 1.
 fn udp(is_v4: bool, from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
@@ -179,7 +181,8 @@ fn the_same_packet_comes_out_of_every_wrapping() {
         for (name, link, data) in wrappings(is_v4) {
             let mut buffer = Vec::new();
             let unwrapped = unwrap(link, &data, &mut buffer).unwrap_or_else(|error| panic!("{name}: {error:?}"));
-            let ends = frame::ends(unwrapped.frame).unwrap_or_else(|| panic!("{name}: no IP: {unwrapped:?}"));
+            let ends = frame::ends(unwrapped.frame).unwrap_or_else(|| panic!("{name}: no IP: \
+                {unwrapped:?}"));
             let host = if is_v4 { ["192.0.2.7", "198.51.100.1"] } else { ["2001:db8::7", "2001:db8::1"] };
             let found =
                 [ends.source, ends.destination].map(|source| crate::net::network::address_of(source).to_string());

@@ -84,7 +84,8 @@ mod tests {
 
     #[test]
     fn the_trusted_zone() {
-        let text = "All entries in zone 'trusted':\n\t203.0.113.0/24\n\t192.0.2.7/32\n\tsip.carrier.example\n\n";
+        let text = "All entries in zone \
+                    'trusted':\n\t203.0.113.0/24\n\t192.0.2.7/32\n\tsip.carrier.example\n\n";
         let found: Vec<_> = mentions(text).into_iter().map(|mention| (mention.text, mention.line)).collect();
         let expected = [("203.0.113.0/24", 2), ("192.0.2.7/32", 3), ("sip.carrier.example", 4)];
         assert_eq!(found, expected.map(|(text, line)| (text.to_owned(), line)));

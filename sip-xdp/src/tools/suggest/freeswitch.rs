@@ -1,8 +1,10 @@
-//! FreeSWITCH's gateways, to whom they register or send calls; and its access lists, whom they let in without a password.
+//! FreeSWITCH's gateways, to whom they register or send calls; and its access lists, whom they let
+//! in without a password.
 
 use super::Mention;
 
-/// Who is named in one file. Only as much of XML is read as these files are made of: tags, attributes, comments.
+/// Who is named in one file. Only as much of XML is read as these files are made of: tags,
+/// attributes, comments.
 pub(super) fn mentions(text: &str) -> Vec<Mention> {
     let text = without_comments(text);
     let mut found = Vec::new();
@@ -97,11 +99,16 @@ mod tests {
 
     #[test]
     fn gateways() {
-        let text = "<include>\n <gateways>\n<gateway name=\"north\">\n  <param name=\"username\" value=\"us\"/>\n\
-                    <param value='sip.north.example:5080' name='proxy'/>\n<param name=\"realm\" value=\"auth.north.example\"/>\n\
-                    </gateway>\n<!-- <gateway name=\"old\">\n<param name=\"proxy\" value=\"192.0.2.1\"/></gateway> -->\n\
-                    <gateway name=\"south\"><param name=\"realm\" value=\"$${domain}\"/></gateway>\n\
-                    <gateway name=\"sip.east.example\">\n<param name=\"register\" value=\"true\"/>\n</gateway>\n</gateways>\n</include>";
+        let text = "<include>\n <gateways>\n<gateway name=\"north\">\n  <param name=\"username\" \
+                    value=\"us\"/>\n\
+                    <param value='sip.north.example:5080' name='proxy'/>\n<param name=\"realm\" \
+                    value=\"auth.north.example\"/>\n\
+                    </gateway>\n<!-- <gateway name=\"old\">\n<param name=\"proxy\" \
+                    value=\"192.0.2.1\"/></gateway> -->\n\
+                    <gateway name=\"south\"><param name=\"realm\" \
+                    value=\"$${domain}\"/></gateway>\n\
+                    <gateway name=\"sip.east.example\">\n<param name=\"register\" \
+                    value=\"true\"/>\n</gateway>\n</gateways>\n</include>";
         let found: Vec<_> = mentions(text).into_iter().map(|found| (found.text, found.what, found.line)).collect();
         let expected = [
             ("sip.north.example:5080", "FreeSWITCH gateway north", 5),
@@ -113,10 +120,14 @@ mod tests {
 
     #[test]
     fn access_lists() {
-        let text = "<configuration name=\"acl.conf\"><network-lists>\n<list name=\"lan\" default=\"allow\">\n\
-                    <node type=\"allow\" cidr=\"192.0.2.99/32\"/></list>\n<list name=\"trunks\" default=\"deny\">\n\
-                    <node type=\"allow\" cidr=\"203.0.113.0/24, 192.0.2.7/32\"/>\n<node type=\"deny\" cidr=\"192.0.2.8/32\"/>\n\
-                    <node type=\"allow\" domain=\"$${domain}\"/>\n<node type=\"allow\" host=\"198.51.100.0\" mask=\"255.255.255.0\"/>\n\
+        let text = "<configuration name=\"acl.conf\"><network-lists>\n<list name=\"lan\" \
+                    default=\"allow\">\n\
+                    <node type=\"allow\" cidr=\"192.0.2.99/32\"/></list>\n<list name=\"trunks\" \
+                    default=\"deny\">\n\
+                    <node type=\"allow\" cidr=\"203.0.113.0/24, 192.0.2.7/32\"/>\n<node \
+                    type=\"deny\" cidr=\"192.0.2.8/32\"/>\n\
+                    <node type=\"allow\" domain=\"$${domain}\"/>\n<node type=\"allow\" \
+                    host=\"198.51.100.0\" mask=\"255.255.255.0\"/>\n\
                     </list></network-lists></configuration>";
         let found: Vec<_> = mentions(text).into_iter().map(|found| (found.text, found.what, found.line)).collect();
         let expected = [("203.0.113.0/24", 5), ("192.0.2.7/32", 5), ("198.51.100.0/255.255.255.0", 8)];
@@ -127,7 +138,8 @@ mod tests {
     #[test]
     fn what_is_no_configuration_says_nothing() {
         for text in
-            ["", "<", "<gateway", "<gateway name=>", "<gateway name=\"a", "<!-- <gateway name='a'>", "</gateway>"]
+            ["", "<", "<gateway", "<gateway name=>", "<gateway name=\"a", "<!-- <gateway \
+                name='a'>", "</gateway>"]
         {
             assert!(mentions(text).is_empty(), "{text}");
         }

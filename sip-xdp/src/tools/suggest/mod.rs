@@ -1,7 +1,8 @@
-//! Whom to trust: what the configuration of a PBX says of its carriers, and known sources that are at their limit.
+//! Whom to trust: what the configuration of a PBX says of its carriers, and known sources that are
+//! at their limit.
 //!
-//! Nothing is trusted here: an operator reads what is proposed, with its reason, and decides. What would trust too many at
-//! once is not proposed, but named.
+//! Nothing is trusted here: an operator reads what is proposed, with its reason, and decides. What
+//! would trust too many at once is not proposed, but named.
 
 mod asterisk;
 mod freepbx;
@@ -43,7 +44,8 @@ const BROADEST: [u8; 2] = [16, 32];
 /// A limit is used up when less than this part of it is left.
 const NEARLY: u32 = 5;
 
-/// How deep directories are looked into, how many files are read, and how long each may be, in bytes.
+/// How deep directories are looked into, how many files are read, and how long each may be, in
+/// bytes.
 const DEEPEST: usize = 6;
 const MOST_FILES: usize = 5_000;
 const LONGEST: u64 = 4 << 20;
@@ -220,7 +222,8 @@ impl Collected {
     }
 }
 
-/// Reads an address, a network with a prefix or a mask, a host, or a SIP URI, and refuses what must not be trusted.
+/// Reads an address, a network with a prefix or a mask, a host, or a SIP URI, and refuses what must
+/// not be trusted.
 fn read(text: &str) -> Result<Who> {
     let bare = host_of(text);
     if let Ok(net) = bare.parse::<ipnet::IpNet>() {
@@ -248,7 +251,8 @@ fn read(text: &str) -> Result<Who> {
 fn check(network: Network) -> Result<Who> {
     let broadest = BROADEST[usize::from(!network.is_v4())];
     if network.prefix() < broadest {
-        bail!("{network} is broader than /{broadest}: name the addresses from which the carrier really sends");
+        bail!("{network} is broader than /{broadest}: name the addresses from which the carrier \
+               really sends");
     }
     let address = network.address();
     if address.is_loopback() || address.is_unspecified() || address.is_multicast() {
@@ -274,10 +278,10 @@ fn host_of(text: &str) -> &str {
     .trim()
 }
 
-/// Known-good sources and peers that have all but used up their limit. The kernel keeps no record of known sources that went
-/// over it before.
+/// Known-good sources and peers that have all but used up their limit. The kernel keeps no record
+/// of known sources that went over it before.
 fn limited(pins: &Pins, settings: &Settings) -> Result<Vec<(Network, String)>> {
-    let guide = header::read(pins.open(names::GUIDE)?)?;
+    let guide = header::read(pins.open(names::TABLE_HEADER)?)?;
     let table = Table::open(|name| pins.open(name), &guide)?;
     let now = clock::now();
     let known: Vec<_> = table
@@ -296,7 +300,8 @@ fn limited(pins: &Pins, settings: &Settings) -> Result<Vec<(Network, String)>> {
         let limits = explain::read(pins, network.address(), settings)?.limits;
         let level = limits.iter().find(|level| level.limit == "good" && level.left < level.of.div_ceil(NEARLY));
         if let Some(Level { left, of, .. }) = level {
-            found.push((network, format!("{what}, but at its limit: {left} of {of} packets are left")));
+            found.push((network, format!("{what}, but at its limit: {left} of {of} packets are \
+                left")));
         }
     }
     Ok(found)
@@ -379,6 +384,7 @@ mod tests {
         assert!(found.refused[0].reason.contains("pjsip.conf:5"), "{:?}", found.refused);
         let both = &found.proposals[0];
         assert_eq!(both.reasons.len(), 2);
-        assert!(both.command.starts_with("sip-xdp trust add 192.0.2.7 --reason 'pjsip identify north in "), "{both:?}");
+        assert!(both.command.starts_with("sip-xdp trust add 192.0.2.7 --reason 'pjsip identify \
+            north in "), "{both:?}");
     }
 }

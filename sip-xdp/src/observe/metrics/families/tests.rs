@@ -95,7 +95,8 @@ fn it_is_what_prometheus_reads() {
     let families = parse(&render(&full()));
     for (name, samples) in &families {
         assert!(name.starts_with("sip_xdp_"), "{name}");
-        assert!(!samples.is_empty(), "{name} has no sample, so that this test does not see how it looks");
+        assert!(!samples.is_empty(), "{name} has no sample, so that this test does not see how it \
+                                      looks");
         let labels: BTreeSet<_> = samples.iter().map(|(labels, _)| labels).collect();
         assert_eq!(labels.len(), samples.len(), "a series of {name} twice");
     }
@@ -130,7 +131,8 @@ fn the_dashboard_shows_what_there_is() {
             let names: Vec<_> = words.filter(|word| word.starts_with("sip_xdp_")).collect();
             assert!(!names.is_empty(), "{title} asks for nothing: {query}");
             for name in names {
-                assert!(families.contains_key(name), "{title} asks for {name}, which does not exist");
+                assert!(families.contains_key(name), "{title} asks for {name}, which does not \
+                    exist");
                 asked.insert(name.to_owned());
             }
         }

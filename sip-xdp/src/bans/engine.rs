@@ -1,5 +1,5 @@
-//! What follows from events and findings: bans, and what is known of hosts. The daemon and a replay share it: what differs
-//! is whose tables these are, what time it is, and who hears of it.
+//! What follows from events and findings: bans, and what is known of hosts. The daemon and a replay
+//! share it: what differs is whose tables these are, what time it is, and who hears of it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -7,20 +7,20 @@ use std::time::Duration;
 
 use anyhow::Result;
 use log::Level;
-use sip_xdp_common::abi::layout::{Event, EventKind, List, Owner};
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::abi::layout::{KernelEvent, EventKind, List, Owner};
+use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::gcra::Bucket;
 use sip_xdp_common::limits::ladder::{LOWEST, LOWEST_BY_OFFENCES, PACES};
 
 use super::STALE;
-use super::events::Event as Said;
+use super::events::KernelEvent as Event;
 use crate::bans::duration::ban_duration;
 pub(crate) use crate::bans::notes::Notes;
 use crate::config::Config;
 use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::detect::{Acceptance, Action, Detector, Finding, Growth, Metering, Step};
-use crate::lists::never_ban::{Exempt, near};
-use crate::lists::{HostStanding, Lists};
+use crate::lists::never_ban::{NeverBan, near};
+use crate::lists::{HostReputation, Lists};
 use crate::net::network::{Network, address_of};
 use crate::store;
 use crate::sys::clock::Moment;
@@ -45,7 +45,8 @@ pub(super) const HOUR: u64 = 3_600_000_000_000;
 /// Accepted users for which the usual limit is enough; twice as many double it.
 const USERS: usize = 64;
 
-/// For how long a host is no stranger in a storm after its last registration has ended, in nanoseconds: a week.
+/// For how long a host is no stranger in a storm after its last registration has ended, in
+/// nanoseconds: a week.
 pub(crate) const FORMER: u64 = 7 * 24 * HOUR;
 
 /// How many offenders are remembered.
@@ -110,18 +111,18 @@ impl Repeats {
 }
 
 /// Who hears of what is decided, and remembers it.
-pub(crate) trait Chronicle {
+pub(crate) trait EventSink {
     /// A decision: as a line for the log, and as an event.
-    fn say(&mut self, event: Said, level: Level, line: fmt::Arguments<'_>);
+    fn announce(&mut self, event: Event, level: Level, line: fmt::Arguments<'_>);
 
     /// An event that is not worth a line.
-    fn tell(&mut self, event: &Said);
+    fn publish(&mut self, event: &Event);
 
     /// A user was accepted.
     fn accepted(&mut self, acceptance: &Acceptance);
 
     /// A host is a peer until then.
-    fn peer(&mut self, source: Source, until: u64);
+    fn peer(&mut self, source: IpKey, until: u64);
 
     /// A network has offended again.
     fn offence(&mut self, offence: store::Offence);
@@ -134,7 +135,7 @@ pub(crate) trait Chronicle {
 }
 
 /// Where findings are judged, for one event or one tick.
-pub(crate) struct Court<'a, C> {
+pub(crate) struct BanEngine<'a, C> {
     /// The rules.
     pub(crate) config: &'a Config,
     /// The tables that the kernel asks.
@@ -142,7 +143,7 @@ pub(crate) struct Court<'a, C> {
     /// Who turns events into findings.
     pub(crate) detector: &'a mut Detector,
     /// Who is never banned.
-    pub(crate) exempt: &'a Exempt,
+    pub(crate) never_ban: &'a NeverBan,
     /// How often each network was banned.
     pub(crate) offences: &'a mut BTreeMap<Network, Offence>,
     /// What else is remembered of bans.
@@ -154,15 +155,15 @@ pub(crate) struct Court<'a, C> {
     /// What time it is.
     pub(crate) at: Moment,
     /// Who hears of it.
-    pub(crate) chronicle: C,
+    pub(crate) event_sink: C,
 }
 
-impl<C: Chronicle> Court<'_, C> {
-    fn say(&mut self, event: Said, level: Level, line: fmt::Arguments<'_>) {
-        self.chronicle.say(event, level, line);
+impl<C: EventSink> BanEngine<'_, C> {
+    fn announce(&mut self, event: Event, level: Level, line: fmt::Arguments<'_>) {
+        self.event_sink.announce(event, level, line);
     }
 
-    fn note_due(&mut self, source: Source, kind: &'static str, now: u64) -> bool {
+    fn note_due(&mut self, source: IpKey, kind: &'static str, now: u64) -> bool {
         self.notes.are_due(source, kind, now)
     }
 
@@ -172,50 +173,54 @@ impl<C: Chronicle> Court<'_, C> {
         match self.lists.expire(now) {
             Ok(expired) => {
                 for (list, entry) in expired {
-                    self.chronicle.expired(list, &entry);
+                    self.event_sink.expired(list, &entry);
                     let what = if list == List::Block { "unban" } else { "untrust" };
                     let place = entry.place();
                     let (owner, dry_run) = (entry.owner.name(), entry.dry_run);
-                    self.say(
-                        Said::of(what, &entry).kind("expired"),
+                    self.announce(
+                        Event::of(what, &entry).kind("expired"),
                         Level::Info,
-                        format_args!("{what} {place} owner={owner} dry_run={dry_run} reason=\"expired\""),
+                        format_args!("{what} {place} owner={owner} dry_run={dry_run} \
+                                      reason=\"expired\""),
                     );
                 }
             }
-            Err(error) => log::error!("expired entries stay in the tables, where they no longer match: {error}"),
+            Err(error) => log::error!("expired entries stay in the tables, where they no longer \
+                                       match: {error}"),
         }
         let actions = self.detector.tick(now);
-        self.act(actions);
+        self.apply_actions(actions);
     }
 
     /// Tells the kernel in which IPv6 networks hosts live that must not share their network's fate.
     pub(crate) fn judge_by_address(&mut self) -> Result<()> {
         let prefix = self.config.ipv6_prefix;
-        let mut networks = self.exempt.ipv6_networks(prefix);
+        let mut networks = self.never_ban.ipv6_networks(prefix);
         networks.extend(near(self.lists.entries(List::Trust).map(|entry| &entry.network), prefix));
         let now = self.at.now;
-        let good = self.lists.known_hosts().filter(|(_, standing)| standing.good_until > now);
+        let good = self.lists.known_hosts().filter(|(_, reputation)| reputation.good_until > now);
         networks.extend(near(good.map(|(network, _)| network), prefix));
         Ok(self.lists.set_by_address(networks)?)
     }
 
     /// Takes one event of the kernel's.
-    pub(crate) fn observe(&mut self, event: &Event) {
+    pub(crate) fn observe(&mut self, event: &KernelEvent) {
         let now = self.at.now;
         if now.saturating_sub(event.time) > STALE {
             return;
         }
         match EventKind::from_number(event.kind) {
             Some(EventKind::Storm) => {
-                // Who sent this very packet does not matter: its address is as likely as not forged.
-                if self.note_due(Source::v4(0), "storm", now) {
+                // Who sent this very packet does not matter: its address is as likely as not
+                // forged.
+                if self.note_due(IpKey::v4(0), "storm", now) {
                     let (seen, dry_run) = (event.seen, self.config.dry_run);
-                    // Those in the present window so far, of which there may be few while the storm goes on.
+                    // Those in the present window so far, of which there may be few while the storm
+                    // goes on.
                     let limit = self.config.limits.storm.new_sources;
                     let reason = format!("more than {} new sources in {}", limit.count, limit.per);
-                    self.say(
-                        Said::new("storm").reason(reason).dry_run(dry_run),
+                    self.announce(
+                        Event::new("storm").reason(reason).dry_run(dry_run),
                         Level::Warn,
                         format_args!("storm new_sources={seen} dry_run={dry_run}"),
                     );
@@ -225,8 +230,8 @@ impl<C: Chronicle> Court<'_, C> {
             Some(EventKind::Limited) if self.note_due(event.source, "limit", now) => {
                 let kind = Bucket::from_number(event.bucket).map_or("?", |bucket| bucket.name());
                 let (address, dry_run) = (address_of(event.source), self.config.dry_run);
-                self.say(
-                    Said::new("limit").from(event.source).port(event.port).kind(kind).dry_run(dry_run),
+                self.announce(
+                    Event::new("limit").from(event.source).port(event.port).kind(kind).dry_run(dry_run),
                     Level::Info,
                     format_args!("limit {address} kind={kind} dry_run={dry_run}"),
                 );
@@ -234,8 +239,8 @@ impl<C: Chronicle> Court<'_, C> {
             Some(EventKind::Conflict) if self.note_due(event.source, "conflict", now) => {
                 let (address, port) = (address_of(event.source), event.port);
                 let reason = "blocked, but a phone is registered there";
-                self.say(
-                    Said::new("conflict").from(event.source).port(port).reason(reason),
+                self.announce(
+                    Event::new("conflict").from(event.source).port(port).reason(reason),
                     Level::Warn,
                     format_args!("conflict {address} port={port} reason=\"{reason}\""),
                 );
@@ -243,23 +248,23 @@ impl<C: Chronicle> Court<'_, C> {
             _ => {}
         }
         let actions = self.detector.observe(event);
-        self.act(actions);
+        self.apply_actions(actions);
     }
 
     /// Does what follows from events.
-    fn act(&mut self, actions: Vec<Action>) {
+    fn apply_actions(&mut self, actions: Vec<Action>) {
         let now = self.at.now;
         for action in actions {
             match action {
-                Action::Ban(finding) => self.ban(&finding, now),
+                Action::Ban(finding) => self.emit_ban(&finding, now),
                 Action::Accepted(acceptance) => self.accepted(&acceptance, now),
                 Action::Peer(source, until) => {
-                    let is_new = self.lists.standing(source).peer_until <= now;
-                    self.know(source, now, |standing| standing.peer_until = until);
+                    let is_new = self.lists.reputation(source).peer_until <= now;
+                    self.know(source, now, |reputation| reputation.peer_until = until);
                     if is_new {
-                        self.chronicle.tell(&Said::new("peer").from(source));
+                        self.event_sink.publish(&Event::new("peer").from(source));
                     }
-                    self.chronicle.peer(source, until);
+                    self.event_sink.peer(source, until);
                 }
                 Action::Ended(places) => {
                     for (source, port) in places {
@@ -267,15 +272,15 @@ impl<C: Chronicle> Court<'_, C> {
                     }
                 }
                 Action::Served(source, until) => {
-                    let is_new = self.lists.standing(source).good_until <= now;
-                    self.know(source, now, |standing| {
-                        standing.good_until = standing.good_until.max(until);
-                        standing.former_until = standing.former_until.max(until.saturating_add(FORMER));
+                    let is_new = self.lists.reputation(source).good_until <= now;
+                    self.know(source, now, |reputation| {
+                        reputation.good_until = reputation.good_until.max(until);
+                        reputation.former_until = reputation.former_until.max(until.saturating_add(FORMER));
                     });
                     if is_new {
                         let reason = "the server takes its calls without credentials";
-                        self.say(
-                            Said::new("served").from(source).reason(reason),
+                        self.announce(
+                            Event::new("served").from(source).reason(reason),
                             Level::Info,
                             format_args!("served {} reason=\"{reason}\"", address_of(source)),
                         );
@@ -284,7 +289,7 @@ impl<C: Chronicle> Court<'_, C> {
                 Action::Meter(metering) => self.meter(&metering, now),
                 Action::OwnNonce(source, nonce, is_own) => {
                     if let Err(error) = self.lists.own_nonce(source, nonce, is_own)
-                        && self.note_due(Source::v4(0), "nonces", now)
+                        && self.note_due(IpKey::v4(0), "nonces", now)
                     {
                         log::error!("a nonce of {} is not noted: {error}", address_of(source));
                     }
@@ -295,9 +300,9 @@ impl<C: Chronicle> Court<'_, C> {
                     }
                 }
                 Action::Note(kind, text) => {
-                    if self.note_due(Source::v4(0), kind, now) {
-                        let said = Said::new(kind).reason(&*text);
-                        self.say(said, Level::Warn, format_args!("{kind} reason={}", Quoted(&text)));
+                    if self.note_due(IpKey::v4(0), kind, now) {
+                        let said = Event::new(kind).reason(&*text);
+                        self.announce(said, Level::Warn, format_args!("{kind} reason={}", Quoted(&text)));
                     }
                 }
             }
@@ -305,9 +310,9 @@ impl<C: Chronicle> Court<'_, C> {
     }
 
     /// Notes what is known of a host.
-    pub(crate) fn know(&mut self, source: Source, now: u64, change: impl FnOnce(&mut HostStanding)) {
+    pub(crate) fn know(&mut self, source: IpKey, now: u64, change: impl FnOnce(&mut HostReputation)) {
         if let Err(error) = self.lists.know(source, now, change)
-            && self.note_due(Source::v4(0), "known", now)
+            && self.note_due(IpKey::v4(0), "known", now)
         {
             log::error!("{} is not remembered: {error}", address_of(source));
         }
@@ -316,10 +321,10 @@ impl<C: Chronicle> Court<'_, C> {
     /// A user was accepted, or has taken its registration back.
     fn accepted(&mut self, acceptance: &Acceptance, now: u64) {
         let Acceptance { source, port, .. } = acceptance;
-        self.chronicle.accepted(acceptance);
+        self.event_sink.accepted(acceptance);
         if self.note_good(*source, *port, now) {
-            self.say(
-                Said::new("good").from(*source).port(*port),
+            self.announce(
+                Event::new("good").from(*source).port(*port),
                 Level::Info,
                 format_args!("good {} port={port}", address_of(*source)),
             );
@@ -333,14 +338,15 @@ impl<C: Chronicle> Court<'_, C> {
         }
     }
 
-    /// Tells the kernel what is known of an address and one of its ports. Returns whether it was not known good before.
-    pub(crate) fn note_good(&mut self, source: Source, port: u16, now: u64) -> bool {
+    /// Tells the kernel what is known of an address and one of its ports. Returns whether it was
+    /// not known good before.
+    pub(crate) fn note_good(&mut self, source: IpKey, port: u16, now: u64) -> bool {
         let good = self.detector.good(&source, port, now);
-        let is_new = good.until != 0 && self.lists.standing(source).good_until == 0;
+        let is_new = good.until != 0 && self.lists.reputation(source).good_until == 0;
         let scale = (good.users / USERS).checked_ilog2().map_or(0, |log| u64::from(log) + 1).min(8);
-        self.know(source, now, |standing| {
-            (standing.good_until, standing.scale) = (good.until, scale);
-            standing.former_until = good.until.max(now).saturating_add(FORMER);
+        self.know(source, now, |reputation| {
+            (reputation.good_until, reputation.scale) = (good.until, scale);
+            reputation.former_until = good.until.max(now).saturating_add(FORMER);
         });
         if let Err(error) = self.lists.know_flow(source, port, good.flow_until)
             && self.note_due(source, "flow", now)
@@ -355,7 +361,7 @@ impl<C: Chronicle> Court<'_, C> {
         let Metering { source, bits, step, strict, until, ref reason } = *metering;
         let network = Network::around(source, bits);
         // A host that must stay is never metered; a network with one in it goes by its other hosts.
-        if self.must_stay(&network, now).is_some() {
+        if self.ban_exemption(&network, now).is_some() {
             return;
         }
         let before = self.lists.ladder_step(&network, now);
@@ -366,7 +372,7 @@ impl<C: Chronicle> Court<'_, C> {
             (Step::Last, _) => LOWEST,
         };
         if let Err(error) = self.lists.meter(network, step, strict, until, now) {
-            if self.note_due(Source::v4(0), "ladder", now) {
+            if self.note_due(IpKey::v4(0), "ladder", now) {
                 log::error!("{network} is not limited further: {error}");
             }
             return;
@@ -375,8 +381,8 @@ impl<C: Chronicle> Court<'_, C> {
         let pace = PACES[step as usize];
         if self.note_due(source, pace, now) {
             let dry_run = self.config.dry_run;
-            let said = if bits == 128 { Said::new("suspect").from(source) } else { Said::new("suspect").about(network) };
-            self.say(
+            let said = if bits == 128 { Event::new("suspect").from(source) } else { Event::new("suspect").about(network) };
+            self.announce(
                 said.reason(format!("{reason}; {pace}")).dry_run(dry_run),
                 Level::Info,
                 format_args!("suspect {network} pace=\"{pace}\" dry_run={dry_run} reason={}", Quoted(reason)),
@@ -385,24 +391,24 @@ impl<C: Chronicle> Court<'_, C> {
     }
 
     /// Bans the source of a finding, unless a rule that no evidence overrides speaks against it.
-    fn ban(&mut self, finding: &Finding, now: u64) {
+    fn emit_ban(&mut self, finding: &Finding, now: u64) {
         let host = Network::around(finding.source, 128);
         let around = Network::around(finding.source, finding.bits);
-        // A network with somebody in it who must stay reachable, or is known good, is judged host by
-        // host.
+        // A network with somebody in it who must stay reachable, or is known good, is judged host
+        // by host.
         let by_host = finding.bits >= 128
             || finding.port.is_some()
-            || self.must_stay(&around, now).is_some()
+            || self.ban_exemption(&around, now).is_some()
             || self.lists.knows_within(&around, now);
         let network = if by_host { host } else { around };
         // Who has lost its standing loses it before anything else is decided.
         for port in finding.port.iter().chain(&finding.ports) {
             self.note_good(finding.source, *port, now);
         }
-        if let Some(what) = self.must_stay(&network, now) {
+        if let Some(what) = self.ban_exemption(&network, now) {
             if self.note_due(finding.source, "exempt", now) {
-                self.say(
-                    Said::new("exempt").about(network).kind(finding.kind).reason(&*finding.reason),
+                self.announce(
+                    Event::new("exempt").about(network).kind(finding.kind).reason(&*finding.reason),
                     Level::Warn,
                     format_args!(
                         "not banned {network} although it attacks: it {what}; reason={}",
@@ -419,8 +425,8 @@ impl<C: Chronicle> Court<'_, C> {
             }
             return;
         }
-        // What could be forged bans a host, and once a day. After that it only goes slower, until a day
-        // without an offence.
+        // What could be forged bans a host, and once a day. After that it only goes slower, until a
+        // day without an offence.
         let is_metered = self.lists.ladder_step(&network, now).is_some();
         if finding.tier == Tier::Unproven && (is_metered || !self.repeats.may_ban_unproven(&network, now)) {
             let (until, reason) = (now.saturating_add(UNPROVEN_ONCE), finding.reason.clone());
@@ -428,7 +434,7 @@ impl<C: Chronicle> Court<'_, C> {
             self.meter(&Metering { source, bits, step, strict, until, reason }, now);
             return;
         }
-        let length = self.sentence(&network, finding, now);
+        let length = self.length_of_ban(&network, finding, now);
         let entry = Entry {
             owner: Owner::Auto,
             port: finding.port,
@@ -438,7 +444,7 @@ impl<C: Chronicle> Court<'_, C> {
             ..Entry::manual(network, self.at.after(length), &finding.reason)
         };
         let until = entry.expires;
-        if !self.enter(entry, finding.kind, length, now) {
+        if !self.apply_ban(entry, finding.kind, length, now) {
             return;
         }
         if finding.tier == Tier::Proven {
@@ -450,7 +456,7 @@ impl<C: Chronicle> Court<'_, C> {
     }
 
     /// How long a ban is.
-    fn sentence(&mut self, network: &Network, finding: &Finding, now: u64) -> Duration {
+    fn length_of_ban(&mut self, network: &Network, finding: &Finding, now: u64) -> Duration {
         let bans = &self.config.bans;
         if finding.tier == Tier::Unproven {
             return bans.unproven.0;
@@ -479,13 +485,13 @@ impl<C: Chronicle> Court<'_, C> {
             let count = count.saturating_add(1);
             self.offences.insert(*network, Offence { count, at: now });
             let offence = store::Offence { network: *network, count, last_ms: self.at.wall_ms };
-            self.chronicle.offence(offence);
+            self.event_sink.offence(offence);
         }
         length
     }
 
     /// Puts a ban in force, unless a longer one is. Returns whether it did.
-    fn enter(&mut self, entry: Entry, kind: &str, length: Duration, now: u64) -> bool {
+    fn apply_ban(&mut self, entry: Entry, kind: &str, length: Duration, now: u64) -> bool {
         let (place, expires, tier) = (entry.place(), entry.expires, entry.tier);
         let owners = self.lists.owners(List::Block, &entry.network);
         if entry.port.is_none() && owners.iter().any(|other| other.owner == Owner::Auto && other.expires >= expires) {
@@ -494,9 +500,9 @@ impl<C: Chronicle> Court<'_, C> {
         let (source, reason) = (entry.network.first(), entry.reason.clone());
         match self.lists.put(List::Block, entry.clone()) {
             Ok(()) => {
-                self.chronicle.banned(kind, &entry, self.lists);
-                self.say(
-                    Said::of("ban", &entry).kind(kind),
+                self.event_sink.banned(kind, &entry, self.lists);
+                self.announce(
+                    Event::of("ban", &entry).kind(kind),
                     Level::Warn,
                     format_args!(
                         "ban {place} kind={kind} tier={} for={} dry_run={} reason={}",
@@ -517,8 +523,9 @@ impl<C: Chronicle> Court<'_, C> {
         }
     }
 
-    /// Bans an IPv6 network whose hosts were banned one after the other within an hour: somebody hops
-    /// from one to the next. An IPv4 network is only told of, unless the configuration says so.
+    /// Bans an IPv6 network whose hosts were banned one after the other within an hour: somebody
+    /// hops from one to the next. An IPv4 network is only told of, unless the configuration says
+    /// so.
     fn escalate(&mut self, network: &Network, now: u64) {
         if network.first().is_v4() {
             self.escalate_ipv4(network, now);
@@ -554,8 +561,8 @@ impl<C: Chronicle> Court<'_, C> {
         if self.config.bans.ipv4_networks {
             self.ban_around(around, &reason, now);
         } else if self.note_due(around.first(), "neighbours", now) {
-            self.say(
-                Said::new("neighbours").about(around).reason(&*reason),
+            self.announce(
+                Event::new("neighbours").about(around).reason(&*reason),
                 Level::Warn,
                 format_args!("neighbours {around} reason=\"{reason}\""),
             );
@@ -577,7 +584,7 @@ impl<C: Chronicle> Court<'_, C> {
 
     /// Whether somebody lives in a network who must not share its fate.
     fn spares(&self, network: &Network, now: u64) -> bool {
-        self.must_stay(network, now).is_some() || self.lists.knows_within(network, now)
+        self.ban_exemption(network, now).is_some() || self.lists.knows_within(network, now)
     }
 
     fn ban_around(&mut self, network: Network, reason: &str, now: u64) {
@@ -589,7 +596,7 @@ impl<C: Chronicle> Court<'_, C> {
             added_ms: self.at.wall_ms,
             ..Entry::manual(network, self.at.after(length), reason)
         };
-        self.enter(entry, "site", length, now);
+        self.apply_ban(entry, "site", length, now);
     }
 
     /// Forgets offences that are long past.
@@ -600,18 +607,20 @@ impl<C: Chronicle> Court<'_, C> {
         self.repeats.tidy(now, forget);
     }
 
-    fn must_stay(&self, network: &Network, now: u64) -> Option<String> {
-        must_stay(self.exempt, self.lists, network, now)
+    fn ban_exemption(&self, network: &Network, now: u64) -> Option<String> {
+        ban_exemption(self.never_ban, self.lists, network, now)
     }
 }
 
 /// Why nothing in `network` may be banned by evidence, if so.
-pub(crate) fn must_stay(exempt: &Exempt, lists: &Lists, network: &Network, now: u64) -> Option<String> {
-    if let Some((host, what)) = exempt.inside(network) {
-        return Some(if network.is_host() { format!("is {what}") } else { format!("contains {what} ({host})") });
+pub(crate) fn ban_exemption(never_ban: &NeverBan, lists: &Lists, network: &Network, now: u64) -> Option<String> {
+    if let Some((host, what)) = never_ban.inside(network) {
+        return Some(if network.is_host() { format!("is {what}") } else { format!("contains {what} \
+            ({host})") });
     }
     if lists.trusts(network, now) {
         return Some("is trusted".to_owned());
     }
-    lists.trusted_within(network, now).first().map(|inside| format!("contains {inside}, which is trusted"))
+    lists.trusted_within(network, now).first().map(|inside| format!("contains {inside}, which is \
+        trusted"))
 }
