@@ -17,7 +17,7 @@ use sip_xdp_common::verdict::Message;
 
 use crate::clock;
 use crate::events::{EventDraft, sample};
-use crate::globals::{self, Here};
+use crate::globals::{self, Globals};
 use crate::lists::Lists;
 use crate::maps::{PENDING_REQUESTS, RESPONSES, STORM_STATE, scratch};
 use crate::reader::Packet;
@@ -33,7 +33,7 @@ const REFRESH: u64 = 1_000_000_000;
 pub(crate) fn read(ctx: &TcContext) -> i32 {
     if let Some(scratch) = scratch() {
         let packet = Packet::leaving(ctx, scratch);
-        if let Some(leaving) = egress::read(&packet, &Here) {
+        if let Some(leaving) = egress::read(&packet, &Globals) {
             note(ctx, scratch, &packet, &leaving);
         }
     }
@@ -63,7 +63,7 @@ fn note<R: Reader>(ctx: &TcContext, scratch: *mut Scratch, packet: &R, leaving: 
     if is_response && !egress::is_told(status) {
         return;
     }
-    let listed = search::look_up(&Lists::new(scratch), &destination, Counting::Nothing);
+    let listed = search::lookup(&Lists::new(scratch), &destination, Counting::Nothing);
     if listed.is_trusted() {
         return;
     }

@@ -85,8 +85,8 @@ impl LookupTables for Lists {
     fn is_sample(&self) -> bool {
         // SAFETY: this CPU's map value, valid while the program runs; nothing else uses the field.
         unsafe {
-            (*self.scratch).feed_hosts = (*self.scratch).feed_hosts.wrapping_add(1);
-            (*self.scratch).feed_hosts.is_multiple_of(search::SAMPLE)
+            (*self.scratch).feed_samples = (*self.scratch).feed_samples.wrapping_add(1);
+            (*self.scratch).feed_samples.is_multiple_of(search::SAMPLE)
         }
     }
 

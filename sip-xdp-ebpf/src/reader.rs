@@ -64,7 +64,7 @@ impl Packet<__sk_buff> {
     pub(crate) fn leaving(ctx: &TcContext, scratch: *mut Scratch) -> Self {
         // SAFETY: as above. The field is another one, so that neither program meets the other's
         // numbers.
-        Self::new(ctx.skb.skb, unsafe { &raw mut (*scratch).forgotten_leaving })
+        Self::new(ctx.skb.skb, unsafe { &raw mut (*scratch).widened_leaving })
     }
 }
 

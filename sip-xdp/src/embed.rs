@@ -42,12 +42,11 @@ use aya::maps::{MapData, PerCpuArray, RingBuf};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{TcAttachType, XdpMode};
-use sip_xdp_common::abi::layout::{Counters, Event as Sample, EventKind, List, Owner};
+use sip_xdp_common::abi::layout::{Counters, EventKind, KernelEvent as Sample, List, Owner};
 use sip_xdp_common::abi::names;
 use sip_xdp_common::verdict::{Reason, Verdict};
 
 use crate::config::Config;
-use crate::daemon::interfaces::settings;
 use crate::dataplane::attach::xdp::{Mode, ModeChoice, cause};
 use crate::dataplane::loader;
 use crate::dataplane::netlink::Netlink;
@@ -117,10 +116,11 @@ impl Filter {
         let interfaces = Netlink::connect()?.interfaces().await?;
         let found = interfaces.iter().find(|found| found.name == interface);
         let found = found.with_context(|| format!("there is no interface {interface}"))?;
-        let link = found.link.with_context(|| format!("{interface} has a link type that this \
-            filter does not know"))?;
+        let link = found.link.with_context(|| {
+            format!("{interface} has a link type that this filter does not know")
+        })?;
 
-        let mut object = loader::load(&settings(config, link, SLOT), None)?;
+        let mut object = loader::load(&config.program_settings(link, SLOT), None)?;
         // The lists are complete, though empty, before the first packet asks them.
         let mut take = |name: &str| object.take_map(name).with_context(|| format!("no map {name}"));
         let samples = take(names::EVENTS)?.try_into()?;
@@ -137,14 +137,25 @@ impl Filter {
             ModeChoice::Generic => attach(Mode::Generic),
             ModeChoice::Auto => attach(Mode::Native).or_else(|_| attach(Mode::Generic)),
         };
-        let mode = mode.map_err(|error| anyhow!("{interface} cannot be filtered: {}", cause(&error)))?;
+        let mode =
+            mode.map_err(|error| anyhow!("{interface} cannot be filtered: {}", cause(&error)))?;
         // Without it, which takes Linux 6.6, limits and lists work, and evidence that rests on
         // responses does not come.
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
         let egress = loader::egress(&mut object)?;
-        let sees_responses = egress.attach_with_options(interface, TcAttachType::Egress, options).is_ok();
+        let sees_responses =
+            egress.attach_with_options(interface, TcAttachType::Egress, options).is_ok();
         let (detector, events) = (Detector::new(config), VecDeque::new());
-        Ok(Self { _object: object, mode, sees_responses, lists, counters, samples, detector, events })
+        Ok(Self {
+            _object: object,
+            mode,
+            sees_responses,
+            lists,
+            counters,
+            samples,
+            detector,
+            events,
+        })
     }
 
     /// Whether it runs in the driver.
@@ -176,7 +187,13 @@ impl Filter {
         self.put(List::Trust, network, ttl, reason)
     }
 
-    fn put(&mut self, list: List, network: Network, ttl: Option<Duration>, reason: &str) -> Result<()> {
+    fn put(
+        &mut self,
+        list: List,
+        network: Network,
+        ttl: Option<Duration>,
+        reason: &str,
+    ) -> Result<()> {
         Ok(self.lists.put(list, Entry::manual(network, clock::after(ttl), reason))?)
     }
 
@@ -209,7 +226,10 @@ impl Filter {
         while self.events.is_empty() {
             let sample: Sample = bytemuck::try_pod_read_unaligned(&self.samples.next()?).ok()?;
             if EventKind::from_number(sample.kind) == Some(EventKind::Limited) {
-                self.events.push_back(Event::Limited { address: address_of(sample.source), port: sample.port });
+                self.events.push_back(Event::Limited {
+                    address: address_of(sample.source),
+                    port: sample.port,
+                });
             }
             let actions = self.detector.observe(&sample);
             self.judge(actions);
@@ -228,7 +248,9 @@ impl Filter {
 
     fn judge(&mut self, actions: Vec<Action>) {
         self.events.extend(actions.into_iter().filter_map(|action| match action {
-            Action::Ban(finding) => Some(Event::Attack { address: address_of(finding.source), finding }),
+            Action::Ban(finding) => {
+                Some(Event::Attack { address: address_of(finding.source), finding })
+            }
             _ => None,
         }));
     }

@@ -75,10 +75,16 @@ mod tests {
 
     #[test]
     fn nothing_odd_is_left() {
-        assert_eq!(line(HOSTILE), "a\u{fffd}[2J\u{fffd}]0;x\u{fffd}\u{fffd}31m\u{fffd}b \u{fffd}\u{fffd}");
+        assert_eq!(
+            line(HOSTILE),
+            "a\u{fffd}[2J\u{fffd}]0;x\u{fffd}\u{fffd}31m\u{fffd}b \u{fffd}\u{fffd}"
+        );
         assert_eq!(lines("a\u{1b}\nb\r\n"), "a\u{fffd}\nb \n");
         let usual = "Zoë \"x\" <sip:1@a> 日本 100 %";
-        assert_eq!((line(usual), lines(usual), json(usual)), (usual.to_owned(), usual.to_owned(), usual.to_owned()));
+        assert_eq!(
+            (line(usual), lines(usual), json(usual)),
+            (usual.to_owned(), usual.to_owned(), usual.to_owned())
+        );
     }
 
     /// Whatever an attacker calls himself: a value ends where its line says, and no key is in it.
@@ -109,14 +115,16 @@ mod tests {
                 }
             }
             assert_eq!(&value[end..], "\" for=1s", "{line}");
-            let read = value[..end].replace("\\x3d", "=").replace("\\\"", "\"").replace("\\\\", "\\");
+            let read =
+                value[..end].replace("\\x3d", "=").replace("\\\"", "\"").replace("\\\\", "\\");
             assert_eq!(read, hostile, "{line}");
         }
     }
 
     #[test]
     fn json_says_the_same() {
-        let written = serde_json::to_string_pretty(&serde_json::json!({ "reason": HOSTILE })).unwrap();
+        let written =
+            serde_json::to_string_pretty(&serde_json::json!({ "reason": HOSTILE })).unwrap();
         assert!(written.chars().any(|c| c != '\n' && is_odd(c)), "or there would be nothing to do");
         let plain = json(&written);
         assert!(plain.chars().all(|c| c == '\n' || !is_odd(c)), "{plain:?}");

@@ -222,7 +222,7 @@ pub struct Scratch {
     /// ingress program.
     pub widened: u64,
     /// The same for the egress program.
-    pub forgotten_leaving: u64,
+    pub widened_leaving: u64,
     /// Packets that only feeds have dropped, of which some are sampled.
     pub feed_samples: u64,
     /// The timer tick in which the time was last asked for, by the kernel's count (`jiffies`).
@@ -419,7 +419,7 @@ pub struct KernelEvent {
     pub kind: u8,
     /// [`Message`].
     pub message: u8,
-    /// [`Bucket`](crate::limits::gcra::Bucket) that the packet is over.
+    /// [`LimitKind`](crate::limits::gcra::LimitKind) that the packet is over.
     pub bucket: u8,
     /// [`BY_ADDRESS`], [`IN_DRY_RUN`], [`FROM_GOOD`], [`FRAGMENTED`], [`SUSPECTED`], [`IN_STORM`].
     pub flags: u8,
@@ -484,7 +484,7 @@ mod user {
     use crate::limits::ladder::Ladder;
     use crate::limits::meters::Records;
     use crate::limits::storm::StormState;
-    use crate::lookup::networks::{Bucket, TableHeader};
+    use crate::lookup::networks::{SlotBucket, TableHeader};
 
     /// Every type here is `bytemuck::Pod`: any bit pattern is valid and there is no padding, which
     /// is all that aya's marker asks for.
@@ -510,7 +510,7 @@ mod user {
         Pace,
         StormState,
         TableHeader,
-        Bucket,
+        SlotBucket,
         FlowKey,
         Flow,
         PendingRequest,

@@ -169,7 +169,7 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
             && (!tables.scope_all() || ip.protocol == ICMP || ip.protocol == ICMPV6)
     };
     let glanced = if matches!(tables.link(), Link::Ethernet) {
-        headers::lookup_summary(packet)
+        headers::parse_fast_path(packet)
     } else {
         None
     };

@@ -114,7 +114,9 @@ pub async fn serve(
             _ = reader.read(&mut byte) => return Ok(()),
         };
         let line = match stream_event {
-            Ok(stream_event) if concerns(&stream_event, address.as_ref()) => format!("{}\n", stream_event.line),
+            Ok(stream_event) if concerns(&stream_event, address.as_ref()) => {
+                format!("{}\n", stream_event.line)
+            }
             Ok(_) => continue,
             Err(RecvError::Lagged(count)) => format!("{}\n", lost(count)),
             Err(RecvError::Closed) => return Ok(()),
@@ -124,7 +126,9 @@ pub async fn serve(
 }
 
 /// The next event of a channel; never, if there is none.
-async fn next_of(channel: &mut Option<broadcast::Receiver<StreamEvent>>) -> Result<StreamEvent, RecvError> {
+async fn next_of(
+    channel: &mut Option<broadcast::Receiver<StreamEvent>>,
+) -> Result<StreamEvent, RecvError> {
     match channel {
         Some(channel) => channel.recv().await,
         None => std::future::pending().await,
@@ -166,8 +170,9 @@ impl Stream {
     pub async fn next(&mut self) -> Result<String> {
         match self.lines.next_line().await.context("the daemon went away")? {
             Some(line) => Ok(line),
-            None => bail!("the daemon has stopped; the filter goes on, and `sip-xdp run` starts \
-                           another one"),
+            None => bail!(
+                "the daemon has stopped; the filter goes on, and `sip-xdp run` starts another one"
+            ),
         }
     }
 }
@@ -184,7 +189,13 @@ mod tests {
     async fn watch(hub: &Hub, address: Option<IpAddr>) -> BufReader<UnixStream> {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (reader, writer) = theirs.into_split();
-        tokio::spawn(serve(hub.subscribe(), Some(hub.subscribe_packets()), address, reader, writer));
+        tokio::spawn(serve(
+            hub.subscribe(),
+            Some(hub.subscribe_packets()),
+            address,
+            reader,
+            writer,
+        ));
         BufReader::new(ours)
     }
 
@@ -197,8 +208,11 @@ mod tests {
     #[tokio::test]
     async fn a_watcher_sees_what_concerns_it() {
         let hub = Hub::default();
-        let (mut all, mut one) = (watch(&hub, None).await, watch(&hub, Some("192.0.2.7".parse().unwrap())).await);
-        for (number, about) in ["192.0.2.8", "192.0.2.7", "192.0.2.0/24", "2001:db8::/64"].into_iter().enumerate() {
+        let (mut all, mut one) =
+            (watch(&hub, None).await, watch(&hub, Some("192.0.2.7".parse().unwrap())).await);
+        for (number, about) in
+            ["192.0.2.8", "192.0.2.7", "192.0.2.0/24", "2001:db8::/64"].into_iter().enumerate()
+        {
             hub.publish(stream_event(about, number));
         }
         hub.publish(StreamEvent { about: None, event: "storm", kind: None, line: "{}".into() });

@@ -66,7 +66,8 @@ impl Recent {
         *self.events.entry(stream_event.event.to_owned()).or_default() += 1;
         match (stream_event.event, stream_event.about) {
             ("ban", _) => {
-                *self.by_kind.entry(stream_event.kind.clone().unwrap_or_default()).or_default() += 1;
+                *self.by_kind.entry(stream_event.kind.clone().unwrap_or_default()).or_default() +=
+                    1;
                 push(&mut self.bans, DECISIONS, Arc::clone(&stream_event.line));
             }
             ("limit", Some(source)) => {

@@ -1,28 +1,27 @@
 //! What follows from events and findings: bans, and what is known of hosts. The daemon and a replay
 //! share it: what differs is whose tables these are, what time it is, and who hears of it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
 use anyhow::Result;
 use log::Level;
-use sip_xdp_common::abi::layout::{KernelEvent, EventKind, List, Owner};
+use sip_xdp_common::abi::layout::{EventKind, KernelEvent, List, Owner};
 use sip_xdp_common::ip_key::IpKey;
-use sip_xdp_common::limits::gcra::Bucket;
+use sip_xdp_common::limits::gcra::LimitKind;
 use sip_xdp_common::limits::ladder::{LOWEST, LOWEST_BY_OFFENCES, PACES};
 
-use super::STALE;
-use super::events::KernelEvent as Event;
+use super::event::Event;
+use super::offences::{HOUR, MAX_OFFENCES, Offence, OffenceRecord, Repeats, UNPROVEN_ONCE};
 use crate::bans::duration::ban_duration;
-pub(crate) use crate::bans::notes::Notes;
+use crate::bans::notes::Notes;
 use crate::config::Config;
 use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::detect::{Acceptance, Action, Detector, Finding, Growth, Metering, Step};
 use crate::lists::never_ban::{NeverBan, near};
 use crate::lists::{HostReputation, Lists};
 use crate::net::network::{Network, address_of};
-use crate::store;
 use crate::sys::clock::Moment;
 use crate::text::Quoted;
 
@@ -33,14 +32,11 @@ const ESCALATION: [(u8, usize, u8); 3] = [(64, 2, 128), (56, 3, 64), (48, 4, 56)
 /// The same for IPv4, which is only said unless the configuration asks for it.
 const IPV4_ESCALATION: (u8, usize) = (24, 5);
 
-/// For how long a source is not banned again by evidence that could be forged: a day.
-const UNPROVEN_ONCE: u64 = 24 * HOUR;
+/// Events older than this were meant for a daemon that has died, in nanoseconds.
+const STALE: u64 = 5_000_000_000;
 
 /// The longest ban of a misconfigured phone.
 const LONGEST_MILD: Duration = Duration::from_secs(3_600);
-
-/// Within this time, in nanoseconds.
-pub(super) const HOUR: u64 = 3_600_000_000_000;
 
 /// Accepted users for which the usual limit is enough; twice as many double it.
 const USERS: usize = 64;
@@ -48,67 +44,6 @@ const USERS: usize = 64;
 /// For how long a host is no stranger in a storm after its last registration has ended, in
 /// nanoseconds: a week.
 pub(crate) const FORMER: u64 = 7 * 24 * HOUR;
-
-/// How many offenders are remembered.
-pub(crate) const MAX_OFFENCES: usize = 131_072;
-
-/// How often a network was banned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Offence {
-    /// Times.
-    pub(crate) count: u32,
-    /// When it was last, on the filter's clock.
-    pub(crate) at: u64,
-}
-
-/// What is remembered of bans beside the offences, as long as the process lives.
-#[derive(Debug, Default)]
-pub(crate) struct Repeats {
-    /// Bans of places, how often and when last: ports, and misconfigured phones.
-    places: HashMap<(Network, u16), Offence>,
-    /// When a network was last banned by evidence that could be forged.
-    unproven: HashMap<Network, u64>,
-}
-
-impl Repeats {
-    /// How often a place was banned before, within `forget` nanoseconds; counts this time.
-    fn count(&mut self, place: (Network, u16), now: u64, forget: u64) -> u32 {
-        if self.places.len() >= MAX_OFFENCES && !self.places.contains_key(&place) {
-            return 0;
-        }
-        let one = self.places.entry(place).or_insert(Offence { count: 0, at: now });
-        let before = if now.saturating_sub(one.at) < forget { one.count } else { 0 };
-        (one.count, one.at) = (before.saturating_add(1), now);
-        before
-    }
-
-    /// Whether a network may be banned by evidence that could be forged: once a day.
-    fn may_ban_unproven(&mut self, network: &Network, now: u64) -> bool {
-        let lately = |at: &u64| now.saturating_sub(*at) < UNPROVEN_ONCE;
-        if self.unproven.get(network).is_some_and(lately) {
-            return false;
-        }
-        if self.unproven.len() >= MAX_OFFENCES {
-            self.unproven.retain(|_, at| lately(at));
-        }
-        if self.unproven.len() >= MAX_OFFENCES {
-            return false;
-        }
-        self.unproven.insert(*network, now);
-        true
-    }
-
-    /// Forgets a pardoned network.
-    pub(crate) fn forget(&mut self, network: &Network) {
-        self.places.retain(|(known, _), _| known != network);
-        self.unproven.remove(network);
-    }
-
-    fn tidy(&mut self, now: u64, forget: u64) {
-        self.places.retain(|_, one| now.saturating_sub(one.at) < forget);
-        self.unproven.retain(|_, at| now.saturating_sub(*at) < UNPROVEN_ONCE);
-    }
-}
 
 /// Who hears of what is decided, and remembers it.
 pub(crate) trait EventSink {
@@ -125,7 +60,7 @@ pub(crate) trait EventSink {
     fn peer(&mut self, source: IpKey, until: u64);
 
     /// A network has offended again.
-    fn offence(&mut self, offence: store::Offence);
+    fn offence(&mut self, offence: OffenceRecord);
 
     /// A ban is in force, because of evidence of this kind.
     fn banned(&mut self, kind: &str, entry: &Entry, lists: &mut Lists);
@@ -180,13 +115,15 @@ impl<C: EventSink> BanEngine<'_, C> {
                     self.announce(
                         Event::of(what, &entry).kind("expired"),
                         Level::Info,
-                        format_args!("{what} {place} owner={owner} dry_run={dry_run} \
-                                      reason=\"expired\""),
+                        format_args!(
+                            "{what} {place} owner={owner} dry_run={dry_run} reason=\"expired\""
+                        ),
                     );
                 }
             }
-            Err(error) => log::error!("expired entries stay in the tables, where they no longer \
-                                       match: {error}"),
+            Err(error) => log::error!(
+                "expired entries stay in the tables, where they no longer match: {error}"
+            ),
         }
         let actions = self.detector.tick(now);
         self.apply_actions(actions);
@@ -228,10 +165,14 @@ impl<C: EventSink> BanEngine<'_, C> {
                 return;
             }
             Some(EventKind::Limited) if self.note_due(event.source, "limit", now) => {
-                let kind = Bucket::from_number(event.bucket).map_or("?", |bucket| bucket.name());
+                let kind = LimitKind::from_number(event.bucket).map_or("?", |bucket| bucket.name());
                 let (address, dry_run) = (address_of(event.source), self.config.dry_run);
                 self.announce(
-                    Event::new("limit").from(event.source).port(event.port).kind(kind).dry_run(dry_run),
+                    Event::new("limit")
+                        .from(event.source)
+                        .port(event.port)
+                        .kind(kind)
+                        .dry_run(dry_run),
                     Level::Info,
                     format_args!("limit {address} kind={kind} dry_run={dry_run}"),
                 );
@@ -275,7 +216,8 @@ impl<C: EventSink> BanEngine<'_, C> {
                     let is_new = self.lists.reputation(source).good_until <= now;
                     self.know(source, now, |reputation| {
                         reputation.good_until = reputation.good_until.max(until);
-                        reputation.former_until = reputation.former_until.max(until.saturating_add(FORMER));
+                        reputation.former_until =
+                            reputation.former_until.max(until.saturating_add(FORMER));
                     });
                     if is_new {
                         let reason = "the server takes its calls without credentials";
@@ -302,7 +244,11 @@ impl<C: EventSink> BanEngine<'_, C> {
                 Action::Note(kind, text) => {
                     if self.note_due(IpKey::v4(0), kind, now) {
                         let said = Event::new(kind).reason(&*text);
-                        self.announce(said, Level::Warn, format_args!("{kind} reason={}", Quoted(&text)));
+                        self.announce(
+                            said,
+                            Level::Warn,
+                            format_args!("{kind} reason={}", Quoted(&text)),
+                        );
                     }
                 }
             }
@@ -310,7 +256,12 @@ impl<C: EventSink> BanEngine<'_, C> {
     }
 
     /// Notes what is known of a host.
-    pub(crate) fn know(&mut self, source: IpKey, now: u64, change: impl FnOnce(&mut HostReputation)) {
+    pub(crate) fn know(
+        &mut self,
+        source: IpKey,
+        now: u64,
+        change: impl FnOnce(&mut HostReputation),
+    ) {
         if let Err(error) = self.lists.know(source, now, change)
             && self.note_due(IpKey::v4(0), "known", now)
         {
@@ -330,8 +281,10 @@ impl<C: EventSink> BanEngine<'_, C> {
             );
             // Its IPv6 neighbours are judged one by one from now on.
             if !source.is_v4()
-                && let Err(error) =
-                    self.lists.meter_by_address(near([Network::around(*source, 128)].iter(), self.config.ipv6_prefix))
+                && let Err(error) = self.lists.meter_by_address(near(
+                    [Network::around(*source, 128)].iter(),
+                    self.config.ipv6_prefix,
+                ))
             {
                 log::error!("networks of known hosts: {error:#}");
             }
@@ -381,11 +334,15 @@ impl<C: EventSink> BanEngine<'_, C> {
         let pace = PACES[step as usize];
         if self.note_due(source, pace, now) {
             let dry_run = self.config.dry_run;
-            let said = if bits == 128 { Event::new("suspect").from(source) } else { Event::new("suspect").about(network) };
+            let event = Event::new("suspect");
+            let said = if bits == 128 { event.from(source) } else { event.about(network) };
             self.announce(
                 said.reason(format!("{reason}; {pace}")).dry_run(dry_run),
                 Level::Info,
-                format_args!("suspect {network} pace=\"{pace}\" dry_run={dry_run} reason={}", Quoted(reason)),
+                format_args!(
+                    "suspect {network} pace=\"{pace}\" dry_run={dry_run} reason={}",
+                    Quoted(reason)
+                ),
             );
         }
     }
@@ -421,14 +378,19 @@ impl<C: EventSink> BanEngine<'_, C> {
         let by_volume = matches!(finding.kind, "register" | "requests");
         if by_volume && now < self.learning_until {
             if self.note_due(finding.source, "learn", now) {
-                log::info!("not banned {network} while learning; reason={}", Quoted(&finding.reason));
+                log::info!(
+                    "not banned {network} while learning; reason={}",
+                    Quoted(&finding.reason)
+                );
             }
             return;
         }
         // What could be forged bans a host, and once a day. After that it only goes slower, until a
         // day without an offence.
         let is_metered = self.lists.ladder_step(&network, now).is_some();
-        if finding.tier == Tier::Unproven && (is_metered || !self.repeats.may_ban_unproven(&network, now)) {
+        if finding.tier == Tier::Unproven
+            && (is_metered || !self.repeats.may_ban_unproven(&network, now))
+        {
             let (until, reason) = (now.saturating_add(UNPROVEN_ONCE), finding.reason.clone());
             let (source, bits, step, strict) = (finding.source, finding.bits, Step::Down, false);
             self.meter(&Metering { source, bits, step, strict, until, reason }, now);
@@ -462,7 +424,8 @@ impl<C: EventSink> BanEngine<'_, C> {
             return bans.unproven.0;
         }
         let forget = bans.forget.nanos();
-        let longer = |count: u32, most: Duration| ban_duration(bans.first.0, bans.factor, most, count);
+        let longer =
+            |count: u32, most: Duration| ban_duration(bans.first.0, bans.factor, most, count);
         match (finding.growth, finding.port) {
             (Growth::None, _) => return bans.first.0,
             // What a dry run decides is nothing when it is over.
@@ -477,14 +440,15 @@ impl<C: EventSink> BanEngine<'_, C> {
             }
             (Growth::Full, None) => {}
         }
-        let before = self.offences.get(network).filter(|offence| now.saturating_sub(offence.at) < forget);
+        let before =
+            self.offences.get(network).filter(|offence| now.saturating_sub(offence.at) < forget);
         let count = before.map_or(0, |offence| offence.count);
         let length = longer(count, bans.max.0);
         // What a dry run decides is nothing when it is over.
         if !self.config.dry_run && (self.offences.len() < MAX_OFFENCES || before.is_some()) {
             let count = count.saturating_add(1);
             self.offences.insert(*network, Offence { count, at: now });
-            let offence = store::Offence { network: *network, count, last_ms: self.at.wall_ms };
+            let offence = OffenceRecord { network: *network, count, last_ms: self.at.wall_ms };
             self.event_sink.offence(offence);
         }
         length
@@ -494,7 +458,9 @@ impl<C: EventSink> BanEngine<'_, C> {
     fn apply_ban(&mut self, entry: Entry, kind: &str, length: Duration, now: u64) -> bool {
         let (place, expires, tier) = (entry.place(), entry.expires, entry.tier);
         let owners = self.lists.owners(List::Block, &entry.network);
-        if entry.port.is_none() && owners.iter().any(|other| other.owner == Owner::Auto && other.expires >= expires) {
+        if entry.port.is_none()
+            && owners.iter().any(|other| other.owner == Owner::Auto && other.expires >= expires)
+        {
             return false;
         }
         let (source, reason) = (entry.network.first(), entry.reason.clone());
@@ -537,7 +503,8 @@ impl<C: EventSink> BanEngine<'_, C> {
                 continue;
             }
             let banned = self.banned_lately(around);
-            let parts: BTreeSet<Network> = banned.iter().map(|one| Network::around(one.first(), part_bits)).collect();
+            let parts: BTreeSet<Network> =
+                banned.iter().map(|one| Network::around(one.first(), part_bits)).collect();
             if banned.len() < many || parts.len() < 2 {
                 continue;
             }
@@ -613,14 +580,24 @@ impl<C: EventSink> BanEngine<'_, C> {
 }
 
 /// Why nothing in `network` may be banned by evidence, if so.
-pub(crate) fn ban_exemption(never_ban: &NeverBan, lists: &Lists, network: &Network, now: u64) -> Option<String> {
+pub(crate) fn ban_exemption(
+    never_ban: &NeverBan,
+    lists: &Lists,
+    network: &Network,
+    now: u64,
+) -> Option<String> {
     if let Some((host, what)) = never_ban.inside(network) {
-        return Some(if network.is_host() { format!("is {what}") } else { format!("contains {what} \
-            ({host})") });
+        return Some(if network.is_host() {
+            format!("is {what}")
+        } else {
+            format!("contains {what} ({host})")
+        });
     }
     if lists.trusts(network, now) {
         return Some("is trusted".to_owned());
     }
-    lists.trusted_within(network, now).first().map(|inside| format!("contains {inside}, which is \
-        trusted"))
+    lists
+        .trusted_within(network, now)
+        .first()
+        .map(|inside| format!("contains {inside}, which is trusted"))
 }

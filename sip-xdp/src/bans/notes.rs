@@ -49,10 +49,15 @@ mod tests {
     fn a_note_is_written_once_a_minute() {
         let mut notes = Notes::default();
         let source = IpKey::v4(7);
-        for (second, due) in [(1, true), (2, false), (60, false), (61, true), (90, false), (121, true)] {
+        for (second, due) in
+            [(1, true), (2, false), (60, false), (61, true), (90, false), (121, true)]
+        {
             assert_eq!(notes.are_due(source, "limit", second * SECOND), due, "{second}");
         }
-        assert!(notes.are_due(source, "ban", 121 * SECOND) && notes.are_due(IpKey::v4(8), "ban", 121 * SECOND));
+        assert!(
+            notes.are_due(source, "ban", 121 * SECOND)
+                && notes.are_due(IpKey::v4(8), "ban", 121 * SECOND)
+        );
     }
 
     /// A flood of sources that are all new: it took a scan of 4,096 notes for each packet.
@@ -60,7 +65,9 @@ mod tests {
     fn a_full_book_costs_no_more_than_an_empty_one() {
         let mut notes = Notes::default();
         let begun = std::time::Instant::now();
-        let due = (0..1_000_000).filter(|n| notes.are_due(IpKey::v4(*n), "limit", SECOND + u64::from(*n))).count();
+        let due = (0..1_000_000)
+            .filter(|n| notes.are_due(IpKey::v4(*n), "limit", SECOND + u64::from(*n)))
+            .count();
         assert_eq!(due, MAX_NOTES);
         assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
         assert!(notes.are_due(IpKey::v4(0), "limit", 62 * SECOND));

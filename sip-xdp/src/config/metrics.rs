@@ -63,7 +63,10 @@ mod tests {
             assert_eq!(Listen::try_from(text.to_owned()).unwrap().to_string(), text);
         }
         for text in ["localhost:9598", "127.0.0.1", "9598", "::1:80:x"] {
-            assert!(Listen::try_from(text.to_owned()).unwrap_err().contains("127.0.0.1:9598"), "{text}");
+            assert!(
+                Listen::try_from(text.to_owned()).unwrap_err().contains("127.0.0.1:9598"),
+                "{text}"
+            );
         }
     }
 }

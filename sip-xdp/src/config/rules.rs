@@ -224,7 +224,13 @@ impl Detect {
                 bail!("detect.{name}.count = {count} is out of range; use 1 to 1000");
             }
         }
-        if self.signature.agents.iter().chain(&self.signature.products).any(|agent| agent.trim().len() < 3) {
+        if self
+            .signature
+            .agents
+            .iter()
+            .chain(&self.signature.products)
+            .any(|agent| agent.trim().len() < 3)
+        {
             bail!(
                 "detect.signature.agents or .products contains a name of less than three \
                  characters, which would match anything"

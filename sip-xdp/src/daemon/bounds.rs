@@ -49,7 +49,8 @@ pub(super) fn check(request: &Request, is_root: bool) -> Result<()> {
 
 /// Why a network is too wide for a list, if so.
 pub(super) fn objection(network: &Network, is_forced: bool) -> Option<String> {
-    let (family, least) = if network.is_v4() { ("IPv4", MIN_PREFIX) } else { ("IPv6", MIN_PREFIX6) };
+    let (family, least) =
+        if network.is_v4() { ("IPv4", MIN_PREFIX) } else { ("IPv6", MIN_PREFIX6) };
     (network.prefix() < least && !is_forced).then(|| {
         format!(
             "it is wider than /{least}, the widest {family} network of one holder; list the \
@@ -82,7 +83,13 @@ mod tests {
     use super::*;
     use crate::api::control::ListName;
 
-    fn add(network: &str, ttl: Option<u64>, reason: &str, force: bool, by: Option<&str>) -> Request {
+    fn add(
+        network: &str,
+        ttl: Option<u64>,
+        reason: &str,
+        force: bool,
+        by: Option<&str>,
+    ) -> Request {
         let by = by.map(str::to_owned);
         let (network, reason) = (network.parse().unwrap(), reason.to_owned());
         Request::Add { list: ListName::Trust, network, ttl, reason, force, operator: None, by }
@@ -107,7 +114,11 @@ mod tests {
             for force in [false, true] {
                 for is_root in [false, true] {
                     let checked = check(&add(network, None, "", force, None), is_root);
-                    assert_eq!(checked.is_err(), is_wide && !(force && is_root), "{network} {force} {is_root}");
+                    assert_eq!(
+                        checked.is_err(),
+                        is_wide && !(force && is_root),
+                        "{network} {force} {is_root}"
+                    );
                 }
             }
         }
@@ -117,12 +128,24 @@ mod tests {
     fn texts_and_times_are_bounded() {
         let net = "192.0.2.7";
         let long = |bytes: usize| "x".repeat(bytes);
-        for (bytes, is_good) in [(0, true), (MAX_TEXT, true), (MAX_TEXT + 1, false), (60_000, false)] {
-            assert_eq!(check(&add(net, None, &long(bytes), true, None), true).is_ok(), is_good, "{bytes}");
-            assert_eq!(check(&add(net, None, "", true, Some(&long(bytes))), true).is_ok(), is_good, "{bytes}");
+        for (bytes, is_good) in
+            [(0, true), (MAX_TEXT, true), (MAX_TEXT + 1, false), (60_000, false)]
+        {
+            assert_eq!(
+                check(&add(net, None, &long(bytes), true, None), true).is_ok(),
+                is_good,
+                "{bytes}"
+            );
+            assert_eq!(
+                check(&add(net, None, "", true, Some(&long(bytes))), true).is_ok(),
+                is_good,
+                "{bytes}"
+            );
         }
         // Bytes, not characters.
-        assert!(check(&add(net, None, &"\u{e9}".repeat(MAX_TEXT / 2 + 1), true, None), true).is_err());
+        assert!(
+            check(&add(net, None, &"\u{e9}".repeat(MAX_TEXT / 2 + 1), true, None), true).is_err()
+        );
         let error = check(&add(net, None, &long(600), false, None), true).unwrap_err().to_string();
         assert!(error.contains("600 bytes") && error.contains("512"), "{error}");
         let most = MAX_TTL.as_secs();
@@ -139,7 +162,14 @@ mod tests {
             let host = Request::TrustHost { name, ttl, reason: String::new() };
             assert_eq!(check(&host, true).is_ok(), is_good, "{ttl:?}");
             let (list, networks) = (ListName::Block, Vec::new());
-            let import = Request::Import { list, networks, ttl, reason: String::new(), force: true, operator: None };
+            let import = Request::Import {
+                list,
+                networks,
+                ttl,
+                reason: String::new(),
+                force: true,
+                operator: None,
+            };
             assert_eq!(check(&import, true).is_ok(), is_good, "{ttl:?}");
         }
     }
@@ -169,7 +199,7 @@ mod tests {
             ("interfaces", sip_xdp_common::abi::layout::MAX_INTERFACES),
             ("a text that goes", MAX_TEXT),
             ("a list keeps the first", sip_xdp_common::abi::layout::REASON),
-            ("names", crate::dns::MAX_NAMES),
+            ("names", crate::config::MAX_NAMES),
             ("addresses of a name", crate::dns::MAX_ADDRESSES),
             ("--ttl", MAX_TTL.as_secs() as usize / 86_400),
         ] {

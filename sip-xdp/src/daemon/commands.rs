@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use sip_xdp_common::abi::layout::{List, Owner};
 use sip_xdp_common::limits::ladder::WIDTHS;
 
-use super::events::Event as Event;
 use super::import::Insists;
 use super::{Daemon, bounds};
 use crate::api::control::{ListName, Request};
+use crate::bans::event::Event;
 use crate::config::BlockScope;
 use crate::dataplane::attach::offloads::Offload;
 use crate::dataplane::tables::ledger::Entry;
@@ -26,11 +26,21 @@ impl Daemon {
         bounds::check(&request, is_root)?;
         match request {
             Request::Status => Ok(self.status()),
-            Request::Add { list: ListName::Block, network, ttl, force, operator, by: Some(tool), .. } => {
+            Request::Add {
+                list: ListName::Block,
+                network,
+                ttl,
+                force,
+                operator,
+                by: Some(tool),
+                ..
+            } => {
                 let expires = clock::after(ttl.map(Duration::from_secs));
                 self.block_for(&tool, network, expires, force, operator.map(Network::host))
             }
-            Request::Delete { list: ListName::Block, network, by: Some(tool) } => self.unblock_for(&tool, &network),
+            Request::Delete { list: ListName::Block, network, by: Some(tool) } => {
+                self.unblock_for(&tool, &network)
+            }
             Request::Add { list, network, ttl, reason, force, operator, .. } => {
                 let ttl = ttl.map(Duration::from_secs);
                 let entry = Entry::manual(network, clock::after(ttl), &reason);
@@ -61,7 +71,12 @@ impl Daemon {
         }
     }
 
-    pub(super) fn block(&mut self, entry: Entry, force: bool, operator: Option<Network>) -> Result<Value> {
+    pub(super) fn block(
+        &mut self,
+        entry: Entry,
+        force: bool,
+        operator: Option<Network>,
+    ) -> Result<Value> {
         let network = entry.network;
         if network.prefix() == 0 {
             bail!(
@@ -75,7 +90,11 @@ impl Daemon {
         let (expires, reason, owner) = (entry.expires, entry.reason.clone(), entry.owner.name());
         let said = Event::of("block", &entry).kind("command");
         self.lists.put(List::Block, entry)?;
-        self.announce(said, Level::Info, format_args!("block {network} owner={owner} reason={}", Quoted(&reason)));
+        self.announce(
+            said,
+            Level::Info,
+            format_args!("block {network} owner={owner} reason={}", Quoted(&reason)),
+        );
         Ok(json!({ "network": network, "expires": clock::to_wall(expires) }))
     }
 
@@ -86,15 +105,20 @@ impl Daemon {
         }
         let operator = operator.filter(|operator| network.contains(operator))?;
         let cuts_off = self.config.block_scope == BlockScope::All;
-        cuts_off.then(|| format!("you are logged in from {operator}, and block_scope = \"all\" \
-                                  would cut you off"))
+        cuts_off.then(|| {
+            format!(
+                "you are logged in from {operator}, and block_scope = \"all\" would cut you off"
+            )
+        })
     }
 
     fn trust(&mut self, entry: Entry) -> Result<Value> {
         let network = entry.network;
         if network.prefix() == 0 {
-            bail!("{network} is everybody and would switch the filter off; trust the networks that \
-                   you know");
+            bail!(
+                "{network} is everybody and would switch the filter off; trust the networks that \
+                 you know"
+            );
         }
         let expires = entry.expires;
         let blocked = self.lists.blocks(&network, clock::now());
@@ -102,11 +126,14 @@ impl Daemon {
         self.lists.put(List::Trust, entry)?;
         self.judge_by_address()?;
         self.announce(said, Level::Info, format_args!("trust {network} owner=manual"));
-        Ok(json!({ "network": network, "expires": clock::to_wall(expires), "was_blocked": blocked }))
+        Ok(
+            json!({ "network": network, "expires": clock::to_wall(expires), "was_blocked": blocked }),
+        )
     }
 
     fn unblock(&mut self, network: &Network) -> Result<Value> {
-        let removed = self.delete(List::Block, network, &[Owner::Manual, Owner::Auto, Owner::Tool])?;
+        let removed =
+            self.delete(List::Block, network, &[Owner::Manual, Owner::Auto, Owner::Tool])?;
         if removed.is_empty() {
             if let Some(feed_listing) = self.feed_listing(network) {
                 bail!(feed_listing);
@@ -121,7 +148,8 @@ impl Daemon {
         self.detector.forget(&network.first());
         self.repeats.forget(network);
         self.remember_evidence();
-        let pardoned = |offender: &Network| network.contains(offender) || offender.contains(network);
+        let pardoned =
+            |offender: &Network| network.contains(offender) || offender.contains(network);
         for offender in self.offences.keys().filter(|offender| pardoned(offender)) {
             self.store.record(Change::Pardon(*offender));
         }
@@ -129,7 +157,9 @@ impl Daemon {
         for bits in WIDTHS.into_iter().filter(|bits| *bits == 128 || !network.is_v4()) {
             self.lists.unmeter(&Network::around(network.first(), bits))?;
         }
-        for gone in [network.first(), Network::around(network.first(), self.config.ipv6_prefix).first()] {
+        for gone in
+            [network.first(), Network::around(network.first(), self.config.ipv6_prefix).first()]
+        {
             self.sources.forget(&gone)?;
         }
         for entry in &removed {
@@ -148,7 +178,11 @@ impl Daemon {
     }
 
     fn untrust(&mut self, network: &Network) -> Result<Value> {
-        let by_file = self.lists.owners(List::Trust, network).iter().any(|entry| entry.owner == Owner::Config);
+        let by_file = self
+            .lists
+            .owners(List::Trust, network)
+            .iter()
+            .any(|entry| entry.owner == Owner::Config);
         let by_host = self.trusting_host(network).map(|name| self.belongs_to_host(network, name));
         let removed = match self.lists.remove(List::Trust, network, Owner::Manual)? {
             Some(entry) => entry,
@@ -158,12 +192,16 @@ impl Daemon {
                 self.paths.config.display()
             ),
             None if let Some(error) = by_host => bail!(error),
-            None if let Some(feed_listing) = self.lists.entry(List::Trust, network, None, Owner::Feed) => bail!(
-                "{network} is trusted by the feed {}; take the feed out of the configuration, or \
-                 `sip-xdp block add {network} \
+            None if let Some(feed_listing) =
+                self.lists.entry(List::Trust, network, None, Owner::Feed) =>
+            {
+                bail!(
+                    "{network} is trusted by the feed {}; take the feed out of the configuration, \
+                     or `sip-xdp block add {network} \
                  --force` and sync it, and it leaves that out",
-                feed_listing.reason
-            ),
+                    feed_listing.reason
+                )
+            }
             None => bail!("{network} is not in the trust list; see `sip-xdp trust list`"),
         };
         self.judge_by_address()?;

@@ -111,7 +111,7 @@ async fn watch_over(
             }
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    tokio::spawn(control::reconcile(stream, calls.clone(), daemon.hub.clone()));
+                    tokio::spawn(control::serve(stream, calls.clone(), daemon.hub.clone()));
                 }
                 Err(error) => {
                     log::warn!("control socket: {error}");

@@ -12,7 +12,7 @@ use sip_xdp_common::abi::layout::{List, Owner, REASON};
 
 use super::Daemon;
 use super::commands::describe;
-use super::events::Event as Event;
+use crate::bans::event::Event;
 use crate::dataplane::tables::ledger::Entry;
 use crate::net::network::Network;
 
@@ -36,8 +36,10 @@ impl Daemon {
         let known = self.of_tools(&network);
         let names = with(known.map_or("", |entry| &entry.reason), tool);
         if names.len() > REASON {
-            bail!("{network} is blocked by too many tools to note {tool} too; it stays blocked as \
-                   long as they want");
+            bail!(
+                "{network} is blocked by too many tools to note {tool} too; it stays blocked as \
+                 long as they want"
+            );
         }
         let expires = known.map_or(expires, |entry| entry.expires.max(expires));
         let entry = Entry { owner: Owner::Tool, ..Entry::manual(network, expires, &names) };
@@ -48,7 +50,9 @@ impl Daemon {
     /// more.
     pub(super) fn unblock_for(&mut self, tool: &str, network: &Network) -> Result<Value> {
         check_name(tool)?;
-        let Some(known) = self.of_tools(network).filter(|entry| names(&entry.reason).any(|name| name == tool)) else {
+        let Some(known) =
+            self.of_tools(network).filter(|entry| names(&entry.reason).any(|name| name == tool))
+        else {
             return Ok(json!({ "removed": [] }));
         };
         let rest = without(&known.reason, tool);
@@ -76,8 +80,9 @@ impl Daemon {
 fn check_name(tool: &str) -> Result<()> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:@".contains(&byte);
     if tool.is_empty() || tool.len() > LONGEST_NAME || !tool.bytes().all(is_plain) {
-        bail!("\"{tool}\" is no name for a tool; use up to {LONGEST_NAME} of a-z, 0-9 \
-               and \"-_.:@\"");
+        bail!(
+            "\"{tool}\" is no name for a tool; use up to {LONGEST_NAME} of a-z, 0-9 and \"-_.:@\""
+        );
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sip_xdp_common::abi::layout::{List, NEVER, Owner};
 
 use super::Daemon;
-use super::events::{Event as Event, FeedFigures};
+use crate::bans::event::{Event, FeedFigures};
 use crate::config::{FeedAction, Guards, Policy};
 use crate::dataplane::tables::ledger::Entry;
 use crate::feeds::NetworkSet;
@@ -30,7 +30,8 @@ impl Daemon {
             }
         }
         let wanted: BTreeSet<String> = self.feeds.names().map(str::to_owned).collect();
-        let blocking = self.lists.feeds().iter().map(|(name, _)| name).filter(|name| *name != EARLIER);
+        let blocking =
+            self.lists.feeds().iter().map(|(name, _)| name).filter(|name| *name != EARLIER);
         let listed = blocking.chain(self.feeds.allowing()).map(str::to_owned);
         let gone: Vec<_> = listed.filter(|name| !wanted.contains(name)).collect();
         for name in gone {
@@ -66,7 +67,8 @@ impl Daemon {
     fn tell_of_feed(&self, name: &str, before: &FeedState, now: &FeedState) {
         let total = now.ipv4 + now.ipv6;
         let figures = FeedFigures { feed: name.to_owned(), total, ..FeedFigures::default() };
-        if let Some(error) = now.error.as_ref().filter(|error| before.error.as_ref() != Some(error)) {
+        if let Some(error) = now.error.as_ref().filter(|error| before.error.as_ref() != Some(error))
+        {
             let kind = if now.is_refused { "refused" } else { "failed" };
             self.publish(&Event::of_feed(kind, figures.clone()).reason(format!("{name}: {error}")));
         }
@@ -75,15 +77,22 @@ impl Daemon {
         }
         let (fired, fired_before) = (now.tally.guards(), before.tally.guards());
         if !fired.is_empty() && fired != fired_before {
-            let counts: Vec<_> = fired.iter().map(|(guard, count)| format!("{count} {guard}")).collect();
+            let counts: Vec<_> =
+                fired.iter().map(|(guard, count)| format!("{count} {guard}")).collect();
             self.publish(
-                &Event::of_feed("guard", figures).reason(format!("{name}: {}", counts.join(", ").replace('_', " "))),
+                &Event::of_feed("guard", figures)
+                    .reason(format!("{name}: {}", counts.join(", ").replace('_', " "))),
             );
         }
     }
 
     /// Puts what a feed lists into force.
-    fn put_feed(&mut self, name: &str, networks: Vec<Network>, is_expired: bool) -> Result<Refresh, String> {
+    fn put_feed(
+        &mut self,
+        name: &str,
+        networks: Vec<Network>,
+        is_expired: bool,
+    ) -> Result<Refresh, String> {
         let refresh = match self.feeds.list_of(name) {
             Some(list @ (List::Trust | List::Admit)) => {
                 self.lists.replace_feed(name, Vec::new()).map_err(|error| error.to_string())?;
@@ -109,13 +118,18 @@ impl Daemon {
     }
 
     /// Puts what a feed trusts or admits into force. On an error all is as it was.
-    fn allow_feed(&mut self, name: &str, allowed: Option<(List, NetworkSet)>) -> Result<Refresh, String> {
+    fn allow_feed(
+        &mut self,
+        name: &str,
+        allowed: Option<(List, NetworkSet)>,
+    ) -> Result<Refresh, String> {
         let new = allowed.as_ref().map(|(_, listed)| listed.clone()).unwrap_or_default();
         let of = allowed.as_ref().map(|(list, _)| *list);
         let before = self.feeds.allow(name, allowed);
         let changed = |list: List| {
             let none = NetworkSet::default();
-            let old = before.as_ref().filter(|(of, _)| *of == list).map_or(&none, |(_, listed)| listed);
+            let old =
+                before.as_ref().filter(|(of, _)| *of == list).map_or(&none, |(_, listed)| listed);
             let new = if of == Some(list) { &new } else { &none };
             new.without(old).into_iter().chain(old.without(new)).collect::<Vec<_>>()
         };
@@ -123,7 +137,9 @@ impl Daemon {
         let listed = match before {
             // Its first list: what an earlier daemon listed for it may be there.
             None => self.list_allowed(),
-            Some(_) => self.list_changed(List::Trust, trust).and_then(|()| self.list_changed(List::Admit, admit)),
+            Some(_) => self
+                .list_changed(List::Trust, trust)
+                .and_then(|()| self.list_changed(List::Admit, admit)),
         };
         if let Err(reason) = listed {
             self.feeds.allow(name, before);
@@ -143,14 +159,21 @@ impl Daemon {
         }
         let mut coming = Vec::new();
         for network in networks {
-            let known = self.lists.entry(list, &network, None, Owner::Feed).map(|known| known.reason.clone());
+            let known = self
+                .lists
+                .entry(list, &network, None, Owner::Feed)
+                .map(|known| known.reason.clone());
             match (self.feeds.allowed_by(list, &network), known) {
                 (Some(names), Some(known)) if known == names => {}
                 (Some(names), _) => {
-                    coming.push(Entry { owner: Owner::Feed, ..Entry::manual(network, NEVER, &names) });
+                    coming.push(Entry {
+                        owner: Owner::Feed,
+                        ..Entry::manual(network, NEVER, &names)
+                    });
                 }
                 // Another feed that listed it before this daemon started has not spoken yet.
-                (None, Some(known)) if known.split(',').any(|name| self.feeds.is_unsettled(name)) => {}
+                (None, Some(known))
+                    if known.split(',').any(|name| self.feeds.is_unsettled(name)) => {}
                 (None, Some(_)) => {
                     let removed = self.lists.remove(list, &network, Owner::Feed);
                     removed.map_err(|error| error.to_string())?;
@@ -173,7 +196,8 @@ impl Daemon {
             let is_idle = list == List::Admit && self.config.policy == Policy::Open;
             let mut wanted = if is_idle { Default::default() } else { self.feeds.allowed(list) };
             let Self { lists, feeds, .. } = self;
-            let is_unknown = |entry: &Entry| entry.reason.split(',').any(|name| feeds.is_unsettled(name));
+            let is_unknown =
+                |entry: &Entry| entry.reason.split(',').any(|name| feeds.is_unsettled(name));
             let gone = lists.retain(|of, entry| {
                 let is_ours = of == list && entry.owner == Owner::Feed;
                 is_ours && !wanted.contains_key(&entry.network) && (is_idle || !is_unknown(entry))
@@ -184,8 +208,10 @@ impl Daemon {
                     wanted.remove(&entry.network);
                 }
             }
-            let entry =
-                |(network, names): (_, String)| Entry { owner: Owner::Feed, ..Entry::manual(network, NEVER, &names) };
+            let entry = |(network, names): (_, String)| Entry {
+                owner: Owner::Feed,
+                ..Entry::manual(network, NEVER, &names)
+            };
             let coming: Vec<Entry> = wanted.into_iter().map(entry).collect();
             let has_changed = !gone.is_empty() || !coming.is_empty();
             lists.put_all(list, coming).map_err(|stopped| stopped.to_string())?;
@@ -219,7 +245,8 @@ impl Daemon {
         // needs.
         let own = ProtectedSet::new(self.never_ban.networks().collect());
         let guards = Guards { min_prefix: 0, min_prefix6: 0, ..Guards::default() };
-        let names: Vec<String> = self.lists.feeds().iter().map(|(name, _)| name.to_owned()).collect();
+        let names: Vec<String> =
+            self.lists.feeds().iter().map(|(name, _)| name.to_owned()).collect();
         for name in names {
             let Some(listed) = self.lists.feeds().get(&name) else {
                 continue;
@@ -230,8 +257,9 @@ impl Daemon {
             }
             let kept = trim(listed.networks().to_vec(), &guards, &own, &mut Tally::default());
             if let Err(reason) = self.put_feed(&name, kept.into_networks(), false) {
-                log::error!("feed {name}: addresses that must stay reachable stay blocked: \
-                             {reason}");
+                log::error!(
+                    "feed {name}: addresses that must stay reachable stay blocked: {reason}"
+                );
             }
         }
     }
@@ -242,7 +270,8 @@ impl Daemon {
         let trusted = self.lists.entries(List::Trust).map(|entry| entry.network);
         let anybody_allows = self.config.feeds.iter().any(|feed| feed.action != FeedAction::Block);
         let blocked = self.lists.entries(List::Block);
-        let blocked = blocked.filter(|entry| anybody_allows && entry.owner == Owner::Manual && entry.port.is_none());
+        let blocked = blocked
+            .filter(|entry| anybody_allows && entry.owner == Owner::Manual && entry.port.is_none());
         self.feeds.protect(
             ProtectedSet::new(self.never_ban.networks().chain(trusted).collect()),
             ProtectedSet::new(blocked.map(|entry| entry.network).collect()),
@@ -267,12 +296,16 @@ impl Daemon {
     /// what helps.
     pub(super) fn feed_listing(&self, network: &Network) -> Option<String> {
         let names = self.lists.feeds().covering(network);
-        let name = |name: &&str| if *name == EARLIER { "of an earlier run".to_owned() } else { (*name).to_owned() };
+        let name = |name: &&str| {
+            if *name == EARLIER { "of an earlier run".to_owned() } else { (*name).to_owned() }
+        };
         let names: Vec<_> = names.iter().map(name).collect();
         let all = names.join(", ");
         (!names.is_empty()).then(|| {
-            format!("{network} is still listed by the feed {all}; `sip-xdp trust add {network}` \
-                     lets it through")
+            format!(
+                "{network} is still listed by the feed {all}; `sip-xdp trust add {network}` \
+                     lets it through"
+            )
         })
     }
 

@@ -5,18 +5,17 @@ mod bounds;
 mod commands;
 mod confirm;
 mod event_loop;
-pub(crate) mod events;
+mod events;
 mod explain;
 mod external_owners;
 mod feeds;
 mod hosts;
 mod import;
-pub(crate) mod interfaces;
+mod interfaces;
 mod packets;
 mod restore;
 mod startup;
 mod tables;
-pub(crate) mod verdicts;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -25,11 +24,13 @@ use std::time::Duration;
 use anyhow::Result;
 use aya::maps::{MapData, RingBuf};
 use serde_json::{Value, json};
-use sip_xdp_common::abi::layout::{KernelEvent, EventKind};
+use sip_xdp_common::abi::layout::{EventKind, KernelEvent};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 use crate::api::event_stream::Hub;
+use crate::bans::notes::Notes;
+use crate::bans::offences::{Offence, Repeats};
 use crate::config::Config;
 use crate::dataplane::attach::tcx::EgressWay;
 use crate::dataplane::attach::trial::Trial;
@@ -53,7 +54,6 @@ use crate::sys::paths::Paths;
 use confirm::Confirmation;
 pub use event_loop::run;
 use interfaces::{Blindness, Loaded, Served};
-use verdicts::{Notes, Offence, Repeats};
 
 /// How long an answer waits for the disk.
 const DISK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -69,9 +69,6 @@ const HOUR_TICKS: u64 = 3_600;
 
 /// How many events are read before anything else has its turn.
 const EVENTS_AT_ONCE: usize = 1_024;
-
-/// Events older than this were meant for a daemon that has died, in nanoseconds.
-const STALE: u64 = 5_000_000_000;
 
 /// What the command line asks of the daemon, over the configuration file.
 #[derive(Debug, Clone, Default)]
@@ -183,15 +180,26 @@ fn save(store: &Store, lists: &mut Lists) {
 impl Daemon {
     /// The `ready` line: where, how, and for which ports.
     fn summary(&self) -> String {
-        let mut interfaces: Vec<_> = self.served.iter().map(|s| format!("{} ({})", s.name, s.mode)).collect();
-        interfaces.extend(self.missing().into_iter().map(|name| format!("{name} (as soon as it is \
-            there)")));
+        let mut interfaces: Vec<_> =
+            self.served.iter().map(|s| format!("{} ({})", s.name, s.mode)).collect();
+        interfaces.extend(
+            self.missing().into_iter().map(|name| format!("{name} (as soon as it is there)")),
+        );
         let ports: Vec<_> = self.config.ports.iter().map(ToString::to_string).collect();
         if self.confirmation.is_missed() {
-            return format!("detached, nothing is filtered on {}{}", self.wanted.join(", "), self.confirmation.note());
+            return format!(
+                "detached, nothing is filtered on {}{}",
+                self.wanted.join(", "),
+                self.confirmation.note()
+            );
         }
         let verb = if self.config.dry_run { "dry run, nothing is dropped," } else { "enforcing" };
-        format!("{verb} on {}, ports {}{}", interfaces.join(", "), ports.join(" "), self.confirmation.note())
+        format!(
+            "{verb} on {}, ports {}{}",
+            interfaces.join(", "),
+            ports.join(" "),
+            self.confirmation.note()
+        )
     }
 
     /// Reads the events that are there, but not so many at once that commands have to wait. Returns
@@ -228,15 +236,18 @@ impl Daemon {
         self.expire_hosts(now);
         self.ban_engine().tick();
         if let Err(error) = self.lists.tidy(now) {
-            log::error!("known hosts that are over stay in the tables, where they no longer count: \
-                         {error}");
+            log::error!(
+                "known hosts that are over stay in the tables, where they no longer count: {error}"
+            );
         }
         // At the first tick, too: whatever time there was without a daemon.
         if ticks % HOUR_TICKS == 1
             && let Err(error) = self.sources.refresh(now)
         {
-            log::error!("meters of sources that are silent for more than a day may be taken for \
-                         full: {error:#}");
+            log::error!(
+                "meters of sources that are silent for more than a day may be taken for full: \
+                 {error:#}"
+            );
         }
         if ticks.is_multiple_of(MINUTE_TICKS) {
             self.detector.tidy(now);
@@ -278,7 +289,12 @@ impl Daemon {
     /// Answers a command: one that changes what is to last, when that would survive a power cut.
     /// For a slow disk the daemon does not wait, nor does the answer for long; `status` says what
     /// is wrong with a disk.
-    fn answer(&mut self, to: oneshot::Sender<Result<Value>>, answer: Result<Value>, is_lasting: bool) {
+    fn answer(
+        &mut self,
+        to: oneshot::Sender<Result<Value>>,
+        answer: Result<Value>,
+        is_lasting: bool,
+    ) {
         if !is_lasting {
             // Who asked may be gone.
             let _ = to.send(answer);
@@ -341,9 +357,11 @@ impl Daemon {
         warnings.extend(self.blind_warnings());
         warnings.extend(self.store.trouble());
         if self.detector.registrar_is_failing(clock::now()) {
-            warnings
-                .push("the registrar rejects sources that it accepted within a day; rejections ban \
-                       nobody".to_owned());
+            warnings.push(
+                "the registrar rejects sources that it accepted within a day; rejections ban \
+                       nobody"
+                    .to_owned(),
+            );
         }
         if !self.detector.sees_responses() {
             warnings.push(

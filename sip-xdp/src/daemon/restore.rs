@@ -6,8 +6,9 @@ use std::time::Duration;
 use sip_xdp_common::abi::layout::Owner;
 use sip_xdp_common::ip_key::IpKey;
 
-use super::verdicts::{FORMER, HOUR, Offence};
 use super::{Daemon, clock};
+use crate::bans::engine::FORMER;
+use crate::bans::offences::{HOUR, Offence};
 use crate::detect::Acceptance;
 use crate::lists::HostReputation;
 use crate::net::network::{address_of, source_of};
@@ -40,7 +41,10 @@ impl Daemon {
         let mut count = 0;
         for (list, entry) in std::mem::take(&mut state.entries) {
             let known = self.lists.entry(list, &entry.network, entry.port, entry.owner).is_some();
-            if known || entry.is_over(now) || !matches!(entry.owner, Owner::Manual | Owner::Auto | Owner::Tool) {
+            if known
+                || entry.is_over(now)
+                || !matches!(entry.owner, Owner::Manual | Owner::Auto | Owner::Tool)
+            {
                 continue;
             }
             match self.lists.put(list, entry) {
@@ -54,7 +58,10 @@ impl Daemon {
             log::error!("{error:#}");
         }
         self.store.record(self.lists.all_entries());
-        log::info!("{} is not locked any more; {count} entries were taken up", self.paths.store_file().display());
+        log::info!(
+            "{} is not locked any more; {count} entries were taken up",
+            self.paths.store_file().display()
+        );
     }
 
     /// Takes up what was known, before the first packet is judged.
@@ -67,7 +74,8 @@ impl Daemon {
             port: row.port,
             at: from_wall_ms(row.last_ms),
             // A registration never lasts longer than it was made for, whatever the clock says.
-            until: from_wall_ms(row.until_ms).min(clock::after(Some(between(row.last_ms, row.until_ms)))),
+            until: from_wall_ms(row.until_ms)
+                .min(clock::after(Some(between(row.last_ms, row.until_ms)))),
         });
         let acceptances: Vec<_> = acceptances.collect();
         let peers: Vec<_> = peers
@@ -80,12 +88,16 @@ impl Daemon {
                 self.ban_engine().note_good(acceptance.source, acceptance.port, now);
             } else if acceptance.until.saturating_add(FORMER) > now {
                 let until = acceptance.until.saturating_add(FORMER);
-                let remember = |reputation: &mut HostReputation| reputation.former_until = reputation.former_until.max(until);
+                let remember = |reputation: &mut HostReputation| {
+                    reputation.former_until = reputation.former_until.max(until)
+                };
                 self.ban_engine().know(acceptance.source, now, remember);
             }
         }
         for (source, until) in peers.into_iter().filter(|(_, until)| *until > now) {
-            self.ban_engine().know(source, now, |reputation| reputation.peer_until = reputation.peer_until.max(until));
+            self.ban_engine().know(source, now, |reputation| {
+                reputation.peer_until = reputation.peer_until.max(until)
+            });
         }
         for offence in offences {
             let at = from_wall_ms(offence.last_ms);
@@ -94,7 +106,8 @@ impl Daemon {
                 self.detector.restore_offender(offence.network.first(), offence.count, at);
             }
         }
-        let note = |wanted: &str| notes.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
+        let note =
+            |wanted: &str| notes.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
         if let Some(value) = note(EVIDENCE)
             && let Err(error) = self.detector.recall(value, now, clock::wall_ms())
         {
@@ -109,7 +122,8 @@ impl Daemon {
         }
         let until = note(LEARNING).and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
         // It never lasts longer than it may now, whatever the clock says.
-        self.learning_until = until.map_or(0, |until| from_wall_ms(until).min(clock::after(Some(self.config.learn.0))));
+        self.learning_until = until
+            .map_or(0, |until| from_wall_ms(until).min(clock::after(Some(self.config.learn.0))));
     }
 
     /// Has the store remember the evidence.

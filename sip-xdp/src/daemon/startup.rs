@@ -17,10 +17,10 @@ use sip_xdp_common::packet::headers::Link;
 use tokio::net::UnixListener;
 
 use super::confirm::Confirmation;
-use super::events::Event as Event;
-use super::interfaces::{Resolved, settings};
+use super::interfaces::Resolved;
 use super::{Daemon, Overrides};
 use crate::api::control;
+use crate::bans::event::Event;
 use crate::config::{Config, Policy};
 use crate::dataplane::attach::trial::{self, Trial};
 use crate::dataplane::loader;
@@ -47,7 +47,10 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 impl Daemon {
     /// Starts: adopts what is pinned, or begins anew with what is on disk. A start that fails
     /// leaves what was there.
-    pub(super) async fn start(paths: Paths, overrides: Overrides) -> Result<(Self, RingBuf<MapData>, UnixListener)> {
+    pub(super) async fn start(
+        paths: Paths,
+        overrides: Overrides,
+    ) -> Result<(Self, RingBuf<MapData>, UnixListener)> {
         let pins = Pins::new(&paths.pin_dir);
         let config = overrides.read(&paths).inspect_err(|_| end_lapsed_trial(&pins))?;
         if overrides.confirm.is_some() && config.dry_run {
@@ -92,20 +95,27 @@ impl Daemon {
         let earlier = trial::pinned_deadline(&pins);
         let confirmation = Confirmation::at_start(earlier, overrides.confirm, clock::now());
         if confirmation.is_missed() {
-            log::warn!("unconfirmed detached=true reason=\"the daemon of the trial died before its \
-                        end\"");
+            log::warn!(
+                "unconfirmed detached=true reason=\"the daemon of the trial died before its end\""
+            );
             trial::detach_all(&pins);
         }
 
         // The tables: those that are pinned, or new ones beside them.
         pins::remove_directory(&pins.new_maps())?;
-        let misfit = if pins.is_loaded() { loader::misfit(&pins.maps(), &config.table_capacity()) } else { None };
+        let misfit = if pins.is_loaded() {
+            loader::misfit(&pins.maps(), &config.table_capacity())
+        } else {
+            None
+        };
         let adopts = pins.is_loaded() && misfit.is_none();
         let maps = if adopts { pins.maps() } else { pins.new_maps() };
         fs::create_dir_all(&maps).with_context(|| format!("{} cannot be made", maps.display()))?;
         // Pins the maps that are missing; the rest of this object is of no use yet.
-        drop(loader::make_maps(&settings(&config, Link::Ethernet, 0), Some(&maps))?);
-        let open = |name: &str| -> Result<Map> { Ok(Map::from_map_data(MapData::from_pin(maps.join(name))?)?) };
+        drop(loader::make_maps(&config.program_settings(Link::Ethernet, 0), Some(&maps))?);
+        let open = |name: &str| -> Result<Map> {
+            Ok(Map::from_map_data(MapData::from_pin(maps.join(name))?)?)
+        };
         let mut lists = Lists::open(open)?;
 
         let Opened { store, found } = Store::open(&paths.store_file());
@@ -125,12 +135,19 @@ impl Daemon {
             }
         };
         if !adopts {
-            let carried = carried_over(&pins, misfit.as_deref()).unwrap_or(std::mem::take(&mut state.entries));
+            let carried = carried_over(&pins, misfit.as_deref())
+                .unwrap_or(std::mem::take(&mut state.entries));
             for list in List::ALL {
-                let entries = carried.iter().filter(|(of, _)| *of == list).map(|(_, entry)| entry.clone()).collect();
+                let entries = carried
+                    .iter()
+                    .filter(|(of, _)| *of == list)
+                    .map(|(_, entry)| entry.clone())
+                    .collect();
                 if let Err(stopped) = lists.put_all(list, entries) {
-                    let text = format!("not all entries of the {} list were carried over: \
-                                        {stopped}", list.name());
+                    let text = format!(
+                        "not all entries of the {} list were carried over: {stopped}",
+                        list.name()
+                    );
                     log::error!("{text}");
                     warnings.push(text);
                 }
@@ -231,8 +248,10 @@ impl Daemon {
     pub(super) async fn reload(&mut self) -> Result<Value> {
         let config = self.overrides.read(&self.paths)?;
         if config.capacity != self.config.capacity {
-            bail!("capacity cannot change while it runs; restart the daemon (the filter goes on \
-                   meanwhile)");
+            bail!(
+                "capacity cannot change while it runs; restart the daemon (the filter goes on \
+                 meanwhile)"
+            );
         }
         let before = std::mem::replace(&mut self.config, config);
         if before.dry_run && !self.config.dry_run {
@@ -269,23 +288,39 @@ impl Daemon {
                 self.announce(
                     Event::of("unban", &entry).kind("dry_run_over"),
                     Level::Info,
-                    format_args!("unban {network} owner={owner} dry_run=true reason=\"the dry run \
-                                  is over\""),
+                    format_args!(
+                        "unban {network} owner={owner} dry_run=true reason=\"the dry run is over\""
+                    ),
                 );
             }
         }
         // Where everybody may talk, nobody needs to be admitted, and the tables need not hold it.
-        let admitted =
-            if self.config.policy == Policy::Closed { self.config.admit.networks.clone() } else { Vec::new() };
-        for (list, networks) in [(List::Trust, self.config.trust.networks.clone()), (List::Admit, admitted)] {
-            self.lists
-                .retain(|of, entry| of == list && entry.owner == Owner::Config && !networks.contains(&entry.network))?;
+        let admitted = if self.config.policy == Policy::Closed {
+            self.config.admit.networks.clone()
+        } else {
+            Vec::new()
+        };
+        for (list, networks) in
+            [(List::Trust, self.config.trust.networks.clone()), (List::Admit, admitted)]
+        {
+            self.lists.retain(|of, entry| {
+                of == list && entry.owner == Owner::Config && !networks.contains(&entry.network)
+            })?;
             for network in networks {
                 let entry = Entry {
                     owner: Owner::Config,
-                    ..Entry::manual(network, clock::after(None), &self.paths.config.display().to_string())
+                    ..Entry::manual(
+                        network,
+                        clock::after(None),
+                        &self.paths.config.display().to_string(),
+                    )
                 };
-                if self.lists.owners(list, &network).iter().all(|known| known.owner != Owner::Config) {
+                if self
+                    .lists
+                    .owners(list, &network)
+                    .iter()
+                    .all(|known| known.owner != Owner::Config)
+                {
                     self.lists.put(list, entry)?;
                 }
             }
@@ -296,7 +331,7 @@ impl Daemon {
         self.judge_by_address()
     }
 
-    /// See [`BanEngine::judge_by_address`](super::verdicts::BanEngine::judge_by_address).
+    /// See [`BanEngine::judge_by_address`](crate::bans::engine::BanEngine::judge_by_address).
     pub(super) fn judge_by_address(&mut self) -> Result<()> {
         self.ban_engine().judge_by_address()
     }
@@ -315,7 +350,8 @@ impl Daemon {
 fn carried_over(pins: &Pins, misfit: Option<&str>) -> Option<Vec<(List, Entry)>> {
     let misfit = misfit?;
     log::info!("the tables are replaced, their entries carried over: {misfit}");
-    let entries = pins.open(names::LEDGER).and_then(Ledger::new).and_then(|ledger| ledger.entries());
+    let entries =
+        pins.open(names::LEDGER).and_then(Ledger::new).and_then(|ledger| ledger.entries());
     match entries {
         Ok(entries) => Some(entries),
         Err(error) => {

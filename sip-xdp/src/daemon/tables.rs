@@ -6,7 +6,7 @@ use log::Level;
 use serde_json::{Value, json};
 
 use super::Daemon;
-use super::events::Event as Event;
+use crate::bans::event::Event;
 use crate::lists::Fill;
 use crate::text::Quoted;
 
@@ -18,8 +18,13 @@ impl NearlyFull {
     /// The bounds that have become nearly full since this was last asked. One counts again when it
     /// was below three quarters.
     fn new_ones(&mut self, fill: &[Fill]) -> Vec<Fill> {
-        self.0.retain(|table| fill.iter().any(|one| one.table == *table && one.used * 4 >= one.limit * 3));
-        fill.iter().filter(|one| one.is_nearly_full() && self.0.insert(one.table)).copied().collect()
+        self.0.retain(|table| {
+            fill.iter().any(|one| one.table == *table && one.used * 4 >= one.limit * 3)
+        });
+        fill.iter()
+            .filter(|one| one.is_nearly_full() && self.0.insert(one.table))
+            .copied()
+            .collect()
     }
 }
 
@@ -31,7 +36,10 @@ impl Daemon {
             self.announce(
                 Event::new("nearly_full").reason(&*warning),
                 Level::Warn,
-                format_args!("nearly_full table={table} used={used} limit={limit} reason={}", Quoted(&warning)),
+                format_args!(
+                    "nearly_full table={table} used={used} limit={limit} reason={}",
+                    Quoted(&warning)
+                ),
             );
         }
         for (list, entry) in self.lists.take_displaced() {
@@ -63,9 +71,19 @@ mod tests {
     #[test]
     fn what_is_nearly_full_is_said_once_until_there_is_room_again() {
         let mut said = NearlyFull::default();
-        for (used, is_new) in [(79, false), (80, true), (100, false), (76, false), (90, false), (74, false), (80, true)]
-        {
-            let fill = [Fill { table: "known", used, limit: 100 }, Fill { table: "ports", used: 0, limit: 100 }];
+        for (used, is_new) in [
+            (79, false),
+            (80, true),
+            (100, false),
+            (76, false),
+            (90, false),
+            (74, false),
+            (80, true),
+        ] {
+            let fill = [
+                Fill { table: "known", used, limit: 100 },
+                Fill { table: "ports", used: 0, limit: 100 },
+            ];
             assert_eq!(!said.new_ones(&fill).is_empty(), is_new, "{used}");
         }
     }

@@ -10,7 +10,9 @@ use aya::programs::ProgramInfo;
 use bytemuck::Zeroable;
 use jiff::Timestamp;
 use serde::Serialize;
-use sip_xdp_common::abi::layout::{Counters, CpuState, InterfaceRecord, List, MAX_INTERFACES, Owner, Responses};
+use sip_xdp_common::abi::layout::{
+    Counters, CpuState, InterfaceRecord, List, MAX_INTERFACES, Owner, Responses,
+};
 use sip_xdp_common::abi::names;
 use sip_xdp_common::limits::storm::StormState;
 use sip_xdp_common::lookup::networks::Kind;
@@ -175,10 +177,12 @@ impl FilteredInterface {
     pub fn trouble(&self) -> Option<String> {
         let name = &self.interface;
         match &self.current_name {
-            None => Some(format!("{name} is gone; the daemon filters it again as soon as it is \
-                                  back")),
-            Some(_) if !self.attached => Some(format!("{name} is not filtered any more: the \
-                program was taken off")),
+            None => {
+                Some(format!("{name} is gone; the daemon filters it again as soon as it is back"))
+            }
+            Some(_) if !self.attached => {
+                Some(format!("{name} is not filtered any more: the program was taken off"))
+            }
             Some(_) if self.trial_over => Some(format!(
                 "{name} drops nothing: nobody confirmed in time; should its daemon have died, \
                  `sip-xdp unload` takes it \
@@ -225,7 +229,10 @@ pub fn packets(pins: &Pins) -> Result<Vec<InterfaceStats>> {
             mode: Mode::from_number(record.mode),
             packets: by_verdict(&sum.packets, &sum.would_drop),
             bytes: by_verdict(&sum.bytes, &sum.would_drop_bytes),
-            methods: Message::ALL.iter().map(|message| (message.name(), sum.messages[*message as usize])).collect(),
+            methods: Message::ALL
+                .iter()
+                .map(|message| (message.name(), sum.messages[*message as usize]))
+                .collect(),
         });
     }
     Ok(interfaces)
@@ -263,8 +270,11 @@ fn known(pins: &Pins) -> Result<(usize, usize)> {
     let table_header = header::read(pins.open(names::TABLE_HEADER)?)?;
     let table = Table::open(|name| pins.open(name), &table_header)?;
     let now = clock::now();
-    let table = table.table()?;
-    let live = table.entries().filter(|entry| entry.slot_state.expires > now).filter_map(|entry| entry.slot_state.reputation);
+    let table = table.map_all()?;
+    let live = table
+        .entries()
+        .filter(|entry| entry.slot_state.expires > now)
+        .filter_map(|entry| entry.slot_state.reputation);
     Ok(live.fold((0, 0), |(good, peers), reputation| {
         (good + usize::from(reputation.is_good(now)), peers + usize::from(reputation.is_peer(now)))
     }))
@@ -284,7 +294,8 @@ pub fn memory(pins: &Pins) -> Result<u64> {
     for name in names::PINNED_MAPS {
         let map = MapData::from_pin(pins.maps().join(name))?;
         let path = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
-        let info = std::fs::read_to_string(&path).with_context(|| format!("{path} cannot be read"))?;
+        let info =
+            std::fs::read_to_string(&path).with_context(|| format!("{path} cannot be read"))?;
         // `bpf_map_show_fdinfo` in kernel/bpf/syscall.c.
         let memory = info.lines().find_map(|line| line.strip_prefix("memlock:"));
         bytes += memory.and_then(|bytes| bytes.trim().parse::<u64>().ok()).unwrap_or(0);
@@ -309,14 +320,19 @@ pub fn rows(pins: &Pins, list: List) -> Result<Vec<Row>> {
     let table_header = header::read(pins.open(names::TABLE_HEADER)?)?;
     let table = Table::open(|name| pins.open(name), &table_header)?;
     let flows = Flows::open(|name| pins.open(name))?;
-    let hits = |network: &Network| table.get(Kind::Blocked, network).ok().flatten().map_or(0, |entry| entry.hits);
+    let hits = |network: &Network| {
+        table.get(Kind::Blocked, network).ok().flatten().map_or(0, |entry| entry.hits)
+    };
     let now = clock::now();
-    let entries = ledger.entries()?.into_iter().filter(|(of, entry)| *of == list && !entry.is_over(now));
+    let entries =
+        ledger.entries()?.into_iter().filter(|(of, entry)| *of == list && !entry.is_over(now));
     let row = |entry: Entry| Row {
         claimant: entry.claimant(),
         hits: match (list, entry.port) {
             (List::Block, None) => hits(&entry.network),
-            (List::Block, Some(port)) => flows.get(entry.network.first(), port).map_or(0, |flow| flow.hits),
+            (List::Block, Some(port)) => {
+                flows.get(entry.network.first(), port).map_or(0, |flow| flow.hits)
+            }
             _ => 0,
         },
         network: entry.network,
@@ -338,7 +354,8 @@ pub fn rows(pins: &Pins, list: List) -> Result<Vec<Row>> {
 pub fn interfaces(pins: &Pins, present: &[Interface]) -> Result<Vec<FilteredInterface>> {
     let trial_over = trial::pinned_deadline(pins).is_some_and(|deadline| deadline <= clock::now());
     let filtered = |record: &InterfaceRecord| {
-        let ours = ProgramInfo::from_pin(pins.program(record.index)).ok().map(|program| program.id());
+        let ours =
+            ProgramInfo::from_pin(pins.program(record.index)).ok().map(|program| program.id());
         let present = present.iter().find(|interface| interface.index == record.index);
         let on = present.and_then(|interface| interface.xdp);
         FilteredInterface {
@@ -399,7 +416,8 @@ fn records(pins: &Pins) -> Result<Vec<(u32, InterfaceRecord)>> {
 
 /// The configured name in an interface's record.
 pub fn name_of(record: &InterfaceRecord) -> String {
-    String::from_utf8_lossy(&record.name[..usize::from(record.name_length).min(record.name.len())]).into_owned()
+    String::from_utf8_lossy(&record.name[..usize::from(record.name_length).min(record.name.len())])
+        .into_owned()
 }
 
 /// Now, to the millisecond.
@@ -421,7 +439,10 @@ fn add(mut sum: Counters, one: &Counters) -> Counters {
     sum
 }
 
-pub(crate) fn by_verdict(counted: &[u64; Reason::COUNT], would_drop: &[u64; Reason::COUNT]) -> ByVerdict {
+pub(crate) fn by_verdict(
+    counted: &[u64; Reason::COUNT],
+    would_drop: &[u64; Reason::COUNT],
+) -> ByVerdict {
     let named = |verdict: Verdict, from: &[u64; Reason::COUNT]| {
         let reasons = Reason::ALL.into_iter().filter(|reason| reason.verdict() == verdict);
         reasons.map(|reason| (reason.name(), from[reason as usize])).collect()

@@ -120,7 +120,8 @@ pub(crate) fn switch_on(interface: &str, feature: &str) -> io::Result<()> {
 
 fn text(words: &[u32]) -> String {
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).chain([0]).collect();
-    CStr::from_bytes_until_nul(&bytes).map_or_else(|_| String::new(), |text| text.to_string_lossy().into_owned())
+    CStr::from_bytes_until_nul(&bytes)
+        .map_or_else(|_| String::new(), |text| text.to_string_lossy().into_owned())
 }
 
 /// The ioctl. All its structures are made of words of which the first is the command.
@@ -151,7 +152,10 @@ mod tests {
         assert!(channels("lo").is_err());
         assert!(driver("no-such-thing").is_err() && feature_names("no-such-thing").is_err());
         let features = features_of("lo").unwrap();
-        assert!(features.on.contains("loopback") && !features.changeable.contains("loopback"), "{features:?}");
+        assert!(
+            features.on.contains("loopback") && !features.changeable.contains("loopback"),
+            "{features:?}"
+        );
         assert!(!features.on.contains(LRO) && !features.on.contains(GRO_HW));
         assert!(switch_on("lo", "no-such-offload").is_err());
     }

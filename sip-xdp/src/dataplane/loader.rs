@@ -9,18 +9,19 @@ use aya::programs::{ProgramInfo, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use serde::Serialize;
 use sip_xdp_common::abi::layout::{
-    PENDING_REQUESTS, CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, ENFORCE, ENFORCE_UNTIL, EVENTS_BYTES,
-    FLOWS, InterfaceRecord, LADDERS, LedgerKey, LedgerRow, MAX_INTERFACES, OWN_NONCES, Responses, SPARE_ALL,
+    CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, ENFORCE, ENFORCE_UNTIL,
+    EVENTS_BYTES, FLOWS, InterfaceRecord, LADDERS, LedgerKey, LedgerRow, MAX_INTERFACES,
+    OWN_NONCES, PENDING_REQUESTS, Responses, SPARE_ALL,
 };
 use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::{IpKey, mask};
-use sip_xdp_common::limits::flow::{PendingRequest, Flow, FlowKey};
+use sip_xdp_common::limits::flow::{Flow, FlowKey, PendingRequest};
 use sip_xdp_common::limits::gcra::{Limits, Pace};
 use sip_xdp_common::limits::ladder::Ladder;
-use sip_xdp_common::limits::meters::{Records, MeterSet, sets};
+use sip_xdp_common::limits::meters::{MeterSet, Records, sets};
 use sip_xdp_common::limits::storm::{MARKS, Mark, StormLimits, StormState};
 use sip_xdp_common::lookup::host_rows;
-use sip_xdp_common::lookup::networks::{SlotBucket, GROUP, TableHeader, Hashing, Prints, buckets};
+use sip_xdp_common::lookup::networks::{GROUP, Hashing, Prints, SlotBucket, TableHeader, buckets};
 use sip_xdp_common::lookup::summary;
 use sip_xdp_common::packet::headers::{Inspects, Link};
 
@@ -105,16 +106,36 @@ impl Ports {
 }
 
 /// The pinned maps and how each must look: type, key size, value size and number of entries.
-pub fn shapes(capacity: &Capacity) -> [(&'static str, MapType, usize, usize, u32); names::PINNED_MAPS.len()] {
+pub fn shapes(
+    capacity: &Capacity,
+) -> [(&'static str, MapType, usize, usize, u32); names::PINNED_MAPS.len()] {
     let networks = capacity.networks;
     let interfaces = MAX_INTERFACES as u32;
     let (word, index) = (size_of::<u64>(), size_of::<u32>());
     [
         (names::TABLE_HEADER, MapType::Array, index, size_of::<TableHeader>(), 1),
-        (names::SUMMARY_COARSE, MapType::Array, index, size_of::<summary::Element>(), summary::COARSE),
+        (
+            names::SUMMARY_COARSE,
+            MapType::Array,
+            index,
+            size_of::<summary::Element>(),
+            summary::COARSE,
+        ),
         (names::SUMMARY_FINE, MapType::Array, index, size_of::<summary::Element>(), summary::FINE),
-        (names::FEED_HOSTS, MapType::Array, index, size_of::<host_rows::Row>(), host_rows::rows(networks)),
-        (names::FINGERPRINTS, MapType::Array, index, size_of::<Prints>(), buckets(networks) / GROUP as u32),
+        (
+            names::FEED_HOSTS,
+            MapType::Array,
+            index,
+            size_of::<host_rows::Row>(),
+            host_rows::rows(networks),
+        ),
+        (
+            names::FINGERPRINTS,
+            MapType::Array,
+            index,
+            size_of::<Prints>(),
+            buckets(networks) / GROUP as u32,
+        ),
         (names::NETWORKS, MapType::Array, index, size_of::<SlotBucket>(), buckets(networks)),
         (names::LEDGER, MapType::Hash, size_of::<LedgerKey>(), size_of::<LedgerRow>(), networks),
         (names::SOURCES, MapType::Array, index, size_of::<MeterSet>(), sets(capacity.sources)),
@@ -122,7 +143,13 @@ pub fn shapes(capacity: &Capacity) -> [(&'static str, MapType, usize, usize, u32
         (names::FLOWS, MapType::Hash, size_of::<FlowKey>(), size_of::<Flow>(), FLOWS as u32),
         (names::LADDERS, MapType::Hash, size_of::<FlowKey>(), size_of::<Ladder>(), LADDERS as u32),
         (names::OWN_NONCES, MapType::LruHash, word, word, OWN_NONCES as u32),
-        (names::PENDING_REQUESTS, MapType::LruHash, size_of::<IpKey>(), size_of::<PendingRequest>(), PENDING_REQUESTS as u32),
+        (
+            names::PENDING_REQUESTS,
+            MapType::LruHash,
+            size_of::<IpKey>(),
+            size_of::<PendingRequest>(),
+            PENDING_REQUESTS as u32,
+        ),
         (names::SKETCH, MapType::Array, index, MARKS * size_of::<Mark>(), 1),
         (names::STORM_STATE, MapType::Array, index, size_of::<StormState>(), 1),
         (names::COUNTERS, MapType::PerCpuArray, index, size_of::<Counters>(), interfaces),
@@ -143,9 +170,14 @@ pub fn misfit(directory: &Path, capacity: &Capacity) -> Option<String> {
             Ok(info) => info,
             Err(error) => return Some(format!("{name} cannot be opened ({error})")),
         };
-        let found = (info.map_type().ok(), info.key_size() as usize, info.value_size() as usize, info.max_entries());
-        (found != (Some(kind), key, value, entries)).then(|| format!("{name} has another size or \
-            layout"))
+        let found = (
+            info.map_type().ok(),
+            info.key_size() as usize,
+            info.value_size() as usize,
+            info.max_entries(),
+        );
+        (found != (Some(kind), key, value, entries))
+            .then(|| format!("{name} has another size or layout"))
     })
 }
 
@@ -207,7 +239,10 @@ pub fn trial(settings: &Settings) -> Result<Trial> {
 }
 
 /// What the program's globals are to be, by name.
-pub fn globals(settings: &Settings, hashing: &Hashing) -> [(&'static str, Vec<u8>); names::GLOBALS.len()] {
+pub fn globals(
+    settings: &Settings,
+    hashing: &Hashing,
+) -> [(&'static str, Vec<u8>); names::GLOBALS.len()] {
     let (high, low) = mask(settings.ipv6_prefix);
     let flag = |is: bool| vec![u8::from(is)];
     let dry_run = match (settings.dry_run, settings.trial) {
@@ -244,8 +279,9 @@ pub fn make_maps(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
     };
     let hashing = hashing.unwrap_or_else(|| header::new_hashing(networks, sources));
     let globals = globals(settings, &hashing);
-    let pins: Vec<(&str, PathBuf)> =
-        maps.map(|dir| names::PINNED_MAPS.map(|name| (name, dir.join(name))).to_vec()).unwrap_or_default();
+    let pins: Vec<(&str, PathBuf)> = maps
+        .map(|dir| names::PINNED_MAPS.map(|name| (name, dir.join(name))).to_vec())
+        .unwrap_or_default();
 
     let mut loader = EbpfLoader::new();
     for (name, value) in &globals {
@@ -258,7 +294,8 @@ pub fn make_maps(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
         loader.map_pin_path(name, path);
     }
     let plain = if takes_frags() { None } else { Some(without_frags(OBJECT)) };
-    let object = plain.as_ref().map_or(OBJECT, |words| &bytemuck::cast_slice(words)[..OBJECT.len()]);
+    let object =
+        plain.as_ref().map_or(OBJECT, |words| &bytemuck::cast_slice(words)[..OBJECT.len()]);
     let mut object = loader.load(object).map_err(|error| explain(error.into()))?;
     let map = object.map_mut(names::TABLE_HEADER).context("the kernel object has no guide")?;
     header::write_new(&mut map.try_into()?, hashing)?;
@@ -267,15 +304,15 @@ pub fn make_maps(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
 
 /// The ingress program of a loaded object.
 pub fn ingress(object: &mut Ebpf) -> Result<&mut Xdp> {
-    let program = object.program_mut(names::INGRESS).context("the kernel object has no ingress \
-        program")?;
+    let program =
+        object.program_mut(names::INGRESS).context("the kernel object has no ingress program")?;
     Ok(program.try_into()?)
 }
 
 /// The egress program of a loaded object.
 pub fn egress(object: &mut Ebpf) -> Result<&mut SchedClassifier> {
-    let program = object.program_mut(names::EGRESS).context("the kernel object has no egress \
-        program")?;
+    let program =
+        object.program_mut(names::EGRESS).context("the kernel object has no egress program")?;
     Ok(program.try_into()?)
 }
 
@@ -287,7 +324,8 @@ fn without_frags(object: &[u8]) -> Vec<u64> {
     let mut words = vec![0_u64; object.len().div_ceil(size_of::<u64>())];
     let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
     bytes[..object.len()].copy_from_slice(object);
-    let places: Vec<usize> = (0..object.len()).filter(|at| object[*at..].starts_with(FRAGS)).collect();
+    let places: Vec<usize> =
+        (0..object.len()).filter(|at| object[*at..].starts_with(FRAGS)).collect();
     for at in places {
         bytes[at + "xdp".len()] = 0;
     }
@@ -345,7 +383,10 @@ mod tests {
         let words = without_frags(OBJECT);
         let (asks, functions, programs) = frags(OBJECT);
         assert!(asks);
-        assert_eq!(frags(&bytemuck::cast_slice(&words)[..OBJECT.len()]), (false, functions, programs));
+        assert_eq!(
+            frags(&bytemuck::cast_slice(&words)[..OBJECT.len()]),
+            (false, functions, programs)
+        );
     }
 
     #[test]
@@ -357,11 +398,18 @@ mod tests {
             let key = object.programs[program].function_key();
             let instructions = object.functions[&key].instructions.iter();
             // A call (`BPF_JMP | BPF_CALL`) of a helper has no source register.
-            instructions.filter(|one| one.code == 0x85 && one.src_reg() == 0).map(|one| one.imm as u32).collect()
+            instructions
+                .filter(|one| one.code == 0x85 && one.src_reg() == 0)
+                .map(|one| one.imm as u32)
+                .collect()
         };
         let listed = |ingress: bool| -> BTreeSet<u32> {
             let without = if ingress { Caller::Egress } else { Caller::Ingress };
-            HELPERS.iter().filter(|one| one.called_by != without).map(|one| one.number as u32).collect()
+            HELPERS
+                .iter()
+                .filter(|one| one.called_by != without)
+                .map(|one| one.number as u32)
+                .collect()
         };
         assert_eq!(calls(names::INGRESS), listed(true));
         assert_eq!(calls(names::EGRESS), listed(false));

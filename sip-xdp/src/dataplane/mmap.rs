@@ -97,6 +97,11 @@ impl View {
         // SAFETY: the mapping has this many words from there on, lives as long as `self`, and
         // elements lie at multiples of 8 bytes from the start of a page. The kernel's programs
         // change single aligned words of it.
-        unsafe { std::slice::from_raw_parts(self.mapping.as_mut_ptr().add(self.start).cast::<AtomicU64>(), self.words) }
+        unsafe {
+            std::slice::from_raw_parts(
+                self.mapping.as_mut_ptr().add(self.start).cast::<AtomicU64>(),
+                self.words,
+            )
+        }
     }
 }

@@ -97,8 +97,10 @@ impl Pins {
         let Ok(directory) = fs::read_dir(self.root.join(name)) else {
             return Vec::new();
         };
-        let mut indices: Vec<u32> =
-            directory.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        let mut indices: Vec<u32> = directory
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect();
         indices.sort_unstable();
         indices
     }
@@ -122,11 +124,15 @@ impl Pins {
     pub fn open(&self, name: &str) -> Result<Map> {
         self.check_access()?;
         if !self.is_loaded() {
-            bail!("no filter is loaded (nothing is pinned in {}); start it with `sip-xdp run`", self.root.display());
+            bail!(
+                "no filter is loaded (nothing is pinned in {}); start it with `sip-xdp run`",
+                self.root.display()
+            );
         }
         let path = self.maps().join(name);
-        let data = MapData::from_pin(&path)
-            .map_err(|error| anyhow!("{} cannot be opened ({}); run it as root", path.display(), innermost(&error)))?;
+        let data = MapData::from_pin(&path).map_err(|error| {
+            anyhow!("{} cannot be opened ({}); run it as root", path.display(), innermost(&error))
+        })?;
         Ok(Map::from_map_data(data)?)
     }
 
@@ -135,15 +141,17 @@ impl Pins {
         self.check_bpffs()?;
         let inside = ["links", "egress", "clsact", "programs"].map(|name| self.root.join(name));
         for directory in [self.root.clone()].into_iter().chain(inside) {
-            fs::create_dir_all(&directory)
-                .with_context(|| format!("{} cannot be made; run it as root", directory.display()))?;
+            fs::create_dir_all(&directory).with_context(|| {
+                format!("{} cannot be made; run it as root", directory.display())
+            })?;
         }
         self.lock()
     }
 
     /// Takes the instance for this process.
     pub fn lock(&self) -> Result<Lock> {
-        let directory = File::open(&self.root).with_context(|| format!("{} cannot be opened", self.root.display()))?;
+        let directory = File::open(&self.root)
+            .with_context(|| format!("{} cannot be opened", self.root.display()))?;
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             Ok(directory) => Ok(Lock { _directory: directory }),
             Err((_, error)) if error == nix::errno::Errno::EWOULDBLOCK => bail!(
@@ -224,14 +232,17 @@ impl Pins {
 
     /// The offloads that attaching to an interface has switched off, by device.
     pub(crate) fn noted_offloads(&self, index: u32) -> Vec<(u32, String)> {
-        let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().collect::<Vec<_>>();
+        let entries =
+            |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().collect::<Vec<_>>();
         let devices = entries(&self.offloads(index)).into_iter().filter_map(|device| {
             let index: u32 = device.file_name().to_str()?.parse().ok()?;
             Some((index, entries(&device.path())))
         });
         let mut noted: Vec<_> = devices
             .flat_map(|(device, names)| {
-                names.into_iter().filter_map(move |name| Some((device, name.file_name().into_string().ok()?)))
+                names
+                    .into_iter()
+                    .filter_map(move |name| Some((device, name.file_name().into_string().ok()?)))
             })
             .collect();
         noted.sort_unstable();

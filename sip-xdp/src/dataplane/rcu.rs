@@ -89,7 +89,8 @@ fn map_of_maps() -> io::Result<()> {
         Some(maps) => maps,
         None => {
             let inner = bpf::create_map(bpf::MAP_TYPE_ARRAY, [4, 4], 1, 0, None)?;
-            let outer = bpf::create_map(bpf::MAP_TYPE_ARRAY_OF_MAPS, [4, 4], 1, 0, Some(inner.as_fd()))?;
+            let outer =
+                bpf::create_map(bpf::MAP_TYPE_ARRAY_OF_MAPS, [4, 4], 1, 0, Some(inner.as_fd()))?;
             MAPS.get_or_init(|| (outer, inner))
         }
     };

@@ -47,9 +47,15 @@ pub struct Refusal {
 
 impl Refusal {
     /// What loading `program` failed with. `missing` is asked only where the verifier says nothing.
-    pub(crate) fn new(program: &'static str, error: &ProgramError, missing: impl FnOnce() -> Option<String>) -> Self {
+    pub(crate) fn new(
+        program: &'static str,
+        error: &ProgramError,
+        missing: impl FnOnce() -> Option<String>,
+    ) -> Self {
         let (error, log) = match error {
-            ProgramError::LoadError { io_error, verifier_log } => (io_error.to_string(), verifier_log.to_string()),
+            ProgramError::LoadError { io_error, verifier_log } => {
+                (io_error.to_string(), verifier_log.to_string())
+            }
             other => (super::attach::xdp::innermost(other), String::new()),
         };
         let missing = if reason(&log).is_none() { missing() } else { None };
@@ -70,7 +76,9 @@ impl Refusal {
         let written = fs::create_dir_all(directory).and_then(|()| fs::write(&file, &self.log));
         self.kept = Some(match written {
             Ok(()) => format!("the verifier's whole log is in {}", file.display()),
-            Err(error) => format!("the verifier's log could not be written to {}: {error}", file.display()),
+            Err(error) => {
+                format!("the verifier's log could not be written to {}: {error}", file.display())
+            }
         });
     }
 }
@@ -114,7 +122,8 @@ pub fn keep_log(error: anyhow::Error, directory: &Path) -> anyhow::Error {
 /// begin with a number, and those that are cut off in the middle of a log end it.
 fn reason(log: &str) -> Option<&str> {
     let is_reason = |line: &&str| {
-        let numbered = line.split_once(':').is_some_and(|(number, _)| number.parse::<u32>().is_ok());
+        let numbered =
+            line.split_once(':').is_some_and(|(number, _)| number.parse::<u32>().is_ok());
         !line.is_empty() && !numbered && !NO_REASON.iter().any(|start| line.starts_with(start))
     };
     log.lines().map(str::trim).rfind(is_reason)
@@ -165,8 +174,10 @@ mod tests {
         let file = directory.path().join("file");
         fs::write(&file, "").unwrap();
         let text = keep_log(refused(LOG, libc::EACCES, None).into(), &file).to_string();
-        assert!(text.contains("R4 invalid zero-sized read") && text.contains("could not be \
-            written"), "{text}");
+        assert!(
+            text.contains("R4 invalid zero-sized read") && text.contains("could not be written"),
+            "{text}"
+        );
         assert_eq!(text.lines().count(), 1);
     }
 
@@ -178,8 +189,10 @@ mod tests {
                         no helper bpf_loop";
         assert_eq!(text, expected);
         let text = refused("", libc::EINVAL, None).to_string();
-        assert!(text.ends_with("(Invalid argument (os error 22)), and its verifier gave no \
-                                reason"), "{text}");
+        assert!(
+            text.ends_with("(Invalid argument (os error 22)), and its verifier gave no reason"),
+            "{text}"
+        );
         let text = refused("", libc::EPERM, None).to_string();
         assert!(text.contains("a container, lockdown, or missing capabilities"), "{text}");
     }
@@ -197,8 +210,9 @@ mod tests {
             (
                 "17: (0f) r1 += r2\nmath between pkt pointer and register with unbounded min value \
                  is not allowed\n",
-                Some("math between pkt pointer and register with unbounded min value is not \
-                      allowed"),
+                Some(
+                    "math between pkt pointer and register with unbounded min value is not allowed",
+                ),
             ),
             (
                 "BPF program is too large. Processed 1000001 insn\nprocessed 1000001 insns (limit \

@@ -76,7 +76,8 @@ impl Sight {
         self.looks = self.looks.saturating_add(u32::from(taken > self.last));
         self.last = taken;
         let packets = taken - taken_then;
-        (packets >= UNSEEN && self.looks >= LOOKS).then_some(Blind { packets, has_seen: self.has_seen })
+        (packets >= UNSEEN && self.looks >= LOOKS)
+            .then_some(Blind { packets, has_seen: self.has_seen })
     }
 }
 
@@ -90,12 +91,17 @@ mod tests {
     fn looks(counters: &[(u64, u64)]) -> Vec<Option<u64>> {
         let mut sight = Sight::new(0, false);
         let looks = counters.iter().zip(1..);
-        looks.map(|((taken, counted), n)| Some(sight.look(n * SECOND, *taken, *counted)?.packets)).collect()
+        looks
+            .map(|((taken, counted), n)| Some(sight.look(n * SECOND, *taken, *counted)?.packets))
+            .collect()
     }
 
     #[test]
     fn packets_that_arrive_unseen_are_noticed() {
-        assert_eq!(looks(&[(1_000, 5), (1_010, 5), (1_030, 5), (1_030, 5)]), [None, None, Some(30), Some(30)]);
+        assert_eq!(
+            looks(&[(1_000, 5), (1_010, 5), (1_030, 5), (1_030, 5)]),
+            [None, None, Some(30), Some(30)]
+        );
         // A slow trickle, too.
         let trickle: Vec<_> = (0..30).map(|n| (n, 0)).collect();
         assert_eq!(looks(&trickle).iter().position(Option::is_some), Some(20));

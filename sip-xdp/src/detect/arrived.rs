@@ -1,7 +1,7 @@
 //! Responses that arrive. A proxy forwards one that it never asked for to the next Via, so what
 //! leaves as a response of ours may be somebody else's, and says nothing.
 
-use sip_xdp_common::abi::layout::{KernelEvent, FRAGMENTED};
+use sip_xdp_common::abi::layout::{FRAGMENTED, KernelEvent};
 
 use super::digest::digest;
 use super::recent::Recent;

@@ -81,7 +81,8 @@ impl Dialogs {
 
     /// Whether it proves that `by` is where it says that it repeats a tag.
     pub(super) fn proves(&mut self, call: u64, tag: &[u8], by: IpKey, now: u64) -> bool {
-        let was_given = self.tags.get(&call, now).is_some_and(|tags| tags.contains(&(by, digest(tag))));
+        let was_given =
+            self.tags.get(&call, now).is_some_and(|tags| tags.contains(&(by, digest(tag))));
         if was_given && !self.comparable && self.early.is_none() {
             self.early = Some((by, call, tag.to_vec()));
         }

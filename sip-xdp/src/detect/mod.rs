@@ -28,7 +28,9 @@ mod windows;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use sip_xdp_common::abi::layout::{KernelEvent, EventKind, FRAGMENTED, IN_STORM, LADDERS, SUSPECTED};
+use sip_xdp_common::abi::layout::{
+    EventKind, FRAGMENTED, IN_STORM, KernelEvent, LADDERS, SUSPECTED,
+};
 use sip_xdp_common::ip_key::{IpKey, mask};
 use sip_xdp_common::limits::ladder::WIDTHS;
 use sip_xdp_common::packet::checksum::Datagram;
@@ -373,7 +375,9 @@ impl Detector {
             self.due.pop_front();
             self.settle(source, now, &mut actions);
         }
-        actions.extend(self.registrar.news(now).into_iter().map(|(kind, text)| Action::Note(kind, text)));
+        actions.extend(
+            self.registrar.news(now).into_iter().map(|(kind, text)| Action::Note(kind, text)),
+        );
         let is_filling = self.known.fill() >= NEARLY_FULL;
         if is_filling && !self.was_filling {
             let text = "the table of who is known good is nearly full: who is known for the \
@@ -413,7 +417,12 @@ impl Detector {
     }
 
     /// A response has arrived.
-    fn response(&mut self, event: &KernelEvent, head: Option<&Head<'_>>, actions: &mut Vec<Action>) {
+    fn response(
+        &mut self,
+        event: &KernelEvent,
+        head: Option<&Head<'_>>,
+        actions: &mut Vec<Action>,
+    ) {
         let (source, now) = (event.source, event.time);
         let branch = head.and_then(|head| head.branch).map(digest);
         let answers = branch.is_some_and(|branch| self.peers.answers(source, branch, now));
@@ -439,7 +448,8 @@ impl Detector {
             let oldest = *oldest;
             self.sources.retain(|_, state| state.last > oldest);
         }
-        let state = self.sources.entry(source).or_insert_with(|| Box::new(SourceState::new(source)));
+        let state =
+            self.sources.entry(source).or_insert_with(|| Box::new(SourceState::new(source)));
         state.last = now;
         state
     }
@@ -476,12 +486,21 @@ impl Detector {
             return;
         }
         let level = if flood.routable { Level::Routable } else { Level::Seen };
-        let finding = Finding { bits: flood.bits, ..self.about(flood.source, flood.kind.name(), level, flood.reason) };
+        let finding = Finding {
+            bits: flood.bits,
+            ..self.about(flood.source, flood.kind.name(), level, flood.reason)
+        };
         self.emit_ban(level, finding, now, actions);
     }
 
     /// A request has passed.
-    fn request(&mut self, event: &KernelEvent, bytes: &[u8], head: &Head<'_>, actions: &mut Vec<Action>) {
+    fn request(
+        &mut self,
+        event: &KernelEvent,
+        bytes: &[u8],
+        head: &Head<'_>,
+        actions: &mut Vec<Action>,
+    ) {
         let (source, now) = (event.source, event.time);
         let unseen = event.flags & FRAGMENTED != 0 || event.length > event.head_length;
         if !self.takes_any_checksum && !unseen && !is_delivered(event, bytes) {
@@ -493,7 +512,9 @@ impl Detector {
         };
         // Nearly all of a storm's strangers are forged: who has not shown that it receives our
         // responses is not remembered.
-        let echoes = |one: &transactions::Credential| self.nonces.echo(one.nonce, source, now) != Echo::Foreign;
+        let echoes = |one: &transactions::Credential| {
+            self.nonces.echo(one.nonce, source, now) != Echo::Foreign
+        };
         let is_strange = event.flags & IN_STORM != 0 && !self.sources.contains_key(&source);
         if is_strange && !request.credentials.iter().any(echoes) {
             return;
@@ -554,9 +575,16 @@ impl Detector {
 
     /// Notes an acceptance, and says what it earns. An account that is accepted at a place that
     /// offended earns nothing there while the ban lasts.
-    fn accept(&mut self, acceptance: &Acceptance, aor: Option<&str>, actions: &mut Vec<Action>) -> bool {
+    fn accept(
+        &mut self,
+        acceptance: &Acceptance,
+        aor: Option<&str>,
+        actions: &mut Vec<Action>,
+    ) -> bool {
         let Acceptance { source, port, at: now, .. } = *acceptance;
-        let is_barred = |port: Option<u16>| self.offending.get(&(source, port), now).is_some_and(|until| *until > now);
+        let is_barred = |port: Option<u16>| {
+            self.offending.get(&(source, port), now).is_some_and(|until| *until > now)
+        };
         if is_barred(Some(port)) || is_barred(None) && !self.known.has_place(&source, port) {
             return false;
         }

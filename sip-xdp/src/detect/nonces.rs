@@ -110,7 +110,13 @@ impl Nonces {
     }
 
     /// Notes that a nonce was the answer to a registration of a user that was not remembered.
-    pub(super) fn challenge_registration(&mut self, nonce: u64, to: IpKey, user: &String, now: u64) {
+    pub(super) fn challenge_registration(
+        &mut self,
+        nonce: u64,
+        to: IpKey,
+        user: &String,
+        now: u64,
+    ) {
         self.registering.insert(digest(&(nonce, to, user)), now, ());
     }
 
@@ -132,12 +138,15 @@ impl Nonces {
     /// for this user.
     pub(super) fn was_challenged(&self, request: &Request, now: u64) -> bool {
         let answers = |(nonce, fingerprint): &(u64, u64)| {
-            *fingerprint == request.fingerprint && request.credentials.iter().any(|one| one.nonce == *nonce)
+            *fingerprint == request.fingerprint
+                && request.credentials.iter().any(|one| one.nonce == *nonce)
         };
-        let in_call = self.challenges.get(&key(request), now).is_some_and(|all| all.iter().any(answers));
+        let in_call =
+            self.challenges.get(&key(request), now).is_some_and(|all| all.iter().any(answers));
         let is_register = request.method == Method::Register;
-        let was_given =
-            |nonce: u64, user: &String| self.registering.get(&digest(&(nonce, request.source, user)), now).is_some();
+        let was_given = |nonce: u64, user: &String| {
+            self.registering.get(&digest(&(nonce, request.source, user)), now).is_some()
+        };
         in_call
             || is_register
                 && request.credentials.iter().any(|one| {
@@ -175,8 +184,9 @@ mod tests {
 
     #[test]
     fn an_ipv6_network_proves_itself() {
-        let host =
-            |network: u8, host: u8| IpKey::new([0x20, 1, 0xd, 0xb8, 0, 0, 0, network, 0, 0, 0, 0, 0, 0, 0, host]);
+        let host = |network: u8, host: u8| {
+            IpKey::new([0x20, 1, 0xd, 0xb8, 0, 0, 0, network, 0, 0, 0, 0, 0, 0, 0, host])
+        };
         let mut nonces = Nonces::default();
         nonces.give(7, host(1, 1), 1);
         let echo = |nonces: &Nonces, by| nonces.echo(7, by, 2);
@@ -184,7 +194,10 @@ mod tests {
         assert_eq!(echo(&nonces, host(1, 2)), Echo::Network);
         assert_eq!(echo(&nonces, host(2, 1)), Echo::Foreign);
         nonces.give(7, host(1, 2), 1);
-        assert_eq!((echo(&nonces, host(1, 1)), echo(&nonces, host(1, 3))), (Echo::Network, Echo::Network));
+        assert_eq!(
+            (echo(&nonces, host(1, 1)), echo(&nonces, host(1, 3))),
+            (Echo::Network, Echo::Network)
+        );
         nonces.give(7, host(2, 1), 1);
         assert_eq!(echo(&nonces, host(1, 1)), Echo::Shared);
     }

@@ -49,9 +49,13 @@ impl Detector {
     /// What is known against sources, to be taken up by [`Detector::recall`].
     pub fn evidence(&self, now: u64, wall_ms: u64) -> Result<Vec<u8>> {
         let is_worth_it = |state: &SourceState| {
-            state.rejected.len() > 0 || state.refused.len() > 0 || state.calls.refused > 0 || state.routable
+            state.rejected.len() > 0
+                || state.refused.len() > 0
+                || state.calls.refused > 0
+                || state.routable
         };
-        let mut sources: Vec<_> = self.sources.iter().filter(|(_, state)| is_worth_it(state)).collect();
+        let mut sources: Vec<_> =
+            self.sources.iter().filter(|(_, state)| is_worth_it(state)).collect();
         sources.sort_unstable_by_key(|(_, state)| std::cmp::Reverse(state.last));
         let sources = sources.into_iter().take(MAX_KEPT).map(|(source, state)| KeptSource {
             source: source.octets(),
@@ -82,7 +86,8 @@ impl Detector {
         // anew.
         let passed = wall_ms.saturating_sub(kept.wall_ms).saturating_mul(1_000_000);
         let shift = i128::from(now) - i128::from(passed) - i128::from(kept.now);
-        let moved = |time: u64| u64::try_from((i128::from(time) + shift).max(0)).unwrap_or(u64::MAX);
+        let moved =
+            |time: u64| u64::try_from((i128::from(time) + shift).max(0)).unwrap_or(u64::MAX);
         if kept.decoys_from != u64::MAX {
             self.decoys_from = self.decoys_from.min(moved(kept.decoys_from));
         }

@@ -83,12 +83,9 @@ impl Registrar {
         self.counted = now;
         let lately = self.tries.values().filter(|(at, _)| now.saturating_sub(*at) < WINDOW_NS);
         let (accepted, rejected) =
-            lately.fold(
-                (0, 0),
-                |(accepted, rejected), (_, was_accepted)| {
-                    if *was_accepted { (accepted + 1, rejected) } else { (accepted, rejected + 1) }
-                },
-            );
+            lately.fold((0, 0), |(accepted, rejected), (_, was_accepted)| {
+                if *was_accepted { (accepted + 1, rejected) } else { (accepted, rejected + 1) }
+            });
         let enough = MANY.min(known).max(FEW);
         if rejected >= enough && rejected >= SHARE * accepted {
             self.failing_until = now + WINDOW_NS;

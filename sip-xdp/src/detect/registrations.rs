@@ -147,7 +147,9 @@ impl Registrations {
         let Acceptance { source, user, port, at, until } = acceptance;
         let mut gone = Vec::new();
         if !self.addresses.contains_key(source) {
-            if quotas(source).any(|(network, quota)| self.networks.get(&network).is_some_and(|hosts| *hosts >= quota)) {
+            if quotas(source).any(|(network, quota)| {
+                self.networks.get(&network).is_some_and(|hosts| *hosts >= quota)
+            }) {
                 return Earned::default();
             }
             if self.addresses.len() >= self.most {
@@ -185,12 +187,19 @@ impl Registrations {
     }
 
     /// Makes room for one more place of a user: that which ends first goes.
-    fn make_room_at(&mut self, source: &IpKey, user: &str, port: u16, gone: &mut Vec<(IpKey, u16)>) {
+    fn make_room_at(
+        &mut self,
+        source: &IpKey,
+        user: &str,
+        port: u16,
+        gone: &mut Vec<(IpKey, u16)>,
+    ) {
         let ports = self.addresses.get(source).and_then(|address| address.users.get(user));
         if let Some(ports) = ports {
             if ports.len() >= PORTS_OF_A_USER
                 && !ports.iter().any(|(known, ..)| *known == port)
-                && let Some((first, ..)) = ports.iter().min_by_key(|(_, at, until)| (*until, *at)).copied()
+                && let Some((first, ..)) =
+                    ports.iter().min_by_key(|(_, at, until)| (*until, *at)).copied()
             {
                 self.forget(source, user, first);
                 gone.push((*source, first));
@@ -303,20 +312,26 @@ impl Registrations {
 
     /// Until when a flow is known good; 0 if it is not.
     pub(super) fn flow_until(&self, source: &IpKey, port: u16, now: u64) -> u64 {
-        let ends = self.addresses.get(source).into_iter().flat_map(|address| address.ends.iter().rev());
-        ends.take_while(|(until, ..)| *until > now).find(|(_, at, _)| *at == port).map_or(0, |(until, ..)| *until)
+        let ends =
+            self.addresses.get(source).into_iter().flat_map(|address| address.ends.iter().rev());
+        ends.take_while(|(until, ..)| *until > now)
+            .find(|(_, at, _)| *at == port)
+            .map_or(0, |(until, ..)| *until)
     }
 
     /// How many places an address has that are accepted at `now`.
     pub(super) fn users(&self, source: &IpKey, now: u64) -> usize {
-        let ends = self.addresses.get(source).into_iter().flat_map(|address| address.ends.iter().rev());
+        let ends =
+            self.addresses.get(source).into_iter().flat_map(|address| address.ends.iter().rev());
         ends.take_while(|(until, ..)| *until > now).count()
     }
 
     /// How many users were accepted at a port of an address within a day, but for one.
     pub(super) fn users_at(&self, source: &IpKey, port: u16, now: u64, but: &str) -> usize {
         self.accepted_at(source)
-            .filter(|(user, at, since, _)| *at == port && *user != but && now.saturating_sub(*since) < DAY_NS)
+            .filter(|(user, at, since, _)| {
+                *at == port && *user != but && now.saturating_sub(*since) < DAY_NS
+            })
             .count()
     }
 
@@ -338,7 +353,9 @@ impl Registrations {
     /// Whether a user was accepted from a port of an address in the last 30 days.
     pub(super) fn is_own_place(&self, source: &IpKey, user: &str, port: u16, now: u64) -> bool {
         let ports = self.addresses.get(source).and_then(|address| address.users.get(user));
-        let is_it = |(at, since, _): &(u16, u64, u64)| *at == port && now.saturating_sub(*since) < MEMORY_NS;
+        let is_it = |(at, since, _): &(u16, u64, u64)| {
+            *at == port && now.saturating_sub(*since) < MEMORY_NS
+        };
         ports.into_iter().flatten().any(is_it)
     }
 
@@ -349,7 +366,9 @@ impl Registrations {
 
     /// Whether anybody was accepted from an address in the last 30 days.
     pub(super) fn was_good(&self, source: &IpKey, now: u64) -> bool {
-        self.addresses.get(source).is_some_and(|address| now.saturating_sub(address.last) < MEMORY_NS)
+        self.addresses
+            .get(source)
+            .is_some_and(|address| now.saturating_sub(address.last) < MEMORY_NS)
     }
 
     /// Whether anybody was accepted from an address in the last day.
@@ -359,7 +378,8 @@ impl Registrations {
 
     /// Whether a user was ever accepted from anywhere, as far as is remembered.
     pub(super) fn is_user(&self, user: &str, now: u64) -> bool {
-        self.users.contains_key(user) || self.aliases.get(&super::digest::digest(user), now).is_some()
+        self.users.contains_key(user)
+            || self.aliases.get(&super::digest::digest(user), now).is_some()
     }
 
     /// How many addresses are known good.
@@ -374,9 +394,14 @@ impl Registrations {
     }
 
     /// The users that were accepted from an address: port, when, and until when that counts.
-    pub(super) fn accepted_at(&self, source: &IpKey) -> impl Iterator<Item = (&str, u16, u64, u64)> {
+    pub(super) fn accepted_at(
+        &self,
+        source: &IpKey,
+    ) -> impl Iterator<Item = (&str, u16, u64, u64)> {
         let users = self.addresses.get(source).into_iter().flat_map(|address| &address.users);
-        users.flat_map(|(user, ports)| ports.iter().map(move |(port, at, until)| (user.as_str(), *port, *at, *until)))
+        users.flat_map(|(user, ports)| {
+            ports.iter().map(move |(port, at, until)| (user.as_str(), *port, *at, *until))
+        })
     }
 
     /// All that was accepted.
@@ -415,7 +440,9 @@ impl Registrations {
 
     /// Whether anybody was accepted at a port of an address.
     pub(super) fn has_place(&self, source: &IpKey, port: u16) -> bool {
-        self.addresses.get(source).is_some_and(|address| address.ends.iter().any(|(_, at, _)| *at == port))
+        self.addresses
+            .get(source)
+            .is_some_and(|address| address.ends.iter().any(|(_, at, _)| *at == port))
     }
 
     /// How many accounts were accepted within a day, by address; no more than `most` are counted.
@@ -470,7 +497,8 @@ mod tests {
     #[test]
     fn an_ipv6_network_has_few_known_hosts() {
         let mut known = Registrations::default();
-        let standing = (0..1_000).filter(|n| accept(&mut known, host(1 + n), &format!("{n}"), 5_060, *n).standing);
+        let standing = (0..1_000)
+            .filter(|n| accept(&mut known, host(1 + n), &format!("{n}"), 5_060, *n).standing);
         assert_eq!(standing.count(), HOSTS_OF_A_64 as usize);
         assert!(accept(&mut known, host(1), "0", 5_061, 2_000).standing, "one that is known");
     }
@@ -482,7 +510,10 @@ mod tests {
             accept(&mut known, IpKey::v4(n), &format!("{n}"), 5_060, u64::from(n));
         }
         assert!(known.addresses.len() <= MAX_ADDRESSES && known.places <= MAX_PLACES);
-        assert_eq!((known.users.len(), known.ends.len()), (known.addresses.len(), known.addresses.len()));
+        assert_eq!(
+            (known.users.len(), known.ends.len()),
+            (known.addresses.len(), known.addresses.len())
+        );
         assert!(known.fill() > 0.99);
         assert!(known.is_user("99999", 0) && !known.is_user("5", 0));
     }

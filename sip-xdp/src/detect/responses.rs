@@ -54,7 +54,12 @@ pub(super) struct Answer<'a> {
 
 impl Detector {
     /// A response of ours has left.
-    pub(super) fn answer(&mut self, event: &KernelEvent, head: &Head<'_>, actions: &mut Vec<Action>) {
+    pub(super) fn answer(
+        &mut self,
+        event: &KernelEvent,
+        head: &Head<'_>,
+        actions: &mut Vec<Action>,
+    ) {
         let StartLine::Response(status) = head.start else {
             return;
         };
@@ -71,7 +76,9 @@ impl Detector {
                     for one in &head.challenges {
                         self.nonces.challenge(digest(one.nonce), request, now);
                     }
-                    if let (false, Some(tag), Some(_)) = (request.in_dialog, head.to.tag, head.call_id) {
+                    if let (false, Some(tag), Some(_)) =
+                        (request.in_dialog, head.to.tag, head.call_id)
+                    {
                         self.dialogs.give(request.call, tag, to, now);
                     }
                 }
@@ -148,7 +155,11 @@ impl Detector {
     /// Whether a response says that the password of its request was right.
     fn accepts(&self, answer: &Answer<'_>, answered: &Answered) -> bool {
         let Answered { request, rang } = answered;
-        if !request.authorized || request.in_dialog || answer.is_foreign || request.source != answer.to {
+        if !request.authorized
+            || request.in_dialog
+            || answer.is_foreign
+            || request.source != answer.to
+        {
             return false;
         }
         let now = answer.now;
@@ -157,10 +168,9 @@ impl Detector {
             Method::Register => {
                 matches!(answer.status, 200..=299)
                     && (self.nonces.was_challenged(request, now)
-                        || self
-                            .own_users(request, now)
-                            .iter()
-                            .any(|user| self.known.is_own_place(&request.source, user, request.port, now)))
+                        || self.own_users(request, now).iter().any(|user| {
+                            self.known.is_own_place(&request.source, user, request.port, now)
+                        }))
             }
             Method::Invite | Method::Session => {
                 let says_so = match answer.status {
@@ -230,13 +240,17 @@ impl Detector {
 
     /// 401 or 407 to a request without credentials: those should follow in the same call.
     fn challenged(&mut self, request: &Request, now: u64) {
-        let matters = matches!(request.method, Method::Register | Method::Invite | Method::Options | Method::Session);
+        let matters = matches!(
+            request.method,
+            Method::Register | Method::Invite | Method::Options | Method::Session
+        );
         if !matters || request.in_dialog {
             return;
         }
         // An enumerator of calls says that it is somebody else each time, or never; what it tries
         // is whom it calls.
-        let target = if request.method == Method::Register { &request.user } else { &request.target };
+        let target =
+            if request.method == Method::Register { &request.user } else { &request.target };
         let (Some(target), Some(state)) =
             (target.as_ref().or(request.user.as_ref()), self.sources.get_mut(&request.source))
         else {
@@ -269,7 +283,8 @@ impl Detector {
         let echoes = |nonce| self.nonces.echo(nonce, source, now) == Echo::Own;
         let users = request.claimed_users(|one| echoes(one.nonce));
         let is_near = |nonce| self.nonces.echo(nonce, source, now) == Echo::Network;
-        let network = !answer.is_foreign && request.credentials.iter().any(|one| is_near(one.nonce));
+        let network =
+            !answer.is_foreign && request.credentials.iter().any(|one| is_near(one.nonce));
         let account = |user: &String| digest(&(user, source));
         for user in users {
             if self.known.accepted_lately(&source, &user, now) && level == Level::Routable {
@@ -305,8 +320,10 @@ impl Detector {
         };
         let (user, level) = (rejection.user.clone(), rejection.level);
         let is_same = |other: &Rejection| other.user == user;
-        let waiting = state.waiting.iter().filter(|one| !one.counted && is_same(&one.rejection)).count();
-        let lately = state.rejected.iter().rev().take_while(|(at, _)| now.saturating_sub(*at) < GRACE_NS);
+        let waiting =
+            state.waiting.iter().filter(|one| !one.counted && is_same(&one.rejection)).count();
+        let lately =
+            state.rejected.iter().rev().take_while(|(at, _)| now.saturating_sub(*at) < GRACE_NS);
         let certain = lately.filter(|(_, one)| is_same(one)).count();
         // An old nonce, of a call that may ring for long before it is accepted.
         let may_be_retried = is_account || level == Level::Seen;
@@ -366,7 +383,8 @@ impl Detector {
             return;
         }
         if let Some(number) = &request.target
-            && let Some(until) = self.served.process(request.source, request.call, number, answer.now)
+            && let Some(until) =
+                self.served.process(request.source, request.call, number, answer.now)
         {
             actions.push(Action::Served(request.source, until));
         }
@@ -404,7 +422,12 @@ impl Detector {
         };
         if state.waiting.len() < MAX_WAITING {
             let rejection = Rejection { user, port, level: Level::Seen, network: false, call };
-            state.waiting.push(Waiting { at: now, rejection, counted: false, may_be_retried: false });
+            state.waiting.push(Waiting {
+                at: now,
+                rejection,
+                counted: false,
+                may_be_retried: false,
+            });
             self.due.push_back((now + GRACE_NS, to));
         } else {
             // So many are no retries.

@@ -40,7 +40,13 @@ pub(super) struct Served {
 impl Served {
     /// A call without credentials was processed: 2xx, 480, 486, 487 or 603. Returns until when its
     /// source is served, if it is: then acknowledgements need not be seen any more.
-    pub(super) fn process(&mut self, source: IpKey, call: u64, number: &str, now: u64) -> Option<u64> {
+    pub(super) fn process(
+        &mut self,
+        source: IpKey,
+        call: u64,
+        number: &str,
+        now: u64,
+    ) -> Option<u64> {
         self.make_room(&source);
         let number = digest(number);
         let calls = self.sources.entry(source).or_default();
@@ -90,7 +96,9 @@ impl Served {
 
     /// Whether a source has been served for a day or longer.
     pub(super) fn is_established(&self, source: &IpKey, now: u64) -> bool {
-        self.sources.get(source).is_some_and(|calls| calls.until > now && now.saturating_sub(calls.since) >= DAY_NS)
+        self.sources
+            .get(source)
+            .is_some_and(|calls| calls.until > now && now.saturating_sub(calls.since) >= DAY_NS)
     }
 
     /// Takes it away: the source has offended.
@@ -172,8 +180,11 @@ mod tests {
         let (carrier, mut served) = (IpKey::v4(1), Served::default());
         for n in 0..5 {
             served.process(carrier, n, "0301", n * SECOND_NS);
-            assert_eq!(served.acknowledge(&carrier, n, n * SECOND_NS), None, "one number, once a \
-                day");
+            assert_eq!(
+                served.acknowledge(&carrier, n, n * SECOND_NS),
+                None,
+                "one number, once a day"
+            );
         }
         for n in 10..14 {
             assert_eq!(served.process(carrier, n, &n.to_string(), n * SECOND_NS), None);

@@ -128,7 +128,9 @@ impl SourceState {
     }
 
     /// The users of some rejections.
-    pub(super) fn users_of<'a>(rejections: impl Iterator<Item = &'a Rejection>) -> BTreeSet<&'a str> {
+    pub(super) fn users_of<'a>(
+        rejections: impl Iterator<Item = &'a Rejection>,
+    ) -> BTreeSet<&'a str> {
         rejections.map(|rejection| rejection.user.as_str()).collect()
     }
 

@@ -2,7 +2,7 @@
 
 use bytemuck::Zeroable;
 use sip_xdp_common::abi::layout::HEAD;
-use sip_xdp_common::limits::gcra::Bucket;
+use sip_xdp_common::limits::gcra::LimitKind;
 use sip_xdp_common::verdict::Message;
 
 use super::*;
@@ -34,7 +34,12 @@ struct Who {
 }
 
 fn who(address: &str, port: u16, user: &str) -> Who {
-    Who { source: source_of(address.parse().unwrap()), port, user: user.to_owned(), agent: "Phone 1.0" }
+    Who {
+        source: source_of(address.parse().unwrap()),
+        port,
+        user: user.to_owned(),
+        agent: "Phone 1.0",
+    }
 }
 
 impl Fixture {
@@ -44,7 +49,15 @@ impl Fixture {
 
     fn with(config: Config) -> Self {
         let detector = Detector::new(&config);
-        Self { detector, now: START, number: 0, bans: Vec::new(), actions: Vec::new(), flags: 0, checksum: None }
+        Self {
+            detector,
+            now: START,
+            number: 0,
+            bans: Vec::new(),
+            actions: Vec::new(),
+            flags: 0,
+            checksum: None,
+        }
     }
 
     fn wait(&mut self, nanos: u64) {
@@ -68,7 +81,7 @@ impl Fixture {
             kind: kind as u8,
             source: who.source,
             port: who.port,
-            bucket: Bucket::Requests as u8,
+            bucket: LimitKind::Requests as u8,
             message: Message::Register as u8,
             head_length: text.len() as u16,
             length: text.len() as u16,
@@ -94,18 +107,26 @@ impl Fixture {
         // Who answers a challenge stays in its call.
         let echoed = credentials.split("nonce=\"n").nth(1).and_then(|rest| rest.split('"').next());
         let call = echoed.and_then(|nonce| nonce.parse().ok()).unwrap_or(number);
-        let (aor, uri) =
-            if method == "REGISTER" { (target, String::new()) } else { (user.as_str(), format!("{target}@")) };
+        let (aor, uri) = if method == "REGISTER" {
+            (target, String::new())
+        } else {
+            (user.as_str(), format!("{target}@"))
+        };
         let common = format!(
             "Via: SIP/2.0/UDP h;branch=z9hG4bK{number}\r\nFrom: <sip:{aor}@pbx>;tag=f{call}\r\nTo: \
              <sip:{target}@pbx>\r\n\
              Call-ID: c{call}\r\nCSeq: {number} {method}\r\n"
         );
         let agent = who.agent;
-        let request = format!("{method} sip:{uri}pbx SIP/2.0\r\n{common}User-Agent: \
-                               {agent}\r\n{credentials}\r\n");
+        let request = format!(
+            "{method} sip:{uri}pbx SIP/2.0\r\n{common}User-Agent: {agent}\r\n{credentials}\r\n"
+        );
         self.event(EventKind::Request, who, &request);
-        self.event(EventKind::Answer, who, &format!("SIP/2.0 {status}\r\n{common}{}\r\n", challenge(status, number)));
+        self.event(
+            EventKind::Answer,
+            who,
+            &format!("SIP/2.0 {status}\r\n{common}{}\r\n", challenge(status, number)),
+        );
     }
 
     /// Registers as phones do. The nonce is one that nobody else is given.
@@ -135,7 +156,9 @@ impl Fixture {
     }
 
     fn only_ban(&self) -> &Finding {
-        let [ban] = self.bans.as_slice() else { panic!("{} bans: {:#?}", self.bans.len(), self.bans) };
+        let [ban] = self.bans.as_slice() else {
+            panic!("{} bans: {:#?}", self.bans.len(), self.bans)
+        };
         ban
     }
 }
@@ -161,7 +184,11 @@ fn a_phone_that_registers_is_known_good_until_it_ends() {
     assert!(!fixture.good(&phone), "a nonce that nobody gave");
     fixture.register(&phone);
     assert!(fixture.good(&phone));
-    assert_eq!(fixture.detector.good(&phone.source, 5063, fixture.now).flow_until, 0, "another port");
+    assert_eq!(
+        fixture.detector.good(&phone.source, 5063, fixture.now).flow_until,
+        0,
+        "another port"
+    );
     fixture.wait(599 * SECOND);
     assert!(fixture.good(&phone));
     fixture.wait(2 * SECOND);
@@ -184,7 +211,11 @@ fn guesses_are_proven_by_the_nonce_they_echo() {
                   <sip:100@pbx>\r\nCall-ID: 1\r\nCSeq: 2 REGISTER\r\n";
     let mut sent = 0;
     for n in 0..40_u64 {
-        let credentials = if n == 0 { String::new() } else { fixture.credentials(&attacker, n - 1, &format!("{n}")) };
+        let credentials = if n == 0 {
+            String::new()
+        } else {
+            fixture.credentials(&attacker, n - 1, &format!("{n}"))
+        };
         let request = format!("REGISTER sip:pbx SIP/2.0\r\n{common}{credentials}\r\n");
         fixture.event(EventKind::Request, &attacker, &request);
         // A retransmission is no further try.
@@ -199,10 +230,14 @@ fn guesses_are_proven_by_the_nonce_they_echo() {
         }
     }
     let ban = fixture.only_ban();
-    assert_eq!((ban.kind, ban.tier, ban.port, ban.growth), ("rejected", Tier::Proven, None, Growth::Full));
+    assert_eq!(
+        (ban.kind, ban.tier, ban.port, ban.growth),
+        ("rejected", Tier::Proven, None, Growth::Full)
+    );
     assert!(
-        ban.reason.starts_with("10 rejected passwords for the user \"100\" in 1 s, nonce echoed, \
-                                none accepted"),
+        ban.reason.starts_with(
+            "10 rejected passwords for the user \"100\" in 1 s, nonce echoed, none accepted"
+        ),
         "{}",
         ban.reason
     );
@@ -219,18 +254,28 @@ fn leaving_the_user_out_of_the_headers_does_not_help() {
              <sip:pbx>\r\nCall-ID: 1\r\nCSeq: {n} REGISTER\r\n"
         );
         let credentials = fixture.credentials(&attacker, n.saturating_sub(1), "x");
-        fixture.event(EventKind::Request, &attacker, &format!("REGISTER sip:pbx \
-            SIP/2.0\r\n{common}{credentials}\r\n"));
+        fixture.event(
+            EventKind::Request,
+            &attacker,
+            &format!("REGISTER sip:pbx SIP/2.0\r\n{common}{credentials}\r\n"),
+        );
         let nonce = challenge("401", n);
-        fixture.event(EventKind::Answer, &attacker, &format!("SIP/2.0 401 \
-            Unauthorized\r\n{common}{nonce}\r\n"));
+        fixture.event(
+            EventKind::Answer,
+            &attacker,
+            &format!("SIP/2.0 401 Unauthorized\r\n{common}{nonce}\r\n"),
+        );
         fixture.wait(SECOND);
         if !fixture.bans.is_empty() {
             break;
         }
     }
     assert_eq!(fixture.only_ban().kind, "rejected");
-    assert!(fixture.only_ban().reason.contains("the user \"100\""), "{}", fixture.only_ban().reason);
+    assert!(
+        fixture.only_ban().reason.contains("the user \"100\""),
+        "{}",
+        fixture.only_ban().reason
+    );
 }
 
 #[test]
@@ -246,7 +291,11 @@ fn patience_does_not_help() {
         assert!(tries.is_some_and(|tries| tries <= at_most), "every {pause} s: {tries:?}");
         let ban = fixture.only_ban();
         assert_eq!(ban.tier, Tier::Proven);
-        assert_eq!(ban.kind, if pause >= 20 { "misconfigured" } else { "rejected" }, "every {pause} s");
+        assert_eq!(
+            ban.kind,
+            if pause >= 20 { "misconfigured" } else { "rejected" },
+            "every {pause} s"
+        );
     }
 }
 
@@ -305,7 +354,8 @@ fn what_the_kernel_holds_up_is_not_missing() {
 fn one_bad_phone_does_not_silence_its_office() {
     for phones in [4, 300] {
         let mut fixture = Fixture::new();
-        let office: Vec<Who> = (0..phones).map(|n| who("192.0.2.7", 10_000 + n, &format!("{n}"))).collect();
+        let office: Vec<Who> =
+            (0..phones).map(|n| who("192.0.2.7", 10_000 + n, &format!("{n}"))).collect();
         let bad = who("192.0.2.7", 9_999, "old");
         for round in 0..120 {
             if round % 15 == 0 {
@@ -316,7 +366,11 @@ fn one_bad_phone_does_not_silence_its_office() {
         }
         assert!(!fixture.bans.is_empty(), "{phones} phones");
         for ban in &fixture.bans {
-            assert_eq!((ban.kind, ban.port, ban.growth), ("misconfigured", Some(9_999), Growth::Mild), "{ban:?}");
+            assert_eq!(
+                (ban.kind, ban.port, ban.growth),
+                ("misconfigured", Some(9_999), Growth::Mild),
+                "{ban:?}"
+            );
         }
     }
 }
@@ -332,7 +386,11 @@ fn a_bad_phone_whose_port_changes_does_not_silence_its_office_either() {
         fixture.guess(&who("192.0.2.7", 20_000 + n, "old"), "stale");
         fixture.wait(30 * SECOND);
     }
-    assert!(fixture.bans.iter().all(|ban| ban.port.is_some() && ban.kind == "misconfigured"), "{:?}", fixture.bans);
+    assert!(
+        fixture.bans.iter().all(|ban| ban.port.is_some() && ban.kind == "misconfigured"),
+        "{:?}",
+        fixture.bans
+    );
 }
 
 #[test]
@@ -360,13 +418,18 @@ fn guessing_from_an_office_bans_the_office_only_if_it_is_many() {
         fixture.guess(&who("192.0.2.7", 20_000 + n, &format!("{}", 2_000 + n)), "x");
         fixture.wait(SECOND);
     }
-    assert!(fixture.bans.iter().any(|ban| ban.port.is_none() && ban.kind == "rejected"), "{:?}", fixture.bans);
+    assert!(
+        fixture.bans.iter().any(|ban| ban.port.is_none() && ban.kind == "rejected"),
+        "{:?}",
+        fixture.bans
+    );
 }
 
 #[test]
 fn a_registrar_that_rejects_everybody_bans_nobody() {
     let mut fixture = Fixture::new();
-    let office: Vec<Who> = (0..300).map(|n| who("192.0.2.7", 10_000 + n, &format!("{n}"))).collect();
+    let office: Vec<Who> =
+        (0..300).map(|n| who("192.0.2.7", 10_000 + n, &format!("{n}"))).collect();
     office.iter().for_each(|phone| fixture.register(phone));
     fixture.wait(60 * SECOND);
     for round in 0..20 {
@@ -376,7 +439,9 @@ fn a_registrar_that_rejects_everybody_bans_nobody() {
         }
     }
     assert!(fixture.bans.is_empty(), "{:?}", fixture.bans);
-    assert!(fixture.actions.iter().any(|action| matches!(action, Action::Note("registrar_failing", _))));
+    assert!(
+        fixture.actions.iter().any(|action| matches!(action, Action::Note("registrar_failing", _)))
+    );
     assert!(fixture.detector.registrar_is_failing(fixture.now));
 }
 
@@ -385,7 +450,9 @@ fn tools_are_limited_and_then_banned() {
     let mut fixture = Fixture::new();
     let tool = Who { agent: "friendly-scanner", ..who("192.0.2.66", 5060, "100") };
     fixture.ask(&tool, "OPTIONS", "100", "", "200 OK");
-    assert!(matches!(fixture.actions.as_slice(), [Action::Meter(one)] if one.source == tool.source));
+    assert!(
+        matches!(fixture.actions.as_slice(), [Action::Meter(one)] if one.source == tool.source)
+    );
     fixture.ask(&tool, "OPTIONS", "100", "", "200 OK");
     assert!(fixture.bans.is_empty());
     fixture.ask(&tool, "OPTIONS", "100", "", "200 OK");
@@ -435,7 +502,13 @@ fn looking_for_a_way_out() {
     let caller = who("192.0.2.66", 5060, "100");
     let mut tried = 0;
     for prefix in ["00", "+", "011", "900", "9011", "8011"] {
-        fixture.ask(&caller, "INVITE", &format!("{prefix}441234567890"), "", "407 Proxy Authentication Required");
+        fixture.ask(
+            &caller,
+            "INVITE",
+            &format!("{prefix}441234567890"),
+            "",
+            "407 Proxy Authentication Required",
+        );
         fixture.wait(6 * SECOND);
         tried += 1;
         if !fixture.bans.is_empty() {
@@ -443,7 +516,11 @@ fn looking_for_a_way_out() {
         }
     }
     assert_eq!((fixture.only_ban().kind, tried), ("invites", 4));
-    assert!(fixture.only_ban().reason.contains("under 4 prefixes"), "{}", fixture.only_ban().reason);
+    assert!(
+        fixture.only_ban().reason.contains("under 4 prefixes"),
+        "{}",
+        fixture.only_ban().reason
+    );
 }
 
 #[test]
@@ -456,8 +533,9 @@ fn a_peer_is_never_banned_and_only_an_answer_makes_one() {
              <sip:a@b>{tag}\r\n\r\n"
         )
     };
-    let theirs = |branch: &str| format!("SIP/2.0 200 OK\r\nVia: SIP/2.0/UDP \
-                                         us;branch=z9hG4bK{branch}\r\n\r\n");
+    let theirs = |branch: &str| {
+        format!("SIP/2.0 200 OK\r\nVia: SIP/2.0/UDP us;branch=z9hG4bK{branch}\r\n\r\n")
+    };
     fixture.event(EventKind::Response, &carrier, &theirs("ours"));
     fixture.event(EventKind::PendingRequest, &carrier, &ours(";tag=in-their-dialog"));
     fixture.event(EventKind::Response, &carrier, &theirs("ours;tag=in-their-dialog"));
@@ -468,7 +546,13 @@ fn a_peer_is_never_banned_and_only_an_answer_makes_one() {
     assert_eq!(fixture.actions, [Action::Peer(carrier.source, fixture.now + peers::PEER_NS)]);
     for n in 0..200 {
         fixture.ask(&carrier, "INVITE", &format!("004930{}", 1_000_000 + n), "", "404 Not Found");
-        fixture.ask(&carrier, "INVITE", &format!("{}0049301234567", n % 10), "", "407 Proxy Authentication Required");
+        fixture.ask(
+            &carrier,
+            "INVITE",
+            &format!("{}0049301234567", n % 10),
+            "",
+            "407 Proxy Authentication Required",
+        );
         fixture.wait(SECOND);
     }
     assert!(fixture.bans.is_empty(), "{:?}", fixture.bans);
@@ -484,7 +568,13 @@ fn a_forger_gets_nobody_banned_who_is_known() {
         let credentials = fixture.credentials(&forged, 5_000_000 + n, "x");
         fixture.ask(&forged, "REGISTER", &forged.user.clone(), &credentials, "401 Unauthorized");
         fixture.ask(&forged, "REGISTER", &format!("{}", 7_000 + n), "", "404 Not Found");
-        fixture.ask(&Who { agent: "sipvicious", ..forged }, "INVITE", "00441234567890", "", "404 Not Found");
+        fixture.ask(
+            &Who { agent: "sipvicious", ..forged },
+            "INVITE",
+            "00441234567890",
+            "",
+            "404 Not Found",
+        );
         fixture.wait(SECOND / 500);
     }
     assert!(fixture.bans.is_empty(), "{:?}", fixture.bans);
@@ -495,7 +585,11 @@ fn a_forger_gets_nobody_banned_who_is_known() {
         fixture.ask(&forged, "REGISTER", "200", &credentials, "401 Unauthorized");
     }
     assert!(
-        !fixture.bans.is_empty() && fixture.bans.iter().all(|ban| ban.tier == Tier::Unproven && ban.growth == Growth::None)
+        !fixture.bans.is_empty()
+            && fixture
+                .bans
+                .iter()
+                .all(|ban| ban.tier == Tier::Unproven && ban.growth == Growth::None)
     );
 }
 
@@ -520,8 +614,11 @@ fn decoys_and_sprayed_users() {
             fixture.wait(6 * SECOND);
         }
         let kinds: Vec<_> = fixture.bans.iter().map(|ban| (ban.kind, ban.growth)).collect();
-        assert_eq!(kinds, vec![("decoy", Growth::None); bans], "the fifth and the sixth, after the \
-            first day");
+        assert_eq!(
+            kinds,
+            vec![("decoy", Growth::None); bans],
+            "the fifth and the sixth, after the first day"
+        );
     }
 
     let mut fixture = Fixture::new();
@@ -536,7 +633,10 @@ fn decoys_and_sprayed_users() {
     assert!(fixture.actions.iter().any(|action| matches!(action, Action::Note("sprayed", _))));
     assert!(
         fixture.bans.len() >= 2
-            && fixture.bans.iter().all(|ban| ban.kind == "sprayed" && ban.reason.starts_with("3 rejected")),
+            && fixture
+                .bans
+                .iter()
+                .all(|ban| ban.kind == "sprayed" && ban.reason.starts_with("3 rejected")),
         "{:?}",
         fixture.bans
     );
@@ -583,8 +683,11 @@ fn unseen_responses_keep_volume_from_banning() {
     assert!(!fixture.detector.sees_responses());
     let attacker = who("203.0.113.66", 5060, "1");
     for n in 0..100 {
-        fixture.event(EventKind::Limited, &attacker, &format!("REGISTER sip:pbx \
-            SIP/2.0\r\nCall-ID: {n}\r\n\r\n"));
+        fixture.event(
+            EventKind::Limited,
+            &attacker,
+            &format!("REGISTER sip:pbx SIP/2.0\r\nCall-ID: {n}\r\n\r\n"),
+        );
         fixture.wait(SECOND / 20);
     }
     assert!(fixture.bans.is_empty());
@@ -665,7 +768,10 @@ fn what_is_known_is_explained() {
     let view = fixture.detector.explain(&phone.source, fixture.now);
     let [accepted] = view.accepted.as_slice() else { panic!("{:?}", view.accepted) };
     assert_eq!((accepted.user.as_str(), accepted.port, accepted.left), ("200", 5062, 560));
-    assert_eq!(fixture.detector.explain(&who("192.0.2.9", 1, "").source, fixture.now), View::default());
+    assert_eq!(
+        fixture.detector.explain(&who("192.0.2.9", 1, "").source, fixture.now),
+        View::default()
+    );
     // In ten minutes the window is empty again; the bucket leaks slowly.
     let view = fixture.detector.explain(&attacker.source, fixture.now + 700 * SECOND);
     assert!(view.evidence.iter().all(|one| one.kind == "slow"), "{:?}", view.evidence);
@@ -675,23 +781,41 @@ fn what_is_known_is_explained() {
 fn acknowledged_call(fixture: &mut Fixture, who: &Who, number: &str, status: &str) {
     fixture.number += 1;
     let n = fixture.number;
-    let common =
-        format!("Via: SIP/2.0/UDP h;branch=z9hG4bK{n}\r\nFrom: <sip:{}@pbx>;tag=f{n}\r\nCall-ID: \
-                 c{n}\r\n", who.user);
-    let tag = format!("{:032x}", 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835_u128.wrapping_mul(u128::from(n) | 1 << 70));
-    let invite = format!("INVITE sip:{number}@pbx SIP/2.0\r\n{common}To: \
-                          <sip:{number}@pbx>\r\nCSeq: 1 INVITE\r\n\r\n");
+    let common = format!(
+        "Via: SIP/2.0/UDP h;branch=z9hG4bK{n}\r\nFrom: <sip:{}@pbx>;tag=f{n}\r\nCall-ID: c{n}\r\n",
+        who.user
+    );
+    let tag = format!(
+        "{:032x}",
+        0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835_u128.wrapping_mul(u128::from(n) | 1 << 70)
+    );
+    let invite = format!(
+        "INVITE sip:{number}@pbx SIP/2.0\r\n{common}To: <sip:{number}@pbx>\r\nCSeq: 1 \
+         INVITE\r\n\r\n"
+    );
     fixture.event(EventKind::Request, who, &invite);
     let to = format!("To: <sip:{number}@pbx>;tag={tag}\r\n");
-    fixture.event(EventKind::Answer, who, &format!("SIP/2.0 {status}\r\n{common}{to}CSeq: 1 \
-        INVITE\r\n\r\n"));
+    fixture.event(
+        EventKind::Answer,
+        who,
+        &format!("SIP/2.0 {status}\r\n{common}{to}CSeq: 1 INVITE\r\n\r\n"),
+    );
     let ack = format!("ACK sip:{number}@pbx SIP/2.0\r\n{common}{to}CSeq: 1 ACK\r\n\r\n");
     fixture.event(EventKind::Request, who, &ack);
 }
 
 #[test]
 fn one_number_under_four_prefixes_is_evidence_whatever_the_server_answers() {
-    for status in ["200 OK", "603 Decline", "503 No", "486 Busy", "482 Loop", "480 Gone", "488 Media", "404 No"] {
+    for status in [
+        "200 OK",
+        "603 Decline",
+        "503 No",
+        "486 Busy",
+        "482 Loop",
+        "480 Gone",
+        "488 Media",
+        "404 No",
+    ] {
         let mut fixture = Fixture::new();
         let caller = who("192.0.2.66", 52_000, "100");
         for prefix in ["", "0", "00", "011", "9011"] {
@@ -702,7 +826,11 @@ fn one_number_under_four_prefixes_is_evidence_whatever_the_server_answers() {
                 break;
             }
         }
-        assert_eq!((fixture.only_ban().kind, fixture.only_ban().tier), ("invites", Tier::Proven), "{status}");
+        assert_eq!(
+            (fixture.only_ban().kind, fixture.only_ban().tier),
+            ("invites", Tier::Proven),
+            "{status}"
+        );
     }
 }
 
@@ -717,7 +845,10 @@ fn a_carrier_is_served_and_wrong_numbers_do_not_ban_it() {
     }
     assert!(fixture.bans.is_empty(), "{:?}", fixture.bans);
     assert!(
-        fixture.actions.iter().any(|action| matches!(action, Action::Served(source, _) if *source == carrier.source))
+        fixture
+            .actions
+            .iter()
+            .any(|action| matches!(action, Action::Served(source, _) if *source == carrier.source))
     );
     assert_eq!(fixture.detector.served(fixture.now), 1);
 }
@@ -727,21 +858,31 @@ fn an_answer_that_went_elsewhere_proves_nothing() {
     let mut fixture = Fixture::new();
     let (sender, other) = (who("192.0.2.66", 5060, "100"), who("192.0.2.67", 5060, "100"));
     for n in 0..12_u64 {
-        for (m, credentials) in [String::new(), fixture.credentials(&sender, n, "x")].into_iter().enumerate() {
+        for (m, credentials) in
+            [String::new(), fixture.credentials(&sender, n, "x")].into_iter().enumerate()
+        {
             let common = format!(
                 "Via: SIP/2.0/UDP h;branch=z9hG4bK{n}{m};maddr=192.0.2.67\r\nFrom: \
                  <sip:100@pbx>;tag=1\r\n\
                  To: <sip:100@pbx>\r\nCall-ID: {n}\r\nCSeq: {m} REGISTER\r\n"
             );
-            fixture.event(EventKind::Request, &sender, &format!("REGISTER sip:pbx \
-                SIP/2.0\r\n{common}{credentials}\r\n"));
+            fixture.event(
+                EventKind::Request,
+                &sender,
+                &format!("REGISTER sip:pbx SIP/2.0\r\n{common}{credentials}\r\n"),
+            );
             let challenge = challenge("401", if m == 0 { n } else { 1_000 + n });
-            fixture.event(EventKind::Answer, &other, &format!("SIP/2.0 401 \
-                No\r\n{common}{challenge}\r\n"));
+            fixture.event(
+                EventKind::Answer,
+                &other,
+                &format!("SIP/2.0 401 No\r\n{common}{challenge}\r\n"),
+            );
         }
         fixture.wait(2 * SECOND);
     }
-    assert!(fixture.bans.iter().all(|ban| ban.tier == Tier::Unproven && ban.source == sender.source));
+    assert!(
+        fixture.bans.iter().all(|ban| ban.tier == Tier::Unproven && ban.source == sender.source)
+    );
     assert!(!fixture.bans.is_empty(), "it is the sender whose passwords were wrong");
 }
 
@@ -823,8 +964,11 @@ fn responses_that_arrived_before_prove_nothing() {
          Call-ID: c{call}\r\nCSeq: 2 REGISTER\r\n"
     );
     let credentials = fixture.credentials(&victim, call, "wrong");
-    fixture.event(EventKind::Request, &victim, &format!("REGISTER sip:pbx \
-        SIP/2.0\r\n{common}{credentials}\r\n"));
+    fixture.event(
+        EventKind::Request,
+        &victim,
+        &format!("REGISTER sip:pbx SIP/2.0\r\n{common}{credentials}\r\n"),
+    );
     fixture.event(
         EventKind::Response,
         &attacker,
@@ -838,7 +982,8 @@ fn responses_that_arrived_before_prove_nothing() {
 fn one_account_that_fails_at_three_addresses_excuses_no_stranger() {
     let mut fixture = Fixture::new();
     let own: Vec<Who> = (1..=3).map(|n| who(&format!("192.0.2.{n}"), 5062, "mallory")).collect();
-    let others: Vec<Who> = (0..20).map(|n| who(&format!("203.0.113.{n}"), 5062, &format!("{n}"))).collect();
+    let others: Vec<Who> =
+        (0..20).map(|n| who(&format!("203.0.113.{n}"), 5062, &format!("{n}"))).collect();
     own.iter().chain(&others).for_each(|phone| fixture.register(phone));
     own.iter().cycle().take(6).for_each(|phone| fixture.guess(phone, "wrong"));
     let stranger = who("198.51.100.66", 5060, "5");
@@ -891,7 +1036,8 @@ fn forged_tries_do_not_spray_a_user_for_those_who_are_there() {
 #[test]
 fn forgotten_phones_take_no_office_down_whatever_they_do() {
     // One port each or ever new ones, patient or in bursts, answered with 401 or 403.
-    for (hops, burst, status) in [(false, 1, "401 No"), (true, 1, "401 No"), (false, 3, "401 No"), (false, 1, "403 No")]
+    for (hops, burst, status) in
+        [(false, 1, "401 No"), (true, 1, "401 No"), (false, 3, "401 No"), (false, 1, "403 No")]
     {
         let mut fixture = Fixture::new();
         let good = [who("192.0.2.7", 10_000, "100"), who("192.0.2.7", 10_001, "101")];
@@ -912,7 +1058,10 @@ fn forgotten_phones_take_no_office_down_whatever_they_do() {
             }
         }
         let what = format!("hops {hops}, burst {burst}, {status}: {:?}", fixture.bans);
-        assert!(fixture.bans.iter().all(|ban| ban.port.is_some_and(|port| port >= 20_000)), "{what}");
+        assert!(
+            fixture.bans.iter().all(|ban| ban.port.is_some_and(|port| port >= 20_000)),
+            "{what}"
+        );
         assert!(!fixture.bans.is_empty() && good.iter().all(|phone| fixture.good(phone)), "{what}");
     }
 }
@@ -924,7 +1073,8 @@ fn hopping_from_port_to_port_behind_an_account_does_not_hide_a_guesser() {
         let own = who("192.0.2.66", 5062, "mallory");
         fixture.register(&own);
         let tries = (0..100_u16).find(|n| {
-            fixture.guess(&who("192.0.2.66", 20_000 + n, &format!("{}", n % users)), &n.to_string());
+            fixture
+                .guess(&who("192.0.2.66", 20_000 + n, &format!("{}", n % users)), &n.to_string());
             fixture.wait(SECOND);
             fixture.bans.iter().any(|ban| ban.port.is_none())
         });

@@ -125,7 +125,9 @@ mod tests {
     fn a_bucket_leaks() {
         let mut bucket = LeakyBucket::default();
         // One a minute goes in and out for good; one every 30 seconds fills it.
-        assert!((0..100).map(|n| bucket.pour(n * 60 * SECOND, 60 * SECOND)).all(|level| level <= 1.0));
+        assert!(
+            (0..100).map(|n| bucket.pour(n * 60 * SECOND, 60 * SECOND)).all(|level| level <= 1.0)
+        );
         let mut bucket = LeakyBucket::default();
         let over = (0..100).position(|n| bucket.pour(n * 30 * SECOND, 60 * SECOND) >= 20.0);
         assert_eq!(over, Some(38));

@@ -21,6 +21,7 @@ use sip_xdp_common::abi::layout::Owner;
 use tokio::sync::{mpsc, watch};
 
 use crate::config::HostName;
+use crate::config::MAX_NAMES;
 use crate::dataplane::tables::ledger::Entry;
 use crate::net::network::Network;
 use crate::sys::clock;
@@ -30,9 +31,6 @@ pub use follower::HostsUpdate;
 use follower::Wanted;
 use resolver::{Kinds, Origin};
 use store::Kept;
-
-/// How many names are followed, for whatever purpose.
-pub const MAX_NAMES: usize = 256;
 
 /// How many addresses a name may have.
 pub const MAX_ADDRESSES: usize = 64;
@@ -140,7 +138,11 @@ impl Hosts {
         for entry in listed.filter(|entry| entry.owner == Owner::Host) {
             if let Ok(name) = entry.reason.parse() {
                 let address = entry.network.address();
-                recalled.entry(name).or_default().addresses.insert(address, Seen::at(address, now_ms));
+                recalled
+                    .entry(name)
+                    .or_default()
+                    .addresses
+                    .insert(address, Seen::at(address, now_ms));
             }
         }
         for (name, answer) in recalled {
@@ -200,9 +202,11 @@ impl Hosts {
             let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
             seen.push((*address, Seen { at_ms: now_ms, ttl_ms, kinds: *kinds }));
         }
-        for (address, last) in before.iter().filter(|(address, _)| !addresses.contains_key(address)) {
+        for (address, last) in before.iter().filter(|(address, _)| !addresses.contains_key(address))
+        {
             // The wall clock may have been set back.
-            let kept = Seen { at_ms: last.at_ms.min(now_ms), kinds: last.kinds.both(unanswered), ..*last };
+            let kept =
+                Seen { at_ms: last.at_ms.min(now_ms), kinds: last.kinds.both(unanswered), ..*last };
             if kept.kinds != Kinds::NONE && !kept.is_over(now_ms) {
                 seen.push((*address, kept));
             }
@@ -212,9 +216,11 @@ impl Hosts {
         match error {
             Some(error) => {
                 if !self.errors.contains_key(&name) {
-                    let kept =
-                        if now.is_empty() { "it has no address yet" } else { "its last answer is \
-                            kept for a while" };
+                    let kept = if now.is_empty() {
+                        "it has no address yet"
+                    } else {
+                        "its last answer is kept for a while"
+                    };
                     log::warn!("host {name}: {error}; {kept}");
                 }
                 self.errors.insert(name.clone(), error);
@@ -235,7 +241,11 @@ impl Hosts {
 
     /// The addresses that a name had last.
     pub fn addresses(&self, name: &HostName) -> BTreeSet<IpAddr> {
-        self.kept.answers.get(name).map(|answer| answer.addresses.keys().copied().collect()).unwrap_or_default()
+        self.kept
+            .answers
+            .get(name)
+            .map(|answer| answer.addresses.keys().copied().collect())
+            .unwrap_or_default()
     }
 
     /// The seconds since all of a name's addresses were last answered.
@@ -307,12 +317,15 @@ pub fn changes<'a>(
     for (name, addresses) in by_name {
         for address in addresses {
             let network = Network::host(*address);
-            let entry = Entry { owner: Owner::Host, ..Entry::manual(network, ends(name), name.as_str()) };
+            let entry =
+                Entry { owner: Owner::Host, ..Entry::manual(network, ends(name), name.as_str()) };
             claims.entry(network).or_default().push(entry);
         }
     }
-    let listed: BTreeMap<Network, &Entry> =
-        listed.filter(|entry| entry.owner == Owner::Host).map(|entry| (entry.network, entry)).collect();
+    let listed: BTreeMap<Network, &Entry> = listed
+        .filter(|entry| entry.owner == Owner::Host)
+        .map(|entry| (entry.network, entry))
+        .collect();
     let gone = listed.keys().filter(|network| !claims.contains_key(network)).copied().collect();
     let mut coming = Vec::new();
     for (network, mut entries) in claims {
@@ -320,7 +333,8 @@ pub fn changes<'a>(
             continue;
         };
         let known = listed.get(&network);
-        let same = known.and_then(|known| entries.iter().position(|entry| entry.reason == known.reason));
+        let same =
+            known.and_then(|known| entries.iter().position(|entry| entry.reason == known.reason));
         let entry = Entry { expires, ..entries.swap_remove(same.unwrap_or(0)) };
         match known {
             Some(known) if same.is_some() && known.expires == expires => {}

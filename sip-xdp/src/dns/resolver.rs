@@ -56,7 +56,8 @@ pub(super) struct Records {
 /// Somebody who knows DNS.
 pub(super) trait Dns {
     /// Asks one question about a name, which is absolute. An error is no answer at all.
-    fn ask(&self, name: String, kind: Kind) -> impl Future<Output = Result<Records, String>> + Send;
+    fn ask(&self, name: String, kind: Kind)
+    -> impl Future<Output = Result<Records, String>> + Send;
 }
 
 /// A set of kinds of records that lead to addresses of a name, each of which is answered or not by
@@ -159,7 +160,10 @@ pub(super) async fn look_up(dns: &impl Dns, name: &HostName) -> Found {
     // A lone dot says that the service is not there (RFC 2782); the name itself has been asked for.
     targets.retain(|target, _| target != "." && *target != format!("{name}."));
     if targets.len() > MAX_TARGETS {
-        found.left_out.insert(format!("has {} SRV targets, of which {MAX_TARGETS} are followed", targets.len()));
+        found.left_out.insert(format!(
+            "has {} SRV targets, of which {MAX_TARGETS} are followed",
+            targets.len()
+        ));
     }
     let targets = targets.into_iter().take(MAX_TARGETS);
     let questions = targets.flat_map(|(target, kinds)| {
@@ -170,7 +174,8 @@ pub(super) async fn look_up(dns: &impl Dns, name: &HostName) -> Found {
     }
     if found.addresses.len() > MAX_ADDRESSES {
         found.left_out.insert(format!("more than {MAX_ADDRESSES} addresses"));
-        found.addresses = std::mem::take(&mut found.addresses).into_iter().take(MAX_ADDRESSES).collect();
+        found.addresses =
+            std::mem::take(&mut found.addresses).into_iter().take(MAX_ADDRESSES).collect();
     }
     if found.addresses.is_empty() && found.error.is_none() {
         found.error = Some("DNS knows no address of it that can be used".to_owned());
@@ -216,7 +221,9 @@ async fn ask_all(
 fn objection(address: IpAddr) -> Option<&'static str> {
     let is_in = |networks: &[&str]| {
         let host = Network::host(address);
-        networks.iter().any(|text| text.parse::<Network>().is_ok_and(|network| network.contains(&host)))
+        networks
+            .iter()
+            .any(|text| text.parse::<Network>().is_ok_and(|network| network.contains(&host)))
     };
     [
         (address.is_loopback(), "a loopback address"),

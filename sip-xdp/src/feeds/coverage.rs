@@ -22,7 +22,8 @@ impl Size {
         // behind what covers it.
         let mut covered: [Option<u128>; 2] = [None; 2];
         for network in listed.networks() {
-            let [first, last] = [network.first(), network.last()].map(|source| u128::from_be_bytes(source.octets()));
+            let [first, last] = [network.first(), network.last()]
+                .map(|source| u128::from_be_bytes(source.octets()));
             let covered = &mut covered[usize::from(network.is_v4())];
             if covered.is_some_and(|covered| last <= covered) {
                 continue;
@@ -51,7 +52,8 @@ mod tests {
     use crate::net::network::Network;
 
     fn size(networks: &[&str]) -> (u64, u64) {
-        let networks = networks.iter().map(|text| Network::from(text.parse::<ipnet::IpNet>().unwrap()));
+        let networks =
+            networks.iter().map(|text| Network::from(text.parse::<ipnet::IpNet>().unwrap()));
         let size = Size::of(&NetworkSet::new(networks.collect()), 0);
         (size.ipv4, size.ipv6)
     }
@@ -59,10 +61,16 @@ mod tests {
     #[test]
     fn each_address_counts_once() {
         assert_eq!(size(&[]), (0, 0));
-        assert_eq!(size(&["192.0.2.0/24", "192.0.2.34/32", "192.0.0.0/16", "192.1.0.0/32"]), (65_537, 0));
+        assert_eq!(
+            size(&["192.0.2.0/24", "192.0.2.34/32", "192.0.0.0/16", "192.1.0.0/32"]),
+            (65_537, 0)
+        );
         assert_eq!(size(&["0.0.0.0/0"]), (1 << 32, 0));
         assert_eq!(size(&["2001:db8::1/128", "2001:db8::2/128", "2001:db8:0:1::/65"]), (0, 3));
-        assert_eq!(size(&["2001:db8::/32", "2001:db8:7::/48", "2001:db9::/64"]), (0, (1 << 32) + 1));
+        assert_eq!(
+            size(&["2001:db8::/32", "2001:db8:7::/48", "2001:db9::/64"]),
+            (0, (1 << 32) + 1)
+        );
         assert_eq!(size(&["2000::/3", "192.0.2.1/32"]), (1, 1 << 61));
     }
 }

@@ -158,7 +158,11 @@ impl Engine {
 
     /// Notes what a feed trusts or admits, and returns what that was before. Nothing at all ends
     /// it.
-    pub fn allow(&mut self, name: &str, allowed: Option<(List, NetworkSet)>) -> Option<(List, NetworkSet)> {
+    pub fn allow(
+        &mut self,
+        name: &str,
+        allowed: Option<(List, NetworkSet)>,
+    ) -> Option<(List, NetworkSet)> {
         match allowed.filter(|(_, listed)| !listed.networks().is_empty()) {
             Some(allowed) => self.allowed.insert(name.to_owned(), allowed),
             None => self.allowed.remove(name),
@@ -186,7 +190,8 @@ impl Engine {
     /// The names of the feeds that put exactly this network on a list, as [`Engine::allowed`] has
     /// them.
     pub fn allowed_by(&self, list: List, network: &Network) -> Option<String> {
-        let listing = self.allowed.iter().filter(|(_, (of, listed))| *of == list && listed.contains(network));
+        let listing =
+            self.allowed.iter().filter(|(_, (of, listed))| *of == list && listed.contains(network));
         let names: Vec<&str> = listing.map(|(name, _)| name.as_str()).collect();
         (!names.is_empty()).then(|| names.join(","))
     }
@@ -196,8 +201,11 @@ impl Engine {
     pub fn configure(&mut self, feeds: &[FeedConfig]) -> Vec<(String, Vec<Network>)> {
         self.running.retain(|_, running| feeds.contains(&running.config));
         saved::forget_others(&self.directory, feeds);
-        let new: Vec<_> = feeds.iter().filter(|feed| !self.running.contains_key(&feed.name)).cloned().collect();
-        new.into_iter().filter_map(|feed| Some((feed.name.clone(), self.follow(feed)?.into_networks()))).collect()
+        let new: Vec<_> =
+            feeds.iter().filter(|feed| !self.running.contains_key(&feed.name)).cloned().collect();
+        new.into_iter()
+            .filter_map(|feed| Some((feed.name.clone(), self.follow(feed)?.into_networks())))
+            .collect()
     }
 
     fn follow(&mut self, config: FeedConfig) -> Option<NetworkSet> {
@@ -214,7 +222,11 @@ impl Engine {
             let tally = &mut state.tally;
             saved.listed = trim(networks, &config.effective_guards(), &protected_set, tally);
             // By what the last list was held against is not known any more.
-            last = Last::recall(&config, &saved, if tally.is_clean() { protected_set } else { Arc::default() });
+            last = Last::recall(
+                &config,
+                &saved,
+                if tally.is_clean() { protected_set } else { Arc::default() },
+            );
             [state.ipv4, state.ipv6] = saved.listed.counts();
             state.is_empty = saved.listed.networks().is_empty();
             state.format.clone_from(&saved.format);
@@ -235,7 +247,9 @@ impl Engine {
             said: None,
             wall: WallWatch::default(),
         };
-        if let Err(error) = thread::Builder::new().name("feed".to_owned()).spawn(move || follower.run(received)) {
+        if let Err(error) =
+            thread::Builder::new().name("feed".to_owned()).spawn(move || follower.run(received))
+        {
             log::error!("feed {name} cannot be followed: {error}");
             state.error = Some(format!("it cannot be followed: {error}"));
         }
@@ -245,7 +259,8 @@ impl Engine {
 
     /// Takes how a feed is, and returns how it was; `None` if there is no such feed any more.
     pub fn note(&mut self, name: &str, generation: u64, state: FeedState) -> Option<FeedState> {
-        let running = self.running.get_mut(name).filter(|running| running.generation == generation)?;
+        let running =
+            self.running.get_mut(name).filter(|running| running.generation == generation)?;
         Some(std::mem::replace(&mut running.state, state))
     }
 
@@ -258,7 +273,8 @@ impl Engine {
         self.counter += 1;
         let round = self.counter;
         let wanted = self.running.iter().filter(|(feed, _)| name.is_none_or(|name| name == *feed));
-        let asked = wanted.filter(|(_, running)| running.orders.send(Order { round, accept }).is_ok());
+        let asked =
+            wanted.filter(|(_, running)| running.orders.send(Order { round, accept }).is_ok());
         Some(asked.map(|(name, _)| (name.clone(), round)).collect())
     }
 
@@ -295,8 +311,9 @@ impl Engine {
                 format!("the feed {name} fails: {error}; {kept}")
             });
             let disk = state.disk_error.as_ref();
-            let disk = disk.map(|error| format!("the list of the feed {name} would not survive a \
-                reboot: {error}"));
+            let disk = disk.map(|error| {
+                format!("the list of the feed {name} would not survive a reboot: {error}")
+            });
             error.into_iter().chain(disk)
         };
         self.running.iter().flat_map(warning).collect()

@@ -92,7 +92,10 @@ impl Fetcher {
             let uri: &Uri = proxy.uri();
             let port = uri.port_u16().map(|port| format!(":{port}")).unwrap_or_default();
             let host = uri.host().unwrap_or_default();
-            log::info!("feed {} goes through the proxy {host}{port} of the environment", config.name);
+            log::info!(
+                "feed {} goes through the proxy {host}{port} of the environment",
+                config.name
+            );
         }
         let resolver = Guarded::new(&config.url);
         let agent = Agent::with_parts(settings, DefaultConnector::default(), resolver);
@@ -114,8 +117,10 @@ impl Fetcher {
         if let Some(path) = config.file() {
             return file(&path, known, self.most).map_err(Failure::from);
         }
-        let conditions = [("If-None-Match", &known.etag), ("If-Modified-Since", &known.modified)].into_iter();
-        let conditions: Vec<_> = conditions.filter_map(|(name, value)| Some((name, value.as_deref()?))).collect();
+        let conditions =
+            [("If-None-Match", &known.etag), ("If-Modified-Since", &known.modified)].into_iter();
+        let conditions: Vec<_> =
+            conditions.filter_map(|(name, value)| Some((name, value.as_deref()?))).collect();
         let answer = self.get(&config.url, &conditions)?;
         match answer.status().as_u16() {
             200 => {}
@@ -123,8 +128,10 @@ impl Fetcher {
             status => return Err(refused(status, answer.headers())),
         }
         check_type(answer.headers())?;
-        let text = |name: header::HeaderName| Some(answer.headers().get(name)?.to_str().ok()?.to_owned());
-        let validators = Validators { etag: text(header::ETAG), modified: text(header::LAST_MODIFIED) };
+        let text =
+            |name: header::HeaderName| Some(answer.headers().get(name)?.to_str().ok()?.to_owned());
+        let validators =
+            Validators { etag: text(header::ETAG), modified: text(header::LAST_MODIFIED) };
         Ok(Fetched::List(self.body(answer), validators))
     }
 
@@ -135,7 +142,12 @@ impl Fetcher {
     }
 
     /// Asks with a JSON object.
-    pub(super) fn post(&self, url: &str, headers: &[(&str, &str)], body: &str) -> Result<Answer, Failure> {
+    pub(super) fn post(
+        &self,
+        url: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Result<Answer, Failure> {
         let mut request = self.agent.post(url).header(header::CONTENT_TYPE, "application/json");
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -200,8 +212,11 @@ fn check_type(headers: &HeaderMap) -> Result<(), Failure> {
         return Ok(());
     };
     let bare = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let is_odd = ["image/", "audio/", "video/", "font/", "multipart/"].iter().any(|family| bare.starts_with(family))
-        || ["text/html", "application/xhtml+xml", "application/pdf", "application/zip"].contains(&bare.as_str());
+    let is_odd = ["image/", "audio/", "video/", "font/", "multipart/"]
+        .iter()
+        .any(|family| bare.starts_with(family))
+        || ["text/html", "application/xhtml+xml", "application/pdf", "application/zip"]
+            .contains(&bare.as_str());
     if is_odd { Err(format!("the server sends {bare}, not a list").into()) } else { Ok(()) }
 }
 
@@ -217,7 +232,9 @@ pub(crate) fn say(error: &Error) -> String {
         Error::RequireHttpsOnly(_) => "the server sends us from https to http".to_owned(),
         Error::BadUri(_) => "the server, or the url, names no valid address".to_owned(),
         Error::Io(error) => read_error(error),
-        Error::Decompress(_, _) => "the answer is not what its compression says, or cut off".to_owned(),
+        Error::Decompress(_, _) => {
+            "the answer is not what its compression says, or cut off".to_owned()
+        }
         Error::Protocol(_) | Error::Http(_) => "the answer is not HTTP, or cut off".to_owned(),
         Error::Rustls(error) => format!("TLS: {error}"),
         _ => "the request failed".to_owned(),
@@ -272,8 +289,10 @@ impl<R: Read> Read for Capped<R> {
                 self.left = left;
                 Ok(read)
             }
-            None => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {} \
-                bytes", self.most))),
+            None => Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("it has more than {} bytes", self.most),
+            )),
         }
     }
 }
@@ -298,9 +317,12 @@ fn file(path: &Path, known: &Validators, most: u64) -> Result<Fetched, String> {
 pub(super) fn key(config: &FeedConfig) -> Result<String, String> {
     let path = config.key_file.as_ref().ok_or("there is no key_file")?;
     let mut text = String::new();
-    let file = File::open(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+    let file =
+        File::open(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
     // What is wrong with it is not said in the library's words, which might quote it.
-    file.take(LONGEST_KEY).read_to_string(&mut text).map_err(|_| format!("{} is no text", path.display()))?;
+    file.take(LONGEST_KEY)
+        .read_to_string(&mut text)
+        .map_err(|_| format!("{} is no text", path.display()))?;
     let key = text.trim();
     // It becomes a part of an address or a header.
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
@@ -334,9 +356,12 @@ mod tests {
     fn keys_are_never_quoted() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("key");
-        let config = FeedConfig { key_file: Some(path.clone()), ..FeedConfig::new("a", "https://host/") };
+        let config =
+            FeedConfig { key_file: Some(path.clone()), ..FeedConfig::new("a", "https://host/") };
         assert!(key(&config).unwrap_err().contains("cannot be read"));
-        for (text, is_key) in [("sEcret-1\n", true), ("", false), ("sEcret two", false), ("sEcret\r\nX: y", false)] {
+        for (text, is_key) in
+            [("sEcret-1\n", true), ("", false), ("sEcret two", false), ("sEcret\r\nX: y", false)]
+        {
             fs::write(&path, text).unwrap();
             match key(&config) {
                 Ok(key) => assert!(is_key && key == text.trim()),

@@ -55,12 +55,17 @@ impl ProtectedSet {
     pub fn new(protected: Vec<Network>) -> Self {
         // `::/8` contains the mapped range, which no one may write: as a network of the tables it
         // can be said.
-        Self { special: NetworkSet::new(special().map(Network::from).collect()), protected: NetworkSet::new(protected) }
+        Self {
+            special: NetworkSet::new(special().map(Network::from).collect()),
+            protected: NetworkSet::new(protected),
+        }
     }
 
     /// Whether a network is not touched by any of it.
     fn spares(&self, network: &Network) -> bool {
-        [&self.special, &self.protected].into_iter().all(|set| !covers(set, network) && within(set, network).is_none())
+        [&self.special, &self.protected]
+            .into_iter()
+            .all(|set| !covers(set, network) && within(set, network).is_none())
     }
 }
 
@@ -76,7 +81,12 @@ fn within<'a>(set: &'a NetworkSet, network: &Network) -> Option<&'a Network> {
 
 /// Takes out what is too broad, special or protected. An entry that contains such a part loses that
 /// part only.
-pub fn trim(networks: Vec<Network>, guards: &Guards, protected_set: &ProtectedSet, tally: &mut Tally) -> NetworkSet {
+pub fn trim(
+    networks: Vec<Network>,
+    guards: &Guards,
+    protected_set: &ProtectedSet,
+    tally: &mut Tally,
+) -> NetworkSet {
     let total = networks.len();
     let mut kept = Vec::with_capacity(total);
     let mut pieces = Vec::new();
@@ -114,7 +124,8 @@ pub fn trim(networks: Vec<Network>, guards: &Guards, protected_set: &ProtectedSe
 /// The parts of a network that are not untouchable; more than [`MOST_PIECES`] if there would be too
 /// many.
 fn split(network: Network, protected_set: &ProtectedSet, pieces: &mut Vec<Network>) {
-    let is_gone = covers(&protected_set.special, &network) || covers(&protected_set.protected, &network);
+    let is_gone =
+        covers(&protected_set.special, &network) || covers(&protected_set.protected, &network);
     if is_gone || pieces.len() > MOST_PIECES {
         return;
     }
@@ -138,7 +149,8 @@ pub fn implausible(before: &Size, now: &Size, guards: &Guards) -> Option<String>
     if before.entries == 0 {
         return None;
     }
-    let has_shrunk = |before: u64, now: u64| guards.shrink.of(before).is_some_and(|least| now <= least);
+    let has_shrunk =
+        |before: u64, now: u64| guards.shrink.of(before).is_some_and(|least| now <= least);
     let has_grown = |before: u64, now: u64| guards.grow.of(before).is_some_and(|most| now >= most);
     let from = u64::from(guards.from);
     let (entries, entries_now) = (before.entries as u64, now.entries as u64);
@@ -153,10 +165,10 @@ pub fn implausible(before: &Size, now: &Size, guards: &Guards) -> Option<String>
             return Some(format!("it grew from {entries} to {entries_now} entries"));
         }
     }
-    for (before, now, what) in
-        [(before.ipv4, now.ipv4, "addresses"), (before.ipv6, now.ipv6, "IPv6 networks of /64 and \
-            hosts")]
-    {
+    for (before, now, what) in [
+        (before.ipv4, now.ipv4, "addresses"),
+        (before.ipv6, now.ipv6, "IPv6 networks of /64 and hosts"),
+    ] {
         // A few networks may come and go in a list of hosts.
         let may_change = before.max(now) < from.saturating_mul(256);
         if !may_change && before > 0 && (has_shrunk(before, now) || has_grown(before, now)) {
@@ -197,7 +209,8 @@ mod tests {
 
     #[test]
     fn what_is_too_broad_is_left_out() {
-        let (kept, tally) = trimmed(&["0.0.0.0/0", "64.0.0.0/7", "64.0.0.0/8", "2000::/18", "2001:db8::/32"], &[]);
+        let (kept, tally) =
+            trimmed(&["0.0.0.0/0", "64.0.0.0/7", "64.0.0.0/8", "2000::/18", "2001:db8::/32"], &[]);
         assert_eq!(kept, ["64.0.0.0/8", "2001:db8::/32"]);
         assert_eq!(tally.count(reason::TOO_BROAD), 3);
     }
@@ -225,18 +238,29 @@ mod tests {
         let (kept, tally) = trimmed(&bogons, &[]);
         assert!(kept.is_empty(), "{kept:?}");
         assert_eq!(tally.count(reason::SPECIAL), bogons.len() as u64);
-        let fine = ["9.255.255.255", "11.0.0.1", "192.0.2.1", "198.51.100.1", "203.0.113.1", "2001:db8::1"];
+        let fine = [
+            "9.255.255.255",
+            "11.0.0.1",
+            "192.0.2.1",
+            "198.51.100.1",
+            "203.0.113.1",
+            "2001:db8::1",
+        ];
         assert_eq!(trimmed(&fine, &[]).0, fine);
     }
 
     #[test]
     fn only_the_protected_part_goes() {
-        let (kept, tally) = trimmed(&["198.51.100.0/29", "198.51.100.1", "203.0.113.0/24"], &["198.51.100.1"]);
+        let (kept, tally) =
+            trimmed(&["198.51.100.0/29", "198.51.100.1", "203.0.113.0/24"], &["198.51.100.1"]);
         assert_eq!(kept, ["198.51.100.0", "198.51.100.2/31", "198.51.100.4/30", "203.0.113.0/24"]);
         assert_eq!((tally.split, tally.count(reason::PROTECTED)), (1, 1));
         // A special range inside is cut out as well.
         let (kept, _) = trimmed(&["192.0.0.0/8"], &[]);
-        assert!(!kept.is_empty() && kept.iter().all(|kept| !network(kept).contains(&network("192.168.0.0/16"))));
+        assert!(
+            !kept.is_empty()
+                && kept.iter().all(|kept| !network(kept).contains(&network("192.168.0.0/16")))
+        );
         // One address in a /32 of IPv6 would take 96 pieces.
         let (kept, tally) = trimmed(&["2001:db8::/32", "2001:db8:1::/64"], &["2001:db8:66::1"]);
         assert_eq!((kept, tally.count(reason::PROTECTED)), (vec!["2001:db8:1::/64".to_owned()], 1));
@@ -252,7 +276,9 @@ mod tests {
 
     /// The size of a list of hosts.
     fn hosts(count: usize) -> Size {
-        let host = |number: usize| Network::host(std::net::Ipv4Addr::from(0x2d50_0000 + number as u32 * 2).into());
+        let host = |number: usize| {
+            Network::host(std::net::Ipv4Addr::from(0x2d50_0000 + number as u32 * 2).into())
+        };
         Size::of(&NetworkSet::new((0..count).map(host).collect()), count)
     }
 
@@ -263,11 +289,15 @@ mod tests {
         let networks = (0..count).map(|number| match net {
             ipnet::IpNet::V4(net) => {
                 let first = u32::from(net.network()) + ((number as u32) << (32 - prefix));
-                Network::from(ipnet::IpNet::new(std::net::Ipv4Addr::from(first).into(), prefix).unwrap())
+                Network::from(
+                    ipnet::IpNet::new(std::net::Ipv4Addr::from(first).into(), prefix).unwrap(),
+                )
             }
             ipnet::IpNet::V6(net) => {
                 let first = u128::from(net.network()) + (number << (128 - prefix));
-                Network::from(ipnet::IpNet::new(std::net::Ipv6Addr::from(first).into(), prefix).unwrap())
+                Network::from(
+                    ipnet::IpNet::new(std::net::Ipv6Addr::from(first).into(), prefix).unwrap(),
+                )
             }
         });
         Size::of(&NetworkSet::new(networks.collect()), count as usize)
@@ -288,9 +318,14 @@ mod tests {
             (3, 10, false),
             (10, 5, false),
         ] {
-            assert_eq!(implausible(&hosts(before), &hosts(now), &guards).is_none(), is_plausible, "{before} {now}");
+            assert_eq!(
+                implausible(&hosts(before), &hosts(now), &guards).is_none(),
+                is_plausible,
+                "{before} {now}"
+            );
         }
-        let off = Guards { shrink: crate::config::Factor(0), grow: crate::config::Factor(0), ..guards };
+        let off =
+            Guards { shrink: crate::config::Factor(0), grow: crate::config::Factor(0), ..guards };
         assert!(implausible(&hosts(100), &hosts(1), &off).is_none());
         assert!(implausible(&hosts(100), &hosts(10_000), &off).is_none());
     }
@@ -300,10 +335,14 @@ mod tests {
         let guards = Guards::default();
         let says = |before: &Size, now: &Size| implausible(before, now, &guards);
         let wide = size("24.0.0.0", 12, 150);
-        assert_eq!(says(&hosts(150), &wide).unwrap(), "it covers 157 million addresses, before \
-            150");
-        assert_eq!(says(&wide, &hosts(150)).unwrap(), "it covers 150 addresses, before 157 \
-            million");
+        assert_eq!(
+            says(&hosts(150), &wide).unwrap(),
+            "it covers 157 million addresses, before 150"
+        );
+        assert_eq!(
+            says(&wide, &hosts(150)).unwrap(),
+            "it covers 150 addresses, before 157 million"
+        );
         let says_of_24 = says(&hosts(150), &size("24.0.0.0", 24, 150)).unwrap();
         assert_eq!(says_of_24, "it covers 38400 addresses, before 150");
         let says_of_v6 = says(&size("2001:db8::", 128, 150), &size("2001:db8::", 48, 150)).unwrap();

@@ -41,8 +41,11 @@ impl NetworkSet {
         networks.dedup();
         networks.shrink_to_fit();
         let mut seen = [[false; 129]; 2];
-        networks.iter().for_each(|net| seen[usize::from(net.is_v4())][usize::from(net.bits())] = true);
-        let all = [false, true].into_iter().flat_map(|is_v4| (0..=128).map(move |bits| (is_v4, bits)));
+        networks
+            .iter()
+            .for_each(|net| seen[usize::from(net.is_v4())][usize::from(net.bits())] = true);
+        let all =
+            [false, true].into_iter().flat_map(|is_v4| (0..=128).map(move |bits| (is_v4, bits)));
         let seen = all.filter(|(is_v4, bits)| seen[usize::from(*is_v4)][usize::from(*bits)]);
         let lengths = seen.map(|(is_v4, bits)| (is_v4, Kind::Blocked, bits)).collect();
         Self { networks, lengths }
@@ -84,7 +87,9 @@ impl NetworkSet {
 
     /// Its networks that lie in `network`, itself among them.
     pub fn within(&self, network: &Network) -> impl Iterator<Item = &Network> {
-        let from = self.networks.partition_point(|listed| listed < &Network::around(network.first(), network.bits()));
+        let from = self
+            .networks
+            .partition_point(|listed| listed < &Network::around(network.first(), network.bits()));
         let end = network.last();
         let network = *network;
         self.networks[from..]

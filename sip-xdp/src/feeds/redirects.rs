@@ -66,7 +66,12 @@ fn literal(host: &str) -> Option<IpAddr> {
 }
 
 impl Resolver for Guarded {
-    fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, Error> {
         let found = self.inner.resolve(uri, config, timeout)?;
         let special = found.iter().map(|address| address.ip()).find(|address| is_special(*address));
         let host = uri.host().unwrap_or_default().to_ascii_lowercase();
@@ -74,7 +79,9 @@ impl Resolver for Guarded {
         let is_proxy = config.proxy().is_some_and(|proxy| proxy.uri().host() == uri.host());
         if host == self.host {
             self.is_special.store(special.is_some(), Ordering::Relaxed);
-        } else if let Some(address) = special.filter(|_| !is_proxy && !self.is_special.load(Ordering::Relaxed)) {
+        } else if let Some(address) =
+            special.filter(|_| !is_proxy && !self.is_special.load(Ordering::Relaxed))
+        {
             return Err(Error::Io(io::Error::other(Elsewhere(address))));
         }
         Ok(found)
@@ -92,8 +99,9 @@ mod tests {
     fn redirecting(to: &str) -> (std::net::SocketAddr, std::thread::JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let answer = format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: \
-                              0\r\nConnection: close\r\n\r\n");
+        let answer = format!(
+            "HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        );
         let serving = std::thread::spawn(move || {
             let (mut stream, _): (TcpStream, _) = listener.accept().unwrap();
             let mut head = [0; 1_024];
@@ -131,7 +139,12 @@ mod tests {
     }
 
     impl Resolver for Public {
-        fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+        fn resolve(
+            &self,
+            uri: &Uri,
+            config: &Config,
+            timeout: NextTimeout,
+        ) -> Result<ResolvedSocketAddrs, Error> {
             let found = self.guarded.resolve(uri, config, timeout);
             if self.first.swap(false, Ordering::Relaxed) && self.is_public {
                 self.guarded.is_special.store(false, Ordering::Relaxed);

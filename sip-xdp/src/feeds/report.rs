@@ -20,7 +20,7 @@ pub fn rows(pins: &Pins, directory: &Path) -> Result<Vec<Row>> {
     let table_header = header::read(pins.open(names::TABLE_HEADER)?)?;
     let table = Table::open(|name| pins.open(name), &table_header)?;
     let lists = saved::all(directory);
-    let table = table.table()?;
+    let table = table.map_all()?;
     let mut rows = Vec::new();
     for entry in table.entries().filter(|entry| entry.slot_state.feed) {
         let row = |owner: String, added| Row {

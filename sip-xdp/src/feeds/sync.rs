@@ -34,7 +34,11 @@ pub(super) struct Last {
 
 impl Last {
     /// From what was on disk.
-    pub(super) fn recall(config: &FeedConfig, saved: &Saved, protected_set: Arc<ProtectedSet>) -> Self {
+    pub(super) fn recall(
+        config: &FeedConfig,
+        saved: &Saved,
+        protected_set: Arc<ProtectedSet>,
+    ) -> Self {
         // Only the server knows what it told an earlier daemon last.
         let cursor = saved.cursor.clone().filter(|_| config.format == FeedFormat::Apiban);
         Self {
@@ -118,7 +122,8 @@ pub(super) fn sync(
     }
     candidate.format = parsed.format;
     candidate.tally = parsed.tally;
-    candidate.listed = trim(parsed.networks, &config.effective_guards(), protected_set, &mut candidate.tally);
+    candidate.listed =
+        trim(parsed.networks, &config.effective_guards(), protected_set, &mut candidate.tally);
     let refuse = |reason| Err(Trouble { reason, retry_after: None, is_refused: true });
     let count = candidate.entries();
     candidate.size = Size::of(&candidate.listed, count);
@@ -143,7 +148,12 @@ pub(super) fn sync(
 }
 
 /// What has not ended, of a server that says when things do.
-pub(super) fn live(format: &'static str, tally: Tally, mut candidate: Candidate, now: u64) -> (Parsed, Candidate) {
+pub(super) fn live(
+    format: &'static str,
+    tally: Tally,
+    mut candidate: Candidate,
+    now: u64,
+) -> (Parsed, Candidate) {
     candidate.ends.retain(|_, end| *end > now);
     let networks: Vec<Network> = candidate.ends.keys().copied().collect();
     (Parsed { networks, tally, format, ..Parsed::default() }, candidate)

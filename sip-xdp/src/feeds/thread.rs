@@ -105,7 +105,8 @@ impl Follower {
     /// How long to wait at the start: a list that was fetched a moment ago need not be fetched
     /// again.
     fn first_pause(&self) -> Duration {
-        let is_elsewhere = self.config.file().is_none() && self.config.format != FeedFormat::Crowdsec;
+        let is_elsewhere =
+            self.config.file().is_none() && self.config.format != FeedFormat::Crowdsec;
         match self.state.confirmed_ms {
             Some(at) if is_elsewhere => self.config.every.0.saturating_sub(age(at)),
             _ => Duration::ZERO,
@@ -125,7 +126,9 @@ impl Follower {
         let every = self.config.every.0;
         let trouble = match sync(&self.config, fetcher, &self.last, &protected_set, accept) {
             Ok(None) => {
-                if let Err(error) = saved::touch(&self.directory, &self.config.name, clock::wall_ms()) {
+                if let Err(error) =
+                    saved::touch(&self.directory, &self.config.name, clock::wall_ms())
+                {
                     log::debug!("feed {}: {error}", self.config.name);
                 }
                 self.confirm();
@@ -150,11 +153,13 @@ impl Follower {
         candidate: Candidate,
         protected_set: Arc<ProtectedSet>,
     ) -> Result<Result<(), String>, Gone> {
-        let Candidate { listed, size, format, tally, validators, cursor, ends, decided, .. } = candidate;
+        let Candidate { listed, size, format, tally, validators, cursor, ends, decided, .. } =
+            candidate;
         let counts = listed.counts();
         let detected = (self.config.format == FeedFormat::Auto).then(|| format.to_owned());
         let entries = size.entries;
-        let saved = Saved { listed, validators, cursor, ends, entries, format: detected, confirmed_ms: 0 };
+        let saved =
+            Saved { listed, validators, cursor, ends, entries, format: detected, confirmed_ms: 0 };
         // Written before, and put in its place after it is in force.
         let prepared = saved::prepare(&self.directory, &self.config, &saved);
         let Saved { listed, validators, cursor, ends, .. } = saved;
@@ -184,8 +189,9 @@ impl Follower {
         self.state.format = Some(format.to_owned());
         let is_empty = counts == [0, 0];
         if is_empty && !self.state.is_empty {
-            log::warn!("feed {name} is empty: its list has no entry that may be taken; it is asked \
-                        on");
+            log::warn!(
+                "feed {name} is empty: its list has no entry that may be taken; it is asked on"
+            );
         }
         self.state.is_empty = is_empty;
     }
@@ -201,7 +207,8 @@ impl Follower {
     }
 
     fn tell(&self, list: Option<NewList>) -> Result<(), Gone> {
-        let (name, generation, state) = (self.config.name.clone(), self.generation, self.state.clone());
+        let (name, generation, state) =
+            (self.config.name.clone(), self.generation, self.state.clone());
         self.updates.blocking_send(Update { name, generation, state, list }).map_err(|_| Gone)
     }
 
@@ -217,7 +224,10 @@ impl Follower {
 
     fn fail(&mut self, trouble: &Trouble) {
         let reason = match trouble.is_refused {
-            true => format!("{}; `sip-xdp feed sync {} --accept` takes it", trouble.reason, self.config.name),
+            true => format!(
+                "{}; `sip-xdp feed sync {} --accept` takes it",
+                trouble.reason, self.config.name
+            ),
             false => trouble.reason.clone(),
         };
         if self.said.as_ref() != Some(&reason) {
@@ -273,7 +283,10 @@ mod tests {
     #[test]
     fn pauses_grow_with_failures() {
         let seconds = |failures, every| pause_after(failures, Duration::from_secs(every)).as_secs();
-        assert_eq!([1, 2, 3, 7, 8, 40].map(|failures| seconds(failures, 240)), [30, 60, 120, 1_920, 3_600, 3_600]);
+        assert_eq!(
+            [1, 2, 3, 7, 8, 40].map(|failures| seconds(failures, 240)),
+            [30, 60, 120, 1_920, 3_600, 3_600]
+        );
         assert_eq!([1, 2, 3].map(|failures| seconds(failures, 5)), [5, 10, 20]);
         assert_eq!(seconds(40, 86_400), 86_400);
     }
@@ -281,7 +294,10 @@ mod tests {
     #[test]
     fn jitter_stays_within_ten_per_cent() {
         let pauses: Vec<_> = (0..200).map(|_| jitter(Duration::from_secs(100))).collect();
-        assert!(pauses.iter().all(|pause| (90.0..=110.0).contains(&pause.as_secs_f64())), "{pauses:?}");
+        assert!(
+            pauses.iter().all(|pause| (90.0..=110.0).contains(&pause.as_secs_f64())),
+            "{pauses:?}"
+        );
         assert!(pauses.iter().collect::<std::collections::HashSet<_>>().len() > 10);
     }
 }

@@ -56,10 +56,12 @@ impl Integrations {
     pub fn configure(&mut self, config: &Config, hub: &Hub) {
         if self.notifier.as_ref().map(Notifier::config) != Some(&config.notify) {
             let before = self.notifier.take();
-            self.notifier = config.notify.is_on().then(|| Notifier::start(config.notify.clone(), hub, before));
+            self.notifier =
+                config.notify.is_on().then(|| Notifier::start(config.notify.clone(), hub, before));
         }
         if self.publisher.as_ref().map(Publisher::config) != Some(&config.crowdsec) {
-            self.publisher = config.crowdsec.publish.then(|| Publisher::start(config.crowdsec.clone(), hub));
+            self.publisher =
+                config.crowdsec.publish.then(|| Publisher::start(config.crowdsec.clone(), hub));
         }
     }
 
@@ -128,13 +130,14 @@ fn follow(
                 }
                 Err(RecvError::Closed) => return,
             };
-            let integration_event = match serde_json::from_str::<IntegrationEvent>(&stream_event.line) {
-                Ok(integration_event) => integration_event,
-                Err(error) => {
-                    log::error!("an event cannot be understood: {error}");
-                    continue;
-                }
-            };
+            let integration_event =
+                match serde_json::from_str::<IntegrationEvent>(&stream_event.line) {
+                    Ok(integration_event) => integration_event,
+                    Err(error) => {
+                        log::error!("an event cannot be understood: {error}");
+                        continue;
+                    }
+                };
             if !wants(&integration_event) {
                 continue;
             }
@@ -189,16 +192,21 @@ mod tests {
         let hub = Hub::default();
         let (queue, picked) = sync_channel(3);
         let lost = Arc::new(AtomicU64::new(0));
-        let following = follow(hub.subscribe(), queue, Arc::clone(&lost), |integration_event| integration_event.event == "ban");
+        let following = follow(hub.subscribe(), queue, Arc::clone(&lost), |integration_event| {
+            integration_event.event == "ban"
+        });
         for number in 0..5 {
-            hub.tell(stream_event("ban", &format!("192.0.2.{number}"), ""));
-            hub.tell(stream_event("limit", "192.0.2.9", ""));
+            hub.publish(stream_event("ban", &format!("192.0.2.{number}"), ""));
+            hub.publish(stream_event("limit", "192.0.2.9", ""));
         }
-        hub.tell(StreamEvent { about: None, event: "other", kind: None, line: "{}".into() });
+        hub.publish(StreamEvent { about: None, event: "other", kind: None, line: "{}".into() });
         while lost.load(Ordering::Relaxed) < 2 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let got: Vec<_> = picked.try_iter().filter_map(|integration_event| Some(integration_event.address?.to_string())).collect();
+        let got: Vec<_> = picked
+            .try_iter()
+            .filter_map(|integration_event| Some(integration_event.address?.to_string()))
+            .collect();
         assert_eq!(got, ["192.0.2.0", "192.0.2.1", "192.0.2.2"]);
         drop(following);
         while hub.is_watched() {

@@ -61,7 +61,8 @@ impl Entries {
         if let (Some((first, _)), Some((last, _))) = (self.unproven.first(), self.unproven.last()) {
             let step = (last - first) / (count as u64).max(1);
             let from = |n: u64| (first.saturating_add(step.saturating_mul(2 * n)), FIRST);
-            let spread = (1..=count as u64 / 2).filter_map(|n| self.unproven.range(from(n)..).next());
+            let spread =
+                (1..=count as u64 / 2).filter_map(|n| self.unproven.range(from(n)..).next());
             some.extend(spread.map(|(_, id)| *id));
         }
         some
@@ -108,7 +109,8 @@ mod tests {
 
     fn ban(host: u32, expires: u64, tier: Tier) -> (Id, Entry) {
         let network = Network::around(IpKey::v4(host), 128);
-        let entry = Entry { owner: Owner::Auto, tier: Some(tier), ..Entry::manual(network, expires, "") };
+        let entry =
+            Entry { owner: Owner::Auto, tier: Some(tier), ..Entry::manual(network, expires, "") };
         (id(List::Block, &entry), entry)
     }
 
@@ -142,7 +144,10 @@ mod tests {
             std::net::IpAddr::V6(_) => u32::MAX,
         };
         let hosts: Vec<u32> = some.iter().map(number).collect();
-        assert!(hosts[..8].iter().copied().eq(0..8) && hosts[8..].windows(2).all(|two| two[0] < two[1]), "{hosts:?}");
+        assert!(
+            hosts[..8].iter().copied().eq(0..8) && hosts[8..].windows(2).all(|two| two[0] < two[1]),
+            "{hosts:?}"
+        );
         assert!(hosts.iter().any(|host| *host > 800), "{hosts:?}");
         // One that becomes proven is none any more.
         let (id, entry) = ban(0, 5_000, Tier::Proven);

@@ -67,7 +67,14 @@ impl Lists {
     /// Puts a network on the ladder until then, at this step; `strict` if its ports without a
     /// standing are metered whatever their nonces, which lasts as long as it is there. When there
     /// is no room in the table of networks, it is not.
-    pub fn meter(&mut self, network: Network, step: u32, strict: bool, until: u64, now: u64) -> Result<(), ListError> {
+    pub fn meter(
+        &mut self,
+        network: Network,
+        step: u32,
+        strict: bool,
+        until: u64,
+        now: u64,
+    ) -> Result<(), ListError> {
         let kernel = |source| ListError::Kernel { network, source };
         let is_new = self.ladder.until(&network).is_none();
         if is_new
@@ -79,7 +86,8 @@ impl Lists {
         if is_new && self.table.counts().all >= self.quotas().open() {
             return Err(self.full(List::Block, format!("{network} was")));
         }
-        let before = self.ladders.get(&network).filter(|ladder| ladder.until > now).unwrap_or_default();
+        let before =
+            self.ladders.get(&network).filter(|ladder| ladder.until > now).unwrap_or_default();
         let after = before.moved(step, until, now);
         let after = Ladder { strict: before.strict | u32::from(strict), ..after };
         self.ladders.set(&network, after).map_err(kernel)?;
@@ -95,7 +103,9 @@ impl Lists {
         self.limited.remove(network);
         self.write(Kind::Metered, network)?;
         self.announce(Kind::Metered, network)?;
-        self.ladders.remove(network).map_err(|source| ListError::Kernel { network: *network, source })
+        self.ladders
+            .remove(network)
+            .map_err(|source| ListError::Kernel { network: *network, source })
     }
 
     /// Lets the one go that has been without an offence for longest. Returns whether there was one,
@@ -129,7 +139,9 @@ impl Lists {
     /// or that this is so no longer.
     pub fn own_nonce(&mut self, source: IpKey, nonce: u64, is_own: bool) -> Result<(), ListError> {
         let network = Network::around(source, 128);
-        self.ladders.own(&source, nonce, is_own).map_err(|source| ListError::Kernel { network, source })
+        self.ladders
+            .own(&source, nonce, is_own)
+            .map_err(|source| ListError::Kernel { network, source })
     }
 
     /// Takes up who is on the ladder in the kernel.

@@ -27,11 +27,11 @@ use thiserror::Error;
 
 use crate::dataplane::mmap::Mapped;
 use crate::dataplane::tables::flows::Flows;
-use crate::dataplane::tables::ladders::Ladders;
 use crate::dataplane::tables::header::{GuideWriter, Lengths, length_of};
+use crate::dataplane::tables::ladders::Ladders;
 use crate::dataplane::tables::ledger::{Entry, Ledger};
-use crate::dataplane::tables::networks::{NoPlace, Slots, Table, SlotState};
-use crate::dataplane::tables::summary::{Summary, Sets};
+use crate::dataplane::tables::networks::{NoPlace, SlotState, Slots, Table};
+use crate::dataplane::tables::summary::{Sets, Summary};
 use crate::feeds::{Feeds, NetworkSet};
 use crate::net::network::Network;
 use crate::net::prefix_set::Prefixes;
@@ -55,8 +55,10 @@ pub enum ListError {
         what: String,
     },
     /// Both buckets of a network are full, which chance makes all but impossible.
-    #[error("the table has no place for {0}, although it is not full; raise capacity.networks in \
-             the configuration")]
+    #[error(
+        "the table has no place for {0}, although it is not full; raise capacity.networks in the \
+         configuration"
+    )]
     NoPlace(Network),
     /// A port that nobody has.
     #[error("port 0 of {0} cannot be listed: nobody can be answered there")]
@@ -194,7 +196,8 @@ impl Lists {
     /// feeds listed stays.
     fn reconcile(&mut self) -> Result<()> {
         let whole = self.entries.iter().map(|(id, _)| id).filter(|(_, _, port, _)| *port == 0);
-        let claimed: BTreeSet<(List, Network)> = whole.map(|(list, net, ..)| (*list, *net)).collect();
+        let claimed: BTreeSet<(List, Network)> =
+            whole.map(|(list, net, ..)| (*list, *net)).collect();
         for (list, network) in &claimed {
             let end = self.claimed_until(*list, network).unwrap_or(0);
             self.set_mut(*list).insert(*network, end);
@@ -202,11 +205,14 @@ impl Lists {
         let (mut of_feeds, mut listed, mut known) = (Vec::new(), Vec::new(), Vec::new());
         let now = clock::now();
         {
-            let whole = self.table.whole()?;
+            let whole = self.table.map_all()?;
             whole.repair()?;
             for entry in whole.entries() {
                 if let Some(reputation) = entry.slot_state.reputation {
-                    known.push((entry.network, HostReputation::read(reputation, entry.slot_state.expires, now)));
+                    known.push((
+                        entry.network,
+                        HostReputation::read(reputation, entry.slot_state.expires, now),
+                    ));
                 } else if entry.slot_state.feed {
                     of_feeds.push(entry.network);
                 } else {
@@ -226,12 +232,19 @@ impl Lists {
             self.write(Kind::Known, &network)?;
         }
         self.load_ladder()?;
-        let banned: BTreeSet<_> =
-            self.entries.iter().map(|(id, _)| id).filter(|id| id.2 != 0).map(|id| (id.1, id.2)).collect();
+        let banned: BTreeSet<_> = self
+            .entries
+            .iter()
+            .map(|(id, _)| id)
+            .filter(|id| id.2 != 0)
+            .map(|id| (id.1, id.2))
+            .collect();
         for (key, _) in self.flows.load()?.into_iter().filter(|(_, flow)| flow.banned_until != 0) {
             let network = Network::around(key.source, 128);
             if !banned.contains(&(network, key.port)) {
-                self.flows.ban(key.source, key.port, 0).map_err(|source| ListError::Kernel { network, source })?;
+                self.flows
+                    .ban(key.source, key.port, 0)
+                    .map_err(|source| ListError::Kernel { network, source })?;
             }
         }
         for (network, port) in banned {
@@ -248,7 +261,8 @@ impl Lists {
     /// Makes the kernel ask for all that is listed, and for nothing else.
     fn announce_all(&mut self) -> Result<()> {
         let of = |kind| move |network: &Network| length_of(kind, network);
-        let mut lengths: Lengths = self.feeds.iter().flat_map(|(_, listed)| listed.lengths()).copied().collect();
+        let mut lengths: Lengths =
+            self.feeds.iter().flat_map(|(_, listed)| listed.lengths()).copied().collect();
         lengths.extend(self.trusted.iter().map(of(Kind::Trusted)));
         lengths.extend(self.known.iter().map(of(Kind::Known)));
         lengths.extend(self.admitted.iter().map(of(Kind::Admitted)));
@@ -263,17 +277,27 @@ impl Lists {
 
     /// Replaces what a feed lists. What it listed before and still lists is blocked all the time.
     /// On an error nothing has changed.
-    pub fn replace_feed(&mut self, name: &str, networks: Vec<Network>) -> Result<Refresh, ListError> {
+    pub fn replace_feed(
+        &mut self,
+        name: &str,
+        networks: Vec<Network>,
+    ) -> Result<Refresh, ListError> {
         let new = NetworkSet::new(networks);
         let none = NetworkSet::default();
         let old = self.feeds.get(name).unwrap_or(&none);
         let (added, removed) = (new.without(old), old.without(&new));
-        let refresh = Refresh { added: added.len(), removed: removed.len(), total: new.networks().len() };
+        let refresh =
+            Refresh { added: added.len(), removed: removed.len(), total: new.networks().len() };
         // Others that list a network hold its place.
-        let alone = |network: &&Network| !self.blocked.contains(network) && !self.feeds.others_contain(name, network);
-        let (coming, leaving) = (added.iter().filter(alone).count(), removed.iter().filter(alone).count());
+        let alone = |network: &&Network| {
+            !self.blocked.contains(network) && !self.feeds.others_contain(name, network)
+        };
+        let (coming, leaving) =
+            (added.iter().filter(alone).count(), removed.iter().filter(alone).count());
         if self.table.counts().all + coming - leaving > self.ledger.capacity() as usize {
-            return Err(self.full(List::Block, format!("{coming} networks of the feed {name} were")));
+            return Err(
+                self.full(List::Block, format!("{coming} networks of the feed {name} were"))
+            );
         }
         let old = self.feeds.replace(name, new);
         // What goes makes room for what comes.
@@ -296,19 +320,30 @@ impl Lists {
     /// The entries of a list, ordered by network.
     pub fn entries(&self, list: List) -> impl Iterator<Item = &Entry> {
         let from = (list, Network::FIRST, 0, Owner::Manual);
-        self.entries.range(from..).take_while(move |((of, ..), _)| *of == list).map(|(_, entry)| entry)
+        self.entries
+            .range(from..)
+            .take_while(move |((of, ..), _)| *of == list)
+            .map(|(_, entry)| entry)
     }
 
     /// An owner's entry for exactly a network, or for a port of it.
-    pub fn entry(&self, list: List, network: &Network, port: Option<u16>, owner: Owner) -> Option<&Entry> {
+    pub fn entry(
+        &self,
+        list: List,
+        network: &Network,
+        port: Option<u16>,
+        owner: Owner,
+    ) -> Option<&Entry> {
         self.entries.get(&(list, *network, port.unwrap_or(0), owner))
     }
 
     /// The entries of a list for networks inside `network`, itself among them.
     pub fn entries_within(&self, list: List, network: Network) -> impl Iterator<Item = &Entry> {
         let from = (list, network, 0, Owner::Manual);
-        let inside =
-            self.entries.range(from..).take_while(move |(id, _)| id.0 == list && id.1.first() <= network.last());
+        let inside = self
+            .entries
+            .range(from..)
+            .take_while(move |(id, _)| id.0 == list && id.1.first() <= network.last());
         inside.map(|(_, entry)| entry).filter(move |entry| network.contains(&entry.network))
     }
 
@@ -343,7 +378,8 @@ impl Lists {
             self.undo_all(claims.split_off(written));
             stopped = Some(error);
         }
-        if let Some((kept, error)) = claims.iter().enumerate().find_map(|(n, claim)| Some((n, self.keep(claim).err()?)))
+        if let Some((kept, error)) =
+            claims.iter().enumerate().find_map(|(n, claim)| Some((n, self.keep(claim).err()?)))
         {
             self.undo_all(claims.split_off(kept));
             stopped = Some(error);
@@ -404,7 +440,7 @@ impl Lists {
     fn write_claims(&mut self, list: List, claims: &[Claim]) -> Result<(), (usize, ListError)> {
         let kind = Kind::of(list);
         let (mut networks, mut written) = (Vec::with_capacity(claims.len()), Ok(()));
-        let table = self.table.whole().map_err(|error| (0, error.into()))?;
+        let table = self.table.map_all().map_err(|error| (0, error.into()))?;
         for (number, claim) in claims.iter().enumerate().filter(|(_, claim)| claim.id.2 == 0) {
             if let Err(error) = self.write_slot(&table, kind, &claim.id.1) {
                 written = Err((number, error));
@@ -427,7 +463,12 @@ impl Lists {
     }
 
     /// Takes an owner's entry out. Returns it if there was one.
-    pub fn remove(&mut self, list: List, network: &Network, owner: Owner) -> Result<Option<Entry>, ListError> {
+    pub fn remove(
+        &mut self,
+        list: List,
+        network: &Network,
+        owner: Owner,
+    ) -> Result<Option<Entry>, ListError> {
         self.remove_by((list, *network, 0, owner))
     }
 
@@ -458,8 +499,12 @@ impl Lists {
     }
 
     /// Takes out what `unwanted` says and returns it.
-    pub fn retain(&mut self, unwanted: impl Fn(List, &Entry) -> bool) -> Result<Vec<(List, Entry)>, ListError> {
-        let ids: Vec<_> = self.entries.iter().filter(|(id, e)| unwanted(id.0, e)).map(|(id, _)| *id).collect();
+    pub fn retain(
+        &mut self,
+        unwanted: impl Fn(List, &Entry) -> bool,
+    ) -> Result<Vec<(List, Entry)>, ListError> {
+        let ids: Vec<_> =
+            self.entries.iter().filter(|(id, e)| unwanted(id.0, e)).map(|(id, _)| *id).collect();
         self.take_out(ids)
     }
 
@@ -494,7 +539,9 @@ impl Lists {
     /// All entries, for a store that is not told the changes.
     pub fn all_entries(&mut self) -> Change {
         self.touched.clear();
-        Change::Entries(self.entries.iter().map(|((list, ..), entry)| (*list, entry.clone())).collect())
+        Change::Entries(
+            self.entries.iter().map(|((list, ..), entry)| (*list, entry.clone())).collect(),
+        )
     }
 
     /// Sets the IPv6 networks whose hosts are metered one by one, because hosts live there that
@@ -506,7 +553,10 @@ impl Lists {
     }
 
     /// Adds networks to them. It costs the same however many there are.
-    pub fn meter_by_address(&mut self, networks: impl IntoIterator<Item = Network>) -> Result<(), ListError> {
+    pub fn meter_by_address(
+        &mut self,
+        networks: impl IntoIterator<Item = Network>,
+    ) -> Result<(), ListError> {
         for network in networks {
             if self.by_address.insert(network) {
                 self.write_apart(&network)?;
@@ -586,24 +636,27 @@ impl Lists {
         // Each one that makes room is one entry less, and a network less unless others list it,
         // too.
         for _ in 0..MOST_DISPLACED {
-            let needed = usize::from(entry.port.is_none() && self.needs_place(list, &entry.network));
+            let needed =
+                usize::from(entry.port.is_none() && self.needs_place(list, &entry.network));
             let too_many = self.table.counts().all + promised + needed > limit;
             let too_many_entries = self.entries.len() >= limit;
             let over_quota = is_unproven && self.entries.unproven() >= quotas.unproven().max(1);
             if !(too_many || too_many_entries || over_quota) {
                 return Ok(());
             }
-            let displaced =
-                displaces
+            let displaced = displaces
                 && (self.displace_unproven()?
-                    || too_many && !is_unproven && (self.displace_metered(limit)? || self.displace_known(limit)?));
+                    || too_many
+                        && !is_unproven
+                        && (self.displace_metered(limit)? || self.displace_known(limit)?));
             if !displaced {
                 break;
             }
         }
-        let what = entry
-            .port
-            .map_or_else(|| format!("{} was", entry.network), |port| format!("{} port {port} was", entry.network));
+        let what = entry.port.map_or_else(
+            || format!("{} was", entry.network),
+            |port| format!("{} port {port} was", entry.network),
+        );
         Err(self.full(list, what))
     }
 
@@ -657,7 +710,12 @@ impl Lists {
     }
 
     /// Brings the kernel's tables up to date for one network.
-    fn refresh(&mut self, list: List, network: Network, port: Option<u16>) -> Result<(), ListError> {
+    fn refresh(
+        &mut self,
+        list: List,
+        network: Network,
+        port: Option<u16>,
+    ) -> Result<(), ListError> {
         if let Some(port) = port {
             return self.refresh_flow(&network, port);
         }
@@ -700,12 +758,20 @@ impl Lists {
             Kind::Known => self.standings.get(network).map(HostReputation::slot_state),
             Kind::Metered => self.ladder.until(network).map(claimed),
             Kind::Blocked => {
-                let (until, feed) = (self.claimed_until(List::Block, network), self.feeds.contains(network));
+                let (until, feed) =
+                    (self.claimed_until(List::Block, network), self.feeds.contains(network));
                 let expires = if feed { NEVER } else { until? };
                 let owners = self.owners(List::Block, network);
                 let own = owners.iter().any(|entry| entry.owner != Owner::Auto);
                 let udp_only = !feed && owners.iter().all(|entry| is_unproven(entry));
-                Some(SlotState { expires, feed, claimed: until.is_some(), own, udp_only, ..SlotState::default() })
+                Some(SlotState {
+                    expires,
+                    feed,
+                    claimed: until.is_some(),
+                    own,
+                    udp_only,
+                    ..SlotState::default()
+                })
             }
         }
     }
@@ -716,14 +782,21 @@ impl Lists {
     }
 
     fn write_blocks(&self, networks: &[Network]) -> Result<(), ListError> {
-        let whole = self.table.whole()?;
+        let whole = self.table.map_all()?;
         networks.iter().try_for_each(|network| self.write_slot(&whole, Kind::Blocked, network))?;
         Ok(self.table.settle()?)
     }
 
-    fn write_slot(&self, slots: &impl Slots, kind: Kind, network: &Network) -> Result<(), ListError> {
+    fn write_slot(
+        &self,
+        slots: &impl Slots,
+        kind: Kind,
+        network: &Network,
+    ) -> Result<(), ListError> {
         match self.slot_state(kind, network) {
-            Some(slot_state) => slots.set(kind, network, slot_state).map_err(|NoPlace| ListError::NoPlace(*network)),
+            Some(slot_state) => {
+                slots.set(kind, network, slot_state).map_err(|NoPlace| ListError::NoPlace(*network))
+            }
             None => {
                 slots.remove(kind, network);
                 Ok(())

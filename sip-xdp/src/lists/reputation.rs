@@ -99,7 +99,14 @@ fn worth(reputation: &HostReputation) -> Option<Worth> {
         _ if reputation.former_until != 0 => 1,
         _ => 0,
     };
-    Some((class, reputation.good_until.max(reputation.peer_until).max(if class == 2 { 0 } else { reputation.end() })))
+    Some((
+        class,
+        reputation.good_until.max(reputation.peer_until).max(if class == 2 {
+            0
+        } else {
+            reputation.end()
+        }),
+    ))
 }
 
 impl Standings {
@@ -142,7 +149,12 @@ impl Lists {
     }
 
     /// Changes what is known of a host. What has ended at `now` is forgotten.
-    pub fn know(&mut self, source: IpKey, now: u64, change: impl FnOnce(&mut HostReputation)) -> Result<(), ListError> {
+    pub fn know(
+        &mut self,
+        source: IpKey,
+        now: u64,
+        change: impl FnOnce(&mut HostReputation),
+    ) -> Result<(), ListError> {
         let network = Network::around(source, 128);
         let before = self.reputation(source);
         let mut reputation = before.at(now);
@@ -157,7 +169,11 @@ impl Lists {
         self.set_standing(network, reputation)
     }
 
-    fn set_standing(&mut self, network: Network, reputation: HostReputation) -> Result<(), ListError> {
+    fn set_standing(
+        &mut self,
+        network: Network,
+        reputation: HostReputation,
+    ) -> Result<(), ListError> {
         self.standings.set(network, reputation);
         if reputation.end() == 0 {
             self.known.remove(&network);
@@ -170,14 +186,21 @@ impl Lists {
 
     /// Sees to it that there is room for one more known host. Beyond the quota, or where only the
     /// reserve is left, the one of least worth makes room, which may be the new one itself.
-    fn make_room_for_known(&mut self, network: &Network, reputation: &HostReputation) -> Result<(), ListError> {
+    fn make_room_for_known(
+        &mut self,
+        network: &Network,
+        reputation: &HostReputation,
+    ) -> Result<(), ListError> {
         let quotas = self.quotas();
         // One with banned ports is a ban, for which the reserve is there.
         let worth = worth(reputation);
         let limit = if worth.is_some() { quotas.open() } else { quotas.networks };
-        let has_room = self.table.counts().all < limit && self.standings.len() < quotas.known().max(1);
+        let has_room =
+            self.table.counts().all < limit && self.standings.len() < quotas.known().max(1);
         let is_less = |(first, _): (Worth, Network)| worth.is_none_or(|worth| first < worth);
-        if has_room || (self.standings.first_to_go().is_some_and(is_less) && self.displace_known(limit)?) {
+        if has_room
+            || (self.standings.first_to_go().is_some_and(is_less) && self.displace_known(limit)?)
+        {
             return Ok(());
         }
         let what = format!("{network} was");
@@ -197,7 +220,12 @@ impl Lists {
     }
 
     /// Notes until when a flow is known good.
-    pub fn know_flow(&mut self, source: IpKey, port: u16, good_until: u64) -> Result<(), ListError> {
+    pub fn know_flow(
+        &mut self,
+        source: IpKey,
+        port: u16,
+        good_until: u64,
+    ) -> Result<(), ListError> {
         if port == 0 {
             return Ok(());
         }
@@ -216,7 +244,9 @@ impl Lists {
     /// Whether a known-good host or a peer lives in `network`.
     pub fn knows_within(&self, network: &Network, now: u64) -> bool {
         let is_known = |host: &Network| {
-            self.standings.get(host).is_some_and(|reputation| reputation.good_until > now || reputation.peer_until > now)
+            self.standings.get(host).is_some_and(|reputation| {
+                reputation.good_until > now || reputation.peer_until > now
+            })
         };
         self.known.within(network).iter().any(is_known)
     }
@@ -238,18 +268,23 @@ impl Lists {
 
     /// Takes out what is listed of the ports of an address.
     pub fn remove_flows(&mut self, network: &Network) -> Result<Vec<Entry>, ListError> {
-        let all = (List::Block, *network, 1, Owner::Manual)..=(List::Block, *network, u16::MAX, Owner::LAST);
+        let all = (List::Block, *network, 1, Owner::Manual)
+            ..=(List::Block, *network, u16::MAX, Owner::LAST);
         let ids: Vec<_> = self.entries.range(all).map(|(id, _)| *id).collect();
         Ok(self.take_out(ids)?.into_iter().map(|(_, entry)| entry).collect())
     }
 
     /// Brings the kernel's tables up to date for one flow.
     pub(super) fn refresh_flow(&mut self, network: &Network, port: u16) -> Result<(), ListError> {
-        let flows = (List::Block, *network, port, Owner::Manual)..=(List::Block, *network, port, Owner::LAST);
+        let flows = (List::Block, *network, port, Owner::Manual)
+            ..=(List::Block, *network, port, Owner::LAST);
         let until = self.entries.range(flows).map(|(_, entry)| entry.expires).max().unwrap_or(0);
         let source = network.first();
-        self.flows.ban(source, port, until).map_err(|source| ListError::Kernel { network: *network, source })?;
-        let all = (List::Block, *network, 1, Owner::Manual)..=(List::Block, *network, u16::MAX, Owner::LAST);
+        self.flows
+            .ban(source, port, until)
+            .map_err(|source| ListError::Kernel { network: *network, source })?;
+        let all = (List::Block, *network, 1, Owner::Manual)
+            ..=(List::Block, *network, u16::MAX, Owner::LAST);
         let last = self.entries.range(all).map(|(_, entry)| entry.expires).max().unwrap_or(0);
         self.know(source, 0, |reputation| reputation.flows_until = last)
     }

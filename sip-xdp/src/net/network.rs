@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use sip_xdp_common::ip_key::{MAPPED_BITS, IpKey, mask};
+use sip_xdp_common::ip_key::{IpKey, MAPPED_BITS, mask};
 use thiserror::Error;
 
 /// A network: an address and the number of its leading bits that count. A host is a network of full
@@ -31,12 +31,16 @@ pub struct Network {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum NetworkError {
     /// Neither an address nor a network.
-    #[error("\"{0}\" is neither an address nor a network; write 192.0.2.1, 192.0.2.0/24, \
-             2001:db8::1 or 2001:db8::/32")]
+    #[error(
+        "\"{0}\" is neither an address nor a network; write 192.0.2.1, 192.0.2.0/24, 2001:db8::1 \
+         or 2001:db8::/32"
+    )]
     Syntax(String),
     /// Bits are set behind the prefix.
-    #[error("{given} has bits set behind its prefix; write {meant} for the network or {host} for \
-             the one host")]
+    #[error(
+        "{given} has bits set behind its prefix; write {meant} for the network or {host} for the \
+         one host"
+    )]
     HostBits {
         /// As it was written.
         given: String,
@@ -46,8 +50,10 @@ pub enum NetworkError {
         host: IpAddr,
     },
     /// An IPv6 network inside `::ffff:0:0/96`, or around it.
-    #[error("{0} contains IPv4-mapped addresses (::ffff:0:0/96) and would apply to IPv4; write \
-             IPv4 networks as IPv4")]
+    #[error(
+        "{0} contains IPv4-mapped addresses (::ffff:0:0/96) and would apply to IPv4; write IPv4 \
+         networks as IPv4"
+    )]
     Mapped(String),
 }
 
@@ -169,8 +175,13 @@ impl FromStr for Network {
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // An IPv6 network that reaches over the mapped range keeps its IPv6 form.
-        let address = if self.is_v4() { self.address() } else { IpAddr::V6(self.first.octets().into()) };
-        if self.is_host() { f.pad(&address.to_string()) } else { f.pad(&format!("{address}/{}", self.prefix())) }
+        let address =
+            if self.is_v4() { self.address() } else { IpAddr::V6(self.first.octets().into()) };
+        if self.is_host() {
+            f.pad(&address.to_string())
+        } else {
+            f.pad(&format!("{address}/{}", self.prefix()))
+        }
     }
 }
 
@@ -197,7 +208,15 @@ mod tests {
 
     #[test]
     fn written_and_read_back() {
-        for text in ["192.0.2.1", "192.0.2.0/24", "0.0.0.0/0", "10.0.0.0/8", "2001:db8::1", "2001:db8::/32", "::/0"] {
+        for text in [
+            "192.0.2.1",
+            "192.0.2.0/24",
+            "0.0.0.0/0",
+            "10.0.0.0/8",
+            "2001:db8::1",
+            "2001:db8::/32",
+            "::/0",
+        ] {
             assert_eq!(network(text).to_string(), text);
         }
         assert_eq!(network("192.0.2.1/32").to_string(), "192.0.2.1");
@@ -206,19 +225,35 @@ mod tests {
 
     #[test]
     fn refused_with_a_reason() {
-        for text in
-            ["", "192.0.2", "192.0.2.1/33", "2001:db8::/129", "300.1.1.1", "sip.example", "1.2.3.4/", "1.2.3.4 "]
-        {
-            assert_eq!(text.parse::<Network>(), Err(NetworkError::Syntax(text.to_owned())), "{text:?}");
+        for text in [
+            "",
+            "192.0.2",
+            "192.0.2.1/33",
+            "2001:db8::/129",
+            "300.1.1.1",
+            "sip.example",
+            "1.2.3.4/",
+            "1.2.3.4 ",
+        ] {
+            assert_eq!(
+                text.parse::<Network>(),
+                Err(NetworkError::Syntax(text.to_owned())),
+                "{text:?}"
+            );
         }
         let error = "192.0.2.1/24".parse::<Network>().unwrap_err();
         assert!(
-            error.to_string().contains("write 192.0.2.0/24 for the network or 192.0.2.1 for the \
-                                        one host"),
+            error
+                .to_string()
+                .contains("write 192.0.2.0/24 for the network or 192.0.2.1 for the one host"),
             "{error}"
         );
         for text in ["::ffff:10.0.0.0/104", "::/1", "::/64", "::/80", "::ffff:0:0/96"] {
-            assert_eq!(text.parse::<Network>(), Err(NetworkError::Mapped(text.to_owned())), "{text}");
+            assert_eq!(
+                text.parse::<Network>(),
+                Err(NetworkError::Mapped(text.to_owned())),
+                "{text}"
+            );
         }
     }
 

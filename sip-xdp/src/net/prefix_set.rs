@@ -58,7 +58,10 @@ impl Prefixes {
 
     /// Whether any network in the set shares an address with `network`.
     pub fn meets(&self, network: &Network) -> bool {
-        let (from, to) = (Network::around(network.first(), network.bits()), Network::around(network.last(), 128));
+        let (from, to) = (
+            Network::around(network.first(), network.bits()),
+            Network::around(network.last(), 128),
+        );
         self.covering(network).next().is_some()
             || self.ends.range(from..=to).any(|(inside, _)| network.contains(inside))
     }
@@ -79,8 +82,15 @@ impl Prefixes {
     /// The networks in the set that lie in `network`, itself among them.
     pub fn within(&self, network: &Network) -> Vec<Network> {
         // Ordered by first address and then by length: everything inside lies between the two ends.
-        let (from, to) = (Network::around(network.first(), network.bits()), Network::around(network.last(), 128));
-        self.ends.range(from..=to).map(|(inside, _)| *inside).filter(|inside| network.contains(inside)).collect()
+        let (from, to) = (
+            Network::around(network.first(), network.bits()),
+            Network::around(network.last(), 128),
+        );
+        self.ends
+            .range(from..=to)
+            .map(|(inside, _)| *inside)
+            .filter(|inside| network.contains(inside))
+            .collect()
     }
 }
 
@@ -104,7 +114,10 @@ pub(crate) mod tests {
         assert_eq!(set.end(&network("192.0.2.8")), Some(50));
         assert_eq!(set.end(&network("192.0.3.8")), Some(20));
         assert_eq!(set.end(&network("192.1.3.8")), None);
-        assert_eq!(set.within(&network("192.0.2.0/24")), [network("192.0.2.0/24"), network("192.0.2.7")]);
+        assert_eq!(
+            set.within(&network("192.0.2.0/24")),
+            [network("192.0.2.0/24"), network("192.0.2.7")]
+        );
         assert!(set.remove(&network("192.0.2.0/24")));
         assert_eq!(set.end(&network("192.0.2.7")), Some(20));
         assert!(!set.remove(&network("192.0.2.0/24")));

@@ -165,14 +165,18 @@ impl Overview {
         let storm_state = counters::storm_state(pins)?;
         let entries = Ledger::new(pins.open(names::LEDGER)?)?.entries()?;
         let now = clock::now();
-        let entries: Vec<_> = entries.into_iter().filter(|(_, entry)| !entry.is_over(now)).collect();
+        let entries: Vec<_> =
+            entries.into_iter().filter(|(_, entry)| !entry.is_over(now)).collect();
         let hits = Hits::read(pins)?;
         let stats = counters::stats(pins)?;
         let mut overview = Self {
             time: stats.time,
             loaded: true,
             stats: Some(stats),
-            storm: Storm { is_storm: storm_state.is_storm(now), new_sources: storm_state.new_sources },
+            storm: Storm {
+                is_storm: storm_state.is_storm(now),
+                new_sources: storm_state.new_sources,
+            },
             lists: count(&entries, hits.feed_entries),
             bans: count_bans(&entries),
             memory: counters::memory(pins)?,
@@ -182,8 +186,11 @@ impl Overview {
         overview.worst = worst(&entries, &hits);
         let limited = limited(pins, &overview.latest, &overview.worst)?;
         overview.worst.extend(limited);
-        overview.worst.sort_by(|one, other| other.packets.cmp(&one.packets).then(one.network.cmp(&other.network)));
-        (overview.enforcing, overview.warnings) = (overview.health().is_enforcing(), overview.health().warnings());
+        overview.worst.sort_by(|one, other| {
+            other.packets.cmp(&one.packets).then(one.network.cmp(&other.network))
+        });
+        (overview.enforcing, overview.warnings) =
+            (overview.health().is_enforcing(), overview.health().warnings());
         Ok(overview)
     }
 
@@ -205,7 +212,9 @@ impl Overview {
 }
 
 /// Counters of packets, summed over interfaces: by verdict and reason.
-pub fn packets(interfaces: &[counters::InterfaceStats]) -> BTreeMap<(&'static str, &'static str), u64> {
+pub fn packets(
+    interfaces: &[counters::InterfaceStats],
+) -> BTreeMap<(&'static str, &'static str), u64> {
     let mut sums = BTreeMap::new();
     for interface in interfaces {
         for (verdict, by_reason) in interface.packets.each() {
@@ -240,9 +249,12 @@ impl Hits {
         let table = Table::open(|name| pins.open(name), &table_header)?;
         let flows = Flows::open(|name| pins.open(name))?.all()?;
         let flows = flows.into_iter().filter(|(_, flow)| flow.hits > 0);
-        let flows = flows.map(|(key, flow)| ((Network::around(key.source, 128), key.port), flow.hits)).collect();
-        let mut hits = Self { networks: HashMap::new(), flows, of_feeds: Vec::new(), feed_entries: 0 };
-        let whole = table.whole()?;
+        let flows = flows
+            .map(|(key, flow)| ((Network::around(key.source, 128), key.port), flow.hits))
+            .collect();
+        let mut hits =
+            Self { networks: HashMap::new(), flows, of_feeds: Vec::new(), feed_entries: 0 };
+        let whole = table.map_all()?;
         for entry in whole.entries().filter(|entry| entry.kind == Kind::Blocked) {
             hits.feed_entries += usize::from(entry.slot_state.feed);
             if entry.hits > 0 && entry.slot_state.claimed {
@@ -269,7 +281,11 @@ fn count(entries: &[(List, Entry)], feed_entries: usize) -> Vec<ListCount> {
     }
     let mut counts: Vec<_> = counts
         .into_iter()
-        .map(|((list, owner), entries)| ListCount { list: list.name(), owner: owner.name(), entries })
+        .map(|((list, owner), entries)| ListCount {
+            list: list.name(),
+            owner: owner.name(),
+            entries,
+        })
         .collect();
     counts.push(ListCount { list: List::Block.name(), owner: "feed", entries: feed_entries });
     counts
@@ -325,7 +341,8 @@ fn limited(pins: &Pins, latest: &Latest, blocked: &[Worst]) -> Result<Vec<Worst>
     let sources = Sources::open(|name| pins.open(name))?;
     let mut found = Vec::new();
     for event in &latest.limited {
-        let Some(network) = event["address"].as_str().and_then(|text| text.parse::<Network>().ok()) else {
+        let Some(network) = event["address"].as_str().and_then(|text| text.parse::<Network>().ok())
+        else {
             continue;
         };
         if blocked.iter().any(|one| one.port.is_none() && one.network.contains(&network)) {

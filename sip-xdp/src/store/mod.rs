@@ -27,7 +27,7 @@ use anyhow::bail;
 use rusqlite::Connection;
 use sip_xdp_common::abi::layout::{List, Owner};
 
-pub use self::change::{Accepted, Ban, Change, HistoryRow, Offence, Peer, State};
+pub use self::change::{Accepted, Ban, Change, HistoryRow, Peer, State};
 pub use self::read::Reader;
 use self::schema::{Failure, Usable};
 use self::writer::{Shared, Writer};
@@ -128,7 +128,12 @@ impl Store {
     pub fn record_end(&self, list: List, entry: &Entry, by: &str) {
         if list == List::Block && entry.owner == Owner::Auto && !entry.dry_run {
             let (network, port) = (entry.network, entry.port);
-            self.record(Change::Ended { network, port, at_ms: clock::wall_ms(), by: by.to_owned() });
+            self.record(Change::Ended {
+                network,
+                port,
+                at_ms: clock::wall_ms(),
+                by: by.to_owned(),
+            });
         }
     }
 
@@ -136,7 +141,10 @@ impl Store {
     /// some change or lost its file, and can write them now.
     pub fn wants_entries(&self) -> bool {
         let writer_queue = self.shared.writer_queue();
-        writer_queue.queue.has_lost_track() && writer_queue.trouble.is_none() && !writer_queue.unread && writer_queue.late.is_none()
+        writer_queue.queue.has_lost_track()
+            && writer_queue.trouble.is_none()
+            && !writer_queue.unread
+            && writer_queue.late.is_none()
     }
 
     /// What a file held that was locked when it was opened, once it has been read. All entries are
@@ -169,7 +177,11 @@ impl Store {
     /// The bans of a network and of those around it, the latest first. Reads what is on disk,
     /// without keeping anybody from writing.
     pub fn history(&self, network: &Network) -> anyhow::Result<Vec<HistoryRow>> {
-        if schema::exists(&self.path) { Reader::open(&self.path)?.history(network) } else { Ok(Vec::new()) }
+        if schema::exists(&self.path) {
+            Reader::open(&self.path)?.history(network)
+        } else {
+            Ok(Vec::new())
+        }
     }
 }
 
@@ -183,22 +195,26 @@ impl Drop for Store {
 fn look(path: &Path) -> (Option<Connection>, Found, Option<String>) {
     let what = match schema::open_writable(path).and_then(read_all) {
         Ok((connection, found)) => return (Some(connection), found, None),
-        Err(Failure::Unavailable(why)) if !schema::exists(path) => return (None, nothing(path), Some(why)),
+        Err(Failure::Unavailable(why)) if !schema::exists(path) => {
+            return (None, nothing(path), Some(why));
+        }
         // What cannot be written may be readable all the same.
-        Err(Failure::Unavailable(why) | Failure::Locked(why)) => match schema::open_readable(path).and_then(read_all) {
-            Ok((_, Found::Nothing)) => return (None, nothing(path), Some(why)),
-            Ok((_, found)) => return (None, found, Some(why)),
-            Err(Failure::Corrupt(what)) => what,
-            Err(Failure::Locked(what)) => {
-                let name = path.display();
-                let message = format!(
-                    "{name} is locked by another program ({what}); what it holds is taken up as \
-                     soon as that lets go"
-                );
-                return (None, Found::Locked(message), Some(what));
+        Err(Failure::Unavailable(why) | Failure::Locked(why)) => {
+            match schema::open_readable(path).and_then(read_all) {
+                Ok((_, Found::Nothing)) => return (None, nothing(path), Some(why)),
+                Ok((_, found)) => return (None, found, Some(why)),
+                Err(Failure::Corrupt(what)) => what,
+                Err(Failure::Locked(what)) => {
+                    let name = path.display();
+                    let message = format!(
+                        "{name} is locked by another program ({what}); what it holds is taken up \
+                         as soon as that lets go"
+                    );
+                    return (None, Found::Locked(message), Some(what));
+                }
+                Err(failure) => format!("cannot be read ({})", failure.text()),
             }
-            Err(failure) => format!("cannot be read ({})", failure.text()),
-        },
+        }
         Err(Failure::Corrupt(what)) => what,
     };
     let (message, _) = schema::set_aside(path, &what);
@@ -209,7 +225,8 @@ fn look(path: &Path) -> (Option<Connection>, Found, Option<String>) {
 }
 
 fn read_all(usable: Usable) -> Result<(Connection, Found), Failure> {
-    let found = if usable.is_new { Found::Nothing } else { Found::State(read::state(&usable.connection)?) };
+    let found =
+        if usable.is_new { Found::Nothing } else { Found::State(read::state(&usable.connection)?) };
     Ok((usable.connection, found))
 }
 
@@ -235,8 +252,9 @@ fn import(path: &Path, mut connection: Connection, found: &mut Found) -> Connect
         match write::write(&mut connection, &[Change::Entries(state.entries.clone())]) {
             Ok(()) => earlier::retire(path),
             // They are in the state that the daemon starts with, and it will say them again.
-            Err(error) => log::warn!("what the earlier version left cannot be written yet: \
-                                      {error}"),
+            Err(error) => {
+                log::warn!("what the earlier version left cannot be written yet: {error}")
+            }
         }
     }
     *found = earlier;

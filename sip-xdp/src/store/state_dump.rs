@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::{List, Owner};
 use sip_xdp_common::abi::names;
 
+use crate::bans::offences::OffenceRecord;
 use crate::config::HostName;
 use crate::dataplane::counters::{self, SCHEMA};
 use crate::dataplane::pins::Pins;
@@ -205,7 +206,9 @@ impl Export {
         };
         let now = clock::now();
         let of = |list: List| {
-            let live = entries.iter().filter(|(of, entry)| *of == list && !entry.dry_run && !entry.is_over(now));
+            let live = entries
+                .iter()
+                .filter(|(of, entry)| *of == list && !entry.dry_run && !entry.is_over(now));
             live.filter_map(|(_, entry)| listed(entry)).collect()
         };
         let (hosts, _) = Hosts::open(paths.hosts_file());
@@ -287,7 +290,7 @@ fn accepted(row: store::Accepted) -> Accepted {
     }
 }
 
-fn offence(row: store::Offence) -> Offence {
+fn offence(row: OffenceRecord) -> Offence {
     Offence { network: row.network, count: row.count, last: clock::from_ms(row.last_ms) }
 }
 
@@ -297,7 +300,9 @@ mod tests {
 
     fn offences(count: u32) -> Vec<Offence> {
         let network = |n: u32| Network::host(IpAddr::from(n.to_be_bytes()));
-        (0..count).map(|n| Offence { network: network(n), count: n, last: Timestamp::UNIX_EPOCH }).collect()
+        (0..count)
+            .map(|n| Offence { network: network(n), count: n, last: Timestamp::UNIX_EPOCH })
+            .collect()
     }
 
     #[test]
@@ -306,7 +311,9 @@ mod tests {
             let pieces = cut(offences(count));
             assert_eq!(pieces.concat(), offences(count));
             for piece in pieces {
-                assert!(serde_json::to_string(&Part::Offences(piece)).unwrap().len() < PART + 1_000);
+                assert!(
+                    serde_json::to_string(&Part::Offences(piece)).unwrap().len() < PART + 1_000
+                );
             }
         }
     }

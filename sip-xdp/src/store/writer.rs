@@ -84,7 +84,8 @@ impl Shared {
     /// Waits for what was asked for. Returns false if that has neither succeeded nor failed after
     /// `patience`.
     pub(super) fn wait(&self, ticket: u64, patience: Duration) -> bool {
-        let waits = |writer_queue: &mut WriterQueue| writer_queue.answered < ticket && !writer_queue.ended;
+        let waits =
+            |writer_queue: &mut WriterQueue| writer_queue.answered < ticket && !writer_queue.ended;
         let waited = self.done.wait_timeout_while(self.writer_queue(), patience, waits);
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
@@ -94,7 +95,10 @@ impl Shared {
         let mut writer_queue = self.writer_queue();
         writer_queue.stop = true;
         self.wake.notify_one();
-        drop(self.done.wait_timeout_while(writer_queue, patience, |writer_queue| !writer_queue.ended));
+        drop(
+            self.done
+                .wait_timeout_while(writer_queue, patience, |writer_queue| !writer_queue.ended),
+        );
     }
 }
 
@@ -175,9 +179,19 @@ impl Writer {
             };
             if wait.is_zero() {
                 let into_file = std::mem::take(&mut writer_queue.into_file) || writer_queue.stop;
-                return Task { changes: writer_queue.queue.take(), ticket: writer_queue.asked, into_file, stops: writer_queue.stop };
+                return Task {
+                    changes: writer_queue.queue.take(),
+                    ticket: writer_queue.asked,
+                    into_file,
+                    stops: writer_queue.stop,
+                };
             }
-            writer_queue = self.shared.wake.wait_timeout(writer_queue, wait).unwrap_or_else(PoisonError::into_inner).0;
+            writer_queue = self
+                .shared
+                .wake
+                .wait_timeout(writer_queue, wait)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 
@@ -202,13 +216,15 @@ impl Writer {
             (writer_queue.unread, writer_queue.late) = (false, Some(state));
         }
         // Until the daemon has taken that up, it does not know all entries.
-        let keeps = writer_queue.late.is_some() && changes.iter().any(|change| matches!(change, Change::Entries(_)));
+        let keeps = writer_queue.late.is_some()
+            && changes.iter().any(|change| matches!(change, Change::Entries(_)));
         if keeps {
             writer_queue.queue.lose_track();
         }
         drop(writer_queue);
         if keeps {
-            let known = changes.iter().filter(|change| !matches!(change, Change::Entries(_))).cloned();
+            let known =
+                changes.iter().filter(|change| !matches!(change, Change::Entries(_))).cloned();
             write::write(connection, &known.collect::<Vec<_>>())?;
         } else {
             write::write(connection, changes)?;
@@ -247,12 +263,18 @@ impl Writer {
 
 /// Says why nothing can be written: in the log once, and to whoever asks.
 pub(super) fn report(writer_queue: &mut WriterQueue, path: &Path, what: &str) {
-    let mut text = format!("the lists would not survive a reboot: {} cannot be written ({what})", path.display());
+    let mut text = format!(
+        "the lists would not survive a reboot: {} cannot be written ({what})",
+        path.display()
+    );
     if writer_queue.trouble.is_none() {
         log::error!("{text}");
     }
     if writer_queue.queue.dropped() > 0 {
-        text.push_str(&format!("; {} notes and bans of the history were dropped meanwhile", writer_queue.queue.dropped()));
+        text.push_str(&format!(
+            "; {} notes and bans of the history were dropped meanwhile",
+            writer_queue.queue.dropped()
+        ));
     }
     writer_queue.trouble = Some(text);
 }

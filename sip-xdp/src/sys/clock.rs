@@ -113,7 +113,8 @@ pub fn moved(ms: u64, jump: i64) -> u64 {
 
 /// To milliseconds, so that a time that is computed twice reads the same.
 fn round(time: Timestamp) -> Timestamp {
-    Timestamp::from_millisecond((time.as_nanosecond() + 500_000).div_euclid(1_000_000) as i64).unwrap_or(time)
+    Timestamp::from_millisecond((time.as_nanosecond() + 500_000).div_euclid(1_000_000) as i64)
+        .unwrap_or(time)
 }
 
 /// The wall clock in milliseconds since 1970.
@@ -128,7 +129,10 @@ pub fn to_ms(time: Timestamp) -> u64 {
 
 /// Milliseconds since 1970 as a timestamp.
 pub fn from_ms(ms: u64) -> Timestamp {
-    i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok()).unwrap_or(Timestamp::UNIX_EPOCH)
+    i64::try_from(ms)
+        .ok()
+        .and_then(|ms| Timestamp::from_millisecond(ms).ok())
+        .unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 #[cfg(test)]
@@ -155,7 +159,10 @@ mod tests {
         assert_eq!(watch.jump_to(7_000 + DAY), Some(DAY));
         assert_eq!(watch.jump_to(7_000 + DAY), None);
         assert_eq!(watch.jump_to(7_000), Some(-DAY));
-        assert_eq!((moved(5, -DAY), moved(DAY as u64, -DAY), moved(1, DAY)), (0, 0, DAY as u64 + 1));
+        assert_eq!(
+            (moved(5, -DAY), moved(DAY as u64, -DAY), moved(1, DAY)),
+            (0, 0, DAY as u64 + 1)
+        );
         assert_eq!(WallWatch::default().jump(), None);
     }
 

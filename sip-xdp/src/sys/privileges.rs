@@ -16,7 +16,8 @@ use nix::sys::prctl;
 /// - `CAP_BPF`: loads programs, which a reload does anew, and opens the pinned maps.
 /// - `CAP_NET_ADMIN`: attaches them to interfaces that come later, swaps them, takes them off.
 /// - `CAP_PERFMON`: lets programs compare and move pointers into packets, as ours do.
-pub(crate) const FILTER: &[Capability] = &[Capability::CAP_NET_ADMIN, Capability::CAP_BPF, Capability::CAP_PERFMON];
+pub(crate) const FILTER: &[Capability] =
+    &[Capability::CAP_NET_ADMIN, Capability::CAP_BPF, Capability::CAP_PERFMON];
 
 /// What reading the pinned maps takes.
 pub(crate) const READER: &[Capability] = &[Capability::CAP_BPF];
@@ -28,8 +29,9 @@ pub(crate) const NOTHING: &[Capability] = &[];
 /// by being started.
 pub(crate) fn end_gaining() {
     if let Err(error) = prctl::set_no_new_privs() {
-        log::warn!("no_new_privs cannot be set ({error}); programs that are notified may gain \
-                    privileges");
+        log::warn!(
+            "no_new_privs cannot be set ({error}); programs that are notified may gain privileges"
+        );
     }
 }
 
@@ -42,8 +44,10 @@ pub(crate) fn keep(wanted: &[Capability]) {
 }
 
 fn try_keep(wanted: &[Capability]) -> Result<()> {
-    let kept = kept(&caps::read(None, CapSet::Permitted).context("what is permitted cannot be \
-        read")?, wanted);
+    let kept = kept(
+        &caps::read(None, CapSet::Permitted).context("what is permitted cannot be read")?,
+        wanted,
+    );
     // Only with this one can the bounding set be changed: not in a service, whose bounding set was
     // made for it, and not in threads that are started later. Programs gain nothing from what stays
     // in there, see `end_gaining`.
@@ -63,8 +67,10 @@ fn try_keep(wanted: &[Capability]) -> Result<()> {
 
 /// What is kept of the capabilities that are held.
 fn kept(held: &CapsHashSet, wanted: &[Capability]) -> CapsHashSet {
-    let mut kept: CapsHashSet = wanted.iter().copied().filter(|capability| held.contains(capability)).collect();
-    let stands_in = wanted.iter().any(|capability| !held.contains(capability) && is_stood_in_for(*capability));
+    let mut kept: CapsHashSet =
+        wanted.iter().copied().filter(|capability| held.contains(capability)).collect();
+    let stands_in =
+        wanted.iter().any(|capability| !held.contains(capability) && is_stood_in_for(*capability));
     if stands_in && held.contains(&Capability::CAP_SYS_ADMIN) {
         kept.insert(Capability::CAP_SYS_ADMIN);
     }
@@ -73,14 +79,16 @@ fn kept(held: &CapsHashSet, wanted: &[Capability]) -> CapsHashSet {
 
 /// The names of the capabilities that filtering takes and this thread does not have.
 pub(crate) fn missing() -> Result<Vec<String>> {
-    let effective = caps::read(None, CapSet::Effective).context("this process's capabilities \
-        cannot be read")?;
+    let effective = caps::read(None, CapSet::Effective)
+        .context("this process's capabilities cannot be read")?;
     Ok(lacking(&effective).map(|capability| capability.to_string()).collect())
 }
 
 fn lacking(effective: &CapsHashSet) -> impl Iterator<Item = Capability> {
     let is_admin = effective.contains(&Capability::CAP_SYS_ADMIN);
-    let has = move |wanted: &Capability| effective.contains(wanted) || (is_admin && is_stood_in_for(*wanted));
+    let has = move |wanted: &Capability| {
+        effective.contains(wanted) || (is_admin && is_stood_in_for(*wanted))
+    };
     FILTER.iter().copied().filter(move |wanted| !has(wanted))
 }
 
@@ -112,8 +120,12 @@ mod tests {
 
     #[test]
     fn the_old_capability_stands_in_for_the_new_ones_where_they_are_missing() {
-        let old = set(&[Capability::CAP_SYS_ADMIN, Capability::CAP_NET_ADMIN, Capability::CAP_CHOWN]);
-        assert_eq!(kept(&old, FILTER), set(&[Capability::CAP_SYS_ADMIN, Capability::CAP_NET_ADMIN]));
+        let old =
+            set(&[Capability::CAP_SYS_ADMIN, Capability::CAP_NET_ADMIN, Capability::CAP_CHOWN]);
+        assert_eq!(
+            kept(&old, FILTER),
+            set(&[Capability::CAP_SYS_ADMIN, Capability::CAP_NET_ADMIN])
+        );
         assert_eq!(kept(&old, NOTHING), set(&[]));
         assert_eq!(lacking(&old).count(), 0);
         assert!(lacking(&set(&[Capability::CAP_SYS_ADMIN])).eq([Capability::CAP_NET_ADMIN]));
@@ -124,7 +136,8 @@ mod tests {
     fn a_thread_that_gives_up_everything_has_nothing_left() {
         std::thread::spawn(|| {
             try_keep(NOTHING).unwrap();
-            for kind in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable, CapSet::Ambient] {
+            for kind in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable, CapSet::Ambient]
+            {
                 assert!(caps::read(None, kind).unwrap().is_empty(), "{kind:?}");
             }
         })

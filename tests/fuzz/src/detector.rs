@@ -12,7 +12,7 @@ use sip_xdp_common::abi::layout::{
     BY_ADDRESS, EventKind, FRAGMENTED, HEAD, KernelEvent, SUSPECTED,
 };
 use sip_xdp_common::ip_key::IpKey;
-use sip_xdp_common::limits::gcra::Bucket;
+use sip_xdp_common::limits::gcra::LimitKind;
 use sip_xdp_common::limits::ladder::WIDTHS;
 
 use crate::script::{Deed, STEP, Step};
@@ -181,7 +181,7 @@ impl Fixture {
             source: texts::source(step, time),
             port: texts::port(step, time),
             local_port: 5060,
-            bucket: [Bucket::Register, Bucket::Requests, Bucket::Other, Bucket::Storm]
+            bucket: [LimitKind::Register, LimitKind::Requests, LimitKind::Other, LimitKind::Storm]
                 [usize::from(step.expires & 3)] as u8,
             seen: u64::from(time) * 7,
             registers: u64::from(time) * 5,

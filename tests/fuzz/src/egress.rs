@@ -1,9 +1,9 @@
 //! Any bytes as a packet that leaves. The first byte is the [`Interface`].
 
-use sip_xdp_common::packet::headers::{self, Link, Plain};
+use sip_xdp_common::packet::headers::{self, FastPathHeaders, Link};
 use sip_xdp_common::packet::reader::Bytes;
 use sip_xdp_common::pipeline::egress::{self, Leaving};
-use sip_xdp_common::pipeline::ingress::Site;
+use sip_xdp_common::pipeline::ingress::ProgramSettings;
 use sip_xdp_common::verdict::Message;
 
 use crate::site::Interface;
@@ -15,7 +15,7 @@ pub fn run(bytes: &[u8]) {
     };
     let site = Interface(*site);
     if matches!(site.link(), Link::Ethernet)
-        && let Some(Plain { ip, source, ports }) = headers::lookup_summary(&Bytes(bytes))
+        && let Some(FastPathHeaders { ip, source, ports }) = headers::parse_fast_path(&Bytes(bytes))
     {
         let located = headers::parse_headers(&Bytes(bytes), site.link(), site.inspects());
         assert_eq!(located, Some(ip), "the short way and the long one find different headers");

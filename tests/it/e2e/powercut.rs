@@ -220,13 +220,13 @@ fn manual(entries: &[(List, Entry)]) -> BTreeMap<Id, Entry> {
 fn tabled(pins: &Pins) -> Result<(BTreeSet<Id>, BTreeSet<Network>)> {
     let guide = header::read(pins.open(names::TABLE_HEADER)?)?;
     let table = Table::open(|name| pins.open(name), &guide)?;
-    let whole = table.whole()?;
+    let whole = table.map_all()?;
     let now = clock::now();
     let (mut claimed, mut fed) = (BTreeSet::new(), BTreeSet::new());
-    for entry in whole.entries().filter(|entry| entry.terms.expires > now) {
+    for entry in whole.entries().filter(|entry| entry.slot_state.expires > now) {
         let list = List::ALL.into_iter().find(|list| Kind::of(*list) == entry.kind);
-        claimed.extend(list.filter(|_| entry.terms.claimed).map(|list| (list, entry.network)));
-        if entry.terms.feed {
+        claimed.extend(list.filter(|_| entry.slot_state.claimed).map(|list| (list, entry.network)));
+        if entry.slot_state.feed {
             fed.insert(entry.network);
         }
     }

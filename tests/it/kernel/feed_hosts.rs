@@ -11,7 +11,7 @@ use sip_xdp::lists::Lists;
 use sip_xdp::net::network::Network;
 use sip_xdp_common::abi::layout::{List, NEVER, Owner};
 use sip_xdp_common::abi::names;
-use sip_xdp_common::lookup::host_rows::{ELSEWHERE_SHIFT, Home, MARKS};
+use sip_xdp_common::lookup::host_rows::{ELSEWHERE_SHIFT, MARKS, RowKey};
 use sip_xdp_common::lookup::networks::Hashing;
 
 use crate::kernel::frames::{Ip, tcp};
@@ -20,7 +20,7 @@ use crate::kernel::harness::{Kernel, SECOND, START, settings};
 /// Hosts in 77.0.0.0/8 that are of one row.
 pub(crate) fn of_one_row(kernel: &Kernel, count: usize) -> Vec<Ipv4Addr> {
     let Hashing { seed, row_shift, .. } = hashing(kernel);
-    let row = |address: u32| Home::of(address, seed, row_shift).row;
+    let row = |address: u32| RowKey::of(address, seed, row_shift).row;
     let all = 0x4d00_0000..0x4e00_0000_u32;
     all.filter(|address| row(*address) == 77).take(count).map(Ipv4Addr::from).collect()
 }
@@ -122,7 +122,7 @@ fn rows_that_a_crash_left_wrong_are_put_right() {
     feed(&mut kernel, &hosts[..MARKS + 1]);
     block(&mut kernel, hosts[MARKS + 1], NEVER);
     let Hashing { seed, row_shift, .. } = hashing(&kernel);
-    let mark = |n: usize| u64::from(Home::of(hosts[n].into(), seed, row_shift).mark);
+    let mark = |n: usize| u64::from(RowKey::of(hosts[n].into(), seed, row_shift).mark);
     let truth = numbers(0..MARKS + 2);
     for (what, words) in [
         ("nothing is there", [0, 0]),

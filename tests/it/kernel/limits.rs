@@ -2,7 +2,7 @@
 
 use sip_xdp::dataplane::loader::Settings;
 use sip_xdp_common::abi::layout::{BY_ADDRESS, EventKind, KernelEvent, List, NEVER};
-use sip_xdp_common::limits::gcra::Bucket;
+use sip_xdp_common::limits::gcra::LimitKind;
 use sip_xdp_common::verdict::{Message, Reason};
 
 use crate::kernel::frames::{Ip, fragment, request, sip, udp};
@@ -33,7 +33,7 @@ fn the_very_packet_over_the_limit_is_dropped_and_reported() {
     assert_eq!(outcome.reason, Reason::Limited);
     let events = limited(&mut kernel);
     let [event] = events.as_slice() else { panic!("{} events", events.len()) };
-    assert_eq!((event.bucket, event.message), (Bucket::Requests as u8, Message::Register as u8));
+    assert_eq!((event.bucket, event.message), (LimitKind::Requests as u8, Message::Register as u8));
     assert_eq!((event.seen, event.registers, event.limited), (1, 1, 1));
     assert_eq!((event.port, event.local_port), (40_000, 5060));
     assert_eq!((event.time, event.first), (START, START));
@@ -61,7 +61,7 @@ fn a_slow_flood_of_register_meets_its_own_limit() {
         kernel.run(&frame).dropped
     });
     assert!(dropped_at.is_some_and(|n| (100..=180).contains(&n)), "{dropped_at:?}");
-    assert_eq!(limited(&mut kernel)[0].bucket, Bucket::Register as u8);
+    assert_eq!(limited(&mut kernel)[0].bucket, LimitKind::Register as u8);
     // Other requests go on.
     assert_eq!(kernel.run(&sip(STRANGER, &request("OPTIONS"))).reason, Reason::Unknown);
 }
@@ -81,7 +81,7 @@ fn keepalives_cost_no_requests_and_no_ban() {
     );
     // They have a limit of their own, which is reported as such.
     assert_eq!(kernel.run(&sip(STRANGER, b"\r\n\r\n")).reason, Reason::Limited);
-    assert!(limited(&mut kernel).iter().all(|event| event.bucket == Bucket::Other as u8));
+    assert!(limited(&mut kernel).iter().all(|event| event.bucket == LimitKind::Other as u8));
 }
 
 #[test]

@@ -222,7 +222,7 @@ fn what_a_crash_left_half_done_is_put_right() {
     // The daemon dies between two writes: a row without its entry, and entries without a row.
     let table_header = header::read(kernel.map_again(names::TABLE_HEADER).unwrap()).unwrap();
     let table = Table::open(|name| kernel.map_again(name), &table_header).unwrap();
-    let whole = table.whole().unwrap();
+    let whole = table.map_all().unwrap();
     let orphan: Network = "192.0.2.9".parse().unwrap();
     let orphan_trust: Network = "198.51.100.9".parse().unwrap();
     let slot_state = SlotState { expires: NEVER, claimed: true, ..SlotState::default() };

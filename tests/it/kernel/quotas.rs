@@ -41,7 +41,7 @@ fn used(kernel: &Kernel, table: &str) -> usize {
 }
 
 fn is_good(kernel: &Kernel, number: u32) -> bool {
-    kernel.lists.standing(host(number)).good_until != 0
+    kernel.lists.reputation(host(number)).good_until != 0
 }
 
 /// One account that registers from any number of addresses: half of the table is all that it gets,

@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use log::Level;
 use serde_json::{Value, json};
 
-use super::{InterfaceMaps, Daemon, Loaded, Served, Wanted};
-use crate::daemon::events::Event as Event;
+use super::{Daemon, InterfaceMaps, Loaded, Served, Wanted};
+use crate::bans::event::Event;
 use crate::dataplane::attach::xdp::{Mode, ModeChoice};
 use crate::dataplane::counters;
 use crate::dataplane::ethtool;
@@ -69,7 +69,9 @@ impl LinkState {
         match self {
             _ if self.mtu != before.mtu => Some("its MTU has changed"),
             Self { up: true, .. } if !before.up => Some("it came up"),
-            Self { up: true, .. } if self.carrier_changes != before.carrier_changes => Some("its link was reset"),
+            Self { up: true, .. } if self.carrier_changes != before.carrier_changes => {
+                Some("its link was reset")
+            }
             _ => None,
         }
     }
@@ -123,7 +125,9 @@ impl Daemon {
 
     fn watch_link(&mut self, interface: &Interface) {
         let now = clock::now();
-        let Some(at) = self.served.iter().position(|served| served.index == interface.index) else { return };
+        let Some(at) = self.served.iter().position(|served| served.index == interface.index) else {
+            return;
+        };
         let served = &mut self.served[at];
         if served.mode != Mode::Native || interface.xdp.is_none_or(|xdp| xdp.id != served.program) {
             return;
@@ -139,8 +143,11 @@ impl Daemon {
             watched.sight = Sight::new(now, watched.sight.has_seen());
             if is_forgetful(interface) {
                 // The verifier takes 0.3 s; the next reset finds a program that is loaded.
-                return self.swap(at, interface, &format!("{what}, and its driver loses the program \
-                    then"));
+                return self.swap(
+                    at,
+                    interface,
+                    &format!("{what}, and its driver loses the program then"),
+                );
             }
         }
         // After the interface's own counter, so that no packet is counted there alone.
@@ -160,7 +167,8 @@ impl Daemon {
     fn cure(&mut self, at: usize, interface: &Interface, blind: Blind) {
         let served = &self.served[at];
         let name = served.name.clone();
-        let cure = Cure::of(blind, is_forgetful(interface), served.watched.is_remedy, self.config.mode);
+        let cure =
+            Cure::of(blind, is_forgetful(interface), served.watched.is_remedy, self.config.mode);
         match cure {
             Cure::Swap => {
                 let what = format!("its program saw none of the last {} packets", blind.packets);
@@ -181,8 +189,11 @@ impl Daemon {
         self.blind.insert(name.to_owned(), Blindness { since, packets, is_mended });
         if is_new {
             let then = if is_mended { "generic" } else { "none" };
-            self.say_of_interface(name, "blind", &format!("packets={packets} mode=native \
-                action={then}"));
+            self.say_of_interface(
+                name,
+                "blind",
+                &format!("packets={packets} mode=native action={then}"),
+            );
         }
     }
 
@@ -213,8 +224,9 @@ impl Daemon {
     fn take_over(&mut self, at: usize, interface: &Interface) -> bool {
         let Served { name, loaded, .. } = self.served.remove(at);
         let wanted = Wanted { name, interface: interface.clone() };
-        let put = InterfaceMaps::open(&self.pins.maps())
-            .and_then(|mut interface_maps| self.put_on(&wanted, loaded, false, ModeChoice::Generic, &mut interface_maps));
+        let put = InterfaceMaps::open(&self.pins.maps()).and_then(|mut interface_maps| {
+            self.put_on(&wanted, loaded, false, ModeChoice::Generic, &mut interface_maps)
+        });
         match put {
             Ok((served, warnings)) => {
                 self.attach_warnings.extend(warnings);
@@ -241,7 +253,8 @@ impl Daemon {
     fn put_anew(&mut self, at: usize, interface: &Interface, fresh: Loaded) -> Result<()> {
         let wanted = Wanted { name: self.served[at].name.clone(), interface: interface.clone() };
         let mut interface_maps = InterfaceMaps::open(&self.pins.maps())?;
-        let (mut served, warnings) = self.put_on(&wanted, fresh, false, self.config.mode, &mut interface_maps)?;
+        let (mut served, warnings) =
+            self.put_on(&wanted, fresh, false, self.config.mode, &mut interface_maps)?;
         served.watched.is_remedy = true;
         self.attach_warnings.retain(|warning| !warning.starts_with(&format!("{}: ", wanted.name)));
         self.attach_warnings.extend(warnings);
@@ -286,19 +299,29 @@ impl Daemon {
     }
 
     /// What the log and watchers are told of it.
-    pub(in crate::daemon) fn say_of_interface(&self, name: &str, kind: &'static str, details: &str) {
+    pub(in crate::daemon) fn say_of_interface(
+        &self,
+        name: &str,
+        kind: &'static str,
+        details: &str,
+    ) {
         let level = match kind {
             "attached" | "seeing" => Level::Info,
             "blind" if details.ends_with("action=none") => Level::Error,
             _ => Level::Warn,
         };
-        let event = Event::new("interface").interface(name).kind(kind).reason(details).dry_run(self.config.dry_run);
+        let event = Event::new("interface")
+            .interface(name)
+            .kind(kind)
+            .reason(details)
+            .dry_run(self.config.dry_run);
         self.announce(event, level, format_args!("interface {name} kind={kind} {details}"));
     }
 }
 
 fn is_forgetful(interface: &Interface) -> bool {
-    interface.kind.is_none() && ethtool::driver(&interface.name).is_ok_and(|name| FORGETFUL.contains(&name.as_str()))
+    interface.kind.is_none()
+        && ethtool::driver(&interface.name).is_ok_and(|name| FORGETFUL.contains(&name.as_str()))
 }
 
 #[cfg(test)]
@@ -315,14 +338,17 @@ mod tests {
         assert_eq!(again.reset_since(down), Some("it came up"));
         // Between two looks.
         assert_eq!(again.reset_since(before), Some("its link was reset"));
-        assert_eq!(LinkState { mtu: 1_400, ..before }.reset_since(before), Some("its MTU has \
-            changed"));
+        assert_eq!(
+            LinkState { mtu: 1_400, ..before }.reset_since(before),
+            Some("its MTU has changed")
+        );
         assert_eq!(LinkState { mtu: 1_400, ..down }.reset_since(down), Some("its MTU has changed"));
     }
 
     #[test]
     fn the_cure_fits_the_blindness() {
-        let (lost, never) = (Blind { packets: 20, has_seen: true }, Blind { packets: 20, has_seen: false });
+        let (lost, never) =
+            (Blind { packets: 20, has_seen: true }, Blind { packets: 20, has_seen: false });
         for choice in [ModeChoice::Auto, ModeChoice::Native] {
             assert_eq!(Cure::of(lost, false, false, choice), Cure::Swap);
             assert_eq!(Cure::of(never, true, false, choice), Cure::Swap, "vmxnet3, at once");

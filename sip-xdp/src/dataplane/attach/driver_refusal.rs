@@ -169,7 +169,8 @@ impl Refusal {
             ));
         }
         // Without words the long packets are the usual cause: e1000e says EINVAL, ixgbe too.
-        let is_vague = matches!(self.errno, Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ERANGE)) && text.is_empty();
+        let is_vague = matches!(self.errno, Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ERANGE))
+            && text.is_empty();
         if is_vague && self.mtu > 1_500 {
             return Some(shorten(self));
         }
@@ -183,11 +184,17 @@ impl fmt::Display for Refusal {
         let unsupported = "not supported by the driver";
         match (&self.text, self.errno) {
             // The kernel's own words for a driver that knows no programs at all.
-            (Some(text), _) if text.contains("Underlying driver does not support XDP") => f.write_str(unsupported)?,
+            (Some(text), _) if text.contains("Underlying driver does not support XDP") => {
+                f.write_str(unsupported)?
+            }
             (Some(text), _) => f.write_str(text)?,
             (None, Some(libc::EOPNOTSUPP)) => f.write_str(unsupported)?,
             (None, Some(errno)) => {
-                write!(f, "the kernel said: {}; `dmesg` may say more", std::io::Error::from_raw_os_error(errno))?;
+                write!(
+                    f,
+                    "the kernel said: {}; `dmesg` may say more",
+                    std::io::Error::from_raw_os_error(errno)
+                )?;
             }
             (None, None) => f.write_str("the kernel does not say why")?,
         }
@@ -203,8 +210,9 @@ fn shorten(refusal: &Refusal) -> String {
     let Refusal { interface, mtu, .. } = refusal;
     let most = if refusal.driver == "ena" { ONE_BUFFER } else { 1_500 };
     if *mtu <= 1_500 {
-        return format!("`ip -d link show dev {interface}` says the MTU; the other end's counts as \
-                        well");
+        return format!(
+            "`ip -d link show dev {interface}` says the MTU; the other end's counts as well"
+        );
     }
     format!("`ip link set dev {interface} mtu {most}` (it is {mtu}; SIP needs no more than 1500)")
 }
@@ -219,8 +227,10 @@ fn halve(refusal: &Refusal) -> String {
             (most / 2).max(1).min(used)
         ),
         None => {
-            format!("`ethtool -L {interface} combined N`, with N half of what `ethtool -l \
-                     {interface}` says at most")
+            format!(
+                "`ethtool -L {interface} combined N`, with N half of what `ethtool -l {interface}` \
+                 says at most"
+            )
         }
     }
 }
@@ -260,9 +270,20 @@ mod tests {
                 1_500,
                 "ctrl_guest_offloads",
             ),
-            ("virtio_net", EINVAL, "virtio_net: MTU too large to enable XDP without frags", 9_000, "mtu 1500"),
-            ("virtio_net", EINVAL, "XDP expects header/data in single page, any_header_sg \
-                                    required", 1_500, "legacy"),
+            (
+                "virtio_net",
+                EINVAL,
+                "virtio_net: MTU too large to enable XDP without frags",
+                9_000,
+                "mtu 1500",
+            ),
+            (
+                "virtio_net",
+                EINVAL,
+                "XDP expects header/data in single page, any_header_sg required",
+                1_500,
+                "legacy",
+            ),
             (
                 "ena",
                 EINVAL,
@@ -283,21 +304,56 @@ mod tests {
             ("gve", EINVAL, "gve: XDP is not supported for mtu 8896.", 8_896, "mtu 1500"),
             ("hv_netvsc", EOPNOTSUPP, "hv_netvsc: XDP: not support LRO", 1_500, "lro off"),
             ("hv_netvsc", EOPNOTSUPP, "hv_netvsc: XDP: mtu too large", 9_000, "mtu 1500"),
-            ("bond", EOPNOTSUPP, "bond0: No native XDP support for the current bonding mode", 1_500, "active-backup"),
+            (
+                "bond",
+                EOPNOTSUPP,
+                "bond0: No native XDP support for the current bonding mode",
+                1_500,
+                "active-backup",
+            ),
             ("bond", EOPNOTSUPP, "bond0: Slave device does not support XDP", 1_500, "every member"),
-            ("igb", EINVAL, "igb: The RX buffer size is too small for the frame size", 9_000, "mtu 1500"),
+            (
+                "igb",
+                EINVAL,
+                "igb: The RX buffer size is too small for the frame size",
+                9_000,
+                "mtu 1500",
+            ),
             // Before Linux 6.13 igb had no words.
             ("igb", EINVAL, "", 9_000, "mtu 1500"),
             ("vmxnet3", EOPNOTSUPP, "vmxnet3: MTU 9000 too large for XDP", 9_000, "mtu 1500"),
             ("mvneta", EOPNOTSUPP, "mvneta: Jumbo frames not supported on XDP", 9_000, "mtu 1500"),
             ("veth", ERANGE, "veth: Peer MTU is too large to set XDP", 1_500, "other end"),
-            ("veth", libc::ENOSPC, "veth: XDP expects number of rx queues not less than peer tx \
-                                    queues", 1_500, "rx N"),
-            ("bridge", EOPNOTSUPP, "Underlying driver does not support XDP in native mode", 1_500, "ports"),
-            ("ipip", EOPNOTSUPP, "Underlying driver does not support XDP in native mode", 1_500, "beneath"),
+            (
+                "veth",
+                libc::ENOSPC,
+                "veth: XDP expects number of rx queues not less than peer tx queues",
+                1_500,
+                "rx N",
+            ),
+            (
+                "bridge",
+                EOPNOTSUPP,
+                "Underlying driver does not support XDP in native mode",
+                1_500,
+                "ports",
+            ),
+            (
+                "ipip",
+                EOPNOTSUPP,
+                "Underlying driver does not support XDP in native mode",
+                1_500,
+                "beneath",
+            ),
             ("wireguard", EOPNOTSUPP, "", 1_420, "beneath"),
             ("ixgbe", ENOMEM, "", 1_500, "ethtool -L"),
-            ("eth", EEXIST, "Cannot attach when an upper device already has a program", 1_500, "bpftool net"),
+            (
+                "eth",
+                EEXIST,
+                "Cannot attach when an upper device already has a program",
+                1_500,
+                "bpftool net",
+            ),
         ] {
             let refusal = refusal(driver, errno, text, mtu);
             let remedy = refusal.remedy().unwrap_or_default();
@@ -321,8 +377,12 @@ mod tests {
             let channels = Some(Channels { used, most });
             let text = "ena: Failed to set xdp program, there is no enough space for allocating \
                         XDP queues";
-            let remedy = Refusal { channels, ..refusal("ena", libc::EINVAL, text, 1_500) }.remedy().unwrap();
-            assert!(remedy.starts_with(&format!("`ethtool -L eth0 combined {wanted}` (")), "{remedy}");
+            let remedy =
+                Refusal { channels, ..refusal("ena", libc::EINVAL, text, 1_500) }.remedy().unwrap();
+            assert!(
+                remedy.starts_with(&format!("`ethtool -L eth0 combined {wanted}` (")),
+                "{remedy}"
+            );
         }
     }
 

@@ -40,8 +40,13 @@ pub(crate) fn refusal(program: &Xdp, index: u32) -> Option<String> {
     if answer.is_error {
         return answer.text;
     }
-    if let Some(kept) = ask(&socket, &set_program(index, -1, FLAG_DRIVER)).filter(|answer| answer.is_error) {
-        log::error!("interface {index}: a program that was attached to try it stays: {:?}", kept.text);
+    if let Some(kept) =
+        ask(&socket, &set_program(index, -1, FLAG_DRIVER)).filter(|answer| answer.is_error)
+    {
+        log::error!(
+            "interface {index}: a program that was attached to try it stays: {:?}",
+            kept.text
+        );
     }
     None
 }
@@ -72,7 +77,9 @@ fn set_program(index: u32, program: i32, flags: u32) -> Vec<u8> {
     message.extend([0; 8]);
     message.extend(20_u16.to_ne_bytes());
     message.extend((IFLA_XDP | NESTED).to_ne_bytes());
-    for (attribute, value) in [(IFLA_XDP_FD, program.to_ne_bytes()), (IFLA_XDP_FLAGS, flags.to_ne_bytes())] {
+    for (attribute, value) in
+        [(IFLA_XDP_FD, program.to_ne_bytes()), (IFLA_XDP_FLAGS, flags.to_ne_bytes())]
+    {
         message.extend(8_u16.to_ne_bytes());
         message.extend(attribute.to_ne_bytes());
         message.extend(value);
@@ -90,7 +97,11 @@ fn read(message: &[u8]) -> Option<Answer> {
     let (flags, errno) = (half(6)?, word(HEADER)?);
     let text = (flags & ACK_TLVS != 0).then(|| {
         let request = HEADER + 4;
-        let length = if flags & CAPPED != 0 { HEADER } else { (word(request)? as usize).next_multiple_of(4) };
+        let length = if flags & CAPPED != 0 {
+            HEADER
+        } else {
+            (word(request)? as usize).next_multiple_of(4)
+        };
         let text = attribute(message.get(request + length..)?, ATTR_MSG)?;
         let text = String::from_utf8_lossy(text).trim_end_matches('\0').trim().to_owned();
         Some(text).filter(|text| !text.is_empty())

@@ -24,8 +24,8 @@ impl Trial {
     /// When nobody has confirmed in time, in nanoseconds of `CLOCK_MONOTONIC`; `None` without a
     /// trial.
     pub(crate) fn deadline(&self) -> Result<Option<u64>> {
-        let deadline = self.0.get(&CLOCK_DEADLINE, 0).context("the end of the trial cannot be \
-            read")?;
+        let deadline =
+            self.0.get(&CLOCK_DEADLINE, 0).context("the end of the trial cannot be read")?;
         Ok(Some(deadline).filter(|deadline| *deadline != 0))
     }
 

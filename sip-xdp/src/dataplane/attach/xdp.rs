@@ -92,30 +92,38 @@ pub fn attach(
     let before = Snapshot::take();
     let (mode, warning) = match choice {
         ModeChoice::Generic => (generic(program, interface, pins)?, None),
-        ModeChoice::Native | ModeChoice::Auto => match attach_anew(program, interface, Mode::Native, pins) {
-            Ok(()) => (Mode::Native, None),
-            Err(error) if is_taken(&error) => return Err(error),
-            Err(error) if choice == ModeChoice::Native => {
-                let remedy = remedy(&error).map(|remedy| format!("; {remedy}")).unwrap_or_default();
-                bail!("{name} cannot run it in its driver ({error:#}){remedy}; or use --mode auto \
-                       or generic")
-            }
-            Err(error) => {
-                generic(program, interface, pins)?;
-                let remedy = remedy(&error).map(|remedy| format!("; for native mode: {remedy}")).unwrap_or_default();
-                let warning = format!(
-                    "{name}: the driver cannot run it ({error:#}); attached in generic mode, which \
-                     protects as well \
+        ModeChoice::Native | ModeChoice::Auto => {
+            match attach_anew(program, interface, Mode::Native, pins) {
+                Ok(()) => (Mode::Native, None),
+                Err(error) if is_taken(&error) => return Err(error),
+                Err(error) if choice == ModeChoice::Native => {
+                    let remedy =
+                        remedy(&error).map(|remedy| format!("; {remedy}")).unwrap_or_default();
+                    bail!(
+                        "{name} cannot run it in its driver ({error:#}){remedy}; or use --mode \
+                         auto or generic"
+                    )
+                }
+                Err(error) => {
+                    generic(program, interface, pins)?;
+                    let remedy = remedy(&error)
+                        .map(|remedy| format!("; for native mode: {remedy}"))
+                        .unwrap_or_default();
+                    let warning = format!(
+                        "{name}: the driver cannot run it ({error:#}); attached in generic mode, \
+                         which protects as well \
                      but costs several times the CPU per dropped packet{remedy}"
-                );
-                (Mode::Generic, Some(warning))
+                    );
+                    (Mode::Generic, Some(warning))
+                }
             }
-        },
+        }
     };
     match offloads::note(pins, interface.index, &before) {
         Ok(None) => {}
-        Ok(Some(off)) => log::info!("{name}: attaching has switched off {off}; `sip-xdp unload` \
-                                     puts that back"),
+        Ok(Some(off)) => {
+            log::info!("{name}: attaching has switched off {off}; `sip-xdp unload` puts that back")
+        }
         Err(error) => log::error!("{name}: what attaching has switched off stays off: {error:#}"),
     }
     pin_program(program, interface, pins)?;
@@ -127,13 +135,20 @@ fn generic(program: &mut Xdp, interface: &Interface, pins: &Pins) -> Result<Mode
     match attach_anew(program, interface, Mode::Generic, pins) {
         Ok(()) => Ok(Mode::Generic),
         Err(error) if is_taken(&error) => Err(error),
-        Err(error) => Err(error.context(format!("{} cannot be filtered; is it still there?", interface.name))),
+        Err(error) => {
+            Err(error.context(format!("{} cannot be filtered; is it still there?", interface.name)))
+        }
     }
 }
 
 /// Swaps the program behind the interface's pinned link. `None` if there is no link, or none that
 /// can be adopted.
-fn adopt(program: &mut Xdp, interface: &Interface, choice: ModeChoice, pins: &Pins) -> Result<Option<Mode>> {
+fn adopt(
+    program: &mut Xdp,
+    interface: &Interface,
+    choice: ModeChoice,
+    pins: &Pins,
+) -> Result<Option<Mode>> {
     let path = pins.link(interface.index);
     if !path.exists() {
         return Ok(None);
@@ -158,8 +173,10 @@ fn adopt(program: &mut Xdp, interface: &Interface, choice: ModeChoice, pins: &Pi
         pins.detach(interface.index)?;
         return Ok(None);
     }
-    let link = PinnedLink::from_pin(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
-    let link = XdpLink::try_from(FdLink::from(link)).map_err(|error| anyhow!("{}: {error}", path.display()))?;
+    let link = PinnedLink::from_pin(&path)
+        .with_context(|| format!("{} cannot be opened", path.display()))?;
+    let link = XdpLink::try_from(FdLink::from(link))
+        .map_err(|error| anyhow!("{}: {error}", path.display()))?;
     match program.attach_to_link(link) {
         Ok(id) => {
             // The pin holds the link; closing our descriptor changes nothing.
@@ -171,7 +188,9 @@ fn adopt(program: &mut Xdp, interface: &Interface, choice: ModeChoice, pins: &Pi
             pins.detach(interface.index)?;
             Ok(None)
         }
-        Err(error) => Err(anyhow!("{}: the program cannot be swapped: {}", interface.name, cause(&error))),
+        Err(error) => {
+            Err(anyhow!("{}: the program cannot be swapped: {}", interface.name, cause(&error)))
+        }
     }
 }
 
@@ -188,7 +207,9 @@ fn attach_anew(program: &mut Xdp, interface: &Interface, mode: Mode, pins: &Pins
         }
     };
     let path = pins.link(interface.index);
-    fd_link(program, id)?.pin(&path).with_context(|| format!("{} cannot be pinned", path.display()))?;
+    fd_link(program, id)?
+        .pin(&path)
+        .with_context(|| format!("{} cannot be pinned", path.display()))?;
     Ok(())
 }
 
@@ -197,9 +218,9 @@ fn attach_anew(program: &mut Xdp, interface: &Interface, mode: Mode, pins: &Pins
 /// detaches it.
 fn fd_link(program: &mut Xdp, id: XdpLinkId) -> Result<FdLink> {
     let link = program.take_link(id)?;
-    FdLink::try_from(link)
-        .map_err(|_| anyhow!("the kernel has no XDP links, with which the filter outlives its \
-                              daemon"))
+    FdLink::try_from(link).map_err(|_| {
+        anyhow!("the kernel has no XDP links, with which the filter outlives its daemon")
+    })
 }
 
 fn pin_program(program: &mut Xdp, interface: &Interface, pins: &Pins) -> Result<()> {

@@ -31,8 +31,10 @@ impl Platform {
             capabilities: privileges::missing().map_err(|error| format!("{error:#}")),
             frags: takes_frags(),
             missing_helpers: if xdp.is_ok() { missing_helpers() } else { Vec::new() },
-            ring_buffer: bpf::create_map(bpf::MAP_TYPE_RINGBUF, [0, 0], page_size(), 0, None).is_ok(),
-            mapped_arrays: bpf::create_map(bpf::MAP_TYPE_ARRAY, [4, 8], 1, bpf::MMAPABLE, None).is_ok(),
+            ring_buffer: bpf::create_map(bpf::MAP_TYPE_RINGBUF, [0, 0], page_size(), 0, None)
+                .is_ok(),
+            mapped_arrays: bpf::create_map(bpf::MAP_TYPE_ARRAY, [4, 8], 1, bpf::MMAPABLE, None)
+                .is_ok(),
             xdp_links: xdp_links(),
             tcx: tcx(),
             grace: rcu::find().map_err(|error| format!("{error:#}")),
@@ -76,7 +78,8 @@ fn xdp_links() -> Option<bool> {
 /// another does not know the type.
 fn tcx() -> Option<bool> {
     let program = bpf::load_pass(bpf::PROG_TYPE_SCHED_CLS, 0, 0).ok()?;
-    let refused = bpf::create_link(program.as_fd(), NO_INTERFACE, bpf::ATTACH_TCX_EGRESS, 0).err()?;
+    let refused =
+        bpf::create_link(program.as_fd(), NO_INTERFACE, bpf::ATTACH_TCX_EGRESS, 0).err()?;
     match refused.raw_os_error() {
         Some(libc::ENODEV) => Some(true),
         Some(libc::EPERM | libc::EACCES) => None,

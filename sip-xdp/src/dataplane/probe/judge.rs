@@ -7,8 +7,8 @@ use super::{BTF, Caller, Helper, Platform};
 
 /// The oldest releases that were tried and work, for those who look for a kernel. Nothing is
 /// decided by them.
-const WORKS: &str = "use a kernel that has it: Debian 12 (6.1), Ubuntu 24.04 (6.8) and newer ones \
-                     do";
+const WORKS: &str =
+    "use a kernel that has it: Debian 12 (6.1), Ubuntu 24.04 (6.8) and newer ones do";
 
 /// Something about this platform that somebody should know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,8 +41,9 @@ impl Platform {
                  AmbientCapabilities=, of a container \
                  --cap-add)",
             )),
-            Err(error) => add(Finding::new("capabilities", error, "mount /proc, where capabilities \
-                are read")),
+            Err(error) => {
+                add(Finding::new("capabilities", error, "mount /proc, where capabilities are read"))
+            }
         }
         if let Err(error) = &self.xdp {
             let refused = self.capabilities.as_ref().is_ok_and(Vec::is_empty);
@@ -61,8 +62,11 @@ impl Platform {
             add(Finding::new("kernel", missing_helpers(&self.missing_helpers), WORKS));
         }
         if !self.ring_buffer {
-            add(Finding::new("kernel", "the kernel has no ring buffer, on which events come to the \
-                                        daemon", WORKS));
+            add(Finding::new(
+                "kernel",
+                "the kernel has no ring buffer, on which events come to the daemon",
+                WORKS,
+            ));
         }
         if !self.mapped_arrays {
             let detail = "the kernel does not let user space map an array (BPF_F_MMAPABLE), as the \
@@ -74,11 +78,13 @@ impl Platform {
             add(Finding::new("kernel", detail, WORKS));
         }
         if let Err(error) = &self.grace {
-            let remedy =
-                "allow bpf(2) to make a map of maps, or membarrier(2), in the seccomp profile or \
-                 the container";
-            add(Finding::new("grace_period", format!("{error}: lists could not be changed without \
-                gaps"), remedy));
+            let remedy = "allow bpf(2) to make a map of maps, or membarrier(2), in the seccomp \
+                          profile or the container";
+            add(Finding::new(
+                "grace_period",
+                format!("{error}: lists could not be changed without gaps"),
+                remedy,
+            ));
         }
         found
     }
@@ -111,8 +117,9 @@ impl Platform {
     pub fn responses(&self) -> &'static str {
         match self.tcx {
             Some(true) => "responses are read through tcx",
-            Some(false) => "responses are read by a filter on the clsact qdisc (the kernel has no \
-                            tcx)",
+            Some(false) => {
+                "responses are read by a filter on the clsact qdisc (the kernel has no tcx)"
+            }
             None => "responses are read through tcx, or by a filter on the clsact qdisc",
         }
     }
@@ -134,7 +141,8 @@ impl Platform {
         if obstacles.is_empty() {
             return Ok(());
         }
-        let all: Vec<_> = obstacles.iter().map(|one| format!("{}; {}", one.detail, one.remedy)).collect();
+        let all: Vec<_> =
+            obstacles.iter().map(|one| format!("{}; {}", one.detail, one.remedy)).collect();
         bail!(all.join(". Also: "))
     }
 }
@@ -199,8 +207,10 @@ mod tests {
     fn a_kernel_without_tcx_runs_with_a_filter() {
         let platform = Platform { tcx: Some(false), ..complete() };
         assert!(platform.check().is_ok() && platform.limitations().is_empty());
-        assert_eq!(platform.responses(), "responses are read by a filter on the clsact qdisc (the \
-            kernel has no tcx)");
+        assert_eq!(
+            platform.responses(),
+            "responses are read by a filter on the clsact qdisc (the kernel has no tcx)"
+        );
     }
 
     #[test]
@@ -210,8 +220,11 @@ mod tests {
         let [finding] = &platform.limitations()[..] else { panic!("one") };
         assert_eq!(
             (finding.check, finding.detail.as_str()),
-            ("btf", "no /sys/kernel/btf/vmlinux: the filter works without it, but bpftool shows \
-                     less of it")
+            (
+                "btf",
+                "no /sys/kernel/btf/vmlinux: the filter works without it, but bpftool shows less \
+                 of it"
+            )
         );
     }
 
@@ -220,7 +233,10 @@ mod tests {
         let platform = Platform { frags: false, ..complete() };
         assert!(platform.check().is_ok());
         let [finding] = &platform.limitations()[..] else { panic!("one") };
-        assert!(finding.check == "kernel" && finding.detail.contains("jumbo frames"), "{finding:?}");
+        assert!(
+            finding.check == "kernel" && finding.detail.contains("jumbo frames"),
+            "{finding:?}"
+        );
     }
 
     #[test]
@@ -237,8 +253,12 @@ mod tests {
         );
         let several = HELPERS.iter().copied().filter(|helper| helper.since == "5.18").collect();
         let text = refusal(&Platform { missing_helpers: several, ..complete() });
-        assert!(text.contains("bpf_xdp_get_buff_len (ingress; in Linux since 5.18), \
-                               bpf_xdp_load_bytes"), "{text}");
+        assert!(
+            text.contains(
+                "bpf_xdp_get_buff_len (ingress; in Linux since 5.18), bpf_xdp_load_bytes"
+            ),
+            "{text}"
+        );
     }
 
     #[test]
@@ -247,9 +267,14 @@ mod tests {
             (Platform { ring_buffer: false, ..complete() }, "no ring buffer"),
             (Platform { mapped_arrays: false, ..complete() }, "BPF_F_MMAPABLE"),
             (Platform { xdp_links: Some(false), ..complete() }, "no XDP links"),
-            (Platform { grace: Err("refused".to_owned()), ..complete() }, "refused: lists could \
-                not be changed"),
-            (Platform { capabilities: Ok(vec!["CAP_BPF".to_owned()]), ..complete() }, "missing CAP_BPF"),
+            (
+                Platform { grace: Err("refused".to_owned()), ..complete() },
+                "refused: lists could not be changed",
+            ),
+            (
+                Platform { capabilities: Ok(vec!["CAP_BPF".to_owned()]), ..complete() },
+                "missing CAP_BPF",
+            ),
             (Platform { xdp: Err("Operation not permitted".to_owned()), ..complete() }, "lockdown"),
         ] {
             let text = refusal(&platform);

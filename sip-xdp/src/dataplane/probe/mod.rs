@@ -65,7 +65,12 @@ pub(crate) enum Caller {
     Both,
 }
 
-const fn helper(number: BpfHelper, name: &'static str, since: &'static str, called_by: Caller) -> Helper {
+const fn helper(
+    number: BpfHelper,
+    name: &'static str,
+    since: &'static str,
+    called_by: Caller,
+) -> Helper {
     Helper { number, name, since, called_by }
 }
 
@@ -78,7 +83,12 @@ pub(crate) const HELPERS: &[Helper] = &[
     helper(BpfHelper::BPF_FUNC_ringbuf_reserve, "bpf_ringbuf_reserve", "5.8", Caller::Both),
     helper(BpfHelper::BPF_FUNC_ringbuf_submit, "bpf_ringbuf_submit", "5.8", Caller::Both),
     helper(BpfHelper::BPF_FUNC_ringbuf_discard, "bpf_ringbuf_discard", "5.8", Caller::Both),
-    helper(BpfHelper::BPF_FUNC_ktime_get_coarse_ns, "bpf_ktime_get_coarse_ns", "5.11", Caller::Both),
+    helper(
+        BpfHelper::BPF_FUNC_ktime_get_coarse_ns,
+        "bpf_ktime_get_coarse_ns",
+        "5.11",
+        Caller::Both,
+    ),
     helper(BpfHelper::BPF_FUNC_loop, "bpf_loop", "5.17", Caller::Both),
     helper(BpfHelper::BPF_FUNC_xdp_get_buff_len, "bpf_xdp_get_buff_len", "5.18", Caller::Ingress),
     helper(BpfHelper::BPF_FUNC_xdp_load_bytes, "bpf_xdp_load_bytes", "5.18", Caller::Ingress),

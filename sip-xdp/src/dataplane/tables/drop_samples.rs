@@ -21,8 +21,8 @@ pub struct Tap {
 impl Tap {
     /// Opens the map by name, through `open`.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
-        let map = Mapped::new(open(names::DROP_SAMPLE_BUDGET)?).context("the counter of copies \
-            cannot be used")?;
+        let map = Mapped::new(open(names::DROP_SAMPLE_BUDGET)?)
+            .context("the counter of copies cannot be used")?;
         Ok(Self { view: map.all()? })
     }
 

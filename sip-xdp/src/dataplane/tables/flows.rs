@@ -99,11 +99,18 @@ impl Flows {
     /// Notes that a flow is known good until then, or no longer with 0. Where known-good flows have
     /// their share of the table, or only the reserve of bans is left, the one that ends first makes
     /// room; if that is this one, it is not noted. Returns whether it is.
-    pub fn good(&mut self, source: IpKey, port: u16, until: u64, share: usize) -> Result<bool, MapError> {
+    pub fn good(
+        &mut self,
+        source: IpKey,
+        port: u16,
+        until: u64,
+        share: usize,
+    ) -> Result<bool, MapError> {
         let key = FlowKey::new(source, port);
         let is_good = self.model.by_key.get(&key).is_some_and(|(_, good)| *good != 0);
         let is_there = self.model.by_key.contains_key(&key);
-        let is_full = self.good_len() >= share || (!is_there && self.len() >= FLOWS - FLOWS / RESERVED);
+        let is_full =
+            self.good_len() >= share || (!is_there && self.len() >= FLOWS - FLOWS / RESERVED);
         if until != 0 && !is_good && is_full && !self.displace_good(until)? {
             return Ok(false);
         }
@@ -113,7 +120,8 @@ impl Flows {
     /// Lets the known-good flow go that ends first, if that is before `until`. Returns whether
     /// there was one.
     fn displace_good(&mut self, until: u64) -> Result<bool, MapError> {
-        let Some((end, key)) = self.model.good.first().copied().filter(|(end, _)| *end < until) else {
+        let Some((end, key)) = self.model.good.first().copied().filter(|(end, _)| *end < until)
+        else {
             return Ok(false);
         };
         debug_assert!(end != 0);

@@ -10,7 +10,9 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context, Result, bail};
 use aya::maps::{Array, Map, MapData};
 use bytemuck::Zeroable as _;
-use sip_xdp_common::lookup::networks::{TableHeader, Hashing, IPV6_LENGTHS, Kind, Length, MAX_LENGTHS};
+use sip_xdp_common::lookup::networks::{
+    Hashing, IPV6_LENGTHS, Kind, Length, MAX_LENGTHS, TableHeader,
+};
 
 use crate::dataplane::mmap::{Mapped, View};
 use crate::dataplane::rcu::grace_period;
@@ -65,7 +67,10 @@ impl GuideWriter {
     }
 
     /// Makes sure that networks of these lengths are looked for.
-    pub fn ensure_prefix_lengths(&mut self, wanted: impl Iterator<Item = (bool, Kind, u8)>) -> Result<()> {
+    pub fn ensure_prefix_lengths(
+        &mut self,
+        wanted: impl Iterator<Item = (bool, Kind, u8)>,
+    ) -> Result<()> {
         let new: Vec<_> = wanted.filter(|length| !self.lengths.contains(length)).collect();
         if new.is_empty() {
             return Ok(());

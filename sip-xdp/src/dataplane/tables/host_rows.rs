@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::Result;
 use aya::maps::Map;
 use sip_xdp_common::abi::names;
-use sip_xdp_common::lookup::host_rows::{ELSEWHERE_SHIFT, RowKey, MARKS, Row};
+use sip_xdp_common::lookup::host_rows::{ELSEWHERE_SHIFT, MARKS, Row, RowKey};
 use sip_xdp_common::lookup::networks::Hashing;
 
 use crate::dataplane::mmap::{Mapped, View};
@@ -51,7 +51,11 @@ pub struct Rows {
 impl Rows {
     /// Opens the map by name, through `open`.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>, hashing: Hashing) -> Result<Self> {
-        Ok(Self { rows: Mapped::new(open(names::FEED_HOSTS)?)?, hashing, leaving: RefCell::default() })
+        Ok(Self {
+            rows: Mapped::new(open(names::FEED_HOSTS)?)?,
+            hashing,
+            leaving: RefCell::default(),
+        })
     }
 
     /// Keeps all of them mapped from now on.
@@ -118,7 +122,8 @@ impl Rows {
         let all = self.all()?;
         let mut rest = hosts.as_slice();
         for number in 0..self.rows.elements() {
-            let (of_row, others) = rest.split_at(rest.iter().take_while(|(row_key, _)| row_key.row == number).count());
+            let (of_row, others) =
+                rest.split_at(rest.iter().take_while(|(row_key, _)| row_key.row == number).count());
             rest = others;
             let row = Lanes(row(&all, number));
             let mut elsewhere = of_row.len();
@@ -161,4 +166,6 @@ impl Lanes<'_> {
     }
 }
 
-const _: () = assert!(LANES * ROW_WORDS == MARKS + 1 && MARKS % LANES * LANE_BITS == ELSEWHERE_SHIFT as usize);
+const _: () = assert!(
+    LANES * ROW_WORDS == MARKS + 1 && MARKS % LANES * LANE_BITS == ELSEWHERE_SHIFT as usize
+);

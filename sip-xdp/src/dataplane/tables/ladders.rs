@@ -27,8 +27,10 @@ impl Ladders {
     /// Opens the maps by name, through `open`.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>, seed: u64) -> Result<Self> {
         let map = open(names::LADDERS)?.try_into().context("the ladder cannot be used")?;
-        let nonces = open(names::OWN_NONCES)?.try_into().context("the table of nonces cannot be \
-            used")?;
+        let nonces = open(names::OWN_NONCES)?.try_into().context(
+            "the table of nonces cannot be \
+            used",
+        )?;
         Ok(Self { map, nonces, seed })
     }
 

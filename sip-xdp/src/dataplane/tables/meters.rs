@@ -28,8 +28,8 @@ impl Sources {
     /// Opens the maps by name, through `open`.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
         let hashing = header::read(open(names::TABLE_HEADER)?)?.hashing;
-        let map = Mapped::new(open(names::SOURCES)?).context("the table of sources cannot be \
-            used")?;
+        let map =
+            Mapped::new(open(names::SOURCES)?).context("the table of sources cannot be used")?;
         Ok(Self { map, hashing })
     }
 
@@ -52,7 +52,12 @@ impl Sources {
     pub fn forget(&self, source: &IpKey) -> Result<()> {
         let meter_key = MeterKey::of(source, self.hashing.seed);
         let view = self.map.one(meter_key.set(self.hashing.set_mask))?;
-        for (words, _) in view.words().chunks_exact(METER_WORDS).zip(meters(&view)).filter(|(_, own)| meter_key.owns(own)) {
+        for (words, _) in view
+            .words()
+            .chunks_exact(METER_WORDS)
+            .zip(meters(&view))
+            .filter(|(_, own)| meter_key.owns(own))
+        {
             words[0].store(0, Ordering::Relaxed);
         }
         Ok(())
@@ -64,11 +69,16 @@ impl Sources {
     pub fn refresh(&self, now: u64) -> Result<usize> {
         let (view, now) = (self.map.all()?, ticks(now));
         let mut changed = 0;
-        for (words, meter) in view.words().chunks_exact(METER_WORDS).zip(meters(&view)).filter(|(_, m)| m.mark != 0) {
+        for (words, meter) in
+            view.words().chunks_exact(METER_WORDS).zip(meters(&view)).filter(|(_, m)| m.mark != 0)
+        {
             let (before, after): ([u64; METER_WORDS], [u64; METER_WORDS]) =
                 (bytemuck::cast(meter), bytemuck::cast(meter.refreshed(now)));
             for (word, (before, after)) in words.iter().zip(before.into_iter().zip(after)) {
-                let write = || word.compare_exchange(before, after, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+                let write = || {
+                    word.compare_exchange(before, after, Ordering::Relaxed, Ordering::Relaxed)
+                        .is_ok()
+                };
                 changed += usize::from(before != after && write());
             }
         }

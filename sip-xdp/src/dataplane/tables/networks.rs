@@ -11,8 +11,8 @@ use aya::maps::Map;
 use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::lookup::networks::{
-    ALIKE, SlotBucket, CLAIMED, FEED, FLOWS, GROUP, TableHeader, HIT, Hashed, Hashing, Kind, LABEL, OCCUPIED, OWN, Slot,
-    Reputation, UDP_ONLY, WAYS,
+    ALIKE, CLAIMED, FEED, FLOWS, GROUP, HIT, Hashed, Hashing, Kind, LABEL, OCCUPIED, OWN,
+    Reputation, Slot, SlotBucket, TableHeader, UDP_ONLY, WAYS,
 };
 
 use crate::dataplane::mmap::{Mapped, View};
@@ -138,7 +138,12 @@ pub trait Slots {
         if let Some((place, way)) = find(self.places(&key.hashed), &key) {
             // First where it is found first: a crash in between leaves an entry, not a host that is
             // blocked and on no list.
-            self.follow(kind, network, by(place.slot(way)[STATE].load(Ordering::Relaxed)), By::Nobody);
+            self.follow(
+                kind,
+                network,
+                by(place.slot(way)[STATE].load(Ordering::Relaxed)),
+                By::Nobody,
+            );
             place.clear(way);
             if kind == Kind::Blocked {
                 self.table().leave(place.number, way);
@@ -175,8 +180,12 @@ pub struct MappedPair<'a> {
 
 impl Table {
     /// Opens the maps by name, through `open`, to be read as the guide says.
-    pub fn open(mut open: impl FnMut(&str) -> Result<Map>, table_header: &TableHeader) -> Result<Self> {
-        let (networks, prints) = (Mapped::new(open(names::NETWORKS)?)?, Mapped::new(open(names::FINGERPRINTS)?)?);
+    pub fn open(
+        mut open: impl FnMut(&str) -> Result<Map>,
+        table_header: &TableHeader,
+    ) -> Result<Self> {
+        let (networks, prints) =
+            (Mapped::new(open(names::NETWORKS)?)?, Mapped::new(open(names::FINGERPRINTS)?)?);
         let feed_hosts = Rows::open(open, table_header.hashing)?;
         let (counts, left) = Default::default();
         Ok(Self { networks, prints, feed_hosts, hashing: table_header.hashing, counts, left })
@@ -191,18 +200,26 @@ impl Table {
 
     /// Maps all of it.
     pub fn map_all(&self) -> Result<MappedTable<'_>> {
-        Ok(MappedTable { table: self, networks: self.networks.all()?, prints: self.prints.all()?, feed_hosts: self.feed_hosts.all()? })
+        Ok(MappedTable {
+            table: self,
+            networks: self.networks.all()?,
+            prints: self.prints.all()?,
+            feed_hosts: self.feed_hosts.all()?,
+        })
     }
 
     /// Maps what concerns one network of a kind.
     pub fn pair(&self, kind: Kind, network: &Network) -> Result<MappedPair<'_>> {
-        let [first, second] = Key::new(kind, network, self).hashed.buckets(self.hashing.bucket_mask);
+        let [first, second] =
+            Key::new(kind, network, self).hashed.buckets(self.hashing.bucket_mask);
         Ok(MappedPair {
             table: self,
             networks: [self.networks.one(first)?, self.networks.one(second)?],
             // Both buckets are of one group.
             prints: self.prints.one(first / GROUP as u32)?,
-            feed_hosts: blocked_host(kind, network).map(|address| self.feed_hosts.one(self.feed_hosts.row_key(address).row)).transpose()?,
+            feed_hosts: blocked_host(kind, network)
+                .map(|address| self.feed_hosts.one(self.feed_hosts.row_key(address).row))
+                .transpose()?,
         })
     }
 
@@ -314,7 +331,10 @@ impl MappedTable<'_> {
                 prints |= key.hashed.print() << (8 * way);
                 self.table.count(entry.kind, &entry.network, 1);
                 if let Some(address) = blocked_host(entry.kind, &entry.network) {
-                    hosts.push((self.table.feed_hosts.row_key(address), by(entry.slot_state.flags() | OCCUPIED)));
+                    hosts.push((
+                        self.table.feed_hosts.row_key(address),
+                        by(entry.slot_state.flags() | OCCUPIED),
+                    ));
                 }
             }
             place.prints.store(prints, Ordering::Release);
@@ -351,11 +371,17 @@ impl<'a> BucketRef<'a> {
     /// Whether one more network with this fingerprint has a place here.
     fn takes(&self, print: u64) -> bool {
         let prints = self.prints.load(Ordering::Relaxed).to_le_bytes();
-        self.free().is_some() && prints.iter().filter(|other| u64::from(**other) == print).count() < ALIKE
+        self.free().is_some()
+            && prints.iter().filter(|other| u64::from(**other) == print).count() < ALIKE
     }
 
     fn used(&self) -> usize {
-        self.prints.load(Ordering::Relaxed).to_le_bytes().iter().filter(|print| **print != 0).count()
+        self.prints
+            .load(Ordering::Relaxed)
+            .to_le_bytes()
+            .iter()
+            .filter(|print| **print != 0)
+            .count()
     }
 
     fn free(&self) -> Option<usize> {
@@ -420,9 +446,18 @@ fn set(places: [BucketRef<'_>; 2], key: &Key, slot_state: SlotState) -> Result<u
     }
     // The emptier of the two that can take it, the first if they are alike.
     let print = key.hashed.print();
-    let place = places.into_iter().filter(|place| place.takes(print)).min_by_key(BucketRef::used).ok_or(NoPlace)?;
+    let place = places
+        .into_iter()
+        .filter(|place| place.takes(print))
+        .min_by_key(BucketRef::used)
+        .ok_or(NoPlace)?;
     let way = place.free().ok_or(NoPlace)?;
-    let words = [(HIGH, key.high), (LOW, key.low), (EXPIRES, slot_state.expires), (STATE, key.label | slot_state.flags())];
+    let words = [
+        (HIGH, key.high),
+        (LOW, key.low),
+        (EXPIRES, slot_state.expires),
+        (STATE, key.label | slot_state.flags()),
+    ];
     for (word, value) in words {
         place.slot(way)[word].store(value, Ordering::Relaxed);
     }
@@ -482,7 +517,10 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
-            Self { slots: (0..BUCKET_WORDS).map(|_| AtomicU64::new(0)).collect(), prints: AtomicU64::new(0) }
+            Self {
+                slots: (0..BUCKET_WORDS).map(|_| AtomicU64::new(0)).collect(),
+                prints: AtomicU64::new(0),
+            }
         }
 
         fn place(&self, left: u8) -> BucketRef<'_> {
@@ -511,7 +549,8 @@ mod tests {
         };
         let known = key(2, Kind::Known);
         let reputation = Reputation::new(3_600_000_000_000, 0, 0);
-        let slot_state = SlotState { expires: 1, reputation: Some(reputation), ..SlotState::default() };
+        let slot_state =
+            SlotState { expires: 1, reputation: Some(reputation), ..SlotState::default() };
         set([bench.place(1 << late), full.place(0)], &known, slot_state).unwrap();
         bench.slots[late * SLOT_WORDS + STATE].fetch_add(64 * HIT, Ordering::Relaxed);
         let (place, way) = find([bench.place(0), full.place(0)], &known).unwrap();
@@ -519,7 +558,12 @@ mod tests {
         assert_eq!(read(place.slot(way)).unwrap().slot_state.reputation, Some(reputation));
         // Where nothing else is free, there is no place until a grace period is over.
         for number in 3..9 {
-            set([bench.place(1 << late), full.place(0)], &key(number, Kind::Blocked), SlotState::default()).unwrap();
+            set(
+                [bench.place(1 << late), full.place(0)],
+                &key(number, Kind::Blocked),
+                SlotState::default(),
+            )
+            .unwrap();
         }
         let last = key(9, Kind::Known);
         assert_eq!(set([bench.place(1 << late), full.place(0)], &last, slot_state), Err(NoPlace));

@@ -9,7 +9,7 @@ use anyhow::Result;
 use aya::maps::Map;
 use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::MAPPED_BITS;
-use sip_xdp_common::lookup::summary::{self, MIXED, EMPTY, Element, HOSTS, BitPosition, COVERED};
+use sip_xdp_common::lookup::summary::{self, BitPosition, COVERED, EMPTY, Element, HOSTS, MIXED};
 
 use crate::dataplane::mmap::Mapped;
 use crate::feeds::{Feeds, NetworkSet};
@@ -58,7 +58,10 @@ pub struct Summary {
 impl Summary {
     /// Opens the maps by name, through `open`.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
-        Ok(Self { coarse: Mapped::new(open(names::SUMMARY_COARSE)?)?, fine: Mapped::new(open(names::SUMMARY_FINE)?)? })
+        Ok(Self {
+            coarse: Mapped::new(open(names::SUMMARY_COARSE)?)?,
+            fine: Mapped::new(open(names::SUMMARY_FINE)?)?,
+        })
     }
 
     /// Keeps all of it mapped from now on.
@@ -85,9 +88,11 @@ impl Summary {
             return Ok(());
         }
         let views = (self.fine.all()?, self.coarse.all()?);
-        let word = |place: BitPosition| place.element as usize * Element::default().len() + place.word;
+        let word =
+            |place: BitPosition| place.element as usize * Element::default().len() + place.word;
         for address in addresses {
-            let (fine, coarse) = (word(BitPosition::fine(address)), word(BitPosition::coarse(address)));
+            let (fine, coarse) =
+                (word(BitPosition::fine(address)), word(BitPosition::coarse(address)));
             write(address, sets, &views.0.words()[fine], &views.1.words()[coarse]);
         }
         Ok(())
@@ -191,7 +196,8 @@ impl Overlap {
         match (self, state) {
             (_, MIXED) | (Self::More, _) => MIXED,
             (Self::Claimed | Self::FeedHost, EMPTY | HOSTS) => HOSTS,
-            (Self::FeedWhole | Self::FeedHost | Self::FeedPart, COVERED) | (Self::FeedWhole, EMPTY) => COVERED,
+            (Self::FeedWhole | Self::FeedHost | Self::FeedPart, COVERED)
+            | (Self::FeedWhole, EMPTY) => COVERED,
             // A host that is to be counted exactly, in a /24 of a feed; a part of it.
             _ => MIXED,
         }
@@ -200,16 +206,21 @@ impl Overlap {
 
 /// What one /24 has to do with the lists.
 fn state(grain: &Network, sets: Sets<'_>) -> u64 {
-    let meets_more =
-        sets.others().iter().any(|others| others.meets(grain)) || sets.blocked.covering(grain).next().is_some();
+    let meets_more = sets.others().iter().any(|others| others.meets(grain))
+        || sets.blocked.covering(grain).next().is_some();
     if meets_more {
         return MIXED;
     }
     let claimed = sets.blocked.within(grain);
     let state = claimed.iter().fold(EMPTY, |state, network| Overlap::claimed(network).join(state));
     let feeds = || sets.feeds.iter().map(|(_, listed): (_, &NetworkSet)| listed);
-    let state = if feeds().any(|listed| listed.covers(grain)) { Overlap::FeedWhole.join(state) } else { state };
-    let parts = feeds().flat_map(|listed| listed.within(grain)).filter(|network| network.bits() > GRAIN);
+    let state = if feeds().any(|listed| listed.covers(grain)) {
+        Overlap::FeedWhole.join(state)
+    } else {
+        state
+    };
+    let parts =
+        feeds().flat_map(|listed| listed.within(grain)).filter(|network| network.bits() > GRAIN);
     parts.fold(state, |state, network| Overlap::of_feed(network).join(state))
 }
 
@@ -235,7 +246,10 @@ mod tests {
             set
         };
         let mut feeds = Feeds::default();
-        feeds.replace("one", NetworkSet::new(of_feed.iter().map(|network| network.parse().unwrap()).collect()));
+        feeds.replace(
+            "one",
+            NetworkSet::new(of_feed.iter().map(|network| network.parse().unwrap()).collect()),
+        );
         (prefixes(claimed), prefixes(trusted), feeds)
     }
 
@@ -260,9 +274,20 @@ mod tests {
             let (blocked, trusted, feeds) = sets(claimed, trusted, of_feed);
             let none = Prefixes::default();
             let (known, admitted, limited) = (&none, &none, &none);
-            let sets = Sets { blocked: &blocked, trusted: &trusted, known, admitted, limited, feeds: &feeds };
-            assert_eq!(state(&"192.0.2.0/24".parse().unwrap(), sets), expected, "{claimed:?} \
-                {of_feed:?}");
+            let sets = Sets {
+                blocked: &blocked,
+                trusted: &trusted,
+                known,
+                admitted,
+                limited,
+                feeds: &feeds,
+            };
+            assert_eq!(
+                state(&"192.0.2.0/24".parse().unwrap(), sets),
+                expected,
+                "{claimed:?} \
+                {of_feed:?}"
+            );
         }
     }
 }

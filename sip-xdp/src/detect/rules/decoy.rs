@@ -108,8 +108,9 @@ impl Detector {
         let reason = if configured {
             format!("tried the decoy {user:?}")
         } else {
-            format!("tried {user:?}, which nobody has and {sources} sources have tried within \
-                     {per}")
+            format!(
+                "tried {user:?}, which nobody has and {sources} sources have tried within {per}"
+            )
         };
         let mut pairs: Vec<_> = state.decoys.iter().map(|(_, pair)| pair.clone()).collect();
         pairs.sort_unstable();

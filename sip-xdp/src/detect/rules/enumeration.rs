@@ -81,7 +81,8 @@ impl Detector {
         };
         let accepted = self.known.known_users(&source) + self.served.numbers(&source, now);
         let enough = self.threshold(&source, rule.count, now);
-        let count = |level: Level| state.refused.iter().filter(|(_, one)| one.level >= level).count();
+        let count =
+            |level: Level| state.refused.iter().filter(|(_, one)| one.level >= level).count();
         let level = [Level::Routable, Level::Seen]
             .into_iter()
             .find(|level| count(*level) >= enough && count(*level) > 2 * accepted);

@@ -64,9 +64,11 @@ impl Calls {
     fn note(&mut self, number: &str, call: u64, now: u64) -> Option<(String, usize)> {
         let (prefix, end) = split(number)?;
         if self.numbers.len() >= MAX_NUMBERS && !self.numbers.contains_key(&end) {
-            self.numbers.retain(|_, calls| calls.values().any(|one| now.saturating_sub(one.at) < HOUR_NS));
+            self.numbers
+                .retain(|_, calls| calls.values().any(|one| now.saturating_sub(one.at) < HOUR_NS));
             if self.numbers.len() >= MAX_NUMBERS {
-                let newest = |calls: &BTreeMap<String, Called>| calls.values().map(|one| one.at).max();
+                let newest =
+                    |calls: &BTreeMap<String, Called>| calls.values().map(|one| one.at).max();
                 let oldest = self.numbers.iter().min_by_key(|(_, calls)| newest(calls));
                 let oldest = oldest.map(|(end, _)| end.clone());
                 oldest.and_then(|oldest| self.numbers.remove(&oldest));
@@ -113,7 +115,12 @@ fn split(number: &str) -> Option<(String, String)> {
 
 impl Detector {
     /// A call begins: an INVITE outside of dialogs.
-    pub(in super::super) fn call_begins(&mut self, request: &Request, now: u64, actions: &mut Vec<Action>) {
+    pub(in super::super) fn call_begins(
+        &mut self,
+        request: &Request,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         let (Some(number), source) = (&request.target, request.source) else {
             return;
         };
@@ -167,7 +174,14 @@ impl Detector {
         self.pour(source, None, 1.0, now, actions);
     }
 
-    fn pour(&mut self, source: IpKey, call: Option<u64>, weight: f64, now: u64, actions: &mut Vec<Action>) {
+    fn pour(
+        &mut self,
+        source: IpKey,
+        call: Option<u64>,
+        weight: f64,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         let rule = self.rules.invites;
         // Where users are accepted, wrong numbers are a person's.
         if !rule.enabled || self.is_excused(&source, now) {
@@ -192,7 +206,13 @@ impl Detector {
     }
 
     /// The answer to a call was acknowledged with its tag: the caller is where it says.
-    pub(in super::super) fn call_is_proven(&mut self, source: IpKey, call: u64, now: u64, actions: &mut Vec<Action>) {
+    pub(in super::super) fn call_is_proven(
+        &mut self,
+        source: IpKey,
+        call: u64,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         let rule = self.rules.invites;
         let is_spared = self.known.was_good_lately(&source, now)
             || self.served.is_established(&source, now)
@@ -216,7 +236,12 @@ impl Detector {
     }
 
     /// Looks at calls whose acknowledgement has not come.
-    pub(in super::super) fn settle_calls(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
+    pub(in super::super) fn settle_calls(
+        &mut self,
+        source: IpKey,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
@@ -236,7 +261,8 @@ impl Detector {
         let Some(state) = self.sources.get(&source) else {
             return;
         };
-        let bucket = if level == Level::Routable { &state.calls.routable } else { &state.calls.all };
+        let bucket =
+            if level == Level::Routable { &state.calls.routable } else { &state.calls.all };
         let filled = bucket.level(now, rule.per.nanos());
         let (refused, served) = (state.calls.refused as usize, self.served.numbers(&source, now));
         // At level 1 that many are enough; a little has leaked out since the first.
@@ -249,7 +275,14 @@ impl Detector {
         self.emit_ban(level, finding, now, actions);
     }
 
-    fn convict_number(&mut self, source: IpKey, end: &str, level: Level, now: u64, actions: &mut Vec<Action>) {
+    fn convict_number(
+        &mut self,
+        source: IpKey,
+        end: &str,
+        level: Level,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         let growth = if level == Level::Routable { Growth::Full } else { Growth::None };
         let reason = format!("calls to one number (...{end}) under {PREFIXES} prefixes");
         let finding = Finding { growth, ..self.about(source, NAME, level, reason) };
@@ -277,7 +310,11 @@ mod tests {
             ("011441234567890", 3),
             ("900441234567890", 4),
         ] {
-            assert_eq!(calls.note(number, 1, 1), Some(("234567890".to_owned(), prefixes)), "{number}");
+            assert_eq!(
+                calls.note(number, 1, 1),
+                Some(("234567890".to_owned(), prefixes)),
+                "{number}"
+            );
         }
         assert_eq!(calls.note("0049301234567", 1, 1).map(|found| found.1), Some(1));
         assert_eq!((calls.note("1001", 1, 1), calls.note("alice", 1, 1)), (None, None));

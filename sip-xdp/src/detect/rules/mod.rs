@@ -39,7 +39,13 @@ impl Detector {
     }
 
     /// A finding about all of a source.
-    pub(super) fn about(&self, source: IpKey, kind: &'static str, level: Level, reason: String) -> Finding {
+    pub(super) fn about(
+        &self,
+        source: IpKey,
+        kind: &'static str,
+        level: Level,
+        reason: String,
+    ) -> Finding {
         Finding {
             source,
             bits: 128,
@@ -54,7 +60,13 @@ impl Detector {
 
     /// Evidence becomes a finding. A convicted place loses its standing at once, by level 1
     /// evidence only; its evidence begins anew.
-    pub(super) fn emit_ban(&mut self, level: Level, finding: Finding, now: u64, actions: &mut Vec<Action>) {
+    pub(super) fn emit_ban(
+        &mut self,
+        level: Level,
+        finding: Finding,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         let source = finding.source;
         // By what could be forged nobody loses anything who is known.
         if level == Level::Seen && self.has_standing(&source, now) {
@@ -79,10 +91,10 @@ impl Detector {
         }
         if level == Level::Routable {
             match finding.port {
-                Some(port) => _ = self.known.emit_ban(&source, Some(port)),
+                Some(port) => _ = self.known.mark_offender(&source, Some(port)),
                 None => {
                     for port in &finding.ports {
-                        self.known.emit_ban(&source, Some(*port));
+                        self.known.mark_offender(&source, Some(*port));
                     }
                     self.served.end(&source);
                 }

@@ -80,18 +80,27 @@ impl Detector {
             let all = network.all.note(part, now, &self.rules, times);
             if let Some((count, by_count)) = real.filter(|_| !is_banned) {
                 let since = words(network.real.rejected.since(now));
-                let reason = format!("{count} rejected passwords of several hosts in {since}, \
-                                      nonces echoed");
+                let reason = format!(
+                    "{count} rejected passwords of several hosts in {since}, \
+                                      nonces echoed"
+                );
                 let kind = if by_count { super::rejected::REJECTED } else { super::rejected::SLOW };
                 network.real.begin_anew();
                 network.all.begin_anew();
                 let about = self.about(source, kind, Level::Routable, reason);
-                self.emit_ban(Level::Routable, Finding { bits, growth: Growth::Full, ..about }, now, actions);
+                self.emit_ban(
+                    Level::Routable,
+                    Finding { bits, growth: Growth::Full, ..about },
+                    now,
+                    actions,
+                );
                 is_banned = true;
             } else if let Some((count, _)) = all.filter(|_| !is_banned) {
                 let since = words(network.all.rejected.since(now));
-                let reason = format!("{count} rejected passwords of several hosts of the network \
-                                      in {since}");
+                let reason = format!(
+                    "{count} rejected passwords of several hosts of the network \
+                                      in {since}"
+                );
                 network.all.begin_anew();
                 let (step, strict, until) = (Step::Down, false, now + LIFETIME_NS);
                 actions.push(Action::Meter(Metering { source, bits, step, strict, until, reason }));

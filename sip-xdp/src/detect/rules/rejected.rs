@@ -45,7 +45,12 @@ const LONGEST_WAIT_NS: u64 = 180_000_000_000;
 
 impl Detector {
     /// Counts those rejections that were waiting for long enough.
-    pub(in super::super) fn settle_rejections(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
+    pub(in super::super) fn settle_rejections(
+        &mut self,
+        source: IpKey,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
@@ -53,8 +58,9 @@ impl Detector {
         let transactions = &self.transactions;
         let is_certain = |one: &mut Waiting| {
             let age = now.saturating_sub(one.at);
-            let is_open =
-                one.may_be_retried && age < LONGEST_WAIT_NS && transactions.is_open(&source, one.rejection.call, now);
+            let is_open = one.may_be_retried
+                && age < LONGEST_WAIT_NS
+                && transactions.is_open(&source, one.rejection.call, now);
             again |= age >= GRACE_NS && is_open;
             age >= GRACE_NS && !is_open
         };
@@ -100,7 +106,14 @@ impl Detector {
         self.weigh_rejections(source, now, actions);
     }
 
-    fn count_rejection(&mut self, source: IpKey, at: u64, rejection: &Rejection, now: u64, actions: &mut Vec<Action>) {
+    fn count_rejection(
+        &mut self,
+        source: IpKey,
+        at: u64,
+        rejection: &Rejection,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         let (rejected, slow) = (self.rules.rejected, self.rules.slow);
         // Nobody loses standing by what somebody else may have sent in its name.
         if rejection.level == Level::Seen && self.has_standing(&source, now) {
@@ -146,7 +159,8 @@ impl Detector {
     fn weigh_stranger(&self, source: IpKey, now: u64) -> Option<(Level, Finding)> {
         let state = self.sources.get(&source)?;
         for level in [Level::Routable, Level::Seen] {
-            let tries: Vec<&(u64, Rejection)> = state.rejected.iter().filter(|(_, one)| one.level >= level).collect();
+            let tries: Vec<&(u64, Rejection)> =
+                state.rejected.iter().filter(|(_, one)| one.level >= level).collect();
             if let Some(finding) = self.weigh_tries(source, state, level, &tries, now) {
                 return Some((level, finding));
             }
@@ -166,7 +180,8 @@ impl Detector {
         let bucket = if level == Level::Routable { &state.slow } else { &state.slow_seen };
         let filled = bucket.level(now, slow.per.nanos());
         let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
-        let by_count = rejected.enabled && tries.len() >= self.threshold(&source, rejected.count, now);
+        let by_count =
+            rejected.enabled && tries.len() >= self.threshold(&source, rejected.count, now);
         // Half of it, but no less: what is in it leaks out in hours.
         let many = self.threshold(&source, slow.count, now).max(slow.count.div_ceil(2) as usize);
         let by_level = slow.enabled && filled >= many as f64 - 0.5;
@@ -183,7 +198,8 @@ impl Detector {
             () if by_spray => super::sprayed::NAME,
             () => SLOW,
         };
-        let mut finding = self.about(source, kind, level, evidence_text(state, &users, tries, level, now));
+        let mut finding =
+            self.about(source, kind, level, evidence_text(state, &users, tries, level, now));
         if is_phone && level == Level::Routable {
             finding.growth = Growth::Mild;
         }
@@ -191,7 +207,12 @@ impl Detector {
     }
 
     /// Rejections of an address behind which there are accepted users.
-    fn weigh_office(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) -> Option<(Level, Finding)> {
+    fn weigh_office(
+        &mut self,
+        source: IpKey,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) -> Option<(Level, Finding)> {
         let state = self.sources.get(&source)?;
         let (rejected, slow) = (self.rules.rejected, self.rules.slow);
         let real: Vec<&(u64, Rejection)> =
@@ -208,7 +229,10 @@ impl Detector {
         real.iter().for_each(|one| by_port.entry(one.1.port).or_default().push(one));
         for (port, tries) in &by_port {
             let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
-            let bucket = state.slow_ports.get(port).map_or(0.0, |bucket| bucket.level(now, slow.per.nanos()));
+            let bucket = state
+                .slow_ports
+                .get(port)
+                .map_or(0.0, |bucket| bucket.level(now, slow.per.nanos()));
             if !enough(tries.len(), bucket) {
                 continue;
             }
@@ -217,7 +241,9 @@ impl Detector {
             let accepted = self.known.users_at(&source, *port, now, only);
             // One that goes on for hours is no phone either.
             let is_patient = slow.enabled && bucket >= f64::from(slow.count) - 0.5;
-            if users.len() < accepted || users.len() == accepted && is_phone && !(is_patient && accepted == 1) {
+            if users.len() < accepted
+                || users.len() == accepted && is_phone && !(is_patient && accepted == 1)
+            {
                 continue;
             }
             return self.convict_port(source, *port, now, actions);
@@ -247,8 +273,16 @@ impl Detector {
         // Patiently, from ever new ports: they share what the ladder leaves.
         let hopped: BTreeSet<u16> = state.ports.iter().map(|(_, port)| *port).collect();
         let filled = state.roaming.level(now, slow.per.nanos());
-        if slow.enabled && hopped.len() > FEW_PORTS && filled >= f64::from(PATIENT_TIMES * slow.count) - 0.5 {
-            self.meter_strange_ports(source, "passwords are rejected from ever new ports", now, actions);
+        if slow.enabled
+            && hopped.len() > FEW_PORTS
+            && filled >= f64::from(PATIENT_TIMES * slow.count) - 0.5
+        {
+            self.meter_strange_ports(
+                source,
+                "passwords are rejected from ever new ports",
+                now,
+                actions,
+            );
             return None;
         }
 
@@ -269,18 +303,33 @@ impl Detector {
     /// have.
     fn meter_strange_ports(&self, source: IpKey, why: &str, now: u64, actions: &mut Vec<Action>) {
         let (bits, step, strict, until) = (128, Step::Down, true, now + LADDER_NS);
-        actions.push(Action::Meter(Metering { source, bits, step, strict, until, reason: why.to_owned() }));
+        actions.push(Action::Meter(Metering {
+            source,
+            bits,
+            step,
+            strict,
+            until,
+            reason: why.to_owned(),
+        }));
     }
 
     /// A finding about all of an address with accepted users. Accepted ports that did not offend go
     /// on.
-    fn convict_address(&self, source: IpKey, tries: &[&(u64, Rejection)], now: u64) -> (Level, Finding) {
+    fn convict_address(
+        &self,
+        source: IpKey,
+        tries: &[&(u64, Rejection)],
+        now: u64,
+    ) -> (Level, Finding) {
         let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
         let mut ports: Vec<u16> = tries.iter().map(|(_, one)| one.port).collect();
         ports.sort_unstable();
         ports.dedup();
-        let reason =
-            self.sources.get(&source).map(|state| evidence_text(state, &users, tries, Level::Routable, now)).unwrap_or_default();
+        let reason = self
+            .sources
+            .get(&source)
+            .map(|state| evidence_text(state, &users, tries, Level::Routable, now))
+            .unwrap_or_default();
         let finding = Finding { ports, ..self.about(source, REJECTED, Level::Routable, reason) };
         (Level::Routable, finding)
     }
@@ -294,8 +343,11 @@ impl Detector {
         actions: &mut Vec<Action>,
     ) -> Option<(Level, Finding)> {
         let state = self.sources.get_mut(&source)?;
-        let tries: Vec<&(u64, Rejection)> =
-            state.rejected.iter().filter(|(_, one)| one.level == Level::Routable && one.port == port).collect();
+        let tries: Vec<&(u64, Rejection)> = state
+            .rejected
+            .iter()
+            .filter(|(_, one)| one.level == Level::Routable && one.port == port)
+            .collect();
         let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
         let is_phone = is_phone(&tries, &users);
         let reason = evidence_text(state, &users, &tries, Level::Routable, now);
@@ -310,12 +362,21 @@ impl Detector {
             roams |= places >= MANY_CONVICTIONS;
         }
         if roams {
-            self.meter_strange_ports(source, "a user that was convicted comes back from other \
-                ports", now, actions);
+            self.meter_strange_ports(
+                source,
+                "a user that was convicted comes back from other \
+                ports",
+                now,
+                actions,
+            );
         }
         let kind = if is_phone { MISCONFIGURED } else { REJECTED };
         let growth = if is_phone { Growth::Mild } else { Growth::Full };
-        let finding = Finding { port: Some(port), growth, ..self.about(source, kind, Level::Routable, reason) };
+        let finding = Finding {
+            port: Some(port),
+            growth,
+            ..self.about(source, kind, Level::Routable, reason)
+        };
         Some((Level::Routable, finding))
     }
 }
@@ -327,7 +388,13 @@ fn is_phone(tries: &[&(u64, Rejection)], users: &BTreeSet<&str>) -> bool {
 }
 
 /// Rejections in words and numbers.
-fn evidence_text(state: &SourceState, users: &BTreeSet<&str>, tries: &[&(u64, Rejection)], level: Level, now: u64) -> String {
+fn evidence_text(
+    state: &SourceState,
+    users: &BTreeSet<&str>,
+    tries: &[&(u64, Rejection)],
+    level: Level,
+    now: u64,
+) -> String {
     let whom = match users.iter().next() {
         Some(user) if users.len() == 1 => format!("the user {user:?}"),
         _ => format!("{} users", users.len()),
@@ -339,5 +406,8 @@ fn evidence_text(state: &SourceState, users: &BTreeSet<&str>, tries: &[&(u64, Re
     let tool = state.signature.as_ref().map_or_else(String::new, |what| format!(", {what}"));
     let since = tries.first().map_or(0, |(at, _)| now.saturating_sub(*at));
     let count = tries.len();
-    format!("{count} rejected passwords for {whom} in {}, {nonce}, none accepted{tool}", words(since))
+    format!(
+        "{count} rejected passwords for {whom} in {}, {nonce}, none accepted{tool}",
+        words(since)
+    )
 }

@@ -34,7 +34,8 @@ impl Detector {
         if !self.rules.signature.enabled || self.has_standing(&source, now) {
             return;
         }
-        let is_doubtful = head.agent.is_some_and(|agent| names(agent, &self.rules.signature.products));
+        let is_doubtful =
+            head.agent.is_some_and(|agent| names(agent, &self.rules.signature.products));
         // A tool gives itself away in every request. One that does not was sent by somebody else:
         // what was forged in the name of a phone must not be proven by the phone.
         let found = signature(head, &self.rules.signature);
@@ -55,7 +56,14 @@ impl Detector {
         if state.signature.is_none() {
             state.signature = Some(found.clone());
             let (bits, step, strict, until) = (128, Step::First, false, now + SUSPICION_NS);
-            actions.push(Action::Meter(Metering { source, bits, step, strict, until, reason: found }));
+            actions.push(Action::Meter(Metering {
+                source,
+                bits,
+                step,
+                strict,
+                until,
+                reason: found,
+            }));
         }
     }
 
@@ -85,14 +93,25 @@ impl Detector {
     }
 
     /// A dialog of a source that looks like a tool proves that it is where it says.
-    pub(in super::super) fn tool_is_proven(&mut self, source: IpKey, call: u64, now: u64, actions: &mut Vec<Action>) {
+    pub(in super::super) fn tool_is_proven(
+        &mut self,
+        source: IpKey,
+        call: u64,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         if self.sources.get(&source).is_some_and(|state| state.tool_calls.contains_key(&call)) {
             self.convict_tool(source, Level::Routable, ", and it repeats our tag", now, actions);
         }
     }
 
     /// Calls that were not answered at all, or not with credentials, are decided by the time.
-    pub(in super::super) fn settle_tool_calls(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
+    pub(in super::super) fn settle_tool_calls(
+        &mut self,
+        source: IpKey,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
@@ -123,7 +142,14 @@ impl Detector {
         }
     }
 
-    fn convict_tool(&mut self, source: IpKey, level: Level, more: &str, now: u64, actions: &mut Vec<Action>) {
+    fn convict_tool(
+        &mut self,
+        source: IpKey,
+        level: Level,
+        more: &str,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         // What looked like a tool before somebody was accepted from there may have been forged.
         if !self.rules.signature.enabled || self.has_standing(&source, now) {
             return;
@@ -170,8 +196,10 @@ fn is_sipvicious_tag(tag: &[u8]) -> bool {
         return false;
     }
     let digit = |byte: u8| char::from(byte).to_digit(16);
-    let bytes: Option<Vec<u8>> =
-        tag.chunks_exact(2).map(|pair| Some((digit(pair[0])? << 4 | digit(pair[1])?) as u8)).collect();
+    let bytes: Option<Vec<u8>> = tag
+        .chunks_exact(2)
+        .map(|pair| Some((digit(pair[0])? << 4 | digit(pair[1])?) as u8))
+        .collect();
     let Some(bytes) = bytes else {
         return false;
     };
@@ -198,9 +226,14 @@ mod tests {
     fn tools_are_known_by_name() {
         assert!(found("User-Agent: friendly-scanner").is_some());
         assert!(found("user-agent : FRIENDLY-SCANNER 0.3").is_some());
-        for product in
-            ["Yealink SIP-T46S 66.84", "Asterisk PBX", "PortSIP UC", "sipsak 0.9.8", "my friendly-scanner", ""]
-        {
+        for product in [
+            "Yealink SIP-T46S 66.84",
+            "Asterisk PBX",
+            "PortSIP UC",
+            "sipsak 0.9.8",
+            "my friendly-scanner",
+            "",
+        ] {
             assert_eq!(found(&format!("User-Agent: {product}")), None, "{product}");
         }
     }
@@ -211,7 +244,15 @@ mod tests {
         for text in ["100\x011234567890", "100:secret\x0199", "c6336401\x0142"] {
             assert!(is_sipvicious_tag(hex(text).as_bytes()), "{text:?}");
         }
-        for tag in ["31303001", "1928301774", "a6c85cf", "as58f4201b", "", "0102030405060708", "deadbeefdeadbeef"] {
+        for tag in [
+            "31303001",
+            "1928301774",
+            "a6c85cf",
+            "as58f4201b",
+            "",
+            "0102030405060708",
+            "deadbeefdeadbeef",
+        ] {
             assert!(!is_sipvicious_tag(tag.as_bytes()), "{tag}");
         }
         assert!(found(&format!("From: <sip:x@a>;tag={}", hex("100\x0142"))).is_some());

@@ -83,7 +83,9 @@ impl Sprayed {
         self.users.retain(|_, user| {
             user.tries.iter_mut().for_each(|tries| tries.tidy(now, per));
             let holds = user.slow.iter().any(|bucket| bucket.level(now, leak_ns) > 0.0);
-            holds || user.tries.iter().any(|tries| tries.len() > 0) || user.until.iter().any(|until| *until > now)
+            holds
+                || user.tries.iter().any(|tries| tries.len() > 0)
+                || user.until.iter().any(|until| *until > now)
         });
         let users = &self.users;
         self.order.retain(|user| users.contains_key(user));
@@ -114,8 +116,10 @@ impl Detector {
         };
         let found = self.sprayed.note(user, *level, &limits, now);
         if let Some(count) = found {
-            let text = format!("strangers had {count} passwords rejected for the user {user:?} \
-                                within {}", rule.per);
+            let text = format!(
+                "strangers had {count} passwords rejected for the user {user:?} within {}",
+                rule.per
+            );
             actions.push(Action::Note("sprayed", text));
         }
         if self.sprayed.is_sprayed(user, *level, now)
@@ -124,8 +128,10 @@ impl Detector {
             state.sprayed.note(now, *level, DAY_NS);
             // What could be forged bans nobody for it: it goes slower.
             if *level == Level::Seen && state.sprayed.len() >= TRIES {
-                let reason = format!("a third password for the user {user:?}, whom many strangers \
-                                      try");
+                let reason = format!(
+                    "a third password for the user {user:?}, whom many strangers \
+                                      try"
+                );
                 let (bits, step, strict, until) = (128, Step::Last, false, now + DAY_NS);
                 actions.push(Action::Meter(Metering { source, bits, step, strict, until, reason }));
             }
@@ -133,7 +139,12 @@ impl Detector {
     }
 
     /// Whether a stranger has had its tries for sprayed users, by level 1 evidence.
-    pub(in super::super) fn is_third_for_a_sprayed_user(&self, state: &SourceState, level: Level, now: u64) -> bool {
+    pub(in super::super) fn is_third_for_a_sprayed_user(
+        &self,
+        state: &SourceState,
+        level: Level,
+        now: u64,
+    ) -> bool {
         let lately = |at: u64| now.saturating_sub(at) < DAY_NS;
         let tries = state.sprayed.iter().filter(|(at, one)| *one == Level::Routable && lately(*at));
         self.rules.sprayed.enabled && level == Level::Routable && tries.count() >= TRIES

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use sip_xdp_common::abi::layout::{BY_ADDRESS, KernelEvent};
 use sip_xdp_common::ip_key::{IpKey, mask};
-use sip_xdp_common::limits::gcra::LeakyBucket;
+use sip_xdp_common::limits::gcra::LimitKind;
 
 use crate::config::{Config, Rate, Rule};
 use crate::sip::message::Head;
@@ -82,7 +82,7 @@ pub(in super::super) struct Flood {
     /// The width of what floods: 128 for a host, less for an IPv6 network whose hosts take turns.
     pub(in super::super) bits: u8,
     /// Which kind of evidence.
-    pub(in super::super) kind: LeakyBucket,
+    pub(in super::super) kind: LimitKind,
     /// The evidence in words and numbers.
     pub(in super::super) reason: String,
 }
@@ -106,7 +106,9 @@ impl Volume {
 
     /// Forgets a source: it was banned, or an operator has pardoned it.
     pub(in super::super) fn forget(&mut self, source: &IpKey) {
-        self.suspects.retain(|suspect, _| suspect != source && *suspect != source.masked(self.rules.ipv6_mask));
+        self.suspects.retain(|suspect, _| {
+            suspect != source && *suspect != source.masked(self.rules.ipv6_mask)
+        });
     }
 
     /// Forgets sources that have been quiet.
@@ -115,13 +117,17 @@ impl Volume {
     }
 
     /// Takes an event, and says whether it completes the evidence for a ban.
-    pub(in super::super) fn observe(&mut self, event: &KernelEvent, routable: bool) -> Option<Flood> {
-        let kind = LeakyBucket::from_number(event.bucket)?;
+    pub(in super::super) fn observe(
+        &mut self,
+        event: &KernelEvent,
+        routable: bool,
+    ) -> Option<Flood> {
+        let kind = LimitKind::from_number(event.bucket)?;
         // Responses, keepalives and noise are limited, never evidence.
         let (rule, limit) = match kind {
-            LeakyBucket::Register => self.rules.register,
-            LeakyBucket::Requests => self.rules.requests,
-            LeakyBucket::Other | LeakyBucket::Storm | LeakyBucket::Fragments => return None,
+            LimitKind::Register => self.rules.register,
+            LimitKind::Requests => self.rules.requests,
+            LimitKind::Other | LimitKind::Storm | LimitKind::Fragments => return None,
         };
         // As the kernel meters it.
         let by_address = event.flags & BY_ADDRESS != 0 || event.source.is_v4();
@@ -134,12 +140,15 @@ impl Volume {
             *suspect = Suspect::new(event);
         }
         suspect.note(event, routable);
-        if !rule.enabled || event.time.saturating_sub(suspect.first) < WATCH || suspect.samples.len() < MIN_SAMPLES {
+        if !rule.enabled
+            || event.time.saturating_sub(suspect.first) < WATCH
+            || suspect.samples.len() < MIN_SAMPLES
+        {
             return None;
         }
         // What had passed when the bucket ran dry, and all that was seen since.
         let (before, seen) = match kind {
-            LeakyBucket::Register => (suspect.registers, event.registers),
+            LimitKind::Register => (suspect.registers, event.registers),
             _ => (suspect.seen, event.seen),
         };
         let count = u64::from(limit.count) + seen.saturating_sub(before);
@@ -150,8 +159,8 @@ impl Volume {
         let registers = event.registers.saturating_sub(suspect.registers);
         let requests = event.seen.saturating_sub(suspect.seen).max(1);
         let seconds = event.time.saturating_sub(suspect.first) as f64 / 1e9;
-        let what = if kind == LeakyBucket::Register { "REGISTER" } else { "requests" };
-        let share = if kind == LeakyBucket::Requests {
+        let what = if kind == LimitKind::Register { "REGISTER" } else { "requests" };
+        let share = if kind == LimitKind::Requests {
             format!(", {}% REGISTER", 100 * registers / requests)
         } else {
             String::new()
@@ -159,8 +168,13 @@ impl Volume {
         let finding = Flood {
             source: sender.source,
             port: sender.port,
-            routable: 2 * suspect.samples.iter().filter(|sample| sample.routable).count() >= suspect.samples.len(),
-            bits: if by_address || suspect.is_one_host(sender.source) { 128 } else { self.rules.ipv6_prefix },
+            routable: 2 * suspect.samples.iter().filter(|sample| sample.routable).count()
+                >= suspect.samples.len(),
+            bits: if by_address || suspect.is_one_host(sender.source) {
+                128
+            } else {
+                self.rules.ipv6_prefix
+            },
             kind,
             reason: format!(
                 "{what} flood: {requests} in {seconds:.1} s over the limit of {} in {}{share}, \
@@ -225,7 +239,8 @@ impl Suspect {
     /// Many phones behind one address differ in all three.
     fn one_sender(&self) -> Option<(Sample, String)> {
         let all = self.samples.len();
-        let (ports, port, by_port) = most_common(self.samples.iter().map(|s| Some((s.source, s.port))))?;
+        let (ports, port, by_port) =
+            most_common(self.samples.iter().map(|s| Some((s.source, s.port))))?;
         let sender = *self.samples.iter().find(|s| (s.source, s.port) == port)?;
         if 2 * by_port >= all {
             return Some((sender, format!("{by_port} of {all} samples from port {}", sender.port)));
@@ -233,15 +248,19 @@ impl Suspect {
         if let Some((_, _, calls)) = most_common(self.samples.iter().map(|s| s.call_id))
             && 2 * calls >= all
         {
-            return Some((sender, format!("{calls} of {all} samples with one Call-ID, from {ports} \
-                ports")));
+            return Some((
+                sender,
+                format!("{calls} of {all} samples with one Call-ID, from {ports} ports"),
+            ));
         }
         if let Some((_, _, users)) = most_common(self.samples.iter().map(|s| s.user))
             && all >= 2 * MIN_SAMPLES
             && 10 * users >= 9 * all
         {
-            return Some((sender, format!("{users} of {all} samples for one user, from {ports} \
-                ports")));
+            return Some((
+                sender,
+                format!("{users} of {all} samples for one user, from {ports} ports"),
+            ));
         }
         None
     }
@@ -257,7 +276,10 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     /// An event every 50 ms, as the kernel sends them, for a flood of `rate` a second.
-    fn flood(rate: u64, shape: impl Fn(u64) -> (u16, String, String)) -> impl Iterator<Item = KernelEvent> {
+    fn flood(
+        rate: u64,
+        shape: impl Fn(u64) -> (u16, String, String),
+    ) -> impl Iterator<Item = KernelEvent> {
         (0..400).map(move |n| {
             let (port, user, call) = shape(n);
             let seen = 51 + n * rate / 20;
@@ -267,13 +289,14 @@ mod tests {
                 port,
                 kind: EventKind::Limited as u8,
                 message: Message::Register as u8,
-                bucket: LeakyBucket::Requests as u8,
+                bucket: LimitKind::Requests as u8,
                 seen,
                 registers: seen,
                 ..KernelEvent::zeroed()
             };
-            let head = format!("REGISTER sip:x SIP/2.0\r\nFrom: <sip:{user}@x>;tag=1\r\nCall-ID: \
-                                {call}\r\n\r\n");
+            let head = format!(
+                "REGISTER sip:x SIP/2.0\r\nFrom: <sip:{user}@x>;tag=1\r\nCall-ID: {call}\r\n\r\n"
+            );
             assert!(head.len() <= HEAD);
             event.head[..head.len()].copy_from_slice(head.as_bytes());
             event.head_length = head.len() as u16;
@@ -295,10 +318,11 @@ mod tests {
         let events = flood(180, |n| (5060, format!("{n}"), format!("call-{n}")));
         let (after, finding) = run(events, &Config::default()).unwrap();
         assert_eq!(after, 1_000);
-        assert_eq!((finding.kind, finding.port), (LeakyBucket::Requests, 5060));
+        assert_eq!((finding.kind, finding.port), (LimitKind::Requests, 5060));
         assert!(
-            finding.reason.starts_with("requests flood: 181 in 1.0 s over the limit of 50 in 10s, \
-                                        100% REGISTER"),
+            finding.reason.starts_with(
+                "requests flood: 181 in 1.0 s over the limit of 50 in 10s, 100% REGISTER"
+            ),
             "{}",
             finding.reason
         );
@@ -307,19 +331,25 @@ mod tests {
     #[test]
     fn changing_ports_does_not_hide_one_call_or_one_user() {
         let config = Config::default();
-        let (_, by_call) = run(flood(180, |n| (n as u16, format!("{n}"), "c".into())), &config).unwrap();
+        let (_, by_call) =
+            run(flood(180, |n| (n as u16, format!("{n}"), "c".into())), &config).unwrap();
         assert!(by_call.reason.contains("with one Call-ID"), "{}", by_call.reason);
-        let (_, by_user) = run(flood(180, |n| (n as u16, "100".into(), format!("{n}"))), &config).unwrap();
+        let (_, by_user) =
+            run(flood(180, |n| (n as u16, "100".into(), format!("{n}"))), &config).unwrap();
         assert!(by_user.reason.contains("for one user"), "{}", by_user.reason);
     }
 
     #[test]
     fn many_phones_behind_one_address_are_no_sender() {
         // 300 phones, each with its own port, user and calls, for 20 s.
-        let events = flood(600, |n| (10_000 + (n % 300) as u16, format!("{}", n % 300), format!("call-{n}")));
+        let events = flood(600, |n| {
+            (10_000 + (n % 300) as u16, format!("{}", n % 300), format!("call-{n}"))
+        });
         assert_eq!(run(events, &Config::default()), None);
         // The same with few phones: four of them, none with half of the traffic.
-        let events = flood(60, |n| (10_000 + (n % 4) as u16, format!("{}", n % 4), format!("call-{}", n % 40)));
+        let events = flood(60, |n| {
+            (10_000 + (n % 4) as u16, format!("{}", n % 4), format!("call-{}", n % 40))
+        });
         assert_eq!(run(events, &Config::default()), None);
     }
 
@@ -344,7 +374,7 @@ mod tests {
     #[test]
     fn noise_is_never_evidence() {
         let events = flood(1_000, |_| (5060, "a".into(), "c".into())).map(|event| KernelEvent {
-            bucket: LeakyBucket::Other as u8,
+            bucket: LimitKind::Other as u8,
             message: Message::Keepalive as u8,
             ..event
         });

@@ -43,7 +43,10 @@ fn stream(asking: &Asking<'_>) -> Result<(Parsed, Candidate), Trouble> {
     let base = base.strip_suffix("/v1/decisions/stream").unwrap_or(base);
     // All decisions about an address, not only the longest: that one may be ours, or end before its
     // time.
-    let url = format!("{base}/v1/decisions/stream?dedup=false{}", if is_first { "&startup=true" } else { "" });
+    let url = format!(
+        "{base}/v1/decisions/stream?dedup=false{}",
+        if is_first { "&startup=true" } else { "" }
+    );
     let (status, headers, body) = fetcher.page(&url, &[("X-Api-Key", &key)])?;
     if status != 200 {
         return Err(refused(status, &headers).into());
@@ -53,7 +56,12 @@ fn stream(asking: &Asking<'_>) -> Result<(Parsed, Candidate), Trouble> {
     for place in &found.deleted {
         decided.remove(place);
     }
-    decided.extend(found.new.into_iter().map(|(place, duration)| (place, now.saturating_add(duration.as_secs()))));
+    decided.extend(
+        found
+            .new
+            .into_iter()
+            .map(|(place, duration)| (place, now.saturating_add(duration.as_secs()))),
+    );
     decided.retain(|_, end| *end > now);
     let mut ends: BTreeMap<Network, u64> = BTreeMap::new();
     for ((_, network), end) in &decided {
@@ -61,7 +69,8 @@ fn stream(asking: &Asking<'_>) -> Result<(Parsed, Candidate), Trouble> {
         *known = (*known).max(*end);
     }
     // From here on it tells what is new, as long as nothing goes wrong.
-    let candidate = Candidate { cursor: Some("stream".to_owned()), decided, ends, ..Candidate::default() };
+    let candidate =
+        Candidate { cursor: Some("stream".to_owned()), decided, ends, ..Candidate::default() };
     Ok(live("crowdsec", found.tally, candidate, now))
 }
 
@@ -161,7 +170,9 @@ fn duration(text: &str) -> Option<Duration> {
     while !rest.is_empty() {
         let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let number: f64 = rest[..end].parse().ok()?;
-        let unit = rest[end..].find(|c: char| c.is_ascii_digit()).map_or(&rest[end..], |next| &rest[end..end + next]);
+        let unit = rest[end..]
+            .find(|c: char| c.is_ascii_digit())
+            .map_or(&rest[end..], |next| &rest[end..end + next]);
         seconds += number
             * match unit {
                 "h" => 3_600.0,
@@ -192,10 +203,19 @@ mod tests {
                  \"duration\":\"1h\",\"scenario\":\"{scenario}\"}}"
             )
         };
-        let new = [decision(4, "sip-xdp/gw1/rejected"), decision(5, "sip-xdp/gw10/rejected"), decision(6, "ssh-bf")];
-        let text = format!("{{\"new\":[{}],\"deleted\":[{}]}}", new.join(","), decision(3, "sip-xdp/gw1/slow"));
-        let ids =
-            |own| -> Vec<u64> { decisions(text.as_bytes(), own).unwrap().new.iter().map(|((id, _), _)| *id).collect() };
+        let new = [
+            decision(4, "sip-xdp/gw1/rejected"),
+            decision(5, "sip-xdp/gw10/rejected"),
+            decision(6, "ssh-bf"),
+        ];
+        let text = format!(
+            "{{\"new\":[{}],\"deleted\":[{}]}}",
+            new.join(","),
+            decision(3, "sip-xdp/gw1/slow")
+        );
+        let ids = |own| -> Vec<u64> {
+            decisions(text.as_bytes(), own).unwrap().new.iter().map(|((id, _), _)| *id).collect()
+        };
         assert_eq!(ids(Some("sip-xdp/gw1/")), [5, 6]);
         assert_eq!(ids(None), [4, 5, 6]);
     }
@@ -210,10 +230,16 @@ mod tests {
         assert_eq!(found.new.len(), 2);
         assert_eq!(found.new[0].1, Duration::from_secs(4 * 3_600 - 60));
         assert_eq!(found.tally.count(reason::OTHER), 2);
-        assert_eq!(decisions(&b"{\"new\":null,\"deleted\":null}"[..], None), Ok(Decisions::default()));
+        assert_eq!(
+            decisions(&b"{\"new\":null,\"deleted\":null}"[..], None),
+            Ok(Decisions::default())
+        );
         let text = "{\"deleted\":[{\"type\":\"ban\",\"scope\":\"Ip\",\"value\":\"192.0.2.1\",\"duration\":\"-5s\"}],\"new\":[]}";
         assert_eq!(decisions(text.as_bytes(), None).unwrap().deleted.len(), 1);
-        assert!(decisions(&b"<html>"[..], None).is_err() && decisions(&b"{\"new\":["[..], None).is_err());
+        assert!(
+            decisions(&b"<html>"[..], None).is_err()
+                && decisions(&b"{\"new\":["[..], None).is_err()
+        );
         for (text, expected) in [
             ("3h59m", Some(14_340.0)),
             ("1h2m3.5s", Some(3_723.5)),
@@ -227,7 +253,10 @@ mod tests {
         ] {
             assert_eq!(duration(text).map(|found| found.as_secs_f64()), expected, "{text}");
         }
-        assert!(duration(&"9".repeat(300)).is_none() && duration(&format!("{}h", "9".repeat(300))).is_some());
+        assert!(
+            duration(&"9".repeat(300)).is_none()
+                && duration(&format!("{}h", "9".repeat(300))).is_some()
+        );
     }
 
     proptest! {

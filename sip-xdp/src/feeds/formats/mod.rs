@@ -29,8 +29,14 @@ use word::Word;
 
 /// All formats. Where a feed's `format` is left out, the first one that knows its list reads it,
 /// and `list` if none does.
-pub(super) static FORMATS: [&dyn FeedFormat; 6] =
-    [&spamhaus::Spamhaus, &dshield::Dshield, &counts::Counts, &apiban::Apiban, &crowdsec::Crowdsec, &list::List];
+pub(super) static FORMATS: [&dyn FeedFormat; 6] = [
+    &spamhaus::Spamhaus,
+    &dshield::Dshield,
+    &counts::Counts,
+    &apiban::Apiban,
+    &crowdsec::Crowdsec,
+    &list::List,
+];
 
 /// How a feed's server is asked and its answer is read.
 pub(super) trait FeedFormat: Sync {
@@ -105,7 +111,10 @@ pub(super) fn ask(asking: &Asking<'_>) -> Result<Option<(Parsed, Candidate)>, Tr
 }
 
 /// Fetches a list, and reads it by the format of a name, or by the one that knows it.
-fn whole_list(format: Option<&'static str>, asking: &Asking<'_>) -> Result<Option<(Parsed, Candidate)>, Trouble> {
+fn whole_list(
+    format: Option<&'static str>,
+    asking: &Asking<'_>,
+) -> Result<Option<(Parsed, Candidate)>, Trouble> {
     match asking.fetcher.list(asking.config, &asking.known)? {
         Fetched::Same => Ok(None),
         Fetched::List(body, validators) => {
@@ -167,7 +176,8 @@ impl Tally {
 
     /// The guards that fired, and how often.
     pub fn guards(&self) -> Vec<(&'static str, u64)> {
-        let skipped = [reason::TOO_BROAD, reason::SPECIAL, reason::PROTECTED].map(|name| (name, self.count(name)));
+        let skipped = [reason::TOO_BROAD, reason::SPECIAL, reason::PROTECTED]
+            .map(|name| (name, self.count(name)));
         skipped.into_iter().chain([("split", self.split)]).filter(|(_, count)| *count > 0).collect()
     }
 
@@ -357,20 +367,34 @@ fn what_it_says(prose: &str) -> Option<Failure> {
         "quota",
         "throttl",
     ];
-    const REFUSED: [&str; 7] =
-        ["unauthorized", "forbidden", "access denied", "not authorized", "invalid key", "api key", "permission denied"];
-    const BROKEN: [&str; 5] =
-        ["maintenance", "temporarily unavailable", "service unavailable", "bad gateway", "internal server error"];
+    const REFUSED: [&str; 7] = [
+        "unauthorized",
+        "forbidden",
+        "access denied",
+        "not authorized",
+        "invalid key",
+        "api key",
+        "permission denied",
+    ];
+    const BROKEN: [&str; 5] = [
+        "maintenance",
+        "temporarily unavailable",
+        "service unavailable",
+        "bad gateway",
+        "internal server error",
+    ];
     let text = prose.to_ascii_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
     if has(&RATE) {
-        let reason = "in place of a list the server says that it was asked too often (its rate \
-                      limit)".to_owned();
+        let reason =
+            "in place of a list the server says that it was asked too often (its rate limit)"
+                .to_owned();
         return Some(Failure { reason, retry_after: Some(RATE_PAUSE) });
     }
     let reason = match () {
-        () if has(&REFUSED) => "in place of a list the server says that access is refused; check \
-                                the url",
+        () if has(&REFUSED) => {
+            "in place of a list the server says that access is refused; check the url"
+        }
         () if has(&BROKEN) => "in place of a list the server says that it is out of order",
         () => return None,
     };

@@ -26,7 +26,9 @@ impl FeedFormat for Spamhaus {
     }
 
     fn detects(&self, start: &super::Start) -> bool {
-        start.is_mostly(|line| serde_json::from_str::<Record>(line).is_ok_and(|record| record.cidr.is_some()))
+        start.is_mostly(|line| {
+            serde_json::from_str::<Record>(line).is_ok_and(|record| record.cidr.is_some())
+        })
     }
 
     fn read(&self, lines: &mut Lines<'_>, reading: &mut Reading) -> Result<(), String> {
@@ -52,7 +54,8 @@ impl FeedFormat for Spamhaus {
                 }
             }
             if !is_json {
-                reading.take(line.split([';', '#']).next().unwrap_or_default().trim_ascii(), number)?;
+                reading
+                    .take(line.split([';', '#']).next().unwrap_or_default().trim_ascii(), number)?;
                 continue;
             }
             match serde_json::from_str::<Record>(line) {
@@ -60,7 +63,9 @@ impl FeedFormat for Spamhaus {
                     records += 1;
                     reading.take(&network, number)?;
                 }
-                Ok(Record { kind: Some(kind), records, .. }) if kind == "metadata" => announced = records,
+                Ok(Record { kind: Some(kind), records, .. }) if kind == "metadata" => {
+                    announced = records
+                }
                 _ => reading.malformed("", number),
             }
         }

@@ -64,7 +64,9 @@ impl Publisher {
             report: Arc::clone(&report),
         };
         let (unproven, manual) = (config.unproven, config.manual);
-        let wants = move |integration_event: &IntegrationEvent| is_ours(integration_event, unproven, manual);
+        let wants = move |integration_event: &IntegrationEvent| {
+            is_ours(integration_event, unproven, manual)
+        };
         let following = start("crowdsec", WAITING, hub, lost, wants, |events| worker.run(events));
         Self { config, report, _following: following }
     }
@@ -100,11 +102,15 @@ fn is_ours(integration_event: &IntegrationEvent, unproven: bool, manual: bool) -
         "block" => manual && integration_event.owner.as_deref() == Some("manual"),
         // What ends at its time ends there at the same time.
         "unban" => {
-            integration_event.kind.as_deref() == Some("command") && matches!(integration_event.owner.as_deref(), Some("auto" | "manual"))
+            integration_event.kind.as_deref() == Some("command")
+                && matches!(integration_event.owner.as_deref(), Some("auto" | "manual"))
         }
         _ => false,
     };
-    is_published && integration_event.address.is_some() && integration_event.port.is_none() && !integration_event.dry_run
+    is_published
+        && integration_event.address.is_some()
+        && integration_event.port.is_none()
+        && !integration_event.dry_run
 }
 
 struct Worker {
@@ -124,7 +130,9 @@ impl Worker {
         loop {
             let integration_event = match self.queue.is_empty() {
                 true => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                false => events.recv_timeout(self.not_before.saturating_duration_since(Instant::now())),
+                false => {
+                    events.recv_timeout(self.not_before.saturating_duration_since(Instant::now()))
+                }
             };
             match integration_event {
                 Ok(integration_event) => self.queue.take(integration_event),
@@ -222,13 +230,20 @@ mod tests {
             ("feed", vec![("address", Value::Null)], false, false),
         ] {
             let integration_event = integration_event(event, &changes);
-            assert_eq!(is_ours(&integration_event, false, false), expected, "{integration_event:?}");
+            assert_eq!(
+                is_ours(&integration_event, false, false),
+                expected,
+                "{integration_event:?}"
+            );
             assert_eq!(is_ours(&integration_event, true, true), with_all, "{integration_event:?}");
         }
     }
 
     #[test]
     fn pauses_grow() {
-        assert_eq!([1, 2, 3, 9, 10, 99].map(|failures| pause_after(failures).as_secs()), [1, 2, 4, 256, 300, 300]);
+        assert_eq!(
+            [1, 2, 3, 9, 10, 99].map(|failures| pause_after(failures).as_secs()),
+            [1, 2, 4, 256, 300, 300]
+        );
     }
 }

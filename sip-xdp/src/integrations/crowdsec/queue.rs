@@ -97,7 +97,11 @@ impl Queue {
             "unban" => Order::Withdraw { network, until: integration_event.expires },
             _ => Order::Publish(Ban {
                 network,
-                kind: if integration_event.event == "block" { "manual".to_owned() } else { integration_event.kind.unwrap_or_default() },
+                kind: if integration_event.event == "block" {
+                    "manual".to_owned()
+                } else {
+                    integration_event.kind.unwrap_or_default()
+                },
                 reason: integration_event.reason.unwrap_or_default(),
                 since: integration_event.time,
                 until: integration_event.expires,
@@ -171,9 +175,12 @@ mod tests {
     fn bans_go_together_and_ends_in_their_turn() {
         let mut queue = Queue::default();
         let later = Some("2026-01-02T04:00:00Z");
-        for (event, address) in
-            [("ban", "192.0.2.1"), ("block", "192.0.2.2"), ("unban", "192.0.2.3"), ("ban", "192.0.2.3")]
-        {
+        for (event, address) in [
+            ("ban", "192.0.2.1"),
+            ("block", "192.0.2.2"),
+            ("unban", "192.0.2.3"),
+            ("ban", "192.0.2.3"),
+        ] {
             queue.take(integration_event(event, address, later));
         }
         for expected in [&["192.0.2.1", "192.0.2.2"][..], &["-192.0.2.3"], &["192.0.2.3"], &[]] {
@@ -194,8 +201,11 @@ mod tests {
         assert_eq!(queue.next(now()), None, "all of it has ended by itself");
         queue.take(integration_event("ban", "192.0.2.3", None));
         queue.take(integration_event("unban", "192.0.2.3", None));
-        assert_eq!(networks(queue.next(now())), ["-192.0.2.3"], "an earlier one may have been \
-            told");
+        assert_eq!(
+            networks(queue.next(now())),
+            ["-192.0.2.3"],
+            "an earlier one may have been told"
+        );
     }
 
     #[test]
@@ -211,7 +221,9 @@ mod tests {
     #[test]
     fn the_oldest_goes_when_there_are_too_many() {
         let mut queue = Queue::default();
-        (0..MOST + 3).for_each(|n| queue.take(integration_event("ban", &format!("10.0.{}.{}", n / 256, n % 256), None)));
+        (0..MOST + 3).for_each(|n| {
+            queue.take(integration_event("ban", &format!("10.0.{}.{}", n / 256, n % 256), None))
+        });
         assert_eq!((queue.len(), queue.take_dropped(), queue.take_dropped()), (MOST, 3, 0));
         let first = networks(queue.next(now()));
         assert_eq!((first.len(), first[0].as_str()), (BATCH, "10.0.0.3"));

@@ -29,14 +29,18 @@ impl Message {
         text.push_str(&place.unwrap_or_default());
         let tier = integration_event.tier.map(|tier| tier.name().to_owned());
         let dry_run = integration_event.dry_run.then(|| "dry run".to_owned());
-        let what: Vec<_> = [integration_event.kind.clone(), tier, dry_run].into_iter().flatten().collect();
+        let what: Vec<_> =
+            [integration_event.kind.clone(), tier, dry_run].into_iter().flatten().collect();
         if !what.is_empty() {
             text.push_str(&format!(" ({})", what.join(", ")));
         }
-        if let Some(reason) = integration_event.reason.as_ref().filter(|reason| !reason.is_empty()) {
+        if let Some(reason) = integration_event.reason.as_ref().filter(|reason| !reason.is_empty())
+        {
             text.push_str(&format!(": {reason}"));
         }
-        if let Some(expires) = integration_event.expires.filter(|_| integration_event.event == "ban") {
+        if let Some(expires) =
+            integration_event.expires.filter(|_| integration_event.event == "ban")
+        {
             text.push_str(&format!("; until {}", expires.strftime("%F %T UTC")));
         }
         Self::new(integration_event, text, suppressed)
@@ -44,15 +48,35 @@ impl Message {
 
     /// About nothing but what was not told.
     pub(super) fn summary(suppressed: &Suppressed) -> Self {
-        let nothing = IntegrationEvent { time: counters::now(), event: "suppressed".to_owned(), ..IntegrationEvent::default() };
+        let nothing = IntegrationEvent {
+            time: counters::now(),
+            event: "suppressed".to_owned(),
+            ..IntegrationEvent::default()
+        };
         Self::new(&nothing, "too many events to tell each".to_owned(), suppressed)
     }
 
-    fn new(integration_event: &IntegrationEvent, mut text: String, suppressed: &Suppressed) -> Self {
-        let IntegrationEvent { time, event, kind, address, port, reason, tier, dry_run, owner, expires } = integration_event;
+    fn new(
+        integration_event: &IntegrationEvent,
+        mut text: String,
+        suppressed: &Suppressed,
+    ) -> Self {
+        let IntegrationEvent {
+            time,
+            event,
+            kind,
+            address,
+            port,
+            reason,
+            tier,
+            dry_run,
+            owner,
+            expires,
+        } = integration_event;
         let count: u64 = suppressed.values().sum();
         if count > 0 {
-            let each: Vec<_> = suppressed.iter().map(|(event, count)| format!("{count} {event}")).collect();
+            let each: Vec<_> =
+                suppressed.iter().map(|(event, count)| format!("{count} {event}")).collect();
             text.push_str(&format!("; not told before this: {}", each.join(", ")));
         }
         let host = host();
@@ -89,7 +113,9 @@ fn variable(field: &Value) -> String {
 
 /// The name of this host.
 fn host() -> String {
-    fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned()).unwrap_or_default()
+    fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -103,28 +129,42 @@ mod tests {
 
     #[test]
     fn a_message_says_what_happened_and_what_was_not_told() {
-        let message = Message::of(&integration_event("ban"), &[("ban".to_owned(), 3), ("feed".to_owned(), 1)].into());
+        let message = Message::of(
+            &integration_event("ban"),
+            &[("ban".to_owned(), 3), ("feed".to_owned(), 1)].into(),
+        );
         let object: Value = serde_json::from_str(&message.json).unwrap();
         assert_eq!((&object["address"], &object["suppressed"]), (&"192.0.2.7".into(), &4.into()));
         let text = object["text"].as_str().unwrap();
         assert!(
-            text.ends_with(": ban 192.0.2.7 (rejected, proven): 10 passwords; not told before \
-                            this: 3 ban, 1 feed"),
+            text.ends_with(
+                ": ban 192.0.2.7 (rejected, proven): 10 passwords; not told before \
+                            this: 3 ban, 1 feed"
+            ),
             "{text}"
         );
-        let variable = |name: &str| message.variables.iter().find(|(known, _)| *known == name).unwrap().1.clone();
+        let variable = |name: &str| {
+            message.variables.iter().find(|(known, _)| *known == name).unwrap().1.clone()
+        };
         assert_eq!(variable("SIP_XDP_EVENT"), "ban");
         assert_eq!(variable("SIP_XDP_PORT"), "");
         assert_eq!(variable("SIP_XDP_SUPPRESSED"), "4");
-        let object: Value = serde_json::from_str(&Message::summary(&[("ban".to_owned(), 7)].into()).json).unwrap();
+        let object: Value =
+            serde_json::from_str(&Message::summary(&[("ban".to_owned(), 7)].into()).json).unwrap();
         assert_eq!((&object["event"], &object["suppressed"]), (&"suppressed".into(), &7.into()));
     }
 
     #[test]
     fn variables_have_no_control_characters() {
-        let hostile = IntegrationEvent { reason: Some("user \"a\0b\nPATH=x\u{1b}[2J\"".to_owned()), ..integration_event("ban") };
+        let hostile = IntegrationEvent {
+            reason: Some("user \"a\0b\nPATH=x\u{1b}[2J\"".to_owned()),
+            ..integration_event("ban")
+        };
         let message = Message::of(&hostile, &Suppressed::new());
-        assert!(message.variables.iter().all(|(_, value)| !value.contains(char::is_control)), "{message:?}");
+        assert!(
+            message.variables.iter().all(|(_, value)| !value.contains(char::is_control)),
+            "{message:?}"
+        );
         assert!(!message.json.contains('\n'));
     }
 }

@@ -73,10 +73,12 @@ impl Notifier {
         let wanted: Vec<_> = config.events.iter().map(|occasion| occasion.name()).collect();
         let wants = move |integration_event: &IntegrationEvent| {
             // That a feed has another list, or was trimmed, is nothing to wake somebody for.
-            let is_routine = integration_event.event == "feed" && matches!(integration_event.kind.as_deref(), Some("synced" | "guard"));
+            let is_routine = integration_event.event == "feed"
+                && matches!(integration_event.kind.as_deref(), Some("synced" | "guard"));
             wanted.contains(&integration_event.event.as_str()) && !is_routine
         };
-        let following = start("notify", WAITING, hub, Arc::clone(&untold), wants, |events| worker.run(events));
+        let following =
+            start("notify", WAITING, hub, Arc::clone(&untold), wants, |events| worker.run(events));
         Self { config, report, untold, ended, _following: following }
     }
 
@@ -95,8 +97,11 @@ impl Notifier {
     /// What an operator should know.
     pub fn warnings(&self) -> Vec<String> {
         let report = lock(&self.report);
-        report.errors.iter().map(|(channel, error)| format!("notification by {channel} fails: \
-            {error}")).collect()
+        report
+            .errors
+            .iter()
+            .map(|(channel, error)| format!("notification by {channel} fails: {error}"))
+            .collect()
     }
 }
 

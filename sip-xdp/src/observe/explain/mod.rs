@@ -15,7 +15,7 @@ use sip_xdp_common::ip_key::MAPPED_BITS;
 use sip_xdp_common::limits::gcra::{Meter, Pace, ticks};
 use sip_xdp_common::limits::ladder::{BURST, LOWEST, Ladder, PACES};
 use sip_xdp_common::limits::meters::{KNOWN, RECORDED, Records};
-use sip_xdp_common::lookup::networks::{TableHeader, IPV6_LENGTHS, Kind, LABEL};
+use sip_xdp_common::lookup::networks::{IPV6_LENGTHS, Kind, LABEL, TableHeader};
 
 use crate::config::{Config, LimitsConfig, Policy};
 use crate::dataplane::counters;
@@ -47,7 +47,11 @@ pub struct Settings {
 
 impl From<&Config> for Settings {
     fn from(config: &Config) -> Self {
-        Self { policy: config.policy, ipv6_prefix: config.ipv6_prefix, limits: config.limits.clone() }
+        Self {
+            policy: config.policy,
+            ipv6_prefix: config.ipv6_prefix,
+            limits: config.limits.clone(),
+        }
     }
 }
 
@@ -146,25 +150,33 @@ pub fn read(pins: &Pins, address: IpAddr, settings: &Settings) -> Result<Kernel>
     let (good, peer) = reputation.ends(now);
     let ladders = Ladders::open(|name| pins.open(name), table_header.hashing.seed)?;
     let metered = covering.iter().filter(|entry| entry.kind == Kind::Metered);
-    let ladder = metered.filter_map(|entry| ladders.get(&entry.network)).max_by_key(|ladder| ladder.step);
+    let ladder =
+        metered.filter_map(|entry| ladders.get(&entry.network)).max_by_key(|ladder| ladder.step);
 
     let is_per_host = source.is_v4() || covering.iter().any(|entry| entry.kind == Kind::PerHost);
-    let metered_as = if is_per_host { source } else { Network::around(source, settings.ipv6_prefix).first() };
+    let metered_as =
+        if is_per_host { source } else { Network::around(source, settings.ipv6_prefix).first() };
     let sources = Sources::open(|name| pins.open(name))?;
     let found = sources.meter(&metered_as)?;
     let limited = match found {
-        Some((meter, set, way)) if meter.mark & RECORDED != 0 => limited(pins, &meter, set, way, now)?,
+        Some((meter, set, way)) if meter.mark & RECORDED != 0 => {
+            limited(pins, &meter, set, way, now)?
+        }
         _ => None,
     };
     let config = Config { limits: settings.limits.clone(), ..Config::default() };
     let is_known = good != 0 || peer != 0;
-    let meter = found.map(|(meter, ..)| meter).filter(|meter| (meter.mark & KNOWN != 0) == is_known);
+    let meter =
+        found.map(|(meter, ..)| meter).filter(|meter| (meter.mark & KNOWN != 0) == is_known);
     let scale = if is_known { reputation.scale() } else { 0 };
     let end = |until: u64| if until == 0 { None } else { clock::to_wall(until) };
     let mut good_ports: Vec<u16> =
         flows.iter().filter(|(_, flow)| flow.good_until > now).map(|(key, _)| key.port).collect();
     good_ports.sort_unstable();
-    let banned = flows.iter().filter(|(_, flow)| flow.banned_until > now).map(|(key, flow)| (key.port, flow.hits));
+    let banned = flows
+        .iter()
+        .filter(|(_, flow)| flow.banned_until > now)
+        .map(|(key, flow)| (key.port, flow.hits));
     Ok(Kernel {
         dry_run: is_dry_run(pins)?,
         matches: matches(pins, &host, &covering, &banned.collect::<Vec<_>>(), now)?,
@@ -181,7 +193,12 @@ pub fn read(pins: &Pins, address: IpAddr, settings: &Settings) -> Result<Kernel>
 }
 
 /// The live entries of the kernel's table around a host, of every length that occurs.
-fn covering(table_header: &TableHeader, table: &Table, host: &Network, now: u64) -> Result<Vec<TableEntry>> {
+fn covering(
+    table_header: &TableHeader,
+    table: &Table,
+    host: &Network,
+    now: u64,
+) -> Result<Vec<TableEntry>> {
     let version = (table_header.version & 1) as usize;
     let (family, base) = if host.is_v4() { (0, 0) } else { (1, IPV6_LENGTHS) };
     let count = table_header.counts[version][family] as usize;
@@ -214,18 +231,22 @@ fn matches(
     for list in [List::Trust, List::Block, List::Admit] {
         for bits in (shortest..=host.bits()).rev() {
             let network = Network::around(host.first(), bits);
-            let in_table = |entry: &&TableEntry| entry.kind == Kind::of(list) && entry.network == network;
+            let in_table =
+                |entry: &&TableEntry| entry.kind == Kind::of(list) && entry.network == network;
             let slot = covering.iter().find(in_table);
             let hits = slot.filter(|_| list == List::Block).map_or(0, |slot| slot.hits);
             let entries = owners().filter_map(|owner| ledger.get(list, &network, None, owner));
-            all.extend(entries.filter(|entry| !entry.is_over(now)).map(|entry| matched(list, entry, hits)));
+            all.extend(
+                entries.filter(|entry| !entry.is_over(now)).map(|entry| matched(list, entry, hits)),
+            );
             if let Some(slot) = slot.filter(|slot| slot.slot_state.feed) {
                 all.push(feed_match(slot));
             }
         }
     }
     for (port, hits) in banned {
-        let entries = owners().filter_map(|owner| ledger.get(List::Block, host, Some(*port), owner));
+        let entries =
+            owners().filter_map(|owner| ledger.get(List::Block, host, Some(*port), owner));
         all.extend(entries.map(|entry| matched(List::Block, entry, *hits)));
     }
     Ok(all)
@@ -275,12 +296,17 @@ fn levels(
 ) -> Vec<Level> {
     let now = ticks(time);
     let meter = meter.unwrap_or(Meter::new(0, now));
-    let level = |limit, pace: Pace, full_at| Level { limit, left: pace.left(full_at, now), of: pace.whole() };
+    let level = |limit, pace: Pace, full_at| Level {
+        limit,
+        left: pace.left(full_at, now),
+        of: pace.whole(),
+    };
     if is_known {
         return vec![level("good", config.good_pace().scaled(scale), meter.requests)];
     }
     let limits = config.meter_limits();
-    let tries = ladder.map(|ladder| Level { limit: "suspect", left: ladder.left(time), of: BURST as u32 });
+    let tries =
+        ladder.map(|ladder| Level { limit: "suspect", left: ladder.left(time), of: BURST as u32 });
     let mut levels = vec![
         level("register", limits.register, meter.register),
         level("requests", limits.requests, meter.requests),

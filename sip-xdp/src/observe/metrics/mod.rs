@@ -56,7 +56,8 @@ pub struct Metrics {
 impl Metrics {
     /// Not listening yet.
     pub fn new(paths: &Paths, calls: &mpsc::Sender<Call>, hub: &Hub) -> Self {
-        let inputs = Inputs { pin_dir: paths.pin_dir.clone(), calls: calls.clone(), hub: hub.clone() };
+        let inputs =
+            Inputs { pin_dir: paths.pin_dir.clone(), calls: calls.clone(), hub: hub.clone() };
         Self { inputs: Some(inputs), ..Self::default() }
     }
 
@@ -86,7 +87,8 @@ impl Metrics {
             Ok(_) => self.stop = Some(stop),
             Err(error) => {
                 log::error!("no metrics: {error}");
-                self.state.lock().unwrap_or_else(PoisonError::into_inner).error = Some(error.to_string());
+                self.state.lock().unwrap_or_else(PoisonError::into_inner).error =
+                    Some(error.to_string());
             }
         }
     }
@@ -94,8 +96,8 @@ impl Metrics {
     /// What an operator should know.
     pub fn warnings(&self) -> Vec<String> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let error = state.error.as_ref().map(|error| format!("no metrics and no web page: \
-            {error}"));
+        let error =
+            state.error.as_ref().map(|error| format!("no metrics and no web page: {error}"));
         error.into_iter().chain(state.address.and_then(exposed)).collect()
     }
 

@@ -38,7 +38,12 @@ const HEAD_SIZE: usize = 16 * 1024;
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Serves until `stopped` is dropped on the other side.
-pub(super) fn run(address: SocketAddr, inputs: Inputs, state: &Mutex<State>, mut stopped: watch::Receiver<()>) {
+pub(super) fn run(
+    address: SocketAddr,
+    inputs: Inputs,
+    state: &Mutex<State>,
+    mut stopped: watch::Receiver<()>,
+) {
     privileges::keep(privileges::READER);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -96,7 +101,8 @@ async fn listen(address: SocketAddr, state: &Mutex<State>) -> TcpListener {
         let error = match TcpListener::bind(address).await {
             Ok(listener) => {
                 let local = listener.local_addr().unwrap_or(address);
-                *state.lock().unwrap_or_else(PoisonError::into_inner) = State { address: Some(local), error: None };
+                *state.lock().unwrap_or_else(PoisonError::into_inner) =
+                    State { address: Some(local), error: None };
                 log::info!("metrics and the web page are at http://{local}/");
                 return listener;
             }
@@ -120,8 +126,9 @@ fn describe(address: SocketAddr, error: &io::Error) -> String {
              for none, and run `sip-xdp \
              reload`"
         ),
-        _ => format!("{address} cannot be listened on ({error}); set metrics.listen and run \
-                      `sip-xdp reload`"),
+        _ => format!(
+            "{address} cannot be listened on ({error}); set metrics.listen and run `sip-xdp reload`"
+        ),
     }
 }
 

@@ -185,7 +185,9 @@ impl App {
         let mut rows: Vec<&Worst> = self.overview.worst.iter().filter(fits).collect();
         match self.sort {
             // The reading comes by packets; what is equally fast stays in that order.
-            Sort::Rate => rows.sort_by(|one, other| self.rates.of_source(other).total_cmp(&self.rates.of_source(one))),
+            Sort::Rate => rows.sort_by(|one, other| {
+                self.rates.of_source(other).total_cmp(&self.rates.of_source(one))
+            }),
             Sort::Packets => rows.sort_by_key(|one| Reverse(one.packets)),
             Sort::Latest => rows.sort_by_key(|one| Reverse(one.since)),
             Sort::Address => rows.sort_by_key(|one| one.network),
@@ -195,7 +197,9 @@ impl App {
 
     /// Which of the rows is selected.
     pub(super) fn cursor(&self, rows: &[&Worst]) -> Option<usize> {
-        let known = self.selected.and_then(|selected| rows.iter().position(|one| (one.network, one.port) == selected));
+        let known = self
+            .selected
+            .and_then(|selected| rows.iter().position(|one| (one.network, one.port) == selected));
         (!rows.is_empty()).then(|| known.unwrap_or(self.row.min(rows.len() - 1)))
     }
 
@@ -269,8 +273,12 @@ impl App {
             KeyCode::Char('b') => self.overlay = Overlay::Address(Verb::Block, address),
             KeyCode::Char('t') => self.overlay = Overlay::Address(Verb::Trust, address),
             KeyCode::Char('u') => match self.selected() {
-                Some(one) if one.state == "blocked" => self.overlay = Overlay::Confirm(Order::Unblock(one.network)),
-                Some(one) => self.message = Some(Err(format!("{} is limited, not blocked", one.network))),
+                Some(one) if one.state == "blocked" => {
+                    self.overlay = Overlay::Confirm(Order::Unblock(one.network))
+                }
+                Some(one) => {
+                    self.message = Some(Err(format!("{} is limited, not blocked", one.network)))
+                }
                 None => {}
             },
             KeyCode::Enter if self.selected().is_some() => self.overlay = Overlay::Details,

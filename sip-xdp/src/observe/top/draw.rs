@@ -115,7 +115,10 @@ impl Look {
 pub(super) fn draw(frame: &mut Frame<'_>, app: &App) {
     let area = frame.area();
     if area.width < SMALLEST.0 || area.height < SMALLEST.1 {
-        let text = format!("too small: {}x{}, at least {}x{}", area.width, area.height, SMALLEST.0, SMALLEST.1);
+        let text = format!(
+            "too small: {}x{}, at least {}x{}",
+            area.width, area.height, SMALLEST.0, SMALLEST.1
+        );
         return frame.render_widget(Paragraph::new(text), area);
     }
     let look = Look { plain: app.plain };
@@ -135,7 +138,8 @@ pub(super) fn draw(frame: &mut Frame<'_>, app: &App) {
     frame.render_widget(title_line(app, &look, usize::from(title.width)), title);
     warning_lines(frame, app, &look, warned);
     let [left, _, right] =
-        Layout::horizontal([Constraint::Min(40), Constraint::Length(1), Constraint::Length(STATE)]).areas(top);
+        Layout::horizontal([Constraint::Min(40), Constraint::Length(1), Constraint::Length(STATE)])
+            .areas(top);
     verdicts(frame, app, &look, left);
     frame.render_widget(Paragraph::new(state_lines(app, &look, right.height)), right);
     worst_sources(frame, app, &look, worst);
@@ -149,7 +153,11 @@ pub(super) fn draw(frame: &mut Frame<'_>, app: &App) {
             }
         }
         Overlay::Confirm(order) => {
-            let lines = vec![Line::from(order.question()), Line::default(), Line::from("y yes   any other key no")];
+            let lines = vec![
+                Line::from(order.question()),
+                Line::default(),
+                Line::from("y yes   any other key no"),
+            ];
             popup(frame, "sure?", lines);
         }
         Overlay::Nothing | Overlay::Filter | Overlay::Address(..) => {}
@@ -164,7 +172,9 @@ fn title_line<'a>(app: &App, look: &Look, width: usize) -> Line<'a> {
         (false, false) => Span::styled(" NOT LOADED ", look.warn()),
     };
     let mut line = Line::from(vec![Span::styled("sip-xdp top ", look.head()), state]);
-    for (is_so, label) in [(overview.daemon.is_none(), " NO DAEMON "), (app.is_paused(), " PAUSED ")] {
+    for (is_so, label) in
+        [(overview.daemon.is_none(), " NO DAEMON "), (app.is_paused(), " PAUSED ")]
+    {
         if is_so {
             line.extend([Span::raw(" "), Span::styled(label, look.warn())]);
         }
@@ -174,7 +184,13 @@ fn title_line<'a>(app: &App, look: &Look, width: usize) -> Line<'a> {
     let on: Vec<String> = overview
         .interfaces
         .iter()
-        .map(|one| format!("{} ({})", one.interface, one.mode.map(|mode| mode.to_string()).unwrap_or_default()))
+        .map(|one| {
+            format!(
+                "{} ({})",
+                one.interface,
+                one.mode.map(|mode| mode.to_string()).unwrap_or_default()
+            )
+        })
         .collect();
     let on = if on.is_empty() { String::new() } else { format!("on {}", on.join(", ")) };
     let room = width.saturating_sub(line.width() + time.len());
@@ -188,7 +204,10 @@ fn warning_lines(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
     let lines = warnings.iter().take(shown).enumerate().map(|(n, warning)| {
         let more = warnings.len() - shown;
         let more = if n + 1 == shown && more > 0 { format!("(+{more}) ") } else { String::new() };
-        Line::styled(cut(&format!("! {more}{}", text::line(warning)), usize::from(area.width)), look.warn())
+        Line::styled(
+            cut(&format!("! {more}{}", text::line(warning)), usize::from(area.width)),
+            look.warn(),
+        )
     });
     frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), area);
 }
@@ -199,7 +218,9 @@ fn verdicts(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
     let is_dry_run = app.overview.interfaces.iter().any(|one| one.dry_run);
     let head = format!("{:12} {:>8} {:>13}", "PACKETS", "PER S", "TOTAL");
     frame.render_widget(Line::styled(head, look.head()), Rect { height: 1, ..area });
-    for (n, (name, columns)) in ROWS.iter().enumerate().take(usize::from(area.height).saturating_sub(1)) {
+    for (n, (name, columns)) in
+        ROWS.iter().enumerate().take(usize::from(area.height).saturating_sub(1))
+    {
         let row = Rect { y: area.y + 1 + n as u16, height: 1, ..area };
         let rates = app.rates.of(columns);
         let rate = rates.last().map_or_else(|| "-".to_owned(), |rate| short(*rate));
@@ -226,14 +247,20 @@ fn state_lines<'a>(app: &App, look: &Look, height: u16) -> Vec<Line<'a>> {
     let overview = &app.overview;
     let mut lines = Vec::new();
     let mut say = |name: &str, value: String, style: Style| {
-        lines.push(Line::from(vec![Span::styled(format!("{name:9} "), look.head()), Span::styled(value, style)]));
+        lines.push(Line::from(vec![
+            Span::styled(format!("{name:9} "), look.head()),
+            Span::styled(value, style),
+        ]));
     };
     let Some(stats) = &overview.stats else {
         say("STATE", "nothing is loaded".to_owned(), look.warn());
         return lines;
     };
     let storm = match overview.storm.is_storm {
-        true => (format!("{} new sources/s", app.rates.newcomers().max(overview.storm.new_sources)), look.warn()),
+        true => (
+            format!("{} new sources/s", app.rates.newcomers().max(overview.storm.new_sources)),
+            look.warn(),
+        ),
         false => ("none".to_owned(), Style::new()),
     };
     say("STORM", storm.0, storm.1);
@@ -256,14 +283,21 @@ fn state_lines<'a>(app: &App, look: &Look, height: u16) -> Vec<Line<'a>> {
         (true, 0) => say("FEEDS", format!("{}, none fails", feeds.len()), Style::new()),
         (true, _) => say("FEEDS", format!("{failing} of {} fail", feeds.len()), look.warn()),
     }
-    say("LOST", format!("{} samples", short(lost)), if lost > 0 { look.dim() } else { Style::new() });
+    say(
+        "LOST",
+        format!("{} samples", short(lost)),
+        if lost > 0 { look.dim() } else { Style::new() },
+    );
     let answers = &stats.responses;
-    let (accepted, refused) = (short(answers.accepted), short(answers.challenged + answers.refused));
+    let (accepted, refused) =
+        (short(answers.accepted), short(answers.challenged + answers.refused));
     say("ANSWERS", format!("{accepted} yes, {refused} no"), Style::new());
     for feed in feeds {
         let name = cut(&text::line(feed["name"].as_str().unwrap_or_default()), 9);
         let entries = feed["ipv4"].as_u64().unwrap_or(0) + feed["ipv6"].as_u64().unwrap_or(0);
-        let age = feed["age"].as_u64().map_or_else(|| "never".to_owned(), |age| format!("{} ago", span(age as i64)));
+        let age = feed["age"]
+            .as_u64()
+            .map_or_else(|| "never".to_owned(), |age| format!("{} ago", span(age as i64)));
         let style = if feed["error"].is_null() { Style::new() } else { look.warn() };
         say(&name, format!("{} {age}", short(entries)), style);
     }
@@ -275,15 +309,18 @@ fn worst_sources(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
     let rows = app.rows();
     let cursor = app.cursor(&rows);
     let width = usize::from(area.width);
-    let filter = if app.filter.is_empty() { String::new() } else { format!(", with \"{}\"", app.filter) };
+    let filter =
+        if app.filter.is_empty() { String::new() } else { format!(", with \"{}\"", app.filter) };
     let title = format!("WORST SOURCES  by {}{filter}, {} shown", app.sort.name(), rows.len());
     let fixed: usize = HEADS.iter().map(|(_, width)| width + 1).sum();
     let longest = rows.iter().map(|one| place(one).chars().count()).max().unwrap_or(0);
     let source = longest.min(width.saturating_sub(fixed + 1 + WHY)).max(SOURCE);
     let why = width.saturating_sub(source + 1 + fixed);
     let heads = in_columns("SOURCE", HEADS.map(|(head, _)| head), source);
-    let mut lines =
-        vec![Line::styled(rule(&title, width), look.head()), Line::styled(format!("{heads}WHY"), look.dim())];
+    let mut lines = vec![
+        Line::styled(rule(&title, width), look.head()),
+        Line::styled(format!("{heads}WHY"), look.dim()),
+    ];
     let room = usize::from(area.height).saturating_sub(lines.len());
     // The selected row stays in sight.
     let first = cursor.map_or(0, |cursor| (cursor + 1).saturating_sub(room));
@@ -298,8 +335,11 @@ fn worst_sources(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
         lines.push(Line::styled(format!("{text:width$}"), style));
     }
     if rows.is_empty() {
-        let what = if app.filter.is_empty() { "nobody is kept out" } else { "nobody fits the \
-            filter; Esc clears it" };
+        let what = if app.filter.is_empty() {
+            "nobody is kept out"
+        } else {
+            "nobody fits the filter; Esc clears it"
+        };
         lines.push(Line::styled(what, look.dim()));
     }
     frame.render_widget(Paragraph::new(lines), area);
@@ -333,11 +373,20 @@ fn latest_bans(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
         let time = text(ban, "time").get(11..19).unwrap_or_default().to_owned();
         let port = ban["port"].as_u64().map(|port| format!(":{port}")).unwrap_or_default();
         let dry = if ban["dry_run"] == true { " (dry run)" } else { "" };
-        let what = format!("{time} {}{port} {}{dry}  {}", text(ban, "address"), text(ban, "kind"), text(ban, "reason"));
+        let what = format!(
+            "{time} {}{port} {}{dry}  {}",
+            text(ban, "address"),
+            text(ban, "kind"),
+            text(ban, "reason")
+        );
         lines.push(Line::from(cut(&what, width)));
     }
     if latest.bans.is_empty() {
-        let what = if app.overview.daemon.is_some() { "none since the daemon started" } else { "ask the daemon" };
+        let what = if app.overview.daemon.is_some() {
+            "none since the daemon started"
+        } else {
+            "ask the daemon"
+        };
         lines.push(Line::styled(what, look.dim()));
     }
     frame.render_widget(Paragraph::new(lines), area);
@@ -346,7 +395,10 @@ fn latest_bans(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
 fn foot_line<'a>(app: &App, look: &Look) -> Line<'a> {
     match &app.overlay {
         Overlay::Filter => {
-            return Line::from(format!("filter: {}_   Enter keeps it, Esc clears it", text::line(&app.filter)));
+            return Line::from(format!(
+                "filter: {}_   Enter keeps it, Esc clears it",
+                text::line(&app.filter)
+            ));
         }
         Overlay::Address(verb, text) => {
             let what = if *verb == Verb::Block { "block" } else { "trust" };
@@ -361,10 +413,10 @@ fn foot_line<'a>(app: &App, look: &Look) -> Line<'a> {
     match &app.message {
         Some(Ok(message)) => Line::styled(text::line(message), look.good()),
         Some(Err(error)) => Line::styled(text::line(error), look.bad()),
-        None => {
-            Line::styled("q quit  s sort  / filter  Enter details  b block  u unblock  t trust  ? \
-                          help", look.dim())
-        }
+        None => Line::styled(
+            "q quit  s sort  / filter  Enter details  b block  u unblock  t trust  ? help",
+            look.dim(),
+        ),
     }
 }
 
@@ -416,16 +468,26 @@ fn popup(frame: &mut Frame<'_>, title: &str, lines: Vec<Line<'_>>) {
     let width = (longest + 4).min(area.width.saturating_sub(4));
     // Lines break between words, for which a long one may need a line more than its length says.
     let inner = usize::from(width.saturating_sub(4)).max(1);
-    let rows = |line: &Line<'_>| line.width().div_ceil(inner).max(1) + usize::from(line.width() > 2 * inner);
+    let rows = |line: &Line<'_>| {
+        line.width().div_ceil(inner).max(1) + usize::from(line.width() > 2 * inner)
+    };
     let height = lines.iter().map(rows).sum::<usize>() as u16 + 2;
     let height = height.min(area.height.saturating_sub(2));
     let text = Paragraph::new(lines).wrap(Wrap { trim: false });
-    let area = Rect { x: area.x + (area.width - width) / 2, y: area.y + (area.height - height) / 2, width, height };
+    let area = Rect {
+        x: area.x + (area.width - width) / 2,
+        y: area.y + (area.height - height) / 2,
+        width,
+        height,
+    };
     frame.render_widget(Clear, area);
     let block = Block::new().borders(Borders::ALL).title(format!(" {title} "));
     let inner = block.inner(area);
     frame.render_widget(block, area);
-    frame.render_widget(text, Rect { x: inner.x + 1, width: inner.width.saturating_sub(2), ..inner });
+    frame.render_widget(
+        text,
+        Rect { x: inner.x + 1, width: inner.width.saturating_sub(2), ..inner },
+    );
 }
 
 fn rule(title: &str, width: usize) -> String {

@@ -221,6 +221,8 @@ fn request(order: &Order, operator: Option<IpAddr>) -> Request {
     match order {
         Order::Block(network) => add(ListName::Block, *network, Some(BLOCK_TTL)),
         Order::Trust(network) => add(ListName::Trust, *network, None),
-        Order::Unblock(network) => Request::Delete { list: ListName::Block, network: *network, by: None },
+        Order::Unblock(network) => {
+            Request::Delete { list: ListName::Block, network: *network, by: None }
+        }
     }
 }

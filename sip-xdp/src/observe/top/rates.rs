@@ -40,7 +40,8 @@ impl Rates {
             let rates = self.columns.entry(*column).or_default();
             push(rates, KEPT, (more as f64 / seconds).round() as u64);
         }
-        let earlier: HashMap<EntryKey, u64> = before.worst.iter().map(|one| (place(one), one.packets)).collect();
+        let earlier: HashMap<EntryKey, u64> =
+            before.worst.iter().map(|one| (place(one), one.packets)).collect();
         self.sources = after
             .worst
             .iter()
@@ -53,7 +54,12 @@ impl Rates {
 
     /// The latest rates of some columns together, the latest last.
     pub(super) fn of(&self, columns: &[Column]) -> Vec<u64> {
-        let length = columns.iter().filter_map(|column| self.columns.get(column)).map(VecDeque::len).max().unwrap_or(0);
+        let length = columns
+            .iter()
+            .filter_map(|column| self.columns.get(column))
+            .map(VecDeque::len)
+            .max()
+            .unwrap_or(0);
         let mut sums = vec![0; length];
         for rates in columns.iter().filter_map(|column| self.columns.get(column)) {
             let late = length - rates.len();

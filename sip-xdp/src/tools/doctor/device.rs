@@ -49,11 +49,13 @@ fn ask(family: u16, command: u8, attribute: u16, value: &[u8], wanted: u16) -> O
     request.resize(length, 0);
     socket.send(&request, 0).ok()?;
     let (answer, _) = socket.recv_from_full().ok()?;
-    let is_error = u16::from_ne_bytes([*answer.get(4)?, *answer.get(5)?]) == libc::NLMSG_ERROR as u16;
+    let is_error =
+        u16::from_ne_bytes([*answer.get(4)?, *answer.get(5)?]) == libc::NLMSG_ERROR as u16;
     if is_error {
         None
     } else {
-        crate::dataplane::attach::clsact::attribute(answer.get(HEADERS..)?, wanted).map(<[u8]>::to_vec)
+        crate::dataplane::attach::clsact::attribute(answer.get(HEADERS..)?, wanted)
+            .map(<[u8]>::to_vec)
     }
 }
 

@@ -18,7 +18,8 @@ const CHECK: &str = "feed";
 
 /// One check for each feed, all at the same time.
 pub(super) fn reachable(feeds: &[FeedConfig]) -> Vec<Check> {
-    let all: Vec<_> = feeds.iter().cloned().map(|feed| thread::spawn(move || look(&feed))).collect();
+    let all: Vec<_> =
+        feeds.iter().cloned().map(|feed| thread::spawn(move || look(&feed))).collect();
     all.into_iter().filter_map(|one| one.join().ok()).collect()
 }
 
@@ -28,8 +29,11 @@ fn look(feed: &FeedConfig) -> Check {
         && let Err(error) = File::open(file)
     {
         let detail = format!("{name}: its key, {}, cannot be read: {error}", file.display());
-        return Check::fail(CHECK, detail, "put the key there, alone on one line, readable for \
-            root");
+        return Check::fail(
+            CHECK,
+            detail,
+            "put the key there, alone on one line, readable for root",
+        );
     }
     if let Some(path) = feed.file() {
         return match File::open(&path) {
@@ -59,8 +63,8 @@ fn connect(url: &str) -> Result<String, String> {
     let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("http") { 80 } else { 443 });
     let server = format!("{host}:{port}");
     let bare = host.trim_matches(['[', ']']);
-    let addresses = (bare, port).to_socket_addrs().map_err(|_| format!("the host {host} was not \
-        found"))?;
+    let addresses =
+        (bare, port).to_socket_addrs().map_err(|_| format!("the host {host} was not found"))?;
     let mut last = format!("the host {host} has no address");
     for address in addresses {
         match TcpStream::connect_timeout(&address, TIMEOUT) {

@@ -24,12 +24,19 @@ const UDP_MERGING: &[&str] = &["rx-udp-gro-forwarding", "rx-gro-list"];
 pub(super) fn topology(interface: &Interface, present: &[Interface], wanted: &[String]) -> Check {
     const CHECK: &str = "topology";
     let name = &interface.name;
-    let names = |all: &[&Interface]| all.iter().map(|one| one.name.clone()).collect::<Vec<_>>().join(", ");
-    let members = |of: u32| -> Vec<&Interface> { present.iter().filter(|one| one.controller == Some(of)).collect() };
-    let controller = interface.controller.and_then(|index| present.iter().find(|one| one.index == index));
+    let names =
+        |all: &[&Interface]| all.iter().map(|one| one.name.clone()).collect::<Vec<_>>().join(", ");
+    let members = |of: u32| -> Vec<&Interface> {
+        present.iter().filter(|one| one.controller == Some(of)).collect()
+    };
+    let controller =
+        interface.controller.and_then(|index| present.iter().find(|one| one.index == index));
     if let Some(controller) = controller {
         let (kind, above) = (controller.kind.as_deref().unwrap_or_default(), &controller.name);
-        let others: Vec<_> = members(controller.index).into_iter().filter(|one| !wanted.contains(&one.name)).collect();
+        let others: Vec<_> = members(controller.index)
+            .into_iter()
+            .filter(|one| !wanted.contains(&one.name))
+            .collect();
         let is_wanted = wanted.contains(above);
         return match kind {
             "bond" | "team" if is_wanted => Check::warn(
@@ -39,13 +46,20 @@ pub(super) fn topology(interface: &Interface, present: &[Interface], wanted: &[S
             ),
             "bond" | "team" if !others.is_empty() => Check::warn(
                 CHECK,
-                format!("{name} is a member of {above}: what arrives by {} passes it by", names(&others)),
+                format!(
+                    "{name} is a member of {above}: what arrives by {} passes it by",
+                    names(&others)
+                ),
                 format!("filter on {above} instead of its members"),
             ),
-            "bridge" => Check::ok(CHECK, format!("a port of {above}: guests behind the bridge are \
-                covered, too")),
-            "bond" | "team" => Check::ok(CHECK, format!("a member of {above}, as are all others \
-                that are filtered")),
+            "bridge" => Check::ok(
+                CHECK,
+                format!("a port of {above}: guests behind the bridge are covered, too"),
+            ),
+            "bond" | "team" => Check::ok(
+                CHECK,
+                format!("a member of {above}, as are all others that are filtered"),
+            ),
             _ => Check::ok(CHECK, format!("beneath {above}")),
         };
     }
@@ -54,7 +68,10 @@ pub(super) fn topology(interface: &Interface, present: &[Interface], wanted: &[S
         let wires: Vec<_> = ports.iter().filter(|port| port.kind.is_none()).copied().collect();
         let guests: Vec<_> = ports.iter().filter(|port| port.kind.is_some()).copied().collect();
         if wires.iter().any(|wire| wanted.contains(&wire.name)) {
-            return Check::ok(CHECK, format!("a bridge whose port {} is filtered as well", names(&wires)));
+            return Check::ok(
+                CHECK,
+                format!("a bridge whose port {} is filtered as well", names(&wires)),
+            );
         }
         if !guests.is_empty() {
             let port = if wires.is_empty() { "its ports".to_owned() } else { names(&wires) };
@@ -65,8 +82,10 @@ pub(super) fn topology(interface: &Interface, present: &[Interface], wanted: &[S
                      by unfiltered",
                     names(&guests)
                 ),
-                format!("to protect guests (Proxmox, libvirt), filter on the port by which the \
-                         world comes: {port}"),
+                format!(
+                    "to protect guests (Proxmox, libvirt), filter on the port by which the world \
+                     comes: {port}"
+                ),
             );
         }
         return Check::ok(CHECK, "a bridge, with no guests behind it");
@@ -84,18 +103,25 @@ pub(super) fn tunnels(facts: &HostFacts, wanted: &[String]) -> Check {
 
 fn judge_tunnels(present: &[Interface], wanted: &[String]) -> Check {
     const CHECK: &str = "tunnels";
-    let is_tunnel = |one: &&Interface| one.kind.as_deref().is_some_and(|kind| TUNNELS.contains(&kind));
+    let is_tunnel =
+        |one: &&Interface| one.kind.as_deref().is_some_and(|kind| TUNNELS.contains(&kind));
     let open = |one: &&Interface| one.up && !wanted.contains(&one.name);
     let open: Vec<_> = present.iter().filter(is_tunnel).filter(open).collect();
     if open.is_empty() {
         return Check::ok(CHECK, "none ends here that is not filtered");
     }
-    let shown = open.iter().map(|one| format!("{} ({})", one.name, one.kind.as_deref().unwrap_or_default()));
+    let shown = open
+        .iter()
+        .map(|one| format!("{} ({})", one.name, one.kind.as_deref().unwrap_or_default()));
     let first = &open[0];
     let remedy = match first.link {
-        Some(_) => format!("if SIP comes by it, filter there, too: add \"{}\" to `interfaces`", first.name),
-        None => "its frames cannot be read; let nobody but the other end send to it, with a \
-                 firewall".to_owned(),
+        Some(_) => {
+            format!("if SIP comes by it, filter there, too: add \"{}\" to `interfaces`", first.name)
+        }
+        None => {
+            "its frames cannot be read; let nobody but the other end send to it, with a firewall"
+                .to_owned()
+        }
     };
     let detail = format!(
         "what these carry is not looked into beneath, and not filtered: {}",
@@ -105,14 +131,23 @@ fn judge_tunnels(present: &[Interface], wanted: &[String]) -> Check {
 }
 
 /// What attaching does to the link and to the kernel's log.
-pub(super) fn attaching(driver: &str, mode: Option<Mode>, takes_programs: Option<bool>, features: &Features) -> Check {
+pub(super) fn attaching(
+    driver: &str,
+    mode: Option<Mode>,
+    takes_programs: Option<bool>,
+    features: &Features,
+) -> Check {
     const CHECK: &str = "attaching";
     let is_fixed = features.on.contains(GRO_HW) && !features.changeable.contains(GRO_HW);
-    let is_generic = mode == Some(Mode::Generic) || (mode.is_none() && takes_programs == Some(false));
+    let is_generic =
+        mode == Some(Mode::Generic) || (mode.is_none() && takes_programs == Some(false));
     if driver == "virtio_net" && is_fixed && mode != Some(Mode::Native) {
         // Whether it is native is known once it is tried: the host decides.
-        let sure = if is_generic { "generic mode makes" } else { "should only generic mode be \
-            possible, it makes" };
+        let sure = if is_generic {
+            "generic mode makes"
+        } else {
+            "should only generic mode be possible, it makes"
+        };
         return Check::warn(
             CHECK,
             format!(
@@ -140,7 +175,8 @@ pub(super) fn attaching(driver: &str, mode: Option<Mode>, takes_programs: Option
 
 /// Offloads that hide packets from generic mode.
 pub(super) fn merging(name: &str, mode: Option<Mode>, features: &Features) -> Option<Check> {
-    let on: Vec<_> = UDP_MERGING.iter().filter(|offload| features.on.contains(**offload)).copied().collect();
+    let on: Vec<_> =
+        UDP_MERGING.iter().filter(|offload| features.on.contains(**offload)).copied().collect();
     if mode != Some(Mode::Generic) || on.is_empty() {
         return None;
     }
@@ -159,17 +195,20 @@ pub(super) fn sight(name: &str, daemon: Option<&Value>) -> Check {
     let found = blind.into_iter().flatten().find(|one| one["interface"] == name);
     let Some(found) = found else {
         return match daemon {
-            Some(_) => Check::ok(CHECK, "the daemon has noticed no packets that the program did \
-                                         not see"),
-            None => Check::ok(CHECK, "the daemon watches whether the program sees what arrives; \
-                                      none answers"),
+            Some(_) => {
+                Check::ok(CHECK, "the daemon has noticed no packets that the program did not see")
+            }
+            None => Check::ok(
+                CHECK,
+                "the daemon watches whether the program sees what arrives; none answers",
+            ),
         };
     };
-    let detail = format!("the driver took the program and showed it none of {} packets", found["packets"]);
+    let detail =
+        format!("the driver took the program and showed it none of {} packets", found["packets"]);
     if found["action"].is_null() {
-        let remedy =
-            "set mode = \"auto\" or \"generic\" and run `sip-xdp reload`; for virtio_net, set \
-             mrg_rxbuf=on on the host";
+        let remedy = "set mode = \"auto\" or \"generic\" and run `sip-xdp reload`; for virtio_net, \
+                      set mrg_rxbuf=on on the host";
         return Check::fail(CHECK, format!("{detail}: nothing is filtered"), remedy);
     }
     Check::warn(
@@ -216,7 +255,11 @@ mod tests {
 
     #[test]
     fn members_of_bonds() {
-        let present = [interface("bond0", 5, "bond", 0), interface("eth0", 2, "", 5), interface("eth1", 3, "", 5)];
+        let present = [
+            interface("bond0", 5, "bond", 0),
+            interface("eth0", 2, "", 5),
+            interface("eth1", 3, "", 5),
+        ];
         let one = judged(&present, "eth0", &["eth0"]);
         assert!(one.status == Status::Warn && one.detail.contains("eth1"), "{one:?}");
         assert_eq!(one.remedy.as_deref(), Some("filter on bond0 instead of its members"));
@@ -234,7 +277,10 @@ mod tests {
             interface("veth101i0", 8, "veth", 5),
         ];
         let bridge = judged(&present, "vmbr0", &["vmbr0"]);
-        assert!(bridge.status == Status::Warn && bridge.detail.contains("tap100i0, veth101i0"), "{bridge:?}");
+        assert!(
+            bridge.status == Status::Warn && bridge.detail.contains("tap100i0, veth101i0"),
+            "{bridge:?}"
+        );
         assert!(bridge.remedy.as_deref().unwrap().ends_with(": eno1"), "{bridge:?}");
         assert_eq!(judged(&present, "vmbr0", &["vmbr0", "eno1"]).status, Status::Ok);
         assert_eq!(judged(&present, "eno1", &["eno1"]).status, Status::Ok);
@@ -249,13 +295,18 @@ mod tests {
         for (kind, part) in [("vxlan", "add \"t1\""), ("gre", "firewall")] {
             let present = [interface("eth0", 2, "", 0), interface("t1", 7, kind, 0)];
             let check = judge_tunnels(&present, &["eth0".to_owned()]);
-            assert!(check.status == Status::Warn && check.remedy.as_deref().unwrap().contains(part), "{check:?}");
+            assert!(
+                check.status == Status::Warn && check.remedy.as_deref().unwrap().contains(part),
+                "{check:?}"
+            );
             assert_eq!(judge_tunnels(&present, &["t1".to_owned()]).status, Status::Ok);
         }
     }
 
     fn features(on: &[&str], changeable: &[&str]) -> Features {
-        let set = |names: &[&str]| -> BTreeSet<String> { names.iter().map(|name| (*name).to_owned()).collect() };
+        let set = |names: &[&str]| -> BTreeSet<String> {
+            names.iter().map(|name| (*name).to_owned()).collect()
+        };
         Features { on: set(on), changeable: set(changeable) }
     }
 

@@ -22,7 +22,6 @@ use sip_xdp_common::packet::headers::Link;
 
 use crate::api::control::{self, Request};
 use crate::config::Config;
-use crate::daemon::interfaces::settings;
 use crate::dataplane::counters::{self, FilteredInterface, SCHEMA};
 use crate::dataplane::loader::{self, Trial};
 use crate::dataplane::netlink::{Interface, Netlink, Surroundings};
@@ -127,7 +126,8 @@ struct Known {
 impl Known {
     fn read(pins: &Pins) -> anyhow::Result<Self> {
         let sources = counters::stats(pins)?.sources;
-        let trusted = counters::rows(pins, List::Trust)?.len() + counters::rows(pins, List::Admit)?.len();
+        let trusted =
+            counters::rows(pins, List::Trust)?.len() + counters::rows(pins, List::Admit)?.len();
         Ok(Self { good: sources.good, peers: sources.peers, trusted })
     }
 }
@@ -149,7 +149,8 @@ impl HostFacts {
         if !self.config.interfaces.is_empty() {
             return self.config.interfaces.clone();
         }
-        let defaults = self.present.iter().filter(|one| self.around.default_interfaces.contains(&one.index));
+        let defaults =
+            self.present.iter().filter(|one| self.around.default_interfaces.contains(&one.index));
         defaults.map(|interface| interface.name.clone()).collect()
     }
 }
@@ -174,7 +175,7 @@ pub async fn examine(paths: &Paths, config: anyhow::Result<Config>, asked: &[Str
     checks.extend(host::platform(&platform));
     // Where something is missing it is said already; loading would only fail of it.
     let trial = platform.check().is_ok().then(|| {
-        let loaded = loader::trial(&settings(&config, Link::Ethernet, 0));
+        let loaded = loader::trial(&config.program_settings(Link::Ethernet, 0));
         loaded.map_err(|error| refusal::keep_log(error, &paths.state_dir))
     });
     checks.extend(trial.as_ref().map(host::programs));
@@ -219,9 +220,11 @@ async fn look_around(paths: &Paths, config: Config) -> anyhow::Result<HostFacts>
 
 fn configuration(paths: &Paths) -> Check {
     let file = paths.config.display();
-    let detail =
-        if paths.config.exists() { format!("{file} is valid") } else { format!("no {file}: the \
-            defaults apply") };
+    let detail = if paths.config.exists() {
+        format!("{file} is valid")
+    } else {
+        format!("no {file}: the defaults apply")
+    };
     Check::ok("configuration", detail)
 }
 
@@ -229,11 +232,16 @@ fn configuration(paths: &Paths) -> Check {
 fn filter(facts: &HostFacts, paths: &Paths) -> Check {
     const CHECK: &str = "filter";
     let attached: Vec<_> = facts.filtered.iter().filter(|filtered| filtered.attached).collect();
-    let names = |all: &[&FilteredInterface]| all.iter().map(|one| one.interface.clone()).collect::<Vec<_>>().join(", ");
+    let names = |all: &[&FilteredInterface]| {
+        all.iter().map(|one| one.interface.clone()).collect::<Vec<_>>().join(", ")
+    };
     if !facts.is_root && facts.filtered.is_empty() {
         return Check::warn(
             CHECK,
-            format!("whether a filter is loaded cannot be seen: {} may only be read by root", paths.pin_dir.display()),
+            format!(
+                "whether a filter is loaded cannot be seen: {} may only be read by root",
+                paths.pin_dir.display()
+            ),
             "run it as root to see everything",
         );
     }
@@ -246,14 +254,22 @@ fn filter(facts: &HostFacts, paths: &Paths) -> Check {
     }
     if attached.iter().any(|one| one.dry_run) {
         let detail = format!("a dry run on {}: nothing is dropped", names(&attached));
-        return Check::warn(CHECK, detail, "when its figures look right, take dry_run out and run \
-            `sip-xdp reload`");
+        return Check::warn(
+            CHECK,
+            detail,
+            "when its figures look right, take dry_run out and run `sip-xdp reload`",
+        );
     }
     match &facts.daemon {
-        Some(daemon) => Check::ok(CHECK, format!("enforcing on {}, daemon {}", names(&attached), daemon["pid"])),
+        Some(daemon) => {
+            Check::ok(CHECK, format!("enforcing on {}, daemon {}", names(&attached), daemon["pid"]))
+        }
         None => Check::warn(
             CHECK,
-            format!("enforcing on {}, but no daemon answers: nobody new is banned", names(&attached)),
+            format!(
+                "enforcing on {}, but no daemon answers: nobody new is banned",
+                names(&attached)
+            ),
             "start `sip-xdp run`; it adopts the filter",
         ),
     }
@@ -272,6 +288,9 @@ mod tests {
         assert!(!diagnosis.is_well());
         let json = serde_json::to_value(&diagnosis).unwrap();
         assert_eq!(json["checks"][0]["remedy"], Value::Null);
-        assert_eq!((&json["checks"][2]["status"], &json["checks"][2]["interface"]), (&"fail".into(), &"eth0".into()));
+        assert_eq!(
+            (&json["checks"][2]["status"], &json["checks"][2]["interface"]),
+            (&"fail".into(), &"eth0".into())
+        );
     }
 }

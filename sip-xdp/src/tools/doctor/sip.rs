@@ -8,10 +8,12 @@ use super::{Check, HostFacts, nat};
 use crate::config::{Config, Policy};
 
 /// Servers that speak nothing but SIP on their ports.
-const PROXIES: [&str; 7] = ["kamailio", "opensips", "openser", "drachtio", "flexisip", "repro", "sipp"];
+const PROXIES: [&str; 7] =
+    ["kamailio", "opensips", "openser", "drachtio", "flexisip", "repro", "sipp"];
 
 /// Servers that have ports for media and management as well.
-const EXCHANGES: [&str; 6] = ["asterisk", "freeswitch", "yate", "sems", "3CXPhoneSystem", "mobicents"];
+const EXCHANGES: [&str; 6] =
+    ["asterisk", "freeswitch", "yate", "sems", "3CXPhoneSystem", "mobicents"];
 
 /// Ports on which SIP is found beside the usual two: FreeSWITCH 5080, FreePBX 5160 and 5161, and
 /// their neighbours.
@@ -43,7 +45,8 @@ impl Scope {
 /// All checks of who listens.
 pub(super) fn all(facts: &HostFacts, wanted: &[String]) -> Vec<Check> {
     let all = listeners();
-    let relevant: Vec<&Listener> = all.iter().filter(|one| speaks_sip(one, &facts.config)).collect();
+    let relevant: Vec<&Listener> =
+        all.iter().filter(|one| speaks_sip(one, &facts.config)).collect();
     let (listed, unlisted): (Vec<&Listener>, Vec<&Listener>) =
         relevant.iter().partition(|one| is_listed(one.port, &facts.config));
     let own: Vec<IpAddr> = facts.addresses.iter().map(|(_, address)| *address).collect();
@@ -84,7 +87,11 @@ fn scope_of(address: IpAddr) -> Scope {
         _ if address.is_loopback() => Scope::Host,
         IpAddr::V4(v4) => {
             let is_shared = v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64;
-            if v4.is_private() || v4.is_link_local() || is_shared { Scope::Private } else { Scope::World }
+            if v4.is_private() || v4.is_link_local() || is_shared {
+                Scope::Private
+            } else {
+                Scope::World
+            }
         }
         IpAddr::V6(v6) if v6.is_unique_local() || v6.is_unicast_link_local() => Scope::Private,
         IpAddr::V6(_) => Scope::World,
@@ -93,8 +100,8 @@ fn scope_of(address: IpAddr) -> Scope {
 
 fn who_listens(listed: &[&Listener], own: &[IpAddr], is_root: bool) -> Check {
     const CHECK: &str = "listeners";
-    let unseen = if is_root { "" } else { "; whose they are, only root may see of other users' \
-        processes" };
+    let unseen =
+        if is_root { "" } else { "; whose they are, only root may see of other users' processes" };
     if listed.is_empty() {
         return Check::ok(
             CHECK,
@@ -104,17 +111,22 @@ fn who_listens(listed: &[&Listener], own: &[IpAddr], is_root: bool) -> Check {
             ),
         );
     }
-    let lines: Vec<_> =
-        listed.iter().map(|one| format!("{one}, reachable from {}", scope(one.address, own).words())).collect();
+    let lines: Vec<_> = listed
+        .iter()
+        .map(|one| format!("{one}, reachable from {}", scope(one.address, own).words()))
+        .collect();
     Check::ok(CHECK, format!("{}{unseen}", lines.join("; ")))
 }
 
 fn unlisted_ports(unlisted: &[&Listener], own: &[IpAddr], config: &Config) -> Check {
     const CHECK: &str = "unlisted_ports";
-    let open: Vec<&&Listener> = unlisted.iter().filter(|one| scope(one.address, own) > Scope::Host).collect();
+    let open: Vec<&&Listener> =
+        unlisted.iter().filter(|one| scope(one.address, own) > Scope::Host).collect();
     let Some(worst) = open.iter().map(|one| scope(one.address, own)).max() else {
-        return Check::ok(CHECK, "no SIP server is found on other ports than those that are \
-                                 filtered");
+        return Check::ok(
+            CHECK,
+            "no SIP server is found on other ports than those that are filtered",
+        );
     };
     let mut ports: Vec<String> = config.ports.iter().map(ToString::to_string).collect();
     for one in &open {
@@ -123,15 +135,22 @@ fn unlisted_ports(unlisted: &[&Listener], own: &[IpAddr], config: &Config) -> Ch
         }
     }
     // A range is written as text.
-    let ports: Vec<_> =
-        ports.into_iter().map(|port| if port.contains('-') { format!("{port:?}") } else { port }).collect();
+    let ports: Vec<_> = ports
+        .into_iter()
+        .map(|port| if port.contains('-') { format!("{port:?}") } else { port })
+        .collect();
     let found: Vec<_> = open.iter().map(ToString::to_string).collect();
-    let who = EXCHANGES.iter().chain(&PROXIES).any(|name| open.iter().any(|one| one.name() == *name));
-    let sure = if who { "which is not filtered" } else { "which is not filtered, and looks like \
-        SIP" };
+    let who =
+        EXCHANGES.iter().chain(&PROXIES).any(|name| open.iter().any(|one| one.name() == *name));
+    let sure =
+        if who { "which is not filtered" } else { "which is not filtered, and looks like SIP" };
     let detail = format!("{}, {sure}; reachable from {}", found.join("; "), worst.words());
     let remedy = format!("add it to the configuration and reload: ports = [{}]", ports.join(", "));
-    if worst == Scope::World { Check::fail(CHECK, detail, remedy) } else { Check::warn(CHECK, detail, remedy) }
+    if worst == Scope::World {
+        Check::fail(CHECK, detail, remedy)
+    } else {
+        Check::warn(CHECK, detail, remedy)
+    }
 }
 
 /// Whether the filter stands between the world and who listens.
@@ -139,15 +158,20 @@ fn exposure(facts: &HostFacts, listed: &[&Listener], wanted: &[String]) -> Check
     const CHECK: &str = "exposure";
     let mut bare = Vec::new();
     let mut covered = Vec::new();
-    for (index, address) in facts.addresses.iter().filter(|(_, address)| scope_of(*address) == Scope::World) {
+    for (index, address) in
+        facts.addresses.iter().filter(|(_, address)| scope_of(*address) == Scope::World)
+    {
         let reaches = |one: &&&Listener| {
-            let takes_all = one.address.is_unspecified() && (one.address.is_ipv6() || address.is_ipv4());
+            let takes_all =
+                one.address.is_unspecified() && (one.address.is_ipv6() || address.is_ipv4());
             takes_all || one.address == *address
         };
         if !listed.iter().any(|one| reaches(&one)) {
             continue;
         }
-        let Some(interface) = facts.present.iter().find(|one| one.index == *index) else { continue };
+        let Some(interface) = facts.present.iter().find(|one| one.index == *index) else {
+            continue;
+        };
         // Who may not read the pins sees that there is a program, but not whose.
         let is_filtered = facts.is_filtered(*index) || (!facts.is_root && interface.xdp.is_some());
         let place = format!("{address} ({})", interface.name);
@@ -168,8 +192,14 @@ fn exposure(facts: &HostFacts, listed: &[&Listener], wanted: &[String]) -> Check
     let options: Vec<_> = names.iter().map(|name| format!("--iface {name}")).collect();
     Check::fail(
         CHECK,
-        format!("the world reaches the SIP ports at {}, where nothing is filtered", places.join(", ")),
-        format!("sip-xdp run {}; or have the server listen on private addresses only", options.join(" ")),
+        format!(
+            "the world reaches the SIP ports at {}, where nothing is filtered",
+            places.join(", ")
+        ),
+        format!(
+            "sip-xdp run {}; or have the server listen on private addresses only",
+            options.join(" ")
+        ),
     )
 }
 
@@ -177,7 +207,8 @@ fn exposure(facts: &HostFacts, listed: &[&Listener], wanted: &[String]) -> Check
 fn policy(facts: &HostFacts, listed: &[&Listener], own: &[IpAddr]) -> Check {
     const CHECK: &str = "policy";
     let is_open = listed.iter().any(|one| scope(one.address, own) == Scope::World);
-    let mut by_tcp: Vec<_> = listed.iter().filter(|one| one.transport == Transport::Tcp).map(|one| one.port).collect();
+    let mut by_tcp: Vec<_> =
+        listed.iter().filter(|one| one.transport == Transport::Tcp).map(|one| one.port).collect();
     by_tcp.sort_unstable();
     by_tcp.dedup();
     let by_tcp: Vec<_> = by_tcp.iter().map(ToString::to_string).collect();
@@ -203,12 +234,15 @@ fn policy(facts: &HostFacts, listed: &[&Listener], own: &[IpAddr]) -> Check {
             "name the networks of phones and carriers in [admit] and [trust], or go back to policy \
              = \"open\"",
         ),
-        Policy::Closed if !by_tcp.is_empty() => {
-            Check::warn(CHECK, format!("policy = \"closed\": {streams}"), "add their networks to \
-                [admit]")
-        }
-        Policy::Closed => Check::ok(CHECK, format!("policy = \"closed\": {named} named and \
-            {learnt} learnt may talk")),
+        Policy::Closed if !by_tcp.is_empty() => Check::warn(
+            CHECK,
+            format!("policy = \"closed\": {streams}"),
+            "add their networks to [admit]",
+        ),
+        Policy::Closed => Check::ok(
+            CHECK,
+            format!("policy = \"closed\": {named} named and {learnt} learnt may talk"),
+        ),
         Policy::Open if !is_open => Check::ok(
             CHECK,
             "policy = \"open\"; the world does not reach the SIP ports, so that `closed` would \
@@ -237,8 +271,10 @@ mod tests {
 
     #[test]
     fn from_where_addresses_are_reached() {
-        let own: Vec<IpAddr> = ["127.0.0.1", "192.168.1.2", "::1"].map(|text| text.parse().unwrap()).to_vec();
-        let public: Vec<IpAddr> = ["127.0.0.1", "203.0.113.9"].map(|text| text.parse().unwrap()).to_vec();
+        let own: Vec<IpAddr> =
+            ["127.0.0.1", "192.168.1.2", "::1"].map(|text| text.parse().unwrap()).to_vec();
+        let public: Vec<IpAddr> =
+            ["127.0.0.1", "203.0.113.9"].map(|text| text.parse().unwrap()).to_vec();
         for (address, own, expected) in [
             ("127.0.0.1", &public, Scope::Host),
             ("0.0.0.0", &own, Scope::Private),
@@ -261,7 +297,11 @@ mod tests {
         let own: Vec<IpAddr> = vec!["203.0.113.9".parse().unwrap()];
         let check = |name: &str, address: &str, port| {
             let one = listener(name, address, port);
-            let all = if speaks_sip(&one, &config) && !is_listed(port, &config) { vec![&one] } else { vec![] };
+            let all = if speaks_sip(&one, &config) && !is_listed(port, &config) {
+                vec![&one]
+            } else {
+                vec![]
+            };
             unlisted_ports(&all, &own, &config)
         };
         let found = check("freeswitch", "0.0.0.0", 5080);

@@ -5,7 +5,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{Hash as _, Hasher as _};
 
-use sip_xdp_common::packet::headers::{self, Inspects, Link, Fragmentation};
+use sip_xdp_common::packet::headers::{self, Fragmentation, Inspects, Link};
 use sip_xdp_common::packet::reader::Bytes;
 
 /// How long after a packet its copies may be captured, in nanoseconds. A client sends again after
@@ -31,8 +31,15 @@ impl Duplicates {
     /// ports and message: one that goes through address translation, or over a bridge, keeps these.
     /// Elsewhere the IP header's identification must be the same as well, and not zero, which
     /// systems write that do not count.
-    pub(super) fn is_copy(&mut self, frame: &[u8], at: u64, is_arriving: bool, is_any: bool) -> bool {
-        while let Some((_, hash)) = self.order.pop_front_if(|(then, _)| at.saturating_sub(*then) > WINDOW || *then > at)
+    pub(super) fn is_copy(
+        &mut self,
+        frame: &[u8],
+        at: u64,
+        is_arriving: bool,
+        is_any: bool,
+    ) -> bool {
+        while let Some((_, hash)) =
+            self.order.pop_front_if(|(then, _)| at.saturating_sub(*then) > WINDOW || *then > at)
         {
             self.seen.remove(&hash);
         }
@@ -66,7 +73,8 @@ fn hash(frame: &[u8], is_arriving: bool, is_any: bool) -> Option<u64> {
     }
     let mut hasher = DefaultHasher::new();
     if !is_any {
-        let identification = frame.get(ip.at + 4..ip.at + 6).filter(|two| ip.v4 && *two != [0, 0])?;
+        let identification =
+            frame.get(ip.at + 4..ip.at + 6).filter(|two| ip.v4 && *two != [0, 0])?;
         identification.hash(&mut hasher);
     }
     // Our own address may be translated on the way.
@@ -99,14 +107,18 @@ mod tests {
     fn copies_are_told_from_what_is_sent_again() {
         const MS: u64 = 1_000_000;
         let mut any = Duplicates::default();
-        let mut copies = |at: u64, id: u16, to: u8, message: &str| any.is_copy(&frame(id, to, message), at, true, true);
+        let mut copies = |at: u64, id: u16, to: u8, message: &str| {
+            any.is_copy(&frame(id, to, message), at, true, true)
+        };
         assert!(!copies(1_000 * MS, 7, 1, "INVITE a"));
         assert!(copies(1_000 * MS + 10_000, 8, 2, "INVITE a"), "translated");
         assert!(copies(1_001 * MS, 9, 2, "INVITE a"));
         assert!(!copies(1_001 * MS, 9, 2, "INVITE b"));
         assert!(!copies(1_500 * MS, 10, 1, "INVITE a"), "sent again");
         // A flood of one packet stays one.
-        let counted = (0..4_000).filter(|number| !copies(2_000 * MS + number * MS / 4, 0, 1, "OPTIONS")).count();
+        let counted = (0..4_000)
+            .filter(|number| !copies(2_000 * MS + number * MS / 4, 0, 1, "OPTIONS"))
+            .count();
         assert!((1_000..=1_200).contains(&counted), "{counted}");
     }
 

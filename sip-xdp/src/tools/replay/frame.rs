@@ -6,7 +6,7 @@ use sip_xdp_common::lookup::search::Listing;
 use sip_xdp_common::packet::headers::{self, Inspects, Link};
 use sip_xdp_common::packet::reader::Bytes;
 use sip_xdp_common::pipeline::egress;
-use sip_xdp_common::pipeline::ingress::{self, Charged, FlowState, Sent, ProgramSettings, Tables};
+use sip_xdp_common::pipeline::ingress::{self, Charged, FlowState, ProgramSettings, Sent, Tables};
 use sip_xdp_common::verdict::{Message, Reason};
 
 use crate::dataplane::loader::Ports;
@@ -25,19 +25,27 @@ pub(super) struct Ends {
 pub(super) fn ends(frame: &[u8]) -> Option<Ends> {
     let packet = Bytes(frame);
     let ip = headers::parse_headers(&packet, Link::Ethernet, Inspects::ALL)?;
-    let ports = if matches!(ip.protocol, headers::UDP | headers::TCP) && !matches!(ip.fragmentation, headers::Fragmentation::Later) {
+    let ports = if matches!(ip.protocol, headers::UDP | headers::TCP)
+        && !matches!(ip.fragmentation, headers::Fragmentation::Later)
+    {
         ip.ports(&packet).map(|ports| (ports.source(), ports.destination()))
     } else {
         None
     };
-    Some(Ends { source: ip.source(&packet)?, destination: ip.destination(&packet)?, ports, protocol: ip.protocol })
+    Some(Ends {
+        source: ip.source(&packet)?,
+        destination: ip.destination(&packet)?,
+        ports,
+        protocol: ip.protocol,
+    })
 }
 
 /// What the kernel's parser takes the UDP payload of a frame for.
 pub(super) fn message(frame: &[u8]) -> Option<Message> {
     let packet = Bytes(frame);
     let ip = headers::parse_headers(&packet, Link::Ethernet, Inspects::ALL)?;
-    let (payload, end) = (ip.protocol == headers::UDP).then(|| ip.udp_payload(&packet)).flatten()?;
+    let (payload, end) =
+        (ip.protocol == headers::UDP).then(|| ip.udp_payload(&packet)).flatten()?;
     Some(sip_xdp_common::sip::start_line(&packet, payload, end))
 }
 
@@ -58,7 +66,9 @@ impl Prefilter {
     /// Whether a packet that leaves may be worth a sample: a request, or a response that is told.
     pub(super) fn may_matter(&self, frame: &[u8]) -> bool {
         let leaving = egress::read(&Bytes(frame), self);
-        leaving.is_some_and(|leaving| leaving.message != Message::Response || egress::is_told(leaving.status))
+        leaving.is_some_and(|leaving| {
+            leaving.message != Message::Response || egress::is_told(leaving.status)
+        })
     }
 }
 

@@ -35,7 +35,11 @@ impl Route {
         if self.protocol != UDP {
             return Some(HepEnds::Other("HEP of TCP or TLS"));
         }
-        Some(HepEnds::Packet(packet((self.from?, self.from_port), (self.to?, self.to_port), message)?))
+        Some(HepEnds::Packet(packet(
+            (self.from?, self.from_port),
+            (self.to?, self.to_port),
+            message,
+        )?))
     }
 }
 
@@ -48,7 +52,8 @@ fn version3(data: &[u8]) -> Option<HepEnds> {
     let mut rest = data.get(6..end)?;
     let (mut route, mut message, mut is_packed, mut kind) = (Route::default(), None, false, SIP);
     while let Some(head) = rest.first_chunk::<6>() {
-        let [vendor, chunk, length] = [0, 2, 4].map(|at| u16::from_be_bytes([head[at], head[at + 1]]));
+        let [vendor, chunk, length] =
+            [0, 2, 4].map(|at| u16::from_be_bytes([head[at], head[at + 1]]));
         let value = rest.get(6..usize::from(length).min(rest.len()))?;
         match (vendor, chunk) {
             (0, 2) => route.protocol = *value.first()?,
@@ -83,7 +88,10 @@ fn version1_or_2(data: &[u8]) -> Option<HepEnds> {
         10 => (16, 40),
         _ => return None,
     };
-    if !matches!(version, 1 | 2) || usize::from(*length) < family_length || !matches!(protocol, 6 | 17 | 132) {
+    if !matches!(version, 1 | 2)
+        || usize::from(*length) < family_length
+        || !matches!(protocol, 6 | 17 | 132)
+    {
         return None;
     }
     let address = |at: usize| -> Option<IpAddr> {
@@ -110,11 +118,16 @@ fn version1_or_2(data: &[u8]) -> Option<HepEnds> {
 /// Whether a text begins like a SIP message.
 fn is_sip(text: &[u8]) -> bool {
     let line = text.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
-    line.starts_with(b"SIP/2.0 ") || line.ends_with(b" SIP/2.0") && line.first().is_some_and(u8::is_ascii_uppercase)
+    line.starts_with(b"SIP/2.0 ")
+        || line.ends_with(b" SIP/2.0") && line.first().is_some_and(u8::is_ascii_uppercase)
 }
 
 /// A UDP packet; none if its addresses are of two families, or it would be longer than one can be.
-fn packet((from, from_port): (IpAddr, u16), (to, to_port): (IpAddr, u16), message: &[u8]) -> Option<Vec<u8>> {
+fn packet(
+    (from, from_port): (IpAddr, u16),
+    (to, to_port): (IpAddr, u16),
+    message: &[u8],
+) -> Option<Vec<u8>> {
     let length = u16::try_from(message.len() + 8).ok()?;
     let mut packet = Vec::with_capacity(message.len() + 48);
     match (from, to) {

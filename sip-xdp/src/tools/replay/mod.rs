@@ -25,13 +25,15 @@ use std::thread;
 
 use anyhow::{Context, Result};
 use bytemuck::Zeroable as _;
-use sip_xdp_common::abi::layout::{KernelEvent, FRAGMENTED, List, NEVER, Owner};
+use sip_xdp_common::abi::layout::{FRAGMENTED, KernelEvent, List, NEVER, Owner};
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::packet::headers::{Inspects, TCP, UDP};
 use sip_xdp_common::verdict::{Message, Reason};
 
+use crate::bans::engine::BanEngine;
+use crate::bans::notes::Notes;
+use crate::bans::offences::{Offence, Repeats};
 use crate::config::{BlockScope, Config};
-use crate::daemon::verdicts::{BanEngine, Notes, Offence, Repeats};
 use crate::dataplane::tables::ledger::Entry;
 use crate::detect::{Detector, Evidence};
 use crate::lists::Lists;
@@ -40,10 +42,10 @@ use crate::net::network::{Network, address_of};
 use crate::sys::clock::{self, Moment};
 
 use duplicates::Duplicates;
-use frame::{Prefilter, Ends};
+use frame::{Ends, Prefilter};
 use kernel::{Kernel, OneCpu};
 use registrar::{Guess, Registrar};
-use timeline::{Timeline, Telling};
+use timeline::{Telling, Timeline};
 use unwrap::{Unread, Unwrapped};
 
 pub use capture::{Capture, Input, Packet};
@@ -87,14 +89,19 @@ pub struct Options {
 
 /// Replays a capture with a configuration. `progress` is told from time to time which part of the
 /// work is done, from 0 to 1.
-pub fn replay(input: &Input, config: &Config, options: &Options, progress: &mut dyn FnMut(f64)) -> Result<Replayed> {
+pub fn replay(
+    input: &Input,
+    config: &Config,
+    options: &Options,
+    progress: &mut dyn FnMut(f64),
+) -> Result<Replayed> {
     // The verifier takes its time.
     let (registrar, loaded) = thread::scope(|scope| {
         let loading = scope.spawn(|| Kernel::load(config));
         let registrar = if options.registrar.is_empty() {
             guess(input, config, &mut |done| progress(done / 4.0)).map(Guess::make)
         } else {
-            Ok(Registrar::hep_ends(options.registrar.clone()))
+            Ok(Registrar::named(options.registrar.clone()))
         };
         (registrar, loading.join().unwrap_or_else(|panic| resume_unwind(panic)))
     });
@@ -139,11 +146,13 @@ fn guess(input: &Input, config: &Config, progress: &mut dyn FnMut(f64)) -> Resul
         if count.is_multiple_of(REPORT) {
             progress(input.progress());
         }
-        let Ok(Unwrapped { frame, .. }) = unwrap::unwrap(packet.link, packet.data, &mut buffer) else {
+        let Ok(Unwrapped { frame, .. }) = unwrap::unwrap(packet.link, packet.data, &mut buffer)
+        else {
             continue;
         };
         let is_sip = |ends: &Ends| {
-            ends.protocol == UDP && ends.ports.is_some_and(|(from, to)| ports.contains(from) || ports.contains(to))
+            ends.protocol == UDP
+                && ends.ports.is_some_and(|(from, to)| ports.contains(from) || ports.contains(to))
         };
         if let Some(ends) = frame::ends(frame).filter(is_sip)
             && let Some(message) = frame::message(frame)
@@ -215,10 +224,19 @@ struct Facts {
 }
 
 impl<'c> Replay<'c> {
-    fn new(config: &'c Config, registrar: Registrar, (kernel, mut lists): (Kernel, Lists)) -> Result<Self> {
-        for (list, networks) in [(List::Trust, &config.trust.networks), (List::Admit, &config.admit.networks)] {
+    fn new(
+        config: &'c Config,
+        registrar: Registrar,
+        (kernel, mut lists): (Kernel, Lists),
+    ) -> Result<Self> {
+        for (list, networks) in
+            [(List::Trust, &config.trust.networks), (List::Admit, &config.admit.networks)]
+        {
             for network in networks {
-                let entry = Entry { owner: Owner::Config, ..Entry::manual(*network, NEVER, "the configuration") };
+                let entry = Entry {
+                    owner: Owner::Config,
+                    ..Entry::manual(*network, NEVER, "the configuration")
+                };
                 lists.put(list, entry)?;
             }
         }
@@ -272,7 +290,10 @@ impl<'c> Replay<'c> {
 
     /// A time of the filter's clock on both clocks of the capture.
     fn moment(&self, now: u64) -> Moment {
-        Moment { now, wall_ms: self.anchor.1.saturating_add(now.saturating_sub(self.anchor.0)) / 1_000_000 }
+        Moment {
+            now,
+            wall_ms: self.anchor.1.saturating_add(now.saturating_sub(self.anchor.0)) / 1_000_000,
+        }
     }
 
     /// Takes the next packet of the capture.
@@ -314,8 +335,11 @@ impl<'c> Replay<'c> {
             self.facts.skipped.not_ip += 1;
             return Ok(());
         };
-        let (is_ours, is_for_us) = (self.registrar.has(&ends.source), self.registrar.has(&ends.destination));
-        if (is_ours || is_for_us) && self.duplicates.is_copy(frame, packet.at, !is_ours, packet.is_any) {
+        let (is_ours, is_for_us) =
+            (self.registrar.has(&ends.source), self.registrar.has(&ends.destination));
+        if (is_ours || is_for_us)
+            && self.duplicates.is_copy(frame, packet.at, !is_ours, packet.is_any)
+        {
             self.facts.duplicates += 1;
             return Ok(());
         }
@@ -383,7 +407,14 @@ impl<'c> Replay<'c> {
     }
 
     /// A packet that is for us.
-    fn arrive(&mut self, ends: &Ends, frame: &[u8], now: u64, is_cut: bool, event: &mut KernelEvent) -> Result<()> {
+    fn arrive(
+        &mut self,
+        ends: &Ends,
+        frame: &[u8],
+        now: u64,
+        is_cut: bool,
+        event: &mut KernelEvent,
+    ) -> Result<()> {
         if self.config.block_scope == BlockScope::Sip
             && let Some(reason) = self.prefilter.passes_by(frame)
         {
@@ -406,11 +437,22 @@ impl<'c> Replay<'c> {
     }
 
     /// A packet of ours.
-    fn leave(&mut self, ends: &Ends, frame: &[u8], now: u64, is_cut: bool, event: &mut KernelEvent) -> Result<()> {
+    fn leave(
+        &mut self,
+        ends: &Ends,
+        frame: &[u8],
+        now: u64,
+        is_cut: bool,
+        event: &mut KernelEvent,
+    ) -> Result<()> {
         let is_sip = |(from, _): (u16, u16)| self.prefilter.ports.contains(from);
         if ends.protocol != UDP || !ends.ports.is_some_and(is_sip) {
             let is_tcp = ends.protocol == TCP && ends.ports.is_some_and(is_sip);
-            *(if is_tcp { &mut self.facts.skipped.tcp_answers } else { &mut self.facts.skipped.leaving }) += 1;
+            *(if is_tcp {
+                &mut self.facts.skipped.tcp_answers
+            } else {
+                &mut self.facts.skipped.leaving
+            }) += 1;
             return Ok(());
         }
         self.facts.left += 1;
@@ -441,8 +483,12 @@ impl<'c> Replay<'c> {
         for source in std::mem::take(&mut self.refused) {
             for evidence in self.detector.evidence_against(&source, now) {
                 let share = share(&evidence);
-                let is_closest = self.close.get(&source).is_none_or(|before| self::share(before) < share);
-                if share > 0.0 && is_closest && (self.close.len() < MAX_CLOSE || self.close.contains_key(&source)) {
+                let is_closest =
+                    self.close.get(&source).is_none_or(|before| self::share(before) < share);
+                if share > 0.0
+                    && is_closest
+                    && (self.close.len() < MAX_CLOSE || self.close.contains_key(&source))
+                {
                     self.close.insert(source, evidence);
                 }
             }

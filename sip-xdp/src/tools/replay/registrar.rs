@@ -25,7 +25,7 @@ pub(super) struct Registrar {
 
 impl Registrar {
     /// As the command line says.
-    pub(super) fn told(networks: Vec<Network>) -> Self {
+    pub(super) fn named(networks: Vec<Network>) -> Self {
         Self { networks, how: "given", hosts: HashSet::new() }
     }
 
@@ -74,7 +74,9 @@ impl Guess {
             return;
         }
         if message.is_request() && ports.contains(to) {
-            for is_register in [false, true].into_iter().take(1 + usize::from(message == Message::Register)) {
+            for is_register in
+                [false, true].into_iter().take(1 + usize::from(message == Message::Register))
+            {
                 let is_new = self.asked.insert((ends.source, ends.destination, is_register));
                 let candidate = self.candidates.entry(ends.destination).or_default();
                 candidate.asked += usize::from(is_new && !is_register);
@@ -84,7 +86,11 @@ impl Guess {
                 let pair = (ends.destination, ends.source, is_register);
                 if self.asked.contains(&pair) && self.answered.insert(pair) {
                     let candidate = self.candidates.entry(ends.source).or_default();
-                    *(if is_register { &mut candidate.registered } else { &mut candidate.answered }) += 1;
+                    *(if is_register {
+                        &mut candidate.registered
+                    } else {
+                        &mut candidate.answered
+                    }) += 1;
                 }
             }
         }
@@ -99,12 +105,17 @@ impl Guess {
         let mut hosts: Vec<IpKey> = Vec::new();
         for (rank, source) in &ranked {
             let talk = |a: &IpKey, b: &IpKey| self.asked.contains(&(*a, *b, false));
-            if rank.answered > 0 && !hosts.iter().any(|host| talk(host, source) || talk(source, host)) {
+            if rank.answered > 0
+                && !hosts.iter().any(|host| talk(host, source) || talk(source, host))
+            {
                 hosts.push(*source);
             }
         }
-        let how = if hosts.is_empty() { "asked, but seen to answer nobody" } else { "guessed: it \
-            answers requests" };
+        let how = if hosts.is_empty() {
+            "asked, but seen to answer nobody"
+        } else {
+            "guessed: it answers requests"
+        };
         if hosts.is_empty() {
             hosts.extend(ranked.first().map(|(_, source)| *source));
         }
@@ -165,8 +176,11 @@ mod tests {
 
     #[test]
     fn without_answers_it_is_whom_most_ask() {
-        let lines =
-            ["192.0.2.7 198.51.100.1 REGISTER", "192.0.2.8 198.51.100.1 OPTIONS", "192.0.2.8 198.51.100.2 OPTIONS"];
+        let lines = [
+            "192.0.2.7 198.51.100.1 REGISTER",
+            "192.0.2.8 198.51.100.1 OPTIONS",
+            "192.0.2.8 198.51.100.2 OPTIONS",
+        ];
         let (hosts, how) = guess(&lines);
         assert_eq!(hosts, ["198.51.100.1"]);
         assert!(how.contains("answer nobody"));

@@ -13,7 +13,7 @@ use sip_xdp_common::verdict::Message;
 use super::capture::{Capture, Input};
 use super::timeline::Fate;
 use super::{Replay, address, share};
-use crate::daemon::events::Event;
+use crate::bans::event::Event;
 use crate::dataplane::counters::{self, ByVerdict, Named, ResponseStats, SCHEMA};
 use crate::dataplane::tables::ledger::Tier;
 use crate::net::network::Network;
@@ -254,7 +254,8 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
     let is_known = |source| timeline.good.contains_key(source) || timeline.peers.contains(source);
     let mut limited = Vec::new();
     let noted = timeline.limited.iter().map(|(source, noted)| (source, noted, None));
-    let suspects = timeline.suspected.iter().filter(|(source, _)| !timeline.limited.contains_key(source));
+    let suspects =
+        timeline.suspected.iter().filter(|(source, _)| !timeline.limited.contains_key(source));
     for (source, noted, reason) in
         noted.chain(suspects.map(|(source, noted)| (source, noted, Some(noted.what.clone()))))
     {
@@ -296,7 +297,8 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
 
     let mut others = Others { sources: 0, fate: timeline.others };
     for (source, tally) in &timeline.tallies {
-        let is_told = timeline.limited.contains_key(source) || timeline.suspected.contains_key(source);
+        let is_told =
+            timeline.limited.contains_key(source) || timeline.suspected.contains_key(source);
         if !is_told && !is_known(source) && !is_banned(source) {
             others.sources += 1;
             others.fate += tally.all;
@@ -326,9 +328,16 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
             skipped: Skipped { unread: capture.unread().values().sum(), ..facts.skipped },
             trouble: capture.trouble().map(str::to_owned),
         },
-        registrar: Ours { guessed: registrar.how != "given", because: registrar.how, networks: registrar.networks },
+        registrar: Ours {
+            guessed: registrar.how != "given",
+            because: registrar.how,
+            networks: registrar.networks,
+        },
         packets: Verdicts { pass, drop },
-        methods: Message::ALL.iter().map(|message| (message.name(), facts.messages[*message as usize])).collect(),
+        methods: Message::ALL
+            .iter()
+            .map(|message| (message.name(), facts.messages[*message as usize]))
+            .collect(),
         responses: ResponseStats {
             accepted: answers[Answer::Accepted as usize],
             challenged: answers[Answer::Challenged as usize],
@@ -339,8 +348,16 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
         peers,
         closest,
         others,
-        lost: timeline.lost.iter().map(|((source, port), lost)| ((address(source), *port), *lost)).collect(),
-        fates: timeline.tallies.iter().map(|(source, tally)| (address(source), tally.all)).collect(),
+        lost: timeline
+            .lost
+            .iter()
+            .map(|((source, port), lost)| ((address(source), *port), *lost))
+            .collect(),
+        fates: timeline
+            .tallies
+            .iter()
+            .map(|(source, tally)| (address(source), tally.all))
+            .collect(),
         banned: timeline.bans.into_iter().map(Ban::from).collect(),
         events: timeline.events,
         notes,
@@ -371,12 +388,16 @@ fn notes(replay: &Replay<'_>) -> Result<Vec<String>> {
         notes.push("the configuration says dry_run; this is what it would do without".to_owned());
     }
     if !config.feeds.is_empty() {
-        notes.push("feeds are left out: what they list would be dropped from its first packet on".to_owned());
+        notes.push(
+            "feeds are left out: what they list would be dropped from its first packet on"
+                .to_owned(),
+        );
     }
     if !(config.trust.hosts.is_empty() && config.admit.hosts.is_empty()) {
         notes.push(
             "names under trust.hosts and admit.hosts are left out, since they may mean other \
-             addresses now".to_owned(),
+             addresses now"
+                .to_owned(),
         );
     }
     if !replay.detector.sees_responses() {
@@ -403,13 +424,15 @@ fn notes(replay: &Replay<'_>) -> Result<Vec<String>> {
     }
     let lost = replay.kernel.lost()?;
     if lost > 0 {
-        notes.push(format!("{lost} samples were beyond what one CPU hands to the detector, as they \
-                            would be live"));
+        notes.push(format!(
+            "{lost} samples were beyond what one CPU hands to the detector, as they would be live"
+        ));
     }
     if replay.lists.entries(List::Trust).next().is_some() {
         notes.push(
             "trusted networks of the configuration are trusted; entries made by command are not \
-             known here".to_owned(),
+             known here"
+                .to_owned(),
         );
     }
     Ok(notes)

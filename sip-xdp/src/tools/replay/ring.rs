@@ -46,7 +46,11 @@ impl Ring {
         let failed = "the ring of events cannot be mapped into memory";
         let consumer = MmapOptions::new().len(page).map_raw(file).context(failed)?;
         let length = page + 2 * size as usize;
-        let producer = MmapOptions::new().offset(page as u64).len(length).map_raw_read_only(file).context(failed)?;
+        let producer = MmapOptions::new()
+            .offset(page as u64)
+            .len(length)
+            .map_raw_read_only(file)
+            .context(failed)?;
         Ok(Self { consumer, producer, page, mask: u64::from(size) - 1, at: 0 })
     }
 

@@ -96,13 +96,16 @@ impl<'c> Session<'c> {
     /// Packets that a source has lost to limits and bans so far.
     pub fn lost(&self, address: IpAddr) -> u64 {
         let all = self.replay.timeline.tallies.iter();
-        all.filter(|(source, _)| address_of(**source) == address).map(|(_, tally)| tally.all.dropped).sum()
+        all.filter(|(source, _)| address_of(**source) == address)
+            .map(|(_, tally)| tally.all.dropped)
+            .sum()
     }
 
     /// Decisions so far, by name: `ban`, `suspect`, `sprayed` and so on, whom they are about, and
     /// why.
     pub fn events(&self) -> impl Iterator<Item = (&str, Option<Network>, &str)> + '_ {
         let events = self.replay.timeline.events.iter();
-        events.map(|event| (event.event, event.address, event.reason.as_deref().unwrap_or_default()))
+        events
+            .map(|event| (event.event, event.address, event.reason.as_deref().unwrap_or_default()))
     }
 }

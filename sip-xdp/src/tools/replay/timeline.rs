@@ -9,13 +9,13 @@ use sip_xdp_common::abi::layout::{List, Owner};
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::verdict::{Reason, Verdict};
 
-use crate::daemon::events::Event as Event;
-use crate::daemon::verdicts::EventSink;
+use crate::bans::engine::EventSink;
+use crate::bans::event::Event;
+use crate::bans::offences::OffenceRecord;
 use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::detect::Acceptance;
 use crate::lists::Lists;
 use crate::net::network::Network;
-use crate::store;
 use crate::sys::clock::{self, Moment};
 
 /// How many decisions are told one by one.
@@ -165,7 +165,10 @@ impl Timeline {
             return sum;
         }
         let inside = |source: &IpKey| network.contains(&Network::around(*source, 128));
-        self.tallies.iter().filter(|(source, _)| inside(source)).for_each(|(_, tally)| sum += tally.all);
+        self.tallies
+            .iter()
+            .filter(|(source, _)| inside(source))
+            .for_each(|(_, tally)| sum += tally.all);
         sum
     }
 
@@ -176,7 +179,10 @@ impl Timeline {
             self.tallies.entry(ban.network.first()).or_default().ban = mark;
         } else {
             let inside = |source: &IpKey| ban.network.contains(&Network::around(*source, 128));
-            self.tallies.iter_mut().filter(|(source, _)| inside(source)).for_each(|(_, tally)| tally.ban = mark);
+            self.tallies
+                .iter_mut()
+                .filter(|(source, _)| inside(source))
+                .for_each(|(_, tally)| tally.ban = mark);
         }
         if ban.port.is_none() {
             self.banned.insert(ban.network, number);
@@ -205,8 +211,12 @@ impl EventSink for Telling<'_> {
         let what = event.kind.clone().or_else(|| event.reason.clone()).unwrap_or_default();
         let noted = Noted { at: event.time, what };
         match (event.event, event.address) {
-            ("limit", Some(network)) => _ = self.timeline.limited.entry(network.first()).or_insert(noted),
-            ("suspect", Some(network)) => _ = self.timeline.suspected.entry(network.first()).or_insert(noted),
+            ("limit", Some(network)) => {
+                _ = self.timeline.limited.entry(network.first()).or_insert(noted)
+            }
+            ("suspect", Some(network)) => {
+                _ = self.timeline.suspected.entry(network.first()).or_insert(noted)
+            }
             _ => {}
         }
         if self.timeline.events.len() >= MAX_EVENTS {
@@ -231,7 +241,7 @@ impl EventSink for Telling<'_> {
         self.timeline.peers.insert(source);
     }
 
-    fn offence(&mut self, _: store::Offence) {}
+    fn offence(&mut self, _: OffenceRecord) {}
 
     fn banned(&mut self, kind: &str, entry: &Entry, lists: &mut Lists) {
         debug_assert_eq!(entry.owner, Owner::Auto);

@@ -61,7 +61,8 @@ mod tests {
                     [south-reg]\ntype=registration\nserver_uri=sip:sip.south.example:5060\\;transport=tcp\nclient_uri=sip:us@south.example\n\
                     match_header=X-Y: 1\n[east]\nremote_hosts = \
                     sip.east.example:5080\noutbound_proxy=sip:198.51.100.9\\;lr\n";
-        let found: Vec<_> = mentions(text).into_iter().map(|found| (found.text, found.what, found.line)).collect();
+        let found: Vec<_> =
+            mentions(text).into_iter().map(|found| (found.text, found.what, found.line)).collect();
         let expected = [
             ("203.0.113.4", "pjsip identify north", 5),
             ("203.0.113.8/29", "pjsip identify north", 5),
@@ -70,6 +71,9 @@ mod tests {
             ("sip.east.example:5080", "pjsip wizard east", 17),
             ("sip:198.51.100.9;lr", "pjsip outbound proxy east", 18),
         ];
-        assert_eq!(found, expected.map(|(text, what, line)| (text.to_owned(), what.to_owned(), line)));
+        assert_eq!(
+            found,
+            expected.map(|(text, what, line)| (text.to_owned(), what.to_owned(), line))
+        );
     }
 }

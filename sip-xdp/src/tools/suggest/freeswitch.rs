@@ -14,11 +14,17 @@ pub(super) fn mentions(text: &str) -> Vec<Mention> {
     for (at, tag) in tags(&text) {
         let line = text[..at].matches('\n').count() + 1;
         if tag.starts_with("gateway") && !tag.starts_with("gateways") {
-            gateway = attribute(tag, "name").map(|name| Gateway { name, line, realm: None, proxies: Vec::new() });
+            gateway = attribute(tag, "name").map(|name| Gateway {
+                name,
+                line,
+                realm: None,
+                proxies: Vec::new(),
+            });
         } else if tag.starts_with("/gateway") && !tag.starts_with("/gateways") {
             found.extend(gateway.take().map(Gateway::mentions).unwrap_or_default());
         } else if tag.starts_with("list") {
-            let denies = attribute(tag, "default").is_some_and(|default| default.eq_ignore_ascii_case("deny"));
+            let denies = attribute(tag, "default")
+                .is_some_and(|default| default.eq_ignore_ascii_case("deny"));
             list = attribute(tag, "name").filter(|_| denies);
         } else if tag.starts_with("/list") {
             list = None;
@@ -26,19 +32,30 @@ pub(super) fn mentions(text: &str) -> Vec<Mention> {
             && tag.starts_with("node")
             && attribute(tag, "type").is_some_and(|kind| kind.eq_ignore_ascii_case("allow"))
         {
-            let masked = || Some(format!("{}/{}", attribute(tag, "host")?, attribute(tag, "mask")?));
+            let masked =
+                || Some(format!("{}/{}", attribute(tag, "host")?, attribute(tag, "mask")?));
             let text = attribute(tag, "cidr").or_else(masked).or_else(|| attribute(tag, "host"));
             // `cidr` may name several.
-            let each = text.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|text| !text.is_empty());
+            let each = text
+                .iter()
+                .flat_map(|text| text.split(','))
+                .map(str::trim)
+                .filter(|text| !text.is_empty());
             let what = format!("FreeSWITCH access list {list}");
-            found.extend(each.map(|text| Mention { text: text.to_owned(), what: what.clone(), line }));
+            found.extend(each.map(|text| Mention {
+                text: text.to_owned(),
+                what: what.clone(),
+                line,
+            }));
         } else if let Some(gateway) = &mut gateway
             && tag.starts_with("param")
             && let (Some(name), Some(value)) = (attribute(tag, "name"), attribute(tag, "value"))
         {
             match name.as_str() {
                 "realm" => gateway.realm = Some((value, line)),
-                "proxy" | "register-proxy" | "outbound-proxy" => gateway.proxies.push((value, line)),
+                "proxy" | "register-proxy" | "outbound-proxy" => {
+                    gateway.proxies.push((value, line))
+                }
                 _ => {}
             }
         }
@@ -61,7 +78,8 @@ impl Gateway {
             proxies.push(realm.unwrap_or_else(|| (name.clone(), line)));
         }
         proxies.dedup_by(|one, other| one.0 == other.0);
-        let mention = |(text, line)| Mention { text, what: format!("FreeSWITCH gateway {name}"), line };
+        let mention =
+            |(text, line)| Mention { text, what: format!("FreeSWITCH gateway {name}"), line };
         proxies.into_iter().map(mention).collect()
     }
 }
@@ -87,7 +105,8 @@ fn tags(text: &str) -> impl Iterator<Item = (usize, &str)> {
 fn attribute(tag: &str, name: &str) -> Option<String> {
     tag.match_indices(name).find_map(|(at, _)| {
         let starts = tag[..at].ends_with(char::is_whitespace);
-        let value = tag[at + name.len()..].trim_start().strip_prefix('=').filter(|_| starts)?.trim_start();
+        let value =
+            tag[at + name.len()..].trim_start().strip_prefix('=').filter(|_| starts)?.trim_start();
         let quote = value.chars().next().filter(|quote| "\"'".contains(*quote))?;
         Some(value[1..].split(quote).next()?.to_owned())
     })
@@ -109,13 +128,17 @@ mod tests {
                     value=\"$${domain}\"/></gateway>\n\
                     <gateway name=\"sip.east.example\">\n<param name=\"register\" \
                     value=\"true\"/>\n</gateway>\n</gateways>\n</include>";
-        let found: Vec<_> = mentions(text).into_iter().map(|found| (found.text, found.what, found.line)).collect();
+        let found: Vec<_> =
+            mentions(text).into_iter().map(|found| (found.text, found.what, found.line)).collect();
         let expected = [
             ("sip.north.example:5080", "FreeSWITCH gateway north", 5),
             ("$${domain}", "FreeSWITCH gateway south", 10),
             ("sip.east.example", "FreeSWITCH gateway sip.east.example", 11),
         ];
-        assert_eq!(found, expected.map(|(text, what, line)| (text.to_owned(), what.to_owned(), line)));
+        assert_eq!(
+            found,
+            expected.map(|(text, what, line)| (text.to_owned(), what.to_owned(), line))
+        );
     }
 
     #[test]
@@ -129,18 +152,25 @@ mod tests {
                     <node type=\"allow\" domain=\"$${domain}\"/>\n<node type=\"allow\" \
                     host=\"198.51.100.0\" mask=\"255.255.255.0\"/>\n\
                     </list></network-lists></configuration>";
-        let found: Vec<_> = mentions(text).into_iter().map(|found| (found.text, found.what, found.line)).collect();
-        let expected = [("203.0.113.0/24", 5), ("192.0.2.7/32", 5), ("198.51.100.0/255.255.255.0", 8)];
+        let found: Vec<_> =
+            mentions(text).into_iter().map(|found| (found.text, found.what, found.line)).collect();
+        let expected =
+            [("203.0.113.0/24", 5), ("192.0.2.7/32", 5), ("198.51.100.0/255.255.255.0", 8)];
         let what = "FreeSWITCH access list trunks";
         assert_eq!(found, expected.map(|(text, line)| (text.to_owned(), what.to_owned(), line)));
     }
 
     #[test]
     fn what_is_no_configuration_says_nothing() {
-        for text in
-            ["", "<", "<gateway", "<gateway name=>", "<gateway name=\"a", "<!-- <gateway \
-                name='a'>", "</gateway>"]
-        {
+        for text in [
+            "",
+            "<",
+            "<gateway",
+            "<gateway name=>",
+            "<gateway name=\"a",
+            "<!-- <gateway name='a'>",
+            "</gateway>",
+        ] {
             assert!(mentions(text).is_empty(), "{text}");
         }
     }

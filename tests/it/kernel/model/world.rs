@@ -13,7 +13,7 @@ use sip_xdp_common::verdict::Reason;
 
 use super::draw::Draw;
 use super::reference::{Intervals, Prefix, ReferenceLists, is_v4, source};
-use crate::kernel::fed::of_one_row;
+use crate::kernel::feed_hosts::of_one_row;
 use crate::kernel::frames::{Ip, tcp};
 use crate::kernel::harness::{Kernel, SECOND, START};
 
