@@ -8,7 +8,7 @@ use aya_ebpf::programs::XdpContext;
 use sip_xdp_common::abi::layout::{HEAD, SCANNED, SLICES, SampleBudget, Scratch};
 use sip_xdp_common::limits::gcra::Limit;
 use sip_xdp_common::limits::ladder::{Kind, nonce_key};
-use sip_xdp_common::limits::meters::Home;
+use sip_xdp_common::limits::meters::MeterKey;
 use sip_xdp_common::lookup::search;
 use sip_xdp_common::pipeline::ingress::Sent;
 
@@ -27,13 +27,13 @@ pub(crate) fn kind(
     ctx: &XdpContext,
     scratch: *mut Scratch,
     sent: &Sent,
-    home: &Home,
+    key: &MeterKey,
     now: u64,
 ) -> Kind {
     let Some(state) = cpu_state() else {
         return Kind::Try;
     };
-    let slice = bounded::<{ SLICES - 1 }>(ctx.verifier_widen(scratch, home.sketch()));
+    let slice = bounded::<{ SLICES - 1 }>(ctx.verifier_widen(scratch, key.sketch()));
     // SAFETY: this CPU's map value, valid while the program runs; the slice is below the array's
     // length.
     let bucket = unsafe {

@@ -230,11 +230,7 @@ impl<C: EventSink> BanEngine<'_, C> {
                 }
                 Action::Meter(metering) => self.meter(&metering, now),
                 Action::OwnNonce(source, nonce, is_own) => {
-                    if let Err(error) = self.lists.own_nonce(source, nonce, is_own)
-                        && self.note_due(IpKey::v4(0), "nonces", now)
-                    {
-                        log::error!("a nonce of {} is not noted: {error}", address_of(source));
-                    }
+                    self.own_nonce(source, nonce, is_own, now);
                 }
                 Action::Rejected(source, port, text) => {
                     if self.note_due(source, "rejected", now) {
@@ -309,6 +305,15 @@ impl<C: EventSink> BanEngine<'_, C> {
         is_new
     }
 
+    /// Tells the kernel whether a nonce is a source's own.
+    fn own_nonce(&mut self, source: IpKey, nonce: u64, is_own: bool, now: u64) {
+        if let Err(error) = self.lists.own_nonce(source, nonce, is_own)
+            && self.note_due(IpKey::v4(0), "nonces", now)
+        {
+            log::error!("a nonce of {} is not noted: {error}", address_of(source));
+        }
+    }
+
     /// Puts a source on the ladder, or a step further down.
     fn meter(&mut self, metering: &Metering, now: u64) {
         let Metering { source, bits, step, strict, until, ref reason } = *metering;
@@ -330,7 +335,9 @@ impl<C: EventSink> BanEngine<'_, C> {
             }
             return;
         }
-        self.detector.metered(source, bits, until, now);
+        for nonce in self.detector.metered(source, bits, until, now) {
+            self.own_nonce(source, nonce, true, now);
+        }
         let pace = PACES[step as usize];
         if self.note_due(source, pace, now) {
             let dry_run = self.config.dry_run;

@@ -312,10 +312,15 @@ impl Detector {
         self.offending.insert((source, port), now, until);
     }
 
-    /// Notes that a source of this width is on the ladder until then: the kernel is told of its
-    /// nonces.
-    pub fn metered(&mut self, source: IpKey, bits: u8, until: u64, now: u64) {
+    /// Notes that a source of this width is on the ladder until then: the kernel is to be told of its
+    /// nonces. Returns those that it was given before, by their digests for the kernel.
+    pub fn metered(&mut self, source: IpKey, bits: u8, until: u64, now: u64) -> Vec<u64> {
+        let is_new = !self.is_metered(&source, now);
         self.metered.insert((bits, source.masked(mask(bits))), now, until);
+        let given = self.sources.get(&source).filter(|_| is_new).map(|state| &state.nonces);
+        let is_own = |nonce: u64| self.nonces.echo(nonce, source, now) == Echo::Own;
+        let given = given.into_iter().flatten();
+        given.filter(|(nonce, _)| is_own(*nonce)).map(|(_, key)| *key).collect()
     }
 
     /// Whether a source is on the ladder, by itself or with a network around it.

@@ -113,6 +113,9 @@ impl Detector {
     /// A nonce is on its way to an address. The kernel hears of it if that is on the ladder.
     fn give_nonce(&mut self, nonce: &[u8], to: IpKey, now: u64, actions: &mut Vec<Action>) {
         let lost = self.nonces.give(digest(nonce), to, now);
+        if let Some(state) = self.sources.get_mut(&to) {
+            state.note_nonce((digest(nonce), Digest::of(nonce).0));
+        }
         let mut tell = |source: IpKey, is_own: bool| {
             if self.is_metered(&source, now) {
                 actions.push(Action::OwnNonce(source, Digest::of(nonce).0, is_own));
@@ -399,6 +402,8 @@ impl Detector {
         }
         let call = digest(&head.call_id);
         match status {
+            // Who is asked for nothing has tried nothing.
+            401 | 407 if head.challenges.is_empty() && self.has_standing(&to, now) => return,
             401 | 403 | 407 if !head.is_stale() => {}
             180..=189 | 200..=299 | 486 => {
                 if let Some(state) = self.sources.get_mut(&to) {

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sip_xdp_common::ip_key::IpKey;
 
 use super::super::claim::{Growth, Level, Rejection};
+use super::super::digest::digest;
 use super::super::source_state::{SourceState, Waiting};
 use super::super::windows::words;
 use super::super::{Action, Detector, Finding, GRACE_NS, Metering, Step};
@@ -30,15 +31,13 @@ const FEW_PORTS: usize = 3;
 /// Times the usual threshold, over all ports of an office, that no forgotten phones come to.
 const MUCH: usize = 3;
 
-/// Times the usual bucket, over all ports of an office without a standing.
-const PATIENT_TIMES: u32 = 2;
-
 /// A user that is convicted at so many ports within an hour has no place of its own.
 const MANY_CONVICTIONS: usize = 3;
 const HOUR_NS: u64 = 3_600_000_000_000;
 
 /// For how long the ladder meters ports of an office where nobody was accepted.
-const LADDER_NS: u64 = 24 * HOUR_NS;
+const LADDER_NS: u64 = DAY_NS;
+const DAY_NS: u64 = 24 * HOUR_NS;
 
 /// For how long a rejection may wait for its next try to be answered.
 const LONGEST_WAIT_NS: u64 = 180_000_000_000;
@@ -126,8 +125,17 @@ impl Detector {
             return;
         };
         if is_office && !is_settled && rejection.level == Level::Routable {
-            state.ports.note(at, rejection.port, HOUR_NS);
-            state.roaming.pour(at, slow.per.nanos());
+            // A phone that nobody reset keeps its port; who hops does not.
+            let (user, port) = (digest(&rejection.user), rejection.port);
+            state.ports.tidy(at, DAY_NS);
+            let hops =
+                state.ports.iter().any(|(_, (known, other))| *known == user && *other != port);
+            if hops {
+                state.roaming.pour(at, slow.per.nanos());
+            }
+            if !state.ports.iter().any(|(_, place)| *place == (user, port)) {
+                state.ports.note(at, (user, port), DAY_NS);
+            }
         }
         state.slow_seen.pour(at, slow.per.nanos());
         if rejection.level == Level::Routable {
@@ -270,22 +278,6 @@ impl Detector {
             return Some(self.convict_address(source, tries, now));
         }
 
-        // Patiently, from ever new ports: they share what the ladder leaves.
-        let hopped: BTreeSet<u16> = state.ports.iter().map(|(_, port)| *port).collect();
-        let filled = state.roaming.level(now, slow.per.nanos());
-        if slow.enabled
-            && hopped.len() > FEW_PORTS
-            && filled >= f64::from(PATIENT_TIMES * slow.count) - 0.5
-        {
-            self.meter_strange_ports(
-                source,
-                "passwords are rejected from ever new ports",
-                now,
-                actions,
-            );
-            return None;
-        }
-
         // Many users that were never accepted: more than an office has phones that nobody reset.
         let users = SourceState::users_of(strange.iter().map(|(_, one)| one));
         let few = FORGOTTEN + self.known.known_users(&source);
@@ -295,8 +287,17 @@ impl Detector {
             ports.len() > FEW_PORTS && !is_phone(tries, &BTreeSet::from([*user]))
         };
         let is_much = strange.len() >= MUCH * rejected.count as usize && by_user.iter().any(hops);
-        ((users.len() > few || is_much) && enough(strange.len(), 0.0))
-            .then(|| self.convict_address(source, &strange, now))
+        if (users.len() > few || is_much) && enough(strange.len(), 0.0) {
+            return Some(self.convict_address(source, &strange, now));
+        }
+
+        // Patiently, by users from ever new ports: these share what the ladder leaves.
+        let filled = state.roaming.level(now, slow.per.nanos());
+        if slow.enabled && filled >= f64::from(slow.count) - 0.5 {
+            let why = "passwords are rejected from ever new ports";
+            self.meter_strange_ports(source, why, now, actions);
+        }
+        None
     }
 
     /// Ports of an address that have no standing share the ladder from now on, whatever nonces they

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use bytemuck::Zeroable as _;
-use sip_xdp_common::abi::layout::Event;
+use sip_xdp_common::abi::layout::KernelEvent;
 use sip_xdp_common::verdict::{Reason, Verdict};
 
 use super::kernel::{Kernel, OneCpu};
@@ -52,8 +52,8 @@ impl<'c> Session<'c> {
     /// If the kernel refuses the programs, or the thread cannot stay on one CPU.
     pub fn new(config: &'c Config, registrar: Vec<Network>) -> Result<Self> {
         let cpu = OneCpu::take()?;
-        let replay = Replay::new(config, Registrar::told(registrar), Kernel::load(config)?)?;
-        let buffers = Buffers { frame: Vec::new(), event: Box::new(Event::zeroed()) };
+        let replay = Replay::new(config, Registrar::named(registrar), Kernel::load(config)?)?;
+        let buffers = Buffers { frame: Vec::new(), event: Box::new(KernelEvent::zeroed()) };
         Ok(Self { replay, buffers, _cpu: cpu })
     }
 
