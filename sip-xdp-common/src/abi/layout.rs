@@ -251,8 +251,6 @@ pub struct CpuState {
     pub events: u64,
     /// Events that found no room, in the bucket or in the ring.
     pub lost_events: u64,
-    /// When this CPU last wrote a diagnostic.
-    pub diagnosed: u64,
     /// Samples that found no room, in their slice's bucket or in the ring.
     pub lost_samples: u64,
     /// When each slice's bucket of samples is full again, by [`SampleBudget`].
@@ -271,7 +269,7 @@ pub struct CpuState {
 pub const SCANNED: usize = 2_048;
 
 const _: () = assert!(HEAD <= SCANNED && SCANNED.is_power_of_two());
-const _: () = assert!(size_of::<CpuState>() == 32 + 32 * SLICES + size_of::<Scan>() + SCANNED + 32);
+const _: () = assert!(size_of::<CpuState>() == 24 + 32 * SLICES + size_of::<Scan>() + SCANNED + 32);
 
 /// Which budget a sample is taken from, so that none of these crowds out another.
 #[repr(usize)]

@@ -51,7 +51,7 @@ pub(crate) trait EventSink {
     fn announce(&mut self, event: Event, level: Level, line: fmt::Arguments<'_>);
 
     /// An event that is not worth a line.
-    fn publish(&mut self, event: &Event);
+    fn publish(&mut self, event: Event);
 
     /// A user was accepted.
     fn accepted(&mut self, acceptance: &Acceptance);
@@ -203,7 +203,7 @@ impl<C: EventSink> BanEngine<'_, C> {
                     let is_new = self.lists.reputation(source).peer_until <= now;
                     self.know(source, now, |reputation| reputation.peer_until = until);
                     if is_new {
-                        self.event_sink.publish(&Event::new("peer").from(source));
+                        self.event_sink.publish(Event::new("peer").from(source));
                     }
                     self.event_sink.peer(source, until);
                 }

@@ -1,6 +1,8 @@
 //! Events: what was decided, as those who watch are told.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 use sip_xdp_common::ip_key::IpKey;
 
 use crate::dataplane::counters;
@@ -8,47 +10,57 @@ use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::net::network::Network;
 use crate::sys::clock;
 
-/// One event. What does not apply is null in JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct Event {
-    pub(crate) time: jiff::Timestamp,
-    pub(crate) event: &'static str,
-    pub(crate) kind: Option<String>,
-    pub(crate) address: Option<Network>,
-    pub(crate) port: Option<u16>,
-    pub(crate) reason: Option<String>,
-    pub(crate) tier: Option<Tier>,
-    pub(crate) dry_run: bool,
-    pub(crate) owner: Option<&'static str>,
-    pub(crate) expires: Option<jiff::Timestamp>,
-    /// Only of events about an interface.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) interface: Option<String>,
-    /// What it says of a feed, if it is about one.
+/// One event, the same from the ban engine to whoever watches. What does not apply is null in JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When it was decided.
+    pub time: jiff::Timestamp,
+    /// Its name: `ban`, `unban`, `limit`, `storm`, `feed`, ...
+    pub event: Cow<'static, str>,
+    /// Its kind, of which each event has a few: of a ban the kind of evidence.
+    pub kind: Option<String>,
+    /// The address or network that it is about.
+    pub address: Option<Network>,
+    /// The port of that address, if it is about one port.
+    pub port: Option<u16>,
+    /// Why, in words. Attackers choose parts of it: escape it before it is shown.
+    pub reason: Option<String>,
+    /// How sure the evidence of a ban is.
+    pub tier: Option<Tier>,
+    /// Nothing follows from it: the filter is in a dry run.
+    pub dry_run: bool,
+    /// Whose entry of a list it is about.
+    pub owner: Option<Cow<'static, str>>,
+    /// When that entry ends; none if it does not.
+    pub expires: Option<jiff::Timestamp>,
+    /// The interface that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// The feed that it is about.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    pub(crate) feed: Option<FeedFigures>,
+    pub feed: Option<FeedFigures>,
 }
 
-/// What an event says of a feed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct FeedFigures {
+/// A feed in an event.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FeedFigures {
     /// Its name.
-    pub(crate) feed: String,
-    /// How many networks it listed for the first time, ...
-    pub(crate) added: usize,
-    /// ... lists no longer, ...
-    pub(crate) removed: usize,
-    /// ... and lists now.
-    pub(crate) total: usize,
+    pub feed: String,
+    /// Networks that it listed for the first time.
+    pub added: usize,
+    /// Networks that it lists no longer.
+    pub removed: usize,
+    /// Networks that it lists now.
+    pub total: usize,
 }
 
 impl Event {
     /// Of this name, now, about nobody in particular.
-    pub(crate) fn new(event: &'static str) -> Self {
+    pub fn new(event: &'static str) -> Self {
         let time = counters::now();
         Self {
             time,
-            event,
+            event: event.into(),
             kind: None,
             address: None,
             port: None,
@@ -75,7 +87,7 @@ impl Event {
             reason: Some(entry.reason.clone()),
             tier: entry.tier,
             dry_run: entry.dry_run,
-            owner: Some(entry.owner.name()),
+            owner: Some(entry.owner.name().into()),
             expires: clock::to_wall(entry.expires),
             ..Self::new(event)
         }

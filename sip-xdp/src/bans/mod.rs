@@ -2,6 +2,6 @@
 
 pub mod duration;
 pub(crate) mod engine;
-pub(crate) mod event;
+pub mod event;
 pub(crate) mod notes;
 pub mod offences;

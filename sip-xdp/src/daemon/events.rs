@@ -8,7 +8,7 @@ use sip_xdp_common::abi::layout::List;
 use sip_xdp_common::ip_key::IpKey;
 
 use super::{Daemon, restore, save};
-use crate::api::event_stream::{Hub, StreamEvent};
+use crate::api::event_stream::Hub;
 use crate::bans::engine::{self, BanEngine, EventSink};
 use crate::bans::event::Event;
 use crate::bans::offences::OffenceRecord;
@@ -28,19 +28,11 @@ pub(super) struct DaemonSink<'a> {
 impl EventSink for DaemonSink<'_> {
     fn announce(&mut self, event: Event, level: Level, line: fmt::Arguments<'_>) {
         log::log!(level, "{line}");
-        self.publish(&event);
+        self.publish(event);
     }
 
-    fn publish(&mut self, event: &Event) {
-        match serde_json::to_string(event) {
-            Ok(line) => self.hub.publish(StreamEvent {
-                about: event.address,
-                event: event.event,
-                kind: event.kind.clone(),
-                line: line.into(),
-            }),
-            Err(error) => log::error!("an event cannot be told: {error}"),
-        }
+    fn publish(&mut self, event: Event) {
+        self.hub.publish(event);
     }
 
     fn accepted(&mut self, acceptance: &Acceptance) {
@@ -92,7 +84,7 @@ impl Daemon {
     }
 
     /// Tells an event to whoever watches.
-    pub(super) fn publish(&self, event: &Event) {
+    pub(super) fn publish(&self, event: Event) {
         self.daemon_sink().publish(event);
     }
 

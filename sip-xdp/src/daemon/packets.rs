@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 
-use serde_json::json;
 use sip_xdp_common::abi::layout::{HEAD, IN_DRY_RUN, KernelEvent};
 use sip_xdp_common::packet::headers::{self, Inspects, Link, PortPair};
 use sip_xdp_common::packet::reader::Bytes;
@@ -10,7 +9,7 @@ use sip_xdp_common::verdict::Reason;
 
 use super::Daemon;
 use super::interfaces::Served;
-use crate::api::event_stream::StreamEvent;
+use crate::api::event_stream::{LinkKind, PacketSample};
 use crate::dataplane::counters;
 use crate::net::network::Network;
 
@@ -34,26 +33,21 @@ impl Daemon {
         let frame = Frame::read(data, link);
         let reason =
             usize::try_from(event.seen).ok().and_then(|number| Reason::ALL.get(number).copied());
-        let line = json!({
-            "time": counters::now(),
-            "event": "packet",
-            "kind": reason.map(Reason::name),
-            "address": frame.as_ref().map(|frame| frame.source),
-            "port": frame.as_ref().and_then(|frame| frame.port),
-            "reason": frame.as_ref().and_then(|frame| frame.start_line.clone()),
-            "tier": null,
-            "dry_run": event.flags & IN_DRY_RUN != 0,
-            "interface": served.map(|served| &served.name),
-            "link": if link == Link::Ip { "ip" } else { "ethernet" },
-            "length": event.length,
-            "data": hex(data),
-        });
-        let about = frame.map(|frame| frame.source);
-        self.hub.publish_packet(StreamEvent {
-            about,
-            event: "packet",
-            kind: None,
-            line: line.to_string().into(),
+        let address = frame.as_ref().map(|frame| frame.source);
+        let port = frame.as_ref().and_then(|frame| frame.port);
+        self.hub.publish_packet(PacketSample {
+            time: counters::now(),
+            event: "packet".into(),
+            kind: reason.map(|reason| reason.name().into()),
+            address,
+            port,
+            reason: frame.and_then(|frame| frame.start_line),
+            tier: None,
+            dry_run: event.flags & IN_DRY_RUN != 0,
+            interface: served.map(|served| served.name.clone()),
+            link: if link == Link::Ip { LinkKind::Ip } else { LinkKind::Ethernet },
+            length: event.length,
+            data: hex(data),
         });
     }
 }

@@ -13,38 +13,20 @@ use std::sync::mpsc::{self, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use jiff::Timestamp;
-use serde::Deserialize;
-use serde_json::Value;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinHandle;
 
-use crate::api::event_stream::{Hub, StreamEvent};
+use crate::api::answers::{CrowdsecStatus, NotifyStatus};
+use crate::api::event_stream::Hub;
+use crate::bans::event::Event;
 use crate::config::Config;
-use crate::dataplane::tables::ledger::Tier;
-use crate::net::network::Network;
 use crate::text::Quoted;
 
 use crowdsec::Publisher;
 use notify::Notifier;
 
-/// An event, as watchers read it.
-#[derive(Debug, Clone, Default, Deserialize)]
-pub(crate) struct IntegrationEvent {
-    time: Timestamp,
-    event: String,
-    kind: Option<String>,
-    address: Option<Network>,
-    port: Option<u16>,
-    reason: Option<String>,
-    tier: Option<Tier>,
-    dry_run: bool,
-    owner: Option<String>,
-    expires: Option<Timestamp>,
-}
-
-/// All outlets.
+/// All integrations.
 #[derive(Default)]
 pub struct Integrations {
     notifier: Option<Notifier>,
@@ -66,13 +48,13 @@ impl Integrations {
     }
 
     /// How notification is; null without any.
-    pub fn notify_status(&self) -> Value {
-        self.notifier.as_ref().map_or(Value::Null, Notifier::status)
+    pub fn notify_status(&self) -> Option<NotifyStatus> {
+        self.notifier.as_ref().map(Notifier::status)
     }
 
-    /// How publishing is; null without it.
-    pub fn crowdsec_status(&self) -> Value {
-        self.publisher.as_ref().map_or(Value::Null, Publisher::status)
+    /// How publishing is; none without it.
+    pub fn crowdsec_status(&self) -> Option<CrowdsecStatus> {
+        self.publisher.as_ref().map(Publisher::status)
     }
 
     /// What an operator should know.
@@ -89,8 +71,8 @@ fn start(
     waiting: usize,
     hub: &Hub,
     lost: Arc<AtomicU64>,
-    wants: impl Fn(&IntegrationEvent) -> bool + Send + 'static,
-    work: impl FnOnce(&mpsc::Receiver<IntegrationEvent>) + Send + 'static,
+    wants: impl Fn(&Event) -> bool + Send + 'static,
+    work: impl FnOnce(&mpsc::Receiver<Arc<Event>>) + Send + 'static,
 ) -> Following {
     let (queue, events) = sync_channel(waiting);
     if let Err(error) = thread::Builder::new().name(name.to_owned()).spawn(move || work(&events)) {
@@ -115,33 +97,25 @@ impl Drop for Following {
 
 /// Puts what is wanted of the events into a queue. What does not fit is counted.
 fn follow(
-    mut events: Receiver<StreamEvent>,
-    queue: SyncSender<IntegrationEvent>,
+    mut events: Receiver<Arc<Event>>,
+    queue: SyncSender<Arc<Event>>,
     lost: Arc<AtomicU64>,
-    wants: impl Fn(&IntegrationEvent) -> bool + Send + 'static,
+    wants: impl Fn(&Event) -> bool + Send + 'static,
 ) -> Following {
     Following(tokio::spawn(async move {
         loop {
-            let stream_event = match events.recv().await {
-                Ok(stream_event) => stream_event,
+            let event = match events.recv().await {
+                Ok(event) => event,
                 Err(RecvError::Lagged(count)) => {
                     lost.fetch_add(count, Ordering::Relaxed);
                     continue;
                 }
                 Err(RecvError::Closed) => return,
             };
-            let integration_event =
-                match serde_json::from_str::<IntegrationEvent>(&stream_event.line) {
-                    Ok(integration_event) => integration_event,
-                    Err(error) => {
-                        log::error!("an event cannot be understood: {error}");
-                        continue;
-                    }
-                };
-            if !wants(&integration_event) {
+            if !wants(&event) {
                 continue;
             }
-            match queue.try_send(integration_event) {
+            match queue.try_send(event) {
                 Ok(()) => {}
                 Err(TrySendError::Full(_)) => {
                     lost.fetch_add(1, Ordering::Relaxed);
@@ -175,16 +149,19 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::dataplane::tables::ledger::Tier;
 
-    /// An event as the daemon tells it.
-    pub(super) fn stream_event(event: &'static str, address: &str, more: &str) -> StreamEvent {
-        let line = format!(
-            "{{\"time\":\"2026-01-02T03:04:05Z\",\"event\":\"{event}\",\"kind\":\"rejected\",\"address\":\"{address}\",\
-             \"port\":null,\"reason\":\"10 \
-             passwords\",\"tier\":\"proven\",\"dry_run\":false,\"owner\":\"auto\",\
-             \"expires\":null{more}}}"
-        );
-        StreamEvent { about: address.parse().ok(), event, kind: None, line: line.into() }
+    /// A ban, or another event with the same fields.
+    pub(super) fn event(event: &'static str, address: &str) -> Event {
+        Event {
+            time: "2026-01-02T03:04:05Z".parse().unwrap(),
+            tier: Some(Tier::Proven),
+            owner: Some("auto".into()),
+            ..Event::new(event)
+        }
+        .about(address.parse().unwrap())
+        .kind("rejected")
+        .reason("10 passwords")
     }
 
     #[tokio::test]
@@ -192,21 +169,18 @@ mod tests {
         let hub = Hub::default();
         let (queue, picked) = sync_channel(3);
         let lost = Arc::new(AtomicU64::new(0));
-        let following = follow(hub.subscribe(), queue, Arc::clone(&lost), |integration_event| {
-            integration_event.event == "ban"
-        });
+        let following =
+            follow(hub.subscribe(), queue, Arc::clone(&lost), |event| event.event == "ban");
         for number in 0..5 {
-            hub.publish(stream_event("ban", &format!("192.0.2.{number}"), ""));
-            hub.publish(stream_event("limit", "192.0.2.9", ""));
+            hub.publish(event("ban", &format!("192.0.2.{number}")));
+            hub.publish(event("limit", "192.0.2.9"));
         }
-        hub.publish(StreamEvent { about: None, event: "other", kind: None, line: "{}".into() });
+        hub.publish(Event::new("other"));
         while lost.load(Ordering::Relaxed) < 2 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let got: Vec<_> = picked
-            .try_iter()
-            .filter_map(|integration_event| Some(integration_event.address?.to_string()))
-            .collect();
+        let got: Vec<_> =
+            picked.try_iter().filter_map(|event| Some(event.address?.to_string())).collect();
         assert_eq!(got, ["192.0.2.0", "192.0.2.1", "192.0.2.2"]);
         drop(following);
         while hub.is_watched() {

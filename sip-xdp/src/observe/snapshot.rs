@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, HashMap};
 use anyhow::Result;
 use jiff::Timestamp;
 use serde::Serialize;
-use serde_json::Value;
 use sip_xdp_common::abi::layout::List;
 use sip_xdp_common::abi::names;
 use sip_xdp_common::lookup::networks::Kind;
 
+use crate::api::answers::DaemonStatus;
 use crate::api::event_stream::Latest;
 use crate::dataplane::counters::{self, FilteredInterface, Named, SCHEMA, Stats};
 use crate::dataplane::netlink::Interface;
@@ -33,7 +33,7 @@ const WORST: usize = 200;
 #[derive(Debug, Clone, Default)]
 pub struct FromDaemon {
     /// Its status, as `status` shows it; none if none answered.
-    pub status: Option<Value>,
+    pub status: Option<DaemonStatus>,
     /// Why none answered, if there is one.
     pub trouble: Option<String>,
     /// What happened lately.
@@ -108,7 +108,7 @@ pub struct Overview {
     /// Whether it drops on all of its interfaces.
     pub enforcing: bool,
     /// What the daemon says; none if none answered.
-    pub daemon: Option<Value>,
+    pub daemon: Option<DaemonStatus>,
     /// Why none answered; it is among the warnings.
     #[serde(skip)]
     pub trouble: Option<String>,
@@ -341,8 +341,7 @@ fn limited(pins: &Pins, latest: &Latest, blocked: &[Worst]) -> Result<Vec<Worst>
     let sources = Sources::open(|name| pins.open(name))?;
     let mut found = Vec::new();
     for event in &latest.limited {
-        let Some(network) = event["address"].as_str().and_then(|text| text.parse::<Network>().ok())
-        else {
+        let Some(network) = event.address else {
             continue;
         };
         if blocked.iter().any(|one| one.port.is_none() && one.network.contains(&network)) {
@@ -351,7 +350,7 @@ fn limited(pins: &Pins, latest: &Latest, blocked: &[Worst]) -> Result<Vec<Worst>
         let Some(limited) = explain::limited_lately(pins, &sources, &network)? else {
             continue;
         };
-        let kind = event["kind"].as_str().unwrap_or_default();
+        let kind = event.kind.as_deref().unwrap_or_default();
         let what = if kind == "other" { "other packets" } else { kind };
         let when = if limited.now { "" } else { ", lately" };
         found.push(Worst {
@@ -364,7 +363,7 @@ fn limited(pins: &Pins, latest: &Latest, blocked: &[Worst]) -> Result<Vec<Worst>
             since: Some(limited.since),
             expires: None,
             packets: limited.packets.into(),
-            dry_run: event["dry_run"] == true,
+            dry_run: event.dry_run,
         });
     }
     Ok(found)

@@ -12,10 +12,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-
-use super::{Following, IntegrationEvent, lock, note, start};
+use super::{Following, lock, note, start};
+use crate::api::answers::CrowdsecStatus;
 use crate::api::event_stream::Hub;
+use crate::bans::event::Event;
 use crate::config::CrowdsecConfig;
 use crate::dataplane::counters;
 use crate::dataplane::tables::ledger::Tier;
@@ -64,9 +64,7 @@ impl Publisher {
             report: Arc::clone(&report),
         };
         let (unproven, manual) = (config.unproven, config.manual);
-        let wants = move |integration_event: &IntegrationEvent| {
-            is_ours(integration_event, unproven, manual)
-        };
+        let wants = move |event: &Event| is_ours(event, unproven, manual);
         let following = start("crowdsec", WAITING, hub, lost, wants, |events| worker.run(events));
         Self { config, report, _following: following }
     }
@@ -77,14 +75,17 @@ impl Publisher {
     }
 
     /// How it is.
-    pub fn status(&self) -> Value {
+    pub fn status(&self) -> CrowdsecStatus {
         let report = lock(&self.report);
-        let Report { published, withdrawn, dropped, waiting, error } = &*report;
-        let CrowdsecConfig { url, login, .. } = &self.config;
-        json!({
-            "url": url, "login": login, "published": published, "withdrawn": withdrawn, "dropped": dropped,
-            "waiting": waiting, "error": error,
-        })
+        CrowdsecStatus {
+            url: self.config.url.clone(),
+            login: self.config.login.clone(),
+            published: report.published,
+            withdrawn: report.withdrawn,
+            dropped: report.dropped,
+            waiting: report.waiting,
+            error: report.error.clone(),
+        }
     }
 
     /// What an operator should know.
@@ -96,21 +97,18 @@ impl Publisher {
 }
 
 /// Whether an event is about a ban that is published, or about the end of one.
-fn is_ours(integration_event: &IntegrationEvent, unproven: bool, manual: bool) -> bool {
-    let is_published = match integration_event.event.as_str() {
-        "ban" => unproven || integration_event.tier != Some(Tier::Unproven),
-        "block" => manual && integration_event.owner.as_deref() == Some("manual"),
+fn is_ours(event: &Event, unproven: bool, manual: bool) -> bool {
+    let is_published = match &*event.event {
+        "ban" => unproven || event.tier != Some(Tier::Unproven),
+        "block" => manual && event.owner.as_deref() == Some("manual"),
         // What ends at its time ends there at the same time.
         "unban" => {
-            integration_event.kind.as_deref() == Some("command")
-                && matches!(integration_event.owner.as_deref(), Some("auto" | "manual"))
+            event.kind.as_deref() == Some("command")
+                && matches!(event.owner.as_deref(), Some("auto" | "manual"))
         }
         _ => false,
     };
-    is_published
-        && integration_event.address.is_some()
-        && integration_event.port.is_none()
-        && !integration_event.dry_run
+    is_published && event.address.is_some() && event.port.is_none() && !event.dry_run
 }
 
 struct Worker {
@@ -125,21 +123,21 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self, events: &Receiver<IntegrationEvent>) {
+    fn run(mut self, events: &Receiver<Arc<Event>>) {
         privileges::keep(privileges::NOTHING);
         loop {
-            let integration_event = match self.queue.is_empty() {
+            let event = match self.queue.is_empty() {
                 true => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 false => {
                     events.recv_timeout(self.not_before.saturating_duration_since(Instant::now()))
                 }
             };
-            match integration_event {
-                Ok(integration_event) => self.queue.take(integration_event),
+            match event {
+                Ok(event) => self.queue.take(&event),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            events.try_iter().for_each(|integration_event| self.queue.take(integration_event));
+            events.try_iter().for_each(|event| self.queue.take(&event));
             if Instant::now() >= self.not_before {
                 self.work();
             }
@@ -201,41 +199,28 @@ fn pause_after(failures: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn integration_event(event: &str, changes: &[(&str, Value)]) -> IntegrationEvent {
-        let mut object = json!({
-            "time": "2026-01-02T03:04:05Z", "event": event, "kind": "rejected", "address": "192.0.2.7", "port": null,
-            "reason": "", "tier": "proven", "dry_run": false, "owner": "auto", "expires": null,
-        });
-        for (field, value) in changes {
-            object[*field] = value.clone();
-        }
-        serde_json::from_value(object).unwrap()
-    }
+    use crate::integrations::tests::event;
 
     #[test]
     fn only_what_is_ours_is_published() {
-        for (event, changes, expected, with_all) in [
-            ("ban", vec![], true, true),
-            ("ban", vec![("tier", "unproven".into())], false, true),
-            ("ban", vec![("dry_run", true.into())], false, false),
-            ("ban", vec![("port", 5062.into())], false, false),
-            ("block", vec![("owner", "manual".into())], false, true),
-            ("block", vec![("owner", "tool".into())], false, false),
-            ("block", vec![("owner", Value::Null), ("address", Value::Null)], false, false),
-            ("unban", vec![("kind", "command".into())], true, true),
-            ("unban", vec![("kind", "command".into()), ("owner", "tool".into())], false, false),
-            ("unban", vec![("kind", "expired".into())], false, false),
-            ("limit", vec![], false, false),
-            ("feed", vec![("address", Value::Null)], false, false),
+        let of = |name| event(name, "192.0.2.7");
+        let by = |name, owner: &'static str| Event { owner: Some(owner.into()), ..of(name) };
+        for (event, expected, with_all) in [
+            (of("ban"), true, true),
+            (Event { tier: Some(Tier::Unproven), ..of("ban") }, false, true),
+            (of("ban").dry_run(true), false, false),
+            (of("ban").port(5062), false, false),
+            (by("block", "manual"), false, true),
+            (by("block", "tool"), false, false),
+            (Event { owner: None, address: None, ..of("block") }, false, false),
+            (of("unban").kind("command"), true, true),
+            (by("unban", "tool").kind("command"), false, false),
+            (of("unban").kind("expired"), false, false),
+            (of("limit"), false, false),
+            (Event { address: None, ..of("feed") }, false, false),
         ] {
-            let integration_event = integration_event(event, &changes);
-            assert_eq!(
-                is_ours(&integration_event, false, false),
-                expected,
-                "{integration_event:?}"
-            );
-            assert_eq!(is_ours(&integration_event, true, true), with_all, "{integration_event:?}");
+            assert_eq!(is_ours(&event, false, false), expected, "{event:?}");
+            assert_eq!(is_ours(&event, true, true), with_all, "{event:?}");
         }
     }
 

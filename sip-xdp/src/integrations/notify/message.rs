@@ -2,11 +2,13 @@
 
 use std::fs;
 
-use serde_json::{Value, json};
+use jiff::Timestamp;
+use serde::Serialize;
 
 use super::gate::Suppressed;
-use crate::dataplane::counters;
-use crate::integrations::IntegrationEvent;
+use crate::bans::event::Event;
+use crate::dataplane::tables::ledger::Tier;
+use crate::net::network::Network;
 use crate::text;
 
 /// A message.
@@ -20,59 +22,35 @@ pub(super) struct Message {
 
 impl Message {
     /// About an event, and what was not told before it.
-    pub(super) fn of(integration_event: &IntegrationEvent, suppressed: &Suppressed) -> Self {
-        let mut text = integration_event.event.clone();
-        let place = integration_event.address.map(|address| match integration_event.port {
+    pub(super) fn of(event: &Event, suppressed: &Suppressed) -> Self {
+        let mut text = event.event.to_string();
+        let place = event.address.map(|address| match event.port {
             Some(port) => format!(" {address} port {port}"),
             None => format!(" {address}"),
         });
         text.push_str(&place.unwrap_or_default());
-        let tier = integration_event.tier.map(|tier| tier.name().to_owned());
-        let dry_run = integration_event.dry_run.then(|| "dry run".to_owned());
-        let what: Vec<_> =
-            [integration_event.kind.clone(), tier, dry_run].into_iter().flatten().collect();
+        let tier = event.tier.map(|tier| tier.name().to_owned());
+        let dry_run = event.dry_run.then(|| "dry run".to_owned());
+        let what: Vec<_> = [event.kind.clone(), tier, dry_run].into_iter().flatten().collect();
         if !what.is_empty() {
             text.push_str(&format!(" ({})", what.join(", ")));
         }
-        if let Some(reason) = integration_event.reason.as_ref().filter(|reason| !reason.is_empty())
-        {
+        if let Some(reason) = event.reason.as_ref().filter(|reason| !reason.is_empty()) {
             text.push_str(&format!(": {reason}"));
         }
-        if let Some(expires) =
-            integration_event.expires.filter(|_| integration_event.event == "ban")
-        {
+        if let Some(expires) = event.expires.filter(|_| event.event == "ban") {
             text.push_str(&format!("; until {}", expires.strftime("%F %T UTC")));
         }
-        Self::new(integration_event, text, suppressed)
+        Self::new(event, text, suppressed)
     }
 
     /// About nothing but what was not told.
     pub(super) fn summary(suppressed: &Suppressed) -> Self {
-        let nothing = IntegrationEvent {
-            time: counters::now(),
-            event: "suppressed".to_owned(),
-            ..IntegrationEvent::default()
-        };
+        let nothing = Event::new("suppressed");
         Self::new(&nothing, "too many events to tell each".to_owned(), suppressed)
     }
 
-    fn new(
-        integration_event: &IntegrationEvent,
-        mut text: String,
-        suppressed: &Suppressed,
-    ) -> Self {
-        let IntegrationEvent {
-            time,
-            event,
-            kind,
-            address,
-            port,
-            reason,
-            tier,
-            dry_run,
-            owner,
-            expires,
-        } = integration_event;
+    fn new(event: &Event, mut text: String, suppressed: &Suppressed) -> Self {
         let count: u64 = suppressed.values().sum();
         if count > 0 {
             let each: Vec<_> =
@@ -81,34 +59,58 @@ impl Message {
         }
         let host = host();
         let text = format!("sip-xdp on {host}: {text}");
-        let object = json!({
-            "time": time, "event": event, "kind": kind, "address": address, "port": port, "reason": reason, "tier": tier,
-            "dry_run": dry_run, "owner": owner, "expires": expires, "host": host, "suppressed": count, "text": text,
-        });
-        let variables = [
-            ("SIP_XDP_EVENT", "event"),
-            ("SIP_XDP_KIND", "kind"),
-            ("SIP_XDP_ADDRESS", "address"),
-            ("SIP_XDP_PORT", "port"),
-            ("SIP_XDP_REASON", "reason"),
-            ("SIP_XDP_TIER", "tier"),
-            ("SIP_XDP_EXPIRES", "expires"),
-            ("SIP_XDP_SUPPRESSED", "suppressed"),
-            ("SIP_XDP_TEXT", "text"),
+        let text_of = |value: Option<String>| text::line(&value.unwrap_or_default());
+        let variables = vec![
+            ("SIP_XDP_EVENT", text::line(&event.event)),
+            ("SIP_XDP_KIND", text_of(event.kind.clone())),
+            ("SIP_XDP_ADDRESS", text_of(event.address.map(|address| address.to_string()))),
+            ("SIP_XDP_PORT", text_of(event.port.map(|port| port.to_string()))),
+            ("SIP_XDP_REASON", text_of(event.reason.clone())),
+            ("SIP_XDP_TIER", text_of(event.tier.map(|tier| tier.name().to_owned()))),
+            ("SIP_XDP_EXPIRES", text_of(event.expires.map(|expires| expires.to_string()))),
+            ("SIP_XDP_SUPPRESSED", count.to_string()),
+            ("SIP_XDP_TEXT", text::line(&text)),
         ];
-        let variables = variables.map(|(name, field)| (name, variable(&object[field]))).into();
-        Self { json: text::json(&object.to_string()), variables }
+        let notice = Notice {
+            time: event.time,
+            event: &event.event,
+            kind: event.kind.as_deref(),
+            address: event.address,
+            port: event.port,
+            reason: event.reason.as_deref(),
+            tier: event.tier,
+            dry_run: event.dry_run,
+            owner: event.owner.as_deref(),
+            expires: event.expires,
+            host: &host,
+            suppressed: count,
+            text: &text,
+        };
+        // A notice has no maps and no floats: serialising it does not fail.
+        let json = serde_json::to_string(&notice).unwrap_or_default();
+        Self { json: text::json(&json), variables }
     }
 }
 
-/// A field as text. Attackers have a say in reasons: what could end a line, or begin an escape
-/// sequence, is taken out.
-fn variable(field: &Value) -> String {
-    match field {
-        Value::Null => String::new(),
-        Value::String(text) => text::line(text),
-        other => other.to_string(),
-    }
+/// What a webhook and the standard input of a program are given.
+#[derive(Debug, Serialize)]
+struct Notice<'a> {
+    time: Timestamp,
+    event: &'a str,
+    kind: Option<&'a str>,
+    address: Option<Network>,
+    port: Option<u16>,
+    reason: Option<&'a str>,
+    tier: Option<Tier>,
+    dry_run: bool,
+    owner: Option<&'a str>,
+    expires: Option<Timestamp>,
+    /// The name of this host.
+    host: &'a str,
+    /// Events that were not told before this one, since too many came at once.
+    suppressed: u64,
+    /// The same in a sentence.
+    text: &'a str,
 }
 
 /// The name of this host.
@@ -121,16 +123,14 @@ fn host() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::integrations::tests::stream_event;
+    use serde_json::Value;
 
-    fn integration_event(event: &'static str) -> IntegrationEvent {
-        serde_json::from_str(&stream_event(event, "192.0.2.7", "").line).unwrap()
-    }
+    use crate::integrations::tests::event;
 
     #[test]
     fn a_message_says_what_happened_and_what_was_not_told() {
         let message = Message::of(
-            &integration_event("ban"),
+            &event("ban", "192.0.2.7"),
             &[("ban".to_owned(), 3), ("feed".to_owned(), 1)].into(),
         );
         let object: Value = serde_json::from_str(&message.json).unwrap();
@@ -156,9 +156,9 @@ mod tests {
 
     #[test]
     fn variables_have_no_control_characters() {
-        let hostile = IntegrationEvent {
+        let hostile = Event {
             reason: Some("user \"a\0b\nPATH=x\u{1b}[2J\"".to_owned()),
-            ..integration_event("ban")
+            ..event("ban", "192.0.2.7")
         };
         let message = Message::of(&hostile, &Suppressed::new());
         assert!(

@@ -14,10 +14,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde_json::{Value, json};
-
-use super::{Following, IntegrationEvent, lock, note, start};
+use super::{Following, lock, note, start};
+use crate::api::answers::NotifyStatus;
 use crate::api::event_stream::Hub;
+use crate::bans::event::Event;
 use crate::config::NotifyConfig;
 use crate::sys::clock;
 use crate::sys::privileges;
@@ -71,11 +71,11 @@ impl Notifier {
             report: Arc::clone(&report),
         };
         let wanted: Vec<_> = config.events.iter().map(|occasion| occasion.name()).collect();
-        let wants = move |integration_event: &IntegrationEvent| {
+        let wants = move |event: &Event| {
             // That a feed has another list, or was trimmed, is nothing to wake somebody for.
-            let is_routine = integration_event.event == "feed"
-                && matches!(integration_event.kind.as_deref(), Some("synced" | "guard"));
-            wanted.contains(&integration_event.event.as_str()) && !is_routine
+            let is_routine =
+                event.event == "feed" && matches!(event.kind.as_deref(), Some("synced" | "guard"));
+            wanted.contains(&&*event.event) && !is_routine
         };
         let following =
             start("notify", WAITING, hub, Arc::clone(&untold), wants, |events| worker.run(events));
@@ -88,10 +88,15 @@ impl Notifier {
     }
 
     /// How it is.
-    pub fn status(&self) -> Value {
+    pub fn status(&self) -> NotifyStatus {
         let report = lock(&self.report);
-        let Report { sent, failed, suppressed, errors } = &*report;
-        json!({ "sent": sent, "failed": failed, "suppressed": suppressed, "errors": errors })
+        let errors = report.errors.iter();
+        NotifyStatus {
+            sent: report.sent,
+            failed: report.failed,
+            suppressed: report.suppressed,
+            errors: errors.map(|(channel, error)| ((*channel).to_owned(), error.clone())).collect(),
+        }
     }
 
     /// What an operator should know.
@@ -119,27 +124,27 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self, events: &Receiver<IntegrationEvent>) {
+    fn run(mut self, events: &Receiver<Arc<Event>>) {
         privileges::keep(privileges::NOTHING);
         loop {
-            let integration_event = match self.gate.until_due(clock::now()) {
+            let event = match self.gate.until_due(clock::now()) {
                 None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(wait) => events.recv_timeout(wait),
             };
             if self.ended.load(Ordering::Relaxed) {
-                let waiting = integration_event.into_iter().chain(events.try_iter()).count() as u64;
+                let waiting = event.into_iter().chain(events.try_iter()).count() as u64;
                 let suppressed = self.gate.take_suppressed().into_values().sum::<u64>();
                 self.untold.fetch_add(waiting + suppressed, Ordering::Relaxed);
                 return;
             }
             self.gate.suppress("others", self.untold.swap(0, Ordering::Relaxed));
-            match integration_event {
-                Ok(integration_event) if self.gate.admits(clock::now()) => {
-                    let message = Message::of(&integration_event, &self.gate.take_suppressed());
+            match event {
+                Ok(event) if self.gate.admits(clock::now()) => {
+                    let message = Message::of(&event, &self.gate.take_suppressed());
                     self.send(&message);
                 }
-                Ok(integration_event) => {
-                    self.gate.suppress(&integration_event.event, 1);
+                Ok(event) => {
+                    self.gate.suppress(&event.event, 1);
                     lock(&self.report).suppressed += 1;
                 }
                 Err(RecvTimeoutError::Timeout) if self.gate.admits(clock::now()) => {

@@ -6,7 +6,6 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Clear, Paragraph, Sparkline, Wrap};
-use serde_json::Value;
 
 use super::app::{App, Overlay, Verb};
 use super::rates::Column;
@@ -275,9 +274,8 @@ fn state_lines<'a>(app: &App, look: &Look, height: u16) -> Vec<Line<'a>> {
     say("SOURCES", format!("{} metered", stats.sources.tracked), Style::new());
     say("GOOD", format!("{}, and {} peers", stats.sources.good, stats.sources.peers), Style::new());
     let lost = stats.lost_events + stats.lost_samples;
-    let feeds = overview.daemon.as_ref().and_then(|daemon| daemon["feeds"].as_array());
-    let feeds = feeds.map(Vec::as_slice).unwrap_or_default();
-    let failing = feeds.iter().filter(|feed| !feed["error"].is_null()).count();
+    let feeds = overview.daemon.as_ref().map(|daemon| &daemon.feeds[..]).unwrap_or_default();
+    let failing = feeds.iter().filter(|feed| feed.error.is_some()).count();
     match (overview.daemon.is_some(), failing) {
         (false, _) => say("FEEDS", "ask the daemon".to_owned(), look.dim()),
         (true, 0) => say("FEEDS", format!("{}, none fails", feeds.len()), Style::new()),
@@ -293,13 +291,12 @@ fn state_lines<'a>(app: &App, look: &Look, height: u16) -> Vec<Line<'a>> {
         (short(answers.accepted), short(answers.challenged + answers.refused));
     say("ANSWERS", format!("{accepted} yes, {refused} no"), Style::new());
     for feed in feeds {
-        let name = cut(&text::line(feed["name"].as_str().unwrap_or_default()), 9);
-        let entries = feed["ipv4"].as_u64().unwrap_or(0) + feed["ipv6"].as_u64().unwrap_or(0);
-        let age = feed["age"]
-            .as_u64()
-            .map_or_else(|| "never".to_owned(), |age| format!("{} ago", span(age as i64)));
-        let style = if feed["error"].is_null() { Style::new() } else { look.warn() };
-        say(&name, format!("{} {age}", short(entries)), style);
+        let name = cut(&text::line(&feed.name), 9);
+        let entries = feed.ipv4 + feed.ipv6;
+        let age =
+            feed.age.map_or_else(|| "never".to_owned(), |age| format!("{} ago", span(age as i64)));
+        let style = if feed.error.is_none() { Style::new() } else { look.warn() };
+        say(&name, format!("{} {age}", short(entries as u64)), style);
     }
     lines.truncate(usize::from(height));
     lines
@@ -368,17 +365,14 @@ fn latest_bans(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
     let width = usize::from(area.width);
     let mut lines = vec![Line::styled(rule("LATEST BANS", width), look.head())];
     let latest = &app.overview.latest;
-    let text = |event: &Value, field: &str| text::line(event[field].as_str().unwrap_or_default());
+    let shown = |field: Option<String>| text::line(&field.unwrap_or_default());
     for ban in latest.bans.iter().take(usize::from(area.height).saturating_sub(1)) {
-        let time = text(ban, "time").get(11..19).unwrap_or_default().to_owned();
-        let port = ban["port"].as_u64().map(|port| format!(":{port}")).unwrap_or_default();
-        let dry = if ban["dry_run"] == true { " (dry run)" } else { "" };
-        let what = format!(
-            "{time} {}{port} {}{dry}  {}",
-            text(ban, "address"),
-            text(ban, "kind"),
-            text(ban, "reason")
-        );
+        let time = ban.time.strftime("%T");
+        let address = shown(ban.address.map(|address| address.to_string()));
+        let port = ban.port.map(|port| format!(":{port}")).unwrap_or_default();
+        let dry = if ban.dry_run { " (dry run)" } else { "" };
+        let (kind, reason) = (shown(ban.kind.clone()), shown(ban.reason.clone()));
+        let what = format!("{time} {address}{port} {kind}{dry}  {reason}");
         lines.push(Line::from(cut(&what, width)));
     }
     if latest.bans.is_empty() {

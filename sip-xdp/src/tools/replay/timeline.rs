@@ -210,7 +210,7 @@ impl EventSink for Telling<'_> {
         event.expires = None;
         let what = event.kind.clone().or_else(|| event.reason.clone()).unwrap_or_default();
         let noted = Noted { at: event.time, what };
-        match (event.event, event.address) {
+        match (&*event.event, event.address) {
             ("limit", Some(network)) => {
                 _ = self.timeline.limited.entry(network.first()).or_insert(noted)
             }
@@ -226,8 +226,8 @@ impl EventSink for Telling<'_> {
         }
     }
 
-    fn publish(&mut self, event: &Event) {
-        self.announce(event.clone(), Level::Info, format_args!(""));
+    fn publish(&mut self, event: Event) {
+        self.announce(event, Level::Info, format_args!(""));
     }
 
     fn accepted(&mut self, acceptance: &Acceptance) {
