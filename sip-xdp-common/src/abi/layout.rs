@@ -12,7 +12,7 @@ use crate::verdict::{Message, Reason};
 
 /// The version of everything in this module. Pinned maps of another version are replaced, with
 /// their bans carried over.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 
 /// The expiry of what never expires.
 pub const NEVER: u64 = u64::MAX;

@@ -325,7 +325,7 @@ fn port_0_is_nobodys() {
         good(&mut kernel, host, START + HOUR);
         assert_eq!(kernel.run(&from(0, payloads[0])).reason, Limited);
         // The lists neither ban it nor know it.
-        let network: sip_xdp::net::network::Network = host.parse().unwrap();
+        let network: Network = host.parse().unwrap();
         let entry =
             Entry { owner: Owner::Auto, port: Some(0), ..Entry::manual(network, NEVER, "") };
         let refused = kernel.lists.put(List::Block, entry.clone()).unwrap_err().to_string();
