@@ -343,13 +343,13 @@ impl<C: EventSink> BanEngine<'_, C> {
             let dry_run = self.config.dry_run;
             let event = Event::new("suspect");
             let said = if bits == 128 { event.from(source) } else { event.about(network) };
+            let reason = format!("{reason}; {pace}");
+            let who =
+                if bits == 128 { address_of(source).to_string() } else { network.to_string() };
             self.announce(
-                said.reason(format!("{reason}; {pace}")).dry_run(dry_run),
+                said.reason(&*reason).dry_run(dry_run),
                 Level::Info,
-                format_args!(
-                    "suspect {network} pace=\"{pace}\" dry_run={dry_run} reason={}",
-                    Quoted(reason)
-                ),
+                format_args!("suspect {who} dry_run={dry_run} reason={}", Quoted(&reason)),
             );
         }
     }

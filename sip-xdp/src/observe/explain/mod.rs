@@ -90,10 +90,9 @@ pub struct Kernel {
     pub good_until: Option<Timestamp>,
     /// Until when it is a peer.
     pub peer_until: Option<Timestamp>,
-    /// Until when it is on the ladder: tries for passwords that anybody may have sent in its name
-    /// are limited.
+    /// Until when it is under suspicion.
     pub suspect_until: Option<Timestamp>,
-    /// To how many, in words.
+    /// How many tries for passwords, that anybody may have sent in its name, it has then, in words.
     #[serde(skip)]
     pub pace: &'static str,
     /// Ports of it where somebody is registered, who pass although a ban or a feed lists the
