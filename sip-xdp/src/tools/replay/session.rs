@@ -103,9 +103,10 @@ impl<'c> Session<'c> {
 
     /// Decisions so far, by name: `ban`, `suspect`, `sprayed` and so on, whom they are about, and
     /// why.
-    pub fn events(&self) -> impl Iterator<Item = (&str, Option<Network>, &str)> + '_ {
-        let events = self.replay.timeline.events.iter();
-        events
-            .map(|event| (event.event, event.address, event.reason.as_deref().unwrap_or_default()))
+    pub fn events(&self) -> impl Iterator<Item = (String, Option<Network>, String)> + '_ {
+        self.replay.timeline.events.iter().map(|event| {
+            let reason = event.reason.as_deref().unwrap_or_default().to_owned();
+            (event.event.to_string(), event.address, reason)
+        })
     }
 }
