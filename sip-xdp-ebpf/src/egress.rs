@@ -79,7 +79,9 @@ fn note<R: Reader>(ctx: &TcContext, scratch: *mut Scratch, packet: &R, leaving: 
             let _ = PENDING_REQUESTS.insert(destination, PendingRequest { at: now }, 0);
         }
     }
-    if listed.is_settled_peer() {
+    // What a peer is refused is looked at: one may be a guesser. Of one on the ladder everything
+    // is.
+    if listed.is_settled_peer() && !listed.is_metered() && !egress::is_refusal(status) {
         return;
     }
     let flags = (u8::from(listed.is_per_host()) * BY_ADDRESS)

@@ -18,6 +18,7 @@ mod globals;
 mod lists;
 mod maps;
 mod reader;
+mod scan;
 mod tables;
 #[cfg(feature = "trace")]
 mod trace;

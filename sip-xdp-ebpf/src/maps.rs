@@ -5,11 +5,13 @@ use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use sip_xdp_common::abi::layout::{
     CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES,
-    FLOWS as MAX_FLOWS, InterfaceRecord, KernelEvent, LedgerKey, LedgerRow, MAX_INTERFACES,
-    PENDING_REQUESTS as MAX_PENDING_REQUESTS, Responses, Scratch,
+    FLOWS as MAX_FLOWS, InterfaceRecord, KernelEvent, LADDERS as MAX_LADDERS, LedgerKey, LedgerRow,
+    MAX_INTERFACES, OWN_NONCES as MAX_NONCES, PENDING_REQUESTS as MAX_PENDING_REQUESTS, Responses,
+    Scratch,
 };
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::flow::{Flow, FlowKey, PendingRequest};
+use sip_xdp_common::limits::ladder::Ladder;
 use sip_xdp_common::limits::meters::{MeterSet, Records, sets};
 use sip_xdp_common::limits::storm::{MARKS, Mark, StormState};
 use sip_xdp_common::lookup::host_rows;
@@ -71,6 +73,13 @@ pub(crate) static RECORDS: Array<Records, { sets(DEFAULT_SOURCES) as usize }> = 
 #[btf_map]
 pub(crate) static FLOWS: HashMap<FlowKey, Flow, MAX_FLOWS, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
+
+#[btf_map]
+pub(crate) static LADDERS: HashMap<FlowKey, Ladder, MAX_LADDERS, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+#[btf_map]
+pub(crate) static OWN_NONCES: LruHashMap<u64, u64, MAX_NONCES> = LruHashMap::new();
 
 #[btf_map]
 pub(crate) static PENDING_REQUESTS: LruHashMap<IpKey, PendingRequest, MAX_PENDING_REQUESTS> =

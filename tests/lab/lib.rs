@@ -5,6 +5,7 @@
 
 pub mod asterisk;
 pub mod attack;
+pub mod attackers;
 pub mod bans;
 pub mod browser;
 pub mod capture;

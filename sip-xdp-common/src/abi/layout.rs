@@ -7,12 +7,14 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::ip_key::IpKey;
+use crate::limits::flow::FlowKey;
+use crate::limits::ladder::Scan;
 use crate::pipeline::egress::Answer;
 use crate::verdict::{Message, Reason};
 
-/// Version of all layouts in this module. Pinned maps of another version are replaced; their bans
-/// are carried over.
-pub const LAYOUT_VERSION: u32 = 6;
+/// The version of everything in this module. Pinned maps of another version are replaced, with
+/// their bans carried over.
+pub const LAYOUT_VERSION: u32 = 7;
 
 /// Expiry of permanent entries.
 pub const NEVER: u64 = u64::MAX;
@@ -30,7 +32,13 @@ pub const EVENTS_BYTES: usize = 4 << 20;
 /// Maximum number of (address, port) pairs that are banned or known good.
 pub const FLOWS: usize = 65_536;
 
-/// Maximum number of hosts with a pending request of the server.
+/// How many sources may be on the ladder ([`crate::limits::ladder`]).
+pub const LADDERS: usize = 8_192;
+
+/// How many nonces of sources on the ladder are remembered as their own.
+pub const OWN_NONCES: usize = 16_384;
+
+/// How many hosts are remembered that we sent requests to.
 pub const PENDING_REQUESTS: usize = 16_384;
 
 /// Number of slices of the seeded source hash. Each has its own sample budget, so that no sender
@@ -248,12 +256,23 @@ pub struct CpuState {
     pub lost_events: u64,
     /// Samples lost to their slice's budget or to a full ring.
     pub lost_samples: u64,
-    /// Time at which each slice's sample bucket is full, by [`SampleBudget`]. The fourth row is
-    /// unused, so that a mask bounds the row index.
+    /// When each slice's bucket of samples is full again, by [`SampleBudget`].
     pub samples: [[u64; SLICES]; 4],
+    /// What is known of the request that is being scanned, and its first bytes.
+    pub scan: Scan,
+    /// As many as [`HEAD`]; the rest is unused, so that a mask bounds a place in it.
+    pub scanned: [u8; SCANNED],
+    /// Keys of the maps that are asked about a source on the ladder: there is no room on the stack.
+    pub ladder_key: FlowKey,
+    /// See [`CpuState::ladder_key`].
+    pub nonce_key: u64,
 }
 
-const _: () = assert!(size_of::<CpuState>() == 24 + 32 * SLICES);
+/// The room for a request that is scanned: a power of two.
+pub const SCANNED: usize = 2_048;
+
+const _: () = assert!(HEAD <= SCANNED && SCANNED.is_power_of_two());
+const _: () = assert!(size_of::<CpuState>() == 24 + 32 * SLICES + size_of::<Scan>() + SCANNED + 32);
 
 /// The budget of a sample; separate, so that no class crowds out another.
 #[repr(usize)]
@@ -265,6 +284,8 @@ pub enum SampleBudget {
     Leaving = 1,
     /// Incoming responses.
     Responses = 2,
+    /// Requests of sources on the ladder, which are scanned for credentials.
+    Scans = 3,
 }
 
 /// An interface that the filter is attached to. A slot is in use when `index` is not zero.
@@ -450,7 +471,7 @@ pub const IN_DRY_RUN: u8 = 2;
 pub const FROM_GOOD: u8 = 4;
 /// [`KernelEvent::flags`]: the payload continues in other fragments.
 pub const FRAGMENTED: u8 = 8;
-/// [`KernelEvent::flags`]: the source is a suspect, with stricter limits.
+/// [`KernelEvent::flags`]: the source is on the ladder ([`crate::limits::ladder`]).
 pub const SUSPECTED: u8 = 16;
 /// [`KernelEvent::flags`]: a storm is on, and the source had no meter before this packet. Most such
 /// sources are forged.
@@ -459,8 +480,9 @@ pub const IN_STORM: u8 = 32;
 #[cfg(feature = "user")]
 mod user {
     use super::*;
-    use crate::limits::flow::{Flow, FlowKey, PendingRequest};
+    use crate::limits::flow::{Flow, PendingRequest};
     use crate::limits::gcra::{Limits, Pace};
+    use crate::limits::ladder::Ladder;
     use crate::limits::meters::Records;
     use crate::limits::storm::StormState;
     use crate::lookup::networks::{SlotBucket, TableHeader};
@@ -493,6 +515,7 @@ mod user {
         FlowKey,
         Flow,
         PendingRequest,
-        Records
+        Records,
+        Ladder
     );
 }

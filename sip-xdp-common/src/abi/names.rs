@@ -7,8 +7,8 @@ pub const INGRESS: &str = "sip_xdp_ingress";
 /// The tc program, which reads outgoing SIP messages.
 pub const EGRESS: &str = "sip_xdp_egress";
 
-/// Pinned maps: they outlive the daemon, and the next one adopts them.
-pub const PINNED_MAPS: [&str; 20] = [
+/// Maps that are pinned: they outlive the daemon and are adopted by the next one.
+pub const PINNED_MAPS: [&str; 22] = [
     TABLE_HEADER,
     SUMMARY_COARSE,
     SUMMARY_FINE,
@@ -19,6 +19,8 @@ pub const PINNED_MAPS: [&str; 20] = [
     SOURCES,
     RECORDS,
     FLOWS,
+    LADDERS,
+    OWN_NONCES,
     PENDING_REQUESTS,
     SKETCH,
     STORM_STATE,
@@ -54,7 +56,13 @@ pub const RECORDS: &str = "RECORDS";
 /// Ports of addresses that are banned or known good ([`crate::limits::flow::FlowKey`] to
 /// [`crate::limits::flow::Flow`]).
 pub const FLOWS: &str = "FLOWS";
-/// Hosts with a pending request of the server ([`crate::ip_key::IpKey`] to
+/// Sources on the ladder ([`crate::limits::flow::FlowKey`], whose port is the width of the source,
+/// to [`crate::limits::ladder::Ladder`]).
+pub const LADDERS: &str = "LADDERS";
+/// Nonces of sources on the ladder that they were given, and nobody else
+/// ([`crate::limits::ladder::nonce_key`] to one word that says nothing).
+pub const OWN_NONCES: &str = "OWN_NONCES";
+/// Hosts that we sent requests to ([`crate::ip_key::IpKey`] to
 /// [`crate::limits::flow::PendingRequest`]).
 pub const PENDING_REQUESTS: &str = "PENDING_REQUESTS";
 /// Sketch of new sources ([`crate::limits::storm::MARKS`] words of 32 bits).

@@ -45,12 +45,14 @@ pub enum Kind {
     Known = 0x0600,
     /// May send under the policy `closed`.
     Admitted = 0x2000,
+    /// On the ladder ([`crate::limits::ladder`]).
+    Metered = 0x2200,
 }
 
 impl Kind {
-    /// All kinds, in lookup order.
-    pub const ALL: [Self; 5] =
-        [Self::Trusted, Self::Known, Self::PerHost, Self::Admitted, Self::Blocked];
+    /// All of them, in the order in which they are looked for.
+    pub const ALL: [Self; 6] =
+        [Self::Trusted, Self::Known, Self::PerHost, Self::Admitted, Self::Metered, Self::Blocked];
 
     /// The kind of a list's networks.
     pub const fn of(list: List) -> Self {
@@ -113,11 +115,8 @@ const END_BITS: u32 = 22;
 const END_UNIT: u32 = 30;
 const END_MASK: u64 = (1 << END_BITS) - 1;
 
-/// The scale of a suspect: one request per second.
-pub const SUSPECT: u64 = 15;
-
-/// The scale of a formerly known-good host: the limits of an unknown source, without the storm
-/// budget.
+/// The scale of a host that was known good, and is not any more: it is limited like others, but no
+/// stranger in a storm.
 pub const FORMER: u64 = 14;
 
 impl Reputation {
@@ -170,7 +169,7 @@ impl Reputation {
         Self::left(self.0 >> (16 + END_BITS), now) > 1_800_000_000_000 >> END_UNIT
     }
 
-    /// The exponent of two by which its limit is multiplied, or [`SUSPECT`] or [`FORMER`].
+    /// The power of two by which its limit is multiplied, or [`FORMER`].
     #[inline(always)]
     pub const fn scale(&self) -> u64 {
         self.0 >> (16 + 2 * END_BITS)
@@ -362,8 +361,8 @@ mod tests {
                 assert!(!good.is_good(start + length + 2 * SECOND), "{start} {length}");
                 assert!(!good.is_peer(start) && good.scale() == 3);
                 let peer =
-                    Reputation::of(Reputation::new(0, start + length, SUSPECT).bits() | 0x27ff);
-                assert!(peer.is_peer(start) && !peer.is_good(start) && peer.scale() == SUSPECT);
+                    Reputation::of(Reputation::new(0, start + length, FORMER).bits() | 0x27ff);
+                assert!(peer.is_peer(start) && !peer.is_good(start) && peer.scale() == FORMER);
                 assert_eq!(peer.is_settled_peer(start), length > 1_801 * SECOND);
             }
         }

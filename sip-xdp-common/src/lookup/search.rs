@@ -20,8 +20,8 @@ use crate::ip_key::IpKey;
 use crate::lookup::host_rows::{self, RowKey, RowMatch};
 use crate::lookup::networks::{
     ALIKE, CLAIMED, FLOWS, FORMER, GROUP, HIT, Hashed, Hashing, IPV6_LENGTHS, KIND, Kind, LABEL,
-    Length, OWN, Prints, Reputation, SUSPECT, Slot, SlotBucket, TableHeader, UDP_ONLY, VERSION,
-    WAYS, byte_bits, lowest_byte,
+    Length, OWN, Prints, Reputation, Slot, SlotBucket, TableHeader, UDP_ONLY, VERSION, WAYS,
+    byte_bits, lowest_byte,
 };
 use crate::lookup::summary::{self, BitPosition};
 
@@ -94,6 +94,8 @@ impl Listing {
     const UDP_ONLY: u64 = 0x800;
     /// Position of the scale of a known host.
     const SCALE: u32 = 12;
+    /// It is on the ladder, or a network around it is.
+    const METERED: u64 = 0x1_0000;
 
     /// From its bits.
     #[inline(always)]
@@ -175,10 +177,10 @@ impl Listing {
         self.0 & Self::SETTLED != 0
     }
 
-    /// Whether it is a suspect, and neither known good nor a peer.
+    /// It is on the ladder ([`crate::limits::ladder`]), or a network around it is.
     #[inline(always)]
-    pub const fn is_suspect(&self) -> bool {
-        self.scale() == SUSPECT && self.0 & (Self::GOOD | Self::PEER) == 0
+    pub const fn is_metered(&self) -> bool {
+        self.0 & Self::METERED != 0
     }
 
     /// Whether it was known good once, and is no longer.
@@ -419,6 +421,8 @@ impl Search {
             Listing::known(current(&slot.state), tables.now())
         } else if kind == Kind::PerHost as u64 {
             Listing::PER_HOST
+        } else if kind == Kind::Metered as u64 {
+            Listing::METERED
         } else {
             Listing::ADMITTED
         };

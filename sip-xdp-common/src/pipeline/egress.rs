@@ -68,7 +68,13 @@ pub const fn is_sampled(status: u16) -> bool {
     status >= FINAL || status.wrapping_sub(180) < 10
 }
 
-/// Parses an outgoing packet. `None` if it is not a SIP message from a SIP port.
+/// Whether a response with this status refuses a password, or asks for one.
+#[inline(always)]
+pub const fn is_refusal(status: u16) -> bool {
+    matches!(status, 401 | 403 | 407)
+}
+
+/// Reads a packet that leaves. `None` if it is no SIP message from one of the SIP ports.
 #[inline(always)]
 pub fn read<R: Reader, S: ProgramSettings>(packet: &R, site: &S) -> Option<Leaving> {
     let ip = headers::parse_headers(packet, site.link(), site.inspects())?;

@@ -12,6 +12,7 @@ use log::Level;
 use sip_xdp_common::abi::layout::{EventKind, KernelEvent, List, Owner};
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::gcra::LimitKind;
+use sip_xdp_common::limits::ladder::{LOWEST, LOWEST_BY_OFFENCES, PACES};
 
 use super::event::Event;
 use super::offences::{HOUR, MAX_OFFENCES, Offence, OffenceRecord, Repeats, UNPROVEN_ONCE};
@@ -19,7 +20,7 @@ use crate::bans::duration::ban_duration;
 use crate::bans::notes::Notes;
 use crate::config::Config;
 use crate::dataplane::tables::ledger::{Entry, Tier};
-use crate::detect::{Acceptance, Action, Detector, Finding, Growth, Spray};
+use crate::detect::{Acceptance, Action, Detector, Finding, Growth, Metering, Spray, Step};
 use crate::lists::never_ban::{NeverBan, near};
 use crate::lists::{HostReputation, Lists};
 use crate::net::network::{Network, address_of};
@@ -46,10 +47,7 @@ const USERS: usize = 64;
 /// nanoseconds: a week. In a storm it is not a new source.
 pub(crate) const FORMER: u64 = 7 * 24 * HOUR;
 
-/// Maximum number of suspects.
-const MAX_SUSPECTS: usize = 4_096;
-
-/// The consumer of the engine's events.
+/// Who hears of what is decided, and remembers it.
 pub(crate) trait EventSink {
     /// A decision: a log line and an event.
     fn announce(&mut self, event: Event, level: Level, line: fmt::Arguments<'_>);
@@ -239,7 +237,10 @@ impl<C: EventSink> BanEngine<'_, C> {
                         );
                     }
                 }
-                Action::Limit(source, until, what) => self.suspect(source, until, &what, now),
+                Action::Meter(metering) => self.meter(&metering, now),
+                Action::OwnNonce(source, nonce, is_own) => {
+                    self.own_nonce(source, nonce, is_own, now);
+                }
                 Action::Rejected(source, port, text) => {
                     if self.note_due(source, "rejected", now) {
                         log::info!("not held against {} port={port}: {text}", address_of(source));
@@ -313,27 +314,51 @@ impl<C: EventSink> BanEngine<'_, C> {
         is_new
     }
 
-    /// Makes a host a suspect: it looks like a tool, but may be forged.
-    fn suspect(&mut self, source: IpKey, until: u64, what: &str, now: u64) {
-        let host = Network::around(source, 128);
-        let reputation = self.lists.reputation(source);
-        // Forged sources must not fill the tables; beyond this number the default limits apply.
-        if self.lists.suspects() >= MAX_SUSPECTS {
-            return;
-        }
-        if self.ban_exemption(&host, now).is_some()
-            || reputation.good_until > now
-            || reputation.peer_until > now
+    /// Tells the kernel whether a nonce is a source's own.
+    fn own_nonce(&mut self, source: IpKey, nonce: u64, is_own: bool, now: u64) {
+        if let Err(error) = self.lists.own_nonce(source, nonce, is_own)
+            && self.note_due(IpKey::v4(0), "nonces", now)
         {
+            log::error!("a nonce of {} is not noted: {error}", address_of(source));
+        }
+    }
+
+    /// Puts a source on the ladder, or a step further down.
+    fn meter(&mut self, metering: &Metering, now: u64) {
+        let Metering { source, bits, step, strict, until, ref reason } = *metering;
+        let network = Network::around(source, bits);
+        // A host that must stay is never metered; a network with one in it goes by its other hosts.
+        if self.ban_exemption(&network, now).is_some() {
             return;
         }
-        self.know(source, now, |reputation| reputation.suspect_until = until);
-        if self.note_due(source, "suspect", now) {
-            let (address, dry_run) = (address_of(source), self.config.dry_run);
+        let before = self.lists.ladder_step(&network, now);
+        let step = match (step, before) {
+            (Step::First, before) => before.unwrap_or(0),
+            (Step::Down, None) => 0,
+            (Step::Down, Some(before)) => before.max((before + 1).min(LOWEST_BY_OFFENCES)),
+            (Step::Last, _) => LOWEST,
+        };
+        if let Err(error) = self.lists.meter(network, step, strict, until, now) {
+            if self.note_due(IpKey::v4(0), "ladder", now) {
+                log::error!("{network} is not limited further: {error}");
+            }
+            return;
+        }
+        for nonce in self.detector.metered(source, bits, until, now) {
+            self.own_nonce(source, nonce, true, now);
+        }
+        let pace = PACES[step as usize];
+        if self.note_due(source, pace, now) {
+            let dry_run = self.config.dry_run;
+            let event = Event::new("suspect");
+            let said = if bits == 128 { event.from(source) } else { event.about(network) };
+            let reason = format!("{reason}; {pace}");
+            let who =
+                if bits == 128 { address_of(source).to_string() } else { network.to_string() };
             self.announce(
-                Event::new("suspect").from(source).reason(what).dry_run(dry_run),
+                said.reason(&*reason).dry_run(dry_run),
                 Level::Info,
-                format_args!("suspect {address} dry_run={dry_run} reason={}", Quoted(what)),
+                format_args!("suspect {who} dry_run={dry_run} reason={}", Quoted(&reason)),
             );
         }
     }
@@ -375,10 +400,15 @@ impl<C: EventSink> BanEngine<'_, C> {
             }
             return;
         }
-        if finding.tier == Tier::Unproven && !self.repeats.may_ban_unproven(&network, now) {
-            // Level 0 evidence bans once a day. Until a day without offence it only lowers the
-            // limits.
-            self.suspect(finding.source, now.saturating_add(UNPROVEN_ONCE), &finding.reason, now);
+        // What could be forged bans a host, and once a day. After that it only goes slower, until a
+        // day without an offence.
+        let is_metered = self.lists.ladder_step(&network, now).is_some();
+        if finding.tier == Tier::Unproven
+            && (is_metered || !self.repeats.may_ban_unproven(&network, now))
+        {
+            let (until, reason) = (now.saturating_add(UNPROVEN_ONCE), finding.reason.clone());
+            let (source, bits, step, strict) = (finding.source, finding.bits, Step::Down, false);
+            self.meter(&Metering { source, bits, step, strict, until, reason }, now);
             return;
         }
         let length = self.length_of_ban(&network, finding, now);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use log::Level;
 use sip_xdp_common::abi::layout::{List, Owner};
+use sip_xdp_common::limits::ladder::WIDTHS;
 
 use super::import::Insists;
 use super::{Daemon, bounds};
@@ -158,8 +159,9 @@ impl Daemon {
             self.store.record(Change::Pardon(*offender));
         }
         self.offences.retain(|offender, _| !pardoned(offender));
-        let now = clock::now();
-        self.lists.know(network.first(), now, |reputation| reputation.suspect_until = 0)?;
+        for bits in WIDTHS.into_iter().filter(|bits| *bits == 128 || !network.is_v4()) {
+            self.lists.unmeter(&Network::around(network.first(), bits))?;
+        }
         for gone in
             [network.first(), Network::around(network.first(), self.config.ipv6_prefix).first()]
         {

@@ -205,8 +205,8 @@ impl Daemon {
         daemon.never_ban = NeverBan::new(&surroundings, &resolv_conf());
         daemon.recall(state);
         if !daemon.config.dry_run {
-            // They may stem from a dry run.
-            daemon.lists.end_suspicion(clock::now())?;
+            // It may stem from a dry run, which enforces nothing.
+            daemon.lists.unmeter_all()?;
         }
         if first_start {
             daemon.begin_to_learn();
@@ -253,7 +253,7 @@ impl Daemon {
         }
         let before = std::mem::replace(&mut self.config, config);
         if before.dry_run && !self.config.dry_run {
-            self.lists.end_suspicion(clock::now())?;
+            self.lists.unmeter_all()?;
         }
         if let Err(error) = self.apply().await {
             self.config = before;

@@ -12,13 +12,14 @@ use aya::{Ebpf, EbpfLoader};
 use serde::Serialize;
 use sip_xdp_common::abi::layout::{
     CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, ENFORCE, ENFORCE_UNTIL,
-    EVENTS_BYTES, FLOWS, InterfaceRecord, LedgerKey, LedgerRow, MAX_INTERFACES, PENDING_REQUESTS,
-    Responses, SPARE_ALL,
+    EVENTS_BYTES, FLOWS, InterfaceRecord, LADDERS, LedgerKey, LedgerRow, MAX_INTERFACES,
+    OWN_NONCES, PENDING_REQUESTS, Responses, SPARE_ALL,
 };
 use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::{IpKey, mask};
 use sip_xdp_common::limits::flow::{Flow, FlowKey, PendingRequest};
 use sip_xdp_common::limits::gcra::{Limits, Pace};
+use sip_xdp_common::limits::ladder::Ladder;
 use sip_xdp_common::limits::meters::{MeterSet, Records, sets};
 use sip_xdp_common::limits::storm::{MARKS, Mark, StormLimits, StormState};
 use sip_xdp_common::lookup::host_rows;
@@ -142,6 +143,8 @@ pub fn shapes(
         (names::SOURCES, MapType::Array, index, size_of::<MeterSet>(), sets(capacity.sources)),
         (names::RECORDS, MapType::Array, index, size_of::<Records>(), sets(capacity.sources)),
         (names::FLOWS, MapType::Hash, size_of::<FlowKey>(), size_of::<Flow>(), FLOWS as u32),
+        (names::LADDERS, MapType::Hash, size_of::<FlowKey>(), size_of::<Ladder>(), LADDERS as u32),
+        (names::OWN_NONCES, MapType::LruHash, word, word, OWN_NONCES as u32),
         (
             names::PENDING_REQUESTS,
             MapType::LruHash,

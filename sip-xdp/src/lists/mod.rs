@@ -14,6 +14,7 @@
 //! a crash harmless, and is kept in one place.
 
 mod entries;
+mod ladder;
 pub mod never_ban;
 mod quotas;
 mod reputation;
@@ -31,6 +32,7 @@ use crate::dataplane::mmap::Mapped;
 use crate::dataplane::tables::feed_lists::{FeedLists, NetworkSet};
 use crate::dataplane::tables::flows::Flows;
 use crate::dataplane::tables::header::{Lengths, TableHeaderWriter, length_of};
+use crate::dataplane::tables::ladders::Ladders;
 use crate::dataplane::tables::ledger::{Entry, Ledger};
 use crate::dataplane::tables::networks::{NoPlace, SlotState, Slots, Table};
 use crate::dataplane::tables::summary::{Sets, Summary};
@@ -111,6 +113,12 @@ pub struct Lists {
     /// Hosts with a reputation.
     known: Prefixes,
     standings: Standings,
+    /// Who is on the ladder, in the kernel, ...
+    ladders: Ladders,
+    /// ... until when, ...
+    ladder: ladder::Places,
+    /// ... and where.
+    limited: Prefixes,
     feeds: FeedLists,
     /// Entries that were evicted, until [`Lists::take_displaced`].
     displaced: Vec<(List, Entry)>,
@@ -172,6 +180,7 @@ impl Lists {
         let mut lists = Self {
             summary: Summary::open(&mut open)?,
             flows: Flows::open(&mut open)?,
+            ladders: Ladders::open(&mut open, table_header.get().hashing.seed)?,
             table: Table::open(open, table_header.get())?,
             table_header,
             ledger,
@@ -182,6 +191,8 @@ impl Lists {
             admitted: Prefixes::default(),
             known: Prefixes::default(),
             standings: Standings::default(),
+            ladder: ladder::Places::default(),
+            limited: Prefixes::default(),
             feeds: FeedLists::default(),
             displaced: Vec::new(),
             ended: HashMap::new(),
@@ -237,6 +248,7 @@ impl Lists {
             self.standings.set(network, reputation);
             self.write(Kind::Known, &network)?;
         }
+        self.load_ladder()?;
         let banned: BTreeSet<_> = self
             .entries
             .iter()
@@ -259,8 +271,8 @@ impl Lists {
     }
 
     fn sets(&self) -> Sets<'_> {
-        let Self { blocked, trusted, known, admitted, feeds, .. } = self;
-        Sets { blocked, trusted, known, admitted, feeds }
+        let Self { blocked, trusted, known, admitted, limited, feeds, .. } = self;
+        Sets { blocked, trusted, known, admitted, limited, feeds }
     }
 
     /// Rebuilds summary and prefix lengths for exactly the listed networks.
@@ -272,6 +284,7 @@ impl Lists {
         lengths.extend(self.known.iter().map(of(Kind::Known)));
         lengths.extend(self.admitted.iter().map(of(Kind::Admitted)));
         lengths.extend(self.by_address.iter().map(of(Kind::PerHost)));
+        lengths.extend(self.limited.iter().map(of(Kind::Metered)));
         lengths.extend(self.blocked.iter().map(of(Kind::Blocked)));
         self.table_header.set_lengths(lengths)?;
         self.summary.rebuild(self.sets())?;
@@ -663,7 +676,9 @@ impl Lists {
             }
             let displaced = displaces
                 && (self.displace_unproven()?
-                    || (too_many && !is_unproven && self.displace_known(limit)?));
+                    || too_many
+                        && !is_unproven
+                        && (self.displace_metered(limit)? || self.displace_known(limit)?));
             if !displaced {
                 break;
             }
@@ -766,6 +781,7 @@ impl Lists {
             Kind::Admitted => self.claimed_until(List::Admit, network).map(claimed),
             Kind::PerHost => self.by_address.contains(network).then(|| claimed(NEVER)),
             Kind::Known => self.standings.get(network).map(HostReputation::slot_state),
+            Kind::Metered => self.ladder.until(network).map(claimed),
             Kind::Blocked => {
                 let (until, feed) =
                     (self.claimed_until(List::Block, network), self.feeds.contains(network));

@@ -1,10 +1,10 @@
-//! Reputations of hosts and flows: known good, peer, suspect, banned by port.
+//! What is known of single hosts, and of their ports: known good, peers, banned by port.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use sip_xdp_common::abi::layout::{List, Owner};
 use sip_xdp_common::ip_key::IpKey;
-use sip_xdp_common::lookup::networks::{FORMER, Kind, Reputation, SUSPECT};
+use sip_xdp_common::lookup::networks::{FORMER, Kind, Reputation};
 
 use super::{GOOD_FLOWS, ListError, Lists};
 use crate::dataplane::tables::ledger::Entry;
@@ -18,9 +18,7 @@ pub struct HostReputation {
     pub good_until: u64,
     /// End of peer.
     pub peer_until: u64,
-    /// End of suspect.
-    pub suspect_until: u64,
-    /// End of formerly known good.
+    /// Until when it is remembered that it was known good.
     pub former_until: u64,
     /// Exponent of two by which its limit is multiplied while known good.
     pub scale: u64,
@@ -32,40 +30,31 @@ impl HostReputation {
     /// Decodes a slot.
     pub(super) fn read(reputation: Reputation, expires: u64, now: u64) -> Self {
         let (good_until, peer_until) = reputation.ends(now);
-        let is_suspect = reputation.scale() == SUSPECT;
-        let suspect_until = if is_suspect { expires } else { 0 };
         let is_former = reputation.scale() == FORMER || good_until != 0 && expires > good_until;
-        let former_until = if is_former && !is_suspect { expires } else { 0 };
-        let scale = if is_suspect || reputation.scale() == FORMER { 0 } else { reputation.scale() };
-        // An expired one stays for a moment, so that it is removed like all others.
-        let last = good_until.max(peer_until).max(suspect_until).max(former_until);
+        let former_until = if is_former { expires } else { 0 };
+        let scale = if reputation.scale() == FORMER { 0 } else { reputation.scale() };
+        // One that is over altogether stays for a moment, so that it is taken out like all others.
+        let last = good_until.max(peer_until).max(former_until);
         let flows_until = if last == 0 { expires.max(1) } else { 0 };
-        Self { good_until, peer_until, suspect_until, former_until, scale, flows_until }
+        Self { good_until, peer_until, former_until, scale, flows_until }
     }
 
     pub(super) fn end(&self) -> u64 {
-        let ends = [self.peer_until, self.suspect_until, self.former_until, self.flows_until];
+        let ends = [self.peer_until, self.former_until, self.flows_until];
         ends.into_iter().fold(self.good_until, u64::max)
     }
 
     /// The earliest end.
     fn next_end(&self) -> u64 {
-        let ends = [
-            self.good_until,
-            self.peer_until,
-            self.suspect_until,
-            self.former_until,
-            self.flows_until,
-        ];
+        let ends = [self.good_until, self.peer_until, self.former_until, self.flows_until];
         ends.into_iter().filter(|end| *end != 0).min().unwrap_or(0)
     }
 
     pub(super) fn slot_state(&self) -> SlotState {
         let is_known = self.good_until != 0 || self.peer_until != 0;
-        let scale = match (is_known, self.suspect_until != 0, self.former_until != 0) {
-            (true, ..) => self.scale,
-            (_, true, _) => SUSPECT,
-            (_, _, true) => FORMER,
+        let scale = match (is_known, self.former_until != 0) {
+            (true, _) => self.scale,
+            (_, true) => FORMER,
             _ => 0,
         };
         SlotState {
@@ -82,7 +71,6 @@ impl HostReputation {
         Self {
             good_until: live(self.good_until),
             peer_until: live(self.peer_until),
-            suspect_until: live(self.suspect_until),
             former_until: live(self.former_until),
             flows_until: live(self.flows_until),
             scale: self.scale,
@@ -98,11 +86,10 @@ pub(super) struct Standings {
     changes: BTreeSet<(u64, Network)>,
     /// Hosts that can be evicted, in eviction order.
     room: BTreeSet<(Worth, Network)>,
-    suspects: usize,
 }
 
-/// Eviction order: suspects, formerly known-good hosts, known-good hosts, each by end. Hosts with
-/// banned flows are never evicted, since the kernel looks up flows only through their slot.
+/// Who makes room for others comes first: one that was known good, then one that is, each by its
+/// end. A host with banned ports never does, since without its slot nobody asks for them.
 type Worth = (u8, u64);
 
 fn worth(reputation: &HostReputation) -> Option<Worth> {
@@ -136,12 +123,10 @@ impl Standings {
         if let Some(before) = self.by_host.remove(&host) {
             self.changes.remove(&(before.next_end(), host));
             worth(&before).map(|worth| self.room.remove(&(worth, host)));
-            self.suspects -= usize::from(before.suspect_until != 0);
         }
         if reputation.end() != 0 {
             self.changes.insert((reputation.next_end(), host));
             worth(&reputation).map(|worth| self.room.insert((worth, host)));
-            self.suspects += usize::from(reputation.suspect_until != 0);
             self.by_host.insert(host, reputation);
         }
     }
@@ -256,21 +241,7 @@ impl Lists {
         }
     }
 
-    /// Ends the suspect state of all hosts.
-    pub fn end_suspicion(&mut self, now: u64) -> Result<(), ListError> {
-        let suspects = self.known_hosts().filter(|(_, reputation)| reputation.suspect_until != 0);
-        let suspects: Vec<IpKey> = suspects.map(|(network, _)| network.first()).collect();
-        suspects.into_iter().try_for_each(|source| {
-            self.know(source, now, |reputation| reputation.suspect_until = 0)
-        })
-    }
-
-    /// Number of suspects.
-    pub fn suspects(&self) -> usize {
-        self.standings.suspects
-    }
-
-    /// Whether `network` contains a known-good host or a peer.
+    /// Whether a known-good host or a peer lives in `network`.
     pub fn knows_within(&self, network: &Network, now: u64) -> bool {
         let is_known = |host: &Network| {
             self.standings.get(host).is_some_and(|reputation| {
@@ -290,6 +261,7 @@ impl Lists {
         for host in self.standings.over(now) {
             self.know(host.first(), now, |_| {})?;
         }
+        self.tidy_ladder(now)?;
         self.flows.tidy(now)?;
         Ok(())
     }

@@ -13,6 +13,7 @@ use sip_xdp_common::abi::layout::{
 };
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::gcra::LimitKind;
+use sip_xdp_common::limits::ladder::WIDTHS;
 
 use crate::script::{Deed, STEP, Step};
 use crate::texts;
@@ -229,10 +230,11 @@ impl Fixture {
                     assert!(spray.first <= spray.last && spray.last <= self.now);
                     assert!(spray.sources <= spray.tries);
                 }
-                Action::Limit(_, until, what) => {
-                    assert!(until > self.now);
-                    is_sanitised(&what);
+                Action::Meter(metering) => {
+                    assert!(metering.until > self.now && WIDTHS.contains(&metering.bits));
+                    is_sanitised(&metering.reason);
                 }
+                Action::OwnNonce(..) => {}
                 Action::Ended(ports) => assert!(!ports.is_empty()),
                 Action::Rejected(_, _, text) | Action::Note(_, text) => is_sanitised(&text),
             }

@@ -20,6 +20,7 @@ mod explain;
 mod fail2ban;
 mod feeds;
 mod forgery;
+mod guess_budgets;
 mod guessing;
 mod hostile;
 mod hosts;

@@ -83,7 +83,7 @@ fn every_path_is_as_short_as_it_was() {
             "blocked by an operator, IPv4 host",
             &|n| sip(&format!("203.0.113.{n}"), &register),
             XDP_DROP,
-            330,
+            336,
         ),
         (
             "blocked by a feed, IPv6 network",

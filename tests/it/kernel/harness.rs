@@ -194,6 +194,11 @@ impl Kernel {
         self.maps.open(name)
     }
 
+    /// Lets the next daemon open the lists.
+    pub(crate) fn reopen(&mut self) {
+        self.lists = Lists::open(|name| self.maps.open(name)).unwrap();
+    }
+
     /// The events since the last call.
     pub(crate) fn events(&mut self) -> Vec<KernelEvent> {
         let mut events = Vec::new();

@@ -15,6 +15,7 @@ mod feed_hosts;
 mod frames;
 pub(crate) mod harness;
 mod kept;
+mod ladder;
 mod limits;
 mod listed;
 mod lists;

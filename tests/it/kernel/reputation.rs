@@ -1,9 +1,9 @@
-//! Hosts that something is known of: good ones, peers, those under suspicion; flows; the policy
-//! `closed`; and what the daemon is told of all of them.
+//! Hosts that something is known of: good ones, peers; flows; the policy `closed`; and what the
+//! daemon is told of all of them.
 
 use sip_xdp::dataplane::loader::Settings;
 use sip_xdp::dataplane::tables::ledger::Entry;
-use sip_xdp::net::network::source_of;
+use sip_xdp::net::network::{Network, source_of};
 use sip_xdp_common::abi::layout::{EventKind, List, NEVER, Owner};
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::gcra::{Limit, Limits, Pace};
@@ -95,27 +95,11 @@ fn a_good_flow_has_a_reserve_that_others_cannot_spend() {
 }
 
 #[test]
-fn peers_are_peers_and_suspects_may_send_one_request_a_second() {
+fn peers_are_peers() {
     let mut kernel = Kernel::new(&settings());
     kernel.lists.know(source(HOST), START, |standing| standing.peer_until = START + HOUR).unwrap();
     let all = reasons(&mut kernel, &sip(HOST, &request("INVITE")), 200);
     assert!(all.iter().all(|reason| *reason == Peer));
-    let suspect = "192.0.2.8";
-    kernel
-        .lists
-        .know(source(suspect), START, |standing| standing.suspect_until = START + HOUR)
-        .unwrap();
-    let frame = sip(suspect, &request("REGISTER"));
-    // Four at once, so that a registration with its challenge comes through, then one a second.
-    assert_eq!(
-        reasons(&mut kernel, &frame, 6),
-        [Unknown, Unknown, Unknown, Unknown, Limited, Limited]
-    );
-    kernel.set_clock(START + 2 * SECOND);
-    assert_eq!(reasons(&mut kernel, &frame, 3), [Unknown, Unknown, Limited]);
-    // Whoever is known good is no suspect any more.
-    good(&mut kernel, suspect, START + HOUR);
-    assert_eq!(reasons(&mut kernel, &frame, 3), [Good, Good, Good]);
 }
 
 #[test]
@@ -264,13 +248,23 @@ fn only_needed_events_are_sent() {
     }
     kernel.leave(&answer("SIP/2.0 200 OK"));
     assert_eq!(told(&mut kernel), [Request, Request, Answer]);
-    // Of settled peers: responses, which a proxy may forward.
+    // Of settled peers: responses, which a proxy may forward, and what they are refused.
     kernel.lists.know(source(them), START, |standing| standing.peer_until = START + HOUR).unwrap();
     kernel.run(&sip(them, &request("INVITE")));
     kernel.run(&sip(them, response));
-    kernel.leave(&answer("SIP/2.0 407 Proxy Authentication Required"));
+    kernel.leave(&answer("SIP/2.0 200 OK"));
     kernel.leave(&ours);
     assert_eq!(told(&mut kernel), [EventKind::Response]);
+    kernel.leave(&answer("SIP/2.0 407 Proxy Authentication Required"));
+    assert_eq!(told(&mut kernel), [Answer]);
+    // Of those on the ladder: everything.
+    kernel.lists.meter(Network::around(source(them), 128), 0, false, START + HOUR, START).unwrap();
+    for method in ["REGISTER", "INVITE", "SUBSCRIBE", "OPTIONS"] {
+        kernel.run(&sip(them, &request(method)));
+    }
+    kernel.leave(&answer("SIP/2.0 200 OK"));
+    assert_eq!(told(&mut kernel), [Request, Request, Request, Request, Answer]);
+    kernel.lists.unmeter(&Network::around(source(them), 128)).unwrap();
     // Of those who are trusted: nothing.
     kernel
         .lists
@@ -331,7 +325,7 @@ fn port_0_is_no_flow() {
         good(&mut kernel, host, START + HOUR);
         assert_eq!(kernel.run(&from(0, payloads[0])).reason, Limited);
         // The lists neither ban it nor know it.
-        let network: sip_xdp::net::network::Network = host.parse().unwrap();
+        let network: Network = host.parse().unwrap();
         let entry =
             Entry { owner: Owner::Auto, port: Some(0), ..Entry::manual(network, NEVER, "") };
         let refused = kernel.lists.put(List::Block, entry.clone()).unwrap_err().to_string();

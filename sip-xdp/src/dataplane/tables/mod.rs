@@ -11,6 +11,7 @@ pub mod feed_lists;
 pub mod flows;
 pub mod header;
 pub mod host_rows;
+pub mod ladders;
 pub mod ledger;
 pub mod meters;
 pub mod networks;

@@ -35,14 +35,16 @@ pub struct Sets<'a> {
     pub known: &'a Prefixes,
     /// Admitted networks (policy `closed`).
     pub admitted: &'a Prefixes,
-    /// Networks that feeds block.
+    /// Who is on the ladder.
+    pub limited: &'a Prefixes,
+    /// What feeds block.
     pub feeds: &'a FeedLists,
 }
 
 impl<'a> Sets<'a> {
-    /// Networks that are listed, but not blocked.
-    fn others(&self) -> [&'a Prefixes; 3] {
-        [self.trusted, self.known, self.admitted]
+    /// What is listed, but not blocked.
+    fn others(&self) -> [&'a Prefixes; 4] {
+        [self.trusted, self.known, self.admitted, self.limited]
     }
 }
 
@@ -275,17 +277,20 @@ mod tests {
         ] {
             let (blocked, trusted, feeds) = sets(claimed, trusted, of_feed);
             let none = Prefixes::default();
+            let (known, admitted, limited) = (&none, &none, &none);
             let sets = Sets {
                 blocked: &blocked,
                 trusted: &trusted,
-                known: &none,
-                admitted: &none,
+                known,
+                admitted,
+                limited,
                 feeds: &feeds,
             };
             assert_eq!(
                 state(&"192.0.2.0/24".parse().unwrap(), sets),
                 expected,
-                "{claimed:?} {of_feed:?}"
+                "{claimed:?} \
+                {of_feed:?}"
             );
         }
     }

@@ -13,14 +13,16 @@ use sip_xdp_common::abi::layout::{InterfaceRecord, List, MAX_INTERFACES, NEVER, 
 use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::MAPPED_BITS;
 use sip_xdp_common::limits::gcra::{Meter, Pace, ticks};
+use sip_xdp_common::limits::ladder::{BURST, LOWEST, Ladder, PACES};
 use sip_xdp_common::limits::meters::{KNOWN, RECORDED, Records};
-use sip_xdp_common::lookup::networks::{IPV6_LENGTHS, Kind, LABEL, SUSPECT, TableHeader};
+use sip_xdp_common::lookup::networks::{IPV6_LENGTHS, Kind, LABEL, TableHeader};
 
 use crate::config::{Config, SourceRules};
 use crate::dataplane::counters;
 use crate::dataplane::pins::Pins;
 use crate::dataplane::tables::flows::Flows;
 use crate::dataplane::tables::header;
+use crate::dataplane::tables::ladders::Ladders;
 use crate::dataplane::tables::ledger::{Entry, Ledger, Tier};
 use crate::dataplane::tables::meters::Sources;
 use crate::dataplane::tables::networks::{Table, TableEntry};
@@ -90,7 +92,11 @@ pub struct Kernel {
     pub peer_until: Option<Timestamp>,
     /// End of suspect.
     pub suspect_until: Option<Timestamp>,
-    /// Known-good ports, which pass although a ban or a feed lists the address.
+    /// How many tries for passwords, that anybody may have sent in its name, it has then, in words.
+    #[serde(skip)]
+    pub pace: &'static str,
+    /// Ports of it where somebody is registered, who pass although a ban or a feed lists the
+    /// address.
     pub good_ports: Vec<u16>,
     /// Whether there is a storm.
     pub storm: bool,
@@ -120,8 +126,10 @@ pub fn read(pins: &Pins, address: IpAddr, rules: &SourceRules) -> Result<Kernel>
     let known = covering.iter().find(|entry| entry.kind == Kind::Known);
     let reputation = known.and_then(|entry| entry.slot_state.reputation).unwrap_or_default();
     let (good, peer) = reputation.ends(now);
-    let is_suspect = reputation.scale() == SUSPECT && good == 0 && peer == 0;
-    let suspect = if is_suspect { known.map_or(0, |entry| entry.slot_state.expires) } else { 0 };
+    let ladders = Ladders::open(|name| pins.open(name), table_header.hashing.seed)?;
+    let metered = covering.iter().filter(|entry| entry.kind == Kind::Metered);
+    let ladder =
+        metered.filter_map(|entry| ladders.get(&entry.network)).max_by_key(|ladder| ladder.step);
 
     let is_per_host = source.is_v4() || covering.iter().any(|entry| entry.kind == Kind::PerHost);
     let metered_as =
@@ -150,12 +158,13 @@ pub fn read(pins: &Pins, address: IpAddr, rules: &SourceRules) -> Result<Kernel>
     Ok(Kernel {
         dry_run: is_dry_run(pins)?,
         matches: matches(pins, &host, &covering, &banned.collect::<Vec<_>>(), now)?,
-        limits: levels(&config, meter, is_known, is_suspect, scale, now),
+        limits: levels(&config, meter, is_known, ladder, scale, now),
         tracked: found.is_some(),
         limited,
         good_until: end(good),
         peer_until: end(peer),
-        suspect_until: end(suspect),
+        suspect_until: ladder.and_then(|ladder| clock::to_wall(ladder.until)),
+        pace: ladder.map_or("", |ladder| PACES[ladder.step.min(LOWEST) as usize]),
         good_ports,
         storm: counters::is_storm(pins)?,
     })
@@ -258,11 +267,11 @@ fn levels(
     config: &Config,
     meter: Option<Meter>,
     is_known: bool,
-    is_suspect: bool,
+    ladder: Option<Ladder>,
     scale: u64,
-    now: u64,
+    time: u64,
 ) -> Vec<Level> {
-    let now = ticks(now);
+    let now = ticks(time);
     let meter = meter.unwrap_or(Meter::new(0, now));
     let level = |limit, pace: Pace, full_at| Level {
         limit,
@@ -272,15 +281,16 @@ fn levels(
     if is_known {
         return vec![level("good", config.good_pace().scaled(scale), meter.requests)];
     }
-    if is_suspect {
-        return vec![level("suspect", Pace::new(1, 1_000_000_000), meter.requests)];
-    }
     let limits = config.meter_limits();
-    vec![
+    let tries =
+        ladder.map(|ladder| Level { limit: "suspect", left: ladder.left(time), of: BURST as u32 });
+    let mut levels = vec![
         level("register", limits.register, meter.register),
         level("requests", limits.requests, meter.requests),
         level("other", limits.other, meter.other),
-    ]
+    ];
+    levels.extend(tries);
+    levels
 }
 
 /// The current or last period of a source over a limit, and nothing else.

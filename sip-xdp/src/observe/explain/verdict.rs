@@ -77,7 +77,11 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
         (Some(until), ..) => format!("it is known good until {}", time(until)),
         (_, Some(until), _) => format!("it is a peer until {}", time(until)),
         (.., Some(until)) => {
-            format!("it looks like an attack tool: one request a second until {}", time(until))
+            format!(
+                "it is suspect: passwords that anybody may have sent, {} until {}",
+                kernel.pace,
+                time(until)
+            )
         }
         _ if !admitted.is_empty() && facts.policy == Policy::Closed => {
             format!("it is admitted: {}", evidence_text(admitted[0]))
@@ -90,7 +94,8 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
             format!("{who}, and in a storm strangers share one budget{but}"),
         );
     }
-    let spent = limits.iter().find(|level| level.left == 0 && level.limit != "other");
+    let spent =
+        limits.iter().find(|level| level.left == 0 && !matches!(level.limit, "other" | "suspect"));
     if let Some(level) = spent {
         return to(
             Outcome::Limit,
@@ -143,6 +148,7 @@ mod tests {
             good_until: None,
             peer_until: None,
             suspect_until: None,
+            pace: "",
             good_ports: Vec::new(),
             storm: false,
         }

@@ -15,6 +15,7 @@ mod kernel;
 mod registrar;
 mod report;
 mod ring;
+mod session;
 mod timeline;
 mod unwrap;
 #[cfg(test)]
@@ -52,6 +53,7 @@ use unwrap::{Unread, Unwrapped};
 pub use capture::{Capture, Input, Packet};
 pub use compare::{Comparison, Difference, Outcome};
 pub use report::{Ban, CaptureFacts, Close, Good, Limited, Replayed, Skipped};
+pub use session::{Session, SessionBan};
 pub use timeline::Fate;
 
 const SECOND: u64 = 1_000_000_000;
@@ -190,6 +192,8 @@ struct Replay<'c> {
     close: BTreeMap<IpKey, Evidence>,
     prefilter: Prefilter,
     duplicates: Duplicates,
+    /// What became of the last frame that arrived.
+    judged: Option<Reason>,
 }
 
 /// Buffers that are reused for each packet.
@@ -261,6 +265,7 @@ impl<'c> Replay<'c> {
             close: BTreeMap::new(),
             prefilter: Prefilter { ports: config.port_set(), inspects },
             duplicates: Duplicates::default(),
+            judged: None,
         };
         replay.detector.take_any_checksum();
         replay.ban_engine(START).judge_by_address()?;
@@ -415,12 +420,14 @@ impl<'c> Replay<'c> {
         {
             // The kernel would decide the same, and keep no state.
             self.facts.reasons[reason as usize] += 1;
+            self.judged = Some(reason);
             return Ok(());
         }
         self.facts.arrived += 1;
         self.kernel.set_clock(now);
         let (reason, message) = self.kernel.arrive(frame)?;
         self.facts.reasons[reason as usize] += 1;
+        self.judged = Some(reason);
         if let Some(message) = message {
             self.facts.messages[message as usize] += 1;
         }
