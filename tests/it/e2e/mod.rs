@@ -34,6 +34,7 @@ mod platform;
 mod powercut;
 mod privileges;
 mod replay;
+mod replay_tcp;
 mod restarts;
 mod schemas;
 mod storms;
