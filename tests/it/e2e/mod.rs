@@ -20,6 +20,7 @@ mod fail2ban;
 mod feeds;
 mod forgery;
 mod guessing;
+mod hep;
 mod hostile;
 mod hosts;
 mod import;
