@@ -8,6 +8,7 @@ use sip_xdp_common::ip_key::IpKey;
 use crate::dataplane::counters;
 use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::net::network::Network;
+use crate::sip::transport::Transport;
 use crate::sys::clock;
 
 /// One event, of one type from the ban engine to every consumer. Fields that do not apply are null
@@ -24,7 +25,10 @@ pub struct Event {
     pub address: Option<Network>,
     /// The port, if a single port is the subject.
     pub port: Option<u16>,
-    /// Reason in words. Attackers choose parts of it: escape it before display.
+    /// How the messages came that it is about, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport: Option<Transport>,
+    /// Why, in words. Attackers choose parts of it: escape it before it is shown.
     pub reason: Option<String>,
     /// Evidence tier of a ban.
     pub tier: Option<Tier>,
@@ -65,6 +69,7 @@ impl Event {
             kind: None,
             address: None,
             port: None,
+            transport: None,
             reason: None,
             tier: None,
             dry_run: false,
@@ -109,7 +114,12 @@ impl Event {
         Self { port: Some(port), ..self }
     }
 
-    /// Sets the kind.
+    /// By this transport.
+    pub(crate) fn transport(self, transport: Transport) -> Self {
+        Self { transport: Some(transport), ..self }
+    }
+
+    /// Of this kind.
     pub(crate) fn kind(self, kind: impl Into<String>) -> Self {
         Self { kind: Some(kind.into()), ..self }
     }

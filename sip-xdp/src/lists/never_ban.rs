@@ -7,7 +7,10 @@ use std::net::IpAddr;
 use crate::dataplane::netlink::Surroundings;
 use crate::net::network::Network;
 
-/// The addresses that must stay reachable, with their role.
+/// What the host's own addresses are.
+const OWN: &str = "an address of this host";
+
+/// The addresses that must stay reachable, and what each is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NeverBan {
     hosts: Vec<(Network, &'static str)>,
@@ -17,12 +20,7 @@ impl NeverBan {
     /// From the kernel's addresses and routes, and the resolvers of `resolv.conf`.
     pub fn new(surroundings: &Surroundings, resolv_conf: &str) -> Self {
         let mut hosts = Vec::new();
-        hosts.extend(
-            surroundings
-                .own
-                .iter()
-                .map(|address| (Network::host(*address), "an address of this host")),
-        );
+        hosts.extend(surroundings.own.iter().map(|address| (Network::host(*address), OWN)));
         hosts.extend(
             surroundings
                 .gateways
@@ -46,7 +44,13 @@ impl NeverBan {
         self.hosts.iter().find(|(host, _)| network.contains(host)).copied()
     }
 
-    /// All such networks.
+    /// Whether an address is the host's own.
+    pub fn is_own(&self, address: IpAddr) -> bool {
+        let host = Network::host(address);
+        self.hosts.iter().any(|(own, what)| *what == OWN && *own == host)
+    }
+
+    /// All of them.
     pub fn networks(&self) -> impl Iterator<Item = Network> {
         self.hosts.iter().map(|(host, _)| *host)
     }

@@ -8,6 +8,7 @@ use crate::bans::offences::OffenceRecord;
 use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::lists::EntryChange;
 use crate::net::network::Network;
+use crate::sip::transport::Transport;
 use crate::sys::clock;
 
 /// A change that must survive a reboot.
@@ -85,7 +86,9 @@ pub struct Accepted {
     pub user: String,
     /// The port.
     pub port: u16,
-    /// First acceptance, in milliseconds since 1970.
+    /// How it was accepted.
+    pub transport: Transport,
+    /// When for the first time, in milliseconds since 1970.
     pub first_ms: u64,
     /// Last acceptance, in milliseconds since 1970.
     pub last_ms: u64,

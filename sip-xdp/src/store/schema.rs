@@ -11,7 +11,7 @@ use rusqlite::{Connection, Error, ErrorCode, OpenFlags, TransactionBehavior};
 use crate::sys::clock;
 
 /// How each version is made from the one before. The first one is made from nothing.
-pub(super) const STEPS: [&str; 2] = [
+pub(super) const STEPS: [&str; 3] = [
     "
     CREATE TABLE entries (
         list TEXT NOT NULL,
@@ -79,6 +79,10 @@ pub(super) const STEPS: [&str; 2] = [
         first_ms INTEGER NOT NULL,
         last_ms INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
+",
+    // With which transport users were accepted.
+    "
+    ALTER TABLE accepted ADD COLUMN transport TEXT NOT NULL DEFAULT 'udp';
 ",
 ];
 

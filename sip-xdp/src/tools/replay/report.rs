@@ -21,6 +21,7 @@ use crate::dataplane::counters::{self, ByVerdict, Named, ResponseStats, SCHEMA};
 use crate::dataplane::tables::ledger::Tier;
 use crate::net::network::Network;
 use crate::observe::report;
+use crate::sip::transport::Transport;
 use crate::store;
 use crate::sys::clock;
 
@@ -121,11 +122,26 @@ pub struct CaptureFacts {
     pub out_of_order: u64,
     /// Packets without a run of a program, by reason.
     pub skipped: Skipped,
+    /// What was read of SIP over TCP.
+    pub tcp: TcpFacts,
     /// Why it was not read to its end, if so.
     pub trouble: Option<String>,
 }
 
-/// Packets without a run of a program.
+/// SIP over TCP in a capture.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct TcpFacts {
+    /// Connections to and from SIP ports.
+    pub connections: u64,
+    /// Messages in both directions.
+    pub messages: u64,
+    /// Pieces that the capture lacks.
+    pub lost: u64,
+    /// Bytes between messages that are no SIP.
+    pub garbage: u64,
+}
+
+/// Packets that no program was asked about.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Skipped {
     /// Of an unsupported link type.
@@ -138,7 +154,7 @@ pub struct Skipped {
     pub elsewhere: u64,
     /// From the local side, but not from a SIP port.
     pub leaving: u64,
-    /// From local SIP ports over TCP, which gives no evidence.
+    /// From the registrar's SIP ports by TCP, but no whole segment.
     pub tcp_answers: u64,
     /// Of an undescribed interface, or in an unsupported record.
     pub unread: u64,
@@ -250,6 +266,7 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
     let answers = replay.kernel.answers()?;
     let mut notes = notes(&replay)?;
     let of_report = facts_of(input, &replay, &notes);
+    let tcp = replay.streams.counts();
     let Replay { mut facts, timeline, registrar, close, .. } = replay;
     for (what, count) in capture.unread() {
         *facts.not_read.entry((*what).to_owned()).or_default() += count;
@@ -337,6 +354,12 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
             cut: facts.cut,
             out_of_order: facts.out_of_order,
             skipped: Skipped { unread: capture.unread().values().sum(), ..facts.skipped },
+            tcp: TcpFacts {
+                connections: tcp.connections,
+                messages: tcp.messages,
+                lost: tcp.lost,
+                garbage: tcp.garbage,
+            },
             trouble: capture.trouble().map(str::to_owned),
         },
         registrar: Ours {
@@ -408,6 +431,7 @@ fn facts_of(input: &Input, replay: &Replay<'_>, notes: &[String]) -> report::Fac
                 first_ms: *first_ms,
                 last_ms: *last_ms,
                 until_ms: *until_ms,
+                transport: Transport::default(),
             }
         });
     let sprayed =
