@@ -15,6 +15,7 @@ pub mod day;
 pub mod digest;
 pub mod dns;
 pub mod draw;
+pub mod exchange;
 pub mod fail2ban;
 pub mod faketime;
 pub mod filter;

@@ -12,7 +12,7 @@ use rusqlite::{Connection, Error, ErrorCode, OpenFlags, TransactionBehavior};
 use crate::sys::clock;
 
 /// How each version is made from the one before. The first one is made from nothing.
-pub(super) const STEPS: [&str; 2] = [
+pub(super) const STEPS: [&str; 3] = [
     "
     CREATE TABLE entries (
         list TEXT NOT NULL,
@@ -62,6 +62,9 @@ pub(super) const STEPS: [&str; 2] = [
         value BLOB NOT NULL,
         updated_ms INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
+",
+    "
+    ALTER TABLE accepted ADD COLUMN transport TEXT NOT NULL DEFAULT 'udp';
 ",
     // What the report asks for: packets dropped for a ban, users that strangers try, partners.
     "

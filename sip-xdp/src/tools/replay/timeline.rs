@@ -16,6 +16,7 @@ use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::detect::{Acceptance, Spray};
 use crate::lists::Lists;
 use crate::net::network::Network;
+use crate::sip::transport::Transport;
 use crate::sys::clock::{self, Moment};
 
 /// How many decisions are told one by one.
@@ -102,9 +103,9 @@ pub(super) struct Timeline {
     pub(super) suspected: BTreeMap<IpKey, Noted>,
     /// Users that were accepted, by address.
     pub(super) good: HashMap<IpKey, BTreeSet<String>>,
-    /// When each user was accepted at a port for the first time and the last, and until when it
+    /// How each user was accepted at a port, when for the first time and the last, and until when it
     /// lasts, in milliseconds since 1970.
-    pub(super) accepted: HashMap<(IpKey, u16, String), [u64; 3]>,
+    pub(super) accepted: HashMap<(IpKey, u16, String), (Transport, [u64; 3])>,
     /// Sources whose calls were processed without credentials: since when, and when last.
     pub(super) served: HashMap<IpKey, (u64, u64)>,
     /// Users that strangers tried, by the first try on the filter's clock: the latest figures, and
@@ -243,11 +244,12 @@ impl EventSink for Telling<'_> {
         if !users.contains(&acceptance.user) {
             users.insert(acceptance.user.clone());
         }
-        let Acceptance { source, user, port, until, .. } = acceptance;
+        let Acceptance { source, user, port, transport, until, .. } = acceptance;
         let at = self.at.wall_ms;
         let key = (*source, *port, user.clone());
         if self.timeline.accepted.len() < MAX_SOURCES || self.timeline.accepted.contains_key(&key) {
-            let times = self.timeline.accepted.entry(key).or_insert([at; 3]);
+            let (by, times) = self.timeline.accepted.entry(key).or_insert((*transport, [at; 3]));
+            *by = *transport;
             times[1] = at;
             times[2] = at.saturating_add(until.saturating_sub(self.at.now) / 1_000_000);
         }
