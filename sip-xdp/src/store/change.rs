@@ -1,4 +1,4 @@
-//! Changes that the store records, and the state that it returns.
+//! What the store is told, and what it tells.
 
 use std::net::IpAddr;
 
@@ -11,18 +11,18 @@ use crate::net::network::Network;
 use crate::sip::transport::Transport;
 use crate::sys::clock;
 
-/// A change that must survive a reboot.
+/// One thing that has changed and is to survive a reboot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// An entry was added, or replaced its owner's earlier one.
     Put(List, Entry),
-    /// An owner's entry was removed: for a whole network, or for one port of a host.
+    /// An owner's entry was taken out: for a whole network, or for one port of a host.
     Remove(List, Network, Option<u16>, Owner),
-    /// The complete set of entries; all others are removed from the store.
+    /// These are all entries that there are; what else the store has is taken out.
     Entries(Vec<(List, Entry)>),
-    /// The offences of a network have changed.
+    /// Somebody was banned, for the so-many-th time.
     Offence(OffenceRecord),
-    /// The offences of a network were pardoned.
+    /// What a network did is forgotten.
     Pardon(Network),
     /// A ban began.
     Banned(Ban),
@@ -30,7 +30,7 @@ pub enum Change {
     Ended {
         /// The network.
         network: Network,
-        /// The port, if the ban covered only that.
+        /// The port, if only that was banned.
         port: Option<u16>,
         /// When and how.
         end: End,
@@ -46,15 +46,15 @@ pub enum Change {
     /// A user was accepted with credentials. Of an earlier row the time of the first acceptance is
     /// kept.
     Accepted(Accepted),
-    /// All acceptances and the peer state of this address were removed.
+    /// Whoever was accepted from this address, or answered there, is forgotten.
     Forgotten(IpAddr),
-    /// A host answered a request of the server.
+    /// Somebody answered a request of ours.
     Peer(Peer),
-    /// A named value for later.
+    /// Something that somebody wants back under this name.
     Note {
         /// The name.
         name: String,
-        /// The value.
+        /// What was noted.
         value: Vec<u8>,
     },
 }
@@ -71,7 +71,7 @@ impl From<EntryChange> for Change {
 }
 
 impl Change {
-    /// Whether it concerns entries, which are never lost.
+    /// Whether it is about entries, which are never lost.
     pub(super) fn is_of_entries(&self) -> bool {
         matches!(self, Self::Put(..) | Self::Remove(..) | Self::Entries(_))
     }
@@ -90,42 +90,42 @@ pub struct Accepted {
     pub transport: Transport,
     /// When for the first time, in milliseconds since 1970.
     pub first_ms: u64,
-    /// Last acceptance, in milliseconds since 1970.
+    /// When for the last time.
     pub last_ms: u64,
-    /// End of the registration, in milliseconds since 1970.
+    /// When its registration ends, or has ended.
     pub until_ms: u64,
 }
 
-/// A host that answered a request of the server.
+/// An address that answered a request of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     /// The address.
     pub address: IpAddr,
-    /// End of its peer state, in milliseconds since 1970.
+    /// How long it counts as a peer, in milliseconds since 1970.
     pub until_ms: u64,
 }
 
-/// A ban in the history.
+/// A ban, as the history keeps it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ban {
     /// The network.
     pub network: Network,
-    /// The port, if the ban covered only that.
+    /// The port, if only that was banned.
     pub port: Option<u16>,
     /// The kind of evidence.
     pub kind: String,
-    /// Evidence tier.
+    /// How sure the evidence was.
     pub tier: Option<Tier>,
-    /// Reason.
+    /// Why.
     pub reason: String,
-    /// Start, in milliseconds since 1970.
+    /// When it began, in milliseconds since 1970.
     pub from_ms: u64,
-    /// Scheduled end; `None` for permanent.
+    /// When it was to end, if ever.
     pub until_ms: Option<u64>,
 }
 
 impl Ban {
-    /// The ban that an entry of the block list represents.
+    /// The ban that an entry of the block list is.
     pub fn of(kind: &str, entry: &Entry) -> Self {
         Self {
             network: entry.network,
@@ -181,7 +181,7 @@ pub struct Served {
 /// A ban of the past or of now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryRow {
-    /// Row number, increasing.
+    /// Its number. Later bans have higher ones.
     pub id: i64,
     /// The ban.
     pub ban: Ban,
@@ -189,17 +189,17 @@ pub struct HistoryRow {
     pub end: Option<End>,
 }
 
-/// The stored state.
+/// What survived.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct State {
-    /// The live entries of both lists.
+    /// The entries of both lists that have not ended.
     pub entries: Vec<(List, Entry)>,
-    /// Offences of the last 30 days.
+    /// Who was banned how often, in the last 30 days.
     pub offences: Vec<OffenceRecord>,
-    /// Acceptances of the last 30 days.
+    /// Who was accepted, in the last 30 days.
     pub accepted: Vec<Accepted>,
-    /// Current peers.
+    /// Who still counts as a peer.
     pub peers: Vec<Peer>,
-    /// Named values.
+    /// The notes, by name.
     pub notes: Vec<(String, Vec<u8>)>,
 }

@@ -1,4 +1,4 @@
-//! Reading the store, concurrently with its writer.
+//! Reading the store, beside whoever writes to it.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,27 +16,24 @@ use crate::net::network::Network;
 use crate::sip::transport::Transport;
 use crate::sys::clock;
 
-/// Retention of offences and acceptances, in milliseconds.
+/// How long offences and accepted users are remembered, in milliseconds.
 pub(super) const REMEMBERED_MS: u64 = 30 * 24 * 3_600_000;
 
-/// Maximum number of bans returned per source.
-const MAX_BANS: usize = 1_000;
+/// How many bans of one source are told at most.
+const TOLD: usize = 1_000;
 
-/// The store, read-only. Does not block a daemon that writes.
+/// The store, to be read only. A daemon may write to it meanwhile and is not kept waiting.
 #[derive(Debug)]
 pub struct Reader {
     connection: Connection,
-    /// It has no tables yet.
+    /// There is nothing in it, not even tables.
     is_new: bool,
     /// Which version the file has: that of a program before this one, until its daemon starts.
     version: usize,
 }
 
 /// From this version on there are hits of bans, sprayed users and served addresses.
-const WITH_HITS: usize = 2;
-
-/// From this version on it is known with which transport a user was accepted.
-const WITH_TRANSPORT: u32 = 3;
+const WITH_HITS: usize = 3;
 
 /// The columns of a ban, from a file that has hits, and from one that does not.
 const BAN: [&str; 2] = [
@@ -54,12 +51,12 @@ impl Reader {
         Ok(Self { connection, is_new, version })
     }
 
-    /// The live state.
+    /// What survived.
     pub fn state(&self) -> Result<State> {
         if self.is_new { Ok(State::default()) } else { Ok(state(&self.connection)?) }
     }
 
-    /// All bans in the history, earliest first.
+    /// All bans that are remembered, the earliest first.
     pub fn bans(&self) -> Result<Vec<HistoryRow>> {
         self.bans_since(0)
     }
@@ -98,7 +95,7 @@ impl Reader {
         BAN[usize::from(self.version >= WITH_HITS)]
     }
 
-    /// The bans of a network and of those around it, latest first.
+    /// The bans of a network and of those around it, the latest first.
     pub fn history(&self, network: &Network) -> Result<Vec<HistoryRow>> {
         let columns = self.ban_columns();
         let sql = format!(
@@ -112,20 +109,15 @@ impl Reader {
         let shortest = network.bits() - network.prefix();
         for bits in (shortest..=network.bits()).rev() {
             let around = Network::around(network.first(), bits).to_string();
-            all.extend(rows(
-                &self.connection,
-                &sql,
-                params![around, MAX_BANS as i64],
-                history_row,
-            )?);
+            all.extend(rows(&self.connection, &sql, params![around, TOLD as i64], history_row)?);
         }
         all.sort_unstable_by_key(|row| std::cmp::Reverse(row.id));
-        all.truncate(MAX_BANS);
+        all.truncate(TOLD);
         Ok(all)
     }
 }
 
-/// The live state.
+/// What survived, without what has ended.
 pub(super) fn state(connection: &Connection) -> rusqlite::Result<State> {
     let now = clock::wall_ms();
     let since = from_number(now.saturating_sub(REMEMBERED_MS));
@@ -133,25 +125,21 @@ pub(super) fn state(connection: &Connection) -> rusqlite::Result<State> {
     let entries = "SELECT list, network, port, owner, tier, added_ms, expires_ms, reason
         FROM entries WHERE expires_ms IS NULL OR expires_ms > ?";
     let offences = "SELECT network, count, last_ms FROM offences WHERE last_ms > ?";
-    // A file of an earlier version has no such column until its daemon starts.
-    let version: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    let transport = if version < WITH_TRANSPORT { "'udp'" } else { "transport" };
-    let accepted = format!(
-        "SELECT address, user, port, first_ms, last_ms, until_ms, {transport}
-        FROM accepted WHERE max(last_ms, until_ms) > ?"
-    );
+    let accepted = "SELECT address, user, port, first_ms, last_ms, until_ms, transport
+        FROM accepted WHERE max(last_ms, until_ms) > ?";
     let peers = "SELECT address, until_ms FROM peers WHERE until_ms > ?";
     let notes = "SELECT name, value FROM notes ORDER BY name";
     Ok(State {
         entries: rows(connection, entries, [now], entry)?,
         offences: rows(connection, offences, [since], offence)?,
-        accepted: rows(connection, &accepted, [since], accepted_row)?,
+        accepted: rows(connection, accepted, [since], accepted_row)?,
         peers: rows(connection, peers, [now], peer)?,
         notes: rows(connection, notes, params![], |row| Ok(Some((row.get(0)?, row.get(1)?))))?,
     })
 }
 
-/// All valid rows. A corrupt row must not cost the others.
+/// All rows that can be understood. A disk that turned a bit in one of them must not cost the
+/// others.
 fn rows<T>(
     connection: &Connection,
     sql: &str,
@@ -197,8 +185,8 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Option<(List, Entry)>> {
         return Ok(None);
     };
     let added_ms = number(row, 5)?;
-    // A machine without a real-time clock boots in the past: an entry never lasts longer than its
-    // original lifetime.
+    // A machine without a clock of its own starts in the past: an entry never lasts longer than it
+    // was made for.
     let now = clock::wall_ms().max(added_ms);
     let left = |until: u64| clock::after(Some(Duration::from_millis(until.saturating_sub(now))));
     let entry = Entry {
@@ -208,7 +196,7 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Option<(List, Entry)>> {
         ..Entry::manual(network, optional(row, 6)?.map_or(NEVER, left), &text(row, 7)?)
     };
     let port = to_port(row.get(2)?);
-    // Only hosts have ports.
+    // A port is one of a host's.
     Ok((port.is_none() || entry.network.is_host()).then_some((list, Entry { port, ..entry })))
 }
 

@@ -1,4 +1,5 @@
-//! The file: tables, migrations, and treatment of broken files.
+//! The file: its tables, how one of an earlier version becomes one of this version, and what
+//! becomes of one that is broken.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -62,6 +63,9 @@ pub(super) const STEPS: [&str; 3] = [
         updated_ms INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
 ",
+    "
+    ALTER TABLE accepted ADD COLUMN transport TEXT NOT NULL DEFAULT 'udp';
+",
     // What the report asks for: packets dropped for a ban, users that strangers try, partners.
     "
     ALTER TABLE history ADD COLUMN hits INTEGER;
@@ -80,28 +84,24 @@ pub(super) const STEPS: [&str; 3] = [
         last_ms INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
 ",
-    // With which transport users were accepted.
-    "
-    ALTER TABLE accepted ADD COLUMN transport TEXT NOT NULL DEFAULT 'udp';
-",
 ];
 
-/// Wait for a lock of another process.
+/// How long to wait for somebody who has locked the file.
 const BUSY: Duration = Duration::from_secs(5);
 
 /// Why the file cannot be used.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// Its contents are invalid.
+    /// What it holds makes no sense.
     Corrupt(String),
-    /// It cannot be read or written now, possibly temporarily.
+    /// It cannot be read or written now, which may pass.
     Unavailable(String),
-    /// Another process held the lock for too long.
+    /// Somebody else has locked it for longer than one can wait.
     Locked(String),
 }
 
 impl Failure {
-    /// The description.
+    /// What is wrong.
     pub(super) fn text(&self) -> &str {
         match self {
             Self::Corrupt(text) | Self::Unavailable(text) | Self::Locked(text) => text,
@@ -130,17 +130,17 @@ impl From<Error> for Failure {
     }
 }
 
-/// An opened file.
+/// A file that was opened.
 pub(super) struct Usable {
     /// The connection.
     pub(super) connection: Connection,
-    /// It was empty.
+    /// There was nothing in it.
     pub(super) is_new: bool,
     /// Which version it has.
     pub(super) version: usize,
 }
 
-/// Opens the file for writing, creates it if missing, and migrates it to this version.
+/// Opens the file for writing, makes it if it is missing, and brings it to this version.
 pub(super) fn open_writable(path: &Path) -> Result<Usable, Failure> {
     if let Some(directory) = path.parent() {
         let made = fs::create_dir_all(directory);
@@ -148,8 +148,7 @@ pub(super) fn open_writable(path: &Path) -> Result<Usable, Failure> {
             Failure::Unavailable(format!("{} cannot be made: {error}", directory.display()))
         })?;
     }
-    // Not readable by others: it contains users and their addresses. If this fails, opening will
-    // report why.
+    // Users and their addresses are nobody else's business. If this fails, opening will say why.
     let _ = OpenOptions::new().append(true).create(true).mode(0o640).open(path);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_CREATE
@@ -170,7 +169,7 @@ pub(super) fn open_writable(path: &Path) -> Result<Usable, Failure> {
     Ok(Usable { connection, is_new: version == 0, version: STEPS.len() })
 }
 
-/// Opens the file read-only, with or without a daemon that writes to it.
+/// Opens the file for reading only, beside a daemon that writes to it or without one.
 pub(super) fn open_readable(path: &Path) -> Result<Usable, Failure> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let usable = |connection: Connection| {
@@ -182,8 +181,8 @@ pub(super) fn open_readable(path: &Path) -> Result<Usable, Failure> {
         Err(Failure::Unavailable(_)) => {}
         other => return other,
     }
-    // The shared index of the log cannot be created here. In a directory that nobody can write
-    // there is no other user, so that no lock is needed.
+    // There is no place for the index of the log, which those who use the file share. Where nobody
+    // can write, there is nobody to share it with, and no lock is needed.
     if with_suffix(path, "-wal").exists() {
         let connection = Connection::open_with_flags_and_vfs(path, flags, c"unix-none")?;
         connection.pragma_update_and_check(None, "locking_mode", "exclusive", |_| Ok(()))?;
@@ -203,12 +202,12 @@ pub(super) fn open_readable(path: &Path) -> Result<Usable, Failure> {
 fn prepare(connection: &Connection) -> Result<(), Failure> {
     connection.busy_timeout(BUSY)?;
     connection.set_prepared_statement_cache_capacity(32);
-    // No files in a temporary directory.
+    // Nothing is left behind in a directory for temporary files.
     connection.pragma_update(None, "temp_store", "memory")?;
     Ok(())
 }
 
-/// Checks the file's integrity, and returns its version.
+/// Whether the file is whole, and of which version.
 fn check(connection: &Connection) -> Result<usize, Failure> {
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let known = usize::try_from(version).ok().filter(|version| *version <= STEPS.len());
@@ -225,13 +224,13 @@ fn check(connection: &Connection) -> Result<usize, Failure> {
     Ok(known)
 }
 
-/// Whether the path exists.
+/// Whether there is anything under this name.
 pub(super) fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-/// Renames a broken file together with its log; it is never overwritten. Returns the message, and
-/// whether the rename succeeded.
+/// Renames a file that cannot be used, together with its log. It is never overwritten. Returns what
+/// to say, and whether it is out of the way.
 pub(super) fn set_aside(path: &Path, what: &str) -> (String, bool) {
     let mut second = clock::wall_ms() / 1_000;
     let mut aside = with_suffix(path, &format!(".corrupt-{second}"));
@@ -255,7 +254,7 @@ pub(super) fn set_aside(path: &Path, what: &str) -> (String, bool) {
     (format!("{} {what}; {kept}, and the lists start empty", path.display()), moved.is_ok())
 }
 
-/// A path with a suffix.
+/// A path with something behind its name.
 pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);

@@ -1,6 +1,6 @@
-//! The state dump that one instance passes to another, for a standby host or a rebuild: entries,
-//! acceptances, offences, history. Exporting reads maps and store, with or without a daemon; the
-//! other daemon imports it, in parts that fit into a request.
+//! What one instance hands to another, for a standby host or a rebuild: entries, who is known good,
+//! who offended, what happened. Exporting reads the maps and the store, with or without a daemon;
+//! taking it up is the other daemon's work, in parts that fit into a request.
 
 use std::net::IpAddr;
 
@@ -22,17 +22,17 @@ use crate::store::{self, HistoryRow, State, Store};
 use crate::sys::clock;
 use crate::sys::paths::Paths;
 
-/// Maximum size of a part in bytes of JSON: less than a request.
+/// How many bytes of JSON a part may have: less than a request.
 const PART: usize = 40_000;
 
-/// The owner of an exported entry. Those of the configuration, of host names and of tools are
-/// recreated by their owners.
+/// Whose entry it is. Those of the configuration, of host names and of tools are made anew where
+/// they are imported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum DumpedOwner {
-    /// An operator.
+pub enum Whose {
+    /// An operator's.
     Manual,
-    /// The detector.
+    /// The detector's.
     Auto,
 }
 
@@ -41,17 +41,17 @@ pub enum DumpedOwner {
 pub struct DumpedEntry {
     /// The network.
     pub network: Network,
-    /// The port of a flow; `None` for the whole network.
+    /// The port of a flow; none for all of it.
     pub port: Option<u16>,
-    /// The owner.
-    pub owner: DumpedOwner,
-    /// Reason.
+    /// Whose it is.
+    pub owner: Whose,
+    /// Why.
     pub reason: String,
-    /// Evidence tier.
+    /// How sure the evidence is.
     pub tier: Option<Tier>,
-    /// Creation time.
+    /// Since when.
     pub added: Timestamp,
-    /// Expiry; `None` for permanent.
+    /// Until when; none for good.
     pub expires: Option<Timestamp>,
 }
 
@@ -60,65 +60,65 @@ pub struct DumpedEntry {
 pub struct Host {
     /// The name.
     pub name: HostName,
-    /// Reason.
+    /// Why.
     pub reason: String,
-    /// Creation time.
+    /// Since when.
     pub added: Timestamp,
-    /// Expiry; `None` for permanent.
+    /// Until when; none for good.
     pub expires: Option<Timestamp>,
 }
 
 /// A user that was accepted with credentials.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accepted {
-    /// Address.
+    /// From this address.
     pub address: IpAddr,
-    /// Port.
+    /// And this port.
     pub port: u16,
     /// By this transport; UDP in dumps that do not say.
     #[serde(default)]
     pub transport: Transport,
     /// The user.
     pub user: String,
-    /// First acceptance.
+    /// When for the first time.
     pub first: Timestamp,
-    /// Last acceptance.
+    /// When for the last time.
     pub last: Timestamp,
-    /// End of the registration.
+    /// When its registration ends.
     pub until: Timestamp,
 }
 
-/// The offences of a network.
+/// How often a network was banned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offence {
     /// The network.
     pub network: Network,
-    /// Number of bans.
+    /// How often.
     pub count: u32,
-    /// Time of the last one.
+    /// When the last time.
     pub last: Timestamp,
 }
 
-/// A past or current ban.
+/// A ban of the past or of now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PastBan {
     /// The network.
     pub network: Network,
-    /// The port, if the ban covered only that.
+    /// The port, if only that was banned.
     pub port: Option<u16>,
     /// The kind of evidence.
     pub kind: String,
-    /// Evidence tier.
+    /// How sure it was.
     pub tier: Option<Tier>,
-    /// Reason.
+    /// Why.
     pub reason: String,
-    /// Start.
+    /// When it began.
     pub from: Timestamp,
-    /// Scheduled end.
+    /// When it was to end.
     pub until: Option<Timestamp>,
-    /// Actual end, if over.
+    /// When it ended, if it has.
     pub ended: Option<Timestamp>,
-    /// Cause of the end: `expired` or `command`.
+    /// What ended it: `expired`, `command` or `displaced`.
     pub ended_by: Option<String>,
     /// Packets that were dropped for it until it ended; none if nobody counted.
     #[serde(default)]
@@ -143,47 +143,47 @@ impl From<HistoryRow> for PastBan {
     }
 }
 
-/// A complete state dump.
+/// All of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Export {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// Time of the export.
+    /// When it was made.
     pub time: Timestamp,
-    /// The block list, without entries of the configuration.
+    /// The block list, without what the configuration lists.
     pub block: Vec<DumpedEntry>,
-    /// The trust list, without entries of the configuration.
+    /// The trust list, likewise.
     pub trust: Vec<DumpedEntry>,
     /// Host names that are trusted by command.
     pub hosts: Vec<Host>,
-    /// Accepted users.
+    /// Who was accepted.
     pub accepted: Vec<Accepted>,
-    /// Offences.
+    /// Who was banned how often.
     pub offences: Vec<Offence>,
-    /// The ban history.
+    /// All bans that are remembered.
     pub history: Vec<PastBan>,
 }
 
-/// A part of a state dump.
+/// A part of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "of", content = "rows", rename_all = "snake_case")]
 pub enum Part {
-    /// Trust entries.
+    /// Of the trust list.
     Trust(Vec<DumpedEntry>),
-    /// Block entries.
+    /// Of the block list.
     Block(Vec<DumpedEntry>),
-    /// Host names.
+    /// Of the host names.
     Hosts(Vec<Host>),
-    /// Accepted users.
+    /// Of those who were accepted.
     Accepted(Vec<Accepted>),
-    /// Offences.
+    /// Of the offences.
     Offences(Vec<Offence>),
-    /// Ban history.
+    /// Of the bans.
     History(Vec<PastBan>),
 }
 
 impl Part {
-    /// The name of its section.
+    /// What it is a part of.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Trust(_) => "trust",
@@ -197,8 +197,8 @@ impl Part {
 }
 
 impl Export {
-    /// Collects it from the maps, or from the store if nothing is loaded; sections other than the
-    /// lists come from the store.
+    /// Reads it from the maps, or from the store if nothing is loaded; the rest is the store's
+    /// alone.
     pub fn collect(paths: &Paths) -> Result<Self> {
         let pins = Pins::new(&paths.pin_dir);
         pins.check_access()?;
@@ -238,7 +238,8 @@ impl Export {
         })
     }
 
-    /// Splits it into parts. Trust comes first, so that its networks are never blocked in between.
+    /// Cuts it into parts. What is trusted comes first, so that nothing is blocked that must not
+    /// be.
     pub fn parts(self) -> Vec<Part> {
         let mut parts = Vec::new();
         parts.extend(cut(self.trust).into_iter().map(Part::Trust));
@@ -251,7 +252,7 @@ impl Export {
     }
 }
 
-/// Splits rows into chunks that fit into a request.
+/// Cuts rows into pieces that fit into a request.
 pub fn cut<T: Serialize>(rows: Vec<T>) -> Vec<Vec<T>> {
     let (mut pieces, mut piece, mut size) = (Vec::new(), Vec::new(), 0);
     for row in rows {
@@ -271,8 +272,8 @@ pub fn cut<T: Serialize>(rows: Vec<T>) -> Vec<Vec<T>> {
 
 fn listed(entry: &Entry) -> Option<DumpedEntry> {
     let owner = match entry.owner {
-        Owner::Manual => DumpedOwner::Manual,
-        Owner::Auto => DumpedOwner::Auto,
+        Owner::Manual => Whose::Manual,
+        Owner::Auto => Whose::Auto,
         Owner::Config | Owner::Host | Owner::Tool | Owner::Feed => return None,
     };
     Some(DumpedEntry {
@@ -335,7 +336,7 @@ mod tests {
             block: vec![DumpedEntry {
                 network,
                 port: None,
-                owner: DumpedOwner::Auto,
+                owner: Whose::Auto,
                 reason: "ü \"why\"".to_owned(),
                 tier: Some(Tier::Unproven),
                 added: Timestamp::UNIX_EPOCH,

@@ -1,4 +1,5 @@
-//! The writer thread, so that a slow, full or missing disk never blocks the daemon.
+//! The thread that writes. The daemon hands changes over and goes on; a disk that is slow, full or
+//! gone keeps nobody waiting.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,53 +13,54 @@ use super::schema::{self, Failure};
 use super::{read, write};
 use crate::sys::privileges;
 
-/// Minimum interval between two transactions.
+/// The least time between two transactions.
 const PACE: Duration = Duration::from_millis(200);
 
-/// Wait after a failed transaction.
+/// How long to wait after a transaction that failed.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Interval at which old rows are removed.
+/// How often what is too old is removed.
 const TIDY: Duration = Duration::from_secs(3_600);
 
-/// State shared by daemon and writer.
+/// What the daemon and the writer share.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     writer_queue: Mutex<WriterQueue>,
-    /// Signals work for the writer.
+    /// There is something to do.
     wake: Condvar,
-    /// Signals completed work.
+    /// Something was done.
     done: Condvar,
 }
 
-/// The shared state behind the lock, which is never held during disk access.
+/// What lies between the two. Nobody holds the lock while waiting for a disk.
 #[derive(Debug, Default)]
 pub(super) struct WriterQueue {
-    /// Changes to be written.
+    /// What waits to be written.
     pub(super) queue: Queue,
-    /// Why nothing can be written, if so.
+    /// Why nothing can be written.
     pub(super) trouble: Option<String>,
-    /// Number of flush requests, and the number up to which they were tried.
+    /// How often somebody has asked for everything to be written now, and up to which of these it
+    /// was tried.
     asked: u64,
     answered: u64,
-    /// The next write is checkpointed into the file, not only into its log.
+    /// What is written next is to be in the file itself, not only in its log.
     into_file: bool,
     stop: bool,
-    /// The file was locked at the start, and its contents are unknown.
+    /// The file was locked when it was opened, and nobody knows yet what it holds.
     pub(super) unread: bool,
-    /// Its contents, until the daemon takes them.
+    /// What it held, until the daemon has taken it up.
     pub(super) late: Option<State>,
     /// The writer has ended.
     pub(super) ended: bool,
 }
 
 impl Shared {
-    /// Locks the shared state.
+    /// Looks at what lies between the two.
     pub(super) fn writer_queue(&self) -> MutexGuard<'_, WriterQueue> {
         self.writer_queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a change.
+    /// Hands over a change.
     pub(super) fn record(&self, change: Change) {
         let mut writer_queue = self.writer_queue();
         let wakes = writer_queue.queue.is_empty();
@@ -69,8 +71,8 @@ impl Shared {
         }
     }
 
-    /// Requests a flush, into the file or only into its log, which is as safe. Returns a ticket for
-    /// [`Shared::wait`].
+    /// Has everything written now, to the file itself or at least to its log, which is as safe.
+    /// Returns what to wait for.
     pub(super) fn ask(&self, into_file: bool) -> u64 {
         let mut writer_queue = self.writer_queue();
         writer_queue.asked += 1;
@@ -79,21 +81,23 @@ impl Shared {
         writer_queue.asked
     }
 
-    /// Waits for a flush. Returns false if it has neither succeeded nor failed within `timeout`.
-    pub(super) fn wait(&self, ticket: u64, timeout: Duration) -> bool {
+    /// Waits for what was asked for. Returns false if that has neither succeeded nor failed after
+    /// `patience`.
+    pub(super) fn wait(&self, ticket: u64, patience: Duration) -> bool {
         let waits =
             |writer_queue: &mut WriterQueue| writer_queue.answered < ticket && !writer_queue.ended;
-        let waited = self.done.wait_timeout_while(self.writer_queue(), timeout, waits);
+        let waited = self.done.wait_timeout_while(self.writer_queue(), patience, waits);
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
-    /// Ends the writer after one last attempt to write.
-    pub(super) fn end(&self, timeout: Duration) {
+    /// Ends the writer, which tries once more to write what waits.
+    pub(super) fn end(&self, patience: Duration) {
         let mut writer_queue = self.writer_queue();
         writer_queue.stop = true;
         self.wake.notify_one();
         drop(
-            self.done.wait_timeout_while(writer_queue, timeout, |writer_queue| !writer_queue.ended),
+            self.done
+                .wait_timeout_while(writer_queue, patience, |writer_queue| !writer_queue.ended),
         );
     }
 }
@@ -107,22 +111,22 @@ pub(super) struct Writer {
     last_tidied: Option<Instant>,
 }
 
-/// Work to do.
+/// What there is to do.
 struct Task {
     changes: Vec<Change>,
     ticket: u64,
-    /// Checkpoint into the file.
+    /// It is to be in the file itself.
     into_file: bool,
     stops: bool,
 }
 
 impl Writer {
-    /// A writer for an open file, or for one to be opened as soon as possible.
+    /// A writer for a file that is open, or that is to be opened as soon as possible.
     pub(super) fn new(path: PathBuf, shared: Arc<Shared>, connection: Option<Connection>) -> Self {
         Self { path, shared, connection, last_attempt: None, last_tidied: None }
     }
 
-    /// Writes until asked to end.
+    /// Writes until it is told to end.
     pub(super) fn run(mut self) {
         privileges::keep(privileges::NOTHING);
         loop {
@@ -139,14 +143,15 @@ impl Writer {
                 Err(failure) => {
                     writer_queue.queue.put_back(changes);
                     report(&mut writer_queue, &self.path, failure.text());
-                    // Whatever the error, the next attempt reopens the file.
+                    // Whatever is wrong with the file, the next attempt begins with a new look at
+                    // it.
                     self.connection = None;
                 }
             }
             writer_queue.answered = ticket;
             if stops {
                 drop(writer_queue);
-                // Closing the last connection checkpoints the log into the file.
+                // The last one to let go of the file brings the log into it.
                 self.connection = None;
                 self.shared.writer_queue().ended = true;
                 self.shared.done.notify_all();
@@ -157,7 +162,7 @@ impl Writer {
         }
     }
 
-    /// Waits for work, and for the end of the interval.
+    /// Waits until there is something to do and it is time to do it.
     fn next_task(&self) -> Task {
         let since = |at: Option<Instant>| at.map_or(Duration::MAX, |at| at.elapsed());
         let mut writer_queue = self.shared.writer_queue();
@@ -192,7 +197,7 @@ impl Writer {
 
     fn attempt(&mut self, changes: &[Change], into_file: bool) -> Result<(), Failure> {
         if self.connection.is_some() && !schema::exists(&self.path) {
-            // The file was removed: further writes to it would be lost.
+            // Somebody has removed the file: what is written to it now, nobody will find.
             self.connection = None;
             self.shared.writer_queue().queue.lose_track();
         }
@@ -210,7 +215,7 @@ impl Writer {
             writer_queue = self.shared.writer_queue();
             (writer_queue.unread, writer_queue.late) = (false, Some(state));
         }
-        // Until the daemon has taken those contents, it does not know all entries.
+        // Until the daemon has taken that up, it does not know all entries.
         let keeps = writer_queue.late.is_some()
             && changes.iter().any(|change| matches!(change, Change::Entries(_)));
         if keeps {
@@ -234,7 +239,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Reopens the file. A broken one is set aside, and all entries are requested.
+    /// Opens the file again. One that is broken is set aside, and all entries are asked for.
     fn open(&self) -> Result<Connection, Failure> {
         let what = match schema::open_writable(&self.path) {
             Ok(usable) => {
@@ -256,7 +261,7 @@ impl Writer {
     }
 }
 
-/// Reports why nothing can be written: once in the log, and in the status.
+/// Says why nothing can be written: in the log once, and to whoever asks.
 pub(super) fn report(writer_queue: &mut WriterQueue, path: &Path, what: &str) {
     let mut text = format!(
         "the lists would not survive a reboot: {} cannot be written ({what})",

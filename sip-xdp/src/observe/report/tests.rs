@@ -40,15 +40,8 @@ fn ban(network: &str, kind: &str, from_ms: u64, end: Option<(&str, u64)>) -> Ban
 
 fn accepted(address: &str, user: &str, port: u16, first_ms: u64, last_ms: u64) -> Accepted {
     let (address, user) = (address.parse().unwrap(), user.to_owned());
-    Accepted {
-        address,
-        user,
-        port,
-        first_ms,
-        last_ms,
-        until_ms: last_ms + HOUR_MS,
-        transport: Transport::default(),
-    }
+    let (transport, until_ms) = (Transport::Udp, last_ms + HOUR_MS);
+    Accepted { address, user, port, transport, first_ms, last_ms, until_ms }
 }
 
 #[test]

@@ -1,6 +1,4 @@
-//! The report of a replay, for people and as JSON.
-//!
-//! More than 400 lines: the fields of the JSON report, each documented, with their construction.
+//! What a replay came to, for people and as JSON.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -21,45 +19,44 @@ use crate::dataplane::counters::{self, ByVerdict, Named, ResponseStats, SCHEMA};
 use crate::dataplane::tables::ledger::Tier;
 use crate::net::network::Network;
 use crate::observe::report;
-use crate::sip::transport::Transport;
 use crate::store;
 use crate::sys::clock;
 
-/// Maximum number of sources reported as close to a ban.
+/// How many of those are told that came close to a ban.
 const CLOSEST: usize = 20;
 
-/// The report.
+/// All of it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Replayed {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// Time of the replay.
+    /// When it was replayed.
     pub time: Timestamp,
     /// The capture.
     pub capture: CaptureFacts,
-    /// The local side.
+    /// Whose side of it is ours.
     pub registrar: Ours,
-    /// Incoming packets, by verdict and reason.
+    /// Packets that arrived, by verdict and reason.
     pub packets: Verdicts,
-    /// UDP payloads to SIP ports, by message kind.
+    /// What reached the start-line parser, by kind.
     pub methods: Named,
-    /// The server's responses.
+    /// Our own responses.
     pub responses: ResponseStats,
-    /// Bans, in order of time.
+    /// Who would have been banned, in the order of time.
     pub banned: Vec<Ban>,
-    /// Sources that were over a limit, or limited as suspects, without a ban.
+    /// Who would have been over a limit, or was limited as suspect, but not banned.
     pub limited: Vec<Limited>,
-    /// Known-good hosts.
+    /// Who was known good.
     pub good: Vec<Good>,
-    /// Peers.
+    /// Who was a peer.
     pub peers: Vec<IpAddr>,
-    /// The sources closest to a ban without one.
+    /// Who came closest to a ban of all that were not banned.
     pub closest: Vec<Close>,
-    /// All other sources, in total.
+    /// All sources that were none of the above, together.
     pub others: Others,
-    /// The events, as `watch` would show them.
+    /// What `watch` would have shown.
     pub(crate) events: Vec<Event>,
-    /// Further notes.
+    /// What else should be known.
     pub notes: Vec<String>,
     /// What `sip-xdp report` would have been made of at the end.
     #[serde(skip)]
@@ -67,13 +64,13 @@ pub struct Replayed {
     /// What became of each source, for a comparison.
     #[serde(skip)]
     pub(super) fates: BTreeMap<IpAddr, Fate>,
-    /// Packets lost to limits and bans by source and port.
+    /// Packets that each port of a source lost to a limit or a ban.
     #[serde(skip)]
     pub(super) lost: BTreeMap<(IpAddr, u16), u64>,
 }
 
 impl Replayed {
-    /// Packets that an address, or one port of it, lost to limits and bans.
+    /// How many packets an address, or one port of it, lost to limits and bans.
     pub fn lost(&self, address: IpAddr, port: Option<u16>) -> u64 {
         match port {
             Some(port) => self.lost.get(&(address, port)).copied().unwrap_or(0),
@@ -82,45 +79,44 @@ impl Replayed {
     }
 }
 
-/// The capture.
+/// What a capture is.
 #[derive(Debug, Clone, Serialize)]
 pub struct CaptureFacts {
     /// The file.
     pub file: String,
     /// `pcap` or `pcapng`.
     pub format: &'static str,
-    /// `gzip`, `zstd`, `xz`, `bzip2`, several of them from the outermost on; `None` if
-    /// uncompressed.
+    /// `gzip`, `zstd`, `xz`, `bzip2`, several of them from the outermost on, or none.
     pub compression: Option<String>,
-    /// Number of concatenated capture files.
+    /// How many capture files it is, one behind the other.
     pub files: u64,
     /// Packets by link type.
     pub links: BTreeMap<String, u64>,
-    /// Packets from tunnels, such as those of mirrors, by name of the tunnel.
+    /// Packets that came in a tunnel, as those of mirrors do, by its name.
     pub tunnels: BTreeMap<&'static str, u64>,
-    /// Unsupported packets, by kind.
+    /// Packets that are not read, by what they are.
     pub not_read: BTreeMap<String, u64>,
-    /// Number of duplicates that were left out.
+    /// Copies of packets that the capture holds more than once, and that were left out.
     pub duplicates: u64,
     /// Packets.
     pub packets: u64,
-    /// Bytes on the wire.
+    /// Their bytes on the wire.
     pub bytes: u64,
-    /// Time of the first packet.
+    /// When the first was seen.
     pub from: Option<Timestamp>,
-    /// Time of the last packet.
+    /// When the last was.
     pub to: Option<Timestamp>,
     /// Seconds in between.
     pub duration: u64,
-    /// Packets to SIP ports, which went through the ingress program.
+    /// Packets that arrived at SIP ports, and went through the kernel's program.
     pub arrived: u64,
-    /// Packets from SIP ports. Those that may be sampled went through the egress program.
+    /// Packets that left SIP ports. Those that may be sampled went through the other one.
     pub left: u64,
-    /// Truncated packets.
+    /// Packets of which the capture has only the beginning.
     pub cut: u64,
-    /// Packets that are earlier than their predecessor; they are processed at its time.
+    /// Packets that are earlier than the one before them; they count as if they were not.
     pub out_of_order: u64,
-    /// Packets without a run of a program, by reason.
+    /// Packets that were not looked at, by the reason why.
     pub skipped: Skipped,
     /// What was read of SIP over TCP.
     pub tcp: TcpFacts,
@@ -144,30 +140,30 @@ pub struct TcpFacts {
 /// Packets that no program was asked about.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Skipped {
-    /// Of an unsupported link type.
+    /// Of a link type that is not read.
     pub link_type: u64,
-    /// Truncated within the link header.
+    /// Cut off within their link header.
     pub malformed: u64,
-    /// Not IP.
+    /// No IP.
     pub not_ip: u64,
-    /// Neither to nor from the local side.
+    /// Neither to nor from the registrar.
     pub elsewhere: u64,
-    /// From the local side, but not from a SIP port.
+    /// From the registrar, but not from a SIP port.
     pub leaving: u64,
     /// From the registrar's SIP ports by TCP, but no whole segment.
     pub tcp_answers: u64,
-    /// Of an undescribed interface, or in an unsupported record.
+    /// Of an interface that the file does not describe, or in an old format.
     pub unread: u64,
 }
 
-/// The local side of a capture.
+/// Whose side of a capture is ours.
 #[derive(Debug, Clone, Serialize)]
 pub struct Ours {
-    /// The local addresses.
+    /// The registrar's addresses.
     pub networks: Vec<Network>,
     /// Whether they were guessed.
     pub guessed: bool,
-    /// How they were determined.
+    /// How they are known.
     pub because: &'static str,
 }
 
@@ -180,55 +176,55 @@ pub struct Verdicts {
     pub drop: Named,
 }
 
-/// A ban.
+/// A ban that would have been.
 #[derive(Debug, Clone, Serialize)]
 pub struct Ban {
-    /// Time in the capture.
+    /// When, in the time of the capture.
     pub time: Timestamp,
-    /// Its subject.
+    /// Whose.
     pub address: Network,
-    /// The port, if it covers only that.
+    /// The port, if only that.
     pub port: Option<u16>,
     /// The kind of evidence.
     pub kind: String,
-    /// Evidence tier.
+    /// How sure it is.
     pub tier: Option<Tier>,
     /// The evidence.
     pub reason: String,
-    /// Duration in seconds.
+    /// For how many seconds.
     pub length: u64,
-    /// Packets before it.
+    /// Packets until then.
     pub before: Fate,
-    /// Packets after it, until the next ban of the same source.
+    /// Packets from then on, until the next ban of the same source.
     pub after: Fate,
 }
 
 /// A source that was over a limit.
 #[derive(Debug, Clone, Serialize)]
 pub struct Limited {
-    /// First occurrence.
+    /// When for the first time.
     pub time: Timestamp,
-    /// Source address.
+    /// Who.
     pub address: IpAddr,
-    /// The limit, or `suspect`.
+    /// Which limit, or `suspect`.
     pub kind: String,
-    /// The reason of a suspect.
+    /// Why, of a suspect.
     pub reason: Option<String>,
     /// Packets over a limit.
     pub limited: u64,
     /// All of its packets.
     #[serde(flatten)]
     pub fate: Fate,
-    /// Whether it was ever known good or a peer.
+    /// It was known good at some time, or a peer.
     pub known: bool,
 }
 
-/// A known-good host.
+/// A host that was known good.
 #[derive(Debug, Clone, Serialize)]
 pub struct Good {
-    /// Its address.
+    /// Where.
     pub address: IpAddr,
-    /// Number of users.
+    /// How many users.
     pub users: usize,
     /// Its packets.
     #[serde(flatten)]
@@ -238,29 +234,29 @@ pub struct Good {
 /// A source that came close to a ban.
 #[derive(Debug, Clone, Serialize)]
 pub struct Close {
-    /// Source address.
+    /// Who.
     pub address: IpAddr,
     /// The kind of evidence.
     pub kind: String,
-    /// Amount of evidence.
+    /// How much there was.
     pub count: f64,
-    /// Threshold.
+    /// How much is enough.
     pub limit: u64,
-    /// The evidence in words.
+    /// In words.
     pub reason: String,
 }
 
-/// The remaining sources.
+/// Sources of which there is nothing to tell.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Others {
-    /// Number of sources.
+    /// How many.
     pub sources: u64,
     /// Their packets.
     #[serde(flatten)]
     pub fate: Fate,
 }
 
-/// The report of a completed replay.
+/// The report of a replay that has come to its end.
 pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result<Replayed> {
     let span = replay.span();
     let answers = replay.kernel.answers()?;
@@ -325,9 +321,9 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
 
     let mut others = Others { sources: 0, fate: timeline.others };
     for (source, tally) in &timeline.tallies {
-        let is_reported =
+        let is_told =
             timeline.limited.contains_key(source) || timeline.suspected.contains_key(source);
-        if !is_reported && !is_known(source) && !is_banned(source) {
+        if !is_told && !is_known(source) && !is_banned(source) {
             others.sources += 1;
             others.fate += tally.all;
         }
@@ -422,18 +418,17 @@ fn facts_of(input: &Input, replay: &Replay<'_>, notes: &[String]) -> report::Fac
         let end = (until <= to_ms).then_some(end);
         report::Ban { row: store::HistoryRow { id, ban, end }, hits }
     });
-    let accepted =
-        timeline.accepted.iter().map(|((source, port, user), [first_ms, last_ms, until_ms])| {
-            store::Accepted {
-                address: address(source),
-                user: user.clone(),
-                port: *port,
-                first_ms: *first_ms,
-                last_ms: *last_ms,
-                until_ms: *until_ms,
-                transport: Transport::default(),
-            }
-        });
+    let accepted = timeline.accepted.iter().map(|((source, port, user), (transport, times))| {
+        store::Accepted {
+            address: address(source),
+            user: user.clone(),
+            port: *port,
+            transport: *transport,
+            first_ms: times[0],
+            last_ms: times[1],
+            until_ms: times[2],
+        }
+    });
     let sprayed =
         timeline.sprayed.iter().map(|((user, _), (spray, [from_ms, last_ms]))| store::Sprayed {
             user: user.clone(),
@@ -494,7 +489,7 @@ impl From<super::timeline::Banned> for Ban {
     }
 }
 
-/// Notes that the figures do not show.
+/// What the figures do not say.
 fn notes(replay: &Replay<'_>) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     let config = replay.config;

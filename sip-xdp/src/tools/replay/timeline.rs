@@ -1,4 +1,4 @@
-//! The timeline of a replay: its event sink, and the packets of every source.
+//! What happens in a replay: who hears of decisions here, and what every source sent.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -16,12 +16,13 @@ use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::detect::{Acceptance, Spray};
 use crate::lists::Lists;
 use crate::net::network::Network;
+use crate::sip::transport::Transport;
 use crate::sys::clock::{self, Moment};
 
-/// Maximum number of recorded events.
+/// How many decisions are told one by one.
 const MAX_EVENTS: usize = 100_000;
 
-/// Maximum number of sources with their own counts.
+/// How many sources are counted one by one.
 const MAX_SOURCES: usize = 1 << 20;
 
 /// Packets by verdict.
@@ -49,7 +50,7 @@ impl std::ops::AddAssign for Fate {
     }
 }
 
-/// A ban.
+/// A ban that would have been.
 #[derive(Debug, Clone)]
 pub(super) struct Banned {
     pub(super) at: Timestamp,
@@ -58,53 +59,53 @@ pub(super) struct Banned {
     pub(super) kind: String,
     pub(super) tier: Option<Tier>,
     pub(super) reason: String,
-    /// Duration in seconds.
+    /// For how many seconds.
     pub(super) length: u64,
-    /// Packets before it.
+    /// What it had sent before.
     pub(super) before: Fate,
-    /// Packets after it, until the next ban.
+    /// What it sent then, until it was banned again.
     pub(super) after: Fate,
 }
 
-/// A source that was over a limit, or a suspect.
+/// A source that was over a limit, or under suspicion.
 #[derive(Debug, Clone)]
 pub(super) struct Noted {
     pub(super) at: Timestamp,
-    /// The limit, or the reason.
+    /// Which limit, or why.
     pub(super) what: String,
 }
 
-/// The packets of a source.
+/// What a source sent.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Tally {
     pub(super) all: Fate,
-    /// Packets over a limit.
+    /// Over a limit.
     pub(super) limited: u64,
-    /// Index of its last ban, and the port that it covers.
+    /// Which ban is the last one of it, and which port that is about.
     ban: Option<(u32, Option<u16>)>,
 }
 
 impl Tally {
-    /// Whether it, one of its ports, or a network around it was banned.
+    /// Whether it was banned, or a port of it, or a network around it.
     pub(super) fn was_banned(&self) -> bool {
         self.ban.is_some()
     }
 }
 
-/// The timeline.
+/// All of it.
 #[derive(Debug, Default)]
 pub(super) struct Timeline {
     pub(super) events: Vec<Event>,
-    /// Number of further events.
+    /// How many more there were.
     pub(super) more_events: u64,
     pub(super) bans: Vec<Banned>,
     pub(super) limited: BTreeMap<IpKey, Noted>,
     pub(super) suspected: BTreeMap<IpKey, Noted>,
-    /// Accepted users by address.
+    /// Users that were accepted, by address.
     pub(super) good: HashMap<IpKey, BTreeSet<String>>,
-    /// When each user was accepted at a port for the first time and the last, and until when it
+    /// How each user was accepted at a port, when for the first time and the last, and until when it
     /// lasts, in milliseconds since 1970.
-    pub(super) accepted: HashMap<(IpKey, u16, String), [u64; 3]>,
+    pub(super) accepted: HashMap<(IpKey, u16, String), (Transport, [u64; 3])>,
     /// Sources whose calls were processed without credentials: since when, and when last.
     pub(super) served: HashMap<IpKey, (u64, u64)>,
     /// Users that strangers tried, by the first try on the filter's clock: the latest figures, and
@@ -112,17 +113,17 @@ pub(super) struct Timeline {
     pub(super) sprayed: BTreeMap<(String, u64), (Spray, [u64; 2])>,
     pub(super) peers: HashSet<IpKey>,
     pub(super) tallies: HashMap<IpKey, Tally>,
-    /// Sources beyond the maximum, in total.
+    /// Sources that were too many to be counted one by one, together.
     pub(super) others: Fate,
-    /// Packets lost to limits and bans by source and port.
+    /// Packets that a port of a source lost to a limit or a ban.
     pub(super) lost: HashMap<(IpKey, u16), u64>,
-    /// Last ban by network, for sources that appear later.
+    /// The last ban of each network, for sources that are met later.
     banned: HashMap<Network, u32>,
-    /// Prefix length under which IPv6 sources are judged together.
+    /// The length under which IPv6 sources are judged together.
     ipv6_prefix: u8,
 }
 
-/// Prefix lengths of banned IPv6 networks besides the configured one: hosts and sites.
+/// The lengths of IPv6 networks that are banned beside that of the configuration: hosts and sites.
 const LENGTHS: [u8; 2] = [128, 56];
 
 impl Timeline {
@@ -165,7 +166,7 @@ impl Timeline {
         }
     }
 
-    /// Packets that all sources of a network have sent so far.
+    /// What all sources of a network have sent so far.
     fn sent_by(&self, network: &Network) -> Fate {
         let mut sum = Fate::default();
         if network.is_host() {
@@ -199,22 +200,22 @@ impl Timeline {
     }
 }
 
-/// The event sink at one time.
-pub(super) struct ReplaySink<'a> {
+/// A story that is being told at a moment.
+pub(super) struct Telling<'a> {
     pub(super) timeline: &'a mut Timeline,
     pub(super) at: Moment,
 }
 
-impl ReplaySink<'_> {
+impl Telling<'_> {
     fn time(&self) -> Timestamp {
         clock::from_ms(self.at.wall_ms)
     }
 }
 
-impl EventSink for ReplaySink<'_> {
+impl EventSink for Telling<'_> {
     fn announce(&mut self, mut event: Event, _: Level, _: fmt::Arguments<'_>) {
         event.time = self.time();
-        // Computed by this machine's clock, which is unrelated to the capture's.
+        // Reckoned by this machine's clock, which the capture's has nothing to do with.
         event.expires = None;
         let what = event.kind.clone().or_else(|| event.reason.clone()).unwrap_or_default();
         let noted = Noted { at: event.time, what };
@@ -243,11 +244,12 @@ impl EventSink for ReplaySink<'_> {
         if !users.contains(&acceptance.user) {
             users.insert(acceptance.user.clone());
         }
-        let Acceptance { source, user, port, until, .. } = acceptance;
+        let Acceptance { source, user, port, transport, until, .. } = acceptance;
         let at = self.at.wall_ms;
         let key = (*source, *port, user.clone());
         if self.timeline.accepted.len() < MAX_SOURCES || self.timeline.accepted.contains_key(&key) {
-            let times = self.timeline.accepted.entry(key).or_insert([at; 3]);
+            let (by, times) = self.timeline.accepted.entry(key).or_insert((*transport, [at; 3]));
+            *by = *transport;
             times[1] = at;
             times[2] = at.saturating_add(until.saturating_sub(self.at.now) / 1_000_000);
         }
@@ -273,7 +275,7 @@ impl EventSink for ReplaySink<'_> {
             before,
             after: Fate::default(),
         });
-        // There is no store.
+        // Nobody stores them.
         drop(lists.take_changes());
     }
 
