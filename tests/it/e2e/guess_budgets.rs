@@ -189,6 +189,28 @@ fn one_address_that_hides_what_it_sends() -> Result<()> {
     holds("one address, padded or fragmented, hidden nonces", [200, 100], all)
 }
 
+/// Few paces for many addresses.
+fn few_paces() -> Vec<(&'static str, Pace)> {
+    vec![
+        ("one in 3 s", Pace::steady(3 * SECOND)),
+        ("9 in 10 min", Pace::bursts(9, SECOND, 602 * SECOND)),
+        ("one in 15 min", Pace::steady(15 * MINUTE)),
+        ("one in 30 min", Pace::steady(30 * MINUTE)),
+        ("2 in 5 h", Pace::bursts(2, SECOND, 5 * HOUR)),
+    ]
+}
+
+fn botnet(count: u32, users: impl Fn(u32) -> Users + Copy) -> Vec<Strategy> {
+    let mut all = Vec::new();
+    for (pace, how) in few_paces() {
+        for (nonces, source) in [("own", NonceSource::Own), ("borrowed", NonceSource::Borrowed)] {
+            let guesser = |n| Guesser::new(Places::One(place(n)), users(n), how).nonces(source);
+            all.push(many(format!("{nonces} nonces, {pace} each"), count, guesser));
+        }
+    }
+    all
+}
+
 #[test]
 fn ten_addresses_on_several_users() -> Result<()> {
     holds("ten addresses", [2_000, 1_000], botnet(10, |n| Users::Many(VICTIM + n % STAFF, 1)))
