@@ -189,13 +189,6 @@ fn one_address_that_hides_what_it_sends() -> Result<()> {
     holds("one address, padded or fragmented, hidden nonces", [200, 100], all)
 }
 
-#[test]
-fn one_address_where_nonces_are_shared() -> Result<()> {
-    let mut all = by_pace("shared nonces", plain);
-    all.iter_mut().for_each(|one| one.shares_nonces = true);
-    holds("one address, everybody's nonces alike", [200, 100], all)
-}
-
 /// Few paces for many addresses.
 fn few_paces() -> Vec<(&'static str, Pace)> {
     vec![
@@ -226,57 +219,6 @@ fn ten_addresses_on_several_users() -> Result<()> {
 #[test]
 fn ten_addresses_on_one_user() -> Result<()> {
     holds("ten addresses on one user", [600, 70], botnet(10, |_| Users::One(VICTIM)))
-}
-
-#[test]
-fn a_thousand_addresses_on_one_user_with_their_own_nonces() -> Result<()> {
-    let guesser = |how| move |n| Guesser::new(Places::One(place(n)), Users::One(VICTIM), how);
-    let all = few_paces()
-        .into_iter()
-        .map(|(pace, how)| many(format!("{pace} each"), 1_000, guesser(how)));
-    holds("1,000 addresses on one user, own nonces", [15_000, 2_000], all.collect())
-}
-
-#[test]
-fn a_thousand_addresses_on_one_user_with_borrowed_nonces() -> Result<()> {
-    let guesser = |how| {
-        move |n| {
-            Guesser::new(Places::One(place(n)), Users::One(VICTIM), how)
-                .nonces(NonceSource::Borrowed)
-        }
-    };
-    let all = few_paces()
-        .into_iter()
-        .map(|(pace, how)| many(format!("{pace} each"), 1_000, guesser(how)));
-    holds("1,000 addresses on one user, borrowed nonces", [15_000, 7_000], all.collect())
-}
-
-#[test]
-fn an_ipv6_network_on_one_user() -> Result<()> {
-    let mut all = Vec::new();
-    let widths = [
-        ("a new /64 each time", 1 << 16, 1),
-        ("a new host of one /64 each time", 1, 1 << 40),
-        ("256 /64s", 256, 1 << 30),
-        ("ten guesses a host", 1, 1),
-    ];
-    for (width, subnets, hosts) in widths {
-        for (pace, how) in [
-            ("10 a second", Pace::steady(100 * MILLISECOND)),
-            ("one in 3 s", Pace::steady(3 * SECOND)),
-            ("one in 20 s", Pace::steady(20 * SECOND)),
-            ("one in 5 min", Pace::steady(5 * MINUTE)),
-            ("one in 30 min", Pace::steady(30 * MINUTE)),
-        ] {
-            for (nonces, source) in [("own", NonceSource::Own), ("borrowed", NonceSource::Borrowed)]
-            {
-                let places = Places::Hopper { network: 7, subnets, hosts };
-                let guesser = Guesser::new(places, Users::One(VICTIM), how).nonces(source);
-                all.push(alone(format!("{width}, {nonces} nonces, {pace}"), guesser));
-            }
-        }
-    }
-    holds("one IPv6 /48 on one user", [1_000, 300], all)
 }
 
 #[test]
