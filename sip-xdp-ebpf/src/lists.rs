@@ -3,7 +3,6 @@
 use core::arch::asm;
 use core::ffi::c_void;
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
-use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
 use aya_ebpf::helpers::bpf_loop;
 use sip_xdp_common::abi::layout::Scratch;
