@@ -78,6 +78,8 @@ pub struct DaemonStatus {
     pub notify: Option<NotifyStatus>,
     /// State of the publication to CrowdSec; `None` without it.
     pub crowdsec: Option<CrowdsecStatus>,
+    /// Where SIP servers send copies of messages.
+    pub hep: Vec<HepStatus>,
     /// State of a trial (`run --confirm`); `None` without one.
     pub confirm: Option<ConfirmStatus>,
     /// Configured interfaces that do not exist.
@@ -141,6 +143,27 @@ pub struct CrowdsecStatus {
     pub waiting: usize,
     /// Current error.
     pub error: Option<String>,
+}
+
+/// A place where HEP is taken, and its packets by what became of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HepStatus {
+    /// Where, as the configuration says.
+    pub listen: String,
+    /// Whether it listens.
+    pub listening: bool,
+    /// Why not.
+    pub error: Option<String>,
+    /// Messages that were judged.
+    pub taken: u64,
+    /// Messages of transports that are read on the wire, or not of SIP.
+    pub ignored: u64,
+    /// Packets without the key, or of nobody who may send.
+    pub refused: u64,
+    /// Packets that are no HEP, or compressed.
+    pub malformed: u64,
+    /// Messages that came faster than they are read.
+    pub lost: u64,
 }
 
 /// A trial that is running, or ended unconfirmed.

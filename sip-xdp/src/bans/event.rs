@@ -8,6 +8,7 @@ use sip_xdp_common::ip_key::IpKey;
 use crate::dataplane::counters;
 use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::net::network::Network;
+use crate::sip::transport::Transport;
 use crate::sys::clock;
 
 /// One event, of one type from the ban engine to every consumer. Fields that do not apply are null
@@ -24,6 +25,9 @@ pub struct Event {
     pub address: Option<Network>,
     /// The port, if a single port is the subject.
     pub port: Option<u16>,
+    /// How the messages came that it is about, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport: Option<Transport>,
     /// Reason in words. Attackers choose parts of it: escape it before display.
     pub reason: Option<String>,
     /// Evidence tier of a ban.
@@ -65,6 +69,7 @@ impl Event {
             kind: None,
             address: None,
             port: None,
+            transport: None,
             reason: None,
             tier: None,
             dry_run: false,
@@ -107,6 +112,11 @@ impl Event {
     /// Sets the port.
     pub(crate) fn port(self, port: u16) -> Self {
         Self { port: Some(port), ..self }
+    }
+
+    /// By this transport.
+    pub(crate) fn transport(self, transport: Transport) -> Self {
+        Self { transport: Some(transport), ..self }
     }
 
     /// Sets the kind.

@@ -89,6 +89,7 @@ async fn watch_over(
     let mut pause = pin!(sleep(Duration::ZERO));
     let mut answers = daemon.hosts.start();
     let mut feeds = daemon.feeds.updates();
+    let mut hep = daemon.hep.input.messages();
 
     ready(&daemon.summary());
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -124,9 +125,8 @@ async fn watch_over(
             }
             Some(update) = answers.recv() => daemon.host_answered(update),
             Some(update) = feeds.recv() => daemon.on_feed_update(update),
-            () = confirmation_due(daemon.confirmation.remaining()) => {
-                daemon.check_confirmation(clock::now());
-            }
+            Some(received) = hep.recv() => daemon.take_hep(received, &mut hep),
+            () = confirmation_due(daemon.confirmation.remaining()) => daemon.check_confirmation(clock::now()),
             _ = tick.tick() => {
                 ticks += 1;
                 daemon.tick(ticks).await;

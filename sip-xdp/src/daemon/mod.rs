@@ -9,6 +9,7 @@ mod events;
 mod explain;
 mod external_owners;
 mod feeds;
+mod hep;
 mod hosts;
 mod import;
 mod interfaces;
@@ -148,6 +149,8 @@ struct Daemon {
     metrics: Metrics,
     /// Notifications and CrowdSec.
     integrations: Integrations,
+    /// What SIP servers tell.
+    hep: hep::Hep,
     /// End of the learning period, in which volume does not ban.
     learning_until: u64,
     repeats: Repeats,
@@ -374,6 +377,7 @@ impl Daemon {
         warnings.extend(self.tables_warnings());
         warnings.extend(self.feeds_warnings());
         warnings.extend(self.integrations.warnings());
+        warnings.extend(self.hep_warnings());
         warnings.extend(self.confirmation.warning());
         warnings.extend(self.metrics.warnings());
         DaemonStatus {
@@ -389,6 +393,7 @@ impl Daemon {
             feeds: self.feed_list(),
             notify: self.integrations.notify_status(),
             crowdsec: self.integrations.crowdsec_status(),
+            hep: self.hep.input.status(),
             confirm: self.confirmation.status(),
             missing: self.missing().into_iter().map(str::to_owned).collect(),
             blind: self.blind_status(),

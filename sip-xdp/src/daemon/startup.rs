@@ -183,6 +183,7 @@ impl Daemon {
             drop_samples: DropSampleBudget::open(open)?,
             metrics: Default::default(),
             integrations: Default::default(),
+            hep: Default::default(),
             repeats: Default::default(),
             notes: Default::default(),
             nearly_full: Default::default(),
@@ -221,6 +222,7 @@ impl Daemon {
         // The kernel's tables are authoritative; from here on the store gets the changes.
         daemon.store.record(Change::Entries(daemon.lists.all_entries()));
         daemon.integrations.configure(&daemon.config, &daemon.hub);
+        daemon.hep.input.configure(&daemon.config.hep);
         Ok((daemon, events, listener))
     }
 
@@ -266,6 +268,7 @@ impl Daemon {
         self.metrics.configure(&self.config.metrics);
         self.hosts.ask_again();
         self.integrations.configure(&self.config, &self.hub);
+        self.hep.input.configure(&self.config.hep);
         Ok(Applied { applied: self.summary() })
     }
 

@@ -5,6 +5,7 @@
 //! a bounded queue; a separate thread does the slow work. Nothing here blocks the event loop.
 
 pub mod crowdsec;
+pub(crate) mod hep;
 pub mod notify;
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -8,6 +8,7 @@ use crate::bans::offences::OffenceRecord;
 use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::lists::EntryChange;
 use crate::net::network::Network;
+use crate::sip::transport::Transport;
 use crate::sys::clock;
 
 /// A change that must survive a reboot.
@@ -80,6 +81,8 @@ pub struct Accepted {
     pub user: String,
     /// The port.
     pub port: u16,
+    /// How it was accepted.
+    pub transport: Transport,
     /// First acceptance, in milliseconds since 1970.
     pub first_ms: u64,
     /// Last acceptance, in milliseconds since 1970.

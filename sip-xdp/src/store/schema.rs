@@ -11,7 +11,8 @@ use rusqlite::{Connection, Error, ErrorCode, OpenFlags, TransactionBehavior};
 use crate::sys::clock;
 
 /// Migrations to each version. The first starts from an empty file.
-const STEPS: [&str; 1] = ["
+const STEPS: [&str; 2] = [
+    "
     CREATE TABLE entries (
         list TEXT NOT NULL,
         network TEXT NOT NULL,
@@ -60,7 +61,11 @@ const STEPS: [&str; 1] = ["
         value BLOB NOT NULL,
         updated_ms INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+    ALTER TABLE accepted ADD COLUMN transport TEXT NOT NULL DEFAULT 'udp';
+",
+];
 
 /// Wait for a lock of another process.
 const BUSY: Duration = Duration::from_secs(5);

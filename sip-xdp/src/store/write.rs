@@ -110,10 +110,9 @@ fn put(transaction: &Transaction<'_>, list: List, entry: &Entry) -> Result<()> {
     if matches!(entry.owner, Owner::Config | Owner::Feed) || entry.dry_run {
         return remove(transaction, list, &entry.network, entry.port, entry.owner);
     }
-    // If the wall clock was set back, the creation time may lie in the future. Reading limits the
-    // lifetime from then on, so that such an entry would expire at once.
-    let sql = "INSERT OR REPLACE INTO entries
-            (list, network, port, owner, tier, added_ms, expires_ms, reason)
+    // The clock may have been set back since it was made. It lasts no longer than from then on when
+    // it is read, so a time that is still to come would end it at once.
+    let sql = "INSERT OR REPLACE INTO entries (list, network, port, owner, tier, added_ms, expires_ms, reason)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
     let expires = clock::to_wall(entry.expires).map(|end| end.as_millisecond());
     let mut statement = transaction.prepare_cached(sql)?;
@@ -155,8 +154,7 @@ fn banned(transaction: &Transaction<'_>, ban: &Ban) -> Result<()> {
 
 /// Writes a ban of another instance, with time and cause of its end, unless it exists.
 fn past(transaction: &Transaction<'_>, ban: &Ban, ended: Option<&(u64, String)>) -> Result<()> {
-    let sql = "INSERT INTO history
-            (network, port, kind, tier, reason, from_ms, until_ms, ended_ms, ended_by)
+    let sql = "INSERT INTO history (network, port, kind, tier, reason, from_ms, until_ms, ended_ms, ended_by)
         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9 WHERE NOT EXISTS
             (SELECT 1 FROM history WHERE network = ?1 AND port = ?2 AND from_ms = ?6)";
     let (from, until) = (from_number(ban.from_ms), ban.until_ms.map(from_number));
@@ -177,12 +175,14 @@ fn past(transaction: &Transaction<'_>, ban: &Ban, ended: Option<&(u64, String)>)
 }
 
 fn accepted(transaction: &Transaction<'_>, row: &Accepted) -> Result<()> {
-    let sql = "INSERT INTO accepted (address, user, port, first_ms, last_ms, until_ms)
-        VALUES (?, ?, ?, ?, ?, ?)
+    let sql = "INSERT INTO accepted
+            (address, user, port, first_ms, last_ms, until_ms, transport)
+        VALUES (?, ?, ?, ?, ?, ?, ?)
         ON CONFLICT DO UPDATE SET first_ms = min(first_ms, excluded.first_ms),
-            last_ms = excluded.last_ms, until_ms = excluded.until_ms";
+            last_ms = excluded.last_ms, until_ms = excluded.until_ms,
+            transport = excluded.transport";
     let times = [row.first_ms, row.last_ms, row.until_ms].map(from_number);
-    let columns =
-        params![row.address.to_string(), row.user, row.port, times[0], times[1], times[2]];
+    let (address, transport) = (row.address.to_string(), row.transport.name());
+    let columns = params![address, row.user, row.port, times[0], times[1], times[2], transport];
     transaction.prepare_cached(sql)?.execute(columns).map(drop)
 }

@@ -75,6 +75,11 @@ fn message() {
 }
 
 #[test]
+fn stream() {
+    try_target("stream", INPUTS);
+}
+
+#[test]
 fn egress() {
     try_target("egress", INPUTS);
 }

@@ -6,6 +6,7 @@
 
 mod device;
 mod feeds;
+mod hep;
 mod host;
 mod interfaces;
 mod links;

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::sockets::{Listener, Transport, listeners};
-use super::{Check, HostFacts, nat};
+use super::{Check, HostFacts, hep, nat};
 use crate::config::{Config, Policy};
 
 /// Servers whose ports are all for SIP.
@@ -54,6 +54,7 @@ pub(super) fn all(facts: &HostFacts, wanted: &[String]) -> Vec<Check> {
         unlisted_ports(&unlisted, &own, &facts.config),
         exposure(facts, &listed, wanted),
         policy(facts, &listed, &own),
+        hep::check(facts, &all),
         nat::source_nat(facts, &relevant),
         nat::translated_ports(facts),
     ]

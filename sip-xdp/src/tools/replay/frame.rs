@@ -20,6 +20,14 @@ pub(super) struct Ends {
     pub(super) protocol: u8,
 }
 
+impl Ends {
+    /// Of what goes the other way.
+    pub(super) fn turned(&self) -> Self {
+        let ports = self.ports.map(|(from, to)| (to, from));
+        Self { source: self.destination, destination: self.source, ports, ..*self }
+    }
+}
+
 /// The endpoints of a frame; `None` if it is no IP packet.
 pub(super) fn ends(frame: &[u8]) -> Option<Ends> {
     let packet = Bytes(frame);
@@ -39,10 +47,14 @@ pub(super) fn ends(frame: &[u8]) -> Option<Ends> {
     })
 }
 
-/// The message kind of a frame's UDP payload, by the kernel's parser.
+/// What the kernel's parser takes the payload of a frame for, of UDP or TCP.
 pub(super) fn message(frame: &[u8]) -> Option<Message> {
     let packet = Bytes(frame);
     let ip = headers::parse_headers(&packet, Link::Ethernet, Inspects::ALL)?;
+    if ip.protocol == headers::TCP {
+        let payload = super::tcp::payload(frame).filter(|payload| !payload.is_empty())?;
+        return Some(sip_xdp_common::sip::start_line(&Bytes(payload), 0, payload.len()));
+    }
     let (payload, end) =
         (ip.protocol == headers::UDP).then(|| ip.udp_payload(&packet)).flatten()?;
     Some(sip_xdp_common::sip::start_line(&packet, payload, end))
@@ -66,7 +78,7 @@ impl Prefilter {
     pub(super) fn may_matter(&self, frame: &[u8]) -> bool {
         let leaving = egress::read(&Bytes(frame), self);
         leaving.is_some_and(|leaving| {
-            leaving.message != Message::Response || egress::is_sampled(leaving.status)
+            leaving.message != Message::Response || egress::is_told(leaving.status)
         })
     }
 }

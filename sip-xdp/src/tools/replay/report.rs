@@ -114,8 +114,23 @@ pub struct CaptureFacts {
     pub out_of_order: u64,
     /// Packets without a run of a program, by reason.
     pub skipped: Skipped,
+    /// What was read of SIP over TCP.
+    pub tcp: TcpFacts,
     /// Why it was not read to its end, if so.
     pub trouble: Option<String>,
+}
+
+/// SIP over TCP in a capture.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct TcpFacts {
+    /// Connections to and from SIP ports.
+    pub connections: u64,
+    /// Messages in both directions.
+    pub messages: u64,
+    /// Pieces that the capture lacks.
+    pub lost: u64,
+    /// Bytes between messages that are no SIP.
+    pub garbage: u64,
 }
 
 /// Packets without a run of a program.
@@ -131,7 +146,7 @@ pub struct Skipped {
     pub elsewhere: u64,
     /// From the local side, but not from a SIP port.
     pub leaving: u64,
-    /// From local SIP ports over TCP, which gives no evidence.
+    /// From the registrar's SIP ports by TCP, but no whole segment.
     pub tcp_answers: u64,
     /// Of an undescribed interface, or in an unsupported record.
     pub unread: u64,
@@ -242,6 +257,7 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
     let span = replay.span();
     let answers = replay.kernel.answers()?;
     let mut notes = notes(&replay)?;
+    let tcp = replay.streams.counts();
     let Replay { mut facts, timeline, registrar, close, .. } = replay;
     for (what, count) in capture.unread() {
         *facts.not_read.entry((*what).to_owned()).or_default() += count;
@@ -300,9 +316,9 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
 
     let mut others = Others { sources: 0, fate: timeline.others };
     for (source, tally) in &timeline.tallies {
-        let is_reported =
+        let is_told =
             timeline.limited.contains_key(source) || timeline.suspected.contains_key(source);
-        if !is_reported && !is_known(source) && !is_banned(source) {
+        if !is_told && !is_known(source) && !is_banned(source) {
             others.sources += 1;
             others.fate += tally.all;
         }
@@ -329,6 +345,12 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
             cut: facts.cut,
             out_of_order: facts.out_of_order,
             skipped: Skipped { unread: capture.unread().values().sum(), ..facts.skipped },
+            tcp: TcpFacts {
+                connections: tcp.connections,
+                messages: tcp.messages,
+                lost: tcp.lost,
+                garbage: tcp.garbage,
+            },
             trouble: capture.trouble().map(str::to_owned),
         },
         registrar: Ours {
