@@ -30,7 +30,7 @@ use thiserror::Error;
 use crate::dataplane::mmap::Mapped;
 use crate::dataplane::tables::feed_lists::{FeedLists, NetworkSet};
 use crate::dataplane::tables::flows::Flows;
-use crate::dataplane::tables::header::{GuideWriter, Lengths, length_of};
+use crate::dataplane::tables::header::{Lengths, TableHeaderWriter, length_of};
 use crate::dataplane::tables::ledger::{Entry, Ledger};
 use crate::dataplane::tables::networks::{NoPlace, SlotState, Slots, Table};
 use crate::dataplane::tables::summary::{Sets, Summary};
@@ -98,7 +98,7 @@ pub enum EntryChange {
 /// The lists, with the model from which the kernel's tables are computed.
 pub struct Lists {
     ledger: Ledger,
-    table_header: GuideWriter,
+    table_header: TableHeaderWriter,
     table: Table,
     summary: Summary,
     flows: Flows,
@@ -157,7 +157,7 @@ impl Lists {
     /// Opens the maps by name, through `open`, reads the ledger, and makes the kernel's tables
     /// agree with it.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
-        let table_header = GuideWriter::open(&Mapped::new(open(names::TABLE_HEADER)?)?)?;
+        let table_header = TableHeaderWriter::open(&Mapped::new(open(names::TABLE_HEADER)?)?)?;
         let mut ledger = Ledger::new(open(names::LEDGER)?)?;
         ledger.drop_pending()?;
         let mut entries = Entries::default();

@@ -78,7 +78,7 @@ impl Prefilter {
     pub(super) fn may_matter(&self, frame: &[u8]) -> bool {
         let leaving = egress::read(&Bytes(frame), self);
         leaving.is_some_and(|leaving| {
-            leaving.message != Message::Response || egress::is_told(leaving.status)
+            leaving.message != Message::Response || egress::is_sampled(leaving.status)
         })
     }
 }
