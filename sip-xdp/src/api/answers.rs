@@ -82,7 +82,7 @@ pub struct DaemonStatus {
     pub crowdsec: Option<CrowdsecStatus>,
     /// Where SIP servers send copies of messages.
     pub hep: Vec<HepStatus>,
-    /// The confirmation that `run --confirm` waits for; none if it waits for none.
+    /// State of a trial (`run --confirm`); `None` without one.
     pub confirm: Option<ConfirmStatus>,
     /// Configured interfaces that do not exist.
     pub missing: Vec<String>,
@@ -168,7 +168,7 @@ pub struct HepStatus {
     pub lost: u64,
 }
 
-/// A confirmation that is awaited, or was missed.
+/// A trial that is running, or ended unconfirmed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfirmStatus {
     /// Whether a confirmation is awaited.

@@ -208,7 +208,7 @@ impl<C: EventSink> BanEngine<'_, C> {
         self.apply_actions(actions);
     }
 
-    /// Does what follows from events.
+    /// Carries out the detector's actions.
     fn apply_actions(&mut self, actions: Vec<Action>) {
         let now = self.at.now;
         for action in actions {

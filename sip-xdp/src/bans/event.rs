@@ -28,7 +28,7 @@ pub struct Event {
     /// How the messages came that it is about, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transport: Option<Transport>,
-    /// Why, in words. Attackers choose parts of it: escape it before it is shown.
+    /// Reason in words. Attackers choose parts of it: escape it before display.
     pub reason: Option<String>,
     /// Evidence tier of a ban.
     pub tier: Option<Tier>,
@@ -119,7 +119,7 @@ impl Event {
         Self { transport: Some(transport), ..self }
     }
 
-    /// Of this kind.
+    /// Sets the kind.
     pub(crate) fn kind(self, kind: impl Into<String>) -> Self {
         Self { kind: Some(kind.into()), ..self }
     }

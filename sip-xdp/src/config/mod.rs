@@ -79,7 +79,7 @@ pub struct Config {
     pub crowdsec: CrowdsecConfig,
     /// Where SIP servers send copies of messages that are encrypted on the wire.
     pub hep: Vec<HepConfig>,
-    /// Lists that others keep.
+    /// Feeds.
     pub feeds: Vec<FeedConfig>,
 }
 

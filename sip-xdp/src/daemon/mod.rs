@@ -151,7 +151,7 @@ struct Daemon {
     integrations: Integrations,
     /// What SIP servers tell.
     hep: hep::Hep,
-    /// Volume does not ban before this time.
+    /// End of the learning period, in which volume does not ban.
     learning_until: u64,
     repeats: Repeats,
     notes: Notes,

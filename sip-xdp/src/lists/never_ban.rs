@@ -10,7 +10,7 @@ use crate::net::network::Network;
 /// What the host's own addresses are.
 const OWN: &str = "an address of this host";
 
-/// The addresses that must stay reachable, and what each is.
+/// The addresses that must stay reachable, with their role.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NeverBan {
     hosts: Vec<(Network, &'static str)>,
@@ -50,7 +50,7 @@ impl NeverBan {
         self.hosts.iter().any(|(own, what)| *what == OWN && *own == host)
     }
 
-    /// All of them.
+    /// All such networks.
     pub fn networks(&self) -> impl Iterator<Item = Network> {
         self.hosts.iter().map(|(host, _)| *host)
     }

@@ -211,7 +211,7 @@ pub fn first_via(bytes: &[u8]) -> Option<&[u8]> {
     Some(&behind[..end])
 }
 
-/// A user as RFC 3261 (19.1.4) compares them: escapes resolved, at most 64 bytes.
+/// A user name in comparable form (RFC 3261, 19.1.4): unescaped, at most 64 bytes.
 pub fn user_name(user: &[u8]) -> String {
     let mut bytes = Vec::with_capacity(user.len().min(64));
     let mut rest = user;
@@ -571,11 +571,7 @@ mod tests {
         }
 
         #[test]
-        fn any_change_of_a_message(
-            at in 0..GUESS.len(),
-            byte in any::<u8>(),
-            cut in 0..GUESS.len(),
-        ) {
+        fn any_change_of_a_message(at in 0..GUESS.len(), byte in any::<u8>(), cut in 0..GUESS.len()) {
             let mut bytes = GUESS.as_bytes().to_vec();
             bytes[at] = byte;
             bytes.truncate(cut);

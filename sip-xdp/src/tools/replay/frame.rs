@@ -28,7 +28,7 @@ impl Ends {
     }
 }
 
-/// The ends of a frame; none if it is no IP packet.
+/// The endpoints of a frame; `None` if it is no IP packet.
 pub(super) fn ends(frame: &[u8]) -> Option<Ends> {
     let packet = Bytes(frame);
     let ip = headers::parse_headers(&packet, Link::Ethernet, Inspects::ALL)?;

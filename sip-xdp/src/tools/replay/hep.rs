@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::sip::hep::{self, HepPacket};
 
-/// What a HEP packet tells of.
+/// The contents of a HEP packet.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum HepEnds {
     /// A SIP message over UDP, as an IP packet.

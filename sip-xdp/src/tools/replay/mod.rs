@@ -556,7 +556,7 @@ const fn direction_arrives(direction: Direction) -> bool {
     matches!(direction, Direction::In)
 }
 
-/// How much of what leads to a ban there is; none if nothing does.
+/// The share of the evidence needed for a ban; `None` without any.
 fn share(evidence: &Evidence) -> f64 {
     evidence.limit.filter(|limit| *limit > 0).map_or(0.0, |limit| evidence.count / limit as f64)
 }
