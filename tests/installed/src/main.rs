@@ -3,11 +3,13 @@
 //!
 //! Everything happens in namespaces that this program makes. It exits with 0 only if all of it held.
 
+mod engine;
 mod newcomer;
 mod others;
 mod package;
 mod server;
 mod service;
+mod start;
 mod workshop;
 
 use std::path::PathBuf;
@@ -80,7 +82,7 @@ fn work(arguments: &Arguments) -> Result<bool> {
         }
         What::Others(others) => {
             println!("What is installed without apt:");
-            others::run(root, others)?;
+            others::run(root, checkout, others)?;
         }
         What::Newcomer { sources, quick } => {
             println!("A newcomer with the sources and the README:");
