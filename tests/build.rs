@@ -5,7 +5,12 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    match sip_xdp_kernel::embed("sip-xdp-tests-ebpf", "SIP_XDP_TESTS_OBJECT", &workspace, &["tests/ebpf"]) {
+    match sip_xdp_kernel::embed(
+        "sip-xdp-tests-ebpf",
+        "SIP_XDP_TESTS_OBJECT",
+        &workspace,
+        &["tests/ebpf"],
+    ) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error:#}");

@@ -1,5 +1,5 @@
-//! Addresses as the maps hold them: 16 bytes in network order, IPv4 as `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2), so that
-//! one table serves both families.
+//! Addresses as the maps hold them: 16 bytes in network order, IPv4 as `::ffff:a.b.c.d` (RFC 4291,
+//! 2.5.5.2), so that one table serves both families.
 
 use core::cmp::Ordering;
 
@@ -10,17 +10,18 @@ pub const MAPPED_BITS: u8 = 96;
 
 /// A packet's source address, as a map key.
 ///
-/// Two words, not 16 bytes: the compiler would keep these in as many registers, of which the kernel's machine has ten.
+/// Two words, not 16 bytes: the compiler would keep these in as many registers, of which the
+/// kernel's machine has ten.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
-pub struct Source {
+pub struct IpKey {
     high: u64,
     low: u64,
 }
 
-const _: () = assert!(size_of::<Source>() == 16 && cfg!(target_endian = "little"));
+const _: () = assert!(size_of::<IpKey>() == 16 && cfg!(target_endian = "little"));
 
-impl Source {
+impl IpKey {
     /// From an address in network order.
     pub const fn new(octets: [u8; 16]) -> Self {
         let both = u128::from_le_bytes(octets);
@@ -32,7 +33,8 @@ impl Source {
         (self.high as u128 | (self.low as u128) << 64).to_le_bytes()
     }
 
-    /// An IPv4 source from its four bytes, the first of them in the lowest bits (as a packet read gives them).
+    /// An IPv4 source from its four bytes, the first of them in the lowest bits (as a packet read
+    /// gives them).
     #[inline(always)]
     pub const fn v4(address: u32) -> Self {
         Self::from_words(0, (0xffff_u64 << 16) | ((address as u64) << 32))
@@ -58,7 +60,7 @@ impl Source {
         high | (low & 0xffff_ffff ^ 0xffff_0000) == 0
     }
 
-    /// This source with the bits outside `mask` cleared (halves as in [`Source::words`]).
+    /// This source with the bits outside `mask` cleared (halves as in [`IpKey::words`]).
     #[inline(always)]
     pub const fn masked(&self, mask: (u64, u64)) -> Self {
         let (high, low) = self.words();
@@ -66,20 +68,21 @@ impl Source {
     }
 }
 
-impl Ord for Source {
+impl Ord for IpKey {
     /// As addresses are ordered: by their first byte, then by the next.
     fn cmp(&self, other: &Self) -> Ordering {
         self.octets().cmp(&other.octets())
     }
 }
 
-impl PartialOrd for Source {
+impl PartialOrd for IpKey {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-/// The mask that keeps the first `prefix` bits of 128, as halves with the first byte in the lowest bits.
+/// The mask that keeps the first `prefix` bits of 128, as halves with the first byte in the lowest
+/// bits.
 pub const fn mask(prefix: u8) -> (u64, u64) {
     let bits = if prefix >= 128 { u128::MAX } else { !(u128::MAX >> prefix) };
     (((bits >> 64) as u64).swap_bytes(), (bits as u64).swap_bytes())
@@ -92,7 +95,7 @@ mod tests {
 
     #[test]
     fn ipv4_is_held_as_a_mapped_address() {
-        let source = Source::v4(u32::from_le_bytes([192, 0, 2, 7]));
+        let source = IpKey::v4(u32::from_le_bytes([192, 0, 2, 7]));
         assert_eq!(source.octets(), Ipv4Addr::new(192, 0, 2, 7).to_ipv6_mapped().octets());
         assert!(source.is_v4());
     }
@@ -100,9 +103,11 @@ mod tests {
     #[test]
     fn a_mask_keeps_the_network() {
         let address: Ipv6Addr = "2001:db8:1:2:3:4:5:6".parse().unwrap();
-        let source = Source::new(address.octets());
+        let source = IpKey::new(address.octets());
         assert!(!source.is_v4());
-        for (prefix, network) in [(64, "2001:db8:1:2::"), (48, "2001:db8:1::"), (61, "2001:db8:1::"), (0, "::")] {
+        for (prefix, network) in
+            [(64, "2001:db8:1:2::"), (48, "2001:db8:1::"), (61, "2001:db8:1::"), (0, "::")]
+        {
             let network: Ipv6Addr = network.parse().unwrap();
             assert_eq!(source.masked(mask(prefix)).octets(), network.octets(), "/{prefix}");
         }

@@ -1,9 +1,10 @@
-//! What the kernel programs and user space share: the layout of every map value, the names of maps, programs and
-//! globals, the packet and SIP start-line parsers, the meters, and the order in which a packet is judged.
+//! What the kernel programs and user space share: the layout of every map value, the names of maps,
+//! programs and globals, the packet and SIP start-line parsers, the meters, and the order in which
+//! a packet is judged.
 //!
 //! Everything here is `no_std` and does no input or output: the same functions that the kernel
-//! verifier checks are unit-tested, property-tested and fuzzed on the host. Packets are read only through
-//! [`packet::reader::Reader`], tables only through [`pipeline::ingress::Tables`].
+//! verifier checks are unit-tested, property-tested and fuzzed on the host. Packets are read only
+//! through [`packet::reader::Reader`], tables only through [`pipeline::ingress::Tables`].
 
 #![cfg_attr(not(test), no_std)]
 

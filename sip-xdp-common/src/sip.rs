@@ -1,18 +1,20 @@
 //! What a UDP payload is, by its start line, as tolerantly as SIP servers read it.
 //!
-//! A filter that looks for `REGISTER ` at offset 0 is walked around. Kamailio takes any letter case and skips blanks,
-//! line ends and NULs before the start line; pjsip (Asterisk) also skips any run of blanks behind the method. What
-//! any of them would take for a request is a request here; a filter may be more tolerant than the servers behind it,
-//! never less. The start line decides alone: source ports and later headers prove nothing.
+//! A filter that looks for `REGISTER ` at offset 0 is walked around. Kamailio takes any letter case
+//! and skips blanks, line ends and NULs before the start line; pjsip (Asterisk) also skips any run
+//! of blanks behind the method. What any of them would take for a request is a request here; a
+//! filter may be more tolerant than the servers behind it, never less. The start line decides
+//! alone: source ports and later headers prove nothing.
 
 use crate::packet::reader::Reader;
 use crate::verdict::Message;
 
-/// How many bytes of blanks before the start line are skipped, in steps of eight. No phone sends more than a few; a
-/// payload with more of them counts as a request, so that they cannot hide one.
+/// How many bytes of blanks before the start line are skipped, in steps of eight. No phone sends
+/// more than a few; a payload with more of them counts as a request, so that they cannot hide one.
 pub const MAX_BLANKS: usize = 512;
 
-/// The longest method that is told from noise. The longest registered one has 9 characters; RFC 4475 3.1.1.2 shows one of 39.
+/// The longest method that is told from noise. The longest registered one has 9 characters; RFC
+/// 4475 3.1.1.2 shows one of 39.
 const MAX_METHOD: usize = 48;
 
 /// How many blanks behind the method are skipped when looking for the URI.
@@ -21,8 +23,8 @@ const MAX_GAP: usize = 8;
 /// The magic cookie of STUN at offset 4 (RFC 8489, 5), the first byte lowest.
 const STUN_COOKIE: u32 = u32::from_le_bytes([0x21, 0x12, 0xa4, 0x42]);
 
-/// Classifies the payload between `start` and `end`. `first_fragment` says that the datagram goes on elsewhere: what
-/// is too short to tell then counts as a request.
+/// Classifies the payload between `start` and `end`. `first_fragment` says that the datagram goes
+/// on elsewhere: what is too short to tell then counts as a request.
 #[inline(always)]
 pub fn classify<R: Reader>(packet: &R, start: usize, end: usize, first_fragment: bool) -> Message {
     let message = classify_line(packet, start, end);
@@ -45,8 +47,8 @@ fn classify_line<R: Reader>(packet: &R, start: usize, end: usize) -> Message {
     }
 }
 
-/// STUN shares the port (RFC 5626, 8): the two highest bits are zero, the cookie follows type and length, and the
-/// header has 20 bytes.
+/// STUN shares the port (RFC 5626, 8): the two highest bits are zero, the cookie follows type and
+/// length, and the header has 20 bytes.
 #[inline(always)]
 fn is_stun<R: Reader>(packet: &R, start: usize, end: usize) -> bool {
     start + 20 <= end
@@ -70,7 +72,7 @@ fn skip_blanks<R: Reader>(packet: &R, start: usize, end: usize) -> Start {
             break;
         }
         match packet.eight(at) {
-            Some(word) if all_blank(word) => at = packet.forget(at + 8),
+            Some(word) if all_blank(word) => at = packet.verifier_widen(at + 8),
             _ => break,
         }
     }
@@ -79,7 +81,7 @@ fn skip_blanks<R: Reader>(packet: &R, start: usize, end: usize) -> Start {
             return Start::Nothing;
         }
         match packet.byte(at) {
-            Some(byte) if is_blank(byte) => at = packet.forget(at + 1),
+            Some(byte) if is_blank(byte) => at = packet.verifier_widen(at + 1),
             Some(_) => return Start::Line(at),
             None => return Start::Nothing,
         }
@@ -93,7 +95,8 @@ const fn is_blank(byte: u8) -> bool {
     byte <= b' '
 }
 
-/// Whether all eight bytes are blank: no byte has its high bit set, and none carries into it when 0x5f is added.
+/// Whether all eight bytes are blank: no byte has its high bit set, and none carries into it when
+/// 0x5f is added.
 #[inline(always)]
 const fn all_blank(word: u64) -> bool {
     const HIGH: u64 = 0x8080_8080_8080_8080;
@@ -179,8 +182,9 @@ pub fn start_line<R: Reader>(packet: &R, at: usize, end: usize) -> Message {
     unknown_method(packet, at, end)
 }
 
-/// A request with a method of its own: a token (RFC 3261, 25.1), blanks, and a URI, which starts with the letter of a
-/// scheme. That tells it from HTTP and SSDP, whose targets start with `/` and `*`.
+/// A request with a method of its own: a token (RFC 3261, 25.1), blanks, and a URI, which starts
+/// with the letter of a scheme. That tells it from HTTP and SSDP, whose targets start with `/` and
+/// `*`.
 #[inline(always)]
 fn unknown_method<R: Reader>(packet: &R, at: usize, end: usize) -> Message {
     let mut at = at;
@@ -189,7 +193,7 @@ fn unknown_method<R: Reader>(packet: &R, at: usize, end: usize) -> Message {
         match packet.byte(at) {
             Some(byte) if at < end && is_token(byte) => {
                 token = true;
-                at = packet.forget(at + 1);
+                at = packet.verifier_widen(at + 1);
             }
             _ => break,
         }
@@ -202,7 +206,7 @@ fn unknown_method<R: Reader>(packet: &R, at: usize, end: usize) -> Message {
         match packet.byte(at) {
             Some(byte) if at < end && is_blank(byte) => {
                 gap = true;
-                at = packet.forget(at + 1);
+                at = packet.verifier_widen(at + 1);
             }
             _ => break,
         }
@@ -213,7 +217,8 @@ fn unknown_method<R: Reader>(packet: &R, at: usize, end: usize) -> Message {
     }
 }
 
-/// The characters of a token: letters, digits and ``-.!%*_+`'~`` (RFC 3261, 25.1), as a bitmap of the 128 ASCII codes.
+/// The characters of a token: letters, digits and ``-.!%*_+`'~`` (RFC 3261, 25.1), as a bitmap of
+/// the 128 ASCII codes.
 #[inline(always)]
 const fn is_token(byte: u8) -> bool {
     const fn set(from: u8) -> u64 {
@@ -246,8 +251,8 @@ mod tests {
     use super::*;
     use crate::packet::reader::Bytes;
     use crate::verdict::Message::{
-        self, Ack, Bye, Cancel, Invite, Keepalive, Notify, Options, Other, Publish, Register, Response, Subscribe,
-        Unparsed,
+        self, Ack, Bye, Cancel, Invite, Keepalive, Notify, Options, Other, Publish, Register,
+        Response, Subscribe, Unparsed,
     };
     use proptest::prelude::*;
 
@@ -256,7 +261,8 @@ mod tests {
     }
 
     fn request(line: &str) -> Vec<u8> {
-        format!("{line}\r\nVia: SIP/2.0/UDP 192.0.2.1;branch=z9hG4bK1\r\nContent-Length: 0\r\n\r\n").into_bytes()
+        format!("{line}\r\nVia: SIP/2.0/UDP 192.0.2.1;branch=z9hG4bK1\r\nContent-Length: 0\r\n\r\n")
+            .into_bytes()
     }
 
     #[test]
@@ -301,7 +307,11 @@ mod tests {
         ] {
             assert_eq!(kind(&request(line)), Register, "{line:?}");
         }
-        assert_eq!(kind(b"REGISTER sip:example.com SIP/2.0\nTo: x\n\n"), Register, "bare line feeds");
+        assert_eq!(
+            kind(b"REGISTER sip:example.com SIP/2.0\nTo: x\n\n"),
+            Register,
+            "bare line feeds"
+        );
         for blanks in [1, 7, 8, 9, 63, 400, MAX_BLANKS, MAX_BLANKS + 7] {
             let mut payload = b"\r\n".repeat(blanks)[..blanks].to_vec();
             payload.extend(request("REGISTER sip:example.com SIP/2.0"));
@@ -321,7 +331,8 @@ mod tests {
         assert_eq!(kind(&request("REGISTERX sip:example.com SIP/2.0")), Other);
         assert_eq!(kind(&request("INVITED sip:example.com SIP/2.0")), Other);
         assert_eq!(kind(&request("ACKNOWLEDGE sip:example.com SIP/2.0")), Other);
-        let torture = "!interesting-Method0123456789_*+`.%indeed'~ sip:1_unusual.URI@example.com SIP/2.0";
+        let torture =
+            "!interesting-Method0123456789_*+`.%indeed'~ sip:1_unusual.URI@example.com SIP/2.0";
         assert_eq!(kind(&request(torture)), Other);
         for noise in [
             "GET / HTTP/1.1",
@@ -344,7 +355,9 @@ mod tests {
     fn keepalives_are_no_requests() {
         let mut stun = vec![0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42];
         stun.extend([7; 12]);
-        for payload in [&b""[..], b"\r\n\r\n", b"\r\n", b"\0\0\0\0", b"\0", b" ", b"\n\n\n\n\n\n\n\n\n", &stun] {
+        for payload in
+            [&b""[..], b"\r\n\r\n", b"\r\n", b"\0\0\0\0", b"\0", b" ", b"\n\n\n\n\n\n\n\n\n", &stun]
+        {
             assert_eq!(kind(payload), Keepalive, "{payload:?}");
         }
         assert_eq!(kind(&stun[..19]), Unparsed, "a STUN header cut short");
@@ -353,7 +366,8 @@ mod tests {
     #[test]
     fn a_first_fragment_that_is_too_short_counts_as_a_request() {
         let whole = request("REGISTER sip:example.com SIP/2.0");
-        for (length, message) in [(0, Other), (4, Other), (8, Other), (9, Register), (40, Register)] {
+        for (length, message) in [(0, Other), (4, Other), (8, Other), (9, Register), (40, Register)]
+        {
             assert_eq!(classify(&Bytes(&whole), 0, length, true), message, "{length} bytes");
         }
         assert_eq!(classify(&Bytes(b"SIP/2.0 200 OK"), 0, 14, true), Response);

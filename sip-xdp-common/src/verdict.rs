@@ -1,7 +1,8 @@
-//! Verdicts, the reasons for them, and the kinds of message: what is counted, and under which name it is shown.
+//! Verdicts, the reasons for them, and the kinds of message: what is counted, and under which name
+//! it is shown.
 //!
-//! The order of the variants is the order of the counters in [`crate::abi::layout::Counters`]; the names are the ones of
-//! `stats --json` and never change.
+//! The order of the variants is the order of the counters in [`crate::abi::layout::Counters`]; the
+//! names are the ones of `stats --json` and never change.
 
 /// What happens to a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,7 +29,8 @@ pub enum Reason {
     Unknown,
     /// A response within its source's limit.
     Response,
-    /// A keepalive (RFC 5626, 3.5.1 and 4.4.1), STUN or an empty datagram within its source's limit.
+    /// A keepalive (RFC 5626, 3.5.1 and 4.4.1), STUN or an empty datagram within its source's
+    /// limit.
     Keepalive,
     /// Neither SIP nor a keepalive, within its source's limit.
     Unparsed,
@@ -132,7 +134,8 @@ impl Message {
     /// How many kinds there are.
     pub const COUNT: usize = 14;
 
-    /// How many counters are kept for them: a power of two, so that a mask bounds the index where the verifier sees it.
+    /// How many counters are kept for them: a power of two, so that a mask bounds the index where
+    /// the verifier sees it.
     pub const SLOTS: usize = 16;
 
     /// All kinds, in the order of their numbers.
@@ -231,8 +234,11 @@ mod tests {
 
     #[test]
     fn only_the_four_drop_reasons_drop() {
-        let drops: Vec<_> =
-            Reason::ALL.into_iter().filter(|r| r.verdict() == Verdict::Drop).map(Reason::name).collect();
+        let drops: Vec<_> = Reason::ALL
+            .into_iter()
+            .filter(|r| r.verdict() == Verdict::Drop)
+            .map(Reason::name)
+            .collect();
         assert_eq!(drops, ["blocked", "closed", "limited", "storm"]);
     }
 }

@@ -7,15 +7,17 @@ use sip_xdp_common::pipeline::ingress::Judgement;
 use crate::globals::CLOCK_FROM_MAP;
 use crate::maps::CLOCK;
 
-/// The time. Coarse: it moves once per timer tick (4 ms at 250 Hz). So it is asked for once per tick, CPU and interface, and
-/// may be a tick behind: the kernel makes a load of the question for the tick, but a call of that for the time.
+/// The time. Coarse: it moves once per timer tick (4 ms at 250 Hz). So it is asked for once per
+/// tick, CPU and interface, and may be a tick behind: the kernel makes a load of the question for
+/// the tick, but a call of that for the time.
 #[inline(always)]
 pub(crate) fn now(scratch: *mut Scratch) -> u64 {
     if CLOCK_FROM_MAP.load() == 1 {
         return CLOCK.get(CLOCK_TIME).copied().unwrap_or(0);
     }
-    // SAFETY: the helpers take nothing and only read the kernel's clocks; the fields are those of this CPU's map value, valid
-    // while the program runs. The time is written before its tick: whoever finds the tick finds the time.
+    // SAFETY: the helpers take nothing and only read the kernel's clocks; the fields are those of
+    // this CPU's map value, valid while the program runs. The time is written before its tick:
+    // whoever finds the tick finds the time.
     unsafe {
         let tick = bpf_jiffies64();
         if (*scratch).tick != tick {
@@ -43,7 +45,8 @@ pub(crate) fn leave(judgement: &Judgement) {
     if CLOCK_FROM_MAP.load() == 1
         && let Some(place) = CLOCK.get_ptr_mut(CLOCK_OUTCOME)
     {
-        // SAFETY: a word of the map, which lives as long as the program. Whoever sets the clock runs one packet at a time.
+        // SAFETY: a word of the map, which lives as long as the program. Whoever sets the clock
+        // runs one packet at a time.
         unsafe { place.write_volatile(outcome(judgement.reason, judgement.message)) };
     }
 }

@@ -1,4 +1,5 @@
-//! The one exit: every packet is counted here, under the reason for what happens to it, and nowhere else.
+//! The one exit: every packet is counted here, under the reason for what happens to it, and nowhere
+//! else.
 
 use core::mem::offset_of;
 
@@ -12,10 +13,12 @@ use sip_xdp_common::verdict::Verdict;
 use crate::clock;
 use crate::globals::DRY_RUN;
 
-/// How far behind [`Counters::packets`] those are that a dry run has spared, in bytes; so are the [bytes](Counters::bytes).
+/// How far behind [`Counters::packets`] those are that a dry run has spared, in bytes; so are the
+/// [bytes](Counters::bytes).
 const SPARED: usize = offset_of!(Counters, would_drop) - offset_of!(Counters, packets);
 
-const _: () = assert!(SPARED == offset_of!(Counters, would_drop_bytes) - offset_of!(Counters, bytes));
+const _: () =
+    assert!(SPARED == offset_of!(Counters, would_drop_bytes) - offset_of!(Counters, bytes));
 
 /// Counts a judged packet and returns the action for the driver.
 #[inline(always)]
@@ -36,8 +39,9 @@ pub(crate) fn leave(ctx: &XdpContext, counters: *mut Counters, judgement: &Judge
         unsafe { bpf_xdp_get_buff_len(ctx.ctx) }
     };
     let reason = judgement.reason as usize;
-    // SAFETY: this CPU's map value, valid while the program runs and written by nothing else on this CPU. The
-    // numbers of reasons and messages are below the lengths of the arrays, which the layout takes from them.
+    // SAFETY: this CPU's map value, valid while the program runs and written by nothing else on
+    // this CPU. The numbers of reasons and messages are below the lengths of the arrays, which the
+    // layout takes from them.
     unsafe {
         // Calculated, not branched on: who is dropped is in a hurry.
         let shift = usize::from(spared) * SPARED;

@@ -1,30 +1,31 @@
-//! Reads what leaves: counts our responses, opens a way for answers to our requests, and samples both for the daemon.
-//! Always lets the next program, if any, have its say.
+//! Reads what leaves: counts our responses, opens a way for answers to our requests, and samples
+//! both for the daemon. Always lets the next program, if any, have its say.
 
 use aya_ebpf::programs::TcContext;
 use sip_xdp_common::abi::layout::{
-    BY_ADDRESS, EventKind, FRAGMENTED, FROM_GOOD, RESPONSE_UNSEEN_NS, RESPONSES_UNSEEN, SampleBudget, Scratch,
+    BY_ADDRESS, EventKind, FRAGMENTED, FROM_GOOD, RESPONSE_UNSEEN_NS, RESPONSES_UNSEEN,
+    SampleBudget, Scratch,
 };
-use sip_xdp_common::ip_key::Source;
-use sip_xdp_common::limits::flow::Asked;
-use sip_xdp_common::limits::gcra::Bucket;
-use sip_xdp_common::limits::meters::Home;
+use sip_xdp_common::ip_key::IpKey;
+use sip_xdp_common::limits::flow::PendingRequest;
+use sip_xdp_common::limits::gcra::LimitKind;
+use sip_xdp_common::limits::meters::MeterKey;
 use sip_xdp_common::lookup::search::{self, Counting};
 use sip_xdp_common::packet::reader::Reader;
 use sip_xdp_common::pipeline::egress::{self, Answer, Leaving};
 use sip_xdp_common::verdict::Message;
 
 use crate::clock;
-use crate::events::{Told, sample};
-use crate::globals::{self, Here};
+use crate::events::{EventDraft, sample};
+use crate::globals::{self, Globals};
 use crate::lists::Lists;
-use crate::maps::{ASKED, RESPONSES, WEATHER, scratch};
+use crate::maps::{PENDING_REQUESTS, RESPONSES, STORM_STATE, scratch};
 use crate::reader::Packet;
 
 /// `TCX_NEXT`, which is also `TC_ACT_UNSPEC` (`include/uapi/linux/bpf.h`): go on.
 const NEXT: i32 = -1;
 
-/// How old an entry of [`ASKED`] may get before it is written again, in nanoseconds.
+/// How old an entry of [`PENDING_REQUESTS`] may get before it is written again, in nanoseconds.
 const REFRESH: u64 = 1_000_000_000;
 
 /// Reads one packet.
@@ -32,7 +33,7 @@ const REFRESH: u64 = 1_000_000_000;
 pub(crate) fn read(ctx: &TcContext) -> i32 {
     if let Some(scratch) = scratch() {
         let packet = Packet::leaving(ctx, scratch);
-        if let Some(leaving) = egress::read(&packet, &Here) {
+        if let Some(leaving) = egress::read(&packet, &Globals) {
             note(ctx, scratch, &packet, &leaving);
         }
     }
@@ -43,66 +44,75 @@ pub(crate) fn read(ctx: &TcContext) -> i32 {
 fn note<R: Reader>(ctx: &TcContext, scratch: *mut Scratch, packet: &R, leaving: &Leaving) {
     // What follows is verified once, not once for each way through the headers.
     let (high, low) = leaving.destination.words();
-    let destination = Source::from_words(packet.forget(high as usize) as u64, packet.forget(low as usize) as u64);
-    let number = packet.forget(leaving.message as usize) & (Message::SLOTS - 1);
+    let destination = IpKey::from_words(
+        packet.verifier_widen(high as usize) as u64,
+        packet.verifier_widen(low as usize) as u64,
+    );
+    let number = packet.verifier_widen(leaving.message as usize) & (Message::SLOTS - 1);
     let message = Message::from_number(number as u8).unwrap_or(Message::Unparsed);
-    let status = packet.forget(leaving.status.into()) as u16;
+    let status = packet.verifier_widen(leaving.status.into()) as u16;
     let is_response = matches!(message, Message::Response);
     if is_response && let Some(counters) = RESPONSES.get_ptr_mut(0) {
-        let index = packet.forget(Answer::of(status) as usize);
+        let index = packet.verifier_widen(Answer::of(status) as usize);
         if index < Answer::COUNT {
-            // SAFETY: this CPU's map value, valid while the program runs; the index is below the array's length.
+            // SAFETY: this CPU's map value, valid while the program runs; the index is below the
+            // array's length.
             unsafe { *counters.cast::<u64>().add(index) += 1 };
         }
     }
     if is_response && !egress::is_told(status) {
         return;
     }
-    let listed = search::look_up(&Lists::new(scratch), &destination, Counting::Nothing);
+    let listed = search::lookup(&Lists::new(scratch), &destination, Counting::Nothing);
     if listed.is_trusted() {
         return;
     }
     let now = clock::now(scratch);
     if !is_response {
         // SAFETY: the value is one word of a map value, valid while the program runs.
-        let fresh =
-            ASKED.get_ptr(destination).is_some_and(|asked| unsafe { now.saturating_sub((*asked).at) < REFRESH });
+        let fresh = PENDING_REQUESTS
+            .get_ptr(destination)
+            .is_some_and(|asked| unsafe { now.saturating_sub((*asked).at) < REFRESH });
         if !fresh {
             // Full means that somebody else's entry goes; nothing else can fail.
-            let _ = ASKED.insert(destination, Asked { at: now }, 0);
+            let _ = PENDING_REQUESTS.insert(destination, PendingRequest { at: now }, 0);
         }
     }
     if listed.is_settled_peer() {
         return;
     }
-    let flags = (u8::from(listed.is_apart()) * BY_ADDRESS)
+    let flags = (u8::from(listed.is_per_host()) * BY_ADDRESS)
         | (u8::from(listed.is_good()) * FROM_GOOD)
         | (u8::from(leaving.first_fragment) * FRAGMENTED)
         | (u8::from(was_response_unseen(now)) * RESPONSES_UNSEEN);
-    let told = Told {
+    let draft = EventDraft {
         ctx,
         scratch,
-        kind: if is_response { EventKind::Answer } else { EventKind::Asked },
+        kind: if is_response { EventKind::Answer } else { EventKind::PendingRequest },
         source: &destination,
         port: leaving.port,
         local_port: leaving.local_port,
         message,
-        bucket: Bucket::Other,
+        bucket: LimitKind::Other,
         flags,
         ip: None,
         payload: leaving.payload,
         end: leaving.end,
         now,
     };
-    sample(&told, &Home::of(&destination, search::current(&globals::hashing().seed)), SampleBudget::Leaving);
+    sample(
+        &draft,
+        &MeterKey::of(&destination, search::current(&globals::hashing().seed)),
+        SampleBudget::Leaving,
+    );
 }
 
 /// Whether a response that arrived a moment ago went unseen.
 #[inline(always)]
 fn was_response_unseen(now: u64) -> bool {
-    WEATHER.get_ptr(0).is_some_and(|weather| {
+    STORM_STATE.get_ptr(0).is_some_and(|storm_state| {
         // SAFETY: an aligned word of a map value, valid while the program runs.
-        let at = unsafe { (&raw const (*weather).response_unseen).read_volatile() };
+        let at = unsafe { (&raw const (*storm_state).response_unseen).read_volatile() };
         at != 0 && now.saturating_sub(at) < RESPONSE_UNSEEN_NS
     })
 }

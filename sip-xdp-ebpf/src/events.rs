@@ -1,6 +1,6 @@
-//! Events on their way to the daemon. Limits are reported within a budget of each CPU (and of each source, by its record);
-//! samples within a budget of each slice of all sources, so that one that sends much cannot use up what others are seen
-//! by. What finds no room is counted.
+//! Events on their way to the daemon. Limits are reported within a budget of each CPU (and of each
+//! source, by its record); samples within a budget of each slice of all sources, so that one that
+//! sends much cannot use up what others are seen by. What finds no room is counted.
 
 use core::ffi::c_void;
 
@@ -8,38 +8,42 @@ use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::warn;
-use sip_xdp_common::abi::layout::{Event, EventKind, HEAD, IN_DRY_RUN, SLICES, SampleBudget, Scratch};
-use sip_xdp_common::ip_key::Source;
-use sip_xdp_common::limits::gcra::{Bucket, Limit};
-use sip_xdp_common::limits::meters::Home;
+use sip_xdp_common::abi::layout::{
+    EventKind, HEAD, IN_DRY_RUN, KernelEvent, SLICES, SampleBudget, Scratch,
+};
+use sip_xdp_common::ip_key::IpKey;
+use sip_xdp_common::limits::gcra::{Limit, LimitKind};
+use sip_xdp_common::limits::meters::MeterKey;
 use sip_xdp_common::limits::over_limit::Record;
 use sip_xdp_common::pipeline::ingress::Judgement;
 use sip_xdp_common::verdict::{Message, Verdict};
 
 use crate::clock;
 use crate::globals::{SLOT, dry_run};
-use crate::maps::{EVENTS, TAP, cpu_state};
+use crate::maps::{DROP_SAMPLE_BUDGET, EVENTS, cpu_state};
 use crate::reader::{Packet, bounded, size_up_to};
 
-/// Limits reported per second and CPU: what a daemon digests at a few per cent of a core, whatever arrives.
+/// Limits reported per second and CPU: what a daemon digests at a few per cent of a core, whatever
+/// arrives.
 const BUDGET: Limit = Limit::new(2_000, 1_000_000_000);
 
-/// Samples per CPU, direction and slice: 1,000 at once, as when an office comes back after an outage, then 200 a second.
+/// Samples per CPU, direction and slice: 1,000 at once, as when an office comes back after an
+/// outage, then 200 a second.
 const SAMPLES: Limit = Limit { interval: 5_000_000, burst: 5_000_000_000 };
 
 /// The shortest time between two diagnostics of one CPU, in nanoseconds.
 const DIAGNOSTIC_INTERVAL: u64 = 1_000_000_000;
 
 /// A packet of which the daemon is told.
-pub(crate) struct Told<'a, C> {
+pub(crate) struct EventDraft<'a, C> {
     pub(crate) ctx: &'a C,
     pub(crate) scratch: *mut Scratch,
     pub(crate) kind: EventKind,
-    pub(crate) source: &'a Source,
+    pub(crate) source: &'a IpKey,
     pub(crate) port: u16,
     pub(crate) local_port: u16,
     pub(crate) message: Message,
-    pub(crate) bucket: Bucket,
+    pub(crate) bucket: LimitKind,
     pub(crate) flags: u8,
     /// Where the IP header starts, if the daemon is to see it.
     pub(crate) ip: Option<usize>,
@@ -54,7 +58,7 @@ pub(crate) trait Origin: aya_ebpf::EbpfContext {
     fn length(&self) -> usize;
 
     /// Passes a number through map memory.
-    fn forget(&self, scratch: *mut Scratch, value: usize) -> usize;
+    fn verifier_widen(&self, scratch: *mut Scratch, value: usize) -> usize;
 
     /// Copies `length` bytes at `at` to `to`; 0 if it was done.
     ///
@@ -73,9 +77,9 @@ impl Origin for XdpContext {
     }
 
     #[inline(always)]
-    fn forget(&self, scratch: *mut Scratch, value: usize) -> usize {
+    fn verifier_widen(&self, scratch: *mut Scratch, value: usize) -> usize {
         use sip_xdp_common::packet::reader::Reader;
-        Packet::arriving(self, scratch).forget(value)
+        Packet::arriving(self, scratch).verifier_widen(value)
     }
 
     #[inline(always)]
@@ -92,9 +96,9 @@ impl Origin for aya_ebpf::programs::TcContext {
     }
 
     #[inline(always)]
-    fn forget(&self, scratch: *mut Scratch, value: usize) -> usize {
+    fn verifier_widen(&self, scratch: *mut Scratch, value: usize) -> usize {
         use sip_xdp_common::packet::reader::Reader;
-        Packet::leaving(self, scratch).forget(value)
+        Packet::leaving(self, scratch).verifier_widen(value)
     }
 
     #[inline(always)]
@@ -107,17 +111,17 @@ impl Origin for aya_ebpf::programs::TcContext {
 
 /// Tells of a source over a limit, with its record.
 #[inline(always)]
-pub(crate) fn report<C: Origin>(told: &Told<'_, C>, record: &Record) {
+pub(crate) fn report<C: Origin>(draft: &EventDraft<'_, C>, record: &Record) {
     let Some(state) = cpu_state() else {
         return;
     };
     // SAFETY: this CPU's map value, valid while the program runs.
-    let Some(full_at) = (unsafe { BUDGET.take((*state).events, told.now) }) else {
+    let Some(full_at) = (unsafe { BUDGET.take((*state).events, draft.now) }) else {
         // SAFETY: as above.
         unsafe { (*state).lost_events += 1 };
         return;
     };
-    if send(told, record) {
+    if send(draft, record) {
         // SAFETY: as above.
         unsafe { (*state).events = full_at };
     } else {
@@ -128,21 +132,27 @@ pub(crate) fn report<C: Origin>(told: &Told<'_, C>, record: &Record) {
 
 /// Sends a sample, if its slice has any left in this budget. Returns whether it did.
 #[inline(always)]
-pub(crate) fn sample<C: Origin>(told: &Told<'_, C>, home: &Home, budget: SampleBudget) -> bool {
+pub(crate) fn sample<C: Origin>(
+    draft: &EventDraft<'_, C>,
+    meter_key: &MeterKey,
+    budget: SampleBudget,
+) -> bool {
     let Some(state) = cpu_state() else {
         return false;
     };
-    let budget = bounded::<3>(told.ctx.forget(told.scratch, budget as usize));
-    let slice = bounded::<{ SLICES - 1 }>(told.ctx.forget(told.scratch, home.sketch()));
-    // SAFETY: this CPU's map value, valid while the program runs; the slice is below the array's length.
+    let budget = bounded::<3>(draft.ctx.verifier_widen(draft.scratch, budget as usize));
+    let slice =
+        bounded::<{ SLICES - 1 }>(draft.ctx.verifier_widen(draft.scratch, meter_key.sketch()));
+    // SAFETY: this CPU's map value, valid while the program runs; the slice is below the array's
+    // length.
     let bucket = unsafe { (&raw mut (*state).samples).cast::<u64>().add(budget * SLICES + slice) };
     // SAFETY: as above.
-    let taken = unsafe { SAMPLES.take(*bucket, told.now) };
+    let taken = unsafe { SAMPLES.take(*bucket, draft.now) };
     let sent = match taken {
         Some(full_at) => {
             // SAFETY: as above.
             unsafe { *bucket = full_at };
-            send(told, &Record::default())
+            send(draft, &Record::default())
         }
         None => false,
     };
@@ -153,33 +163,33 @@ pub(crate) fn sample<C: Origin>(told: &Told<'_, C>, home: &Home, budget: SampleB
     sent
 }
 
-/// Copies a dropped packet for whoever watches, as long as user space has left something in [`TAP`]; without watchers that
-/// is one load from a line that stays in the cache.
+/// Copies a dropped packet for whoever watches, as long as user space has left something in
+/// [`DROP_SAMPLE_BUDGET`]; without watchers that is one load from a line that stays in the cache.
 #[inline(always)]
-pub(crate) fn tap(ctx: &XdpContext, scratch: *mut Scratch, judgement: &Judgement) {
+pub(crate) fn sample_drop(ctx: &XdpContext, scratch: *mut Scratch, judgement: &Judgement) {
     if !matches!(judgement.reason.verdict(), Verdict::Drop) {
         return;
     }
-    let Some(left) = TAP.get_ptr_mut(0) else {
+    let Some(left) = DROP_SAMPLE_BUDGET.get_ptr_mut(0) else {
         return;
     };
-    // SAFETY: a map value, valid while the program runs. Two CPUs that take the last one in the same instant copy one packet
-    // more, and neither goes below zero.
+    // SAFETY: a map value, valid while the program runs. Two CPUs that take the last one in the
+    // same instant copy one packet more, and neither goes below zero.
     let there = unsafe { left.read_volatile() };
     if there == 0 {
         return;
     }
     // SAFETY: as above.
     unsafe { left.write_volatile(there - 1) };
-    let told = Told {
+    let draft = EventDraft {
         ctx,
         scratch,
         kind: EventKind::Dropped,
-        source: &Source::v4(0),
+        source: &IpKey::v4(0),
         port: 0,
         local_port: 0,
         message: judgement.message.unwrap_or(Message::Unparsed),
-        bucket: Bucket::Other,
+        bucket: LimitKind::Other,
         flags: dry_run() * IN_DRY_RUN,
         ip: None,
         payload: 0,
@@ -187,54 +197,55 @@ pub(crate) fn tap(ctx: &XdpContext, scratch: *mut Scratch, judgement: &Judgement
         now: clock::now(scratch),
     };
     let record = Record { seen: judgement.reason as u32, ..Record::default() };
-    // Who watches does not miss one among many; what the ring has no room for is not missed by the detector either.
-    let _ = send(&told, &record);
+    // Who watches does not miss one among many; what the ring has no room for is not missed by the
+    // detector either.
+    let _ = send(&draft, &record);
 }
 
 /// Writes an event into the ring. Returns whether there was room.
 #[inline(always)]
-fn send<C: Origin>(told: &Told<'_, C>, record: &Record) -> bool {
+fn send<C: Origin>(draft: &EventDraft<'_, C>, record: &Record) -> bool {
     let Some(mut entry) = EVENTS.reserve(0) else {
         let Some(state) = cpu_state() else {
             return false;
         };
         // SAFETY: this CPU's map value, valid while the program runs.
         unsafe {
-            if told.now.saturating_sub((*state).diagnosed) >= DIAGNOSTIC_INTERVAL {
-                (*state).diagnosed = told.now;
-                warn!(told.ctx, "events find no room: the daemon does not read them fast enough");
+            if draft.now.saturating_sub((*state).diagnosed) >= DIAGNOSTIC_INTERVAL {
+                (*state).diagnosed = draft.now;
+                warn!(draft.ctx, "events find no room: the daemon does not read them fast enough");
             }
         }
         return false;
     };
-    let event: *mut Event = entry.as_mut_ptr();
-    // SAFETY: `event` is the record just reserved, ours alone until it is submitted; every field but the unused rest
-    // of `head` is written.
+    let event: *mut KernelEvent = entry.as_mut_ptr();
+    // SAFETY: `event` is the record just reserved, ours alone until it is submitted; every field
+    // but the unused rest of `head` is written.
     unsafe {
-        (&raw mut (*event).time).write(told.now);
-        // Volatile, so that they stay words: most records are zero, and the compiler would call `memset`, which goes byte
-        // by byte in BPF and has the verifier follow each step.
+        (&raw mut (*event).time).write(draft.now);
+        // Volatile, so that they stay words: most records are zero, and the compiler would call
+        // `memset`, which goes byte by byte in BPF and has the verifier follow each step.
         (&raw mut (*event).first).write_volatile(record.first);
         (&raw mut (*event).seen).write_volatile(record.seen.into());
         (&raw mut (*event).registers).write_volatile(record.registers.into());
         (&raw mut (*event).limited).write_volatile(record.limited.into());
-        (&raw mut (*event).source).write(*told.source);
+        (&raw mut (*event).source).write(*draft.source);
         (&raw mut (*event).ip).write([0; 40]);
         (&raw mut (*event).udp).write([0; 8]);
-        if let Some(ip) = told.ip {
+        if let Some(ip) = draft.ip {
             // What is not there stays zero: the helper writes all of it or nothing.
-            let _ = told.ctx.load(ip as u32, (&raw mut (*event).ip).cast(), 40);
-            let udp = told.payload.wrapping_sub(8) as u32;
-            let _ = told.ctx.load(udp, (&raw mut (*event).udp).cast(), 8);
+            let _ = draft.ctx.load(ip as u32, (&raw mut (*event).ip).cast(), 40);
+            let udp = draft.payload.wrapping_sub(8) as u32;
+            let _ = draft.ctx.load(udp, (&raw mut (*event).udp).cast(), 8);
         }
         (&raw mut (*event).slot).write(SLOT.load());
-        (&raw mut (*event).port).write(told.port);
-        (&raw mut (*event).local_port).write(told.local_port);
-        (&raw mut (*event).kind).write(told.kind as u8);
-        (&raw mut (*event).message).write(told.message as u8);
-        (&raw mut (*event).bucket).write(told.bucket as u8);
-        (&raw mut (*event).flags).write(told.flags);
-        copy_head(told, event);
+        (&raw mut (*event).port).write(draft.port);
+        (&raw mut (*event).local_port).write(draft.local_port);
+        (&raw mut (*event).kind).write(draft.kind as u8);
+        (&raw mut (*event).message).write(draft.message as u8);
+        (&raw mut (*event).bucket).write(draft.bucket as u8);
+        (&raw mut (*event).flags).write(draft.flags);
+        copy_head(draft, event);
     }
     entry.submit(0);
     true
@@ -246,16 +257,18 @@ fn send<C: Origin>(told: &Told<'_, C>, record: &Record) -> bool {
 ///
 /// `event` must be writable.
 #[inline(always)]
-unsafe fn copy_head<C: Origin>(told: &Told<'_, C>, event: *mut Event) {
-    let there = told.ctx.length();
-    let end = if told.end < there { told.end } else { there };
+unsafe fn copy_head<C: Origin>(draft: &EventDraft<'_, C>, event: *mut KernelEvent) {
+    let there = draft.ctx.length();
+    let end = if draft.end < there { draft.end } else { there };
     // Forgotten, so that the size is made of a number of which nothing else depends.
-    let whole = told.ctx.forget(told.scratch, end.saturating_sub(told.payload));
+    let whole = draft.ctx.verifier_widen(draft.scratch, end.saturating_sub(draft.payload));
     let mut copied = 0;
     if whole != 0 {
         let length = size_up_to::<HEAD>(whole);
         // SAFETY: the head has room for `HEAD` bytes, and `length` is at most that.
-        let failed = unsafe { told.ctx.load(told.payload as u32, (&raw mut (*event).head).cast(), length as u32) };
+        let failed = unsafe {
+            draft.ctx.load(draft.payload as u32, (&raw mut (*event).head).cast(), length as u32)
+        };
         copied = if failed == 0 { length as u16 } else { 0 };
     }
     // SAFETY: by the caller.

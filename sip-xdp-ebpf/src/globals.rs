@@ -1,5 +1,5 @@
-//! Read-only globals. The loader sets them before the program is verified, so that the verifier prunes what is
-//! switched off. The names are those of `sip_xdp_common::abi::names`.
+//! Read-only globals. The loader sets them before the program is verified, so that the verifier
+//! prunes what is switched off. The names are those of `sip_xdp_common::abi::names`.
 
 use aya_ebpf::Global;
 use sip_xdp_common::abi::layout::{ENFORCE, SPARE_ALL};
@@ -7,7 +7,7 @@ use sip_xdp_common::limits::gcra::{Limit, LimitSource, Limits, Pace};
 use sip_xdp_common::limits::storm::StormLimits;
 use sip_xdp_common::lookup::networks::Hashing;
 use sip_xdp_common::packet::headers::{Inspects, Link};
-use sip_xdp_common::pipeline::ingress::Site;
+use sip_xdp_common::pipeline::ingress::ProgramSettings;
 
 const UNSET: Limit = Limit { interval: 0, burst: 0 };
 const NONE: Pace = Pace { interval: 0, burst: 0 };
@@ -16,7 +16,8 @@ const NONE: Pace = Pace { interval: 0, burst: 0 };
 static PORTS: Global<[u64; 1024]> = Global::new([0; 1024]);
 
 #[unsafe(no_mangle)]
-static LIMITS: Global<Limits> = Global::new(Limits { register: NONE, requests: NONE, other: NONE, fragments: NONE });
+static LIMITS: Global<Limits> =
+    Global::new(Limits { register: NONE, requests: NONE, other: NONE, fragments: NONE });
 
 /// The limit of known-good addresses and peers.
 #[unsafe(no_mangle)]
@@ -24,11 +25,13 @@ pub(crate) static GOOD_LIMIT: Global<Pace> = Global::new(NONE);
 
 /// What a storm is.
 #[unsafe(no_mangle)]
-pub(crate) static STORM: Global<StormLimits> = Global::new(StormLimits { new_sources: 0, budget: UNSET });
+pub(crate) static STORM: Global<StormLimits> =
+    Global::new(StormLimits { new_sources: 0, budget: UNSET });
 
 /// How networks and sources are hashed.
 #[unsafe(no_mangle)]
-static HASHING: Global<Hashing> = Global::new(Hashing { seed: 0, bucket_mask: 0, set_mask: 0, row_shift: 0, pad: 0 });
+static HASHING: Global<Hashing> =
+    Global::new(Hashing { seed: 0, bucket_mask: 0, set_mask: 0, row_shift: 0, pad: 0 });
 
 /// The mask under which IPv6 sources are metered.
 #[unsafe(no_mangle)]
@@ -71,9 +74,9 @@ static IPV6: Global<u8> = Global::new(1);
 static TAGS: Global<u8> = Global::new(1);
 
 /// Where this program stands, by its globals.
-pub(crate) struct Here;
+pub(crate) struct Globals;
 
-impl Site for Here {
+impl ProgramSettings for Globals {
     #[inline(always)]
     fn link(&self) -> Link {
         if LINK.load() == Link::Ip as u8 { Link::Ip } else { Link::Ethernet }
@@ -87,29 +90,30 @@ impl Site for Here {
     #[inline(always)]
     fn is_sip_port(&self, port: u16) -> bool {
         let words = (&raw const PORTS).cast::<u64>();
-        // SAFETY: `Global` is transparent over its 1024 words, and a port shifted by 6 is at most 1023. The read is
-        // volatile because the loader, not this program, decides the value.
+        // SAFETY: `Global` is transparent over its 1024 words, and a port shifted by 6 is at most
+        // 1023. The read is volatile because the loader, not this program, decides the value.
         let word = unsafe { words.add(usize::from(port >> 6)).read_volatile() };
         word >> (port & 63) & 1 == 1
     }
 }
 
-/// How networks and sources are hashed. The compiler takes it for what it is above: its words are to be read as
-/// [`current`](sip_xdp_common::lookup::search::current) ones.
+/// How networks and sources are hashed. The compiler takes it for what it is above: its words are
+/// to be read as [`current`](sip_xdp_common::lookup::search::current) ones.
 #[inline(always)]
 pub(crate) const fn hashing() -> &'static Hashing {
-    // SAFETY: `Global` is transparent over its value, and the kernel keeps it for as long as the program is loaded.
+    // SAFETY: `Global` is transparent over its value, and the kernel keeps it for as long as the
+    // program is loaded.
     unsafe { &*(&raw const HASHING).cast() }
 }
 
-/// The configured limits, to be read field by field. `Global` is transparent over its value, and the reads are volatile,
-/// because the loader decides it.
+/// The configured limits, to be read field by field. `Global` is transparent over its value, and
+/// the reads are volatile, because the loader decides it.
 #[inline(always)]
 const fn limits() -> *const Limits {
     (&raw const LIMITS).cast()
 }
 
-impl LimitSource for Here {
+impl LimitSource for Globals {
     #[inline(always)]
     fn register(&self) -> Pace {
         // SAFETY: a field of a static, which the kernel keeps for as long as the program is loaded.

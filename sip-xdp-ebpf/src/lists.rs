@@ -6,11 +6,13 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::bpf_loop;
 use sip_xdp_common::abi::layout::Scratch;
 use sip_xdp_common::lookup::host_rows;
-use sip_xdp_common::lookup::networks::{Bucket, Guide, Hashing, Prints, Slot};
-use sip_xdp_common::lookup::search::{self, Search, Shelves};
+use sip_xdp_common::lookup::networks::{Hashing, Prints, Slot, SlotBucket, TableHeader};
+use sip_xdp_common::lookup::search::{self, LookupTables, Search};
 use sip_xdp_common::lookup::summary;
 
-use crate::maps::{FED, FINGERPRINTS, FRONT_COARSE, FRONT_FINE, GUIDE, NETWORKS, scratch};
+use crate::maps::{
+    FEED_HOSTS, FINGERPRINTS, NETWORKS, SUMMARY_COARSE, SUMMARY_FINE, TABLE_HEADER, scratch,
+};
 use crate::{clock, globals, reader};
 
 /// The kernel's tables, on one CPU.
@@ -25,30 +27,30 @@ impl Lists {
     }
 }
 
-impl Shelves for Lists {
+impl LookupTables for Lists {
     #[inline(always)]
     fn hashing(&self) -> &Hashing {
         globals::hashing()
     }
 
     #[inline(always)]
-    fn guide(&self) -> Option<&Guide> {
-        GUIDE.get(0)
+    fn table_header(&self) -> Option<&TableHeader> {
+        TABLE_HEADER.get(0)
     }
 
     #[inline(always)]
     fn coarse(&self, element: u32) -> Option<&summary::Element> {
-        FRONT_COARSE.get(element)
+        SUMMARY_COARSE.get(element)
     }
 
     #[inline(always)]
     fn fine(&self, element: u32) -> Option<&summary::Element> {
-        FRONT_FINE.get(element)
+        SUMMARY_FINE.get(element)
     }
 
     #[inline(always)]
-    fn fed(&self, row: u32) -> Option<&host_rows::Row> {
-        FED.get(row)
+    fn feed_hosts(&self, row: u32) -> Option<&host_rows::Row> {
+        FEED_HOSTS.get(row)
     }
 
     #[inline(always)]
@@ -57,17 +59,20 @@ impl Shelves for Lists {
     }
 
     #[inline(always)]
-    fn bucket(&self, number: u32) -> Option<&Bucket> {
+    fn bucket(&self, number: u32) -> Option<&SlotBucket> {
         NETWORKS.get(number)
     }
 
     #[inline(always)]
     fn hit(&self, slot: &Slot, hits: u64) {
-        // SAFETY: the slot is map memory, which lives as long as the map and which programs may write; its state is an
-        // aligned word. The addition is atomic; its result is not used, so that it compiles to a plain BPF atomic add.
+        // SAFETY: the slot is map memory, which lives as long as the map and which programs may
+        // write; its state is an aligned word. The addition is atomic; its result is not used, so
+        // that it compiles to a plain BPF atomic add.
         unsafe {
             let state = (&raw const slot.state).cast_mut();
-            core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(state, hits)
+            core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(
+                state, hits,
+            )
         };
     }
 
@@ -80,8 +85,8 @@ impl Shelves for Lists {
     fn is_sample(&self) -> bool {
         // SAFETY: this CPU's map value, valid while the program runs; nothing else uses the field.
         unsafe {
-            (*self.scratch).fed = (*self.scratch).fed.wrapping_add(1);
-            (*self.scratch).fed.is_multiple_of(search::SAMPLE)
+            (*self.scratch).feed_samples = (*self.scratch).feed_samples.wrapping_add(1);
+            (*self.scratch).feed_samples.is_multiple_of(search::SAMPLE)
         }
     }
 
@@ -89,13 +94,13 @@ impl Shelves for Lists {
     fn each_length(&self, search: &mut Search) {
         let count = search.count;
         let step: unsafe extern "C" fn(u32, *mut Search) -> u64 = step;
-        // SAFETY: the helper calls `step`, at most `count` times, with the search, which outlives the call; it refuses
-        // counts of more than 8 million, and flags other than 0.
+        // SAFETY: the helper calls `step`, at most `count` times, with the search, which outlives
+        // the call; it refuses counts of more than 8 million, and flags other than 0.
         unsafe { bpf_loop(count, step as *mut c_void, core::ptr::from_mut(search).cast(), 0) };
     }
 
     #[inline(always)]
-    fn negate(&self, bit: u64) -> u64 {
+    fn mask_from_bit(&self, bit: u64) -> u64 {
         let mut mask = bit;
         // SAFETY: changes a register; touches no memory.
         unsafe { asm!("{mask} = -{mask}", mask = inout(reg) mask, options(pure, nomem, nostack)) };
@@ -103,18 +108,18 @@ impl Shelves for Lists {
     }
 
     #[inline(always)]
-    fn opaque(&self, bits: u64) -> u64 {
+    fn black_box(&self, bits: u64) -> u64 {
         let mut bits = bits;
-        // Not without any instruction, which the kernel would refuse: two lines of the source would begin at the next one.
-        // SAFETY: changes nothing.
+        // Not without any instruction, which the kernel would refuse: two lines of the source would
+        // begin at the next one. SAFETY: changes nothing.
         unsafe { asm!("{bits} = {bits}", bits = inout(reg) bits, options(pure, nomem, nostack)) };
         bits
     }
 
     #[inline(always)]
-    fn forget(&self, value: usize) -> usize {
+    fn verifier_widen(&self, value: usize) -> usize {
         // SAFETY: a field of this CPU's map value, valid while the program runs.
-        unsafe { reader::forget(&raw mut (*self.scratch).forgotten, value) }
+        unsafe { reader::verifier_widen(&raw mut (*self.scratch).widened, value) }
     }
 }
 

@@ -1,11 +1,14 @@
-//! The kernel programs of sip-xdp: maps, access to packets, and wiring. Every decision is taken in `sip-xdp-common`,
-//! where it is tested on the host; nothing here looks at a packet but through `reader`, and nothing counts a packet
-//! but `counters::leave`.
+//! The kernel programs of sip-xdp: maps, access to packets, and wiring. Every decision is taken in
+//! `sip-xdp-common`, where it is tested on the host; nothing here looks at a packet but through
+//! `reader`, and nothing counts a packet but `counters::leave`.
 
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch, core_intrinsics)]
-#![expect(internal_features, reason = "core::sync has no atomics on this target, only the intrinsics do")]
+#![expect(
+    internal_features,
+    reason = "core::sync has no atomics on this target, only the intrinsics do"
+)]
 
 mod clock;
 mod counters;
@@ -38,9 +41,11 @@ fn sip_xdp_ingress(ctx: XdpContext) -> u32 {
     };
     // SAFETY: a field's address inside this CPU's map value; nothing is read.
     let scratch = unsafe { &raw mut (*counters).scratch };
-    let judgement = ingress::judge(&Packet::arriving(&ctx, scratch), &MapTables::new(&ctx, scratch));
+    let judgement =
+        ingress::judge(&Packet::arriving(&ctx, scratch), &MapTables::new(&ctx, scratch));
     match judgement.reason {
-        // Written out, so that the compiler makes an exit for these, most of a flood, where nothing is left to find out.
+        // Written out, so that the compiler makes an exit for these, most of a flood, where nothing
+        // is left to find out.
         Reason::Blocked => leave(&ctx, counters, &Judgement::by(Reason::Blocked, judgement.end)),
         _ => leave(&ctx, counters, &judgement),
     }
@@ -50,7 +55,7 @@ fn sip_xdp_ingress(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn leave(ctx: &XdpContext, counters: *mut Counters, judgement: &Judgement) -> u32 {
     // SAFETY: as above.
-    events::tap(ctx, unsafe { &raw mut (*counters).scratch }, judgement);
+    events::sample_drop(ctx, unsafe { &raw mut (*counters).scratch }, judgement);
     counters::leave(ctx, counters, judgement)
 }
 

@@ -4,64 +4,83 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use sip_xdp_common::abi::layout::{
-    ASKED as MAX_ASKED, CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES, Event,
-    FLOWS as MAX_FLOWS, InterfaceRecord, LedgerKey, LedgerRow, MAX_INTERFACES, Responses, Scratch,
+    CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, EVENTS_BYTES,
+    FLOWS as MAX_FLOWS, InterfaceRecord, KernelEvent, LedgerKey, LedgerRow, MAX_INTERFACES,
+    PENDING_REQUESTS as MAX_PENDING_REQUESTS, Responses, Scratch,
 };
-use sip_xdp_common::ip_key::Source;
-use sip_xdp_common::limits::flow::{Asked, Flow, FlowKey};
-use sip_xdp_common::limits::meters::{Records, Set, sets};
-use sip_xdp_common::limits::storm::{MARKS, Mark, Weather};
+use sip_xdp_common::ip_key::IpKey;
+use sip_xdp_common::limits::flow::{Flow, FlowKey, PendingRequest};
+use sip_xdp_common::limits::meters::{MeterSet, Records, sets};
+use sip_xdp_common::limits::storm::{MARKS, Mark, StormState};
 use sip_xdp_common::lookup::host_rows;
-use sip_xdp_common::lookup::networks::{Bucket, GROUP, Guide, Prints, buckets};
+use sip_xdp_common::lookup::networks::{GROUP, Prints, SlotBucket, TableHeader, buckets};
 use sip_xdp_common::lookup::summary;
 
 use crate::globals::SLOT;
 
-/// `BPF_F_MMAPABLE` (`include/uapi/linux/bpf.h`): user space maps the memory. It also starts on a page, so that elements
-/// of whole cache lines stay in theirs.
+/// `BPF_F_MMAPABLE` (`include/uapi/linux/bpf.h`): user space maps the memory. It also starts on a
+/// page, so that elements of whole cache lines stay in theirs.
 const MAPPED: usize = 1 << 10;
 
 #[btf_map]
-pub(crate) static GUIDE: Array<Guide, 1, MAPPED> = Array::new();
+pub(crate) static TABLE_HEADER: Array<TableHeader, 1, MAPPED> = Array::new();
 
 #[btf_map]
-pub(crate) static FRONT_COARSE: Array<summary::Element, { summary::COARSE as usize }, MAPPED> = Array::new();
+pub(crate) static SUMMARY_COARSE: Array<summary::Element, { summary::COARSE as usize }, MAPPED> =
+    Array::new();
 
 #[btf_map]
-pub(crate) static FRONT_FINE: Array<summary::Element, { summary::FINE as usize }, MAPPED> = Array::new();
+pub(crate) static SUMMARY_FINE: Array<summary::Element, { summary::FINE as usize }, MAPPED> =
+    Array::new();
 
 #[btf_map]
-pub(crate) static FED: Array<host_rows::Row, { host_rows::rows(DEFAULT_NETWORKS) as usize }, MAPPED> = Array::new();
+pub(crate) static FEED_HOSTS: Array<
+    host_rows::Row,
+    { host_rows::rows(DEFAULT_NETWORKS) as usize },
+    MAPPED,
+> = Array::new();
 
 #[btf_map]
-pub(crate) static FINGERPRINTS: Array<Prints, { buckets(DEFAULT_NETWORKS) as usize / GROUP }, MAPPED> = Array::new();
+pub(crate) static FINGERPRINTS: Array<
+    Prints,
+    { buckets(DEFAULT_NETWORKS) as usize / GROUP },
+    MAPPED,
+> = Array::new();
 
 #[btf_map]
-pub(crate) static NETWORKS: Array<Bucket, { buckets(DEFAULT_NETWORKS) as usize }, MAPPED> = Array::new();
+pub(crate) static NETWORKS: Array<SlotBucket, { buckets(DEFAULT_NETWORKS) as usize }, MAPPED> =
+    Array::new();
 
-/// No program reads the ledger: it lives in the kernel so that it outlives the daemon together with the tables that
-/// are made from it.
+/// No program reads the ledger: it lives in the kernel so that it outlives the daemon together with
+/// the tables that are made from it.
 #[btf_map]
-pub(crate) static LEDGER: HashMap<LedgerKey, LedgerRow, { DEFAULT_NETWORKS as usize }, { BPF_F_NO_PREALLOC as usize }> =
-    HashMap::new();
+pub(crate) static LEDGER: HashMap<
+    LedgerKey,
+    LedgerRow,
+    { DEFAULT_NETWORKS as usize },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
 
 #[btf_map]
-pub(crate) static SOURCES: Array<Set, { sets(DEFAULT_SOURCES) as usize }, MAPPED> = Array::new();
+pub(crate) static SOURCES: Array<MeterSet, { sets(DEFAULT_SOURCES) as usize }, MAPPED> =
+    Array::new();
 
 #[btf_map]
 pub(crate) static RECORDS: Array<Records, { sets(DEFAULT_SOURCES) as usize }> = Array::new();
 
 #[btf_map]
-pub(crate) static FLOWS: HashMap<FlowKey, Flow, MAX_FLOWS, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+pub(crate) static FLOWS: HashMap<FlowKey, Flow, MAX_FLOWS, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 
 #[btf_map]
-pub(crate) static ASKED: LruHashMap<Source, Asked, MAX_ASKED> = LruHashMap::new();
+pub(crate) static PENDING_REQUESTS: LruHashMap<IpKey, PendingRequest, MAX_PENDING_REQUESTS> =
+    LruHashMap::new();
 
 #[btf_map]
 pub(crate) static SKETCH: Array<[Mark; MARKS], 1> = Array::new();
 
 #[btf_map]
-pub(crate) static WEATHER: Array<Weather, 1> = Array::new();
+pub(crate) static STORM_STATE: Array<StormState, 1> = Array::new();
 
 #[btf_map]
 static COUNTERS: PerCpuArray<Counters, MAX_INTERFACES> = PerCpuArray::new();
@@ -73,7 +92,7 @@ pub(crate) static RESPONSES: PerCpuArray<Responses, 1> = PerCpuArray::new();
 static CPU_STATE: PerCpuArray<CpuState, 1> = PerCpuArray::new();
 
 #[btf_map]
-pub(crate) static EVENTS: RingBuf<Event, EVENTS_BYTES> = RingBuf::new();
+pub(crate) static EVENTS: RingBuf<KernelEvent, EVENTS_BYTES> = RingBuf::new();
 
 /// Written and read by user space; see [`LEDGER`].
 #[btf_map]
@@ -84,7 +103,7 @@ pub(crate) static INTERFACES: Array<InterfaceRecord, MAX_INTERFACES> = Array::ne
 pub(crate) static CLOCK: Array<u64, { CLOCK_WORDS as usize }, MAPPED> = Array::new();
 
 #[btf_map]
-pub(crate) static TAP: Array<u64, 1, MAPPED> = Array::new();
+pub(crate) static DROP_SAMPLE_BUDGET: Array<u64, 1, MAPPED> = Array::new();
 
 /// This interface's counters on this CPU.
 #[inline(always)]

@@ -12,7 +12,7 @@ pub(crate) struct Packet<C> {
     ctx: *const C,
     data: usize,
     data_end: usize,
-    forgotten: *mut u64,
+    widened: *mut u64,
 }
 
 /// The kernel's contexts, which say where a packet is.
@@ -30,7 +30,10 @@ impl Context for xdp_md {
     unsafe fn bounds(ctx: *const Self) -> (usize, usize) {
         // SAFETY: by the caller. Volatile, so that each call reads them anew.
         unsafe {
-            ((&raw const (*ctx).data).read_volatile() as usize, (&raw const (*ctx).data_end).read_volatile() as usize)
+            (
+                (&raw const (*ctx).data).read_volatile() as usize,
+                (&raw const (*ctx).data_end).read_volatile() as usize,
+            )
         }
     }
 }
@@ -40,7 +43,10 @@ impl Context for __sk_buff {
     unsafe fn bounds(ctx: *const Self) -> (usize, usize) {
         // SAFETY: as above.
         unsafe {
-            ((&raw const (*ctx).data).read_volatile() as usize, (&raw const (*ctx).data_end).read_volatile() as usize)
+            (
+                (&raw const (*ctx).data).read_volatile() as usize,
+                (&raw const (*ctx).data_end).read_volatile() as usize,
+            )
         }
     }
 }
@@ -49,32 +55,34 @@ impl Packet<xdp_md> {
     #[inline(always)]
     pub(crate) fn arriving(ctx: &XdpContext, scratch: *mut Scratch) -> Self {
         // SAFETY: a field's address inside this CPU's map value; nothing is read.
-        Self::new(ctx.ctx, unsafe { &raw mut (*scratch).forgotten })
+        Self::new(ctx.ctx, unsafe { &raw mut (*scratch).widened })
     }
 }
 
 impl Packet<__sk_buff> {
     #[inline(always)]
     pub(crate) fn leaving(ctx: &TcContext, scratch: *mut Scratch) -> Self {
-        // SAFETY: as above. The field is another one, so that neither program meets the other's numbers.
-        Self::new(ctx.skb.skb, unsafe { &raw mut (*scratch).forgotten_leaving })
+        // SAFETY: as above. The field is another one, so that neither program meets the other's
+        // numbers.
+        Self::new(ctx.skb.skb, unsafe { &raw mut (*scratch).widened_leaving })
     }
 }
 
 impl<C: Context> Packet<C> {
     #[inline(always)]
-    fn new(ctx: *const C, forgotten: *mut u64) -> Self {
+    fn new(ctx: *const C, widened: *mut u64) -> Self {
         // SAFETY: both makers above pass the program's own context.
         let (data, data_end) = unsafe { C::bounds(ctx) };
-        Self { ctx, data, data_end, forgotten }
+        Self { ctx, data, data_end, widened }
     }
 
     /// The address of the `N` bytes at `at`, if they are all there.
     ///
-    /// The bound of `at`, the address and its end are made in one block, so that the verifier learns
-    /// the bound of the very register that is added, whatever the compiler keeps on the stack:
-    /// verifiers before Linux 6.9 do not connect two reloads of a spilled number, of which one is
-    /// compared and the other is used. The comparison decides, the mask only repeats it for them.
+    /// The bound of `at`, the address and its end are made in one block, so that the verifier
+    /// learns the bound of the very register that is added, whatever the compiler keeps on the
+    /// stack: verifiers before Linux 6.9 do not connect two reloads of a spilled number, of which
+    /// one is compared and the other is used. The comparison decides, the mask only repeats it for
+    /// them.
     #[inline(always)]
     fn span<const N: usize>(&self, at: usize) -> Option<*const u8> {
         if at > MAX_OFFSET {
@@ -122,8 +130,9 @@ impl<C: Context> Reader for Packet<C> {
 
     #[inline(always)]
     fn be16(&self, at: usize) -> Option<u16> {
-        // SAFETY: `span` checked two bytes. The kernel lets BPF read packets unaligned where the machine can
-        // (CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS); a plain unaligned read would become single bytes.
+        // SAFETY: `span` checked two bytes. The kernel lets BPF read packets unaligned where the
+        // machine can (CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS); a plain unaligned read would become
+        // single bytes.
         self.span::<2>(at).map(|start| u16::from_be(unsafe { start.cast::<u16>().read_volatile() }))
     }
 
@@ -158,15 +167,15 @@ impl<C: Context> Reader for Packet<C> {
 
     /// Through map memory, of whose contents the verifier assumes nothing.
     #[inline(always)]
-    fn forget(&self, value: usize) -> usize {
-        // SAFETY: a field of this CPU's map value, valid while the program runs; nothing else runs on this CPU that
-        // uses it.
-        unsafe { forget(self.forgotten, value) }
+    fn verifier_widen(&self, value: usize) -> usize {
+        // SAFETY: a field of this CPU's map value, valid while the program runs; nothing else runs
+        // on this CPU that uses it.
+        unsafe { verifier_widen(self.widened, value) }
     }
 
     #[inline(always)]
-    fn afresh(&self) -> Self {
-        Self::new(self.ctx, self.forgotten)
+    fn reload_bounds(&self) -> Self {
+        Self::new(self.ctx, self.widened)
     }
 }
 
@@ -176,7 +185,7 @@ impl<C: Context> Reader for Packet<C> {
 ///
 /// `place` must be valid for both.
 #[inline(always)]
-pub(crate) unsafe fn forget(place: *mut u64, value: usize) -> usize {
+pub(crate) unsafe fn verifier_widen(place: *mut u64, value: usize) -> usize {
     // SAFETY: by the caller.
     unsafe {
         place.write_volatile(value as u64);
@@ -184,9 +193,9 @@ pub(crate) unsafe fn forget(place: *mut u64, value: usize) -> usize {
     }
 }
 
-/// `value`, of which the bits in `MASK` are kept: a bound that the verifier sees on the very number that
-/// is used next, even where the compiler knows it already, from a comparison of another copy, and would
-/// leave the mask away.
+/// `value`, of which the bits in `MASK` are kept: a bound that the verifier sees on the very number
+/// that is used next, even where the compiler knows it already, from a comparison of another copy,
+/// and would leave the mask away.
 #[inline(always)]
 pub(crate) fn bounded<const MASK: usize>(value: usize) -> usize {
     const { assert!((MASK + 1).is_power_of_two()) };
@@ -199,9 +208,9 @@ pub(crate) fn bounded<const MASK: usize>(value: usize) -> usize {
     value
 }
 
-/// `value`, or `MOST` if it is more, in a form of which every verifier learns that it is at least 1 and
-/// at most `MOST`: as the size of memory for a helper, of which 0 is refused. Verifiers before Linux 6.8
-/// learn nothing from `!= 0`, but all learn from `<`. `value` must not be 0.
+/// `value`, or `MOST` if it is more, in a form of which every verifier learns that it is at least 1
+/// and at most `MOST`: as the size of memory for a helper, of which 0 is refused. Verifiers before
+/// Linux 6.8 learn nothing from `!= 0`, but all learn from `<`. `value` must not be 0.
 #[inline(always)]
 pub(crate) fn size_up_to<const MOST: usize>(value: usize) -> usize {
     let mut value = value;

@@ -2,23 +2,24 @@
 
 use aya_ebpf::programs::XdpContext;
 use sip_xdp_common::abi::layout::{
-    BY_ADDRESS, EventKind, FRAGMENTED, FROM_GOOD, IN_DRY_RUN, IN_STORM, SUSPECTED, SampleBudget, Scratch,
+    BY_ADDRESS, EventKind, FRAGMENTED, FROM_GOOD, IN_DRY_RUN, IN_STORM, SUSPECTED, SampleBudget,
+    Scratch,
 };
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::flow::{FlowKey, RESERVE};
-use sip_xdp_common::limits::gcra::{Bucket, LimitSource, Meter, Pace, ticks};
-use sip_xdp_common::limits::meters::{self, Home, KNOWN, RECORDED, Set, WAYS as MEMBERS};
+use sip_xdp_common::limits::gcra::{LimitKind, LimitSource, Meter, Pace, ticks};
+use sip_xdp_common::limits::meters::{self, KNOWN, MeterKey, MeterSet, RECORDED, WAYS as MEMBERS};
 use sip_xdp_common::limits::over_limit::Record;
-use sip_xdp_common::limits::storm::{self, Welcome};
-use sip_xdp_common::lookup::search::{self, Counting, Listed, Shelves as _};
+use sip_xdp_common::limits::storm::{self, NewSourcePolicy};
+use sip_xdp_common::lookup::search::{self, Counting, Listing, LookupTables as _};
 use sip_xdp_common::packet::headers::{Inspects, Link};
-use sip_xdp_common::pipeline::ingress::{Charged, FlowState, Sent, Site, Tables};
+use sip_xdp_common::pipeline::ingress::{Charged, FlowState, ProgramSettings, Sent, Tables};
 use sip_xdp_common::verdict::Message;
 
-use crate::events::{Told, report, sample};
-use crate::globals::Here;
+use crate::events::{EventDraft, report, sample};
+use crate::globals::Globals;
 use crate::lists::Lists;
-use crate::maps::{ASKED, FLOWS, RECORDS, SKETCH, SOURCES, WEATHER};
+use crate::maps::{FLOWS, PENDING_REQUESTS, RECORDS, SKETCH, SOURCES, STORM_STATE};
 use crate::reader::bounded;
 use crate::{clock, globals};
 
@@ -36,7 +37,7 @@ impl<'a> MapTables<'a> {
 
     /// The key under which a source is metered: its address, or its IPv6 network.
     #[inline(always)]
-    fn metered_as(source: &Source, by_address: bool) -> Source {
+    fn metered_as(source: &IpKey, by_address: bool) -> IpKey {
         if by_address || source.is_v4() {
             return *source;
         }
@@ -45,33 +46,33 @@ impl<'a> MapTables<'a> {
     }
 }
 
-impl Site for MapTables<'_> {
+impl ProgramSettings for MapTables<'_> {
     #[inline(always)]
     fn link(&self) -> Link {
-        Here.link()
+        Globals.link()
     }
 
     #[inline(always)]
     fn inspects(&self) -> Inspects {
-        Here.inspects()
+        Globals.inspects()
     }
 
     #[inline(always)]
     fn is_sip_port(&self, port: u16) -> bool {
-        Here.is_sip_port(port)
+        Globals.is_sip_port(port)
     }
 }
 
 /// Where a source's meter is.
 #[derive(Clone, Copy)]
-pub(crate) struct Place {
-    home: Home,
+pub(crate) struct MeterSlot {
+    meter_key: MeterKey,
     /// The number of its set.
     set: u32,
 }
 
 impl Tables for MapTables<'_> {
-    type Place = Place;
+    type MeterSlot = MeterSlot;
 
     #[inline(always)]
     fn scope_all(&self) -> bool {
@@ -84,23 +85,23 @@ impl Tables for MapTables<'_> {
     }
 
     #[inline(always)]
-    fn glance(&self, source: &Source) -> Listed {
-        search::glance(&Lists::new(self.scratch), source, Counting::Hits)
+    fn lookup_summary(&self, source: &IpKey) -> Listing {
+        search::lookup_summary(&Lists::new(self.scratch), source, Counting::Hits)
     }
 
     #[inline(always)]
-    fn listing(&self, source: &Source, glance: Listed) -> Listed {
-        search::complete(&Lists::new(self.scratch), source, glance, Counting::Hits)
+    fn listing(&self, source: &IpKey, lookup_summary: Listing) -> Listing {
+        search::lookup_networks(&Lists::new(self.scratch), source, lookup_summary, Counting::Hits)
     }
 
     #[inline(always)]
-    fn flow(&self, source: &Source, port: u16) -> FlowState {
+    fn flow(&self, source: &IpKey, port: u16) -> FlowState {
         let Some(flow) = FLOWS.get_ptr_mut(FlowKey::new(*source, port)) else {
             return FlowState::Stranger;
         };
         let now = clock::now(self.scratch);
-        // SAFETY: a map value, valid while the program runs (the kernel frees it after a grace period). Two CPUs that
-        // count a hit in the same instant may lose one.
+        // SAFETY: a map value, valid while the program runs (the kernel frees it after a grace
+        // period). Two CPUs that count a hit in the same instant may lose one.
         unsafe {
             if (*flow).banned_until > now {
                 (*flow).hits += 1;
@@ -111,52 +112,57 @@ impl Tables for MapTables<'_> {
     }
 
     #[inline(always)]
-    fn was_asked(&self, source: &Source) -> bool {
-        // A copy: whatever a helper is given the address of stays in memory, all of what it is a part of.
+    fn has_pending_request(&self, source: &IpKey) -> bool {
+        // A copy: whatever a helper is given the address of stays in memory, all of what it is a
+        // part of.
         let source = *source;
         // SAFETY: as above; the value is one word.
-        ASKED.get_ptr(source).is_some_and(|asked| unsafe { (*asked).is_open(clock::now(self.scratch)) })
+        PENDING_REQUESTS
+            .get_ptr(source)
+            .is_some_and(|asked| unsafe { (*asked).is_open(clock::now(self.scratch)) })
     }
 
     #[inline(always)]
-    fn place(&self, source: &Source, listed: &Listed) -> Place {
-        let key = Self::metered_as(source, listed.is_apart());
+    fn place(&self, source: &IpKey, listed: &Listing) -> MeterSlot {
+        let key = Self::metered_as(source, listed.is_per_host());
         let hashing = globals::hashing();
-        let home = Home::of(&key, search::current(&hashing.seed));
-        let place = Place { home, set: home.set(search::current(&hashing.set_mask)) };
+        let meter_key = MeterKey::of(&key, search::current(&hashing.seed));
+        let place = MeterSlot { meter_key, set: meter_key.set(search::current(&hashing.set_mask)) };
         if let Some(set) = SOURCES.get_ptr_mut(place.set) {
-            // SAFETY: a word of a set, which stays where it is while the map lives. Nothing waits for what is read.
+            // SAFETY: a word of a set, which stays where it is while the map lives. Nothing waits
+            // for what is read.
             let _ = unsafe { (&raw const (*set).ways).cast::<u32>().read_volatile() };
         }
         place
     }
 
     #[inline(always)]
-    fn charge(&self, message: Message, sent: &Sent, place: Place) -> Charged {
+    fn charge(&self, message: Message, sent: &Sent, place: MeterSlot) -> Charged {
         let now = clock::now(self.scratch);
-        let Place { home, set: number } = place;
+        let MeterSlot { meter_key, set: number } = place;
         let Some(set) = SOURCES.get_ptr_mut(number) else {
             return Charged::Within;
         };
-        // SAFETY: the set stays where it is while the map lives. Other CPUs write it too, in aligned words: what that
-        // may cost is said in `sip_xdp_common::limits::meters`.
+        // SAFETY: the set stays where it is while the map lives. Other CPUs write it too, in
+        // aligned words: what that may cost is said in `sip_xdp_common::limits::meters`.
         let set = unsafe { &mut *set };
-        let way = meters::way_of(&home, &set.ways);
+        let way = meters::way_of(&meter_key, &set.ways);
         let (charged, flags) = if sent.listed.is_good() || sent.listed.is_peer() {
-            (self.charge_known(set, way, &home, sent, now), 0)
+            (self.charge_known(set, way, &meter_key, sent, now), 0)
         } else if way >= MEMBERS {
-            self.meet(set, &home, message, sent, now)
+            self.on_new_source(set, &meter_key, message, sent, now)
         } else {
-            (self.charge_unknown(set, way, number, &home, message, sent, now), 0)
+            (self.charge_unknown(set, way, number, &meter_key, message, sent, now), 0)
         };
         if matches!(charged, Charged::Within) {
-            self.sample(message, sent, flags, &home, now);
+            self.sample(message, sent, flags, &meter_key, now);
         }
         charged
     }
 }
 
-/// One member of a set; its number is below [`MEMBERS`] already, which the verifier is shown once more.
+/// One member of a set; its number is below [`MEMBERS`] already, which the verifier is shown once
+/// more.
 #[inline(always)]
 fn member<T>(ways: &mut [T; MEMBERS], way: usize) -> &mut T {
     // SAFETY: the mask leaves a number below the array's length.
@@ -165,11 +171,11 @@ fn member<T>(ways: &mut [T; MEMBERS], way: usize) -> &mut T {
 
 /// What a source under suspicion may send: one request a second, and four at once, so that a
 /// registration with its challenge comes through.
-struct Suspected;
+struct SuspectLimits;
 
 const ONE_A_SECOND: Pace = Pace::new(4, 4_000_000_000);
 
-impl LimitSource for Suspected {
+impl LimitSource for SuspectLimits {
     #[inline(always)]
     fn register(&self) -> Pace {
         ONE_A_SECOND
@@ -192,28 +198,28 @@ impl LimitSource for Suspected {
 }
 
 impl MapTables<'_> {
-    /// See [`Shelves::forget`].
+    /// See [`LookupTables::verifier_widen`].
     #[inline(always)]
-    fn forget(&self, value: usize) -> usize {
-        Lists::new(self.scratch).forget(value)
+    fn verifier_widen(&self, value: usize) -> usize {
+        Lists::new(self.scratch).verifier_widen(value)
     }
 
     /// What is to be told of a packet.
     #[inline(always)]
-    fn told<'s>(
+    fn draft_event<'s>(
         &'s self,
         kind: EventKind,
-        bucket: Bucket,
+        bucket: LimitKind,
         message: Message,
         sent: &'s Sent,
         now: u64,
-    ) -> Told<'s, XdpContext> {
-        let flags = (u8::from(sent.listed.is_apart()) * BY_ADDRESS)
+    ) -> EventDraft<'s, XdpContext> {
+        let flags = (u8::from(sent.listed.is_per_host()) * BY_ADDRESS)
             | (u8::from(sent.listed.is_good()) * FROM_GOOD)
             | (u8::from(sent.first_fragment) * FRAGMENTED)
             | (u8::from(sent.listed.is_suspect()) * SUSPECTED)
             | (globals::dry_run() * IN_DRY_RUN);
-        Told {
+        EventDraft {
             ctx: self.ctx,
             scratch: self.scratch,
             kind,
@@ -230,10 +236,11 @@ impl MapTables<'_> {
         }
     }
 
-    /// Samples what the detector learns from: requests of unknown sources, registrations and calls of known-good ones,
-    /// and all responses. Those to requests of ours make peers; others a proxy may forward as if they were its own.
+    /// Samples what the detector learns from: requests of unknown sources, registrations and calls
+    /// of known-good ones, and all responses. Those to requests of ours make peers; others a proxy
+    /// may forward as if they were its own.
     #[inline(always)]
-    fn sample(&self, message: Message, sent: &Sent, flags: u8, home: &Home, now: u64) {
+    fn sample(&self, message: Message, sent: &Sent, flags: u8, meter_key: &MeterKey, now: u64) {
         let listed = &sent.listed;
         let kind = if message.is_request() {
             // A peer that registers is a client like any other.
@@ -251,29 +258,42 @@ impl MapTables<'_> {
         } else {
             return;
         };
-        let mut told = self.told(kind, Bucket::Requests, message, sent, now);
-        told.flags |= flags;
+        let mut draft_event = self.draft_event(kind, LimitKind::Requests, message, sent, now);
+        draft_event.flags |= flags;
         let is_response = matches!(message, Message::Response);
         let budget = if is_response { SampleBudget::Responses } else { SampleBudget::Requests };
-        let is_seen = sample(&told, home, budget);
+        let is_seen = sample(&draft_event, meter_key, budget);
         // A first fragment that is too short to tell may be a response, too.
         let may_respond = is_response || (sent.first_fragment && matches!(message, Message::Other));
         if may_respond
             && !(is_seen && is_response)
-            && let Some(weather) = WEATHER.get_ptr_mut(0)
+            && let Some(storm_state) = STORM_STATE.get_ptr_mut(0)
         {
-            // SAFETY: an aligned word of a map value, valid while the program runs; whoever writes last has just seen it.
-            unsafe { (&raw mut (*weather).response_unseen).write_volatile(now) };
+            // SAFETY: an aligned word of a map value, valid while the program runs; whoever writes
+            // last has just seen it.
+            unsafe { (&raw mut (*storm_state).response_unseen).write_volatile(now) };
         }
     }
 
-    /// Charges a source that is known good, or a peer. What is over its limit may still be within its flow's reserve.
+    /// Charges a source that is known good, or a peer. What is over its limit may still be within
+    /// its flow's reserve.
     #[inline(always)]
-    fn charge_known(&self, set: &mut Set, way: usize, home: &Home, sent: &Sent, now: u64) -> Charged {
-        let way = if way >= MEMBERS { self.forget(meters::least_missed(&set.ways, ticks(now))) } else { way };
+    fn charge_known(
+        &self,
+        set: &mut MeterSet,
+        way: usize,
+        meter_key: &MeterKey,
+        sent: &Sent,
+        now: u64,
+    ) -> Charged {
+        let way = if way >= MEMBERS {
+            self.verifier_widen(meters::least_missed(&set.ways, ticks(now)))
+        } else {
+            way
+        };
         let meter = member(&mut set.ways, way);
-        if meter.mark != home.mark() | KNOWN {
-            *meter = Meter::new(home.mark() | KNOWN, ticks(now));
+        if meter.mark != meter_key.mark() | KNOWN {
+            *meter = Meter::new(meter_key.mark() | KNOWN, ticks(now));
         }
         if meter.charge_known(ticks(now), &globals::GOOD_LIMIT.load().scaled(sent.listed.scale())) {
             return Charged::Within;
@@ -281,8 +301,8 @@ impl MapTables<'_> {
         let Some(flow) = FLOWS.get_ptr_mut(FlowKey::new(sent.source, sent.source_port)) else {
             return Charged::Limited;
         };
-        // SAFETY: a map value, valid while the program runs. Two CPUs that take from the reserve in the same instant may
-        // take the same packet's worth.
+        // SAFETY: a map value, valid while the program runs. Two CPUs that take from the reserve in
+        // the same instant may take the same packet's worth.
         unsafe {
             match RESERVE.take((*flow).reserve, now) {
                 Some(full_at) if (*flow).good_until > now => {
@@ -299,10 +319,10 @@ impl MapTables<'_> {
     #[expect(clippy::too_many_arguments, reason = "what `charge` has looked up already")]
     fn charge_unknown(
         &self,
-        set: &mut Set,
+        set: &mut MeterSet,
         way: usize,
         number: u32,
-        home: &Home,
+        meter_key: &MeterKey,
         message: Message,
         sent: &Sent,
         now: u64,
@@ -310,12 +330,12 @@ impl MapTables<'_> {
         let meter = member(&mut set.ways, way);
         if meter.mark & KNOWN != 0 {
             // It was known once; its stamps were those of another limit.
-            *meter = Meter::new(home.mark(), ticks(now));
+            *meter = Meter::new(meter_key.mark(), ticks(now));
         }
         let mut over = if sent.listed.is_suspect() {
-            meter.charge(message, ticks(now), &Suspected)
+            meter.charge(message, ticks(now), &SuspectLimits)
         } else {
-            meter.charge(message, ticks(now), &Here)
+            meter.charge(message, ticks(now), &Globals)
         };
         if over.is_none() && meter.mark & RECORDED == 0 && !sent.is_cut {
             return Charged::Within;
@@ -325,21 +345,24 @@ impl MapTables<'_> {
         };
         // SAFETY: as the set.
         let record = member(unsafe { &mut (*records).ways }, way);
-        if meter.mark & RECORDED == 0 || record.mark != home.mark() {
+        if meter.mark & RECORDED == 0 || record.mark != meter_key.mark() {
             meter.mark |= RECORDED;
-            record.begin(home.mark(), now);
+            record.begin(meter_key.mark(), now);
         }
         record.note(message);
         if sent.is_cut && over.is_none() {
-            match Here.fragments().take(record.fragments, ticks(now)) {
+            match Globals.fragments().take(record.fragments, ticks(now)) {
                 Some(full_at) => record.fragments = full_at,
-                None => over = Some(Bucket::Fragments),
+                None => over = Some(LimitKind::Fragments),
             }
         }
         match over {
             Some(bucket) => {
                 if record.note_limited(now) {
-                    report(&self.told(EventKind::Limited, bucket, message, sent, now), record);
+                    report(
+                        &self.draft_event(EventKind::Limited, bucket, message, sent, now),
+                        record,
+                    );
                 }
                 Charged::Limited
             }
@@ -349,38 +372,55 @@ impl MapTables<'_> {
 
     /// Meets a source that has no meter. Returns with the charge which flags its sample has.
     #[inline(always)]
-    fn meet(&self, set: &mut Set, home: &Home, message: Message, sent: &Sent, now: u64) -> (Charged, u8) {
-        let (Some(sketch), Some(weather)) = (SKETCH.get_ptr_mut(0), WEATHER.get_ptr_mut(0)) else {
+    fn on_new_source(
+        &self,
+        set: &mut MeterSet,
+        meter_key: &MeterKey,
+        message: Message,
+        sent: &Sent,
+        now: u64,
+    ) -> (Charged, u8) {
+        let (Some(sketch), Some(storm_state)) = (SKETCH.get_ptr_mut(0), STORM_STATE.get_ptr_mut(0))
+        else {
             return (Charged::Within, 0);
         };
-        // SAFETY: both values live as long as their maps, and a mark is below the sketch's length. Other CPUs write
-        // them too: aligned words, of which a lost one is a source that is counted once more or less.
-        let (mark, weather) = unsafe { (sketch.cast::<storm::Mark>().add(home.sketch()), &mut *weather) };
+        // SAFETY: both values live as long as their maps, and a mark is below the sketch's length.
+        // Other CPUs write them too: aligned words, of which a lost one is a source that is counted
+        // once more or less.
+        let (mark, storm_state) =
+            unsafe { (sketch.cast::<storm::Mark>().add(meter_key.sketch()), &mut *storm_state) };
         // SAFETY: as above.
         let found = unsafe { mark.read_volatile() };
         // Who was known good is no stranger, and its return says nothing of the weather.
         let former = sent.listed.is_former();
-        let welcome = if former { Welcome::Meter } else { weather.meet(found, now, &globals::STORM.load()) };
+        let policy = if former {
+            NewSourcePolicy::Meter
+        } else {
+            storm_state.on_new_source(found, now, &globals::STORM.load())
+        };
         if !former && found != storm::window_mark(now) {
             // SAFETY: as above.
             unsafe { mark.write_volatile(storm::window_mark(now)) };
         }
-        let flags = u8::from(!former && weather.is_storm(now)) * IN_STORM;
-        let charged = match welcome {
-            Welcome::Meter => {
-                let way = self.forget(meters::least_missed(&set.ways, ticks(now)));
+        let flags = u8::from(!former && storm_state.is_storm(now)) * IN_STORM;
+        let charged = match policy {
+            NewSourcePolicy::Meter => {
+                let way = self.verifier_widen(meters::least_missed(&set.ways, ticks(now)));
                 let meter = member(&mut set.ways, way);
-                *meter = Meter::new(home.mark(), ticks(now));
+                *meter = Meter::new(meter_key.mark(), ticks(now));
                 // The first message of a source is within any limit: a limit allows at least one.
-                meter.charge(message, ticks(now), &Here);
+                meter.charge(message, ticks(now), &Globals);
                 Charged::Within
             }
-            Welcome::Pass => Charged::Within,
-            Welcome::Drop => {
-                if weather.report_due(now) {
+            NewSourcePolicy::Pass => Charged::Within,
+            NewSourcePolicy::Drop => {
+                if storm_state.report_due(now) {
                     let mut record = Record { first: now, ..Record::default() };
-                    record.seen = weather.new_sources as u32;
-                    report(&self.told(EventKind::Storm, Bucket::Storm, message, sent, now), &record);
+                    record.seen = storm_state.new_sources as u32;
+                    report(
+                        &self.draft_event(EventKind::Storm, LimitKind::Storm, message, sent, now),
+                        &record,
+                    );
                 }
                 Charged::Storm
             }

@@ -1,6 +1,8 @@
-//! The filter inside a program of one's own: attaches to an interface, blocks a network, prints what happens, detaches.
+//! The filter inside a program of one's own: attaches to an interface, blocks a network, prints
+//! what happens, detaches.
 //!
-//! `cargo build --example embed && sudo target/debug/examples/embed eth0 192.0.2.0/24`; Ctrl-C ends it.
+//! `cargo build --example embed && sudo target/debug/examples/embed eth0 192.0.2.0/24`; Ctrl-C ends
+//! it.
 
 use std::time::Duration;
 
@@ -37,7 +39,8 @@ async fn main() -> Result<()> {
             _ = look.tick() => {
                 while let Some(event) = filter.next_event() {
                     match event {
-                        Event::Limited { address, port } => println!("{address} port {port} is over a limit"),
+                        Event::Limited { address, port } => println!("{address} port {port} is \
+                            over a limit"),
                         Event::Attack { address, finding } => {
                             println!("{address} attacks, blocked for ten minutes: {}", finding.reason);
                             filter.block(Network::host(address), Some(BAN), &finding.reason)?;

@@ -1,10 +1,12 @@
-//! The filter inside a program of one's own: loaded on one interface, with lists that the program writes and events that it
-//! reads. Nothing is pinned, so that all of it ends with the [`Filter`], or with the process.
+//! The filter inside a program of one's own: loaded on one interface, with lists that the program
+//! writes and events that it reads. Nothing is pinned, so that all of it ends with the [`Filter`],
+//! or with the process.
 //!
-//! The daemon does more: it remembers, follows feeds and host names, outlives restarts, and decides on bans by itself. Use
-//! [`daemon::run`](crate::daemon::run) to embed that one.
+//! The daemon does more: it remembers, follows feeds and host names, outlives restarts, and decides
+//! on bans by itself. Use [`daemon::run`](crate::daemon::run) to embed that one.
 //!
-//! `cargo run --example embed -- eth0 192.0.2.0/24` runs the example `sip-xdp/examples/embed.rs`; in short:
+//! `cargo run --example embed -- eth0 192.0.2.0/24` runs the example `sip-xdp/examples/embed.rs`;
+//! in short:
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -40,12 +42,11 @@ use aya::maps::{MapData, PerCpuArray, RingBuf};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{TcAttachType, XdpMode};
-use sip_xdp_common::abi::layout::{Counters, Event as Sample, EventKind, List, Owner};
+use sip_xdp_common::abi::layout::{Counters, EventKind, KernelEvent as Sample, List, Owner};
 use sip_xdp_common::abi::names;
 use sip_xdp_common::verdict::{Reason, Verdict};
 
 use crate::config::Config;
-use crate::daemon::interfaces::settings;
 use crate::dataplane::attach::xdp::{Mode, ModeChoice, cause};
 use crate::dataplane::loader;
 use crate::dataplane::netlink::Netlink;
@@ -75,7 +76,8 @@ pub struct Filter {
 /// Something that the filter noticed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A source is over one of its limits; this packet was dropped. Said at most every 50 ms for each source.
+    /// A source is over one of its limits; this packet was dropped. Said at most every 50 ms for
+    /// each source.
     Limited {
         /// Who sent it, as far as one can tell: over UDP it may be forged.
         address: IpAddr,
@@ -101,21 +103,24 @@ pub struct Packets {
 }
 
 impl Filter {
-    /// Loads the programs with the limits and rules of a configuration, and attaches them to an interface. Must be called on a
-    /// tokio runtime. Of the configuration `interfaces`, lists, feeds and everything about telling others is not used.
+    /// Loads the programs with the limits and rules of a configuration, and attaches them to an
+    /// interface. Must be called on a tokio runtime. Of the configuration `interfaces`, lists,
+    /// feeds and everything about telling others is not used.
     ///
     /// # Errors
     ///
-    /// If a capability is missing (`CAP_BPF`, `CAP_NET_ADMIN`, `CAP_PERFMON`), if there is no such interface, if its link type is
-    /// not known, or if another XDP program is on it.
+    /// If a capability is missing (`CAP_BPF`, `CAP_NET_ADMIN`, `CAP_PERFMON`), if there is no such
+    /// interface, if its link type is not known, or if another XDP program is on it.
     pub async fn attach(config: &Config, interface: &str) -> Result<Self> {
         Platform::ask().check()?;
         let interfaces = Netlink::connect()?.interfaces().await?;
         let found = interfaces.iter().find(|found| found.name == interface);
         let found = found.with_context(|| format!("there is no interface {interface}"))?;
-        let link = found.link.with_context(|| format!("{interface} has a link type that this filter does not know"))?;
+        let link = found.link.with_context(|| {
+            format!("{interface} has a link type that this filter does not know")
+        })?;
 
-        let mut object = loader::load(&settings(config, link, SLOT), None)?;
+        let mut object = loader::load(&config.program_settings(link, SLOT), None)?;
         // The lists are complete, though empty, before the first packet asks them.
         let mut take = |name: &str| object.take_map(name).with_context(|| format!("no map {name}"));
         let samples = take(names::EVENTS)?.try_into()?;
@@ -132,13 +137,25 @@ impl Filter {
             ModeChoice::Generic => attach(Mode::Generic),
             ModeChoice::Auto => attach(Mode::Native).or_else(|_| attach(Mode::Generic)),
         };
-        let mode = mode.map_err(|error| anyhow!("{interface} cannot be filtered: {}", cause(&error)))?;
-        // Without it, which takes Linux 6.6, limits and lists work, and evidence that rests on responses does not come.
+        let mode =
+            mode.map_err(|error| anyhow!("{interface} cannot be filtered: {}", cause(&error)))?;
+        // Without it, which takes Linux 6.6, limits and lists work, and evidence that rests on
+        // responses does not come.
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
         let egress = loader::egress(&mut object)?;
-        let sees_responses = egress.attach_with_options(interface, TcAttachType::Egress, options).is_ok();
+        let sees_responses =
+            egress.attach_with_options(interface, TcAttachType::Egress, options).is_ok();
         let (detector, events) = (Detector::new(config), VecDeque::new());
-        Ok(Self { _object: object, mode, sees_responses, lists, counters, samples, detector, events })
+        Ok(Self {
+            _object: object,
+            mode,
+            sees_responses,
+            lists,
+            counters,
+            samples,
+            detector,
+            events,
+        })
     }
 
     /// Whether it runs in the driver.
@@ -151,7 +168,8 @@ impl Filter {
         self.sees_responses
     }
 
-    /// Drops what a network sends to the SIP ports, at once and for as long; without a ttl for good.
+    /// Drops what a network sends to the SIP ports, at once and for as long; without a ttl for
+    /// good.
     ///
     /// # Errors
     ///
@@ -169,7 +187,13 @@ impl Filter {
         self.put(List::Trust, network, ttl, reason)
     }
 
-    fn put(&mut self, list: List, network: Network, ttl: Option<Duration>, reason: &str) -> Result<()> {
+    fn put(
+        &mut self,
+        list: List,
+        network: Network,
+        ttl: Option<Duration>,
+        reason: &str,
+    ) -> Result<()> {
         Ok(self.lists.put(list, Entry::manual(network, clock::after(ttl), reason))?)
     }
 
@@ -196,12 +220,16 @@ impl Filter {
         self.lists.hits(&network)
     }
 
-    /// The next event, if there is one. Ask often: the kernel keeps a few thousand samples, and drops what finds no room.
+    /// The next event, if there is one. Ask often: the kernel keeps a few thousand samples, and
+    /// drops what finds no room.
     pub fn next_event(&mut self) -> Option<Event> {
         while self.events.is_empty() {
             let sample: Sample = bytemuck::try_pod_read_unaligned(&self.samples.next()?).ok()?;
             if EventKind::from_number(sample.kind) == Some(EventKind::Limited) {
-                self.events.push_back(Event::Limited { address: address_of(sample.source), port: sample.port });
+                self.events.push_back(Event::Limited {
+                    address: address_of(sample.source),
+                    port: sample.port,
+                });
             }
             let actions = self.detector.observe(&sample);
             self.judge(actions);
@@ -209,7 +237,8 @@ impl Filter {
         self.events.pop_front()
     }
 
-    /// Lets time pass for the detector: some evidence is that nothing has followed. Call it about once a second.
+    /// Lets time pass for the detector: some evidence is that nothing has followed. Call it about
+    /// once a second.
     pub fn tick(&mut self) {
         let now = clock::now();
         let actions = self.detector.tick(now);
@@ -219,7 +248,9 @@ impl Filter {
 
     fn judge(&mut self, actions: Vec<Action>) {
         self.events.extend(actions.into_iter().filter_map(|action| match action {
-            Action::Ban(finding) => Some(Event::Attack { address: address_of(finding.source), finding }),
+            Action::Ban(finding) => {
+                Some(Event::Attack { address: address_of(finding.source), finding })
+            }
             _ => None,
         }));
     }

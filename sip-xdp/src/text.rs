@@ -1,16 +1,18 @@
-//! Text that others may have chosen (a user, a start line, a reason that another program gave), made fit for a terminal, a
-//! log, and the environment of a program.
+//! Text that others may have chosen (a user, a start line, a reason that another program gave),
+//! made fit for a terminal, a log, and the environment of a program.
 
 use std::fmt::{self, Write as _};
 
-/// Whether a character is more than something to read: a control character (C0, DEL, C1), which may end a line or begin an
-/// escape sequence, or one that hides, or that turns around what stands beside it.
+/// Whether a character is more than something to read: a control character (C0, DEL, C1), which may
+/// end a line or begin an escape sequence, or one that hides, or that turns around what stands
+/// beside it.
 fn is_odd(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-/// One line of text: line ends and tabs become blanks, and everything else that is more than something to read a mark.
+/// One line of text: line ends and tabs become blanks, and everything else that is more than
+/// something to read a mark.
 pub fn line(text: &str) -> String {
     let shown = |c| match c {
         '\n' | '\r' | '\t' => ' ',
@@ -27,9 +29,10 @@ pub fn lines(text: &str) -> String {
         .collect()
 }
 
-/// A text of others as a value of a log line, in quotes. What could end the value, or look like another one, is escaped:
-/// quotes and backslashes by a backslash, and `=` as `\x3d`, so that no `key=` in it can be taken for the line's own even by
-/// a regular expression that is not anchored. [`line`] is for the whole line.
+/// A text of others as a value of a log line, in quotes. What could end the value, or look like
+/// another one, is escaped: quotes and backslashes by a backslash, and `=` as `\x3d`, so that no
+/// `key=` in it can be taken for the line's own even by a regular expression that is not anchored.
+/// [`line`] is for the whole line.
 #[derive(Debug, Clone, Copy)]
 pub struct Quoted<'a>(pub &'a str);
 
@@ -47,12 +50,14 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-/// JSON that can be shown in a terminal: RFC 8259 lets DEL, C1 and what turns lines around stand in a string as they are;
-/// here they are escaped, so that whoever reads the JSON gets them all the same.
+/// JSON that can be shown in a terminal: RFC 8259 lets DEL, C1 and what turns lines around stand in
+/// a string as they are; here they are escaped, so that whoever reads the JSON gets them all the
+/// same.
 pub fn json(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for c in text.chars() {
-        // What is below is either escaped already, or not in a string. All that is odd has one unit of UTF-16.
+        // What is below is either escaped already, or not in a string. All that is odd has one unit
+        // of UTF-16.
         if c > '~' && is_odd(c) {
             plain.push_str(&format!("\\u{:04x}", u32::from(c)));
         } else {
@@ -70,10 +75,16 @@ mod tests {
 
     #[test]
     fn nothing_odd_is_left() {
-        assert_eq!(line(HOSTILE), "a\u{fffd}[2J\u{fffd}]0;x\u{fffd}\u{fffd}31m\u{fffd}b \u{fffd}\u{fffd}");
+        assert_eq!(
+            line(HOSTILE),
+            "a\u{fffd}[2J\u{fffd}]0;x\u{fffd}\u{fffd}31m\u{fffd}b \u{fffd}\u{fffd}"
+        );
         assert_eq!(lines("a\u{1b}\nb\r\n"), "a\u{fffd}\nb \n");
         let usual = "Zoë \"x\" <sip:1@a> 日本 100 %";
-        assert_eq!((line(usual), lines(usual), json(usual)), (usual.to_owned(), usual.to_owned(), usual.to_owned()));
+        assert_eq!(
+            (line(usual), lines(usual), json(usual)),
+            (usual.to_owned(), usual.to_owned(), usual.to_owned())
+        );
     }
 
     /// Whatever an attacker calls himself: a value ends where its line says, and no key is in it.
@@ -104,14 +115,16 @@ mod tests {
                 }
             }
             assert_eq!(&value[end..], "\" for=1s", "{line}");
-            let read = value[..end].replace("\\x3d", "=").replace("\\\"", "\"").replace("\\\\", "\\");
+            let read =
+                value[..end].replace("\\x3d", "=").replace("\\\"", "\"").replace("\\\\", "\\");
             assert_eq!(read, hostile, "{line}");
         }
     }
 
     #[test]
     fn json_says_the_same() {
-        let written = serde_json::to_string_pretty(&serde_json::json!({ "reason": HOSTILE })).unwrap();
+        let written =
+            serde_json::to_string_pretty(&serde_json::json!({ "reason": HOSTILE })).unwrap();
         assert!(written.chars().any(|c| c != '\n' && is_odd(c)), "or there would be nothing to do");
         let plain = json(&written);
         assert!(plain.chars().all(|c| c == '\n' || !is_odd(c)), "{plain:?}");

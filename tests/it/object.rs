@@ -50,8 +50,12 @@ fn it_has_the_maps_in_their_shapes() {
         assert_eq!((map.key_size() as usize, map.value_size() as usize), (key, value), "{name}");
         assert_eq!(map.max_entries(), entries, "{name}");
     }
-    let others: Vec<&String> = object.maps.keys().filter(|name| !names::PINNED_MAPS.contains(&name.as_str())).collect();
-    assert!(others.iter().all(|name| name.as_str() == "AYA_LOGS" || name.starts_with('.')), "{others:?}");
+    let others: Vec<&String> =
+        object.maps.keys().filter(|name| !names::PINNED_MAPS.contains(&name.as_str())).collect();
+    assert!(
+        others.iter().all(|name| name.as_str() == "AYA_LOGS" || name.starts_with('.')),
+        "{others:?}"
+    );
 }
 
 #[test]
@@ -80,7 +84,10 @@ fn it_has_the_globals_in_their_sizes() {
             .patch_map_data(HashMap::from([(name, (right.as_slice(), true))]))
             .unwrap_or_else(|e| panic!("{name}: {e}"));
         let wrong = vec![0; size + 1];
-        assert!(object().patch_map_data(HashMap::from([(name, (wrong.as_slice(), true))])).is_err(), "{name}");
+        assert!(
+            object().patch_map_data(HashMap::from([(name, (wrong.as_slice(), true))])).is_err(),
+            "{name}"
+        );
     }
     assert!(object().patch_map_data(HashMap::from([("NO_SUCH", (&[0_u8][..], true))])).is_err());
 }
@@ -101,7 +108,8 @@ fn the_stack_has_room() {
                 // Loads through the source, stores through the destination register.
                 1 if from == FRAME => deepest = deepest.min(instruction.off.into()),
                 2 | 3 if to == FRAME => deepest = deepest.min(instruction.off.into()),
-                // 64-bit moves and additions: an address on the stack is made of the frame pointer and a constant.
+                // 64-bit moves and additions: an address on the stack is made of the frame pointer
+                // and a constant.
                 7 if instruction.code == 0xbf => frame_copies[usize::from(to)] = from == FRAME,
                 7 if instruction.code == 0x07 && frame_copies[usize::from(to)] => {
                     deepest = deepest.min(instruction.imm.into());

@@ -1,5 +1,5 @@
-//! What the README promises to work: its configurations are such that the program takes them as they are, and its commands
-//! stand where `cargo xtask newcomer` executes them. Needs no root.
+//! What the README promises to work: its configurations are such that the program takes them as
+//! they are, and its commands stand where `cargo xtask newcomer` executes them. Needs no root.
 
 use std::fs;
 use std::path::Path;
@@ -10,9 +10,11 @@ use sip_xdp_tests::filter::binary;
 use sip_xdp_tests::readme::{self, Block};
 
 /// The headings of the recipes.
-const RECIPES: [&str; 3] = ["A PBX on a server of its own", "A gateway in front of a PBX", "The edge of a carrier"];
+const RECIPES: [&str; 3] =
+    ["A PBX on a server of its own", "A gateway in front of a PBX", "The edge of a carrier"];
 
-/// How blocks are fenced whose every line is executed: in the checkout, where each has a prompt, and on the server.
+/// How blocks are fenced whose every line is executed: in the checkout, where each has a prompt,
+/// and on the server.
 const EXECUTED: [&str; 2] = ["console", "sh"];
 
 /// How blocks are fenced that show something.
@@ -26,7 +28,8 @@ fn checkout() -> Result<&'static Path> {
 fn each_recipe_is_one_file() -> Result<()> {
     let blocks = readme::read(checkout()?)?;
     for recipe in RECIPES {
-        let files = blocks.iter().filter(|block| block.heading == recipe && block.language == "toml");
+        let files =
+            blocks.iter().filter(|block| block.heading == recipe && block.language == "toml");
         assert_eq!(files.count(), 1, "{recipe}");
     }
     Ok(())
@@ -51,7 +54,10 @@ fn what_is_fenced_as_toml_is_a_valid_configuration() -> Result<()> {
 fn commands_stand_where_they_are_executed() -> Result<()> {
     let blocks = readme::read(checkout()?)?;
     for language in EXECUTED {
-        assert!(blocks.iter().any(|block| block.language == language), "nothing is fenced as {language}");
+        assert!(
+            blocks.iter().any(|block| block.language == language),
+            "nothing is fenced as {language}"
+        );
     }
     for block in &blocks {
         let Block { heading, language, text } = block;
@@ -61,11 +67,21 @@ fn commands_stand_where_they_are_executed() -> Result<()> {
             "fenced as \"{language}\" under \"{heading}\":\n{text}"
         );
         let all_prompts = text.lines().all(|line| line.starts_with("$ "));
-        // What a command prints may be shown behind it; a block of nothing else is there to be executed.
-        assert_eq!(language == "console", all_prompts, "fenced as \"{language}\" under \"{heading}\":\n{text}");
-        let is_command = |line: &str| ["sudo ", "sip-xdp ", "cargo ", "apt"].iter().any(|word| line.starts_with(word));
+        // What a command prints may be shown behind it; a block of nothing else is there to be
+        // executed.
+        assert_eq!(
+            language == "console",
+            all_prompts,
+            "fenced as \"{language}\" under \"{heading}\":\n{text}"
+        );
+        let is_command = |line: &str| {
+            ["sudo ", "sip-xdp ", "cargo ", "apt"].iter().any(|word| line.starts_with(word))
+        };
         let of_commands = text.lines().filter(|line| !line.is_empty()).all(is_command);
-        assert!(is_executed || !of_commands, "nobody executes what stands under \"{heading}\":\n{text}");
+        assert!(
+            is_executed || !of_commands,
+            "nobody executes what stands under \"{heading}\":\n{text}"
+        );
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! Real attack tools: sipvicious, which scans, enumerates and guesses passwords, and sipsak, which also has honest uses.
+//! Real attack tools: sipvicious, which scans, enumerates and guesses passwords, and sipsak, which
+//! also has honest uses.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -41,7 +42,12 @@ impl Disguise {
 impl<'a> Attacker<'a> {
     /// The attacker at its usual address.
     pub fn new(namespace: &'a Namespace, directory: &Path) -> Self {
-        Self { namespace, directory: directory.to_path_buf(), address: ATTACKER, disguise: Disguise::None }
+        Self {
+            namespace,
+            directory: directory.to_path_buf(),
+            address: ATTACKER,
+            disguise: Disguise::None,
+        }
     }
 
     /// The same in disguise.
@@ -67,7 +73,9 @@ impl<'a> Attacker<'a> {
     /// The same; so many seconds pass before each password.
     pub fn crack_with_pauses(&self, user: &str, pause: &str) -> Result<Process> {
         let mut command = self.sipvicious("svcrack")?;
-        command.args(["-t", pause, "-u", user, "-r", "100000-999999", "--maximumtime", "300"]).arg(PBX_WAN.to_string());
+        command
+            .args(["-t", pause, "-u", user, "-r", "100000-999999", "--maximumtime", "300"])
+            .arg(PBX_WAN.to_string());
         Process::spawn("svcrack", &mut command)
     }
 
@@ -84,15 +92,22 @@ impl<'a> Attacker<'a> {
         Process::spawn("svmap", command.args(["-p", "5060", network]))
     }
 
-    /// One OPTIONS from sipsak, as monitoring systems send them; succeeds when it was answered with 200.
+    /// One OPTIONS from sipsak, as monitoring systems send them; succeeds when it was answered with
+    /// 200.
     pub fn ping(&self) -> Result<Output> {
-        output(self.home(&mut self.namespace.command("sipsak")).args(["-v", "-s", &format!("sip:ping@{PBX_WAN}")]))
+        output(self.home(&mut self.namespace.command("sipsak")).args([
+            "-v",
+            "-s",
+            &format!("sip:ping@{PBX_WAN}"),
+        ]))
     }
 
-    /// Its tools ask for the machine's name and keep files in the home directory; both are its own here.
+    /// Its tools ask for the machine's name and keep files in the home directory; both are its own
+    /// here.
     fn sipvicious(&self, tool: &str) -> Result<Command> {
         let is_itself = self.disguise != Disguise::Agent && self.address == ATTACKER;
-        let mut command = if is_itself { self.namespace.command(tool) } else { self.altered(tool)? };
+        let mut command =
+            if is_itself { self.namespace.command(tool) } else { self.altered(tool)? };
         match self.disguise {
             Disguise::Compact => _ = command.arg("-c"),
             Disguise::Port => _ = command.args(["-P", &OTHER_PORT.to_string()]),
@@ -106,7 +121,8 @@ impl<'a> Attacker<'a> {
     /// One of the tools with what it has no option for, or an option that does nothing.
     fn altered(&self, tool: &str) -> Result<Command> {
         let script = self.directory.join("altered.py");
-        fs::write(&script, ALTERED).with_context(|| format!("cannot write {}", script.display()))?;
+        fs::write(&script, ALTERED)
+            .with_context(|| format!("cannot write {}", script.display()))?;
         let mut command = self.namespace.command("python3");
         command.arg(script).args([tool, &self.address.to_string()]);
         command.arg(if self.disguise == Disguise::Agent { OTHER_AGENT } else { "" });
@@ -124,8 +140,8 @@ pub const OTHER_PORT: u16 = 5099;
 /// The User-Agent of [`Disguise::Agent`].
 const OTHER_AGENT: &str = "Grandstream GXP1625 1.0.4.152";
 
-/// Runs a tool with another User-Agent in place of its own, if one is named, and bound to an address: `-b` has no effect in
-/// svcrack and svwar 0.3.3.
+/// Runs a tool with another User-Agent in place of its own, if one is named, and bound to an
+/// address: `-b` has no effect in svcrack and svwar 0.3.3.
 const ALTERED: &str = r#"
 import functools, importlib, sys
 sys.path.append("/usr/share/sipvicious")

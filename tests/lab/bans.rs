@@ -89,15 +89,20 @@ impl Filter<'_> {
     /// How many sources it knows as `good` or as `peers`, or has `tracked`.
     pub fn sources(&self, kind: &str) -> Result<u64> {
         let stats = self.json(&["stats"])?;
-        stats["sources"][kind].as_u64().with_context(|| format!("`stats` does not count {kind} sources: {stats}"))
+        stats["sources"][kind]
+            .as_u64()
+            .with_context(|| format!("`stats` does not count {kind} sources: {stats}"))
     }
 
-    /// How many requests of a method it has counted, whether they passed or not; `method` as `stats` spells it.
+    /// How many requests of a method it has counted, whether they passed or not; `method` as
+    /// `stats` spells it.
     pub fn requests(&self, method: &str) -> Result<u64> {
         let stats = self.json(&["stats"])?;
         let interfaces = stats["interfaces"].as_array().context("`stats` has no interfaces")?;
         let counts = interfaces.iter().map(|interface| interface["methods"][method].as_u64());
-        counts.sum::<Option<u64>>().with_context(|| format!("`stats` does not count {method}: {stats}"))
+        counts
+            .sum::<Option<u64>>()
+            .with_context(|| format!("`stats` does not count {method}: {stats}"))
     }
 
     /// Fails with what was decided if anybody at all is banned.
@@ -111,10 +116,13 @@ impl Filter<'_> {
     /// All bans and the end of the log, for messages.
     pub fn decisions(&self) -> String {
         let log = self.log();
-        let last: Vec<_> = log[log.len().saturating_sub(10)..].iter().map(|line| line.text.as_str()).collect();
+        let last: Vec<_> =
+            log[log.len().saturating_sub(10)..].iter().map(|line| line.text.as_str()).collect();
         match self.bans() {
             Ok(bans) => format!("the bans are {bans:#?}; the log ends with {last:#?}"),
-            Err(error) => format!("the bans cannot be read ({error:#}); the log ends with {last:#?}"),
+            Err(error) => {
+                format!("the bans cannot be read ({error:#}); the log ends with {last:#?}")
+            }
         }
     }
 }

@@ -39,9 +39,15 @@ impl<'a> Browser<'a> {
             "--no-first-run",
             "--disable-sync",
         ]);
-        command.args(["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]);
+        command.args([
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-dev-shm-usage",
+        ]);
         command.args(["--hide-scrollbars", "--virtual-time-budget=60000", "--timeout=60000"]);
-        command.arg(format!("--user-data-dir={}", profile.display())).arg(format!("--window-size={width},{height}"));
+        command
+            .arg(format!("--user-data-dir={}", profile.display()))
+            .arg(format!("--window-size={width},{height}"));
         command.env("HOME", self.lab.directory());
         if dark {
             command.arg("--blink-settings=preferredColorScheme=0");
@@ -51,23 +57,42 @@ impl<'a> Browser<'a> {
 
     /// The page after its script has run for a while.
     pub fn page(&self, window: (u32, u32)) -> Result<String> {
-        let output = output(self.command(window, false).arg("--dump-dom").arg(format!("http://{METRICS}/")))?;
-        ensure!(output.status.success(), "chromium failed: {}", String::from_utf8_lossy(&output.stderr));
+        let output = output(
+            self.command(window, false).arg("--dump-dom").arg(format!("http://{METRICS}/")),
+        )?;
+        ensure!(
+            output.status.success(),
+            "chromium failed: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// A picture of it. Returns its size in bytes, which tells an empty page from one with something on it.
+    /// A picture of it. Returns its size in bytes, which tells an empty page from one with
+    /// something on it.
     pub fn picture(&self, name: &str, window: (u32, u32), dark: bool) -> Result<u64> {
-        let directory =
-            env::var_os("SIP_XDP_SCREENSHOTS").map_or_else(|| self.lab.directory().to_path_buf(), PathBuf::from);
+        let directory = env::var_os("SIP_XDP_SCREENSHOTS")
+            .map_or_else(|| self.lab.directory().to_path_buf(), PathBuf::from);
         let file = directory.join(format!("{name}.png"));
         let screenshot = format!("--screenshot={}", file.display());
-        let output = output(self.command(window, dark).arg(screenshot).arg(format!("http://{METRICS}/")))?;
-        ensure!(output.status.success(), "chromium failed: {}", String::from_utf8_lossy(&output.stderr));
+        let output =
+            output(self.command(window, dark).arg(screenshot).arg(format!("http://{METRICS}/")))?;
+        ensure!(
+            output.status.success(),
+            "chromium failed: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let picture = fs::read(&file).context("no picture")?;
-        let number =
-            |at: usize| picture.get(at..at + 4).and_then(|bytes| Some(u32::from_be_bytes(bytes.try_into().ok()?)));
-        assert_eq!((number(16), number(20)), (Some(window.0), Some(window.1)), "{name} has another size");
+        let number = |at: usize| {
+            picture
+                .get(at..at + 4)
+                .and_then(|bytes| Some(u32::from_be_bytes(bytes.try_into().ok()?)))
+        };
+        assert_eq!(
+            (number(16), number(20)),
+            (Some(window.0), Some(window.1)),
+            "{name} has another size"
+        );
         Ok(picture.len() as u64)
     }
 }
@@ -75,8 +100,11 @@ impl<'a> Browser<'a> {
 /// The text of an element by its id: everything up to its end, tags taken out.
 pub fn text(page: &str, id: &str) -> String {
     let Some((_, rest)) = page.split_once(&format!("id=\"{id}\"")) else { return String::new() };
-    let end =
-        ["</table>", "</section>", "</header>"].iter().filter_map(|end| rest.find(end)).min().unwrap_or(rest.len());
+    let end = ["</table>", "</section>", "</header>"]
+        .iter()
+        .filter_map(|end| rest.find(end))
+        .min()
+        .unwrap_or(rest.len());
     let mut is_tag = true;
     let text = rest[..end].chars().filter_map(|c| match c {
         '<' => {

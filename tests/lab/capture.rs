@@ -1,7 +1,8 @@
 //! What passes an interface, recorded by tcpdump without loss.
 //!
-//! A packet that the filter drops in the driver never gets to a capture on the same interface: a capture on the PBX's side
-//! of a cable shows what is behind the filter, one on the other side what was sent.
+//! A packet that the filter drops in the driver never gets to a capture on the same interface: a
+//! capture on the PBX's side of a cable shows what is behind the filter, one on the other side what
+//! was sent.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,13 +31,24 @@ pub struct Packet {
 }
 
 impl Capture {
-    /// Starts tcpdump with a filter expression and waits until it records the beginning of each packet.
-    pub fn start(namespace: &Namespace, interface: &str, expression: &str, directory: &Path) -> Result<Self> {
+    /// Starts tcpdump with a filter expression and waits until it records the beginning of each
+    /// packet.
+    pub fn start(
+        namespace: &Namespace,
+        interface: &str,
+        expression: &str,
+        directory: &Path,
+    ) -> Result<Self> {
         Self::record(namespace, interface, expression, directory, "512")
     }
 
     /// The same with all of each packet.
-    pub fn start_whole(namespace: &Namespace, interface: &str, expression: &str, directory: &Path) -> Result<Self> {
+    pub fn start_whole(
+        namespace: &Namespace,
+        interface: &str,
+        expression: &str,
+        directory: &Path,
+    ) -> Result<Self> {
         Self::record(namespace, interface, expression, directory, "0")
     }
 
@@ -60,7 +72,8 @@ impl Capture {
 
     /// The packets so far, without ending the capture.
     pub fn packets(&self) -> Result<Vec<Packet>> {
-        let file = fs::read(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
+        let file =
+            fs::read(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
         parse(&file)
     }
 
@@ -75,7 +88,8 @@ impl Capture {
         std::thread::sleep(Duration::from_millis(200));
         self.process.stop(Signal::SIGINT)?;
         let lines = self.process.lines();
-        let lost = lines.iter().find_map(|line| line.text.strip_suffix(" packets dropped by kernel"));
+        let lost =
+            lines.iter().find_map(|line| line.text.strip_suffix(" packets dropped by kernel"));
         match lost {
             Some("0") => self.packets(),
             Some(lost) => bail!("tcpdump lost {lost} packets"),
@@ -84,8 +98,8 @@ impl Capture {
     }
 }
 
-/// Reads a capture file as tcpdump writes it here: microseconds, this machine's byte order. A last packet that is not
-/// completely written is left out.
+/// Reads a capture file as tcpdump writes it here: microseconds, this machine's byte order. A last
+/// packet that is not completely written is left out.
 fn parse(file: &[u8]) -> Result<Vec<Packet>> {
     const MAGIC: u32 = 0xa1b2_c3d4;
     let Some((header, mut rest)) = file.split_at_checked(24) else { return Ok(Vec::new()) };
@@ -94,9 +108,11 @@ fn parse(file: &[u8]) -> Result<Vec<Packet>> {
     }
     let mut packets = Vec::new();
     while let Some((record, after)) = rest.split_at_checked(16) {
-        let field = |index| word(record, index).map(u64::from).context("a record header has four words");
+        let field =
+            |index| word(record, index).map(u64::from).context("a record header has four words");
         let at = UNIX_EPOCH + Duration::from_secs(field(0)?) + Duration::from_micros(field(1)?);
-        let Some((data, next)) = usize::try_from(field(2)?).ok().and_then(|length| after.split_at_checked(length))
+        let Some((data, next)) =
+            usize::try_from(field(2)?).ok().and_then(|length| after.split_at_checked(length))
         else {
             break;
         };
@@ -116,9 +132,11 @@ mod tests {
 
     #[test]
     fn reads_whole_packets_only() {
-        let mut file = [0xa1b2_c3d4_u32, 0, 0, 0, 0, 0, 7, 500_000, 3, 3].map(u32::to_ne_bytes).concat();
+        let mut file =
+            [0xa1b2_c3d4_u32, 0, 0, 0, 0, 0, 7, 500_000, 3, 3].map(u32::to_ne_bytes).concat();
         file.extend(*b"abc");
-        let expected = [Packet { at: UNIX_EPOCH + Duration::from_millis(7500), data: b"abc".to_vec() }];
+        let expected =
+            [Packet { at: UNIX_EPOCH + Duration::from_millis(7500), data: b"abc".to_vec() }];
         assert_eq!(parse(&file).unwrap(), expected);
         file.extend([8_u32, 0, 4, 4].map(u32::to_ne_bytes).concat());
         file.extend(*b"de");

@@ -21,7 +21,9 @@ pub fn serving_cpu() -> Result<usize> {
 /// Keeps the calling thread on one CPU.
 pub fn stay_on(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
-    set.set(cpu).and_then(|()| sched_setaffinity(THIS_THREAD, &set)).with_context(|| format!("cannot use CPU {cpu}"))
+    set.set(cpu)
+        .and_then(|()| sched_setaffinity(THIS_THREAD, &set))
+        .with_context(|| format!("cannot use CPU {cpu}"))
 }
 
 fn allowed() -> Result<Vec<usize>> {
@@ -34,8 +36,8 @@ fn allowed() -> Result<Vec<usize>> {
 pub enum Precedence {
     /// Gets by far the largest share among ordinary threads.
     OverOrdinaryWork,
-    /// Others run when it sleeps, as they do when the kernel has handled what a network card received. The kernel keeps a
-    /// twentieth of the time for them in any case.
+    /// Others run when it sleeps, as they do when the kernel has handled what a network card
+    /// received. The kernel keeps a twentieth of the time for them in any case.
     OverEverything,
     /// Nothing: it shares with others as they do among each other.
     Ordinary,
@@ -58,7 +60,8 @@ impl Precedence {
 /// How the kernel schedules the calling thread from now on, if that is allowed.
 fn schedule(policy: i32, priority: i32) {
     let parameters = libc::sched_param { sched_priority: priority };
-    // SAFETY: the kernel reads the parameters, which outlive the call, and changes how the calling thread is scheduled.
+    // SAFETY: the kernel reads the parameters, which outlive the call, and changes how the calling
+    // thread is scheduled.
     let _ = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
 }
 

@@ -1,6 +1,6 @@
-//! A real CrowdSec local API, with `cscli` beside it. It has a configuration, a database and credentials of its own, and
-//! lives on the loopback interface of a namespace: nothing of it touches the machine's own instance, and it knows of no API
-//! outside.
+//! A real CrowdSec local API, with `cscli` beside it. It has a configuration, a database and
+//! credentials of its own, and lives on the loopback interface of a namespace: nothing of it
+//! touches the machine's own instance, and it knows of no API outside.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -58,7 +58,11 @@ impl<'a> Crowdsec<'a> {
     pub fn launch(&mut self) -> Result<()> {
         let mut command = self.namespace.command("crowdsec");
         // Without its own detection: only the local API.
-        command.current_dir(&self.directory).arg("-c").arg(self.directory.join("config.yaml")).arg("-no-cs");
+        command
+            .current_dir(&self.directory)
+            .arg("-c")
+            .arg(self.directory.join("config.yaml"))
+            .arg("-no-cs");
         let mut process = Process::spawn("crowdsec", &mut command)?;
         let answers = || self.namespace.enter(|| Ok(TcpStream::connect(ADDRESS).is_ok()));
         wait_until("CrowdSec answers", READY, || Ok(process.try_wait()?.is_some() || answers()?))?;
@@ -76,12 +80,17 @@ impl<'a> Crowdsec<'a> {
         succeed(self.command().args(arguments))
     }
 
-    /// The decisions that are in force, as `cscli decisions list` shows them to everybody: each its value, scenario and
-    /// duration.
+    /// The decisions that are in force, as `cscli decisions list` shows them to everybody: each its
+    /// value, scenario and duration.
     pub fn decisions(&self) -> Result<Vec<(String, String, String)>> {
         let text = succeed(self.command().args(["decisions", "list", "-o", "json"]))?;
-        let alerts: Value = serde_json::from_str(&text).with_context(|| format!("no JSON: {text}"))?;
-        let decisions = alerts.as_array().into_iter().flatten().filter_map(|alert| alert["decisions"].as_array());
+        let alerts: Value =
+            serde_json::from_str(&text).with_context(|| format!("no JSON: {text}"))?;
+        let decisions = alerts
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|alert| alert["decisions"].as_array());
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         Ok(decisions
             .flatten()
@@ -133,15 +142,19 @@ fn configure(directory: &Path) -> Result<()> {
 /// No Central API, no console, no metrics, no plugins.
 fn configuration(directory: &str) -> String {
     format!(
-        "common:\n  daemonize: false\n  log_media: stdout\n  log_level: info\n  working_dir: {directory}\n\
+        "common:\n  daemonize: false\n  log_media: stdout\n  log_level: info\n  working_dir: \
+         {directory}\n\
          config_paths:\n  config_dir: {directory}\n  data_dir: {directory}/data\n\
          \x20 simulation_path: {directory}/simulation.yaml\n  hub_dir: {directory}/hub\n\
-         \x20 index_path: {directory}/hub/.index.json\n  notification_dir: {directory}/notifications\n\
+         \x20 index_path: {directory}/hub/.index.json\n  notification_dir: \
+         {directory}/notifications\n\
          \x20 plugin_dir: {directory}/plugins\n\
          cscli:\n  output: human\n  color: no\n\
-         db_config:\n  log_level: info\n  type: sqlite\n  db_path: {directory}/data/crowdsec.db\n  use_wal: true\n\
+         db_config:\n  log_level: info\n  type: sqlite\n  db_path: \
+         {directory}/data/crowdsec.db\n  use_wal: true\n\
          api:\n  client:\n    credentials_path: {directory}/own.yaml\n\
-         \x20 server:\n    log_level: info\n    listen_uri: {ADDRESS}\n    profiles_path: {directory}/profiles.yaml\n\
+         \x20 server:\n    log_level: info\n    listen_uri: {ADDRESS}\n    profiles_path: \
+         {directory}/profiles.yaml\n\
          prometheus:\n  enabled: false\n"
     )
 }

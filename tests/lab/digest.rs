@@ -9,7 +9,8 @@ use crate::message::Message;
 pub struct Challenge {
     realm: String,
     nonce: String,
-    /// Whether it said that the nonce of the request was too old, not that the credentials were wrong.
+    /// Whether it said that the nonce of the request was too old, not that the credentials were
+    /// wrong.
     pub is_stale: bool,
     /// Whether a proxy asks, not the server itself.
     is_proxy: bool,
@@ -24,7 +25,9 @@ impl Challenge {
             _ => return None,
         };
         let header = response.header(name)?;
-        let quoted = |name: &str| Some(header.split_once(&format!("{name}=\""))?.1.split('"').next()?.to_owned());
+        let quoted = |name: &str| {
+            Some(header.split_once(&format!("{name}=\""))?.1.split('"').next()?.to_owned())
+        };
         let is_stale = header.to_ascii_lowercase().contains("stale=true");
         Some(Self { realm: quoted("realm")?, nonce: quoted("nonce")?, is_stale, is_proxy })
     }
@@ -36,7 +39,8 @@ impl Challenge {
         let response = digest(&format!("{secret}:{nonce}:{}", digest(&format!("{method}:{uri}"))));
         let name = if self.is_proxy { "Proxy-Authorization" } else { "Authorization" };
         format!(
-            "{name}: Digest username=\"{user}\", realm=\"{realm}\", nonce=\"{nonce}\", uri=\"{uri}\", \
+            "{name}: Digest username=\"{user}\", realm=\"{realm}\", nonce=\"{nonce}\", \
+             uri=\"{uri}\", \
              response=\"{response}\", algorithm=MD5\r\n"
         )
     }
@@ -53,13 +57,20 @@ mod tests {
     #[test]
     fn answers_a_challenge() {
         let text = b"SIP/2.0 407 Proxy Authentication Required\r\n\
-                     Proxy-Authenticate: Digest realm=\"testrealm@host.com\", nonce=\"dcd98b\", stale=true\r\n\r\n";
+                     Proxy-Authenticate: Digest realm=\"testrealm@host.com\", nonce=\"dcd98b\", \
+                    stale=true\r\n\r\n";
         let challenge = Challenge::of(&Message::parse(text).unwrap()).unwrap();
         assert!(challenge.is_stale);
         let header = challenge.credentials("Mufasa", "Circle Of Life", "GET", "/dir/index.html");
-        assert!(header.starts_with("Proxy-Authorization: Digest username=\"Mufasa\", realm=\"testrealm@host.com\""));
-        // The first hash of RFC 2617, section 3.5, and the second; the third has another nonce here.
-        assert_eq!(digest("Mufasa:testrealm@host.com:Circle Of Life"), "939e7578ed9e3c518a452acee763bce9");
+        assert!(header.starts_with(
+            "Proxy-Authorization: Digest username=\"Mufasa\", realm=\"testrealm@host.com\""
+        ));
+        // The first hash of RFC 2617, section 3.5, and the second; the third has another nonce
+        // here.
+        assert_eq!(
+            digest("Mufasa:testrealm@host.com:Circle Of Life"),
+            "939e7578ed9e3c518a452acee763bce9"
+        );
         assert_eq!(digest("GET:/dir/index.html"), "39aff3a2bab6126f332b942af96d3366");
         assert!(Challenge::of(&Message::parse(b"SIP/2.0 200 OK\r\n\r\n").unwrap()).is_none());
     }

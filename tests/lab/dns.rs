@@ -26,11 +26,16 @@ pub struct NameServer<'a> {
 
 impl<'a> NameServer<'a> {
     /// One that does not run yet, and a resolv.conf that names it.
-    pub fn prepare(namespace: &'a Namespace, address: impl Into<IpAddr>, directory: &Path) -> Result<Self> {
+    pub fn prepare(
+        namespace: &'a Namespace,
+        address: impl Into<IpAddr>,
+        directory: &Path,
+    ) -> Result<Self> {
         let address = address.into();
         let resolv_conf = directory.join(format!("{}-resolv.conf", unique_name()));
         let text = format!("nameserver {address}\noptions timeout:1 attempts:1\n");
-        fs::write(&resolv_conf, text).with_context(|| format!("cannot write {}", resolv_conf.display()))?;
+        fs::write(&resolv_conf, text)
+            .with_context(|| format!("cannot write {}", resolv_conf.display()))?;
         Ok(Self { namespace, address, resolv_conf, process: None })
     }
 
@@ -39,8 +44,8 @@ impl<'a> NameServer<'a> {
         &self.resolv_conf
     }
 
-    /// Serves these records, as dnsmasq's options have them (`host-record=NAME,ADDRESS`, `srv-host=NAME,TARGET,PORT`), in
-    /// place of those that it served before.
+    /// Serves these records, as dnsmasq's options have them (`host-record=NAME,ADDRESS`,
+    /// `srv-host=NAME,TARGET,PORT`), in place of those that it served before.
     pub fn serve(&mut self, records: &[String]) -> Result<()> {
         self.stop()?;
         let mut command = self.namespace.command("dnsmasq");
@@ -52,7 +57,9 @@ impl<'a> NameServer<'a> {
             "--log-facility=-",
         ]);
         command.args(["--no-resolv", "--no-hosts", "--bind-interfaces", "--local-ttl=1"]);
-        command.arg(format!("--listen-address={}", self.address)).arg(format!("--local=/{DOMAIN}/"));
+        command
+            .arg(format!("--listen-address={}", self.address))
+            .arg(format!("--local=/{DOMAIN}/"));
         command.args(records.iter().map(|record| format!("--{record}")));
         self.process = Some(Process::spawn("dnsmasq", &mut command)?);
         wait_until("the name server answers", Duration::from_secs(10), || self.answers()).map(drop)
@@ -69,7 +76,8 @@ impl<'a> NameServer<'a> {
     /// Whether it answers a question for the root.
     fn answers(&self) -> Result<bool> {
         let (from, to) = (SocketAddr::new(self.address, 0), SocketAddr::new(self.address, 53));
-        let socket = self.namespace.enter(|| UdpSocket::bind(from).context("cannot make a socket"))?;
+        let socket =
+            self.namespace.enter(|| UdpSocket::bind(from).context("cannot make a socket"))?;
         socket.set_read_timeout(Some(Duration::from_millis(200)))?;
         // One question of class IN for the type A of the root (RFC 1035, 4.1).
         let question = [0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1];

@@ -13,10 +13,14 @@ impl Draw {
         Self(seed)
     }
 
-    /// With the seed that SIP_XDP_SEED says, or one of the moment. It is printed, so that a test can be run again with it.
+    /// With the seed that SIP_XDP_SEED says, or one of the moment. It is printed, so that a test
+    /// can be run again with it.
     pub fn seeded(what: &str) -> Self {
-        let moment = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_nanos() as u64);
-        let seed = env::var("SIP_XDP_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(moment);
+        let moment = || {
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_nanos() as u64)
+        };
+        let seed =
+            env::var("SIP_XDP_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(moment);
         println!("{what}: SIP_XDP_SEED={seed} draws the same again");
         Self(seed)
     }

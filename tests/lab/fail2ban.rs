@@ -1,6 +1,6 @@
-//! A real fail2ban beside the registrar: it watches logs and bans who fails too often, with an action of its own or with
-//! ours, in the namespace only. Nothing of it touches the machine's own instance: configuration, socket, database and
-//! process id file are its own.
+//! A real fail2ban beside the registrar: it watches logs and bans who fails too often, with an
+//! action of its own or with ours, in the namespace only. Nothing of it touches the machine's own
+//! instance: configuration, socket, database and process id file are its own.
 
 use std::fs;
 use std::net::IpAddr;
@@ -32,7 +32,8 @@ const JAIL: &str = "sip";
 const READY: Duration = Duration::from_secs(20);
 
 /// Our action file, as it is packaged.
-const OUR_ACTION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../sip-xdp/packaging/fail2ban/sip-xdp.conf");
+const OUR_ACTION: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../sip-xdp/packaging/fail2ban/sip-xdp.conf");
 
 /// A server in the foreground; ends when dropped.
 #[derive(Debug)]
@@ -49,8 +50,8 @@ impl Fail2ban {
         Self::launch(namespace, &directory, &[JAIL])
     }
 
-    /// Starts it with these jails, each over a log that must exist, which ban through `sip_xdp`, a command line. Another one
-    /// that is started later in the same directory remembers its bans.
+    /// Starts it with these jails, each over a log that must exist, which ban through `sip_xdp`, a
+    /// command line. Another one that is started later in the same directory remembers its bans.
     pub fn start_through(
         namespace: &Namespace,
         directory: &Path,
@@ -99,7 +100,11 @@ impl Fail2ban {
     /// When it decided to ban an address, just before it ran its action.
     pub fn banned(&self, address: impl Into<IpAddr>) -> Option<SystemTime> {
         let decision = format!("[{JAIL}] Ban {}", address.into());
-        self.process.lines().into_iter().find(|line| line.text.ends_with(&decision)).map(|line| line.at)
+        self.process
+            .lines()
+            .into_iter()
+            .find(|line| line.text.ends_with(&decision))
+            .map(|line| line.at)
     }
 
     /// The end of its log, for messages.
@@ -126,12 +131,17 @@ fn configure_through(directory: &Path, jails: &[(&str, &Path)], sip_xdp: &str) -
         fs::create_dir_all(directory.join(part))?;
     }
     fs::copy(OUR_ACTION, directory.join("action.d/sip-xdp.conf")).context("no action file")?;
-    fs::write(directory.join("fail2ban.conf"), server(&directory.join("bans.sqlite3").display().to_string()))?;
+    fs::write(
+        directory.join("fail2ban.conf"),
+        server(&directory.join("bans.sqlite3").display().to_string()),
+    )?;
     fs::write(directory.join("filter.d").join(format!("{JAIL}.conf")), filter())?;
     let jail = |(name, log): &(&str, &Path)| {
         format!(
-            "[{name}]\nenabled = true\nfilter = {JAIL}\nlogpath = {}\nbackend = polling\nmaxretry = {MAX_RETRY}\n\
-             findtime = {FIND_TIME}\nbantime = 10m\nusedns = no\naction = sip-xdp[sipxdp=\"{sip_xdp}\"]\n\n",
+            "[{name}]\nenabled = true\nfilter = {JAIL}\nlogpath = {}\nbackend = polling\nmaxretry \
+             = {MAX_RETRY}\n\
+             findtime = {FIND_TIME}\nbantime = 10m\nusedns = no\naction = \
+             sip-xdp[sipxdp=\"{sip_xdp}\"]\n\n",
             log.display()
         )
     };
@@ -141,7 +151,8 @@ fn configure_through(directory: &Path, jails: &[(&str, &Path)], sip_xdp: &str) -
 
 fn server(database: &str) -> String {
     format!(
-        "[DEFAULT]\nloglevel = INFO\nlogtarget = stdout\nsyslogsocket = auto\ndbfile = {database}\ndbpurgeage = 1d\n\
+        "[DEFAULT]\nloglevel = INFO\nlogtarget = stdout\nsyslogsocket = auto\ndbfile = \
+         {database}\ndbpurgeage = 1d\n\
          dbmaxmatches = 10\nallowipv6 = auto\n[Definition]\n[Thread]\n"
     )
 }
@@ -153,9 +164,11 @@ fn filter() -> String {
 /// The chain is made at the start, not with the first ban: that is the faster of the two ways.
 fn jail(log: &Path) -> String {
     format!(
-        "[{JAIL}]\nenabled = true\nfilter = {JAIL}\nlogpath = {}\nbackend = {BACKEND}\nmaxretry = {MAX_RETRY}\n\
+        "[{JAIL}]\nenabled = true\nfilter = {JAIL}\nlogpath = {}\nbackend = {BACKEND}\nmaxretry = \
+         {MAX_RETRY}\n\
          findtime = {FIND_TIME}\nbantime = 10m\nusedns = no\n\
-         action = {ACTION}[name={JAIL}, port=\"5060,5061\", protocol=udp, actionstart_on_demand=false]\n",
+         action = {ACTION}[name={JAIL}, port=\"5060,5061\", protocol=udp, \
+         actionstart_on_demand=false]\n",
         log.display()
     )
 }
@@ -170,7 +183,10 @@ mod tests {
         if Path::new(ACTIONS).is_dir() {
             configure(directory.path(), Path::new("/x/log")).unwrap();
             let jail = fs::read_to_string(directory.path().join("jail.conf")).unwrap();
-            assert!(jail.contains("\nlogpath = /x/log\n") && jail.contains("\nmaxretry = 5\n"), "{jail}");
+            assert!(
+                jail.contains("\nlogpath = /x/log\n") && jail.contains("\nmaxretry = 5\n"),
+                "{jail}"
+            );
             assert!(directory.path().join("action.d/iptables-multiport.conf").exists());
         }
         assert_eq!(filter(), "[Definition]\nfailregex = Failed auth from <HOST>$\nignoreregex =\n");

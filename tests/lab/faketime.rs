@@ -1,5 +1,5 @@
-//! A wall clock that a test sets for one program, without touching the machine's own: libfaketime, preloaded. The monotonic
-//! clock, by which the filter counts, is left alone.
+//! A wall clock that a test sets for one program, without touching the machine's own: libfaketime,
+//! preloaded. The monotonic clock, by which the filter counts, is left alone.
 
 use std::fs;
 use std::path::{Path, PathBuf};

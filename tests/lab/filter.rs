@@ -74,17 +74,26 @@ impl<'a> Filter<'a> {
     }
 
     /// The same with other options.
-    pub fn start_with(namespace: &'a Namespace, directory: &Path, options: FilterOptions) -> Result<Self> {
+    pub fn start_with(
+        namespace: &'a Namespace,
+        directory: &Path,
+        options: FilterOptions,
+    ) -> Result<Self> {
         let mut filter = Self::prepare(namespace, directory, options)?;
         filter.launch()?;
         Ok(filter)
     }
 
     /// Everything but the daemon: for commands that must work, or fail well, without it.
-    pub fn prepare(namespace: &'a Namespace, directory: &Path, options: FilterOptions) -> Result<Self> {
+    pub fn prepare(
+        namespace: &'a Namespace,
+        directory: &Path,
+        options: FilterOptions,
+    ) -> Result<Self> {
         let name = unique_name();
         let directory = directory.join(&name);
-        fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
         let filter = Self {
             namespace,
             binary: binary()?,
@@ -100,7 +109,8 @@ impl<'a> Filter<'a> {
 
     /// Writes the configuration file; a running daemon reads it on `reload`.
     pub fn configure(&self, configuration: &str) -> Result<()> {
-        fs::write(self.configuration_file(), configuration).context("cannot write the configuration")
+        fs::write(self.configuration_file(), configuration)
+            .context("cannot write the configuration")
     }
 
     /// Starts the daemon and waits for its `ready` line.
@@ -126,11 +136,13 @@ impl<'a> Filter<'a> {
         Process::spawn("sip-xdp", command.args(&self.options.arguments))
     }
 
-    /// Tries to start the daemon, expecting it to refuse: its exit status and what it printed on the standard error.
+    /// Tries to start the daemon, expecting it to refuse: its exit status and what it printed on
+    /// the standard error.
     pub fn launch_in_vain(&mut self) -> Result<(ExitStatus, Vec<String>)> {
         let mut daemon = self.spawn()?;
         let status = daemon.wait(READY)?;
-        let errors = daemon.lines().into_iter().filter(|line| line.error).map(|line| line.text).collect();
+        let errors =
+            daemon.lines().into_iter().filter(|line| line.error).map(|line| line.text).collect();
         Ok((status, errors))
     }
 
@@ -139,7 +151,8 @@ impl<'a> Filter<'a> {
         output(&mut self.command(arguments))
     }
 
-    /// The same inside of another program, which is given the whole command line as its last arguments.
+    /// The same inside of another program, which is given the whole command line as its last
+    /// arguments.
     pub fn cli_inside(&self, wrapper: &[&str], arguments: &[&str]) -> Result<Output> {
         let (program, options) = wrapper.split_first().context("no program to run it inside of")?;
         let mut command = self.namespace.command(program);
@@ -162,7 +175,8 @@ impl<'a> Filter<'a> {
     pub fn json(&self, arguments: &[&str]) -> Result<Value> {
         let mut command = self.command(arguments);
         let text = crate::process::succeed(command.arg("--json"))?;
-        serde_json::from_str(&text).with_context(|| format!("`{}` printed no JSON: {text}", arguments.join(" ")))
+        serde_json::from_str(&text)
+            .with_context(|| format!("`{}` printed no JSON: {text}", arguments.join(" ")))
     }
 
     /// Asks the daemon over its control socket, without the time that it takes to start a command.
@@ -173,7 +187,8 @@ impl<'a> Filter<'a> {
         stream.write_all(format!("{request}\n").as_bytes()).context("cannot send a request")?;
         let mut answer = String::new();
         BufReader::new(stream).read_line(&mut answer).context("the daemon does not answer")?;
-        let mut answer: Value = serde_json::from_str(&answer).context("the daemon's answer is no JSON")?;
+        let mut answer: Value =
+            serde_json::from_str(&answer).context("the daemon's answer is no JSON")?;
         match answer.get_mut("ok") {
             Some(value) => Ok(value.take()),
             None => bail!("the daemon refused {request}: {answer}"),
@@ -192,8 +207,8 @@ impl<'a> Filter<'a> {
         Ok(found.pointer(&path).and_then(Value::as_u64).unwrap_or(0))
     }
 
-    /// Puts networks on the `block` or the `trust` list, for good or for `ttl`, through the daemon's socket: for more of them
-    /// than one would start a program for.
+    /// Puts networks on the `block` or the `trust` list, for good or for `ttl`, through the
+    /// daemon's socket: for more of them than one would start a program for.
     pub fn put(&self, list: &str, networks: &[String], ttl: Option<Duration>) -> Result<()> {
         for network in networks {
             self.call(&json!({
@@ -209,18 +224,21 @@ impl<'a> Filter<'a> {
         Ok(())
     }
 
-    /// Makes feeds list these networks and no others. For that the daemon is stopped, and started again: it adopts what it
-    /// finds, and keeps it because it has a feed that never answers.
+    /// Makes feeds list these networks and no others. For that the daemon is stopped, and started
+    /// again: it adopts what it finds, and keeps it because it has a feed that never answers.
     pub fn feed(&mut self, networks: Vec<Network>) -> Result<Refresh> {
         self.stop()?;
         if !self.options.configuration.contains("[[feeds]]") {
-            self.options.configuration.push_str("\n[[feeds]]\nname = \"laboratory\"\nurl = \"file:///nonexistent\"\n");
+            self.options
+                .configuration
+                .push_str("\n[[feeds]]\nname = \"laboratory\"\nurl = \"file:///nonexistent\"\n");
             self.configure(&self.options.configuration)?;
         }
         let refresh = {
             let pins = Pins::new(&self.pins);
             let _lock = pins.lock()?;
-            let mut lists = Lists::open(|name| pins.open(name)).context("the pinned lists cannot be opened")?;
+            let mut lists =
+                Lists::open(|name| pins.open(name)).context("the pinned lists cannot be opened")?;
             lists.replace_feed(EARLIER, networks)?
         };
         self.launch()?;
@@ -235,7 +253,8 @@ impl<'a> Filter<'a> {
             .sum()
     }
 
-    /// The entries of the blocklist whose network is this address, or `network` as `block list` writes it.
+    /// The entries of the blocklist whose network is this address, or `network` as `block list`
+    /// writes it.
     pub fn entries(&self, network: &str) -> Result<Vec<Value>> {
         let list = self.json(&["block", "list", "--match", network])?;
         let list = list.as_array().context("`block list --json` is no array")?;
@@ -245,7 +264,8 @@ impl<'a> Filter<'a> {
             .iter()
             .filter(|entry| {
                 entry["network"].as_str().is_some_and(|listed| {
-                    listed == network || (!network.contains('/') && is_host.iter().any(|name| name == listed))
+                    listed == network
+                        || (!network.contains('/') && is_host.iter().any(|name| name == listed))
                 })
             })
             .cloned()
@@ -319,7 +339,8 @@ impl<'a> Filter<'a> {
         Ok(status)
     }
 
-    /// The start of a command line that gives this instance a command: for programs that want one as text.
+    /// The start of a command line that gives this instance a command: for programs that want one
+    /// as text.
     pub fn command_line(&self) -> String {
         let command = self.command(&[]);
         let words = std::iter::once(command.get_program()).chain(command.get_args());
@@ -335,7 +356,8 @@ impl<'a> Filter<'a> {
         let mut command = match &self.options.resolv_conf {
             None => self.namespace.command(&self.binary),
             Some(file) => {
-                // A mount namespace of its own, in which the BPF file system is still the one that everybody has.
+                // A mount namespace of its own, in which the BPF file system is still the one that
+                // everybody has.
                 let mut command = self.namespace.command("unshare");
                 let script = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
                 command.args(["--mount", "--", "sh", "-c", script]).arg(file).arg(&self.binary);
@@ -368,7 +390,8 @@ impl Drop for Filter<'_> {
         if let Some(mut daemon) = self.daemon.take() {
             let _ = daemon.stop(Signal::SIGTERM);
         }
-        // A test that failed halfway may have left nothing to unload; what is there must go in any case.
+        // A test that failed halfway may have left nothing to unload; what is there must go in any
+        // case.
         if self.pins.exists() && self.succeed(&["unload"]).is_err() {
             let _ = fs::remove_dir_all(&self.pins);
         }

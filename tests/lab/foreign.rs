@@ -1,4 +1,5 @@
-//! Somebody else's XDP program: the smallest there is, attached as a link that goes away with its descriptor.
+//! Somebody else's XDP program: the smallest there is, attached as a link that goes away with its
+//! descriptor.
 
 use std::ffi::c_long;
 use std::io;
@@ -53,8 +54,14 @@ impl ForeignProgram {
         };
         let program = bpf(BPF_PROG_LOAD, &load).context("cannot load a program")?;
         let link = namespace.enter(|| {
-            let interface = if_nametoindex(interface).with_context(|| format!("no interface {interface}"))?;
-            let link = LinkAttributes { program: program.as_raw_fd(), interface, attach_type: BPF_XDP, flags: 0 };
+            let interface =
+                if_nametoindex(interface).with_context(|| format!("no interface {interface}"))?;
+            let link = LinkAttributes {
+                program: program.as_raw_fd(),
+                interface,
+                attach_type: BPF_XDP,
+                flags: 0,
+            };
             bpf(BPF_LINK_CREATE, &link).context("cannot attach a program")
         })?;
         Ok(Self { _link: link })
@@ -63,8 +70,8 @@ impl ForeignProgram {
 
 /// bpf(2) for commands that return a descriptor.
 fn bpf<T>(command: c_long, attributes: &T) -> Result<OwnedFd> {
-    // SAFETY: the kernel reads `size` bytes of the attributes, which are all initialized, and what their pointers lead to,
-    // which is constant; it writes nothing.
+    // SAFETY: the kernel reads `size` bytes of the attributes, which are all initialized, and what
+    // their pointers lead to, which is constant; it writes nothing.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };
     let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
     // SAFETY: a successful call of this kind returns a descriptor that nobody else owns.

@@ -4,7 +4,9 @@ use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd as _;
 
 use anyhow::{Context, Result};
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, connect, socket};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, connect, socket,
+};
 
 use crate::namespace::Namespace;
 use crate::sip::Request;
@@ -14,8 +16,8 @@ const IP_HEADER: u16 = 20;
 const UDP_HEADER: u16 = 8;
 const UDP: u8 = 17;
 
-/// A stream of REGISTERs that seem to come from `source`, every second one with credentials that some registrar might have
-/// asked for; `port` says from which port each seems to come.
+/// A stream of REGISTERs that seem to come from `source`, every second one with credentials that
+/// some registrar might have asked for; `port` says from which port each seems to come.
 pub fn forge(
     namespace: &Namespace,
     source: SocketAddrV4,
@@ -28,14 +30,20 @@ pub fn forge(
         let from = SocketAddrV4::new(*source.ip(), port(number));
         let sequence = u32::try_from(number).unwrap_or(u32::MAX);
         let call_id = format!("forged-{number}");
-        let request =
-            Request { method: "REGISTER", user: "101", call_id: &call_id, sequence, from: from.into(), to: to.into() };
+        let request = Request {
+            method: "REGISTER",
+            user: "101",
+            call_id: &call_id,
+            sequence,
+            from: from.into(),
+            to: to.into(),
+        };
         packet(from, to, &request.bytes_with(if number % 2 == 1 { CREDENTIALS } else { "" }))
     })
 }
 
-/// A stream of requests each of which seems to come from another source, as `request` makes them from their number and
-/// their source.
+/// A stream of requests each of which seems to come from another source, as `request` makes them
+/// from their number and their source.
 pub fn forge_sources(
     namespace: &Namespace,
     to: SocketAddrV4,
@@ -53,10 +61,13 @@ pub fn forge_sources(
     })
 }
 
-const CREDENTIALS: &str = "Authorization: Digest username=\"101\", realm=\"lab.example\", nonce=\"0123456789abcdef\", \
-                           uri=\"sip:101@lab.example\", response=\"00112233445566778899aabbccddeeff\", algorithm=MD5\r\n";
+const CREDENTIALS: &str = "Authorization: Digest username=\"101\", realm=\"lab.example\", \
+                           nonce=\"0123456789abcdef\", \
+                           uri=\"sip:101@lab.example\", \
+                           response=\"00112233445566778899aabbccddeeff\", algorithm=MD5\r\n";
 
-/// A socket that takes packets with their IP headers (raw(7)), and to all else behaves like one for datagrams.
+/// A socket that takes packets with their IP headers (raw(7)), and to all else behaves like one for
+/// datagrams.
 fn raw_socket(to: SocketAddrV4) -> Result<UdpSocket> {
     let raw = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)
         .context("cannot open a raw socket")?;
@@ -65,7 +76,8 @@ fn raw_socket(to: SocketAddrV4) -> Result<UdpSocket> {
     Ok(raw.into())
 }
 
-/// An IPv4 packet. The kernel fills in its identification, its length and its checksum; the datagram has none.
+/// An IPv4 packet. The kernel fills in its identification, its length and its checksum; the
+/// datagram has none.
 fn packet(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(payload.len()).unwrap_or(u16::MAX).saturating_add(UDP_HEADER);
     let mut packet = Vec::with_capacity(payload.len() + usize::from(IP_HEADER + UDP_HEADER));
@@ -92,6 +104,9 @@ mod tests {
         let packet = packet(from, to, b"hello");
         let read = etherparse::SlicedPacket::from_ip(&packet).unwrap();
         let Some(etherparse::TransportSlice::Udp(udp)) = read.transport else { panic!("{read:?}") };
-        assert_eq!((udp.source_port(), udp.destination_port(), udp.payload()), (5060, 5061, &b"hello"[..]));
+        assert_eq!(
+            (udp.source_port(), udp.destination_port(), udp.payload()),
+            (5060, 5061, &b"hello"[..])
+        );
     }
 }

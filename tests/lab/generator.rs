@@ -1,14 +1,17 @@
-//! Millions of packets a second from one CPU: a kernel program that rewrites the source of a prepared frame, run by
-//! BPF_PROG_TEST_RUN with live frames, so that each of its packets leaves through an interface.
+//! Millions of packets a second from one CPU: a kernel program that rewrites the source of a
+//! prepared frame, run by BPF_PROG_TEST_RUN with live frames, so that each of its packets leaves
+//! through an interface.
 //!
-//! The program looks at the clock itself, since setting a run up takes time. It would take tens of milliseconds if the
-//! kernel had to prepare a fast way to call the program each time, and to wait until nobody uses that any more; so the
-//! program is attached, for as long as the generator lives, to an interface that nobody uses.
+//! The program looks at the clock itself, since setting a run up takes time. It would take tens of
+//! milliseconds if the kernel had to prepare a fast way to call the program each time, and to wait
+//! until nobody uses that any more; so the program is attached, for as long as the generator lives,
+//! to an interface that nobody uses.
 //!
-//! Over a veth pair the same CPU that makes a packet also receives it: a batch of 64 is made and handed over, then the
-//! receiving side polls it, in the same system call. A rate measured this way is that of making, handing over and judging
-//! a packet together; only rates that were measured with the same generator can be compared. For frames to be handed
-//! over at all, the receiving veth needs an XDP program or GRO (see [`crate::wire`]).
+//! Over a veth pair the same CPU that makes a packet also receives it: a batch of 64 is made and
+//! handed over, then the receiving side polls it, in the same system call. A rate measured this way
+//! is that of making, handing over and judging a packet together; only rates that were measured
+//! with the same generator can be compared. For frames to be handed over at all, the receiving veth
+//! needs an XDP program or GRO (see [`crate::wire`]).
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -52,8 +55,8 @@ pub struct Frame {
 pub struct Sent {
     /// Packets made. The receiving side may have found no room for all of them.
     pub packets: u64,
-    /// How long that took, with all that the sending CPU did for the receiving side. Setting up is left out. Zero when
-    /// there were too few to be timed.
+    /// How long that took, with all that the sending CPU did for the receiving side. Setting up is
+    /// left out. Zero when there were too few to be timed.
     pub elapsed: Duration,
 }
 
@@ -92,13 +95,17 @@ struct Progress {
 unsafe impl aya::Pod for Progress {}
 
 impl Frame {
-    /// A datagram to `to`, with the link-layer address of the interface there. The source is filled in by the generator.
+    /// A datagram to `to`, with the link-layer address of the interface there. The source is filled
+    /// in by the generator.
     pub fn new(link: [u8; 6], to: SocketAddrV4, payload: &[u8]) -> Result<Self> {
-        let udp_length = u16::try_from(8 + payload.len()).context("the payload is too long for a datagram")?;
-        let ip_length = udp_length.checked_add(20).context("the payload is too long for a packet")?;
+        let udp_length =
+            u16::try_from(8 + payload.len()).context("the payload is too long for a datagram")?;
+        let ip_length =
+            udp_length.checked_add(20).context("the payload is too long for a packet")?;
         let mut bytes = link.to_vec();
         bytes.extend([2, 0, 0, 0, 0, 2, 0x08, 0x00]);
-        // IPv4: no options, may not be fragmented, time to live 64, UDP, checksum and source to be filled in.
+        // IPv4: no options, may not be fragmented, time to live 64, UDP, checksum and source to be
+        // filled in.
         bytes.extend([0x45, 0]);
         bytes.extend(ip_length.to_be_bytes());
         bytes.extend([0, 0, 0x40, 0, 64, 17, 0, 0, 0, 0, 0, 0]);
@@ -115,7 +122,8 @@ impl Frame {
         self.bytes.len()
     }
 
-    /// The sum of the IP header's words as they lie in memory, which the generator adds the source to.
+    /// The sum of the IP header's words as they lie in memory, which the generator adds the source
+    /// to.
     fn header_sum(&self) -> u32 {
         let words = self.bytes[14..34].chunks_exact(2);
         words.map(|word| u32::from(u16::from_ne_bytes([word[0], word[1]]))).sum()
@@ -123,7 +131,8 @@ impl Frame {
 }
 
 impl Sent {
-    /// Packets per second, in millions, if only `packets` of them count. None, if they were too few to be timed.
+    /// Packets per second, in millions, if only `packets` of them count. None, if they were too few
+    /// to be timed.
     pub fn million_per_second(&self, packets: u64) -> f64 {
         if self.elapsed.is_zero() {
             return 0.0;
@@ -134,11 +143,19 @@ impl Sent {
 
 impl<'a> Generator<'a> {
     /// Loads one that sends from an interface of a namespace.
-    pub fn load(namespace: &'a Namespace, interface: &str, frame: Frame, sources: &Sources) -> Result<Self> {
-        let index: u32 = namespace
-            .enter(|| if_nametoindex(interface).with_context(|| format!("there is no interface {interface}")))?;
+    pub fn load(
+        namespace: &'a Namespace,
+        interface: &str,
+        frame: Frame,
+        sources: &Sources,
+    ) -> Result<Self> {
+        let index: u32 = namespace.enter(|| {
+            if_nametoindex(interface).with_context(|| format!("there is no interface {interface}"))
+        })?;
         let addresses = match sources {
-            Sources::InTurn(addresses) if addresses.len() > MAX_SOURCES || !addresses.len().is_power_of_two() => {
+            Sources::InTurn(addresses)
+                if addresses.len() > MAX_SOURCES || !addresses.len().is_power_of_two() =>
+            {
                 bail!("the number of sources is to be a power of two, at most {MAX_SOURCES}");
             }
             Sources::InTurn(addresses) => addresses.as_slice(),
@@ -154,12 +171,15 @@ impl<'a> Generator<'a> {
             .override_global("TURN_MASK", &mask, true)
             .override_global("HEADER_SUM", &sum, true);
         let mut object = programs::load_with(loader, programs::GENERATE)?;
-        let mut turn: Array<_, u32> = object.take_map("SOURCES").context("the generator has no sources")?.try_into()?;
+        let mut turn: Array<_, u32> =
+            object.take_map("SOURCES").context("the generator has no sources")?.try_into()?;
         for (index, address) in addresses.iter().enumerate() {
-            turn.set(u32::try_from(index)?, u32::from_ne_bytes(address.octets()), 0).context("cannot set a source")?;
+            turn.set(u32::try_from(index)?, u32::from_ne_bytes(address.octets()), 0)
+                .context("cannot set a source")?;
         }
         attach_to_spare(namespace, &mut object)?;
-        let progress = object.take_map("PROGRESS").context("the generator has no counter")?.try_into()?;
+        let progress =
+            object.take_map("PROGRESS").context("the generator has no counter")?.try_into()?;
         Ok(Self { namespace, object, progress, frame, before: Sent::default() })
     }
 
@@ -193,11 +213,12 @@ impl<'a> Generator<'a> {
         self.run(packets)
     }
 
-    /// Sends at a constant rate from one CPU until it is told to stop. Each millisecond it sends what is due, before
-    /// everything else there, and sleeps for what is left of it.
+    /// Sends at a constant rate from one CPU until it is told to stop. Each millisecond it sends
+    /// what is due, before everything else there, and sleeps for what is left of it.
     ///
-    /// When nothing is ever left, it goes on as an ordinary thread among others, and what it could not send in time is not
-    /// made up for. The kernel does the same with packets that a network card receives.
+    /// When nothing is ever left, it goes on as an ordinary thread among others, and what it could
+    /// not send in time is not made up for. The kernel does the same with packets that a network
+    /// card receives.
     pub fn send_steadily(&mut self, cpu: usize, rate: u32, stop: &AtomicBool) -> Result<Steady> {
         const PERIOD: Duration = Duration::from_millis(1);
         /// So many periods in a row that were too short are no accident.
@@ -264,8 +285,11 @@ fn attach_to_spare(namespace: &Namespace, object: &mut Ebpf) -> Result<()> {
     let (spare, peer) = (format!("spare{number}"), format!("peer{number}"));
     namespace.ip(["link", "add", &spare, "type", "veth", "peer", "name", &peer])?;
     namespace.enter(|| {
-        let program: &mut Xdp = object.program_mut(programs::GENERATE).context("it was just loaded")?.try_into()?;
-        program.attach(&spare, XdpMode::Driver).with_context(|| format!("cannot attach the generator to {spare}"))?;
+        let program: &mut Xdp =
+            object.program_mut(programs::GENERATE).context("it was just loaded")?.try_into()?;
+        program
+            .attach(&spare, XdpMode::Driver)
+            .with_context(|| format!("cannot attach the generator to {spare}"))?;
         Ok(())
     })
 }
@@ -273,8 +297,11 @@ fn attach_to_spare(namespace: &Namespace, object: &mut Ebpf) -> Result<()> {
 /// Sets the times to zero; returns how many packets were sent before.
 fn restart(progress: &mut PerCpuArray<MapData, Progress>) -> Result<u64> {
     let values = progress.get(&0, 0).context("cannot read the generator's progress")?;
-    let fresh: Vec<_> = values.iter().map(|value| Progress { sent: value.sent, ..Progress::default() }).collect();
-    progress.set(0, PerCpuValues::try_from(fresh)?, 0).context("cannot reset the generator's progress")?;
+    let fresh: Vec<_> =
+        values.iter().map(|value| Progress { sent: value.sent, ..Progress::default() }).collect();
+    progress
+        .set(0, PerCpuValues::try_from(fresh)?, 0)
+        .context("cannot reset the generator's progress")?;
     Ok(values.iter().map(|value| value.sent).sum())
 }
 
@@ -288,7 +315,8 @@ fn finish(progress: &PerCpuArray<MapData, Progress>, before: u64) -> Result<Sent
     Ok(Sent { packets, elapsed: Duration::from_nanos(elapsed as u64) })
 }
 
-/// An address for each number, each another one, all over the range of [`Sources::EveryPacketNew`] and never loopback.
+/// An address for each number, each another one, all over the range of [`Sources::EveryPacketNew`]
+/// and never loopback.
 pub fn spread(number: u32) -> Ipv4Addr {
     const MASK: u32 = (1 << 31) - 1;
     let address = (64 << 24) + (number.wrapping_mul(0x9e37_79b1) & MASK);
@@ -316,16 +344,23 @@ mod tests {
     fn addresses_differ_and_are_no_loopback() {
         let addresses: HashSet<_> = (0..200_000).map(spread).collect();
         assert_eq!(addresses.len(), 200_000);
-        assert!(addresses.iter().all(|address| !address.is_loopback() && (62..=191).contains(&address.octets()[0])));
+        assert!(
+            addresses
+                .iter()
+                .all(|address| !address.is_loopback() && (62..=191).contains(&address.octets()[0]))
+        );
     }
 
     #[test]
     fn a_frame_has_honest_lengths() {
-        let frame = Frame::new([1; 6], SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 1), 5060), b"hello").unwrap();
+        let frame =
+            Frame::new([1; 6], SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 1), 5060), b"hello")
+                .unwrap();
         assert_eq!(frame.length(), 47);
         assert_eq!(frame.bytes[16..18], 33_u16.to_be_bytes());
         assert_eq!(frame.bytes[38..40], 13_u16.to_be_bytes());
-        // The words of this header, added by hand: 4500 0021 0000 4000 4011 0000 0000 0000 c633 6401.
+        // The words of this header, added by hand: 4500 0021 0000 4000 4011 0000 0000 0000 c633
+        // 6401.
         let by_hand: u32 = [0x4500, 0x0021, 0x4000, 0x4011, 0xc633, 0x6401].into_iter().sum();
         let fold = |sum: u32| (sum & 0xffff) + (sum >> 16);
         assert_eq!(fold(fold(frame.header_sum())) as u16, (fold(fold(by_hand)) as u16).to_be());

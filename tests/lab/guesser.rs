@@ -1,5 +1,5 @@
-//! A password guesser of our own, for what no tool does: one password every few seconds, from ever new addresses, or spelled
-//! in ways that only a real SIP server understands.
+//! A password guesser of our own, for what no tool does: one password every few seconds, from ever
+//! new addresses, or spelled in ways that only a real SIP server understands.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::spelling::{PLAIN, Spelling};
 use crate::stream;
 
 /// How long it waits for an answer.
-const PATIENCE: Duration = Duration::from_millis(300);
+const TIMEOUT: Duration = Duration::from_millis(300);
 
 /// What a guesser does.
 #[derive(Debug, Clone)]
@@ -37,7 +37,13 @@ pub struct Guess {
 impl Guess {
     /// Twenty passwords a second from one address, in usual requests.
     pub fn new(from: SocketAddr, to: SocketAddr, user: &str) -> Self {
-        Self { from: vec![from], to, user: user.to_owned(), every: Duration::from_millis(50), spelling: PLAIN }
+        Self {
+            from: vec![from],
+            to,
+            user: user.to_owned(),
+            every: Duration::from_millis(50),
+            spelling: PLAIN,
+        }
     }
 }
 
@@ -60,7 +66,7 @@ impl Guesser {
     pub fn start(namespace: &Namespace, guess: Guess) -> Result<Self> {
         let open = |from: &SocketAddr| {
             let socket = stream::socket(namespace, *from, guess.to)?;
-            socket.set_read_timeout(Some(PATIENCE)).context("cannot limit the time to wait")?;
+            socket.set_read_timeout(Some(TIMEOUT)).context("cannot limit the time to wait")?;
             Ok(socket)
         };
         let sockets: Vec<_> = guess.from.iter().map(open).collect::<Result<_>>()?;
@@ -106,13 +112,21 @@ fn work(sockets: &[UdpSocket], guess: &Guess, counts: &Counts) {
         let asking = |sequence, credentials: &str| {
             let call_id = format!("guess-{}-{}", from.ip(), from.port());
             let Guess { to, user, .. } = guess;
-            let request = Request { method: "REGISTER", user, call_id: &call_id, sequence, from: *from, to: *to };
+            let request = Request {
+                method: "REGISTER",
+                user,
+                call_id: &call_id,
+                sequence,
+                from: *from,
+                to: *to,
+            };
             ask(socket, &guess.spelling, &request.bytes_with(credentials))
         };
         // Every password has a fresh nonce, as tools do it that are after more than one.
         let Some(challenge) = asking(2 * number + 1, "") else { continue };
         let uri = format!("sip:{}@{}", guess.user, guess.to);
-        let credentials = challenge.credentials(&guess.user, &format!("guess-{number}"), "REGISTER", &uri);
+        let credentials =
+            challenge.credentials(&guess.user, &format!("guess-{number}"), "REGISTER", &uri);
         counts.tried.fetch_add(1, Relaxed);
         if asking(2 * number + 2, &credentials).is_some() {
             counts.rejected.fetch_add(1, Relaxed);

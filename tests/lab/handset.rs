@@ -1,4 +1,5 @@
-//! One simulated phone: what it sends, when it sends it again, and what it does with an answer. See [`crate::phones`].
+//! One simulated phone: what it sends, when it sends it again, and what it does with an answer. See
+//! [`crate::phones`].
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -88,8 +89,15 @@ impl Handset {
         }
     }
 
-    /// Does what follows from a datagram: the answer to a request of ours, or a request, which is answered.
-    pub(crate) fn take(&mut self, datagram: &[u8], now: Instant, socket: &UdpSocket, counts: &Counts) {
+    /// Does what follows from a datagram: the answer to a request of ours, or a request, which is
+    /// answered.
+    pub(crate) fn take(
+        &mut self,
+        datagram: &[u8],
+        now: Instant,
+        socket: &UdpSocket,
+        counts: &Counts,
+    ) {
         let Some(message) = Message::parse(datagram) else { return };
         if let Some(method) = message.method() {
             if method == "INVITE" {
@@ -104,7 +112,8 @@ impl Handset {
         }
         let identity = Identity { user: &self.user, from: self.from, to: self.to };
         let mut dialogs = std::iter::once(&mut self.registration).chain(&mut self.subscriptions);
-        let asked = dialogs.find(|dialog| message.header("Call-ID") == Some(dialog.call_id.as_str()));
+        let asked =
+            dialogs.find(|dialog| message.header("Call-ID") == Some(dialog.call_id.as_str()));
         let Some(dialog) = asked else { return };
         let was_accepted = dialog.accepted;
         dialog.take(&message, now, self.refresh, &identity, socket, counts);
@@ -139,7 +148,13 @@ impl Dialog {
         }
     }
 
-    fn patrol(&mut self, now: Instant, identity: &Identity<'_>, socket: &UdpSocket, counts: &Counts) {
+    fn patrol(
+        &mut self,
+        now: Instant,
+        identity: &Identity<'_>,
+        socket: &UdpSocket,
+        counts: &Counts,
+    ) {
         if self.due.is_none_or(|due| due > now) {
             return;
         }
@@ -175,7 +190,9 @@ impl Dialog {
         counts: &Counts,
     ) {
         let status = answer.status().filter(|status| *status >= 200);
-        let Some(status) = status.filter(|_| self.waiting.is_some() && answer.sequence() == Some(self.sequence)) else {
+        let Some(status) =
+            status.filter(|_| self.waiting.is_some() && answer.sequence() == Some(self.sequence))
+        else {
             return;
         };
         if let Some(challenge) = Challenge::of(answer) {
@@ -225,14 +242,17 @@ impl Dialog {
     }
 
     fn write(&self, identity: &Identity<'_>) -> Vec<u8> {
-        let (Self { method, target, call_id, sequence, .. }, Identity { user, from, to }) = (self, identity);
+        let (Self { method, target, call_id, sequence, .. }, Identity { user, from, to }) =
+            (self, identity);
         let uri = format!("sip:{target}@{to}");
-        let credentials = self
-            .challenge
-            .as_ref()
-            .map_or_else(String::new, |challenge| challenge.credentials(user, &phone_password(user), method, &uri));
-        let event =
-            if *method == "SUBSCRIBE" { "Event: dialog\r\nAccept: application/dialog-info+xml\r\n" } else { "" };
+        let credentials = self.challenge.as_ref().map_or_else(String::new, |challenge| {
+            challenge.credentials(user, &phone_password(user), method, &uri)
+        });
+        let event = if *method == "SUBSCRIBE" {
+            "Event: dialog\r\nAccept: application/dialog-info+xml\r\n"
+        } else {
+            ""
+        };
         format!(
             "{method} {uri} SIP/2.0\r\n\
              Via: SIP/2.0/UDP {from};branch=z9hG4bK{call_id}-{sequence};rport\r\n\
@@ -283,7 +303,13 @@ mod tests {
             self.sent()
         }
 
-        fn answer(&mut self, request: &str, status: &str, headers: &str, at: Instant) -> Vec<String> {
+        fn answer(
+            &mut self,
+            request: &str,
+            status: &str,
+            headers: &str,
+            at: Instant,
+        ) -> Vec<String> {
             let answer = Message::parse(request.as_bytes()).unwrap().answer(status, headers);
             self.handset.take(&answer, at, &self.own, &self.counts);
             self.sent()
@@ -322,10 +348,19 @@ mod tests {
         let bare = bench.patrol(start);
         let full = bench.answer(&bare[0], "401 Unauthorized", CHALLENGE, start);
         assert!(full[0].contains("\r\nAuthorization: Digest username=\"1000\""), "{full:?}");
-        assert!(bench.answer(&bare[0], "200 OK", "", start).is_empty() && !bench.handset.is_registered(), "an old one");
-        assert!(bench.answer(&full[0], "200 OK", "", start).is_empty() && bench.handset.is_registered());
+        assert!(
+            bench.answer(&bare[0], "200 OK", "", start).is_empty()
+                && !bench.handset.is_registered(),
+            "an old one"
+        );
+        assert!(
+            bench.answer(&full[0], "200 OK", "", start).is_empty() && bench.handset.is_registered()
+        );
         let watching = bench.patrol(start);
-        assert!(watching[0].starts_with("SUBSCRIBE sip:1001@") && watching.len() == 1, "{watching:?}");
+        assert!(
+            watching[0].starts_with("SUBSCRIBE sip:1001@") && watching.len() == 1,
+            "{watching:?}"
+        );
         bench.answer(&watching[0], "200 OK", "", start);
         assert_eq!(bench.handset.subscribed(), 1);
         assert!(bench.patrol(start + Duration::from_secs(3600)).is_empty());

@@ -1,4 +1,5 @@
-//! Requests to the metrics and the web page, inside a namespace: byte by byte, so that odd ones can be sent as well.
+//! Requests to the metrics and the web page, inside a namespace: byte by byte, so that odd ones can
+//! be sent as well.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -14,7 +15,7 @@ use crate::namespace::Namespace;
 pub const METRICS: &str = "127.0.0.1:9598";
 
 /// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(15);
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// An answer.
 #[derive(Debug, Clone)]
@@ -31,10 +32,10 @@ pub struct Answer {
 pub fn connect(namespace: &Namespace, address: &str) -> Result<TcpStream> {
     let address: SocketAddr = address.parse().context("no address")?;
     namespace.enter(|| {
-        let stream =
-            TcpStream::connect_timeout(&address, PATIENCE).with_context(|| format!("cannot reach {address}"))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        let stream = TcpStream::connect_timeout(&address, TIMEOUT)
+            .with_context(|| format!("cannot reach {address}"))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
         Ok(stream)
     })
 }
@@ -46,17 +47,31 @@ pub fn send(namespace: &Namespace, address: &str, head: &str) -> Result<Answer> 
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).context("no answer")?;
     let text = String::from_utf8(bytes).context("the answer is no text")?;
-    let Some((head, body)) = text.split_once("\r\n\r\n") else { bail!("the answer has no head: {text:?}") };
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        bail!("the answer has no head: {text:?}")
+    };
     let mut lines = head.lines();
-    let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok()).context("no status")?;
+    let status =
+        lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok()).context("no status")?;
     let headers = lines.filter_map(|line| line.split_once(": "));
-    let headers = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect();
+    let headers =
+        headers.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect();
     Ok(Answer { status, headers, body: body.to_owned() })
 }
 
 /// Sends a request with this method, path and host.
-pub fn request(namespace: &Namespace, address: &str, method: &str, path: &str, host: &str) -> Result<Answer> {
-    send(namespace, address, &format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"))
+pub fn request(
+    namespace: &Namespace,
+    address: &str,
+    method: &str,
+    path: &str,
+    host: &str,
+) -> Result<Answer> {
+    send(
+        namespace,
+        address,
+        &format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"),
+    )
 }
 
 /// Gets a path that must be there.
@@ -70,7 +85,8 @@ pub fn get(namespace: &Namespace, address: &str, path: &str) -> Result<String> {
 
 /// Gets what is JSON.
 pub fn json(namespace: &Namespace, address: &str, path: &str) -> Result<Value> {
-    serde_json::from_str(&get(namespace, address, path)?).with_context(|| format!("{path} is no JSON"))
+    serde_json::from_str(&get(namespace, address, path)?)
+        .with_context(|| format!("{path} is no JSON"))
 }
 
 /// The value of one series, as it is written.

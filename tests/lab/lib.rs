@@ -1,7 +1,8 @@
-//! A laboratory for end-to-end tests: network namespaces with the filter, a real registrar, real phones and real attack
-//! tools, none of which ever touches the machine's own interfaces.
+//! A laboratory for end-to-end tests: network namespaces with the filter, a real registrar, real
+//! phones and real attack tools, none of which ever touches the machine's own interfaces.
 //!
-//! Everything here cleans up when it is dropped; what a killed run left behind is swept by the next one.
+//! Everything here cleans up when it is dropped; what a killed run left behind is swept by the next
+//! one.
 
 pub mod attack;
 pub mod bans;
@@ -88,13 +89,14 @@ pub fn require_root() -> Result<()> {
     Ok(())
 }
 
-/// The short duration of something that lasts longer in the field; the long one when SIP_XDP_LONG is set to 1.
+/// The short duration of something that lasts longer in the field; the long one when SIP_XDP_LONG
+/// is set to 1.
 pub fn short_or_long(short: Duration, long: Duration) -> Duration {
     if env::var_os("SIP_XDP_LONG").is_some_and(|value| value == "1") { long } else { short }
 }
 
-/// Waits for the next second of the wall clock: within one, the registrar gives the same nonce to everybody, and who echoes it
-/// proves less than with a nonce that nobody else has.
+/// Waits for the next second of the wall clock: within one, the registrar gives the same nonce to
+/// everybody, and who echoes it proves less than with a nonce that nobody else has.
 pub fn wait_for_a_nonce_of_its_own() {
     let second = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let now = second();
@@ -103,8 +105,13 @@ pub fn wait_for_a_nonce_of_its_own() {
     }
 }
 
-/// Asks every few milliseconds until `condition` holds; fails with `what` when it does not in time. Returns how long it took.
-pub fn wait_until(what: &str, timeout: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<Duration> {
+/// Asks every few milliseconds until `condition` holds; fails with `what` when it does not in time.
+/// Returns how long it took.
+pub fn wait_until(
+    what: &str,
+    timeout: Duration,
+    mut condition: impl FnMut() -> Result<bool>,
+) -> Result<Duration> {
     let start = Instant::now();
     loop {
         if condition()? {

@@ -27,7 +27,10 @@ impl Reply {
     pub fn new(status: &str, headers: &[&str], body: impl AsRef<[u8]>) -> Self {
         let body = body.as_ref();
         let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
-        let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n", body.len());
+        let head = format!(
+            "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
+            body.len()
+        );
         Self::Bytes([head.as_bytes(), body].concat())
     }
 
@@ -59,7 +62,8 @@ impl ListServer {
 
     /// The same inside a namespace.
     pub fn start_in(namespace: &Namespace, address: SocketAddr, reply: Reply) -> Result<Self> {
-        let bind = || TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"));
+        let bind =
+            || TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"));
         Self::serve(namespace.enter(bind)?, reply)
     }
 
@@ -138,7 +142,9 @@ impl Shared {
                 }
             }
             Reply::Endless(chunk) => {
-                stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/plain\r\n\r\n")?;
+                stream.write_all(
+                    b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/plain\r\n\r\n",
+                )?;
                 while !self.is_over.load(Ordering::Relaxed) {
                     stream.write_all(&chunk)?;
                 }
@@ -154,7 +160,8 @@ fn is_whole(request: &[u8]) -> bool {
         return false;
     };
     let head = String::from_utf8_lossy(&request[..end]).to_ascii_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+    let length =
+        head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
     request.len() >= end + 4 + length.unwrap_or(0)
 }
 

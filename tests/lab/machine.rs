@@ -1,4 +1,5 @@
-//! A clean Debian of its own: unpacked for one test, started with its own systemd, in a network namespace of the laboratory.
+//! A clean Debian of its own: unpacked for one test, started with its own systemd, in a network
+//! namespace of the laboratory.
 
 use std::fs;
 use std::path::Path;
@@ -39,9 +40,14 @@ impl<'a> Machine<'a> {
             if unshare.try_wait()?.is_some() {
                 bail!("a clean Debian did not start:\n{}", unshare.tail());
             }
-            let pid = fs::read_to_string(&children)?.split_whitespace().next().and_then(|pid| pid.parse().ok());
-            init =
-                pid.filter(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "systemd\n"));
+            let pid = fs::read_to_string(&children)?
+                .split_whitespace()
+                .next()
+                .and_then(|pid| pid.parse().ok());
+            init = pid.filter(|pid| {
+                fs::read_to_string(format!("/proc/{pid}/comm"))
+                    .is_ok_and(|name| name == "systemd\n")
+            });
             Ok(init.is_some())
         })?;
         let init = Pid::from_raw(init.context("systemd was just there")?);
@@ -50,7 +56,10 @@ impl<'a> Machine<'a> {
             let state = machine.try_run("systemctl is-system-running")?;
             match String::from_utf8_lossy(&state.stdout).trim() {
                 "running" => Ok(true),
-                "degraded" => bail!("systemd could not start everything: {}", machine.run("systemctl --failed")?),
+                "degraded" => bail!(
+                    "systemd could not start everything: {}",
+                    machine.run("systemctl --failed")?
+                ),
                 _ => Ok(false),
             }
         })?;
@@ -84,7 +93,12 @@ impl<'a> Machine<'a> {
         let output = self.try_run(script)?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if !output.status.success() {
-            bail!("`{script}` failed ({}): {}{}", output.status, text(&output.stdout), text(&output.stderr));
+            bail!(
+                "`{script}` failed ({}): {}{}",
+                output.status,
+                text(&output.stdout),
+                text(&output.stderr)
+            );
         }
         Ok(text(&output.stdout))
     }
@@ -98,11 +112,17 @@ impl<'a> Machine<'a> {
     pub fn main_process(&self, service: &str) -> Result<Pid> {
         let pid = self.run(&format!("systemctl show --property=MainPID --value {service}"))?;
         let inside = format!("\t{}", pid.trim());
-        // Processes are in a namespace of their own; NSpid has their numbers from the outer one to the inner one.
+        // Processes are in a namespace of their own; NSpid has their numbers from the outer one to
+        // the inner one.
         for entry in fs::read_dir("/proc")?.flatten() {
-            let Some(outside) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+            let Some(outside) =
+                entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok())
+            else {
+                continue;
+            };
             let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
-            let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+            let numbers =
+                status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
             if numbers.ends_with(&inside) && self.is_inside(outside) {
                 return Ok(Pid::from_raw(outside));
             }
@@ -119,7 +139,8 @@ impl<'a> Machine<'a> {
 
 impl Drop for Machine<'_> {
     fn drop(&mut self) {
-        // With the first process of their namespace all others end. It does not listen to anything softer.
+        // With the first process of their namespace all others end. It does not listen to anything
+        // softer.
         let _ = kill(self.init, Signal::SIGKILL);
     }
 }

@@ -1,8 +1,15 @@
-//! Reads SIP messages as far as the laboratory's own phones, guessers and carriers need it, and answers requests.
+//! Reads SIP messages as far as the laboratory's own phones, guessers and carriers need it, and
+//! answers requests.
 
 /// The compact names of headers that are read here (RFC 3261, section 7.3.3).
-const COMPACT: [(&str, &str); 6] =
-    [("v", "Via"), ("f", "From"), ("t", "To"), ("i", "Call-ID"), ("m", "Contact"), ("l", "Content-Length")];
+const COMPACT: [(&str, &str); 6] = [
+    ("v", "Via"),
+    ("f", "From"),
+    ("t", "To"),
+    ("i", "Call-ID"),
+    ("m", "Contact"),
+    ("l", "Content-Length"),
+];
 
 /// A request or a response.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +57,8 @@ impl<'a> Message<'a> {
         let mut text = format!("SIP/2.0 {status}\r\n");
         for name in ["Via", "Record-Route", "From", "To", "Call-ID", "CSeq"] {
             for value in self.all(name) {
-                let needs_tag = name == "To" && !value.contains("tag=") && !status.starts_with("100");
+                let needs_tag =
+                    name == "To" && !value.contains("tag=") && !status.starts_with("100");
                 text += &format!("{name}: {value}{}\r\n", if needs_tag { ";tag=lab" } else { "" });
             }
         }
@@ -58,12 +66,18 @@ impl<'a> Message<'a> {
     }
 
     fn all(&self, name: &str) -> impl Iterator<Item = &'a str> {
-        self.headers.iter().filter(move |(known, _)| known.eq_ignore_ascii_case(name)).map(|&(_, value)| value)
+        self.headers
+            .iter()
+            .filter(move |(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|&(_, value)| value)
     }
 }
 
 fn long_name(name: &str) -> &str {
-    COMPACT.iter().find(|(compact, _)| compact.eq_ignore_ascii_case(name)).map_or(name, |&(_, long)| long)
+    COMPACT
+        .iter()
+        .find(|(compact, _)| compact.eq_ignore_ascii_case(name))
+        .map_or(name, |&(_, long)| long)
 }
 
 #[cfg(test)]
@@ -72,16 +86,24 @@ mod tests {
 
     #[test]
     fn reads_and_answers() {
-        let request = b"INVITE sip:1000@x SIP/2.0\r\nv: SIP/2.0/UDP a\r\nVia: SIP/2.0/UDP b\r\nto: <sip:1000@x>\r\n\
+        let request =
+            b"INVITE sip:1000@x SIP/2.0\r\nv: SIP/2.0/UDP a\r\nVia: SIP/2.0/UDP b\r\nto: \
+                       <sip:1000@x>\r\n\
                         CALL-ID : 7\r\nCSeq: 3 INVITE\r\n\r\nbody: no header";
         let message = Message::parse(request).unwrap();
-        assert_eq!((message.method(), message.status(), message.sequence()), (Some("INVITE"), None, Some(3)));
+        assert_eq!(
+            (message.method(), message.status(), message.sequence()),
+            (Some("INVITE"), None, Some(3))
+        );
         assert_eq!((message.header("Call-ID"), message.header("body")), (Some("7"), None));
         let answer = message.answer("200 OK", "Expires: 60\r\n");
         let answer = Message::parse(&answer).unwrap();
         assert_eq!((answer.status(), answer.method()), (Some(200), None));
         assert_eq!(answer.all("Via").collect::<Vec<_>>(), ["SIP/2.0/UDP a", "SIP/2.0/UDP b"]);
-        assert_eq!((answer.header("To"), answer.header("Expires")), (Some("<sip:1000@x>;tag=lab"), Some("60")));
+        assert_eq!(
+            (answer.header("To"), answer.header("Expires")),
+            (Some("<sip:1000@x>;tag=lab"), Some("60"))
+        );
         assert_eq!(Message::parse(b"\r\n\r\n"), None);
         assert_eq!(Message::parse(&[0; 20]), None);
     }

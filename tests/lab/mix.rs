@@ -1,5 +1,5 @@
-//! Traffic of a registrar as a capture would show it, made up: phones that register, are called and keep their ways open, and
-//! attackers between them. Nothing is sent; nobody has to wait.
+//! Traffic of a registrar as a capture would show it, made up: phones that register, are called and
+//! keep their ways open, and attackers between them. Nothing is sent; nobody has to wait.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
@@ -53,10 +53,18 @@ impl Mix {
         for number in 0..self.phones {
             let phone = Phone::new(number);
             // Not all at once.
-            let offset = |every: Duration| START + every.as_nanos() as u64 * u64::from(number) / u64::from(self.phones);
-            each(offset(self.registers), end, self.registers, |at, turn| tape.register(at, &phone, turn, true));
-            each(offset(self.keepalives), end, self.keepalives, |at, _| tape.arrives(at, phone.from, b"\r\n\r\n"));
-            each(offset(self.calls) + 7 * SECOND, end, self.calls, |at, turn| tape.call(at, &phone, turn, self.media));
+            let offset = |every: Duration| {
+                START + every.as_nanos() as u64 * u64::from(number) / u64::from(self.phones)
+            };
+            each(offset(self.registers), end, self.registers, |at, turn| {
+                tape.register(at, &phone, turn, true)
+            });
+            each(offset(self.keepalives), end, self.keepalives, |at, _| {
+                tape.arrives(at, phone.from, b"\r\n\r\n")
+            });
+            each(offset(self.calls) + 7 * SECOND, end, self.calls, |at, turn| {
+                tape.call(at, &phone, turn, self.media)
+            });
         }
         if self.attackers {
             tape.attack(end);
@@ -69,7 +77,10 @@ impl Mix {
 /// Calls `what` with a time and a number, every now and then.
 fn each(from: u64, to: u64, every: Duration, mut what: impl FnMut(u64, u64)) {
     let step = (every.as_nanos() as u64).max(1);
-    (0..).map(|turn| (from + turn * step, turn)).take_while(|(at, _)| *at < to).for_each(|(at, turn)| what(at, turn));
+    (0..)
+        .map(|turn| (from + turn * step, turn))
+        .take_while(|(at, _)| *at < to)
+        .for_each(|(at, turn)| what(at, turn));
 }
 
 /// Somebody with a name.
@@ -81,7 +92,10 @@ struct Phone {
 
 impl Phone {
     fn new(number: u32) -> Self {
-        let from = SocketAddrV4::new(Ipv4Addr::from(0x0a00_0001 + number), 20_000 + (number % 30_000) as u16);
+        let from = SocketAddrV4::new(
+            Ipv4Addr::from(0x0a00_0001 + number),
+            20_000 + (number % 30_000) as u16,
+        );
         Self { from, user: format!("{}", 1_000 + number), agent: "lab phone" }
     }
 
@@ -112,7 +126,8 @@ impl Tape {
              CSeq: {sequence} {method}\r\n"
         );
         let text = format!(
-            "{method} sip:{target}@lab.example SIP/2.0\r\n{common}Max-Forwards: 70\r\nContact: <sip:{user}@{from}>\r\n\
+            "{method} sip:{target}@lab.example SIP/2.0\r\n{common}Max-Forwards: 70\r\nContact: \
+             <sip:{user}@{from}>\r\n\
              User-Agent: {agent}\r\n{headers}Content-Length: 0\r\n\r\n"
         );
         self.arrives(at, *from, text.as_bytes());
@@ -124,10 +139,19 @@ impl Tape {
     }
 
     /// A request that is challenged, and then sent with credentials.
-    fn authorized(&mut self, at: u64, phone: &Phone, request: Request<'_>, guess: u64, answers: &[&str]) {
+    fn authorized(
+        &mut self,
+        at: u64,
+        phone: &Phone,
+        request: Request<'_>,
+        guess: u64,
+        answers: &[&str],
+    ) {
         let nonce = format!("{:x}{:x}", at, u32::from(*phone.from.ip()));
-        let challenge =
-            format!("401 Unauthorized\nWWW-Authenticate: Digest realm=\"lab.example\", nonce=\"{nonce}\"\r\n");
+        let challenge = format!(
+            "401 Unauthorized\nWWW-Authenticate: Digest realm=\"lab.example\", \
+             nonce=\"{nonce}\"\r\n"
+        );
         self.exchange(at, phone, &request, &[&challenge]);
         let headers = format!(
             "Authorization: Digest username=\"{}\", realm=\"lab.example\", nonce=\"{nonce}\", \
@@ -141,7 +165,13 @@ impl Tape {
     fn register(&mut self, at: u64, phone: &Phone, turn: u64, is_right: bool) {
         let call_id = format!("r{turn}-{}", phone.from.ip());
         let headers = "Expires: 3600\r\n";
-        let request = Request { method: "REGISTER", target: &phone.user, call_id: &call_id, sequence: 1, headers };
+        let request = Request {
+            method: "REGISTER",
+            target: &phone.user,
+            call_id: &call_id,
+            sequence: 1,
+            headers,
+        };
         let answer = if is_right {
             "200 OK\nExpires: 3600\r\n"
         } else {
@@ -152,16 +182,34 @@ impl Tape {
 
     fn call(&mut self, at: u64, phone: &Phone, turn: u64, media: u32) {
         let call_id = format!("c{turn}-{}", phone.from.ip());
-        let request = |method, sequence| Request { method, target: "2000", call_id: &call_id, sequence, headers: "" };
-        self.authorized(at, phone, request("INVITE", 1), turn, &["100 Trying", "180 Ringing", "200 OK"]);
+        let request = |method, sequence| Request {
+            method,
+            target: "2000",
+            call_id: &call_id,
+            sequence,
+            headers: "",
+        };
+        self.authorized(
+            at,
+            phone,
+            request("INVITE", 1),
+            turn,
+            &["100 Trying", "180 Ringing", "200 OK"],
+        );
         self.exchange(at + 6 * ANSWER, phone, &request("ACK", 2), &[]);
-        let (here, there) = (SocketAddrV4::new(*phone.from.ip(), 30_000), SocketAddrV4::new(*SERVER.ip(), 40_000));
+        let (here, there) =
+            (SocketAddrV4::new(*phone.from.ip(), 30_000), SocketAddrV4::new(*SERVER.ip(), 40_000));
         for number in 0..u64::from(media) {
             let at = at + 7 * ANSWER + number * SECOND / 50;
             self.packets.push((at, datagram(here, there, &[0x80; 172])));
             self.packets.push((at + 1, datagram(there, here, &[0x80; 172])));
         }
-        self.exchange(at + 8 * ANSWER + u64::from(media) * SECOND / 50, phone, &request("BYE", 3), &["200 OK"]);
+        self.exchange(
+            at + 8 * ANSWER + u64::from(media) * SECOND / 50,
+            phone,
+            &request("BYE", 3),
+            &["200 OK"],
+        );
     }
 
     fn attack(&mut self, end: u64) {
@@ -175,20 +223,41 @@ impl Tape {
             self.register(at, &Phone::at(SLOW, &format!("{}", 1_100 + turn % 3)), turn, false);
         });
         let fraud = Phone::at(FRAUD, "100");
-        each(START + 14 * hour, (START + 15 * hour).min(end), Duration::from_secs(45), |at, turn| {
-            let (target, call_id) =
-                (format!("{}442071838750", ["00", "011", "9011", "900", "+"][turn as usize % 5]), format!("f{turn}"));
-            let request = Request { method: "INVITE", target: &target, call_id: &call_id, sequence: 1, headers: "" };
-            self.exchange(at, &fraud, &request, &["403 Forbidden"]);
-        });
+        each(
+            START + 14 * hour,
+            (START + 15 * hour).min(end),
+            Duration::from_secs(45),
+            |at, turn| {
+                let (target, call_id) = (
+                    format!("{}442071838750", ["00", "011", "9011", "900", "+"][turn as usize % 5]),
+                    format!("f{turn}"),
+                );
+                let request = Request {
+                    method: "INVITE",
+                    target: &target,
+                    call_id: &call_id,
+                    sequence: 1,
+                    headers: "",
+                };
+                self.exchange(at, &fraud, &request, &["403 Forbidden"]);
+            },
+        );
         let scanner = Phone { agent: "friendly-scanner", ..Phone::at(SCANNER, "100") };
         each(START + hour, end, Duration::from_secs(8 * 3_600), |at, turn| {
             let call_id = format!("s{turn}");
-            let request = Request { method: "OPTIONS", target: "100", call_id: &call_id, sequence: 1, headers: "" };
+            let request = Request {
+                method: "OPTIONS",
+                target: "100",
+                call_id: &call_id,
+                sequence: 1,
+                headers: "",
+            };
             self.exchange(at, &scanner, &request, &["200 OK"]);
         });
         let stale = Phone::at(STALE, "1900");
-        each(START + 60 * SECOND, end, Duration::from_secs(300), |at, turn| self.register(at, &stale, turn, false));
+        each(START + 60 * SECOND, end, Duration::from_secs(300), |at, turn| {
+            self.register(at, &stale, turn, false)
+        });
     }
 }
 

@@ -1,7 +1,7 @@
 //! Network namespaces that go away with their owner.
 //!
-//! Their names carry the id of the process that made them, so that what a killed run left can be told from what a running
-//! one uses.
+//! Their names carry the id of the process that made them, so that what a killed run left can be
+//! told from what a running one uses.
 
 use std::env;
 use std::ffi::OsStr;
@@ -36,7 +36,8 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes a namespace with its loopback interface up; `role` is for people who look at `ip netns`.
+    /// Makes a namespace with its loopback interface up; `role` is for people who look at `ip
+    /// netns`.
     pub fn new(role: &str) -> Result<Self> {
         let name = format!("{}-{role}", unique_name());
         succeed(Command::new("ip").args(["netns", "add", &name]))?;
@@ -55,16 +56,19 @@ impl Namespace {
         succeed(Command::new("ip").args(["-n", &self.name]).args(arguments))
     }
 
-    /// A command that runs inside. `nsenter`, not `ip netns exec`: that mounts /sys anew, which hides the BPF file system.
+    /// A command that runs inside. `nsenter`, not `ip netns exec`: that mounts /sys anew, which
+    /// hides the BPF file system.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.path().display())).arg("--").arg(program);
         command
     }
 
-    /// Runs a closure on a thread of its own inside the namespace. A socket that it makes stays inside wherever it goes.
+    /// Runs a closure on a thread of its own inside the namespace. A socket that it makes stays
+    /// inside wherever it goes.
     pub fn enter<T: Send>(&self, action: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let file = File::open(self.path()).with_context(|| format!("cannot open namespace {}", self.name))?;
+        let file = File::open(self.path())
+            .with_context(|| format!("cannot open namespace {}", self.name))?;
         thread::scope(|scope| {
             scope
                 .spawn(|| {
@@ -111,7 +115,8 @@ pub fn sweep_owner(owner: u32) -> Result<()> {
 
 /// What a process has made and not removed: names of namespaces, directories of pins and of files.
 pub fn remains_of(owner: u32) -> Vec<String> {
-    let directories = directories(|pid| pid == owner).into_iter().map(|path| path.display().to_string());
+    let directories =
+        directories(|pid| pid == owner).into_iter().map(|path| path.display().to_string());
     namespaces(|pid| pid == owner).into_iter().chain(directories).collect()
 }
 
@@ -138,9 +143,11 @@ fn remove(chosen: impl Fn(u32) -> bool) -> Result<()> {
 
 /// Whether a process is running; one that only waits to be collected by its parent is not.
 fn is_alive(pid: u32) -> bool {
-    // The state follows the name, which is in parentheses and may contain some itself (proc_pid_stat(5)).
-    fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with(['Z', 'X'])))
+    // The state follows the name, which is in parentheses and may contain some itself
+    // (proc_pid_stat(5)).
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        stat.rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with(['Z', 'X']))
+    })
 }
 
 fn namespaces(chosen: impl Fn(u32) -> bool) -> Vec<String> {
@@ -150,7 +157,9 @@ fn namespaces(chosen: impl Fn(u32) -> bool) -> Vec<String> {
 fn directories(chosen: impl Fn(u32) -> bool) -> Vec<PathBuf> {
     [PathBuf::from(PIN_PARENT), env::temp_dir()]
         .into_iter()
-        .flat_map(|parent| owned_entries(&parent, &chosen).into_iter().map(move |name| parent.join(name)))
+        .flat_map(|parent| {
+            owned_entries(&parent, &chosen).into_iter().map(move |name| parent.join(name))
+        })
         .collect()
 }
 

@@ -1,7 +1,8 @@
-//! An office full of phones that do nothing but register: each starts again as soon as it is registered.
+//! An office full of phones that do nothing but register: each starts again as soon as it is
+//! registered.
 //!
-//! What a registrar answers them is what is left of its machine while something else keeps that busy. One thread plays all
-//! phones through one socket; they differ in their Call-IDs.
+//! What a registrar answers them is what is left of its machine while something else keeps that
+//! busy. One thread plays all phones through one socket; they differ in their Call-IDs.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -44,14 +45,16 @@ struct Counts {
 pub struct Tally {
     /// Registrations that were completed: challenged, then accepted.
     pub registered: u64,
-    /// Final responses other than a challenge or an acceptance, and credentials that were challenged again.
+    /// Final responses other than a challenge or an acceptance, and credentials that were
+    /// challenged again.
     pub refused: u64,
     /// Requests that were sent again because no answer came in time.
     pub repeated: u64,
 }
 
 impl Office {
-    /// Puts phones of one user to work at an address of a namespace, all on one CPU. Each waits for its own answer only.
+    /// Puts phones of one user to work at an address of a namespace, all on one CPU. Each waits for
+    /// its own answer only.
     pub fn open(
         namespace: &Namespace,
         address: Ipv4Addr,
@@ -60,10 +63,12 @@ impl Office {
         credentials: (&str, &str),
         cpu: usize,
     ) -> Result<Self> {
-        let (from, to) = (SocketAddr::new(address.into(), 5060), SocketAddr::new(registrar.into(), 5060));
+        let (from, to) =
+            (SocketAddr::new(address.into(), 5060), SocketAddr::new(registrar.into(), 5060));
         let socket = stream::socket(namespace, from, to)?;
         socket.set_read_timeout(Some(PATROL)).context("cannot limit the time to wait")?;
-        let line = Line { from, to, user: credentials.0.to_owned(), password: credentials.1.to_owned() };
+        let line =
+            Line { from, to, user: credentials.0.to_owned(), password: credentials.1.to_owned() };
         let counts = Arc::new(Counts::default());
         let shared = Arc::clone(&counts);
         let thread = thread::spawn(move || {
@@ -117,7 +122,8 @@ fn work(socket: &UdpSocket, line: &Line, phones: usize, counts: &Counts) {
     let mut patrolled = Instant::now();
     let mut buffer = [0; 4096];
     while !counts.stop.load(Ordering::Relaxed) {
-        // Without an answer the time is up; with an error for an earlier request there is nothing to read either.
+        // Without an answer the time is up; with an error for an earlier request there is nothing
+        // to read either.
         if let Ok(length) = socket.recv(&mut buffer) {
             let answer = Message::parse(&buffer[..length]).and_then(|message| Answer::of(&message));
             if let Some(answer) = answer
@@ -130,7 +136,8 @@ fn work(socket: &UdpSocket, line: &Line, phones: usize, counts: &Counts) {
         }
         if patrolled.elapsed() > PATROL {
             patrolled = Instant::now();
-            for handset in handsets.iter_mut().filter(|handset| handset.sent.elapsed() > RETRANSMIT) {
+            for handset in handsets.iter_mut().filter(|handset| handset.sent.elapsed() > RETRANSMIT)
+            {
                 counts.repeated.fetch_add(1, Ordering::Relaxed);
                 handset.send(socket);
             }
@@ -147,7 +154,8 @@ impl Handset {
 
     /// What follows from an answer: credentials after a challenge, otherwise the next registration.
     fn go_on(&mut self, answer: &Answer, line: &Line, counts: &Counts) {
-        let challenge = answer.challenge.as_ref().filter(|_| answer.status == 401 && self.sequence % 2 == 1);
+        let challenge =
+            answer.challenge.as_ref().filter(|_| answer.status == 401 && self.sequence % 2 == 1);
         if challenge.is_none() {
             let is_done = answer.status == 200 && self.sequence.is_multiple_of(2);
             let counter = if is_done { &counts.registered } else { &counts.refused };
@@ -155,15 +163,22 @@ impl Handset {
         }
         // The next odd number begins anew, the next even one has credentials.
         self.sequence += if challenge.is_none() && self.sequence % 2 == 1 { 2 } else { 1 };
-        let credentials = challenge.map_or_else(String::new, |challenge| line.credentials(challenge));
+        let credentials =
+            challenge.map_or_else(String::new, |challenge| line.credentials(challenge));
         self.request = self.register(line, &credentials);
     }
 
     fn register(&self, line: &Line, credentials: &str) -> Vec<u8> {
         let call_id = format!("{PREFIX}{}", self.number);
         let Line { from, to, user, .. } = line;
-        let request =
-            Request { method: "REGISTER", user, call_id: &call_id, sequence: self.sequence, from: *from, to: *to };
+        let request = Request {
+            method: "REGISTER",
+            user,
+            call_id: &call_id,
+            sequence: self.sequence,
+            from: *from,
+            to: *to,
+        };
         request.bytes_with(credentials)
     }
 
@@ -212,7 +227,8 @@ mod tests {
         Answer::of(&Message::parse(text.as_bytes())?)
     }
 
-    /// A response to the 17th phone; a challenge in any case, which is read with a status that asks for credentials.
+    /// A response to the 17th phone; a challenge in any case, which is read with a status that asks
+    /// for credentials.
     fn answered(status: u16, sequence: u32) -> Answer {
         let text = format!(
             "SIP/2.0 {status} x\r\nVia: x\r\nCSeq: {sequence} REGISTER\r\nCall-ID: office-17\r\n\
@@ -224,19 +240,29 @@ mod tests {
     #[test]
     fn reads_answers() {
         let read = answered(401, 3);
-        assert_eq!((read.status, read.phone, read.sequence, read.challenge.is_some()), (401, 17, 3, true));
+        assert_eq!(
+            (read.status, read.phone, read.sequence, read.challenge.is_some()),
+            (401, 17, 3, true)
+        );
         assert!(answered(200, 3).challenge.is_none());
-        assert_eq!(answer("SIP/2.0 100 Trying\r\nCSeq: 3 REGISTER\r\nCall-ID: office-17\r\n\r\n"), None);
+        assert_eq!(
+            answer("SIP/2.0 100 Trying\r\nCSeq: 3 REGISTER\r\nCall-ID: office-17\r\n\r\n"),
+            None
+        );
     }
 
     #[test]
     fn a_phone_takes_one_step_after_the_other() {
         let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 5060);
-        let line = Line { from: address, to: address, user: "alice".into(), password: "secret".into() };
+        let line =
+            Line { from: address, to: address, user: "alice".into(), password: "secret".into() };
         let counts = Counts::default();
         let mut handset = Handset::new(0, &line);
         handset.go_on(&answered(401, 1), &line, &counts);
-        assert!(handset.sequence == 2 && handset.request.windows(14).any(|part| part == b"Authorization:"));
+        assert!(
+            handset.sequence == 2
+                && handset.request.windows(14).any(|part| part == b"Authorization:")
+        );
         handset.go_on(&answered(200, 2), &line, &counts);
         assert_eq!((handset.sequence, counts.registered.load(Ordering::Relaxed)), (3, 1));
         handset.go_on(&answered(503, 3), &line, &counts);

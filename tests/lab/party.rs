@@ -1,5 +1,5 @@
-//! Somebody who speaks SIP over one socket, answers every request with 200 and remembers what came: a carrier, a provider,
-//! a stranger, or a PBX of which only the traffic matters.
+//! Somebody who speaks SIP over one socket, answers every request with 200 and remembers what came:
+//! a carrier, a provider, a stranger, or a PBX of which only the traffic matters.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
@@ -40,12 +40,14 @@ pub struct Party {
 impl Party {
     /// Listens at an address of a namespace, which must be one address and not all of them.
     pub fn open(namespace: &Namespace, address: SocketAddr) -> Result<Self> {
-        let socket =
-            namespace.enter(|| UdpSocket::bind(address).with_context(|| format!("cannot bind to {address}")))?;
+        let socket = namespace.enter(|| {
+            UdpSocket::bind(address).with_context(|| format!("cannot bind to {address}"))
+        })?;
         socket.set_read_timeout(Some(PATROL)).context("cannot limit the time to wait")?;
         let received = Arc::<Mutex<Vec<Received>>>::default();
         let stop = Arc::new(AtomicBool::new(false));
-        let (listener, log, stopped) = (socket.try_clone()?, Arc::clone(&received), Arc::clone(&stop));
+        let (listener, log, stopped) =
+            (socket.try_clone()?, Arc::clone(&received), Arc::clone(&stop));
         let thread = thread::spawn(move || listen(&listener, address, &log, &stopped));
         Ok(Self { socket, address, received, stop, thread: Some(thread) })
     }
@@ -53,7 +55,8 @@ impl Party {
     /// Sends a request with a Call-ID that no other one has, which is returned.
     pub fn request(&self, method: &str, user: &str, to: SocketAddr) -> Result<String> {
         let call_id = unique_call_id();
-        let request = Request { method, user, call_id: &call_id, sequence: 1, from: self.address, to };
+        let request =
+            Request { method, user, call_id: &call_id, sequence: 1, from: self.address, to };
         self.send(to, &request.bytes())?;
         Ok(call_id)
     }
@@ -65,7 +68,8 @@ impl Party {
         sent.map(drop).with_context(|| format!("cannot send to {to}"))
     }
 
-    /// A socket of the same port that is connected, for a stream. From now on only what comes from there is received.
+    /// A socket of the same port that is connected, for a stream. From now on only what comes from
+    /// there is received.
     pub fn connected(&self, to: SocketAddr) -> Result<UdpSocket> {
         self.socket.connect(to).with_context(|| format!("cannot connect to {to}"))?;
         self.socket.try_clone().context("cannot share a socket")
@@ -82,13 +86,20 @@ impl Party {
     }
 
     /// Waits for a datagram that satisfies the condition, which may already be there.
-    pub fn wait_for(&self, what: &str, timeout: Duration, condition: impl Fn(&Received) -> bool) -> Result<Received> {
+    pub fn wait_for(
+        &self,
+        what: &str,
+        timeout: Duration,
+        condition: impl Fn(&Received) -> bool,
+    ) -> Result<Received> {
         let mut found = None;
         let waited = crate::wait_until(what, timeout, || {
             found = lock(&self.received).iter().find(|received| condition(received)).cloned();
             Ok(found.is_some())
         });
-        let starts = || -> Vec<_> { self.received().iter().map(|received| first_line(&received.text)).collect() };
+        let starts = || -> Vec<_> {
+            self.received().iter().map(|received| first_line(&received.text)).collect()
+        };
         waited.with_context(|| format!("{} received only {:?}", self.address, starts()))?;
         found.context("it was just found")
     }
@@ -113,7 +124,8 @@ pub fn unique_call_id() -> String {
 fn listen(socket: &UdpSocket, address: SocketAddr, log: &Mutex<Vec<Received>>, stop: &AtomicBool) {
     let mut buffer = [0; 4096];
     while !stop.load(Relaxed) {
-        // Without a datagram the time is up; with an error for an earlier one there is nothing to read either.
+        // Without a datagram the time is up; with an error for an earlier one there is nothing to
+        // read either.
         let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
         let datagram = &buffer[..length];
         let text = String::from_utf8_lossy(datagram).into_owned();
@@ -122,7 +134,8 @@ fn listen(socket: &UdpSocket, address: SocketAddr, log: &Mutex<Vec<Received>>, s
             && message.method().is_some_and(|method| method != "ACK")
         {
             let headers = format!("Contact: <sip:party@{address}>\r\nExpires: 300\r\n");
-            // A response that is lost is asked for again. A connected socket takes no other address than its own.
+            // A response that is lost is asked for again. A connected socket takes no other address
+            // than its own.
             let answer = message.answer("200 OK", &headers);
             let _ = socket.send_to(&answer, from).or_else(|_| socket.send(&answer));
         }

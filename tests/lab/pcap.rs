@@ -37,7 +37,9 @@ impl Cover {
         match self {
             Self::Ethernet => frame.to_vec(),
             Self::Sll => [&[0, 0, 0, 1, 0, 6], &header[6..], &[0, 0], protocol, packet].concat(),
-            Self::Sll2 => [protocol, &[0, 0, 0, 0, 0, 2, 0, 1, 0, 6], &header[6..], &[0, 0], packet].concat(),
+            Self::Sll2 => {
+                [protocol, &[0, 0, 0, 0, 0, 2, 0, 1, 0, 6], &header[6..], &[0, 0], packet].concat()
+            }
             Self::Raw => packet.to_vec(),
         }
     }
@@ -45,7 +47,8 @@ impl Cover {
 
 /// A pcap file with nanoseconds.
 pub fn pcap(cover: Cover, packets: &[Timed]) -> Vec<u8> {
-    let mut file = [0xa1b2_3c4d, 0x0004_0002, 0, 0, 262_144, cover.number()].map(u32::to_le_bytes).concat();
+    let mut file =
+        [0xa1b2_3c4d, 0x0004_0002, 0, 0, 262_144, cover.number()].map(u32::to_le_bytes).concat();
     for (at, frame) in packets {
         let data = cover.dress(frame);
         let length = data.len() as u32;
@@ -64,20 +67,27 @@ pub fn pcapng(cover: Cover, packets: &[Timed]) -> Vec<u8> {
     };
     let section = [&0x1a2b_3c4d_u32.to_le_bytes()[..], &[1, 0, 0, 0], &[0xff; 8]].concat();
     // if_tsresol: ten to the power of minus nine.
-    let interface = [&cover.number().to_le_bytes()[..], &[0, 0, 4, 0, 9, 0, 1, 0, 9, 0, 0, 0, 0, 0, 0, 0]].concat();
+    let interface =
+        [&cover.number().to_le_bytes()[..], &[0, 0, 4, 0, 9, 0, 1, 0, 9, 0, 0, 0, 0, 0, 0, 0]]
+            .concat();
     let mut file = [block(0x0a0d_0d0a, &section), block(1, &interface)].concat();
     for (at, frame) in packets {
         let mut data = cover.dress(frame);
         let length = data.len() as u32;
         data.resize(data.len().next_multiple_of(4), 0);
-        let head = [0, (at >> 32) as u32, *at as u32, length, length].map(u32::to_le_bytes).concat();
+        let head =
+            [0, (at >> 32) as u32, *at as u32, length, length].map(u32::to_le_bytes).concat();
         file.extend(block(6, &[head, data].concat()));
     }
     file
 }
 
 /// An Ethernet frame of an IPv4 datagram, without checksums.
-pub fn datagram(from: std::net::SocketAddrV4, to: std::net::SocketAddrV4, payload: &[u8]) -> Vec<u8> {
+pub fn datagram(
+    from: std::net::SocketAddrV4,
+    to: std::net::SocketAddrV4,
+    payload: &[u8],
+) -> Vec<u8> {
     let length = payload.len() as u16 + 8;
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0];
     frame.extend((length + 20).to_be_bytes());

@@ -38,7 +38,14 @@ impl<'a> Phone<'a> {
     /// The first user's phone, at the phones' side of the PBX.
     pub fn new(namespace: &'a Namespace, directory: &Path) -> Self {
         let (user, password) = USERS[0];
-        Self { namespace, directory: directory.to_path_buf(), address: PHONE, registrar: PBX_LAN, user, password }
+        Self {
+            namespace,
+            directory: directory.to_path_buf(),
+            address: PHONE,
+            registrar: PBX_LAN,
+            user,
+            password,
+        }
     }
 
     /// The same phone for another user.
@@ -59,7 +66,8 @@ impl<'a> Phone<'a> {
     pub fn register(&self) -> Result<Registration> {
         let scenario = self.directory.join("register.xml");
         if !scenario.exists() {
-            fs::write(&scenario, SCENARIO).with_context(|| format!("cannot write {}", scenario.display()))?;
+            fs::write(&scenario, SCENARIO)
+                .with_context(|| format!("cannot write {}", scenario.display()))?;
         }
         let messages = self.directory.join(format!("{}-messages.log", unique_name()));
         let mut command = self.namespace.command("sipp");
@@ -69,8 +77,27 @@ impl<'a> Phone<'a> {
             .arg(self.registrar.to_string())
             .arg("-sf")
             .arg(&scenario)
-            .args(["-i", &self.address.to_string(), "-s", self.user, "-au", self.user, "-ap", self.password])
-            .args(["-m", "1", "-nostdin", "-nd", "-timeout", "20s", "-timeout_error", "-trace_msg", "-message_file"])
+            .args([
+                "-i",
+                &self.address.to_string(),
+                "-s",
+                self.user,
+                "-au",
+                self.user,
+                "-ap",
+                self.password,
+            ])
+            .args([
+                "-m",
+                "1",
+                "-nostdin",
+                "-nd",
+                "-timeout",
+                "20s",
+                "-timeout_error",
+                "-trace_msg",
+                "-message_file",
+            ])
             .arg(&messages);
         let start = Instant::now();
         let mut sipp = Process::spawn("sipp", &mut command)?;
@@ -88,10 +115,13 @@ impl<'a> Phone<'a> {
 
 /// The status of the last final response in sipp's message log.
 fn last_status(log: &str) -> Option<u16> {
-    log.lines().filter_map(|line| line.strip_prefix("SIP/2.0 ")?.get(..3)?.parse().ok()).rfind(|status| *status >= 200)
+    log.lines()
+        .filter_map(|line| line.strip_prefix("SIP/2.0 ")?.get(..3)?.parse().ok())
+        .rfind(|status| *status >= 200)
 }
 
-/// REGISTER, challenge, REGISTER with credentials. Any final response to the second ends the scenario.
+/// REGISTER, challenge, REGISTER with credentials. Any final response to the second ends the
+/// scenario.
 const SCENARIO: &str = r#"<?xml version="1.0" encoding="ISO-8859-1" ?>
 <scenario name="register">
   <send retrans="500"><![CDATA[
@@ -138,7 +168,10 @@ mod tests {
 
     #[test]
     fn the_last_final_response_counts() {
-        assert_eq!(last_status("REGISTER x\nSIP/2.0 401 Unauthorized\nSIP/2.0 100 Trying\n"), Some(401));
+        assert_eq!(
+            last_status("REGISTER x\nSIP/2.0 401 Unauthorized\nSIP/2.0 100 Trying\n"),
+            Some(401)
+        );
         assert_eq!(last_status("SIP/2.0 401 Unauthorized\nSIP/2.0 200 OK\n"), Some(200));
         assert_eq!(last_status("SIP/2.0 100 Trying\n"), None);
     }

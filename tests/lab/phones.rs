@@ -1,6 +1,7 @@
-//! Many real phones, simulated by one thread: each has a socket, a user and Call-IDs of its own, registers with digest
-//! authentication, watches other extensions (SUBSCRIBE, for the lamps of busy lines), sends again what is not answered, and
-//! does what users have done to phones that are refused: nothing, until they try again half a minute later.
+//! Many real phones, simulated by one thread: each has a socket, a user and Call-IDs of its own,
+//! registers with digest authentication, watches other extensions (SUBSCRIBE, for the lamps of busy
+//! lines), sends again what is not answered, and does what users have done to phones that are
+//! refused: nothing, until they try again half a minute later.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd as _;
@@ -40,7 +41,13 @@ pub struct PhonesOptions {
 
 impl Default for PhonesOptions {
     fn default() -> Self {
-        Self { count: 300, addresses: vec![PHONE], registrar: PBX_LAN, subscriptions: 0, refresh: None }
+        Self {
+            count: 300,
+            addresses: vec![PHONE],
+            registrar: PBX_LAN,
+            subscriptions: 0,
+            refresh: None,
+        }
     }
 }
 
@@ -103,13 +110,16 @@ impl Phones {
     pub fn start(namespace: &Namespace, options: &PhonesOptions) -> Result<Self> {
         let to = SocketAddr::new(options.registrar.into(), 5060);
         let addresses = options.addresses.iter().cycle();
-        let places: Vec<_> = (0..options.count).zip(addresses).map(|(number, &address)| (number, address)).collect();
-        let sockets: Vec<_> =
-            namespace.enter(|| places.iter().map(|&(number, at)| socket(number, at, to)).collect::<Result<_>>())?;
+        let places: Vec<_> =
+            (0..options.count).zip(addresses).map(|(number, &address)| (number, address)).collect();
+        let sockets: Vec<_> = namespace.enter(|| {
+            places.iter().map(|&(number, at)| socket(number, at, to)).collect::<Result<_>>()
+        })?;
         let handsets = places.iter().map(|&(number, address)| {
             let from = SocketAddr::new(address.into(), FIRST_PORT + number);
             // An extension watches those that follow it.
-            let watched = (1..=options.subscriptions).map(|next| user((number + next) % 300)).collect();
+            let watched =
+                (1..=options.subscriptions).map(|next| user((number + next) % 300)).collect();
             Handset::new(user(number), from, to, watched, options.refresh)
         });
         let mut handsets: Vec<_> = handsets.collect();
@@ -148,7 +158,9 @@ impl Phones {
             // After `register_again` nobody is, as soon as the thread has noticed.
             Ok(!self.counts.again.load(Relaxed) && self.tally().registered >= count)
         })
-        .with_context(|| format!("{count} phones were to be registered, but they saw {:?}", self.tally()))
+        .with_context(|| {
+            format!("{count} phones were to be registered, but they saw {:?}", self.tally())
+        })
     }
 }
 
@@ -177,7 +189,8 @@ fn socket(number: u16, address: Ipv4Addr, to: SocketAddr) -> Result<UdpSocket> {
 
 fn work(sockets: &[UdpSocket], handsets: &mut [Handset], counts: &Counts) {
     let timeout = PollTimeout::try_from(PATROL).unwrap_or(PollTimeout::ZERO);
-    let mut ready: Vec<_> = sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)).collect();
+    let mut ready: Vec<_> =
+        sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)).collect();
     let mut buffer = [0; 4096];
     let mut patrolled: Option<Instant> = None;
     while !counts.stop.load(Relaxed) {
@@ -192,7 +205,9 @@ fn work(sockets: &[UdpSocket], handsets: &mut [Handset], counts: &Counts) {
             for (handset, socket) in handsets.iter_mut().zip(sockets) {
                 handset.patrol(now, socket, counts);
             }
-            counts.registered.store(handsets.iter().filter(|handset| handset.is_registered()).count(), Relaxed);
+            counts
+                .registered
+                .store(handsets.iter().filter(|handset| handset.is_registered()).count(), Relaxed);
             counts.subscribed.store(handsets.iter().map(Handset::subscribed).sum(), Relaxed);
         }
         // An interrupted wait is a short one.
@@ -200,7 +215,8 @@ fn work(sockets: &[UdpSocket], handsets: &mut [Handset], counts: &Counts) {
         let now = Instant::now();
         for (index, (handset, socket)) in handsets.iter_mut().zip(sockets).enumerate() {
             if ready[index].any().unwrap_or(true) {
-                // An ICMP error for an earlier datagram is reported here, too; the timers see to that.
+                // An ICMP error for an earlier datagram is reported here, too; the timers see to
+                // that.
                 while let Ok(length) = socket.recv(&mut buffer) {
                     handset.take(&buffer[..length], now, socket, counts);
                 }

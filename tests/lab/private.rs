@@ -1,4 +1,5 @@
-//! A filter inside this process: its programs are run by BPF_PROG_TEST_RUN and never attached, its maps are its own.
+//! A filter inside this process: its programs are run by BPF_PROG_TEST_RUN and never attached, its
+//! maps are its own.
 
 use anyhow::{Context, Result};
 use aya::Ebpf;
@@ -32,7 +33,10 @@ impl Private {
 
     /// The ingress program.
     pub fn ingress(&self) -> Result<&Xdp> {
-        let program = self.object.program(names::INGRESS).context("the kernel object has no ingress program")?;
+        let program = self
+            .object
+            .program(names::INGRESS)
+            .context("the kernel object has no ingress program")?;
         Ok(program.try_into()?)
     }
 
@@ -52,20 +56,29 @@ impl Maps {
     /// Those that the product pins. None may have been taken out of the object yet.
     pub fn of(object: &Ebpf) -> Result<Self> {
         let id = |name| id(object.map(name).with_context(|| format!("no map {name}"))?);
-        let ids: Result<_> = names::PINNED_MAPS.into_iter().map(|name| Ok((name, id(name)?))).collect();
+        let ids: Result<_> =
+            names::PINNED_MAPS.into_iter().map(|name| Ok((name, id(name)?))).collect();
         Ok(Self { ids: ids? })
     }
 
     /// A handle of one's own on a map.
     pub fn open(&self, name: &str) -> Result<Map> {
-        let id = self.ids.iter().find(|(known, _)| *known == name).with_context(|| format!("no map {name}"))?.1;
+        let id = self
+            .ids
+            .iter()
+            .find(|(known, _)| *known == name)
+            .with_context(|| format!("no map {name}"))?
+            .1;
         Ok(Map::from_map_data(MapData::from_id(id)?)?)
     }
 }
 
 fn id(map: &Map) -> Result<u32> {
-    let (Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::PerCpuArray(data) | Map::RingBuf(data)) =
-        map
+    let (Map::HashMap(data)
+    | Map::LruHashMap(data)
+    | Map::Array(data)
+    | Map::PerCpuArray(data)
+    | Map::RingBuf(data)) = map
     else {
         anyhow::bail!("another kind of map: {map:?}");
     };

@@ -1,4 +1,5 @@
-//! A child process whose output is kept line by line with the time it came, and which never outlives its owner.
+//! A child process whose output is kept line by line with the time it came, and which never
+//! outlives its owner.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read, Write as _};
@@ -40,13 +41,19 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a command and reads its output from then on. It gets SIGTERM should we die without cleaning up.
+    /// Starts a command and reads its output from then on. It gets SIGTERM should we die without
+    /// cleaning up.
     pub fn spawn(name: impl Into<String>, command: &mut Command) -> Result<Self> {
         Self::spawn_and_copy(name.into(), command, None)
     }
 
-    /// The same; each line of the standard error is appended to a file as well, as a system's logger would do.
-    pub fn spawn_with_log(name: impl Into<String>, command: &mut Command, log: &Path) -> Result<Self> {
+    /// The same; each line of the standard error is appended to a file as well, as a system's
+    /// logger would do.
+    pub fn spawn_with_log(
+        name: impl Into<String>,
+        command: &mut Command,
+        log: &Path,
+    ) -> Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(log);
         let file = file.with_context(|| format!("cannot open {}", log.display()))?;
         Self::spawn_and_copy(name.into(), command, Some(file))
@@ -84,10 +91,15 @@ impl Process {
     }
 
     /// Waits for a line of output, which may already be there.
-    pub fn wait_line(&mut self, timeout: Duration, condition: impl Fn(&Line) -> bool) -> Result<Line> {
+    pub fn wait_line(
+        &mut self,
+        timeout: Duration,
+        condition: impl Fn(&Line) -> bool,
+    ) -> Result<Line> {
         let start = Instant::now();
         loop {
-            // Asked before the lines are read, so that the last words of a process that ended are not missed.
+            // Asked before the lines are read, so that the last words of a process that ended are
+            // not missed.
             let ended = self.try_wait()?;
             if ended.is_some() {
                 self.join_readers();
@@ -99,7 +111,11 @@ impl Process {
                 bail!("{} ended early ({status}); it said:\n{}", self.name, self.tail());
             }
             if start.elapsed() > timeout {
-                bail!("{} did not say what was expected within {timeout:?}, but:\n{}", self.name, self.tail());
+                bail!(
+                    "{} did not say what was expected within {timeout:?}, but:\n{}",
+                    self.name,
+                    self.tail()
+                );
             }
             thread::sleep(Duration::from_millis(5));
         }
@@ -180,7 +196,8 @@ pub fn output(command: &mut Command) -> Result<Output> {
 pub fn succeed(command: &mut Command) -> Result<String> {
     let output = output(command)?;
     if !output.status.success() {
-        let arguments: Vec<_> = command.get_args().map(|argument| argument.to_string_lossy()).collect();
+        let arguments: Vec<_> =
+            command.get_args().map(|argument| argument.to_string_lossy()).collect();
         bail!(
             "`{} {}` failed ({}): {}",
             command.get_program().to_string_lossy(),
@@ -193,7 +210,8 @@ pub fn succeed(command: &mut Command) -> Result<String> {
 }
 
 fn die_with_parent(command: &mut Command) {
-    // SAFETY: between fork and exec only prctl is called, which is async-signal-safe and touches no memory of ours.
+    // SAFETY: between fork and exec only prctl is called, which is async-signal-safe and touches no
+    // memory of ours.
     unsafe {
         command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGTERM)?));
     }

@@ -1,4 +1,5 @@
-//! The laboratory's own kernel programs, embedded: the baselines that filters are measured against, and the generator.
+//! The laboratory's own kernel programs, embedded: the baselines that filters are measured against,
+//! and the generator.
 
 use anyhow::{Context, Result};
 use aya::programs::{Xdp, XdpMode};
@@ -7,7 +8,8 @@ use aya::{Ebpf, EbpfLoader};
 use crate::namespace::Namespace;
 
 /// The object as the build script compiled it.
-pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sip-xdp-tests-ebpf.o"));
+pub static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sip-xdp-tests-ebpf.o"));
 
 /// The program that drops everything.
 pub const DROP: &str = "drop_everything";
@@ -35,7 +37,8 @@ pub fn load(name: &str) -> Result<Ebpf> {
 
 /// The same, with what the caller has told the loader.
 pub fn load_with(mut loader: EbpfLoader<'_>, name: &str) -> Result<Ebpf> {
-    let mut object = loader.load(OBJECT).context("the laboratory's kernel object cannot be loaded")?;
+    let mut object =
+        loader.load(OBJECT).context("the laboratory's kernel object cannot be loaded")?;
     let program: &mut Xdp = object
         .program_mut(name)
         .with_context(|| format!("the laboratory's kernel object has no program {name}"))?
@@ -74,9 +77,15 @@ impl Attached {
     }
 
     /// Attaches a program of an object.
-    pub fn attach(namespace: &Namespace, interface: &str, name: &str, mut object: Ebpf) -> Result<Self> {
+    pub fn attach(
+        namespace: &Namespace,
+        interface: &str,
+        name: &str,
+        mut object: Ebpf,
+    ) -> Result<Self> {
         namespace.enter(|| {
-            let program: &mut Xdp = object.program_mut(name).context("it was just loaded")?.try_into()?;
+            let program: &mut Xdp =
+                object.program_mut(name).context("it was just loaded")?.try_into()?;
             program
                 .attach(interface, XdpMode::Driver)
                 .with_context(|| format!("cannot attach {name} to {interface}"))?;

@@ -18,7 +18,8 @@ pub struct Block {
 /// All fenced blocks of a checkout's README, in order.
 pub fn read(checkout: &Path) -> Result<Vec<Block>> {
     let path = checkout.join("README.md");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
     Ok(blocks(&text))
 }
 
@@ -51,12 +52,16 @@ mod tests {
 
     #[test]
     fn blocks_know_where_they_stand() {
-        let text = "# One\n```sh\na\n# no heading\n```\ntext\n## Two\n```\nb\n```\n```toml\nunfinished\n";
+        let text =
+            "# One\n```sh\na\n# no heading\n```\ntext\n## Two\n```\nb\n```\n```toml\nunfinished\n";
         let block = |heading: &str, language: &str, text: &str| Block {
             heading: heading.to_owned(),
             language: language.to_owned(),
             text: text.to_owned(),
         };
-        assert_eq!(blocks(text), [block("One", "sh", "a\n# no heading\n"), block("Two", "", "b\n")]);
+        assert_eq!(
+            blocks(text),
+            [block("One", "sh", "a\n# no heading\n"), block("Two", "", "b\n")]
+        );
     }
 }

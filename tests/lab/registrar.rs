@@ -1,4 +1,5 @@
-//! A real registrar: Kamailio with digest authentication, its users in its configuration, and one log line per request.
+//! A real registrar: Kamailio with digest authentication, its users in its configuration, and one
+//! log line per request.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,10 +16,13 @@ use crate::process::{Line, Process, succeed};
 use crate::topology::PBX_WAN;
 
 /// The users of [`Registrar::start`]: name and password.
-pub const USERS: [(&str, &str); 3] = [("alice", "wonderland-7"), ("bob", "builder-8"), ("101", "not-in-any-list")];
+pub const USERS: [(&str, &str); 3] =
+    [("alice", "wonderland-7"), ("bob", "builder-8"), ("101", "not-in-any-list")];
 
-/// The users that [`RegistrarOptions::phones`] adds: 1000 to 1299, as the configuration's pattern says.
-const PHONES: &str = r#"    if ($var(user) =~ "^1[0-2][0-9][0-9]$") $var(password) = "phone-" + $var(user);"#;
+/// The users that [`RegistrarOptions::phones`] adds: 1000 to 1299, as the configuration's pattern
+/// says.
+const PHONES: &str =
+    r#"    if ($var(user) =~ "^1[0-2][0-9][0-9]$") $var(password) = "phone-" + $var(user);"#;
 
 /// The password of one of them.
 pub fn phone_password(user: &str) -> String {
@@ -28,8 +32,8 @@ pub fn phone_password(user: &str) -> String {
 /// What a log line of a request starts with, after whatever Kamailio puts before it.
 const MARK: &str = "lab-request ";
 
-/// What a log line of a failed login contains, before the address that failed; no more of the request, so that nobody can
-/// make it tell something else.
+/// What a log line of a failed login contains, before the address that failed; no more of the
+/// request, so that nobody can make it tell something else.
 pub const FAILURE: &str = "Failed auth from ";
 
 /// What may differ from one registrar to the next.
@@ -76,7 +80,14 @@ impl Mood {
 
 impl Default for RegistrarOptions<'_> {
     fn default() -> Self {
-        Self { users: &USERS, log_requests: true, log_file: None, cpu: None, phones: false, nonce_expire: 300 }
+        Self {
+            users: &USERS,
+            log_requests: true,
+            log_file: None,
+            cpu: None,
+            phones: false,
+            nonce_expire: 300,
+        }
     }
 }
 
@@ -105,13 +116,18 @@ impl Registrar {
     }
 
     /// The same with other options.
-    pub fn start_with(namespace: &Namespace, directory: &Path, options: &RegistrarOptions<'_>) -> Result<Self> {
+    pub fn start_with(
+        namespace: &Namespace,
+        directory: &Path,
+        options: &RegistrarOptions<'_>,
+    ) -> Result<Self> {
         let file = directory.join("kamailio.cfg");
         let control = directory.join("kamailio.sock");
         fs::write(&file, configuration(options, &control))
             .with_context(|| format!("cannot write {}", file.display()))?;
         let runtime = directory.join("kamailio");
-        fs::create_dir_all(&runtime).with_context(|| format!("cannot make {}", runtime.display()))?;
+        fs::create_dir_all(&runtime)
+            .with_context(|| format!("cannot make {}", runtime.display()))?;
         let mut command = match options.cpu {
             Some(cpu) => {
                 let mut command = namespace.command("taskset");
@@ -135,7 +151,8 @@ impl Registrar {
         self.remote(&["pv.shvSet", "mood", "int", mood.number()])
     }
 
-    /// Sends a request from its port 5060, as it does to carriers that it registers with or looks after.
+    /// Sends a request from its port 5060, as it does to carriers that it registers with or looks
+    /// after.
     pub fn ask(&self, method: &str, to: SocketAddr) -> Result<()> {
         // Without a body it would write one of its own.
         let headers = format!(
@@ -147,8 +164,12 @@ impl Registrar {
 
     /// A command over its control socket.
     fn remote(&self, arguments: &[&str]) -> Result<()> {
-        let said =
-            succeed(Command::new("kamcmd").arg("-s").arg(format!("unix:{}", self.control.display())).args(arguments))?;
+        let said = succeed(
+            Command::new("kamcmd")
+                .arg("-s")
+                .arg(format!("unix:{}", self.control.display()))
+                .args(arguments),
+        )?;
         // It succeeds even when it was refused.
         if said.starts_with("error") {
             bail!("Kamailio refuses {arguments:?}: {said}");
@@ -170,7 +191,9 @@ impl Registrar {
     /// How many requests of one method came from one source.
     pub fn received_of(&self, source: impl Into<IpAddr>, method: &str) -> usize {
         let source = source.into().to_string();
-        let is_one = |request: &&Request| request.source == source && request.method.eq_ignore_ascii_case(method);
+        let is_one = |request: &&Request| {
+            request.source == source && request.method.eq_ignore_ascii_case(method)
+        };
         self.requests().iter().filter(is_one).count()
     }
 
@@ -202,14 +225,17 @@ fn request(line: &Line) -> Option<Request> {
     Some(Request { at: line.at, source: source.to_owned(), method: method.trim().to_owned() })
 }
 
-/// Unknown users get 404, known ones a challenge: what stock configurations do, and what enumeration relies on.
+/// Unknown users get 404, known ones a challenge: what stock configurations do, and what
+/// enumeration relies on.
 fn configuration(options: &RegistrarOptions<'_>, control: &Path) -> String {
     let mut passwords = String::new();
     for (user, password) in options.users {
         // Writing to a string cannot fail.
-        let _ = writeln!(passwords, "        case \"{user}\": $var(password) = \"{password}\"; break;");
+        let _ =
+            writeln!(passwords, "        case \"{user}\": $var(password) = \"{password}\"; break;");
     }
-    let request_line = if options.log_requests { r#"xlog("L_ALERT", "lab-request $si $rm\n");"# } else { "" };
+    let request_line =
+        if options.log_requests { r#"xlog("L_ALERT", "lab-request $si $rm\n");"# } else { "" };
     TEMPLATE
         .replace("@PASSWORDS@", passwords.trim_end())
         .replace("@LOG_REQUEST@", request_line)
@@ -229,8 +255,10 @@ mod tests {
 
     #[test]
     fn reads_its_log() {
-        let line = |text: &str| Line { at: SystemTime::UNIX_EPOCH, error: true, text: text.to_owned() };
-        let found = request(&line(" 0(42) ALERT: <script>: lab-request 198.51.100.66 REGISTER")).unwrap();
+        let line =
+            |text: &str| Line { at: SystemTime::UNIX_EPOCH, error: true, text: text.to_owned() };
+        let found =
+            request(&line(" 0(42) ALERT: <script>: lab-request 198.51.100.66 REGISTER")).unwrap();
         assert_eq!((found.source.as_str(), found.method.as_str()), ("198.51.100.66", "REGISTER"));
         assert_eq!(request(&line("anything else")), None);
     }

@@ -1,7 +1,9 @@
-//! The files of a clean Debian, unpacked for one test, and how a program starts with them as its root.
+//! The files of a clean Debian, unpacked for one test, and how a program starts with them as its
+//! root.
 //!
-//! Its processes, mounts and BPF file system are in namespaces that end with it, and what of /proc and /sys is the whole
-//! machine's is read-only there. Which network it has is up to whoever starts it.
+//! Its processes, mounts and BPF file system are in namespaces that end with it, and what of /proc
+//! and /sys is the whole machine's is read-only there. Which network it has is up to whoever starts
+//! it.
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,8 +15,9 @@ use anyhow::{Context, Result};
 use crate::namespace::unique_name;
 use crate::process::succeed;
 
-/// Makes the directory that is its first argument the root, with what systemd expects, and becomes the program that the others
-/// are. Settings of the kernel are read-only but for those of the network namespace, which are its own.
+/// Makes the directory that is its first argument the root, with what systemd expects, and becomes
+/// the program that the others are. Settings of the kernel are read-only but for those of the
+/// network namespace, which are its own.
 const START: &str = r#"
 set -e
 mount --make-rprivate /
@@ -73,11 +76,13 @@ impl Root {
     /// Copies a file to a path inside.
     pub fn copy(&self, from: &Path, to: &str) -> Result<()> {
         let to = self.path(to);
-        fs::copy(from, &to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display())).map(drop)
+        fs::copy(from, &to)
+            .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
+            .map(drop)
     }
 
-    /// The arguments of unshare(1) with which a program starts in it as the first process: all others end with it, and it
-    /// with unshare.
+    /// The arguments of unshare(1) with which a program starts in it as the first process: all
+    /// others end with it, and it with unshare.
     pub fn start(&self, program: &[&str]) -> Vec<OsString> {
         const NAMESPACES: [&str; 8] =
             ["--mount", "--pid", "--cgroup", "--uts", "--ipc", "--fork", "--kill-child", "--"];

@@ -11,7 +11,8 @@ const SET_MODE_FILTER: libc::c_long = 1;
 const ALLOW: u32 = 0x7fff_0000;
 const ERRNO: u32 = 0x0005_0000;
 
-/// Instructions of classic BPF (`include/uapi/linux/bpf_common.h`): load a word, jump if equal, return.
+/// Instructions of classic BPF (`include/uapi/linux/bpf_common.h`): load a word, jump if equal,
+/// return.
 const LOAD: u16 = 0x20;
 const JUMP_IF_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
@@ -28,7 +29,8 @@ pub fn refuse(command: &mut Command, calls: &[(libc::c_long, i32)]) {
         filter.push(instruction(RETURN, 0, ERRNO | *error as u32));
     }
     filter.push(instruction(RETURN, 0, ALLOW));
-    // SAFETY: between fork and exec only system calls are made, on memory that was allocated before.
+    // SAFETY: between fork and exec only system calls are made, on memory that was allocated
+    // before.
     unsafe { command.pre_exec(move || install(&mut filter)) };
 }
 

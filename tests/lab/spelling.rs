@@ -1,4 +1,5 @@
-//! Unusual ways to write a request that a real SIP server understands all the same: ways around a filter that does not.
+//! Unusual ways to write a request that a real SIP server understands all the same: ways around a
+//! filter that does not.
 
 /// One way.
 #[derive(Debug, Clone, Copy)]
@@ -20,17 +21,29 @@ pub const SPELLINGS: [Spelling; 12] = [
     Spelling { name: "leading NULs", write: |text| format!("\0\0\0\0{text}") },
     Spelling { name: "leading blanks", write: |text| format!(" \t {text}") },
     Spelling { name: "bare LF", write: |text| text.replace("\r\n", "\n") },
-    Spelling { name: "two spaces before the version", write: |text| text.replacen(" SIP/2.0\r\n", "  SIP/2.0\r\n", 1) },
+    Spelling {
+        name: "two spaces before the version",
+        write: |text| text.replacen(" SIP/2.0\r\n", "  SIP/2.0\r\n", 1),
+    },
     Spelling { name: "sips: in the first line", write: |text| text.replacen(" sip:", " sips:", 1) },
     Spelling { name: "compact headers", write: compact },
     Spelling { name: "odd case, blanks before colons", write: odd_case },
     Spelling { name: "folded Authorization", write: folded },
-    Spelling { name: "CSeq with another method", write: |text| text.replacen(" REGISTER\r\n", " OPTIONS\r\n", 1) },
+    Spelling {
+        name: "CSeq with another method",
+        write: |text| text.replacen(" REGISTER\r\n", " OPTIONS\r\n", 1),
+    },
 ];
 
 fn compact(text: &str) -> String {
-    const NAMES: [(&str, &str); 6] =
-        [("Via", "v"), ("From", "f"), ("To", "t"), ("Call-ID", "i"), ("Contact", "m"), ("Content-Length", "l")];
+    const NAMES: [(&str, &str); 6] = [
+        ("Via", "v"),
+        ("From", "f"),
+        ("To", "t"),
+        ("Call-ID", "i"),
+        ("Contact", "m"),
+        ("Content-Length", "l"),
+    ];
     let shorter = |text: String, (long, short): (&str, &str)| {
         text.replacen(&format!("\r\n{long}: "), &format!("\r\n{short}: "), 1)
     };
@@ -47,7 +60,11 @@ fn odd_case(text: &str) -> String {
                 let mut is_capital = true;
                 odd.extend(name.chars().map(|letter| {
                     is_capital = !is_capital;
-                    if is_capital { letter.to_ascii_uppercase() } else { letter.to_ascii_lowercase() }
+                    if is_capital {
+                        letter.to_ascii_uppercase()
+                    } else {
+                        letter.to_ascii_lowercase()
+                    }
                 }));
                 odd += &format!(" \t:  {}", value.trim_start_matches(' '));
             }
@@ -57,7 +74,8 @@ fn odd_case(text: &str) -> String {
     odd
 }
 
-/// Each parameter of the credentials is on a line of its own, which belongs to the header since it begins with a blank.
+/// Each parameter of the credentials is on a line of its own, which belongs to the header since it
+/// begins with a blank.
 fn folded(text: &str) -> String {
     let Some((before, rest)) = text.split_once("Authorization: ") else { return text.to_owned() };
     let Some((credentials, after)) = rest.split_once("\r\n") else { return text.to_owned() };
@@ -69,7 +87,8 @@ fn folded(text: &str) -> String {
 mod tests {
     use super::*;
 
-    const TEXT: &str = "REGISTER sip:101@x SIP/2.0\r\nVia: SIP/2.0/UDP x\r\nTo: <sip:101@x>\r\nCSeq: 1 REGISTER\r\n\
+    const TEXT: &str = "REGISTER sip:101@x SIP/2.0\r\nVia: SIP/2.0/UDP x\r\nTo: \
+                        <sip:101@x>\r\nCSeq: 1 REGISTER\r\n\
                         Authorization: Digest username=\"101\", nonce=\"a\"\r\n\r\n";
 
     #[test]
@@ -81,8 +100,18 @@ mod tests {
 
     #[test]
     fn changes_what_it_says() {
-        assert!(compact(TEXT).starts_with("REGISTER sip:101@x SIP/2.0\r\nv: SIP/2.0/UDP x\r\nt: <sip:101@x>\r\nCSeq:"));
-        assert!(odd_case(TEXT).contains("\r\ncSeQ \t:  1 REGISTER\r\naUtHoRiZaTiOn \t:  Digest"), "{}", odd_case(TEXT));
-        assert!(folded(TEXT).ends_with("Authorization:\r\n Digest\r\n username=\"101\",\r\n\tnonce=\"a\"\r\n\r\n"));
+        assert!(compact(TEXT).starts_with(
+            "REGISTER sip:101@x SIP/2.0\r\nv: SIP/2.0/UDP x\r\nt: <sip:101@x>\r\nCSeq:"
+        ));
+        assert!(
+            odd_case(TEXT).contains("\r\ncSeQ \t:  1 REGISTER\r\naUtHoRiZaTiOn \t:  Digest"),
+            "{}",
+            odd_case(TEXT)
+        );
+        assert!(
+            folded(TEXT).ends_with(
+                "Authorization:\r\n Digest\r\n username=\"101\",\r\n\tnonce=\"a\"\r\n\r\n"
+            )
+        );
     }
 }

@@ -20,8 +20,14 @@ pub fn socket(namespace: &Namespace, from: SocketAddr, to: SocketAddr) -> Result
     })
 }
 
-/// A stream of REGISTERs of one user from port 5060 to port 5060, as a tool in a hurry would send them.
-pub fn registers(namespace: &Namespace, from: impl Into<IpAddr>, to: impl Into<IpAddr>, rate: u32) -> Result<Stream> {
+/// A stream of REGISTERs of one user from port 5060 to port 5060, as a tool in a hurry would send
+/// them.
+pub fn registers(
+    namespace: &Namespace,
+    from: impl Into<IpAddr>,
+    to: impl Into<IpAddr>,
+    rate: u32,
+) -> Result<Stream> {
     let (from, to) = (SocketAddr::new(from.into(), 5060), SocketAddr::new(to.into(), 5060));
     Stream::start(socket(namespace, from, to)?, rate, move |number| {
         let sequence = u32::try_from(number).unwrap_or(u32::MAX);
@@ -44,7 +50,8 @@ impl Stream {
         rate: u32,
         mut payload: impl FnMut(u64) -> Vec<u8> + Send + 'static,
     ) -> Result<Self> {
-        let interval = Duration::from_secs(1).checked_div(rate).context("a rate of zero is no stream")?;
+        let interval =
+            Duration::from_secs(1).checked_div(rate).context("a rate of zero is no stream")?;
         let stop = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(AtomicU64::new(0));
         let (stopped, counter) = (Arc::clone(&stop), Arc::clone(&sent));

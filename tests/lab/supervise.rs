@@ -1,4 +1,5 @@
-//! A program that does its work in a child and sees to it that nothing is left, even if that is killed.
+//! A program that does its work in a child and sees to it that nothing is left, even if that is
+//! killed.
 
 use std::env;
 use std::process::{Command, ExitStatus};
@@ -37,7 +38,8 @@ pub fn supervise() -> Result<Aftermath> {
     prctl::set_child_subreaper(true).context("cannot adopt orphans")?;
     extern "C" fn leave_it_to_the_worker(_: i32) {}
     // SAFETY: the handler does nothing, which is safe at any moment.
-    unsafe { signal(Signal::SIGINT, SigHandler::Handler(leave_it_to_the_worker)) }.context("cannot handle SIGINT")?;
+    unsafe { signal(Signal::SIGINT, SigHandler::Handler(leave_it_to_the_worker)) }
+        .context("cannot handle SIGINT")?;
     let mut worker = Command::new(env::current_exe().context("cannot find our own executable")?)
         .args(env::args_os().skip(1))
         .env(WORKER, "1")

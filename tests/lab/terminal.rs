@@ -29,14 +29,31 @@ impl Terminal {
         let terminal = Self { socket: directory.join("tmux"), directory };
         let (width, height) = (width.to_string(), height.to_string());
         let shell = "env PS1='prompt> ' TERM=screen-256color LC_ALL=C.UTF-8 sh";
-        terminal.tmux(&["-f", "/dev/null", "new-session", "-d", "-x", &width, "-y", &height, shell])?;
+        terminal.tmux(&[
+            "-f",
+            "/dev/null",
+            "new-session",
+            "-d",
+            "-x",
+            &width,
+            "-y",
+            &height,
+            shell,
+        ])?;
         terminal.wait("a prompt", |screen| screen.contains("prompt>"))?;
         Ok(terminal)
     }
 
     /// A command of tmux.
     pub fn tmux(&self, arguments: &[&str]) -> Result<String> {
-        succeed(Command::new("tmux").env("LC_ALL", "C.UTF-8").arg("-u").arg("-S").arg(&self.socket).args(arguments))
+        succeed(
+            Command::new("tmux")
+                .env("LC_ALL", "C.UTF-8")
+                .arg("-u")
+                .arg("-S")
+                .arg(&self.socket)
+                .args(arguments),
+        )
     }
 
     /// Types text as it is.
@@ -70,13 +87,17 @@ impl Terminal {
         self.tmux(&["resize-window", "-x", &width.to_string(), "-y", &height.to_string()]).map(drop)
     }
 
-    /// Runs a command from its shell, which says with what it `left`, and returns the process id of the command.
+    /// Runs a command from its shell, which says with what it `left`, and returns the process id of
+    /// the command.
     pub fn run(&self, command: &Command) -> Result<Pid> {
         let words = command.get_args().map(|word| word.to_string_lossy().into_owned());
-        let line: Vec<_> = [command.get_program().to_string_lossy().into_owned()].into_iter().chain(words).collect();
-        let settings = command
-            .get_envs()
-            .filter_map(|(name, value)| Some(format!("{}={}", name.to_string_lossy(), value?.to_string_lossy())));
+        let line: Vec<_> = [command.get_program().to_string_lossy().into_owned()]
+            .into_iter()
+            .chain(words)
+            .collect();
+        let settings = command.get_envs().filter_map(|(name, value)| {
+            Some(format!("{}={}", name.to_string_lossy(), value?.to_string_lossy()))
+        });
         let note = self.directory.join("terminal.pid");
         let _ = fs::remove_file(&note);
         let settings = settings.collect::<Vec<_>>().join(" ");

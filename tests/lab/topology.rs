@@ -1,4 +1,5 @@
-//! The standard network: a PBX with one interface to the world, where the attacker is, and one to the phones.
+//! The standard network: a PBX with one interface to the world, where the attacker is, and one to
+//! the phones.
 //!
 //! ```text
 //! attacker 198.51.100.66 ---- wan 198.51.100.1 pbx 203.0.113.1 lan ---- phone 203.0.113.10
@@ -79,15 +80,19 @@ impl Lab {
         Ok(attacker)
     }
 
-    /// Lets the PBX take packets through an interface that it would not answer them through: forged ones.
+    /// Lets the PBX take packets through an interface that it would not answer them through: forged
+    /// ones.
     pub fn accept_forgeries(&self) -> Result<()> {
-        ["all", WAN, LAN].iter().try_for_each(|name| self.pbx.sysctl(&format!("net/ipv4/conf/{name}/rp_filter"), "0"))
+        ["all", WAN, LAN]
+            .iter()
+            .try_for_each(|name| self.pbx.sysctl(&format!("net/ipv4/conf/{name}/rp_filter"), "0"))
     }
 
     /// Routes the IPv6 network of [`Lab::routed`] to the attacker, who may use any address of it.
     pub fn route_to_attacker(&self) -> Result<()> {
         self.pbx.ip(["-6", "route", "add", "2001:db8:77::/64", "via", "2001:db8:66::66"])?;
-        // Without it no neighbour can be asked for on behalf of an address that the interface does not have.
+        // Without it no neighbour can be asked for on behalf of an address that the interface does
+        // not have.
         address(&self.attacker, OUTSIDE, &["fe80::66/64"])?;
         self.attacker.ip(["-6", "route", "add", "local", "2001:db8:77::/64", "dev", "lo"])?;
         self.attacker.ip(["-6", "route", "add", "default", "via", "2001:db8:66::1"])?;
@@ -117,13 +122,11 @@ pub fn address(namespace: &Namespace, interface: &str, addresses: &[&str]) -> Re
 
 /// Connects the PBX with somebody outside, whose interface is always called the same.
 pub(crate) fn connect(pbx: &Namespace, interface: &str, outside: &Namespace) -> Result<()> {
-    succeed(Command::new("ip").args(["link", "add", interface, "netns", pbx.name(), "type", "veth"]).args([
-        "peer",
-        "name",
-        OUTSIDE,
-        "netns",
-        outside.name(),
-    ]))?;
+    succeed(
+        Command::new("ip")
+            .args(["link", "add", interface, "netns", pbx.name(), "type", "veth"])
+            .args(["peer", "name", OUTSIDE, "netns", outside.name()]),
+    )?;
     for (namespace, interface) in [(pbx, interface), (outside, OUTSIDE)] {
         // No router solicitations and no link-local detection: only packets that a test sends.
         namespace.ip(["link", "set", interface, "addrgenmode", "none"])?;

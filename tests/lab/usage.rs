@@ -9,10 +9,12 @@ use nix::unistd::Pid;
 
 /// Resident memory, in MiB.
 pub fn memory(pid: Pid) -> Result<f64> {
-    let status =
-        fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("there is no process {pid}"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
-    let kilobytes: f64 = line.with_context(|| format!("process {pid} has no memory"))?.trim().parse()?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))
+        .with_context(|| format!("there is no process {pid}"))?;
+    let line =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+    let kilobytes: f64 =
+        line.with_context(|| format!("process {pid} has no memory"))?.trim().parse()?;
     Ok(kilobytes / 1024.0)
 }
 

@@ -1,7 +1,7 @@
 //! A cable between two fresh namespaces for measuring what a filter at its end can drop.
 //!
-//! The receiving interface has GRO on: veth then polls like a network card's driver, with or without an XDP program, and
-//! takes the frames that the generator hands over.
+//! The receiving interface has GRO on: veth then polls like a network card's driver, with or
+//! without an XDP program, and takes the frames that the generator hands over.
 
 use std::fs;
 use std::net::SocketAddrV4;
@@ -19,8 +19,8 @@ use crate::topology::{ATTACKER, LAN, OUTSIDE, PBX_WAN, WAN, address, connect};
 /// The port that frames go to.
 const PORT: u16 = 5060;
 
-/// Two namespaces: the receiving one has the interface [`WAN`] with the address [`PBX_WAN`] and sends all it has to say to
-/// the other one, whose interface is [`OUTSIDE`].
+/// Two namespaces: the receiving one has the interface [`WAN`] with the address [`PBX_WAN`] and
+/// sends all it has to say to the other one, whose interface is [`OUTSIDE`].
 #[derive(Debug)]
 pub struct Wire {
     /// Where packets come from.
@@ -53,9 +53,14 @@ impl Wire {
         self.directory.path()
     }
 
-    /// A generator at the sending end, of datagrams with this payload to the SIP port of the receiving end.
+    /// A generator at the sending end, of datagrams with this payload to the SIP port of the
+    /// receiving end.
     pub fn generator(&self, sources: &Sources, payload: &[u8]) -> Result<Generator<'_>> {
-        let frame = Frame::new(link_address(&self.receiver, WAN)?, SocketAddrV4::new(PBX_WAN, PORT), payload)?;
+        let frame = Frame::new(
+            link_address(&self.receiver, WAN)?,
+            SocketAddrV4::new(PBX_WAN, PORT),
+            payload,
+        )?;
         Generator::load(&self.sender, OUTSIDE, frame, sources)
     }
 
@@ -73,7 +78,8 @@ impl Wire {
         received(&self.receiver, WAN)
     }
 
-    /// IPv4 packets that got to a transport protocol of the receiving end so far: past every filter.
+    /// IPv4 packets that got to a transport protocol of the receiving end so far: past every
+    /// filter.
     pub fn delivered(&self) -> Result<u64> {
         ip_statistic(&self.receiver, "InDelivers")
     }
@@ -84,23 +90,41 @@ impl Wire {
     }
 }
 
-/// Lets a namespace take packets from any address through one interface, and answer them to [`ATTACKER`] at the other end:
-/// no reverse path filter, a default route, a neighbour that is known for good, and GRO.
-pub fn accept_from_anywhere(namespace: &Namespace, interface: &str, other_end: [u8; 6]) -> Result<()> {
+/// Lets a namespace take packets from any address through one interface, and answer them to
+/// [`ATTACKER`] at the other end: no reverse path filter, a default route, a neighbour that is
+/// known for good, and GRO.
+pub fn accept_from_anywhere(
+    namespace: &Namespace,
+    interface: &str,
+    other_end: [u8; 6],
+) -> Result<()> {
     let neighbour = ATTACKER.to_string();
     let link = other_end.map(|octet| format!("{octet:02x}")).join(":");
     namespace.sysctl("net/ipv4/conf/all/rp_filter", "0")?;
     namespace.sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "0")?;
-    namespace.ip(["neighbour", "replace", &neighbour, "lladdr", &link, "dev", interface, "nud", "permanent"])?;
+    namespace.ip([
+        "neighbour",
+        "replace",
+        &neighbour,
+        "lladdr",
+        &link,
+        "dev",
+        interface,
+        "nud",
+        "permanent",
+    ])?;
     namespace.ip(["route", "add", "default", "via", &neighbour])?;
     succeed(namespace.command("ethtool").args(["-K", interface, "gro", "on"])).map(drop)
 }
 
 /// Packets that an interface has taken in so far, whatever became of them.
 pub fn received(namespace: &Namespace, interface: &str) -> Result<u64> {
-    // Read in no time, by no other program: it may be asked while a flood leaves little time to any.
-    let text = namespace
-        .enter(|| fs::read_to_string("/proc/thread-self/net/dev").context("cannot read the interfaces' statistics"))?;
+    // Read in no time, by no other program: it may be asked while a flood leaves little time to
+    // any.
+    let text = namespace.enter(|| {
+        fs::read_to_string("/proc/thread-self/net/dev")
+            .context("cannot read the interfaces' statistics")
+    })?;
     taken_in(&text, interface).with_context(|| format!("there is no interface {interface}"))
 }
 
@@ -108,21 +132,27 @@ pub fn received(namespace: &Namespace, interface: &str) -> Result<u64> {
 pub fn link_address(namespace: &Namespace, interface: &str) -> Result<[u8; 6]> {
     let links = namespace.ip(["-json", "link", "show", interface])?;
     let links: Value = serde_json::from_str(&links).context("`ip` printed no JSON")?;
-    let text = links.pointer("/0/address").and_then(Value::as_str).context("`ip` shows no address")?;
-    let octets: Vec<u8> = text.split(':').filter_map(|octet| u8::from_str_radix(octet, 16).ok()).collect();
+    let text =
+        links.pointer("/0/address").and_then(Value::as_str).context("`ip` shows no address")?;
+    let octets: Vec<u8> =
+        text.split(':').filter_map(|octet| u8::from_str_radix(octet, 16).ok()).collect();
     octets.try_into().ok().with_context(|| format!("{text} is no link-layer address"))
 }
 
 /// A counter of a namespace's IPv4 stack, by its name in /proc/net/snmp.
 pub fn ip_statistic(namespace: &Namespace, name: &str) -> Result<u64> {
-    let text = namespace
-        .enter(|| fs::read_to_string("/proc/thread-self/net/snmp").context("cannot read the stack's statistics"))?;
+    let text = namespace.enter(|| {
+        fs::read_to_string("/proc/thread-self/net/snmp")
+            .context("cannot read the stack's statistics")
+    })?;
     statistic(&text, "Ip:", name).with_context(|| format!("the stack has no counter {name}"))
 }
 
 /// An interface has a line with its name, then bytes and packets received, then more.
 fn taken_in(text: &str, interface: &str) -> Option<u64> {
-    let mut lines = text.lines().filter_map(|line| line.trim_start().strip_prefix(interface)?.strip_prefix(':'));
+    let mut lines = text
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix(interface)?.strip_prefix(':'));
     lines.next()?.split_whitespace().nth(1)?.parse().ok()
 }
 
@@ -140,8 +170,8 @@ mod tests {
 
     #[test]
     fn finds_what_an_interface_took_in() {
-        let text =
-            "Inter-|   Receive\n face |bytes    packets\n    lo: 1 2 0 0\n  wan2: 3 4 0 0\n   wan:12345 678 0 0 0\n";
+        let text = "Inter-|   Receive\n face |bytes    packets\n    lo: 1 2 0 0\n  wan2: 3 4 0 \
+                    0\n   wan:12345 678 0 0 0\n";
         assert_eq!(taken_in(text, "wan"), Some(678));
         assert_eq!(taken_in(text, "lan"), None);
     }

@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: installs the filters to compare with, builds what users run, and measures; its exit status is ours.
+//! `cargo xtask bench`: installs the filters to compare with, builds what users run, and measures;
+//! its exit status is ours.
 
 use std::path::PathBuf;
 use std::process::{Command, exit};
@@ -13,7 +14,9 @@ use crate::{build, packages};
 pub(crate) fn run(quick: bool, sections: &[char], output: Option<PathBuf>) -> Result<()> {
     let workspace = Workspace::find()?;
     let output = match output {
-        Some(directory) => std::path::absolute(directory).context("the output directory cannot be found")?,
+        Some(directory) => {
+            std::path::absolute(directory).context("the output directory cannot be found")?
+        }
         None => workspace.target.join("bench"),
     };
     packages::install_test_tools()?;
@@ -45,6 +48,12 @@ pub(crate) fn run(quick: bool, sections: &[char], output: Option<PathBuf>) -> Re
 /// What is measured, if git knows; with `-dirty` when it was changed since.
 fn commit(workspace: &Workspace) -> Option<String> {
     let mut git = Command::new("git");
-    git.current_dir(&workspace.root).args(["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]);
+    git.current_dir(&workspace.root).args([
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+        "--exclude=*",
+    ]);
     ask(&mut git)
 }

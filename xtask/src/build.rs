@@ -1,5 +1,5 @@
-//! `cargo xtask build`: what is missing first, then the binary; its build script compiles the kernel
-//! programs that it embeds.
+//! `cargo xtask build`: what is missing first, then the binary; its build script compiles the
+//! kernel programs that it embeds.
 
 use anyhow::Result;
 

@@ -44,7 +44,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if !arguments.fast {
         if !is_root() && find("sudo").is_none() {
             bail!(
-                "the kernel and end-to-end tests need root: run `cargo xtask test` as root, install \
+                "the kernel and end-to-end tests need root: run `cargo xtask test` as root, \
+                 install \
                  sudo, or run `cargo xtask test --fast`, which needs no root"
             );
         }
@@ -76,7 +77,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 fn check_format_and_lints(workspace: &Workspace) -> Result<()> {
     say("format: cargo fmt --all --check");
-    command::run(workspace.cargo().args(["fmt", "--all", "--check"])).context("run `cargo fmt --all`")?;
+    command::run(workspace.cargo().args(["fmt", "--all", "--check"]))
+        .context("run `cargo fmt --all`")?;
     say("lints: cargo clippy --all-targets -- -D warnings, of everything for this machine");
     let mut host = workspace.cargo();
     host.args(["clippy", "--all-targets", "--workspace"]);
@@ -89,8 +91,8 @@ fn check_format_and_lints(workspace: &Workspace) -> Result<()> {
     say("lints of the kernel programs, read as if for this machine");
     let target = workspace.root.join("target/clippy-bpf");
     let mut kernel = workspace.cargo();
-    // Like their build, they need unstable features; the profile's panic strategy is what a `no_std`
-    // binary needs.
+    // Like their build, they need unstable features; the profile's panic strategy is what a
+    // `no_std` binary needs.
     kernel.env("RUSTC_BOOTSTRAP", "1").args(["clippy", "--profile", "bpf"]);
     for package in KERNEL_PACKAGES {
         kernel.args(["--package", package]);

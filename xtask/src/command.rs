@@ -1,4 +1,5 @@
-//! Running other programs: with their name in every error, and without the environment of the cargo that runs us.
+//! Running other programs: with their name in every error, and without the environment of the cargo
+//! that runs us.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -29,10 +30,16 @@ pub(crate) fn check(what: &str, status: ExitStatus) -> Result<()> {
 
 /// Runs a command quietly; its output is shown only when it fails.
 pub(crate) fn run_quietly(command: &mut Command) -> Result<()> {
-    let output =
-        command.stdin(Stdio::null()).output().with_context(|| format!("cannot run `{}`", describe(command)))?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run `{}`", describe(command)))?;
     if !output.status.success() {
-        eprint!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        eprint!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     check(&describe(command), output.status)
 }
@@ -60,9 +67,12 @@ pub(crate) fn cargo() -> PathBuf {
     env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
 }
 
-/// Does `install` into a fresh directory and moves the result to `directory` when it is complete, so that an interrupted
-/// installation is never taken for a finished one.
-pub(crate) fn install_once(directory: &Path, install: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+/// Does `install` into a fresh directory and moves the result to `directory` when it is complete,
+/// so that an interrupted installation is never taken for a finished one.
+pub(crate) fn install_once(
+    directory: &Path,
+    install: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
     let parent = directory.parent().context("a tool's directory has a parent")?;
     std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
     let mut partial = OsString::from(directory);
@@ -72,7 +82,9 @@ pub(crate) fn install_once(directory: &Path, install: impl FnOnce(&Path) -> Resu
         Ok(()) => Ok(()),
         // Somebody else finished the same installation in the meantime.
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("cannot put {} in place", directory.display())),
+        Err(error) => {
+            Err(error).with_context(|| format!("cannot put {} in place", directory.display()))
+        }
     });
     // Nothing is there after a success, and what a failure left is of no use.
     let _ = std::fs::remove_dir_all(&partial);

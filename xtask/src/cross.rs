@@ -46,13 +46,18 @@ impl Target {
     }
 }
 
-/// Builds the release binary; its build script embeds the kernel programs, which are the same for all machines.
+/// Builds the release binary; its build script embeds the kernel programs, which are the same for
+/// all machines.
 pub(crate) fn build(workspace: &Workspace, target: Target) -> Result<PathBuf> {
     build_package(workspace, target, "sip-xdp")
 }
 
 /// The same for the binary of any package of the workspace that has its name.
-pub(crate) fn build_package(workspace: &Workspace, target: Target, package: &str) -> Result<PathBuf> {
+pub(crate) fn build_package(
+    workspace: &Workspace,
+    target: Target,
+    package: &str,
+) -> Result<PathBuf> {
     let mut cargo = match target {
         Target::Arm64 => arm64()?,
         Target::Static => {
@@ -78,7 +83,9 @@ pub(crate) fn build_package(workspace: &Workspace, target: Target, package: &str
 fn arm64() -> Result<Command> {
     if find(ARM64_GCC).is_none() {
         if !packages::has_apt() {
-            bail!("install a C compiler for arm64 by the name of {ARM64_GCC}: there is no apt here");
+            bail!(
+                "install a C compiler for arm64 by the name of {ARM64_GCC}: there is no apt here"
+            );
         }
         packages::install(&ARM64_PACKAGES.map(str::to_owned))?;
     }
@@ -105,12 +112,18 @@ fn sysroot() -> Result<Option<PathBuf>> {
     if !Path::new(DISTRIBUTION_CARGO).is_file() || !packages::has_apt() {
         return Ok(None);
     }
-    let Some(version) = ask(Command::new("dpkg-query").args(["--show", "--showformat=${Version}", STANDARD_LIBRARY]))
-    else {
+    let Some(version) = ask(Command::new("dpkg-query").args([
+        "--show",
+        "--showformat=${Version}",
+        STANDARD_LIBRARY,
+    ])) else {
         return Ok(None);
     };
-    let Some(own) = ask(clean(DISTRIBUTION_RUSTC).args(["--print", "sysroot"])) else { return Ok(None) };
-    let directory = cache_directory()?.join(format!("std-arm64-{}", version.replace(['~', '+', ':'], "-")));
+    let Some(own) = ask(clean(DISTRIBUTION_RUSTC).args(["--print", "sysroot"])) else {
+        return Ok(None);
+    };
+    let directory =
+        cache_directory()?.join(format!("std-arm64-{}", version.replace(['~', '+', ':'], "-")));
     if !directory.is_dir() {
         say(format!("fetching {STANDARD_LIBRARY} {version} for arm64"));
         install_once(&directory, |root| {
@@ -132,8 +145,8 @@ fn root_of(directory: &Path) -> PathBuf {
     directory.join("usr/lib/rustlib")
 }
 
-/// Downloads and unpacks the library's packages for arm64: from where this machine has its own, else
-/// from Debian 13, whose builds of the same release of the compiler make the same library.
+/// Downloads and unpacks the library's packages for arm64: from where this machine has its own,
+/// else from Debian 13, whose builds of the same release of the compiler make the same library.
 fn fetch(root: &Path, version: &str) -> Result<()> {
     let apt = root.join("apt");
     let own = fetch_from(&apt, root, None, version);
@@ -171,7 +184,8 @@ fn fetch_from(apt: &Path, root: &Path, sources: Option<&str>, version: &str) -> 
         command.current_dir(apt).args(&options);
         command
     };
-    // A source of others that has nothing for arm64 is no reason to stop: what is missing is said below.
+    // A source of others that has nothing for arm64 is no reason to stop: what is missing is said
+    // below.
     let _ = ask(apt_get().args(["--quiet", "update"]));
     let apt_cache = |command: &str, package: &str| {
         ask(Command::new("apt-cache").args(&options).args([command, package]))
@@ -214,7 +228,8 @@ fn release(version: &str) -> &str {
 fn rustup_target() -> Result<()> {
     if find("rustup").is_none() {
         bail!(
-            "no standard library for {ARM64}: install Debian's rustc-web, cargo-web and {STANDARD_LIBRARY}, \
+            "no standard library for {ARM64}: install Debian's rustc-web, cargo-web and \
+             {STANDARD_LIBRARY}, \
              or rustup and then `rustup target add {ARM64}`"
         );
     }

@@ -1,4 +1,5 @@
-//! A clean Debian, as one gets it from its mirrors: made once, kept packed, unpacked by whoever needs one.
+//! A clean Debian, as one gets it from its mirrors: made once, kept packed, unpacked by whoever
+//! needs one.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,7 +14,8 @@ const SUITE: &str = "bookworm";
 
 /// What it has beside the essential packages: what any server has, the shells whose completions are
 /// tried, and rpm, by which the other package is installed.
-const PACKAGES: &str = "bash-completion,ca-certificates,fish,iproute2,man-db,rpm,sudo,systemd-sysv,zsh";
+const PACKAGES: &str =
+    "bash-completion,ca-certificates,fish,iproute2,man-db,rpm,sudo,systemd-sysv,zsh";
 
 /// What a host of containers has: Podman, and what it asks to make a container's control group.
 const ENGINE: &str = "crun,dbus,iproute2,podman,systemd-sysv";
@@ -40,11 +42,14 @@ fn make(name: &str, include: &str) -> Result<PathBuf> {
     }
     packages::install(&["mmdebstrap".to_owned()])?;
     say(format!("making a clean Debian ({SUITE}) from the mirrors, one to four minutes"));
-    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot make {}", directory.display()))?;
     // Complete or not there at all, should this be interrupted.
     let partial = path.with_extension(format!("partial-{}.tar", std::process::id()));
     let made = run_quietly(
-        as_root("mmdebstrap")?.args(["--variant=apt", &format!("--include={include}"), SUITE]).arg(&partial),
+        as_root("mmdebstrap")?
+            .args(["--variant=apt", &format!("--include={include}"), SUITE])
+            .arg(&partial),
     );
     if made.is_err() {
         let _ = fs::remove_file(&partial);
@@ -54,6 +59,7 @@ fn make(name: &str, include: &str) -> Result<PathBuf> {
         let user = std::env::var("USER").context("USER is not set")?;
         run_quietly(as_root("chown")?.arg(user).arg(&partial))?;
     }
-    fs::rename(&partial, &path).with_context(|| format!("cannot put {} in place", path.display()))?;
+    fs::rename(&partial, &path)
+        .with_context(|| format!("cannot put {} in place", path.display()))?;
     Ok(path)
 }

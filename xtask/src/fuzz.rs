@@ -1,7 +1,9 @@
-//! `cargo xtask fuzz`: builds the fuzz targets with the coverage that libFuzzer is guided by, and runs them.
+//! `cargo xtask fuzz`: builds the fuzz targets with the coverage that libFuzzer is guided by, and
+//! runs them.
 //!
-//! That takes no special toolchain: any rustc can run LLVM's pass for it. Sanitizers are left out, since they need a nightly
-//! one, and since there is next to no `unsafe` in what is fuzzed: overflows, debug assertions and the targets' own checks tell.
+//! That takes no special toolchain: any rustc can run LLVM's pass for it. Sanitizers are left out,
+//! since they need a nightly one, and since there is next to no `unsafe` in what is fuzzed:
+//! overflows, debug assertions and the targets' own checks tell.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -41,8 +43,11 @@ const FLAGS: [&str; 7] = [
 /// The command. No targets are all of them.
 pub(crate) fn run(targets: &[String], minutes: u32) -> Result<()> {
     let workspace = Workspace::find()?;
-    let targets: Vec<&str> =
-        if targets.is_empty() { TARGETS.to_vec() } else { targets.iter().map(String::as_str).collect() };
+    let targets: Vec<&str> = if targets.is_empty() {
+        TARGETS.to_vec()
+    } else {
+        targets.iter().map(String::as_str).collect()
+    };
     packages::install_fuzz_tools()?;
     setup::kernel_toolchain()?;
     compile(&workspace, &targets)?;
@@ -64,7 +69,8 @@ pub(crate) fn run(targets: &[String], minutes: u32) -> Result<()> {
 fn compile(workspace: &Workspace, targets: &[&str]) -> Result<()> {
     let mut cargo = workspace.cargo();
     cargo.env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"));
-    // With a target named, build scripts and macros are compiled without the flags: nothing drives them.
+    // With a target named, build scripts and macros are compiled without the flags: nothing drives
+    // them.
     cargo.args(["build", "--profile", PROFILE, "--package", PACKAGE, "--features", "linked"]);
     cargo.args(["--target", env!("SIP_XDP_HOST")]).arg("--target-dir").arg(workspace.fuzz_target());
     for target in targets {
@@ -94,16 +100,21 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// Makes the inputs to begin with, unless there are any: what was found by earlier runs is worth more.
+    /// Makes the inputs to begin with, unless there are any: what was found by earlier runs is
+    /// worth more.
     fn seed(&self, workspace: &Workspace) -> Result<()> {
-        fs::create_dir_all(&self.findings).with_context(|| format!("cannot make {}", self.findings.display()))?;
+        fs::create_dir_all(&self.findings)
+            .with_context(|| format!("cannot make {}", self.findings.display()))?;
         if fs::read_dir(&self.corpus).is_ok_and(|mut inputs| inputs.next().is_some()) {
             return Ok(());
         }
         // Without the flags: they would want libFuzzer in this program too.
         let mut seeds = workspace.cargo();
-        seeds.args(["run", "--quiet", "--package", PACKAGE, "--bin", "seeds", "--", self.target]).arg(&self.corpus);
-        let count = command::ask(seeds.stderr(Stdio::inherit())).context("the first inputs cannot be made")?;
+        seeds
+            .args(["run", "--quiet", "--package", PACKAGE, "--bin", "seeds", "--", self.target])
+            .arg(&self.corpus);
+        let count = command::ask(seeds.stderr(Stdio::inherit()))
+            .context("the first inputs cannot be made")?;
         say(format!("{}: {count} inputs to begin with, in {}", self.target, self.corpus.display()));
         Ok(())
     }
@@ -111,7 +122,8 @@ impl<'a> Place<'a> {
     /// Runs the target. Returns whether it stood everything.
     fn fuzz(&self, minutes: u32) -> Result<bool> {
         say(format!("{}: fuzzing for {minutes} min, log in {}", self.target, self.log.display()));
-        let log = File::create(&self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
+        let log = File::create(&self.log)
+            .with_context(|| format!("cannot write {}", self.log.display()))?;
         let status = Command::new(&self.binary)
             .arg(&self.corpus)
             .arg(format!("-max_total_time={}", minutes * 60))
@@ -125,7 +137,8 @@ impl<'a> Place<'a> {
             .stderr(log)
             .status()
             .with_context(|| format!("cannot run {}", self.binary.display()))?;
-        let log = fs::read(&self.log).with_context(|| format!("cannot read {}", self.log.display()))?;
+        let log =
+            fs::read(&self.log).with_context(|| format!("cannot read {}", self.log.display()))?;
         let summary = Summary::read(&String::from_utf8_lossy(&log));
         println!("{}: {}", self.target, summary.text());
         if !status.success() {
@@ -144,7 +157,11 @@ impl<'a> Place<'a> {
                 println!("{}: failed on {}", self.target, Path::new(input).display());
                 println!("reproduce it with: {} {input}", self.binary.display());
             }
-            None => println!("{}: ended with {status}, its log says why: {}", self.target, self.log.display()),
+            None => println!(
+                "{}: ended with {status}, its log says why: {}",
+                self.target,
+                self.log.display()
+            ),
         }
     }
 }
@@ -176,8 +193,12 @@ impl Summary {
             if line.starts_with('#') {
                 for pair in words.windows(2) {
                     match pair {
-                        ["cov:", value] => summary.coverage = number(value).unwrap_or(summary.coverage),
-                        ["corp:", value] => summary.corpus = number(value).unwrap_or(summary.corpus),
+                        ["cov:", value] => {
+                            summary.coverage = number(value).unwrap_or(summary.coverage)
+                        }
+                        ["corp:", value] => {
+                            summary.corpus = number(value).unwrap_or(summary.corpus)
+                        }
                         _ => {}
                     }
                 }
@@ -198,7 +219,10 @@ impl Summary {
 
     fn text(&self) -> String {
         let Self { runs, coverage, corpus, per_second, .. } = self;
-        format!("{runs} runs, {per_second} a second, {coverage} edges reached, {corpus} inputs in the corpus")
+        format!(
+            "{runs} runs, {per_second} a second, {coverage} edges reached, {corpus} inputs in the \
+             corpus"
+        )
     }
 }
 
@@ -208,13 +232,19 @@ mod tests {
 
     #[test]
     fn reads_what_libfuzzer_says() {
-        let log = "INFO: seed corpus: files: 3\n#4\tINITED cov: 300 ft: 400 corp: 3/99b exec/s: 0 rss: 40Mb\n\
+        let log = "INFO: seed corpus: files: 3\n#4\tINITED cov: 300 ft: 400 corp: 3/99b exec/s: 0 \
+                   rss: 40Mb\n\
                    #4096\tpulse  cov: 312 ft: 918 corp: 85/9Kb lim: 2048 exec/s: 2048 rss: 44Mb\n\
-                   thread '<unnamed>' (7) panicked at tests/fuzz/src/message.rs:1:5:\nmore credentials\n\
-                   artifact_prefix='x/'; Test unit written to x/crash-1f\nstat::number_of_executed_units: 5000\n\
+                   thread '<unnamed>' (7) panicked at tests/fuzz/src/message.rs:1:5:\nmore \
+                   credentials\n\
+                   artifact_prefix='x/'; Test unit written to \
+                   x/crash-1f\nstat::number_of_executed_units: 5000\n\
                    stat::average_exec_per_sec:     2500\n";
         let summary = Summary::read(log);
         let (finding, said) = (Some("x/crash-1f".to_owned()), Some("more credentials".to_owned()));
-        assert_eq!(summary, Summary { runs: 5_000, coverage: 312, corpus: 85, per_second: 2_500, finding, said });
+        assert_eq!(
+            summary,
+            Summary { runs: 5_000, coverage: 312, corpus: 85, per_second: 2_500, finding, said }
+        );
     }
 }

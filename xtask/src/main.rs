@@ -1,8 +1,8 @@
 //! Everything a contributor runs: `cargo xtask setup`, `build`, `test`, `fuzz`, `demo`, `bench`,
 //! `package`, `machines`, `newcomer`.
 //!
-//! Each command finds what it needs, installs what is missing, and says in one line each what it found or did. A second
-//! run finds everything in place and changes nothing.
+//! Each command finds what it needs, installs what is missing, and says in one line each what it
+//! found or did. A second run finds everything in place and changes nothing.
 
 mod bench;
 mod build;
@@ -28,7 +28,11 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Builds, tests, shows and packages sip-xdp")]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Builds, tests, shows and packages sip-xdp"
+)]
 struct Arguments {
     #[command(subcommand)]
     task: Task,
@@ -43,11 +47,13 @@ enum Task {
         /// Build the binary that users run, with optimizations
         #[arg(long)]
         release: bool,
-        /// Build the binary that users run for another machine: neither programs nor libraries of this one are in it
+        /// Build the binary that users run for another machine: neither programs nor libraries of
+        /// this one are in it
         #[arg(long)]
         target: Option<cross::Target>,
     },
-    /// Run everything: format, lints, unit tests, kernel tests, end-to-end tests (the last two need root)
+    /// Run everything: format, lints, unit tests, kernel tests, end-to-end tests (the last two need
+    /// root)
     Test(check::Arguments),
     /// Look for inputs that the parsers and the detector cannot stand, guided by what they reach
     Fuzz {
@@ -72,20 +78,26 @@ enum Task {
         #[arg(long, value_name = "DIR")]
         output: Option<PathBuf>,
     },
-    /// Make what users install: Debian packages (amd64, arm64), an rpm package, a tarball, a container image
+    /// Make what users install: Debian packages (amd64, arm64), an rpm package, a tarball, a
+    /// container image
     Package {
-        /// Install or run each of them: in a clean Debian, in an empty root; and follow the README there (needs root)
+        /// Install or run each of them: in a clean Debian, in an empty root; and follow the README
+        /// there (needs root)
         #[arg(long)]
         test: bool,
     },
-    /// Try real kernels of Debian and Ubuntu in virtual machines, on the network cards that people have
+    /// Try real kernels of Debian and Ubuntu in virtual machines, on the network cards that people
+    /// have
     ///
-    /// Each interface is tried with packets from outside: doctor, all modes, drops, limits, bans, registrations, TCP,
-    /// adoption, upgrade, unload. A kernel takes some five minutes on two cores without KVM.
+    /// Each interface is tried with packets from outside: doctor, all modes, drops, limits, bans,
+    /// registrations, TCP, adoption, upgrade, unload. A kernel takes some five minutes on two cores
+    /// without KVM.
     Machines(machines::Options),
-    /// Execute the README from top to bottom in clean Debians, beginning with this checkout (needs root and the network)
+    /// Execute the README from top to bottom in clean Debians, beginning with this checkout (needs
+    /// root and the network)
     ///
-    /// It takes about eighty minutes on two cores and 26 GB in /var/tmp, most of it for what stands under "Contributing", and is not part of `test`.
+    /// It takes about eighty minutes on two cores and 26 GB in /var/tmp, most of it for what stands
+    /// under "Contributing", and is not part of `test`.
     Newcomer {
         /// Leave out what stands under "Contributing": some twenty minutes
         #[arg(long)]

@@ -1,5 +1,5 @@
-//! `cargo xtask newcomer`: this checkout in a clean Debian, where whatever the README says is executed, from its first block to
-//! its last.
+//! `cargo xtask newcomer`: this checkout in a clean Debian, where whatever the README says is
+//! executed, from its first block to its last.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -26,10 +26,13 @@ pub(crate) fn run(quick: bool) -> Result<()> {
 /// Packs the files that git knows, as they are now: what somebody would get who cloned it.
 fn pack_sources(workspace: &Workspace) -> Result<PathBuf> {
     let directory = workspace.target.join("newcomer");
-    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot make {}", directory.display()))?;
     let (names, archive) = (directory.join("files"), directory.join("sources.tar"));
     let file = File::create(&names).with_context(|| format!("cannot write {}", names.display()))?;
-    command::run(Command::new("git").current_dir(&workspace.root).args(["ls-files", "-z"]).stdout(file))?;
+    command::run(
+        Command::new("git").current_dir(&workspace.root).args(["ls-files", "-z"]).stdout(file),
+    )?;
     let mut tar = Command::new("tar");
     tar.arg("--directory").arg(&workspace.root).arg("--create").arg("--file").arg(&archive);
     run_quietly(tar.args(["--null", "--verbatim-files-from", "--files-from"]).arg(&names))?;

@@ -1,4 +1,5 @@
-//! Debian packages: installed only when they are missing, without starting a service and without removing anything.
+//! Debian packages: installed only when they are missing, without starting a service and without
+//! removing anything.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -9,12 +10,19 @@ use anyhow::{Context, Result, bail};
 
 use crate::command::{as_root, ask, find, is_root, run, run_quietly, say};
 
-/// What every test in network namespaces uses. Each line: a program, and the package that brings it.
-const LAB_TOOLS: [(&str, &str); 3] = [("ip", "iproute2"), ("nsenter", "util-linux"), ("tcpdump", "tcpdump")];
+/// What every test in network namespaces uses. Each line: a program, and the package that brings
+/// it.
+const LAB_TOOLS: [(&str, &str); 3] =
+    [("ip", "iproute2"), ("nsenter", "util-linux"), ("tcpdump", "tcpdump")];
 
-/// What the demo uses beside that: nobody should have to install a browser to see an attacker being banned.
-const DEMO_TOOLS: [(&str, &str); 4] =
-    [("kamailio", "kamailio"), ("kamcmd", "kamailio"), ("sipp", "sip-tester"), ("svcrack", "sipvicious")];
+/// What the demo uses beside that: nobody should have to install a browser to see an attacker being
+/// banned.
+const DEMO_TOOLS: [(&str, &str); 4] = [
+    ("kamailio", "kamailio"),
+    ("kamcmd", "kamailio"),
+    ("sipp", "sip-tester"),
+    ("svcrack", "sipvicious"),
+];
 
 /// What the end-to-end tests use beside all of these.
 const TEST_TOOLS: [(&str, &str); 13] = [
@@ -69,8 +77,8 @@ const SERVICES: [(&str, &str); 4] = [
     ("nftables", "nftables.service"),
 ];
 
-/// The package that would register this machine with a service outside, and the file that keeps it from that, as its
-/// README.Debian says: one that has something in it.
+/// The package that would register this machine with a service outside, and the file that keeps it
+/// from that, as its README.Debian says: one that has something in it.
 const OFFLINE: (&str, &str) = ("crowdsec", "/etc/crowdsec/online_api_credentials.yaml");
 
 /// Asked before a package's maintainer scripts start a service; 101 means no.
@@ -110,7 +118,8 @@ pub(crate) fn install_fuzz_tools() -> Result<()> {
 
 fn install_tools(what: &str, tools: &[(&str, &str)]) -> Result<()> {
     let missing = |(program, _): &&(&str, &str)| find(program).is_none();
-    let mut packages: Vec<_> = tools.iter().filter(missing).map(|&(_, package)| package.to_owned()).collect();
+    let mut packages: Vec<_> =
+        tools.iter().filter(missing).map(|&(_, package)| package.to_owned()).collect();
     packages.sort();
     packages.dedup();
     if packages.is_empty() {
@@ -134,7 +143,8 @@ pub(crate) fn is_installed(package: &str) -> bool {
         .is_some_and(|status| status == "installed")
 }
 
-/// Whether the packages could be installed without removing any other; the lists are fetched first if that helps.
+/// Whether the packages could be installed without removing any other; the lists are fetched first
+/// if that helps.
 pub(crate) fn are_available(packages: &[String]) -> Result<bool> {
     let simulate = || {
         ask(Command::new("apt-get")
@@ -154,7 +164,8 @@ pub(crate) fn are_available(packages: &[String]) -> Result<bool> {
 
 /// Installs the packages that are missing among these.
 pub(crate) fn install(packages: &[String]) -> Result<()> {
-    let missing: Vec<_> = packages.iter().filter(|package| !is_installed(package)).cloned().collect();
+    let missing: Vec<_> =
+        packages.iter().filter(|package| !is_installed(package)).cloned().collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -175,7 +186,8 @@ pub(crate) fn install(packages: &[String]) -> Result<()> {
     result
 }
 
-/// Sees to it that none of these packages registers this machine anywhere. What an administrator has there is left alone.
+/// Sees to it that none of these packages registers this machine anywhere. What an administrator
+/// has there is left alone.
 fn stay_offline(packages: &[String]) -> Result<()> {
     let (package, file) = OFFLINE;
     if !packages.iter().any(|name| name == package) || Path::new(file).exists() {
@@ -199,12 +211,14 @@ fn update() -> Result<()> {
 
 fn apt_get(arguments: &[&str]) -> Result<()> {
     let mut command = as_root("env")?;
-    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=120"]).args(arguments);
+    command
+        .args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=120"])
+        .args(arguments);
     run_quietly(&mut command)
 }
 
-/// Keeps what we install for tests and benchmarks from being started, now or at the next boot: this may be somebody's
-/// workstation. A policy that the administrator made is left alone.
+/// Keeps what we install for tests and benchmarks from being started, now or at the next boot: this
+/// may be somebody's workstation. A policy that the administrator made is left alone.
 struct ServiceGuard {
     made_policy: bool,
     services: Vec<&'static str>,
@@ -213,7 +227,8 @@ struct ServiceGuard {
 impl ServiceGuard {
     fn hold(packages: &[String]) -> Result<Self> {
         let installed = |(package, _): &&(&str, &str)| packages.iter().any(|name| name == package);
-        let services: Vec<_> = SERVICES.iter().filter(installed).map(|&(_, service)| service).collect();
+        let services: Vec<_> =
+            SERVICES.iter().filter(installed).map(|&(_, service)| service).collect();
         let made_policy = !services.is_empty() && !Path::new(SERVICE_POLICY).exists();
         if made_policy {
             let policy = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
@@ -232,8 +247,9 @@ impl ServiceGuard {
             return Ok(());
         }
         for service in self.services {
-            run_quietly(as_root("systemctl")?.args(["disable", service]))
-                .with_context(|| format!("{service} is installed, but will start at the next boot"))?;
+            run_quietly(as_root("systemctl")?.args(["disable", service])).with_context(|| {
+                format!("{service} is installed, but will start at the next boot")
+            })?;
             say(format!("{service}: neither started nor enabled"));
         }
         Ok(())

@@ -192,7 +192,8 @@ impl Tally {
         let word = if failed == 0 { "ok" } else { "FAILED" };
         let _ = writeln!(
             text,
-            "\ntest result: {word}. {passed} passed; {failed} failed; {ignored} ignored; 0 measured; \
+            "\ntest result: {word}. {passed} passed; {failed} failed; {ignored} ignored; 0 \
+             measured; \
              {filtered} filtered out; finished in {:.2}s",
             took.as_secs_f64()
         );
@@ -213,7 +214,10 @@ impl Counts {
     fn parse(line: &str) -> Option<Self> {
         let fields = line.strip_prefix("test result: ")?.split_once(". ")?.1;
         let count = |what: &str| {
-            fields.split("; ").find_map(|field| field.strip_suffix(what)?.trim().parse().ok()).unwrap_or(0)
+            fields
+                .split("; ")
+                .find_map(|field| field.strip_suffix(what)?.trim().parse().ok())
+                .unwrap_or(0)
         };
         Some(Self {
             passed: count("passed"),
@@ -238,10 +242,12 @@ fn shown(output: &str) -> impl Iterator<Item = &str> {
     output.lines().filter(move |line| {
         let line = line.trim();
         is_trace = line.eq_ignore_ascii_case("stack backtrace:")
-            || is_trace && (line.starts_with("at ") || line.split(':').next().is_some_and(is_number));
+            || is_trace
+                && (line.starts_with("at ") || line.split(':').next().is_some_and(is_number));
         let is_of_runner = line.starts_with("running ")
             || line.starts_with("test result: ")
-            || (line.starts_with("test ") && (line.ends_with(" ... ok") || line.ends_with(" ... FAILED")))
+            || (line.starts_with("test ")
+                && (line.ends_with(" ... ok") || line.ends_with(" ... FAILED")))
             || line.starts_with("note: run with `RUST_BACKTRACE");
         !line.is_empty() && !is_trace && !is_of_runner
     })
@@ -282,7 +288,8 @@ mod tests {
 
     #[test]
     fn a_crash_and_a_hang_cost_their_own_results_only() {
-        let passes = "echo; echo running 2 tests; echo 'test result: ok. 2 passed; 0 failed; 1 ignored; \
+        let passes = "echo; echo running 2 tests; echo 'test result: ok. 2 passed; 0 failed; 1 \
+                      ignored; \
                       0 measured; 3 filtered out; finished in 0.00s'";
         let fails = "echo 'test result: FAILED. 4 passed; 2 failed; 0 ignored'; exit 101";
         let tally = outcome(vec![
@@ -293,7 +300,10 @@ mod tests {
         ]);
         assert_eq!((tally.passed, tally.failed, tally.ignored, tally.filtered), (6, 4, 1, 3));
         let text = tally.text(Duration::from_secs(90));
-        assert!(text.contains("failed: crashes\n    last words\n    It ended with signal: 11"), "{text}");
+        assert!(
+            text.contains("failed: crashes\n    last words\n    It ended with signal: 11"),
+            "{text}"
+        );
         assert!(text.contains("failed: hangs\n    waiting\n    It was ended because"), "{text}");
         assert!(
             text.ends_with(
@@ -314,9 +324,13 @@ mod tests {
     #[test]
     fn what_surrounds_a_test_is_not_shown() {
         let output = "\nrunning 1 test\nits own\nthread 'it' panicked at it.rs:1:1:\nleft: 1\n\
-                      stack backtrace:\n   0: somewhere\n             at it.rs:1\nError: no answer\n\
+                      stack backtrace:\n   0: somewhere\n             at it.rs:1\nError: no \
+                      answer\n\
                       test e2e::it ... ok\n\ntest result: ok. 1 passed; 0 failed\n\n";
         let lines: Vec<_> = shown(output).collect();
-        assert_eq!(lines, ["its own", "thread 'it' panicked at it.rs:1:1:", "left: 1", "Error: no answer"]);
+        assert_eq!(
+            lines,
+            ["its own", "thread 'it' panicked at it.rs:1:1:", "left: 1", "Error: no answer"]
+        );
     }
 }

@@ -16,7 +16,8 @@ use crate::packages;
 const DISTRIBUTION_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
 /// What Debian calls the formatter and the linter that fit that compiler.
 const DISTRIBUTION_CHECKERS: [&str; 2] = ["rustfmt-web", "rust-web-clippy"];
-const RUSTUP_INSTALL: &str = "rustup toolchain install nightly --profile minimal --component rust-src";
+const RUSTUP_INSTALL: &str =
+    "rustup toolchain install nightly --profile minimal --component rust-src";
 /// The LLVM versions that this bpf-linker can be built against.
 const KNOWN_LLVM: std::ops::RangeInclusive<u32> = 21..=23;
 
@@ -28,8 +29,8 @@ pub(crate) fn run_all() -> Result<()> {
     Ok(())
 }
 
-/// Finds the compiler and the linker of the kernel programs, installs what is missing, and says what
-/// it did.
+/// Finds the compiler and the linker of the kernel programs, installs what is missing, and says
+/// what it did.
 pub(crate) fn kernel_toolchain() -> Result<()> {
     let source = match Source::look() {
         Some(source) => source,
@@ -60,11 +61,13 @@ fn install_compiler() -> Result<Source> {
     if find("rustup").is_some() {
         say(format!("installing a nightly toolchain: {RUSTUP_INSTALL}"));
         let words: Vec<_> = RUSTUP_INSTALL.split(' ').collect();
-        run(clean(words[0]).args(&words[1..])).context("the nightly toolchain with its source cannot be installed")?;
+        run(clean(words[0]).args(&words[1..]))
+            .context("the nightly toolchain with its source cannot be installed")?;
         return Ok(Source::Nightly);
     }
     bail!(
-        "no toolchain for the kernel programs: install either the packages {} (Debian), or rustup and \
+        "no toolchain for the kernel programs: install either the packages {} (Debian), or rustup \
+         and \
          then `{RUSTUP_INSTALL}`",
         DISTRIBUTION_PACKAGES.join(" ")
     );
@@ -75,7 +78,8 @@ fn build_linker(compiler: &Compiler, directory: &Path) -> Result<PathBuf> {
     let llvm = compiler.llvm;
     if !KNOWN_LLVM.contains(&llvm) {
         bail!(
-            "bpf-linker {LINKER_VERSION} does not support LLVM {llvm}: install one that does on the \
+            "bpf-linker {LINKER_VERSION} does not support LLVM {llvm}: install one that does on \
+             the \
              search path, for rustup's nightly"
         );
     }
@@ -84,7 +88,10 @@ fn build_linker(compiler: &Compiler, directory: &Path) -> Result<PathBuf> {
         None => install_llvm(llvm)?,
     };
     let _ = std::fs::remove_dir_all(directory);
-    say(format!("building bpf-linker {LINKER_VERSION} against {}, about a minute", prefix.display()));
+    say(format!(
+        "building bpf-linker {LINKER_VERSION} against {}, about a minute",
+        prefix.display()
+    ));
     install_once(directory, |root| {
         run_quietly(
             clean(cargo())
@@ -102,7 +109,8 @@ fn build_linker(compiler: &Compiler, directory: &Path) -> Result<PathBuf> {
 /// Where LLVM of this major version is installed with what is needed to link against it.
 fn llvm_prefix(llvm: u32) -> Option<PathBuf> {
     let prefix = PathBuf::from(format!("/usr/lib/llvm-{llvm}"));
-    let has_headers = prefix.join("include/llvm-c/Core.h").exists() || prefix.join("lib/libLLVM.so").exists();
+    let has_headers =
+        prefix.join("include/llvm-c/Core.h").exists() || prefix.join("lib/libLLVM.so").exists();
     (prefix.join("bin/llvm-config").is_file() && has_headers).then_some(prefix)
 }
 
@@ -110,8 +118,10 @@ fn install_llvm(llvm: u32) -> Result<PathBuf> {
     let package = format!("llvm-{llvm}-dev");
     if !packages::has_apt() {
         bail!(
-            "bpf-linker needs LLVM {llvm}: install its development files in /usr/lib/llvm-{llvm}, or put \
-             a bpf-linker that reads LLVM {llvm} bitcode on the search path (`cargo binstall bpf-linker`)"
+            "bpf-linker needs LLVM {llvm}: install its development files in /usr/lib/llvm-{llvm}, \
+             or put \
+             a bpf-linker that reads LLVM {llvm} bitcode on the search path (`cargo binstall \
+             bpf-linker`)"
         );
     }
     packages::install(&[package])?;
@@ -133,7 +143,8 @@ pub(crate) fn checkers() -> Result<()> {
         return run(Command::new("rustup").args(["component", "add", "rustfmt", "clippy"]));
     }
     bail!(
-        "`cargo fmt` or `cargo clippy` is missing: install rustfmt and clippy, which belong to your \
+        "`cargo fmt` or `cargo clippy` is missing: install rustfmt and clippy, which belong to \
+         your \
          Rust toolchain"
     );
 }

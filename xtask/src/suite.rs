@@ -84,7 +84,8 @@ fn compile(workspace: &Workspace) -> Result<Vec<Executable>> {
         cargo.args(["--package", package]);
     }
     let what = describe(&cargo);
-    let output = cargo.stderr(Stdio::inherit()).output().with_context(|| format!("cannot run `{what}`"))?;
+    let output =
+        cargo.stderr(Stdio::inherit()).output().with_context(|| format!("cannot run `{what}`"))?;
     command::check(&what, output.status)?;
     let messages = String::from_utf8_lossy(&output.stdout).into_owned();
     let mut executables: Vec<_> = messages
@@ -107,14 +108,24 @@ fn compile(workspace: &Workspace) -> Result<Vec<Executable>> {
 }
 
 /// Each of the integration tests that are wanted.
-fn integration(workspace: &Workspace, binary: &Executable, selection: Selection<'_>) -> Result<Vec<Test>> {
-    let list = ask(Command::new(&binary.path).args(["--list", "--format", "terse"]).args(selection.names))
-        .with_context(|| format!("{} does not list its tests", binary.path.display()))?;
+fn integration(
+    workspace: &Workspace,
+    binary: &Executable,
+    selection: Selection<'_>,
+) -> Result<Vec<Test>> {
+    let list =
+        ask(Command::new(&binary.path).args(["--list", "--format", "terse"]).args(selection.names))
+            .with_context(|| format!("{} does not list its tests", binary.path.display()))?;
     let names = list.lines().filter_map(|line| line.strip_suffix(": test"));
     let started = |name: &str| {
         let is_root = !WITHOUT_ROOT.iter().any(|module| name.starts_with(module));
         let arguments = ["--exact", name, "--nocapture"].map(str::to_owned).to_vec();
-        Test { name: name.to_owned(), is_root, is_alone: name.contains(MEASURED), ..test(workspace, binary, arguments) }
+        Test {
+            name: name.to_owned(),
+            is_root,
+            is_alone: name.contains(MEASURED),
+            ..test(workspace, binary, arguments)
+        }
     };
     Ok(names.map(started).filter(|test| selection.root || !test.is_root).collect())
 }
@@ -127,7 +138,10 @@ fn test(workspace: &Workspace, executable: &Executable, arguments: Vec<String>) 
         arguments,
         directory: executable.package.clone(),
         // As cargo does for tests that it runs.
-        environment: vec![("CARGO_MANIFEST_DIR", executable.package.clone()), ("SIP_XDP_BIN", workspace.binary(false))],
+        environment: vec![
+            ("CARGO_MANIFEST_DIR", executable.package.clone()),
+            ("SIP_XDP_BIN", workspace.binary(false)),
+        ],
         is_program: false,
         is_root: false,
         is_alone: false,

@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 
 use crate::command::{self, ask};
 
-/// The packages of kernel programs, which compile for the BPF target only: the product's and those of
-/// the tests.
+/// The packages of kernel programs, which compile for the BPF target only: the product's and those
+/// of the tests.
 pub(crate) const KERNEL_PACKAGES: [&str; 2] = ["sip-xdp-ebpf", "sip-xdp-tests-ebpf"];
 
 /// The workspace as the contributor's cargo sees it.
@@ -28,13 +28,18 @@ impl Workspace {
             .parent()
             .context("xtask lies inside the workspace")?
             .to_path_buf();
-        let metadata =
-            ask(Command::new(&cargo).current_dir(&root).args(["metadata", "--format-version=1", "--no-deps"]))
-                .context("`cargo metadata` failed: run it in the workspace to see why")?;
+        let metadata = ask(Command::new(&cargo).current_dir(&root).args([
+            "metadata",
+            "--format-version=1",
+            "--no-deps",
+        ]))
+        .context("`cargo metadata` failed: run it in the workspace to see why")?;
         let metadata: serde_json::Value =
             serde_json::from_str(&metadata).context("`cargo metadata` printed no JSON")?;
-        let target =
-            metadata["target_directory"].as_str().context("`cargo metadata` names no target directory")?.into();
+        let target = metadata["target_directory"]
+            .as_str()
+            .context("`cargo metadata` names no target directory")?
+            .into();
         Ok(Self { root, target, cargo })
     }
 

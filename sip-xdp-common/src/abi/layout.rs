@@ -1,15 +1,16 @@
-//! The layouts that kernel and user space share: keys and values of maps, and events. All are plain old data with
-//! explicit padding. Times are nanoseconds of the filter's clock (`CLOCK_MONOTONIC`), unless a field says otherwise.
+//! The layouts that kernel and user space share: keys and values of maps, and events. All are plain
+//! old data with explicit padding. Times are nanoseconds of the filter's clock (`CLOCK_MONOTONIC`),
+//! unless a field says otherwise.
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::ip_key::Source;
+use crate::ip_key::IpKey;
 use crate::pipeline::egress::Answer;
 use crate::verdict::{Message, Reason};
 
-/// The version of everything in this module. Pinned maps of another version are replaced, with their bans carried
-/// over.
-pub const LAYOUT_VERSION: u32 = 5;
+/// The version of everything in this module. Pinned maps of another version are replaced, with
+/// their bans carried over.
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// The expiry of what never expires.
 pub const NEVER: u64 = u64::MAX;
@@ -17,8 +18,8 @@ pub const NEVER: u64 = u64::MAX;
 /// How many interfaces one filter serves.
 pub const MAX_INTERFACES: usize = 64;
 
-/// How many bytes of a payload an event carries: all that fits into one packet of Ethernet, so that no header can hide
-/// behind others in a message that is not fragmented.
+/// How many bytes of a payload an event carries: all that fits into one packet of Ethernet, so that
+/// no header can hide behind others in a message that is not fragmented.
 pub const HEAD: usize = 1472;
 
 /// The size of [`names::EVENTS`](crate::abi::names::EVENTS) in bytes: about 2,700 events.
@@ -28,10 +29,10 @@ pub const EVENTS_BYTES: usize = 4 << 20;
 pub const FLOWS: usize = 65_536;
 
 /// How many hosts are remembered that we sent requests to.
-pub const ASKED: usize = 16_384;
+pub const PENDING_REQUESTS: usize = 16_384;
 
-/// In how many slices sources are divided, by a seeded hash; each has a budget of samples of its own, so that nobody
-/// can use up that of everybody else.
+/// In how many slices sources are divided, by a seeded hash; each has a budget of samples of its
+/// own, so that nobody can use up that of everybody else.
 pub const SLICES: usize = 64;
 
 /// Default capacity of the lists, in networks.
@@ -129,7 +130,7 @@ impl List {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct LedgerKey {
     /// The network's first address.
-    pub network: Source,
+    pub network: IpKey,
     /// Its length in bits, 96 more for IPv4.
     pub prefix: u8,
     /// [`List`].
@@ -201,18 +202,21 @@ pub struct Counters {
     pub scratch: Scratch,
 }
 
-const _: () = assert!(size_of::<Counters>() == 8 * (4 * Reason::COUNT + Message::SLOTS) + size_of::<Scratch>());
+const _: () = assert!(
+    size_of::<Counters>() == 8 * (4 * Reason::COUNT + Message::SLOTS) + size_of::<Scratch>()
+);
 
 /// What the programs of one interface keep for themselves on one CPU.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Scratch {
-    /// Where a number goes for [`Reader::forget`](crate::packet::reader::Reader::forget), in the ingress program.
-    pub forgotten: u64,
+    /// Where a number goes for [`Reader::forget`](crate::packet::reader::Reader::forget), in the
+    /// ingress program.
+    pub widened: u64,
     /// The same for the egress program.
-    pub forgotten_leaving: u64,
+    pub widened_leaving: u64,
     /// Packets that only feeds have dropped, of which some are sampled.
-    pub fed: u64,
+    pub feed_samples: u64,
     /// The timer tick in which the time was last asked for, by the kernel's count (`jiffies`).
     pub tick: u64,
     /// The time in that tick.
@@ -243,8 +247,8 @@ pub struct CpuState {
     pub diagnosed: u64,
     /// Samples that found no room, in their slice's bucket or in the ring.
     pub lost_samples: u64,
-    /// When each slice's bucket of samples is full again, by [`SampleBudget`]; the last row is unused, so that a mask
-    /// bounds the number of a row.
+    /// When each slice's bucket of samples is full again, by [`SampleBudget`]; the last row is
+    /// unused, so that a mask bounds the number of a row.
     pub samples: [[u64; SLICES]; 4],
 }
 
@@ -293,7 +297,8 @@ pub const MODE_GENERIC: u8 = 2;
 pub const CLOCK_WORDS: u32 = 3;
 /// Where in it the time stands.
 pub const CLOCK_TIME: u32 = 0;
-/// Where in it the program that reads this clock says what became of its last packet: see [`outcome`].
+/// Where in it the program that reads this clock says what became of its last packet: see
+/// [`outcome`].
 pub const CLOCK_OUTCOME: u32 = 1;
 /// Where in it the end of a trial (`run --confirm`) stands, in nanoseconds of `CLOCK_MONOTONIC`; 0
 /// when nobody has to confirm. A program under [`ENFORCE_UNTIL`] drops nothing from then on.
@@ -341,11 +346,12 @@ pub enum EventKind {
     /// A sample of our final responses.
     Answer,
     /// A sample of our requests.
-    Asked,
+    PendingRequest,
     /// A known-good flow passes although its address is blocked.
     Conflict,
-    /// A sample of what is dropped, for whoever watches. [`Event::head`] is how the frame starts, [`Event::length`] is the
-    /// frame's, [`Event::seen`] the [`Reason`]; whose it is, the frame says.
+    /// A sample of what is dropped, for whoever watches. [`KernelEvent::head`] is how the frame
+    /// starts, [`KernelEvent::length`] is the frame's, [`KernelEvent::seen`] the [`Reason`]; whose
+    /// it is, the frame says.
     Dropped,
 }
 
@@ -358,7 +364,7 @@ impl EventKind {
             2 => Self::Request,
             3 => Self::Response,
             4 => Self::Answer,
-            5 => Self::Asked,
+            5 => Self::PendingRequest,
             6 => Self::Conflict,
             7 => Self::Dropped,
             _ => return None,
@@ -369,7 +375,7 @@ impl EventKind {
 /// What the kernel tells the daemon: one packet, and for a source over a limit its record.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-pub struct Event {
+pub struct KernelEvent {
     /// When.
     pub time: u64,
     /// When the source first went over a limit; the numbers below count from there.
@@ -381,7 +387,7 @@ pub struct Event {
     /// Packets over a limit.
     pub limited: u64,
     /// The other side: who sent what arrives, who is sent what leaves.
-    pub source: Source,
+    pub source: IpKey,
     /// The interface's slot.
     pub slot: u32,
     /// The other side's port.
@@ -392,7 +398,7 @@ pub struct Event {
     pub kind: u8,
     /// [`Message`].
     pub message: u8,
-    /// [`Bucket`](crate::limits::gcra::Bucket) that the packet is over.
+    /// [`LimitKind`](crate::limits::gcra::LimitKind) that the packet is over.
     pub bucket: u8,
     /// [`BY_ADDRESS`], [`IN_DRY_RUN`], [`FROM_GOOD`], [`FRAGMENTED`], [`SUSPECTED`], [`IN_STORM`].
     pub flags: u8,
@@ -400,7 +406,8 @@ pub struct Event {
     pub head_length: u16,
     /// Bytes of the payload, as far as the packet goes.
     pub length: u16,
-    /// Of what arrives, how its IP header starts, with the destination address. Zero if so much is not there.
+    /// Of what arrives, how its IP header starts, with the destination address. Zero if so much is
+    /// not there.
     pub ip: [u8; 40],
     /// Of what arrives, its UDP header. Zero if it is not there.
     pub udp: [u8; 8],
@@ -408,15 +415,16 @@ pub struct Event {
     pub head: [u8; HEAD],
 }
 
-const _: () = assert!(size_of::<Event>() == 120 + HEAD && size_of::<Event>().is_multiple_of(8));
+const _: () =
+    assert!(size_of::<KernelEvent>() == 120 + HEAD && size_of::<KernelEvent>().is_multiple_of(8));
 
-impl Event {
+impl KernelEvent {
     /// Whom a packet that arrived was sent to.
-    pub fn destination(&self) -> Option<Source> {
+    pub fn destination(&self) -> Option<IpKey> {
         let word = |at: usize| u64::from_le_bytes(core::array::from_fn(|n| self.ip[at + n]));
         match self.ip[0] >> 4 {
-            4 => Some(Source::v4((word(16) & 0xffff_ffff) as u32)),
-            6 => Some(Source::from_words(word(24), word(32))),
+            4 => Some(IpKey::v4((word(16) & 0xffff_ffff) as u32)),
+            6 => Some(IpKey::from_words(word(24), word(32))),
             _ => None,
         }
     }
@@ -427,36 +435,37 @@ impl Event {
     }
 }
 
-/// [`Event::flags`]: the source is metered by its full address, IPv6 though it may be.
+/// [`KernelEvent::flags`]: the source is metered by its full address, IPv6 though it may be.
 pub const BY_ADDRESS: u8 = 1;
-/// [`Event::flags`] of a response of ours: one that arrived went unseen a moment ago
+/// [`KernelEvent::flags`] of a response of ours: one that arrived went unseen a moment ago
 /// ([`RESPONSE_UNSEEN_NS`]), and this may be that one, forwarded by a proxy.
 pub const RESPONSES_UNSEEN: u8 = 64;
-/// For how long no response of ours says anything of its destination after one that arrived was not seen, in
-/// nanoseconds. A proxy forwards within a round trip of a DNS server.
+/// For how long no response of ours says anything of its destination after one that arrived was not
+/// seen, in nanoseconds. A proxy forwards within a round trip of a DNS server.
 pub const RESPONSE_UNSEEN_NS: u64 = 2_000_000_000;
-/// [`Event::flags`]: in a dry run.
+/// [`KernelEvent::flags`]: in a dry run.
 pub const IN_DRY_RUN: u8 = 2;
-/// [`Event::flags`]: the source is known good.
+/// [`KernelEvent::flags`]: the source is known good.
 pub const FROM_GOOD: u8 = 4;
-/// [`Event::flags`]: the payload goes on in other fragments.
+/// [`KernelEvent::flags`]: the payload goes on in other fragments.
 pub const FRAGMENTED: u8 = 8;
-/// [`Event::flags`]: the source is under suspicion, and limited more strictly than others.
+/// [`KernelEvent::flags`]: the source is under suspicion, and limited more strictly than others.
 pub const SUSPECTED: u8 = 16;
-/// [`Event::flags`]: a storm blows, and before this packet the source had no meter. Most such sources are forged.
+/// [`KernelEvent::flags`]: a storm blows, and before this packet the source had no meter. Most such
+/// sources are forged.
 pub const IN_STORM: u8 = 32;
 
 #[cfg(feature = "user")]
 mod user {
     use super::*;
-    use crate::limits::flow::{Asked, Flow, FlowKey};
+    use crate::limits::flow::{Flow, FlowKey, PendingRequest};
     use crate::limits::gcra::{Limits, Pace};
     use crate::limits::meters::Records;
-    use crate::limits::storm::Weather;
-    use crate::lookup::networks::{Bucket, Guide};
+    use crate::limits::storm::StormState;
+    use crate::lookup::networks::{SlotBucket, TableHeader};
 
-    /// Every type here is `bytemuck::Pod`: any bit pattern is valid and there is no padding, which is all that aya's
-    /// marker asks for.
+    /// Every type here is `bytemuck::Pod`: any bit pattern is valid and there is no padding, which
+    /// is all that aya's marker asks for.
     macro_rules! plain {
         ($($type:ty),* $(,)?) => { $(
             // SAFETY: the type is `bytemuck::Pod`, which promises at least as much as `aya::Pod`.
@@ -464,6 +473,25 @@ mod user {
         )* };
     }
 
-    plain!(Source, LedgerKey, LedgerRow, Counters, Responses, CpuState, InterfaceRecord, Event);
-    plain!(Limits, Pace, Weather, Guide, Bucket, FlowKey, Flow, Asked, Records);
+    plain!(
+        IpKey,
+        LedgerKey,
+        LedgerRow,
+        Counters,
+        Responses,
+        CpuState,
+        InterfaceRecord,
+        KernelEvent
+    );
+    plain!(
+        Limits,
+        Pace,
+        StormState,
+        TableHeader,
+        SlotBucket,
+        FlowKey,
+        Flow,
+        PendingRequest,
+        Records
+    );
 }

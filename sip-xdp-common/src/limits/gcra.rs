@@ -1,6 +1,7 @@
-//! Token buckets per source, as the generic cell rate algorithm (ITU-T I.371): one time stamp per bucket, no refill
-//! task, no division. A bucket's stamp is the time at which it would be full again; a packet that would push it
-//! further than the burst into the future is over the limit and costs nothing.
+//! Token buckets per source, as the generic cell rate algorithm (ITU-T I.371): one time stamp per
+//! bucket, no refill task, no division. A bucket's stamp is the time at which it would be full
+//! again; a packet that would push it further than the burst into the future is over the limit and
+//! costs nothing.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -24,8 +25,8 @@ impl Limit {
         Self { interval, burst: interval * count as u64 }
     }
 
-    /// Takes one packet's worth at `now` from a bucket that is full again at `full_at`. Returns the new `full_at`,
-    /// or `None` if the packet is over the limit.
+    /// Takes one packet's worth at `now` from a bucket that is full again at `full_at`. Returns the
+    /// new `full_at`, or `None` if the packet is over the limit.
     #[inline(always)]
     pub const fn take(&self, full_at: u64, now: u64) -> Option<u64> {
         let from = if full_at > now { full_at } else { now };
@@ -43,8 +44,9 @@ pub const fn ticks(now: u64) -> u32 {
     (now >> TICK_BITS) as u32
 }
 
-/// A limit of one source, in ticks, so that a meter is small: it is as exact as its interval is long (to 1 % at 150
-/// packets a second, to 10 % at 1,500; never stricter), and never more than one packet per tick.
+/// A limit of one source, in ticks, so that a meter is small: it is as exact as its interval is
+/// long (to 1 % at 150 packets a second, to 10 % at 1,500; never stricter), and never more than one
+/// packet per tick.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Pace {
@@ -58,8 +60,9 @@ pub struct Pace {
 const MAX_BURST: u64 = 1 << 31;
 
 /// The greatest age of a stamp in ticks, 24 h, when user space refreshes the meters every hour
-/// ([`Meter::refreshed`]). Ticks begin again after 78 h, and a bucket holds 39 h at most: a stamp of up to 25 h is never
-/// taken for one that lies ahead. Without that, whoever was silent for 54 to 78 h would be refused under a limit per day.
+/// ([`Meter::refreshed`]). Ticks begin again after 78 h, and a bucket holds 39 h at most: a stamp
+/// of up to 25 h is never taken for one that lies ahead. Without that, whoever was silent for 54 to
+/// 78 h would be refused under a limit per day.
 pub const OLDEST: u32 = ticks(24 * 3_600 * 1_000_000_000);
 
 impl Pace {
@@ -78,7 +81,8 @@ impl Pace {
         Self { interval: interval as u32, burst: ticks as u32 }
     }
 
-    /// The same with 2^`scale` times as many packets, at once and in the long run, as far as ticks can say it.
+    /// The same with 2^`scale` times as many packets, at once and in the long run, as far as ticks
+    /// can say it.
     #[inline(always)]
     #[must_use]
     pub const fn scaled(&self, scale: u64) -> Self {
@@ -86,9 +90,9 @@ impl Pace {
         Self { interval: if interval == 0 { 1 } else { interval }, burst: self.burst }
     }
 
-    /// Takes one packet's worth at `now` from a bucket that is full again at `full_at`. Returns the new `full_at`, or
-    /// `None` if the packet is over the limit. A time further ahead than the burst is one that the ticks have come
-    /// round to: the bucket is full.
+    /// Takes one packet's worth at `now` from a bucket that is full again at `full_at`. Returns the
+    /// new `full_at`, or `None` if the packet is over the limit. A time further ahead than the
+    /// burst is one that the ticks have come round to: the bucket is full.
     #[inline(always)]
     pub const fn take(&self, full_at: u32, now: u32) -> Option<u32> {
         let ahead = full_at.wrapping_sub(now);
@@ -97,7 +101,8 @@ impl Pace {
         if to > self.burst { None } else { Some(now.wrapping_add(to)) }
     }
 
-    /// How many packets a bucket that is full again at `full_at` would let through at once at `now`.
+    /// How many packets a bucket that is full again at `full_at` would let through at once at
+    /// `now`.
     pub const fn left(&self, full_at: u32, now: u32) -> u32 {
         let ahead = full_at.wrapping_sub(now);
         let from = if ahead > self.burst { 0 } else { ahead };
@@ -124,7 +129,8 @@ pub struct Limits {
     pub requests: Pace,
     /// Responses, keepalives and what cannot be parsed, together.
     pub other: Pace,
-    /// First fragments, and messages longer than the sample of them, together ([`crate::abi::layout::HEAD`]).
+    /// First fragments, and messages longer than the sample of them, together
+    /// ([`crate::abi::layout::HEAD`]).
     pub fragments: Pace,
 }
 
@@ -163,7 +169,7 @@ impl LimitSource for Limits {
 /// Which of the limits a packet ran into.
 #[repr(u8)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Bucket {
+pub enum LimitKind {
     /// [`Limits::register`].
     Register,
     /// [`Limits::requests`].
@@ -176,7 +182,7 @@ pub enum Bucket {
     Fragments,
 }
 
-impl Bucket {
+impl LimitKind {
     /// The name in configuration, events and reasons.
     pub const fn name(self) -> &'static str {
         match self {
@@ -201,7 +207,8 @@ impl Bucket {
     }
 }
 
-/// What the kernel remembers of every unknown source: a quarter of a cache line. All times in [`ticks`].
+/// What the kernel remembers of every unknown source: a quarter of a cache line. All times in
+/// [`ticks`].
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Meter {
@@ -224,23 +231,28 @@ impl Meter {
         Self { mark, requests: now, register: now, other: now }
     }
 
-    /// Charges one message. Returns the limit that it is over, if any. A REGISTER needs room in two buckets, and takes
-    /// from both or from none.
+    /// Charges one message. Returns the limit that it is over, if any. A REGISTER needs room in two
+    /// buckets, and takes from both or from none.
     #[inline(always)]
-    pub fn charge(&mut self, message: Message, now: u32, limits: &impl LimitSource) -> Option<Bucket> {
+    pub fn charge(
+        &mut self,
+        message: Message,
+        now: u32,
+        limits: &impl LimitSource,
+    ) -> Option<LimitKind> {
         if !message.is_request() {
             let Some(full_at) = limits.other().take(self.other, now) else {
-                return Some(Bucket::Other);
+                return Some(LimitKind::Other);
             };
             self.other = full_at;
             return None;
         }
         let Some(requests) = limits.requests().take(self.requests, now) else {
-            return Some(Bucket::Requests);
+            return Some(LimitKind::Requests);
         };
         if matches!(message, Message::Register) {
             let Some(register) = limits.register().take(self.register, now) else {
-                return Some(Bucket::Register);
+                return Some(LimitKind::Register);
             };
             self.register = register;
         }
@@ -260,8 +272,9 @@ impl Meter {
         }
     }
 
-    /// The meter as it is to stand in the table from `now` on, so that its stamps never come round: a stamp that is older
-    /// than [`OLDEST`] is moved up to that. Its bucket has been full all the while, so nothing else changes.
+    /// The meter as it is to stand in the table from `now` on, so that its stamps never come round:
+    /// a stamp that is older than [`OLDEST`] is moved up to that. Its bucket has been full all the
+    /// while, so nothing else changes.
     pub const fn refreshed(self, now: u32) -> Self {
         const fn newer(stamp: u32, now: u32) -> u32 {
             let age = now.wrapping_sub(stamp);
@@ -269,14 +282,21 @@ impl Meter {
             if age > OLDEST && age < MAX_BURST as u32 { now.wrapping_sub(OLDEST) } else { stamp }
         }
         let Self { mark, requests, register, other } = self;
-        Self { mark, requests: newer(requests, now), register: newer(register, now), other: newer(other, now) }
+        Self {
+            mark,
+            requests: newer(requests, now),
+            register: newer(register, now),
+            other: newer(other, now),
+        }
     }
 
-    /// How long all of its buckets have been full at `now`, in ticks: how little would be lost with it.
+    /// How long all of its buckets have been full at `now`, in ticks: how little would be lost with
+    /// it.
     #[inline(always)]
     pub const fn rested(&self, now: u32) -> u32 {
         let [requests, other] = [now.wrapping_sub(self.requests), now.wrapping_sub(self.other)];
-        // Half of all ticks lie ahead: such a bucket is not full yet. REGISTER requests are requests.
+        // Half of all ticks lie ahead: such a bucket is not full yet. REGISTER requests are
+        // requests.
         let requests = if requests > u32::MAX / 2 { 0 } else { requests };
         let other = if other > u32::MAX / 2 { 0 } else { other };
         if requests < other { requests } else { other }
@@ -310,7 +330,10 @@ mod tests {
         for n in 0..50 {
             assert_eq!(meter.charge(Message::Options, ticks(START), &LIMITS), None, "request {n}");
         }
-        assert_eq!(meter.charge(Message::Options, ticks(START), &LIMITS), Some(Bucket::Requests));
+        assert_eq!(
+            meter.charge(Message::Options, ticks(START), &LIMITS),
+            Some(LimitKind::Requests)
+        );
     }
 
     #[test]
@@ -334,7 +357,12 @@ mod tests {
         let over = (0..600)
             .map(|n| (n, meter.charge(Message::Register, ticks(START + n * SECOND / 4), &LIMITS)))
             .find(|(_, over)| over.is_some());
-        assert!(over.is_some_and(|(n, over)| (100..=180).contains(&n) && over == Some(Bucket::Register)), "{over:?}");
+        assert!(
+            over.is_some_and(
+                |(n, over)| (100..=180).contains(&n) && over == Some(LimitKind::Register)
+            ),
+            "{over:?}"
+        );
     }
 
     #[test]
@@ -342,7 +370,9 @@ mod tests {
         let keepalives = (0..10_000).map(|_| (START, Message::Keepalive));
         assert_eq!(passed(keepalives), 300);
         let mut meter = Meter::new(1, ticks(START));
-        for message in [Message::Keepalive, Message::Response, Message::Unparsed].into_iter().cycle().take(900) {
+        for message in
+            [Message::Keepalive, Message::Response, Message::Unparsed].into_iter().cycle().take(900)
+        {
             meter.charge(message, ticks(START), &LIMITS);
         }
         assert_eq!((meter.requests, meter.register), (ticks(START), ticks(START)));
@@ -371,7 +401,8 @@ mod tests {
 
     #[test]
     fn ticks_may_come_round() {
-        // Silent for a minute, an hour, two days, three and a quarter days: the bucket is full again each time.
+        // Silent for a minute, an hour, two days, three and a quarter days: the bucket is full
+        // again each time.
         for silent in [60, 3_600, 48 * 3_600, 78 * 3_600] {
             let mut meter = Meter::new(1, ticks(START));
             for _ in 0..60 {
@@ -382,14 +413,16 @@ mod tests {
         }
     }
 
-    /// A source that keeps to a limit with a long interval is never refused, however long it was silent.
+    /// A source that keeps to a limit with a long interval is never refused, however long it was
+    /// silent.
     #[test]
     fn a_limit_per_day_survives_that_ticks_begin_again() {
         const HOUR: u64 = 3_600 * SECOND;
         for per in [HOUR, 12 * HOUR, 24 * HOUR, 39 * HOUR] {
             for count in [1, 4, 1_000] {
                 let pace = Pace::new(count, per);
-                let limits = Limits { register: pace, requests: pace, other: pace, fragments: pace };
+                let limits =
+                    Limits { register: pace, requests: pace, other: pace, fragments: pace };
                 for silent in 40..320 {
                     let mut meter = Meter::new(1, ticks(START));
                     for message in [Message::Register, Message::Keepalive] {
@@ -411,8 +444,11 @@ mod tests {
     #[test]
     fn refreshing_changes_nothing_that_counts() {
         let now = ticks(START);
-        for (ahead, unchanged) in [(0, true), (1 << 30, true), (u32::MAX, true), (OLDEST.wrapping_neg(), true)] {
-            let meter = Meter { mark: 5, requests: now.wrapping_add(ahead), register: now, other: now };
+        for (ahead, unchanged) in
+            [(0, true), (1 << 30, true), (u32::MAX, true), (OLDEST.wrapping_neg(), true)]
+        {
+            let meter =
+                Meter { mark: 5, requests: now.wrapping_add(ahead), register: now, other: now };
             assert_eq!(meter.refreshed(now) == meter, unchanged, "{ahead}");
         }
         let old = Meter::new(5, now.wrapping_sub(OLDEST + 1)).refreshed(now);
@@ -433,8 +469,8 @@ mod tests {
     }
 
     proptest! {
-        /// Over any stretch of time, a bucket passes at most its burst plus what the rate allows, and a sender that
-        /// stays below the rate is never refused.
+        /// Over any stretch of time, a bucket passes at most its burst plus what the rate allows,
+        /// and a sender that stays below the rate is never refused.
         #[test]
         fn a_bucket_holds_its_rate(count in 1_u32..500, per_ms in 1_u64..100_000,
                                    gaps in prop::collection::vec(0_u64..2_000_000_000, 1..300)) {

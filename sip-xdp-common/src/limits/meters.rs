@@ -1,15 +1,17 @@
-//! The meters of unknown sources: a table of fixed size, in which a newcomer takes the place of whoever in its set has
-//! been silent for longest. Nothing is allocated, so a flood of new sources costs the same as any other.
+//! The meters of unknown sources: a table of fixed size, in which a newcomer takes the place of
+//! whoever in its set has been silent for longest. Nothing is allocated, so a flood of new sources
+//! costs the same as any other.
 //!
-//! A source belongs to one [`Set`] of [`WAYS`], which is a cache line: one access finds its meter, and 65,536 sources fit
-//! in 2 MiB. A meter knows its source by 29 bits of the hash beside those that choose the set; two sources that agree in
-//! all of them share a meter, which chance alone makes happen to one pair in 10^12. What only matters for sources over
-//! a limit is kept elsewhere ([`Records`]). Two CPUs that change one set in the same instant may lose a charge or a
+//! A source belongs to one [`MeterSet`] of [`WAYS`], which is a cache line: one access finds its
+//! meter, and 65,536 sources fit in 2 MiB. A meter knows its source by 29 bits of the hash beside
+//! those that choose the set; two sources that agree in all of them share a meter, which chance
+//! alone makes happen to one pair in 10^12. What only matters for sources over a limit is kept
+//! elsewhere ([`Records`]). Two CPUs that change one set in the same instant may lose a charge or a
 //! newcomer, no more.
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::ip_key::Source;
+use crate::ip_key::IpKey;
 use crate::limits::gcra::Meter;
 use crate::limits::over_limit::Record;
 use crate::lookup::hash;
@@ -17,8 +19,9 @@ use crate::lookup::hash;
 /// How many sources a set holds.
 pub const WAYS: usize = 4;
 
-/// How many sets there are for a capacity of `sources`: a power of two. A set has room for at least twice its share, so
-/// that when the table holds as many as it is meant for, one set in twenty has more members than ways.
+/// How many sets there are for a capacity of `sources`: a power of two. A set has room for at least
+/// twice its share, so that when the table holds as many as it is meant for, one set in twenty has
+/// more members than ways.
 pub const fn sets(sources: u32) -> u32 {
     sources.div_ceil(WAYS as u32 / 2).next_power_of_two()
 }
@@ -26,7 +29,7 @@ pub const fn sets(sources: u32) -> u32 {
 /// Sources whose hashes begin alike.
 #[repr(C, align(64))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-pub struct Set {
+pub struct MeterSet {
     /// Their meters, in no order.
     pub ways: [Meter; WAYS],
 }
@@ -39,7 +42,7 @@ pub struct Records {
     pub ways: [Record; WAYS],
 }
 
-const _: () = assert!(size_of::<Set>() == 64 && size_of::<Records>() == 128);
+const _: () = assert!(size_of::<MeterSet>() == 64 && size_of::<Records>() == 128);
 
 /// In [`Meter::mark`]: the source has a [`Record`].
 pub const RECORDED: u32 = 1;
@@ -51,14 +54,14 @@ const FLAGS: u32 = RECORDED | KNOWN;
 
 /// Where a source belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Home {
+pub struct MeterKey {
     hash: u64,
 }
 
-impl Home {
+impl MeterKey {
     /// Of a source, in a table with this seed.
     #[inline(always)]
-    pub const fn of(source: &Source, seed: u64) -> Self {
+    pub const fn of(source: &IpKey, seed: u64) -> Self {
         let (high, low) = source.words();
         Self { hash: hash::mix(high, low, 0, seed) }
     }
@@ -88,27 +91,30 @@ impl Home {
     }
 }
 
-/// The way of a source's meter; [`WAYS`] or more if it has none. Calculated, not branched on: which of the ways it is, is
-/// as good as random. Two marks at a time: of a single one the compiler sees what is meant, and makes a branch of it.
+/// The way of a source's meter; [`WAYS`] or more if it has none. Calculated, not branched on: which
+/// of the ways it is, is as good as random. Two marks at a time: of a single one the compiler sees
+/// what is meant, and makes a branch of it.
 #[inline(always)]
-pub fn way_of(home: &Home, ways: &[Meter; WAYS]) -> usize {
+pub fn way_of(home: &MeterKey, ways: &[Meter; WAYS]) -> usize {
     const LOWEST: u64 = 0x1_0000_0001;
     let own = home.mark() as u64 * LOWEST;
     let pair = |n: usize| {
         let marks = ways[n].mark as u64 | (ways[n + 1].mark as u64) << 32;
         let differ = marks & (!FLAGS as u64 * LOWEST) ^ own;
-        // The highest bit of each half that is 0, as `!(differ - LOWEST) & !differ` has it: none is 1, so neither borrows
-        // from the other in vain.
+        // The highest bit of each half that is 0, as `!(differ - LOWEST) & !differ` has it: none is
+        // 1, so neither borrows from the other in vain.
         let same = !((LOWEST - 1).wrapping_sub(differ) | differ);
         same >> 31 & 1 | same >> 62 & 2
     };
     let bits = pair(0) | pair(2) << 2;
-    // 1, 2, 4, 8 to 0, 1, 2, 3; two sources that share a mark share the first meter. 0 to a large number.
+    // 1, 2, 4, 8 to 0, 1, 2, 3; two sources that share a mark share the first meter. 0 to a large
+    // number.
     let lowest = bits & bits.wrapping_neg();
     (lowest >> 1).wrapping_sub(lowest >> 3).wrapping_sub((bits == 0) as u64) as usize
 }
 
-/// Which of the meters gives way to a newcomer at `now`, in ticks: a free one, else the one that rested longest.
+/// Which of the meters gives way to a newcomer at `now`, in ticks: a free one, else the one that
+/// rested longest.
 #[inline(always)]
 pub fn least_missed(ways: &[Meter; WAYS], now: u32) -> usize {
     let (mut way, mut longest) = (0, 0);
@@ -136,13 +142,17 @@ mod tests {
             assert_eq!(ways[way].mark, 0, "{way} twice");
             ways[way] = Meter::new(4 + 4 * n as u32, now);
         }
-        assert_eq!(ways[least_missed(&ways, ticks(200 * second))].mark, 4, "the first one is the longest silent");
+        assert_eq!(
+            ways[least_missed(&ways, ticks(200 * second))].mark,
+            4,
+            "the first one is the longest silent"
+        );
     }
 
     #[test]
     fn a_mark_is_never_free_and_fits_its_source() {
         for n in 0..10_000 {
-            let home = Home::of(&Source::v4(n), 3);
+            let home = MeterKey::of(&IpKey::v4(n), 3);
             let mut meter = Meter::new(home.mark(), 0);
             assert!(meter.mark != 0 && home.owns(&meter) && home.set(63) < 64);
             meter.mark |= RECORDED;
@@ -153,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_source_is_found_wherever_it_is() {
-        let home = Home::of(&Source::v4(7), 1);
+        let home = MeterKey::of(&IpKey::v4(7), 1);
         let others: [Meter; WAYS] = std::array::from_fn(|n| Meter::new(8 * n as u32 + 4, 0));
         assert!(way_of(&home, &others) >= WAYS && way_of(&home, &[Meter::default(); WAYS]) >= WAYS);
         for way in 0..WAYS {
@@ -171,10 +181,10 @@ mod tests {
     fn places_spread_and_depend_on_the_seed() {
         for seed in [1, 2, u64::MAX] {
             let marks: std::collections::HashSet<_> =
-                (0..4_096).map(|n| Home::of(&Source::v4(n << 12), seed).sketch()).collect();
+                (0..4_096).map(|n| MeterKey::of(&IpKey::v4(n << 12), seed).sketch()).collect();
             assert!(marks.len() > 3_800, "{}", marks.len());
         }
-        let home = |n, seed| Home::of(&Source::v4(n), seed);
+        let home = |n, seed| MeterKey::of(&IpKey::v4(n), seed);
         let same = (0..4_096).filter(|n| home(*n, 1).sketch() == home(*n, 2).sketch()).count();
         assert!(same < 10, "{same}");
     }

@@ -1,4 +1,5 @@
-//! Rate limits: the token bucket, meters of unknown sources, storms, and the reserve of known flows.
+//! Rate limits: the token bucket, meters of unknown sources, storms, and the reserve of known
+//! flows.
 
 pub mod flow;
 pub mod gcra;

@@ -1,13 +1,13 @@
-//! What is noted of a source from the moment it goes over a limit: what the detector asks about, and when it was last told.
-//! Most sources never have a record, so that a meter stays small.
+//! What is noted of a source from the moment it goes over a limit: what the detector asks about,
+//! and when it was last told. Most sources never have a record, so that a meter stays small.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::limits::gcra::ticks;
 use crate::verdict::Message;
 
-/// The shortest time between two events about one source, in [`ticks`]: 50 ms. Twenty a second are enough to tell one
-/// sender from many, and bound what a flood can make the daemon read.
+/// The shortest time between two events about one source, in [`ticks`]: 50 ms. Twenty a second are
+/// enough to tell one sender from many, and bound what a flood can make the daemon read.
 const EVENT_INTERVAL: u32 = 763;
 
 /// What the kernel notes of a source from the moment it goes over a limit.
@@ -55,7 +55,8 @@ impl Record {
         }
     }
 
-    /// Notes that the message was over a limit. Returns whether the daemon should hear of this very packet.
+    /// Notes that the message was over a limit. Returns whether the daemon should hear of this very
+    /// packet.
     #[inline(always)]
     pub fn note_limited(&mut self, now: u64) -> bool {
         self.limited = self.limited.saturating_add(1);
@@ -78,7 +79,8 @@ mod tests {
     fn events_about_one_source_keep_their_distance() {
         let mut record = Record::default();
         record.begin(1, START);
-        let reports = (0..2_000).filter(|n| record.note_limited(START + n * SECOND / 1_000)).count();
+        let reports =
+            (0..2_000).filter(|n| record.note_limited(START + n * SECOND / 1_000)).count();
         assert!((35..=40).contains(&reports), "{reports} events in two seconds");
         assert_eq!(record.limited, 2_000);
     }

@@ -1,17 +1,19 @@
-//! Storms: more distinct new sources in a second than can be real, which is what a flood with forged sources looks like.
+//! Storms: more distinct new sources in a second than can be real, which is what a flood with
+//! forged sources looks like.
 //!
-//! Each source that has no meter leaves a mark in a sketch: one word out of [`MARKS`], chosen by a seeded hash, so that
-//! nobody can aim. A mark is the number of the window, in 32 bits: it does not come round for 146 years, so no mark of
-//! the past counts in a later window and nothing needs to be cleared. Marks that are
-//! new count the distinct sources of the window; one heavy sender leaves one. Beyond a threshold it is a storm, and for
-//! the time being strangers share one budget and (nearly) none of them is given a meter: memory and cost stay flat, and
-//! sources with a meter keep theirs.
+//! Each source that has no meter leaves a mark in a sketch: one word out of [`MARKS`], chosen by a
+//! seeded hash, so that nobody can aim. A mark is the number of the window, in 32 bits: it does not
+//! come round for 146 years, so no mark of the past counts in a later window and nothing needs to
+//! be cleared. Marks that are new count the distinct sources of the window; one heavy sender leaves
+//! one. Beyond a threshold it is a storm, and for the time being strangers share one budget and
+//! (nearly) none of them is given a meter: memory and cost stay flat, and sources with a meter keep
+//! theirs.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::limits::gcra::Limit;
-/// How many marks the sketch has. At the largest threshold of half of it, two sources in five share a mark with
-/// another, and the estimate is 21 % low; at the default of 2,000 it is 1.5 % low.
+/// How many marks the sketch has. At the largest threshold of half of it, two sources in five share
+/// a mark with another, and the estimate is 21 % low; at the default of 2,000 it is 1.5 % low.
 pub const MARKS: usize = 1 << 16;
 
 /// The largest threshold that the sketch can tell.
@@ -20,10 +22,12 @@ pub const MAX_NEW_SOURCES: u64 = MARKS as u64 / 2;
 /// A window is this power of two of nanoseconds: 1.07 s.
 const WINDOW_BITS: u32 = 30;
 
-/// How long a storm goes on after the last window that was over the threshold, in nanoseconds: two windows.
+/// How long a storm goes on after the last window that was over the threshold, in nanoseconds: two
+/// windows.
 const CALM: u64 = 2 << WINDOW_BITS;
 
-/// How many strangers are given a meter in a storm. Slow enough that 65,536 meters of real sources last for 20 minutes.
+/// How many strangers are given a meter in a storm. Slow enough that 65,536 meters of real sources
+/// last for 20 minutes.
 pub const NEWCOMERS: Limit = Limit::new(50, 1_000_000_000);
 
 /// What a storm is, and what strangers may send in one.
@@ -42,15 +46,17 @@ impl StormLimits {
     /// `count` distinct new sources in `per` nanoseconds are no storm.
     pub const fn new(count: u32, per: u64, budget: Limit) -> Self {
         let in_window = ((count as u128) << WINDOW_BITS) / per as u128;
-        let new_sources = if in_window > MAX_NEW_SOURCES as u128 { MAX_NEW_SOURCES } else { in_window as u64 };
+        let new_sources =
+            if in_window > MAX_NEW_SOURCES as u128 { MAX_NEW_SOURCES } else { in_window as u64 };
         Self { new_sources, budget }
     }
 }
 
-/// The weather, shared by all CPUs. Two CPUs that write it in the same instant may lose a count, no more.
+/// The weather, shared by all CPUs. Two CPUs that write it in the same instant may lose a count, no
+/// more.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct Weather {
+pub struct StormState {
     /// The number of the present window.
     pub window: u64,
     /// Distinct new sources in it so far.
@@ -67,11 +73,11 @@ pub struct Weather {
     pub response_unseen: u64,
 }
 
-const _: () = assert!(size_of::<Weather>() == 56);
+const _: () = assert!(size_of::<StormState>() == 56);
 
 /// What a source without a meter meets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Welcome {
+pub enum NewSourcePolicy {
     /// Fair weather: it is given a meter.
     Meter,
     /// A storm, but its packet is within the budget; it stays a stranger.
@@ -83,17 +89,22 @@ pub enum Welcome {
 /// One mark of the sketch.
 pub type Mark = u32;
 
-/// The mark of the window at `now`: never 0, which is what an untouched sketch holds. The clock's 64 bits of nanoseconds
-/// make 34 bits of windows, of which 32 last for 146 years.
+/// The mark of the window at `now`: never 0, which is what an untouched sketch holds. The clock's
+/// 64 bits of nanoseconds make 34 bits of windows, of which 32 last for 146 years.
 #[inline(always)]
 pub const fn window_mark(now: u64) -> Mark {
     ((now >> WINDOW_BITS) as Mark).wrapping_add(1)
 }
 
-impl Weather {
+impl StormState {
     /// Notes a source without a meter, whose mark was `found`, at `now`, and says what it meets.
     #[inline(always)]
-    pub fn meet(&mut self, found: Mark, now: u64, limits: &StormLimits) -> Welcome {
+    pub fn on_new_source(
+        &mut self,
+        found: Mark,
+        now: u64,
+        limits: &StormLimits,
+    ) -> NewSourcePolicy {
         let window = now >> WINDOW_BITS;
         if self.window != window {
             self.window = window;
@@ -106,18 +117,18 @@ impl Weather {
             }
         }
         if !self.is_storm(now) {
-            return Welcome::Meter;
+            return NewSourcePolicy::Meter;
         }
         let Some(budget) = limits.budget.take(self.budget, now) else {
-            return Welcome::Drop;
+            return NewSourcePolicy::Drop;
         };
         self.budget = budget;
         match NEWCOMERS.take(self.newcomers, now) {
             Some(newcomers) => {
                 self.newcomers = newcomers;
-                Welcome::Meter
+                NewSourcePolicy::Meter
             }
-            None => Welcome::Pass,
+            None => NewSourcePolicy::Pass,
         }
     }
 
@@ -141,8 +152,8 @@ impl Weather {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ip_key::Source;
-    use crate::limits::meters::Home;
+    use crate::ip_key::IpKey;
+    use crate::limits::meters::MeterKey;
 
     const SECOND: u64 = 1_000_000_000;
     const START: u64 = 1_000 << WINDOW_BITS;
@@ -150,19 +161,19 @@ mod tests {
 
     struct Sketch {
         marks: Vec<Mark>,
-        weather: Weather,
+        storm_state: StormState,
     }
 
     impl Sketch {
         fn new() -> Self {
-            Self { marks: vec![0; MARKS], weather: Weather::default() }
+            Self { marks: vec![0; MARKS], storm_state: StormState::default() }
         }
 
-        fn meet(&mut self, source: u32, now: u64) -> Welcome {
-            let mark = &mut self.marks[Home::of(&Source::v4(source), 7).sketch()];
-            let welcome = self.weather.meet(*mark, now, &LIMITS);
+        fn on_new_source(&mut self, source: u32, now: u64) -> NewSourcePolicy {
+            let mark = &mut self.marks[MeterKey::of(&IpKey::v4(source), 7).sketch()];
+            let policy = self.storm_state.on_new_source(*mark, now, &LIMITS);
             *mark = window_mark(now);
-            welcome
+            policy
         }
     }
 
@@ -170,8 +181,8 @@ mod tests {
     fn many_new_sources_are_a_storm() {
         let mut sketch = Sketch::new();
         let storm_at = (0..10_000).find(|n| {
-            sketch.meet(*n, START + u64::from(*n));
-            sketch.weather.is_storm(START + u64::from(*n))
+            sketch.on_new_source(*n, START + u64::from(*n));
+            sketch.storm_state.is_storm(START + u64::from(*n))
         });
         // 2,000 a second are 2,147 in a window; sources that share a mark are counted once.
         assert!(storm_at.is_some_and(|n| (2_147..=2_300).contains(&n)), "{storm_at:?}");
@@ -181,7 +192,10 @@ mod tests {
     fn one_heavy_sender_is_none() {
         let mut sketch = Sketch::new();
         for n in 0..1_000_000 {
-            assert_eq!(sketch.meet(n % 1_000, START + u64::from(n) * 1_000), Welcome::Meter);
+            assert_eq!(
+                sketch.on_new_source(n % 1_000, START + u64::from(n) * 1_000),
+                NewSourcePolicy::Meter
+            );
         }
     }
 
@@ -190,24 +204,37 @@ mod tests {
         let mut sketch = Sketch::new();
         for n in 0..60_000_u32 {
             // 1,800 a second for half a minute.
-            assert_eq!(sketch.meet(n, START + u64::from(n) * SECOND / 1_800), Welcome::Meter, "source {n}");
+            assert_eq!(
+                sketch.on_new_source(n, START + u64::from(n) * SECOND / 1_800),
+                NewSourcePolicy::Meter,
+                "source {n}"
+            );
         }
     }
 
-    /// Marks that an earlier flood left are no marks of this window, whatever number it has: 255 windows later (when a
-    /// mark of one byte would come round), 65,535 (two bytes), and any others.
+    /// Marks that an earlier flood left are no marks of this window, whatever number it has: 255
+    /// windows later (when a mark of one byte would come round), 65,535 (two bytes), and any
+    /// others.
     #[test]
     fn an_earlier_flood_does_not_hide_a_later_one() {
         for apart in [1, 2, 254, 255, 256, 510, 2_550, 65_535, 65_536, 131_070] {
             let mut sketch = Sketch::new();
-            (0..100_000)
-                .for_each(|n| assert!(matches!(sketch.meet(n, START), Welcome::Meter | Welcome::Pass | Welcome::Drop)));
+            (0..100_000).for_each(|n| {
+                assert!(matches!(
+                    sketch.on_new_source(n, START),
+                    NewSourcePolicy::Meter | NewSourcePolicy::Pass | NewSourcePolicy::Drop
+                ))
+            });
             let later = START + (apart << WINDOW_BITS);
-            sketch.weather.storm_until = 0;
-            (200_000..202_000).for_each(|n| assert_eq!(sketch.meet(n, later), Welcome::Meter));
+            sketch.storm_state.storm_until = 0;
+            (200_000..202_000)
+                .for_each(|n| assert_eq!(sketch.on_new_source(n, later), NewSourcePolicy::Meter));
             // Of 2,000 sources 1.5 % share a mark with another one.
-            let counted = sketch.weather.new_sources;
-            assert!((1_940..=2_000).contains(&counted), "{counted} of 2,000 sources after {apart} windows");
+            let counted = sketch.storm_state.new_sources;
+            assert!(
+                (1_940..=2_000).contains(&counted),
+                "{counted} of 2,000 sources after {apart} windows"
+            );
         }
     }
 
@@ -217,16 +244,20 @@ mod tests {
         let mut counts = [0_u32; 3];
         for n in 0..1_000_000_u32 {
             // 100,000 a second for ten seconds.
-            match sketch.meet(n, START + u64::from(n) * SECOND / 100_000) {
-                Welcome::Meter => counts[0] += 1,
-                Welcome::Pass => counts[1] += 1,
-                Welcome::Drop => counts[2] += 1,
+            match sketch.on_new_source(n, START + u64::from(n) * SECOND / 100_000) {
+                NewSourcePolicy::Meter => counts[0] += 1,
+                NewSourcePolicy::Pass => counts[1] += 1,
+                NewSourcePolicy::Drop => counts[2] += 1,
             }
         }
         let [meters, passed, dropped] = counts;
         assert!(meters < 2_300 + 50 * 11 + 50, "{meters} meters");
         assert!(meters + passed < 2_300 + 500 * 11, "{passed} passed");
         assert_eq!(meters + passed + dropped, 1_000_000);
-        assert_eq!(sketch.meet(5, START + 10 * SECOND + CALM + 1), Welcome::Meter, "calm again");
+        assert_eq!(
+            sketch.on_new_source(5, START + 10 * SECOND + CALM + 1),
+            NewSourcePolicy::Meter,
+            "calm again"
+        );
     }
 }

@@ -1,13 +1,16 @@
-//! IPv4 hosts that feeds list: what nearly all of a long list is, and so kept once more beside the table of networks. Of a
-//! million it takes a sixteenth of that table's memory, and one look at 16 bytes says whether a host is among them.
+//! IPv4 hosts that feeds list: what nearly all of a long list is, and so kept once more beside the
+//! table of networks. Of a million it takes a sixteenth of that table's memory, and one look at 16
+//! bytes says whether a host is among them.
 //!
-//! An address is mixed, and falls into the number of a [`Row`] and a mark of 15 bits. Mixing loses nothing, and the two
-//! have all of its bits between them, so no two hosts have both in common: a mark that is found in its row is no guess.
-//! Hosts for which a row has no room, and those that only others than feeds block, are counted in it: where there are any,
-//! who is not found is looked for in the table of networks, in which everybody stands.
+//! An address is mixed, and falls into the number of a [`Row`] and a mark of 15 bits. Mixing loses
+//! nothing, and the two have all of its bits between them, so no two hosts have both in common: a
+//! mark that is found in its row is no guess. Hosts for which a row has no room, and those that
+//! only others than feeds block, are counted in it: where there are any, who is not found is looked
+//! for in the table of networks, in which everybody stands.
 
-/// Four lanes of 16 bits in each word, the lowest bits first: the marks of [`MARKS`] hosts in any order, 0 where there is
-/// none, and in the last lane how many hosts of this row are to be looked for elsewhere.
+/// Four lanes of 16 bits in each word, the lowest bits first: the marks of [`MARKS`] hosts in any
+/// order, 0 where there is none, and in the last lane how many hosts of this row are to be looked
+/// for elsewhere.
 pub type Row = [u64; 2];
 
 /// How many marks a row has room for.
@@ -23,8 +26,8 @@ const HIGHEST: u64 = LOWEST << 15;
 /// The fewest rows for which their numbers and the 15 bits of a mark are all of an address.
 const FEWEST: u32 = 1 << 17;
 
-/// How many rows there are for a capacity of `networks`: a power of two, so that at most four hosts are of a row, on
-/// average: then one in thirty or fewer is to be looked for elsewhere.
+/// How many rows there are for a capacity of `networks`: a power of two, so that at most four hosts
+/// are of a row, on average: then one in thirty or fewer is to be looked for elsewhere.
 pub const fn rows(networks: u32) -> u32 {
     let wanted = networks.div_ceil(4).next_power_of_two();
     if wanted < FEWEST { FEWEST } else { wanted }
@@ -32,28 +35,29 @@ pub const fn rows(networks: u32) -> u32 {
 
 /// What a row says of a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Says {
+pub enum RowMatch {
     /// No list has it.
     Unlisted,
     /// A feed lists it.
-    Fed,
+    FeedHost,
     /// The table of networks is to be asked.
-    Ask,
+    AskTable,
 }
 
 /// Where a host's mark stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Home {
+pub struct RowKey {
     /// The number of the row.
     pub row: u32,
     /// The mark: never 0.
     pub mark: u16,
 }
 
-impl Home {
-    /// Of an IPv4 address in host order, in tables that are hashed with this [`seed`](crate::lookup::networks::Hashing) and
-    /// this shift. The constants are those of two well-known hashes (32 bits of the golden ratio,
-    /// and MurmurHash3's finalizer); what matters is that each step can be undone, and mixes.
+impl RowKey {
+    /// Of an IPv4 address in host order, in tables that are hashed with this
+    /// [`seed`](crate::lookup::networks::Hashing) and this shift. The constants are those of two
+    /// well-known hashes (32 bits of the golden ratio, and MurmurHash3's finalizer); what matters
+    /// is that each step can be undone, and mixes.
     #[inline(always)]
     pub const fn of(address: u32, seed: u64, row_shift: u32) -> Self {
         let mixed = (address ^ seed as u32).wrapping_mul(0x9e37_79b1);
@@ -64,21 +68,22 @@ impl Home {
 
     /// Looks at this home's row.
     #[inline(always)]
-    pub const fn look(&self, row: &Row) -> Says {
+    pub const fn look(&self, row: &Row) -> RowMatch {
         let mark = self.mark as u64 * LOWEST;
         // A lane is 0 here where the mark is; the last holds no mark.
         let [first, last] = [row[0] ^ mark, (row[1] ^ mark) | 1 << ELSEWHERE_SHIFT];
         if highest_bits(first) & highest_bits(last) & HIGHEST != HIGHEST {
-            Says::Fed
+            RowMatch::FeedHost
         } else if row[1] >> ELSEWHERE_SHIFT != 0 {
-            Says::Ask
+            RowMatch::AskTable
         } else {
-            Says::Unlisted
+            RowMatch::Unlisted
         }
     }
 }
 
-/// The highest bit of each lane, unless it is 0; of one that is 1 it may be missing, if there is a 0 below.
+/// The highest bit of each lane, unless it is 0; of one that is 1 it may be missing, if there is a
+/// 0 below.
 #[inline(always)]
 const fn highest_bits(lanes: u64) -> u64 {
     // `!(lanes - LOWEST)`, in one step less.
@@ -92,65 +97,85 @@ mod tests {
     use super::*;
     use crate::lookup::networks::Hashing;
 
-    fn homes(networks: u32) -> impl Fn(u32) -> Home {
+    fn row_keys(networks: u32) -> impl Fn(u32) -> RowKey {
         let Hashing { seed, row_shift, .. } = Hashing::new(0x1234_5678_9abc_def1, networks, 64);
-        move |address| Home::of(address, seed, row_shift)
+        move |address| RowKey::of(address, seed, row_shift)
     }
 
     #[test]
     fn no_two_hosts_have_row_and_mark_in_common() {
         for networks in [16, 1 << 20, 1 << 21, u32::MAX] {
-            let home = homes(networks);
-            let homes = |n: u32| [n, n << 12, n.reverse_bits()].map(|address| (address, home(address)));
-            let (addresses, places): (HashSet<_>, HashSet<_>) =
-                (0..1 << 18).flat_map(homes).map(|(address, home)| (address, (home.row, home.mark))).unzip();
+            let row_key = row_keys(networks);
+            let row_keys =
+                |n: u32| [n, n << 12, n.reverse_bits()].map(|address| (address, row_key(address)));
+            let (addresses, places): (HashSet<_>, HashSet<_>) = (0..1 << 18)
+                .flat_map(row_keys)
+                .map(|(address, row_key)| (address, (row_key.row, row_key.mark)))
+                .unzip();
             assert_eq!(addresses.len(), places.len());
             assert!(places.iter().all(|(row, mark)| *row < rows(networks) && *mark != 0));
         }
         // All of those of one row, which is where it could go wrong.
-        let home = homes(1);
-        let of_row = (0..=u32::MAX >> 7).map(|n| home(n << 7)).filter(|home| home.row == 77);
-        let marks: Vec<u16> = of_row.map(|home| home.mark).collect();
-        assert!(marks.len() > 200 && marks.iter().collect::<HashSet<_>>().len() == marks.len(), "{}", marks.len());
+        let row_key = row_keys(1);
+        let of_row =
+            (0..=u32::MAX >> 7).map(|n| row_key(n << 7)).filter(|row_key| row_key.row == 77);
+        let marks: Vec<u16> = of_row.map(|row_key| row_key.mark).collect();
+        assert!(
+            marks.len() > 200 && marks.iter().collect::<HashSet<_>>().len() == marks.len(),
+            "{}",
+            marks.len()
+        );
     }
 
     #[test]
     fn a_mark_is_found_where_it_stands_and_nowhere_else() {
-        let homes: Vec<Home> = (0..400_u32).map(|n| n.wrapping_mul(0x0101_0107)).map(homes(1)).collect();
+        let row_keys: Vec<RowKey> =
+            (0..400_u32).map(|n| n.wrapping_mul(0x0101_0107)).map(row_keys(1)).collect();
         let with = |lane: usize, mark: u16, mut row: Row| {
-            row[lane / 4] = row[lane / 4] & !(0xffff << (lane % 4 * 16)) | u64::from(mark) << (lane % 4 * 16);
+            row[lane / 4] =
+                row[lane / 4] & !(0xffff << (lane % 4 * 16)) | u64::from(mark) << (lane % 4 * 16);
             row
         };
-        for (n, home) in homes.iter().enumerate() {
-            assert_eq!(home.look(&[0; 2]), Says::Unlisted);
-            assert_eq!(home.look(&with(MARKS, 1, [0; 2])), Says::Ask);
+        for (n, row_key) in row_keys.iter().enumerate() {
+            assert_eq!(row_key.look(&[0; 2]), RowMatch::Unlisted);
+            assert_eq!(row_key.look(&with(MARKS, 1, [0; 2])), RowMatch::AskTable);
             // The number of those that are elsewhere is none.
-            assert_eq!(home.look(&with(MARKS, home.mark, [0; 2])), Says::Ask);
+            assert_eq!(row_key.look(&with(MARKS, row_key.mark, [0; 2])), RowMatch::AskTable);
             // Among marks that differ in one bit, and others.
-            let others = |lane: usize| match homes[(n + lane + 1) % homes.len()].mark {
-                mark if mark == home.mark || lane.is_multiple_of(2) => home.mark ^ (1 << (lane % 15)),
+            let others = |lane: usize| match row_keys[(n + lane + 1) % row_keys.len()].mark {
+                mark if mark == row_key.mark || lane.is_multiple_of(2) => {
+                    row_key.mark ^ (1 << (lane % 15))
+                }
                 mark => mark,
             };
             let full = (0..MARKS).fold([0; 2], |row, lane| with(lane, others(lane), row));
-            assert_eq!(home.look(&full), Says::Unlisted, "{home:?} {full:x?}");
+            assert_eq!(row_key.look(&full), RowMatch::Unlisted, "{row_key:?} {full:x?}");
             for lane in 0..MARKS {
                 for row in [[0; 2], full, with(MARKS, 3, full)] {
-                    assert_eq!(home.look(&with(lane, home.mark, row)), Says::Fed, "{home:?} {row:x?}");
+                    assert_eq!(
+                        row_key.look(&with(lane, row_key.mark, row)),
+                        RowMatch::FeedHost,
+                        "{row_key:?} {row:x?}"
+                    );
                 }
             }
         }
     }
 
-    /// Feeds list what lies together, or what lies in step. Few are to be looked for elsewhere at the capacity.
+    /// Feeds list what lies together, or what lies in step. Few are to be looked for elsewhere at
+    /// the capacity.
     #[test]
     fn rows_have_room() {
         let networks = 1 << 20;
         for step in [1, 3, 7, 16, 255, 256, 1 << 11, 4_093] {
-            let home = homes(networks);
+            let row_key = row_keys(networks);
             let mut used = vec![0_u32; rows(networks) as usize];
-            (0..networks).for_each(|n| used[home(n.wrapping_mul(step)).row as usize] += 1);
+            (0..networks).for_each(|n| used[row_key(n.wrapping_mul(step)).row as usize] += 1);
             let elsewhere: u32 = used.iter().map(|used| used.saturating_sub(MARKS as u32)).sum();
-            assert!(elsewhere < networks / 25, "step {step}: {elsewhere} of {networks} are elsewhere");
+            assert!(
+                elsewhere < networks / 25,
+                "step {step}: {elsewhere} of {networks} are elsewhere"
+            );
         }
     }
 }

@@ -1,5 +1,6 @@
-//! The table of networks that the kernel and user space share: its layout, where a network stands in it, and how it is
-//! to be read. Looking things up is in [`crate::lookup::search`]; writing is user space's.
+//! The table of networks that the kernel and user space share: its layout, where a network stands
+//! in it, and how it is to be read. Looking things up is in [`crate::lookup::search`]; writing is
+//! user space's.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -15,15 +16,16 @@ pub const WAYS: usize = 8;
 /// The most networks with the same fingerprint in one bucket; the writer sees to it.
 pub const ALIKE: usize = 3;
 
-/// How many buckets make a group. With groups of 16, one table in a hundred that is filled to its capacity has a crowded
-/// group; with 64, none in thousands.
+/// How many buckets make a group. With groups of 16, one table in a hundred that is filled to its
+/// capacity has a crowded group; with 64, none in thousands.
 pub const GROUP: usize = 64;
 
 /// The fingerprints of a group: a byte for each slot, a word for each bucket.
 pub type Prints = [u64; GROUP];
 
-/// How many buckets there are for a capacity of `networks`: a power of two, so that at most half of the slots are used.
-/// With two buckets to choose from, both of a network's are then full so rarely that nobody will see it.
+/// How many buckets there are for a capacity of `networks`: a power of two, so that at most half of
+/// the slots are used. With two buckets to choose from, both of a network's are then full so rarely
+/// that nobody will see it.
 pub const fn buckets(networks: u32) -> u32 {
     let wanted = networks.div_ceil(WAYS as u32 / 2).next_power_of_two();
     if wanted < GROUP as u32 { GROUP as u32 } else { wanted }
@@ -36,10 +38,10 @@ pub enum Kind {
     /// Never dropped.
     Trusted = 0x0000,
     /// Not judged as one: hosts that must not share a fate live in it.
-    Apart = 0x0200,
+    PerHost = 0x0200,
     /// Dropped.
     Blocked = 0x0400,
-    /// A host that something is known of: see [`Standing`].
+    /// A host that something is known of: see [`Reputation`].
     Known = 0x0600,
     /// May talk under the policy `closed`.
     Admitted = 0x2000,
@@ -47,7 +49,8 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, in the order in which they are looked for.
-    pub const ALL: [Self; 5] = [Self::Trusted, Self::Known, Self::Apart, Self::Admitted, Self::Blocked];
+    pub const ALL: [Self; 5] =
+        [Self::Trusted, Self::Known, Self::PerHost, Self::Admitted, Self::Blocked];
 
     /// What the networks of a list are to the kernel.
     pub const fn of(list: List) -> Self {
@@ -76,9 +79,11 @@ pub const FEED: u64 = 0x800;
 pub const CLAIMED: u64 = 0x1000;
 /// [`Slot::state`] of a blocked network: an operator lists it, or the configuration.
 pub const OWN: u64 = 0x4000;
-/// [`Slot::state`] of a known host: some of its ports are banned, or known good ([`crate::limits::flow`]).
+/// [`Slot::state`] of a known host: some of its ports are banned, or known good
+/// ([`crate::limits::flow`]).
 pub const FLOWS: u64 = 0x8000;
-/// [`Slot::state`] of a blocked network: UDP alone is dropped. The bit is that of [`FLOWS`], of another kind.
+/// [`Slot::state`] of a blocked network: UDP alone is dropped. The bit is that of [`FLOWS`], of
+/// another kind.
 pub const UDP_ONLY: u64 = 0x8000;
 /// One dropped packet in [`Slot::state`]. The counter is the upper 48 bits.
 pub const HIT: u64 = 1 << 16;
@@ -87,20 +92,23 @@ pub const HIT: u64 = 1 << 16;
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Slot {
-    /// The first half of the network's address, as [`Source::words`](crate::ip_key::Source::words) gives it.
+    /// The first half of the network's address, as [`IpKey::words`](crate::ip_key::IpKey::words)
+    /// gives it.
     pub high: u64,
     /// The second half.
     pub low: u64,
-    /// When the listing ends, in nanoseconds of the filter's clock, or [`NEVER`](crate::abi::layout::NEVER).
+    /// When the listing ends, in nanoseconds of the filter's clock, or
+    /// [`NEVER`](crate::abi::layout::NEVER).
     pub expires: u64,
-    /// Label, flags and, in the upper 48 bits, hits; for a known host its [`Standing`].
+    /// Label, flags and, in the upper 48 bits, hits; for a known host its [`Reputation`].
     pub state: u64,
 }
 
-/// What is known of a host, in the upper 48 bits of [`Slot::state`]: until when it is known good, until when it is a peer,
-/// and how generous its limit is. Each end is 22 bits of units of 2^30 ns, so an end must be less than 26 days ahead.
+/// What is known of a host, in the upper 48 bits of [`Slot::state`]: until when it is known good,
+/// until when it is a peer, and how generous its limit is. Each end is 22 bits of units of 2^30 ns,
+/// so an end must be less than 26 days ahead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Standing(u64);
+pub struct Reputation(u64);
 
 /// How many bits an end has, and the unit that it counts in, as a power of two of nanoseconds.
 const END_BITS: u32 = 22;
@@ -110,14 +118,16 @@ const END_MASK: u64 = (1 << END_BITS) - 1;
 /// The scale of a host that is under suspicion: it may send one request a second.
 pub const SUSPECT: u64 = 15;
 
-/// The scale of a host that was known good, and is not any more: it is limited like others, but no stranger in a storm.
+/// The scale of a host that was known good, and is not any more: it is limited like others, but no
+/// stranger in a storm.
 pub const FORMER: u64 = 14;
 
-impl Standing {
+impl Reputation {
     /// The longest time ahead that an end can say, in nanoseconds: 26 days.
     pub const LONGEST: u64 = (END_MASK / 2 - 1) << END_UNIT;
 
-    /// Until these times in nanoseconds of the filter's clock, 0 for never. An end is rounded up by at most 1.07 s.
+    /// Until these times in nanoseconds of the filter's clock, 0 for never. An end is rounded up by
+    /// at most 1.07 s.
     pub const fn new(good_until: u64, peer_until: u64, scale: u64) -> Self {
         const fn end(until: u64) -> u64 {
             // 0 says never: an end that would come out so is one unit later.
@@ -171,7 +181,7 @@ impl Standing {
     /// When both ends are, in nanoseconds, 0 where there is none or it is over at `now`.
     pub const fn ends(&self, now: u64) -> (u64, u64) {
         const fn end(field: u64, now: u64) -> u64 {
-            let left = Standing::left(field, now);
+            let left = Reputation::left(field, now);
             if left == 0 { 0 } else { ((now >> END_UNIT) + left) << END_UNIT }
         }
         (end(self.0 >> 16, now), end(self.0 >> (16 + END_BITS), now))
@@ -189,12 +199,12 @@ impl Standing {
 /// Where a network may stand.
 #[repr(C, align(64))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-pub struct Bucket {
+pub struct SlotBucket {
     /// In no order.
     pub slots: [Slot; WAYS],
 }
 
-const _: () = assert!(size_of::<Slot>() == 32 && size_of::<Bucket>() == 256);
+const _: () = assert!(size_of::<Slot>() == 32 && size_of::<SlotBucket>() == 256);
 
 /// A length that occurs on a list.
 #[repr(C)]
@@ -216,7 +226,7 @@ impl Length {
     }
 }
 
-/// Where the lengths of IPv6 networks begin in [`Guide::lengths`]; those of IPv4 begin at 0.
+/// Where the lengths of IPv6 networks begin in [`TableHeader::lengths`]; those of IPv4 begin at 0.
 pub const IPV6_LENGTHS: usize = 128;
 
 /// The most lengths that a family can have, all kinds together.
@@ -227,8 +237,8 @@ pub(crate) const VERSION: usize = 512;
 
 const _: () = assert!(IPV6_LENGTHS + MAX_LENGTHS <= VERSION);
 
-/// How networks and sources are hashed. It is chosen when the tables are made, and stays as long as they do: programs have
-/// it in a read-only global, which costs them no look-up.
+/// How networks and sources are hashed. It is chosen when the tables are made, and stays as long as
+/// they do: programs have it in a read-only global, which costs them no look-up.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Hashing {
@@ -238,7 +248,8 @@ pub struct Hashing {
     pub bucket_mask: u32,
     /// The number of sets of sources ([`crate::limits::meters`]) less one.
     pub set_mask: u32,
-    /// How far a mixed IPv4 address is to be shifted right for the number of its row ([`crate::lookup::host_rows`]).
+    /// How far a mixed IPv4 address is to be shifted right for the number of its row
+    /// ([`crate::lookup::host_rows`]).
     pub row_shift: u32,
     /// Zero.
     pub pad: u32,
@@ -248,15 +259,21 @@ impl Hashing {
     /// In tables for a capacity of `networks` and of `sources`.
     pub const fn new(seed: u64, networks: u32, sources: u32) -> Self {
         let row_shift = u32::BITS - host_rows::rows(networks).ilog2();
-        Self { seed, bucket_mask: buckets(networks) - 1, set_mask: sets(sources) - 1, row_shift, pad: 0 }
+        Self {
+            seed,
+            bucket_mask: buckets(networks) - 1,
+            set_mask: sets(sources) - 1,
+            row_shift,
+            pad: 0,
+        }
     }
 }
 
-/// How to read the tables of lists and sources. There are two versions of the lengths: one that is in force, and one that
-/// is being written.
+/// How to read the tables of lists and sources. There are two versions of the lengths: one that is
+/// in force, and one that is being written.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-pub struct Guide {
+pub struct TableHeader {
     /// How networks and sources are hashed.
     pub hashing: Hashing,
     /// IPv4 networks that are blocked.
@@ -269,13 +286,14 @@ pub struct Guide {
     pub pad: u32,
     /// By version: how many lengths occur in IPv4 and in IPv6.
     pub counts: [[u32; 2]; 2],
-    /// By version, then by family, the lengths that occur, in the order of [`Kind::ALL`], the longest first.
+    /// By version, then by family, the lengths that occur, in the order of [`Kind::ALL`], the
+    /// longest first.
     pub lengths: [[Length; VERSION]; 2],
 }
 
-const _: () = assert!(size_of::<Guide>() == 56 + 2 * VERSION * 24);
+const _: () = assert!(size_of::<TableHeader>() == 56 + 2 * VERSION * 24);
 
-impl Guide {
+impl TableHeader {
     /// How to read empty tables.
     pub fn new(hashing: Hashing) -> Self {
         Self { hashing, ..Self::zeroed() }
@@ -293,7 +311,8 @@ impl Hashed {
         Self(hash::mix(high, low, label, seed))
     }
 
-    /// The two buckets, of a number less one that is a power of two: of the same group, and never the same.
+    /// The two buckets, of a number less one that is a power of two: of the same group, and never
+    /// the same.
     #[inline(always)]
     pub const fn buckets(&self, mask: u32) -> [u32; 2] {
         let first = self.0 as u32 & mask;
@@ -336,17 +355,21 @@ mod tests {
         const SECOND: u64 = 1_000_000_000;
         // Across the point where 22 bits begin again, too.
         for start in [1, 77 * SECOND, (1 << 52) - 3_000 * SECOND, (1 << 52) - 1, 1 << 53] {
-            for length in [2 * SECOND, 3_600 * SECOND, 24 * 3_600 * SECOND, Standing::LONGEST] {
-                let good = Standing::new(start + length, 0, 3);
-                assert!(good.is_good(start) && good.is_good(start + length - 1), "{start} {length}");
+            for length in [2 * SECOND, 3_600 * SECOND, 24 * 3_600 * SECOND, Reputation::LONGEST] {
+                let good = Reputation::new(start + length, 0, 3);
+                assert!(
+                    good.is_good(start) && good.is_good(start + length - 1),
+                    "{start} {length}"
+                );
                 assert!(!good.is_good(start + length + 2 * SECOND), "{start} {length}");
                 assert!(!good.is_peer(start) && good.scale() == 3);
-                let peer = Standing::of(Standing::new(0, start + length, SUSPECT).bits() | 0x27ff);
+                let peer =
+                    Reputation::of(Reputation::new(0, start + length, SUSPECT).bits() | 0x27ff);
                 assert!(peer.is_peer(start) && !peer.is_good(start) && peer.scale() == SUSPECT);
                 assert_eq!(peer.is_settled_peer(start), length > 1_801 * SECOND);
             }
         }
-        assert!(!Standing::default().is_good(SECOND) && !Standing::default().is_peer(SECOND));
+        assert!(!Reputation::default().is_good(SECOND) && !Reputation::default().is_peer(SECOND));
     }
 
     #[test]
@@ -379,7 +402,8 @@ mod tests {
         assert!(counts[1..].iter().all(|count| (180..700).contains(count)), "{counts:?}");
     }
 
-    /// What the size of the table rests on: however often it is filled to its capacity, every network finds a place.
+    /// What the size of the table rests on: however often it is filled to its capacity, every
+    /// network finds a place.
     #[test]
     fn two_buckets_are_enough() {
         for seed in 1..=40 {
@@ -387,7 +411,8 @@ mod tests {
             let mask = buckets(networks) - 1;
             let mut used = vec![0_u8; mask as usize + 1];
             for n in 0..u64::from(networks) {
-                let [first, second] = Hashed::new(0, n << 32, Kind::Blocked.label(128), seed).buckets(mask);
+                let [first, second] =
+                    Hashed::new(0, n << 32, Kind::Blocked.label(128), seed).buckets(mask);
                 let to = if used[first as usize] <= used[second as usize] { first } else { second };
                 used[to as usize] += 1;
             }

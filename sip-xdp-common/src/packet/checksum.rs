@@ -1,16 +1,16 @@
-//! The UDP checksum (RFC 768; over IPv6: RFC 8200, 8.1). A datagram whose checksum is wrong never reaches a SIP
-//! server, so it is evidence of nothing.
+//! The UDP checksum (RFC 768; over IPv6: RFC 8200, 8.1). A datagram whose checksum is wrong never
+//! reaches a SIP server, so it is evidence of nothing.
 
-use crate::ip_key::Source;
+use crate::ip_key::IpKey;
 use crate::packet::headers::UDP;
 
 /// A UDP datagram, as far as its checksum covers it.
 #[derive(Debug, Clone, Copy)]
 pub struct Datagram<'a> {
     /// Who sent it.
-    pub source: Source,
+    pub source: IpKey,
     /// Whom it is for.
-    pub destination: Source,
+    pub destination: IpKey,
     /// The port that it comes from, in host order.
     pub source_port: u16,
     /// The port that it is for, in host order.
@@ -22,23 +22,28 @@ pub struct Datagram<'a> {
 }
 
 impl Datagram<'_> {
-    /// Whether Linux delivers it: the checksum is right; or there is none, over IPv4; or it is the sum of the pseudo
-    /// header alone, as in packets that were never on a wire, whose sender left the rest to a device
-    /// (`CHECKSUM_PARTIAL` in `include/linux/skbuff.h`; veth and virtio hand packets over so).
+    /// Whether Linux delivers it: the checksum is right; or there is none, over IPv4; or it is the
+    /// sum of the pseudo header alone, as in packets that were never on a wire, whose sender left
+    /// the rest to a device (`CHECKSUM_PARTIAL` in `include/linux/skbuff.h`; veth and virtio hand
+    /// packets over so).
     pub fn is_delivered(&self) -> bool {
         let length = 8 + self.payload.len() as u32;
         if self.checksum == 0 {
             return self.source.is_v4();
         }
-        let pseudo = sum_of_address(&self.source) + sum_of_address(&self.destination) + u32::from(UDP) + length;
+        let pseudo = sum_of_address(&self.source)
+            + sum_of_address(&self.destination)
+            + u32::from(UDP)
+            + length;
         let header = u32::from(self.source_port) + u32::from(self.destination_port) + length;
-        let all = u64::from(pseudo) + u64::from(header) + u64::from(self.checksum) + sum(self.payload);
+        let all =
+            u64::from(pseudo) + u64::from(header) + u64::from(self.checksum) + sum(self.payload);
         fold(all) == u16::MAX || fold(u64::from(pseudo)) == self.checksum
     }
 }
 
 /// The sum of an address's words in network order.
-fn sum_of_address(address: &Source) -> u32 {
+fn sum_of_address(address: &IpKey) -> u32 {
     let (high, low) = address.words();
     if address.is_v4() {
         return sum(&((low >> 32) as u32).to_le_bytes()) as u32;
@@ -48,7 +53,10 @@ fn sum_of_address(address: &Source) -> u32 {
 
 /// The sum of 16-bit words in network order; a last odd byte is the first of a word.
 fn sum(bytes: &[u8]) -> u64 {
-    bytes.chunks(2).map(|pair| u64::from(pair[0]) << 8 | u64::from(pair.get(1).copied().unwrap_or(0))).sum()
+    bytes
+        .chunks(2)
+        .map(|pair| u64::from(pair[0]) << 8 | u64::from(pair.get(1).copied().unwrap_or(0)))
+        .sum()
 }
 
 /// A sum in ones' complement arithmetic.
@@ -89,9 +97,9 @@ mod tests {
         fn only_the_right_one_is_delivered(is_v4 in any::<bool>(), words in any::<[u64; 4]>(), ports in any::<(u16, u16)>(),
                                            payload in prop::collection::vec(any::<u8>(), 0..200), flip in 0_u32..16) {
             let (source, destination) = if is_v4 {
-                (Source::v4(words[0] as u32), Source::v4(words[2] as u32))
+                (IpKey::v4(words[0] as u32), IpKey::v4(words[2] as u32))
             } else {
-                (Source::from_words(words[0] | 0x20, words[1]), Source::from_words(words[2] | 0x20, words[3]))
+                (IpKey::from_words(words[0] | 0x20, words[1]), IpKey::from_words(words[2] | 0x20, words[3]))
             };
             let (source_port, destination_port) = ports;
             let mut one = Datagram { source, destination, source_port, destination_port, checksum: 0, payload: &payload };
@@ -106,18 +114,20 @@ mod tests {
         }
     }
 
-    /// A datagram of RFC 1071's kind of example, computed by hand: 192.0.2.7:5060 to 198.51.100.1:5060, "hi".
+    /// A datagram of RFC 1071's kind of example, computed by hand: 192.0.2.7:5060 to
+    /// 198.51.100.1:5060, "hi".
     #[test]
     fn a_datagram_by_hand() {
         let one = Datagram {
-            source: Source::v4(u32::from_le_bytes([192, 0, 2, 7])),
-            destination: Source::v4(u32::from_le_bytes([198, 51, 100, 1])),
+            source: IpKey::v4(u32::from_le_bytes([192, 0, 2, 7])),
+            destination: IpKey::v4(u32::from_le_bytes([198, 51, 100, 1])),
             source_port: 5060,
             destination_port: 5060,
             checksum: 0x8512,
             payload: b"hi",
         };
-        // c000 + 0207 + c633 + 6401 + 0011 + 000a + 13c4 + 13c4 + 000a + 6869 = 27c51, folded 7c53, inverted 83ac.
+        // c000 + 0207 + c633 + 6401 + 0011 + 000a + 13c4 + 13c4 + 000a + 6869 = 27c51, folded 7c53,
+        // inverted 83ac.
         let right = Datagram { checksum: 0x83ac, ..one };
         assert!(right.is_delivered() && !one.is_delivered());
     }

@@ -1,10 +1,11 @@
-//! From the first byte of a frame to the UDP or TCP payload: Ethernet, VLAN and priority tags, PPPoE sessions or no link
-//! header at all; IPv4 with options; IPv6 with extension headers; fragments.
+//! From the first byte of a frame to the UDP or TCP payload: Ethernet, VLAN and priority tags,
+//! PPPoE sessions or no link header at all; IPv4 with options; IPv6 with extension headers;
+//! fragments.
 //!
-//! Lengths in a packet may lie in both directions. What counts here is what the host's own stack would take for the
-//! payload, cut to the bytes that are there.
+//! Lengths in a packet may lie in both directions. What counts here is what the host's own stack
+//! would take for the payload, cut to the bytes that are there.
 
-use crate::ip_key::Source;
+use crate::ip_key::IpKey;
 use crate::packet::reader::{MAX_OFFSET, Reader};
 
 /// How frames start on an interface.
@@ -62,9 +63,9 @@ const FRAGMENT: u8 = 44;
 /// IPv6 authentication header.
 const AH: u8 = 51;
 
-/// How many VLAN tags are taken off. Linux takes off any number of priority tags, those with VLAN identifier 0
-/// (`__netif_receive_skb_core` in `net/core/dev.c`); nobody but an attacker sends more than one beside the two of
-/// a provider, and the verifier follows each.
+/// How many VLAN tags are taken off. Linux takes off any number of priority tags, those with VLAN
+/// identifier 0 (`__netif_receive_skb_core` in `net/core/dev.c`); nobody but an attacker sends more
+/// than one beside the two of a provider, and the verifier follows each.
 pub const MAX_TAGS: usize = 4;
 
 /// How many IPv6 extension headers are followed.
@@ -72,15 +73,16 @@ pub const MAX_EXTENSIONS: usize = 8;
 
 /// Which piece of a datagram a packet carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Piece {
+pub enum Fragmentation {
     /// All of it.
     Whole,
     /// The first fragment: it has the ports.
     First,
     /// A later fragment: it has no ports.
     Later,
-    /// The ports are somewhere, but not to be found here: more than [`MAX_TAGS`] tags, more than [`MAX_EXTENSIONS`]
-    /// IPv6 extension headers, or headers that go on behind what can be read of the packet.
+    /// The ports are somewhere, but not to be found here: more than [`MAX_TAGS`] tags, more than
+    /// [`MAX_EXTENSIONS`] IPv6 extension headers, or headers that go on behind what can be read of
+    /// the packet.
     Hidden,
 }
 
@@ -98,16 +100,16 @@ pub struct Ip {
     /// The transport's IP protocol number.
     pub protocol: u8,
     /// Which piece of the datagram this is.
-    pub piece: Piece,
+    pub fragmentation: Fragmentation,
 }
 
 /// What a glance at a plain frame shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Plain {
+pub struct FastPathHeaders {
     /// The header.
     pub ip: Ip,
     /// The source address.
-    pub source: Source,
+    pub source: IpKey,
     /// The ports, if the protocol has any.
     pub ports: PortPair,
 }
@@ -136,29 +138,41 @@ impl PortPair {
     }
 }
 
-/// The IP header of a frame that is as nearly all are: Ethernet without tags, IPv4 without options, a whole datagram.
-/// Two words tell, and two more have the rest, down to the ports; everything else, everything odd and everything too short
-/// for a UDP header is left to [`locate`].
+/// The IP header of a frame that is as nearly all are: Ethernet without tags, IPv4 without options,
+/// a whole datagram. Two words tell, and two more have the rest, down to the ports; everything
+/// else, everything odd and everything too short for a UDP header is left to [`parse_headers`].
 #[inline(always)]
-pub fn glance<R: Reader>(packet: &R) -> Option<Plain> {
-    // EtherType, version and header length, type of service, total length, identification; flags and fragment offset, time
-    // to live, protocol, checksum, half of the source; source, destination; what UDP and TCP begin with.
+pub fn parse_fast_path<R: Reader>(packet: &R) -> Option<FastPathHeaders> {
+    // EtherType, version and header length, type of service, total length, identification; flags
+    // and fragment offset, time to live, protocol, checksum, half of the source; source,
+    // destination; what UDP and TCP begin with.
     let [first, second, addresses, transport] = packet.eights::<4, 42>([12, 20, 26, 34])?;
-    const PLAIN: u64 = u32::from_le_bytes([0x08, 0x00, 0x45, 0]) as u64;
+    const FAST_PATH: u64 = u32::from_le_bytes([0x08, 0x00, 0x45, 0]) as u64;
     const FRAGMENTED: u64 = u16::from_le_bytes([0x3f, 0xff]) as u64;
-    if first & 0xff_ffff != PLAIN || second & FRAGMENTED != 0 {
+    if first & 0xff_ffff != FAST_PATH || second & FRAGMENTED != 0 {
         return None;
     }
     let total = usize::from(((first >> 32) as u16).swap_bytes());
     let protocol = (second >> 24) as u8;
-    let ip = Ip { v4: true, at: 14, transport: 34, end: 14 + total, protocol, piece: Piece::Whole };
-    Some(Plain { ip, source: Source::v4(addresses as u32), ports: PortPair::new(transport as u32) })
+    let ip = Ip {
+        v4: true,
+        at: 14,
+        transport: 34,
+        end: 14 + total,
+        protocol,
+        fragmentation: Fragmentation::Whole,
+    };
+    Some(FastPathHeaders {
+        ip,
+        source: IpKey::v4(addresses as u32),
+        ports: PortPair::new(transport as u32),
+    })
 }
 
-/// Finds the IP header of a frame and follows it to the transport header. `None` for everything that is not IP, and for
-/// what is not looked behind.
+/// Finds the IP header of a frame and follows it to the transport header. `None` for everything
+/// that is not IP, and for what is not looked behind.
 #[inline(always)]
-pub fn locate<R: Reader>(packet: &R, link: Link, inspects: Inspects) -> Option<Ip> {
+pub fn parse_headers<R: Reader>(packet: &R, link: Link, inspects: Inspects) -> Option<Ip> {
     let (ethertype, at) = match link {
         Link::Ethernet if inspects.tags => match strip_ethernet(packet)? {
             (ETH_VLAN | ETH_QINQ, at) => return Some(Ip::behind_tags(at)),
@@ -172,14 +186,14 @@ pub fn locate<R: Reader>(packet: &R, link: Link, inspects: Inspects) -> Option<I
         },
     };
     match ethertype {
-        ETH_IPV4 => locate_v4(packet, packet.forget(at)),
-        ETH_IPV6 if inspects.ipv6 => locate_v6(packet, packet.forget(at)),
+        ETH_IPV4 => parse_ipv4(packet, packet.verifier_widen(at)),
+        ETH_IPV6 if inspects.ipv6 => parse_ipv6(packet, packet.verifier_widen(at)),
         _ => None,
     }
 }
 
-/// The EtherType behind the Ethernet header, up to [`MAX_TAGS`] VLAN tags and a PPPoE session, and where its header
-/// starts.
+/// The EtherType behind the Ethernet header, up to [`MAX_TAGS`] VLAN tags and a PPPoE session, and
+/// where its header starts.
 #[inline(always)]
 fn strip_ethernet<R: Reader>(packet: &R) -> Option<(u16, usize)> {
     let mut ethertype = packet.be16(12)?;
@@ -189,14 +203,16 @@ fn strip_ethernet<R: Reader>(packet: &R) -> Option<(u16, usize)> {
             break;
         }
         ethertype = packet.be16(at + 2)?;
-        at = packet.forget(at + 4);
+        at = packet.verifier_widen(at + 4);
     }
     if ethertype == ETH_PPPOE {
-        // Version and type, code (0 in a session), session id, length; then the PPP protocol (RFC 2516, 4).
+        // Version and type, code (0 in a session), session id, length; then the PPP protocol (RFC
+        // 2516, 4).
         if packet.byte(at + 1)? != 0 {
             return None;
         }
-        // A protocol number may be compressed to its second byte, which is odd, as no first byte is (RFC 1661, 6.5).
+        // A protocol number may be compressed to its second byte, which is odd, as no first byte is
+        // (RFC 1661, 6.5).
         let first = packet.byte(at + 6)?;
         let is_compressed = first & 1 == 1;
         let protocol = if is_compressed { u16::from(first) } else { packet.be16(at + 6)? };
@@ -205,31 +221,39 @@ fn strip_ethernet<R: Reader>(packet: &R) -> Option<(u16, usize)> {
             PPP_IPV6 => ETH_IPV6,
             _ => return None,
         };
-        at = packet.forget(at + if is_compressed { 7 } else { 8 });
+        at = packet.verifier_widen(at + if is_compressed { 7 } else { 8 });
     }
     Some((ethertype, at))
 }
 
 #[inline(always)]
-fn locate_v4<R: Reader>(packet: &R, at: usize) -> Option<Ip> {
+fn parse_ipv4<R: Reader>(packet: &R, at: usize) -> Option<Ip> {
     let first = packet.byte(at)?;
     let header = usize::from(first & 0x0f) * 4;
     if first >> 4 != 4 || header < 20 {
         return None;
     }
     let total = usize::from(packet.be16(at + 2)?);
-    // Three flag bits, "more fragments" the lowest; then the offset in units of 8 bytes (RFC 791, 3.1).
+    // Three flag bits, "more fragments" the lowest; then the offset in units of 8 bytes (RFC 791,
+    // 3.1).
     let fragment = packet.be16(at + 6)?;
-    let piece = match (fragment & 0x1fff, fragment & 0x2000) {
-        (0, 0) => Piece::Whole,
-        (0, _) => Piece::First,
-        _ => Piece::Later,
+    let fragmentation = match (fragment & 0x1fff, fragment & 0x2000) {
+        (0, 0) => Fragmentation::Whole,
+        (0, _) => Fragmentation::First,
+        _ => Fragmentation::Later,
     };
-    Some(Ip { v4: true, at, transport: at + header, end: at + total, protocol: packet.byte(at + 9)?, piece })
+    Some(Ip {
+        v4: true,
+        at,
+        transport: at + header,
+        end: at + total,
+        protocol: packet.byte(at + 9)?,
+        fragmentation,
+    })
 }
 
 #[inline(always)]
-fn locate_v6<R: Reader>(packet: &R, at: usize) -> Option<Ip> {
+fn parse_ipv6<R: Reader>(packet: &R, at: usize) -> Option<Ip> {
     if packet.byte(at)? >> 4 != 6 {
         return None;
     }
@@ -240,9 +264,9 @@ fn locate_v6<R: Reader>(packet: &R, at: usize) -> Option<Ip> {
         v4: false,
         at,
         transport: at + 40,
-        end: packet.forget(end),
+        end: packet.verifier_widen(end),
         protocol: packet.byte(at + 6)?,
-        piece: Piece::Whole,
+        fragmentation: Fragmentation::Whole,
     };
     for _ in 0..MAX_EXTENSIONS {
         if !is_extension(ip.protocol) {
@@ -263,25 +287,26 @@ fn locate_v6<R: Reader>(packet: &R, at: usize) -> Option<Ip> {
                 return Some(ip.cut_off());
             };
             if fragment & 0xfff8 != 0 {
-                ip.piece = Piece::Later;
+                ip.fragmentation = Fragmentation::Later;
             } else if fragment & 1 != 0 {
-                ip.piece = Piece::First;
+                ip.fragmentation = Fragmentation::First;
             }
         }
         ip.protocol = (head >> 8) as u8;
-        if matches!(ip.piece, Piece::Later) {
+        if matches!(ip.fragmentation, Fragmentation::Later) {
             return Some(ip);
         }
-        ip.transport = packet.forget(ip.transport + bytes);
+        ip.transport = packet.verifier_widen(ip.transport + bytes);
     }
     if is_extension(ip.protocol) {
-        ip.piece = Piece::Hidden;
+        ip.fragmentation = Fragmentation::Hidden;
     }
     Some(ip)
 }
 
-/// Whether an IPv6 header of this type is followed by another one: hop-by-hop, routing, fragment, AH, destination
-/// options, mobility, HIP, Shim6 (IANA's IPv6 Extension Header Types). ESP is left out: nothing behind it is readable.
+/// Whether an IPv6 header of this type is followed by another one: hop-by-hop, routing, fragment,
+/// AH, destination options, mobility, HIP, Shim6 (IANA's IPv6 Extension Header Types). ESP is left
+/// out: nothing behind it is readable.
 #[inline(always)]
 const fn is_extension(protocol: u8) -> bool {
     matches!(protocol, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140)
@@ -291,7 +316,14 @@ impl Ip {
     /// Of a frame with more tags than are taken off: not even its source can be read.
     #[inline(always)]
     const fn behind_tags(at: usize) -> Self {
-        Self { v4: true, at: MAX_OFFSET + 1, transport: at, end: at, protocol: UDP, piece: Piece::Hidden }
+        Self {
+            v4: true,
+            at: MAX_OFFSET + 1,
+            transport: at,
+            end: at,
+            protocol: UDP,
+            fragmentation: Fragmentation::Hidden,
+        }
     }
 
     /// Whether it carries UDP, or UDP-Lite, which counts as UDP.
@@ -300,36 +332,44 @@ impl Ip {
         matches!(self.protocol, UDP | UDP_LITE)
     }
 
-    /// Whether it may carry UDP or TCP. What stands behind the IPv6 extension headers of a fragment may not be in it.
+    /// Whether it may carry UDP or TCP. What stands behind the IPv6 extension headers of a fragment
+    /// may not be in it.
     #[inline(always)]
     pub const fn may_have_ports(&self) -> bool {
-        self.is_udp() || self.protocol == TCP || (!matches!(self.piece, Piece::Whole) && is_extension(self.protocol))
+        self.is_udp()
+            || self.protocol == TCP
+            || (!matches!(self.fragmentation, Fragmentation::Whole) && is_extension(self.protocol))
     }
 
-    /// The same, whose headers go on behind what can be read. A first fragment of this kind stays one.
+    /// The same, whose headers go on behind what can be read. A first fragment of this kind stays
+    /// one.
     #[inline(always)]
     const fn cut_off(self) -> Self {
-        let piece = if matches!(self.piece, Piece::First) { Piece::First } else { Piece::Hidden };
-        Self { piece, ..self }
+        let fragmentation = if matches!(self.fragmentation, Fragmentation::First) {
+            Fragmentation::First
+        } else {
+            Fragmentation::Hidden
+        };
+        Self { fragmentation, ..self }
     }
 
     /// The source address.
     #[inline(always)]
-    pub fn source<R: Reader>(&self, packet: &R) -> Option<Source> {
+    pub fn source<R: Reader>(&self, packet: &R) -> Option<IpKey> {
         Some(if self.v4 {
-            Source::v4(packet.four(self.at + 12)?)
+            IpKey::v4(packet.four(self.at + 12)?)
         } else {
-            Source::from_words(packet.eight(self.at + 8)?, packet.eight(self.at + 16)?)
+            IpKey::from_words(packet.eight(self.at + 8)?, packet.eight(self.at + 16)?)
         })
     }
 
     /// The destination address.
     #[inline(always)]
-    pub fn destination<R: Reader>(&self, packet: &R) -> Option<Source> {
+    pub fn destination<R: Reader>(&self, packet: &R) -> Option<IpKey> {
         Some(if self.v4 {
-            Source::v4(packet.four(self.at + 16)?)
+            IpKey::v4(packet.four(self.at + 16)?)
         } else {
-            Source::from_words(packet.eight(self.at + 24)?, packet.eight(self.at + 32)?)
+            IpKey::from_words(packet.eight(self.at + 24)?, packet.eight(self.at + 32)?)
         })
     }
 
@@ -339,10 +379,11 @@ impl Ip {
         packet.four(self.transport).map(PortPair::new)
     }
 
-    /// Where the UDP payload starts and where it ends. `None` if the UDP header is one that no host takes.
+    /// Where the UDP payload starts and where it ends. `None` if the UDP header is one that no host
+    /// takes.
     ///
-    /// The end is what the host's stack makes of the UDP length (`net/ipv4/udp.c` trims to it; `net/ipv6/udp.c` takes
-    /// zero for "all"), and never behind the end of the IP payload.
+    /// The end is what the host's stack makes of the UDP length (`net/ipv4/udp.c` trims to it;
+    /// `net/ipv6/udp.c` takes zero for "all"), and never behind the end of the IP payload.
     #[inline(always)]
     pub fn udp_payload<R: Reader>(&self, packet: &R) -> Option<(usize, usize)> {
         // All of the header must be there.
@@ -355,7 +396,10 @@ impl Ip {
             0..8 => return None,
             _ => self.transport + length,
         };
-        Some((packet.forget(start), packet.forget(if claimed < self.end { claimed } else { self.end })))
+        Some((
+            packet.verifier_widen(start),
+            packet.verifier_widen(if claimed < self.end { claimed } else { self.end }),
+        ))
     }
 }
 
@@ -384,7 +428,8 @@ mod tests {
         packet
     }
 
-    /// Extension headers are given by type and units of 8 bytes less one; AH and fragments have their own units.
+    /// Extension headers are given by type and units of 8 bytes less one; AH and fragments have
+    /// their own units.
     fn v6(extensions: &[(u8, u8)], body: &[u8]) -> Vec<u8> {
         let kinds: Vec<u8> = extensions.iter().map(|(kind, _)| *kind).chain([UDP]).collect();
         let mut chain = Vec::new();
@@ -433,7 +478,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever headers stand before it, the payload is found, and the ports and the source with it.
+        /// Whatever headers stand before it, the payload is found, and the ports and the source
+        /// with it.
         #[test]
         fn the_payload_is_found(tags in prop::collection::vec(prop::sample::select(vec![ETH_VLAN, ETH_QINQ]), 0..=MAX_TAGS),
                                 pppoe in any::<bool>(), ethernet in any::<bool>(), options in 0_usize..=10,
@@ -443,11 +489,11 @@ mod tests {
             let ip = if is_v4 { v4(options, &udp(&payload)) } else { v6(&extensions, &udp(&payload)) };
             let (bytes, link) = if ethernet { (frame(&tags, pppoe, &ip), Link::Ethernet) } else { (ip, Link::Ip) };
             let packet = Bytes(&bytes);
-            let found = locate(&packet, link, Inspects::ALL).expect("an IP packet");
+            let found = parse_headers(&packet, link, Inspects::ALL).expect("an IP packet");
             let plain = ethernet && is_v4 && tags.is_empty() && !pppoe && options == 0;
-            let glanced = if ethernet { glance(&packet) } else { None };
+            let glanced = if ethernet { parse_fast_path(&packet) } else { None };
             prop_assert_eq!(glanced.map(|plain| plain.ip), plain.then_some(found));
-            prop_assert_eq!((found.v4, found.protocol, found.piece), (is_v4, UDP, Piece::Whole));
+            prop_assert_eq!((found.v4, found.protocol, found.fragmentation), (is_v4, UDP, Fragmentation::Whole));
             prop_assert_eq!(found.ports(&packet).map(|ports| (ports.source(), ports.destination())), Some((40_000, 5060)));
             prop_assert_eq!(found.source(&packet).expect("a source").is_v4(), is_v4);
             let (start, end) = found.udp_payload(&packet).expect("a payload");
@@ -457,26 +503,26 @@ mod tests {
         #[test]
         fn any_bytes_at_all(bytes in prop::collection::vec(any::<u8>(), 0..200), ethernet in any::<bool>()) {
             let packet = Bytes(&bytes);
-            if ethernet && let Some(Plain { ip, source, ports }) = glance(&packet) {
-                prop_assert_eq!(locate(&packet, Link::Ethernet, Inspects::ALL), Some(ip));
+            if ethernet && let Some(FastPathHeaders { ip, source, ports }) = parse_fast_path(&packet) {
+                prop_assert_eq!(parse_headers(&packet, Link::Ethernet, Inspects::ALL), Some(ip));
                 prop_assert_eq!((ip.source(&packet), ip.ports(&packet)), (Some(source), Some(ports)));
             }
-            if let Some(ip) = locate(&packet, if ethernet { Link::Ethernet } else { Link::Ip }, Inspects::ALL) {
+            if let Some(ip) = parse_headers(&packet, if ethernet { Link::Ethernet } else { Link::Ip }, Inspects::ALL) {
                 let (_, _, payload) = (ip.source(&packet), ip.ports(&packet), ip.udp_payload(&packet));
                 prop_assert!(payload.is_none_or(|(start, _)| start <= MAX_OFFSET + 8));
             }
         }
     }
 
-    /// The payload that is found behind `tags` tags with VLAN identifier 0, and perhaps a PPPoE session whose
-    /// protocol field takes one byte.
+    /// The payload that is found behind `tags` tags with VLAN identifier 0, and perhaps a PPPoE
+    /// session whose protocol field takes one byte.
     fn behind(tags: usize, compressed: bool, ip: &[u8]) -> Option<Vec<u8>> {
         let mut bytes = frame(&vec![ETH_VLAN; tags], compressed, ip);
         if compressed {
             bytes.remove(bytes.len() - ip.len() - 2);
         }
         let packet = Bytes(&bytes);
-        let found = locate(&packet, Link::Ethernet, Inspects::ALL)?;
+        let found = parse_headers(&packet, Link::Ethernet, Inspects::ALL)?;
         let (start, end) = found.udp_payload(&packet)?;
         Some(bytes[start..end].to_vec())
     }
@@ -489,8 +535,12 @@ mod tests {
             }
         }
         let more = frame(&[ETH_VLAN; MAX_TAGS + 1], false, &v4(0, &udp(b"hello")));
-        let hidden = locate(&Bytes(&more), Link::Ethernet, Inspects::ALL).expect("a frame to meter");
-        assert_eq!((hidden.piece, hidden.source(&Bytes(&more))), (Piece::Hidden, None));
+        let hidden =
+            parse_headers(&Bytes(&more), Link::Ethernet, Inspects::ALL).expect("a frame to meter");
+        assert_eq!(
+            (hidden.fragmentation, hidden.source(&Bytes(&more))),
+            (Fragmentation::Hidden, None)
+        );
     }
 
     #[test]
@@ -509,7 +559,7 @@ mod tests {
             bytes[9] = UDP_LITE;
             bytes[24..26].copy_from_slice(&covered.to_be_bytes());
             let packet = Bytes(&bytes);
-            let found = locate(&packet, Link::Ip, Inspects::ALL).expect("an IP packet");
+            let found = parse_headers(&packet, Link::Ip, Inspects::ALL).expect("an IP packet");
             assert!(found.is_udp() && found.may_have_ports());
             assert_eq!(found.udp_payload(&packet), Some((28, bytes.len())));
         }
@@ -520,23 +570,24 @@ mod tests {
         let whole = v6(&[(60, 200), (60, 200)], &udp(b"hello"));
         for readable in [41, 44, 100, 1_648, 1_649] {
             let packet = Bytes(&whole[..readable]);
-            let found = locate(&packet, Link::Ip, Inspects::ALL).expect("a packet to meter");
-            assert_eq!(found.piece, Piece::Hidden, "{readable} bytes");
+            let found = parse_headers(&packet, Link::Ip, Inspects::ALL).expect("a packet to meter");
+            assert_eq!(found.fragmentation, Fragmentation::Hidden, "{readable} bytes");
             assert!(found.source(&packet).is_some());
         }
         let packet = Bytes(&whole[..whole.len() - 13]);
-        let found = locate(&packet, Link::Ip, Inspects::ALL).expect("a packet to meter");
-        assert_eq!((found.piece, found.ports(&packet)), (Piece::Whole, None));
+        let found = parse_headers(&packet, Link::Ip, Inspects::ALL).expect("a packet to meter");
+        assert_eq!((found.fragmentation, found.ports(&packet)), (Fragmentation::Whole, None));
     }
 
     #[test]
     fn more_extension_headers_than_are_followed_hide_the_ports() {
         let chain: Vec<_> = [(60, 0); MAX_EXTENSIONS + 1].to_vec();
         let bytes = v6(&chain, &udp(b"x"));
-        let found = locate(&Bytes(&bytes), Link::Ip, Inspects::ALL).expect("a packet to meter");
-        assert_eq!(found.piece, Piece::Hidden);
+        let found =
+            parse_headers(&Bytes(&bytes), Link::Ip, Inspects::ALL).expect("a packet to meter");
+        assert_eq!(found.fragmentation, Fragmentation::Hidden);
         let mut short = v4(0, &udp(b"x"));
         short[0] = 0x44;
-        assert_eq!(locate(&Bytes(&short), Link::Ip, Inspects::ALL), None);
+        assert_eq!(parse_headers(&Bytes(&short), Link::Ip, Inspects::ALL), None);
     }
 }

@@ -1,11 +1,12 @@
 //! The one way to look at a packet: reads that are checked against its end.
 //!
-//! The kernel implements [`Reader`] over packet memory in a form that the verifier accepts, the host over a slice.
-//! Parsers written against it can therefore never read past the end, on either side.
+//! The kernel implements [`Reader`] over packet memory in a form that the verifier accepts, the
+//! host over a slice. Parsers written against it can therefore never read past the end, on either
+//! side.
 
-/// The highest offset that a reader serves, in bytes from the start of the packet. Reads beyond it answer `None`
-/// on both sides: the verifier needs a bound (it refuses packet offsets of 65535 and more), and no header that is
-/// worth judging starts behind it.
+/// The highest offset that a reader serves, in bytes from the start of the packet. Reads beyond it
+/// answer `None` on both sides: the verifier needs a bound (it refuses packet offsets of 65535 and
+/// more), and no header that is worth judging starts behind it.
 pub const MAX_OFFSET: usize = 0x3fff;
 
 /// Bounds-checked access to a packet. Offsets count bytes from where the packet's data starts.
@@ -22,18 +23,19 @@ pub trait Reader {
     /// The eight bytes at `at`, the first of them in the lowest bits.
     fn eight(&self, at: usize) -> Option<u64>;
 
-    /// The eight bytes at each of these places, if all of them end at `END` or before and the packet has so
-    /// many bytes: checked once.
+    /// The eight bytes at each of these places, if all of them end at `END` or before and the
+    /// packet has so many bytes: checked once.
     fn eights<const N: usize, const END: usize>(&self, at: [usize; N]) -> Option<[u64; N]>;
 
-    /// Returns `value`, but in a way that makes the kernel verifier forget what it knows of it. At the end of a loop
-    /// or a branch this lets the verifier merge states that differ only in this number, instead of following each.
-    fn forget(&self, value: usize) -> usize;
+    /// Returns `value`, but in a way that makes the kernel verifier forget what it knows of it. At
+    /// the end of a loop or a branch this lets the verifier merge states that differ only in this
+    /// number, instead of following each.
+    fn verifier_widen(&self, value: usize) -> usize;
 
-    /// The same packet, without what the verifier has learnt of its length: as [`Reader::forget`], for branches that
-    /// have read different parts of it.
+    /// The same packet, without what the verifier has learnt of its length: as
+    /// [`Reader::verifier_widen`], for branches that have read different parts of it.
     #[must_use]
-    fn afresh(&self) -> Self;
+    fn reload_bounds(&self) -> Self;
 }
 
 /// A packet in memory: the host's [`Reader`].
@@ -75,11 +77,11 @@ impl Reader for Bytes<'_> {
         Some(all)
     }
 
-    fn forget(&self, value: usize) -> usize {
+    fn verifier_widen(&self, value: usize) -> usize {
         value
     }
 
-    fn afresh(&self) -> Self {
+    fn reload_bounds(&self) -> Self {
         *self
     }
 }
@@ -98,7 +100,10 @@ mod tests {
         assert_eq!(packet.four(0), Some(0x0403_0201));
         assert_eq!(packet.eight(1), Some(0x0908_0706_0504_0302));
         assert_eq!(packet.eight(2), None);
-        assert_eq!(packet.eights::<2, 9>([0, 1]), Some([0x0807_0605_0403_0201, 0x0908_0706_0504_0302]));
+        assert_eq!(
+            packet.eights::<2, 9>([0, 1]),
+            Some([0x0807_0605_0403_0201, 0x0908_0706_0504_0302])
+        );
         assert_eq!(packet.eights::<1, 10>([0]), None);
     }
 

@@ -1,9 +1,10 @@
-//! What leaves: our own responses, by what they say to the other side. Nothing that leaves is ever dropped.
+//! What leaves: our own responses, by what they say to the other side. Nothing that leaves is ever
+//! dropped.
 
-use crate::ip_key::Source;
-use crate::packet::headers::{self, Piece};
+use crate::ip_key::IpKey;
+use crate::packet::headers::{self, Fragmentation};
 use crate::packet::reader::Reader;
-use crate::pipeline::ingress::Site;
+use crate::pipeline::ingress::ProgramSettings;
 use crate::sip;
 use crate::verdict::Message;
 
@@ -41,7 +42,7 @@ impl Answer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Leaving {
     /// Who is sent it.
-    pub destination: Source,
+    pub destination: IpKey,
     /// On which port.
     pub port: u16,
     /// From which of ours.
@@ -70,9 +71,9 @@ pub const fn is_told(status: u16) -> bool {
 
 /// Reads a packet that leaves. `None` if it is no SIP message from one of the SIP ports.
 #[inline(always)]
-pub fn read<R: Reader, S: Site>(packet: &R, site: &S) -> Option<Leaving> {
-    let ip = headers::locate(packet, site.link(), site.inspects())?;
-    if !ip.is_udp() || matches!(ip.piece, Piece::Later | Piece::Hidden) {
+pub fn read<R: Reader, S: ProgramSettings>(packet: &R, site: &S) -> Option<Leaving> {
+    let ip = headers::parse_headers(packet, site.link(), site.inspects())?;
+    if !ip.is_udp() || matches!(ip.fragmentation, Fragmentation::Later | Fragmentation::Hidden) {
         return None;
     }
     let ports = ip.ports(packet)?;
@@ -92,7 +93,7 @@ pub fn read<R: Reader, S: Site>(packet: &R, site: &S) -> Option<Leaving> {
         _ => return None,
     };
     let destination = ip.destination(packet)?;
-    let first_fragment = matches!(ip.piece, Piece::First);
+    let first_fragment = matches!(ip.fragmentation, Fragmentation::First);
     Some(Leaving { destination, port, local_port, message, status, payload, end, first_fragment })
 }
 
@@ -104,7 +105,7 @@ mod tests {
 
     struct Tun;
 
-    impl Site for Tun {
+    impl ProgramSettings for Tun {
         fn link(&self) -> Link {
             Link::Ip
         }
@@ -160,7 +161,7 @@ mod tests {
     #[test]
     fn requests_say_where_they_go() {
         let leaving = leaving(5060, "OPTIONS sip:a SIP/2.0\r\n").unwrap();
-        assert_eq!(leaving.destination, Source::v4(u32::from_le_bytes([192, 0, 2, 7])));
+        assert_eq!(leaving.destination, IpKey::v4(u32::from_le_bytes([192, 0, 2, 7])));
         assert_eq!((leaving.message, leaving.status), (Message::Options, 0));
         assert_eq!((leaving.local_port, leaving.port), (5060, 0x9c40));
         assert_eq!((leaving.payload, leaving.end), (28, 51));

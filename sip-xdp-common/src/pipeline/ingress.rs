@@ -1,16 +1,19 @@
-//! The order in which an arriving packet is judged. It reads from top to bottom like the list in ARCHITECTURE.md, and
-//! is the same code in the kernel (over maps) and on the host (over whatever a test or a replay brings).
+//! The order in which an arriving packet is judged. It reads from top to bottom like the list in
+//! ARCHITECTURE.md, and is the same code in the kernel (over maps) and on the host (over whatever a
+//! test or a replay brings).
 
 use crate::abi::layout::HEAD;
-use crate::ip_key::Source;
-use crate::lookup::search::Listed;
-use crate::packet::headers::{self, ICMP, ICMPV6, Inspects, Ip, Link, Piece, Plain, PortPair, TCP, UDP_LITE};
+use crate::ip_key::IpKey;
+use crate::lookup::search::Listing;
+use crate::packet::headers::{
+    self, FastPathHeaders, Fragmentation, ICMP, ICMPV6, Inspects, Ip, Link, PortPair, TCP, UDP_LITE,
+};
 use crate::packet::reader::Reader;
 use crate::sip;
 use crate::verdict::{Message, Reason};
 
 /// Where a program stands.
-pub trait Site {
+pub trait ProgramSettings {
     /// How frames start on the interface.
     fn link(&self) -> Link;
 
@@ -22,9 +25,9 @@ pub trait Site {
 }
 
 /// Everything that a judgement asks beside the packet itself.
-pub trait Tables: Site {
+pub trait Tables: ProgramSettings {
     /// Where a source's meter is.
-    type Place: Copy;
+    type MeterSlot: Copy;
 
     /// Whether blocked sources lose everything but ICMP, not only SIP.
     fn scope_all(&self) -> bool;
@@ -32,28 +35,29 @@ pub trait Tables: Site {
     /// Whether only those may talk who are trusted, admitted, known good, or peers.
     fn is_closed(&self) -> bool;
 
-    /// What a look at the lists' front says of `source`; counts the hit if it is blocked. Whoever has no front leaves it
-    /// [open](Listed::OPEN).
+    /// What a look at the lists' front says of `source`; counts the hit if it is blocked. Whoever
+    /// has no front leaves it [open](Listing::OPEN).
     #[inline(always)]
-    fn glance(&self, _source: &Source) -> Listed {
-        Listed::OPEN
+    fn lookup_summary(&self, _source: &IpKey) -> Listing {
+        Listing::OPEN
     }
 
     /// What the lists say of `source`, after that; counts the hit if it is blocked.
-    fn listing(&self, source: &Source, glance: Listed) -> Listed;
+    fn listing(&self, source: &IpKey, lookup_summary: Listing) -> Listing;
 
     /// What is known of a port of `source`; counts the hit if it is banned.
-    fn flow(&self, source: &Source, port: u16) -> FlowState;
+    fn flow(&self, source: &IpKey, port: u16) -> FlowState;
 
     /// Whether we sent `source` a request a moment ago.
-    fn was_asked(&self, source: &Source) -> bool;
+    fn has_pending_request(&self, source: &IpKey) -> bool;
 
-    /// Finds the place of a source's meter. Its memory is asked for, so that it arrives while the payload is looked at.
-    fn place(&self, source: &Source, listed: &Listed) -> Self::Place;
+    /// Finds the place of a source's meter. Its memory is asked for, so that it arrives while the
+    /// payload is looked at.
+    fn place(&self, source: &IpKey, listed: &Listing) -> Self::MeterSlot;
 
-    /// Charges a message to its source's meter, or to the strangers' budget in a storm, and tells the daemon of it if that
-    /// is due.
-    fn charge(&self, message: Message, sent: &Sent, place: Self::Place) -> Charged;
+    /// Charges a message to its source's meter, or to the strangers' budget in a storm, and tells
+    /// the daemon of it if that is due.
+    fn charge(&self, message: Message, sent: &Sent, place: Self::MeterSlot) -> Charged;
 }
 
 /// What is known of a flow.
@@ -82,10 +86,11 @@ pub enum Charged {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sent {
     /// Whose packet it is.
-    pub source: Source,
+    pub source: IpKey,
     /// What the lists say of it.
-    pub listed: Listed,
-    /// It passes although its address is blocked: a known-good flow that an entry of the detector or of a feed does not end.
+    pub listed: Listing,
+    /// It passes although its address is blocked: a known-good flow that an entry of the detector
+    /// or of a feed does not end.
     pub spared: bool,
     /// Its source port.
     pub source_port: u16,
@@ -160,57 +165,71 @@ impl Target {
 pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     // 1. What is not headed for a SIP port passes.
     let may_pass = |target: &Target, ip: &Ip| {
-        matches!(target, Target::Elsewhere) && (!tables.scope_all() || ip.protocol == ICMP || ip.protocol == ICMPV6)
+        matches!(target, Target::Elsewhere)
+            && (!tables.scope_all() || ip.protocol == ICMP || ip.protocol == ICMPV6)
     };
-    let glanced = if matches!(tables.link(), Link::Ethernet) { headers::glance(packet) } else { None };
-    // What nearly all packets are is looked at by itself up to the lists' front: there the compiler knows what it is.
-    let (ip, target, source, glance) = match glanced {
-        Some(Plain { ip, source, ports }) => {
+    let glanced = if matches!(tables.link(), Link::Ethernet) {
+        headers::parse_fast_path(packet)
+    } else {
+        None
+    };
+    // What nearly all packets are is looked at by itself up to the lists' front: there the compiler
+    // knows what it is.
+    let (ip, target, source, lookup_summary) = match glanced {
+        Some(FastPathHeaders { ip, source, ports }) => {
             let target = target(tables, &ip, || Some(ports));
             if may_pass(&target, &ip) {
                 return Judgement::by(target.by_the_way(), ip.end);
             }
-            let glance = tables.glance(&source);
-            if glance.is_only_blocked() {
+            let lookup_summary = tables.lookup_summary(&source);
+            if lookup_summary.is_only_blocked() {
                 return Judgement::by(Reason::Blocked, ip.end);
             }
-            (ip, target, source, glance)
+            (ip, target, source, lookup_summary)
         }
         None => {
-            let Some(ip) = headers::locate(packet, tables.link(), tables.inspects()) else {
+            let Some(ip) = headers::parse_headers(packet, tables.link(), tables.inspects()) else {
                 return Judgement::by(Reason::NotSip, usize::MAX);
             };
-            let packet = &packet.afresh();
+            let packet = &packet.reload_bounds();
             let target = target(tables, &ip, || ip.ports(packet));
             if may_pass(&target, &ip) {
                 return Judgement::by(target.by_the_way(), ip.end);
             }
             let source = match ip.source(packet) {
                 Some(source) => source,
-                // Linux would deliver it, and it cannot be held against any list: there are more tags than are taken off.
-                None if matches!(ip.piece, Piece::Hidden) => return Judgement::by(Reason::Limited, ip.end),
+                // Linux would deliver it, and it cannot be held against any list: there are more
+                // tags than are taken off.
+                None if matches!(ip.fragmentation, Fragmentation::Hidden) => {
+                    return Judgement::by(Reason::Limited, ip.end);
+                }
                 None => return Judgement::by(Reason::NotSip, ip.end),
             };
-            let glance = tables.glance(&source);
-            (ip, target, source, glance)
+            let lookup_summary = tables.lookup_summary(&source);
+            (ip, target, source, lookup_summary)
         }
     };
     let (to_sip, by_the_way) = (target.is_sip(), target.by_the_way());
 
-    // 2. Trusted sources pass, whatever else lists them. In an attack most are blocked and nothing else, which one look tells.
-    let listed = tables.listing(&source, glance);
+    // 2. Trusted sources pass, whatever else lists them. In an attack most are blocked and nothing
+    //    else, which one look tells.
+    let listed = tables.listing(&source, lookup_summary);
     if listed.is_only_blocked() {
         return Judgement::by(Reason::Blocked, ip.end);
     }
-    let packet = &packet.afresh();
+    let packet = &packet.reload_bounds();
     // Forgotten, so that what was glanced at and what was located are verified as one.
-    let ip = Ip { transport: packet.forget(ip.transport), end: packet.forget(ip.end), ..ip };
+    let ip = Ip {
+        transport: packet.verifier_widen(ip.transport),
+        end: packet.verifier_widen(ip.end),
+        ..ip
+    };
     if listed.is_trusted() {
         return Judgement::by(if to_sip { Reason::Trusted } else { by_the_way }, ip.end);
     }
 
-    // 3. Blocked sources go no further, and neither do blocked ports of theirs. What the detector or a feed blocks, a phone
-    // that had registered before may go on to use.
+    // 3. Blocked sources go no further, and neither do blocked ports of theirs. What the detector
+    //    or a feed blocks, a phone that had registered before may go on to use.
     let is_sip_udp = to_sip && ip.is_udp();
     let mut spared = false;
     if is_sip_udp
@@ -225,11 +244,13 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
             FlowState::Stranger => {}
         }
     }
-    // Fragments have no port by which a registered phone could be told. A blocked source's are dropped whatever they are
-    // for, since they fill the memory in which the host puts fragments together.
+    // Fragments have no port by which a registered phone could be told. A blocked source's are
+    // dropped whatever they are for, since they fill the memory in which the host puts fragments
+    // together.
     let may_be_good = spared || (!to_sip && listed.is_good() && !listed.is_blocked_by_hand());
     // A ban on evidence that anybody could have sent ends nothing but UDP to SIP ports.
-    let is_exempt = listed.is_udp_only() && (ip.protocol == TCP || matches!(by_the_way, Reason::NotSip));
+    let is_exempt =
+        listed.is_udp_only() && (ip.protocol == TCP || matches!(by_the_way, Reason::NotSip));
     if listed.is_blocked() && !may_be_good && !is_exempt {
         return Judgement::by(Reason::Blocked, ip.end);
     }
@@ -238,25 +259,30 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     }
 
     // Under the policy `closed` strangers may only answer.
-    let may_talk = !tables.is_closed() || listed.is_admitted() || listed.is_good() || listed.is_peer();
-    if !may_talk && (!is_sip_udp || !tables.was_asked(&source)) {
+    let may_talk =
+        !tables.is_closed() || listed.is_admitted() || listed.is_good() || listed.is_peer();
+    if !may_talk && (!is_sip_udp || !tables.has_pending_request(&source)) {
         return Judgement::by(Reason::Closed, ip.end);
     }
     if ip.protocol == TCP {
         return Judgement::by(by_the_way, ip.end);
     }
-    // SIP has no such transport: nobody but an attacker sends it, and no server answers. A datagram from port 0 asks for
-    // no answer (RFC 768), so no client sends one; but a server may answer it to the port in its Via.
+    // SIP has no such transport: nobody but an attacker sends it, and no server answers. A datagram
+    // from port 0 asks for no answer (RFC 768), so no client sends one; but a server may answer it
+    // to the port in its Via.
     if ip.protocol == UDP_LITE || matches!(target, Target::SipFromNobody) {
         return Judgement::by(Reason::Limited, ip.end);
     }
 
     // From here on it no longer matters which list was asked, and which family the source is of.
-    let listed = Listed::new(packet.forget(listed.bits() as usize) as u64);
-    let flags = packet.forget(usize::from(may_talk) | usize::from(spared) << 1);
+    let listed = Listing::new(packet.verifier_widen(listed.bits() as usize) as u64);
+    let flags = packet.verifier_widen(usize::from(may_talk) | usize::from(spared) << 1);
     let (may_talk, spared) = (flags & 1 != 0, flags & 2 != 0);
     let (high, low) = source.words();
-    let source = Source::from_words(packet.forget(high as usize) as u64, packet.forget(low as usize) as u64);
+    let source = IpKey::from_words(
+        packet.verifier_widen(high as usize) as u64,
+        packet.verifier_widen(low as usize) as u64,
+    );
 
     let place = tables.place(&source, &listed);
 
@@ -264,7 +290,8 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
     let (mut source_port, mut destination_port) = (0, 0);
     let (mut payload, mut end) = (ip.transport, ip.transport);
     // Forgotten, so that the verifier follows the parser once, not once for each kind of packet.
-    let first_fragment = packet.forget(usize::from(matches!(ip.piece, Piece::First))) != 0;
+    let first_fragment =
+        packet.verifier_widen(usize::from(matches!(ip.fragmentation, Fragmentation::First))) != 0;
     let message = match target {
         Target::Sip(ports) => {
             (source_port, destination_port) = (ports.source(), ports.destination());
@@ -277,23 +304,37 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
                 None => Message::Unparsed,
             }
         }
-        // A first fragment too short for its ports counts as a request; headers that hide the ports are noise.
+        // A first fragment too short for its ports counts as a request; headers that hide the ports
+        // are noise.
         _ if first_fragment => Message::Other,
         _ => Message::Unparsed,
     };
 
     // What follows is verified once, not once for each kind of message.
-    let number = packet.forget(message as usize) & (Message::SLOTS - 1);
+    let number = packet.verifier_widen(message as usize) & (Message::SLOTS - 1);
     let message = Message::from_number(number as u8).unwrap_or(Message::Unparsed);
     if !may_talk && !matches!(message, Message::Response) {
         return Judgement { reason: Reason::Closed, message: Some(message), end: ip.end };
     }
 
-    // 5. Known sources have generous limits, 6. unknown ones theirs; 7. and in a storm, strangers share a budget.
-    let is_cut = packet.forget(usize::from(first_fragment || end.saturating_sub(payload) > HEAD)) != 0;
-    let at = packet.forget(ip.at);
-    let sent =
-        Sent { source, listed, spared, source_port, destination_port, ip: at, payload, end, first_fragment, is_cut };
+    // 5. Known sources have generous limits, 6. unknown ones theirs; 7. and in a storm, strangers
+    //    share a budget.
+    let is_cut = packet
+        .verifier_widen(usize::from(first_fragment || end.saturating_sub(payload) > HEAD))
+        != 0;
+    let at = packet.verifier_widen(ip.at);
+    let sent = Sent {
+        source,
+        listed,
+        spared,
+        source_port,
+        destination_port,
+        ip: at,
+        payload,
+        end,
+        first_fragment,
+        is_cut,
+    };
     let reason = match tables.charge(message, &sent, place) {
         Charged::Within if listed.is_good() => Reason::Good,
         Charged::Within if listed.is_peer() => Reason::Peer,
@@ -306,19 +347,21 @@ pub fn judge<R: Reader, T: Tables>(packet: &R, tables: &T) -> Judgement {
 
 #[inline(always)]
 fn target<T: Tables>(tables: &T, ip: &Ip, ports: impl FnOnce() -> Option<PortPair>) -> Target {
-    if matches!(ip.piece, Piece::Hidden) {
+    if matches!(ip.fragmentation, Fragmentation::Hidden) {
         return Target::Hidden;
     }
     if !ip.may_have_ports() {
         return Target::Elsewhere;
     }
-    if matches!(ip.piece, Piece::Later) {
+    if matches!(ip.fragmentation, Fragmentation::Later) {
         return Target::Fragment;
     }
     match ports() {
-        Some(ports) if tables.is_sip_port(ports.destination()) && ports.source() == 0 => Target::SipFromNobody,
+        Some(ports) if tables.is_sip_port(ports.destination()) && ports.source() == 0 => {
+            Target::SipFromNobody
+        }
         Some(ports) if tables.is_sip_port(ports.destination()) => Target::Sip(ports),
-        Some(_) if matches!(ip.piece, Piece::First) => Target::FragmentElsewhere,
+        Some(_) if matches!(ip.fragmentation, Fragmentation::First) => Target::FragmentElsewhere,
         Some(_) => Target::Elsewhere,
         // Behind the part of the packet that can be read, or one that no host takes.
         None => Target::Hidden,

@@ -1,5 +1,5 @@
-//! How commands reach the daemon: one JSON object per line over a socket that only root and the group `sip-xdp` can
-//! open, answered by one JSON object per line.
+//! How commands reach the daemon: one JSON object per line over a socket that only root and the
+//! group `sip-xdp` can open, answered by one JSON object per line.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -27,11 +27,11 @@ const GROUP: &str = "sip-xdp";
 const MAX_REQUEST: u64 = 64 * 1024;
 
 /// How long a client may take to send its request, and the daemon to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The same for what loads programs for all interfaces: the verifier takes 0.3 s for each, and a multiple
-/// of that on processors that are busy or emulated.
-const LOADING_PATIENCE: Duration = Duration::from_secs(60);
+/// The same for what loads programs for all interfaces: the verifier takes 0.3 s for each, and a
+/// multiple of that on processors that are busy or emulated.
+const LOADING_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A command for the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,15 +140,17 @@ impl Request {
     /// How long its answer may take.
     fn patience(&self) -> Duration {
         match self {
-            Self::Confirm | Self::Reload => LOADING_PATIENCE,
-            _ => PATIENCE,
+            Self::Confirm | Self::Reload => LOADING_TIMEOUT,
+            _ => TIMEOUT,
         }
     }
 
     /// Whether it changes what is to survive a power cut.
     pub fn is_lasting(&self) -> bool {
         match self {
-            Self::Add { .. } | Self::Delete { .. } | Self::Import { .. } | Self::Restore { .. } => true,
+            Self::Add { .. } | Self::Delete { .. } | Self::Import { .. } | Self::Restore { .. } => {
+                true
+            }
             // Names have a file of their own, which is written before the answer.
             Self::TrustHost { .. } | Self::DistrustHost { .. } => false,
             Self::Status
@@ -222,7 +224,10 @@ pub async fn call(socket: &Path, request: &Request) -> Result<Value> {
 pub(crate) async fn connect(socket: &Path) -> Result<UnixStream> {
     UnixStream::connect(socket).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::PermissionDenied => {
-            anyhow!("{} may not be opened; run it as root or as a member of the group {GROUP}", socket.display())
+            anyhow!(
+                "{} may not be opened; run it as root or as a member of the group {GROUP}",
+                socket.display()
+            )
         }
         _ => anyhow!(NoDaemon(format!(
             "no daemon answers at {} ({error}); start it with `sip-xdp run`",
@@ -233,7 +238,9 @@ pub(crate) async fn connect(socket: &Path) -> Result<UnixStream> {
 
 /// Reads the daemon's answer.
 pub(crate) fn answer(text: &str) -> Result<Value> {
-    match serde_json::from_str(text).context("the daemon's answer cannot be understood; is it of this version?")? {
+    match serde_json::from_str(text)
+        .context("the daemon's answer cannot be understood; is it of this version?")?
+    {
         Answer::Ok(value) => Ok(value),
         Answer::Error(error) => bail!(error),
     }
@@ -244,10 +251,12 @@ pub(crate) fn answer(text: &str) -> Result<Value> {
 #[error("{0}")]
 pub struct NoDaemon(String);
 
-/// Opens the socket. Whoever calls this holds the instance's lock, so that an old socket belongs to nobody.
+/// Opens the socket. Whoever calls this holds the instance's lock, so that an old socket belongs to
+/// nobody.
 pub fn listen(socket: &Path) -> Result<UnixListener> {
     if let Some(directory) = socket.parent() {
-        fs::create_dir_all(directory).with_context(|| format!("{} cannot be made", directory.display()))?;
+        fs::create_dir_all(directory)
+            .with_context(|| format!("{} cannot be made", directory.display()))?;
     }
     match fs::remove_file(socket) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -264,7 +273,10 @@ pub fn listen(socket: &Path) -> Result<UnixListener> {
     if let Ok(Some(group)) = Group::from_name(GROUP)
         && let Err(error) = chown(socket, None, Some(Gid::from_raw(group.gid.as_raw())))
     {
-        log::warn!("{} cannot be given to the group {GROUP} ({error}); only root can use it", socket.display());
+        log::warn!(
+            "{} cannot be given to the group {GROUP} ({error}); only root can use it",
+            socket.display()
+        );
     }
     Ok(listener)
 }
@@ -275,20 +287,22 @@ pub async fn serve(stream: UnixStream, calls: mpsc::Sender<Call>, hub: Hub) {
     let is_root = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0);
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader.take(MAX_REQUEST));
-    let served = tokio::time::timeout(LOADING_PATIENCE, async {
+    let served = tokio::time::timeout(LOADING_TIMEOUT, async {
         let mut text = String::new();
-        let sent = tokio::time::timeout(PATIENCE, reader.read_line(&mut text)).await;
+        let sent = tokio::time::timeout(TIMEOUT, reader.read_line(&mut text)).await;
         sent.map_err(|_| anyhow!("timed out"))??;
         let (answer, watcher) = match serde_json::from_str(&text) {
             // Before it is answered, so that nothing is missed that happens after that.
-            Ok(Request::Watch { address, packets }) => {
-                (Ok(Value::Null), Some((hub.subscribe(), packets.then(|| hub.subscribe_packets()), address)))
-            }
+            Ok(Request::Watch { address, packets }) => (
+                Ok(Value::Null),
+                Some((hub.subscribe(), packets.then(|| hub.subscribe_packets()), address)),
+            ),
             Ok(Request::Recent) => (serde_json::to_value(hub.recent()).map_err(Into::into), None),
             Ok(request) => (ask(request, is_root, &calls).await, None),
-            Err(_) if text.len() as u64 >= MAX_REQUEST => {
-                (Err(anyhow!("the request is longer than {MAX_REQUEST} bytes; send it in parts")), None)
-            }
+            Err(_) if text.len() as u64 >= MAX_REQUEST => (
+                Err(anyhow!("the request is longer than {MAX_REQUEST} bytes; send it in parts")),
+                None,
+            ),
             Err(error) => (Err(anyhow!("the request cannot be understood: {error}")), None),
         };
         let answer = match answer {
@@ -299,7 +313,9 @@ pub async fn serve(stream: UnixStream, calls: mpsc::Sender<Call>, hub: Hub) {
         anyhow::Ok(watcher)
     });
     let watched = match served.await {
-        Ok(Ok(Some((events, packets, address)))) => event_stream::serve(events, packets, address, reader, writer).await,
+        Ok(Ok(Some((events, packets, address)))) => {
+            event_stream::serve(events, packets, address, reader, writer).await
+        }
         Ok(Ok(None)) => Ok(()),
         Ok(Err(error)) => Err(error),
         Err(_) => Err(anyhow!("timed out")),
@@ -311,7 +327,10 @@ pub async fn serve(stream: UnixStream, calls: mpsc::Sender<Call>, hub: Hub) {
 
 async fn ask(request: Request, is_root: bool, calls: &mpsc::Sender<Call>) -> Result<Value> {
     let (answer, answered) = oneshot::channel();
-    calls.send(Call { request, is_root, answer }).await.map_err(|_| anyhow!("the daemon is stopping"))?;
+    calls
+        .send(Call { request, is_root, answer })
+        .await
+        .map_err(|_| anyhow!("the daemon is stopping"))?;
     answered.await.map_err(|_| anyhow!("the daemon is stopping"))?
 }
 

@@ -1,12 +1,14 @@
-//! The stream of events: what the daemon decides, told to whoever watches. Watching never delays the daemon: who reads too
-//! slowly loses events, and is told how many.
+//! The stream of events: what the daemon decides, told to whoever watches. Watching never delays
+//! the daemon: who reads too slowly loses events, and is told how many.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
-use serde_json::json;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -14,7 +16,9 @@ use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::api::control::{self, Request};
+use crate::bans::event::Event;
 use crate::dataplane::counters;
+use crate::dataplane::tables::ledger::Tier;
 use crate::net::network::Network;
 
 pub use crate::api::recent_events::Latest;
@@ -23,24 +27,89 @@ use crate::api::recent_events::Recent;
 /// How many events a watcher may be behind before it loses some.
 const BACKLOG: usize = 1_024;
 
-/// One event, ready to be sent.
-#[derive(Debug, Clone)]
-pub struct Told {
-    /// Whom it is about; nobody in particular if it is about the weather, or the registrar.
-    pub about: Option<Network>,
-    /// Its name.
-    pub event: &'static str,
-    /// Its kind, of which each event has but a few.
-    pub kind: Option<String>,
-    /// The JSON object.
-    pub line: Arc<str>,
+/// A sample of a packet that was dropped, or would have been in a dry run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacketSample {
+    /// When it was read.
+    pub time: Timestamp,
+    /// `packet`.
+    pub event: Cow<'static, str>,
+    /// The reason for which it was dropped.
+    pub kind: Option<Cow<'static, str>>,
+    /// Its source address.
+    pub address: Option<Network>,
+    /// Its source port.
+    pub port: Option<u16>,
+    /// The start line of its SIP message.
+    pub reason: Option<String>,
+    /// Always null: evidence has a tier, packets have none.
+    pub tier: Option<Tier>,
+    /// It passed all the same.
+    pub dry_run: bool,
+    /// The interface that it came by.
+    pub interface: Option<String>,
+    /// How it begins.
+    pub link: LinkKind,
+    /// Bytes of the whole packet.
+    pub length: u16,
+    /// Its first bytes in hexadecimal.
+    pub data: String,
+}
+
+impl PacketSample {
+    /// The same as an event, without the bytes.
+    pub fn as_event(&self) -> Event {
+        Event {
+            time: self.time,
+            kind: self.kind.as_ref().map(ToString::to_string),
+            address: self.address,
+            port: self.port,
+            reason: self.reason.clone(),
+            dry_run: self.dry_run,
+            interface: self.interface.clone(),
+            ..Event::new("packet")
+        }
+    }
+}
+
+/// What a packet begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkKind {
+    /// An Ethernet header.
+    Ethernet,
+    /// The IP header.
+    Ip,
+}
+
+/// Events that came faster than a watcher read them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lost {
+    /// When that was noticed.
+    pub time: Timestamp,
+    /// `lost`.
+    pub event: Cow<'static, str>,
+    /// How many.
+    pub count: u64,
+}
+
+/// A line of the stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Line {
+    /// A dropped packet.
+    Packet(Arc<PacketSample>),
+    /// A gap.
+    Lost(Lost),
+    /// A decision.
+    Event(Arc<Event>),
 }
 
 /// Where events go to all watchers, and where the latest are kept for those who come later.
 #[derive(Debug, Clone)]
 pub struct Hub {
-    sender: broadcast::Sender<Told>,
-    packets: broadcast::Sender<Told>,
+    sender: broadcast::Sender<Arc<Event>>,
+    packets: broadcast::Sender<Arc<PacketSample>>,
     recent: Arc<Mutex<Recent>>,
 }
 
@@ -67,10 +136,11 @@ impl Hub {
     }
 
     /// Tells an event to all who watch.
-    pub fn tell(&self, told: Told) {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner).note(&told);
-        // Nobody may be there to hear it.
-        let _ = self.sender.send(told);
+    pub fn publish(&self, event: Event) {
+        let event = Arc::new(event);
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).note(&event);
+        // An error means that nobody watches.
+        let _ = self.sender.send(event);
     }
 
     /// Whether anybody wants samples of what is dropped.
@@ -78,26 +148,28 @@ impl Hub {
         self.packets.receiver_count() > 0
     }
 
-    /// Tells a packet to all who want it. There is a channel of its own for these, so that they never push out a ban.
-    pub fn tell_packet(&self, told: Told) {
-        let _ = self.packets.send(told);
+    /// Tells a packet to all who want it. There is a channel of its own for these, so that they
+    /// never push out a ban.
+    pub fn publish_packet(&self, sample: PacketSample) {
+        let _ = self.packets.send(Arc::new(sample));
     }
 
     /// Begins to watch what is dropped.
-    pub fn subscribe_packets(&self) -> broadcast::Receiver<Told> {
+    pub fn subscribe_packets(&self) -> broadcast::Receiver<Arc<PacketSample>> {
         self.packets.subscribe()
     }
 
     /// Begins to watch.
-    pub fn subscribe(&self) -> broadcast::Receiver<Told> {
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
         self.sender.subscribe()
     }
 }
 
-/// Sends events to one watcher until it goes away or the daemon ends: those that concern `address`, or all.
+/// Sends events to one watcher until it goes away or the daemon ends: those that concern `address`,
+/// or all.
 pub async fn serve(
-    mut events: broadcast::Receiver<Told>,
-    mut packets: Option<broadcast::Receiver<Told>>,
+    mut events: broadcast::Receiver<Arc<Event>>,
+    mut packets: Option<broadcast::Receiver<Arc<PacketSample>>>,
     address: Option<IpAddr>,
     mut reader: impl tokio::io::AsyncRead + Unpin,
     mut writer: OwnedWriteHalf,
@@ -105,38 +177,42 @@ pub async fn serve(
     let address = address.map(Network::host);
     let mut byte = [0];
     loop {
-        let told = tokio::select! {
-            told = events.recv() => told,
-            told = next_of(&mut packets) => told,
+        let line = tokio::select! {
+            event = events.recv() => event.map(Line::Event),
+            packet = next_of(&mut packets) => packet.map(Line::Packet),
             // A watcher has nothing more to say: it is gone, or as good as.
             _ = reader.read(&mut byte) => return Ok(()),
         };
-        let line = match told {
-            Ok(told) if concerns(&told, address.as_ref()) => format!("{}\n", told.line),
+        let line = match line {
+            Ok(line) if line.concerns(address.as_ref()) => line,
             Ok(_) => continue,
-            Err(RecvError::Lagged(count)) => format!("{}\n", lost(count)),
+            Err(RecvError::Lagged(count)) => {
+                Line::Lost(Lost { time: counters::now(), event: "lost".into(), count })
+            }
             Err(RecvError::Closed) => return Ok(()),
         };
-        writer.write_all(line.as_bytes()).await?;
+        writer.write_all(&control::line(&line)?).await?;
     }
 }
 
-/// The next event of a channel; never, if there is none.
-async fn next_of(channel: &mut Option<broadcast::Receiver<Told>>) -> Result<Told, RecvError> {
+/// The next message of a channel; pending for ever if there is none.
+async fn next_of<T: Clone>(channel: &mut Option<broadcast::Receiver<T>>) -> Result<T, RecvError> {
     match channel {
         Some(channel) => channel.recv().await,
         None => std::future::pending().await,
     }
 }
 
-/// Whether an event concerns an address.
-fn concerns(told: &Told, address: Option<&Network>) -> bool {
-    address.is_none_or(|address| told.about.is_some_and(|about| about.contains(address)))
-}
-
-/// The event that says that others were lost.
-fn lost(count: u64) -> serde_json::Value {
-    json!({ "time": counters::now(), "event": "lost", "count": count })
+impl Line {
+    /// Whether it concerns an address; everything concerns those who ask for none.
+    fn concerns(&self, address: Option<&Network>) -> bool {
+        let about = match self {
+            Self::Packet(packet) => packet.address,
+            Self::Event(event) => event.address,
+            Self::Lost(_) => return true,
+        };
+        address.is_none_or(|address| about.is_some_and(|about| about.contains(address)))
+    }
 }
 
 /// The stream of a daemon's events, as its watcher sees it.
@@ -160,11 +236,17 @@ impl Stream {
         Ok(Self { lines, _writer: writer })
     }
 
-    /// The next event.
-    pub async fn next(&mut self) -> Result<String> {
+    /// The next line, as JSON and as what it says.
+    pub async fn next(&mut self) -> Result<(String, Line)> {
         match self.lines.next_line().await.context("the daemon went away")? {
-            Some(line) => Ok(line),
-            None => bail!("the daemon has stopped; the filter goes on, and `sip-xdp run` starts another one"),
+            Some(line) => {
+                let read =
+                    serde_json::from_str(&line).context("the daemon says what is no event")?;
+                Ok((line, read))
+            }
+            None => bail!(
+                "the daemon has stopped; the filter goes on, and `sip-xdp run` starts another one"
+            ),
         }
     }
 }
@@ -173,47 +255,62 @@ impl Stream {
 mod tests {
     use super::*;
 
-    fn told(about: &str, number: usize) -> Told {
-        let line = format!("{{\"number\":{number}}}").into();
-        Told { about: Some(about.parse().unwrap()), event: "ban", kind: None, line }
+    fn ban(about: &str, number: usize) -> Event {
+        Event::new("ban").about(about.parse().unwrap()).kind(number.to_string())
     }
 
     async fn watch(hub: &Hub, address: Option<IpAddr>) -> BufReader<UnixStream> {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (reader, writer) = theirs.into_split();
-        tokio::spawn(serve(hub.subscribe(), Some(hub.subscribe_packets()), address, reader, writer));
+        tokio::spawn(serve(
+            hub.subscribe(),
+            Some(hub.subscribe_packets()),
+            address,
+            reader,
+            writer,
+        ));
         BufReader::new(ours)
     }
 
-    async fn next(stream: &mut BufReader<UnixStream>) -> String {
+    async fn next(stream: &mut BufReader<UnixStream>) -> Line {
         let mut line = String::new();
         stream.read_line(&mut line).await.unwrap();
-        line.trim_end().to_owned()
+        serde_json::from_str(&line).unwrap()
+    }
+
+    /// The number of the next ban.
+    async fn next_ban(stream: &mut BufReader<UnixStream>) -> String {
+        match next(stream).await {
+            Line::Event(event) => event.kind.clone().unwrap_or_else(|| event.event.to_string()),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[tokio::test]
     async fn a_watcher_sees_what_concerns_it() {
         let hub = Hub::default();
-        let (mut all, mut one) = (watch(&hub, None).await, watch(&hub, Some("192.0.2.7".parse().unwrap())).await);
-        for (number, about) in ["192.0.2.8", "192.0.2.7", "192.0.2.0/24", "2001:db8::/64"].into_iter().enumerate() {
-            hub.tell(told(about, number));
+        let (mut all, mut one) =
+            (watch(&hub, None).await, watch(&hub, Some("192.0.2.7".parse().unwrap())).await);
+        for (number, about) in
+            ["192.0.2.8", "192.0.2.7", "192.0.2.0/24", "2001:db8::/64"].into_iter().enumerate()
+        {
+            hub.publish(ban(about, number));
         }
-        hub.tell(Told { about: None, event: "storm", kind: None, line: "{}".into() });
-        for line in ["{\"number\":0}", "{\"number\":1}", "{\"number\":2}", "{\"number\":3}", "{}"] {
-            assert_eq!(next(&mut all).await, line);
+        hub.publish(Event::new("storm"));
+        for expected in ["0", "1", "2", "3", "storm"] {
+            assert_eq!(next_ban(&mut all).await, expected);
         }
-        assert_eq!(next(&mut one).await, "{\"number\":1}");
-        assert_eq!(next(&mut one).await, "{\"number\":2}");
+        assert_eq!((next_ban(&mut one).await, next_ban(&mut one).await), ("1".into(), "2".into()));
     }
 
     #[tokio::test]
     async fn a_slow_watcher_is_told_what_it_lost() {
         let hub = Hub::default();
         let mut slow = watch(&hub, None).await;
-        (0..3 * BACKLOG).for_each(|number| hub.tell(told("192.0.2.7", number)));
-        let lost: serde_json::Value = serde_json::from_str(&next(&mut slow).await).unwrap();
-        assert_eq!((&lost["event"], &lost["count"]), (&"lost".into(), &(2 * BACKLOG).into()));
-        assert_eq!(next(&mut slow).await, format!("{{\"number\":{}}}", 2 * BACKLOG));
+        (0..3 * BACKLOG).for_each(|number| hub.publish(ban("192.0.2.7", number)));
+        let Line::Lost(lost) = next(&mut slow).await else { panic!("nothing was lost") };
+        assert_eq!((&*lost.event, lost.count), ("lost", 2 * BACKLOG as u64));
+        assert_eq!(next_ban(&mut slow).await, (2 * BACKLOG).to_string());
     }
 
     #[tokio::test]

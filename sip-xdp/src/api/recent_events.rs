@@ -1,13 +1,13 @@
-//! The latest events, for those who come after they happened: screens, and counters that are read now and then.
+//! The latest events, for those who come after they happened: screens, and counters that are read
+//! now and then.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use crate::api::event_stream::Told;
+use crate::bans::event::Event;
 use crate::dataplane::counters;
 use crate::net::network::Network;
 
@@ -21,10 +21,10 @@ const LIMITED: usize = 256;
 #[derive(Debug)]
 pub(super) struct Recent {
     since: Timestamp,
-    bans: VecDeque<Arc<str>>,
-    others: VecDeque<Arc<str>>,
+    bans: VecDeque<Arc<Event>>,
+    others: VecDeque<Arc<Event>>,
     /// A source is in it once.
-    limited: VecDeque<(Network, Arc<str>)>,
+    limited: VecDeque<(Network, Arc<Event>)>,
     events: BTreeMap<String, u64>,
     by_kind: BTreeMap<String, u64>,
 }
@@ -35,11 +35,11 @@ pub struct Latest {
     /// Since when the daemon counts.
     pub since: Option<Timestamp>,
     /// Bans.
-    pub bans: Vec<Value>,
+    pub bans: Vec<Arc<Event>>,
     /// What else was decided or noticed.
-    pub others: Vec<Value>,
+    pub others: Vec<Arc<Event>>,
     /// Sources that went over a limit.
-    pub limited: Vec<Value>,
+    pub limited: Vec<Arc<Event>>,
     /// Events by name, since then.
     pub events: BTreeMap<String, u64>,
     /// Bans by kind, since then.
@@ -61,31 +61,31 @@ impl Default for Recent {
 
 impl Recent {
     /// Takes an event.
-    pub(super) fn note(&mut self, told: &Told) {
-        *self.events.entry(told.event.to_owned()).or_default() += 1;
-        match (told.event, told.about) {
+    pub(super) fn note(&mut self, event: &Arc<Event>) {
+        *self.events.entry(event.event.to_string()).or_default() += 1;
+        match (&*event.event, event.address) {
             ("ban", _) => {
-                *self.by_kind.entry(told.kind.clone().unwrap_or_default()).or_default() += 1;
-                push(&mut self.bans, DECISIONS, Arc::clone(&told.line));
+                *self.by_kind.entry(event.kind.clone().unwrap_or_default()).or_default() += 1;
+                push(&mut self.bans, DECISIONS, Arc::clone(event));
             }
             ("limit", Some(source)) => {
                 self.limited.retain(|(known, _)| *known != source);
-                push(&mut self.limited, LIMITED, (source, Arc::clone(&told.line)));
+                push(&mut self.limited, LIMITED, (source, Arc::clone(event)));
             }
-            // So many phones come and go that nothing else would be left.
+            // Phones come and go so often that nothing else would be left.
             ("good" | "peer", _) => {}
-            _ => push(&mut self.others, DECISIONS, Arc::clone(&told.line)),
+            _ => push(&mut self.others, DECISIONS, Arc::clone(event)),
         }
     }
 
     /// A copy.
     pub(super) fn latest(&self) -> Latest {
-        let read = |line: &Arc<str>| serde_json::from_str(line).ok();
+        let copy = |events: &VecDeque<Arc<Event>>| events.iter().rev().cloned().collect();
         Latest {
             since: Some(self.since),
-            bans: self.bans.iter().rev().filter_map(read).collect(),
-            others: self.others.iter().rev().filter_map(read).collect(),
-            limited: self.limited.iter().rev().filter_map(|(_, line)| read(line)).collect(),
+            bans: copy(&self.bans),
+            others: copy(&self.others),
+            limited: self.limited.iter().rev().map(|(_, event)| Arc::clone(event)).collect(),
             events: self.events.clone(),
             bans_by_kind: self.by_kind.clone(),
         }
@@ -104,25 +104,25 @@ fn push<T>(to: &mut VecDeque<T>, most: usize, what: T) {
 mod tests {
     use super::*;
 
-    fn told(event: &'static str, kind: &str, number: u32) -> Told {
-        let about = Some(Network::around(sip_xdp_common::ip_key::Source::v4(number), 128));
-        let line = format!("{{\"event\":\"{event}\",\"number\":{number}}}").into();
-        Told { about, event, kind: Some(kind.to_owned()), line }
+    fn named(name: &'static str, kind: &str, number: u32) -> Arc<Event> {
+        let about = Network::around(sip_xdp_common::ip_key::IpKey::v4(number), 128);
+        Arc::new(Event::new(name).about(about).kind(kind).reason(number.to_string()))
     }
 
     #[test]
     fn the_latest_are_kept_and_all_are_counted() {
         let mut recent = Recent::default();
-        recent.note(&told("ban", "rejected", 7));
+        recent.note(&named("ban", "rejected", 7));
         for number in 0..1_000 {
-            recent.note(&told("unban", "expired", number));
-            recent.note(&told("limit", "requests", number % 300));
-            recent.note(&told("good", "", number));
+            recent.note(&named("unban", "expired", number));
+            recent.note(&named("limit", "requests", number % 300));
+            recent.note(&named("good", "", number));
         }
         let latest = recent.latest();
-        assert_eq!(latest.bans[0]["number"], 7, "what is frequent does not push out what matters");
-        assert_eq!((latest.others.len(), &latest.others[0]["number"]), (DECISIONS, &999.into()));
-        assert_eq!((latest.limited.len(), &latest.limited[0]["number"]), (LIMITED, &99.into()));
+        let number = |event: &Event| event.reason.clone().unwrap();
+        assert_eq!(number(&latest.bans[0]), "7", "frequent events do not push out a ban");
+        assert_eq!((latest.others.len(), number(&latest.others[0])), (DECISIONS, "999".into()));
+        assert_eq!((latest.limited.len(), number(&latest.limited[0])), (LIMITED, "99".into()));
         assert_eq!((latest.events["unban"], latest.events["good"]), (1_000, 1_000));
         assert_eq!(latest.bans_by_kind, [("rejected".to_owned(), 1)].into());
         let copy: Latest = serde_json::from_value(serde_json::to_value(&latest).unwrap()).unwrap();

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-/// The length of a ban of somebody who was banned `before` times: `first`, `factor` times as long each time, at most `max`.
-/// In constant time whatever the number, which may come from a file that somebody else has written.
+/// The length of a ban of somebody who was banned `before` times: `first`, `factor` times as long
+/// each time, at most `max`. In constant time whatever the number, which may come from a file that
+/// somebody else has written.
 pub fn ban_duration(first: Duration, factor: u32, max: Duration, before: u32) -> Duration {
     let grown = u128::from(factor).saturating_pow(before).saturating_mul(first.as_nanos());
     let grown = grown.min(max.as_nanos());
@@ -26,11 +27,22 @@ mod tests {
     fn it_grows_as_step_by_step() {
         let (first, max) = (Duration::from_secs(600), Duration::from_secs(86_400));
         for factor in [1, 2, 3, 10, u32::MAX] {
-            for first in [first, Duration::from_millis(1_500), Duration::from_nanos(1), max, 2 * max, Duration::MAX] {
+            for first in [
+                first,
+                Duration::from_millis(1_500),
+                Duration::from_nanos(1),
+                max,
+                2 * max,
+                Duration::MAX,
+            ] {
                 for max in [max, first, Duration::MAX] {
                     for before in 0..200 {
                         let expected = stepped(first, factor, max, before);
-                        assert_eq!(ban_duration(first, factor, max, before), expected, "{first:?} {factor} {before}");
+                        assert_eq!(
+                            ban_duration(first, factor, max, before),
+                            expected,
+                            "{first:?} {factor} {before}"
+                        );
                     }
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 /// The same note about the same source is written once in this time, in nanoseconds.
 const NOTE_INTERVAL: u64 = 60_000_000_000;
@@ -10,10 +10,10 @@ const NOTE_INTERVAL: u64 = 60_000_000_000;
 /// How many sources the notes remember. Beyond them nothing is noted until the oldest are over.
 const MAX_NOTES: usize = 4_096;
 
-type Key = (Source, &'static str);
+type Key = (IpKey, &'static str);
 
-/// When something was last noted of a source, so that it is not said again and again. The cost of a note is the same
-/// however many there are: they end in the order in which they were made.
+/// When something was last noted of a source, so that it is not said again and again. The cost of a
+/// note is the same however many there are: they end in the order in which they were made.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
     at: HashMap<Key, u64>,
@@ -22,7 +22,7 @@ pub(crate) struct Notes {
 
 impl Notes {
     /// Whether a note of this kind about this source may be written again.
-    pub(crate) fn are_due(&mut self, source: Source, kind: &'static str, now: u64) -> bool {
+    pub(crate) fn are_due(&mut self, source: IpKey, kind: &'static str, now: u64) -> bool {
         while let Some((at, key)) = self.order.front().copied()
             && now.saturating_sub(at) >= NOTE_INTERVAL
         {
@@ -48,11 +48,16 @@ mod tests {
     #[test]
     fn a_note_is_written_once_a_minute() {
         let mut notes = Notes::default();
-        let source = Source::v4(7);
-        for (second, due) in [(1, true), (2, false), (60, false), (61, true), (90, false), (121, true)] {
+        let source = IpKey::v4(7);
+        for (second, due) in
+            [(1, true), (2, false), (60, false), (61, true), (90, false), (121, true)]
+        {
             assert_eq!(notes.are_due(source, "limit", second * SECOND), due, "{second}");
         }
-        assert!(notes.are_due(source, "ban", 121 * SECOND) && notes.are_due(Source::v4(8), "ban", 121 * SECOND));
+        assert!(
+            notes.are_due(source, "ban", 121 * SECOND)
+                && notes.are_due(IpKey::v4(8), "ban", 121 * SECOND)
+        );
     }
 
     /// A flood of sources that are all new: it took a scan of 4,096 notes for each packet.
@@ -60,10 +65,12 @@ mod tests {
     fn a_full_book_costs_no_more_than_an_empty_one() {
         let mut notes = Notes::default();
         let begun = std::time::Instant::now();
-        let due = (0..1_000_000).filter(|n| notes.are_due(Source::v4(*n), "limit", SECOND + u64::from(*n))).count();
+        let due = (0..1_000_000)
+            .filter(|n| notes.are_due(IpKey::v4(*n), "limit", SECOND + u64::from(*n)))
+            .count();
         assert_eq!(due, MAX_NOTES);
         assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
-        assert!(notes.are_due(Source::v4(0), "limit", 62 * SECOND));
+        assert!(notes.are_due(IpKey::v4(0), "limit", 62 * SECOND));
         assert!(notes.order.len() <= MAX_NOTES && notes.at.len() == notes.order.len());
     }
 }

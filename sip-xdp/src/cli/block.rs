@@ -43,24 +43,26 @@ pub(crate) struct Add {
     /// Why, for whoever looks at the list later
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
-    /// Block it although it contains addresses that should stay reachable, or (for root only) is wider than /8 (IPv4) or
-    /// /19 (IPv6)
+    /// Block it although it contains addresses that should stay reachable, or (for root only) is
+    /// wider than /8 (IPv4) or /19 (IPv6)
     #[arg(long)]
     force: bool,
-    /// For a program, on its own account: it stays blocked until the last one that blocks it has let go
+    /// For a program, on its own account: it stays blocked until the last one that blocks it has
+    /// let go
     #[arg(long, value_name = "NAME", conflicts_with = "reason")]
     by: Option<String>,
 }
 
 /// Unblock an address or a network, and forget what it did
 ///
-/// Removes manual and automatic entries for a network, or for the networks around an address, with the evidence that
-/// led to them.
+/// Removes manual and automatic entries for a network, or for the networks around an address, with
+/// the evidence that led to them.
 #[derive(Debug, Args)]
 pub(crate) struct Delete {
     /// An address or a network
     network: String,
-    /// For a program: only what it blocks itself, exactly this network; nothing to let go of is no error
+    /// For a program: only what it blocks itself, exactly this network; nothing to let go of is no
+    /// error
     #[arg(long, value_name = "NAME")]
     by: Option<String>,
 }
@@ -112,7 +114,8 @@ impl Add {
 
 impl Delete {
     pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
-        let request = Request::Delete { list: ListName::Block, network: self.network.parse()?, by: self.by };
+        let request =
+            Request::Delete { list: ListName::Block, network: self.network.parse()?, by: self.by };
         let answer = control::call(&paths.socket(), &request).await?;
         output.print(&answer, |answer| removed("unblocked", answer))
     }
@@ -126,11 +129,14 @@ impl Listing {
         if self.all || output.json || self.matching.is_some() || wants_feeds {
             rows.extend(feeds::report::rows(&pins, &paths.feeds_dir())?);
         }
-        let is_owned =
-            |row: &Row, owner: &str| row.owner == owner || (owner == "feed" && row.owner.starts_with("feed:"));
+        let is_owned = |row: &Row, owner: &str| {
+            row.owner == owner || (owner == "feed" && row.owner.starts_with("feed:"))
+        };
         rows.retain(|row| self.owner.as_ref().is_none_or(|owner| is_owned(row, owner)));
         let matching: Option<Network> = self.matching.map(|text| text.parse()).transpose()?;
-        rows.retain(|row| matching.is_none_or(|m| row.network.contains(&m) || m.contains(&row.network)));
+        rows.retain(|row| {
+            matching.is_none_or(|m| row.network.contains(&m) || m.contains(&row.network))
+        });
         output.print(&rows, |rows| list(rows, true))
     }
 }
@@ -155,10 +161,16 @@ pub(super) fn list(rows: &[Row], hits: bool) -> String {
     }
     let time = |time: jiff::Timestamp| time.strftime("%F %T UTC").to_string();
     let cells = |row: &Row| {
-        let owner = if row.dry_run { format!("{} (dry run)", row.owner) } else { row.owner.clone() };
+        let owner =
+            if row.dry_run { format!("{} (dry run)", row.owner) } else { row.owner.clone() };
         let expires = row.expires.map_or_else(|| "never".to_owned(), time);
-        let mut cells =
-            vec![place(&row.network, row.port.map(u64::from)), owner, time(row.added), expires, row.reason.clone()];
+        let mut cells = vec![
+            place(&row.network, row.port.map(u64::from)),
+            owner,
+            time(row.added),
+            expires,
+            row.reason.clone(),
+        ];
         if hits {
             cells.insert(4, row.hits.to_string());
         }
@@ -185,7 +197,8 @@ pub(super) fn removed(verb: &str, answer: &Value) -> String {
     let entries = answer["removed"].as_array().map(Vec::as_slice).unwrap_or_default();
     let line = |entry: &Value| {
         let text = |key: &str| text::line(entry[key].as_str().unwrap_or_default());
-        let reason = if text("reason").is_empty() { String::new() } else { format!(": {}", text("reason")) };
+        let reason =
+            if text("reason").is_empty() { String::new() } else { format!(": {}", text("reason")) };
         let place = place(&text("network"), entry["port"].as_u64());
         format!("{verb} {place} ({}{reason})\n", text("owner"))
     };
@@ -194,9 +207,12 @@ pub(super) fn removed(verb: &str, answer: &Value) -> String {
 
 /// A ttl in whole seconds, at least one.
 pub(super) fn seconds(ttl: Option<String>) -> Result<Option<u64>> {
-    let ttl: Option<Span> = ttl.map(|text| text.parse().map_err(|error| anyhow!("--ttl: {error}"))).transpose()?;
+    let ttl: Option<Span> =
+        ttl.map(|text| text.parse().map_err(|error| anyhow!("--ttl: {error}"))).transpose()?;
     match ttl {
-        Some(ttl) if ttl < Span::seconds(1) => bail!("--ttl: {ttl} is over at once; give at least 1s"),
+        Some(ttl) if ttl < Span::seconds(1) => {
+            bail!("--ttl: {ttl} is over at once; give at least 1s")
+        }
         ttl => Ok(ttl.map(|ttl| ttl.0.as_secs())),
     }
 }

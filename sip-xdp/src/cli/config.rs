@@ -18,7 +18,12 @@ pub(crate) enum Config {
 }
 
 impl Config {
-    pub(crate) fn execute(self, paths: &Paths, config_required: bool, output: Output) -> Result<()> {
+    pub(crate) fn execute(
+        self,
+        paths: &Paths,
+        config_required: bool,
+        output: Output,
+    ) -> Result<()> {
         let is_check = matches!(self, Self::Check);
         let overrides = Overrides {
             config_required: config_required || (is_check && paths.config.exists()),

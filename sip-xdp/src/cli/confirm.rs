@@ -10,7 +10,11 @@ use super::Output;
 pub(crate) async fn execute(paths: &Paths, output: Output) -> Result<()> {
     let answer = control::call(&paths.socket(), &Request::Confirm).await?;
     output.print(&answer, |answer| {
-        let late = if answer["late"].as_bool().unwrap_or(false) { "late, it had been detached; now " } else { "" };
+        let late = if answer["late"].as_bool().unwrap_or(false) {
+            "late, it had been detached; now "
+        } else {
+            ""
+        };
         format!("confirmed: {late}{}", answer["applied"].as_str().unwrap_or_default())
     })
 }

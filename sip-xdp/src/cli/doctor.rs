@@ -12,9 +12,9 @@ use super::Output;
 
 /// What is wrong with this host, and what to do about it
 ///
-/// Looks at the kernel, rights, file systems, interfaces, routes, clock and feeds, and at who listens for SIP and from where
-/// that can be reached. Changes nothing, and works with or without a daemon; as root it sees more. Exits with 0 if nothing
-/// failed.
+/// Looks at the kernel, rights, file systems, interfaces, routes, clock and feeds, and at who
+/// listens for SIP and from where that can be reached. Changes nothing, and works with or without a
+/// daemon; as root it sees more. Exits with 0 if nothing failed.
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
     /// Look at this interface; may be repeated [default: those that are, or would be, filtered]
@@ -23,7 +23,12 @@ pub(crate) struct Doctor {
 }
 
 impl Doctor {
-    pub(crate) async fn execute(self, paths: &Paths, config_required: bool, output: Output) -> Result<ExitCode> {
+    pub(crate) async fn execute(
+        self,
+        paths: &Paths,
+        config_required: bool,
+        output: Output,
+    ) -> Result<ExitCode> {
         let config = Overrides { config_required, ..Overrides::default() }.read(paths);
         let diagnosis = doctor::examine(paths, config, &self.interfaces).await;
         output.print(&diagnosis, |diagnosis| text(diagnosis, output))?;
@@ -35,7 +40,10 @@ fn text(diagnosis: &Diagnosis, output: Output) -> String {
     let mut text: String = diagnosis.checks.iter().map(|check| line(check, output)).collect();
     let count = |status| diagnosis.checks.iter().filter(|check| check.status == status).count();
     let (warned, failed) = (count(Status::Warn), count(Status::Fail));
-    text.push_str(&format!("\n{} checks: {warned} warnings, {failed} failed\n", diagnosis.checks.len()));
+    text.push_str(&format!(
+        "\n{} checks: {warned} warnings, {failed} failed\n",
+        diagnosis.checks.len()
+    ));
     text
 }
 
@@ -49,7 +57,8 @@ fn line(check: &Check, output: Output) -> String {
     if let Some(interface) = &check.interface {
         name.push_str(&format!(" {interface}"));
     }
-    let remedy = check.remedy.as_ref().map(|remedy| format!("{:26}-> {remedy}\n", "")).unwrap_or_default();
+    let remedy =
+        check.remedy.as_ref().map(|remedy| format!("{:26}-> {remedy}\n", "")).unwrap_or_default();
     format!("{status}  {name:18}  {}\n{remedy}", check.detail)
 }
 
@@ -66,7 +75,8 @@ mod tests {
             detail: "another one".to_owned(),
             remedy: Some("stop it".to_owned()),
         };
-        let expected = "FAIL  xdp programs eth0   another one\n                          -> stop it\n";
+        let expected =
+            "FAIL  xdp programs eth0   another one\n                          -> stop it\n";
         assert_eq!(line(&check, Output::new(false)), expected);
     }
 }

@@ -34,7 +34,7 @@ pub(crate) struct Explain {
 
 /// What the daemon says.
 #[derive(Debug, Deserialize)]
-struct Told {
+struct DaemonAnswer {
     settings: Settings,
     known: View,
     never_banned: Option<String>,
@@ -66,35 +66,45 @@ struct SettingsShown {
 }
 
 impl Explain {
-    pub(crate) async fn execute(self, paths: &Paths, config_required: bool, output: Output) -> Result<()> {
+    pub(crate) async fn execute(
+        self,
+        paths: &Paths,
+        config_required: bool,
+        output: Output,
+    ) -> Result<()> {
         let report = self.collect(paths, config_required).await?;
         output.print(&report, |report| text(report, output))
     }
 
     async fn collect(self, paths: &Paths, config_required: bool) -> Result<Report> {
         let mut notes = Vec::new();
-        let told = match control::call(&paths.socket(), &Request::Explain { address: self.ip }).await {
-            Ok(told) => Some(serde_json::from_value::<Told>(told)?),
-            Err(error) if error.is::<NoDaemon>() => {
-                notes.push(
-                    "no daemon: its evidence is not shown, and limits are those of the configuration file".into(),
-                );
-                None
-            }
-            Err(error) => {
-                notes.push(format!("without the daemon's evidence: {error:#}"));
-                None
-            }
-        };
-        let daemon = told.is_some();
-        let (settings, known) = match told {
-            Some(told) => {
-                let never = told.never_banned.map(|why| format!("it is never banned: it {why}"));
+        let answer =
+            match control::call(&paths.socket(), &Request::Explain { address: self.ip }).await {
+                Ok(answer) => Some(serde_json::from_value::<DaemonAnswer>(answer)?),
+                Err(error) if error.is::<NoDaemon>() => {
+                    notes.push(
+                        "no daemon: its evidence is not shown, and limits are those of the \
+                     configuration file"
+                            .into(),
+                    );
+                    None
+                }
+                Err(error) => {
+                    notes.push(format!("without the daemon's evidence: {error:#}"));
+                    None
+                }
+            };
+        let daemon = answer.is_some();
+        let (settings, known) = match answer {
+            Some(answer) => {
+                let never = answer.never_banned.map(|why| format!("it is never banned: it {why}"));
                 notes.extend(never);
-                notes.extend(told.learning.then(|| "learning: volume bans nobody for now".to_owned()));
+                notes.extend(
+                    answer.learning.then(|| "learning: volume bans nobody for now".to_owned()),
+                );
                 let failing = "the registrar rejects its own users: rejections ban nobody for now";
-                notes.extend(told.registrar_failing.then(|| failing.to_owned()));
-                (told.settings, told.known)
+                notes.extend(answer.registrar_failing.then(|| failing.to_owned()));
+                (answer.settings, answer.known)
             }
             None => {
                 let config = Config::read(&paths.config, config_required).unwrap_or_else(|error| {
@@ -164,14 +174,25 @@ fn text(report: &Report, output: Output) -> String {
         line("last", format!("{} s ago: {}{user}", last.age, last.start_line));
     }
     let users = known.accepted.iter().take(SHOWN).map(|accepted| {
-        let state = if accepted.left > 0 { format!("for {} s more", accepted.left) } else { "no longer".to_owned() };
+        let state = if accepted.left > 0 {
+            format!("for {} s more", accepted.left)
+        } else {
+            "no longer".to_owned()
+        };
         format!("{:?} at port {} {state}", accepted.user, accepted.port)
     });
     line("users", users.collect::<Vec<_>>().join(", "));
-    let proven = if known.proven { "yes: it has repeated a nonce or a tag that only it was sent" } else { "" };
+    let proven = if known.proven {
+        "yes: it has repeated a nonce or a tag that only it was sent"
+    } else {
+        ""
+    };
     line("proven", proven.to_owned());
     if known.served > 0 {
-        line("served", "yes: the server processes its calls without asking for credentials".to_owned());
+        line(
+            "served",
+            "yes: the server processes its calls without asking for credentials".to_owned(),
+        );
     }
     for evidence in &known.evidence {
         let enough = match (evidence.limit, evidence.per) {
@@ -185,11 +206,17 @@ fn text(report: &Report, output: Output) -> String {
     }
     if !kernel.matches.is_empty() {
         let heads = ["LIST", "NETWORK", "PORT", "OWNER", "EXPIRES", "HITS", "REASON"];
-        text.push_str(&format!("\n{}", table(&heads, &kernel.matches.iter().map(entry).collect::<Vec<_>>())));
+        text.push_str(&format!(
+            "\n{}",
+            table(&heads, &kernel.matches.iter().map(entry).collect::<Vec<_>>())
+        ));
     }
     if !report.history.is_empty() {
         let rows: Vec<_> = report.history.iter().take(SHOWN).map(past).collect();
-        text.push_str(&format!("\n{}", table(&["BANNED", "NETWORK", "ENDED", "KIND", "REASON"], &rows)));
+        text.push_str(&format!(
+            "\n{}",
+            table(&["BANNED", "NETWORK", "ENDED", "KIND", "REASON"], &rows)
+        ));
         let more = report.history.len().saturating_sub(SHOWN);
         if more > 0 {
             text.push_str(&format!("and {more} earlier ones; --json shows them\n"));

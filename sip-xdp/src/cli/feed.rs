@@ -17,7 +17,7 @@ use super::output::table;
 const LOOK: Duration = Duration::from_millis(100);
 
 /// How long it may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Lists that others keep.
 #[derive(Debug, Subcommand)]
@@ -79,8 +79,8 @@ impl Sync {
     async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
         let request = Request::FeedSync { name: self.name, accept: self.accept };
         let answer = ask(paths, &request).await?;
-        let rounds: BTreeMap<String, u64> =
-            serde_json::from_value(answer["rounds"].clone()).context("the daemon's answer cannot be understood")?;
+        let rounds: BTreeMap<String, u64> = serde_json::from_value(answer["rounds"].clone())
+            .context("the daemon's answer cannot be understood")?;
         let start = Instant::now();
         let values = loop {
             let values = ask(paths, &Request::FeedList).await?;
@@ -91,8 +91,11 @@ impl Sync {
             if rounds.iter().all(|(name, round)| is_done(name, *round)) {
                 break values;
             }
-            if start.elapsed() > PATIENCE {
-                bail!("it is not over after {} s; see `sip-xdp feed list` and the daemon's log", PATIENCE.as_secs());
+            if start.elapsed() > TIMEOUT {
+                bail!(
+                    "it is not over after {} s; see `sip-xdp feed list` and the daemon's log",
+                    TIMEOUT.as_secs()
+                );
             }
             tokio::time::sleep(LOOK).await;
         };
@@ -104,8 +107,10 @@ impl Sync {
             .cloned()
             .collect();
         let rows = read(&Value::Array(values.clone()))?;
-        let failed: Vec<_> =
-            rows.iter().filter_map(|row| Some(format!("{}: {}", row.name, row.error.as_ref()?))).collect();
+        let failed: Vec<_> = rows
+            .iter()
+            .filter_map(|row| Some(format!("{}: {}", row.name, row.error.as_ref()?)))
+            .collect();
         if rows.is_empty() {
             output.print(&values, |_| "there are no feeds".to_owned())?;
         } else {
@@ -117,20 +122,27 @@ impl Sync {
 }
 
 async fn ask(paths: &Paths, request: &Request) -> Result<Value> {
-    control::call(&paths.socket(), request).await.map_err(|error| match error.downcast::<NoDaemon>() {
-        Ok(error) => anyhow!("{error}; what feeds listed stays in force meanwhile, but is not refreshed"),
-        Err(error) => error,
+    control::call(&paths.socket(), request).await.map_err(|error| {
+        match error.downcast::<NoDaemon>() {
+            Ok(error) => {
+                anyhow!("{error}; what feeds listed stays in force meanwhile, but is not refreshed")
+            }
+            Err(error) => error,
+        }
     })
 }
 
 fn read(rows: &Value) -> Result<Vec<Row>> {
-    serde_json::from_value(rows.clone()).context("the daemon's answer cannot be understood; is it of this version?")
+    serde_json::from_value(rows.clone())
+        .context("the daemon's answer cannot be understood; is it of this version?")
 }
 
 fn synced(row: &Row) -> String {
     let Row { name, added, removed, .. } = row;
     let changes = match (added, removed) {
-        (Some(added), Some(removed)) => format!(" (the last change: {added} added, {removed} removed)"),
+        (Some(added), Some(removed)) => {
+            format!(" (the last change: {added} added, {removed} removed)")
+        }
         _ => String::new(),
     };
     format!("{name}: {} IPv4 and {} IPv6 networks{changes}\n", row.ipv4, row.ipv6)
@@ -174,13 +186,19 @@ fn notes(row: &Row) -> Vec<String> {
         notes.push("its list is empty, and taken as that".to_owned());
     }
     if !row.skipped.is_empty() {
-        let reasons: Vec<_> = row.skipped.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
-        let first =
-            row.first_malformed.map(|line| format!(", the first malformed one in line {line}")).unwrap_or_default();
+        let reasons: Vec<_> =
+            row.skipped.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+        let first = row
+            .first_malformed
+            .map(|line| format!(", the first malformed one in line {line}"))
+            .unwrap_or_default();
         notes.push(format!("skipped {}{first}", reasons.join(", ").replace('_', " ")));
     }
     if row.host_bits > 0 {
-        notes.push(format!("{} networks with bits set behind their prefix, taken as networks", row.host_bits));
+        notes.push(format!(
+            "{} networks with bits set behind their prefix, taken as networks",
+            row.host_bits
+        ));
     }
     if row.split > 0 {
         notes.push(format!("{} networks split around what must stay reachable", row.split));

@@ -38,7 +38,8 @@ impl Completions {
 impl Man {
     pub(crate) fn execute(self, output: Output) -> Result<()> {
         let directory = self.directory;
-        std::fs::create_dir_all(&directory).with_context(|| format!("{} cannot be made", directory.display()))?;
+        std::fs::create_dir_all(&directory)
+            .with_context(|| format!("{} cannot be made", directory.display()))?;
         clap_mangen::generate_to(Cli::command(), &directory)
             .with_context(|| format!("no man pages can be written to {}", directory.display()))?;
         let written = serde_json::json!({ "directory": directory });

@@ -24,7 +24,8 @@ const TOLD: usize = 10;
 
 /// Enter all networks of a file
 ///
-/// One address or network a line; what follows # or ; is a comment. All lines are checked before any is entered.
+/// One address or network a line; what follows # or ; is a comment. All lines are checked before
+/// any is entered.
 #[derive(Debug, Args)]
 pub(crate) struct Import {
     /// The file; - for the standard input
@@ -35,15 +36,16 @@ pub(crate) struct Import {
     /// Why, for whoever looks at the list later
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
-    /// Also networks that contain addresses that should stay reachable, or (for root only) are wider than /8 (IPv4) or /19
-    /// (IPv6)
+    /// Also networks that contain addresses that should stay reachable, or (for root only) are
+    /// wider than /8 (IPv4) or /19 (IPv6)
     #[arg(long)]
     force: bool,
 }
 
 /// Print the block list for other programs
 ///
-/// What operators and the detector block, without feeds, single ports and dry runs. Works with the daemon dead.
+/// What operators and the detector block, without feeds, single ports and dry runs. Works with the
+/// daemon dead.
 #[derive(Debug, Args)]
 pub(crate) struct Export {
     /// A network a line (plain), or sets for nftables (nft), in which entries end when they should
@@ -79,12 +81,15 @@ impl Import {
         for networks in state_dump::cut(networks.into_iter().collect()) {
             done += networks.len();
             let (reason, operator) = (self.reason.clone(), block::operator());
-            let request = Request::Import { list, networks, ttl, reason, force: self.force, operator };
+            let request =
+                Request::Import { list, networks, ttl, reason, force: self.force, operator };
             let answer = control::call(&paths.socket(), &request).await;
             let before = imported.added;
             let answer = match answer {
                 Err(error) if before > 0 => {
-                    return Err(error.context(format!("{before} of {all} networks were entered, and then")));
+                    return Err(
+                        error.context(format!("{before} of {all} networks were entered, and then"))
+                    );
                 }
                 answer => answer?,
             };
@@ -92,7 +97,7 @@ impl Import {
             imported.refused.extend(answer["refused"].as_array().cloned().unwrap_or_default());
             progress(done, all);
         }
-        output.print(&imported, |imported| told(imported, list))
+        output.print(&imported, |imported| summary(imported, list))
     }
 }
 
@@ -103,7 +108,7 @@ pub(super) fn progress(done: usize, all: usize) {
     }
 }
 
-fn told(imported: &Imported, list: ListName) -> String {
+fn summary(imported: &Imported, list: ListName) -> String {
     let verb = if list == ListName::Block { "blocked" } else { "trusted" };
     let mut text = format!("{verb} {} of {} networks\n", imported.added, imported.lines);
     text.push_str(&refused(&imported.refused));
@@ -129,7 +134,8 @@ pub(super) fn read(file: &Path) -> Result<String> {
     if file == Path::new("-") {
         stdin().lock().read_to_end(&mut bytes).context("the standard input cannot be read")?;
     } else {
-        bytes = std::fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?;
+        bytes =
+            std::fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?;
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
@@ -144,7 +150,9 @@ fn networks(text: &str) -> Result<BTreeSet<Network>, Vec<(usize, String)>> {
             continue;
         }
         match entry.parse::<Network>() {
-            Ok(network) if network.prefix() == 0 => bad.push((number, format!("{network} is everybody"))),
+            Ok(network) if network.prefix() == 0 => {
+                bad.push((number, format!("{network} is everybody")))
+            }
             Ok(network) => drop(good.insert(network)),
             Err(error) => bad.push((number, error.to_string())),
         }
@@ -159,7 +167,8 @@ fn complaint(file: &Path, bad: &[(usize, String)]) -> anyhow::Error {
         1 => write!(text, "one line is wrong: "),
         count => write!(text, "{count} lines are wrong: "),
     };
-    let first: Vec<String> = bad.iter().take(TOLD).map(|(number, why)| format!("line {number}: {why}")).collect();
+    let first: Vec<String> =
+        bad.iter().take(TOLD).map(|(number, why)| format!("line {number}: {why}")).collect();
     text.push_str(&first.join("; "));
     if bad.len() > TOLD {
         let _ = write!(text, "; and {} more", bad.len() - TOLD);
@@ -175,18 +184,26 @@ impl Export {
             bail!("--json and --format are two formats; give one of them");
         }
         output.print(&rows, |rows| match self.format {
-            Format::Plain => plain(rows),
+            Format::Plain => as_text(rows),
             Format::Nft => nft(rows, counters::now()),
         })
     }
 }
 
 /// A network a line, with its owner, end and reason as a comment.
-fn plain(rows: &[Row]) -> String {
-    let mut text = String::from("# sip-xdp block list; `sip-xdp block import` reads it, but not when entries end\n");
+fn as_text(rows: &[Row]) -> String {
+    let mut text = String::from(
+        "# sip-xdp block list; `sip-xdp block import` reads it, but not when entries end\n",
+    );
     for row in rows {
-        let end = row.expires.map_or_else(String::new, |end| format!(" until {}", end.strftime("%FT%TZ")));
-        let reason: String = row.reason.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect();
+        let end = row
+            .expires
+            .map_or_else(String::new, |end| format!(" until {}", end.strftime("%FT%TZ")));
+        let reason: String = row
+            .reason
+            .chars()
+            .map(|letter| if letter.is_control() { ' ' } else { letter })
+            .collect();
         let line = format!("{} # {}{end} {reason}", row.network, row.owner);
         text.push_str(line.trim_end());
         text.push('\n');
@@ -194,14 +211,16 @@ fn plain(rows: &[Row]) -> String {
     text
 }
 
-/// Two sets of a table of their own. Elements must not overlap, so those go that are inside of others. An inner one that
-/// lasts longer than what is around it is lost with that.
+/// Two sets of a table of their own. Elements must not overlap, so those go that are inside of
+/// others. An inner one that lasts longer than what is around it is lost with that.
 fn nft(rows: &[Row], now: jiff::Timestamp) -> String {
     // The widest first, and of the same network the one that lasts longest.
     let mut networks: Vec<(&Network, Option<jiff::Timestamp>)> =
         rows.iter().map(|row| (&row.network, row.expires)).collect();
     let end = |end: Option<jiff::Timestamp>| end.unwrap_or(jiff::Timestamp::MAX);
-    networks.sort_by_key(|(network, expires)| (network.first(), network.bits(), std::cmp::Reverse(end(*expires))));
+    networks.sort_by_key(|(network, expires)| {
+        (network.first(), network.bits(), std::cmp::Reverse(end(*expires)))
+    });
     let mut kept: Vec<(&Network, Option<jiff::Timestamp>)> = Vec::new();
     for (network, expires) in networks {
         // Sorted by their first address: what is around a network comes right before it.
@@ -210,21 +229,30 @@ fn nft(rows: &[Row], now: jiff::Timestamp) -> String {
         }
     }
     let mut text = String::from(
-        "# sip-xdp block list for nftables: `ip saddr @blocked4 drop` and `ip6 saddr @blocked6 drop` use it\n\
+        "# sip-xdp block list for nftables: `ip saddr @blocked4 drop` and `ip6 saddr @blocked6 \
+         drop` use it\n\
          table inet sip_xdp {\n",
     );
     for (name, kind, is_v4) in [("blocked4", "ipv4_addr", true), ("blocked6", "ipv6_addr", false)] {
-        let _ = write!(text, "    set {name} {{\n        type {kind}\n        flags interval, timeout\n");
+        let _ = write!(
+            text,
+            "    set {name} {{\n        type {kind}\n        flags interval, timeout\n"
+        );
         let family = kept.iter().filter(|(network, _)| network.is_v4() == is_v4);
         let elements: Vec<String> = family
             .map(|(network, expires)| match expires {
-                Some(end) => format!("{network} timeout {}s", end.duration_since(now).as_secs().max(1)),
+                Some(end) => {
+                    format!("{network} timeout {}s", end.duration_since(now).as_secs().max(1))
+                }
                 None => network.to_string(),
             })
             .collect();
         if !elements.is_empty() {
-            let _ =
-                writeln!(text, "        elements = {{\n            {}\n        }}", elements.join(",\n            "));
+            let _ = writeln!(
+                text,
+                "        elements = {{\n            {}\n        }}",
+                elements.join(",\n            ")
+            );
         }
         text.push_str("    }\n");
     }
@@ -238,7 +266,8 @@ mod tests {
 
     #[test]
     fn files_have_comments_blanks_and_line_ends_of_all_kinds() {
-        let text = "\u{feff}# a list\r\n192.0.2.1\r\n\n  192.0.2.0/24 ; SBL1\n2001:db8::/32# x\n192.0.2.1\n;\n";
+        let text = "\u{feff}# a list\r\n192.0.2.1\r\n\n  192.0.2.0/24 ; SBL1\n2001:db8::/32# \
+                    x\n192.0.2.1\n;\n";
         let found: Vec<String> = networks(text).unwrap().iter().map(Network::to_string).collect();
         assert_eq!(found, ["192.0.2.0/24", "192.0.2.1", "2001:db8::/32"]);
         assert!(networks("").unwrap().is_empty());
@@ -253,7 +282,12 @@ mod tests {
         assert!(text.contains("write 192.0.2.0/24 for the network"), "{text}");
         let many = networks(&"x\n".repeat(500)).unwrap_err();
         let text = complaint(Path::new("list"), &many).to_string();
-        assert!(text.contains("line 10: ") && !text.contains("line 11: ") && text.ends_with("and 490 more"), "{text}");
+        assert!(
+            text.contains("line 10: ")
+                && !text.contains("line 11: ")
+                && text.ends_with("and 490 more"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -280,12 +314,15 @@ mod tests {
             row("2001:db8::/32", None),
         ];
         let text = nft(&rows, now);
-        let elements: Vec<&str> = text.lines().map(|line| line.trim().trim_end_matches(',')).collect();
-        for expected in ["192.0.2.0/24", "198.51.100.0/25 timeout 60s", "198.51.100.128", "2001:db8::/32"] {
+        let elements: Vec<&str> =
+            text.lines().map(|line| line.trim().trim_end_matches(',')).collect();
+        for expected in
+            ["192.0.2.0/24", "198.51.100.0/25 timeout 60s", "198.51.100.128", "2001:db8::/32"]
+        {
             assert!(elements.contains(&expected), "{expected} in {text}");
         }
         assert!(!text.contains("192.0.2.7"), "{text}");
         assert!(!nft(&[], now).contains("elements"));
-        assert_eq!(networks(&plain(&rows)).unwrap().len(), 5);
+        assert_eq!(networks(&as_text(&rows)).unwrap().len(), 5);
     }
 }

@@ -27,7 +27,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
+use clap::{
+    ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource,
+};
 use sip_xdp::sys::paths::Paths;
 
 use output::Output;
@@ -51,7 +53,8 @@ impl Arguments {
     }
 }
 
-/// Whether an option stands on the command line or in the environment, before or behind the subcommand.
+/// Whether an option stands on the command line or in the environment, before or behind the
+/// subcommand.
 fn is_given(matches: &ArgMatches, name: &str) -> bool {
     let here = matches!(
         matches.try_contains_id(name).ok().and_then(|_| matches.value_source(name)),
@@ -62,9 +65,9 @@ fn is_given(matches: &ArgMatches, name: &str) -> bool {
 
 /// Stops SIP scanners and password guessers in the network driver.
 ///
-/// sip-xdp drops blocked sources before the kernel allocates anything for their packets, limits what unknown sources
-/// may send to the SIP ports, and bans those that flood. The filter outlives the daemon: stopping it changes nothing,
-/// `sip-xdp unload` takes it off.
+/// sip-xdp drops blocked sources before the kernel allocates anything for their packets, limits
+/// what unknown sources may send to the SIP ports, and bans those that flood. The filter outlives
+/// the daemon: stopping it changes nothing, `sip-xdp unload` takes it off.
 #[derive(Debug, Parser)]
 #[command(name = "sip-xdp", version, max_term_width = 100)]
 struct Cli {
@@ -152,7 +155,8 @@ enum Command {
     Config(config::Config),
     /// Have the daemon read its configuration again
     Reload,
-    /// Let a filter that was started with `run --confirm` go on enforcing, or attach it again after its time
+    /// Let a filter that was started with `run --confirm` go on enforcing, or attach it again after
+    /// its time
     Confirm,
     Completions(generate::Completions),
     Man(generate::Man),
@@ -162,8 +166,12 @@ enum Command {
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     let Arguments { cli: Cli { global, command }, config_required } = arguments;
     let output = Output::new(global.json);
-    let paths =
-        Paths { config: global.config, run_dir: global.run_dir, state_dir: global.state_dir, pin_dir: global.pin_dir };
+    let paths = Paths {
+        config: global.config,
+        run_dir: global.run_dir,
+        state_dir: global.state_dir,
+        pin_dir: global.pin_dir,
+    };
     match command {
         Command::Run(run) => run.execute(paths, config_required, output).await?,
         Command::Status(status) => return status.execute(&paths, output).await,

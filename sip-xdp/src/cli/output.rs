@@ -32,8 +32,13 @@ impl Output {
     }
 
     /// Prints `value` as JSON, or what `text` makes of it. A reader that went away is no error.
-    pub(crate) fn print<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
-        let mut printed = if self.json { text::json(&json(value)?) } else { shown(&text(value), self.colour) };
+    pub(crate) fn print<T: Serialize>(
+        &self,
+        value: &T,
+        text: impl FnOnce(&T) -> String,
+    ) -> Result<()> {
+        let mut printed =
+            if self.json { text::json(&json(value)?) } else { shown(&text(value), self.colour) };
         if !printed.is_empty() && !printed.ends_with('\n') {
             printed.push('\n');
         }
@@ -66,7 +71,9 @@ fn shown(text: &str, colour: bool) -> String {
         let ours = [GOOD, BAD, NONE].into_iter().find(|ours| colour && part.starts_with(ours));
         let rest = ours.and_then(|ours| part.strip_prefix(ours));
         match (ours, rest) {
-            (Some(ours), Some(rest)) => shown.push_str(&format!("{ESCAPE}{ours}{}", text::lines(rest))),
+            (Some(ours), Some(rest)) => {
+                shown.push_str(&format!("{ESCAPE}{ours}{}", text::lines(rest)))
+            }
             _ => shown.push_str(&format!("\u{fffd}{}", text::lines(part))),
         }
     }
@@ -88,7 +95,8 @@ fn json<T: Serialize>(value: &T) -> Result<String> {
 
 /// Lays rows out in columns; numbers are right-aligned. No cell is more than one line.
 pub(crate) fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
-    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| text::line(cell)).collect()).collect();
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| text::line(cell)).collect()).collect();
     let mut widths: Vec<usize> = heads.iter().map(|head| head.chars().count()).collect();
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -96,7 +104,10 @@ pub(crate) fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
         }
     }
     let numeric: Vec<bool> = (0..heads.len())
-        .map(|column| !rows.is_empty() && rows.iter().all(|row| row[column].bytes().all(|b| b.is_ascii_digit())))
+        .map(|column| {
+            !rows.is_empty()
+                && rows.iter().all(|row| row[column].bytes().all(|b| b.is_ascii_digit()))
+        })
         .collect();
     let line = |cells: &mut dyn Iterator<Item = &str>| {
         let mut line = String::new();
@@ -126,7 +137,10 @@ mod tests {
 
     #[test]
     fn objects_carry_the_schema_and_arrays_do_not() {
-        assert_eq!(json(&serde_json::json!({ "a": 1 })).unwrap(), "{\n  \"schema\": 1,\n  \"a\": 1\n}");
+        assert_eq!(
+            json(&serde_json::json!({ "a": 1 })).unwrap(),
+            "{\n  \"schema\": 1,\n  \"a\": 1\n}"
+        );
         assert_eq!(json(&serde_json::json!([1])).unwrap(), "[\n  1\n]");
     }
 
@@ -137,13 +151,22 @@ mod tests {
         let said = " a\u{fffd}]0;x\u{fffd}\u{fffd}[2Jb\u{fffd}1m\n";
         assert_eq!(shown(&text, true), format!("\u{1b}[32myes\u{1b}[0m{said}"));
         assert_eq!(shown("a\u{1b}[31mb", false), "a\u{fffd}[31mb");
-        assert_eq!(table(&["A"], &[vec!["x\u{1b}[31m\n192.0.2.1".to_owned()]]), "A\nx\u{fffd}[31m 192.0.2.1\n");
+        assert_eq!(
+            table(&["A"], &[vec!["x\u{1b}[31m\n192.0.2.1".to_owned()]]),
+            "A\nx\u{fffd}[31m 192.0.2.1\n"
+        );
     }
 
     #[test]
     fn columns_line_up() {
-        let rows = vec![vec!["192.0.2.1".to_owned(), "7".to_owned()], vec!["::1".to_owned(), "1234".to_owned()]];
-        assert_eq!(table(&["NETWORK", "HITS"], &rows), "NETWORK    HITS\n192.0.2.1     7\n::1        1234\n");
+        let rows = vec![
+            vec!["192.0.2.1".to_owned(), "7".to_owned()],
+            vec!["::1".to_owned(), "1234".to_owned()],
+        ];
+        assert_eq!(
+            table(&["NETWORK", "HITS"], &rows),
+            "NETWORK    HITS\n192.0.2.1     7\n::1        1234\n"
+        );
         assert_eq!(table(&["NETWORK", "HITS"], &[]), "NETWORK  HITS\n");
     }
 }

@@ -13,30 +13,35 @@ use sip_xdp::dataplane::probe::Platform;
 use sip_xdp::dataplane::refusal;
 use sip_xdp::net::network::Network;
 use sip_xdp::sys::paths::Paths;
-use sip_xdp::tools::replay::{self, Ban, Comparison, Difference, Input, Limited, Options, Outcome, Replayed};
+use sip_xdp::tools::replay::{
+    self, Ban, Comparison, Difference, Input, Limited, Options, Outcome, Replayed,
+};
 
 use super::Output;
 use super::output::table;
 
 /// From when on progress is shown, and how often.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 const OFTEN: Duration = Duration::from_millis(200);
 
 /// How many rows of a table are shown to people.
 const SHOWN: usize = 40;
 
-/// Run a capture through the kernel's program and the detector: who would have been limited or banned, when and why
+/// Run a capture through the kernel's program and the detector: who would have been limited or
+/// banned, when and why
 ///
-/// Reads pcap and pcapng, one file or several put together, compressed with gzip, zstd, xz or bzip2 or not: of Ethernet, Linux
-/// cooked, raw IP, PPP, NFLOG and more, and what is inside tunnels of mirrors (VXLAN, GRE, ERSPAN, IP in IP, MPLS, Geneve,
-/// TZSP) and HEP. What is not read is named and counted, and copies of a packet count once. Nothing is attached, and what is in
-/// force stays as it is. The time is that of the capture. The configuration is that of --config; a dry run is
+/// Reads pcap and pcapng, one file or several put together, compressed with gzip, zstd, xz or bzip2
+/// or not: of Ethernet, Linux cooked, raw IP, PPP, NFLOG and more, and what is inside tunnels of
+/// mirrors (VXLAN, GRE, ERSPAN, IP in IP, MPLS, Geneve, TZSP) and HEP. What is not read is named
+/// and counted, and copies of a packet count once. Nothing is attached, and what is in force stays
+/// as it is. The time is that of the capture. The configuration is that of --config; a dry run is
 /// replayed as if it enforced.
 #[derive(Debug, Args)]
 pub(crate) struct Replay {
     /// The capture; `-` is standard input
     file: PathBuf,
-    /// The address or network of the SIP server, whose answers teach the detector; guessed if it is not given. May be repeated
+    /// The address or network of the SIP server, whose answers teach the detector; guessed if it is
+    /// not given. May be repeated
     #[arg(long, value_name = "NET")]
     registrar: Vec<Network>,
     /// A second configuration: tells whom it would treat differently
@@ -45,7 +50,12 @@ pub(crate) struct Replay {
 }
 
 impl Replay {
-    pub(crate) fn execute(self, paths: &Paths, config_required: bool, output: Output) -> Result<()> {
+    pub(crate) fn execute(
+        self,
+        paths: &Paths,
+        config_required: bool,
+        output: Output,
+    ) -> Result<()> {
         let config = Config::read(&paths.config, config_required)?;
         let other = self.compare.as_ref().map(|file| Config::read(file, true)).transpose()?;
         let input = Input::open(&self.file)?;
@@ -78,7 +88,12 @@ struct Progress {
 
 impl Progress {
     fn new() -> Self {
-        Self { is_terminal: stderr().is_terminal(), start: Instant::now(), next: PATIENCE, shown: false }
+        Self {
+            is_terminal: stderr().is_terminal(),
+            start: Instant::now(),
+            next: TIMEOUT,
+            shown: false,
+        }
     }
 
     fn show(&mut self, done: f64) {
@@ -138,7 +153,8 @@ fn text(replayed: &Replayed, output: Output) -> String {
     let users: usize = replayed.good.iter().map(|good| good.users).sum();
     let others = replayed.others;
     text.push_str(&format!(
-        "\nknown good {} addresses with {users} users, {} peers; {} others passed {} packets and lost {}\n",
+        "\nknown good {} addresses with {users} users, {} peers; {} others passed {} packets and \
+         lost {}\n",
         replayed.good.len(),
         replayed.peers.len(),
         others.sources,
@@ -175,13 +191,23 @@ fn facts(replayed: &Replayed) -> String {
     let ours: Vec<String> = replayed.registrar.networks.iter().map(ToString::to_string).collect();
     line("registrar", format!("{} ({})", ours.join(", "), replayed.registrar.because));
     let skipped = capture.skipped;
-    line("looked at", format!("{} arriving at SIP ports, {} leaving them", capture.arrived, capture.left));
+    line(
+        "looked at",
+        format!("{} arriving at SIP ports, {} leaving them", capture.arrived, capture.left),
+    );
     let some = |(count, what): (u64, &str)| (count > 0).then(|| format!("{count} {what}"));
     let each = |named: Vec<(&str, u64)>| -> String {
-        named.into_iter().filter_map(|(name, count)| some((count, name))).collect::<Vec<_>>().join(", ")
+        named
+            .into_iter()
+            .filter_map(|(name, count)| some((count, name)))
+            .collect::<Vec<_>>()
+            .join(", ")
     };
     line("tunnels", each(capture.tunnels.iter().map(|(name, count)| (*name, *count)).collect()));
-    line("not read", each(capture.not_read.iter().map(|(name, count)| (name.as_str(), *count)).collect()));
+    line(
+        "not read",
+        each(capture.not_read.iter().map(|(name, count)| (name.as_str(), *count)).collect()),
+    );
     let reasons = [
         (skipped.link_type, "of another link type"),
         (skipped.malformed, "cut off in the link header"),
@@ -239,7 +265,11 @@ fn limited(row: &Limited) -> Vec<String> {
         row.limited.to_string(),
         row.fate.passed.to_string(),
         row.fate.dropped.to_string(),
-        if row.known { "known good, or a peer".to_owned() } else { row.reason.clone().unwrap_or_default() },
+        if row.known {
+            "known good, or a peer".to_owned()
+        } else {
+            row.reason.clone().unwrap_or_default()
+        },
     ]
 }
 
@@ -250,7 +280,9 @@ fn differences(comparison: &Comparison, output: Output) -> String {
     for (name, replayed) in comparison.configurations.iter().zip(&comparison.replays) {
         let (bans, limited) = (replayed.banned.len(), replayed.limited.len());
         let dropped: u64 = replayed.packets.drop.values().sum();
-        text.push_str(&format!("{name}: {bans} bans, {limited} more limited, {dropped} packets dropped\n"));
+        text.push_str(&format!(
+            "{name}: {bans} bans, {limited} more limited, {dropped} packets dropped\n"
+        ));
         for note in &replayed.notes {
             text.push_str(&format!("note      {note}\n"));
         }
@@ -260,9 +292,17 @@ fn differences(comparison: &Comparison, output: Output) -> String {
         return text;
     }
     let row = |difference: &Difference| {
-        vec![difference.address.to_string(), outcome(&difference.first), outcome(&difference.second)]
+        vec![
+            difference.address.to_string(),
+            outcome(&difference.first),
+            outcome(&difference.second),
+        ]
     };
-    section(&mut text, &["ADDRESS", first, second], comparison.differences.iter().map(row).collect());
+    section(
+        &mut text,
+        &["ADDRESS", first, second],
+        comparison.differences.iter().map(row).collect(),
+    );
     text
 }
 

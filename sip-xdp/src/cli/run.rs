@@ -15,19 +15,23 @@ use super::Output;
 
 /// Filter: attach, or adopt what is attached, and watch over it until stopped
 ///
-/// Attaches the filter, or adopts the one that is attached without letting a packet through in between, and watches
-/// over it in the foreground. Prints one line that starts with `ready` when it enforces. Stopping it (SIGTERM, Ctrl-C)
-/// leaves the filter enforcing; SIGHUP reads the configuration again.
+/// Attaches the filter, or adopts the one that is attached without letting a packet through in
+/// between, and watches over it in the foreground. Prints one line that starts with `ready` when it
+/// enforces. Stopping it (SIGTERM, Ctrl-C) leaves the filter enforcing; SIGHUP reads the
+/// configuration again.
 ///
-/// Attaching natively takes the link of some drivers (igb, igc, ixgbe, i40e, gve, vmxnet3) down and up once; `sip-xdp
-/// doctor` says whether. With --confirm, a filter that nobody confirms in time is detached, on every way out; should the
-/// daemon be killed, nothing is dropped from that time on, and the next start detaches.
+/// Attaching natively takes the link of some drivers (igb, igc, ixgbe, i40e, gve, vmxnet3) down and
+/// up once; `sip-xdp doctor` says whether. With --confirm, a filter that nobody confirms in time is
+/// detached, on every way out; should the daemon be killed, nothing is dropped from that time on,
+/// and the next start detaches.
 #[derive(Debug, Args)]
 pub(crate) struct Run {
-    /// Filter on this interface; may be repeated [default: those of the configuration, else those with a default route]
+    /// Filter on this interface; may be repeated [default: those of the configuration, else those
+    /// with a default route]
     #[arg(long = "iface", value_name = "IF")]
     interfaces: Vec<String>,
-    /// How to attach: in the driver if it can (auto), only there (native), or in the network stack (generic)
+    /// How to attach: in the driver if it can (auto), only there (native), or in the network stack
+    /// (generic)
     #[arg(long, value_enum, value_name = "MODE")]
     mode: Option<ModeChoice>,
     /// Count and report what would be dropped, and drop nothing
@@ -48,12 +52,24 @@ fn confirmation(text: &str) -> Result<Span, String> {
 }
 
 impl Run {
-    pub(crate) async fn execute(self, paths: Paths, config_required: bool, output: Output) -> Result<()> {
+    pub(crate) async fn execute(
+        self,
+        paths: Paths,
+        config_required: bool,
+        output: Output,
+    ) -> Result<()> {
         init_log();
         let Self { interfaces, mode, dry_run, confirm } = self;
         let confirm = confirm.map(|span| span.0);
-        let overrides =
-            Overrides { config_required, interfaces, mode, dry_run, confirm, blind: false, egress_ways: None };
+        let overrides = Overrides {
+            config_required,
+            interfaces,
+            mode,
+            dry_run,
+            confirm,
+            blind: false,
+            egress_ways: None,
+        };
         daemon::run(paths, overrides, |summary| {
             let line = if output.json {
                 json!({ "event": "ready", "summary": summary }).to_string()
@@ -67,8 +83,8 @@ impl Run {
     }
 }
 
-/// Log lines for journald, which adds the time; the priority prefix is the one of sd-daemon(3). On a terminal the time
-/// is written too.
+/// Log lines for journald, which adds the time; the priority prefix is the one of sd-daemon(3). On
+/// a terminal the time is written too.
 fn init_log() {
     let under_systemd = std::env::var_os("JOURNAL_STREAM").is_some();
     let environment = env_logger::Env::new().filter_or("SIP_XDP_LOG", "info");

@@ -18,7 +18,8 @@ use super::import::{progress, read, refused};
 /// What the filter has learnt, to be handed to another host.
 #[derive(Debug, Subcommand)]
 pub(crate) enum State {
-    /// Print bans, trust, who is known good, offences and history as JSON; works with the daemon dead
+    /// Print bans, trust, who is known good, offences and history as JSON; works with the daemon
+    /// dead
     Export,
     Import(Import),
 }
@@ -54,10 +55,14 @@ impl Import {
     async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
         let name = self.file.display();
         let text = read(&self.file)?;
-        let export: Export = serde_json::from_str(&text)
-            .with_context(|| format!("{name}: nothing was taken up, it is not what `sip-xdp state export` prints"))?;
+        let export: Export = serde_json::from_str(&text).with_context(|| {
+            format!("{name}: nothing was taken up, it is not what `sip-xdp state export` prints")
+        })?;
         if export.schema != SCHEMA {
-            bail!("{name}: nothing was taken up, it has schema {}, and this version reads {SCHEMA}", export.schema);
+            bail!(
+                "{name}: nothing was taken up, it has schema {}, and this version reads {SCHEMA}",
+                export.schema
+            );
         }
         let mut counts: BTreeMap<&str, Count> = BTreeMap::new();
         let parts = export.parts();
@@ -76,7 +81,10 @@ impl Import {
             }
             let line = |(name, count): (&&str, &Count)| {
                 let (added, kept) = (count.added, count.kept);
-                format!("{name:9} {added} taken up, {kept} known or over\n{}", refused(&count.refused))
+                format!(
+                    "{name:9} {added} taken up, {kept} known or over\n{}",
+                    refused(&count.refused)
+                )
             };
             counts.iter().map(line).collect()
         })

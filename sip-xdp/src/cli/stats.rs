@@ -42,7 +42,10 @@ fn text(stats: &counters::Stats, before: Option<&counters::Stats>) -> String {
     let mut text = String::new();
     for interface in &stats.interfaces {
         let earlier = before.and_then(|before| {
-            let same = before.interfaces.iter().find(|earlier| earlier.interface == interface.interface)?;
+            let same = before
+                .interfaces
+                .iter()
+                .find(|earlier| earlier.interface == interface.interface)?;
             let seconds = stats.time.duration_since(before.time).as_secs_f64();
             (seconds > 0.0).then_some((same, seconds))
         });
@@ -65,7 +68,13 @@ fn text(stats: &counters::Stats, before: Option<&counters::Stats>) -> String {
                 ]);
             }
         }
-        let heads = ["VERDICT", "REASON", "PACKETS", "BYTES", if earlier.is_some() { "PER SECOND" } else { "" }];
+        let heads = [
+            "VERDICT",
+            "REASON",
+            "PACKETS",
+            "BYTES",
+            if earlier.is_some() { "PER SECOND" } else { "" },
+        ];
         text.push_str(&table(&heads, &rows));
         let methods: Vec<String> = interface
             .methods
@@ -79,7 +88,8 @@ fn text(stats: &counters::Stats, before: Option<&counters::Stats>) -> String {
         text.push('\n');
     }
     text.push_str(&format!(
-        "blocked networks: {} IPv4, {} IPv6, of {}; sources tracked: {}; lost events: {}, samples: {}\n",
+        "blocked networks: {} IPv4, {} IPv6, of {}; sources tracked: {}; lost events: {}, samples: \
+         {}\n",
         stats.blocklist.ipv4,
         stats.blocklist.ipv6,
         stats.blocklist.capacity,

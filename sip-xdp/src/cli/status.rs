@@ -22,7 +22,8 @@ use super::output::table;
 /// Works with the daemon dead.
 #[derive(Debug, Args)]
 pub(crate) struct Status {
-    /// Exit with 0 only if packets are being judged and dropped on every interface; print nothing but what is wrong
+    /// Exit with 0 only if packets are being judged and dropped on every interface; print nothing
+    /// but what is wrong
     #[arg(long)]
     check: bool,
 }
@@ -119,14 +120,20 @@ fn text(report: &Report, output: Output) -> String {
     };
     text.push_str(&format!("daemon    {daemon}\n"));
     if let Some(list) = &report.blocklist {
-        text.push_str(&format!("blocked   {} IPv4 and {} IPv6 networks of {}\n", list.ipv4, list.ipv6, list.capacity));
+        text.push_str(&format!(
+            "blocked   {} IPv4 and {} IPv6 networks of {}\n",
+            list.ipv4, list.ipv6, list.capacity
+        ));
     }
     if let Some(memory) = &report.memory {
         let mebibytes = memory.tables as f64 / f64::from(1 << 20);
         text.push_str(&format!("tables    {mebibytes:.1} MiB of kernel memory\n"));
     }
     if let Some(lost) = report.lost.filter(|lost| lost.events + lost.samples > 0) {
-        text.push_str(&format!("lost      {} events and {} samples, which were too many\n", lost.events, lost.samples));
+        text.push_str(&format!(
+            "lost      {} events and {} samples, which were too many\n",
+            lost.events, lost.samples
+        ));
     }
     if !report.interfaces.is_empty() {
         let rows: Vec<Vec<String>> = report
@@ -135,7 +142,9 @@ fn text(report: &Report, output: Output) -> String {
             .map(|i| {
                 let mode = i.mode.map(|mode| mode.to_string()).unwrap_or_default();
                 let blind = report.daemon.as_ref().and_then(|daemon| daemon["blind"].as_array());
-                let is_blind = |one: &Value| one["interface"] == i.interface.as_str() && one["action"].is_null();
+                let is_blind = |one: &Value| {
+                    one["interface"] == i.interface.as_str() && one["action"].is_null()
+                };
                 let state = match (i.attached, i.dry_run) {
                     (false, _) if i.current_name.is_none() => "gone",
                     (false, _) => "detached",
@@ -144,7 +153,12 @@ fn text(report: &Report, output: Output) -> String {
                     (true, true) => "dry run",
                     (true, false) => "enforcing",
                 };
-                vec![i.interface.clone(), mode, state.to_owned(), i.since.strftime("%F %T UTC").to_string()]
+                vec![
+                    i.interface.clone(),
+                    mode,
+                    state.to_owned(),
+                    i.since.strftime("%F %T UTC").to_string(),
+                ]
             })
             .collect();
         text.push('\n');

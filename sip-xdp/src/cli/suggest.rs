@@ -18,9 +18,10 @@ use super::Output;
 
 /// Propose whom to trust, with the reason
 ///
-/// Reads what a PBX is configured with (pjsip identifies and registrations, Kamailio's dispatcher and permissions lists,
-/// FreeSWITCH's gateways and access lists, the trusted zone of FreePBX's firewall), and finds known sources that are at their
-/// limit. Changes nothing: run the lines that you agree with.
+/// Reads what a PBX is configured with (pjsip identifies and registrations, Kamailio's dispatcher
+/// and permissions lists, FreeSWITCH's gateways and access lists, the trusted zone of FreePBX's
+/// firewall), and finds known sources that are at their limit. Changes nothing: run the lines that
+/// you agree with.
 #[derive(Debug, Args)]
 pub(crate) struct Suggest {
     /// Look for a PBX's configuration here; may be repeated [default: where PBXes usually keep it]
@@ -31,23 +32,39 @@ pub(crate) struct Suggest {
 impl Suggest {
     pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
         if let Some(missing) = self.pbx_dir.iter().find(|directory| !directory.is_dir()) {
-            bail!("{} is no directory; name the one with the PBX's configuration", missing.display());
+            bail!(
+                "{} is no directory; name the one with the PBX's configuration",
+                missing.display()
+            );
         }
-        let directories = if self.pbx_dir.is_empty() { PBX_DIRS.map(PathBuf::from).to_vec() } else { self.pbx_dir };
+        let directories = if self.pbx_dir.is_empty() {
+            PBX_DIRS.map(PathBuf::from).to_vec()
+        } else {
+            self.pbx_dir
+        };
         let config = Overrides::default().read(paths)?;
         let (pins, settings) = (Pins::new(&paths.pin_dir), Settings::from(&config));
-        let suggestions = suggest::suggest(&directories, &pins, &settings, &trusted(paths, config).await)?;
+        let suggestions =
+            suggest::suggest(&directories, &pins, &settings, &trusted(paths, config).await)?;
         output.print(&suggestions, text)
     }
 }
 
-/// Who is trusted already, by the configuration and, as far as they may be asked, the filter and its daemon.
+/// Who is trusted already, by the configuration and, as far as they may be asked, the filter and
+/// its daemon.
 async fn trusted(paths: &Paths, config: Config) -> Trusted {
-    let mut trusted = Trusted { networks: config.trust.networks, hosts: config.trust.hosts.into_iter().collect() };
+    let mut trusted = Trusted {
+        networks: config.trust.networks,
+        hosts: config.trust.hosts.into_iter().collect(),
+    };
     let rows = counters::rows(&Pins::new(&paths.pin_dir), List::Trust).unwrap_or_default();
     trusted.networks.extend(rows.into_iter().map(|row| row.network));
     if let Ok(status) = control::call(&paths.socket(), &Request::Status).await {
-        let hosts = status["hosts"].as_array().into_iter().flatten().filter(|host| host["purpose"] == "trust");
+        let hosts = status["hosts"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|host| host["purpose"] == "trust");
         trusted.hosts.extend(hosts.filter_map(|host| host["name"].as_str()?.parse().ok()));
     }
     trusted
@@ -57,13 +74,22 @@ fn text(suggestions: &Suggestions) -> String {
     let mut text = String::new();
     for proposal in &suggestions.proposals {
         text.push_str(&format!("{}\n", proposal.command));
-        proposal.reasons.iter().skip(1).for_each(|reason| text.push_str(&format!("    # also {reason}\n")));
+        proposal
+            .reasons
+            .iter()
+            .skip(1)
+            .for_each(|reason| text.push_str(&format!("    # also {reason}\n")));
     }
     for refused in &suggestions.refused {
         text.push_str(&format!("# not {}: {}\n", refused.who, refused.reason));
     }
     let Suggestions { proposals, trusted, files, .. } = suggestions;
-    let seen = format!("# {} proposed, {trusted} trusted already, {files} files read", proposals.len());
-    let hint = if *files == 0 { "; name the directory of the PBX's configuration with --pbx-dir" } else { "" };
+    let seen =
+        format!("# {} proposed, {trusted} trusted already, {files} files read", proposals.len());
+    let hint = if *files == 0 {
+        "; name the directory of the PBX's configuration with --pbx-dir"
+    } else {
+        ""
+    };
     text + &seen + hint
 }

@@ -11,10 +11,11 @@ use sip_xdp::sys::paths::Paths;
 use super::Output;
 use super::block::operator;
 
-/// Live full-screen view: rates by verdict, worst sources with the evidence, latest bans, feeds, warnings
+/// Live full-screen view: rates by verdict, worst sources with the evidence, latest bans, feeds,
+/// warnings
 ///
-/// Works with the daemon dead, and says so. Keys sort, filter, block, unblock and trust; `?` shows them. With --json it
-/// prints once what it would show.
+/// Works with the daemon dead, and says so. Keys sort, filter, block, unblock and trust; `?` shows
+/// them. With --json it prints once what it would show.
 #[derive(Debug, Args)]
 pub(crate) struct Top {
     /// Read everything anew every INTERVAL

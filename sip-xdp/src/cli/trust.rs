@@ -30,11 +30,12 @@ pub(crate) enum Trust {
 
 /// Trust an address, a network, or a host
 ///
-/// For good, or for a time. Kept over restarts and reboots. A host is followed through DNS (SRV, A and AAAA), and
-/// trusting it is as safe as DNS is: whoever can forge its answers is trusted too.
+/// For good, or for a time. Kept over restarts and reboots. A host is followed through DNS (SRV, A
+/// and AAAA), and trusting it is as safe as DNS is: whoever can forge its answers is trusted too.
 #[derive(Debug, Args)]
 pub(crate) struct Add {
-    /// An address, a network or a host: 203.0.113.5, 203.0.113.0/24, 2001:db8::/32, sip.carrier.example
+    /// An address, a network or a host: 203.0.113.5, 203.0.113.0/24, 2001:db8::/32,
+    /// sip.carrier.example
     #[arg(value_name = "NETWORK|HOST")]
     who: String,
     /// For how long: 90s, 10m, 24h, 7d [default: for good]
@@ -68,8 +69,11 @@ enum Who {
 fn read(text: &str) -> Result<Who> {
     match text.parse::<Network>() {
         Ok(network) => Ok(Who::Network(network)),
-        // What has no letters, or has what no name has, is an address or a network that was written wrongly.
-        Err(error) if text.contains(['/', ':']) || !text.contains(|c: char| c.is_ascii_alphabetic()) => {
+        // What has no letters, or has what no name has, is an address or a network that was written
+        // wrongly.
+        Err(error)
+            if text.contains(['/', ':']) || !text.contains(|c: char| c.is_ascii_alphabetic()) =>
+        {
             Err(error.into())
         }
         Err(_) => text.parse().map(Who::Host).map_err(|error: String| anyhow!(error)),
@@ -94,11 +98,16 @@ impl Add {
         match read(&self.who)? {
             Who::Network(network) => {
                 let (list, force, operator) = (ListName::Trust, self.force, None);
-                let request = Request::Add { list, network, ttl, reason, force, operator, by: None };
+                let request =
+                    Request::Add { list, network, ttl, reason, force, operator, by: None };
                 let answer = control::call(&paths.socket(), &request).await?;
                 output.print(&answer, |answer| {
                     let blocked = answer["was_blocked"].as_bool().unwrap_or(false);
-                    let note = if blocked { "; it is on the block list too, where trust wins" } else { "" };
+                    let note = if blocked {
+                        "; it is on the block list too, where trust wins"
+                    } else {
+                        ""
+                    };
                     format!("trusted {network}{}{note}", block::until(answer))
                 })
             }
@@ -107,7 +116,10 @@ impl Add {
                 let answer = control::call(&paths.socket(), &request).await?;
                 output.print(&answer, |answer| {
                     let until = block::until(answer);
-                    format!("trusted {name}{until}; `sip-xdp trust list` shows its addresses when DNS has answered")
+                    format!(
+                        "trusted {name}{until}; `sip-xdp trust list` shows its addresses when \
+                             DNS has answered"
+                    )
                 })
             }
         }
@@ -125,15 +137,22 @@ impl Delete {
                     let removed = block::removed(verb, answer);
                     match answer["still_trusted_by_host"].as_str() {
                         Some(host) => {
-                            format!("{removed}but {network} is trusted all the same, as an address of {host}")
+                            format!(
+                                "{removed}but {network} is trusted all the same, as an address \
+                                     of {host}"
+                            )
                         }
                         None => removed,
                     }
                 })
             }
             Who::Host(name) => {
-                let answer = control::call(&paths.socket(), &Request::DistrustHost { name: name.clone() }).await?;
-                output.print(&answer, |answer| format!("{verb} {name}\n{}", block::removed(verb, answer)))
+                let answer =
+                    control::call(&paths.socket(), &Request::DistrustHost { name: name.clone() })
+                        .await?;
+                output.print(&answer, |answer| {
+                    format!("{verb} {name}\n{}", block::removed(verb, answer))
+                })
             }
         }
     }
@@ -142,7 +161,11 @@ impl Delete {
 /// The entries, and for people the hosts behind them, if there is a daemon that follows them.
 async fn list(paths: &Paths, output: Output) -> Result<()> {
     let rows = counters::rows(&Pins::new(&paths.pin_dir), List::Trust)?;
-    let hosts = if output.json { None } else { control::call(&paths.socket(), &Request::Status).await.ok() };
+    let hosts = if output.json {
+        None
+    } else {
+        control::call(&paths.socket(), &Request::Status).await.ok()
+    };
     output.print(&rows, |rows| {
         let hosts = hosts.as_ref().and_then(|status| status["hosts"].as_array()).map(Vec::as_slice);
         let of_trust = hosts.unwrap_or_default().iter().filter(|host| host["purpose"] == "trust");
@@ -151,14 +174,18 @@ async fn list(paths: &Paths, output: Output) -> Result<()> {
         if hosts.is_empty() {
             return entries;
         }
-        format!("{entries}\n{}", table(&["HOST", "OWNER", "ADDRESSES", "ANSWERED", "REASON"], &hosts))
+        format!(
+            "{entries}\n{}",
+            table(&["HOST", "OWNER", "ADDRESSES", "ANSWERED", "REASON"], &hosts)
+        )
     })
 }
 
 /// A host's row.
 fn host_cells(host: &Value) -> Vec<String> {
     let text = |key: &str| host[key].as_str().unwrap_or_default().to_owned();
-    let addresses: Vec<_> = host["addresses"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let addresses: Vec<_> =
+        host["addresses"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let mut answered = match host["age"].as_u64() {
         Some(age) => format!("{} ago", Span::seconds(age)),
         None => "never".to_owned(),
@@ -184,7 +211,15 @@ mod tests {
         ] {
             assert_eq!(matches!(read(text).unwrap(), Who::Host(_)), is_host, "{text}");
         }
-        for text in ["", "192.0.2.256", "192.0.2.0/33", "host.example/24", "2001:db8:::1", "-a.example", "a..example"] {
+        for text in [
+            "",
+            "192.0.2.256",
+            "192.0.2.0/33",
+            "host.example/24",
+            "2001:db8:::1",
+            "-a.example",
+            "a..example",
+        ] {
             assert!(read(text).is_err(), "{text}");
         }
     }

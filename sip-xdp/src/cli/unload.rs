@@ -13,8 +13,8 @@ use super::Output;
 
 /// Take the filter off and forget its tables
 ///
-/// Detaches the filter and removes everything that is pinned; a running daemon ends. The lists stay on disk for the
-/// next start.
+/// Detaches the filter and removes everything that is pinned; a running daemon ends. The lists stay
+/// on disk for the next start.
 #[derive(Debug, Args)]
 pub(crate) struct Unload {
     /// Only from this interface; may be repeated
@@ -29,7 +29,8 @@ fn offload(offload: &Value) -> String {
     match offload["error"].as_str() {
         None => format!("{interface}: {name} is on again"),
         Some(error) => format!(
-            "{interface}: {name} was switched off for the filter and cannot be switched on again ({error}); try \
+            "{interface}: {name} was switched off for the filter and cannot be switched on again \
+             ({error}); try \
              `ethtool -K {interface} {name} on`"
         ),
     }
@@ -44,7 +45,12 @@ impl Unload {
             Err(error) => return Err(error),
         };
         output.print(&answer, |answer| {
-            let names: Vec<_> = answer["unloaded"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let names: Vec<_> = answer["unloaded"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .collect();
             if names.is_empty() {
                 return "nothing was loaded".to_owned();
             }
@@ -63,15 +69,20 @@ impl Unload {
         let _lock = pins.lock().context("a daemon holds the filter, but does not answer")?;
         // Whatever is pinned must come off, even if its tables cannot be read.
         let known = match Netlink::connect() {
-            Ok(netlink) => netlink.interfaces().await.and_then(|present| counters::interfaces(&pins, &present)),
+            Ok(netlink) => {
+                netlink.interfaces().await.and_then(|present| counters::interfaces(&pins, &present))
+            }
             Err(error) => Err(error),
         }
         .unwrap_or_default();
         let names = |interfaces: &[counters::FilteredInterface]| -> Vec<String> {
             interfaces.iter().map(|interface| interface.interface.clone()).collect()
         };
-        let chosen: Vec<_> =
-            known.iter().filter(|interface| self.interfaces.contains(&interface.interface)).cloned().collect();
+        let chosen: Vec<_> = known
+            .iter()
+            .filter(|interface| self.interfaces.contains(&interface.interface))
+            .cloned()
+            .collect();
         if let Some(unknown) = self.interfaces.iter().find(|name| !names(&chosen).contains(name)) {
             bail!("{unknown} is not filtered; see `sip-xdp status`");
         }

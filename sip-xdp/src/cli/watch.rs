@@ -8,8 +8,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use serde_json::Value;
-use sip_xdp::api::event_stream::Stream;
+use jiff::Timestamp;
+use sip_xdp::api::event_stream::{Line, Stream};
+use sip_xdp::bans::event::{Event, FeedFigures};
 use sip_xdp::sys::paths::Paths;
 use sip_xdp::text;
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,16 +20,19 @@ use pcap::Capture;
 
 /// Bans, limits, storms and who turns out to be real, one line each as it happens
 ///
-/// With --json one object a line. Ends with Ctrl-C. Who reads too slowly loses events, and is told how many.
+/// With --json one object a line. Ends with Ctrl-C. Who reads too slowly loses events, and is told
+/// how many.
 #[derive(Debug, Args)]
 pub(crate) struct Watch {
     /// Only what concerns this address
     #[arg(long, value_name = "IP")]
     ip: Option<IpAddr>,
-    /// Samples of what is dropped, too, at most 200 a second: captures on this host do not see these packets
+    /// Samples of what is dropped, too, at most 200 a second: captures on this host do not see
+    /// these packets
     #[arg(long)]
     packets: bool,
-    /// Write these packets to FILE, or with `-` to the standard output, for tcpdump and Wireshark; implies --packets
+    /// Write these packets to FILE, or with `-` to the standard output, for tcpdump and Wireshark;
+    /// implies --packets
     #[arg(short, value_name = "FILE")]
     write: Option<PathBuf>,
 }
@@ -37,12 +41,13 @@ impl Watch {
     pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        let mut stream = Stream::open(&paths.socket(), self.ip, self.packets || self.write.is_some()).await?;
+        let mut stream =
+            Stream::open(&paths.socket(), self.ip, self.packets || self.write.is_some()).await?;
         let mut capture = self.write.map(Capture::create).transpose()?;
         let outcome = loop {
-            let line = tokio::select! {
-                line = stream.next() => match line {
-                    Ok(line) => line,
+            let (json, line) = tokio::select! {
+                next = stream.next() => match next {
+                    Ok(next) => next,
                     Err(error) => break Err(error),
                 },
                 _ = interrupt.recv() => break Ok(()),
@@ -50,7 +55,8 @@ impl Watch {
             };
             let written = match &mut capture {
                 Some(capture) => capture.take(&line)?,
-                None => print(&if output.json { text::json(&line) } else { text(&line) }),
+                None if output.json => print(&text::json(&json)),
+                None => print(&text(&line)),
             };
             match written {
                 // Whoever read this has seen enough.
@@ -71,29 +77,37 @@ fn print(line: &str) -> std::io::Result<()> {
     out.flush()
 }
 
-/// An event for people. What is not ours to choose, such as a start line, moves no cursor.
-fn text(line: &str) -> String {
-    let Ok(event) = serde_json::from_str::<Value>(line) else {
-        return text::line(line);
+/// A line for people, without control characters of others' making.
+fn text(line: &Line) -> String {
+    let time = |time: Timestamp| time.strftime("%F %T").to_string();
+    let shown = |field: Option<String>| text::line(&field.unwrap_or_default());
+    let (event, feed) = match line {
+        Line::Lost(lost) => {
+            let (time, count) = (time(lost.time), lost.count);
+            return format!(
+                "{time}  lost         {count} events, which came faster than they could be shown"
+            );
+        }
+        Line::Packet(packet) => (packet.as_event(), None),
+        Line::Event(event) => (Event::clone(event), event.feed.clone()),
     };
-    let field = |name: &str| text::line(event[name].as_str().unwrap_or_default());
-    let time = field("time").get(..19).map(|time| time.replace('T', " ")).unwrap_or_default();
-    if let Some(count) = event["count"].as_u64() {
-        return format!("{time}  lost         {count} events, which came faster than they could be shown");
-    }
-    let mut whom = if event["feed"].is_null() { field("address") + &field("interface") } else { field("feed") };
-    if let [Some(added), Some(removed), Some(total)] = ["added", "removed", "total"].map(|name| event[name].as_u64()) {
-        whom.push_str(&format!(" +{added} -{removed} ={total}"));
-    }
-    if let Some(port) = event["port"].as_u64() {
+    let mut whom = match &feed {
+        Some(feed) => {
+            let FeedFigures { feed, added, removed, total } = feed;
+            format!("{} +{added} -{removed} ={total}", text::line(feed))
+        }
+        None => shown(event.address.map(|address| address.to_string())) + &shown(event.interface),
+    };
+    if let Some(port) = event.port {
         whom.push_str(&format!(" port {port}"));
     }
-    let dry_run = if event["dry_run"] == true { "dry run".to_owned() } else { String::new() };
+    let tier = event.tier.map(|tier| tier.name().to_owned());
+    let dry_run = event.dry_run.then(|| "dry run".to_owned());
     let what: Vec<String> =
-        [field("kind"), field("tier"), dry_run].into_iter().filter(|part| !part.is_empty()).collect();
-    let mut parts = vec![whom, what.join(", "), field("reason")];
+        [event.kind.map(|kind| text::line(&kind)), tier, dry_run].into_iter().flatten().collect();
+    let mut parts = vec![whom, what.join(", "), shown(event.reason)];
     parts.retain(|part| !part.is_empty());
-    format!("{time}  {:12} {}", field("event"), parts.join("  "))
+    format!("{}  {:12} {}", time(event.time), text::line(&event.event), parts.join("  "))
 }
 
 #[cfg(test)]
@@ -104,17 +118,33 @@ mod tests {
     fn an_event_is_one_line_for_people() {
         let line = r#"{"time":"2026-01-02T03:04:05.678Z","event":"ban","kind":"rejected","address":"192.0.2.7","port":null,
             "reason":"10 passwords","tier":"proven","dry_run":false}"#;
-        assert_eq!(text(line), "2026-01-02 03:04:05  ban          192.0.2.7  rejected, proven  10 passwords");
+        assert_eq!(
+            text(&serde_json::from_str(line).unwrap()),
+            "2026-01-02 03:04:05  ban          192.0.2.7  rejected, proven  10 passwords"
+        );
         let line = r#"{"time":"2026-01-02T03:04:05Z","event":"feed","kind":"synced","address":null,"port":null,"reason":null,
             "tier":null,"dry_run":false,"feed":"public","added":3,"removed":2,"total":20}"#;
-        assert_eq!(text(line), "2026-01-02 03:04:05  feed         public +3 -2 =20  synced");
+        assert_eq!(
+            text(&serde_json::from_str(line).unwrap()),
+            "2026-01-02 03:04:05  feed         public +3 -2 =20  synced"
+        );
         let line = r#"{"time":"2026-01-02T03:04:05Z","event":"lost","count":7}"#;
-        assert!(text(line).contains("lost         7 events"), "{}", text(line));
+        assert!(
+            text(&serde_json::from_str(line).unwrap()).contains("lost         7 events"),
+            "{}",
+            text(&serde_json::from_str(line).unwrap())
+        );
         let line = r#"{"time":"2026-01-02T03:04:05Z","event":"limit","kind":"requests","address":"192.0.2.7","port":5060,
             "reason":null,"tier":null,"dry_run":true}"#;
-        assert_eq!(text(line), "2026-01-02 03:04:05  limit        192.0.2.7 port 5060  requests, dry run");
+        assert_eq!(
+            text(&serde_json::from_str(line).unwrap()),
+            "2026-01-02 03:04:05  limit        192.0.2.7 port 5060  requests, dry run"
+        );
         let line = r#"{"time":"2026-01-02T03:04:05Z","event":"interface","kind":"gone","address":null,"port":null,
             "reason":"index 7","tier":null,"dry_run":false,"interface":"ppp0"}"#;
-        assert_eq!(text(line), "2026-01-02 03:04:05  interface    ppp0  gone  index 7");
+        assert_eq!(
+            text(&serde_json::from_str(line).unwrap()),
+            "2026-01-02 03:04:05  interface    ppp0  gone  index 7"
+        );
     }
 }

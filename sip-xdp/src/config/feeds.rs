@@ -89,8 +89,15 @@ pub enum FeedFormat {
 
 impl FeedFormat {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Auto, Self::List, Self::Counts, Self::Apiban, Self::Spamhaus, Self::Crowdsec, Self::Dshield];
+    pub const ALL: [Self; 7] = [
+        Self::Auto,
+        Self::List,
+        Self::Counts,
+        Self::Apiban,
+        Self::Spamhaus,
+        Self::Crowdsec,
+        Self::Dshield,
+    ];
 
     /// The name in the configuration.
     pub fn name(self) -> &'static str {
@@ -138,9 +145,11 @@ impl FeedAction {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Guards {
-    /// A list is refused that covers at most this share of the addresses that it covered; 0 for never.
+    /// A list is refused that covers at most this share of the addresses that it covered; 0 for
+    /// never.
     pub shrink: Factor,
-    /// A list is refused that covers at least so many times the addresses that it covered; 0 for never.
+    /// A list is refused that covers at least so many times the addresses that it covered; 0 for
+    /// never.
     pub grow: Factor,
     /// Lists that had, and have, fewer entries than this may change as they like.
     pub from: u32,
@@ -189,7 +198,9 @@ impl<'de> Deserialize<'de> for Factor {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let written = f64::deserialize(deserializer)?;
         if !(0.0..=1_000.0).contains(&written) {
-            return Err(de::Error::custom(format!("{written} is out of range; use 0 (no guard) to 1000")));
+            return Err(de::Error::custom(format!(
+                "{written} is out of range; use 0 (no guard) to 1000"
+            )));
         }
         Ok(Self((written * 1_000.0).round() as u32))
     }
@@ -215,7 +226,8 @@ impl FeedConfig {
 
     /// All keys that there are, for holding a file's against them.
     pub(super) fn template() -> Option<Value> {
-        let all = Self { key_file: Some(PathBuf::new()), set: Some(String::new()), ..Self::new("", "") };
+        let all =
+            Self { key_file: Some(PathBuf::new()), set: Some(String::new()), ..Self::new("", "") };
         Table::try_from(all).ok().map(Value::Table)
     }
 
@@ -227,20 +239,30 @@ impl FeedConfig {
 
     fn check(&self) -> Result<()> {
         let Self { name, url, every, guards, .. } = self;
-        let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte);
+        let is_plain =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte);
         let starts_well = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
         if name.len() > 32 || !starts_well || !name.bytes().all(is_plain) {
-            bail!("\"{name}\" is no name for a feed; use up to 32 of a-z, 0-9, \"-\", \"_\" and \".\"");
+            bail!(
+                "\"{name}\" is no name for a feed; use up to 32 of a-z, 0-9, \"-\", \"_\" and \".\""
+            );
         }
         let scheme = url.split_once(':').map(|(scheme, _)| scheme).unwrap_or_default();
-        let host = url.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or_default());
+        let host =
+            url.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or_default());
         match scheme {
             "file" if self.file().is_some_and(|path| path.starts_with("/")) => {}
             "http" | "https" if host.is_some_and(|host| !host.is_empty()) => {}
-            _ => bail!("the url of the feed {name} is neither https://HOST/PATH, http://HOST/PATH nor file:///PATH"),
+            _ => bail!(
+                "the url of the feed {name} is neither https://HOST/PATH, http://HOST/PATH nor \
+                 file:///PATH"
+            ),
         }
         if host.is_some_and(|host| host.contains('@')) {
-            bail!("the url of the feed {name} contains a password, which logs would show; use key_file");
+            bail!(
+                "the url of the feed {name} contains a password, which logs would show; use \
+                 key_file"
+            );
         }
         if url.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
             bail!("the url of the feed {name} contains blanks");
@@ -250,42 +272,66 @@ impl FeedConfig {
         }
         if self.format.needs_key() && scheme == "file" {
             bail!(
-                "the feed {name} cannot come from a file: {} is a protocol; use https:// or http://",
+                "the feed {name} cannot come from a file: {} is a protocol; use https:// or \
+                 http://",
                 self.format.name()
             );
         }
         if !self.format.needs_key() && self.key_file.is_some() {
-            bail!("the feed {name} has a key_file, which lists of the format {} do not need", self.format.name());
+            bail!(
+                "the feed {name} has a key_file, which lists of the format {} do not need",
+                self.format.name()
+            );
         }
         if self.min_count == 0 {
             bail!("min_count of the feed {name} must not be 0; 1 takes all entries");
         }
         if self.min_count > 1 && !matches!(self.format, FeedFormat::Auto | FeedFormat::Counts) {
-            bail!("min_count of the feed {name} needs the format counts; {} has no counts", self.format.name());
+            bail!(
+                "min_count of the feed {name} needs the format counts; {} has no counts",
+                self.format.name()
+            );
         }
         if let Some(set) = &self.set {
             if self.format != FeedFormat::Apiban {
                 bail!("set of the feed {name} is for the format apiban");
             }
-            if set.is_empty() || set.len() > 32 || !set.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            if set.is_empty()
+                || set.len() > 32
+                || !set.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
             {
-                bail!("set of the feed {name} is no name of a set; use up to 32 letters and digits, as in \"sip\"");
+                bail!(
+                    "set of the feed {name} is no name of a set; use up to 32 letters and digits, \
+                     as in \"sip\""
+                );
             }
         }
         if *every < Span::seconds(1) || *every > Span::seconds(30 * 24 * 3_600) {
             bail!("every = \"{every}\" of the feed {name} is out of range; use 1s to 30d");
         }
         if self.ttl != Span::seconds(0) && self.ttl < *every {
-            bail!("ttl = \"{}\" of the feed {name} is shorter than every; make it longer, or 0s for never", self.ttl);
+            bail!(
+                "ttl = \"{}\" of the feed {name} is shorter than every; make it longer, or 0s for \
+                 never",
+                self.ttl
+            );
         }
         if guards.shrink >= Factor(1_000) {
-            bail!("guards.shrink of the feed {name} would refuse a list that stays the same; use less than 1, or 0");
+            bail!(
+                "guards.shrink of the feed {name} would refuse a list that stays the same; use \
+                 less than 1, or 0"
+            );
         }
         if guards.grow != Factor(0) && guards.grow <= Factor(1_000) {
-            bail!("guards.grow of the feed {name} would refuse a list that stays the same; use more than 1, or 0");
+            bail!(
+                "guards.grow of the feed {name} would refuse a list that stays the same; use more \
+                 than 1, or 0"
+            );
         }
         if !(1..=32).contains(&guards.min_prefix) || !(8..=128).contains(&guards.min_prefix6) {
-            bail!("guards.min_prefix of the feed {name} is 1 to 32, guards.min_prefix6 is 8 to 128");
+            bail!(
+                "guards.min_prefix of the feed {name} is 1 to 32, guards.min_prefix6 is 8 to 128"
+            );
         }
         if guards.max_entries == 0 || guards.max_bytes == 0 {
             bail!("guards.max_entries and guards.max_bytes of the feed {name} must not be 0");
@@ -293,8 +339,8 @@ impl FeedConfig {
         Ok(())
     }
 
-    /// The guards that hold for what it does with its list: who trusts or admits others is believed less than who blocks
-    /// them, whatever the configuration says.
+    /// The guards that hold for what it does with its list: who trusts or admits others is believed
+    /// less than who blocks them, whatever the configuration says.
     pub fn effective_guards(&self) -> Guards {
         let mut guards = self.guards.clone();
         if self.action != FeedAction::Block {
@@ -314,7 +360,10 @@ impl FeedConfig {
 /// Checks all of them.
 pub(super) fn check(feeds: &[FeedConfig]) -> Result<()> {
     if feeds.len() > MAX_FEEDS {
-        bail!("there are {} feeds, of which {MAX_FEEDS} can be followed; take some out", feeds.len());
+        bail!(
+            "there are {} feeds, of which {MAX_FEEDS} can be followed; take some out",
+            feeds.len()
+        );
     }
     let mut names = BTreeSet::new();
     for feed in feeds {
@@ -339,8 +388,10 @@ mod tests {
     fn reads_what_people_write() {
         let config = Config::parse(
             "[[feeds]]\nname = \"apiban\"\nformat = \"apiban\"\nurl = \"https://apiban.org/api\"\n\
-             key_file = \"/etc/sip-xdp/apiban.key\"\nevery = \"4m\"\nttl = \"7d\"\naction = \"block\"\n\n\
-             [[feeds]]\nname = \"own\"\nurl = \"file:///etc/sip-xdp/own.list\"\n[feeds.guards]\nshrink = 0.25\ngrow = 0\n",
+             key_file = \"/etc/sip-xdp/apiban.key\"\nevery = \"4m\"\nttl = \"7d\"\naction \
+             = \"block\"\n\n\
+             [[feeds]]\nname = \"own\"\nurl \
+             = \"file:///etc/sip-xdp/own.list\"\n[feeds.guards]\nshrink = 0.25\ngrow = 0\n",
         );
         let config = config.unwrap();
         assert_eq!(config.feeds[0].every, Span::seconds(240));
@@ -353,7 +404,9 @@ mod tests {
     #[test]
     fn who_trusts_is_believed_less() {
         let feed = |action| FeedConfig { action, ..FeedConfig::new("a", "file:/a") };
-        let prefixes = |feed: FeedConfig| (feed.effective_guards().min_prefix, feed.effective_guards().min_prefix6);
+        let prefixes = |feed: FeedConfig| {
+            (feed.effective_guards().min_prefix, feed.effective_guards().min_prefix6)
+        };
         assert_eq!(prefixes(feed(FeedAction::Block)), (8, 19));
         assert_eq!(prefixes(feed(FeedAction::Admit)), (16, 32));
         assert_eq!(prefixes(feed(FeedAction::Trust)), (16, 32));
@@ -367,7 +420,10 @@ mod tests {
         let text = "[[feeds]]\nname = \"a\"\nurl = \"file:/a\"\nevry = \"4m\"\n";
         assert_eq!(error(text), ":4: unknown key feeds.evry; did you mean feeds.every?");
         let text = "[[feeds]]\nname = \"a\"\nurl = \"file:/a\"\n[feeds.guards]\nshrnk = 0.5\n";
-        assert_eq!(error(text), ":5: unknown key feeds.guards.shrnk; did you mean feeds.guards.shrink?");
+        assert_eq!(
+            error(text),
+            ":5: unknown key feeds.guards.shrnk; did you mean feeds.guards.shrink?"
+        );
     }
 
     #[test]
@@ -382,10 +438,14 @@ mod tests {
             ("name = \"a\"\nurl = \"https://host/a\"\nformat = \"apiban\"", "needs a key_file"),
             ("name = \"a\"\nurl = \"https://host/a\"\nformat = \"csv\"", "unknown variant `csv`"),
             ("name = \"a\"\nurl = \"https://host/a\"\nmin_count = 0", "must not be 0"),
-            ("name = \"a\"\nurl = \"https://host/a\"\nformat = \"list\"\nmin_count = 3", "needs the format counts"),
+            (
+                "name = \"a\"\nurl = \"https://host/a\"\nformat = \"list\"\nmin_count = 3",
+                "needs the format counts",
+            ),
             ("name = \"a\"\nurl = \"https://host/a\"\nset = \"sip\"", "is for the format apiban"),
             (
-                "name = \"a\"\nurl = \"https://host/a\"\nformat = \"apiban\"\nkey_file = \"/k\"\nset = \"a b\"",
+                "name = \"a\"\nurl = \"https://host/a\"\nformat = \"apiban\"\nkey_file \
+                 = \"/k\"\nset = \"a b\"",
                 "no name of a set",
             ),
             ("name = \"a\"\nurl = \"https://host/a\"\naction = \"ban\"", "unknown variant `ban`"),

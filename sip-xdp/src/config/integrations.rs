@@ -91,7 +91,12 @@ impl Default for NotifyConfig {
         Self {
             command: Vec::new(),
             webhook: String::new(),
-            events: vec![Occasion::Ban, Occasion::Storm, Occasion::RegistrarFailing, Occasion::Feed],
+            events: vec![
+                Occasion::Ban,
+                Occasion::Storm,
+                Occasion::RegistrarFailing,
+                Occasion::Feed,
+            ],
             limit: Rate { count: 10, per: Span::seconds(60) },
             timeout: Span::seconds(10),
         }
@@ -123,11 +128,14 @@ impl NotifyConfig {
     pub(super) fn check(&self) -> Result<()> {
         if let Some(program) = self.command.first() {
             if program.is_empty() {
-                bail!("notify.command begins with an empty string; name a program, or leave it out");
+                bail!(
+                    "notify.command begins with an empty string; name a program, or leave it out"
+                );
             }
             if program.contains(char::is_whitespace) {
                 bail!(
-                    "notify.command begins with \"{program}\", which is no program; write it and each of its arguments as a \
+                    "notify.command begins with \"{program}\", which is no program; write it and \
+                     each of its arguments as a \
                      string of its own"
                 );
             }
@@ -161,7 +169,8 @@ impl CrowdsecConfig {
             ] {
                 if is_missing {
                     bail!(
-                        "crowdsec.publish needs crowdsec.{key}; `cscli machines add NAME` makes a login and a password"
+                        "crowdsec.publish needs crowdsec.{key}; `cscli machines add NAME` makes a \
+                         login and a password"
                     );
                 }
             }
@@ -171,15 +180,27 @@ impl CrowdsecConfig {
         }
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte);
         if self.login.len() > 64 || !self.login.bytes().all(is_plain) {
-            bail!("crowdsec.login = \"{}\" is no name; use up to 64 of a-z, 0-9 and \"-_.@\"", self.login);
+            bail!(
+                "crowdsec.login = \"{}\" is no name; use up to 64 of a-z, 0-9 and \"-_.@\"",
+                self.login
+            );
         }
         for (key, text) in [("scenario", &self.scenario), ("origin", &self.origin)] {
-            if text.is_empty() || text.len() > 64 || !text.bytes().all(|byte| is_plain(byte) || b"/:".contains(&byte)) {
-                bail!("crowdsec.{key} = \"{text}\" is no name; use up to 64 of a-z, 0-9 and \"-_.@/:\"");
+            if text.is_empty()
+                || text.len() > 64
+                || !text.bytes().all(|byte| is_plain(byte) || b"/:".contains(&byte))
+            {
+                bail!(
+                    "crowdsec.{key} = \"{text}\" is no name; use up to 64 of a-z, 0-9 \
+                     and \"-_.@/:\""
+                );
             }
         }
         if ["CAPI", "lists"].contains(&self.origin.as_str()) {
-            bail!("crowdsec.origin = \"{}\" is CrowdSec's own name for what it fetches; use another", self.origin);
+            bail!(
+                "crowdsec.origin = \"{}\" is CrowdSec's own name for what it fetches; use another",
+                self.origin
+            );
         }
         Ok(())
     }
@@ -188,11 +209,15 @@ impl CrowdsecConfig {
 /// Whether something can be asked over HTTP there.
 fn check_url(key: &str, url: &str) -> Result<()> {
     let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
-    let Some(host) = rest.and_then(|rest| rest.split(['/', '?']).next()).filter(|host| !host.is_empty()) else {
+    let Some(host) =
+        rest.and_then(|rest| rest.split(['/', '?']).next()).filter(|host| !host.is_empty())
+    else {
         bail!("{key} is neither https://HOST/PATH nor http://HOST/PATH");
     };
     if host.contains('@') {
-        bail!("{key} contains a password, which would not be sent; put a token into its path instead");
+        bail!(
+            "{key} contains a password, which would not be sent; put a token into its path instead"
+        );
     }
     if url.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
         bail!("{key} contains blanks");
@@ -207,16 +232,19 @@ mod tests {
     #[test]
     fn reads_what_people_write() {
         let config = Config::parse(
-            "[notify]\ncommand = [\"/usr/local/bin/page\", \"--quiet\"]\nwebhook = \"https://hooks.example/T0/B0\"\n\
+            "[notify]\ncommand = [\"/usr/local/bin/page\", \"--quiet\"]\nwebhook \
+             = \"https://hooks.example/T0/B0\"\n\
              events = [\"ban\", \"registrar_failing\"]\nlimit = { count = 3, per = \"1h\" }\n\
              [crowdsec]\npublish = true\nurl = \"http://127.0.0.1:8080\"\nlogin = \"gw1\"\n\
              password_file = \"/etc/sip-xdp/crowdsec.password\"\n\
-             [[feeds]]\nname = \"cs\"\nformat = \"crowdsec\"\nurl = \"http://127.0.0.1:8080\"\nkey_file = \"/k\"\n\
+             [[feeds]]\nname = \"cs\"\nformat = \"crowdsec\"\nurl \
+             = \"http://127.0.0.1:8080\"\nkey_file = \"/k\"\n\
              [[feeds]]\nname = \"own\"\nurl = \"file:///own\"\n",
         );
         let config = config.unwrap();
         assert!(config.notify.is_on() && config.notify.events.len() == 2);
-        let own: Vec<_> = config.feeds.iter().map(|feed| (feed.format, feed.own.as_deref())).collect();
+        let own: Vec<_> =
+            config.feeds.iter().map(|feed| (feed.format, feed.own.as_deref())).collect();
         assert_eq!(own, [(FeedFormat::Crowdsec, Some("sip-xdp/gw1/")), (FeedFormat::Auto, None)]);
         assert_eq!(Config::parse(&toml::to_string(&config).unwrap()).unwrap(), config);
         assert!(!Config::default().notify.is_on());
@@ -237,7 +265,10 @@ mod tests {
             ("[notify]\ntimeout = \"5m\"", "use 1s to 60s"),
             ("[notify]\nwebhok = \"\"", "did you mean notify.webhook?"),
             ("[crowdsec]\npublish = true", "needs crowdsec.url"),
-            ("[crowdsec]\npublish = true\nurl = \"http://h\"\nlogin = \"a\"", "needs crowdsec.password_file"),
+            (
+                "[crowdsec]\npublish = true\nurl = \"http://h\"\nlogin = \"a\"",
+                "needs crowdsec.password_file",
+            ),
             ("[crowdsec]\nlogin = \"a/b\"", "is no name"),
             ("[crowdsec]\nscenario = \"\"", "is no name"),
             ("[crowdsec]\norigin = \"CAPI\"", "use another"),

@@ -34,7 +34,8 @@ impl TryFrom<String> for Listen {
         let address = text.parse();
         address.map(|address| Self(Some(address))).map_err(|_| {
             format!(
-                "metrics.listen = {text:?} is no address with a port; write \"127.0.0.1:9598\", or \"\" for nowhere"
+                "metrics.listen = {text:?} is no address with a port; write \"127.0.0.1:9598\", \
+                 or \"\" for nowhere"
             )
         })
     }
@@ -62,7 +63,10 @@ mod tests {
             assert_eq!(Listen::try_from(text.to_owned()).unwrap().to_string(), text);
         }
         for text in ["localhost:9598", "127.0.0.1", "9598", "::1:80:x"] {
-            assert!(Listen::try_from(text.to_owned()).unwrap_err().contains("127.0.0.1:9598"), "{text}");
+            assert!(
+                Listen::try_from(text.to_owned()).unwrap_err().contains("127.0.0.1:9598"),
+                "{text}"
+            );
         }
     }
 }

@@ -1,9 +1,10 @@
-//! The configuration file. Everything in it is optional; a key that nobody knows is an error that names the nearest
-//! one that exists, so that a typing error never leaves a protection off.
+//! The configuration file. Everything in it is optional; a key that nobody knows is an error that
+//! names the nearest one that exists, so that a typing error never leaves a protection off.
 
 mod feeds;
 mod integrations;
 mod metrics;
+mod program;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -16,13 +17,9 @@ use std::path::Path;
 use anyhow::{Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::{DEFAULT_NETWORKS, DEFAULT_SOURCES};
-use sip_xdp_common::limits::gcra;
-use sip_xdp_common::limits::storm::StormLimits;
 use toml::{Table, Value};
 
 use crate::dataplane::attach::xdp::ModeChoice;
-use crate::dataplane::loader::{Capacity, Ports};
-use crate::dns::MAX_NAMES;
 use crate::net::network::Network;
 
 pub use feeds::{Factor, FeedAction, FeedConfig, FeedFormat, Guards};
@@ -30,6 +27,9 @@ pub use integrations::{CrowdsecConfig, NotifyConfig, Occasion};
 pub use metrics::{Listen, MetricsConfig};
 pub use rules::{Decoy, Detect, Leak, Rule, Signature};
 pub use values::{HostName, PortRange, Span};
+
+/// How many host names are followed through DNS, whatever they are for.
+pub const MAX_NAMES: usize = 256;
 
 /// The effective configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,7 +166,8 @@ pub struct UnknownLimits {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GoodLimits {
-    /// Requests of an address, whatever they are. An address with many accepted users may send more.
+    /// Requests of an address, whatever they are. An address with many accepted users may send
+    /// more.
     pub requests: Burst,
 }
 
@@ -200,7 +201,8 @@ pub struct Bans {
     pub ipv4_networks: bool,
 }
 
-/// Which headers are looked behind. SIP behind what is switched off passes unseen; the kernel program is made without it.
+/// Which headers are looked behind. SIP behind what is switched off passes unseen; the kernel
+/// program is made without it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Inspect {
@@ -230,7 +232,10 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             interfaces: Vec::new(),
-            ports: vec![PortRange { first: 5060, last: 5060 }, PortRange { first: 5061, last: 5061 }],
+            ports: vec![
+                PortRange { first: 5060, last: 5060 },
+                PortRange { first: 5061, last: 5061 },
+            ],
             mode: ModeChoice::Auto,
             policy: Policy::Open,
             dry_run: false,
@@ -298,26 +303,41 @@ impl Default for CapacityConfig {
 }
 
 impl Config {
-    /// Reads a file. One that does not exist is empty, unless it was asked for by name (`required`).
+    /// Reads a file. One that does not exist is empty, unless it was asked for by name
+    /// (`required`).
     pub fn read(path: &Path, required: bool) -> Result<Self> {
         match fs::read_to_string(path) {
             Ok(text) => Self::parse(&text).map_err(|error| anyhow!("{}{error}", path.display())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !required => Ok(Self::default()),
-            Err(error) => bail!("{} cannot be read: {error}; check the path and its permissions", path.display()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !required => {
+                Ok(Self::default())
+            }
+            Err(error) => bail!(
+                "{} cannot be read: {error}; check the path and its permissions",
+                path.display()
+            ),
         }
     }
 
-    /// Parses the text of a file. Errors start with `:LINE: `, or with `: ` where no line is to blame.
+    /// Parses the text of a file. Errors start with `:LINE: `, or with `: ` where no line is to
+    /// blame.
     pub fn parse(text: &str) -> Result<Self> {
         let at = |span: Option<std::ops::Range<usize>>| match span {
-            Some(span) => format!(":{}: ", 1 + text[..span.start.min(text.len())].matches('\n').count()),
+            Some(span) => {
+                format!(":{}: ", 1 + text[..span.start.min(text.len())].matches('\n').count())
+            }
             None => ": ".to_owned(),
         };
-        let fault = |error: toml::de::Error| anyhow!("{}{}", at(error.span()), error.message().replace('\n', " "));
+        let fault = |error: toml::de::Error| {
+            anyhow!("{}{}", at(error.span()), error.message().replace('\n', " "))
+        };
         let table: Table = toml::from_str(text).map_err(fault)?;
         if let Ok(mut known) = Table::try_from(Self::default()) {
-            known.insert("feeds".to_owned(), Value::Array(FeedConfig::template().into_iter().collect()));
-            check_keys(&table, &known, "").map_err(|(key, error)| anyhow!("{}{error}", at(find_key(text, &key))))?;
+            known.insert(
+                "feeds".to_owned(),
+                Value::Array(FeedConfig::template().into_iter().collect()),
+            );
+            check_keys(&table, &known, "")
+                .map_err(|(key, error)| anyhow!("{}{error}", at(find_key(text, &key))))?;
         }
         let mut config: Self = toml::from_str(text).map_err(fault)?;
         config.check().map_err(|error| anyhow!(": {error}"))?;
@@ -335,7 +355,8 @@ impl Config {
         }
         if !(32..=128).contains(&self.ipv6_prefix) {
             bail!(
-                "ipv6_prefix = {} is out of range; use 32 to 128 (64 is what providers give a customer)",
+                "ipv6_prefix = {} is out of range; use 32 to 128 (64 is what providers give a \
+                 customer)",
                 self.ipv6_prefix
             );
         }
@@ -349,7 +370,8 @@ impl Config {
             check_rate(&format!("limits.unknown.{name}"), rate.count, rate.per)?;
             if u64::from(rate.count) * 1_000_000_000 > MAX_PER_SECOND * rate.per.nanos() {
                 bail!(
-                    "limits.unknown.{name} allows one source more than {MAX_PER_SECOND} packets a second, which is finer \
+                    "limits.unknown.{name} allows one source more than {MAX_PER_SECOND} packets a \
+                     second, which is finer \
                      than its meter counts; lower count or lengthen per"
                 );
             }
@@ -361,7 +383,10 @@ impl Config {
         let Burst { count, per, burst } = self.limits.good.requests;
         check_rate("limits.good.requests", count, per)?;
         if burst < count || burst > 1_000_000 {
-            bail!("limits.good.requests.burst = {burst} is out of range; use {count} (its count) to 1000000");
+            bail!(
+                "limits.good.requests.burst = {burst} is out of range; use {count} (its count) to \
+                 1000000"
+            );
         }
         self.detect.check()?;
         feeds::check(&self.feeds)?;
@@ -369,9 +394,12 @@ impl Config {
         self.crowdsec.check()?;
         let Bans { first, factor, max, unproven, forget, ipv4_networks: _ } = self.bans;
         let (day, month) = (Span::seconds(24 * 3600), Span::seconds(30 * 24 * 3600));
-        for (name, span, most) in
-            [("first", first, month), ("max", max, month), ("unproven", unproven, day), ("forget", forget, month)]
-        {
+        for (name, span, most) in [
+            ("first", first, month),
+            ("max", max, month),
+            ("unproven", unproven, day),
+            ("forget", forget, month),
+        ] {
             if span < Span::seconds(1) || span > most {
                 bail!("bans.{name} = \"{span}\" is out of range; use 1s to {most}");
             }
@@ -382,59 +410,32 @@ impl Config {
         if max < first {
             bail!("bans.max = \"{max}\" is shorter than bans.first = \"{first}\"; make it longer");
         }
-        for (name, count) in [("networks", self.capacity.networks), ("sources", self.capacity.sources)] {
+        for (name, count) in
+            [("networks", self.capacity.networks), ("sources", self.capacity.sources)]
+        {
             if !(16..=4_194_304).contains(&count) {
                 bail!("capacity.{name} = {count} is out of range; use 16 to 4194304");
             }
         }
         if let Some(network) = self.trust.networks.iter().find(|network| network.prefix() == 0) {
-            bail!("trust.networks contains {network}, which would switch the filter off; name the networks you know");
+            bail!(
+                "trust.networks contains {network}, which would switch the filter off; name the \
+                 networks you know"
+            );
         }
         if let Some(network) = self.admit.networks.iter().find(|network| network.prefix() == 0) {
-            bail!("admit.networks contains {network}, which is policy = \"open\"; write that instead");
+            bail!(
+                "admit.networks contains {network}, which is policy = \"open\"; write that instead"
+            );
         }
         let hosts = self.trust.hosts.len() + self.admit.hosts.len();
         if hosts > MAX_NAMES {
             bail!(
-                "trust.hosts and admit.hosts have {hosts} names, of which {MAX_NAMES} can be followed; list networks"
+                "trust.hosts and admit.hosts have {hosts} names, of which {MAX_NAMES} can be \
+                 followed; list networks"
             );
         }
         Ok(())
-    }
-
-    /// The limits as the kernel counts them.
-    pub fn meter_limits(&self) -> gcra::Limits {
-        let limit = |rate: Rate| gcra::Pace::new(rate.count, rate.per.nanos());
-        let limits = &self.limits.unknown;
-        gcra::Limits {
-            register: limit(limits.register),
-            requests: limit(limits.requests),
-            other: limit(limits.other),
-            fragments: limit(limits.fragments),
-        }
-    }
-
-    /// The limit of known sources, as the kernel counts it.
-    pub fn good_pace(&self) -> gcra::Pace {
-        let Burst { count, per, burst } = self.limits.good.requests;
-        gcra::Pace::with_burst(count, per.nanos(), burst)
-    }
-
-    /// What a storm is, as the kernel counts it.
-    pub fn storm_limits(&self) -> StormLimits {
-        let StormConfig { new_sources, budget } = &self.limits.storm;
-        let budget = gcra::Limit::new(budget.count, budget.per.nanos());
-        StormLimits::new(new_sources.count, new_sources.per.nanos(), budget)
-    }
-
-    /// The ports as the kernel reads them.
-    pub fn port_set(&self) -> Ports {
-        Ports::new(self.ports.iter().map(|range| (range.first, range.last)))
-    }
-
-    /// The table sizes.
-    pub fn table_capacity(&self) -> Capacity {
-        Capacity { networks: self.capacity.networks, sources: self.capacity.sources }
     }
 }
 
@@ -455,9 +456,12 @@ fn check_rate(name: &str, count: u32, per: Span) -> Result<()> {
 fn check_keys(table: &Table, known: &Table, prefix: &str) -> Result<(), (String, String)> {
     for (key, value) in table {
         let Some(expected) = known.get(key) else {
-            let nearest =
-                known.keys().max_by(|a, b| strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key)));
-            let hint = nearest.map(|nearest| format!("; did you mean {prefix}{nearest}?")).unwrap_or_default();
+            let nearest = known.keys().max_by(|a, b| {
+                strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key))
+            });
+            let hint = nearest
+                .map(|nearest| format!("; did you mean {prefix}{nearest}?"))
+                .unwrap_or_default();
             return Err((key.clone(), format!("unknown key {prefix}{key}{hint}")));
         };
         if let (Value::Table(table), Value::Table(expected)) = (value, expected) {
@@ -479,8 +483,10 @@ fn find_key(text: &str, key: &str) -> Option<std::ops::Range<usize>> {
     let mut start = 0;
     for line in text.split_inclusive('\n') {
         let bare = line.trim_start();
-        let is_key = bare.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with(['=', '.']));
-        let is_table = bare.starts_with('[') && bare.trim_matches(['[', ']', '\n', '\r', ' ']).ends_with(key);
+        let is_key =
+            bare.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with(['=', '.']));
+        let is_table =
+            bare.starts_with('[') && bare.trim_matches(['[', ']', '\n', '\r', ' ']).ends_with(key);
         if is_key || is_table || bare.contains(&format!("{key} =")) {
             return Some(start..start + line.len());
         }

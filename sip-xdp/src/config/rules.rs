@@ -1,5 +1,5 @@
-//! `[detect]`: which evidence leads to a ban. A table of the file may name some of its keys; the others keep their
-//! defaults.
+//! `[detect]`: which evidence leads to a ban. A table of the file may name some of its keys; the
+//! others keep their defaults.
 
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
@@ -36,8 +36,8 @@ pub struct Signature {
     pub enabled: bool,
     /// How User-Agents of tools start, in any letter case.
     pub agents: Vec<String>,
-    /// How User-Agents of products start that attackers use, too, in any letter case: no verdict, but
-    /// half of the usual evidence is enough.
+    /// How User-Agents of products start that attackers use, too, in any letter case: no verdict,
+    /// but half of the usual evidence is enough.
     pub products: Vec<String>,
     /// Whether From-tags that have the shape of a known tool's count.
     pub tags: bool,
@@ -158,8 +158,8 @@ impl Default for Detect {
     }
 }
 
-/// Tools whose User-Agents were seen on the wire. Products that people use, such as softphones built on libraries that
-/// attackers use too, are not among them.
+/// Tools whose User-Agents were seen on the wire. Products that people use, such as softphones
+/// built on libraries that attackers use too, are not among them.
 const TOOLS: [&str; 14] = [
     "friendly-scanner",
     "friendly-request",
@@ -224,9 +224,16 @@ impl Detect {
                 bail!("detect.{name}.count = {count} is out of range; use 1 to 1000");
             }
         }
-        if self.signature.agents.iter().chain(&self.signature.products).any(|agent| agent.trim().len() < 3) {
+        if self
+            .signature
+            .agents
+            .iter()
+            .chain(&self.signature.products)
+            .any(|agent| agent.trim().len() < 3)
+        {
             bail!(
-                "detect.signature.agents or .products contains a name of less than three characters, which would match anything"
+                "detect.signature.agents or .products contains a name of less than three \
+                 characters, which would match anything"
             );
         }
         Ok(())

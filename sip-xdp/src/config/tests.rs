@@ -9,7 +9,10 @@ fn error(text: &str) -> String {
 #[test]
 fn nothing_is_the_default() {
     assert_eq!(Config::parse("").unwrap(), Config::default());
-    assert_eq!(Config::parse(&toml::to_string(&Config::default()).unwrap()).unwrap(), Config::default());
+    assert_eq!(
+        Config::parse(&toml::to_string(&Config::default()).unwrap()).unwrap(),
+        Config::default()
+    );
 }
 
 #[test]
@@ -24,7 +27,9 @@ fn what_is_documented_is_the_default() {
                 .filter(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase() || c == '['))
                 .unwrap_or(line)
         })
-        .filter(|line| !["interfaces", "networks = [", "hosts = ["].iter().any(|key| line.starts_with(key)))
+        .filter(|line| {
+            !["interfaces", "networks = [", "hosts = ["].iter().any(|key| line.starts_with(key))
+        })
         .collect();
     assert_eq!(Config::parse(&spelt_out.join("\n")).unwrap(), Config::default(), "spelt out");
     assert!(spelt_out.iter().filter(|line| line.contains(" = ")).count() > 15);
@@ -32,20 +37,29 @@ fn what_is_documented_is_the_default() {
     let readme = include_str!("../../../README.md");
     // What stands before are recipes, of which each is something else than the default.
     let (_, reference) = readme.split_once("\n## Configuration\n").unwrap();
-    let block = reference.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let block =
+        reference.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     assert_eq!(Config::parse(block).unwrap(), Config::default(), "in the README");
     let feed = reference.split("```toml").nth(2).and_then(|rest| rest.split("```").next()).unwrap();
     let Config { feeds, .. } = Config::parse(feed).unwrap();
-    assert_eq!(feeds, [FeedConfig::new("example", "https://lists.example/sip.txt")], "a feed in the README");
+    assert_eq!(
+        feeds,
+        [FeedConfig::new("example", "https://lists.example/sip.txt")],
+        "a feed in the README"
+    );
     // And nothing is left out there.
-    let Value::Table(all) = Value::try_from(Config::default()).unwrap() else { panic!("not a table") };
+    let Value::Table(all) = Value::try_from(Config::default()).unwrap() else {
+        panic!("not a table")
+    };
     let written: Table = toml::from_str(block).unwrap();
     assert_eq!(keys(&Value::Table(written), ""), keys(&Value::Table(all), ""));
 }
 
 fn keys(value: &Value, path: &str) -> std::collections::BTreeSet<String> {
     match value {
-        Value::Table(table) => table.iter().flat_map(|(key, value)| keys(value, &format!("{path}.{key}"))).collect(),
+        Value::Table(table) => {
+            table.iter().flat_map(|(key, value)| keys(value, &format!("{path}.{key}"))).collect()
+        }
         _ => [path.to_owned()].into(),
     }
 }
@@ -53,9 +67,12 @@ fn keys(value: &Value, path: &str) -> std::collections::BTreeSet<String> {
 #[test]
 fn reads_what_people_write() {
     let config = Config::parse(
-        "interfaces = [\"eth0\", \"eth0.7\"]\nports = [5060, \"5080-5090\"]\nmode = \"generic\"\ndry_run = true\n\
-         learn = \"1h\"\nblock_scope = \"all\"\n[trust]\nnetworks = [\"203.0.113.0/24\", \"2001:db8::1\"]\n\
-         [limits.unknown]\nregister = { count = 10, per = \"1m\" }\n[detect.register]\nenabled = false\n\
+        "interfaces = [\"eth0\", \"eth0.7\"]\nports = [5060, \"5080-5090\"]\nmode \
+         = \"generic\"\ndry_run = true\n\
+         learn = \"1h\"\nblock_scope = \"all\"\n[trust]\nnetworks = \
+         [\"203.0.113.0/24\", \"2001:db8::1\"]\n\
+         [limits.unknown]\nregister = { count = 10, per = \"1m\" }\n[detect.register]\nenabled = \
+         false\n\
          count = 10\nper = \"60s\"\n[bans]\nunproven = \"90s\"\n",
     )
     .unwrap();
@@ -91,9 +108,15 @@ fn refuses_what_cannot_be_meant() {
         ("ipv6_prefix = 8", "ipv6_prefix = 8 is out of range"),
         ("[trust]\nnetworks = [\"192.0.2.1/24\"]", "write 192.0.2.0/24 for the network"),
         ("[trust]\nnetworks = [\"0.0.0.0/0\"]", "would switch the filter off"),
-        ("[limits.unknown]\nrequests = { count = 0, per = \"1s\" }", "limits.unknown.requests.count = 0"),
+        (
+            "[limits.unknown]\nrequests = { count = 0, per = \"1s\" }",
+            "limits.unknown.requests.count = 0",
+        ),
         ("[limits.unknown]\nrequests = { count = 5, per = \"10\" }", "is not a duration"),
-        ("[limits.unknown]\nother = { count = 10001, per = \"1s\" }", "lower count or lengthen per"),
+        (
+            "[limits.unknown]\nother = { count = 10001, per = \"1s\" }",
+            "lower count or lengthen per",
+        ),
         ("[bans]\nunproven = \"2d\"", "bans.unproven = \"2d\" is out of range"),
         ("interfaces = eth0", ":1: "),
     ] {

@@ -26,14 +26,19 @@ impl std::str::FromStr for Span {
 
     fn from_str(text: &str) -> Result<Self, String> {
         humantime::parse_duration(text).map(Self).map_err(|error| {
-            format!("\"{text}\" is not a duration ({error}); write a number and a unit: 500ms, 60s, 10m, 24h, 7d")
+            format!(
+                "\"{text}\" is not a duration ({error}); write a number and a unit: 500ms, \
+                     60s, 10m, 24h, 7d"
+            )
         })
     }
 }
 
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&humantime::format_duration(self.0).to_string().replace("day", "d").replace("ds", "d"))
+        f.pad(
+            &humantime::format_duration(self.0).to_string().replace("day", "d").replace("ds", "d"),
+        )
     }
 }
 
@@ -60,13 +65,21 @@ pub struct PortRange {
 
 impl fmt::Display for PortRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.first == self.last { write!(f, "{}", self.first) } else { write!(f, "{}-{}", self.first, self.last) }
+        if self.first == self.last {
+            write!(f, "{}", self.first)
+        } else {
+            write!(f, "{}-{}", self.first, self.last)
+        }
     }
 }
 
 impl Serialize for PortRange {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if self.first == self.last { serializer.serialize_u16(self.first) } else { serializer.collect_str(self) }
+        if self.first == self.last {
+            serializer.serialize_u16(self.first)
+        } else {
+            serializer.collect_str(self)
+        }
     }
 }
 
@@ -91,7 +104,9 @@ impl<'de> Deserialize<'de> for PortRange {
         };
         let (first, last) = (port(&first)?, port(&last)?);
         if first > last {
-            return Err(de::Error::custom(format!("the range {first}-{last} is backwards; write {last}-{first}")));
+            return Err(de::Error::custom(format!(
+                "the range {first}-{last} is backwards; write {last}-{first}"
+            )));
         }
         Ok(Self { first, last })
     }
@@ -110,20 +125,27 @@ impl HostName {
 impl std::str::FromStr for HostName {
     type Err = String;
 
-    /// Letters, digits, `-` and `_` between dots, at most 63 a label and 253 in all (RFC 1035, 2.3.4; RFC 2782 for `_`).
+    /// Letters, digits, `-` and `_` between dots, at most 63 a label and 253 in all (RFC 1035,
+    /// 2.3.4; RFC 2782 for `_`).
     fn from_str(text: &str) -> Result<Self, String> {
         let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
         let is_label = |label: &str| {
             (1..=63).contains(&label.len())
                 && !label.starts_with('-')
                 && !label.ends_with('-')
-                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+                && label
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
         };
         // What ends in a number is an address that was written wrongly.
-        let is_numeric = name.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+        let is_numeric = name
+            .rsplit('.')
+            .next()
+            .is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
         if name.len() > 253 || is_numeric || !name.split('.').all(is_label) {
             return Err(format!(
-                "\"{text}\" is no host name; write it as DNS knows it (sip.carrier.example), and addresses under networks"
+                "\"{text}\" is no host name; write it as DNS knows it (sip.carrier.example), and \
+                 addresses under networks"
             ));
         }
         Ok(Self(name))

@@ -1,4 +1,5 @@
-//! What a command may ask for at most. Each bound is said in the error, and in the manual's table of bounds.
+//! What a command may ask for at most. Each bound is said in the error, and in the manual's table
+//! of bounds.
 
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ pub(crate) const MAX_TEXT: usize = 512;
 /// The longest ttl: ten years. What is to last longer is for good.
 pub(crate) const MAX_TTL: Duration = Duration::from_secs(10 * 365 * 86_400);
 
-/// The shortest prefix that is listed without `--force` by root, IPv4: the widest network that was ever given to one
-/// holder.
+/// The shortest prefix that is listed without `--force` by root, IPv4: the widest network that was
+/// ever given to one holder.
 const MIN_PREFIX: u8 = 8;
 
 /// The same for IPv6: the widest network that a regional registry has given to one holder.
@@ -48,10 +49,12 @@ pub(super) fn check(request: &Request, is_root: bool) -> Result<()> {
 
 /// Why a network is too wide for a list, if so.
 pub(super) fn objection(network: &Network, is_forced: bool) -> Option<String> {
-    let (family, least) = if network.is_v4() { ("IPv4", MIN_PREFIX) } else { ("IPv6", MIN_PREFIX6) };
+    let (family, least) =
+        if network.is_v4() { ("IPv4", MIN_PREFIX) } else { ("IPv6", MIN_PREFIX6) };
     (network.prefix() < least && !is_forced).then(|| {
         format!(
-            "it is wider than /{least}, the widest {family} network of one holder; list the networks that you mean, or \
+            "it is wider than /{least}, the widest {family} network of one holder; list the \
+             networks that you mean, or \
              have root add it with --force"
         )
     })
@@ -80,7 +83,13 @@ mod tests {
     use super::*;
     use crate::api::control::ListName;
 
-    fn add(network: &str, ttl: Option<u64>, reason: &str, force: bool, by: Option<&str>) -> Request {
+    fn add(
+        network: &str,
+        ttl: Option<u64>,
+        reason: &str,
+        force: bool,
+        by: Option<&str>,
+    ) -> Request {
         let by = by.map(str::to_owned);
         let (network, reason) = (network.parse().unwrap(), reason.to_owned());
         Request::Add { list: ListName::Trust, network, ttl, reason, force, operator: None, by }
@@ -105,7 +114,11 @@ mod tests {
             for force in [false, true] {
                 for is_root in [false, true] {
                     let checked = check(&add(network, None, "", force, None), is_root);
-                    assert_eq!(checked.is_err(), is_wide && !(force && is_root), "{network} {force} {is_root}");
+                    assert_eq!(
+                        checked.is_err(),
+                        is_wide && !(force && is_root),
+                        "{network} {force} {is_root}"
+                    );
                 }
             }
         }
@@ -115,12 +128,24 @@ mod tests {
     fn texts_and_times_are_bounded() {
         let net = "192.0.2.7";
         let long = |bytes: usize| "x".repeat(bytes);
-        for (bytes, is_good) in [(0, true), (MAX_TEXT, true), (MAX_TEXT + 1, false), (60_000, false)] {
-            assert_eq!(check(&add(net, None, &long(bytes), true, None), true).is_ok(), is_good, "{bytes}");
-            assert_eq!(check(&add(net, None, "", true, Some(&long(bytes))), true).is_ok(), is_good, "{bytes}");
+        for (bytes, is_good) in
+            [(0, true), (MAX_TEXT, true), (MAX_TEXT + 1, false), (60_000, false)]
+        {
+            assert_eq!(
+                check(&add(net, None, &long(bytes), true, None), true).is_ok(),
+                is_good,
+                "{bytes}"
+            );
+            assert_eq!(
+                check(&add(net, None, "", true, Some(&long(bytes))), true).is_ok(),
+                is_good,
+                "{bytes}"
+            );
         }
         // Bytes, not characters.
-        assert!(check(&add(net, None, &"\u{e9}".repeat(MAX_TEXT / 2 + 1), true, None), true).is_err());
+        assert!(
+            check(&add(net, None, &"\u{e9}".repeat(MAX_TEXT / 2 + 1), true, None), true).is_err()
+        );
         let error = check(&add(net, None, &long(600), false, None), true).unwrap_err().to_string();
         assert!(error.contains("600 bytes") && error.contains("512"), "{error}");
         let most = MAX_TTL.as_secs();
@@ -137,7 +162,14 @@ mod tests {
             let host = Request::TrustHost { name, ttl, reason: String::new() };
             assert_eq!(check(&host, true).is_ok(), is_good, "{ttl:?}");
             let (list, networks) = (ListName::Block, Vec::new());
-            let import = Request::Import { list, networks, ttl, reason: String::new(), force: true, operator: None };
+            let import = Request::Import {
+                list,
+                networks,
+                ttl,
+                reason: String::new(),
+                force: true,
+                operator: None,
+            };
             assert_eq!(check(&import, true).is_ok(), is_good, "{ttl:?}");
         }
     }
@@ -162,12 +194,12 @@ mod tests {
             ("meters of unknown sources", sip_xdp_common::abi::layout::DEFAULT_SOURCES as usize),
             ("ports (`ports`)", sip_xdp_common::abi::layout::FLOWS),
             ("known-good ports", crate::lists::GOOD_FLOWS),
-            ("hosts that we asked", sip_xdp_common::abi::layout::ASKED),
+            ("hosts that we asked", sip_xdp_common::abi::layout::PENDING_REQUESTS),
             ("bytes of a message", sip_xdp_common::abi::layout::HEAD),
             ("interfaces", sip_xdp_common::abi::layout::MAX_INTERFACES),
             ("a text that goes", MAX_TEXT),
             ("a list keeps the first", sip_xdp_common::abi::layout::REASON),
-            ("names", crate::dns::MAX_NAMES),
+            ("names", crate::config::MAX_NAMES),
             ("addresses of a name", crate::dns::MAX_ADDRESSES),
             ("--ttl", MAX_TTL.as_secs() as usize / 86_400),
         ] {

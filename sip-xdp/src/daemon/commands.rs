@@ -7,10 +7,10 @@ use log::Level;
 use serde_json::{Value, json};
 use sip_xdp_common::abi::layout::{List, Owner};
 
-use super::events::Event as Said;
 use super::import::Insists;
 use super::{Daemon, bounds};
 use crate::api::control::{ListName, Request};
+use crate::bans::event::Event;
 use crate::config::BlockScope;
 use crate::dataplane::attach::offloads::Offload;
 use crate::dataplane::tables::ledger::Entry;
@@ -25,11 +25,21 @@ impl Daemon {
         bounds::check(&request, is_root)?;
         match request {
             Request::Status => Ok(self.status()),
-            Request::Add { list: ListName::Block, network, ttl, force, operator, by: Some(tool), .. } => {
+            Request::Add {
+                list: ListName::Block,
+                network,
+                ttl,
+                force,
+                operator,
+                by: Some(tool),
+                ..
+            } => {
                 let expires = clock::after(ttl.map(Duration::from_secs));
                 self.block_for(&tool, network, expires, force, operator.map(Network::host))
             }
-            Request::Delete { list: ListName::Block, network, by: Some(tool) } => self.unblock_for(&tool, &network),
+            Request::Delete { list: ListName::Block, network, by: Some(tool) } => {
+                self.unblock_for(&tool, &network)
+            }
             Request::Add { list, network, ttl, reason, force, operator, .. } => {
                 let ttl = ttl.map(Duration::from_secs);
                 let entry = Entry::manual(network, clock::after(ttl), &reason);
@@ -60,106 +70,141 @@ impl Daemon {
         }
     }
 
-    pub(super) fn block(&mut self, entry: Entry, force: bool, operator: Option<Network>) -> Result<Value> {
+    pub(super) fn block(
+        &mut self,
+        entry: Entry,
+        force: bool,
+        operator: Option<Network>,
+    ) -> Result<Value> {
         let network = entry.network;
         if network.prefix() == 0 {
             bail!(
-                "{network} is everybody, this host among them; block the networks that attack, or stop the SIP server"
+                "{network} is everybody, this host among them; block the networks that attack, or \
+                 stop the SIP server"
             );
         }
         if !force && let Some(why) = self.refusal(&network, operator) {
             bail!("{network} was not blocked: {why}; add --force if you mean it");
         }
         let (expires, reason, owner) = (entry.expires, entry.reason.clone(), entry.owner.name());
-        let said = Said::of("block", &entry).kind("command");
+        let said = Event::of("block", &entry).kind("command");
         self.lists.put(List::Block, entry)?;
-        self.say(said, Level::Info, format_args!("block {network} owner={owner} reason={}", Quoted(&reason)));
+        self.announce(
+            said,
+            Level::Info,
+            format_args!("block {network} owner={owner} reason={}", Quoted(&reason)),
+        );
         Ok(json!({ "network": network, "expires": clock::to_wall(expires) }))
     }
 
     /// Why a network is not blocked by command, unless somebody insists.
     pub(super) fn refusal(&self, network: &Network, operator: Option<Network>) -> Option<String> {
-        if let Some(what) = self.must_stay(network, clock::now()) {
+        if let Some(what) = self.ban_exemption(network, clock::now()) {
             return Some(format!("it {what}"));
         }
         let operator = operator.filter(|operator| network.contains(operator))?;
         let cuts_off = self.config.block_scope == BlockScope::All;
-        cuts_off.then(|| format!("you are logged in from {operator}, and block_scope = \"all\" would cut you off"))
+        cuts_off.then(|| {
+            format!(
+                "you are logged in from {operator}, and block_scope = \"all\" would cut you off"
+            )
+        })
     }
 
     fn trust(&mut self, entry: Entry) -> Result<Value> {
         let network = entry.network;
         if network.prefix() == 0 {
-            bail!("{network} is everybody and would switch the filter off; trust the networks that you know");
+            bail!(
+                "{network} is everybody and would switch the filter off; trust the networks that \
+                 you know"
+            );
         }
         let expires = entry.expires;
         let blocked = self.lists.blocks(&network, clock::now());
-        let said = Said::of("trust", &entry).kind("command");
+        let said = Event::of("trust", &entry).kind("command");
         self.lists.put(List::Trust, entry)?;
         self.judge_by_address()?;
-        self.say(said, Level::Info, format_args!("trust {network} owner=manual"));
-        Ok(json!({ "network": network, "expires": clock::to_wall(expires), "was_blocked": blocked }))
+        self.announce(said, Level::Info, format_args!("trust {network} owner=manual"));
+        Ok(
+            json!({ "network": network, "expires": clock::to_wall(expires), "was_blocked": blocked }),
+        )
     }
 
     fn unblock(&mut self, network: &Network) -> Result<Value> {
-        let removed = self.delete(List::Block, network, &[Owner::Manual, Owner::Auto, Owner::Tool])?;
+        let removed =
+            self.delete(List::Block, network, &[Owner::Manual, Owner::Auto, Owner::Tool])?;
         if removed.is_empty() {
-            if let Some(fed) = self.fed(network) {
-                bail!(fed);
+            if let Some(feed_listing) = self.feed_listing(network) {
+                bail!(feed_listing);
             }
             bail!(
-                "{network} is not blocked, and neither is a network around it; see `sip-xdp block list --match {network}`"
+                "{network} is not blocked, and neither is a network around it; see `sip-xdp block \
+                 list --match {network}`"
             );
         }
-        // Forget what it did, or its next request would find the bucket empty and the evidence complete.
+        // Forget what it did, or its next request would find the bucket empty and the evidence
+        // complete.
         self.detector.forget(&network.first());
         self.repeats.forget(network);
         self.remember_evidence();
-        let pardoned = |offender: &Network| network.contains(offender) || offender.contains(network);
+        let pardoned =
+            |offender: &Network| network.contains(offender) || offender.contains(network);
         for offender in self.offences.keys().filter(|offender| pardoned(offender)) {
             self.store.record(Change::Pardon(*offender));
         }
         self.offences.retain(|offender, _| !pardoned(offender));
         let now = clock::now();
-        self.lists.know(network.first(), now, |standing| standing.suspect_until = 0)?;
-        for gone in [network.first(), Network::around(network.first(), self.config.ipv6_prefix).first()] {
+        self.lists.know(network.first(), now, |reputation| reputation.suspect_until = 0)?;
+        for gone in
+            [network.first(), Network::around(network.first(), self.config.ipv6_prefix).first()]
+        {
             self.sources.forget(&gone)?;
         }
         for entry in &removed {
             self.store.record_end(List::Block, entry, "command");
             let (place, owner, dry_run) = (entry.place(), entry.owner.name(), entry.dry_run);
-            self.say(
-                Said::of("unban", entry).kind("command"),
+            self.announce(
+                Event::of("unban", entry).kind("command"),
                 Level::Info,
                 format_args!("unban {place} owner={owner} dry_run={dry_run} reason=\"by command\""),
             );
         }
-        if let Some(fed) = self.fed(network) {
-            bail!("what else blocked it was removed, but {fed}");
+        if let Some(feed_listing) = self.feed_listing(network) {
+            bail!("what else blocked it was removed, but {feed_listing}");
         }
         Ok(json!({ "removed": removed.iter().map(describe).collect::<Vec<_>>() }))
     }
 
     fn untrust(&mut self, network: &Network) -> Result<Value> {
-        let by_file = self.lists.owners(List::Trust, network).iter().any(|entry| entry.owner == Owner::Config);
+        let by_file = self
+            .lists
+            .owners(List::Trust, network)
+            .iter()
+            .any(|entry| entry.owner == Owner::Config);
         let by_host = self.trusting_host(network).map(|name| self.belongs_to_host(network, name));
         let removed = match self.lists.remove(List::Trust, network, Owner::Manual)? {
             Some(entry) => entry,
             None if by_file => bail!(
-                "{network} is trusted by {}; take it out of trust.networks there and run `sip-xdp reload`",
+                "{network} is trusted by {}; take it out of trust.networks there and run `sip-xdp \
+                 reload`",
                 self.paths.config.display()
             ),
             None if let Some(error) = by_host => bail!(error),
-            None if let Some(fed) = self.lists.entry(List::Trust, network, None, Owner::Feed) => bail!(
-                "{network} is trusted by the feed {}; take the feed out of the configuration, or `sip-xdp block add {network} \
+            None if let Some(feed_listing) =
+                self.lists.entry(List::Trust, network, None, Owner::Feed) =>
+            {
+                bail!(
+                    "{network} is trusted by the feed {}; take the feed out of the configuration, \
+                     or `sip-xdp block add {network} \
                  --force` and sync it, and it leaves that out",
-                fed.reason
-            ),
+                    feed_listing.reason
+                )
+            }
             None => bail!("{network} is not in the trust list; see `sip-xdp trust list`"),
         };
         self.judge_by_address()?;
-        self.say(
-            Said::of("untrust", &removed).kind("command"),
+        self.announce(
+            Event::of("untrust", &removed).kind("command"),
             Level::Info,
             format_args!("untrust {network} owner=manual reason=\"by command\""),
         );
@@ -203,7 +248,7 @@ impl Daemon {
         }
         let mut offloads = Vec::new();
         for name in interfaces {
-            offloads.extend(self.abandon(name)?);
+            offloads.extend(self.disable(name)?);
         }
         Ok(unloaded(interfaces, &offloads))
     }

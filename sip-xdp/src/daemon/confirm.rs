@@ -1,9 +1,10 @@
 //! `run --confirm`: enforce, but only for a while unless somebody says that they can still work.
 //!
-//! Who tries the filter over the network wants it gone if it shut them out, whether by what it drops or
-//! by the driver's native path. So a filter that nobody confirmed is detached in the end, on every way
-//! out of the daemon. Should the daemon be killed, the programs themselves drop nothing from the
-//! deadline on ([`Trial`](crate::dataplane::attach::trial::Trial)), and the next start takes them off.
+//! Who tries the filter over the network wants it gone if it shut them out, whether by what it
+//! drops or by the driver's native path. So a filter that nobody confirmed is detached in the end,
+//! on every way out of the daemon. Should the daemon be killed, the programs themselves drop
+//! nothing from the deadline on ([`Trial`](crate::dataplane::attach::trial::Trial)), and the next
+//! start takes them off.
 
 use std::time::Duration;
 
@@ -39,14 +40,19 @@ pub(super) enum Confirmation {
 impl Confirmation {
     /// One that is awaited from now on, if `within` says so.
     pub(super) fn new(within: Option<Duration>) -> Self {
-        within.map_or(Self::Given, |within| Self::Awaited { until: clock::after(Some(within)), within })
+        within.map_or(Self::Given, |within| Self::Awaited {
+            until: clock::after(Some(within)),
+            within,
+        })
     }
 
-    /// That of a daemon that starts at `now`. A trial of an earlier daemon, which died, goes on to its
-    /// own end, and past that it is over: starting again is no confirmation.
+    /// That of a daemon that starts at `now`. A trial of an earlier daemon, which died, goes on to
+    /// its own end, and past that it is over: starting again is no confirmation.
     pub(super) fn at_start(earlier: Option<u64>, within: Option<Duration>, now: u64) -> Self {
         match earlier {
-            Some(until) if until > now => Self::Awaited { until, within: Duration::from_nanos(until - now) },
+            Some(until) if until > now => {
+                Self::Awaited { until, within: Duration::from_nanos(until - now) }
+            }
             Some(since) => Self::Missed { since },
             None => Self::new(within),
         }
@@ -89,7 +95,9 @@ impl Confirmation {
             Self::Awaited { until, .. } => {
                 format!("; is detached at {} unless `sip-xdp confirm` comes", text(until))
             }
-            Self::Missed { .. } => "; nobody confirmed in time, `sip-xdp confirm` attaches again".to_owned(),
+            Self::Missed { .. } => {
+                "; nobody confirmed in time, `sip-xdp confirm` attaches again".to_owned()
+            }
         }
     }
 
@@ -107,9 +115,10 @@ impl Confirmation {
     pub(super) fn warning(self) -> Option<String> {
         match self {
             Self::Given => None,
-            Self::Awaited { until, .. } => {
-                Some(format!("it is detached at {}; run `sip-xdp confirm` if all is well", text(until)))
-            }
+            Self::Awaited { until, .. } => Some(format!(
+                "it is detached at {}; run `sip-xdp confirm` if all is well",
+                text(until)
+            )),
             Self::Missed { since } => Some(format!(
                 "it was detached at {}, since nobody confirmed; `sip-xdp confirm` attaches again",
                 text(since)
@@ -124,8 +133,8 @@ fn text(time: u64) -> String {
 }
 
 impl Daemon {
-    /// Somebody can still work. After the time was over, the configuration is read again, and the filter
-    /// attached as it says.
+    /// Somebody can still work. After the time was over, the configuration is read again, and the
+    /// filter attached as it says.
     pub(super) async fn confirm(&mut self) -> Result<Value> {
         let before = self.confirmation;
         if before == Confirmation::Given {
@@ -153,8 +162,8 @@ impl Daemon {
         }
     }
 
-    /// Detaches a filter that nobody has confirmed. A failure is said once; the next tick tries again,
-    /// and from the deadline on the programs drop nothing anyway.
+    /// Detaches a filter that nobody has confirmed. A failure is said once; the next tick tries
+    /// again, and from the deadline on the programs drop nothing anyway.
     pub(super) fn step_back(&mut self) {
         let Confirmation::Awaited { within, .. } = self.confirmation else {
             return;
@@ -171,7 +180,9 @@ impl Daemon {
             self.step_back_failed = false;
             log::warn!("unconfirmed after={} detached=true", Span(within));
         } else if !std::mem::replace(&mut self.step_back_failed, true) {
-            log::error!("nobody confirmed, but not all could be detached; it drops nothing, and tries again");
+            log::error!(
+                "nobody confirmed, but not all could be detached; it drops nothing, and tries again"
+            );
         }
     }
 
@@ -179,14 +190,15 @@ impl Daemon {
     fn let_go_of_all(&mut self) -> bool {
         let is_done = trial::detach_all(&self.pins).is_empty();
         let linked = self.pins.linked();
-        let (kept, gone): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.served).into_iter().partition(|served| linked.contains(&served.index()));
+        let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.served)
+            .into_iter()
+            .partition(|served| linked.contains(&served.index()));
         self.served = kept;
         for served in gone {
             let reason = format!("index={} reason=\"nobody confirmed\"", served.index());
             self.say_of_interface(&served.name, "detached", &reason);
         }
-        self.spare.clear();
+        self.cached_programs.clear();
         self.unserved.clear();
         self.blind.clear();
         self.attach_warnings.clear();
@@ -213,8 +225,14 @@ mod tests {
         let minute = Some(Duration::from_secs(60));
         for within in [None, minute] {
             let goes_on = Confirmation::at_start(Some(101), within, 100);
-            assert_eq!(goes_on, Confirmation::Awaited { until: 101, within: Duration::from_nanos(1) });
-            assert_eq!(Confirmation::at_start(Some(100), within, 100), Confirmation::Missed { since: 100 });
+            assert_eq!(
+                goes_on,
+                Confirmation::Awaited { until: 101, within: Duration::from_nanos(1) }
+            );
+            assert_eq!(
+                Confirmation::at_start(Some(100), within, 100),
+                Confirmation::Missed { since: 100 }
+            );
         }
         assert_eq!(Confirmation::at_start(None, None, 100), Confirmation::Given);
         assert!(Confirmation::at_start(None, minute, 100).is_awaited());
@@ -223,12 +241,21 @@ mod tests {
     #[test]
     fn status_tells_the_three_apart() {
         assert_eq!(Confirmation::Given.status(), Value::Null);
-        assert_eq!((Confirmation::Given.note(), Confirmation::Given.deadline()), (String::new(), None));
+        assert_eq!(
+            (Confirmation::Given.note(), Confirmation::Given.deadline()),
+            (String::new(), None)
+        );
         let awaited = Confirmation::new(Some(Duration::from_secs(60)));
-        assert_eq!((&awaited.status()["pending"], &awaited.status()["detached"]), (&true.into(), &false.into()));
+        assert_eq!(
+            (&awaited.status()["pending"], &awaited.status()["detached"]),
+            (&true.into(), &false.into())
+        );
         assert!(awaited.note().contains("`sip-xdp confirm`"));
         let missed = Confirmation::Missed { since: 1 };
-        assert_eq!((&missed.status()["pending"], &missed.status()["detached"]), (&false.into(), &true.into()));
+        assert_eq!(
+            (&missed.status()["pending"], &missed.status()["detached"]),
+            (&false.into(), &true.into())
+        );
         assert!(missed.warning().is_some_and(|warning| warning.contains("detached")));
     }
 }

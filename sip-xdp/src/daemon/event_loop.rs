@@ -1,4 +1,5 @@
-//! The daemon's loop: events, commands, links, answers and timers, one after the other, and every way out.
+//! The daemon's loop: events, commands, links, answers and timers, one after the other, and every
+//! way out.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -25,12 +26,14 @@ use crate::sys::privileges;
 /// How often expired entries are taken out and the store is told of changes.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How long events are left to gather when all were read. The kernel wakes a reader that has caught up with it by an interrupt
-/// in the midst of its packets, 12 us of a virtual machine: so that is done 300 times a second at most, and a limit or a
-/// sample waits for so long at most. Nothing in the kernel waits for the daemon.
+/// How long events are left to gather when all were read. The kernel wakes a reader that has caught
+/// up with it by an interrupt in the midst of its packets, 12 us of a virtual machine: so that is
+/// done 300 times a second at most, and a limit or a sample waits for so long at most. Nothing in
+/// the kernel waits for the daemon.
 const PAUSE: Duration = Duration::from_millis(3);
 
-/// Runs the daemon until it is told to stop, by signal or by `unload`. `ready` is called once when it enforces.
+/// Runs the daemon until it is told to stop, by signal or by `unload`. `ready` is called once when
+/// it enforces.
 pub async fn run(paths: Paths, overrides: Overrides, ready: impl FnOnce(&str)) -> Result<()> {
     // Before anybody looks at the interfaces, so that no change is missed.
     let links = LinkChanges::listen()?;
@@ -72,7 +75,8 @@ async fn watch_over(
     mut signals: Signals,
     ready: impl FnOnce(&str),
 ) -> Result<()> {
-    // SAFETY: the ring owns its map's descriptor for as long as it lives, and always returns that one.
+    // SAFETY: the ring owns its map's descriptor for as long as it lives, and always returns that
+    // one.
     let events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };
     let mut events = events.context("the event ring cannot be watched")?;
     let (calls, mut called) = mpsc::channel::<Call>(16);
@@ -128,7 +132,8 @@ async fn watch_over(
             }
             _ = signals.hangup.recv() => match daemon.reload().await {
                 Ok(_) => log::info!("configuration reloaded"),
-                Err(error) => log::error!("the configuration was not reloaded, the running one stays in force: {error:#}"),
+                Err(error) => log::error!("the configuration was not reloaded, the running one \
+                    stays in force: {error:#}"),
             },
             _ = signals.terminate.recv() => break,
             _ = signals.interrupt.recv() => break,

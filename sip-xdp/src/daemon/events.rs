@@ -1,165 +1,49 @@
-//! What the daemon says of what it decides: one stable line in the log, and one event to whoever watches.
+//! What the daemon says of what it decides: one stable line in the log, and one event to whoever
+//! watches.
 
 use std::fmt;
 
 use log::Level;
-use serde::Serialize;
 use sip_xdp_common::abi::layout::List;
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
-use super::verdicts::{Chronicle, Court};
-use super::{Daemon, restore, save, verdicts};
-use crate::api::event_stream::{Hub, Told};
-use crate::dataplane::counters;
-use crate::dataplane::tables::ledger::{Entry, Tier};
+use super::{Daemon, restore, save};
+use crate::api::event_stream::Hub;
+use crate::bans::engine::{self, BanEngine, EventSink};
+use crate::bans::event::Event;
+use crate::bans::offences::OffenceRecord;
+use crate::dataplane::tables::ledger::Entry;
 use crate::detect::Acceptance;
 use crate::lists::Lists;
 use crate::net::network::Network;
-use crate::store::{self, Change, Store};
-use crate::sys::clock::{self, Moment};
-
-/// One event. What does not apply is null in JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct Event {
-    pub(crate) time: jiff::Timestamp,
-    pub(crate) event: &'static str,
-    pub(crate) kind: Option<String>,
-    pub(crate) address: Option<Network>,
-    pub(crate) port: Option<u16>,
-    pub(crate) reason: Option<String>,
-    pub(crate) tier: Option<Tier>,
-    pub(crate) dry_run: bool,
-    pub(crate) owner: Option<&'static str>,
-    pub(crate) expires: Option<jiff::Timestamp>,
-    /// Only of events about an interface.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) interface: Option<String>,
-    /// What it says of a feed, if it is about one.
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    pub(crate) feed: Option<FeedFigures>,
-}
-
-/// What an event says of a feed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct FeedFigures {
-    /// Its name.
-    pub(super) feed: String,
-    /// How many networks it listed for the first time, ...
-    pub(super) added: usize,
-    /// ... lists no longer, ...
-    pub(super) removed: usize,
-    /// ... and lists now.
-    pub(super) total: usize,
-}
-
-impl Event {
-    /// Of this name, now, about nobody in particular.
-    pub(crate) fn new(event: &'static str) -> Self {
-        let time = counters::now();
-        Self {
-            time,
-            event,
-            kind: None,
-            address: None,
-            port: None,
-            reason: None,
-            tier: None,
-            dry_run: false,
-            owner: None,
-            expires: None,
-            interface: None,
-            feed: None,
-        }
-    }
-
-    /// About a feed.
-    pub(super) fn of_feed(kind: &str, figures: FeedFigures) -> Self {
-        Self { feed: Some(figures), ..Self::new("feed").kind(kind) }
-    }
-
-    /// About an entry of a list.
-    pub(crate) fn of(event: &'static str, entry: &Entry) -> Self {
-        Self {
-            address: Some(entry.network),
-            port: entry.port,
-            reason: Some(entry.reason.clone()),
-            tier: entry.tier,
-            dry_run: entry.dry_run,
-            owner: Some(entry.owner.name()),
-            expires: clock::to_wall(entry.expires),
-            ..Self::new(event)
-        }
-    }
-
-    /// About a source.
-    pub(crate) fn from(self, source: Source) -> Self {
-        self.about(Network::around(source, 128))
-    }
-
-    /// About a network.
-    pub(crate) fn about(self, network: Network) -> Self {
-        Self { address: Some(network), ..self }
-    }
-
-    /// Of a port.
-    pub(crate) fn port(self, port: u16) -> Self {
-        Self { port: Some(port), ..self }
-    }
-
-    /// Of this kind.
-    pub(crate) fn kind(self, kind: impl Into<String>) -> Self {
-        Self { kind: Some(kind.into()), ..self }
-    }
-
-    /// For this reason.
-    pub(crate) fn reason(self, reason: impl Into<String>) -> Self {
-        Self { reason: Some(reason.into()), ..self }
-    }
-
-    /// About an interface.
-    pub(super) fn interface(self, name: &str) -> Self {
-        Self { interface: Some(name.to_owned()), ..self }
-    }
-
-    /// Whether nothing follows from it, since nothing is dropped.
-    pub(crate) fn dry_run(self, dry_run: bool) -> Self {
-        Self { dry_run, ..self }
-    }
-}
+use crate::store::{Change, Store};
+use crate::sys::clock::Moment;
 
 /// Who hears of the daemon's decisions: the log, those who watch, and the store.
-pub(super) struct Recorder<'a> {
+pub(super) struct DaemonSink<'a> {
     hub: &'a Hub,
     store: &'a Store,
 }
 
-impl Chronicle for Recorder<'_> {
-    fn say(&mut self, event: Event, level: Level, line: fmt::Arguments<'_>) {
+impl EventSink for DaemonSink<'_> {
+    fn announce(&mut self, event: Event, level: Level, line: fmt::Arguments<'_>) {
         log::log!(level, "{line}");
-        self.tell(&event);
+        self.publish(event);
     }
 
-    fn tell(&mut self, event: &Event) {
-        match serde_json::to_string(event) {
-            Ok(line) => self.hub.tell(Told {
-                about: event.address,
-                event: event.event,
-                kind: event.kind.clone(),
-                line: line.into(),
-            }),
-            Err(error) => log::error!("an event cannot be told: {error}"),
-        }
+    fn publish(&mut self, event: Event) {
+        self.hub.publish(event);
     }
 
     fn accepted(&mut self, acceptance: &Acceptance) {
         self.store.record(restore::accepted(acceptance));
     }
 
-    fn peer(&mut self, source: Source, until: u64) {
+    fn peer(&mut self, source: IpKey, until: u64) {
         self.store.record(restore::peer(source, until));
     }
 
-    fn offence(&mut self, offence: store::Offence) {
+    fn offence(&mut self, offence: OffenceRecord) {
         self.store.record(Change::Offence(offence));
     }
 
@@ -174,73 +58,38 @@ impl Chronicle for Recorder<'_> {
 }
 
 impl Daemon {
-    pub(super) fn recorder(&self) -> Recorder<'_> {
-        Recorder { hub: &self.hub, store: &self.store }
+    pub(super) fn daemon_sink(&self) -> DaemonSink<'_> {
+        DaemonSink { hub: &self.hub, store: &self.store }
     }
 
     /// Where what happens now is judged.
-    pub(super) fn court(&mut self) -> Court<'_, Recorder<'_>> {
-        Court {
+    pub(super) fn ban_engine(&mut self) -> BanEngine<'_, DaemonSink<'_>> {
+        BanEngine {
             config: &self.config,
             lists: &mut self.lists,
             detector: &mut self.detector,
-            exempt: &self.exempt,
+            never_ban: &self.never_ban,
             offences: &mut self.offences,
             repeats: &mut self.repeats,
             notes: &mut self.notes,
             learning_until: self.learning_until,
             at: Moment::present(),
-            chronicle: Recorder { hub: &self.hub, store: &self.store },
+            event_sink: DaemonSink { hub: &self.hub, store: &self.store },
         }
     }
 
     /// Why nothing in `network` may be banned by evidence, if so.
-    pub(super) fn must_stay(&self, network: &Network, now: u64) -> Option<String> {
-        verdicts::must_stay(&self.exempt, &self.lists, network, now)
+    pub(super) fn ban_exemption(&self, network: &Network, now: u64) -> Option<String> {
+        engine::ban_exemption(&self.never_ban, &self.lists, network, now)
     }
 
     /// Tells an event to whoever watches.
-    pub(super) fn tell(&self, event: &Event) {
-        self.recorder().tell(event);
+    pub(super) fn publish(&self, event: Event) {
+        self.daemon_sink().publish(event);
     }
 
     /// Writes the line to the log, and tells the event to whoever watches.
-    pub(super) fn say(&self, event: Event, level: Level, line: fmt::Arguments<'_>) {
-        self.recorder().say(event, level, line);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::Value;
-
-    #[test]
-    fn an_event_has_all_fields() {
-        let entry = Entry {
-            port: Some(5062),
-            tier: Some(Tier::Proven),
-            ..Entry::manual("192.0.2.7".parse().unwrap(), 1, "ten \"passwords\"")
-        };
-        let event = Event::of("ban", &entry).kind("rejected").dry_run(true);
-        let json = serde_json::to_value(&event).unwrap();
-        let fields: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(
-            fields,
-            ["time", "event", "kind", "address", "port", "reason", "tier", "dry_run", "owner", "expires"]
-        );
-        assert_eq!(
-            (&json["address"], &json["port"], &json["tier"]),
-            (&"192.0.2.7".into(), &5062.into(), &"proven".into())
-        );
-        let figures = FeedFigures { feed: "public".to_owned(), added: 3, removed: 2, total: 20 };
-        let synced = serde_json::to_value(Event::of_feed("synced", figures)).unwrap();
-        assert_eq!(
-            (&synced["event"], &synced["kind"], &synced["feed"]),
-            (&"feed".into(), &"synced".into(), &"public".into())
-        );
-        assert_eq!((&synced["added"], &synced["removed"], &synced["total"]), (&3.into(), &2.into(), &20.into()));
-        let storm = serde_json::to_value(Event::new("storm")).unwrap();
-        assert_eq!((&storm["address"], &storm["kind"], &storm["dry_run"]), (&Value::Null, &Value::Null, &false.into()));
+    pub(super) fn announce(&self, event: Event, level: Level, line: fmt::Arguments<'_>) {
+        self.daemon_sink().announce(event, level, line);
     }
 }

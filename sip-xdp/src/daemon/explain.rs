@@ -17,7 +17,7 @@ impl Daemon {
         Ok(json!({
             "settings": Settings::from(&self.config),
             "known": self.detector.explain(&source_of(address), now),
-            "never_banned": self.must_stay(&Network::host(address), now),
+            "never_banned": self.ban_exemption(&Network::host(address), now),
             "learning": now < self.learning_until,
             "registrar_failing": self.detector.registrar_is_failing(now),
         }))

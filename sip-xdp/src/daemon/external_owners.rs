@@ -1,7 +1,9 @@
-//! Programs that block on their own account, such as the jails of fail2ban: each lets go of what it has blocked itself, and
-//! of nothing else. An operator's entries and the detector's are other owners', so a jail never ends them.
+//! Programs that block on their own account, such as the jails of fail2ban: each lets go of what it
+//! has blocked itself, and of nothing else. An operator's entries and the detector's are other
+//! owners', so a jail never ends them.
 //!
-//! A network has one entry for all of them, whose reason is their names. It lasts as long as the longest of them wants.
+//! A network has one entry for all of them, whose reason is their names. It lasts as long as the
+//! longest of them wants.
 
 use anyhow::{Result, bail};
 use log::Level;
@@ -10,7 +12,7 @@ use sip_xdp_common::abi::layout::{List, Owner, REASON};
 
 use super::Daemon;
 use super::commands::describe;
-use super::events::Event as Said;
+use crate::bans::event::Event;
 use crate::dataplane::tables::ledger::Entry;
 use crate::net::network::Network;
 
@@ -34,17 +36,23 @@ impl Daemon {
         let known = self.of_tools(&network);
         let names = with(known.map_or("", |entry| &entry.reason), tool);
         if names.len() > REASON {
-            bail!("{network} is blocked by too many tools to note {tool} too; it stays blocked as long as they want");
+            bail!(
+                "{network} is blocked by too many tools to note {tool} too; it stays blocked as \
+                 long as they want"
+            );
         }
         let expires = known.map_or(expires, |entry| entry.expires.max(expires));
         let entry = Entry { owner: Owner::Tool, ..Entry::manual(network, expires, &names) };
         self.block(entry, force, operator)
     }
 
-    /// Lets go of a network for a tool. It is no error if the tool does not block it, or not any more.
+    /// Lets go of a network for a tool. It is no error if the tool does not block it, or not any
+    /// more.
     pub(super) fn unblock_for(&mut self, tool: &str, network: &Network) -> Result<Value> {
         check_name(tool)?;
-        let Some(known) = self.of_tools(network).filter(|entry| names(&entry.reason).any(|name| name == tool)) else {
+        let Some(known) =
+            self.of_tools(network).filter(|entry| names(&entry.reason).any(|name| name == tool))
+        else {
             return Ok(json!({ "removed": [] }));
         };
         let rest = without(&known.reason, tool);
@@ -55,8 +63,8 @@ impl Daemon {
         }
         let removed = self.lists.remove(List::Block, network, Owner::Tool)?;
         if let Some(entry) = &removed {
-            self.say(
-                Said::of("unban", entry).kind("command"),
+            self.announce(
+                Event::of("unban", entry).kind("command"),
                 Level::Info,
                 format_args!("unban {network} owner=tool dry_run=false reason=\"by {tool}\""),
             );
@@ -72,7 +80,9 @@ impl Daemon {
 fn check_name(tool: &str) -> Result<()> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:@".contains(&byte);
     if tool.is_empty() || tool.len() > LONGEST_NAME || !tool.bytes().all(is_plain) {
-        bail!("\"{tool}\" is no name for a tool; use up to {LONGEST_NAME} of a-z, 0-9 and \"-_.:@\"");
+        bail!(
+            "\"{tool}\" is no name for a tool; use up to {LONGEST_NAME} of a-z, 0-9 and \"-_.:@\""
+        );
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! Feeds in the daemon: what they bring is put into force, and what must stay reachable is kept out of it.
+//! Feeds in the daemon: what they bring is put into force, and what must stay reachable is kept out
+//! of it.
 
 use std::collections::BTreeSet;
 
@@ -8,18 +9,19 @@ use serde_json::{Value, json};
 use sip_xdp_common::abi::layout::{List, NEVER, Owner};
 
 use super::Daemon;
-use super::events::{Event as Said, FeedFigures};
+use crate::bans::event::{Event, FeedFigures};
 use crate::config::{FeedAction, Guards, Policy};
 use crate::dataplane::tables::ledger::Entry;
-use crate::feeds::Listed;
+use crate::feeds::NetworkSet;
 use crate::feeds::engine::{FeedState, Update};
 use crate::feeds::formats::Tally;
-use crate::feeds::guards::{Untouchable, trim};
+use crate::feeds::guards::{ProtectedSet, trim};
 use crate::lists::{EARLIER, Refresh};
 use crate::net::network::Network;
 
 impl Daemon {
-    /// Follows the feeds of the configuration. What is on disk of those that are new comes into force at once.
+    /// Follows the feeds of the configuration. What is on disk of those that are new comes into
+    /// force at once.
     pub(super) fn prepare_feeds(&mut self) {
         self.protect();
         for (name, networks) in self.feeds.configure(&self.config.feeds) {
@@ -28,7 +30,8 @@ impl Daemon {
             }
         }
         let wanted: BTreeSet<String> = self.feeds.names().map(str::to_owned).collect();
-        let blocking = self.lists.feeds().iter().map(|(name, _)| name).filter(|name| *name != EARLIER);
+        let blocking =
+            self.lists.feeds().iter().map(|(name, _)| name).filter(|name| *name != EARLIER);
         let listed = blocking.chain(self.feeds.allowing()).map(str::to_owned);
         let gone: Vec<_> = listed.filter(|name| !wanted.contains(name)).collect();
         for name in gone {
@@ -59,32 +62,41 @@ impl Daemon {
         }
     }
 
-    /// Tells who watches what has changed in how a feed is. The log has it from the feed's own thread.
+    /// Tells who watches what has changed in how a feed is. The log has it from the feed's own
+    /// thread.
     fn tell_of_feed(&self, name: &str, before: &FeedState, now: &FeedState) {
         let total = now.ipv4 + now.ipv6;
         let figures = FeedFigures { feed: name.to_owned(), total, ..FeedFigures::default() };
-        if let Some(error) = now.error.as_ref().filter(|error| before.error.as_ref() != Some(error)) {
+        if let Some(error) = now.error.as_ref().filter(|error| before.error.as_ref() != Some(error))
+        {
             let kind = if now.is_refused { "refused" } else { "failed" };
-            self.tell(&Said::of_feed(kind, figures.clone()).reason(format!("{name}: {error}")));
+            self.publish(Event::of_feed(kind, figures.clone()).reason(format!("{name}: {error}")));
         }
         if before.error.is_some() && now.error.is_none() {
-            self.tell(&Said::of_feed("well", figures.clone()).reason(name));
+            self.publish(Event::of_feed("well", figures.clone()).reason(name));
         }
         let (fired, fired_before) = (now.tally.guards(), before.tally.guards());
         if !fired.is_empty() && fired != fired_before {
-            let counts: Vec<_> = fired.iter().map(|(guard, count)| format!("{count} {guard}")).collect();
-            self.tell(
-                &Said::of_feed("guard", figures).reason(format!("{name}: {}", counts.join(", ").replace('_', " "))),
+            let counts: Vec<_> =
+                fired.iter().map(|(guard, count)| format!("{count} {guard}")).collect();
+            self.publish(
+                Event::of_feed("guard", figures)
+                    .reason(format!("{name}: {}", counts.join(", ").replace('_', " "))),
             );
         }
     }
 
     /// Puts what a feed lists into force.
-    fn put_feed(&mut self, name: &str, networks: Vec<Network>, is_expired: bool) -> Result<Refresh, String> {
+    fn put_feed(
+        &mut self,
+        name: &str,
+        networks: Vec<Network>,
+        is_expired: bool,
+    ) -> Result<Refresh, String> {
         let refresh = match self.feeds.list_of(name) {
             Some(list @ (List::Trust | List::Admit)) => {
                 self.lists.replace_feed(name, Vec::new()).map_err(|error| error.to_string())?;
-                self.allow_feed(name, Some((list, Listed::new(networks))))?
+                self.allow_feed(name, Some((list, NetworkSet::new(networks))))?
             }
             Some(List::Block) | None => {
                 if self.feeds.allowing().any(|known| known == name) {
@@ -97,22 +109,27 @@ impl Daemon {
         let figures = FeedFigures { feed: name.to_owned(), added, removed, total };
         if is_expired {
             let line = format_args!("feed {name} expired removed={removed}");
-            self.say(Said::of_feed("expired", figures), Level::Warn, line);
+            self.announce(Event::of_feed("expired", figures), Level::Warn, line);
         } else if added + removed > 0 {
             let line = format_args!("feed {name} added={added} removed={removed} total={total}");
-            self.say(Said::of_feed("synced", figures), Level::Info, line);
+            self.announce(Event::of_feed("synced", figures), Level::Info, line);
         }
         Ok(refresh)
     }
 
     /// Puts what a feed trusts or admits into force. On an error all is as it was.
-    fn allow_feed(&mut self, name: &str, allowed: Option<(List, Listed)>) -> Result<Refresh, String> {
+    fn allow_feed(
+        &mut self,
+        name: &str,
+        allowed: Option<(List, NetworkSet)>,
+    ) -> Result<Refresh, String> {
         let new = allowed.as_ref().map(|(_, listed)| listed.clone()).unwrap_or_default();
         let of = allowed.as_ref().map(|(list, _)| *list);
         let before = self.feeds.allow(name, allowed);
         let changed = |list: List| {
-            let none = Listed::default();
-            let old = before.as_ref().filter(|(of, _)| *of == list).map_or(&none, |(_, listed)| listed);
+            let none = NetworkSet::default();
+            let old =
+                before.as_ref().filter(|(of, _)| *of == list).map_or(&none, |(_, listed)| listed);
             let new = if of == Some(list) { &new } else { &none };
             new.without(old).into_iter().chain(old.without(new)).collect::<Vec<_>>()
         };
@@ -120,7 +137,9 @@ impl Daemon {
         let listed = match before {
             // Its first list: what an earlier daemon listed for it may be there.
             None => self.list_allowed(),
-            Some(_) => self.list_changed(List::Trust, trust).and_then(|()| self.list_changed(List::Admit, admit)),
+            Some(_) => self
+                .list_changed(List::Trust, trust)
+                .and_then(|()| self.list_changed(List::Admit, admit)),
         };
         if let Err(reason) = listed {
             self.feeds.allow(name, before);
@@ -132,22 +151,29 @@ impl Daemon {
         Ok(Refresh { added, removed, total: new.networks().len() })
     }
 
-    /// Makes the feeds' entries of a list agree with what these list, for networks of which one of them has said something
-    /// new. What stays is not looked at.
+    /// Makes the feeds' entries of a list agree with what these list, for networks of which one of
+    /// them has said something new. What stays is not looked at.
     fn list_changed(&mut self, list: List, networks: Vec<Network>) -> Result<(), String> {
         if networks.is_empty() || (list == List::Admit && self.config.policy == Policy::Open) {
             return Ok(());
         }
         let mut coming = Vec::new();
         for network in networks {
-            let known = self.lists.entry(list, &network, None, Owner::Feed).map(|known| known.reason.clone());
+            let known = self
+                .lists
+                .entry(list, &network, None, Owner::Feed)
+                .map(|known| known.reason.clone());
             match (self.feeds.allowed_by(list, &network), known) {
                 (Some(names), Some(known)) if known == names => {}
                 (Some(names), _) => {
-                    coming.push(Entry { owner: Owner::Feed, ..Entry::manual(network, NEVER, &names) });
+                    coming.push(Entry {
+                        owner: Owner::Feed,
+                        ..Entry::manual(network, NEVER, &names)
+                    });
                 }
                 // Another feed that listed it before this daemon started has not spoken yet.
-                (None, Some(known)) if known.split(',').any(|name| self.feeds.is_unsettled(name)) => {}
+                (None, Some(known))
+                    if known.split(',').any(|name| self.feeds.is_unsettled(name)) => {}
                 (None, Some(_)) => {
                     let removed = self.lists.remove(list, &network, Owner::Feed);
                     removed.map_err(|error| error.to_string())?;
@@ -162,15 +188,16 @@ impl Daemon {
         }
     }
 
-    /// Makes the entries of the trust and admit lists whose owners are feeds agree with what these list. What feeds of an
-    /// earlier daemon put there stays until each of them has had a list.
+    /// Makes the entries of the trust and admit lists whose owners are feeds agree with what these
+    /// list. What feeds of an earlier daemon put there stays until each of them has had a list.
     fn list_allowed(&mut self) -> Result<(), String> {
         for list in [List::Trust, List::Admit] {
             // Where everybody may talk, nobody needs to be admitted.
             let is_idle = list == List::Admit && self.config.policy == Policy::Open;
             let mut wanted = if is_idle { Default::default() } else { self.feeds.allowed(list) };
             let Self { lists, feeds, .. } = self;
-            let is_unknown = |entry: &Entry| entry.reason.split(',').any(|name| feeds.is_unsettled(name));
+            let is_unknown =
+                |entry: &Entry| entry.reason.split(',').any(|name| feeds.is_unsettled(name));
             let gone = lists.retain(|of, entry| {
                 let is_ours = of == list && entry.owner == Owner::Feed;
                 is_ours && !wanted.contains_key(&entry.network) && (is_idle || !is_unknown(entry))
@@ -181,8 +208,10 @@ impl Daemon {
                     wanted.remove(&entry.network);
                 }
             }
-            let entry =
-                |(network, names): (_, String)| Entry { owner: Owner::Feed, ..Entry::manual(network, NEVER, &names) };
+            let entry = |(network, names): (_, String)| Entry {
+                owner: Owner::Feed,
+                ..Entry::manual(network, NEVER, &names)
+            };
             let coming: Vec<Entry> = wanted.into_iter().map(entry).collect();
             let has_changed = !gone.is_empty() || !coming.is_empty();
             lists.put_all(list, coming).map_err(|stopped| stopped.to_string())?;
@@ -212,35 +241,40 @@ impl Daemon {
         if !self.protect() {
             return;
         }
-        // The kernel asks the trust list first; here only the host itself matters, and what it needs.
-        let own = Untouchable::new(self.exempt.networks().collect());
+        // The kernel asks the trust list first; here only the host itself matters, and what it
+        // needs.
+        let own = ProtectedSet::new(self.never_ban.networks().collect());
         let guards = Guards { min_prefix: 0, min_prefix6: 0, ..Guards::default() };
-        let names: Vec<String> = self.lists.feeds().iter().map(|(name, _)| name.to_owned()).collect();
+        let names: Vec<String> =
+            self.lists.feeds().iter().map(|(name, _)| name.to_owned()).collect();
         for name in names {
             let Some(listed) = self.lists.feeds().get(&name) else {
                 continue;
             };
             let is_touched = |host: Network| listed.covers(&host);
-            if !self.exempt.networks().any(is_touched) {
+            if !self.never_ban.networks().any(is_touched) {
                 continue;
             }
             let kept = trim(listed.networks().to_vec(), &guards, &own, &mut Tally::default());
             if let Err(reason) = self.put_feed(&name, kept.into_networks(), false) {
-                log::error!("feed {name}: addresses that must stay reachable stay blocked: {reason}");
+                log::error!(
+                    "feed {name}: addresses that must stay reachable stay blocked: {reason}"
+                );
             }
         }
     }
 
-    /// Says what no feed may block: this host, what it needs, and whom operators trust; and what none may trust or admit: whom
-    /// operators block. Whether the first has changed.
+    /// Says what no feed may block: this host, what it needs, and whom operators trust; and what
+    /// none may trust or admit: whom operators block. Whether the first has changed.
     fn protect(&self) -> bool {
         let trusted = self.lists.entries(List::Trust).map(|entry| entry.network);
         let anybody_allows = self.config.feeds.iter().any(|feed| feed.action != FeedAction::Block);
         let blocked = self.lists.entries(List::Block);
-        let blocked = blocked.filter(|entry| anybody_allows && entry.owner == Owner::Manual && entry.port.is_none());
+        let blocked = blocked
+            .filter(|entry| anybody_allows && entry.owner == Owner::Manual && entry.port.is_none());
         self.feeds.protect(
-            Untouchable::new(self.exempt.networks().chain(trusted).collect()),
-            Untouchable::new(blocked.map(|entry| entry.network).collect()),
+            ProtectedSet::new(self.never_ban.networks().chain(trusted).collect()),
+            ProtectedSet::new(blocked.map(|entry| entry.network).collect()),
         )
     }
 
@@ -258,14 +292,20 @@ impl Daemon {
         }
     }
 
-    /// Why an address stays blocked although nobody else blocks it: the feeds that list it, and what helps.
-    pub(super) fn fed(&self, network: &Network) -> Option<String> {
+    /// Why an address stays blocked although nobody else blocks it: the feeds that list it, and
+    /// what helps.
+    pub(super) fn feed_listing(&self, network: &Network) -> Option<String> {
         let names = self.lists.feeds().covering(network);
-        let name = |name: &&str| if *name == EARLIER { "of an earlier run".to_owned() } else { (*name).to_owned() };
+        let name = |name: &&str| {
+            if *name == EARLIER { "of an earlier run".to_owned() } else { (*name).to_owned() }
+        };
         let names: Vec<_> = names.iter().map(name).collect();
         let all = names.join(", ");
         (!names.is_empty()).then(|| {
-            format!("{network} is still listed by the feed {all}; `sip-xdp trust add {network}` lets it through")
+            format!(
+                "{network} is still listed by the feed {all}; `sip-xdp trust add {network}` \
+                     lets it through"
+            )
         })
     }
 
@@ -275,7 +315,8 @@ impl Daemon {
         if let Some(listed) = self.lists.feeds().get(EARLIER) {
             let count = listed.networks().len();
             warnings.push(format!(
-                "{count} networks that feeds listed before this daemon started stay in force until each feed has been fetched"
+                "{count} networks that feeds listed before this daemon started stay in force until \
+                 each feed has been fetched"
             ));
         }
         warnings

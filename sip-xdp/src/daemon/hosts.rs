@@ -10,9 +10,10 @@ use sip_xdp_common::abi::layout::{List, NEVER, Owner};
 
 use super::Daemon;
 use super::commands::describe;
+use crate::config::MAX_NAMES;
 use crate::config::{HostName, Policy};
 use crate::dataplane::tables::ledger::Entry;
-use crate::dns::{self, Given, HostsUpdate, MAX_NAMES, Purpose};
+use crate::dns::{self, Given, HostsUpdate, Purpose};
 use crate::net::network::Network;
 use crate::sys::clock;
 use crate::text::Quoted;
@@ -50,8 +51,14 @@ impl Daemon {
         self.hosts.follow(all.into_iter().take(MAX_NAMES).collect());
     }
 
-    /// Puts the addresses of a name into force for a purpose, in place of those that it had. None take the name out.
-    pub(super) fn apply_hosts(&mut self, purpose: Purpose, name: &HostName, addresses: &BTreeSet<IpAddr>) {
+    /// Puts the addresses of a name into force for a purpose, in place of those that it had. None
+    /// take the name out.
+    pub(super) fn apply_hosts(
+        &mut self,
+        purpose: Purpose,
+        name: &HostName,
+        addresses: &BTreeSet<IpAddr>,
+    ) {
         let is_new = self.note_hosts(purpose, name, addresses);
         // What found no room before may find some now.
         if is_new || self.hosts_error.is_some() {
@@ -60,9 +67,18 @@ impl Daemon {
     }
 
     /// Remembers the addresses of a name. Says whether they are others than before.
-    fn note_hosts(&mut self, purpose: Purpose, name: &HostName, addresses: &BTreeSet<IpAddr>) -> bool {
+    fn note_hosts(
+        &mut self,
+        purpose: Purpose,
+        name: &HostName,
+        addresses: &BTreeSet<IpAddr>,
+    ) -> bool {
         let of = self.addresses_of_hosts(purpose);
-        let before = if addresses.is_empty() { of.remove(name) } else { of.insert(name.clone(), addresses.clone()) };
+        let before = if addresses.is_empty() {
+            of.remove(name)
+        } else {
+            of.insert(name.clone(), addresses.clone())
+        };
         before.unwrap_or_default() != *addresses
     }
 
@@ -76,13 +92,15 @@ impl Daemon {
     /// The names that are followed for a purpose.
     fn host_names(&self, purpose: Purpose) -> BTreeSet<HostName> {
         match purpose {
-            Purpose::Trust => self.config.trust.hosts.iter().chain(self.hosts.given().keys()).cloned().collect(),
+            Purpose::Trust => {
+                self.config.trust.hosts.iter().chain(self.hosts.given().keys()).cloned().collect()
+            }
             Purpose::Admit => self.config.admit.hosts.iter().cloned().collect(),
         }
     }
 
-    /// Makes the entries of a list whose owner is a host name agree with the addresses of the names. What finds no room is
-    /// said in the log, and in `status` until there is room.
+    /// Makes the entries of a list whose owner is a host name agree with the addresses of the
+    /// names. What finds no room is said in the log, and in `status` until there is room.
     fn list_hosts(&mut self, purpose: Purpose) {
         let (list, by_name) = match purpose {
             Purpose::Trust => (List::Trust, &self.trusted_hosts),
@@ -97,7 +115,9 @@ impl Daemon {
             Purpose::Admit => ("admit", "unadmit"),
         };
         let ends = |name: &HostName| match self.hosts.given().get(name) {
-            Some(given) if purpose == Purpose::Trust && !self.config.trust.hosts.contains(name) => given.expires,
+            Some(given) if purpose == Purpose::Trust && !self.config.trust.hosts.contains(name) => {
+                given.expires
+            }
             _ => NEVER,
         };
         let (gone, coming) = dns::changes(by_name, ends, self.lists.entries(list));
@@ -107,7 +127,9 @@ impl Daemon {
         let mut failed = None;
         for network in &gone {
             match self.lists.remove(list, network, Owner::Host) {
-                Ok(Some(entry)) => log::info!("{undo} {network} owner=host reason={}", Quoted(&entry.reason)),
+                Ok(Some(entry)) => {
+                    log::info!("{undo} {network} owner=host reason={}", Quoted(&entry.reason))
+                }
                 Ok(None) => {}
                 Err(error) => drop(failed.get_or_insert(error)),
             }
@@ -120,20 +142,35 @@ impl Daemon {
             }
         }
         let failed = failed.map(anyhow::Error::from).or_else(|| self.judge_by_address().err());
-        let failed = failed.map(|error| format!("not all addresses of the hosts to {verb} are in force: {error:#}"));
-        if let Some(error) = failed.as_ref().filter(|error| self.hosts_error.as_ref() != Some(error)) {
+        let failed = failed.map(|error| {
+            format!("not all addresses of the hosts to {verb} are in force: {error:#}")
+        });
+        if let Some(error) =
+            failed.as_ref().filter(|error| self.hosts_error.as_ref() != Some(error))
+        {
             log::error!("{error}");
         }
         self.hosts_error = failed;
     }
 
     /// Trusts a host name from now on. Its addresses come when DNS answers, which nobody waits for.
-    pub(super) fn trust_host(&mut self, name: HostName, ttl: Option<u64>, reason: String) -> Result<Value> {
+    pub(super) fn trust_host(
+        &mut self,
+        name: HostName,
+        ttl: Option<u64>,
+        reason: String,
+    ) -> Result<Value> {
         if !name.as_str().contains('.') {
-            bail!("{name} is neither an address nor a whole host name; write it with its domain: {name}.example.com");
+            bail!(
+                "{name} is neither an address nor a whole host name; write it with its domain: \
+                 {name}.example.com"
+            );
         }
         if !self.hosts.follows(&name) && self.hosts.followed() >= MAX_NAMES {
-            bail!("{MAX_NAMES} host names are followed already, {name} was not added; trust networks, or remove names");
+            bail!(
+                "{MAX_NAMES} host names are followed already, {name} was not added; trust \
+                 networks, or remove names"
+            );
         }
         let expires = clock::after(ttl.map(Duration::from_secs));
         self.hosts.give(name.clone(), Given { added_ms: clock::wall_ms(), expires, reason });
@@ -150,14 +187,19 @@ impl Daemon {
         if self.hosts.withdraw(name).is_none() {
             if by_file {
                 bail!(
-                    "{name} is trusted by {}; take it out of trust.hosts there and run `sip-xdp reload`",
+                    "{name} is trusted by {}; take it out of trust.hosts there and run `sip-xdp \
+                     reload`",
                     self.paths.config.display()
                 );
             }
             bail!("{name} is not in the trust list; see `sip-xdp trust list`");
         }
-        let listed: Vec<Entry> =
-            self.lists.entries(List::Trust).filter(|entry| entry.owner == Owner::Host).cloned().collect();
+        let listed: Vec<Entry> = self
+            .lists
+            .entries(List::Trust)
+            .filter(|entry| entry.owner == Owner::Host)
+            .cloned()
+            .collect();
         self.prepare_hosts();
         self.save_hosts(false);
         log::info!("untrust {name} owner=manual reason=\"by command\"");
@@ -175,7 +217,10 @@ impl Daemon {
     /// Why a network that is an address of a trusted host cannot be taken out by itself.
     pub(super) fn belongs_to_host(&self, network: &Network, name: &str) -> String {
         let way = if self.config.trust.hosts.iter().any(|known| known.as_str() == name) {
-            format!("take that out of trust.hosts in {} and run `sip-xdp reload`", self.paths.config.display())
+            format!(
+                "take that out of trust.hosts in {} and run `sip-xdp reload`",
+                self.paths.config.display()
+            )
         } else {
             format!("`sip-xdp trust del {name}` takes it out")
         };
@@ -194,10 +239,12 @@ impl Daemon {
         self.prepare_hosts();
     }
 
-    /// Writes the names to disk if something has changed. A failure is said once, and again in `status`.
+    /// Writes the names to disk if something has changed. A failure is said once, and again in
+    /// `status`.
     pub(super) fn save_hosts(&mut self, all: bool) {
         let failed = self.hosts.save(all).err();
-        let failed = failed.map(|error| format!("hosts that are trusted would not survive a reboot: {error:#}"));
+        let failed = failed
+            .map(|error| format!("hosts that are trusted would not survive a reboot: {error:#}"));
         if let Some(error) = failed.as_ref().filter(|_| self.hosts_save_error.is_none()) {
             log::error!("{error}");
         }
@@ -221,22 +268,29 @@ impl Daemon {
         };
         let purposes = [Purpose::Trust, Purpose::Admit].into_iter();
         purposes
-            .flat_map(|purpose| self.host_names(purpose).into_iter().map(move |name| (purpose, name)))
+            .flat_map(|purpose| {
+                self.host_names(purpose).into_iter().map(move |name| (purpose, name))
+            })
             .map(|(purpose, name)| row(purpose, name))
             .collect()
     }
 
     /// What an operator should know of the names.
     pub(super) fn hosts_warnings(&self) -> Vec<String> {
-        let names: BTreeSet<_> =
-            [Purpose::Trust, Purpose::Admit].into_iter().flat_map(|purpose| self.host_names(purpose)).collect();
+        let names: BTreeSet<_> = [Purpose::Trust, Purpose::Admit]
+            .into_iter()
+            .flat_map(|purpose| self.host_names(purpose))
+            .collect();
         let unresolved = names.iter().filter(|name| self.hosts.addresses(name).is_empty());
         let mut warnings: Vec<_> = unresolved
-            .filter_map(|name| Some(format!("the host {name} has no address yet: {}", self.hosts.error(name)?)))
+            .filter_map(|name| {
+                Some(format!("the host {name} has no address yet: {}", self.hosts.error(name)?))
+            })
             .collect();
         if names.len() > MAX_NAMES {
             warnings.push(format!(
-                "there are {} host names, of which only the first {MAX_NAMES} are followed; take some out",
+                "there are {} host names, of which only the first {MAX_NAMES} are followed; take \
+                 some out",
                 names.len()
             ));
         }

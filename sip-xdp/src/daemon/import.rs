@@ -5,24 +5,25 @@ use log::Level;
 use serde_json::{Value, json};
 use sip_xdp_common::abi::layout::{List, Owner};
 
-use super::events::Event as Said;
 use super::restore::from_wall_ms;
-use super::verdicts::Chronicle as _;
-use super::verdicts::{MAX_OFFENCES, Offence};
 use super::{Daemon, bounds, clock};
 use crate::api::control::ListName;
+use crate::bans::engine::EventSink as _;
+use crate::bans::event::Event;
+use crate::bans::offences::{MAX_OFFENCES, Offence, OffenceRecord};
+use crate::config::MAX_NAMES;
 use crate::dataplane::tables::ledger::Entry;
 use crate::detect::Acceptance;
-use crate::dns::{Given, MAX_NAMES};
+use crate::dns::Given;
 use crate::net::network::{Network, source_of};
-use crate::store::state_dump::{self, Accepted, Host, Listed, Part, PastBan, Whose};
-use crate::store::{self, Ban, Change};
+use crate::store::state_dump::{self, Accepted, DumpedEntry, Host, Part, PastBan, Whose};
+use crate::store::{Ban, Change};
 
 /// The longest registration that is believed, in nanoseconds.
 const LONGEST: u64 = 24 * 3_600_000_000_000;
 
-/// Two times that were converted one after the other may differ by so much and be the same, in nanoseconds: both clocks
-/// are read, one after the other.
+/// Two times that were converted one after the other may differ by so much and be the same, in
+/// nanoseconds: both clocks are read, one after the other.
 const ALIKE: u64 = 1_000_000_000;
 
 /// The longest name of a user that is believed, in bytes.
@@ -56,7 +57,8 @@ impl Tally {
 }
 
 impl Daemon {
-    /// Enters networks in a list: all but those that must not be. Without room the rest is not entered.
+    /// Enters networks in a list: all but those that must not be. Without room the rest is not
+    /// entered.
     pub(super) fn import(
         &mut self,
         list: ListName,
@@ -76,7 +78,9 @@ impl Daemon {
                 tally.refuse(network, "it is everybody");
             } else if let Some(why) = bounds::objection(network, force && is_root) {
                 tally.refuse(network, why);
-            } else if let (List::Block, false, Some(why)) = (of, force, self.refusal(network, operator)) {
+            } else if let (List::Block, false, Some(why)) =
+                (of, force, self.refusal(network, operator))
+            {
                 tally.refuse(network, why);
             } else {
                 entries.push(entry(*network));
@@ -90,13 +94,15 @@ impl Daemon {
         }
         self.save();
         let (added, refused) = (tally.added, tally.refused.len());
-        self.say(
-            Said::new(verb).kind("import").reason(format!("{added} networks")),
+        self.announce(
+            Event::new(verb).kind("import").reason(format!("{added} networks")),
             Level::Info,
             format_args!("import list={verb} added={added} refused={refused} owner=manual"),
         );
         match failed {
-            Some(error) => bail!("{error}; {added} of these {} networks were entered", networks.len()),
+            Some(error) => {
+                bail!("{error}; {added} of these {} networks were entered", networks.len())
+            }
             None => Ok(tally.answer()),
         }
     }
@@ -120,11 +126,16 @@ impl Daemon {
                 rows.into_iter().for_each(|row| self.restore_accepted(row, &mut tally));
                 self.judge_by_address()?;
             }
-            Part::Offences(rows) => rows.into_iter().for_each(|row| self.restore_offence(&row, &mut tally)),
+            Part::Offences(rows) => {
+                rows.into_iter().for_each(|row| self.restore_offence(&row, &mut tally))
+            }
             Part::History(rows) => {
                 for row in rows {
-                    let texts = [&row.kind, &row.reason, row.ended_by.as_ref().unwrap_or(&row.kind)];
-                    let checked = texts.into_iter().try_for_each(|text| bounds::check_text("a text of it", text));
+                    let texts =
+                        [&row.kind, &row.reason, row.ended_by.as_ref().unwrap_or(&row.kind)];
+                    let checked = texts
+                        .into_iter()
+                        .try_for_each(|text| bounds::check_text("a text of it", text));
                     match checked {
                         Ok(()) => {
                             tally.added += 1;
@@ -142,8 +153,9 @@ impl Daemon {
     }
 
     /// Enters rows of a list: all but those that must not be. What finds no room is refused.
-    fn restore_entries(&mut self, list: List, rows: Vec<Listed>, tally: &mut Tally) {
-        let mut entries: Vec<Entry> = rows.into_iter().filter_map(|row| self.restored(list, row, tally)).collect();
+    fn restore_entries(&mut self, list: List, rows: Vec<DumpedEntry>, tally: &mut Tally) {
+        let mut entries: Vec<Entry> =
+            rows.into_iter().filter_map(|row| self.restored(list, row, tally)).collect();
         while !entries.is_empty() {
             let Err(stopped) = self.lists.put_all(list, entries.clone()) else {
                 tally.added += entries.len();
@@ -156,15 +168,15 @@ impl Daemon {
     }
 
     /// The entry that a row is to be here, if it is to be one.
-    fn restored(&self, list: List, row: Listed, tally: &mut Tally) -> Option<Entry> {
+    fn restored(&self, list: List, row: DumpedEntry, tally: &mut Tally) -> Option<Entry> {
         let now = clock::now();
-        let Listed { network, port, .. } = row;
+        let DumpedEntry { network, port, .. } = row;
         let expires = row.expires.map_or(sip_xdp_common::abi::layout::NEVER, clock::from_wall);
         let owner = match row.owner {
             Whose::Manual => Owner::Manual,
             Whose::Auto => Owner::Auto,
         };
-        let stays = (list == List::Block).then(|| self.must_stay(&network, now)).flatten();
+        let stays = (list == List::Block).then(|| self.ban_exemption(&network, now)).flatten();
         if let Some(why) = stays {
             tally.refuse(network, format!("it {why}"));
             return None;
@@ -173,7 +185,10 @@ impl Daemon {
             tally.refuse(network, "nobody has port 0");
             return None;
         }
-        if network.prefix() == 0 || (port.is_some() && !network.is_host()) || (list == List::Trust && port.is_some()) {
+        if network.prefix() == 0
+            || (port.is_some() && !network.is_host())
+            || (list == List::Trust && port.is_some())
+        {
             tally.refuse(network, "it is everybody, or a port of more than one host");
             return None;
         }
@@ -194,7 +209,9 @@ impl Daemon {
             ..Entry::manual(network, expires, &row.reason)
         };
         let known = self.lists.entry(list, &network, port, owner);
-        if entry.is_over(now) || known.is_some_and(|known| known.expires.saturating_add(ALIKE) >= expires) {
+        if entry.is_over(now)
+            || known.is_some_and(|known| known.expires.saturating_add(ALIKE) >= expires)
+        {
             tally.kept += 1;
             return None;
         }
@@ -203,17 +220,26 @@ impl Daemon {
 
     fn restore_host(&mut self, row: Host, tally: &mut Tally) {
         let expires = row.expires.map_or(sip_xdp_common::abi::layout::NEVER, clock::from_wall);
-        let known =
-            self.hosts.given().get(&row.name).is_some_and(|given| given.expires.saturating_add(ALIKE) >= expires);
+        let known = self
+            .hosts
+            .given()
+            .get(&row.name)
+            .is_some_and(|given| given.expires.saturating_add(ALIKE) >= expires);
         if let Err(error) = bounds::check_text("its reason", &row.reason) {
             return tally.refuse(row.name, error);
         }
         if known || expires <= clock::now() {
             tally.kept += 1;
         } else if self.hosts.given().len() >= MAX_NAMES || !row.name.as_str().contains('.') {
-            tally.refuse(row.name, format!("it is no whole name, or {MAX_NAMES} are followed already"));
+            tally.refuse(
+                row.name,
+                format!("it is no whole name, or {MAX_NAMES} are followed already"),
+            );
         } else {
-            self.hosts.give(row.name, Given { added_ms: clock::to_ms(row.added), expires, reason: row.reason });
+            self.hosts.give(
+                row.name,
+                Given { added_ms: clock::to_ms(row.added), expires, reason: row.reason },
+            );
             tally.added += 1;
         }
     }
@@ -234,9 +260,9 @@ impl Daemon {
         }
         let acceptance = Acceptance { source, user, port, at, until };
         self.detector.restore([acceptance.clone()], []);
-        self.recorder().accepted(&acceptance);
+        self.daemon_sink().accepted(&acceptance);
         if until > now {
-            self.court().note_good(source, port, now);
+            self.ban_engine().note_good(source, port, now);
         }
         tally.added += 1;
     }
@@ -249,8 +275,12 @@ impl Daemon {
             tally.kept += 1;
             return;
         }
-        self.offences.insert(*network, Offence { count: *count, at: at.max(known.map_or(0, |known| known.at)) });
-        let offence = store::Offence { network: *network, count: *count, last_ms: clock::to_ms(*last) };
+        self.offences.insert(
+            *network,
+            Offence { count: *count, at: at.max(known.map_or(0, |known| known.at)) },
+        );
+        let offence =
+            OffenceRecord { network: *network, count: *count, last_ms: clock::to_ms(*last) };
         self.store.record(Change::Offence(offence));
         tally.added += 1;
     }

@@ -1,8 +1,9 @@
-//! Interfaces come and go: a PPP line is redialled, a VLAN made anew, an adapter pulled out, a name changed. Whatever
-//! happens to them, the daemon goes on, and filters what is configured as soon as it is there.
+//! Interfaces come and go: a PPP line is redialled, a VLAN made anew, an adapter pulled out, a name
+//! changed. Whatever happens to them, the daemon goes on, and filters what is configured as soon as
+//! it is there.
 //!
-//! Which interfaces are meant is found out in [`resolve`]. The programs of an interface that went are kept loaded, so that its
-//! successor need not wait for the verifier.
+//! Which interfaces are meant is found out in [`resolve`]. The programs of an interface that went
+//! are kept loaded, so that its successor need not wait for the verifier.
 
 mod links;
 mod resolve;
@@ -19,13 +20,12 @@ use bytemuck::Zeroable;
 use log::Log;
 use sip_xdp_common::abi::layout::{Counters, InterfaceRecord, MAX_INTERFACES};
 use sip_xdp_common::abi::names;
-use sip_xdp_common::packet::headers::{Inspects, Link};
+use sip_xdp_common::packet::headers::Link;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
 use super::Daemon;
-use crate::config::{BlockScope, Config, Policy};
 use crate::dataplane::attach::offloads::Offload;
 use crate::dataplane::attach::tcx::{EgressWay, attach_egress};
 use crate::dataplane::attach::xdp::{Mode, ModeChoice, attach};
@@ -91,20 +91,26 @@ impl Drop for Diagnostics {
 }
 
 /// The maps that say what is filtered and count it.
-struct Books {
+struct InterfaceMaps {
     records: Array<MapData, InterfaceRecord>,
     counters: PerCpuArray<MapData, Counters>,
 }
 
-impl Books {
+impl InterfaceMaps {
     fn open(maps: &std::path::Path) -> Result<Self> {
-        let open =
-            |name: &str| -> Result<_> { Ok(aya::maps::Map::from_map_data(MapData::from_pin(maps.join(name))?)?) };
-        Ok(Self { records: open(names::INTERFACES)?.try_into()?, counters: open(names::COUNTERS)?.try_into()? })
+        let open = |name: &str| -> Result<_> {
+            Ok(aya::maps::Map::from_map_data(MapData::from_pin(maps.join(name))?)?)
+        };
+        Ok(Self {
+            records: open(names::INTERFACES)?.try_into()?,
+            counters: open(names::COUNTERS)?.try_into()?,
+        })
     }
 
     fn read(&self) -> Result<Vec<InterfaceRecord>> {
-        Ok((0..MAX_INTERFACES as u32).map(|slot| self.records.get(&slot, 0)).collect::<Result<_, _>>()?)
+        Ok((0..MAX_INTERFACES as u32)
+            .map(|slot| self.records.get(&slot, 0))
+            .collect::<Result<_, _>>()?)
     }
 
     /// Begins to count anew.
@@ -116,16 +122,17 @@ impl Books {
 
 impl Daemon {
     /// Puts the program on the interfaces that are wanted, and takes it off all others.
-    pub(super) fn serve(&mut self, resolved: &Resolved, maps: &std::path::Path) -> Result<()> {
+    pub(super) fn reconcile(&mut self, resolved: &Resolved, maps: &std::path::Path) -> Result<()> {
         if self.confirmation.is_missed() {
             let there = resolved.wanted.iter().map(|wanted| wanted.name.clone());
             self.wanted = there.chain(resolved.missing.clone()).collect();
             return Ok(());
         }
-        let mut books = Books::open(maps)?;
-        let known = books.read()?;
+        let mut interface_maps = InterfaceMaps::open(maps)?;
+        let known = interface_maps.read()?;
         let slots = slots(&known, resolved)?;
-        // All programs are loaded before the first is attached: what the verifier refuses changes nothing.
+        // All programs are loaded before the first is attached: what the verifier refuses changes
+        // nothing.
         let mut loaded = Vec::new();
         for (wanted, (slot, is_new)) in resolved.wanted.iter().zip(slots) {
             loaded.push((wanted, is_new, self.load(&wanted.interface, slot, maps)?));
@@ -133,13 +140,14 @@ impl Daemon {
         let (mut served, mut attached_anew, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
         for (wanted, is_new, loaded) in loaded {
             let adopts = self.pins.link(wanted.interface.index).exists();
-            let (one, said) = match self.put_on(wanted, loaded, is_new, self.config.mode, &mut books) {
-                Ok(put) => put,
-                Err(error) => {
-                    self.detach_all(&attached_anew);
-                    return Err(error);
-                }
-            };
+            let (one, said) =
+                match self.put_on(wanted, loaded, is_new, self.config.mode, &mut interface_maps) {
+                    Ok(put) => put,
+                    Err(error) => {
+                        self.detach_all(&attached_anew);
+                        return Err(error);
+                    }
+                };
             if !adopts {
                 attached_anew.push(wanted.interface.index);
             }
@@ -148,7 +156,8 @@ impl Daemon {
             warnings.extend(said);
             served.push(one);
         }
-        let is_wanted = |index: u32| resolved.wanted.iter().any(|wanted| wanted.interface.index == index);
+        let is_wanted =
+            |index: u32| resolved.wanted.iter().any(|wanted| wanted.interface.index == index);
         for index in self.pins.linked().into_iter().filter(|index| !is_wanted(*index)) {
             self.pins.detach(index)?;
             log::info!("detached from interface {index}, which is no longer configured, or gone");
@@ -156,24 +165,29 @@ impl Daemon {
         for (slot, record) in known.iter().enumerate().filter(|(_, record)| record.index != 0) {
             let in_use = served.iter().any(|served| served.loaded.slot as usize == slot);
             if !in_use && !resolved.missing.contains(&name_of(record)) {
-                books.records.set(slot as u32, InterfaceRecord::zeroed(), 0)?;
+                interface_maps.records.set(slot as u32, InterfaceRecord::zeroed(), 0)?;
             }
         }
         for name in &resolved.missing {
             log::warn!("interface {name} kind=missing reason=\"there is none of this name yet\"");
         }
         self.attach_warnings = warnings;
-        self.wanted = served.iter().map(|served| served.name.clone()).chain(resolved.missing.clone()).collect();
+        self.wanted = served
+            .iter()
+            .map(|served| served.name.clone())
+            .chain(resolved.missing.clone())
+            .collect();
         self.served = served;
-        self.spare.clear();
+        self.cached_programs.clear();
         self.unserved.clear();
         Ok(())
     }
 
-    /// Loads the programs of an interface. What the verifier says if it refuses one is kept in the state directory.
+    /// Loads the programs of an interface. What the verifier says if it refuses one is kept in the
+    /// state directory.
     fn load(&self, interface: &Interface, slot: u32, maps: &std::path::Path) -> Result<Loaded> {
         let link = interface.link.with_context(|| unreadable(interface))?;
-        let settings = settings(&self.config, link, slot);
+        let settings = self.config.program_settings(link, slot);
         let settings = Settings { trial: self.confirmation.is_awaited(), ..settings };
         let loaded = loader::load(&settings, Some(maps));
         let mut object = loaded.map_err(|error| refusal::keep_log(error, &self.paths.state_dir))?;
@@ -188,26 +202,35 @@ impl Daemon {
         mut loaded: Loaded,
         is_new: bool,
         choice: ModeChoice,
-        books: &mut Books,
+        interface_maps: &mut InterfaceMaps,
     ) -> Result<(Served, Vec<String>)> {
         let Wanted { name, interface } = wanted;
-        let since = if is_new { 0 } else { books.records.get(&loaded.slot, 0)?.since_ms };
+        let since = if is_new { 0 } else { interface_maps.records.get(&loaded.slot, 0)?.since_ms };
         if is_new {
-            books.clear(loaded.slot)?;
+            interface_maps.clear(loaded.slot)?;
         }
         let program = loader::ingress(&mut loaded.object)?;
         let (mode, warning) = attach(program, interface, choice, &self.pins)?;
         let program = program.info()?.id();
         let ways = self.overrides.egress_ways.as_deref().unwrap_or(&EgressWay::ALL);
-        let egress = attach_egress(loader::egress(&mut loaded.object)?, interface, ways, &self.pins);
-        let egress = egress.err().map(|error| format!("{name}: our responses are not counted: {error:#}"));
+        let egress =
+            attach_egress(loader::egress(&mut loaded.object)?, interface, ways, &self.pins);
+        let egress =
+            egress.err().map(|error| format!("{name}: our responses are not counted: {error:#}"));
         let warnings: Vec<String> = warning.into_iter().chain(egress).collect();
         warnings.iter().for_each(|warning| log::warn!("{warning}"));
         let since_ms = if since == 0 { clock::wall_ms() } else { since };
-        books.records.set(loaded.slot, record(wanted, mode, self.config.dry_run, since_ms), 0)?;
+        interface_maps.records.set(
+            loaded.slot,
+            record(wanted, mode, self.config.dry_run, since_ms),
+            0,
+        )?;
         let (index, current_name) = (interface.index, interface.name.clone());
         let watched = Watched::new(false);
-        Ok((Served { name: name.clone(), mode, index, current_name, program, loaded, watched }, warnings))
+        Ok((
+            Served { name: name.clone(), mode, index, current_name, program, loaded, watched },
+            warnings,
+        ))
     }
 
     /// Takes programs off again that were attached in vain.
@@ -228,21 +251,23 @@ impl Daemon {
             Ok(present) => present,
             Err(error) => return log::warn!("{error:#}"),
         };
-        let attached: Vec<_> = self.served.iter().map(|served| (served.name.clone(), served.index)).collect();
+        let attached: Vec<_> =
+            self.served.iter().map(|served| (served.name.clone(), served.index)).collect();
         let resolved = resolve(&self.wanted, &present, &attached);
-        let (kept, lost): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.served).into_iter().partition(|served| is_still_served(served, &resolved));
+        let (kept, lost): (Vec<_>, Vec<_>) = std::mem::take(&mut self.served)
+            .into_iter()
+            .partition(|served| is_still_served(served, &resolved));
         self.served = kept;
         for served in lost {
             let is_there = present.iter().any(|interface| interface.index == served.index);
-            self.let_go(served, is_there);
+            self.detach_interface(served, is_there);
         }
         self.note_names(&resolved);
         self.unserved.retain(|name, _| resolved.wanted.iter().any(|wanted| wanted.name == *name));
         let mut attached_some = false;
         for wanted in &resolved.wanted {
             if self.served.iter().all(|served| served.name != wanted.name) {
-                attached_some |= self.take_on(wanted);
+                attached_some |= self.attach_wanted(wanted);
             }
         }
         // With an interface come addresses of our own, and routes.
@@ -263,7 +288,7 @@ impl Daemon {
     }
 
     /// Filters an interface that came, or came back. Returns whether it does.
-    fn take_on(&mut self, wanted: &Wanted) -> bool {
+    fn attach_wanted(&mut self, wanted: &Wanted) -> bool {
         let name = &wanted.name;
         match self.try_to_take_on(wanted) {
             Ok((served, warnings)) => {
@@ -288,31 +313,35 @@ impl Daemon {
 
     fn try_to_take_on(&mut self, wanted: &Wanted) -> Result<(Served, Vec<String>)> {
         let maps = self.pins.maps();
-        let mut books = Books::open(&maps)?;
+        let mut interface_maps = InterfaceMaps::open(&maps)?;
         let link = wanted.interface.link.with_context(|| unreadable(&wanted.interface))?;
         // The interface may have come back as another kind of link, which takes another program.
-        let spare = self.spare.remove(&wanted.name).filter(|loaded| loaded.link == link);
-        let (loaded, is_new) = match spare {
+        let cached_programs =
+            self.cached_programs.remove(&wanted.name).filter(|loaded| loaded.link == link);
+        let (loaded, is_new) = match cached_programs {
             Some(loaded) => (loaded, false),
             None => {
-                let (slot, is_new) = self.slot_for(&wanted.name, &books.read()?)?;
+                let (slot, is_new) = self.slot_for(&wanted.name, &interface_maps.read()?)?;
                 (self.load(&wanted.interface, slot, &maps)?, is_new)
             }
         };
-        self.put_on(wanted, loaded, is_new, self.config.mode, &mut books)
+        self.put_on(wanted, loaded, is_new, self.config.mode, &mut interface_maps)
     }
 
     /// The slot of an interface that is taken on: the one that it had, or else a free one.
     fn slot_for(&self, name: &str, known: &[InterfaceRecord]) -> Result<(u32, bool)> {
-        if let Some(slot) = known.iter().position(|record| record.index != 0 && name_of(record) == name) {
+        if let Some(slot) =
+            known.iter().position(|record| record.index != 0 && name_of(record) == name)
+        {
             return Ok((slot as u32, false));
         }
         let free = known.iter().position(|record| record.index == 0);
         Ok((free.context("too many interfaces")? as u32, true))
     }
 
-    /// An interface is not filtered any more: it is gone, or another one has its name, or somebody took the program off.
-    fn let_go(&mut self, served: Served, is_there: bool) {
+    /// An interface is not filtered any more: it is gone, or another one has its name, or somebody
+    /// took the program off.
+    fn detach_interface(&mut self, served: Served, is_there: bool) {
         let Served { name, index, loaded, .. } = served;
         if let Err(error) = self.pins.detach(index) {
             log::error!("interface {index}: {error:#}");
@@ -320,7 +349,7 @@ impl Daemon {
         self.blind.remove(&name);
         let kind = if is_there { "detached" } else { "gone" };
         self.say_of_interface(&name, kind, &format!("index={index}"));
-        self.spare.insert(name, loaded);
+        self.cached_programs.insert(name, loaded);
     }
 
     /// Says which interfaces are called otherwise than before.
@@ -341,11 +370,11 @@ impl Daemon {
     }
 
     /// Does not filter an interface any more, by command.
-    pub(super) fn abandon(&mut self, name: &str) -> Result<Vec<Offload>> {
+    pub(super) fn disable(&mut self, name: &str) -> Result<Vec<Offload>> {
         let offloads = forget_interface(&self.pins, name)?;
         self.wanted.retain(|wanted| wanted != name);
         self.served.retain(|served| served.name != name);
-        self.spare.remove(name);
+        self.cached_programs.remove(name);
         self.unserved.remove(name);
         self.blind.remove(name);
         Ok(offloads)
@@ -364,18 +393,23 @@ impl Daemon {
     /// What `status` warns of.
     pub(super) fn interface_warnings(&self) -> Vec<String> {
         // Those that were filtered before have a record, of which `status` itself speaks.
-        let was_there = |name: &str| self.spare.contains_key(name);
+        let was_there = |name: &str| self.cached_programs.contains_key(name);
         let missing = self.missing().into_iter().filter(|name| !was_there(name));
-        let missing =
-            missing.map(|name| format!("there is no interface {name}; it is filtered as soon as there is one"));
-        let failed = self.unserved.iter().map(|(name, error)| format!("{name} is not filtered: {error}"));
+        let missing = missing.map(|name| {
+            format!("there is no interface {name}; it is filtered as soon as there is one")
+        });
+        let failed =
+            self.unserved.iter().map(|(name, error)| format!("{name} is not filtered: {error}"));
         missing.chain(failed).collect()
     }
 }
 
 impl fmt::Debug for Served {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Served").field("name", &self.name).field("index", &self.index).finish_non_exhaustive()
+        f.debug_struct("Served")
+            .field("name", &self.name)
+            .field("index", &self.index)
+            .finish_non_exhaustive()
     }
 }
 
@@ -389,7 +423,8 @@ fn is_still_served(served: &Served, resolved: &Resolved) -> bool {
     })
 }
 
-/// The counters of each wanted interface, and whether they are new: those of its name, or of its index, or free ones.
+/// The counters of each wanted interface, and whether they are new: those of its name, or of its
+/// index, or free ones.
 fn slots(known: &[InterfaceRecord], resolved: &Resolved) -> Result<Vec<(u32, bool)>> {
     let used = |slot: &usize| known[*slot].index != 0;
     let mut free: BTreeSet<usize> = (0..known.len()).collect();
@@ -399,7 +434,9 @@ fn slots(known: &[InterfaceRecord], resolved: &Resolved) -> Result<Vec<(u32, boo
     // An interface that is not there keeps its counters.
     free.retain(|slot| !used(slot) || !resolved.missing.contains(&name_of(&known[*slot])));
     for fits in [&by_name as &dyn Fn(&Wanted, &usize) -> bool, &by_index] {
-        for (wanted, chosen) in resolved.wanted.iter().zip(&mut chosen).filter(|(_, chosen)| chosen.is_none()) {
+        for (wanted, chosen) in
+            resolved.wanted.iter().zip(&mut chosen).filter(|(_, chosen)| chosen.is_none())
+        {
             *chosen = free.iter().copied().find(|slot| used(slot) && fits(wanted, slot));
             if let Some(slot) = chosen {
                 free.remove(slot);
@@ -417,29 +454,10 @@ fn slots(known: &[InterfaceRecord], resolved: &Resolved) -> Result<Vec<(u32, boo
 
 fn unreadable(interface: &Interface) -> String {
     format!(
-        "{} has link type {}, which this filter cannot read; it reads Ethernet, loopback, PPP, tun and WireGuard",
+        "{} has link type {}, which this filter cannot read; it reads Ethernet, loopback, PPP, tun \
+         and WireGuard",
         interface.name, interface.link_type
     )
-}
-
-/// What a program is told at load time.
-pub(crate) fn settings(config: &Config, link: Link, slot: u32) -> Settings {
-    Settings {
-        ports: config.port_set(),
-        limits: config.meter_limits(),
-        good: config.good_pace(),
-        storm: config.storm_limits(),
-        ipv6_prefix: config.ipv6_prefix,
-        scope_all: config.block_scope == BlockScope::All,
-        closed: config.policy == Policy::Closed,
-        dry_run: config.dry_run,
-        trial: false,
-        inspects: Inspects { ipv6: config.inspect.ipv6, tags: config.inspect.tags },
-        link,
-        slot,
-        clock_from_map: false,
-        capacity: config.table_capacity(),
-    }
 }
 
 fn record(wanted: &Wanted, mode: Mode, dry_run: bool, since_ms: u64) -> InterfaceRecord {
@@ -459,8 +477,10 @@ fn record(wanted: &Wanted, mode: Mode, dry_run: bool, since_ms: u64) -> Interfac
 
 /// Forwards what the kernel program has to say of itself to the log.
 fn forward_diagnostics(object: &mut Ebpf) -> Result<Diagnostics> {
-    let logger: EbpfLogger<&'static dyn Log> = EbpfLogger::init(object).context("the kernel's diagnostics")?;
-    // SAFETY: the logger owns its map's descriptor for as long as it lives, and always returns that one.
+    let logger: EbpfLogger<&'static dyn Log> =
+        EbpfLogger::init(object).context("the kernel's diagnostics")?;
+    // SAFETY: the logger owns its map's descriptor for as long as it lives, and always returns that
+    // one.
     let mut logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }?;
     Ok(Diagnostics(tokio::spawn(async move {
         while let Ok(mut guard) = logger.readable_mut().await {
@@ -495,7 +515,10 @@ mod tests {
 
     #[test]
     fn counters_follow_the_name() {
-        let wanted = |name: &str, index| Wanted { name: name.to_owned(), interface: interface(name, index, false) };
+        let wanted = |name: &str, index| Wanted {
+            name: name.to_owned(),
+            interface: interface(name, index, false),
+        };
         let of = |name, index| record(&wanted(name, index), Mode::Native, false, 1);
         let mut known = vec![InterfaceRecord::zeroed(); 4];
         (known[0], known[2]) = (of("wan", 5), of("lan", 6));
@@ -509,8 +532,12 @@ mod tests {
         // The old one under a new name, and a new one under the old name.
         assert_eq!(slots(&[wanted("old", 5), wanted("wan", 9)], &["lan"]), [(1, true), (0, false)]);
         // One that is missing keeps its own.
-        assert_eq!(slots(&[wanted("ppp0", 7), wanted("ppp1", 8)], &["wan", "lan"]), [(1, true), (3, true)]);
-        let many: Vec<_> = (0..5).map(|number| wanted(&format!("x{number}"), 10 + number)).collect();
+        assert_eq!(
+            slots(&[wanted("ppp0", 7), wanted("ppp1", 8)], &["wan", "lan"]),
+            [(1, true), (3, true)]
+        );
+        let many: Vec<_> =
+            (0..5).map(|number| wanted(&format!("x{number}"), 10 + number)).collect();
         assert!(super::slots(&known, &Resolved { wanted: many, missing: vec![] }).is_err());
     }
 }

@@ -1,22 +1,21 @@
-//! The daemon: reads events from the kernel, bans, expires, answers commands. It can die at any moment; the filter
-//! goes on without it, and the next one adopts it.
+//! The daemon: reads events from the kernel, bans, expires, answers commands. It can die at any
+//! moment; the filter goes on without it, and the next one adopts it.
 
 mod bounds;
 mod commands;
 mod confirm;
 mod event_loop;
-pub(crate) mod events;
+mod events;
 mod explain;
 mod external_owners;
 mod feeds;
 mod hosts;
 mod import;
-pub(crate) mod interfaces;
+mod interfaces;
 mod packets;
 mod restore;
 mod startup;
 mod tables;
-pub(crate) mod verdicts;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -25,11 +24,13 @@ use std::time::Duration;
 use anyhow::Result;
 use aya::maps::{MapData, RingBuf};
 use serde_json::{Value, json};
-use sip_xdp_common::abi::layout::{Event, EventKind};
+use sip_xdp_common::abi::layout::{EventKind, KernelEvent};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 use crate::api::event_stream::Hub;
+use crate::bans::notes::Notes;
+use crate::bans::offences::{Offence, Repeats};
 use crate::config::Config;
 use crate::dataplane::attach::tcx::EgressWay;
 use crate::dataplane::attach::trial::Trial;
@@ -41,9 +42,9 @@ use crate::dataplane::tables::meters::Sources;
 use crate::detect::Detector;
 use crate::dns::{ByName, Hosts};
 use crate::feeds::engine::Engine;
-use crate::integrations::Outlets;
+use crate::integrations::Integrations;
 use crate::lists::Lists;
-use crate::lists::never_ban::Exempt;
+use crate::lists::never_ban::NeverBan;
 use crate::net::network::Network;
 use crate::observe::metrics::Metrics;
 use crate::store::Store;
@@ -53,10 +54,9 @@ use crate::sys::paths::Paths;
 use confirm::Confirmation;
 pub use event_loop::run;
 use interfaces::{Blindness, Loaded, Served};
-use verdicts::{Notes, Offence, Repeats};
 
 /// How long an answer waits for the disk.
-const DISK_PATIENCE: Duration = Duration::from_secs(1);
+const DISK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How many ticks lie between two looks at the host's addresses and routes.
 const SURROUNDINGS_TICKS: u64 = 30;
@@ -69,9 +69,6 @@ const HOUR_TICKS: u64 = 3_600;
 
 /// How many events are read before anything else has its turn.
 const EVENTS_AT_ONCE: usize = 1_024;
-
-/// Events older than this were meant for a daemon that has died, in nanoseconds.
-const STALE: u64 = 5_000_000_000;
 
 /// What the command line asks of the daemon, over the configuration file.
 #[derive(Debug, Clone, Default)]
@@ -88,7 +85,8 @@ pub struct Overrides {
     pub confirm: Option<Duration>,
     /// For tests: native programs count as having seen nothing.
     pub blind: bool,
-    /// The ways to try to read our responses, if not all: for tests, on a kernel that has all of them.
+    /// The ways to try to read our responses, if not all: for tests, on a kernel that has all of
+    /// them.
     pub egress_ways: Option<Vec<EgressWay>>,
 }
 
@@ -118,7 +116,7 @@ struct Daemon {
     lists: Lists,
     sources: Sources,
     detector: Detector,
-    exempt: Exempt,
+    never_ban: NeverBan,
     feeds: Engine,
     hosts: Hosts,
     trusted_hosts: ByName,
@@ -133,7 +131,7 @@ struct Daemon {
     /// Those that are.
     served: Vec<Served>,
     /// The programs of interfaces that are not there at the moment.
-    spare: HashMap<String, Loaded>,
+    cached_programs: HashMap<String, Loaded>,
     /// Why an interface that is there is not filtered.
     unserved: BTreeMap<String, String>,
     /// Interfaces whose native program sees, or saw, nothing.
@@ -150,7 +148,7 @@ struct Daemon {
     /// Metrics and the web page.
     metrics: Metrics,
     /// Who else is told.
-    outlets: Outlets,
+    integrations: Integrations,
     /// Volume does not ban before this time.
     learning_until: u64,
     repeats: Repeats,
@@ -165,7 +163,8 @@ struct Daemon {
     ended: bool,
 }
 
-// Futures and results hold it by value, in several copies where nothing is optimized: what is large in it is on the heap.
+// Futures and results hold it by value, in several copies where nothing is optimized: what is large
+// in it is on the heap.
 const _: () = assert!(size_of::<Daemon>() <= 8 * 1024);
 
 /// Has the store write what has changed in the lists.
@@ -181,30 +180,43 @@ fn save(store: &Store, lists: &mut Lists) {
 impl Daemon {
     /// The `ready` line: where, how, and for which ports.
     fn summary(&self) -> String {
-        let mut interfaces: Vec<_> = self.served.iter().map(|s| format!("{} ({})", s.name, s.mode)).collect();
-        interfaces.extend(self.missing().into_iter().map(|name| format!("{name} (as soon as it is there)")));
+        let mut interfaces: Vec<_> =
+            self.served.iter().map(|s| format!("{} ({})", s.name, s.mode)).collect();
+        interfaces.extend(
+            self.missing().into_iter().map(|name| format!("{name} (as soon as it is there)")),
+        );
         let ports: Vec<_> = self.config.ports.iter().map(ToString::to_string).collect();
         if self.confirmation.is_missed() {
-            return format!("detached, nothing is filtered on {}{}", self.wanted.join(", "), self.confirmation.note());
+            return format!(
+                "detached, nothing is filtered on {}{}",
+                self.wanted.join(", "),
+                self.confirmation.note()
+            );
         }
         let verb = if self.config.dry_run { "dry run, nothing is dropped," } else { "enforcing" };
-        format!("{verb} on {}, ports {}{}", interfaces.join(", "), ports.join(" "), self.confirmation.note())
+        format!(
+            "{verb} on {}, ports {}{}",
+            interfaces.join(", "),
+            ports.join(" "),
+            self.confirmation.note()
+        )
     }
 
-    /// Reads the events that are there, but not so many at once that commands have to wait. Returns whether none is left.
+    /// Reads the events that are there, but not so many at once that commands have to wait. Returns
+    /// whether none is left.
     fn drain(&mut self, events: &mut RingBuf<MapData>) -> bool {
         for _ in 0..EVENTS_AT_ONCE {
             let Some(item) = events.next() else {
                 return true;
             };
-            let Ok(event) = bytemuck::try_pod_read_unaligned::<Event>(&item) else {
+            let Ok(event) = bytemuck::try_pod_read_unaligned::<KernelEvent>(&item) else {
                 continue;
             };
             drop(item);
             if event.kind == EventKind::Dropped as u8 {
                 self.show_packet(&event);
             } else {
-                self.court().observe(&event);
+                self.ban_engine().observe(&event);
             }
         }
         false
@@ -222,19 +234,24 @@ impl Daemon {
         self.watch_links().await;
         self.recall_late();
         self.expire_hosts(now);
-        self.court().tick();
+        self.ban_engine().tick();
         if let Err(error) = self.lists.tidy(now) {
-            log::error!("known hosts that are over stay in the tables, where they no longer count: {error}");
+            log::error!(
+                "known hosts that are over stay in the tables, where they no longer count: {error}"
+            );
         }
         // At the first tick, too: whatever time there was without a daemon.
         if ticks % HOUR_TICKS == 1
             && let Err(error) = self.sources.refresh(now)
         {
-            log::error!("meters of sources that are silent for more than a day may be taken for full: {error:#}");
+            log::error!(
+                "meters of sources that are silent for more than a day may be taken for full: \
+                 {error:#}"
+            );
         }
         if ticks.is_multiple_of(MINUTE_TICKS) {
             self.detector.tidy(now);
-            self.court().forgive();
+            self.ban_engine().forgive();
             self.remember_evidence();
         }
         if ticks.is_multiple_of(SURROUNDINGS_TICKS)
@@ -250,8 +267,9 @@ impl Daemon {
         self.save_hosts(false);
     }
 
-    /// Bans end by the filter's clock, whatever the wall clock says; but the store has their ends by the wall clock. When
-    /// that was set, it is told all of them again, so that they neither vanish with a reboot nor last longer.
+    /// Bans end by the filter's clock, whatever the wall clock says; but the store has their ends
+    /// by the wall clock. When that was set, it is told all of them again, so that they neither
+    /// vanish with a reboot nor last longer.
     fn follow_the_wall_clock(&mut self) {
         let Some(jump) = self.wall.jump() else {
             return;
@@ -268,9 +286,15 @@ impl Daemon {
         save(&self.store, &mut self.lists);
     }
 
-    /// Answers a command: one that changes what is to last, when that would survive a power cut. For a slow disk the daemon
-    /// does not wait, nor does the answer for long; `status` says what is wrong with a disk.
-    fn answer(&mut self, to: oneshot::Sender<Result<Value>>, answer: Result<Value>, is_lasting: bool) {
+    /// Answers a command: one that changes what is to last, when that would survive a power cut.
+    /// For a slow disk the daemon does not wait, nor does the answer for long; `status` says what
+    /// is wrong with a disk.
+    fn answer(
+        &mut self,
+        to: oneshot::Sender<Result<Value>>,
+        answer: Result<Value>,
+        is_lasting: bool,
+    ) {
         if !is_lasting {
             // Who asked may be gone.
             let _ = to.send(answer);
@@ -279,7 +303,7 @@ impl Daemon {
         self.save();
         let written = self.store.hurry();
         tokio::task::spawn_blocking(move || {
-            written.wait(DISK_PATIENCE);
+            written.wait(DISK_TIMEOUT);
             let _ = to.send(answer);
         });
     }
@@ -292,9 +316,9 @@ impl Daemon {
         }
     }
 
-    /// Leaves the filter as it is, unless it waits in vain to be confirmed, and lets go of the instance.
-    /// A trial that ends in an orderly way is over; after one that ended in an error the next daemon
-    /// stays detached until somebody confirms.
+    /// Leaves the filter as it is, unless it waits in vain to be confirmed, and lets go of the
+    /// instance. A trial that ends in an orderly way is over; after one that ended in an error the
+    /// next daemon stays detached until somebody confirms.
     async fn leave(mut self, is_orderly: bool) {
         let (ended, dry_run) = (self.ended, self.config.dry_run);
         if !ended {
@@ -333,12 +357,16 @@ impl Daemon {
         warnings.extend(self.blind_warnings());
         warnings.extend(self.store.trouble());
         if self.detector.registrar_is_failing(clock::now()) {
-            warnings
-                .push("the registrar rejects sources that it accepted within a day; rejections ban nobody".to_owned());
+            warnings.push(
+                "the registrar rejects sources that it accepted within a day; rejections ban \
+                       nobody"
+                    .to_owned(),
+            );
         }
         if !self.detector.sees_responses() {
             warnings.push(
-                "hardly any of our responses is seen, so that volume limits but bans nobody and nobody is known good; filter \
+                "hardly any of our responses is seen, so that volume limits but bans nobody and \
+                 nobody is known good; filter \
                  on the interface by which they leave, too"
                     .to_owned(),
             );
@@ -346,7 +374,7 @@ impl Daemon {
         warnings.extend(self.hosts_warnings());
         warnings.extend(self.tables_warnings());
         warnings.extend(self.feeds_warnings());
-        warnings.extend(self.outlets.warnings());
+        warnings.extend(self.integrations.warnings());
         warnings.extend(self.confirmation.warning());
         warnings.extend(self.metrics.warnings());
         json!({
@@ -360,8 +388,8 @@ impl Daemon {
             "tables": self.tables_status(),
             "hosts": self.hosts_status(),
             "feeds": self.feed_list(),
-            "notify": self.outlets.notify_status(),
-            "crowdsec": self.outlets.crowdsec_status(),
+            "notify": self.integrations.notify_status(),
+            "crowdsec": self.integrations.crowdsec_status(),
             "confirm": self.confirmation.status(),
             "missing": self.missing(),
             "blind": self.blind_status(),

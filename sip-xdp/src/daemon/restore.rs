@@ -1,14 +1,16 @@
-//! What the daemon remembers over restarts and reboots beside the lists: who is real, who offended, and the evidence.
+//! What the daemon remembers over restarts and reboots beside the lists: who is real, who offended,
+//! and the evidence.
 
 use std::time::Duration;
 
 use sip_xdp_common::abi::layout::Owner;
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
-use super::verdicts::{FORMER, HOUR, Offence};
 use super::{Daemon, clock};
+use crate::bans::engine::FORMER;
+use crate::bans::offences::{HOUR, Offence};
 use crate::detect::Acceptance;
-use crate::lists::HostStanding;
+use crate::lists::HostReputation;
 use crate::net::network::{address_of, source_of};
 use crate::store::{self, Change, Peer, State};
 
@@ -29,8 +31,8 @@ impl Daemon {
         }
     }
 
-    /// Takes up what a store held that was locked when the daemon started: entries that nobody has made anew meanwhile, and
-    /// who is real. Evidence is as old as the start, and begins anew.
+    /// Takes up what a store held that was locked when the daemon started: entries that nobody has
+    /// made anew meanwhile, and who is real. Evidence is as old as the start, and begins anew.
     pub(super) fn recall_late(&mut self) {
         let Some(mut state) = self.store.take_late() else {
             return;
@@ -39,7 +41,10 @@ impl Daemon {
         let mut count = 0;
         for (list, entry) in std::mem::take(&mut state.entries) {
             let known = self.lists.entry(list, &entry.network, entry.port, entry.owner).is_some();
-            if known || entry.is_over(now) || !matches!(entry.owner, Owner::Manual | Owner::Auto | Owner::Tool) {
+            if known
+                || entry.is_over(now)
+                || !matches!(entry.owner, Owner::Manual | Owner::Auto | Owner::Tool)
+            {
                 continue;
             }
             match self.lists.put(list, entry) {
@@ -53,7 +58,10 @@ impl Daemon {
             log::error!("{error:#}");
         }
         self.store.record(self.lists.all_entries());
-        log::info!("{} is not locked any more; {count} entries were taken up", self.paths.store_file().display());
+        log::info!(
+            "{} is not locked any more; {count} entries were taken up",
+            self.paths.store_file().display()
+        );
     }
 
     /// Takes up what was known, before the first packet is judged.
@@ -66,7 +74,8 @@ impl Daemon {
             port: row.port,
             at: from_wall_ms(row.last_ms),
             // A registration never lasts longer than it was made for, whatever the clock says.
-            until: from_wall_ms(row.until_ms).min(clock::after(Some(between(row.last_ms, row.until_ms)))),
+            until: from_wall_ms(row.until_ms)
+                .min(clock::after(Some(between(row.last_ms, row.until_ms)))),
         });
         let acceptances: Vec<_> = acceptances.collect();
         let peers: Vec<_> = peers
@@ -76,15 +85,19 @@ impl Daemon {
         self.detector.restore(acceptances.iter().cloned(), peers.iter().copied());
         for acceptance in &acceptances {
             if acceptance.until > now {
-                self.court().note_good(acceptance.source, acceptance.port, now);
+                self.ban_engine().note_good(acceptance.source, acceptance.port, now);
             } else if acceptance.until.saturating_add(FORMER) > now {
                 let until = acceptance.until.saturating_add(FORMER);
-                let remember = |standing: &mut HostStanding| standing.former_until = standing.former_until.max(until);
-                self.court().know(acceptance.source, now, remember);
+                let remember = |reputation: &mut HostReputation| {
+                    reputation.former_until = reputation.former_until.max(until)
+                };
+                self.ban_engine().know(acceptance.source, now, remember);
             }
         }
         for (source, until) in peers.into_iter().filter(|(_, until)| *until > now) {
-            self.court().know(source, now, |standing| standing.peer_until = standing.peer_until.max(until));
+            self.ban_engine().know(source, now, |reputation| {
+                reputation.peer_until = reputation.peer_until.max(until)
+            });
         }
         for offence in offences {
             let at = from_wall_ms(offence.last_ms);
@@ -93,7 +106,8 @@ impl Daemon {
                 self.detector.restore_offender(offence.network.first(), offence.count, at);
             }
         }
-        let note = |wanted: &str| notes.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
+        let note =
+            |wanted: &str| notes.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
         if let Some(value) = note(EVIDENCE)
             && let Err(error) = self.detector.recall(value, now, clock::wall_ms())
         {
@@ -101,14 +115,15 @@ impl Daemon {
         }
         let served: Vec<_> = self.detector.served_sources(now).collect();
         for (source, _, until) in served {
-            self.court().know(source, now, |standing| {
-                standing.good_until = standing.good_until.max(until);
-                standing.former_until = standing.former_until.max(until.saturating_add(FORMER));
+            self.ban_engine().know(source, now, |reputation| {
+                reputation.good_until = reputation.good_until.max(until);
+                reputation.former_until = reputation.former_until.max(until.saturating_add(FORMER));
             });
         }
         let until = note(LEARNING).and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
         // It never lasts longer than it may now, whatever the clock says.
-        self.learning_until = until.map_or(0, |until| from_wall_ms(until).min(clock::after(Some(self.config.learn.0))));
+        self.learning_until = until
+            .map_or(0, |until| from_wall_ms(until).min(clock::after(Some(self.config.learn.0))));
     }
 
     /// Has the store remember the evidence.
@@ -135,7 +150,7 @@ pub(super) fn accepted(acceptance: &Acceptance) -> Change {
 }
 
 /// A peer as the store remembers it.
-pub(super) fn peer(source: Source, until: u64) -> Change {
+pub(super) fn peer(source: IpKey, until: u64) -> Change {
     Change::Peer(Peer { address: address_of(source), until_ms: to_wall_ms(until) })
 }
 

@@ -1,7 +1,7 @@
 //! Bringing the filter up, adopting what is there, and changing it while it runs.
 //!
-//! The order matters: the tables are complete before the first program that reads them is on an interface, and the new
-//! program is on an interface before anything of the old one goes.
+//! The order matters: the tables are complete before the first program that reads them is on an
+//! interface, and the new program is on an interface before anything of the old one goes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -17,10 +17,10 @@ use sip_xdp_common::packet::headers::Link;
 use tokio::net::UnixListener;
 
 use super::confirm::Confirmation;
-use super::events::Event as Said;
-use super::interfaces::{Resolved, settings};
+use super::interfaces::Resolved;
 use super::{Daemon, Overrides};
 use crate::api::control;
+use crate::bans::event::Event;
 use crate::config::{Config, Policy};
 use crate::dataplane::attach::trial::{self, Trial};
 use crate::dataplane::loader;
@@ -36,7 +36,7 @@ use crate::detect::Detector;
 use crate::dns::Hosts;
 use crate::feeds::engine::Engine;
 use crate::lists::Lists;
-use crate::lists::never_ban::Exempt;
+use crate::lists::never_ban::NeverBan;
 use crate::store::{Found, Opened, State, Store};
 use crate::sys::clock;
 use crate::sys::paths::Paths;
@@ -45,13 +45,18 @@ use crate::sys::paths::Paths;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 impl Daemon {
-    /// Starts: adopts what is pinned, or begins anew with what is on disk. A start that fails leaves what was there.
-    pub(super) async fn start(paths: Paths, overrides: Overrides) -> Result<(Self, RingBuf<MapData>, UnixListener)> {
+    /// Starts: adopts what is pinned, or begins anew with what is on disk. A start that fails
+    /// leaves what was there.
+    pub(super) async fn start(
+        paths: Paths,
+        overrides: Overrides,
+    ) -> Result<(Self, RingBuf<MapData>, UnixListener)> {
         let pins = Pins::new(&paths.pin_dir);
         let config = overrides.read(&paths).inspect_err(|_| end_lapsed_trial(&pins))?;
         if overrides.confirm.is_some() && config.dry_run {
             bail!(
-                "--confirm has nothing to confirm in a dry run, which {} asks for; take dry_run out of it",
+                "--confirm has nothing to confirm in a dry run, which {} asks for; take dry_run \
+                 out of it",
                 paths.config.display()
             );
         }
@@ -85,23 +90,32 @@ impl Daemon {
         let netlink = Netlink::connect()?;
         let surroundings = netlink.surroundings().await?;
 
-        // Before anything else can fail: a trial whose daemon died may have broken this host's traffic.
+        // Before anything else can fail: a trial whose daemon died may have broken this host's
+        // traffic.
         let earlier = trial::pinned_deadline(&pins);
         let confirmation = Confirmation::at_start(earlier, overrides.confirm, clock::now());
         if confirmation.is_missed() {
-            log::warn!("unconfirmed detached=true reason=\"the daemon of the trial died before its end\"");
+            log::warn!(
+                "unconfirmed detached=true reason=\"the daemon of the trial died before its end\""
+            );
             trial::detach_all(&pins);
         }
 
         // The tables: those that are pinned, or new ones beside them.
         pins::remove_directory(&pins.new_maps())?;
-        let misfit = if pins.is_loaded() { loader::misfit(&pins.maps(), &config.table_capacity()) } else { None };
+        let misfit = if pins.is_loaded() {
+            loader::misfit(&pins.maps(), &config.table_capacity())
+        } else {
+            None
+        };
         let adopts = pins.is_loaded() && misfit.is_none();
         let maps = if adopts { pins.maps() } else { pins.new_maps() };
         fs::create_dir_all(&maps).with_context(|| format!("{} cannot be made", maps.display()))?;
         // Pins the maps that are missing; the rest of this object is of no use yet.
-        drop(loader::make_maps(&settings(&config, Link::Ethernet, 0), Some(&maps))?);
-        let open = |name: &str| -> Result<Map> { Ok(Map::from_map_data(MapData::from_pin(maps.join(name))?)?) };
+        drop(loader::make_maps(&config.program_settings(Link::Ethernet, 0), Some(&maps))?);
+        let open = |name: &str| -> Result<Map> {
+            Ok(Map::from_map_data(MapData::from_pin(maps.join(name))?)?)
+        };
         let mut lists = Lists::open(open)?;
 
         let Opened { store, found } = Store::open(&paths.store_file());
@@ -121,11 +135,19 @@ impl Daemon {
             }
         };
         if !adopts {
-            let carried = carried_over(&pins, misfit.as_deref()).unwrap_or(std::mem::take(&mut state.entries));
+            let carried = carried_over(&pins, misfit.as_deref())
+                .unwrap_or(std::mem::take(&mut state.entries));
             for list in List::ALL {
-                let entries = carried.iter().filter(|(of, _)| *of == list).map(|(_, entry)| entry.clone()).collect();
+                let entries = carried
+                    .iter()
+                    .filter(|(of, _)| *of == list)
+                    .map(|(_, entry)| entry.clone())
+                    .collect();
                 if let Err(stopped) = lists.put_all(list, entries) {
-                    let text = format!("not all entries of the {} list were carried over: {stopped}", list.name());
+                    let text = format!(
+                        "not all entries of the {} list were carried over: {stopped}",
+                        list.name()
+                    );
                     log::error!("{text}");
                     warnings.push(text);
                 }
@@ -142,7 +164,7 @@ impl Daemon {
 
         let mut daemon = Self {
             detector: Detector::new(&config),
-            exempt: Exempt::default(),
+            never_ban: NeverBan::default(),
             feeds: Engine::new(paths.feeds_dir()),
             hosts,
             trusted_hosts: Default::default(),
@@ -154,14 +176,14 @@ impl Daemon {
             step_back_failed: false,
             wanted: Vec::new(),
             served: Vec::new(),
-            spare: HashMap::new(),
+            cached_programs: HashMap::new(),
             unserved: BTreeMap::new(),
             blind: BTreeMap::new(),
             store,
             hub: Default::default(),
             tap: Tap::open(open)?,
             metrics: Default::default(),
-            outlets: Default::default(),
+            integrations: Default::default(),
             repeats: Default::default(),
             notes: Default::default(),
             nearly_full: Default::default(),
@@ -181,7 +203,7 @@ impl Daemon {
             learning_until: 0,
         };
         let interfaces = daemon.resolve(&surroundings).await?;
-        daemon.exempt = Exempt::new(&surroundings, &resolv_conf());
+        daemon.never_ban = NeverBan::new(&surroundings, &resolv_conf());
         daemon.recall(state);
         if !daemon.config.dry_run {
             // It may stem from a dry run, which enforces nothing.
@@ -191,7 +213,8 @@ impl Daemon {
             daemon.begin_to_learn();
         }
         daemon.prepare_lists()?;
-        // Before anything is attached: a daemon that nobody can talk to must not leave a filter behind.
+        // Before anything is attached: a daemon that nobody can talk to must not leave a filter
+        // behind.
         let listener = control::listen(&daemon.paths.socket())?;
         if let Err(error) = daemon.put_in_force(&interfaces, &maps, adopts) {
             daemon.step_back();
@@ -199,7 +222,7 @@ impl Daemon {
         }
         // What the kernel has is the truth; from here on the store is told what changes.
         daemon.store.record(daemon.lists.all_entries());
-        daemon.outlets.configure(&daemon.config, &daemon.hub);
+        daemon.integrations.configure(&daemon.config, &daemon.hub);
         Ok((daemon, events, listener))
     }
 
@@ -207,7 +230,7 @@ impl Daemon {
     fn put_in_force(&mut self, interfaces: &Resolved, maps: &Path, adopts: bool) -> Result<()> {
         // The programs must find it: nobody may come to think that what they see is for good.
         self.trial.set(self.confirmation.deadline())?;
-        self.serve(interfaces, maps)?;
+        self.reconcile(interfaces, maps)?;
         if adopts {
             self.pins.remove_other_versions()?;
         } else {
@@ -225,7 +248,10 @@ impl Daemon {
     pub(super) async fn reload(&mut self) -> Result<Value> {
         let config = self.overrides.read(&self.paths)?;
         if config.capacity != self.config.capacity {
-            bail!("capacity cannot change while it runs; restart the daemon (the filter goes on meanwhile)");
+            bail!(
+                "capacity cannot change while it runs; restart the daemon (the filter goes on \
+                 meanwhile)"
+            );
         }
         let before = std::mem::replace(&mut self.config, config);
         if before.dry_run && !self.config.dry_run {
@@ -241,7 +267,7 @@ impl Daemon {
         self.detector.configure(&self.config);
         self.metrics.configure(&self.config.metrics);
         self.hosts.ask_again();
-        self.outlets.configure(&self.config, &self.hub);
+        self.integrations.configure(&self.config, &self.hub);
         Ok(json!({ "applied": self.summary() }))
     }
 
@@ -249,9 +275,9 @@ impl Daemon {
     pub(super) async fn apply(&mut self) -> Result<()> {
         let surroundings = self.netlink.surroundings().await?;
         let interfaces = self.resolve(&surroundings).await?;
-        self.exempt = Exempt::new(&surroundings, &resolv_conf());
+        self.never_ban = NeverBan::new(&surroundings, &resolv_conf());
         self.prepare_lists()?;
-        self.serve(&interfaces, &self.pins.maps())
+        self.reconcile(&interfaces, &self.pins.maps())
     }
 
     /// Brings what the lists owe to the configuration and to the host up to date.
@@ -259,25 +285,42 @@ impl Daemon {
         if !self.config.dry_run {
             for (_, entry) in self.lists.retain(|_, entry| entry.dry_run)? {
                 let (network, owner) = (entry.network, entry.owner.name());
-                self.say(
-                    Said::of("unban", &entry).kind("dry_run_over"),
+                self.announce(
+                    Event::of("unban", &entry).kind("dry_run_over"),
                     Level::Info,
-                    format_args!("unban {network} owner={owner} dry_run=true reason=\"the dry run is over\""),
+                    format_args!(
+                        "unban {network} owner={owner} dry_run=true reason=\"the dry run is over\""
+                    ),
                 );
             }
         }
         // Where everybody may talk, nobody needs to be admitted, and the tables need not hold it.
-        let admitted =
-            if self.config.policy == Policy::Closed { self.config.admit.networks.clone() } else { Vec::new() };
-        for (list, networks) in [(List::Trust, self.config.trust.networks.clone()), (List::Admit, admitted)] {
-            self.lists
-                .retain(|of, entry| of == list && entry.owner == Owner::Config && !networks.contains(&entry.network))?;
+        let admitted = if self.config.policy == Policy::Closed {
+            self.config.admit.networks.clone()
+        } else {
+            Vec::new()
+        };
+        for (list, networks) in
+            [(List::Trust, self.config.trust.networks.clone()), (List::Admit, admitted)]
+        {
+            self.lists.retain(|of, entry| {
+                of == list && entry.owner == Owner::Config && !networks.contains(&entry.network)
+            })?;
             for network in networks {
                 let entry = Entry {
                     owner: Owner::Config,
-                    ..Entry::manual(network, clock::after(None), &self.paths.config.display().to_string())
+                    ..Entry::manual(
+                        network,
+                        clock::after(None),
+                        &self.paths.config.display().to_string(),
+                    )
                 };
-                if self.lists.owners(list, &network).iter().all(|known| known.owner != Owner::Config) {
+                if self
+                    .lists
+                    .owners(list, &network)
+                    .iter()
+                    .all(|known| known.owner != Owner::Config)
+                {
                     self.lists.put(list, entry)?;
                 }
             }
@@ -288,25 +331,27 @@ impl Daemon {
         self.judge_by_address()
     }
 
-    /// See [`Court::judge_by_address`](super::verdicts::Court::judge_by_address).
+    /// See [`BanEngine::judge_by_address`](crate::bans::engine::BanEngine::judge_by_address).
     pub(super) fn judge_by_address(&mut self) -> Result<()> {
-        self.court().judge_by_address()
+        self.ban_engine().judge_by_address()
     }
 
     /// Looks again at the host's addresses, gateways and resolvers.
     pub(super) async fn look_around(&mut self) -> Result<()> {
         let surroundings = self.netlink.surroundings().await?;
-        self.exempt = Exempt::new(&surroundings, &resolv_conf());
+        self.never_ban = NeverBan::new(&surroundings, &resolv_conf());
         self.follow_default_routes(&surroundings).await?;
         self.judge_by_address()
     }
 }
 
-/// The entries of tables that are about to be replaced, if there are such tables and their ledger can be read.
+/// The entries of tables that are about to be replaced, if there are such tables and their ledger
+/// can be read.
 fn carried_over(pins: &Pins, misfit: Option<&str>) -> Option<Vec<(List, Entry)>> {
     let misfit = misfit?;
     log::info!("the tables are replaced, their entries carried over: {misfit}");
-    let entries = pins.open(names::LEDGER).and_then(Ledger::new).and_then(|ledger| ledger.entries());
+    let entries =
+        pins.open(names::LEDGER).and_then(Ledger::new).and_then(|ledger| ledger.entries());
     match entries {
         Ok(entries) => Some(entries),
         Err(error) => {

@@ -6,7 +6,7 @@ use log::Level;
 use serde_json::{Value, json};
 
 use super::Daemon;
-use super::events::Event as Said;
+use crate::bans::event::Event;
 use crate::lists::Fill;
 use crate::text::Quoted;
 
@@ -15,10 +15,16 @@ use crate::text::Quoted;
 pub(super) struct NearlyFull(BTreeSet<&'static str>);
 
 impl NearlyFull {
-    /// The bounds that have become nearly full since this was last asked. One counts again when it was below three quarters.
+    /// The bounds that have become nearly full since this was last asked. One counts again when it
+    /// was below three quarters.
     fn new_ones(&mut self, fill: &[Fill]) -> Vec<Fill> {
-        self.0.retain(|table| fill.iter().any(|one| one.table == *table && one.used * 4 >= one.limit * 3));
-        fill.iter().filter(|one| one.is_nearly_full() && self.0.insert(one.table)).copied().collect()
+        self.0.retain(|table| {
+            fill.iter().any(|one| one.table == *table && one.used * 4 >= one.limit * 3)
+        });
+        fill.iter()
+            .filter(|one| one.is_nearly_full() && self.0.insert(one.table))
+            .copied()
+            .collect()
     }
 }
 
@@ -27,17 +33,20 @@ impl Daemon {
     pub(super) fn watch_tables(&mut self) {
         for fill in self.nearly_full.new_ones(&self.lists.fill()) {
             let (Fill { table, used, limit }, warning) = (fill, fill.warning());
-            self.say(
-                Said::new("nearly_full").reason(&*warning),
+            self.announce(
+                Event::new("nearly_full").reason(&*warning),
                 Level::Warn,
-                format_args!("nearly_full table={table} used={used} limit={limit} reason={}", Quoted(&warning)),
+                format_args!(
+                    "nearly_full table={table} used={used} limit={limit} reason={}",
+                    Quoted(&warning)
+                ),
             );
         }
         for (list, entry) in self.lists.take_displaced() {
             self.store.record_end(list, &entry, "displaced");
             let (place, owner, dry_run) = (entry.place(), entry.owner.name(), entry.dry_run);
-            self.say(
-                Said::of("unban", &entry).kind("displaced"),
+            self.announce(
+                Event::of("unban", &entry).kind("displaced"),
                 Level::Info,
                 format_args!("unban {place} owner={owner} dry_run={dry_run} reason=\"displaced\""),
             );
@@ -62,9 +71,19 @@ mod tests {
     #[test]
     fn what_is_nearly_full_is_said_once_until_there_is_room_again() {
         let mut said = NearlyFull::default();
-        for (used, is_new) in [(79, false), (80, true), (100, false), (76, false), (90, false), (74, false), (80, true)]
-        {
-            let fill = [Fill { table: "known", used, limit: 100 }, Fill { table: "ports", used: 0, limit: 100 }];
+        for (used, is_new) in [
+            (79, false),
+            (80, true),
+            (100, false),
+            (76, false),
+            (90, false),
+            (74, false),
+            (80, true),
+        ] {
+            let fill = [
+                Fill { table: "known", used, limit: 100 },
+                Fill { table: "ports", used: 0, limit: 100 },
+            ];
             assert_eq!(!said.new_ones(&fill).is_empty(), is_new, "{used}");
         }
     }

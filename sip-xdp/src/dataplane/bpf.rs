@@ -1,6 +1,6 @@
-//! The commands of bpf(2) that the BPF library has no call for, as small as they are needed here: what
-//! [`probe`](super::probe) tries, the map of maps of [`rcu`](super::rcu), and links that [`pins`](super::pins)
-//! takes off at once.
+//! The commands of bpf(2) that the BPF library has no call for, as small as they are needed here:
+//! what [`probe`](super::probe) tries, the map of maps of [`rcu`](super::rcu), and links that
+//! [`pins`](super::pins) takes off at once.
 
 use std::ffi::CString;
 use std::io;
@@ -155,8 +155,8 @@ struct ObjectAttributes {
     flags: u32,
 }
 
-/// Takes the program behind a pinned link off its interface, before this returns. The link stays, and
-/// holds on to nothing.
+/// Takes the program behind a pinned link off its interface, before this returns. The link stays,
+/// and holds on to nothing.
 pub(crate) fn detach_link(pin: &Path) -> io::Result<()> {
     let path = CString::new(pin.as_os_str().as_bytes())?;
     let attributes = ObjectAttributes { path: path.as_ptr() as u64, descriptor: 0, flags: 0 };
@@ -167,8 +167,8 @@ pub(crate) fn detach_link(pin: &Path) -> io::Result<()> {
 }
 
 fn call<T>(command: libc::c_long, attributes: &T) -> io::Result<RawFd> {
-    // SAFETY: the kernel reads `size` bytes of the attributes, which are all initialised and without
-    // padding, and what their pointers lead to, which outlives the call; it writes nothing.
+    // SAFETY: the kernel reads `size` bytes of the attributes, which are all initialised and
+    // without padding, and what their pointers lead to, which outlives the call; it writes nothing.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };
     RawFd::try_from(result).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)
 }

@@ -1,4 +1,5 @@
-//! Everything that is read from the pinned maps, with or without a daemon: counters, lists, interfaces.
+//! Everything that is read from the pinned maps, with or without a daemon: counters, lists,
+//! interfaces.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
@@ -9,9 +10,11 @@ use aya::programs::ProgramInfo;
 use bytemuck::Zeroable;
 use jiff::Timestamp;
 use serde::Serialize;
-use sip_xdp_common::abi::layout::{Counters, CpuState, InterfaceRecord, List, MAX_INTERFACES, Owner, Responses};
+use sip_xdp_common::abi::layout::{
+    Counters, CpuState, InterfaceRecord, List, MAX_INTERFACES, Owner, Responses,
+};
 use sip_xdp_common::abi::names;
-use sip_xdp_common::limits::storm::Weather;
+use sip_xdp_common::limits::storm::StormState;
 use sip_xdp_common::lookup::networks::Kind;
 use sip_xdp_common::pipeline::egress::Answer;
 use sip_xdp_common::verdict::{Message, Reason, Verdict};
@@ -128,7 +131,8 @@ pub struct Row {
     pub port: Option<u16>,
     /// Whose entry it is.
     pub owner: String,
-    /// The name of the feed (`feed:NAME`), tool (`tool:NAME`) or host name (`dns:NAME`) whose claim it is; none for others.
+    /// The name of the feed (`feed:NAME`), tool (`tool:NAME`) or host name (`dns:NAME`) whose claim
+    /// it is; none for others.
     pub claimant: Option<String>,
     /// Why.
     pub reason: String,
@@ -161,8 +165,8 @@ pub struct FilteredInterface {
     pub dry_run: bool,
     /// Whether our program is on it right now.
     pub attached: bool,
-    /// Whether it drops nothing, since nobody confirmed in time (`run --confirm`) and the daemon that
-    /// should have detached it died.
+    /// Whether it drops nothing, since nobody confirmed in time (`run --confirm`) and the daemon
+    /// that should have detached it died.
     pub trial_over: bool,
     /// How our responses are read there, if they are.
     pub egress: Option<EgressWay>,
@@ -173,14 +177,20 @@ impl FilteredInterface {
     pub fn trouble(&self) -> Option<String> {
         let name = &self.interface;
         match &self.current_name {
-            None => Some(format!("{name} is gone; the daemon filters it again as soon as it is back")),
-            Some(_) if !self.attached => Some(format!("{name} is not filtered any more: the program was taken off")),
+            None => {
+                Some(format!("{name} is gone; the daemon filters it again as soon as it is back"))
+            }
+            Some(_) if !self.attached => {
+                Some(format!("{name} is not filtered any more: the program was taken off"))
+            }
             Some(_) if self.trial_over => Some(format!(
-                "{name} drops nothing: nobody confirmed in time; should its daemon have died, `sip-xdp unload` takes it \
+                "{name} drops nothing: nobody confirmed in time; should its daemon have died, \
+                 `sip-xdp unload` takes it \
                  off, and so does the next start"
             )),
             Some(now) if now != name => Some(format!(
-                "{name} is called {now} now; it is filtered until another interface is called {name}: write {now} into the \
+                "{name} is called {now} now; it is filtered until another interface is called \
+                 {name}: write {now} into the \
                  configuration and run `sip-xdp reload`"
             )),
             Some(_) => self.dry_run.then(|| format!("{name} is in a dry run: nothing is dropped")),
@@ -219,7 +229,10 @@ pub fn packets(pins: &Pins) -> Result<Vec<InterfaceStats>> {
             mode: Mode::from_number(record.mode),
             packets: by_verdict(&sum.packets, &sum.would_drop),
             bytes: by_verdict(&sum.bytes, &sum.would_drop_bytes),
-            methods: Message::ALL.iter().map(|message| (message.name(), sum.messages[*message as usize])).collect(),
+            methods: Message::ALL
+                .iter()
+                .map(|message| (message.name(), sum.messages[*message as usize]))
+                .collect(),
         });
     }
     Ok(interfaces)
@@ -254,31 +267,35 @@ pub fn losses(pins: &Pins) -> Result<Losses> {
 
 /// Counts the hosts that are known good, and the peers.
 fn known(pins: &Pins) -> Result<(usize, usize)> {
-    let guide = header::read(pins.open(names::GUIDE)?)?;
-    let table = Table::open(|name| pins.open(name), &guide)?;
+    let table_header = header::read(pins.open(names::TABLE_HEADER)?)?;
+    let table = Table::open(|name| pins.open(name), &table_header)?;
     let now = clock::now();
-    let whole = table.whole()?;
-    let live = whole.entries().filter(|entry| entry.terms.expires > now).filter_map(|entry| entry.terms.standing);
-    Ok(live.fold((0, 0), |(good, peers), standing| {
-        (good + usize::from(standing.is_good(now)), peers + usize::from(standing.is_peer(now)))
+    let table = table.map_all()?;
+    let live = table
+        .entries()
+        .filter(|entry| entry.slot_state.expires > now)
+        .filter_map(|entry| entry.slot_state.reputation);
+    Ok(live.fold((0, 0), |(good, peers), reputation| {
+        (good + usize::from(reputation.is_good(now)), peers + usize::from(reputation.is_peer(now)))
     }))
 }
 
 /// Counts the block list.
 pub fn occupancy(pins: &Pins) -> Result<Occupancy> {
-    let guide = header::read(pins.open(names::GUIDE)?)?;
+    let table_header = header::read(pins.open(names::TABLE_HEADER)?)?;
     let capacity = Ledger::new(pins.open(names::LEDGER)?)?.capacity();
-    Ok(Occupancy { ipv4: guide.ipv4 as usize, ipv6: guide.ipv6 as usize, capacity })
+    Ok(Occupancy { ipv4: table_header.ipv4 as usize, ipv6: table_header.ipv6 as usize, capacity })
 }
 
-/// Kernel memory that the pinned tables take, in bytes. It is fixed when they are made, but for the ledger, which grows
-/// with what operators and the detector list.
+/// Kernel memory that the pinned tables take, in bytes. It is fixed when they are made, but for the
+/// ledger, which grows with what operators and the detector list.
 pub fn memory(pins: &Pins) -> Result<u64> {
     let mut bytes = 0;
     for name in names::PINNED_MAPS {
         let map = MapData::from_pin(pins.maps().join(name))?;
         let path = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
-        let info = std::fs::read_to_string(&path).with_context(|| format!("{path} cannot be read"))?;
+        let info =
+            std::fs::read_to_string(&path).with_context(|| format!("{path} cannot be read"))?;
         // `bpf_map_show_fdinfo` in kernel/bpf/syscall.c.
         let memory = info.lines().find_map(|line| line.strip_prefix("memlock:"));
         bytes += memory.and_then(|bytes| bytes.trim().parse::<u64>().ok()).unwrap_or(0);
@@ -288,29 +305,34 @@ pub fn memory(pins: &Pins) -> Result<u64> {
 
 /// Whether there is a storm right now.
 pub fn is_storm(pins: &Pins) -> Result<bool> {
-    Ok(weather(pins)?.is_storm(clock::now()))
+    Ok(storm_state(pins)?.is_storm(clock::now()))
 }
 
 /// The weather.
-pub fn weather(pins: &Pins) -> Result<Weather> {
-    let weather: Array<MapData, Weather> = pins.open(names::WEATHER)?.try_into()?;
-    Ok(weather.get(&0, 0)?)
+pub fn storm_state(pins: &Pins) -> Result<StormState> {
+    let storm_state: Array<MapData, StormState> = pins.open(names::STORM_STATE)?.try_into()?;
+    Ok(storm_state.get(&0, 0)?)
 }
 
 /// Reads a list; what has ended is left out.
 pub fn rows(pins: &Pins, list: List) -> Result<Vec<Row>> {
     let ledger = Ledger::new(pins.open(names::LEDGER)?)?;
-    let guide = header::read(pins.open(names::GUIDE)?)?;
-    let table = Table::open(|name| pins.open(name), &guide)?;
+    let table_header = header::read(pins.open(names::TABLE_HEADER)?)?;
+    let table = Table::open(|name| pins.open(name), &table_header)?;
     let flows = Flows::open(|name| pins.open(name))?;
-    let hits = |network: &Network| table.get(Kind::Blocked, network).ok().flatten().map_or(0, |entry| entry.hits);
+    let hits = |network: &Network| {
+        table.get(Kind::Blocked, network).ok().flatten().map_or(0, |entry| entry.hits)
+    };
     let now = clock::now();
-    let entries = ledger.entries()?.into_iter().filter(|(of, entry)| *of == list && !entry.is_over(now));
+    let entries =
+        ledger.entries()?.into_iter().filter(|(of, entry)| *of == list && !entry.is_over(now));
     let row = |entry: Entry| Row {
         claimant: entry.claimant(),
         hits: match (list, entry.port) {
             (List::Block, None) => hits(&entry.network),
-            (List::Block, Some(port)) => flows.get(entry.network.first(), port).map_or(0, |flow| flow.hits),
+            (List::Block, Some(port)) => {
+                flows.get(entry.network.first(), port).map_or(0, |flow| flow.hits)
+            }
             _ => 0,
         },
         network: entry.network,
@@ -332,7 +354,8 @@ pub fn rows(pins: &Pins, list: List) -> Result<Vec<Row>> {
 pub fn interfaces(pins: &Pins, present: &[Interface]) -> Result<Vec<FilteredInterface>> {
     let trial_over = trial::pinned_deadline(pins).is_some_and(|deadline| deadline <= clock::now());
     let filtered = |record: &InterfaceRecord| {
-        let ours = ProgramInfo::from_pin(pins.program(record.index)).ok().map(|program| program.id());
+        let ours =
+            ProgramInfo::from_pin(pins.program(record.index)).ok().map(|program| program.id());
         let present = present.iter().find(|interface| interface.index == record.index);
         let on = present.and_then(|interface| interface.xdp);
         FilteredInterface {
@@ -350,7 +373,8 @@ pub fn interfaces(pins: &Pins, present: &[Interface]) -> Result<Vec<FilteredInte
     Ok(records(pins)?.iter().map(|(_, record)| filtered(record)).collect())
 }
 
-/// Detaches from one interface and forgets it. Returns the offloads that had been switched off for it.
+/// Detaches from one interface and forgets it. Returns the offloads that had been switched off for
+/// it.
 pub fn forget_interface(pins: &Pins, name: &str) -> Result<Vec<Offload>> {
     let ours = records(pins)?.into_iter().filter(|(_, record)| name_of(record) == name);
     let (mut slots, mut offloads) = (Vec::new(), Vec::new());
@@ -392,7 +416,8 @@ fn records(pins: &Pins) -> Result<Vec<(u32, InterfaceRecord)>> {
 
 /// The configured name in an interface's record.
 pub fn name_of(record: &InterfaceRecord) -> String {
-    String::from_utf8_lossy(&record.name[..usize::from(record.name_length).min(record.name.len())]).into_owned()
+    String::from_utf8_lossy(&record.name[..usize::from(record.name_length).min(record.name.len())])
+        .into_owned()
 }
 
 /// Now, to the millisecond.
@@ -414,7 +439,10 @@ fn add(mut sum: Counters, one: &Counters) -> Counters {
     sum
 }
 
-pub(crate) fn by_verdict(counted: &[u64; Reason::COUNT], would_drop: &[u64; Reason::COUNT]) -> ByVerdict {
+pub(crate) fn by_verdict(
+    counted: &[u64; Reason::COUNT],
+    would_drop: &[u64; Reason::COUNT],
+) -> ByVerdict {
     let named = |verdict: Verdict, from: &[u64; Reason::COUNT]| {
         let reasons = Reason::ALL.into_iter().filter(|reason| reason.verdict() == verdict);
         reasons.map(|reason| (reason.name(), from[reason as usize])).collect()

@@ -1,5 +1,5 @@
-//! What drivers say of their devices by the ioctl of ethtool: names, queues, and offloads, which can
-//! also be switched.
+//! What drivers say of their devices by the ioctl of ethtool: names, queues, and offloads, which
+//! can also be switched.
 
 use std::collections::BTreeSet;
 use std::ffi::CStr;
@@ -60,14 +60,16 @@ pub(crate) fn driver(interface: &str) -> io::Result<String> {
 
 /// The queues for packets that arrive.
 pub(crate) fn channels(interface: &str) -> io::Result<Channels> {
-    // The command; the most of receiving, sending, other and combined ones; how many of each are used.
+    // The command; the most of receiving, sending, other and combined ones; how many of each are
+    // used.
     let mut words = [0_u32; 9];
     words[0] = GCHANNELS;
     ethtool(interface, &mut words)?;
     Ok(Channels { used: words[5] + words[8], most: words[1] + words[4] })
 }
 
-/// The names of all features, in the order of their bits. They are the kernel's, the same for all devices.
+/// The names of all features, in the order of their bits. They are the kernel's, the same for all
+/// devices.
 pub(crate) fn feature_names(interface: &str) -> io::Result<Vec<String>> {
     // The command, a gap, the mask of sets that are asked for, and the length of the one set.
     let mut info = [GSSET_INFO, 0, 1 << SS_FEATURES, 0, 0];
@@ -82,8 +84,8 @@ pub(crate) fn feature_names(interface: &str) -> io::Result<Vec<String>> {
 /// The features of a device.
 pub(crate) fn features(interface: &str, names: &[String]) -> io::Result<Features> {
     let blocks = names.len().div_ceil(32);
-    // The command, the number of blocks, and for each which may be switched, are wanted, are on, and
-    // which can never be switched.
+    // The command, the number of blocks, and for each which may be switched, are wanted, are on,
+    // and which can never be switched.
     let mut words = vec![0_u32; 2 + blocks * 4];
     words[..2].copy_from_slice(&[GFEATURES, blocks as u32]);
     ethtool(interface, &mut words)?;
@@ -105,7 +107,8 @@ pub(crate) fn switch_on(interface: &str, feature: &str) -> io::Result<()> {
     let bit = names.iter().position(|name| name == feature);
     let bit = bit.ok_or_else(|| io::Error::other("this kernel knows no such offload"))?;
     let blocks = names.len().div_ceil(32);
-    // The command, the number of blocks, and for each which are meant, and which of these are wanted.
+    // The command, the number of blocks, and for each which are meant, and which of these are
+    // wanted.
     let mut words = vec![0_u32; 2 + blocks * 2];
     words[..2].copy_from_slice(&[SFEATURES, blocks as u32]);
     words[2 + bit / 32 * 2] = 1 << (bit % 32);
@@ -117,7 +120,8 @@ pub(crate) fn switch_on(interface: &str, feature: &str) -> io::Result<()> {
 
 fn text(words: &[u32]) -> String {
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).chain([0]).collect();
-    CStr::from_bytes_until_nul(&bytes).map_or_else(|_| String::new(), |text| text.to_string_lossy().into_owned())
+    CStr::from_bytes_until_nul(&bytes)
+        .map_or_else(|_| String::new(), |text| text.to_string_lossy().into_owned())
 }
 
 /// The ioctl. All its structures are made of words of which the first is the command.
@@ -129,8 +133,8 @@ fn ethtool(interface: &str, words: &mut [u32]) -> io::Result<()> {
         *to = from as libc::c_char;
     }
     request.ifr_ifru.ifru_data = words.as_mut_ptr().cast();
-    // SAFETY: the kernel reads the name, and reads and writes as many words as the command's structure
-    // has, which the caller gave.
+    // SAFETY: the kernel reads the name, and reads and writes as many words as the command's
+    // structure has, which the caller gave.
     match unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &mut request) } {
         -1 => Err(io::Error::last_os_error()),
         // Some commands answer with more than success.
@@ -148,7 +152,10 @@ mod tests {
         assert!(channels("lo").is_err());
         assert!(driver("no-such-thing").is_err() && feature_names("no-such-thing").is_err());
         let features = features_of("lo").unwrap();
-        assert!(features.on.contains("loopback") && !features.changeable.contains("loopback"), "{features:?}");
+        assert!(
+            features.on.contains("loopback") && !features.changeable.contains("loopback"),
+            "{features:?}"
+        );
         assert!(!features.on.contains(LRO) && !features.on.contains(GRO_HW));
         assert!(switch_on("lo", "no-such-offload").is_err());
     }

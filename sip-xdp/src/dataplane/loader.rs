@@ -9,17 +9,18 @@ use aya::programs::{ProgramInfo, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use serde::Serialize;
 use sip_xdp_common::abi::layout::{
-    ASKED, CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, ENFORCE, ENFORCE_UNTIL, EVENTS_BYTES,
-    FLOWS, InterfaceRecord, LedgerKey, LedgerRow, MAX_INTERFACES, Responses, SPARE_ALL,
+    CLOCK_WORDS, Counters, CpuState, DEFAULT_NETWORKS, DEFAULT_SOURCES, ENFORCE, ENFORCE_UNTIL,
+    EVENTS_BYTES, FLOWS, InterfaceRecord, LedgerKey, LedgerRow, MAX_INTERFACES, PENDING_REQUESTS,
+    Responses, SPARE_ALL,
 };
 use sip_xdp_common::abi::names;
-use sip_xdp_common::ip_key::{Source, mask};
-use sip_xdp_common::limits::flow::{Asked, Flow, FlowKey};
+use sip_xdp_common::ip_key::{IpKey, mask};
+use sip_xdp_common::limits::flow::{Flow, FlowKey, PendingRequest};
 use sip_xdp_common::limits::gcra::{Limits, Pace};
-use sip_xdp_common::limits::meters::{Records, Set, sets};
-use sip_xdp_common::limits::storm::{MARKS, Mark, StormLimits, Weather};
+use sip_xdp_common::limits::meters::{MeterSet, Records, sets};
+use sip_xdp_common::limits::storm::{MARKS, Mark, StormLimits, StormState};
 use sip_xdp_common::lookup::host_rows;
-use sip_xdp_common::lookup::networks::{Bucket, GROUP, Guide, Hashing, Prints, buckets};
+use sip_xdp_common::lookup::networks::{GROUP, Hashing, Prints, SlotBucket, TableHeader, buckets};
 use sip_xdp_common::lookup::summary;
 use sip_xdp_common::packet::headers::{Inspects, Link};
 
@@ -104,43 +105,76 @@ impl Ports {
 }
 
 /// The pinned maps and how each must look: type, key size, value size and number of entries.
-pub fn shapes(capacity: &Capacity) -> [(&'static str, MapType, usize, usize, u32); names::PINNED_MAPS.len()] {
+pub fn shapes(
+    capacity: &Capacity,
+) -> [(&'static str, MapType, usize, usize, u32); names::PINNED_MAPS.len()] {
     let networks = capacity.networks;
     let interfaces = MAX_INTERFACES as u32;
     let (word, index) = (size_of::<u64>(), size_of::<u32>());
     [
-        (names::GUIDE, MapType::Array, index, size_of::<Guide>(), 1),
-        (names::FRONT_COARSE, MapType::Array, index, size_of::<summary::Element>(), summary::COARSE),
-        (names::FRONT_FINE, MapType::Array, index, size_of::<summary::Element>(), summary::FINE),
-        (names::FED, MapType::Array, index, size_of::<host_rows::Row>(), host_rows::rows(networks)),
-        (names::FINGERPRINTS, MapType::Array, index, size_of::<Prints>(), buckets(networks) / GROUP as u32),
-        (names::NETWORKS, MapType::Array, index, size_of::<Bucket>(), buckets(networks)),
+        (names::TABLE_HEADER, MapType::Array, index, size_of::<TableHeader>(), 1),
+        (
+            names::SUMMARY_COARSE,
+            MapType::Array,
+            index,
+            size_of::<summary::Element>(),
+            summary::COARSE,
+        ),
+        (names::SUMMARY_FINE, MapType::Array, index, size_of::<summary::Element>(), summary::FINE),
+        (
+            names::FEED_HOSTS,
+            MapType::Array,
+            index,
+            size_of::<host_rows::Row>(),
+            host_rows::rows(networks),
+        ),
+        (
+            names::FINGERPRINTS,
+            MapType::Array,
+            index,
+            size_of::<Prints>(),
+            buckets(networks) / GROUP as u32,
+        ),
+        (names::NETWORKS, MapType::Array, index, size_of::<SlotBucket>(), buckets(networks)),
         (names::LEDGER, MapType::Hash, size_of::<LedgerKey>(), size_of::<LedgerRow>(), networks),
-        (names::SOURCES, MapType::Array, index, size_of::<Set>(), sets(capacity.sources)),
+        (names::SOURCES, MapType::Array, index, size_of::<MeterSet>(), sets(capacity.sources)),
         (names::RECORDS, MapType::Array, index, size_of::<Records>(), sets(capacity.sources)),
         (names::FLOWS, MapType::Hash, size_of::<FlowKey>(), size_of::<Flow>(), FLOWS as u32),
-        (names::ASKED, MapType::LruHash, size_of::<Source>(), size_of::<Asked>(), ASKED as u32),
+        (
+            names::PENDING_REQUESTS,
+            MapType::LruHash,
+            size_of::<IpKey>(),
+            size_of::<PendingRequest>(),
+            PENDING_REQUESTS as u32,
+        ),
         (names::SKETCH, MapType::Array, index, MARKS * size_of::<Mark>(), 1),
-        (names::WEATHER, MapType::Array, index, size_of::<Weather>(), 1),
+        (names::STORM_STATE, MapType::Array, index, size_of::<StormState>(), 1),
         (names::COUNTERS, MapType::PerCpuArray, index, size_of::<Counters>(), interfaces),
         (names::RESPONSES, MapType::PerCpuArray, index, size_of::<Responses>(), 1),
         (names::CPU_STATE, MapType::PerCpuArray, index, size_of::<CpuState>(), 1),
         (names::EVENTS, MapType::RingBuf, 0, 0, EVENTS_BYTES as u32),
         (names::INTERFACES, MapType::Array, index, size_of::<InterfaceRecord>(), interfaces),
         (names::CLOCK, MapType::Array, index, word, CLOCK_WORDS),
-        (names::TAP, MapType::Array, index, word, 1),
+        (names::DROP_SAMPLE_BUDGET, MapType::Array, index, word, 1),
     ]
 }
 
-/// Why the maps pinned in `directory` cannot be used, if they cannot: aya re-uses a pinned map by name, whatever it is.
+/// Why the maps pinned in `directory` cannot be used, if they cannot: aya re-uses a pinned map by
+/// name, whatever it is.
 pub fn misfit(directory: &Path, capacity: &Capacity) -> Option<String> {
     shapes(capacity).into_iter().find_map(|(name, kind, key, value, entries)| {
         let info = match MapInfo::from_pin(directory.join(name)) {
             Ok(info) => info,
             Err(error) => return Some(format!("{name} cannot be opened ({error})")),
         };
-        let found = (info.map_type().ok(), info.key_size() as usize, info.value_size() as usize, info.max_entries());
-        (found != (Some(kind), key, value, entries)).then(|| format!("{name} has another size or layout"))
+        let found = (
+            info.map_type().ok(),
+            info.key_size() as usize,
+            info.value_size() as usize,
+            info.max_entries(),
+        );
+        (found != (Some(kind), key, value, entries))
+            .then(|| format!("{name} has another size or layout"))
     })
 }
 
@@ -160,7 +194,8 @@ pub fn load(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
 /// What the verifier did for a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Figures {
-    /// Instructions that it processed, of at most a million; `None` where the kernel does not say (before 5.16).
+    /// Instructions that it processed, of at most a million; `None` where the kernel does not say
+    /// (before 5.16).
     pub instructions: Option<u32>,
     /// How long loading took, in milliseconds.
     pub load_ms: u64,
@@ -201,7 +236,10 @@ pub fn trial(settings: &Settings) -> Result<Trial> {
 }
 
 /// What the program's globals are to be, by name.
-pub fn globals(settings: &Settings, hashing: &Hashing) -> [(&'static str, Vec<u8>); names::GLOBALS.len()] {
+pub fn globals(
+    settings: &Settings,
+    hashing: &Hashing,
+) -> [(&'static str, Vec<u8>); names::GLOBALS.len()] {
     let (high, low) = mask(settings.ipv6_prefix);
     let flag = |is: bool| vec![u8::from(is)];
     let dry_run = match (settings.dry_run, settings.trial) {
@@ -227,18 +265,20 @@ pub fn globals(settings: &Settings, hashing: &Hashing) -> [(&'static str, Vec<u8
     ]
 }
 
-/// Makes the maps, but loads no program yet. With `maps`, the shared maps are those pinned in that directory, and are
-/// pinned there if they are not yet; without, they are private to the returned object.
+/// Makes the maps, but loads no program yet. With `maps`, the shared maps are those pinned in that
+/// directory, and are pinned there if they are not yet; without, they are private to the returned
+/// object.
 pub fn make_maps(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
     let Capacity { networks, sources } = settings.capacity;
     let hashing = match maps {
-        Some(directory) => header::pinned_hashing(&directory.join(names::GUIDE))?,
+        Some(directory) => header::pinned_hashing(&directory.join(names::TABLE_HEADER))?,
         None => None,
     };
     let hashing = hashing.unwrap_or_else(|| header::new_hashing(networks, sources));
     let globals = globals(settings, &hashing);
-    let pins: Vec<(&str, PathBuf)> =
-        maps.map(|dir| names::PINNED_MAPS.map(|name| (name, dir.join(name))).to_vec()).unwrap_or_default();
+    let pins: Vec<(&str, PathBuf)> = maps
+        .map(|dir| names::PINNED_MAPS.map(|name| (name, dir.join(name))).to_vec())
+        .unwrap_or_default();
 
     let mut loader = EbpfLoader::new();
     for (name, value) in &globals {
@@ -251,34 +291,38 @@ pub fn make_maps(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
         loader.map_pin_path(name, path);
     }
     let plain = if takes_frags() { None } else { Some(without_frags(OBJECT)) };
-    let object = plain.as_ref().map_or(OBJECT, |words| &bytemuck::cast_slice(words)[..OBJECT.len()]);
+    let object =
+        plain.as_ref().map_or(OBJECT, |words| &bytemuck::cast_slice(words)[..OBJECT.len()]);
     let mut object = loader.load(object).map_err(|error| explain(error.into()))?;
-    let map = object.map_mut(names::GUIDE).context("the kernel object has no guide")?;
+    let map = object.map_mut(names::TABLE_HEADER).context("the kernel object has no guide")?;
     header::write_new(&mut map.try_into()?, hashing)?;
     Ok(object)
 }
 
 /// The ingress program of a loaded object.
 pub fn ingress(object: &mut Ebpf) -> Result<&mut Xdp> {
-    let program = object.program_mut(names::INGRESS).context("the kernel object has no ingress program")?;
+    let program =
+        object.program_mut(names::INGRESS).context("the kernel object has no ingress program")?;
     Ok(program.try_into()?)
 }
 
 /// The egress program of a loaded object.
 pub fn egress(object: &mut Ebpf) -> Result<&mut SchedClassifier> {
-    let program = object.program_mut(names::EGRESS).context("the kernel object has no egress program")?;
+    let program =
+        object.program_mut(names::EGRESS).context("the kernel object has no egress program")?;
     Ok(program.try_into()?)
 }
 
-/// The object with the ingress program in a section that does not ask for packets of several buffers
-/// (`BPF_F_XDP_HAS_FRAGS`), for kernels that do not know the flag: the name of the section is what asks.
-/// In words, so that it is aligned as the object is.
+/// The object with the ingress program in a section that does not ask for packets of several
+/// buffers (`BPF_F_XDP_HAS_FRAGS`), for kernels that do not know the flag: the name of the section
+/// is what asks. In words, so that it is aligned as the object is.
 fn without_frags(object: &[u8]) -> Vec<u64> {
     const FRAGS: &[u8] = b"xdp.frags\0";
     let mut words = vec![0_u64; object.len().div_ceil(size_of::<u64>())];
     let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
     bytes[..object.len()].copy_from_slice(object);
-    let places: Vec<usize> = (0..object.len()).filter(|at| object[*at..].starts_with(FRAGS)).collect();
+    let places: Vec<usize> =
+        (0..object.len()).filter(|at| object[*at..].starts_with(FRAGS)).collect();
     for at in places {
         bytes[at + "xdp".len()] = 0;
     }
@@ -299,7 +343,8 @@ fn explain(error: anyhow::Error) -> anyhow::Error {
     let mut text = parts.join(": ");
     if text.contains("Operation not permitted") {
         text.push_str(
-            "; BPF is refused here (a container, lockdown, or missing capabilities): run it on the host as root",
+            "; BPF is refused here (a container, lockdown, or missing capabilities): run it on the \
+             host as root",
         );
     }
     anyhow!("the kernel did not take the maps: {text}")
@@ -335,7 +380,10 @@ mod tests {
         let words = without_frags(OBJECT);
         let (asks, functions, programs) = frags(OBJECT);
         assert!(asks);
-        assert_eq!(frags(&bytemuck::cast_slice(&words)[..OBJECT.len()]), (false, functions, programs));
+        assert_eq!(
+            frags(&bytemuck::cast_slice(&words)[..OBJECT.len()]),
+            (false, functions, programs)
+        );
     }
 
     #[test]
@@ -347,11 +395,18 @@ mod tests {
             let key = object.programs[program].function_key();
             let instructions = object.functions[&key].instructions.iter();
             // A call (`BPF_JMP | BPF_CALL`) of a helper has no source register.
-            instructions.filter(|one| one.code == 0x85 && one.src_reg() == 0).map(|one| one.imm as u32).collect()
+            instructions
+                .filter(|one| one.code == 0x85 && one.src_reg() == 0)
+                .map(|one| one.imm as u32)
+                .collect()
         };
         let listed = |ingress: bool| -> BTreeSet<u32> {
             let without = if ingress { Caller::Egress } else { Caller::Ingress };
-            HELPERS.iter().filter(|one| one.called_by != without).map(|one| one.number as u32).collect()
+            HELPERS
+                .iter()
+                .filter(|one| one.called_by != without)
+                .map(|one| one.number as u32)
+                .collect()
         };
         assert_eq!(calls(names::INGRESS), listed(true));
         assert_eq!(calls(names::EGRESS), listed(false));

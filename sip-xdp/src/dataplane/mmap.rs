@@ -1,8 +1,8 @@
-//! The memory of array maps, mapped into this process: what makes loading a million entries a matter of milliseconds,
-//! and lets one word of an entry change without touching the others.
+//! The memory of array maps, mapped into this process: what makes loading a million entries a
+//! matter of milliseconds, and lets one word of an entry change without touching the others.
 //!
-//! Mapped pages count as this process's memory, so a map is mapped only while it is used, and only where, unless it is to be
-//! kept mapped.
+//! Mapped pages count as this process's memory, so a map is mapped only while it is used, and only
+//! where, unless it is to be kept mapped.
 
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
@@ -55,7 +55,8 @@ impl Mapped {
         self.size / size_of::<u64>()
     }
 
-    /// Keeps it mapped from now on: for a process that changes so much that its memory matters less than mapping and unmapping.
+    /// Keeps it mapped from now on: for a process that changes so much that its memory matters less
+    /// than mapping and unmapping.
     pub fn keep(&mut self) -> Result<()> {
         self.kept = Some(self.all()?.mapping);
         Ok(())
@@ -93,8 +94,14 @@ impl Mapped {
 impl View {
     /// The words, first element first. The kernel reads and writes them at the same time.
     pub fn words(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping has this many words from there on, lives as long as `self`, and elements lie at multiples of 8
-        // bytes from the start of a page. The kernel's programs change single aligned words of it.
-        unsafe { std::slice::from_raw_parts(self.mapping.as_mut_ptr().add(self.start).cast::<AtomicU64>(), self.words) }
+        // SAFETY: the mapping has this many words from there on, lives as long as `self`, and
+        // elements lie at multiples of 8 bytes from the start of a page. The kernel's programs
+        // change single aligned words of it.
+        unsafe {
+            std::slice::from_raw_parts(
+                self.mapping.as_mut_ptr().add(self.start).cast::<AtomicU64>(),
+                self.words,
+            )
+        }
     }
 }

@@ -1,10 +1,12 @@
-//! Everything that touches kernel objects: programs, links, maps and counters. Nothing here decides about
-//! a source.
+//! Everything that touches kernel objects: programs, links, maps and counters. Nothing here decides
+//! about a source.
 //!
-//! - [`loader`] loads the embedded object, [`attach`] puts it on interfaces, [`pins`] keeps it there.
+//! - [`loader`] loads the embedded object, [`attach`] puts it on interfaces, [`pins`] keeps it
+//!   there.
 //! - [`probe`] finds out what this kernel can do; [`refusal`] says why it did not take a program;
 //!   [`rcu`] waits for running programs.
-//! - [`tables`] are the maps that the programs read, in memory that [`mmap`] shares with the kernel.
+//! - [`tables`] are the maps that the programs read, in memory that [`mmap`] shares with the
+//!   kernel.
 //! - [`ethtool`] asks and switches drivers, [`sight`] judges whether a program sees its packets.
 //! - [`counters`] reads what the programs counted; [`netlink`] asks the kernel about interfaces.
 

@@ -12,7 +12,9 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
     LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
 };
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia,
+};
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rtnetlink::{Handle, RouteMessageBuilder};
 use sip_xdp_common::packet::headers::Link;
@@ -30,7 +32,8 @@ pub struct Interface {
     pub link: Option<Link>,
     /// The link type's number (`ARPHRD_*` in `include/uapi/linux/if_arp.h`).
     pub link_type: u16,
-    /// What kind of virtual interface it is, as `ip -d link` says it: "vlan", "veth"; none for hardware.
+    /// What kind of virtual interface it is, as `ip -d link` says it: "vlan", "veth"; none for
+    /// hardware.
     pub kind: Option<String>,
     /// Whether it is up.
     pub up: bool,
@@ -79,15 +82,22 @@ pub struct Netlink {
 impl Netlink {
     /// Connects. Must be called on a tokio runtime, whose task it becomes.
     pub fn connect() -> Result<Self> {
-        let (connection, handle, _) = rtnetlink::new_connection().context("no netlink connection")?;
+        let (connection, handle, _) =
+            rtnetlink::new_connection().context("no netlink connection")?;
         tokio::spawn(connection);
         Ok(Self { handle })
     }
 
     /// All interfaces.
     pub async fn interfaces(&self) -> Result<Vec<Interface>> {
-        let links: Vec<LinkMessage> =
-            self.handle.link().get().execute().try_collect().await.context("the interfaces cannot be listed")?;
+        let links: Vec<LinkMessage> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .context("the interfaces cannot be listed")?;
         Ok(links.iter().map(interface).collect())
     }
 
@@ -95,23 +105,42 @@ impl Netlink {
     pub async fn interface(&self, index: u32) -> Result<Option<Interface>> {
         match self.handle.link().get().match_index(index).execute().try_next().await {
             Ok(link) => Ok(link.as_ref().map(interface)),
-            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("interface {index} cannot be asked about")),
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => {
+                Ok(None)
+            }
+            Err(error) => {
+                Err(error).with_context(|| format!("interface {index} cannot be asked about"))
+            }
         }
     }
 
     /// The host's addresses, each with the index of its interface.
     pub async fn addresses(&self) -> Result<Vec<(u32, IpAddr)>> {
-        let all: Vec<_> =
-            self.handle.address().get().execute().try_collect().await.context("the addresses cannot be listed")?;
-        Ok(all.iter().filter_map(|message| Some((message.header.index, own_address(message)?))).collect())
+        let all: Vec<_> = self
+            .handle
+            .address()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .context("the addresses cannot be listed")?;
+        Ok(all
+            .iter()
+            .filter_map(|message| Some((message.header.index, own_address(message)?)))
+            .collect())
     }
 
     /// The host's addresses, gateways and interfaces with a default route.
     pub async fn surroundings(&self) -> Result<Surroundings> {
         let mut found = Surroundings::default();
-        let addresses: Vec<_> =
-            self.handle.address().get().execute().try_collect().await.context("the addresses cannot be listed")?;
+        let addresses: Vec<_> = self
+            .handle
+            .address()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .context("the addresses cannot be listed")?;
         found.own.extend(addresses.iter().filter_map(own_address));
         for request in [
             RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
@@ -125,14 +154,17 @@ impl Netlink {
                 .try_collect()
                 .await
                 .context("the routes cannot be listed")?;
-            routes.iter().filter(|route| is_default(route)).for_each(|route| note_default(&mut found, route));
+            routes
+                .iter()
+                .filter(|route| is_default(route))
+                .for_each(|route| note_default(&mut found, route));
         }
         Ok(found)
     }
 }
 
-/// Our end of an address: on point-to-point links `Address` is the other end and `Local` is ours; elsewhere `Local` may be
-/// missing, and `Address` is ours.
+/// Our end of an address: on point-to-point links `Address` is the other end and `Local` is ours;
+/// elsewhere `Local` may be missing, and `Address` is ours.
 fn own_address(message: &AddressMessage) -> Option<IpAddr> {
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),
@@ -165,10 +197,12 @@ fn note_default(found: &mut Surroundings, route: &RouteMessage) {
 fn note_gateways(found: &mut Surroundings, attributes: &[RouteAttribute]) {
     for attribute in attributes {
         match attribute {
-            RouteAttribute::Gateway(RouteAddress::Inet(gateway)) | RouteAttribute::Via(RouteVia::Inet(gateway)) => {
+            RouteAttribute::Gateway(RouteAddress::Inet(gateway))
+            | RouteAttribute::Via(RouteVia::Inet(gateway)) => {
                 found.gateways.insert((*gateway).into());
             }
-            RouteAttribute::Gateway(RouteAddress::Inet6(gateway)) | RouteAttribute::Via(RouteVia::Inet6(gateway)) => {
+            RouteAttribute::Gateway(RouteAddress::Inet6(gateway))
+            | RouteAttribute::Via(RouteVia::Inet6(gateway)) => {
                 found.gateways.insert((*gateway).into());
             }
             RouteAttribute::Oif(index) => {
@@ -179,8 +213,9 @@ fn note_gateways(found: &mut Surroundings, attributes: &[RouteAttribute]) {
     }
 }
 
-/// Says that something has changed about interfaces: one came, went, was renamed, or got another program. What it is has
-/// to be asked for, so that nothing depends on having read every notification.
+/// Says that something has changed about interfaces: one came, went, was renamed, or got another
+/// program. What it is has to be asked for, so that nothing depends on having read every
+/// notification.
 #[derive(Debug)]
 pub struct LinkChanges {
     socket: AsyncFd<Socket>,
@@ -193,7 +228,8 @@ impl LinkChanges {
         let mut socket = Socket::new(NETLINK_ROUTE).context(what)?;
         socket.set_non_blocking(true).context(what)?;
         socket.bind(&SocketAddr::new(0, libc::RTMGRP_LINK as u32)).context(what)?;
-        // SAFETY: the socket owns its descriptor for as long as it lives, and always returns that one.
+        // SAFETY: the socket owns its descriptor for as long as it lives, and always returns that
+        // one.
         let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
         Ok(Self { socket: socket.context(what)? })
     }
@@ -209,7 +245,9 @@ impl LinkChanges {
                 // Some were lost, which is a change as well.
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error).context("the kernel's notifications about interfaces"),
+                Err(error) => {
+                    return Err(error).context("the kernel's notifications about interfaces");
+                }
             }
         }
         guard.clear_ready();
@@ -267,9 +305,12 @@ fn kind_of(infos: &[LinkInfo]) -> Option<String> {
 }
 
 fn attached(attributes: &[LinkXdp]) -> Option<AttachedXdp> {
-    let native = attributes
-        .iter()
-        .any(|a| matches!(a, LinkXdp::Attached(XdpAttached::Driver | XdpAttached::Hardware | XdpAttached::Multiple)));
+    let native = attributes.iter().any(|a| {
+        matches!(
+            a,
+            LinkXdp::Attached(XdpAttached::Driver | XdpAttached::Hardware | XdpAttached::Multiple)
+        )
+    });
     attributes.iter().find_map(|attribute| match attribute {
         LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) if *id != 0 => {
             Some(AttachedXdp { id: *id, native })

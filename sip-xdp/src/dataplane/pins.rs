@@ -1,4 +1,5 @@
-//! What is pinned, and where: the shared maps, a program and a link per interface. Pins outlive the daemon.
+//! What is pinned, and where: the shared maps, a program and a link per interface. Pins outlive the
+//! daemon.
 //!
 //! ```text
 //! PIN_DIR/v4/MAP            the shared maps, in the layout of version 4
@@ -96,8 +97,10 @@ impl Pins {
         let Ok(directory) = fs::read_dir(self.root.join(name)) else {
             return Vec::new();
         };
-        let mut indices: Vec<u32> =
-            directory.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        let mut indices: Vec<u32> = directory
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect();
         indices.sort_unstable();
         indices
     }
@@ -121,11 +124,15 @@ impl Pins {
     pub fn open(&self, name: &str) -> Result<Map> {
         self.check_access()?;
         if !self.is_loaded() {
-            bail!("no filter is loaded (nothing is pinned in {}); start it with `sip-xdp run`", self.root.display());
+            bail!(
+                "no filter is loaded (nothing is pinned in {}); start it with `sip-xdp run`",
+                self.root.display()
+            );
         }
         let path = self.maps().join(name);
-        let data = MapData::from_pin(&path)
-            .map_err(|error| anyhow!("{} cannot be opened ({}); run it as root", path.display(), innermost(&error)))?;
+        let data = MapData::from_pin(&path).map_err(|error| {
+            anyhow!("{} cannot be opened ({}); run it as root", path.display(), innermost(&error))
+        })?;
         Ok(Map::from_map_data(data)?)
     }
 
@@ -134,26 +141,30 @@ impl Pins {
         self.check_bpffs()?;
         let inside = ["links", "egress", "clsact", "programs"].map(|name| self.root.join(name));
         for directory in [self.root.clone()].into_iter().chain(inside) {
-            fs::create_dir_all(&directory)
-                .with_context(|| format!("{} cannot be made; run it as root", directory.display()))?;
+            fs::create_dir_all(&directory).with_context(|| {
+                format!("{} cannot be made; run it as root", directory.display())
+            })?;
         }
         self.lock()
     }
 
     /// Takes the instance for this process.
     pub fn lock(&self) -> Result<Lock> {
-        let directory = File::open(&self.root).with_context(|| format!("{} cannot be opened", self.root.display()))?;
+        let directory = File::open(&self.root)
+            .with_context(|| format!("{} cannot be opened", self.root.display()))?;
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             Ok(directory) => Ok(Lock { _directory: directory }),
             Err((_, error)) if error == nix::errno::Errno::EWOULDBLOCK => bail!(
-                "another sip-xdp runs with {}; stop it, or give this one its own --pin-dir, --run-dir and --state-dir",
+                "another sip-xdp runs with {}; stop it, or give this one its own --pin-dir, \
+                 --run-dir and --state-dir",
                 self.root.display()
             ),
             Err((_, error)) => bail!("{} cannot be locked: {error}", self.root.display()),
         }
     }
 
-    /// Makes sure that the pin directory is on a BPF file system, mounting it where it belongs if need be.
+    /// Makes sure that the pin directory is on a BPF file system, mounting it where it belongs if
+    /// need be.
     fn check_bpffs(&self) -> Result<()> {
         if is_bpffs(&self.root) {
             return Ok(());
@@ -161,19 +172,22 @@ impl Pins {
         if self.root.starts_with(BPFFS) && Path::new(BPFFS).is_dir() {
             mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>).map_err(|error| {
                 anyhow!(
-                    "no BPF file system on {BPFFS} and it cannot be mounted ({error}); run: mount -t bpf bpf {BPFFS}"
+                    "no BPF file system on {BPFFS} and it cannot be mounted ({error}); run: mount \
+                     -t bpf bpf {BPFFS}"
                 )
             })?;
             log::info!("mounted the BPF file system on {BPFFS}");
             return Ok(());
         }
         bail!(
-            "{} is not on a BPF file system; choose a --pin-dir below {BPFFS}, or mount one there: mount -t bpf bpf DIR",
+            "{} is not on a BPF file system; choose a --pin-dir below {BPFFS}, or mount one there: \
+             mount -t bpf bpf DIR",
             self.root.display()
         )
     }
 
-    /// Replaces the shared maps by those in [`Pins::new_maps`], and removes the layouts of other versions.
+    /// Replaces the shared maps by those in [`Pins::new_maps`], and removes the layouts of other
+    /// versions.
     pub fn promote_new_maps(&self) -> Result<()> {
         remove_directory(&self.maps())?;
         fs::rename(self.new_maps(), self.maps()).context("the new maps cannot be put in place")?;
@@ -192,7 +206,8 @@ impl Pins {
         Ok(())
     }
 
-    /// Notes that our filter is on an interface, and whether the qdisc under it is ours; that stays noted.
+    /// Notes that our filter is on an interface, and whether the qdisc under it is ours; that stays
+    /// noted.
     pub(crate) fn note_clsact(&self, index: u32, owns_qdisc: bool) -> Result<()> {
         let note = self.clsact(index);
         let note = if owns_qdisc { note.join(QDISC) } else { note };
@@ -217,14 +232,17 @@ impl Pins {
 
     /// The offloads that attaching to an interface has switched off, by device.
     pub(crate) fn noted_offloads(&self, index: u32) -> Vec<(u32, String)> {
-        let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().collect::<Vec<_>>();
+        let entries =
+            |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().collect::<Vec<_>>();
         let devices = entries(&self.offloads(index)).into_iter().filter_map(|device| {
             let index: u32 = device.file_name().to_str()?.parse().ok()?;
             Some((index, entries(&device.path())))
         });
         let mut noted: Vec<_> = devices
             .flat_map(|(device, names)| {
-                names.into_iter().filter_map(move |name| Some((device, name.file_name().into_string().ok()?)))
+                names
+                    .into_iter()
+                    .filter_map(move |name| Some((device, name.file_name().into_string().ok()?)))
             })
             .collect();
         noted.sort_unstable();
@@ -245,8 +263,8 @@ impl Pins {
         remove_link(&self.egress_link(index))
     }
 
-    /// Takes the links and the program of an interface away, which detaches the programs, and the egress
-    /// filter. Returns the offloads that had been switched off for it.
+    /// Takes the links and the program of an interface away, which detaches the programs, and the
+    /// egress filter. Returns the offloads that had been switched off for it.
     pub fn detach(&self, index: u32) -> Result<Vec<Offload>> {
         remove_link(&self.link(index))?;
         self.remove_egress_link(index)?;
@@ -255,7 +273,8 @@ impl Pins {
         offloads::put_back(self, index)
     }
 
-    /// Takes away what a start that failed has left: new tables, and the directories if nothing else is in them.
+    /// Takes away what a start that failed has left: new tables, and the directories if nothing
+    /// else is in them.
     pub fn clean_up_start(&self) -> Result<()> {
         if self.linked().is_empty() && !self.is_loaded() {
             return self.remove_all().map(drop);
@@ -289,8 +308,8 @@ pub(crate) fn is_bpffs(path: &Path) -> bool {
         .is_some_and(|stat| stat.filesystem_type() == FsType(BPF_FS_MAGIC))
 }
 
-/// Detaches what a pinned link attaches, and removes the pin. Removing it alone does that too, but later:
-/// the kernel frees it after a grace period, and until then nobody else can attach.
+/// Detaches what a pinned link attaches, and removes the pin. Removing it alone does that too, but
+/// later: the kernel frees it after a grace period, and until then nobody else can attach.
 fn remove_link(path: &Path) -> Result<()> {
     if path.exists()
         && let Err(error) = bpf::detach_link(path)

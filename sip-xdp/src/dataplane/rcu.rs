@@ -1,10 +1,10 @@
-//! Waiting for the kernel's programs: memory that a packet may still be looking at is overwritten only
-//! when every program run that had begun is over. Programs run inside RCU read sections, so that is an
-//! RCU grace period; user space gets one from either of two calls.
+//! Waiting for the kernel's programs: memory that a packet may still be looking at is overwritten
+//! only when every program run that had begun is over. Programs run inside RCU read sections, so
+//! that is an RCU grace period; user space gets one from either of two calls.
 //!
-//! - An update of a map of maps. The kernel waits before it returns, so that all running programs use
-//!   the new map (`maybe_wait_bpf_programs` in `kernel/bpf/syscall.c`, since Linux 4.19). It takes what
-//!   loading programs takes anyway, so it is there wherever the filter is.
+//! - An update of a map of maps. The kernel waits before it returns, so that all running programs
+//!   use the new map (`maybe_wait_bpf_programs` in `kernel/bpf/syscall.c`, since Linux 4.19). It
+//!   takes what loading programs takes anyway, so it is there wherever the filter is.
 //! - `membarrier` with `MEMBARRIER_CMD_GLOBAL` (`kernel/sched/membarrier.c`). Kernels booted with
 //!   `nohz_full` refuse it, and so do some seccomp profiles.
 
@@ -89,7 +89,8 @@ fn map_of_maps() -> io::Result<()> {
         Some(maps) => maps,
         None => {
             let inner = bpf::create_map(bpf::MAP_TYPE_ARRAY, [4, 4], 1, 0, None)?;
-            let outer = bpf::create_map(bpf::MAP_TYPE_ARRAY_OF_MAPS, [4, 4], 1, 0, Some(inner.as_fd()))?;
+            let outer =
+                bpf::create_map(bpf::MAP_TYPE_ARRAY_OF_MAPS, [4, 4], 1, 0, Some(inner.as_fd()))?;
             MAPS.get_or_init(|| (outer, inner))
         }
     };

@@ -11,8 +11,8 @@ use aya::programs::ProgramError;
 /// The file in the state directory that holds the log of the last refusal.
 pub const LOG_FILE: &str = "verifier.log";
 
-/// Beginnings of lines that the verifier writes after the reason, or between it and the end: figures,
-/// source lines, and how it went back to find out which numbers matter
+/// Beginnings of lines that the verifier writes after the reason, or between it and the end:
+/// figures, source lines, and how it went back to find out which numbers matter
 /// (`print_verification_stats`, `mark_chain_precision` and others in `kernel/bpf/verifier.c`).
 const NO_REASON: [&str; 13] = [
     "processed ",
@@ -47,9 +47,15 @@ pub struct Refusal {
 
 impl Refusal {
     /// What loading `program` failed with. `missing` is asked only where the verifier says nothing.
-    pub(crate) fn new(program: &'static str, error: &ProgramError, missing: impl FnOnce() -> Option<String>) -> Self {
+    pub(crate) fn new(
+        program: &'static str,
+        error: &ProgramError,
+        missing: impl FnOnce() -> Option<String>,
+    ) -> Self {
         let (error, log) = match error {
-            ProgramError::LoadError { io_error, verifier_log } => (io_error.to_string(), verifier_log.to_string()),
+            ProgramError::LoadError { io_error, verifier_log } => {
+                (io_error.to_string(), verifier_log.to_string())
+            }
             other => (super::attach::xdp::innermost(other), String::new()),
         };
         let missing = if reason(&log).is_none() { missing() } else { None };
@@ -70,7 +76,9 @@ impl Refusal {
         let written = fs::create_dir_all(directory).and_then(|()| fs::write(&file, &self.log));
         self.kept = Some(match written {
             Ok(()) => format!("the verifier's whole log is in {}", file.display()),
-            Err(error) => format!("the verifier's log could not be written to {}: {error}", file.display()),
+            Err(error) => {
+                format!("the verifier's log could not be written to {}: {error}", file.display())
+            }
         });
     }
 }
@@ -86,7 +94,8 @@ impl fmt::Display for Refusal {
         }
         if error.contains("Operation not permitted") {
             f.write_str(
-                "; BPF is refused here (a container, lockdown, or missing capabilities): run it on the host as root",
+                "; BPF is refused here (a container, lockdown, or missing capabilities): run it on \
+                 the host as root",
             )?;
         }
         match kept {
@@ -109,11 +118,12 @@ pub fn keep_log(error: anyhow::Error, directory: &Path) -> anyhow::Error {
     }
 }
 
-/// The last line of a verifier's log that is a reason. Lines of the program and of its registers begin
-/// with a number, and those that are cut off in the middle of a log end it.
+/// The last line of a verifier's log that is a reason. Lines of the program and of its registers
+/// begin with a number, and those that are cut off in the middle of a log end it.
 fn reason(log: &str) -> Option<&str> {
     let is_reason = |line: &&str| {
-        let numbered = line.split_once(':').is_some_and(|(number, _)| number.parse::<u32>().is_ok());
+        let numbered =
+            line.split_once(':').is_some_and(|(number, _)| number.parse::<u32>().is_ok());
         !line.is_empty() && !numbered && !NO_REASON.iter().any(|start| line.starts_with(start))
     };
     log.lines().map(str::trim).rfind(is_reason)
@@ -131,7 +141,8 @@ mod tests {
     const LOG: &str = "func#0 @0\n0: R1=ctx(off=0,imm=0) R10=fp0\n; let left = TAP.get_ptr_mut(0)\n\
         4510: (85) call bpf_xdp_load_bytes#189\n\
         R4 invalid zero-sized read: u64=[0,1472]\n\
-        processed 51234 insns (limit 1000000) max_states_per_insn 4 total_states 900 peak_states 700 mark_read 30\n\n";
+        processed 51234 insns (limit 1000000) max_states_per_insn 4 total_states 900 peak_states \
+                       700 mark_read 30\n\n";
 
     fn refused(log: &str, code: i32, missing: Option<&str>) -> Refusal {
         let io_error = io::Error::from_raw_os_error(code);
@@ -148,7 +159,8 @@ mod tests {
         assert_eq!(
             error.to_string(),
             format!(
-                "the kernel did not take the program sip_xdp_ingress (Permission denied (os error 13)): R4 invalid \
+                "the kernel did not take the program sip_xdp_ingress (Permission denied (os error \
+                 13)): R4 invalid \
                  zero-sized read: u64=[0,1472]; the verifier's whole log is in {}",
                 file.display()
             )
@@ -162,18 +174,25 @@ mod tests {
         let file = directory.path().join("file");
         fs::write(&file, "").unwrap();
         let text = keep_log(refused(LOG, libc::EACCES, None).into(), &file).to_string();
-        assert!(text.contains("R4 invalid zero-sized read") && text.contains("could not be written"), "{text}");
+        assert!(
+            text.contains("R4 invalid zero-sized read") && text.contains("could not be written"),
+            "{text}"
+        );
         assert_eq!(text.lines().count(), 1);
     }
 
     #[test]
     fn without_a_log_it_says_what_is_missing() {
         let text = refused("", libc::EINVAL, Some("the kernel has no helper bpf_loop")).to_string();
-        let expected = "the kernel did not take the program sip_xdp_ingress (Invalid argument (os error 22)): the kernel has \
+        let expected = "the kernel did not take the program sip_xdp_ingress (Invalid argument (os \
+                        error 22)): the kernel has \
                         no helper bpf_loop";
         assert_eq!(text, expected);
         let text = refused("", libc::EINVAL, None).to_string();
-        assert!(text.ends_with("(Invalid argument (os error 22)), and its verifier gave no reason"), "{text}");
+        assert!(
+            text.ends_with("(Invalid argument (os error 22)), and its verifier gave no reason"),
+            "{text}"
+        );
         let text = refused("", libc::EPERM, None).to_string();
         assert!(text.contains("a container, lockdown, or missing capabilities"), "{text}");
     }
@@ -184,15 +203,20 @@ mod tests {
             (LOG, Some("R4 invalid zero-sized read: u64=[0,1472]")),
             ("unknown func bpf_loop#181\nprocessed 90 insns", Some("unknown func bpf_loop#181")),
             (
-                "last insn is not an exit or jmp\nverification time 96 usec\nstack depth 0+0\nprocessed 0 insns\n",
+                "last insn is not an exit or jmp\nverification time 96 usec\nstack depth \
+                 0+0\nprocessed 0 insns\n",
                 Some("last insn is not an exit or jmp"),
             ),
             (
-                "17: (0f) r1 += r2\nmath between pkt pointer and register with unbounded min value is not allowed\n",
-                Some("math between pkt pointer and register with unbounded min value is not allowed"),
+                "17: (0f) r1 += r2\nmath between pkt pointer and register with unbounded min value \
+                 is not allowed\n",
+                Some(
+                    "math between pkt pointer and register with unbounded min value is not allowed",
+                ),
             ),
             (
-                "BPF program is too large. Processed 1000001 insn\nprocessed 1000001 insns (limit 1000000)\n",
+                "BPF program is too large. Processed 1000001 insn\nprocessed 1000001 insns (limit \
+                 1000000)\n",
                 Some("BPF program is too large. Processed 1000001 insn"),
             ),
             ("regs=18 stack=0 before 3029: (07) r4 += 1\n3028: (73) *(u8 *)(r5 +0) = r2\n", None),

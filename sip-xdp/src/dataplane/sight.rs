@@ -1,12 +1,13 @@
-//! Whether a native program sees what its interface takes in. Drivers exist that accept a program and
-//! never call it (virtio_net without mergeable buffers), or lose it when their rings are made anew
-//! (vmxnet3): the filter then looks well and filters nothing.
+//! Whether a native program sees what its interface takes in. Drivers exist that accept a program
+//! and never call it (virtio_net without mergeable buffers), or lose it when their rings are made
+//! anew (vmxnet3): the filter then looks well and filters nothing.
 //!
-//! The interface's own counter of packets taken in is held against what the program has counted. It is
-//! judged in native mode only, and only on "none at all", since interfaces count what no program on them
-//! ever sees: bonds what their members take in, PPP and WireGuard their keep-alives. In generic mode the
-//! network stack itself calls the program. Drivers that refresh their counters from time to time may
-//! hand in packets from before the program: so they have to arrive in two looks at least.
+//! The interface's own counter of packets taken in is held against what the program has counted. It
+//! is judged in native mode only, and only on "none at all", since interfaces count what no program
+//! on them ever sees: bonds what their members take in, PPP and WireGuard their keep-alives. In
+//! generic mode the network stack itself calls the program. Drivers that refresh their counters
+//! from time to time may hand in packets from before the program: so they have to arrive in two
+//! looks at least.
 
 use std::time::Duration;
 
@@ -16,8 +17,8 @@ pub(crate) const UNSEEN: u64 = 20;
 /// In how many looks they have to arrive.
 const LOOKS: u32 = 2;
 
-/// For how long nothing is judged after a program was attached or a link changed: drivers that refresh
-/// their counters do so within two seconds.
+/// For how long nothing is judged after a program was attached or a link changed: drivers that
+/// refresh their counters do so within two seconds.
 pub(crate) const SETTLING: Duration = Duration::from_millis(900);
 
 /// What is known of one interface since the program last saw something.
@@ -56,8 +57,9 @@ impl Sight {
         self.has_seen
     }
 
-    /// Takes a look: `taken` are the packets that the interface took in, read before `counted`, which the
-    /// program has counted, both since whenever. Returns that it is blind, as long as it is.
+    /// Takes a look: `taken` are the packets that the interface took in, read before `counted`,
+    /// which the program has counted, both since whenever. Returns that it is blind, as long as it
+    /// is.
     pub(crate) fn look(&mut self, now: u64, taken: u64, counted: u64) -> Option<Blind> {
         let Some((taken_then, counted_then)) = self.since else {
             if now >= self.settled {
@@ -74,7 +76,8 @@ impl Sight {
         self.looks = self.looks.saturating_add(u32::from(taken > self.last));
         self.last = taken;
         let packets = taken - taken_then;
-        (packets >= UNSEEN && self.looks >= LOOKS).then_some(Blind { packets, has_seen: self.has_seen })
+        (packets >= UNSEEN && self.looks >= LOOKS)
+            .then_some(Blind { packets, has_seen: self.has_seen })
     }
 }
 
@@ -88,12 +91,17 @@ mod tests {
     fn looks(counters: &[(u64, u64)]) -> Vec<Option<u64>> {
         let mut sight = Sight::new(0, false);
         let looks = counters.iter().zip(1..);
-        looks.map(|((taken, counted), n)| Some(sight.look(n * SECOND, *taken, *counted)?.packets)).collect()
+        looks
+            .map(|((taken, counted), n)| Some(sight.look(n * SECOND, *taken, *counted)?.packets))
+            .collect()
     }
 
     #[test]
     fn packets_that_arrive_unseen_are_noticed() {
-        assert_eq!(looks(&[(1_000, 5), (1_010, 5), (1_030, 5), (1_030, 5)]), [None, None, Some(30), Some(30)]);
+        assert_eq!(
+            looks(&[(1_000, 5), (1_010, 5), (1_030, 5), (1_030, 5)]),
+            [None, None, Some(30), Some(30)]
+        );
         // A slow trickle, too.
         let trickle: Vec<_> = (0..30).map(|n| (n, 0)).collect();
         assert_eq!(looks(&trickle).iter().position(Option::is_some), Some(20));

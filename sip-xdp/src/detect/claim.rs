@@ -6,7 +6,9 @@ use crate::dataplane::tables::ledger::Tier;
 
 /// What is proven of the sender of a packet. Evidence is weighed level by level: what could be
 /// forged never adds to what could not.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub(super) enum Level {
     /// Anybody could have sent it.
     #[default]

@@ -1,10 +1,11 @@
-//! To-tags: a sender that repeats one that we made, and sent to its address alone, is where it says.
+//! To-tags: a sender that repeats one that we made, and sent to its address alone, is where it
+//! says.
 //!
 //! Some servers compute tags from the request, or put a constant before them. So a tag proves
 //! nothing if any 16 characters of it were in a tag of another dialog, nor while there is no other
 //! dialog to compare it with.
 
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use super::digest::digest;
 use super::recent::Recent;
@@ -40,13 +41,13 @@ enum Owner {
 #[derive(Debug)]
 pub(super) struct Dialogs {
     /// By Call-ID: to whom, and which tag.
-    tags: Recent<u64, Vec<(Source, u64)>>,
+    tags: Recent<u64, Vec<(IpKey, u64)>>,
     pieces: Recent<u64, Owner>,
     /// The first Call-ID of which there was a tag, and whether there was another.
     first: Option<u64>,
     comparable: bool,
     /// A repetition that came before there was another dialog: by whom, of which tag.
-    early: Option<(Source, u64, Vec<u8>)>,
+    early: Option<(IpKey, u64, Vec<u8>)>,
 }
 
 impl Default for Dialogs {
@@ -59,7 +60,7 @@ impl Default for Dialogs {
 
 impl Dialogs {
     /// Notes that we sent a tag of our own making.
-    pub(super) fn give(&mut self, call: u64, tag: &[u8], to: Source, now: u64) {
+    pub(super) fn give(&mut self, call: u64, tag: &[u8], to: IpKey, now: u64) {
         self.comparable |= self.first.get_or_insert(call) != &call;
         let given = (to, digest(tag));
         let tags = self.tags.touch(call, now, Vec::new);
@@ -79,8 +80,9 @@ impl Dialogs {
     }
 
     /// Whether it proves that `by` is where it says that it repeats a tag.
-    pub(super) fn proves(&mut self, call: u64, tag: &[u8], by: Source, now: u64) -> bool {
-        let was_given = self.tags.get(&call, now).is_some_and(|tags| tags.contains(&(by, digest(tag))));
+    pub(super) fn proves(&mut self, call: u64, tag: &[u8], by: IpKey, now: u64) -> bool {
+        let was_given =
+            self.tags.get(&call, now).is_some_and(|tags| tags.contains(&(by, digest(tag))));
         if was_given && !self.comparable && self.early.is_none() {
             self.early = Some((by, call, tag.to_vec()));
         }
@@ -89,7 +91,7 @@ impl Dialogs {
     }
 
     /// The source and the call of a repetition that proves something by now.
-    pub(super) fn take_early(&mut self, now: u64) -> Option<(Source, u64)> {
+    pub(super) fn take_early(&mut self, now: u64) -> Option<(IpKey, u64)> {
         let (by, call, tag) = self.early.take_if(|_| self.comparable)?;
         self.proves(call, &tag, by, now).then_some((by, call))
     }
@@ -110,7 +112,7 @@ mod tests {
 
     #[test]
     fn only_tags_made_at_random_prove_anything() {
-        let (caller, other) = (Source::v4(1), Source::v4(2));
+        let (caller, other) = (IpKey::v4(1), IpKey::v4(2));
         let mut dialogs = Dialogs::default();
         dialogs.give(1, b"685679650d14a58de9e4b740", caller, NOW);
         let random = b"685679650d14a58de9e4b740";

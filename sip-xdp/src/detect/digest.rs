@@ -1,4 +1,5 @@
-//! Digests of what senders say, so that what is kept of it has a size. Seeded: nobody can make two of them collide.
+//! Digests of what senders say, so that what is kept of it has a size. Seeded: nobody can make two
+//! of them collide.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -12,7 +13,9 @@ pub(super) fn digest<T: Hash + ?Sized>(value: &T) -> u64 {
 }
 
 /// How many different values there are, the most common one, and how often it occurs.
-pub(super) fn most_common<T: Copy + Eq + Hash>(values: impl Iterator<Item = Option<T>>) -> Option<(usize, T, usize)> {
+pub(super) fn most_common<T: Copy + Eq + Hash>(
+    values: impl Iterator<Item = Option<T>>,
+) -> Option<(usize, T, usize)> {
     let mut counts: HashMap<T, usize> = HashMap::new();
     values.flatten().for_each(|value| *counts.entry(value).or_default() += 1);
     let (value, count) = counts.iter().max_by_key(|(_, count)| **count)?;

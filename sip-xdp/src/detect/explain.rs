@@ -1,7 +1,7 @@
 //! What the detector knows of one source, for people who ask. It changes nothing.
 
 use serde::{Deserialize, Serialize};
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use super::Detector;
 use super::claim::Level;
@@ -86,8 +86,8 @@ impl SourceState {
     }
 }
 
-/// Puts the start of a text, which comes in parts, in the place of what was kept before. It is made printable when
-/// somebody asks: this is done for each request, that for hardly any.
+/// Puts the start of a text, which comes in parts, in the place of what was kept before. It is made
+/// printable when somebody asks: this is done for each request, that for hardly any.
 fn remember(kept: &mut Vec<u8>, parts: &[&[u8]]) {
     let length: usize = parts.iter().map(|part| part.len()).sum();
     kept.clear();
@@ -100,14 +100,18 @@ fn remember(kept: &mut Vec<u8>, parts: &[&[u8]]) {
 /// The start of a hostile text, without what a terminal would obey.
 fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(REMEMBERED)]);
-    let clean: String = text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect();
-    let end = (0..=REMEMBERED.min(clean.len())).rev().find(|end| clean.is_char_boundary(*end)).unwrap_or(0);
+    let clean: String =
+        text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect();
+    let end = (0..=REMEMBERED.min(clean.len()))
+        .rev()
+        .find(|end| clean.is_char_boundary(*end))
+        .unwrap_or(0);
     clean[..end].to_owned()
 }
 
 impl Detector {
     /// What is known of a source at `now`.
-    pub fn explain(&self, source: &Source, now: u64) -> View {
+    pub fn explain(&self, source: &IpKey, now: u64) -> View {
         let accepted = self.known.accepted_at(source).map(|(user, port, _, until)| Accepted {
             user: user.to_owned(),
             port,
@@ -135,28 +139,36 @@ impl Detector {
     }
 
     /// What is known against a source at `now`, alone.
-    pub(crate) fn evidence_against(&self, source: &Source, now: u64) -> Vec<Evidence> {
+    pub(crate) fn evidence_against(&self, source: &IpKey, now: u64) -> Vec<Evidence> {
         self.watched_as(source).map(|state| self.evidence_of(state, now)).unwrap_or_default()
     }
 
     /// A source among those that are watched.
-    fn watched_as(&self, source: &Source) -> Option<&SourceState> {
+    fn watched_as(&self, source: &IpKey) -> Option<&SourceState> {
         self.sources.get(source).map(Box::as_ref)
     }
 
     /// Until when a user is known to be registered at a port of an address; 0 if it never was.
-    pub fn registered_until(&self, source: &Source, user: &str, port: u16) -> u64 {
+    pub fn registered_until(&self, source: &IpKey, user: &str, port: u16) -> u64 {
         let mut accepted = self.known.accepted_at(source);
-        accepted.find(|(known, at, ..)| *known == user && *at == port).map_or(0, |(.., until)| until)
+        accepted
+            .find(|(known, at, ..)| *known == user && *at == port)
+            .map_or(0, |(.., until)| until)
     }
 
     /// What is known against a source.
     fn evidence_of(&self, state: &SourceState, now: u64) -> Vec<Evidence> {
         let rules = &self.rules;
         let mut all = Vec::new();
-        let mut add = |kind: &str, enabled: bool, count: f64, limit: u64, per: u64, text: &dyn Fn() -> String| {
+        let mut add = |kind: &str,
+                       enabled: bool,
+                       count: f64,
+                       limit: u64,
+                       per: u64,
+                       text: &dyn Fn() -> String| {
             if count > 0.0 {
-                let (limit, per) = (enabled.then_some(limit), enabled.then_some(per / 1_000_000_000));
+                let (limit, per) =
+                    (enabled.then_some(limit), enabled.then_some(per / 1_000_000_000));
                 all.push(Evidence { kind: kind.to_owned(), count, limit, per, text: text() });
             }
         };
@@ -166,15 +178,20 @@ impl Detector {
         let count = lately().count();
         let text = || {
             let users = named(lately().map(|(_, rejection)| rejection.user.as_str()));
-            let echoed = lately().filter(|(_, rejection)| rejection.level == Level::Routable).count();
+            let echoed =
+                lately().filter(|(_, rejection)| rejection.level == Level::Routable).count();
             format!("{count} rejected passwords for {users}, {echoed} with a nonce of ours")
         };
         add("rejected", rejected.enabled, count as f64, rejected.count.into(), within, &text);
 
         let slow = rules.slow;
         let level = rounded(state.slow_seen.level(now, slow.per.nanos()));
-        let text =
-            || format!("rejected passwords fill {level} of {}, and one leaks out every {}", slow.count, slow.per);
+        let text = || {
+            format!(
+                "rejected passwords fill {level} of {}, and one leaks out every {}",
+                slow.count, slow.per
+            )
+        };
         add("slow", slow.enabled, level, slow.count.into(), slow.per.nanos(), &text);
 
         let rule = rules.enumeration;
@@ -182,23 +199,43 @@ impl Detector {
         let lately = || state.refused.iter().filter(|(at, _)| now.saturating_sub(*at) <= within);
         let count = lately().count();
         let text = || {
-            format!("{count} different users refused: {}", named(lately().map(|(_, refused)| refused.target.as_str())))
+            format!(
+                "{count} different users refused: {}",
+                named(lately().map(|(_, refused)| refused.target.as_str()))
+            )
         };
         add("enumeration", rule.enabled, count as f64, rule.count.into(), within, &text);
 
         let rule = rules.invites;
         let level = rounded(state.calls.all.level(now, rule.per.nanos()));
-        let text =
-            || format!("{} calls refused, {} answered", state.calls.refused, self.served.numbers(&state.source, now));
+        let text = || {
+            format!(
+                "{} calls refused, {} answered",
+                state.calls.refused,
+                self.served.numbers(&state.source, now)
+            )
+        };
         add("invites", rule.enabled, level, rule.count.into(), rule.per.nanos(), &text);
 
         if let Some(what) = &state.signature {
             let text = format!("{what}, in {} calls", state.tool_calls.len());
-            all.push(Evidence { kind: "signature".to_owned(), count: 1.0, limit: None, per: None, text });
+            all.push(Evidence {
+                kind: "signature".to_owned(),
+                count: 1.0,
+                limit: None,
+                per: None,
+                text,
+            });
         }
         if state.limited != 0 {
             let text = format!("over a limit {} ago", words(now.saturating_sub(state.limited)));
-            all.push(Evidence { kind: "limited".to_owned(), count: 1.0, limit: None, per: None, text });
+            all.push(Evidence {
+                kind: "limited".to_owned(),
+                count: 1.0,
+                limit: None,
+                per: None,
+                text,
+            });
         }
         all
     }
@@ -228,7 +265,9 @@ mod tests {
         assert_eq!(printable(b"a\x1b[2Jb\r\n"), "a?[2Jb??");
         let mut kept = b"what was there before".to_vec();
         remember(&mut kept, &[b"OPTIONS", b" ", &[b'x'; 200], b" SIP/2.0"]);
-        assert!(kept.starts_with(b"OPTIONS xxx") && kept.ends_with(b"xxx") && kept.len() == REMEMBERED);
+        assert!(
+            kept.starts_with(b"OPTIONS xxx") && kept.ends_with(b"xxx") && kept.len() == REMEMBERED
+        );
         remember(&mut kept, &[b""]);
         assert!(kept.is_empty());
         for hostile in [vec![0xff; 4_096], "ü".repeat(300).into_bytes(), vec![b'x'; 129]] {

@@ -1,9 +1,9 @@
 //! Turns what the kernel samples into findings: who attacks, by which evidence, and who is real.
 //!
 //! Data goes one way: an event is read ([`crate::sip::message`]), a response finds its request
-//! (`transactions`), evidence is admitted with its level (`responses`), weighed by a rule (`rules`),
-//! and enough of it is a finding (`rules::convict`). Pure: time comes with the events, and what
-//! follows is handed back as [`Action`]s.
+//! (`transactions`), evidence is admitted with its level (`responses`), weighed by a rule
+//! (`rules`), and enough of it is a finding (`rules::emit_ban`). Pure: time comes with the events,
+//! and what follows is handed back as [`Action`]s.
 
 mod arrived;
 mod claim;
@@ -28,8 +28,8 @@ mod windows;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use sip_xdp_common::abi::layout::{Event, EventKind, FRAGMENTED, IN_STORM, SUSPECTED};
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::abi::layout::{EventKind, FRAGMENTED, IN_STORM, KernelEvent, SUSPECTED};
+use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::packet::checksum::Datagram;
 
 use crate::config::{Config, Detect};
@@ -81,7 +81,7 @@ const ORPHAN_NS: u64 = 3_600_000_000_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     /// Whose: an address of the source.
-    pub source: Source,
+    pub source: IpKey,
     /// The width of it: 128 is the host, 64, 56 or 48 an IPv6 network around it.
     pub bits: u8,
     /// The port, if one flow of the address is to blame and not all of it.
@@ -106,15 +106,15 @@ pub enum Action {
     /// A user was accepted, or has taken its registration back: see [`Detector::good`].
     Accepted(Acceptance),
     /// These ports have no standing any more: others made room, or they offended.
-    Ended(Vec<(Source, u16)>),
+    Ended(Vec<(IpKey, u16)>),
     /// A host answers our requests; it is a peer until then.
-    Peer(Source, u64),
+    Peer(IpKey, u64),
     /// The server takes calls of this source without credentials; it is served until then.
-    Served(Source, u64),
+    Served(IpKey, u64),
     /// Limit it until then, a step more than before: anybody can have sent this.
-    Limit(Source, u64, String),
+    Limit(IpKey, u64, String),
     /// Something about this source and port that is no evidence against it.
-    Rejected(Source, u16, String),
+    Rejected(IpKey, u16, String),
     /// Something that an operator should know, of this kind.
     Note(&'static str, String),
 }
@@ -143,14 +143,14 @@ pub struct Detector {
     peers: Peers,
     served: Served,
     /// Boxed, since a table that grows has room for twice as many as it holds.
-    sources: HashMap<Source, Box<SourceState>>,
-    networks: Recent<(u8, Source), networks::Network>,
+    sources: HashMap<IpKey, Box<SourceState>>,
+    networks: Recent<(u8, IpKey), networks::Network>,
     /// Sources that offended by level 1 evidence, and how often.
-    offenders: Recent<Source, u32>,
+    offenders: Recent<IpKey, u32>,
     /// Places where nobody earns standing while a ban lasts, and until when.
-    offending: Recent<(Source, Option<u16>), u64>,
+    offending: Recent<(IpKey, Option<u16>), u64>,
     /// Sources of which something becomes certain at a time.
-    due: VecDeque<(u64, Source)>,
+    due: VecDeque<(u64, IpKey)>,
     /// Users that were never accepted, and who has tried them.
     tried: decoy::Tried,
     /// Before this, users that are tried are no decoys.
@@ -222,12 +222,12 @@ impl Detector {
     }
 
     /// The sources that are served, since when and until when.
-    pub fn served_sources(&self, now: u64) -> impl Iterator<Item = (Source, u64, u64)> + '_ {
+    pub fn served_sources(&self, now: u64) -> impl Iterator<Item = (IpKey, u64, u64)> + '_ {
         self.served.all(now)
     }
 
     /// What is known of an address and one of its ports.
-    pub fn good(&self, source: &Source, port: u16, now: u64) -> Good {
+    pub fn good(&self, source: &IpKey, port: u16, now: u64) -> Good {
         let known = &self.known;
         let flow_until = known.flow_until(source, port, now);
         let served = Some(self.served.until(source)).filter(|until| *until > now).unwrap_or(0);
@@ -236,12 +236,12 @@ impl Detector {
     }
 
     /// Whether somebody was accepted from an address within a day.
-    pub fn was_good_lately(&self, source: &Source, now: u64) -> bool {
+    pub fn was_good_lately(&self, source: &IpKey, now: u64) -> bool {
         self.known.was_good_lately(source, now)
     }
 
-    /// Whether the registrar seems to reject accounts that it accepted, so that their rejections prove
-    /// nothing.
+    /// Whether the registrar seems to reject accounts that it accepted, so that their rejections
+    /// prove nothing.
     pub fn registrar_is_failing(&self, now: u64) -> bool {
         self.registrar.is_failing(now)
     }
@@ -260,7 +260,7 @@ impl Detector {
     pub fn restore(
         &mut self,
         acceptances: impl IntoIterator<Item = Acceptance>,
-        peers: impl IntoIterator<Item = (Source, u64)>,
+        peers: impl IntoIterator<Item = (IpKey, u64)>,
     ) {
         for acceptance in acceptances {
             self.known.accept(&acceptance);
@@ -271,17 +271,17 @@ impl Detector {
     }
 
     /// Notes that a source was banned at a place until then: nobody earns standing there meanwhile.
-    pub fn banned(&mut self, source: Source, port: Option<u16>, until: u64, now: u64) {
+    pub fn banned(&mut self, source: IpKey, port: Option<u16>, until: u64, now: u64) {
         self.offending.insert((source, port), now, until);
     }
 
     /// Notes that a source has offended before, in an earlier run.
-    pub fn restore_offender(&mut self, source: Source, count: u32, at: u64) {
+    pub fn restore_offender(&mut self, source: IpKey, count: u32, at: u64) {
         self.offenders.insert(source, at, count);
     }
 
-    /// Notes that events were lost on their way from the kernel: a response that arrived may have been
-    /// among them.
+    /// Notes that events were lost on their way from the kernel: a response that arrived may have
+    /// been among them.
     pub fn lost_events(&mut self, now: u64) {
         self.arrived.lost(now);
     }
@@ -292,7 +292,7 @@ impl Detector {
     }
 
     /// Forgets what a source did: an operator has pardoned it.
-    pub fn forget(&mut self, source: &Source) {
+    pub fn forget(&mut self, source: &IpKey) {
         self.sources.remove(source);
         self.offenders.remove(source);
         self.offending.remove(&(*source, None));
@@ -324,10 +324,13 @@ impl Detector {
             self.due.pop_front();
             self.settle(source, now, &mut actions);
         }
-        actions.extend(self.registrar.news(now).into_iter().map(|(kind, text)| Action::Note(kind, text)));
+        actions.extend(
+            self.registrar.news(now).into_iter().map(|(kind, text)| Action::Note(kind, text)),
+        );
         let is_filling = self.known.fill() >= NEARLY_FULL;
         if is_filling && !self.was_filling {
-            let text = "the table of who is known good is nearly full: who is known for the shortest time makes room";
+            let text = "the table of who is known good is nearly full: who is known for the \
+                        shortest time makes room";
             actions.push(Action::Note("nearly_full", text.to_owned()));
         }
         self.was_filling = is_filling;
@@ -335,7 +338,7 @@ impl Detector {
     }
 
     /// Takes an event, and says what follows from it.
-    pub fn observe(&mut self, event: &Event) -> Vec<Action> {
+    pub fn observe(&mut self, event: &KernelEvent) -> Vec<Action> {
         let now = event.time;
         if self.decoys_from == u64::MAX {
             self.decoys_from = now.saturating_add(FIRST_DAY_NS);
@@ -350,7 +353,7 @@ impl Detector {
                 self.request(event, bytes, &head, &mut actions);
             }
             (Some(EventKind::Answer), Some(head)) => self.answer(event, &head, &mut actions),
-            (Some(EventKind::Asked), Some(head)) => {
+            (Some(EventKind::PendingRequest), Some(head)) => {
                 // A request inside their dialog makes nobody a peer.
                 if let Some(branch) = head.branch.filter(|_| head.to.tag.is_none()) {
                     self.peers.ask(event.source, digest(branch), digest(&head.call_id), now);
@@ -363,7 +366,12 @@ impl Detector {
     }
 
     /// A response has arrived.
-    fn response(&mut self, event: &Event, head: Option<&Head<'_>>, actions: &mut Vec<Action>) {
+    fn response(
+        &mut self,
+        event: &KernelEvent,
+        head: Option<&Head<'_>>,
+        actions: &mut Vec<Action>,
+    ) {
         let (source, now) = (event.source, event.time);
         let branch = head.and_then(|head| head.branch).map(digest);
         let answers = branch.is_some_and(|branch| self.peers.answers(source, branch, now));
@@ -380,22 +388,23 @@ impl Detector {
     }
 
     /// What is kept of a source, made if nothing is.
-    fn source_state(&mut self, source: Source, now: u64) -> &mut SourceState {
+    fn source_state(&mut self, source: IpKey, now: u64) -> &mut SourceState {
         if self.sources.len() >= MAX_SOURCES && !self.sources.contains_key(&source) {
-            // Those that were silent for longest go, several at once, since looking for them takes a
-            // while.
+            // Those that were silent for longest go, several at once, since looking for them takes
+            // a while.
             let mut last: Vec<u64> = self.sources.values().map(|state| state.last).collect();
             let (_, oldest, _) = last.select_nth_unstable(MAX_SOURCES / 16);
             let oldest = *oldest;
             self.sources.retain(|_, state| state.last > oldest);
         }
-        let state = self.sources.entry(source).or_insert_with(|| Box::new(SourceState::new(source)));
+        let state =
+            self.sources.entry(source).or_insert_with(|| Box::new(SourceState::new(source)));
         state.last = now;
         state
     }
 
     /// A source is over a limit.
-    fn limited(&mut self, event: &Event, head: Option<&Head<'_>>, actions: &mut Vec<Action>) {
+    fn limited(&mut self, event: &KernelEvent, head: Option<&Head<'_>>, actions: &mut Vec<Action>) {
         let (source, now) = (event.source, event.time);
         let state = self.source_state(source, now);
         state.limited = now;
@@ -419,18 +428,28 @@ impl Detector {
             return;
         }
         if !self.registrar.sees_responses(judged) {
-            let text = "hardly any of our responses is seen: volume limits, but bans nobody; do they leave by an interface \
+            let text = "hardly any of our responses is seen: volume limits, but bans nobody; do \
+                        they leave by an interface \
                         that is not filtered?";
             actions.push(Action::Note("unseen_responses", text.to_owned()));
             return;
         }
         let level = if flood.routable { Level::Routable } else { Level::Seen };
-        let finding = Finding { bits: flood.bits, ..self.about(flood.source, flood.kind.name(), level, flood.reason) };
-        self.convict(level, finding, now, actions);
+        let finding = Finding {
+            bits: flood.bits,
+            ..self.about(flood.source, flood.kind.name(), level, flood.reason)
+        };
+        self.emit_ban(level, finding, now, actions);
     }
 
     /// A request has passed.
-    fn request(&mut self, event: &Event, bytes: &[u8], head: &Head<'_>, actions: &mut Vec<Action>) {
+    fn request(
+        &mut self,
+        event: &KernelEvent,
+        bytes: &[u8],
+        head: &Head<'_>,
+        actions: &mut Vec<Action>,
+    ) {
         let (source, now) = (event.source, event.time);
         let unseen = event.flags & FRAGMENTED != 0 || event.length > event.head_length;
         if !self.takes_any_checksum && !unseen && !is_delivered(event, bytes) {
@@ -442,7 +461,9 @@ impl Detector {
         };
         // Nearly all of a storm's strangers are forged: who has not shown that it receives our
         // responses is not remembered.
-        let echoes = |one: &transactions::Credential| self.nonces.echo(one.nonce, source, now) != Echo::Foreign;
+        let echoes = |one: &transactions::Credential| {
+            self.nonces.echo(one.nonce, source, now) != Echo::Foreign
+        };
         let is_strange = event.flags & IN_STORM != 0 && !self.sources.contains_key(&source);
         if is_strange && !request.credentials.iter().any(echoes) {
             return;
@@ -479,7 +500,7 @@ impl Detector {
     /// A request inside a dialog repeats our tag, or one like it.
     fn acknowledged(
         &mut self,
-        source: Source,
+        source: IpKey,
         call: u64,
         is_proven: bool,
         method: Method,
@@ -503,9 +524,16 @@ impl Detector {
 
     /// Notes an acceptance, and says what it earns. An account that is accepted at a place that
     /// offended earns nothing there while the ban lasts.
-    fn accept(&mut self, acceptance: &Acceptance, aor: Option<&str>, actions: &mut Vec<Action>) -> bool {
+    fn accept(
+        &mut self,
+        acceptance: &Acceptance,
+        aor: Option<&str>,
+        actions: &mut Vec<Action>,
+    ) -> bool {
         let Acceptance { source, port, at: now, .. } = *acceptance;
-        let is_barred = |port: Option<u16>| self.offending.get(&(source, port), now).is_some_and(|until| *until > now);
+        let is_barred = |port: Option<u16>| {
+            self.offending.get(&(source, port), now).is_some_and(|until| *until > now)
+        };
         if is_barred(Some(port)) || is_barred(None) && !self.known.has_place(&source, port) {
             return false;
         }
@@ -519,21 +547,21 @@ impl Detector {
         earned.standing
     }
 
-    /// Whether no evidence that could be forged may ban a source: it is a peer or served, or somebody
-    /// was accepted from there within a day.
-    fn has_standing(&self, source: &Source, now: u64) -> bool {
+    /// Whether no evidence that could be forged may ban a source: it is a peer or served, or
+    /// somebody was accepted from there within a day.
+    fn has_standing(&self, source: &IpKey, now: u64) -> bool {
         self.peers.is_peer(source, now) || self.has_rights(source, now)
     }
 
     /// Whether a source is served, or somebody was accepted from there within a day.
-    fn has_rights(&self, source: &Source, now: u64) -> bool {
+    fn has_rights(&self, source: &IpKey, now: u64) -> bool {
         self.known.was_good_lately(source, now) || self.served.is_served(source, now)
     }
 }
 
 /// Whether the host takes a packet that arrived, as far as that is seen: it throws away what has a
 /// wrong checksum, so that no answer of ours is to it.
-fn is_delivered(event: &Event, payload: &[u8]) -> bool {
+fn is_delivered(event: &KernelEvent, payload: &[u8]) -> bool {
     let Some(destination) = event.destination().filter(|_| event.udp != [0; 8]) else {
         return true;
     };

@@ -1,7 +1,7 @@
 //! Who was given which nonce, and for what. A source that echoes one that was given to it and to
 //! nobody else is where it says it is.
 
-use sip_xdp_common::ip_key::{Source, mask};
+use sip_xdp_common::ip_key::{IpKey, mask};
 
 use super::digest::digest;
 use super::recent::Recent;
@@ -42,7 +42,7 @@ pub(super) enum Echo {
 }
 
 /// The IPv6 /64 around an address.
-fn around(source: &Source) -> Option<u64> {
+fn around(source: &IpKey) -> Option<u64> {
     (!source.is_v4()).then(|| digest(&source.masked(mask(64))))
 }
 
@@ -68,7 +68,7 @@ impl Default for Nonces {
 
 impl Nonces {
     /// Notes that a nonce is on its way to an address.
-    pub(super) fn give(&mut self, nonce: u64, to: Source, now: u64) {
+    pub(super) fn give(&mut self, nonce: u64, to: IpKey, now: u64) {
         let given = Given::Alone { to: digest(&to), around: around(&to) };
         let before = self.given.touch(nonce, now, || given);
         if *before == given {
@@ -104,12 +104,18 @@ impl Nonces {
     }
 
     /// Notes that a nonce was the answer to a registration of a user that was not remembered.
-    pub(super) fn challenge_registration(&mut self, nonce: u64, to: Source, user: &String, now: u64) {
+    pub(super) fn challenge_registration(
+        &mut self,
+        nonce: u64,
+        to: IpKey,
+        user: &String,
+        now: u64,
+    ) {
         self.registering.insert(digest(&(nonce, to, user)), now, ());
     }
 
     /// What it says that a source echoes a nonce.
-    pub(super) fn echo(&self, nonce: u64, by: Source, now: u64) -> Echo {
+    pub(super) fn echo(&self, nonce: u64, by: IpKey, now: u64) -> Echo {
         let is_near = |network: &Option<u64>| network.is_some() && *network == around(&by);
         match self.given.get(&nonce, now) {
             Some(Given::Alone { to, .. }) if *to == digest(&by) => Echo::Own,
@@ -121,17 +127,20 @@ impl Nonces {
         }
     }
 
-    /// Whether a request answers a challenge that its source was sent: in the same call, by the same
-    /// method, with nothing else changed; or, for a registration, by a nonce that it was given for
-    /// this user.
+    /// Whether a request answers a challenge that its source was sent: in the same call, by the
+    /// same method, with nothing else changed; or, for a registration, by a nonce that it was given
+    /// for this user.
     pub(super) fn was_challenged(&self, request: &Request, now: u64) -> bool {
         let answers = |(nonce, fingerprint): &(u64, u64)| {
-            *fingerprint == request.fingerprint && request.credentials.iter().any(|one| one.nonce == *nonce)
+            *fingerprint == request.fingerprint
+                && request.credentials.iter().any(|one| one.nonce == *nonce)
         };
-        let in_call = self.challenges.get(&key(request), now).is_some_and(|all| all.iter().any(answers));
+        let in_call =
+            self.challenges.get(&key(request), now).is_some_and(|all| all.iter().any(answers));
         let is_register = request.method == Method::Register;
-        let was_given =
-            |nonce: u64, user: &String| self.registering.get(&digest(&(nonce, request.source, user)), now).is_some();
+        let was_given = |nonce: u64, user: &String| {
+            self.registering.get(&digest(&(nonce, request.source, user)), now).is_some()
+        };
         in_call
             || is_register
                 && request.credentials.iter().any(|one| {
@@ -154,7 +163,7 @@ mod tests {
     #[test]
     fn only_a_nonce_of_ones_own_proves_anything() {
         let mut nonces = Nonces::default();
-        let (one, other) = (Source::v4(1), Source::v4(2));
+        let (one, other) = (IpKey::v4(1), IpKey::v4(2));
         nonces.give(7, one, 1);
         let echo = |nonces: &Nonces, nonce, by| nonces.echo(nonce, by, 2);
         assert_eq!(
@@ -169,8 +178,9 @@ mod tests {
 
     #[test]
     fn an_ipv6_network_proves_itself() {
-        let host =
-            |network: u8, host: u8| Source::new([0x20, 1, 0xd, 0xb8, 0, 0, 0, network, 0, 0, 0, 0, 0, 0, 0, host]);
+        let host = |network: u8, host: u8| {
+            IpKey::new([0x20, 1, 0xd, 0xb8, 0, 0, 0, network, 0, 0, 0, 0, 0, 0, 0, host])
+        };
         let mut nonces = Nonces::default();
         nonces.give(7, host(1, 1), 1);
         let echo = |nonces: &Nonces, by| nonces.echo(7, by, 2);
@@ -178,7 +188,10 @@ mod tests {
         assert_eq!(echo(&nonces, host(1, 2)), Echo::Network);
         assert_eq!(echo(&nonces, host(2, 1)), Echo::Foreign);
         nonces.give(7, host(1, 2), 1);
-        assert_eq!((echo(&nonces, host(1, 1)), echo(&nonces, host(1, 3))), (Echo::Network, Echo::Network));
+        assert_eq!(
+            (echo(&nonces, host(1, 1)), echo(&nonces, host(1, 3))),
+            (Echo::Network, Echo::Network)
+        );
         nonces.give(7, host(2, 1), 1);
         assert_eq!(echo(&nonces, host(1, 1)), Echo::Shared);
     }

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use super::digest::digest;
 use super::recent::Recent;
 
 /// How many of our requests are remembered until they are answered.
-const MAX_ASKED: usize = 16_384;
+const MAX_PENDING_REQUESTS: usize = 16_384;
 
 /// For how long an answer is waited for, in nanoseconds.
 const PATIENCE_NS: u64 = 40_000_000_000;
@@ -24,19 +24,19 @@ pub(super) const PEER_NS: u64 = 3_600_000_000_000;
 pub(super) struct Peers {
     /// By destination and branch: the Call-ID's digest; none if the branch was used for several.
     asked: Recent<(u64, u64), Option<u64>>,
-    until: HashMap<Source, u64>,
+    until: HashMap<IpKey, u64>,
 }
 
 impl Default for Peers {
     fn default() -> Self {
-        Self { asked: Recent::new(MAX_ASKED, PATIENCE_NS), until: HashMap::new() }
+        Self { asked: Recent::new(MAX_PENDING_REQUESTS, PATIENCE_NS), until: HashMap::new() }
     }
 }
 
 impl Peers {
     /// Notes that we sent a request of our own accord. A branch that is used for several requests
     /// can be known to others, and proves nothing.
-    pub(super) fn ask(&mut self, to: Source, branch: u64, call: u64, now: u64) {
+    pub(super) fn ask(&mut self, to: IpKey, branch: u64, call: u64, now: u64) {
         let before = self.asked.touch((digest(&to), branch), now, || Some(call));
         if *before != Some(call) {
             *before = None;
@@ -44,12 +44,12 @@ impl Peers {
     }
 
     /// Whether a response of `by` answers a request of ours.
-    pub(super) fn answers(&self, by: Source, branch: u64, now: u64) -> bool {
+    pub(super) fn answers(&self, by: IpKey, branch: u64, now: u64) -> bool {
         matches!(self.asked.get(&(digest(&by), branch), now), Some(Some(_)))
     }
 
     /// Notes a response. Returns until when its sender is a peer, if it answers a request of ours.
-    pub(super) fn respond(&mut self, by: Source, branch: u64, now: u64) -> Option<u64> {
+    pub(super) fn respond(&mut self, by: IpKey, branch: u64, now: u64) -> Option<u64> {
         if !self.answers(by, branch, now) {
             return None;
         }
@@ -62,13 +62,13 @@ impl Peers {
     }
 
     /// Notes a peer of an earlier run.
-    pub(super) fn restore(&mut self, source: Source, until: u64) {
+    pub(super) fn restore(&mut self, source: IpKey, until: u64) {
         if self.until.len() < MAX_PEERS {
             self.until.insert(source, until);
         }
     }
 
-    pub(super) fn is_peer(&self, source: &Source, now: u64) -> bool {
+    pub(super) fn is_peer(&self, source: &IpKey, now: u64) -> bool {
         self.until.get(source).is_some_and(|until| *until > now)
     }
 

@@ -3,12 +3,12 @@
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use super::claim::Rejection;
 use super::rules::enumeration::Refused;
 use super::source_state::SourceState;
-use super::windows::{Bucket, Window};
+use super::windows::{LeakyBucket, Window};
 use super::{Detector, MAX_SOURCES};
 
 /// How many sources are remembered over a restart: those that were heard of last.
@@ -30,11 +30,11 @@ struct KeptSource {
     last: u64,
     routable: bool,
     rejected: Window<Rejection>,
-    slow: Bucket,
-    slow_seen: Bucket,
+    slow: LeakyBucket,
+    slow_seen: LeakyBucket,
     refused: Window<Refused>,
-    calls: Bucket,
-    calls_seen: Bucket,
+    calls: LeakyBucket,
+    calls_seen: LeakyBucket,
     refused_calls: u32,
 }
 
@@ -49,9 +49,13 @@ impl Detector {
     /// What is known against sources, to be taken up by [`Detector::recall`].
     pub fn evidence(&self, now: u64, wall_ms: u64) -> Result<Vec<u8>> {
         let is_worth_it = |state: &SourceState| {
-            state.rejected.len() > 0 || state.refused.len() > 0 || state.calls.refused > 0 || state.routable
+            state.rejected.len() > 0
+                || state.refused.len() > 0
+                || state.calls.refused > 0
+                || state.routable
         };
-        let mut sources: Vec<_> = self.sources.iter().filter(|(_, state)| is_worth_it(state)).collect();
+        let mut sources: Vec<_> =
+            self.sources.iter().filter(|(_, state)| is_worth_it(state)).collect();
         sources.sort_unstable_by_key(|(_, state)| std::cmp::Reverse(state.last));
         let sources = sources.into_iter().take(MAX_KEPT).map(|(source, state)| KeptSource {
             source: source.octets(),
@@ -82,14 +86,15 @@ impl Detector {
         // anew.
         let passed = wall_ms.saturating_sub(kept.wall_ms).saturating_mul(1_000_000);
         let shift = i128::from(now) - i128::from(passed) - i128::from(kept.now);
-        let moved = |time: u64| u64::try_from((i128::from(time) + shift).max(0)).unwrap_or(u64::MAX);
+        let moved =
+            |time: u64| u64::try_from((i128::from(time) + shift).max(0)).unwrap_or(u64::MAX);
         if kept.decoys_from != u64::MAX {
             self.decoys_from = self.decoys_from.min(moved(kept.decoys_from));
         }
         for one in kept.served {
             // It never lasts longer than it may, whatever the clock says.
             let until = moved(one.until).min(now.saturating_add(super::FIRST_DAY_NS));
-            self.served.restore(Source::new(one.source), moved(one.since), until);
+            self.served.restore(IpKey::new(one.source), moved(one.since), until);
         }
         for mut of in kept.sources.into_iter().take(MAX_SOURCES) {
             of.rejected.shift(moved);
@@ -97,7 +102,7 @@ impl Detector {
             [&mut of.slow, &mut of.slow_seen, &mut of.calls, &mut of.calls_seen]
                 .into_iter()
                 .for_each(|bucket| bucket.shift(moved));
-            let source = Source::new(of.source);
+            let source = IpKey::new(of.source);
             let mut state = SourceState {
                 last: moved(of.last),
                 routable: of.routable,

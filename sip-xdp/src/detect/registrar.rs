@@ -1,6 +1,6 @@
-//! How the registrar is doing, as far as that says whether evidence can be trusted: one that rejects
-//! accounts which it accepted a while ago makes attackers of its customers, and one whose responses
-//! we do not see says nothing at all.
+//! How the registrar is doing, as far as that says whether evidence can be trusted: one that
+//! rejects accounts which it accepted a while ago makes attackers of its customers, and one whose
+//! responses we do not see says nothing at all.
 
 use std::collections::HashMap;
 
@@ -58,9 +58,9 @@ impl Registrar {
         if is_good { self.good.answered += 1 } else { self.others.answered += 1 }
     }
 
-    /// Whether responses are seen: to one in ten requests at least, of known-good and served sources,
-    /// or of all but one that is judged while there are none. Silence towards a flood is the server's
-    /// choice.
+    /// Whether responses are seen: to one in ten requests at least, of known-good and served
+    /// sources, or of all but one that is judged while there are none. Silence towards a flood is
+    /// the server's choice.
     pub(super) fn sees_responses(&self, judged: Answers) -> bool {
         if self.good.asked > 0 {
             return self.good.asked < ENOUGH / 5 || self.good.answered * 10 >= self.good.asked;
@@ -83,12 +83,9 @@ impl Registrar {
         self.counted = now;
         let lately = self.tries.values().filter(|(at, _)| now.saturating_sub(*at) < WINDOW_NS);
         let (accepted, rejected) =
-            lately.fold(
-                (0, 0),
-                |(accepted, rejected), (_, was_accepted)| {
-                    if *was_accepted { (accepted + 1, rejected) } else { (accepted, rejected + 1) }
-                },
-            );
+            lately.fold((0, 0), |(accepted, rejected), (_, was_accepted)| {
+                if *was_accepted { (accepted + 1, rejected) } else { (accepted, rejected + 1) }
+            });
         let enough = MANY.min(known).max(FEW);
         if rejected >= enough && rejected >= SHARE * accepted {
             self.failing_until = now + WINDOW_NS;
@@ -108,7 +105,8 @@ impl Registrar {
             self.was_failing = failing;
             let text = if failing {
                 format!(
-                    "the registrar rejects users where it accepted them within a day: their rejections ban nobody until \
+                    "the registrar rejects users where it accepted them within a day: their \
+                     rejections ban nobody until \
                      it has been well for {}; those of others do",
                     words(WINDOW_NS)
                 )
@@ -119,7 +117,8 @@ impl Registrar {
         }
         let unseen = !self.sees_responses(Answers::default());
         if unseen && !self.were_unseen {
-            let text = "hardly any of our responses is seen: volume limits, but bans nobody, and rejected passwords are not \
+            let text = "hardly any of our responses is seen: volume limits, but bans nobody, and \
+                        rejected passwords are not \
                         seen; do they leave by an interface, or from a port, that is not filtered?";
             news.push(("unseen_responses", text.to_owned()));
         }

@@ -1,11 +1,11 @@
 //! Who is real: users that were accepted with credentials, from where and until when.
 //!
-//! One account earns standing at few places, and the shortest-lived makes room, so that nobody fills
-//! a table with it. An acceptance costs the same however many there are.
+//! One account earns standing at few places, and the shortest-lived makes room, so that nobody
+//! fills a table with it. An acceptance costs the same however many there are.
 
 use std::collections::{BTreeSet, HashMap};
 
-use sip_xdp_common::ip_key::{Source, mask};
+use sip_xdp_common::ip_key::{IpKey, mask};
 
 use super::recent::Recent;
 
@@ -36,7 +36,7 @@ const MEMORY_NS: u64 = 30 * DAY_NS;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Acceptance {
     /// The address.
-    pub source: Source,
+    pub source: IpKey,
     /// The user.
     pub user: String,
     /// The port that the phone uses.
@@ -53,7 +53,7 @@ pub(super) struct Earned {
     /// Whether it earns standing.
     pub(super) standing: bool,
     /// Places that made room for it, and have no standing any more.
-    pub(super) gone: Vec<(Source, u16)>,
+    pub(super) gone: Vec<(IpKey, u16)>,
 }
 
 #[derive(Debug, Default)]
@@ -99,16 +99,16 @@ impl Address {
 /// What is known.
 #[derive(Debug)]
 pub(super) struct Registrations {
-    addresses: HashMap<Source, Address>,
+    addresses: HashMap<IpKey, Address>,
     /// From which addresses each user was accepted.
-    users: HashMap<String, Vec<Source>>,
+    users: HashMap<String, Vec<IpKey>>,
     /// Users by the name that others call them.
     aliases: Recent<u64, ()>,
     /// Addresses by the end of their standing.
-    ends: BTreeSet<(u64, Source)>,
+    ends: BTreeSet<(u64, IpKey)>,
     places: usize,
     /// Known hosts of each IPv6 /64 and /48.
-    networks: HashMap<(u8, Source), u32>,
+    networks: HashMap<(u8, IpKey), u32>,
     /// How many addresses may be known: half of the kernel's table at most.
     most: usize,
 }
@@ -135,7 +135,7 @@ impl Registrations {
 }
 
 /// The IPv6 networks around a host that have a quota.
-fn quotas(source: &Source) -> impl Iterator<Item = ((u8, Source), u32)> {
+fn quotas(source: &IpKey) -> impl Iterator<Item = ((u8, IpKey), u32)> {
     let of = |bits: u8, quota: u32| ((bits, source.masked(mask(bits))), quota);
     let both = [of(64, HOSTS_OF_A_64), of(48, HOSTS_OF_A_48)];
     both.into_iter().filter(|_| !source.is_v4())
@@ -147,7 +147,9 @@ impl Registrations {
         let Acceptance { source, user, port, at, until } = acceptance;
         let mut gone = Vec::new();
         if !self.addresses.contains_key(source) {
-            if quotas(source).any(|(network, quota)| self.networks.get(&network).is_some_and(|hosts| *hosts >= quota)) {
+            if quotas(source).any(|(network, quota)| {
+                self.networks.get(&network).is_some_and(|hosts| *hosts >= quota)
+            }) {
                 return Earned::default();
             }
             if self.addresses.len() >= self.most {
@@ -185,12 +187,19 @@ impl Registrations {
     }
 
     /// Makes room for one more place of a user: that which ends first goes.
-    fn make_room_at(&mut self, source: &Source, user: &str, port: u16, gone: &mut Vec<(Source, u16)>) {
+    fn make_room_at(
+        &mut self,
+        source: &IpKey,
+        user: &str,
+        port: u16,
+        gone: &mut Vec<(IpKey, u16)>,
+    ) {
         let ports = self.addresses.get(source).and_then(|address| address.users.get(user));
         if let Some(ports) = ports {
             if ports.len() >= PORTS_OF_A_USER
                 && !ports.iter().any(|(known, ..)| *known == port)
-                && let Some((first, ..)) = ports.iter().min_by_key(|(_, at, until)| (*until, *at)).copied()
+                && let Some((first, ..)) =
+                    ports.iter().min_by_key(|(_, at, until)| (*until, *at)).copied()
             {
                 self.forget(source, user, first);
                 gone.push((*source, first));
@@ -214,7 +223,7 @@ impl Registrations {
     }
 
     /// Forgets one place.
-    fn forget(&mut self, source: &Source, user: &str, port: u16) {
+    fn forget(&mut self, source: &IpKey, user: &str, port: u16) {
         let Some(address) = self.addresses.get_mut(source) else {
             return;
         };
@@ -249,7 +258,7 @@ impl Registrations {
     }
 
     /// Forgets all of the address whose standing ends first.
-    fn forget_the_shortest(&mut self, gone: &mut Vec<(Source, u16)>) {
+    fn forget_the_shortest(&mut self, gone: &mut Vec<(IpKey, u16)>) {
         let Some((_, source)) = self.ends.first().copied() else {
             return;
         };
@@ -266,7 +275,7 @@ impl Registrations {
     }
 
     /// Takes the standing of a port away, or of all of an address: it has offended.
-    pub(super) fn convict(&mut self, source: &Source, port: Option<u16>) -> Vec<u16> {
+    pub(super) fn mark_offender(&mut self, source: &IpKey, port: Option<u16>) -> Vec<u16> {
         let ends = self.addresses.get(source).into_iter().flat_map(|address| &address.ends);
         let places: Vec<(u16, String)> = ends
             .filter(|(_, at, _)| port.is_none_or(|port| port == *at))
@@ -282,7 +291,7 @@ impl Registrations {
 
     /// Notes that a user has taken its registration back. The memory of its having been accepted
     /// stays.
-    pub(super) fn end(&mut self, source: &Source, user: &str, now: u64) {
+    pub(super) fn end(&mut self, source: &IpKey, user: &str, now: u64) {
         let Some(address) = self.addresses.get_mut(source) else {
             return;
         };
@@ -297,69 +306,80 @@ impl Registrations {
     }
 
     /// Until when an address is known good; 0 if it is not.
-    pub(super) fn good_until(&self, source: &Source, now: u64) -> u64 {
+    pub(super) fn good_until(&self, source: &IpKey, now: u64) -> u64 {
         self.addresses.get(source).map(Address::until).filter(|until| *until > now).unwrap_or(0)
     }
 
     /// Until when a flow is known good; 0 if it is not.
-    pub(super) fn flow_until(&self, source: &Source, port: u16, now: u64) -> u64 {
-        let ends = self.addresses.get(source).into_iter().flat_map(|address| address.ends.iter().rev());
-        ends.take_while(|(until, ..)| *until > now).find(|(_, at, _)| *at == port).map_or(0, |(until, ..)| *until)
+    pub(super) fn flow_until(&self, source: &IpKey, port: u16, now: u64) -> u64 {
+        let ends =
+            self.addresses.get(source).into_iter().flat_map(|address| address.ends.iter().rev());
+        ends.take_while(|(until, ..)| *until > now)
+            .find(|(_, at, _)| *at == port)
+            .map_or(0, |(until, ..)| *until)
     }
 
     /// How many places an address has that are accepted at `now`.
-    pub(super) fn users(&self, source: &Source, now: u64) -> usize {
-        let ends = self.addresses.get(source).into_iter().flat_map(|address| address.ends.iter().rev());
+    pub(super) fn users(&self, source: &IpKey, now: u64) -> usize {
+        let ends =
+            self.addresses.get(source).into_iter().flat_map(|address| address.ends.iter().rev());
         ends.take_while(|(until, ..)| *until > now).count()
     }
 
     /// How many users were accepted at a port of an address within a day, but for one.
-    pub(super) fn users_at(&self, source: &Source, port: u16, now: u64, but: &str) -> usize {
+    pub(super) fn users_at(&self, source: &IpKey, port: u16, now: u64, but: &str) -> usize {
         self.accepted_at(source)
-            .filter(|(user, at, since, _)| *at == port && *user != but && now.saturating_sub(*since) < DAY_NS)
+            .filter(|(user, at, since, _)| {
+                *at == port && *user != but && now.saturating_sub(*since) < DAY_NS
+            })
             .count()
     }
 
     /// How many users were accepted from an address in the last 30 days.
-    pub(super) fn known_users(&self, source: &Source) -> usize {
+    pub(super) fn known_users(&self, source: &IpKey) -> usize {
         self.addresses.get(source).map_or(0, |address| address.users.len())
     }
 
     /// Whether a user was accepted from an address in the last 30 days.
-    pub(super) fn accepted(&self, source: &Source, user: &str, now: u64) -> bool {
+    pub(super) fn accepted(&self, source: &IpKey, user: &str, now: u64) -> bool {
         self.accepted_since(source, user, now.saturating_sub(MEMORY_NS))
     }
 
     /// Whether a user was accepted from an address within a day.
-    pub(super) fn accepted_lately(&self, source: &Source, user: &str, now: u64) -> bool {
+    pub(super) fn accepted_lately(&self, source: &IpKey, user: &str, now: u64) -> bool {
         self.accepted_since(source, user, now.saturating_sub(DAY_NS))
     }
 
     /// Whether a user was accepted from a port of an address in the last 30 days.
-    pub(super) fn is_own_place(&self, source: &Source, user: &str, port: u16, now: u64) -> bool {
+    pub(super) fn is_own_place(&self, source: &IpKey, user: &str, port: u16, now: u64) -> bool {
         let ports = self.addresses.get(source).and_then(|address| address.users.get(user));
-        let is_it = |(at, since, _): &(u16, u64, u64)| *at == port && now.saturating_sub(*since) < MEMORY_NS;
+        let is_it = |(at, since, _): &(u16, u64, u64)| {
+            *at == port && now.saturating_sub(*since) < MEMORY_NS
+        };
         ports.into_iter().flatten().any(is_it)
     }
 
-    fn accepted_since(&self, source: &Source, user: &str, since: u64) -> bool {
+    fn accepted_since(&self, source: &IpKey, user: &str, since: u64) -> bool {
         let ports = self.addresses.get(source).and_then(|address| address.users.get(user));
         ports.into_iter().flatten().any(|(_, at, _)| *at >= since)
     }
 
     /// Whether anybody was accepted from an address in the last 30 days.
-    pub(super) fn was_good(&self, source: &Source, now: u64) -> bool {
-        self.addresses.get(source).is_some_and(|address| now.saturating_sub(address.last) < MEMORY_NS)
+    pub(super) fn was_good(&self, source: &IpKey, now: u64) -> bool {
+        self.addresses
+            .get(source)
+            .is_some_and(|address| now.saturating_sub(address.last) < MEMORY_NS)
     }
 
     /// Whether anybody was accepted from an address in the last day.
-    pub(super) fn was_good_lately(&self, source: &Source, now: u64) -> bool {
+    pub(super) fn was_good_lately(&self, source: &IpKey, now: u64) -> bool {
         self.addresses.get(source).is_some_and(|address| now.saturating_sub(address.last) < DAY_NS)
     }
 
     /// Whether a user was ever accepted from anywhere, as far as is remembered.
     pub(super) fn is_user(&self, user: &str, now: u64) -> bool {
-        self.users.contains_key(user) || self.aliases.get(&super::digest::digest(user), now).is_some()
+        self.users.contains_key(user)
+            || self.aliases.get(&super::digest::digest(user), now).is_some()
     }
 
     /// How many addresses are known good.
@@ -374,9 +394,14 @@ impl Registrations {
     }
 
     /// The users that were accepted from an address: port, when, and until when that counts.
-    pub(super) fn accepted_at(&self, source: &Source) -> impl Iterator<Item = (&str, u16, u64, u64)> {
+    pub(super) fn accepted_at(
+        &self,
+        source: &IpKey,
+    ) -> impl Iterator<Item = (&str, u16, u64, u64)> {
         let users = self.addresses.get(source).into_iter().flat_map(|address| &address.users);
-        users.flat_map(|(user, ports)| ports.iter().map(move |(port, at, until)| (user.as_str(), *port, *at, *until)))
+        users.flat_map(|(user, ports)| {
+            ports.iter().map(move |(port, at, until)| (user.as_str(), *port, *at, *until))
+        })
     }
 
     /// All that was accepted.
@@ -392,7 +417,7 @@ impl Registrations {
     /// Forgets what is older than is remembered.
     pub(super) fn tidy(&mut self, now: u64) {
         // Those whose standing ended first come first; what ended within the memory stays.
-        let over: Vec<Source> = self
+        let over: Vec<IpKey> = self
             .ends
             .iter()
             .take_while(|(until, _)| *until <= now.saturating_sub(MEMORY_NS))
@@ -405,17 +430,19 @@ impl Registrations {
         }
     }
 
-    fn places_of(&self, source: &Source) -> usize {
+    fn places_of(&self, source: &IpKey) -> usize {
         self.addresses.get(source).map_or(0, |address| address.ends.len())
     }
 
-    fn has(&self, source: &Source, user: &str, port: u16) -> bool {
+    fn has(&self, source: &IpKey, user: &str, port: u16) -> bool {
         self.accepted_at_user(source, user).any(|at| at == port)
     }
 
     /// Whether anybody was accepted at a port of an address.
-    pub(super) fn has_place(&self, source: &Source, port: u16) -> bool {
-        self.addresses.get(source).is_some_and(|address| address.ends.iter().any(|(_, at, _)| *at == port))
+    pub(super) fn has_place(&self, source: &IpKey, port: u16) -> bool {
+        self.addresses
+            .get(source)
+            .is_some_and(|address| address.ends.iter().any(|(_, at, _)| *at == port))
     }
 
     /// How many accounts were accepted within a day, by address; no more than `most` are counted.
@@ -426,7 +453,7 @@ impl Registrations {
         users.filter(|ports| ports.iter().any(|(_, at, _)| lately(at))).take(most).count()
     }
 
-    fn accepted_at_user(&self, source: &Source, user: &str) -> impl Iterator<Item = u16> {
+    fn accepted_at_user(&self, source: &IpKey, user: &str) -> impl Iterator<Item = u16> {
         let ports = self.addresses.get(source).and_then(|address| address.users.get(user));
         ports.into_iter().flatten().map(|(port, ..)| *port)
     }
@@ -439,38 +466,39 @@ mod tests {
     const SECOND_NS: u64 = 1_000_000_000;
     const HOUR_NS: u64 = 3_600 * SECOND_NS;
 
-    fn accept(known: &mut Registrations, source: Source, user: &str, port: u16, at: u64) -> Earned {
+    fn accept(known: &mut Registrations, source: IpKey, user: &str, port: u16, at: u64) -> Earned {
         known.accept(&Acceptance { source, user: user.to_owned(), port, at, until: at + HOUR_NS })
     }
 
-    fn host(n: u64) -> Source {
+    fn host(n: u64) -> IpKey {
         let mut octets = [0; 16];
         octets[..8].copy_from_slice(&0x2001_0db8_0000_0000_u64.to_be_bytes());
         octets[8..].copy_from_slice(&n.to_be_bytes());
-        Source::new(octets)
+        IpKey::new(octets)
     }
 
     #[test]
     fn one_account_earns_standing_at_few_places() {
         let mut known = Registrations::default();
         for n in 0..1_000 {
-            let earned = accept(&mut known, Source::v4(n), "mallory", 5_060, u64::from(n));
+            let earned = accept(&mut known, IpKey::v4(n), "mallory", 5_060, u64::from(n));
             assert!(earned.standing && earned.gone.len() == usize::from(n >= 16));
         }
         assert_eq!(known.count(1_000), ADDRESSES_OF_A_USER);
-        assert!(known.good_until(&Source::v4(999), 1_000) > 0, "the shortest-lived makes room");
+        assert!(known.good_until(&IpKey::v4(999), 1_000) > 0, "the shortest-lived makes room");
         for port in 0..1_000 {
-            accept(&mut known, Source::v4(999), "mallory", port, 2_000 + u64::from(port));
+            accept(&mut known, IpKey::v4(999), "mallory", port, 2_000 + u64::from(port));
         }
-        assert_eq!(known.users(&Source::v4(999), 4_000), PORTS_OF_A_USER);
-        assert!(known.flow_until(&Source::v4(999), 999, 4_000) > 0);
+        assert_eq!(known.users(&IpKey::v4(999), 4_000), PORTS_OF_A_USER);
+        assert!(known.flow_until(&IpKey::v4(999), 999, 4_000) > 0);
         assert_eq!(known.places, ADDRESSES_OF_A_USER - 1 + PORTS_OF_A_USER);
     }
 
     #[test]
     fn an_ipv6_network_has_few_known_hosts() {
         let mut known = Registrations::default();
-        let standing = (0..1_000).filter(|n| accept(&mut known, host(1 + n), &format!("{n}"), 5_060, *n).standing);
+        let standing = (0..1_000)
+            .filter(|n| accept(&mut known, host(1 + n), &format!("{n}"), 5_060, *n).standing);
         assert_eq!(standing.count(), HOSTS_OF_A_64 as usize);
         assert!(accept(&mut known, host(1), "0", 5_061, 2_000).standing, "one that is known");
     }
@@ -479,10 +507,13 @@ mod tests {
     fn an_acceptance_costs_the_same_however_many_there_are() {
         let mut known = Registrations::default();
         for n in 0..100_000_u32 {
-            accept(&mut known, Source::v4(n), &format!("{n}"), 5_060, u64::from(n));
+            accept(&mut known, IpKey::v4(n), &format!("{n}"), 5_060, u64::from(n));
         }
         assert!(known.addresses.len() <= MAX_ADDRESSES && known.places <= MAX_PLACES);
-        assert_eq!((known.users.len(), known.ends.len()), (known.addresses.len(), known.addresses.len()));
+        assert_eq!(
+            (known.users.len(), known.ends.len()),
+            (known.addresses.len(), known.addresses.len())
+        );
         assert!(known.fill() > 0.99);
         assert!(known.is_user("99999", 0) && !known.is_user("5", 0));
     }
@@ -491,15 +522,15 @@ mod tests {
     fn what_is_convicted_has_no_standing() {
         let mut known = Registrations::default();
         for (user, port) in [("100", 10_000), ("101", 10_001), ("102", 10_001)] {
-            accept(&mut known, Source::v4(7), user, port, SECOND_NS);
+            accept(&mut known, IpKey::v4(7), user, port, SECOND_NS);
         }
-        assert_eq!(known.users_at(&Source::v4(7), 10_001, 2 * SECOND_NS, "102"), 1);
-        assert_eq!(known.convict(&Source::v4(7), Some(10_001)), [10_001, 10_001]);
-        assert_eq!(known.flow_until(&Source::v4(7), 10_001, 2 * SECOND_NS), 0);
-        assert!(known.good_until(&Source::v4(7), 2 * SECOND_NS) > 0);
-        known.end(&Source::v4(7), "100", 2 * SECOND_NS);
-        assert_eq!(known.good_until(&Source::v4(7), 3 * SECOND_NS), 0);
-        assert!(known.was_good_lately(&Source::v4(7), 3 * SECOND_NS));
+        assert_eq!(known.users_at(&IpKey::v4(7), 10_001, 2 * SECOND_NS, "102"), 1);
+        assert_eq!(known.mark_offender(&IpKey::v4(7), Some(10_001)), [10_001, 10_001]);
+        assert_eq!(known.flow_until(&IpKey::v4(7), 10_001, 2 * SECOND_NS), 0);
+        assert!(known.good_until(&IpKey::v4(7), 2 * SECOND_NS) > 0);
+        known.end(&IpKey::v4(7), "100", 2 * SECOND_NS);
+        assert_eq!(known.good_until(&IpKey::v4(7), 3 * SECOND_NS), 0);
+        assert!(known.was_good_lately(&IpKey::v4(7), 3 * SECOND_NS));
         known.tidy(2 * MEMORY_NS);
         assert_eq!((known.places, known.ends.len(), known.users.len()), (0, 0, 0));
     }

@@ -1,10 +1,10 @@
-//! Evidence is admitted here, and nowhere else: what a response of ours says of whom it goes to, and
-//! how much of that could be forged ([`Level`]).
+//! Evidence is admitted here, and nowhere else: what a response of ours says of whom it goes to,
+//! and how much of that could be forged ([`Level`]).
 
 use std::sync::Arc;
 
-use sip_xdp_common::abi::layout::{Event, FROM_GOOD, RESPONSES_UNSEEN};
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::abi::layout::{FROM_GOOD, KernelEvent, RESPONSES_UNSEEN};
+use sip_xdp_common::ip_key::IpKey;
 
 use super::claim::{Level, Rejection};
 use super::digest::digest;
@@ -42,7 +42,7 @@ pub(super) const EXCUSE_NS: u64 = 600 * SECOND_NS;
 /// What a response of ours is, and to whom.
 pub(super) struct Answer<'a> {
     /// Where it goes.
-    pub(super) to: Source,
+    pub(super) to: IpKey,
     pub(super) port: u16,
     pub(super) status: u16,
     pub(super) head: &'a Head<'a>,
@@ -53,7 +53,12 @@ pub(super) struct Answer<'a> {
 
 impl Detector {
     /// A response of ours has left.
-    pub(super) fn answer(&mut self, event: &Event, head: &Head<'_>, actions: &mut Vec<Action>) {
+    pub(super) fn answer(
+        &mut self,
+        event: &KernelEvent,
+        head: &Head<'_>,
+        actions: &mut Vec<Action>,
+    ) {
         let StartLine::Response(status) = head.start else {
             return;
         };
@@ -70,7 +75,9 @@ impl Detector {
                     for one in &head.challenges {
                         self.nonces.challenge(digest(one.nonce), request, now);
                     }
-                    if let (false, Some(tag), Some(_)) = (request.in_dialog, head.to.tag, head.call_id) {
+                    if let (false, Some(tag), Some(_)) =
+                        (request.in_dialog, head.to.tag, head.call_id)
+                    {
                         self.dialogs.give(request.call, tag, to, now);
                     }
                 }
@@ -99,7 +106,9 @@ impl Detector {
                     self.orphan(&answer, actions);
                 }
             }
-            Match::Unknown if event.flags & FROM_GOOD == 0 && status >= 180 => self.orphan(&answer, actions),
+            Match::Unknown if event.flags & FROM_GOOD == 0 && status >= 180 => {
+                self.orphan(&answer, actions)
+            }
             Match::Unknown => {}
         }
     }
@@ -107,7 +116,7 @@ impl Detector {
     /// A request was answered.
     fn outcome(&mut self, answer: &Answer<'_>, answered: &Answered, actions: &mut Vec<Action>) {
         let request = &answered.request;
-        let was_asked = request.authorized || request.cut;
+        let has_pending_request = request.authorized || request.cut;
         if self.accepts(answer, answered) {
             self.accepted(answer, request, actions);
             return;
@@ -115,8 +124,8 @@ impl Detector {
         match answer.status {
             100..=199 => {}
             // The password was right, and the nonce too old.
-            401 | 407 if was_asked && answer.head.is_stale() => {}
-            401 | 407 if was_asked => self.rejected(answer, request, actions),
+            401 | 407 if has_pending_request && answer.head.is_stale() => {}
+            401 | 407 if has_pending_request => self.rejected(answer, request, actions),
             401 | 407 => self.challenged(request, answer.now),
             403 if request.authorized && !self.is_accepted_lately(request, answer.now) => {
                 self.rejected(answer, request, actions);
@@ -134,7 +143,11 @@ impl Detector {
     /// Whether a response says that the password of its request was right.
     fn accepts(&self, answer: &Answer<'_>, answered: &Answered) -> bool {
         let Answered { request, rang } = answered;
-        if !request.authorized || request.in_dialog || answer.is_foreign || request.source != answer.to {
+        if !request.authorized
+            || request.in_dialog
+            || answer.is_foreign
+            || request.source != answer.to
+        {
             return false;
         }
         let now = answer.now;
@@ -143,10 +156,9 @@ impl Detector {
             Method::Register => {
                 matches!(answer.status, 200..=299)
                     && (self.nonces.was_challenged(request, now)
-                        || self
-                            .own_users(request, now)
-                            .iter()
-                            .any(|user| self.known.is_own_place(&request.source, user, request.port, now)))
+                        || self.own_users(request, now).iter().any(|user| {
+                            self.known.is_own_place(&request.source, user, request.port, now)
+                        }))
             }
             Method::Invite | Method::Session => {
                 let says_so = match answer.status {
@@ -216,13 +228,17 @@ impl Detector {
 
     /// 401 or 407 to a request without credentials: those should follow in the same call.
     fn challenged(&mut self, request: &Request, now: u64) {
-        let matters = matches!(request.method, Method::Register | Method::Invite | Method::Options | Method::Session);
+        let matters = matches!(
+            request.method,
+            Method::Register | Method::Invite | Method::Options | Method::Session
+        );
         if !matters || request.in_dialog {
             return;
         }
-        // An enumerator of calls says that it is somebody else each time, or never; what it tries is
-        // whom it calls.
-        let target = if request.method == Method::Register { &request.user } else { &request.target };
+        // An enumerator of calls says that it is somebody else each time, or never; what it tries
+        // is whom it calls.
+        let target =
+            if request.method == Method::Register { &request.user } else { &request.target };
         let (Some(target), Some(state)) =
             (target.as_ref().or(request.user.as_ref()), self.sources.get_mut(&request.source))
         else {
@@ -255,7 +271,8 @@ impl Detector {
         let echoes = |nonce| self.nonces.echo(nonce, source, now) == Echo::Own;
         let users = request.claimed_users(|one| echoes(one.nonce));
         let is_near = |nonce| self.nonces.echo(nonce, source, now) == Echo::Network;
-        let network = !answer.is_foreign && request.credentials.iter().any(|one| is_near(one.nonce));
+        let network =
+            !answer.is_foreign && request.credentials.iter().any(|one| is_near(one.nonce));
         let account = |user: &String| digest(&(user, source));
         for user in users {
             if self.known.accepted_lately(&source, &user, now) && level == Level::Routable {
@@ -274,9 +291,9 @@ impl Detector {
         }
     }
 
-    /// Notes a rejection. What a guesser sends counts at once; what may be a phone with an old nonce,
-    /// when it is certain that no acceptance follows.
-    fn wait(&mut self, source: Source, rejection: Rejection, now: u64, actions: &mut Vec<Action>) {
+    /// Notes a rejection. What a guesser sends counts at once; what may be a phone with an old
+    /// nonce, when it is certain that no acceptance follows.
+    fn wait(&mut self, source: IpKey, rejection: Rejection, now: u64, actions: &mut Vec<Action>) {
         let is_account = self.known.accepted(&source, &rejection.user, now);
         if is_account && self.registrar.is_failing(now) {
             return;
@@ -291,8 +308,10 @@ impl Detector {
         };
         let (user, level) = (rejection.user.clone(), rejection.level);
         let is_same = |other: &Rejection| other.user == user;
-        let waiting = state.waiting.iter().filter(|one| !one.counted && is_same(&one.rejection)).count();
-        let lately = state.rejected.iter().rev().take_while(|(at, _)| now.saturating_sub(*at) < GRACE_NS);
+        let waiting =
+            state.waiting.iter().filter(|one| !one.counted && is_same(&one.rejection)).count();
+        let lately =
+            state.rejected.iter().rev().take_while(|(at, _)| now.saturating_sub(*at) < GRACE_NS);
         let certain = lately.filter(|(_, one)| is_same(one)).count();
         // An old nonce, of a call that may ring for long before it is accepted.
         let may_be_retried = is_account || level == Level::Seen;
@@ -308,9 +327,9 @@ impl Detector {
         }
     }
 
-    /// Passwords are rejected at an address with standing, with nonces that it was not given: tries that
-    /// echo none of their own go slower.
-    fn limit_hidden(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+    /// Passwords are rejected at an address with standing, with nonces that it was not given: tries
+    /// that echo none of their own go slower.
+    fn limit_hidden(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
         let rule = self.rules.rejected;
         let Some(state) = self.sources.get_mut(&source) else {
             return;
@@ -348,14 +367,15 @@ impl Detector {
             return;
         }
         if let Some(number) = &request.target
-            && let Some(until) = self.served.process(request.source, request.call, number, answer.now)
+            && let Some(until) =
+                self.served.process(request.source, request.call, number, answer.now)
         {
             actions.push(Action::Served(request.source, until));
         }
     }
 
-    /// A response whose request was not seen: it was padded, fragmented, or not sampled. So nothing is
-    /// gained by hiding.
+    /// A response whose request was not seen: it was padded, fragmented, or not sampled. So nothing
+    /// is gained by hiding.
     fn orphan(&mut self, answer: &Answer<'_>, actions: &mut Vec<Action>) {
         let Answer { to, port, status, head, now, .. } = *answer;
         if head.call_id.is_none() || self.has_standing(&to, now) {
@@ -386,7 +406,12 @@ impl Detector {
         };
         if state.waiting.len() < MAX_WAITING {
             let rejection = Rejection { user, port, level: Level::Seen, network: false, call };
-            state.waiting.push(Waiting { at: now, rejection, counted: false, may_be_retried: false });
+            state.waiting.push(Waiting {
+                at: now,
+                rejection,
+                counted: false,
+                may_be_retried: false,
+            });
             self.due.push_back((now + GRACE_NS, to));
         } else {
             // So many are no retries.
@@ -395,14 +420,14 @@ impl Detector {
     }
 
     /// Looks at what was waiting for something to follow, now that it is too late for that.
-    pub(super) fn settle(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+    pub(super) fn settle(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
         self.settle_rejections(source, now, actions);
         self.settle_challenges(source, now, actions);
         self.settle_calls(source, now, actions);
         self.settle_tool_calls(source, now, actions);
     }
 
-    fn settle_challenges(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+    fn settle_challenges(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };

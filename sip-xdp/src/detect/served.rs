@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use super::digest::digest;
 
@@ -34,13 +34,19 @@ struct Calls {
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Served {
-    sources: HashMap<Source, Calls>,
+    sources: HashMap<IpKey, Calls>,
 }
 
 impl Served {
     /// A call without credentials was processed: 2xx, 480, 486, 487 or 603. Returns until when its
     /// source is served, if it is: then acknowledgements need not be seen any more.
-    pub(super) fn process(&mut self, source: Source, call: u64, number: &str, now: u64) -> Option<u64> {
+    pub(super) fn process(
+        &mut self,
+        source: IpKey,
+        call: u64,
+        number: &str,
+        now: u64,
+    ) -> Option<u64> {
         self.make_room(&source);
         let number = digest(number);
         let calls = self.sources.entry(source).or_default();
@@ -57,7 +63,7 @@ impl Served {
     }
 
     /// The source has acknowledged the answer to a call. Returns as [`Served::process`] does.
-    pub(super) fn acknowledge(&mut self, source: &Source, call: u64, now: u64) -> Option<u64> {
+    pub(super) fn acknowledge(&mut self, source: &IpKey, call: u64, now: u64) -> Option<u64> {
         let calls = self.sources.get_mut(source)?;
         let at = calls.open.iter().position(|(open, _)| *open == call)?;
         let (_, number) = calls.open.swap_remove(at);
@@ -66,7 +72,7 @@ impl Served {
     }
 
     /// A call was refused.
-    pub(super) fn refuse(&mut self, source: &Source, number: &str, now: u64) {
+    pub(super) fn refuse(&mut self, source: &IpKey, number: &str, now: u64) {
         if let Some(calls) = self.sources.get_mut(source)
             && (calls.refused.len() < MAX_NUMBERS || calls.refused.contains_key(&digest(number)))
         {
@@ -75,26 +81,28 @@ impl Served {
     }
 
     /// How many different numbers were processed for a source within a day.
-    pub(super) fn numbers(&self, source: &Source, now: u64) -> usize {
+    pub(super) fn numbers(&self, source: &IpKey, now: u64) -> usize {
         self.sources.get(source).map_or(0, |calls| lately(&calls.processed, now))
     }
 
-    pub(super) fn is_served(&self, source: &Source, now: u64) -> bool {
+    pub(super) fn is_served(&self, source: &IpKey, now: u64) -> bool {
         self.until(source) > now
     }
 
     /// Until when a source is served; 0 if it never was.
-    pub(super) fn until(&self, source: &Source) -> u64 {
+    pub(super) fn until(&self, source: &IpKey) -> u64 {
         self.sources.get(source).map_or(0, |calls| calls.until)
     }
 
     /// Whether a source has been served for a day or longer.
-    pub(super) fn is_established(&self, source: &Source, now: u64) -> bool {
-        self.sources.get(source).is_some_and(|calls| calls.until > now && now.saturating_sub(calls.since) >= DAY_NS)
+    pub(super) fn is_established(&self, source: &IpKey, now: u64) -> bool {
+        self.sources
+            .get(source)
+            .is_some_and(|calls| calls.until > now && now.saturating_sub(calls.since) >= DAY_NS)
     }
 
     /// Takes it away: the source has offended.
-    pub(super) fn end(&mut self, source: &Source) {
+    pub(super) fn end(&mut self, source: &IpKey) {
         self.sources.remove(source);
     }
 
@@ -104,12 +112,12 @@ impl Served {
     }
 
     /// All that are served, since when and until when.
-    pub(super) fn all(&self, now: u64) -> impl Iterator<Item = (Source, u64, u64)> + '_ {
+    pub(super) fn all(&self, now: u64) -> impl Iterator<Item = (IpKey, u64, u64)> + '_ {
         let served = self.sources.iter().filter(move |(_, calls)| calls.until > now);
         served.map(|(source, calls)| (*source, calls.since, calls.until))
     }
 
-    pub(super) fn restore(&mut self, source: Source, since: u64, until: u64) {
+    pub(super) fn restore(&mut self, source: IpKey, since: u64, until: u64) {
         self.make_room(&source);
         let calls = self.sources.entry(source).or_default();
         (calls.since, calls.until, calls.last) = (since, until, since);
@@ -124,7 +132,7 @@ impl Served {
     }
 
     /// The one that is not served and was heard of least lately goes.
-    fn make_room(&mut self, source: &Source) {
+    fn make_room(&mut self, source: &IpKey) {
         if self.sources.len() < MAX_SOURCES || self.sources.contains_key(source) {
             return;
         }
@@ -169,10 +177,14 @@ mod tests {
 
     #[test]
     fn five_numbers_that_were_processed_and_acknowledged() {
-        let (carrier, mut served) = (Source::v4(1), Served::default());
+        let (carrier, mut served) = (IpKey::v4(1), Served::default());
         for n in 0..5 {
             served.process(carrier, n, "0301", n * SECOND_NS);
-            assert_eq!(served.acknowledge(&carrier, n, n * SECOND_NS), None, "one number, once a day");
+            assert_eq!(
+                served.acknowledge(&carrier, n, n * SECOND_NS),
+                None,
+                "one number, once a day"
+            );
         }
         for n in 10..14 {
             assert_eq!(served.process(carrier, n, &n.to_string(), n * SECOND_NS), None);
@@ -181,14 +193,14 @@ mod tests {
             assert_eq!(until.is_some(), n == 13);
         }
         assert!(served.is_served(&carrier, 20 * SECOND_NS));
-        assert!(!served.is_served(&Source::v4(2), 20 * SECOND_NS), "each address alone");
+        assert!(!served.is_served(&IpKey::v4(2), 20 * SECOND_NS), "each address alone");
         assert!(!served.is_established(&carrier, 20 * SECOND_NS));
         assert!(!served.is_served(&carrier, 13 * SECOND_NS + DAY_NS));
     }
 
     #[test]
     fn who_is_refused_more_often_is_not_served() {
-        let (caller, mut served) = (Source::v4(1), Served::default());
+        let (caller, mut served) = (IpKey::v4(1), Served::default());
         served.process(caller, 99, "x", 1);
         (0..9).for_each(|n| served.refuse(&caller, &format!("no {n}"), 1));
         for n in 0..9 {
@@ -204,7 +216,7 @@ mod tests {
         let mut served = Served::default();
         for n in 0..10_000 {
             (0..300).take(if n == 0 { 300 } else { 1 }).for_each(|m| {
-                served.process(Source::v4(n), m, &m.to_string(), u64::from(n));
+                served.process(IpKey::v4(n), m, &m.to_string(), u64::from(n));
             });
         }
         assert!(served.sources.len() <= MAX_SOURCES);

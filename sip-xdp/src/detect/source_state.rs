@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use super::claim::{Level, Rejection};
 use super::rules::enumeration::Refused;
 use super::rules::invites;
-use super::windows::{Bucket, Window};
+use super::windows::{LeakyBucket, Window};
 
 /// Ports of one source that have a bucket of their own.
 const MAX_PORTS: usize = 64;
@@ -37,17 +37,17 @@ pub(super) struct Challenged {
 /// A source and the evidence against it.
 #[derive(Debug)]
 pub(super) struct SourceState {
-    pub(super) source: Source,
+    pub(super) source: IpKey,
     pub(super) last: u64,
     /// It has shown that it is where it says. For people: evidence has levels of its own.
     pub(super) routable: bool,
     pub(super) waiting: Vec<Waiting>,
     pub(super) rejected: Window<Rejection>,
     /// Rejections of routable senders, and all of them, slowly.
-    pub(super) slow: Bucket,
-    pub(super) slow_seen: Bucket,
+    pub(super) slow: LeakyBucket,
+    pub(super) slow_seen: LeakyBucket,
     /// The former, by port, behind an address with accepted users.
-    pub(super) slow_ports: BTreeMap<u16, Bucket>,
+    pub(super) slow_ports: BTreeMap<u16, LeakyBucket>,
     /// Rejections that anybody could have caused, at an address with standing.
     pub(super) hidden: Window<()>,
     /// Rejections for users that are sprayed, of a day.
@@ -78,15 +78,15 @@ pub(super) struct SourceState {
 }
 
 impl SourceState {
-    pub(super) fn new(source: Source) -> Self {
+    pub(super) fn new(source: IpKey) -> Self {
         Self {
             source,
             last: 0,
             routable: false,
             waiting: Vec::new(),
             rejected: Window::default(),
-            slow: Bucket::default(),
-            slow_seen: Bucket::default(),
+            slow: LeakyBucket::default(),
+            slow_seen: LeakyBucket::default(),
             slow_ports: BTreeMap::new(),
             hidden: Window::default(),
             sprayed: Window::default(),
@@ -119,12 +119,14 @@ impl SourceState {
     }
 
     /// The users of some rejections.
-    pub(super) fn users_of<'a>(rejections: impl Iterator<Item = &'a Rejection>) -> BTreeSet<&'a str> {
+    pub(super) fn users_of<'a>(
+        rejections: impl Iterator<Item = &'a Rejection>,
+    ) -> BTreeSet<&'a str> {
         rejections.map(|rejection| rejection.user.as_str()).collect()
     }
 
     /// The slow bucket of a port.
-    pub(super) fn slow_port(&mut self, port: u16) -> Option<&mut Bucket> {
+    pub(super) fn slow_port(&mut self, port: u16) -> Option<&mut LeakyBucket> {
         if self.slow_ports.len() >= MAX_PORTS && !self.slow_ports.contains_key(&port) {
             return None;
         }

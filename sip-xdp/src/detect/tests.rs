@@ -2,7 +2,7 @@
 
 use bytemuck::Zeroable;
 use sip_xdp_common::abi::layout::HEAD;
-use sip_xdp_common::limits::gcra::Bucket;
+use sip_xdp_common::limits::gcra::LimitKind;
 use sip_xdp_common::verdict::Message;
 
 use super::*;
@@ -12,7 +12,7 @@ const SECOND: u64 = 1_000_000_000;
 const START: u64 = 1_000_000 * SECOND;
 
 /// A registrar, and everybody who talks to it.
-struct Scene {
+struct Fixture {
     detector: Detector,
     now: u64,
     number: u64,
@@ -27,24 +27,37 @@ struct Scene {
 /// Somebody at an address.
 #[derive(Clone)]
 struct Who {
-    source: Source,
+    source: IpKey,
     port: u16,
     user: String,
     agent: &'static str,
 }
 
 fn who(address: &str, port: u16, user: &str) -> Who {
-    Who { source: source_of(address.parse().unwrap()), port, user: user.to_owned(), agent: "Phone 1.0" }
+    Who {
+        source: source_of(address.parse().unwrap()),
+        port,
+        user: user.to_owned(),
+        agent: "Phone 1.0",
+    }
 }
 
-impl Scene {
+impl Fixture {
     fn new() -> Self {
         Self::with(Config::default())
     }
 
     fn with(config: Config) -> Self {
         let detector = Detector::new(&config);
-        Self { detector, now: START, number: 0, bans: Vec::new(), actions: Vec::new(), flags: 0, checksum: None }
+        Self {
+            detector,
+            now: START,
+            number: 0,
+            bans: Vec::new(),
+            actions: Vec::new(),
+            flags: 0,
+            checksum: None,
+        }
     }
 
     fn wait(&mut self, nanos: u64) {
@@ -63,17 +76,17 @@ impl Scene {
     }
 
     fn event(&mut self, kind: EventKind, who: &Who, text: &str) {
-        let mut event = Event {
+        let mut event = KernelEvent {
             time: self.now,
             kind: kind as u8,
             source: who.source,
             port: who.port,
-            bucket: Bucket::Requests as u8,
+            bucket: LimitKind::Requests as u8,
             message: Message::Register as u8,
             head_length: text.len() as u16,
             length: text.len() as u16,
             flags: self.flags,
-            ..Event::zeroed()
+            ..KernelEvent::zeroed()
         };
         assert!(text.len() <= HEAD);
         if let Some(checksum) = self.checksum {
@@ -94,16 +107,26 @@ impl Scene {
         // Who answers a challenge stays in its call.
         let echoed = credentials.split("nonce=\"n").nth(1).and_then(|rest| rest.split('"').next());
         let call = echoed.and_then(|nonce| nonce.parse().ok()).unwrap_or(number);
-        let (aor, uri) =
-            if method == "REGISTER" { (target, String::new()) } else { (user.as_str(), format!("{target}@")) };
+        let (aor, uri) = if method == "REGISTER" {
+            (target, String::new())
+        } else {
+            (user.as_str(), format!("{target}@"))
+        };
         let common = format!(
-            "Via: SIP/2.0/UDP h;branch=z9hG4bK{number}\r\nFrom: <sip:{aor}@pbx>;tag=f{call}\r\nTo: <sip:{target}@pbx>\r\n\
+            "Via: SIP/2.0/UDP h;branch=z9hG4bK{number}\r\nFrom: <sip:{aor}@pbx>;tag=f{call}\r\nTo: \
+             <sip:{target}@pbx>\r\n\
              Call-ID: c{call}\r\nCSeq: {number} {method}\r\n"
         );
         let agent = who.agent;
-        let request = format!("{method} sip:{uri}pbx SIP/2.0\r\n{common}User-Agent: {agent}\r\n{credentials}\r\n");
+        let request = format!(
+            "{method} sip:{uri}pbx SIP/2.0\r\n{common}User-Agent: {agent}\r\n{credentials}\r\n"
+        );
         self.event(EventKind::Request, who, &request);
-        self.event(EventKind::Answer, who, &format!("SIP/2.0 {status}\r\n{common}{}\r\n", challenge(status, number)));
+        self.event(
+            EventKind::Answer,
+            who,
+            &format!("SIP/2.0 {status}\r\n{common}{}\r\n", challenge(status, number)),
+        );
     }
 
     /// Registers as phones do. The nonce is one that nobody else is given.
@@ -123,7 +146,8 @@ impl Scene {
     fn credentials(&self, who: &Who, nonce: u64, password: &str) -> String {
         let user = &who.user;
         format!(
-            "Authorization: Digest username=\"{user}\",realm=\"r\",nonce=\"n{nonce}\",uri=\"sip:pbx\",response=\"{password}\"\r\n"
+            "Authorization: Digest \
+             username=\"{user}\",realm=\"r\",nonce=\"n{nonce}\",uri=\"sip:pbx\",response=\"{password}\"\r\n"
         )
     }
 
@@ -132,7 +156,9 @@ impl Scene {
     }
 
     fn only_ban(&self) -> &Finding {
-        let [ban] = self.bans.as_slice() else { panic!("{} bans: {:#?}", self.bans.len(), self.bans) };
+        let [ban] = self.bans.as_slice() else {
+            panic!("{} bans: {:#?}", self.bans.len(), self.bans)
+        };
         ban
     }
 }
@@ -147,56 +173,71 @@ fn challenge(status: &str, number: u64) -> String {
 
 #[test]
 fn a_phone_that_registers_is_known_good_until_it_ends() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     let phone = who("192.0.2.7", 5062, "100");
-    scene.ask(&phone, "REGISTER", "100", "", "200 OK");
-    scene.ask(&phone, "OPTIONS", "100", "", "200 OK");
-    assert!(!scene.good(&phone), "without credentials it proves nothing");
-    let credentials = scene.credentials(&phone, 77, "x");
-    scene.ask(&phone, "OPTIONS", "100", &credentials, "200 OK");
-    scene.ask(&phone, "SUBSCRIBE", "100", &credentials, "200 OK");
-    assert!(!scene.good(&phone), "a nonce that nobody gave");
-    scene.register(&phone);
-    assert!(scene.good(&phone));
-    assert_eq!(scene.detector.good(&phone.source, 5063, scene.now).flow_until, 0, "another port");
-    scene.wait(599 * SECOND);
-    assert!(scene.good(&phone));
-    scene.wait(2 * SECOND);
-    assert!(!scene.good(&phone) && scene.detector.was_good_lately(&phone.source, scene.now));
-    scene.register(&phone);
-    scene.ask(&phone, "REGISTER", "100", "", "401 Unauthorized");
-    let credentials = scene.credentials(&phone, scene.number, "right");
-    scene.ask(&phone, "REGISTER", "100", &format!("{credentials}Expires: 0\r\n"), "200 OK");
-    assert!(!scene.good(&phone), "it has taken its registration back");
-    assert!(scene.bans.is_empty());
+    fixture.ask(&phone, "REGISTER", "100", "", "200 OK");
+    fixture.ask(&phone, "OPTIONS", "100", "", "200 OK");
+    assert!(!fixture.good(&phone), "without credentials it proves nothing");
+    let credentials = fixture.credentials(&phone, 77, "x");
+    fixture.ask(&phone, "OPTIONS", "100", &credentials, "200 OK");
+    fixture.ask(&phone, "SUBSCRIBE", "100", &credentials, "200 OK");
+    assert!(!fixture.good(&phone), "a nonce that nobody gave");
+    fixture.register(&phone);
+    assert!(fixture.good(&phone));
+    assert_eq!(
+        fixture.detector.good(&phone.source, 5063, fixture.now).flow_until,
+        0,
+        "another port"
+    );
+    fixture.wait(599 * SECOND);
+    assert!(fixture.good(&phone));
+    fixture.wait(2 * SECOND);
+    assert!(!fixture.good(&phone) && fixture.detector.was_good_lately(&phone.source, fixture.now));
+    fixture.register(&phone);
+    fixture.ask(&phone, "REGISTER", "100", "", "401 Unauthorized");
+    let credentials = fixture.credentials(&phone, fixture.number, "right");
+    fixture.ask(&phone, "REGISTER", "100", &format!("{credentials}Expires: 0\r\n"), "200 OK");
+    assert!(!fixture.good(&phone), "it has taken its registration back");
+    assert!(fixture.bans.is_empty());
 }
 
 #[test]
 fn guesses_are_proven_by_the_nonce_they_echo() {
-    // As svcrack does it: one bare request, then guesses in one transaction that all echo the nonce of the last challenge.
-    let mut scene = Scene::new();
+    // As svcrack does it: one bare request, then guesses in one transaction that all echo the nonce
+    // of the last challenge.
+    let mut fixture = Fixture::new();
     let attacker = who("192.0.2.66", 5060, "100");
-    let common = "Via: SIP/2.0/UDP h;branch=z9hG4bK1\r\nFrom: <sip:100@pbx>;tag=1\r\nTo: <sip:100@pbx>\r\nCall-ID: 1\r\nCSeq: 2 REGISTER\r\n";
+    let common = "Via: SIP/2.0/UDP h;branch=z9hG4bK1\r\nFrom: <sip:100@pbx>;tag=1\r\nTo: \
+                  <sip:100@pbx>\r\nCall-ID: 1\r\nCSeq: 2 REGISTER\r\n";
     let mut sent = 0;
     for n in 0..40_u64 {
-        let credentials = if n == 0 { String::new() } else { scene.credentials(&attacker, n - 1, &format!("{n}")) };
+        let credentials = if n == 0 {
+            String::new()
+        } else {
+            fixture.credentials(&attacker, n - 1, &format!("{n}"))
+        };
         let request = format!("REGISTER sip:pbx SIP/2.0\r\n{common}{credentials}\r\n");
-        scene.event(EventKind::Request, &attacker, &request);
+        fixture.event(EventKind::Request, &attacker, &request);
         // A retransmission is no further try.
-        scene.event(EventKind::Request, &attacker, &request);
+        fixture.event(EventKind::Request, &attacker, &request);
         let response = format!("SIP/2.0 401 Unauthorized\r\n{common}{}\r\n", challenge("401", n));
-        scene.event(EventKind::Answer, &attacker, &response);
-        scene.event(EventKind::Answer, &attacker, &response);
+        fixture.event(EventKind::Answer, &attacker, &response);
+        fixture.event(EventKind::Answer, &attacker, &response);
         sent += 1;
-        scene.wait(SECOND / 180);
-        if !scene.bans.is_empty() {
+        fixture.wait(SECOND / 180);
+        if !fixture.bans.is_empty() {
             break;
         }
     }
-    let ban = scene.only_ban();
-    assert_eq!((ban.kind, ban.tier, ban.port, ban.growth), ("rejected", Tier::Proven, None, Growth::Full));
+    let ban = fixture.only_ban();
+    assert_eq!(
+        (ban.kind, ban.tier, ban.port, ban.growth),
+        ("rejected", Tier::Proven, None, Growth::Full)
+    );
     assert!(
-        ban.reason.starts_with("10 rejected passwords for the user \"100\" in 1 s, nonce echoed, none accepted"),
+        ban.reason.starts_with(
+            "10 rejected passwords for the user \"100\" in 1 s, nonce echoed, none accepted"
+        ),
         "{}",
         ban.reason
     );
@@ -205,55 +246,72 @@ fn guesses_are_proven_by_the_nonce_they_echo() {
 
 #[test]
 fn leaving_the_user_out_of_the_headers_does_not_help() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     let attacker = who("192.0.2.66", 5060, "100");
     for n in 0..11_u64 {
         let common = format!(
-            "Via: SIP/2.0/UDP h;branch=z9hG4bK{n}\r\nFrom: <sip:pbx>;tag=1\r\nTo: <sip:pbx>\r\nCall-ID: 1\r\nCSeq: {n} REGISTER\r\n"
+            "Via: SIP/2.0/UDP h;branch=z9hG4bK{n}\r\nFrom: <sip:pbx>;tag=1\r\nTo: \
+             <sip:pbx>\r\nCall-ID: 1\r\nCSeq: {n} REGISTER\r\n"
         );
-        let credentials = scene.credentials(&attacker, n.saturating_sub(1), "x");
-        scene.event(EventKind::Request, &attacker, &format!("REGISTER sip:pbx SIP/2.0\r\n{common}{credentials}\r\n"));
+        let credentials = fixture.credentials(&attacker, n.saturating_sub(1), "x");
+        fixture.event(
+            EventKind::Request,
+            &attacker,
+            &format!("REGISTER sip:pbx SIP/2.0\r\n{common}{credentials}\r\n"),
+        );
         let nonce = challenge("401", n);
-        scene.event(EventKind::Answer, &attacker, &format!("SIP/2.0 401 Unauthorized\r\n{common}{nonce}\r\n"));
-        scene.wait(SECOND);
-        if !scene.bans.is_empty() {
+        fixture.event(
+            EventKind::Answer,
+            &attacker,
+            &format!("SIP/2.0 401 Unauthorized\r\n{common}{nonce}\r\n"),
+        );
+        fixture.wait(SECOND);
+        if !fixture.bans.is_empty() {
             break;
         }
     }
-    assert_eq!(scene.only_ban().kind, "rejected");
-    assert!(scene.only_ban().reason.contains("the user \"100\""), "{}", scene.only_ban().reason);
+    assert_eq!(fixture.only_ban().kind, "rejected");
+    assert!(
+        fixture.only_ban().reason.contains("the user \"100\""),
+        "{}",
+        fixture.only_ban().reason
+    );
 }
 
 #[test]
 fn patience_does_not_help() {
     for (pause, at_most) in [(7, 20), (30, 22), (50, 80)] {
-        let mut scene = Scene::new();
+        let mut fixture = Fixture::new();
         let attacker = who("192.0.2.66", 5060, "100");
         let tries = (1..400).find(|n| {
-            scene.guess(&attacker, &format!("{n}"));
-            scene.wait(pause * SECOND);
-            !scene.bans.is_empty()
+            fixture.guess(&attacker, &format!("{n}"));
+            fixture.wait(pause * SECOND);
+            !fixture.bans.is_empty()
         });
         assert!(tries.is_some_and(|tries| tries <= at_most), "every {pause} s: {tries:?}");
-        let ban = scene.only_ban();
+        let ban = fixture.only_ban();
         assert_eq!(ban.tier, Tier::Proven);
-        assert_eq!(ban.kind, if pause >= 20 { "misconfigured" } else { "rejected" }, "every {pause} s");
+        assert_eq!(
+            ban.kind,
+            if pause >= 20 { "misconfigured" } else { "rejected" },
+            "every {pause} s"
+        );
     }
 }
 
 #[test]
 fn a_stale_nonce_is_no_guess() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     for n in 0..100 {
         let phone = who("192.0.2.7", 5000 + n, &format!("{n}"));
-        let old = scene.credentials(&phone, 999_999, "right");
-        scene.ask(&phone, "REGISTER", &phone.user.clone(), &old, "401 Unauthorized");
-        let new = scene.credentials(&phone, scene.number, "right");
-        scene.wait(SECOND / 10);
-        scene.ask(&phone, "REGISTER", &phone.user.clone(), &new, "200 OK");
+        let old = fixture.credentials(&phone, 999_999, "right");
+        fixture.ask(&phone, "REGISTER", &phone.user.clone(), &old, "401 Unauthorized");
+        let new = fixture.credentials(&phone, fixture.number, "right");
+        fixture.wait(SECOND / 10);
+        fixture.ask(&phone, "REGISTER", &phone.user.clone(), &new, "200 OK");
     }
-    scene.wait(60 * SECOND);
-    assert!(scene.bans.is_empty(), "{:?}", scene.bans);
+    fixture.wait(60 * SECOND);
+    assert!(fixture.bans.is_empty(), "{:?}", fixture.bans);
 }
 
 #[test]
@@ -265,15 +323,15 @@ fn enumeration_by_refusal_and_by_silence_after_a_challenge() {
         ("REGISTER", "401 Unauthorized"),
         ("REGISTER", "403 No"),
     ] {
-        let mut scene = Scene::new();
+        let mut fixture = Fixture::new();
         let attacker = who("192.0.2.66", 5060, "x");
         let tries = (0..40).position(|n| {
-            scene.ask(&attacker, method, &format!("{}", 1_000 + n), "", status);
-            scene.wait(SECOND);
-            !scene.bans.is_empty()
+            fixture.ask(&attacker, method, &format!("{}", 1_000 + n), "", status);
+            fixture.wait(SECOND);
+            !fixture.bans.is_empty()
         });
         assert!(tries.is_some_and(|tries| tries <= 16), "{method} {status}: {tries:?}");
-        let ban = scene.only_ban();
+        let ban = fixture.only_ban();
         assert!(["enumeration", "invites"].contains(&ban.kind), "{}", ban.kind);
         assert_eq!(ban.tier, Tier::Unproven, "anybody can have sent that");
     }
@@ -281,210 +339,257 @@ fn enumeration_by_refusal_and_by_silence_after_a_challenge() {
 
 #[test]
 fn what_the_kernel_holds_up_is_not_missing() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     for n in 0..300 {
         let phone = who("192.0.2.7", 5000 + n, &format!("{n}"));
-        scene.ask(&phone, "REGISTER", &phone.user.clone(), "", "401 Unauthorized");
-        scene.event(EventKind::Limited, &phone, "REGISTER sip:pbx SIP/2.0\r\nCall-ID: x\r\n\r\n");
-        scene.wait(SECOND / 20);
+        fixture.ask(&phone, "REGISTER", &phone.user.clone(), "", "401 Unauthorized");
+        fixture.event(EventKind::Limited, &phone, "REGISTER sip:pbx SIP/2.0\r\nCall-ID: x\r\n\r\n");
+        fixture.wait(SECOND / 20);
     }
-    scene.wait(60 * SECOND);
-    assert!(scene.bans.is_empty(), "{:?}", scene.bans);
+    fixture.wait(60 * SECOND);
+    assert!(fixture.bans.is_empty(), "{:?}", fixture.bans);
 }
 
 #[test]
 fn one_bad_phone_does_not_silence_its_office() {
     for phones in [4, 300] {
-        let mut scene = Scene::new();
-        let office: Vec<Who> = (0..phones).map(|n| who("192.0.2.7", 10_000 + n, &format!("{n}"))).collect();
+        let mut fixture = Fixture::new();
+        let office: Vec<Who> =
+            (0..phones).map(|n| who("192.0.2.7", 10_000 + n, &format!("{n}"))).collect();
         let bad = who("192.0.2.7", 9_999, "old");
         for round in 0..120 {
             if round % 15 == 0 {
-                office.iter().for_each(|phone| scene.register(phone));
+                office.iter().for_each(|phone| fixture.register(phone));
             }
-            scene.guess(&bad, "stale");
-            scene.wait(30 * SECOND);
+            fixture.guess(&bad, "stale");
+            fixture.wait(30 * SECOND);
         }
-        assert!(!scene.bans.is_empty(), "{phones} phones");
-        for ban in &scene.bans {
-            assert_eq!((ban.kind, ban.port, ban.growth), ("misconfigured", Some(9_999), Growth::Mild), "{ban:?}");
+        assert!(!fixture.bans.is_empty(), "{phones} phones");
+        for ban in &fixture.bans {
+            assert_eq!(
+                (ban.kind, ban.port, ban.growth),
+                ("misconfigured", Some(9_999), Growth::Mild),
+                "{ban:?}"
+            );
         }
     }
 }
 
 #[test]
 fn a_bad_phone_whose_port_changes_does_not_silence_its_office_either() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     let phone = who("192.0.2.7", 10_000, "100");
     for n in 0..120 {
         if n % 15 == 0 {
-            scene.register(&phone);
+            fixture.register(&phone);
         }
-        scene.guess(&who("192.0.2.7", 20_000 + n, "old"), "stale");
-        scene.wait(30 * SECOND);
+        fixture.guess(&who("192.0.2.7", 20_000 + n, "old"), "stale");
+        fixture.wait(30 * SECOND);
     }
-    assert!(scene.bans.iter().all(|ban| ban.port.is_some() && ban.kind == "misconfigured"), "{:?}", scene.bans);
+    assert!(
+        fixture.bans.iter().all(|ban| ban.port.is_some() && ban.kind == "misconfigured"),
+        "{:?}",
+        fixture.bans
+    );
 }
 
 #[test]
 fn wrong_numbers_of_a_known_good_source_are_told_and_no_evidence() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     let phone = who("192.0.2.7", 10_000, "100");
-    scene.register(&phone);
+    fixture.register(&phone);
     for prefix in ["00", "+", "011", "900", "9011"] {
         let target = format!("{prefix}441234567890");
-        scene.ask(&phone, "INVITE", &target, "", "407 Proxy Authentication Required");
-        let credentials = scene.credentials(&phone, scene.number, "right");
-        scene.ask(&phone, "INVITE", &target, &credentials, "404 Not Found");
-        scene.wait(6 * SECOND);
+        fixture.ask(&phone, "INVITE", &target, "", "407 Proxy Authentication Required");
+        let credentials = fixture.credentials(&phone, fixture.number, "right");
+        fixture.ask(&phone, "INVITE", &target, &credentials, "404 Not Found");
+        fixture.wait(6 * SECOND);
     }
-    assert!(scene.bans.is_empty(), "{:?}", scene.bans);
+    assert!(fixture.bans.is_empty(), "{:?}", fixture.bans);
     let told = |action: &Action| matches!(action, Action::Rejected(_, 10_000, text) if text.contains("prefixes"));
-    assert!(scene.actions.iter().any(told));
+    assert!(fixture.actions.iter().any(told));
 }
 
 #[test]
 fn guessing_from_an_office_bans_the_office_only_if_it_is_many() {
-    let mut scene = Scene::new();
-    scene.register(&who("192.0.2.7", 10_000, "100"));
+    let mut fixture = Fixture::new();
+    fixture.register(&who("192.0.2.7", 10_000, "100"));
     for n in 0..60 {
-        scene.guess(&who("192.0.2.7", 20_000 + n, &format!("{}", 2_000 + n)), "x");
-        scene.wait(SECOND);
+        fixture.guess(&who("192.0.2.7", 20_000 + n, &format!("{}", 2_000 + n)), "x");
+        fixture.wait(SECOND);
     }
-    assert!(scene.bans.iter().any(|ban| ban.port.is_none() && ban.kind == "rejected"), "{:?}", scene.bans);
+    assert!(
+        fixture.bans.iter().any(|ban| ban.port.is_none() && ban.kind == "rejected"),
+        "{:?}",
+        fixture.bans
+    );
 }
 
 #[test]
 fn a_registrar_that_rejects_everybody_bans_nobody() {
-    let mut scene = Scene::new();
-    let office: Vec<Who> = (0..300).map(|n| who("192.0.2.7", 10_000 + n, &format!("{n}"))).collect();
-    office.iter().for_each(|phone| scene.register(phone));
-    scene.wait(60 * SECOND);
+    let mut fixture = Fixture::new();
+    let office: Vec<Who> =
+        (0..300).map(|n| who("192.0.2.7", 10_000 + n, &format!("{n}"))).collect();
+    office.iter().for_each(|phone| fixture.register(phone));
+    fixture.wait(60 * SECOND);
     for round in 0..20 {
         for phone in &office {
-            scene.guess(phone, &format!("right {round}"));
-            scene.wait(SECOND / 10);
+            fixture.guess(phone, &format!("right {round}"));
+            fixture.wait(SECOND / 10);
         }
     }
-    assert!(scene.bans.is_empty(), "{:?}", scene.bans);
-    assert!(scene.actions.iter().any(|action| matches!(action, Action::Note("registrar_failing", _))));
-    assert!(scene.detector.registrar_is_failing(scene.now));
+    assert!(fixture.bans.is_empty(), "{:?}", fixture.bans);
+    assert!(
+        fixture.actions.iter().any(|action| matches!(action, Action::Note("registrar_failing", _)))
+    );
+    assert!(fixture.detector.registrar_is_failing(fixture.now));
 }
 
 #[test]
 fn tools_are_limited_and_then_banned() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     let tool = Who { agent: "friendly-scanner", ..who("192.0.2.66", 5060, "100") };
-    scene.ask(&tool, "OPTIONS", "100", "", "200 OK");
-    assert!(matches!(scene.actions.as_slice(), [Action::Limit(source, ..)] if *source == tool.source));
-    scene.ask(&tool, "OPTIONS", "100", "", "200 OK");
-    assert!(scene.bans.is_empty());
-    scene.ask(&tool, "OPTIONS", "100", "", "200 OK");
-    assert_eq!((scene.only_ban().kind, scene.only_ban().tier), ("signature", Tier::Unproven));
+    fixture.ask(&tool, "OPTIONS", "100", "", "200 OK");
+    assert!(
+        matches!(fixture.actions.as_slice(), [Action::Limit(source, ..)] if *source == tool.source)
+    );
+    fixture.ask(&tool, "OPTIONS", "100", "", "200 OK");
+    assert!(fixture.bans.is_empty());
+    fixture.ask(&tool, "OPTIONS", "100", "", "200 OK");
+    assert_eq!((fixture.only_ban().kind, fixture.only_ban().tier), ("signature", Tier::Unproven));
 
-    let mut scene = Scene::new();
-    scene.ask(&tool, "OPTIONS", "7", "", "404 Not Found");
-    assert!(scene.bans.is_empty(), "a packet is not its own second evidence");
-    scene.ask(&tool, "OPTIONS", "8", "", "404 Not Found");
-    assert_eq!(scene.only_ban().kind, "signature", "a second kind of evidence");
+    let mut fixture = Fixture::new();
+    fixture.ask(&tool, "OPTIONS", "7", "", "404 Not Found");
+    assert!(fixture.bans.is_empty(), "a packet is not its own second evidence");
+    fixture.ask(&tool, "OPTIONS", "8", "", "404 Not Found");
+    assert_eq!(fixture.only_ban().kind, "signature", "a second kind of evidence");
 
-    let mut scene = Scene::new();
-    scene.guess(&tool, "x");
-    let ban = scene.only_ban();
+    let mut fixture = Fixture::new();
+    fixture.guess(&tool, "x");
+    let ban = fixture.only_ban();
     assert_eq!((ban.kind, ban.tier), ("signature", Tier::Proven), "it echoes the nonce");
 }
 
 #[test]
 fn an_office_is_no_tool_because_a_packet_said_so() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     let phone = who("192.0.2.7", 5062, "100");
     // Anybody can send this, and before the phones are known.
     let forged = Who { agent: "friendly-scanner", ..who("192.0.2.7", 1_024, "x") };
-    scene.ask(&forged, "OPTIONS", "100", "", "200 OK");
-    scene.register(&phone);
-    scene.guess(&who("192.0.2.7", 5063, "101"), "mistyped");
-    scene.wait(6 * SECOND);
-    assert!(scene.bans.is_empty(), "{:?}", scene.bans);
+    fixture.ask(&forged, "OPTIONS", "100", "", "200 OK");
+    fixture.register(&phone);
+    fixture.guess(&who("192.0.2.7", 5063, "101"), "mistyped");
+    fixture.wait(6 * SECOND);
+    assert!(fixture.bans.is_empty(), "{:?}", fixture.bans);
 }
 
 #[test]
 fn an_office_is_no_scanner_because_a_phone_has_an_old_user() {
-    let mut scene = Scene::new();
-    scene.register(&who("192.0.2.7", 5062, "100"));
+    let mut fixture = Fixture::new();
+    fixture.register(&who("192.0.2.7", 5062, "100"));
     for n in 0..6 {
-        scene.guess(&who(&format!("203.0.113.{n}"), 5060, "1000"), "x");
+        fixture.guess(&who(&format!("203.0.113.{n}"), 5060, "1000"), "x");
     }
-    scene.bans.clear();
-    scene.guess(&who("192.0.2.7", 5063, "1000"), "was right once");
-    scene.wait(6 * SECOND);
-    assert!(scene.bans.is_empty(), "{:?}", scene.bans);
+    fixture.bans.clear();
+    fixture.guess(&who("192.0.2.7", 5063, "1000"), "was right once");
+    fixture.wait(6 * SECOND);
+    assert!(fixture.bans.is_empty(), "{:?}", fixture.bans);
 }
 
 #[test]
 fn looking_for_a_way_out() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     let caller = who("192.0.2.66", 5060, "100");
     let mut tried = 0;
     for prefix in ["00", "+", "011", "900", "9011", "8011"] {
-        scene.ask(&caller, "INVITE", &format!("{prefix}441234567890"), "", "407 Proxy Authentication Required");
-        scene.wait(6 * SECOND);
+        fixture.ask(
+            &caller,
+            "INVITE",
+            &format!("{prefix}441234567890"),
+            "",
+            "407 Proxy Authentication Required",
+        );
+        fixture.wait(6 * SECOND);
         tried += 1;
-        if !scene.bans.is_empty() {
+        if !fixture.bans.is_empty() {
             break;
         }
     }
-    assert_eq!((scene.only_ban().kind, tried), ("invites", 4));
-    assert!(scene.only_ban().reason.contains("under 4 prefixes"), "{}", scene.only_ban().reason);
+    assert_eq!((fixture.only_ban().kind, tried), ("invites", 4));
+    assert!(
+        fixture.only_ban().reason.contains("under 4 prefixes"),
+        "{}",
+        fixture.only_ban().reason
+    );
 }
 
 #[test]
 fn a_peer_is_never_banned_and_only_an_answer_makes_one() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     let carrier = who("203.0.113.5", 5060, "carrier");
     let ours = |tag: &str| {
         format!(
-            "OPTIONS sip:carrier SIP/2.0\r\nVia: SIP/2.0/UDP us;branch=z9hG4bKours{tag}\r\nTo: <sip:a@b>{tag}\r\n\r\n"
+            "OPTIONS sip:carrier SIP/2.0\r\nVia: SIP/2.0/UDP us;branch=z9hG4bKours{tag}\r\nTo: \
+             <sip:a@b>{tag}\r\n\r\n"
         )
     };
-    let theirs = |branch: &str| format!("SIP/2.0 200 OK\r\nVia: SIP/2.0/UDP us;branch=z9hG4bK{branch}\r\n\r\n");
-    scene.event(EventKind::Response, &carrier, &theirs("ours"));
-    scene.event(EventKind::Asked, &carrier, &ours(";tag=in-their-dialog"));
-    scene.event(EventKind::Response, &carrier, &theirs("ours;tag=in-their-dialog"));
-    scene.event(EventKind::Asked, &carrier, &ours(""));
-    scene.event(EventKind::Response, &carrier, &theirs("other"));
-    assert!(scene.actions.is_empty(), "{:?}", scene.actions);
-    scene.event(EventKind::Response, &carrier, &theirs("ours"));
-    assert_eq!(scene.actions, [Action::Peer(carrier.source, scene.now + peers::PEER_NS)]);
+    let theirs = |branch: &str| {
+        format!("SIP/2.0 200 OK\r\nVia: SIP/2.0/UDP us;branch=z9hG4bK{branch}\r\n\r\n")
+    };
+    fixture.event(EventKind::Response, &carrier, &theirs("ours"));
+    fixture.event(EventKind::PendingRequest, &carrier, &ours(";tag=in-their-dialog"));
+    fixture.event(EventKind::Response, &carrier, &theirs("ours;tag=in-their-dialog"));
+    fixture.event(EventKind::PendingRequest, &carrier, &ours(""));
+    fixture.event(EventKind::Response, &carrier, &theirs("other"));
+    assert!(fixture.actions.is_empty(), "{:?}", fixture.actions);
+    fixture.event(EventKind::Response, &carrier, &theirs("ours"));
+    assert_eq!(fixture.actions, [Action::Peer(carrier.source, fixture.now + peers::PEER_NS)]);
     for n in 0..200 {
-        scene.ask(&carrier, "INVITE", &format!("004930{}", 1_000_000 + n), "", "404 Not Found");
-        scene.ask(&carrier, "INVITE", &format!("{}0049301234567", n % 10), "", "407 Proxy Authentication Required");
-        scene.wait(SECOND);
+        fixture.ask(&carrier, "INVITE", &format!("004930{}", 1_000_000 + n), "", "404 Not Found");
+        fixture.ask(
+            &carrier,
+            "INVITE",
+            &format!("{}0049301234567", n % 10),
+            "",
+            "407 Proxy Authentication Required",
+        );
+        fixture.wait(SECOND);
     }
-    assert!(scene.bans.is_empty(), "{:?}", scene.bans);
+    assert!(fixture.bans.is_empty(), "{:?}", fixture.bans);
 }
 
 #[test]
 fn a_forger_gets_nobody_banned_who_is_known() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     let phone = who("192.0.2.7", 5062, "100");
-    scene.register(&phone);
+    fixture.register(&phone);
     for n in 0..2_000_u64 {
         let forged = who("192.0.2.7", 1_024 + n as u16, &format!("{}", n % 50));
-        let credentials = scene.credentials(&forged, 5_000_000 + n, "x");
-        scene.ask(&forged, "REGISTER", &forged.user.clone(), &credentials, "401 Unauthorized");
-        scene.ask(&forged, "REGISTER", &format!("{}", 7_000 + n), "", "404 Not Found");
-        scene.ask(&Who { agent: "sipvicious", ..forged }, "INVITE", "00441234567890", "", "404 Not Found");
-        scene.wait(SECOND / 500);
+        let credentials = fixture.credentials(&forged, 5_000_000 + n, "x");
+        fixture.ask(&forged, "REGISTER", &forged.user.clone(), &credentials, "401 Unauthorized");
+        fixture.ask(&forged, "REGISTER", &format!("{}", 7_000 + n), "", "404 Not Found");
+        fixture.ask(
+            &Who { agent: "sipvicious", ..forged },
+            "INVITE",
+            "00441234567890",
+            "",
+            "404 Not Found",
+        );
+        fixture.wait(SECOND / 500);
     }
-    assert!(scene.bans.is_empty(), "{:?}", scene.bans);
+    assert!(fixture.bans.is_empty(), "{:?}", fixture.bans);
     // An uninvolved stranger is banned for a short time at most.
     for n in 0..100_u64 {
         let forged = who("198.51.100.9", 5060, "200");
-        let credentials = scene.credentials(&forged, 6_000_000 + n, &format!("{n}"));
-        scene.ask(&forged, "REGISTER", "200", &credentials, "401 Unauthorized");
+        let credentials = fixture.credentials(&forged, 6_000_000 + n, &format!("{n}"));
+        fixture.ask(&forged, "REGISTER", "200", &credentials, "401 Unauthorized");
     }
     assert!(
-        !scene.bans.is_empty() && scene.bans.iter().all(|ban| ban.tier == Tier::Unproven && ban.growth == Growth::None)
+        !fixture.bans.is_empty()
+            && fixture
+                .bans
+                .iter()
+                .all(|ban| ban.tier == Tier::Unproven && ban.growth == Growth::None)
     );
 }
 
@@ -492,89 +597,100 @@ fn a_forger_gets_nobody_banned_who_is_known() {
 fn decoys_and_sprayed_users() {
     let mut config = Config::default();
     config.detect.decoy.users = vec!["honey".to_owned()];
-    let mut scene = Scene::with(config);
-    scene.guess(&who("192.0.2.66", 5060, "honey"), "x");
-    assert!(scene.bans.is_empty(), "an acceptance may follow");
-    scene.wait(6 * SECOND);
-    assert_eq!((scene.only_ban().kind, scene.only_ban().tier), ("decoy", Tier::Proven));
+    let mut fixture = Fixture::with(config);
+    fixture.guess(&who("192.0.2.66", 5060, "honey"), "x");
+    assert!(fixture.bans.is_empty(), "an acceptance may follow");
+    fixture.wait(6 * SECOND);
+    assert_eq!((fixture.only_ban().kind, fixture.only_ban().tier), ("decoy", Tier::Proven));
 
     for (day, bans) in [(0, 0), (25, 2)] {
-        let mut scene = Scene::new();
-        scene.ask(&who("192.0.2.9", 5060, "1"), "OPTIONS", "1", "", "200 OK");
-        scene.wait(day * 3_600 * SECOND);
+        let mut fixture = Fixture::new();
+        fixture.ask(&who("192.0.2.9", 5060, "1"), "OPTIONS", "1", "", "200 OK");
+        fixture.wait(day * 3_600 * SECOND);
         for n in 0..6 {
             for password in ["x", "y"] {
-                scene.guess(&who(&format!("203.0.113.{n}"), 5060, "nobody"), password);
+                fixture.guess(&who(&format!("203.0.113.{n}"), 5060, "nobody"), password);
             }
-            scene.wait(6 * SECOND);
+            fixture.wait(6 * SECOND);
         }
-        let kinds: Vec<_> = scene.bans.iter().map(|ban| (ban.kind, ban.growth)).collect();
-        assert_eq!(kinds, vec![("decoy", Growth::None); bans], "the fifth and the sixth, after the first day");
+        let kinds: Vec<_> = fixture.bans.iter().map(|ban| (ban.kind, ban.growth)).collect();
+        assert_eq!(
+            kinds,
+            vec![("decoy", Growth::None); bans],
+            "the fifth and the sixth, after the first day"
+        );
     }
 
-    let mut scene = Scene::new();
-    scene.register(&who("192.0.2.7", 5062, "100"));
+    let mut fixture = Fixture::new();
+    fixture.register(&who("192.0.2.7", 5062, "100"));
     for n in 0..12 {
         let stranger = who(&format!("203.0.113.{n}"), 5060, "100");
         for password in ["a", "b", "c"] {
-            scene.guess(&stranger, password);
-            scene.wait(6 * SECOND);
+            fixture.guess(&stranger, password);
+            fixture.wait(6 * SECOND);
         }
     }
-    assert!(scene.actions.iter().any(|action| matches!(action, Action::Note("sprayed", _))));
+    assert!(fixture.actions.iter().any(|action| matches!(action, Action::Note("sprayed", _))));
     assert!(
-        scene.bans.len() >= 2
-            && scene.bans.iter().all(|ban| ban.kind == "sprayed" && ban.reason.starts_with("3 rejected")),
+        fixture.bans.len() >= 2
+            && fixture
+                .bans
+                .iter()
+                .all(|ban| ban.kind == "sprayed" && ban.reason.starts_with("3 rejected")),
         "{:?}",
-        scene.bans
+        fixture.bans
     );
-    assert!(scene.bans.iter().all(|ban| ban.source != who("192.0.2.7", 0, "").source));
+    assert!(fixture.bans.iter().all(|ban| ban.source != who("192.0.2.7", 0, "").source));
 }
 
 #[test]
 fn ipv6_is_judged_by_host_and_then_by_its_network() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     for n in 0..10 {
-        scene.guess(&who("2001:db8:66::1", 5060, "100"), &format!("{n}"));
-        scene.wait(SECOND);
+        fixture.guess(&who("2001:db8:66::1", 5060, "100"), &format!("{n}"));
+        fixture.wait(SECOND);
     }
-    assert_eq!((scene.only_ban().bits, scene.only_ban().kind), (128, "rejected"));
+    assert_eq!((fixture.only_ban().bits, fixture.only_ban().kind), (128, "rejected"));
     // Hopping from host to host, from /64 to /64, and from /56 to /56.
     for (bits, tries, address) in [
         (64, 20, (|n| format!("2001:db8:66::{n:x}")) as fn(u32) -> String),
         (56, 30, |n| format!("2001:db8:66:{n:x}::1")),
         (48, 40, |n| format!("2001:db8:66:{n:x}00::1")),
     ] {
-        let mut scene = Scene::new();
+        let mut fixture = Fixture::new();
         let needed = (1..100).find(|n| {
-            scene.guess(&who(&address(*n), 5060, "100"), &format!("{n}"));
-            scene.wait(SECOND);
-            !scene.bans.is_empty()
+            fixture.guess(&who(&address(*n), 5060, "100"), &format!("{n}"));
+            fixture.wait(SECOND);
+            !fixture.bans.is_empty()
         });
-        assert_eq!((needed, scene.only_ban().bits), (Some(tries), bits));
-        assert_eq!(scene.only_ban().tier, Tier::Proven);
+        assert_eq!((needed, fixture.only_ban().bits), (Some(tries), bits));
+        assert_eq!(fixture.only_ban().tier, Tier::Proven);
     }
 }
 
 #[test]
 fn unseen_responses_keep_volume_from_banning() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     for n in 0..200 {
-        scene.number += 1;
-        let (phone, number) = (who(&format!("192.0.2.{n}"), 5062, "100"), scene.number);
-        scene.event(
+        fixture.number += 1;
+        let (phone, number) = (who(&format!("192.0.2.{n}"), 5062, "100"), fixture.number);
+        fixture.event(
             EventKind::Request,
             &phone,
             &format!("REGISTER sip:pbx SIP/2.0\r\nCall-ID: {number}\r\nCSeq: 1 REGISTER\r\n\r\n"),
         );
     }
-    assert!(!scene.detector.sees_responses());
+    assert!(!fixture.detector.sees_responses());
     let attacker = who("203.0.113.66", 5060, "1");
     for n in 0..100 {
-        scene.event(EventKind::Limited, &attacker, &format!("REGISTER sip:pbx SIP/2.0\r\nCall-ID: {n}\r\n\r\n"));
-        scene.wait(SECOND / 20);
+        fixture.event(
+            EventKind::Limited,
+            &attacker,
+            &format!("REGISTER sip:pbx SIP/2.0\r\nCall-ID: {n}\r\n\r\n"),
+        );
+        fixture.wait(SECOND / 20);
     }
-    assert!(scene.bans.is_empty());
+    assert!(fixture.bans.is_empty());
 }
 
 #[test]
@@ -582,7 +698,7 @@ fn ten_thousand_patient_sources_are_each_judged_and_memory_is_bounded() {
     let mut config = Config::default();
     config.detect.rejected.count = 3;
     config.detect.decoy.enabled = false;
-    let mut scene = Scene::with(config);
+    let mut fixture = Fixture::with(config);
     let bots: Vec<Who> = (0..10_000_u32)
         .map(|n| Who {
             source: source_of(std::net::Ipv4Addr::from(0x0b00_0000 + 7 * n).into()),
@@ -591,49 +707,50 @@ fn ten_thousand_patient_sources_are_each_judged_and_memory_is_bounded() {
         .collect();
     for round in 0..4 {
         for bot in &bots {
-            scene.guess(bot, &format!("{round}"));
-            scene.now += SECOND / 1_000;
+            fixture.guess(bot, &format!("{round}"));
+            fixture.now += SECOND / 1_000;
         }
-        scene.wait(10 * SECOND);
+        fixture.wait(10 * SECOND);
     }
-    let banned: std::collections::HashSet<_> = scene.bans.iter().map(|ban| ban.source).collect();
+    let banned: std::collections::HashSet<_> = fixture.bans.iter().map(|ban| ban.source).collect();
     assert_eq!(banned.len(), bots.len());
-    assert!(scene.detector.watched() <= MAX_SOURCES);
+    assert!(fixture.detector.watched() <= MAX_SOURCES);
 }
 
-/// Forged sources are answered like any, and never use what they are given; a phone and an attacker that are really there do.
+/// Forged sources are answered like any, and never use what they are given; a phone and an attacker
+/// that are really there do.
 #[test]
 fn in_a_storm_only_those_are_remembered_who_receive_our_responses() {
-    let mut scene = Scene::new();
-    scene.flags = IN_STORM;
+    let mut fixture = Fixture::new();
+    fixture.flags = IN_STORM;
     for n in 0..10_000_u32 {
-        let forged = Who { source: Source::v4(0x0b00_0000 + n), ..who("192.0.2.1", 5060, "100") };
-        scene.ask(&forged, "REGISTER", "100", "", "401 Unauthorized");
-        scene.now += SECOND / 500;
+        let forged = Who { source: IpKey::v4(0x0b00_0000 + n), ..who("192.0.2.1", 5060, "100") };
+        fixture.ask(&forged, "REGISTER", "100", "", "401 Unauthorized");
+        fixture.now += SECOND / 500;
     }
-    assert_eq!(scene.detector.watched(), 0);
+    assert_eq!(fixture.detector.watched(), 0);
     let (phone, attacker) = (who("192.0.2.7", 5062, "200"), who("192.0.2.66", 5060, "100"));
-    scene.register(&phone);
-    assert!(scene.good(&phone));
+    fixture.register(&phone);
+    assert!(fixture.good(&phone));
     for n in 0..10 {
-        scene.guess(&attacker, &n.to_string());
-        scene.wait(SECOND);
+        fixture.guess(&attacker, &n.to_string());
+        fixture.wait(SECOND);
     }
-    let ban = scene.only_ban();
+    let ban = fixture.only_ban();
     assert_eq!((ban.source, ban.kind, ban.tier), (attacker.source, "rejected", Tier::Proven));
-    assert_eq!(scene.detector.watched(), 2);
+    assert_eq!(fixture.detector.watched(), 2);
 }
 
 #[test]
 fn what_is_known_is_explained() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     let (attacker, phone) = (who("192.0.2.66", 5060, "100"), who("192.0.2.7", 5062, "200"));
-    scene.register(&phone);
+    fixture.register(&phone);
     for n in 0..4 {
-        scene.guess(&attacker, &format!("{n}"));
-        scene.wait(10 * SECOND);
+        fixture.guess(&attacker, &format!("{n}"));
+        fixture.wait(10 * SECOND);
     }
-    let view = scene.detector.explain(&attacker.source, scene.now);
+    let view = fixture.detector.explain(&attacker.source, fixture.now);
     let [rejected, slow] = view.evidence.as_slice() else { panic!("{:?}", view.evidence) };
     assert_eq!(
         (rejected.kind.as_str(), rejected.count, rejected.limit, rejected.per),
@@ -648,261 +765,318 @@ fn what_is_known_is_explained() {
     );
     assert!(view.proven && view.asked == 8 && view.answered == 8 && view.accepted.is_empty());
 
-    let view = scene.detector.explain(&phone.source, scene.now);
+    let view = fixture.detector.explain(&phone.source, fixture.now);
     let [accepted] = view.accepted.as_slice() else { panic!("{:?}", view.accepted) };
     assert_eq!((accepted.user.as_str(), accepted.port, accepted.left), ("200", 5062, 560));
-    assert_eq!(scene.detector.explain(&who("192.0.2.9", 1, "").source, scene.now), View::default());
+    assert_eq!(
+        fixture.detector.explain(&who("192.0.2.9", 1, "").source, fixture.now),
+        View::default()
+    );
     // In ten minutes the window is empty again; the bucket leaks slowly.
-    let view = scene.detector.explain(&attacker.source, scene.now + 700 * SECOND);
+    let view = fixture.detector.explain(&attacker.source, fixture.now + 700 * SECOND);
     assert!(view.evidence.iter().all(|one| one.kind == "slow"), "{:?}", view.evidence);
 }
 
 /// A call that its caller acknowledges, with the tag that it was sent.
-fn acknowledged_call(scene: &mut Scene, who: &Who, number: &str, status: &str) {
-    scene.number += 1;
-    let n = scene.number;
-    let common =
-        format!("Via: SIP/2.0/UDP h;branch=z9hG4bK{n}\r\nFrom: <sip:{}@pbx>;tag=f{n}\r\nCall-ID: c{n}\r\n", who.user);
-    let tag = format!("{:032x}", 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835_u128.wrapping_mul(u128::from(n) | 1 << 70));
-    let invite = format!("INVITE sip:{number}@pbx SIP/2.0\r\n{common}To: <sip:{number}@pbx>\r\nCSeq: 1 INVITE\r\n\r\n");
-    scene.event(EventKind::Request, who, &invite);
+fn acknowledged_call(fixture: &mut Fixture, who: &Who, number: &str, status: &str) {
+    fixture.number += 1;
+    let n = fixture.number;
+    let common = format!(
+        "Via: SIP/2.0/UDP h;branch=z9hG4bK{n}\r\nFrom: <sip:{}@pbx>;tag=f{n}\r\nCall-ID: c{n}\r\n",
+        who.user
+    );
+    let tag = format!(
+        "{:032x}",
+        0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835_u128.wrapping_mul(u128::from(n) | 1 << 70)
+    );
+    let invite = format!(
+        "INVITE sip:{number}@pbx SIP/2.0\r\n{common}To: <sip:{number}@pbx>\r\nCSeq: 1 \
+         INVITE\r\n\r\n"
+    );
+    fixture.event(EventKind::Request, who, &invite);
     let to = format!("To: <sip:{number}@pbx>;tag={tag}\r\n");
-    scene.event(EventKind::Answer, who, &format!("SIP/2.0 {status}\r\n{common}{to}CSeq: 1 INVITE\r\n\r\n"));
+    fixture.event(
+        EventKind::Answer,
+        who,
+        &format!("SIP/2.0 {status}\r\n{common}{to}CSeq: 1 INVITE\r\n\r\n"),
+    );
     let ack = format!("ACK sip:{number}@pbx SIP/2.0\r\n{common}{to}CSeq: 1 ACK\r\n\r\n");
-    scene.event(EventKind::Request, who, &ack);
+    fixture.event(EventKind::Request, who, &ack);
 }
 
 #[test]
 fn one_number_under_four_prefixes_is_evidence_whatever_the_server_answers() {
-    for status in ["200 OK", "603 Decline", "503 No", "486 Busy", "482 Loop", "480 Gone", "488 Media", "404 No"] {
-        let mut scene = Scene::new();
+    for status in [
+        "200 OK",
+        "603 Decline",
+        "503 No",
+        "486 Busy",
+        "482 Loop",
+        "480 Gone",
+        "488 Media",
+        "404 No",
+    ] {
+        let mut fixture = Fixture::new();
         let caller = who("192.0.2.66", 52_000, "100");
         for prefix in ["", "0", "00", "011", "9011"] {
-            acknowledged_call(&mut scene, &caller, &format!("{prefix}972595183136"), status);
-            scene.wait(6 * SECOND);
-            if !scene.bans.is_empty() {
+            acknowledged_call(&mut fixture, &caller, &format!("{prefix}972595183136"), status);
+            fixture.wait(6 * SECOND);
+            if !fixture.bans.is_empty() {
                 assert_eq!(prefix, "011", "{status}");
                 break;
             }
         }
-        assert_eq!((scene.only_ban().kind, scene.only_ban().tier), ("invites", Tier::Proven), "{status}");
+        assert_eq!(
+            (fixture.only_ban().kind, fixture.only_ban().tier),
+            ("invites", Tier::Proven),
+            "{status}"
+        );
     }
 }
 
 #[test]
 fn a_carrier_is_served_and_wrong_numbers_do_not_ban_it() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     let carrier = who("203.0.113.20", 5060, "+4930");
     for n in 0..120 {
         let status = if n < 7 || n % 5 == 0 { "404 Not Found" } else { "200 OK" };
-        acknowledged_call(&mut scene, &carrier, &format!("+49301234{n:03}"), status);
-        scene.wait(20 * SECOND);
+        acknowledged_call(&mut fixture, &carrier, &format!("+49301234{n:03}"), status);
+        fixture.wait(20 * SECOND);
     }
-    assert!(scene.bans.is_empty(), "{:?}", scene.bans);
+    assert!(fixture.bans.is_empty(), "{:?}", fixture.bans);
     assert!(
-        scene.actions.iter().any(|action| matches!(action, Action::Served(source, _) if *source == carrier.source))
+        fixture
+            .actions
+            .iter()
+            .any(|action| matches!(action, Action::Served(source, _) if *source == carrier.source))
     );
-    assert_eq!(scene.detector.served(scene.now), 1);
+    assert_eq!(fixture.detector.served(fixture.now), 1);
 }
 
 #[test]
 fn an_answer_that_went_elsewhere_proves_nothing() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     let (sender, other) = (who("192.0.2.66", 5060, "100"), who("192.0.2.67", 5060, "100"));
     for n in 0..12_u64 {
-        for (m, credentials) in [String::new(), scene.credentials(&sender, n, "x")].into_iter().enumerate() {
+        for (m, credentials) in
+            [String::new(), fixture.credentials(&sender, n, "x")].into_iter().enumerate()
+        {
             let common = format!(
-                "Via: SIP/2.0/UDP h;branch=z9hG4bK{n}{m};maddr=192.0.2.67\r\nFrom: <sip:100@pbx>;tag=1\r\n\
+                "Via: SIP/2.0/UDP h;branch=z9hG4bK{n}{m};maddr=192.0.2.67\r\nFrom: \
+                 <sip:100@pbx>;tag=1\r\n\
                  To: <sip:100@pbx>\r\nCall-ID: {n}\r\nCSeq: {m} REGISTER\r\n"
             );
-            scene.event(EventKind::Request, &sender, &format!("REGISTER sip:pbx SIP/2.0\r\n{common}{credentials}\r\n"));
+            fixture.event(
+                EventKind::Request,
+                &sender,
+                &format!("REGISTER sip:pbx SIP/2.0\r\n{common}{credentials}\r\n"),
+            );
             let challenge = challenge("401", if m == 0 { n } else { 1_000 + n });
-            scene.event(EventKind::Answer, &other, &format!("SIP/2.0 401 No\r\n{common}{challenge}\r\n"));
+            fixture.event(
+                EventKind::Answer,
+                &other,
+                &format!("SIP/2.0 401 No\r\n{common}{challenge}\r\n"),
+            );
         }
-        scene.wait(2 * SECOND);
+        fixture.wait(2 * SECOND);
     }
-    assert!(scene.bans.iter().all(|ban| ban.tier == Tier::Unproven && ban.source == sender.source));
-    assert!(!scene.bans.is_empty(), "it is the sender whose passwords were wrong");
+    assert!(
+        fixture.bans.iter().all(|ban| ban.tier == Tier::Unproven && ban.source == sender.source)
+    );
+    assert!(!fixture.bans.is_empty(), "it is the sender whose passwords were wrong");
 }
 
 #[test]
 fn hiding_the_request_gains_nothing() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     let hidden = who("192.0.2.66", 5060, "100");
     for n in 0..15 {
         // One that answers its challenge, and one that echoes an old nonce in a call of its own.
         let calls = if n % 2 == 0 { [n, n] } else { [n, 1_000 + n] };
         for (m, call) in calls.into_iter().enumerate() {
             let answer = format!(
-                "SIP/2.0 401 No\r\nVia: SIP/2.0/UDP h;branch=z9hG4bK{n}{m}\r\nTo: <sip:100@pbx>;tag=1\r\n\
+                "SIP/2.0 401 No\r\nVia: SIP/2.0/UDP h;branch=z9hG4bK{n}{m}\r\nTo: \
+                 <sip:100@pbx>;tag=1\r\n\
                  Call-ID: {call}\r\nCSeq: {m} REGISTER\r\n{}\r\n",
                 challenge("401", n)
             );
-            scene.event(EventKind::Answer, &hidden, &answer);
+            fixture.event(EventKind::Answer, &hidden, &answer);
         }
-        scene.wait(2 * SECOND);
+        fixture.wait(2 * SECOND);
     }
-    assert_eq!((scene.bans[0].kind, scene.bans[0].tier), ("rejected", Tier::Unproven));
+    assert_eq!((fixture.bans[0].kind, fixture.bans[0].tier), ("rejected", Tier::Unproven));
     // A phone whose requests are long, and whose passwords are right.
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     for n in 0..100 {
         for status in ["401 No", "200 OK"] {
             let answer = format!(
-                "SIP/2.0 {status}\r\nVia: SIP/2.0/UDP h;branch=z9hG4bK{n}\r\nTo: <sip:100@pbx>;tag=1\r\n\
+                "SIP/2.0 {status}\r\nVia: SIP/2.0/UDP h;branch=z9hG4bK{n}\r\nTo: \
+                 <sip:100@pbx>;tag=1\r\n\
                  Call-ID: its-own\r\nCSeq: {n} REGISTER\r\n{}\r\n",
                 challenge(status, n)
             );
-            scene.event(EventKind::Answer, &hidden, &answer);
+            fixture.event(EventKind::Answer, &hidden, &answer);
         }
-        scene.wait(60 * SECOND);
+        fixture.wait(60 * SECOND);
     }
-    assert!(scene.bans.is_empty(), "{:?}", scene.bans);
+    assert!(fixture.bans.is_empty(), "{:?}", fixture.bans);
 }
 
 #[test]
 fn own_account_at_a_port_does_not_cover_guesses_for_others_from_it() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     let own = who("192.0.2.66", 5062, "mallory");
-    scene.register(&own);
+    fixture.register(&own);
     let tries = (0..40).find(|n| {
-        scene.guess(&who("192.0.2.66", 5062, ["a", "b", "c", "d"][n % 4]), &n.to_string());
-        scene.wait(SECOND / 20);
-        !scene.bans.is_empty()
+        fixture.guess(&who("192.0.2.66", 5062, ["a", "b", "c", "d"][n % 4]), &n.to_string());
+        fixture.wait(SECOND / 20);
+        !fixture.bans.is_empty()
     });
     assert!(tries.is_some_and(|tries| tries < 30), "{tries:?}");
-    assert_eq!((scene.only_ban().port, scene.only_ban().tier), (Some(5062), Tier::Proven));
-    assert!(!scene.good(&own), "the offending port goes first");
-    scene.detector.banned(own.source, Some(5062), scene.now + 600 * SECOND, scene.now);
-    scene.register(&own);
-    assert!(!scene.good(&own), "and earns nothing while the ban lasts");
+    assert_eq!((fixture.only_ban().port, fixture.only_ban().tier), (Some(5062), Tier::Proven));
+    assert!(!fixture.good(&own), "the offending port goes first");
+    fixture.detector.banned(own.source, Some(5062), fixture.now + 600 * SECOND, fixture.now);
+    fixture.register(&own);
+    assert!(!fixture.good(&own), "and earns nothing while the ban lasts");
 }
 
 #[test]
 fn a_nonce_that_is_echoed_elsewhere_makes_nobody_good() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     let caller = who("192.0.2.66", 5062, "100");
-    scene.ask(&caller, "REGISTER", "100", "", "401 Unauthorized");
-    let credentials = scene.credentials(&caller, scene.number, "made up");
+    fixture.ask(&caller, "REGISTER", "100", "", "401 Unauthorized");
+    let credentials = fixture.credentials(&caller, fixture.number, "made up");
     for method in ["INVITE", "MESSAGE", "SUBSCRIBE"] {
-        scene.ask(&caller, method, "200", &credentials, "200 OK");
-        assert!(!scene.good(&caller), "{method}");
+        fixture.ask(&caller, method, "200", &credentials, "200 OK");
+        assert!(!fixture.good(&caller), "{method}");
     }
 }
 
 #[test]
 fn responses_that_arrived_before_prove_nothing() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     let (victim, attacker) = (who("192.0.2.7", 5062, "100"), who("192.0.2.66", 5060, "x"));
-    scene.ask(&victim, "REGISTER", "100", "", "401 Unauthorized");
-    let call = scene.number;
+    fixture.ask(&victim, "REGISTER", "100", "", "401 Unauthorized");
+    let call = fixture.number;
     let common = format!(
-        "Via: SIP/2.0/UDP h;branch=z9hG4bKforged\r\nFrom: <sip:100@pbx>;tag=f{call}\r\nTo: <sip:100@pbx>\r\n\
+        "Via: SIP/2.0/UDP h;branch=z9hG4bKforged\r\nFrom: <sip:100@pbx>;tag=f{call}\r\nTo: \
+         <sip:100@pbx>\r\n\
          Call-ID: c{call}\r\nCSeq: 2 REGISTER\r\n"
     );
-    let credentials = scene.credentials(&victim, call, "wrong");
-    scene.event(EventKind::Request, &victim, &format!("REGISTER sip:pbx SIP/2.0\r\n{common}{credentials}\r\n"));
-    scene.event(
+    let credentials = fixture.credentials(&victim, call, "wrong");
+    fixture.event(
+        EventKind::Request,
+        &victim,
+        &format!("REGISTER sip:pbx SIP/2.0\r\n{common}{credentials}\r\n"),
+    );
+    fixture.event(
         EventKind::Response,
         &attacker,
         &format!("SIP/2.0 200 OK\r\nVia: SIP/2.0/UDP pbx;branch=z9hG4bKours\r\n{common}\r\n"),
     );
-    scene.event(EventKind::Answer, &victim, &format!("SIP/2.0 200 OK\r\n{common}\r\n"));
-    assert!(!scene.good(&victim));
+    fixture.event(EventKind::Answer, &victim, &format!("SIP/2.0 200 OK\r\n{common}\r\n"));
+    assert!(!fixture.good(&victim));
 }
 
 #[test]
 fn one_account_that_fails_at_three_addresses_excuses_no_stranger() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     let own: Vec<Who> = (1..=3).map(|n| who(&format!("192.0.2.{n}"), 5062, "mallory")).collect();
-    let others: Vec<Who> = (0..20).map(|n| who(&format!("203.0.113.{n}"), 5062, &format!("{n}"))).collect();
-    own.iter().chain(&others).for_each(|phone| scene.register(phone));
-    own.iter().cycle().take(6).for_each(|phone| scene.guess(phone, "wrong"));
+    let others: Vec<Who> =
+        (0..20).map(|n| who(&format!("203.0.113.{n}"), 5062, &format!("{n}"))).collect();
+    own.iter().chain(&others).for_each(|phone| fixture.register(phone));
+    own.iter().cycle().take(6).for_each(|phone| fixture.guess(phone, "wrong"));
     let stranger = who("198.51.100.66", 5060, "5");
     let tries = (1..40).find(|n| {
-        scene.guess(&stranger, &n.to_string());
-        scene.wait(SECOND);
-        !scene.bans.is_empty()
+        fixture.guess(&stranger, &n.to_string());
+        fixture.wait(SECOND);
+        !fixture.bans.is_empty()
     });
-    assert_eq!((tries, scene.only_ban().source), (Some(10), stranger.source));
+    assert_eq!((tries, fixture.only_ban().source), (Some(10), stranger.source));
 }
 
 #[test]
 fn a_users_typos_on_the_road_while_it_is_sprayed_ban_nobody() {
-    let mut scene = Scene::new();
-    scene.register(&who("192.0.2.7", 5062, "100"));
+    let mut fixture = Fixture::new();
+    fixture.register(&who("192.0.2.7", 5062, "100"));
     for n in 0..40 {
-        scene.guess(&who(&format!("203.0.113.{n}"), 5060, "100"), "x");
-        scene.wait(60 * SECOND);
+        fixture.guess(&who(&format!("203.0.113.{n}"), 5060, "100"), "x");
+        fixture.wait(60 * SECOND);
     }
     let hotel = who("198.51.100.7", 5062, "100");
-    scene.guess(&hotel, "typo");
-    scene.wait(10 * SECOND);
-    scene.guess(&hotel, "typo again");
-    scene.wait(10 * SECOND);
-    scene.register(&hotel);
-    scene.wait(10 * SECOND);
-    assert!(scene.bans.is_empty() && scene.good(&hotel), "{:?}", scene.bans);
-    assert!(scene.actions.iter().any(|action| matches!(action, Action::Note("sprayed", _))));
+    fixture.guess(&hotel, "typo");
+    fixture.wait(10 * SECOND);
+    fixture.guess(&hotel, "typo again");
+    fixture.wait(10 * SECOND);
+    fixture.register(&hotel);
+    fixture.wait(10 * SECOND);
+    assert!(fixture.bans.is_empty() && fixture.good(&hotel), "{:?}", fixture.bans);
+    assert!(fixture.actions.iter().any(|action| matches!(action, Action::Note("sprayed", _))));
 }
 
 #[test]
 fn forged_tries_do_not_spray_a_user_for_those_who_are_there() {
-    let mut scene = Scene::new();
-    scene.register(&who("192.0.2.7", 5062, "100"));
+    let mut fixture = Fixture::new();
+    fixture.register(&who("192.0.2.7", 5062, "100"));
     for n in 0..200_u64 {
         let forged = who(&format!("203.0.113.{n}"), 5060, "100");
-        let credentials = scene.credentials(&forged, 7_000_000 + n, "x");
-        scene.ask(&forged, "REGISTER", "100", &credentials, "401 Unauthorized");
-        scene.wait(6 * SECOND);
+        let credentials = fixture.credentials(&forged, 7_000_000 + n, "x");
+        fixture.ask(&forged, "REGISTER", "100", &credentials, "401 Unauthorized");
+        fixture.wait(6 * SECOND);
     }
-    scene.bans.clear();
+    fixture.bans.clear();
     let owner = who("198.51.100.7", 5062, "100");
     for _ in 0..4 {
-        scene.guess(&owner, "typo");
-        scene.wait(10 * SECOND);
+        fixture.guess(&owner, "typo");
+        fixture.wait(10 * SECOND);
     }
-    assert!(scene.bans.is_empty(), "{:?}", scene.bans);
+    assert!(fixture.bans.is_empty(), "{:?}", fixture.bans);
 }
 
 #[test]
 fn forgotten_phones_take_no_office_down_whatever_they_do() {
     // One port each or ever new ones, patient or in bursts, answered with 401 or 403.
-    for (hops, burst, status) in [(false, 1, "401 No"), (true, 1, "401 No"), (false, 3, "401 No"), (false, 1, "403 No")]
+    for (hops, burst, status) in
+        [(false, 1, "401 No"), (true, 1, "401 No"), (false, 3, "401 No"), (false, 1, "403 No")]
     {
-        let mut scene = Scene::new();
+        let mut fixture = Fixture::new();
         let good = [who("192.0.2.7", 10_000, "100"), who("192.0.2.7", 10_001, "101")];
         for round in 0..60_u16 {
             if round % 5 == 0 {
-                good.iter().for_each(|phone| scene.register(phone));
+                good.iter().for_each(|phone| fixture.register(phone));
             }
             for n in 0..12_u16 {
                 let port = if hops { 20_000 + 20 * round + n } else { 20_000 + n };
                 let phone = who("192.0.2.7", port, &format!("{}", 700 + n));
                 for _ in 0..burst {
-                    scene.ask(&phone, "REGISTER", &phone.user, "", "401 Unauthorized");
-                    let credentials = scene.credentials(&phone, scene.number, "old");
-                    scene.ask(&phone, "REGISTER", &phone.user, &credentials, status);
-                    scene.wait(SECOND);
+                    fixture.ask(&phone, "REGISTER", &phone.user, "", "401 Unauthorized");
+                    let credentials = fixture.credentials(&phone, fixture.number, "old");
+                    fixture.ask(&phone, "REGISTER", &phone.user, &credentials, status);
+                    fixture.wait(SECOND);
                 }
-                scene.wait(4 * SECOND);
+                fixture.wait(4 * SECOND);
             }
         }
-        let what = format!("hops {hops}, burst {burst}, {status}: {:?}", scene.bans);
-        assert!(scene.bans.iter().all(|ban| ban.port.is_some_and(|port| port >= 20_000)), "{what}");
-        assert!(!scene.bans.is_empty() && good.iter().all(|phone| scene.good(phone)), "{what}");
+        let what = format!("hops {hops}, burst {burst}, {status}: {:?}", fixture.bans);
+        assert!(
+            fixture.bans.iter().all(|ban| ban.port.is_some_and(|port| port >= 20_000)),
+            "{what}"
+        );
+        assert!(!fixture.bans.is_empty() && good.iter().all(|phone| fixture.good(phone)), "{what}");
     }
 }
 
 #[test]
 fn hopping_from_port_to_port_behind_an_account_does_not_hide_a_guesser() {
     for users in [1, 2, 5] {
-        let mut scene = Scene::new();
+        let mut fixture = Fixture::new();
         let own = who("192.0.2.66", 5062, "mallory");
-        scene.register(&own);
+        fixture.register(&own);
         let tries = (0..100_u16).find(|n| {
-            scene.guess(&who("192.0.2.66", 20_000 + n, &format!("{}", n % users)), &n.to_string());
-            scene.wait(SECOND);
-            scene.bans.iter().any(|ban| ban.port.is_none())
+            fixture
+                .guess(&who("192.0.2.66", 20_000 + n, &format!("{}", n % users)), &n.to_string());
+            fixture.wait(SECOND);
+            fixture.bans.iter().any(|ban| ban.port.is_none())
         });
         assert!(tries.is_some_and(|tries| tries <= 30), "{users}: {tries:?}");
     }
@@ -911,26 +1085,26 @@ fn hopping_from_port_to_port_behind_an_account_does_not_hide_a_guesser() {
 #[test]
 fn a_request_that_the_host_throws_away_is_none() {
     for (checksum, good) in [(0_u16, true), (0x1234, false)] {
-        let mut scene = Scene::new();
+        let mut fixture = Fixture::new();
         let phone = who("192.0.2.7", 5062, "100");
-        scene.checksum = Some(checksum);
-        scene.register(&phone);
-        assert_eq!(scene.good(&phone), good, "{checksum:#x}");
+        fixture.checksum = Some(checksum);
+        fixture.register(&phone);
+        assert_eq!(fixture.good(&phone), good, "{checksum:#x}");
     }
 }
 
 #[test]
 fn a_network_whose_hosts_share_their_nonces_is_banned_as_one() {
-    let mut scene = Scene::new();
+    let mut fixture = Fixture::new();
     let needed = (1..100_u32).find(|n| {
         let host = |n: u32| who(&format!("2001:db8:77::{n:x}"), 5060, "101");
-        scene.ask(&host(*n), "REGISTER", "101", "", "401 Unauthorized");
+        fixture.ask(&host(*n), "REGISTER", "101", "", "401 Unauthorized");
         let other = host(n + 1);
-        let credentials = scene.credentials(&other, scene.number, "x");
-        scene.ask(&other, "REGISTER", "101", &credentials, "401 Unauthorized");
-        scene.wait(6 * SECOND);
-        !scene.bans.is_empty()
+        let credentials = fixture.credentials(&other, fixture.number, "x");
+        fixture.ask(&other, "REGISTER", "101", &credentials, "401 Unauthorized");
+        fixture.wait(6 * SECOND);
+        !fixture.bans.is_empty()
     });
     assert!(needed.is_some_and(|needed| needed <= 21), "{needed:?}");
-    assert_eq!((scene.only_ban().bits, scene.only_ban().tier), (64, Tier::Proven));
+    assert_eq!((fixture.only_ban().bits, fixture.only_ban().tier), (64, Tier::Proven));
 }

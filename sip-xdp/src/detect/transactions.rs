@@ -2,12 +2,12 @@
 //! either count once.
 //!
 //! The key is what a response repeats: branch, Call-ID and CSeq. The source is no part of it, since
-//! a response may go elsewhere (`maddr`, address translation, a server with several addresses); what
-//! that is worth is for `responses` to say.
+//! a response may go elsewhere (`maddr`, address translation, a server with several addresses);
+//! what that is worth is for `responses` to say.
 
 use std::sync::Arc;
 
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use super::digest::digest;
 use super::recent::Recent;
@@ -33,7 +33,7 @@ pub(super) struct Credential {
 /// A request that was sampled on its way in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Request {
-    pub(super) source: Source,
+    pub(super) source: IpKey,
     /// The source port that it came from.
     pub(super) port: u16,
     pub(super) method: Method,
@@ -43,7 +43,8 @@ pub(super) struct Request {
     pub(super) target: Option<String>,
     /// Whether it carries credentials.
     pub(super) authorized: bool,
-    /// Whether it may carry credentials that were not seen, because it goes on where the sample ends.
+    /// Whether it may carry credentials that were not seen, because it goes on where the sample
+    /// ends.
     pub(super) cut: bool,
     pub(super) credentials: Vec<Credential>,
     /// What tells this try from others: a digest of its credentials.
@@ -95,7 +96,13 @@ impl Method {
 impl Request {
     /// From a request that came from this address and port. `unseen`: there is more of it than was
     /// sampled.
-    pub(super) fn new(bytes: &[u8], head: &Head<'_>, source: Source, port: u16, unseen: bool) -> Option<Self> {
+    pub(super) fn new(
+        bytes: &[u8],
+        head: &Head<'_>,
+        source: IpKey,
+        port: u16,
+        unseen: bool,
+    ) -> Option<Self> {
         let StartLine::Request { method, uri } = head.start else {
             return None;
         };
@@ -108,8 +115,10 @@ impl Request {
         let user = user.or(named);
         let target = if register { user } else { uri_user(uri).or(head.to.user) };
         let tried = head.credentials.iter().map(|one| (one.nonce, one.response));
-        let credentials =
-            head.credentials.iter().map(|one| Credential { user: user_name(one.username), nonce: digest(one.nonce) });
+        let credentials = head
+            .credentials
+            .iter()
+            .map(|one| Credential { user: user_name(one.username), nonce: digest(one.nonce) });
         Some(Self {
             source,
             port,
@@ -146,11 +155,21 @@ impl Request {
 }
 
 /// Headers that differ between a request and the same one with credentials.
-const CHANGING: [&str; 9] =
-    ["via", "v", "cseq", "authorization", "proxy-authorization", "content-length", "l", "date", "timestamp"];
+const CHANGING: [&str; 9] = [
+    "via",
+    "v",
+    "cseq",
+    "authorization",
+    "proxy-authorization",
+    "content-length",
+    "l",
+    "date",
+    "timestamp",
+];
 
 fn fingerprint(bytes: &[u8], uri: &[u8]) -> u64 {
-    let keeps = |name: &[u8]| !CHANGING.iter().any(|other| name.eq_ignore_ascii_case(other.as_bytes()));
+    let keeps =
+        |name: &[u8]| !CHANGING.iter().any(|other| name.eq_ignore_ascii_case(other.as_bytes()));
     let kept: Vec<_> = headers(bytes).filter(|(name, _)| keeps(name)).collect();
     digest(&(uri, kept))
 }
@@ -193,7 +212,10 @@ pub(super) struct Transactions {
 
 impl Default for Transactions {
     fn default() -> Self {
-        let (open, calls) = (Recent::new(MAX_TRANSACTIONS, LIFETIME_NS), Recent::new(MAX_TRANSACTIONS, LIFETIME_NS));
+        let (open, calls) = (
+            Recent::new(MAX_TRANSACTIONS, LIFETIME_NS),
+            Recent::new(MAX_TRANSACTIONS, LIFETIME_NS),
+        );
         Self { open, calls }
     }
 }
@@ -201,7 +223,12 @@ impl Default for Transactions {
 impl Transactions {
     /// Notes a request. Returns whether it is a new one, not a retransmission; `None` if its answer
     /// could not be told from others.
-    pub(super) fn ask(&mut self, head: &Head<'_>, request: &Arc<Request>, now: u64) -> Option<bool> {
+    pub(super) fn ask(
+        &mut self,
+        head: &Head<'_>,
+        request: &Arc<Request>,
+        now: u64,
+    ) -> Option<bool> {
         let key = key(head)?;
         let senders = self.open.touch(key, now, Vec::new);
         let is_new = match senders.iter_mut().find(|one| one.request.source == request.source) {
@@ -225,14 +252,17 @@ impl Transactions {
         Some(is_new)
     }
 
-    /// Finds the request that a response to `destination` answers: that of the same address if there
-    /// is one.
-    pub(super) fn answer(&mut self, destination: Source, head: &Head<'_>, now: u64) -> Match {
-        let Some((key, senders)) = key(head).and_then(|key| Some((key, self.open.get_mut(&key, now)?))) else {
+    /// Finds the request that a response to `destination` answers: that of the same address if
+    /// there is one.
+    pub(super) fn answer(&mut self, destination: IpKey, head: &Head<'_>, now: u64) -> Match {
+        let Some((key, senders)) =
+            key(head).and_then(|key| Some((key, self.open.get_mut(&key, now)?)))
+        else {
             return Match::Unknown;
         };
         let own = senders.iter().position(|one| one.request.source == destination);
-        let Some(one) = own.or(senders.len().checked_sub(1)).and_then(|at| senders.get_mut(at)) else {
+        let Some(one) = own.or(senders.len().checked_sub(1)).and_then(|at| senders.get_mut(at))
+        else {
             return Match::Unknown;
         };
         let answered = Answered { request: Arc::clone(&one.request), rang: one.rang };
@@ -255,7 +285,7 @@ impl Transactions {
     }
 
     /// Whether the latest try of a call has no final answer.
-    pub(super) fn is_open(&self, source: &Source, call: u64, now: u64) -> bool {
+    pub(super) fn is_open(&self, source: &IpKey, call: u64, now: u64) -> bool {
         self.calls.get(&(digest(source), call), now).is_some_and(|(_, waits)| *waits)
     }
 }

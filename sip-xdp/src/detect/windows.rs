@@ -67,12 +67,12 @@ impl<T> Window<T> {
 
 /// A bucket that leaks.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
-pub(super) struct Bucket {
+pub(super) struct LeakyBucket {
     level: f64,
     at: u64,
 }
 
-impl Bucket {
+impl LeakyBucket {
     /// Pours one in, where one leaks out in `per` nanoseconds. Returns the level.
     pub(super) fn pour(&mut self, now: u64, per: u64) -> f64 {
         self.pour_part(now, per, 1.0)
@@ -123,10 +123,12 @@ mod tests {
 
     #[test]
     fn a_bucket_leaks() {
-        let mut bucket = Bucket::default();
+        let mut bucket = LeakyBucket::default();
         // One a minute goes in and out for good; one every 30 seconds fills it.
-        assert!((0..100).map(|n| bucket.pour(n * 60 * SECOND, 60 * SECOND)).all(|level| level <= 1.0));
-        let mut bucket = Bucket::default();
+        assert!(
+            (0..100).map(|n| bucket.pour(n * 60 * SECOND, 60 * SECOND)).all(|level| level <= 1.0)
+        );
+        let mut bucket = LeakyBucket::default();
         let over = (0..100).position(|n| bucket.pour(n * 30 * SECOND, 60 * SECOND) >= 20.0);
         assert_eq!(over, Some(38));
     }

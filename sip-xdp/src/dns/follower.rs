@@ -59,8 +59,8 @@ struct Turn {
     said: BTreeSet<String>,
 }
 
-/// Follows names until nobody wants any or hears of them. `dns` is called for each question, so that it can look at
-/// the system's configuration as it is then.
+/// Follows names until nobody wants any or hears of them. `dns` is called for each question, so
+/// that it can look at the system's configuration as it is then.
 pub(super) async fn follow<D: Dns + Send + Sync + 'static>(
     dns: impl Fn() -> Result<D, String> + Send,
     mut wanted: watch::Receiver<Wanted>,
@@ -68,7 +68,8 @@ pub(super) async fn follow<D: Dns + Send + Sync + 'static>(
 ) {
     let mut turns: BTreeMap<HostName, Turn> = BTreeMap::new();
     let mut round = 0;
-    let mut asked: FuturesUnordered<BoxFuture<'static, (HostName, Found)>> = FuturesUnordered::new();
+    let mut asked: FuturesUnordered<BoxFuture<'static, (HostName, Found)>> =
+        FuturesUnordered::new();
     wanted.mark_changed();
     loop {
         let now = Instant::now();
@@ -120,7 +121,10 @@ pub(super) async fn follow<D: Dns + Send + Sync + 'static>(
     }
 }
 
-async fn ask<D: Dns + Send + Sync + 'static>(dns: Result<D, String>, name: HostName) -> (HostName, Found) {
+async fn ask<D: Dns + Send + Sync + 'static>(
+    dns: Result<D, String>,
+    name: HostName,
+) -> (HostName, Found) {
     let found = match dns {
         Ok(dns) => look_up(&dns, &name).await,
         Err(error) => Found { error: Some(error), unanswered: Kinds::ALL, ..Found::default() },
@@ -147,7 +151,9 @@ mod tests {
         for (ttl, expected) in [(0, 30), (30, 30), (300, 300), (86_400, 3_600)] {
             assert_eq!(pause(&found(ttl), 0).as_secs(), expected, "ttl {ttl}");
         }
-        for (failures, expected) in [(1, 30), (2, 60), (3, 120), (5, 480), (6, 600), (40, 600), (u32::MAX, 600)] {
+        for (failures, expected) in
+            [(1, 30), (2, 60), (3, 120), (5, 480), (6, 600), (40, 600), (u32::MAX, 600)]
+        {
             assert_eq!(pause(&found(5), failures).as_secs(), expected, "{failures} failures");
         }
     }

@@ -1,9 +1,10 @@
-//! Host names that are trusted or admitted: which there are, what DNS last said of them, and which entries follow.
+//! Host names that are trusted or admitted: which there are, what DNS last said of them, and which
+//! entries follow.
 //!
-//! Trusting a name is trusting whoever answers for it. What can be done is done: each kind of record counts by itself, so
-//! what an answer does not name any more goes, whatever other questions fail; an answer that fails or is empty takes
-//! nothing away for [`Seen::patience`], and after that it does; and no answer can name an address that belongs to nobody or
-//! to everybody.
+//! Trusting a name is trusting whoever answers for it. What can be done is done: each kind of
+//! record counts by itself, so what an answer does not name any more goes, whatever other questions
+//! fail; an answer that fails or is empty takes nothing away for [`Seen::patience`], and after that
+//! it does; and no answer can name an address that belongs to nobody or to everybody.
 
 mod follower;
 mod resolver;
@@ -20,6 +21,7 @@ use sip_xdp_common::abi::layout::Owner;
 use tokio::sync::{mpsc, watch};
 
 use crate::config::HostName;
+use crate::config::MAX_NAMES;
 use crate::dataplane::tables::ledger::Entry;
 use crate::net::network::Network;
 use crate::sys::clock;
@@ -29,9 +31,6 @@ pub use follower::HostsUpdate;
 use follower::Wanted;
 use resolver::{Kinds, Origin};
 use store::Kept;
-
-/// How many names are followed, for whatever purpose.
-pub const MAX_NAMES: usize = 256;
 
 /// How many addresses a name may have.
 pub const MAX_ADDRESSES: usize = 64;
@@ -89,11 +88,12 @@ pub struct Seen {
     pub(crate) kinds: Kinds,
 }
 
-/// How long an address stays at least that DNS does not name because it does not answer, in milliseconds: an hour.
-const SHORTEST_PATIENCE: u64 = 3_600_000;
+/// How long an address stays at least that DNS does not name because it does not answer, in
+/// milliseconds: an hour.
+const MIN_HOLD_MS: u64 = 3_600_000;
 
 /// How long it stays at most, in milliseconds: a day.
-const LONGEST_PATIENCE: u64 = 24 * SHORTEST_PATIENCE;
+const MAX_HOLD_MS: u64 = 24 * MIN_HOLD_MS;
 
 impl Seen {
     /// An address of which nothing else is known, seen at `at_ms`.
@@ -101,10 +101,10 @@ impl Seen {
         Self { at_ms, ttl_ms: 0, kinds: Kinds::of_address(address) }
     }
 
-    /// How long the address stays without being named, in milliseconds: three times its time to live, between an hour and a
-    /// day.
+    /// How long the address stays without being named, in milliseconds: three times its time to
+    /// live, between an hour and a day.
     pub fn patience(&self) -> u64 {
-        self.ttl_ms.saturating_mul(3).clamp(SHORTEST_PATIENCE, LONGEST_PATIENCE)
+        self.ttl_ms.saturating_mul(3).clamp(MIN_HOLD_MS, MAX_HOLD_MS)
     }
 
     fn is_over(&self, now_ms: u64) -> bool {
@@ -130,14 +130,19 @@ impl Hosts {
         (Self { path, kept, errors: BTreeMap::new(), wanted, is_dirty: false }, trouble)
     }
 
-    /// Takes the entries of hosts that an earlier daemon has listed for answers, where there are none on disk.
+    /// Takes the entries of hosts that an earlier daemon has listed for answers, where there are
+    /// none on disk.
     pub fn recall<'a>(&mut self, listed: impl Iterator<Item = &'a Entry>) {
         let now_ms = clock::wall_ms();
         let mut recalled: BTreeMap<HostName, Answer> = BTreeMap::new();
         for entry in listed.filter(|entry| entry.owner == Owner::Host) {
             if let Ok(name) = entry.reason.parse() {
                 let address = entry.network.address();
-                recalled.entry(name).or_default().addresses.insert(address, Seen::at(address, now_ms));
+                recalled
+                    .entry(name)
+                    .or_default()
+                    .addresses
+                    .insert(address, Seen::at(address, now_ms));
             }
         }
         for (name, answer) in recalled {
@@ -145,7 +150,8 @@ impl Hosts {
         }
     }
 
-    /// Starts the task that asks DNS, which ends with this object. What it finds comes out of the receiver.
+    /// Starts the task that asks DNS, which ends with this object. What it finds comes out of the
+    /// receiver.
     pub fn start(&self) -> mpsc::Receiver<HostsUpdate> {
         let (sender, receiver) = mpsc::channel(MAX_NAMES);
         tokio::spawn(follower::follow(resolver::System::new, self.wanted.subscribe(), sender));
@@ -181,9 +187,10 @@ impl Hosts {
         self.take_at(update, clock::wall_ms());
     }
 
-    /// Takes what DNS says of a name. What a kind of record named and does not name any more goes; where it was not
-    /// answered, or where DNS knows nothing of the name at all, that stays for [`Seen::patience`]. When there are more than
-    /// [`MAX_ADDRESSES`], those stay that were named last.
+    /// Takes what DNS says of a name. What a kind of record named and does not name any more goes;
+    /// where it was not answered, or where DNS knows nothing of the name at all, that stays for
+    /// [`Seen::patience`]. When there are more than [`MAX_ADDRESSES`], those stay that were named
+    /// last.
     fn take_at(&mut self, update: HostsUpdate, now_ms: u64) {
         let HostsUpdate { name, addresses, unanswered, error } = update;
         let last = self.kept.answers.get(&name);
@@ -195,9 +202,11 @@ impl Hosts {
             let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
             seen.push((*address, Seen { at_ms: now_ms, ttl_ms, kinds: *kinds }));
         }
-        for (address, last) in before.iter().filter(|(address, _)| !addresses.contains_key(address)) {
+        for (address, last) in before.iter().filter(|(address, _)| !addresses.contains_key(address))
+        {
             // The wall clock may have been set back.
-            let kept = Seen { at_ms: last.at_ms.min(now_ms), kinds: last.kinds.both(unanswered), ..*last };
+            let kept =
+                Seen { at_ms: last.at_ms.min(now_ms), kinds: last.kinds.both(unanswered), ..*last };
             if kept.kinds != Kinds::NONE && !kept.is_over(now_ms) {
                 seen.push((*address, kept));
             }
@@ -207,8 +216,11 @@ impl Hosts {
         match error {
             Some(error) => {
                 if !self.errors.contains_key(&name) {
-                    let kept =
-                        if now.is_empty() { "it has no address yet" } else { "its last answer is kept for a while" };
+                    let kept = if now.is_empty() {
+                        "it has no address yet"
+                    } else {
+                        "its last answer is kept for a while"
+                    };
                     log::warn!("host {name}: {error}; {kept}");
                 }
                 self.errors.insert(name.clone(), error);
@@ -229,7 +241,11 @@ impl Hosts {
 
     /// The addresses that a name had last.
     pub fn addresses(&self, name: &HostName) -> BTreeSet<IpAddr> {
-        self.kept.answers.get(name).map(|answer| answer.addresses.keys().copied().collect()).unwrap_or_default()
+        self.kept
+            .answers
+            .get(name)
+            .map(|answer| answer.addresses.keys().copied().collect())
+            .unwrap_or_default()
     }
 
     /// The seconds since all of a name's addresses were last answered.
@@ -271,8 +287,8 @@ impl Hosts {
         over
     }
 
-    /// Writes what has changed to disk; with `all` also since when answers hold. Names that are not followed any more are
-    /// forgotten.
+    /// Writes what has changed to disk; with `all` also since when answers hold. Names that are not
+    /// followed any more are forgotten.
     pub fn save(&mut self, all: bool) -> Result<()> {
         let before = self.kept.answers.len();
         {
@@ -289,9 +305,9 @@ impl Hosts {
     }
 }
 
-/// What must change so that the entries of a list whose owner is [`Owner::Host`] are the addresses of its names: the
-/// networks that go, and the entries that come or change. An address of two names has one entry, which names one of them
-/// as its reason and ends with the later of the two.
+/// What must change so that the entries of a list whose owner is [`Owner::Host`] are the addresses
+/// of its names: the networks that go, and the entries that come or change. An address of two names
+/// has one entry, which names one of them as its reason and ends with the later of the two.
 pub fn changes<'a>(
     by_name: &ByName,
     ends: impl Fn(&HostName) -> u64,
@@ -301,12 +317,15 @@ pub fn changes<'a>(
     for (name, addresses) in by_name {
         for address in addresses {
             let network = Network::host(*address);
-            let entry = Entry { owner: Owner::Host, ..Entry::manual(network, ends(name), name.as_str()) };
+            let entry =
+                Entry { owner: Owner::Host, ..Entry::manual(network, ends(name), name.as_str()) };
             claims.entry(network).or_default().push(entry);
         }
     }
-    let listed: BTreeMap<Network, &Entry> =
-        listed.filter(|entry| entry.owner == Owner::Host).map(|entry| (entry.network, entry)).collect();
+    let listed: BTreeMap<Network, &Entry> = listed
+        .filter(|entry| entry.owner == Owner::Host)
+        .map(|entry| (entry.network, entry))
+        .collect();
     let gone = listed.keys().filter(|network| !claims.contains_key(network)).copied().collect();
     let mut coming = Vec::new();
     for (network, mut entries) in claims {
@@ -314,7 +333,8 @@ pub fn changes<'a>(
             continue;
         };
         let known = listed.get(&network);
-        let same = known.and_then(|known| entries.iter().position(|entry| entry.reason == known.reason));
+        let same =
+            known.and_then(|known| entries.iter().position(|entry| entry.reason == known.reason));
         let entry = Entry { expires, ..entries.swap_remove(same.unwrap_or(0)) };
         match known {
             Some(known) if same.is_some() && known.expires == expires => {}

@@ -1,7 +1,9 @@
-//! Which addresses a SIP client would send to that was given a host name: RFC 3263, as far as addresses go.
+//! Which addresses a SIP client would send to that was given a host name: RFC 3263, as far as
+//! addresses go.
 //!
-//! That is the targets of the name's SRV records, with their addresses, and the name's own addresses. A client would
-//! choose among them; whoever wants to recognise the other end needs them all.
+//! That is the targets of the name's SRV records, with their addresses, and the name's own
+//! addresses. A client would choose among them; whoever wants to recognise the other end needs them
+//! all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -27,7 +29,7 @@ const SERVICES: [&str; 3] = ["_sip._udp", "_sip._tcp", "_sips._tcp"];
 const MAX_TARGETS: usize = 32;
 
 /// How long one question may take, with all its repetitions.
-const PATIENCE: Duration = Duration::from_secs(15);
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,11 +56,12 @@ pub(super) struct Records {
 /// Somebody who knows DNS.
 pub(super) trait Dns {
     /// Asks one question about a name, which is absolute. An error is no answer at all.
-    fn ask(&self, name: String, kind: Kind) -> impl Future<Output = Result<Records, String>> + Send;
+    fn ask(&self, name: String, kind: Kind)
+    -> impl Future<Output = Result<Records, String>> + Send;
 }
 
-/// A set of kinds of records that lead to addresses of a name, each of which is answered or not by itself: the name's own
-/// addresses and those of the targets of each service, IPv4 and IPv6.
+/// A set of kinds of records that lead to addresses of a name, each of which is answered or not by
+/// itself: the name's own addresses and those of the targets of each service, IPv4 and IPv6.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Kinds(u8);
@@ -157,7 +160,10 @@ pub(super) async fn look_up(dns: &impl Dns, name: &HostName) -> Found {
     // A lone dot says that the service is not there (RFC 2782); the name itself has been asked for.
     targets.retain(|target, _| target != "." && *target != format!("{name}."));
     if targets.len() > MAX_TARGETS {
-        found.left_out.insert(format!("has {} SRV targets, of which {MAX_TARGETS} are followed", targets.len()));
+        found.left_out.insert(format!(
+            "has {} SRV targets, of which {MAX_TARGETS} are followed",
+            targets.len()
+        ));
     }
     let targets = targets.into_iter().take(MAX_TARGETS);
     let questions = targets.flat_map(|(target, kinds)| {
@@ -168,7 +174,8 @@ pub(super) async fn look_up(dns: &impl Dns, name: &HostName) -> Found {
     }
     if found.addresses.len() > MAX_ADDRESSES {
         found.left_out.insert(format!("more than {MAX_ADDRESSES} addresses"));
-        found.addresses = std::mem::take(&mut found.addresses).into_iter().take(MAX_ADDRESSES).collect();
+        found.addresses =
+            std::mem::take(&mut found.addresses).into_iter().take(MAX_ADDRESSES).collect();
     }
     if found.addresses.is_empty() && found.error.is_none() {
         found.error = Some("DNS knows no address of it that can be used".to_owned());
@@ -186,9 +193,9 @@ async fn ask_all(
     found: &mut Found,
 ) -> Vec<(Records, Kinds)> {
     let ask = |(name, kind, kinds): Question| async move {
-        let answer = match timeout(PATIENCE, dns.ask(name.clone(), kind)).await {
+        let answer = match timeout(TIMEOUT, dns.ask(name.clone(), kind)).await {
             Ok(answer) => answer.map_err(|error| format!("{name}: {error}")),
-            Err(_) => Err(format!("{name}: no answer within {} s", PATIENCE.as_secs())),
+            Err(_) => Err(format!("{name}: no answer within {} s", TIMEOUT.as_secs())),
         };
         (answer, kinds)
     };
@@ -208,12 +215,15 @@ async fn ask_all(
     all
 }
 
-/// Why an address is not accepted, whoever says that it belongs to a name: those of the special-purpose registries
-/// (RFC 6890 and the IANA registries that follow it) that no SIP partner can send from. Private ones it can (split DNS).
+/// Why an address is not accepted, whoever says that it belongs to a name: those of the
+/// special-purpose registries (RFC 6890 and the IANA registries that follow it) that no SIP partner
+/// can send from. Private ones it can (split DNS).
 fn objection(address: IpAddr) -> Option<&'static str> {
     let is_in = |networks: &[&str]| {
         let host = Network::host(address);
-        networks.iter().any(|text| text.parse::<Network>().is_ok_and(|network| network.contains(&host)))
+        networks
+            .iter()
+            .any(|text| text.parse::<Network>().is_ok_and(|network| network.contains(&host)))
     };
     [
         (address.is_loopback(), "a loopback address"),

@@ -1,5 +1,5 @@
-//! Host names on disk: those that operators gave by command, and what DNS last said of all that are followed, so that
-//! their addresses are in force again before the first packet after a start.
+//! Host names on disk: those that operators gave by command, and what DNS last said of all that are
+//! followed, so that their addresses are in force again before the first packet after a start.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::NEVER;
 
 use super::resolver::Kinds;
-use super::{Answer, Given, MAX_ADDRESSES, MAX_NAMES, Seen};
+use super::{Answer, Given, MAX_ADDRESSES, Seen};
 use crate::config::HostName;
+use crate::config::MAX_NAMES;
 use crate::sys::clock;
 use crate::sys::files;
 
@@ -76,18 +77,29 @@ pub(super) fn save(path: &Path, kept: &Kept) -> Result<()> {
         at: clock::from_ms(answer.at_ms),
         seen: answer.addresses.iter().map(saved_seen).collect(),
     });
-    files::write(path, &Saved { schema: SCHEMA, given: given.collect(), answers: answers.collect() })
+    files::write(
+        path,
+        &Saved { schema: SCHEMA, given: given.collect(), answers: answers.collect() },
+    )
 }
 
 fn saved_seen((address, seen): (&IpAddr, &Seen)) -> SavedSeen {
-    SavedSeen { address: *address, at: clock::from_ms(seen.at_ms), ttl_ms: seen.ttl_ms, kinds: seen.kinds }
+    SavedSeen {
+        address: *address,
+        at: clock::from_ms(seen.at_ms),
+        ttl_ms: seen.ttl_ms,
+        kinds: seen.kinds,
+    }
 }
 
 /// Reads the file. One that cannot be read or understood is set aside; the text says where and why.
 pub(super) fn load(path: &Path) -> (Kept, Option<String>) {
     let aside = |what: &str| {
         let kept = files::set_aside(path, what);
-        (Kept::default(), Some(format!("{kept}; hosts that were trusted by command have to be added again")))
+        (
+            Kept::default(),
+            Some(format!("{kept}; hosts that were trusted by command have to be added again")),
+        )
     };
     let text = match fs::read(path) {
         Ok(text) => text,
@@ -109,14 +121,20 @@ fn kept(saved: Saved) -> Kept {
         (saved.name, Given { added_ms: ms(saved.added), expires, reason: saved.reason })
     });
     let answers = saved.answers.into_iter().take(MAX_NAMES).map(|saved| {
-        let seen: BTreeMap<_, _> = saved.seen.into_iter().map(|seen| (seen.address, seen)).collect();
+        let seen: BTreeMap<_, _> =
+            saved.seen.into_iter().map(|seen| (seen.address, seen)).collect();
         let named = |address: IpAddr| match seen.get(&address) {
-            Some(SavedSeen { at, ttl_ms, kinds, .. }) => Seen { at_ms: ms(*at), ttl_ms: *ttl_ms, kinds: *kinds },
+            Some(SavedSeen { at, ttl_ms, kinds, .. }) => {
+                Seen { at_ms: ms(*at), ttl_ms: *ttl_ms, kinds: *kinds }
+            }
             None => Seen::at(address, clock::wall_ms()),
         };
         let addresses = saved.addresses.into_iter().take(MAX_ADDRESSES);
         let addresses = addresses.map(|address| (address, named(address))).collect();
         (saved.name, Answer { addresses, at_ms: ms(saved.at) })
     });
-    Kept { given: given.filter(|(_, given)| given.expires > now).collect(), answers: answers.collect() }
+    Kept {
+        given: given.filter(|(_, given)| given.expires > now).collect(),
+        answers: answers.collect(),
+    }
 }

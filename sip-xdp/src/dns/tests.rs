@@ -21,7 +21,9 @@ impl Zone {
         let mut records = Records { ttl: Some(Duration::from_secs(ttl)), ..Records::default() };
         match kind {
             Kind::Srv => records.targets = values.iter().map(|value| (*value).to_owned()).collect(),
-            Kind::A | Kind::Aaaa => records.addresses = values.iter().map(|value| value.parse().unwrap()).collect(),
+            Kind::A | Kind::Aaaa => {
+                records.addresses = values.iter().map(|value| value.parse().unwrap()).collect()
+            }
         }
         self.0.lock().unwrap().insert((name.to_owned(), kind), Ok(records));
     }
@@ -60,7 +62,12 @@ fn set(addresses: &[&str]) -> BTreeSet<IpAddr> {
 #[tokio::test]
 async fn all_addresses_that_a_client_could_use_are_found() {
     let zone = Zone::default();
-    zone.set("_sip._udp.carrier.example.", Kind::Srv, 600, &["a.carrier.example.", "b.carrier.example"]);
+    zone.set(
+        "_sip._udp.carrier.example.",
+        Kind::Srv,
+        600,
+        &["a.carrier.example.", "b.carrier.example"],
+    );
     zone.set("_sips._tcp.carrier.example.", Kind::Srv, 600, &["tls.elsewhere.example.", "."]);
     zone.set("a.carrier.example.", Kind::A, 300, &["192.0.2.1"]);
     zone.set("b.carrier.example.", Kind::A, 90, &["192.0.2.2", "192.0.2.1"]);
@@ -69,17 +76,29 @@ async fn all_addresses_that_a_client_could_use_are_found() {
     zone.set("carrier.example.", Kind::A, 300, &["192.0.2.4"]);
     zone.set("carrier.example.", Kind::Aaaa, 300, &["2001:db8::4"]);
     let found = look_up(&zone, &name("carrier.example")).await;
-    let expected = set(&["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "2001:db8::2", "2001:db8::4"]);
+    let expected =
+        set(&["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "2001:db8::2", "2001:db8::4"]);
     let ttl = Some(Duration::from_secs(90));
-    assert_eq!((found.addresses.keys().copied().collect::<BTreeSet<_>>(), found.ttl), (expected, ttl));
+    assert_eq!(
+        (found.addresses.keys().copied().collect::<BTreeSet<_>>(), found.ttl),
+        (expected, ttl)
+    );
     assert_eq!((found.unanswered, found.error, found.left_out.len()), (Kinds::NONE, None, 0));
 }
 
 #[tokio::test]
 async fn what_belongs_to_nobody_or_everybody_is_refused() {
     let zone = Zone::default();
-    let bad =
-        ["127.0.0.1", "0.0.0.0", "0.1.2.3", "224.0.1.75", "169.254.1.1", "192.0.0.8", "240.0.0.1", "255.255.255.255"];
+    let bad = [
+        "127.0.0.1",
+        "0.0.0.0",
+        "0.1.2.3",
+        "224.0.1.75",
+        "169.254.1.1",
+        "192.0.0.8",
+        "240.0.0.1",
+        "255.255.255.255",
+    ];
     zone.set("carrier.example.", Kind::A, 60, &[&bad[..], &["192.0.2.1"]].concat());
     let bad6 = [
         "::1",
@@ -122,7 +141,9 @@ async fn no_answer_is_told_from_no_record() {
     assert!(found.error.is_some_and(|error| error.contains("_sip._udp.carrier.example.: refused")));
     zone.clear();
     let found = look_up(&zone, &name("carrier.example")).await;
-    assert!(found.addresses.is_empty() && found.error.is_some_and(|error| error.contains("no address")));
+    assert!(
+        found.addresses.is_empty() && found.error.is_some_and(|error| error.contains("no address"))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -143,7 +164,9 @@ async fn a_name_is_asked_about_again_when_its_answer_ends() {
     assert_eq!(heard_of(updates.recv().await), set(&["192.0.2.2"]));
     assert_eq!(seconds(), 120);
     zone.fail("carrier.example.", Kind::A);
-    for (after, what) in [(150, "the shortest pause"), (180, "a failure"), (240, "two"), (360, "three")] {
+    for (after, what) in
+        [(150, "the shortest pause"), (180, "a failure"), (240, "two"), (360, "three")]
+    {
         assert!(updates.recv().await.unwrap().error.is_some());
         assert_eq!(seconds(), after, "{what}");
     }
@@ -153,7 +176,10 @@ async fn a_name_is_asked_about_again_when_its_answer_ends() {
         wanted.names.insert(name("other.example"));
     });
     let both = [updates.recv().await.unwrap().name, updates.recv().await.unwrap().name];
-    assert_eq!(both.into_iter().collect::<BTreeSet<_>>(), [name("carrier.example"), name("other.example")].into());
+    assert_eq!(
+        both.into_iter().collect::<BTreeSet<_>>(),
+        [name("carrier.example"), name("other.example")].into()
+    );
     assert_eq!(seconds(), 360);
     // Nobody wants any, and then nobody is there.
     wanted.send_modify(|wanted| wanted.names.clear());
@@ -177,10 +203,18 @@ async fn many_names_have_their_turn() {
 }
 
 fn update(addresses: &[&str], error: Option<&str>) -> HostsUpdate {
-    let origin = |address: IpAddr| Origin { kinds: Kinds::of_address(address), ttl: Duration::from_secs(60) };
+    let origin = |address: IpAddr| Origin {
+        kinds: Kinds::of_address(address),
+        ttl: Duration::from_secs(60),
+    };
     let addresses = set(addresses).into_iter().map(|address| (address, origin(address))).collect();
     let unanswered = if error.is_some() { Kinds::ALL } else { Kinds::NONE };
-    HostsUpdate { name: name("carrier.example"), addresses, unanswered, error: error.map(str::to_owned) }
+    HostsUpdate {
+        name: name("carrier.example"),
+        addresses,
+        unanswered,
+        error: error.map(str::to_owned),
+    }
 }
 
 #[test]
@@ -198,8 +232,10 @@ fn failures_take_nothing_away() {
     assert_eq!(hosts.addresses(&carrier), set(&["192.0.2.1", "192.0.2.2"]));
     hosts.take(update(&["192.0.2.3"], Some("half of it timed out")));
     assert_eq!(hosts.addresses(&carrier), set(&["192.0.2.1", "192.0.2.2", "192.0.2.3"]));
-    let of_ipv6 =
-        HostsUpdate { unanswered: Kinds::of_address("::1".parse().unwrap()), ..update(&["192.0.2.3"], Some("")) };
+    let of_ipv6 = HostsUpdate {
+        unanswered: Kinds::of_address("::1".parse().unwrap()),
+        ..update(&["192.0.2.3"], Some(""))
+    };
     hosts.take(of_ipv6);
     assert_eq!(hosts.addresses(&carrier), set(&["192.0.2.3"]));
     hosts.take(update(&["192.0.2.3"], None));
@@ -217,7 +253,8 @@ async fn take(hosts: &mut Hosts, zone: &Zone, now_ms: u64) -> BTreeSet<IpAddr> {
     hosts.addresses(&carrier)
 }
 
-/// Each of the five questions in turn is never answered, and all five but the one that names the address.
+/// Each of the five questions in turn is never answered, and all five but the one that names the
+/// address.
 #[tokio::test]
 async fn one_forged_answer_is_not_trusted_for_long_whatever_else_fails() {
     let questions = [
@@ -230,8 +267,10 @@ async fn one_forged_answer_is_not_trusted_for_long_whatever_else_fails() {
     for (own, forged, kind) in
         [("192.0.2.1", "198.51.100.66", Kind::A), ("2001:db8::1", "2001:db8:bad::66", Kind::Aaaa)]
     {
-        for failing in questions.iter().map(|question| vec![*question]).chain([questions.to_vec()]) {
-            let failing: Vec<_> = failing.into_iter().filter(|one| *one != ("carrier.example.", kind)).collect();
+        for failing in questions.iter().map(|question| vec![*question]).chain([questions.to_vec()])
+        {
+            let failing: Vec<_> =
+                failing.into_iter().filter(|one| *one != ("carrier.example.", kind)).collect();
             let directory = tempfile::tempdir().unwrap();
             let (mut hosts, _) = Hosts::open(directory.path().join("hosts.json"));
             let zone = Zone::default();
@@ -258,16 +297,24 @@ async fn an_address_of_a_service_goes_with_its_target() {
     assert_eq!(take(&mut hosts, &zone, HOUR + MINUTE).await, set(&["192.0.2.1"]));
     // A target of which one kind fails keeps what it had of that kind alone.
     zone.set("a.example.", Kind::Aaaa, 60, &["2001:db8::1"]);
-    assert_eq!(take(&mut hosts, &zone, HOUR + 2 * MINUTE).await, set(&["192.0.2.1", "2001:db8::1"]));
+    assert_eq!(
+        take(&mut hosts, &zone, HOUR + 2 * MINUTE).await,
+        set(&["192.0.2.1", "2001:db8::1"])
+    );
     zone.fail("a.example.", Kind::Aaaa);
     zone.set("a.example.", Kind::A, 60, &["192.0.2.2"]);
-    assert_eq!(take(&mut hosts, &zone, HOUR + 3 * MINUTE).await, set(&["192.0.2.2", "2001:db8::1"]));
+    assert_eq!(
+        take(&mut hosts, &zone, HOUR + 3 * MINUTE).await,
+        set(&["192.0.2.2", "2001:db8::1"])
+    );
 }
 
 /// Whether it is answered with a failure or with nothing at all.
 #[tokio::test]
 async fn what_is_not_named_any_more_goes_after_a_while() {
-    for (ttl, patience) in [(5, HOUR), (1_200, HOUR), (3_600, 3 * HOUR), (86_400, 24 * HOUR), (u32::MAX, 24 * HOUR)] {
+    for (ttl, patience) in
+        [(5, HOUR), (1_200, HOUR), (3_600, 3 * HOUR), (86_400, 24 * HOUR), (u32::MAX, 24 * HOUR)]
+    {
         for fails in [true, false] {
             let directory = tempfile::tempdir().unwrap();
             let (mut hosts, _) = Hosts::open(directory.path().join("hosts.json"));
@@ -279,7 +326,11 @@ async fn what_is_not_named_any_more_goes_after_a_while() {
                 zone.fail("carrier.example.", Kind::A);
             }
             for (after, count) in [(MINUTE, 1), (patience, 1), (patience + 1, 0)] {
-                assert_eq!(take(&mut hosts, &zone, HOUR + after).await.len(), count, "{ttl} {after} {fails}");
+                assert_eq!(
+                    take(&mut hosts, &zone, HOUR + after).await.len(),
+                    count,
+                    "{ttl} {after} {fails}"
+                );
             }
         }
     }
@@ -307,7 +358,8 @@ fn what_is_saved_comes_back() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("hosts.json");
     let (mut hosts, _) = Hosts::open(path.clone());
-    let given = |expires| Given { added_ms: 1_700_000_000_000, expires, reason: "our carrier".to_owned() };
+    let given =
+        |expires| Given { added_ms: 1_700_000_000_000, expires, reason: "our carrier".to_owned() };
     hosts.give(name("carrier.example"), given(NEVER));
     hosts.give(name("over.example"), given(1));
     hosts.follow([name("carrier.example")].into());
@@ -354,7 +406,8 @@ fn change(listed: &mut Vec<Entry>, by_name: &ByName, ends: impl Fn(&HostName) ->
     let count = gone.len() + coming.len();
     listed.retain(|entry| {
         entry.owner != Owner::Host
-            || !(gone.contains(&entry.network) || coming.iter().any(|new| new.network == entry.network))
+            || !(gone.contains(&entry.network)
+                || coming.iter().any(|new| new.network == entry.network))
     });
     listed.extend(coming);
     listed.sort_by_key(|entry| entry.network);
@@ -369,17 +422,28 @@ fn an_address_of_two_names_stays_until_the_last_is_gone() {
     by_name.insert(name("b.example"), set(&["192.0.2.2", "192.0.2.3"]));
     let ends = |name: &HostName| if name.as_str() == "a.example" { 50 } else { 70 };
     let shown = |listed: &[Entry]| -> Vec<String> {
-        listed.iter().map(|entry| format!("{} {} {}", entry.network, entry.reason, entry.expires.min(99))).collect()
+        listed
+            .iter()
+            .map(|entry| format!("{} {} {}", entry.network, entry.reason, entry.expires.min(99)))
+            .collect()
     };
     assert_eq!(change(&mut listed, &by_name, ends), 3);
     assert_eq!(
         shown(&listed),
-        ["192.0.2.1 a.example 50", "192.0.2.2 a.example 70", "192.0.2.3 b.example 70", "192.0.2.9 by hand 99"]
+        [
+            "192.0.2.1 a.example 50",
+            "192.0.2.2 a.example 70",
+            "192.0.2.3 b.example 70",
+            "192.0.2.9 by hand 99"
+        ]
     );
     assert_eq!(change(&mut listed, &by_name, ends), 0, "nothing has changed");
     by_name.remove(&name("a.example"));
     assert_eq!(change(&mut listed, &by_name, ends), 2);
-    assert_eq!(shown(&listed), ["192.0.2.2 b.example 70", "192.0.2.3 b.example 70", "192.0.2.9 by hand 99"]);
+    assert_eq!(
+        shown(&listed),
+        ["192.0.2.2 b.example 70", "192.0.2.3 b.example 70", "192.0.2.9 by hand 99"]
+    );
     by_name.clear();
     assert_eq!(change(&mut listed, &by_name, ends), 2);
     assert_eq!(shown(&listed), ["192.0.2.9 by hand 99"]);
@@ -394,7 +458,10 @@ fn entries_of_an_earlier_daemon_stand_in_for_answers() {
         ..Entry::manual(network.parse().unwrap(), NEVER, reason)
     };
     let manual = Entry::manual("192.0.2.3".parse().unwrap(), NEVER, "carrier.example");
-    hosts.recall([&host("192.0.2.1", "carrier.example"), &host("2001:db8::1", "carrier.example"), &manual].into_iter());
+    hosts.recall(
+        [&host("192.0.2.1", "carrier.example"), &host("2001:db8::1", "carrier.example"), &manual]
+            .into_iter(),
+    );
     assert_eq!(hosts.addresses(&name("carrier.example")), set(&["192.0.2.1", "2001:db8::1"]));
     assert_eq!(hosts.age(&name("carrier.example")), None);
 }

@@ -1,5 +1,5 @@
-//! The body of an answer as text: unpacked where it is gzip though nobody said so, decoded where it is UTF-16, and refused
-//! by its name where it is something else.
+//! The body of an answer as text: unpacked where it is gzip though nobody said so, decoded where it
+//! is UTF-16, and refused by its name where it is something else.
 
 use std::io::{self, BufReader, Read};
 
@@ -10,7 +10,8 @@ use super::fetch::Capped;
 /// How much of a body is looked at before it is read.
 const HEAD: usize = 64 << 10;
 
-/// How many layers a body may have: gzip twice (the server, and whoever made the file), and one of encoding.
+/// How many layers a body may have: gzip twice (the server, and whoever made the file), and one of
+/// encoding.
 const MOST_LAYERS: usize = 3;
 
 /// What begins with what, is no text, and is not unpacked.
@@ -42,10 +43,15 @@ pub(super) fn open<'r>(
 ) -> Result<(Vec<u8>, Box<dyn Read + Send + 'r>), String> {
     for _ in 0..=MOST_LAYERS {
         let mut head = Vec::new();
-        (&mut reader).take(HEAD as u64).read_to_end(&mut head).map_err(|error| error.to_string())?;
+        (&mut reader)
+            .take(HEAD as u64)
+            .read_to_end(&mut head)
+            .map_err(|error| error.to_string())?;
         let others = OTHERS.iter().find(|(magic, _)| head.starts_with(magic));
         if let Some((_, name)) = others {
-            return Err(format!("it is {name}, and not read; name a url that sends plain text or gzip"));
+            return Err(format!(
+                "it is {name}, and not read; name a url that sends plain text or gzip"
+            ));
         }
         let utf16 = utf16(&head)?;
         if head.starts_with(b"\xef\xbb\xbf") {
@@ -57,7 +63,12 @@ pub(super) fn open<'r>(
             let unpacked = MultiGzDecoder::new(BufReader::new(whole));
             reader = Box::new(Capped::new(unpacked, most));
         } else if let Some(is_big_endian) = utf16 {
-            reader = Box::new(Utf16 { inner: BufReader::new(whole), is_big_endian, high: None, ready: Vec::new() });
+            reader = Box::new(Utf16 {
+                inner: BufReader::new(whole),
+                is_big_endian,
+                high: None,
+                ready: Vec::new(),
+            });
         } else if is_binary(&head) {
             return Err("it is binary data of an unknown kind, not a list".to_owned());
         } else {
@@ -67,7 +78,8 @@ pub(super) fn open<'r>(
     Err("it is packed too many times".to_owned())
 }
 
-/// Whether a body is UTF-16, and in which byte order: by its mark, or because it is ASCII with a zero in each pair.
+/// Whether a body is UTF-16, and in which byte order: by its mark, or because it is ASCII with a
+/// zero in each pair.
 fn utf16(head: &[u8]) -> Result<Option<bool>, String> {
     if head.starts_with(b"\xff\xfe\0\0") || head.starts_with(b"\0\0\xfe\xff") {
         return Err("it is UTF-32, and not read; name a url that sends UTF-8".to_owned());
@@ -80,7 +92,10 @@ fn utf16(head: &[u8]) -> Result<Option<bool>, String> {
     }
     let pairs: Vec<_> = head.chunks_exact(2).take(64).collect();
     let all = |zero: usize| {
-        pairs.len() >= 4 && pairs.iter().all(|pair| pair[zero] == 0 && pair[1 - zero].is_ascii() && pair[1 - zero] != 0)
+        pairs.len() >= 4
+            && pairs
+                .iter()
+                .all(|pair| pair[zero] == 0 && pair[1 - zero].is_ascii() && pair[1 - zero] != 0)
     };
     Ok(if all(1) {
         Some(false)
@@ -116,7 +131,11 @@ impl<R: Read> Utf16<R> {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             Err(error) => return Err(error),
         }
-        Ok(Some(if self.is_big_endian { u16::from_be_bytes(pair) } else { u16::from_le_bytes(pair) }))
+        Ok(Some(if self.is_big_endian {
+            u16::from_be_bytes(pair)
+        } else {
+            u16::from_le_bytes(pair)
+        }))
     }
 
     fn push(&mut self, character: char) {
@@ -192,11 +211,22 @@ mod tests {
         assert_eq!(text(&[b"\xef\xbb\xbf", long.as_bytes()].concat()).unwrap(), long);
         for is_big_endian in [false, true] {
             assert_eq!(text(&utf16(&format!("\u{feff}{long}"), is_big_endian)).unwrap(), long);
-            assert_eq!(text(&gzip(&utf16(&format!("\u{feff}{long}"), is_big_endian))).unwrap(), long);
-            assert_eq!(text(&utf16("192.0.2.1\n", is_big_endian)).unwrap(), "192.0.2.1\n", "without its mark");
+            assert_eq!(
+                text(&gzip(&utf16(&format!("\u{feff}{long}"), is_big_endian))).unwrap(),
+                long
+            );
+            assert_eq!(
+                text(&utf16("192.0.2.1\n", is_big_endian)).unwrap(),
+                "192.0.2.1\n",
+                "without its mark"
+            );
         }
         assert_eq!(text(b"").unwrap(), "");
-        assert_eq!(text(b"\xff\xfe1\0.\0\x00\xd8").unwrap(), "1.\u{fffd}", "half a character at the end");
+        assert_eq!(
+            text(b"\xff\xfe1\0.\0\x00\xd8").unwrap(),
+            "1.\u{fffd}",
+            "half a character at the end"
+        );
     }
 
     #[test]
@@ -215,7 +245,9 @@ mod tests {
                 assert!(error.contains(expected) && !error.contains('\n'), "{error}");
             }
         }
-        assert!(text(&gzip(&gzip(&gzip(&gzip(b"192.0.2.1"))))).unwrap_err().contains("too many times"));
+        assert!(
+            text(&gzip(&gzip(&gzip(&gzip(b"192.0.2.1"))))).unwrap_err().contains("too many times")
+        );
         let packed = gzip("192.0.2.1\n".repeat(1_000).as_bytes());
         assert!(text(&packed[..packed.len() / 2]).unwrap_err().contains("cut off"));
         let bomb = gzip(&vec![b'1'; 2 << 20]);

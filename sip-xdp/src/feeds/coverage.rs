@@ -1,6 +1,6 @@
 //! How large a list is: by its entries, and by the addresses that it covers.
 
-use super::Listed;
+use super::NetworkSet;
 
 /// The size of a list.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -9,18 +9,21 @@ pub struct Size {
     pub entries: usize,
     /// IPv4 addresses that it covers, each once.
     pub ipv4: u64,
-    /// IPv6 networks of 64 bits that it covers, each once, and narrower ones and hosts outside of those.
+    /// IPv6 networks of 64 bits that it covers, each once, and narrower ones and hosts outside of
+    /// those.
     pub ipv6: u64,
 }
 
 impl Size {
     /// The size of a list that was made of so many entries.
-    pub fn of(listed: &Listed, entries: usize) -> Self {
+    pub fn of(listed: &NetworkSet, entries: usize) -> Self {
         let mut size = Self { entries, ..Self::default() };
-        // In the order of the first address, wider ones before narrower: what is covered lies behind what covers it.
+        // In the order of the first address, wider ones before narrower: what is covered lies
+        // behind what covers it.
         let mut covered: [Option<u128>; 2] = [None; 2];
         for network in listed.networks() {
-            let [first, last] = [network.first(), network.last()].map(|source| u128::from_be_bytes(source.octets()));
+            let [first, last] = [network.first(), network.last()]
+                .map(|source| u128::from_be_bytes(source.octets()));
             let covered = &mut covered[usize::from(network.is_v4())];
             if covered.is_some_and(|covered| last <= covered) {
                 continue;
@@ -36,7 +39,8 @@ impl Size {
         size
     }
 
-    /// How much of what `before` covers is not covered any more, by the difference of both: at least, not exactly.
+    /// How much of what `before` covers is not covered any more, by the difference of both: at
+    /// least, not exactly.
     pub(super) fn lost_since(&self, before: &Self) -> u64 {
         before.ipv4.saturating_sub(self.ipv4).saturating_add(before.ipv6.saturating_sub(self.ipv6))
     }
@@ -48,18 +52,25 @@ mod tests {
     use crate::net::network::Network;
 
     fn size(networks: &[&str]) -> (u64, u64) {
-        let networks = networks.iter().map(|text| Network::from(text.parse::<ipnet::IpNet>().unwrap()));
-        let size = Size::of(&Listed::new(networks.collect()), 0);
+        let networks =
+            networks.iter().map(|text| Network::from(text.parse::<ipnet::IpNet>().unwrap()));
+        let size = Size::of(&NetworkSet::new(networks.collect()), 0);
         (size.ipv4, size.ipv6)
     }
 
     #[test]
     fn each_address_counts_once() {
         assert_eq!(size(&[]), (0, 0));
-        assert_eq!(size(&["192.0.2.0/24", "192.0.2.34/32", "192.0.0.0/16", "192.1.0.0/32"]), (65_537, 0));
+        assert_eq!(
+            size(&["192.0.2.0/24", "192.0.2.34/32", "192.0.0.0/16", "192.1.0.0/32"]),
+            (65_537, 0)
+        );
         assert_eq!(size(&["0.0.0.0/0"]), (1 << 32, 0));
         assert_eq!(size(&["2001:db8::1/128", "2001:db8::2/128", "2001:db8:0:1::/65"]), (0, 3));
-        assert_eq!(size(&["2001:db8::/32", "2001:db8:7::/48", "2001:db9::/64"]), (0, (1 << 32) + 1));
+        assert_eq!(
+            size(&["2001:db8::/32", "2001:db8:7::/48", "2001:db9::/64"]),
+            (0, (1 << 32) + 1)
+        );
         assert_eq!(size(&["2000::/3", "192.0.2.1/32"]), (1, 1 << 61));
     }
 }

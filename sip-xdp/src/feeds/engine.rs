@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use sip_xdp_common::abi::layout::List;
 use tokio::sync::{mpsc, watch};
 
-use super::Listed;
+use super::NetworkSet;
 use super::formats::Tally;
-use super::guards::{Untouchable, trim};
+use super::guards::{ProtectedSet, trim};
 use super::saved;
 use super::sync::Last;
 use super::thread::{Follower, Order, age};
@@ -90,10 +90,10 @@ pub struct Engine {
     directory: PathBuf,
     running: BTreeMap<String, Running>,
     /// What no list may block, and what none may trust or admit.
-    unblockable: watch::Sender<Arc<Untouchable>>,
-    unallowable: watch::Sender<Arc<Untouchable>>,
+    unblockable: watch::Sender<Arc<ProtectedSet>>,
+    unallowable: watch::Sender<Arc<ProtectedSet>>,
     /// What feeds trust or admit.
-    allowed: BTreeMap<String, (List, Listed)>,
+    allowed: BTreeMap<String, (List, NetworkSet)>,
     updates: mpsc::Sender<Update>,
     received: Option<mpsc::Receiver<Update>>,
     counter: u64,
@@ -120,14 +120,14 @@ impl Engine {
         self.received.take().unwrap_or_else(|| mpsc::channel(1).1)
     }
 
-    /// Says what no list may block from now on, and what none may trust or admit. Whether the first is something else than
-    /// before.
-    pub fn protect(&self, unblockable: Untouchable, unallowable: Untouchable) -> bool {
-        let change = |watch: &watch::Sender<Arc<Untouchable>>, untouchable: Untouchable| {
+    /// Says what no list may block from now on, and what none may trust or admit. Whether the first
+    /// is something else than before.
+    pub fn protect(&self, unblockable: ProtectedSet, unallowable: ProtectedSet) -> bool {
+        let change = |watch: &watch::Sender<Arc<ProtectedSet>>, protected_set: ProtectedSet| {
             watch.send_if_modified(|known| {
-                let is_new = **known != untouchable;
+                let is_new = **known != protected_set;
                 if is_new {
-                    *known = Arc::new(untouchable);
+                    *known = Arc::new(protected_set);
                 }
                 is_new
             })
@@ -137,7 +137,7 @@ impl Engine {
     }
 
     /// What no list may touch whose networks become this.
-    fn untouchable(&self, action: FeedAction) -> &watch::Sender<Arc<Untouchable>> {
+    fn protected_set(&self, action: FeedAction) -> &watch::Sender<Arc<ProtectedSet>> {
         if action == FeedAction::Block { &self.unblockable } else { &self.unallowable }
     }
 
@@ -150,13 +150,19 @@ impl Engine {
         })
     }
 
-    /// Whether there is such a feed, and it has had no list yet: what it listed before is not known.
+    /// Whether there is such a feed, and it has had no list yet: what it listed before is not
+    /// known.
     pub fn is_unsettled(&self, name: &str) -> bool {
         self.running.get(name).is_some_and(|running| !running.state.is_settled)
     }
 
-    /// Notes what a feed trusts or admits, and returns what that was before. Nothing at all ends it.
-    pub fn allow(&mut self, name: &str, allowed: Option<(List, Listed)>) -> Option<(List, Listed)> {
+    /// Notes what a feed trusts or admits, and returns what that was before. Nothing at all ends
+    /// it.
+    pub fn allow(
+        &mut self,
+        name: &str,
+        allowed: Option<(List, NetworkSet)>,
+    ) -> Option<(List, NetworkSet)> {
         match allowed.filter(|(_, listed)| !listed.networks().is_empty()) {
             Some(allowed) => self.allowed.insert(name.to_owned(), allowed),
             None => self.allowed.remove(name),
@@ -181,24 +187,29 @@ impl Engine {
         all
     }
 
-    /// The names of the feeds that put exactly this network on a list, as [`Engine::allowed`] has them.
+    /// The names of the feeds that put exactly this network on a list, as [`Engine::allowed`] has
+    /// them.
     pub fn allowed_by(&self, list: List, network: &Network) -> Option<String> {
-        let listing = self.allowed.iter().filter(|(_, (of, listed))| *of == list && listed.contains(network));
+        let listing =
+            self.allowed.iter().filter(|(_, (of, listed))| *of == list && listed.contains(network));
         let names: Vec<&str> = listing.map(|(name, _)| name.as_str()).collect();
         (!names.is_empty()).then(|| names.join(","))
     }
 
-    /// Follows these feeds and no others. Returns the lists that are on disk of those that are new: they may come into force
-    /// at once.
+    /// Follows these feeds and no others. Returns the lists that are on disk of those that are new:
+    /// they may come into force at once.
     pub fn configure(&mut self, feeds: &[FeedConfig]) -> Vec<(String, Vec<Network>)> {
         self.running.retain(|_, running| feeds.contains(&running.config));
         saved::forget_others(&self.directory, feeds);
-        let new: Vec<_> = feeds.iter().filter(|feed| !self.running.contains_key(&feed.name)).cloned().collect();
-        new.into_iter().filter_map(|feed| Some((feed.name.clone(), self.follow(feed)?.into_networks()))).collect()
+        let new: Vec<_> =
+            feeds.iter().filter(|feed| !self.running.contains_key(&feed.name)).cloned().collect();
+        new.into_iter()
+            .filter_map(|feed| Some((feed.name.clone(), self.follow(feed)?.into_networks())))
+            .collect()
     }
 
-    fn follow(&mut self, config: FeedConfig) -> Option<Listed> {
-        let untouchable = Arc::clone(&self.untouchable(config.action).borrow());
+    fn follow(&mut self, config: FeedConfig) -> Option<NetworkSet> {
+        let protected_set = Arc::clone(&self.protected_set(config.action).borrow());
         let saved = saved::load(&self.directory, &config).unwrap_or_else(|error| {
             log::warn!("feed {}: {error:#}; it waits for its server", config.name);
             None
@@ -209,9 +220,13 @@ impl Engine {
         if let Some(mut saved) = saved {
             let networks = std::mem::take(&mut saved.listed).into_networks();
             let tally = &mut state.tally;
-            saved.listed = trim(networks, &config.effective_guards(), &untouchable, tally);
+            saved.listed = trim(networks, &config.effective_guards(), &protected_set, tally);
             // By what the last list was held against is not known any more.
-            last = Last::recall(&config, &saved, if tally.is_clean() { untouchable } else { Arc::default() });
+            last = Last::recall(
+                &config,
+                &saved,
+                if tally.is_clean() { protected_set } else { Arc::default() },
+            );
             [state.ipv4, state.ipv6] = saved.listed.counts();
             state.is_empty = saved.listed.networks().is_empty();
             state.format.clone_from(&saved.format);
@@ -226,13 +241,15 @@ impl Engine {
             generation,
             directory: self.directory.clone(),
             updates: self.updates.clone(),
-            untouchable: self.untouchable(config.action).subscribe(),
+            protected_set: self.protected_set(config.action).subscribe(),
             last,
             state: state.clone(),
             said: None,
             wall: WallWatch::default(),
         };
-        if let Err(error) = thread::Builder::new().name("feed".to_owned()).spawn(move || follower.run(received)) {
+        if let Err(error) =
+            thread::Builder::new().name("feed".to_owned()).spawn(move || follower.run(received))
+        {
             log::error!("feed {name} cannot be followed: {error}");
             state.error = Some(format!("it cannot be followed: {error}"));
         }
@@ -242,12 +259,13 @@ impl Engine {
 
     /// Takes how a feed is, and returns how it was; `None` if there is no such feed any more.
     pub fn note(&mut self, name: &str, generation: u64, state: FeedState) -> Option<FeedState> {
-        let running = self.running.get_mut(name).filter(|running| running.generation == generation)?;
+        let running =
+            self.running.get_mut(name).filter(|running| running.generation == generation)?;
         Some(std::mem::replace(&mut running.state, state))
     }
 
-    /// Has one feed, or all, asked now. Returns the number of the round that each will say when it is done, by name; `None`
-    /// if there is no such feed.
+    /// Has one feed, or all, asked now. Returns the number of the round that each will say when it
+    /// is done, by name; `None` if there is no such feed.
     pub fn sync(&mut self, name: Option<&str>, accept: bool) -> Option<BTreeMap<String, u64>> {
         if name.is_some_and(|name| !self.running.contains_key(name)) {
             return None;
@@ -255,7 +273,8 @@ impl Engine {
         self.counter += 1;
         let round = self.counter;
         let wanted = self.running.iter().filter(|(feed, _)| name.is_none_or(|name| name == *feed));
-        let asked = wanted.filter(|(_, running)| running.orders.send(Order { round, accept }).is_ok());
+        let asked =
+            wanted.filter(|(_, running)| running.orders.send(Order { round, accept }).is_ok());
         Some(asked.map(|(name, _)| (name.clone(), round)).collect())
     }
 
@@ -292,7 +311,9 @@ impl Engine {
                 format!("the feed {name} fails: {error}; {kept}")
             });
             let disk = state.disk_error.as_ref();
-            let disk = disk.map(|error| format!("the list of the feed {name} would not survive a reboot: {error}"));
+            let disk = disk.map(|error| {
+                format!("the list of the feed {name} would not survive a reboot: {error}")
+            });
             error.into_iter().chain(disk)
         };
         self.running.iter().flat_map(warning).collect()

@@ -1,4 +1,5 @@
-//! Fetching a list over HTTPS, HTTP or from a file: politely, within bounds, and without ever saying a key.
+//! Fetching a list over HTTPS, HTTP or from a file: politely, within bounds, and without ever
+//! saying a key.
 
 use std::cell::Cell;
 use std::fs::{self, File};
@@ -15,7 +16,7 @@ use super::redirects::{Elsewhere, Guarded};
 use crate::config::FeedConfig;
 
 /// What a request may take altogether, its answer included.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a connection may take.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -77,7 +78,7 @@ impl Fetcher {
         // A key is for one server, and what was asked for in secret is not fetched in the open.
         let redirects = if config.key_file.is_some() { 0 } else { REDIRECTS };
         let settings = Agent::config_builder()
-            .timeout_global(Some(PATIENCE))
+            .timeout_global(Some(TIMEOUT))
             .timeout_connect(Some(CONNECT))
             .http_status_as_error(false)
             .max_redirects(redirects)
@@ -91,7 +92,10 @@ impl Fetcher {
             let uri: &Uri = proxy.uri();
             let port = uri.port_u16().map(|port| format!(":{port}")).unwrap_or_default();
             let host = uri.host().unwrap_or_default();
-            log::info!("feed {} goes through the proxy {host}{port} of the environment", config.name);
+            log::info!(
+                "feed {} goes through the proxy {host}{port} of the environment",
+                config.name
+            );
         }
         let resolver = Guarded::new(&config.url);
         let agent = Agent::with_parts(settings, DefaultConnector::default(), resolver);
@@ -113,8 +117,10 @@ impl Fetcher {
         if let Some(path) = config.file() {
             return file(&path, known, self.most).map_err(Failure::from);
         }
-        let conditions = [("If-None-Match", &known.etag), ("If-Modified-Since", &known.modified)].into_iter();
-        let conditions: Vec<_> = conditions.filter_map(|(name, value)| Some((name, value.as_deref()?))).collect();
+        let conditions =
+            [("If-None-Match", &known.etag), ("If-Modified-Since", &known.modified)].into_iter();
+        let conditions: Vec<_> =
+            conditions.filter_map(|(name, value)| Some((name, value.as_deref()?))).collect();
         let answer = self.get(&config.url, &conditions)?;
         match answer.status().as_u16() {
             200 => {}
@@ -122,8 +128,10 @@ impl Fetcher {
             status => return Err(refused(status, answer.headers())),
         }
         check_type(answer.headers())?;
-        let text = |name: header::HeaderName| Some(answer.headers().get(name)?.to_str().ok()?.to_owned());
-        let validators = Validators { etag: text(header::ETAG), modified: text(header::LAST_MODIFIED) };
+        let text =
+            |name: header::HeaderName| Some(answer.headers().get(name)?.to_str().ok()?.to_owned());
+        let validators =
+            Validators { etag: text(header::ETAG), modified: text(header::LAST_MODIFIED) };
         Ok(Fetched::List(self.body(answer), validators))
     }
 
@@ -134,7 +142,12 @@ impl Fetcher {
     }
 
     /// Asks with a JSON object.
-    pub(super) fn post(&self, url: &str, headers: &[(&str, &str)], body: &str) -> Result<Answer, Failure> {
+    pub(super) fn post(
+        &self,
+        url: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Result<Answer, Failure> {
         let mut request = self.agent.post(url).header(header::CONTENT_TYPE, "application/json");
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -146,7 +159,8 @@ impl Fetcher {
         let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
         if (300..400).contains(&status) {
             return Err(format!(
-                "HTTP {status}: the server sends us elsewhere, where its key must not go; correct the url"
+                "HTTP {status}: the server sends us elsewhere, where its key must not go; correct \
+                 the url"
             )
             .into());
         }
@@ -198,15 +212,19 @@ fn check_type(headers: &HeaderMap) -> Result<(), Failure> {
         return Ok(());
     };
     let bare = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let is_odd = ["image/", "audio/", "video/", "font/", "multipart/"].iter().any(|family| bare.starts_with(family))
-        || ["text/html", "application/xhtml+xml", "application/pdf", "application/zip"].contains(&bare.as_str());
+    let is_odd = ["image/", "audio/", "video/", "font/", "multipart/"]
+        .iter()
+        .any(|family| bare.starts_with(family))
+        || ["text/html", "application/xhtml+xml", "application/pdf", "application/zip"]
+            .contains(&bare.as_str());
     if is_odd { Err(format!("the server sends {bare}, not a list").into()) } else { Ok(()) }
 }
 
-/// An error in words that cannot contain a secret: those of the library may name the address that was asked for.
+/// An error in words that cannot contain a secret: those of the library may name the address that
+/// was asked for.
 pub(crate) fn say(error: &Error) -> String {
     match error {
-        Error::Timeout(_) => format!("no whole answer within {} s", PATIENCE.as_secs()),
+        Error::Timeout(_) => format!("no whole answer within {} s", TIMEOUT.as_secs()),
         Error::HostNotFound => "the host was not found".to_owned(),
         Error::ConnectionFailed => "no connection".to_owned(),
         Error::TooManyRedirects => format!("more than {REDIRECTS} redirects"),
@@ -214,7 +232,9 @@ pub(crate) fn say(error: &Error) -> String {
         Error::RequireHttpsOnly(_) => "the server sends us from https to http".to_owned(),
         Error::BadUri(_) => "the server, or the url, names no valid address".to_owned(),
         Error::Io(error) => read_error(error),
-        Error::Decompress(_, _) => "the answer is not what its compression says, or cut off".to_owned(),
+        Error::Decompress(_, _) => {
+            "the answer is not what its compression says, or cut off".to_owned()
+        }
         Error::Protocol(_) | Error::Http(_) => "the answer is not HTTP, or cut off".to_owned(),
         Error::Rustls(error) => format!("TLS: {error}"),
         _ => "the request failed".to_owned(),
@@ -235,7 +255,7 @@ fn read_error(error: &io::Error) -> String {
             "the answer is not what its compression says, or cut off".to_owned()
         }
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
-            format!("no whole answer within {} s", PATIENCE.as_secs())
+            format!("no whole answer within {} s", TIMEOUT.as_secs())
         }
         io::ErrorKind::ConnectionRefused => "the connection was refused".to_owned(),
         io::ErrorKind::ConnectionReset => "the server closed the connection".to_owned(),
@@ -269,7 +289,10 @@ impl<R: Read> Read for Capped<R> {
                 self.left = left;
                 Ok(read)
             }
-            None => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {} bytes", self.most))),
+            None => Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("it has more than {} bytes", self.most),
+            )),
         }
     }
 }
@@ -294,9 +317,12 @@ fn file(path: &Path, known: &Validators, most: u64) -> Result<Fetched, String> {
 pub(super) fn key(config: &FeedConfig) -> Result<String, String> {
     let path = config.key_file.as_ref().ok_or("there is no key_file")?;
     let mut text = String::new();
-    let file = File::open(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+    let file =
+        File::open(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
     // What is wrong with it is not said in the library's words, which might quote it.
-    file.take(LONGEST_KEY).read_to_string(&mut text).map_err(|_| format!("{} is no text", path.display()))?;
+    file.take(LONGEST_KEY)
+        .read_to_string(&mut text)
+        .map_err(|_| format!("{} is no text", path.display()))?;
     let key = text.trim();
     // It becomes a part of an address or a header.
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
@@ -330,9 +356,12 @@ mod tests {
     fn keys_are_never_quoted() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("key");
-        let config = FeedConfig { key_file: Some(path.clone()), ..FeedConfig::new("a", "https://host/") };
+        let config =
+            FeedConfig { key_file: Some(path.clone()), ..FeedConfig::new("a", "https://host/") };
         assert!(key(&config).unwrap_err().contains("cannot be read"));
-        for (text, is_key) in [("sEcret-1\n", true), ("", false), ("sEcret two", false), ("sEcret\r\nX: y", false)] {
+        for (text, is_key) in
+            [("sEcret-1\n", true), ("", false), ("sEcret two", false), ("sEcret\r\nX: y", false)]
+        {
             fs::write(&path, text).unwrap();
             match key(&config) {
                 Ok(key) => assert!(is_key && key == text.trim()),

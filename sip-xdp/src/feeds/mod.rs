@@ -1,9 +1,10 @@
 //! Lists that others keep: what they list, and how they are fetched, read, doubted and kept.
 //!
-//! For each feed there is a sorted array of networks, 17 bytes apiece, which is all that the daemon keeps of a million
-//! of them. A thread for each feed ([`engine`]) fetches its list ([`fetch`]), reads it ([`formats`]), takes out what no list
-//! may touch, and refuses what is too strange ([`guards`]). It never writes the tables: the list goes to the daemon's loop,
-//! and when that has put it into force, to disk ([`saved`]).
+//! For each feed there is a sorted array of networks, 17 bytes apiece, which is all that the daemon
+//! keeps of a million of them. A thread for each feed ([`engine`]) fetches its list ([`fetch`]),
+//! reads it ([`formats`]), takes out what no list may touch, and refuses what is too strange
+//! ([`guards`]). It never writes the tables: the list goes to the daemon's loop, and when that has
+//! put it into force, to disk ([`saved`]).
 
 mod body;
 pub mod coverage;
@@ -28,20 +29,23 @@ use crate::net::network::Network;
 
 /// The networks of one feed, sorted, each once.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Listed {
+pub struct NetworkSet {
     networks: Vec<Network>,
     lengths: Lengths,
 }
 
-impl Listed {
+impl NetworkSet {
     /// Takes networks in any order.
     pub fn new(mut networks: Vec<Network>) -> Self {
         networks.sort_unstable();
         networks.dedup();
         networks.shrink_to_fit();
         let mut seen = [[false; 129]; 2];
-        networks.iter().for_each(|net| seen[usize::from(net.is_v4())][usize::from(net.bits())] = true);
-        let all = [false, true].into_iter().flat_map(|is_v4| (0..=128).map(move |bits| (is_v4, bits)));
+        networks
+            .iter()
+            .for_each(|net| seen[usize::from(net.is_v4())][usize::from(net.bits())] = true);
+        let all =
+            [false, true].into_iter().flat_map(|is_v4| (0..=128).map(move |bits| (is_v4, bits)));
         let seen = all.filter(|(is_v4, bits)| seen[usize::from(*is_v4)][usize::from(*bits)]);
         let lengths = seen.map(|(is_v4, bits)| (is_v4, Kind::Blocked, bits)).collect();
         Self { networks, lengths }
@@ -73,7 +77,8 @@ impl Listed {
         self.networks.binary_search(network).is_ok()
     }
 
-    /// Whether one of its networks contains `network`. An IPv6 network that covers the mapped range covers no IPv4.
+    /// Whether one of its networks contains `network`. An IPv6 network that covers the mapped range
+    /// covers no IPv4.
     pub fn covers(&self, network: &Network) -> bool {
         self.lengths
             .range((network.is_v4(), Kind::Blocked, 0)..=length_of(Kind::Blocked, network))
@@ -82,7 +87,9 @@ impl Listed {
 
     /// Its networks that lie in `network`, itself among them.
     pub fn within(&self, network: &Network) -> impl Iterator<Item = &Network> {
-        let from = self.networks.partition_point(|listed| listed < &Network::around(network.first(), network.bits()));
+        let from = self
+            .networks
+            .partition_point(|listed| listed < &Network::around(network.first(), network.bits()));
         let end = network.last();
         let network = *network;
         self.networks[from..]
@@ -108,17 +115,17 @@ impl Listed {
 /// All feeds, by name.
 #[derive(Debug, Default)]
 pub struct Feeds {
-    by_name: BTreeMap<String, Listed>,
+    by_name: BTreeMap<String, NetworkSet>,
 }
 
 impl Feeds {
     /// What a feed lists.
-    pub fn get(&self, name: &str) -> Option<&Listed> {
+    pub fn get(&self, name: &str) -> Option<&NetworkSet> {
         self.by_name.get(name)
     }
 
     /// Replaces what a feed lists, and returns what it listed before. Nothing at all ends it.
-    pub fn replace(&mut self, name: &str, listed: Listed) -> Listed {
+    pub fn replace(&mut self, name: &str, listed: NetworkSet) -> NetworkSet {
         let before = if listed.networks.is_empty() {
             self.by_name.remove(name)
         } else {
@@ -128,7 +135,7 @@ impl Feeds {
     }
 
     /// Every feed.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Listed)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &NetworkSet)> {
         self.by_name.iter().map(|(name, listed)| (name.as_str(), listed))
     }
 

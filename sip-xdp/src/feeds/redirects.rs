@@ -1,6 +1,7 @@
-//! Where a feed's server may send us: to any public address, and to loopback, private and other special addresses only if
-//! the feed's own url is at one. Otherwise whoever keeps a list could have this host ask its own services, or its
-//! neighbours'. Addresses are looked at when they are about to be connected to, so that no name can change in between.
+//! Where a feed's server may send us: to any public address, and to loopback, private and other
+//! special addresses only if the feed's own url is at one. Otherwise whoever keeps a list could
+//! have this host ask its own services, or its neighbours'. Addresses are looked at when they are
+//! about to be connected to, so that no name can change in between.
 
 use std::fmt;
 use std::io;
@@ -23,7 +24,8 @@ impl fmt::Display for Elsewhere {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "the server sends us to {}, a loopback, private or otherwise special address; if that is meant, name it in the url",
+            "the server sends us to {}, a loopback, private or otherwise special address; if that \
+             is meant, name it in the url",
             self.0
         )
     }
@@ -64,7 +66,12 @@ fn literal(host: &str) -> Option<IpAddr> {
 }
 
 impl Resolver for Guarded {
-    fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, Error> {
         let found = self.inner.resolve(uri, config, timeout)?;
         let special = found.iter().map(|address| address.ip()).find(|address| is_special(*address));
         let host = uri.host().unwrap_or_default().to_ascii_lowercase();
@@ -72,7 +79,9 @@ impl Resolver for Guarded {
         let is_proxy = config.proxy().is_some_and(|proxy| proxy.uri().host() == uri.host());
         if host == self.host {
             self.is_special.store(special.is_some(), Ordering::Relaxed);
-        } else if let Some(address) = special.filter(|_| !is_proxy && !self.is_special.load(Ordering::Relaxed)) {
+        } else if let Some(address) =
+            special.filter(|_| !is_proxy && !self.is_special.load(Ordering::Relaxed))
+        {
             return Err(Error::Io(io::Error::other(Elsewhere(address))));
         }
         Ok(found)
@@ -90,7 +99,9 @@ mod tests {
     fn redirecting(to: &str) -> (std::net::SocketAddr, std::thread::JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let answer = format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        let answer = format!(
+            "HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        );
         let serving = std::thread::spawn(move || {
             let (mut stream, _): (TcpStream, _) = listener.accept().unwrap();
             let mut head = [0; 1_024];
@@ -100,7 +111,8 @@ mod tests {
         (address, serving)
     }
 
-    /// What becomes of a redirect to `to` of a feed whose url is public, or not. The test's own server stands for it.
+    /// What becomes of a redirect to `to` of a feed whose url is public, or not. The test's own
+    /// server stands for it.
     fn outcome(to: &str, is_public: bool) -> String {
         let (address, serving) = redirecting(to);
         let mut guarded = Guarded::new(&format!("http://{address}/list"));
@@ -127,7 +139,12 @@ mod tests {
     }
 
     impl Resolver for Public {
-        fn resolve(&self, uri: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, Error> {
+        fn resolve(
+            &self,
+            uri: &Uri,
+            config: &Config,
+            timeout: NextTimeout,
+        ) -> Result<ResolvedSocketAddrs, Error> {
             let found = self.guarded.resolve(uri, config, timeout);
             if self.first.swap(false, Ordering::Relaxed) && self.is_public {
                 self.guarded.is_special.store(false, Ordering::Relaxed);

@@ -13,15 +13,16 @@ use crate::dataplane::tables::header;
 use crate::dataplane::tables::networks::Table;
 use crate::sys::clock;
 
-/// The networks that feeds list, as rows of the block list whose owner is `feed:NAME`. Which feed lists what is known from
-/// `directory`, where the lists are kept; what is in force, from the kernel.
+/// The networks that feeds list, as rows of the block list whose owner is `feed:NAME`. Which feed
+/// lists what is known from `directory`, where the lists are kept; what is in force, from the
+/// kernel.
 pub fn rows(pins: &Pins, directory: &Path) -> Result<Vec<Row>> {
-    let guide = header::read(pins.open(names::GUIDE)?)?;
-    let table = Table::open(|name| pins.open(name), &guide)?;
+    let table_header = header::read(pins.open(names::TABLE_HEADER)?)?;
+    let table = Table::open(|name| pins.open(name), &table_header)?;
     let lists = saved::all(directory);
-    let whole = table.whole()?;
+    let table = table.map_all()?;
     let mut rows = Vec::new();
-    for entry in whole.entries().filter(|entry| entry.terms.feed) {
+    for entry in table.entries().filter(|entry| entry.slot_state.feed) {
         let row = |owner: String, added| Row {
             network: entry.network,
             port: None,

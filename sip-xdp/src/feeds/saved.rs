@@ -1,5 +1,5 @@
-//! The last good list of a feed on disk, so that it is in force again before the first packet after a start, network or
-//! not. When it was last confirmed is the file's own time.
+//! The last good list of a feed on disk, so that it is in force again before the first packet after
+//! a start, network or not. When it was last confirmed is the file's own time.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -9,7 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::Listed;
+use super::NetworkSet;
 use super::fetch::Validators;
 use crate::config::{FeedConfig, FeedFormat};
 use crate::net::network::Network;
@@ -21,15 +21,15 @@ const MAGIC: &str = "sip-xdp feed 1";
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Saved {
     /// What it lists.
-    pub(super) listed: Listed,
+    pub(super) listed: NetworkSet,
     /// How many entries that was before some were split.
     pub(super) entries: usize,
     /// By what its server knows that list.
     pub(super) validators: Validators,
     /// Where to go on, for servers that tell what is new.
     pub(super) cursor: Option<String>,
-    /// When entries end, in seconds since 1970, for servers that say so. These are what the server said; the list is what
-    /// the guards left of it.
+    /// When entries end, in seconds since 1970, for servers that say so. These are what the server
+    /// said; the list is what the guards left of it.
     pub(super) ends: BTreeMap<Network, u64>,
     /// By which format it was read, if the configuration does not say.
     pub(super) format: Option<String>,
@@ -82,7 +82,8 @@ impl Prepared {
     /// Puts it in the place of the last one.
     pub(super) fn commit(self) -> Result<()> {
         let directory = self.path.parent().context("the file has no directory")?;
-        let renamed = fs::rename(&self.temporary, &self.path).and_then(|()| File::open(directory)?.sync_all());
+        let renamed = fs::rename(&self.temporary, &self.path)
+            .and_then(|()| File::open(directory)?.sync_all());
         renamed.with_context(|| format!("{} cannot be written", self.path.display()))
     }
 }
@@ -145,13 +146,16 @@ pub(super) fn load(directory: &Path, config: &FeedConfig) -> Result<Option<Saved
     let file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).with_context(|| format!("{} cannot be read", path.display())),
+        Err(error) => {
+            return Err(error).with_context(|| format!("{} cannot be read", path.display()));
+        }
     };
     let confirmed = file.metadata().and_then(|metadata| metadata.modified()).unwrap_or(UNIX_EPOCH);
     let age = confirmed.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let read = read(BufReader::with_capacity(1 << 16, file), &source(config));
     let saved = read.with_context(|| format!("{} is corrupt", path.display()))?;
-    Ok(saved.map(|saved| Saved { confirmed_ms: u64::try_from(age.as_millis()).unwrap_or(0), ..saved }))
+    Ok(saved
+        .map(|saved| Saved { confirmed_ms: u64::try_from(age.as_millis()).unwrap_or(0), ..saved }))
 }
 
 fn read(mut reader: impl BufRead, source: &str) -> Result<Option<Saved>> {
@@ -194,7 +198,7 @@ fn read(mut reader: impl BufRead, source: &str) -> Result<Option<Saved>> {
             None => networks.push(text.parse()?),
         }
     }
-    saved.listed = Listed::new(networks);
+    saved.listed = NetworkSet::new(networks);
     Ok(Some(saved))
 }
 
@@ -212,14 +216,16 @@ pub(super) fn forget_others(directory: &Path, feeds: &[FeedConfig]) {
 }
 
 /// What all feeds last listed, and since when, for those who ask without a daemon.
-pub(super) fn all(directory: &Path) -> Vec<(String, Listed, u64)> {
-    let files = fs::read_dir(directory).into_iter().flatten().filter_map(|file| Some(file.ok()?.path()));
+pub(super) fn all(directory: &Path) -> Vec<(String, NetworkSet, u64)> {
+    let files =
+        fs::read_dir(directory).into_iter().flatten().filter_map(|file| Some(file.ok()?.path()));
     let lists = files.filter(|path| path.extension().is_some_and(|extension| extension == "list"));
     let mut found: Vec<_> = lists
         .filter_map(|path| {
             let name = path.file_stem()?.to_str()?.to_owned();
             let file = File::open(&path).ok()?;
-            let modified = file.metadata().ok()?.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+            let modified =
+                file.metadata().ok()?.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
             let mut reader = BufReader::with_capacity(1 << 16, file);
             let (mut magic, mut source) = (String::new(), String::new());
             reader.read_line(&mut magic).ok()?;
@@ -242,8 +248,15 @@ mod tests {
         let network = |text: &str| text.parse::<Network>().unwrap();
         Saved {
             entries: 3,
-            listed: Listed::new(vec![network("192.0.2.1"), network("2001:db8::/32"), network("198.51.100.0/24")]),
-            validators: Validators { etag: Some("W/\"a b\"".to_owned()), modified: Some("Wed, 21 Oct".to_owned()) },
+            listed: NetworkSet::new(vec![
+                network("192.0.2.1"),
+                network("2001:db8::/32"),
+                network("198.51.100.0/24"),
+            ]),
+            validators: Validators {
+                etag: Some("W/\"a b\"".to_owned()),
+                modified: Some("Wed, 21 Oct".to_owned()),
+            },
             cursor: Some("98765".to_owned()),
             ends: [(network("192.0.2.1"), 1_800_000_000)].into(),
             format: Some("counts".to_owned()),
@@ -264,7 +277,10 @@ mod tests {
         assert!(!text.contains("sEcret"));
         assert_eq!(all(directory.path())[0].1, saved().listed);
         // A list from elsewhere is another list.
-        assert_eq!(load(directory.path(), &FeedConfig::new("a", "https://other/list")).unwrap(), None);
+        assert_eq!(
+            load(directory.path(), &FeedConfig::new("a", "https://other/list")).unwrap(),
+            None
+        );
         forget_others(directory.path(), &[]);
         assert_eq!(load(directory.path(), &config).unwrap(), None);
     }

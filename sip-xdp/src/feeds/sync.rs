@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Listed;
+use super::NetworkSet;
 use super::coverage::Size;
 use super::fetch::{Failure, Fetcher, Validators};
 use super::formats::{self, Asking, Parsed, Tally};
-use super::guards::{Untouchable, implausible, trim};
+use super::guards::{ProtectedSet, implausible, trim};
 use super::saved::Saved;
 use crate::config::{FeedConfig, FeedFormat};
 use crate::net::network::Network;
@@ -29,12 +29,16 @@ pub(super) struct Last {
     /// The same, one by one, of a server that ends each by itself: by number and network.
     pub(super) decided: BTreeMap<(u64, Network), u64>,
     /// What the guards held it against.
-    pub(super) untouchable: Arc<Untouchable>,
+    pub(super) protected_set: Arc<ProtectedSet>,
 }
 
 impl Last {
     /// From what was on disk.
-    pub(super) fn recall(config: &FeedConfig, saved: &Saved, untouchable: Arc<Untouchable>) -> Self {
+    pub(super) fn recall(
+        config: &FeedConfig,
+        saved: &Saved,
+        protected_set: Arc<ProtectedSet>,
+    ) -> Self {
         // Only the server knows what it told an earlier daemon last.
         let cursor = saved.cursor.clone().filter(|_| config.format == FeedFormat::Apiban);
         Self {
@@ -44,7 +48,7 @@ impl Last {
             cursor,
             ends: saved.ends.clone(),
             decided: BTreeMap::new(),
-            untouchable,
+            protected_set,
         }
     }
 }
@@ -52,7 +56,7 @@ impl Last {
 /// A list that may come into force.
 #[derive(Debug, Default)]
 pub(super) struct Candidate {
-    pub(super) listed: Listed,
+    pub(super) listed: NetworkSet,
     /// How large it is.
     pub(super) size: Size,
     /// The name of the format that it was read by.
@@ -67,7 +71,8 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    /// How many entries it has. Networks that were split count once, or a short list would seem to have grown.
+    /// How many entries it has. Networks that were split count once, or a short list would seem to
+    /// have grown.
     pub(super) fn entries(&self) -> usize {
         self.listed.networks().len().saturating_sub(self.tally.pieces as usize)
     }
@@ -96,16 +101,17 @@ impl From<String> for Trouble {
     }
 }
 
-/// Asks once. `None` if what is in force is what the server has. With `accept`, no size is too strange.
+/// Asks once. `None` if what is in force is what the server has. With `accept`, no size is too
+/// strange.
 pub(super) fn sync(
     config: &FeedConfig,
     fetcher: &Fetcher,
     last: &Last,
-    untouchable: &Untouchable,
+    protected_set: &ProtectedSet,
     accept: bool,
 ) -> Result<Option<Candidate>, Trouble> {
     // What was taken out of the last list may have to be in it now, and the other way round.
-    let knows_it = !accept && *last.untouchable == *untouchable;
+    let knows_it = !accept && *last.protected_set == *protected_set;
     let known = if knows_it { last.validators.clone() } else { Validators::default() };
     let asking = Asking { config, fetcher, last, known, from_the_start: accept };
     let Some((parsed, mut candidate)) = formats::ask(&asking)? else {
@@ -116,14 +122,16 @@ pub(super) fn sync(
     }
     candidate.format = parsed.format;
     candidate.tally = parsed.tally;
-    candidate.listed = trim(parsed.networks, &config.effective_guards(), untouchable, &mut candidate.tally);
+    candidate.listed =
+        trim(parsed.networks, &config.effective_guards(), protected_set, &mut candidate.tally);
     let refuse = |reason| Err(Trouble { reason, retry_after: None, is_refused: true });
     let count = candidate.entries();
     candidate.size = Size::of(&candidate.listed, count);
     let format = formats::of(config.format);
     let is_protocol = format.is_some_and(|format| format.is_protocol());
     if !accept {
-        // One that was accepted may stay as it is, and one that never had an entry may say that it has none.
+        // One that was accepted may stay as it is, and one that never had an entry may say that it
+        // has none.
         let was_empty = last.is_known && last.size.entries == 0;
         let is_said = last.size.entries == 0 && parsed.comments > 0;
         if !is_protocol && count == 0 && !was_empty && !is_said {
@@ -140,7 +148,12 @@ pub(super) fn sync(
 }
 
 /// What has not ended, of a server that says when things do.
-pub(super) fn live(format: &'static str, tally: Tally, mut candidate: Candidate, now: u64) -> (Parsed, Candidate) {
+pub(super) fn live(
+    format: &'static str,
+    tally: Tally,
+    mut candidate: Candidate,
+    now: u64,
+) -> (Parsed, Candidate) {
     candidate.ends.retain(|_, end| *end > now);
     let networks: Vec<Network> = candidate.ends.keys().copied().collect();
     (Parsed { networks, tally, format, ..Parsed::default() }, candidate)

@@ -8,7 +8,7 @@ proptest! {
     #[test]
     fn sorted_arrays_say_what_plain_lists_say(one in prop::collection::vec(close(), 0..80),
                                               two in prop::collection::vec(close(), 0..80), probe in close()) {
-        let (a, b) = (Listed::new(one.clone()), Listed::new(two.clone()));
+        let (a, b) = (NetworkSet::new(one.clone()), NetworkSet::new(two.clone()));
         prop_assert_eq!(a.contains(&probe), one.contains(&probe));
         prop_assert_eq!(a.covers(&probe), one.iter().any(|network| network.contains(&probe)));
         let mut inside: Vec<Network> = one.iter().copied().filter(|network| probe.contains(network)).collect();

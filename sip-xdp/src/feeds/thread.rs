@@ -1,4 +1,5 @@
-//! The thread of one feed: asks when it is time, or when somebody wants it, and hands over what may come into force.
+//! The thread of one feed: asks when it is time, or when somebody wants it, and hands over what may
+//! come into force.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hasher as _};
@@ -12,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::engine::{FeedState, NewList, Update};
 use super::fetch::Fetcher;
 use super::formats;
-use super::guards::Untouchable;
+use super::guards::ProtectedSet;
 use super::saved::{self, Saved};
 use super::sync::{Candidate, Last, Trouble, sync};
 use crate::config::{FeedConfig, FeedFormat};
@@ -23,7 +24,8 @@ use crate::text::Quoted;
 /// The pause after a first failure, unless the feed is asked more often anyway,
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
 
-/// and the longest after many, unless the feed is asked less often anyway or its server wants a longer one.
+/// and the longest after many, unless the feed is asked less often anyway or its server wants a
+/// longer one.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3_600);
 
 /// Somebody wants the feed to be asked now.
@@ -41,7 +43,7 @@ pub(super) struct Follower {
     pub(super) generation: u64,
     pub(super) directory: PathBuf,
     pub(super) updates: mpsc::Sender<Update>,
-    pub(super) untouchable: watch::Receiver<Arc<Untouchable>>,
+    pub(super) protected_set: watch::Receiver<Arc<ProtectedSet>>,
     pub(super) last: Last,
     pub(super) state: FeedState,
     /// What was logged of its last failure.
@@ -94,14 +96,17 @@ impl Follower {
         }
         if let Some(at) = &mut self.state.confirmed_ms {
             *at = clock::moved(*at, jump);
-            // The file's own time says when a list was confirmed. What cannot be written is said when it is written next.
+            // The file's own time says when a list was confirmed. What cannot be written is said
+            // when it is written next.
             let _ = saved::touch(&self.directory, &self.config.name, *at);
         }
     }
 
-    /// How long to wait at the start: a list that was fetched a moment ago need not be fetched again.
+    /// How long to wait at the start: a list that was fetched a moment ago need not be fetched
+    /// again.
     fn first_pause(&self) -> Duration {
-        let is_elsewhere = self.config.file().is_none() && self.config.format != FeedFormat::Crowdsec;
+        let is_elsewhere =
+            self.config.file().is_none() && self.config.format != FeedFormat::Crowdsec;
         match self.state.confirmed_ms {
             Some(at) if is_elsewhere => self.config.every.0.saturating_sub(age(at)),
             _ => Duration::ZERO,
@@ -117,11 +122,13 @@ impl Follower {
 
     /// Asks once, and says how long to wait until it is asked again.
     fn ask(&mut self, fetcher: &Fetcher, accept: bool) -> Result<Duration, Gone> {
-        let untouchable = Arc::clone(&self.untouchable.borrow_and_update());
+        let protected_set = Arc::clone(&self.protected_set.borrow_and_update());
         let every = self.config.every.0;
-        let trouble = match sync(&self.config, fetcher, &self.last, &untouchable, accept) {
+        let trouble = match sync(&self.config, fetcher, &self.last, &protected_set, accept) {
             Ok(None) => {
-                if let Err(error) = saved::touch(&self.directory, &self.config.name, clock::wall_ms()) {
+                if let Err(error) =
+                    saved::touch(&self.directory, &self.config.name, clock::wall_ms())
+                {
                     log::debug!("feed {}: {error}", self.config.name);
                 }
                 self.confirm();
@@ -129,7 +136,7 @@ impl Follower {
             }
             Ok(Some(candidate)) => {
                 let come_back = candidate.come_back;
-                match self.put_into_force(candidate, untouchable)? {
+                match self.put_into_force(candidate, protected_set)? {
                     Ok(()) => return Ok(come_back.map_or(every, |pause| pause.min(every))),
                     Err(reason) => Trouble::from(reason),
                 }
@@ -144,13 +151,15 @@ impl Follower {
     fn put_into_force(
         &mut self,
         candidate: Candidate,
-        untouchable: Arc<Untouchable>,
+        protected_set: Arc<ProtectedSet>,
     ) -> Result<Result<(), String>, Gone> {
-        let Candidate { listed, size, format, tally, validators, cursor, ends, decided, .. } = candidate;
+        let Candidate { listed, size, format, tally, validators, cursor, ends, decided, .. } =
+            candidate;
         let counts = listed.counts();
         let detected = (self.config.format == FeedFormat::Auto).then(|| format.to_owned());
         let entries = size.entries;
-        let saved = Saved { listed, validators, cursor, ends, entries, format: detected, confirmed_ms: 0 };
+        let saved =
+            Saved { listed, validators, cursor, ends, entries, format: detected, confirmed_ms: 0 };
         // Written before, and put in its place after it is in force.
         let prepared = saved::prepare(&self.directory, &self.config, &saved);
         let Saved { listed, validators, cursor, ends, .. } = saved;
@@ -161,7 +170,7 @@ impl Follower {
         let kept = prepared.and_then(saved::Prepared::commit);
         self.state.disk_error = kept.err().map(|error| format!("{error:#}"));
         self.say_format(format, counts);
-        self.last = Last { size, is_known: true, validators, cursor, ends, decided, untouchable };
+        self.last = Last { size, is_known: true, validators, cursor, ends, decided, protected_set };
         [self.state.ipv4, self.state.ipv6] = counts;
         self.state.tally = tally;
         self.state.last = Some(refresh);
@@ -169,7 +178,8 @@ impl Follower {
         Ok(Ok(()))
     }
 
-    /// Says by which format a list is read that was not given any, and that a list is empty, when that is new.
+    /// Says by which format a list is read that was not given any, and that a list is empty, when
+    /// that is new.
     fn say_format(&mut self, format: &str, counts: [usize; 2]) {
         let name = &self.config.name;
         if self.config.format == FeedFormat::Auto && self.state.format.as_deref() != Some(format) {
@@ -179,7 +189,9 @@ impl Follower {
         self.state.format = Some(format.to_owned());
         let is_empty = counts == [0, 0];
         if is_empty && !self.state.is_empty {
-            log::warn!("feed {name} is empty: its list has no entry that may be taken; it is asked on");
+            log::warn!(
+                "feed {name} is empty: its list has no entry that may be taken; it is asked on"
+            );
         }
         self.state.is_empty = is_empty;
     }
@@ -195,7 +207,8 @@ impl Follower {
     }
 
     fn tell(&self, list: Option<NewList>) -> Result<(), Gone> {
-        let (name, generation, state) = (self.config.name.clone(), self.generation, self.state.clone());
+        let (name, generation, state) =
+            (self.config.name.clone(), self.generation, self.state.clone());
         self.updates.blocking_send(Update { name, generation, state, list }).map_err(|_| Gone)
     }
 
@@ -211,7 +224,10 @@ impl Follower {
 
     fn fail(&mut self, trouble: &Trouble) {
         let reason = match trouble.is_refused {
-            true => format!("{}; `sip-xdp feed sync {} --accept` takes it", trouble.reason, self.config.name),
+            true => format!(
+                "{}; `sip-xdp feed sync {} --accept` takes it",
+                trouble.reason, self.config.name
+            ),
             false => trouble.reason.clone(),
         };
         if self.said.as_ref() != Some(&reason) {
@@ -267,7 +283,10 @@ mod tests {
     #[test]
     fn pauses_grow_with_failures() {
         let seconds = |failures, every| pause_after(failures, Duration::from_secs(every)).as_secs();
-        assert_eq!([1, 2, 3, 7, 8, 40].map(|failures| seconds(failures, 240)), [30, 60, 120, 1_920, 3_600, 3_600]);
+        assert_eq!(
+            [1, 2, 3, 7, 8, 40].map(|failures| seconds(failures, 240)),
+            [30, 60, 120, 1_920, 3_600, 3_600]
+        );
         assert_eq!([1, 2, 3].map(|failures| seconds(failures, 5)), [5, 10, 20]);
         assert_eq!(seconds(40, 86_400), 86_400);
     }
@@ -275,7 +294,10 @@ mod tests {
     #[test]
     fn jitter_stays_within_ten_per_cent() {
         let pauses: Vec<_> = (0..200).map(|_| jitter(Duration::from_secs(100))).collect();
-        assert!(pauses.iter().all(|pause| (90.0..=110.0).contains(&pause.as_secs_f64())), "{pauses:?}");
+        assert!(
+            pauses.iter().all(|pause| (90.0..=110.0).contains(&pause.as_secs_f64())),
+            "{pauses:?}"
+        );
         assert!(pauses.iter().collect::<std::collections::HashSet<_>>().len() > 10);
     }
 }

@@ -1,7 +1,9 @@
-//! Where events go beside the log and whoever watches: people ([`notify`]) and a CrowdSec local API ([`crowdsec`]).
+//! Where events go beside the log and whoever watches: people ([`notify`]) and a CrowdSec local API
+//! ([`crowdsec`]).
 //!
-//! Both watch the daemon's stream of events like anybody else, and give nothing back. A task picks what they want into a
-//! bounded queue; a thread of their own does what may take long. Nothing here ever waits in the daemon's loop.
+//! Both watch the daemon's stream of events like anybody else, and give nothing back. A task picks
+//! what they want into a bounded queue; a thread of their own does what may take long. Nothing here
+//! ever waits in the daemon's loop.
 
 pub mod crowdsec;
 pub mod notify;
@@ -11,53 +13,37 @@ use std::sync::mpsc::{self, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use jiff::Timestamp;
-use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinHandle;
 
-use crate::api::event_stream::{Hub, Told};
+use crate::api::event_stream::Hub;
+use crate::bans::event::Event;
 use crate::config::Config;
-use crate::dataplane::tables::ledger::Tier;
-use crate::net::network::Network;
 use crate::text::Quoted;
 
 use crowdsec::Publisher;
 use notify::Notifier;
 
-/// An event, as watchers read it.
-#[derive(Debug, Clone, Default, Deserialize)]
-pub(crate) struct Heard {
-    time: Timestamp,
-    event: String,
-    kind: Option<String>,
-    address: Option<Network>,
-    port: Option<u16>,
-    reason: Option<String>,
-    tier: Option<Tier>,
-    dry_run: bool,
-    owner: Option<String>,
-    expires: Option<Timestamp>,
-}
-
-/// All outlets.
+/// All integrations.
 #[derive(Default)]
-pub struct Outlets {
+pub struct Integrations {
     notifier: Option<Notifier>,
     publisher: Option<Publisher>,
 }
 
-impl Outlets {
+impl Integrations {
     /// Does what the configuration says from now on. Must be called inside the runtime.
     pub fn configure(&mut self, config: &Config, hub: &Hub) {
         if self.notifier.as_ref().map(Notifier::config) != Some(&config.notify) {
             let before = self.notifier.take();
-            self.notifier = config.notify.is_on().then(|| Notifier::start(config.notify.clone(), hub, before));
+            self.notifier =
+                config.notify.is_on().then(|| Notifier::start(config.notify.clone(), hub, before));
         }
         if self.publisher.as_ref().map(Publisher::config) != Some(&config.crowdsec) {
-            self.publisher = config.crowdsec.publish.then(|| Publisher::start(config.crowdsec.clone(), hub));
+            self.publisher =
+                config.crowdsec.publish.then(|| Publisher::start(config.crowdsec.clone(), hub));
         }
     }
 
@@ -78,15 +64,15 @@ impl Outlets {
     }
 }
 
-/// Starts a thread that is given what is wanted of the events, of which `waiting` may wait for it. Those that do not fit are
-/// counted. It ends some time after what is returned was dropped.
+/// Starts a thread that is given what is wanted of the events, of which `waiting` may wait for it.
+/// Those that do not fit are counted. It ends some time after what is returned was dropped.
 fn start(
     name: &str,
     waiting: usize,
     hub: &Hub,
     lost: Arc<AtomicU64>,
-    wants: impl Fn(&Heard) -> bool + Send + 'static,
-    work: impl FnOnce(&mpsc::Receiver<Heard>) + Send + 'static,
+    wants: impl Fn(&Event) -> bool + Send + 'static,
+    work: impl FnOnce(&mpsc::Receiver<Arc<Event>>) + Send + 'static,
 ) -> Following {
     let (queue, events) = sync_channel(waiting);
     if let Err(error) = thread::Builder::new().name(name.to_owned()).spawn(move || work(&events)) {
@@ -111,32 +97,25 @@ impl Drop for Following {
 
 /// Puts what is wanted of the events into a queue. What does not fit is counted.
 fn follow(
-    mut events: Receiver<Told>,
-    queue: SyncSender<Heard>,
+    mut events: Receiver<Arc<Event>>,
+    queue: SyncSender<Arc<Event>>,
     lost: Arc<AtomicU64>,
-    wants: impl Fn(&Heard) -> bool + Send + 'static,
+    wants: impl Fn(&Event) -> bool + Send + 'static,
 ) -> Following {
     Following(tokio::spawn(async move {
         loop {
-            let told = match events.recv().await {
-                Ok(told) => told,
+            let event = match events.recv().await {
+                Ok(event) => event,
                 Err(RecvError::Lagged(count)) => {
                     lost.fetch_add(count, Ordering::Relaxed);
                     continue;
                 }
                 Err(RecvError::Closed) => return,
             };
-            let heard = match serde_json::from_str::<Heard>(&told.line) {
-                Ok(heard) => heard,
-                Err(error) => {
-                    log::error!("an event cannot be understood: {error}");
-                    continue;
-                }
-            };
-            if !wants(&heard) {
+            if !wants(&event) {
                 continue;
             }
-            match queue.try_send(heard) {
+            match queue.try_send(event) {
                 Ok(()) => {}
                 Err(TrySendError::Full(_)) => {
                     lost.fetch_add(1, Ordering::Relaxed);
@@ -147,7 +126,8 @@ fn follow(
     }))
 }
 
-/// Logs a failure when it is new or another one than before, and that all is well again; never the same twice in turn.
+/// Logs a failure when it is new or another one than before, and that all is well again; never the
+/// same twice in turn.
 fn note(who: &str, said: &mut Option<String>, result: Result<(), String>) {
     match result {
         Ok(()) => {
@@ -169,15 +149,19 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::dataplane::tables::ledger::Tier;
 
-    /// An event as the daemon tells it.
-    pub(super) fn told(event: &'static str, address: &str, more: &str) -> Told {
-        let line = format!(
-            "{{\"time\":\"2026-01-02T03:04:05Z\",\"event\":\"{event}\",\"kind\":\"rejected\",\"address\":\"{address}\",\
-             \"port\":null,\"reason\":\"10 passwords\",\"tier\":\"proven\",\"dry_run\":false,\"owner\":\"auto\",\
-             \"expires\":null{more}}}"
-        );
-        Told { about: address.parse().ok(), event, kind: None, line: line.into() }
+    /// A ban, or another event with the same fields.
+    pub(super) fn event(event: &'static str, address: &str) -> Event {
+        Event {
+            time: "2026-01-02T03:04:05Z".parse().unwrap(),
+            tier: Some(Tier::Proven),
+            owner: Some("auto".into()),
+            ..Event::new(event)
+        }
+        .about(address.parse().unwrap())
+        .kind("rejected")
+        .reason("10 passwords")
     }
 
     #[tokio::test]
@@ -185,16 +169,18 @@ mod tests {
         let hub = Hub::default();
         let (queue, picked) = sync_channel(3);
         let lost = Arc::new(AtomicU64::new(0));
-        let following = follow(hub.subscribe(), queue, Arc::clone(&lost), |heard| heard.event == "ban");
+        let following =
+            follow(hub.subscribe(), queue, Arc::clone(&lost), |event| event.event == "ban");
         for number in 0..5 {
-            hub.tell(told("ban", &format!("192.0.2.{number}"), ""));
-            hub.tell(told("limit", "192.0.2.9", ""));
+            hub.publish(event("ban", &format!("192.0.2.{number}")));
+            hub.publish(event("limit", "192.0.2.9"));
         }
-        hub.tell(Told { about: None, event: "other", kind: None, line: "{}".into() });
+        hub.publish(Event::new("other"));
         while lost.load(Ordering::Relaxed) < 2 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let got: Vec<_> = picked.try_iter().filter_map(|heard| Some(heard.address?.to_string())).collect();
+        let got: Vec<_> =
+            picked.try_iter().filter_map(|event| Some(event.address?.to_string())).collect();
         assert_eq!(got, ["192.0.2.0", "192.0.2.1", "192.0.2.2"]);
         drop(following);
         while hub.is_watched() {

@@ -1,5 +1,5 @@
-//! The entries of the ledger in memory, ordered by what they are about and by when they end, so that what is done every
-//! second costs as much as there is to do, however many entries there are.
+//! The entries of the ledger in memory, ordered by what they are about and by when they end, so
+//! that what is done every second costs as much as there is to do, however many entries there are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeBounds;
@@ -54,14 +54,15 @@ impl Entries {
         self.unproven.len()
     }
 
-    /// Some bans on evidence that could be forged: half of them are those that end first, the others lie evenly between
-    /// the first end and the last.
+    /// Some bans on evidence that could be forged: half of them are those that end first, the
+    /// others lie evenly between the first end and the last.
     pub(super) fn some_unproven(&self, count: usize) -> Vec<Id> {
         let mut some: Vec<Id> = self.unproven.iter().take(count / 2).map(|(_, id)| *id).collect();
         if let (Some((first, _)), Some((last, _))) = (self.unproven.first(), self.unproven.last()) {
             let step = (last - first) / (count as u64).max(1);
             let from = |n: u64| (first.saturating_add(step.saturating_mul(2 * n)), FIRST);
-            let spread = (1..=count as u64 / 2).filter_map(|n| self.unproven.range(from(n)..).next());
+            let spread =
+                (1..=count as u64 / 2).filter_map(|n| self.unproven.range(from(n)..).next());
             some.extend(spread.map(|(_, id)| *id));
         }
         some
@@ -104,11 +105,12 @@ pub(super) fn id(list: List, entry: &Entry) -> Id {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sip_xdp_common::ip_key::Source;
+    use sip_xdp_common::ip_key::IpKey;
 
     fn ban(host: u32, expires: u64, tier: Tier) -> (Id, Entry) {
-        let network = Network::around(Source::v4(host), 128);
-        let entry = Entry { owner: Owner::Auto, tier: Some(tier), ..Entry::manual(network, expires, "") };
+        let network = Network::around(IpKey::v4(host), 128);
+        let entry =
+            Entry { owner: Owner::Auto, tier: Some(tier), ..Entry::manual(network, expires, "") };
         (id(List::Block, &entry), entry)
     }
 
@@ -142,7 +144,10 @@ mod tests {
             std::net::IpAddr::V6(_) => u32::MAX,
         };
         let hosts: Vec<u32> = some.iter().map(number).collect();
-        assert!(hosts[..8].iter().copied().eq(0..8) && hosts[8..].windows(2).all(|two| two[0] < two[1]), "{hosts:?}");
+        assert!(
+            hosts[..8].iter().copied().eq(0..8) && hosts[8..].windows(2).all(|two| two[0] < two[1]),
+            "{hosts:?}"
+        );
         assert!(hosts.iter().any(|host| *host > 800), "{hosts:?}");
         // One that becomes proven is none any more.
         let (id, entry) = ban(0, 5_000, Tier::Proven);
@@ -154,7 +159,8 @@ mod tests {
         assert_eq!((entries.unproven(), entries.len()), (0, 1));
     }
 
-    /// Each second's look for what has ended: with 131,072 bans, 10,000 seconds take as long as with none.
+    /// Each second's look for what has ended: with 131,072 bans, 10,000 seconds take as long as
+    /// with none.
     #[test]
     fn looking_for_what_is_over_costs_nothing_while_nothing_is() {
         let mut entries = Entries::default();

@@ -1,9 +1,9 @@
-//! The block and trust lists: the only writer of the tables that the kernel asks, and of the ledger that they are made
-//! from.
+//! The block and trust lists: the only writer of the tables that the kernel asks, and of the ledger
+//! that they are made from.
 //!
-//! The ledger is the truth of what operators, the configuration and the detector list. It lives in a pinned map, so that
-//! it outlives the daemon; the tables hold what the kernel needs to decide, computed from it and from what the feeds
-//! list.
+//! The ledger is the truth of what operators, the configuration and the detector list. It lives in
+//! a pinned map, so that it outlives the daemon; the tables hold what the kernel needs to decide,
+//! computed from it and from what the feeds list.
 //!
 //! Listed means enforced: a change is announced in the ledger as pending, then written to the
 //! tables, and listed when a packet that arrives from then on meets it. Taking out goes the other
@@ -28,9 +28,9 @@ use crate::dataplane::mmap::Mapped;
 use crate::dataplane::tables::flows::Flows;
 use crate::dataplane::tables::header::{GuideWriter, Lengths, length_of};
 use crate::dataplane::tables::ledger::{Entry, Ledger};
-use crate::dataplane::tables::networks::{NoPlace, Slots, Table, Terms};
-use crate::dataplane::tables::summary::{Front, Sets};
-use crate::feeds::{Feeds, Listed};
+use crate::dataplane::tables::networks::{NoPlace, SlotState, Slots, Table};
+use crate::dataplane::tables::summary::{Sets, Summary};
+use crate::feeds::{Feeds, NetworkSet};
 use crate::net::network::Network;
 use crate::net::prefix_set::Prefixes;
 use crate::store::Change;
@@ -53,7 +53,10 @@ pub enum ListError {
         what: String,
     },
     /// Both buckets of a network are full, which chance makes all but impossible.
-    #[error("the table has no place for {0}, although it is not full; raise capacity.networks in the configuration")]
+    #[error(
+        "the table has no place for {0}, although it is not full; raise capacity.networks in the \
+         configuration"
+    )]
     NoPlace(Network),
     /// A port that nobody has.
     #[error("port 0 of {0} cannot be listed: nobody can be answered there")]
@@ -84,9 +87,9 @@ pub struct Stopped {
 /// Both lists, with the model that the kernel's tables are computed from.
 pub struct Lists {
     ledger: Ledger,
-    guide: GuideWriter,
+    table_header: GuideWriter,
     table: Table,
-    front: Front,
+    summary: Summary,
     flows: Flows,
     entries: Entries,
     /// What has changed since the store was last told.
@@ -112,7 +115,7 @@ struct Claim {
 }
 
 pub use quotas::{Fill, NEARLY_FULL, Quotas};
-pub use reputation::HostStanding;
+pub use reputation::HostReputation;
 
 use entries::{Entries, Id, id, is_unproven};
 pub(crate) use quotas::GOOD_FLOWS;
@@ -121,7 +124,8 @@ use reputation::Standings;
 /// How many unproven bans are looked at for the one that is hit least.
 const LOOKED_AT: usize = 16;
 
-/// How many entries make room for one at most: of a network that others list, too, the place is not free.
+/// How many entries make room for one at most: of a network that others list, too, the place is not
+/// free.
 const MOST_DISPLACED: usize = 8;
 
 /// The name under which [`Lists`] keeps what the feeds of an earlier daemon listed.
@@ -139,9 +143,10 @@ pub struct Refresh {
 }
 
 impl Lists {
-    /// Opens the maps by name, through `open`, reads the ledger, and makes the kernel's tables agree with it.
+    /// Opens the maps by name, through `open`, reads the ledger, and makes the kernel's tables
+    /// agree with it.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
-        let guide = GuideWriter::open(&Mapped::new(open(names::GUIDE)?)?)?;
+        let table_header = GuideWriter::open(&Mapped::new(open(names::TABLE_HEADER)?)?)?;
         let mut ledger = Ledger::new(open(names::LEDGER)?)?;
         ledger.drop_pending()?;
         let mut entries = Entries::default();
@@ -149,10 +154,10 @@ impl Lists {
             entries.insert(id(list, &entry), entry);
         }
         let mut lists = Self {
-            front: Front::open(&mut open)?,
+            summary: Summary::open(&mut open)?,
             flows: Flows::open(&mut open)?,
-            table: Table::open(open, guide.get())?,
-            guide,
+            table: Table::open(open, table_header.get())?,
+            table_header,
             ledger,
             entries,
             touched: BTreeSet::new(),
@@ -169,52 +174,65 @@ impl Lists {
         Ok(lists)
     }
 
-    /// Keeps the tables mapped from now on, for a replay, in which hosts become known thousands of times a second.
+    /// Keeps the tables mapped from now on, for a replay, in which hosts become known thousands of
+    /// times a second.
     pub(crate) fn keep_mapped(&mut self) -> Result<()> {
         self.table.keep_mapped()?;
-        self.front.keep_mapped()
+        self.summary.keep_mapped()
     }
 
-    /// Rebuilds the model from the ledger's entries, and the kernel's tables from the model. What feeds listed stays.
+    /// Rebuilds the model from the ledger's entries, and the kernel's tables from the model. What
+    /// feeds listed stays.
     fn reconcile(&mut self) -> Result<()> {
         let whole = self.entries.iter().map(|(id, _)| id).filter(|(_, _, port, _)| *port == 0);
-        let claimed: BTreeSet<(List, Network)> = whole.map(|(list, net, ..)| (*list, *net)).collect();
+        let claimed: BTreeSet<(List, Network)> =
+            whole.map(|(list, net, ..)| (*list, *net)).collect();
         for (list, network) in &claimed {
             let end = self.claimed_until(*list, network).unwrap_or(0);
             self.set_mut(*list).insert(*network, end);
         }
-        let (mut fed, mut listed, mut known) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut of_feeds, mut listed, mut known) = (Vec::new(), Vec::new(), Vec::new());
         let now = clock::now();
         {
-            let whole = self.table.whole()?;
+            let whole = self.table.map_all()?;
             whole.repair()?;
             for entry in whole.entries() {
-                if let Some(standing) = entry.terms.standing {
-                    known.push((entry.network, HostStanding::read(standing, entry.terms.expires, now)));
-                } else if entry.terms.feed {
-                    fed.push(entry.network);
+                if let Some(reputation) = entry.slot_state.reputation {
+                    known.push((
+                        entry.network,
+                        HostReputation::read(reputation, entry.slot_state.expires, now),
+                    ));
+                } else if entry.slot_state.feed {
+                    of_feeds.push(entry.network);
                 } else {
                     listed.push((entry.kind, entry.network));
                 }
             }
         }
-        self.feeds.replace(EARLIER, Listed::new(fed));
+        self.feeds.replace(EARLIER, NetworkSet::new(of_feeds));
         listed.extend(claimed.iter().map(|(list, network)| (Kind::of(*list), *network)));
         for (kind, network) in listed {
             self.write(kind, &network)?;
         }
         // What is known of hosts is the table's own truth while it lives.
-        for (network, standing) in known {
-            self.known.insert(network, standing.end());
-            self.standings.set(network, standing);
+        for (network, reputation) in known {
+            self.known.insert(network, reputation.end());
+            self.standings.set(network, reputation);
             self.write(Kind::Known, &network)?;
         }
-        let banned: BTreeSet<_> =
-            self.entries.iter().map(|(id, _)| id).filter(|id| id.2 != 0).map(|id| (id.1, id.2)).collect();
+        let banned: BTreeSet<_> = self
+            .entries
+            .iter()
+            .map(|(id, _)| id)
+            .filter(|id| id.2 != 0)
+            .map(|id| (id.1, id.2))
+            .collect();
         for (key, _) in self.flows.load()?.into_iter().filter(|(_, flow)| flow.banned_until != 0) {
             let network = Network::around(key.source, 128);
             if !banned.contains(&(network, key.port)) {
-                self.flows.ban(key.source, key.port, 0).map_err(|source| ListError::Kernel { network, source })?;
+                self.flows
+                    .ban(key.source, key.port, 0)
+                    .map_err(|source| ListError::Kernel { network, source })?;
             }
         }
         for (network, port) in banned {
@@ -231,31 +249,42 @@ impl Lists {
     /// Makes the kernel ask for all that is listed, and for nothing else.
     fn announce_all(&mut self) -> Result<()> {
         let of = |kind| move |network: &Network| length_of(kind, network);
-        let mut lengths: Lengths = self.feeds.iter().flat_map(|(_, listed)| listed.lengths()).copied().collect();
+        let mut lengths: Lengths =
+            self.feeds.iter().flat_map(|(_, listed)| listed.lengths()).copied().collect();
         lengths.extend(self.trusted.iter().map(of(Kind::Trusted)));
         lengths.extend(self.known.iter().map(of(Kind::Known)));
         lengths.extend(self.admitted.iter().map(of(Kind::Admitted)));
-        lengths.extend(self.by_address.iter().map(of(Kind::Apart)));
+        lengths.extend(self.by_address.iter().map(of(Kind::PerHost)));
         lengths.extend(self.blocked.iter().map(of(Kind::Blocked)));
-        self.guide.set_lengths(lengths)?;
-        self.front.rebuild(self.sets())?;
-        self.guide.set_counts(self.table.counts().blocked);
+        self.table_header.set_lengths(lengths)?;
+        self.summary.rebuild(self.sets())?;
+        self.table_header.set_counts(self.table.counts().blocked);
         Ok(())
     }
 
-    /// Replaces what a feed lists. What it listed before and still lists is blocked all the time. On an error nothing
-    /// has changed.
-    pub fn replace_feed(&mut self, name: &str, networks: Vec<Network>) -> Result<Refresh, ListError> {
-        let new = Listed::new(networks);
-        let none = Listed::default();
+    /// Replaces what a feed lists. What it listed before and still lists is blocked all the time.
+    /// On an error nothing has changed.
+    pub fn replace_feed(
+        &mut self,
+        name: &str,
+        networks: Vec<Network>,
+    ) -> Result<Refresh, ListError> {
+        let new = NetworkSet::new(networks);
+        let none = NetworkSet::default();
         let old = self.feeds.get(name).unwrap_or(&none);
         let (added, removed) = (new.without(old), old.without(&new));
-        let refresh = Refresh { added: added.len(), removed: removed.len(), total: new.networks().len() };
+        let refresh =
+            Refresh { added: added.len(), removed: removed.len(), total: new.networks().len() };
         // Others that list a network hold its place.
-        let alone = |network: &&Network| !self.blocked.contains(network) && !self.feeds.others_contain(name, network);
-        let (coming, leaving) = (added.iter().filter(alone).count(), removed.iter().filter(alone).count());
+        let alone = |network: &&Network| {
+            !self.blocked.contains(network) && !self.feeds.others_contain(name, network)
+        };
+        let (coming, leaving) =
+            (added.iter().filter(alone).count(), removed.iter().filter(alone).count());
         if self.table.counts().all + coming - leaving > self.ledger.capacity() as usize {
-            return Err(self.full(List::Block, format!("{coming} networks of the feed {name} were")));
+            return Err(
+                self.full(List::Block, format!("{coming} networks of the feed {name} were"))
+            );
         }
         let old = self.feeds.replace(name, new);
         // What goes makes room for what comes.
@@ -278,19 +307,30 @@ impl Lists {
     /// The entries of a list, ordered by network.
     pub fn entries(&self, list: List) -> impl Iterator<Item = &Entry> {
         let from = (list, Network::FIRST, 0, Owner::Manual);
-        self.entries.range(from..).take_while(move |((of, ..), _)| *of == list).map(|(_, entry)| entry)
+        self.entries
+            .range(from..)
+            .take_while(move |((of, ..), _)| *of == list)
+            .map(|(_, entry)| entry)
     }
 
     /// An owner's entry for exactly a network, or for a port of it.
-    pub fn entry(&self, list: List, network: &Network, port: Option<u16>, owner: Owner) -> Option<&Entry> {
+    pub fn entry(
+        &self,
+        list: List,
+        network: &Network,
+        port: Option<u16>,
+        owner: Owner,
+    ) -> Option<&Entry> {
         self.entries.get(&(list, *network, port.unwrap_or(0), owner))
     }
 
     /// The entries of a list for networks inside `network`, itself among them.
     pub fn entries_within(&self, list: List, network: Network) -> impl Iterator<Item = &Entry> {
         let from = (list, network, 0, Owner::Manual);
-        let inside =
-            self.entries.range(from..).take_while(move |(id, _)| id.0 == list && id.1.first() <= network.last());
+        let inside = self
+            .entries
+            .range(from..)
+            .take_while(move |(id, _)| id.0 == list && id.1.first() <= network.last());
         inside.map(|(_, entry)| entry).filter(move |entry| network.contains(&entry.network))
     }
 
@@ -305,8 +345,8 @@ impl Lists {
         listed
     }
 
-    /// Does for many entries what [`Lists::put`] does for one, in their order, with the tables mapped once. The first that
-    /// cannot be entered ends it; those before it are entered.
+    /// Does for many entries what [`Lists::put`] does for one, in their order, with the tables
+    /// mapped once. The first that cannot be entered ends it; those before it are entered.
     pub fn put_all(&mut self, list: List, entries: Vec<Entry>) -> Result<(), Stopped> {
         let mut claims = Vec::with_capacity(entries.len());
         let (mut promised, mut stopped) = (0, None);
@@ -325,7 +365,8 @@ impl Lists {
             self.undo_all(claims.split_off(written));
             stopped = Some(error);
         }
-        if let Some((kept, error)) = claims.iter().enumerate().find_map(|(n, claim)| Some((n, self.keep(claim).err()?)))
+        if let Some((kept, error)) =
+            claims.iter().enumerate().find_map(|(n, claim)| Some((n, self.keep(claim).err()?)))
         {
             self.undo_all(claims.split_off(kept));
             stopped = Some(error);
@@ -381,11 +422,12 @@ impl Lists {
         claims.into_iter().rev().for_each(|claim| self.undo(claim));
     }
 
-    /// Brings the kernel's tables up to date for many entries of a list. An error comes with how many are in force.
+    /// Brings the kernel's tables up to date for many entries of a list. An error comes with how
+    /// many are in force.
     fn write_claims(&mut self, list: List, claims: &[Claim]) -> Result<(), (usize, ListError)> {
         let kind = Kind::of(list);
         let (mut networks, mut written) = (Vec::with_capacity(claims.len()), Ok(()));
-        let table = self.table.whole().map_err(|error| (0, error.into()))?;
+        let table = self.table.map_all().map_err(|error| (0, error.into()))?;
         for (number, claim) in claims.iter().enumerate().filter(|(_, claim)| claim.id.2 == 0) {
             if let Err(error) = self.write_slot(&table, kind, &claim.id.1) {
                 written = Err((number, error));
@@ -396,10 +438,10 @@ impl Lists {
         drop(table);
         self.table.settle().map_err(|error| (0, error.into()))?;
         // The front first, as for a single one.
-        self.front.refresh(&networks, self.sets()).map_err(|error| (0, error.into()))?;
+        self.summary.refresh(&networks, self.sets()).map_err(|error| (0, error.into()))?;
         let lengths = networks.iter().map(|network| length_of(kind, network));
-        self.guide.cover(lengths).map_err(|error| (0, error.into()))?;
-        self.guide.set_counts(self.table.counts().blocked);
+        self.table_header.ensure_prefix_lengths(lengths).map_err(|error| (0, error.into()))?;
+        self.table_header.set_counts(self.table.counts().blocked);
         written?;
         for (number, claim) in claims.iter().enumerate().filter(|(_, claim)| claim.id.2 != 0) {
             self.refresh_flow(&claim.id.1, claim.id.2).map_err(|error| (number, error))?;
@@ -408,7 +450,12 @@ impl Lists {
     }
 
     /// Takes an owner's entry out. Returns it if there was one.
-    pub fn remove(&mut self, list: List, network: &Network, owner: Owner) -> Result<Option<Entry>, ListError> {
+    pub fn remove(
+        &mut self,
+        list: List,
+        network: &Network,
+        owner: Owner,
+    ) -> Result<Option<Entry>, ListError> {
         self.remove_by((list, *network, 0, owner))
     }
 
@@ -439,8 +486,12 @@ impl Lists {
     }
 
     /// Takes out what `unwanted` says and returns it.
-    pub fn retain(&mut self, unwanted: impl Fn(List, &Entry) -> bool) -> Result<Vec<(List, Entry)>, ListError> {
-        let ids: Vec<_> = self.entries.iter().filter(|(id, e)| unwanted(id.0, e)).map(|(id, _)| *id).collect();
+    pub fn retain(
+        &mut self,
+        unwanted: impl Fn(List, &Entry) -> bool,
+    ) -> Result<Vec<(List, Entry)>, ListError> {
+        let ids: Vec<_> =
+            self.entries.iter().filter(|(id, e)| unwanted(id.0, e)).map(|(id, _)| *id).collect();
         self.take_out(ids)
     }
 
@@ -475,10 +526,13 @@ impl Lists {
     /// All entries, for a store that is not told the changes.
     pub fn all_entries(&mut self) -> Change {
         self.touched.clear();
-        Change::Entries(self.entries.iter().map(|((list, ..), entry)| (*list, entry.clone())).collect())
+        Change::Entries(
+            self.entries.iter().map(|((list, ..), entry)| (*list, entry.clone())).collect(),
+        )
     }
 
-    /// Sets the IPv6 networks whose hosts are metered one by one, because hosts live there that must not share a fate.
+    /// Sets the IPv6 networks whose hosts are metered one by one, because hosts live there that
+    /// must not share a fate.
     pub fn set_by_address(&mut self, networks: BTreeSet<Network>) -> Result<(), ListError> {
         let changed: Vec<_> = networks.symmetric_difference(&self.by_address).copied().collect();
         self.by_address = networks;
@@ -486,7 +540,10 @@ impl Lists {
     }
 
     /// Adds networks to them. It costs the same however many there are.
-    pub fn meter_by_address(&mut self, networks: impl IntoIterator<Item = Network>) -> Result<(), ListError> {
+    pub fn meter_by_address(
+        &mut self,
+        networks: impl IntoIterator<Item = Network>,
+    ) -> Result<(), ListError> {
         for network in networks {
             if self.by_address.insert(network) {
                 self.write_apart(&network)?;
@@ -496,8 +553,8 @@ impl Lists {
     }
 
     fn write_apart(&mut self, network: &Network) -> Result<(), ListError> {
-        self.write(Kind::Apart, network)?;
-        Ok(self.announce(Kind::Apart, network)?)
+        self.write(Kind::PerHost, network)?;
+        Ok(self.announce(Kind::PerHost, network)?)
     }
 
     /// Whether a live trust entry covers `network`.
@@ -555,31 +612,36 @@ impl Lists {
         !(self.set(list).contains(network) || list == List::Block && self.feeds.contains(network))
     }
 
-    /// Sees to it that there is room for a new entry beside so many networks that were promised a place, as far as its
-    /// quota allows: an unproven ban makes room for another one, and for whom the reserve is kept, known hosts do as well; but no
-    /// known host for an unproven ban, which anybody can cause.
+    /// Sees to it that there is room for a new entry beside so many networks that were promised a
+    /// place, as far as its quota allows: an unproven ban makes room for another one, and for whom
+    /// the reserve is kept, known hosts do as well; but no known host for an unproven ban, which
+    /// anybody can cause.
     fn make_room(&mut self, list: List, entry: &Entry, promised: usize) -> Result<(), ListError> {
         let quotas = self.quotas();
         let (is_unproven, limit) = (is_unproven(entry), quotas.for_entry(entry));
         let displaces = entry.owner != Owner::Feed;
-        // Each one that makes room is one entry less, and a network less unless others list it, too.
+        // Each one that makes room is one entry less, and a network less unless others list it,
+        // too.
         for _ in 0..MOST_DISPLACED {
-            let needed = usize::from(entry.port.is_none() && self.needs_place(list, &entry.network));
+            let needed =
+                usize::from(entry.port.is_none() && self.needs_place(list, &entry.network));
             let too_many = self.table.counts().all + promised + needed > limit;
             let too_many_entries = self.entries.len() >= limit;
             let over_quota = is_unproven && self.entries.unproven() >= quotas.unproven().max(1);
             if !(too_many || too_many_entries || over_quota) {
                 return Ok(());
             }
-            let displaced =
-                displaces && (self.displace_unproven()? || (too_many && !is_unproven && self.displace_known(limit)?));
+            let displaced = displaces
+                && (self.displace_unproven()?
+                    || (too_many && !is_unproven && self.displace_known(limit)?));
             if !displaced {
                 break;
             }
         }
-        let what = entry
-            .port
-            .map_or_else(|| format!("{} was", entry.network), |port| format!("{} port {port} was", entry.network));
+        let what = entry.port.map_or_else(
+            || format!("{} was", entry.network),
+            |port| format!("{} port {port} was", entry.network),
+        );
         Err(self.full(list, what))
     }
 
@@ -633,7 +695,12 @@ impl Lists {
     }
 
     /// Brings the kernel's tables up to date for one network.
-    fn refresh(&mut self, list: List, network: Network, port: Option<u16>) -> Result<(), ListError> {
+    fn refresh(
+        &mut self,
+        list: List,
+        network: Network,
+        port: Option<u16>,
+    ) -> Result<(), ListError> {
         if let Some(port) = port {
             return self.refresh_flow(&network, port);
         }
@@ -643,7 +710,8 @@ impl Lists {
         Ok(())
     }
 
-    /// Brings the model up to date for one network: until when its owners list all of it, if any does.
+    /// Brings the model up to date for one network: until when its owners list all of it, if any
+    /// does.
     fn remodel(&mut self, list: List, network: &Network) {
         match self.claimed_until(list, network) {
             Some(end) => self.set_mut(list).insert(*network, end),
@@ -651,33 +719,43 @@ impl Lists {
         }
     }
 
-    /// Makes the kernel ask the table about what lies in a network, or no longer. Lengths that have gone are looked for
-    /// until a feed is replaced or the daemon starts again: that costs little, and nothing is wrong.
+    /// Makes the kernel ask the table about what lies in a network, or no longer. Lengths that have
+    /// gone are looked for until a feed is replaced or the daemon starts again: that costs little,
+    /// and nothing is wrong.
     fn announce(&mut self, kind: Kind, network: &Network) -> Result<()> {
-        // The front first: with it a banned IPv4 host is blocked, while a new length waits for a grace period.
-        self.front.refresh(std::slice::from_ref(network), self.sets())?;
-        if self.terms(kind, network).is_some() {
-            self.guide.cover([length_of(kind, network)].into_iter())?;
+        // The front first: with it a banned IPv4 host is blocked, while a new length waits for a
+        // grace period.
+        self.summary.refresh(std::slice::from_ref(network), self.sets())?;
+        if self.slot_state(kind, network).is_some() {
+            self.table_header.ensure_prefix_lengths([length_of(kind, network)].into_iter())?;
         }
-        self.guide.set_counts(self.table.counts().blocked);
+        self.table_header.set_counts(self.table.counts().blocked);
         Ok(())
     }
 
     /// What the table is to say of exactly `network`, if anything.
-    fn terms(&self, kind: Kind, network: &Network) -> Option<Terms> {
-        let claimed = |expires| Terms { expires, claimed: true, ..Terms::default() };
+    fn slot_state(&self, kind: Kind, network: &Network) -> Option<SlotState> {
+        let claimed = |expires| SlotState { expires, claimed: true, ..SlotState::default() };
         match kind {
             Kind::Trusted => self.claimed_until(List::Trust, network).map(claimed),
             Kind::Admitted => self.claimed_until(List::Admit, network).map(claimed),
-            Kind::Apart => self.by_address.contains(network).then(|| claimed(NEVER)),
-            Kind::Known => self.standings.get(network).map(HostStanding::terms),
+            Kind::PerHost => self.by_address.contains(network).then(|| claimed(NEVER)),
+            Kind::Known => self.standings.get(network).map(HostReputation::slot_state),
             Kind::Blocked => {
-                let (until, feed) = (self.claimed_until(List::Block, network), self.feeds.contains(network));
+                let (until, feed) =
+                    (self.claimed_until(List::Block, network), self.feeds.contains(network));
                 let expires = if feed { NEVER } else { until? };
                 let owners = self.owners(List::Block, network);
                 let own = owners.iter().any(|entry| entry.owner != Owner::Auto);
                 let udp_only = !feed && owners.iter().all(|entry| is_unproven(entry));
-                Some(Terms { expires, feed, claimed: until.is_some(), own, udp_only, ..Terms::default() })
+                Some(SlotState {
+                    expires,
+                    feed,
+                    claimed: until.is_some(),
+                    own,
+                    udp_only,
+                    ..SlotState::default()
+                })
             }
         }
     }
@@ -688,14 +766,21 @@ impl Lists {
     }
 
     fn write_blocks(&self, networks: &[Network]) -> Result<(), ListError> {
-        let whole = self.table.whole()?;
+        let whole = self.table.map_all()?;
         networks.iter().try_for_each(|network| self.write_slot(&whole, Kind::Blocked, network))?;
         Ok(self.table.settle()?)
     }
 
-    fn write_slot(&self, slots: &impl Slots, kind: Kind, network: &Network) -> Result<(), ListError> {
-        match self.terms(kind, network) {
-            Some(terms) => slots.set(kind, network, terms).map_err(|NoPlace| ListError::NoPlace(*network)),
+    fn write_slot(
+        &self,
+        slots: &impl Slots,
+        kind: Kind,
+        network: &Network,
+    ) -> Result<(), ListError> {
+        match self.slot_state(kind, network) {
+            Some(slot_state) => {
+                slots.set(kind, network, slot_state).map_err(|NoPlace| ListError::NoPlace(*network))
+            }
             None => {
                 slots.remove(kind, network);
                 Ok(())

@@ -1,5 +1,5 @@
-//! Who is never banned by the detector, and by hand only with `--force`: the host itself, its default gateways, its
-//! resolvers. Trusted networks are the lists' own matter.
+//! Who is never banned by the detector, and by hand only with `--force`: the host itself, its
+//! default gateways, its resolvers. Trusted networks are the lists' own matter.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -9,17 +9,30 @@ use crate::net::network::Network;
 
 /// The addresses that must stay reachable, and what each is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Exempt {
+pub struct NeverBan {
     hosts: Vec<(Network, &'static str)>,
 }
 
-impl Exempt {
+impl NeverBan {
     /// From what the kernel says, and the resolvers of `resolv.conf`.
     pub fn new(surroundings: &Surroundings, resolv_conf: &str) -> Self {
         let mut hosts = Vec::new();
-        hosts.extend(surroundings.own.iter().map(|address| (Network::host(*address), "an address of this host")));
-        hosts.extend(surroundings.gateways.iter().map(|address| (Network::host(*address), "the default gateway")));
-        hosts.extend(resolvers(resolv_conf).map(|address| (Network::host(address), "a resolver of this host")));
+        hosts.extend(
+            surroundings
+                .own
+                .iter()
+                .map(|address| (Network::host(*address), "an address of this host")),
+        );
+        hosts.extend(
+            surroundings
+                .gateways
+                .iter()
+                .map(|address| (Network::host(*address), "the default gateway")),
+        );
+        hosts.extend(
+            resolvers(resolv_conf)
+                .map(|address| (Network::host(address), "a resolver of this host")),
+        );
         Self { hosts }
     }
 
@@ -77,14 +90,27 @@ mod tests {
             gateways: ["192.0.2.254".parse().unwrap()].into(),
             default_interfaces: BTreeSet::new(),
         };
-        let resolv = "# nameserver 10.0.0.1\nsearch example\nnameserver 198.51.100.53\nnameserver fe80::1%eth0\n";
-        let exempt = Exempt::new(&surroundings, resolv);
-        assert_eq!(exempt.inside(&network("192.0.2.1")), Some((network("192.0.2.1"), "an address of this host")));
-        assert_eq!(exempt.inside(&network("192.0.2.240/28")).map(|found| found.1), Some("the default gateway"));
-        assert_eq!(exempt.inside(&network("198.51.100.53")).map(|found| found.1), Some("a resolver of this host"));
-        assert_eq!(exempt.inside(&network("10.0.0.1")), None, "a comment");
-        assert!(exempt.inside(&network("fe80::1")).is_some());
-        assert!(exempt.inside(&network("0.0.0.0/0")).is_some());
-        assert_eq!(exempt.ipv6_networks(64), [network("2001:db8:0:1::/64"), network("fe80::/64")].into());
+        let resolv = "# nameserver 10.0.0.1\nsearch example\nnameserver 198.51.100.53\nnameserver \
+                      fe80::1%eth0\n";
+        let never_ban = NeverBan::new(&surroundings, resolv);
+        assert_eq!(
+            never_ban.inside(&network("192.0.2.1")),
+            Some((network("192.0.2.1"), "an address of this host"))
+        );
+        assert_eq!(
+            never_ban.inside(&network("192.0.2.240/28")).map(|found| found.1),
+            Some("the default gateway")
+        );
+        assert_eq!(
+            never_ban.inside(&network("198.51.100.53")).map(|found| found.1),
+            Some("a resolver of this host")
+        );
+        assert_eq!(never_ban.inside(&network("10.0.0.1")), None, "a comment");
+        assert!(never_ban.inside(&network("fe80::1")).is_some());
+        assert!(never_ban.inside(&network("0.0.0.0/0")).is_some());
+        assert_eq!(
+            never_ban.ipv6_networks(64),
+            [network("2001:db8:0:1::/64"), network("fe80::/64")].into()
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Who may take how much of the tables, so that nobody can fill them for everybody else; and how full they are.
+//! Who may take how much of the tables, so that nobody can fill them for everybody else; and how
+//! full they are.
 
 use serde::Serialize;
 use sip_xdp_common::abi::layout::{FLOWS, Owner};
@@ -17,7 +18,8 @@ pub struct Quotas {
 }
 
 impl Quotas {
-    /// What is kept for operators, the configuration, tools, and bans that are proven: one place in 16.
+    /// What is kept for operators, the configuration, tools, and bans that are proven: one place in
+    /// 16.
     pub const fn reserve(self) -> usize {
         self.networks / 16
     }
@@ -48,7 +50,8 @@ impl Quotas {
     }
 }
 
-/// Ports of addresses: how many of them may be known good, and how many there may be of which none is banned.
+/// Ports of addresses: how many of them may be known good, and how many there may be of which none
+/// is banned.
 pub(crate) const GOOD_FLOWS: usize = FLOWS / 2;
 
 /// A bound, and how much of it is used.
@@ -72,12 +75,21 @@ impl Fill {
     pub fn warning(&self) -> String {
         let Self { table, used, limit } = self;
         let (what, then) = match *table {
-            "networks" => ("the table of networks", "the last sixteenth is kept for operators and proven bans"),
+            "networks" => (
+                "the table of networks",
+                "the last sixteenth is kept for operators and proven bans",
+            ),
             "entries" => ("the ledger", "the last sixteenth is kept for operators and proven bans"),
-            "known" => ("what known hosts may take", "the one that is known for the shortest time makes room"),
+            "known" => (
+                "what known hosts may take",
+                "the one that is known for the shortest time makes room",
+            ),
             "unproven" => ("what unproven bans may take", "the one that is hit least makes room"),
             "ports" => ("the table of ports", "a known-good port makes room for a banned one"),
-            _ => ("what known-good ports may take", "the one that is known for the shortest time makes room"),
+            _ => (
+                "what known-good ports may take",
+                "the one that is known for the shortest time makes room",
+            ),
         };
         let help = match *table {
             "ports" | "good_ports" => "",
@@ -97,7 +109,9 @@ mod tests {
             let quotas = Quotas { networks };
             assert_eq!(quotas.open() + quotas.reserve(), networks);
             assert!(
-                quotas.feeds() <= networks && quotas.known() <= quotas.open() && quotas.unproven() <= quotas.open()
+                quotas.feeds() <= networks
+                    && quotas.known() <= quotas.open()
+                    && quotas.unproven() <= quotas.open()
             );
             assert!(networks < 64 || quotas.feeds() <= quotas.open());
         }
@@ -107,10 +121,18 @@ mod tests {
     fn what_is_nearly_full_says_so_and_what_follows() {
         for table in ["networks", "entries", "known", "unproven", "ports", "good_ports"] {
             let fill = |used| Fill { table, used, limit: 1_000 };
-            assert!(!fill(799).is_nearly_full() && fill(800).is_nearly_full() && fill(1_000).is_nearly_full());
+            assert!(
+                !fill(799).is_nearly_full()
+                    && fill(800).is_nearly_full()
+                    && fill(1_000).is_nearly_full()
+            );
             let warning = fill(800).warning();
             assert!(warning.contains("nearly full: 800 of 1000; "), "{warning}");
-            assert_eq!(warning.contains("capacity.networks"), !table.contains("ports"), "{warning}");
+            assert_eq!(
+                warning.contains("capacity.networks"),
+                !table.contains("ports"),
+                "{warning}"
+            );
         }
         assert!(!Fill { table: "known", used: 0, limit: 0 }.is_nearly_full());
     }

@@ -1,19 +1,20 @@
-//! What is known of single hosts, and of their ports: known good, peers, under suspicion, banned by port.
+//! What is known of single hosts, and of their ports: known good, peers, under suspicion, banned by
+//! port.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use sip_xdp_common::abi::layout::{List, Owner};
-use sip_xdp_common::ip_key::Source;
-use sip_xdp_common::lookup::networks::{FORMER, Kind, SUSPECT, Standing};
+use sip_xdp_common::ip_key::IpKey;
+use sip_xdp_common::lookup::networks::{FORMER, Kind, Reputation, SUSPECT};
 
 use super::{GOOD_FLOWS, ListError, Lists};
 use crate::dataplane::tables::ledger::Entry;
-use crate::dataplane::tables::networks::Terms;
+use crate::dataplane::tables::networks::SlotState;
 use crate::net::network::Network;
 
 /// What is known of a host. Times on the filter's clock, 0 for never.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct HostStanding {
+pub struct HostReputation {
     /// Until when it is known good.
     pub good_until: u64,
     /// Until when it is a peer.
@@ -28,15 +29,15 @@ pub struct HostStanding {
     flows_until: u64,
 }
 
-impl HostStanding {
+impl HostReputation {
     /// What a slot says.
-    pub(super) fn read(standing: Standing, expires: u64, now: u64) -> Self {
-        let (good_until, peer_until) = standing.ends(now);
-        let is_suspect = standing.scale() == SUSPECT;
+    pub(super) fn read(reputation: Reputation, expires: u64, now: u64) -> Self {
+        let (good_until, peer_until) = reputation.ends(now);
+        let is_suspect = reputation.scale() == SUSPECT;
         let suspect_until = if is_suspect { expires } else { 0 };
-        let is_former = standing.scale() == FORMER || good_until != 0 && expires > good_until;
+        let is_former = reputation.scale() == FORMER || good_until != 0 && expires > good_until;
         let former_until = if is_former && !is_suspect { expires } else { 0 };
-        let scale = if is_suspect || standing.scale() == FORMER { 0 } else { standing.scale() };
+        let scale = if is_suspect || reputation.scale() == FORMER { 0 } else { reputation.scale() };
         // One that is over altogether stays for a moment, so that it is taken out like all others.
         let last = good_until.max(peer_until).max(suspect_until).max(former_until);
         let flows_until = if last == 0 { expires.max(1) } else { 0 };
@@ -50,11 +51,17 @@ impl HostStanding {
 
     /// When the first part of it ends.
     fn next_end(&self) -> u64 {
-        let ends = [self.good_until, self.peer_until, self.suspect_until, self.former_until, self.flows_until];
+        let ends = [
+            self.good_until,
+            self.peer_until,
+            self.suspect_until,
+            self.former_until,
+            self.flows_until,
+        ];
         ends.into_iter().filter(|end| *end != 0).min().unwrap_or(0)
     }
 
-    pub(super) fn terms(&self) -> Terms {
+    pub(super) fn slot_state(&self) -> SlotState {
         let is_known = self.good_until != 0 || self.peer_until != 0;
         let scale = match (is_known, self.suspect_until != 0, self.former_until != 0) {
             (true, ..) => self.scale,
@@ -62,11 +69,11 @@ impl HostStanding {
             (_, _, true) => FORMER,
             _ => 0,
         };
-        Terms {
+        SlotState {
             expires: self.end(),
             flows: self.flows_until != 0,
-            standing: Some(Standing::new(self.good_until, self.peer_until, scale)),
-            ..Terms::default()
+            reputation: Some(Reputation::new(self.good_until, self.peer_until, scale)),
+            ..SlotState::default()
         }
     }
 
@@ -87,7 +94,7 @@ impl HostStanding {
 /// What is known of hosts, by host, by when it changes, and by who is to make room first.
 #[derive(Debug, Default)]
 pub(super) struct Standings {
-    by_host: BTreeMap<Network, HostStanding>,
+    by_host: BTreeMap<Network, HostReputation>,
     /// When something of each ends next.
     changes: BTreeSet<(u64, Network)>,
     /// Those that may make room, the first to do so first.
@@ -95,22 +102,30 @@ pub(super) struct Standings {
     suspects: usize,
 }
 
-/// Who makes room for others comes first: one under suspicion, one that was known good, one that is, each by its end. A host
-/// with banned ports never does, since without its slot nobody asks for them.
+/// Who makes room for others comes first: one under suspicion, one that was known good, one that
+/// is, each by its end. A host with banned ports never does, since without its slot nobody asks for
+/// them.
 type Worth = (u8, u64);
 
-fn worth(standing: &HostStanding) -> Option<Worth> {
-    let class = match standing {
-        _ if standing.flows_until != 0 => return None,
-        _ if standing.good_until != 0 || standing.peer_until != 0 => 2,
-        _ if standing.former_until != 0 => 1,
+fn worth(reputation: &HostReputation) -> Option<Worth> {
+    let class = match reputation {
+        _ if reputation.flows_until != 0 => return None,
+        _ if reputation.good_until != 0 || reputation.peer_until != 0 => 2,
+        _ if reputation.former_until != 0 => 1,
         _ => 0,
     };
-    Some((class, standing.good_until.max(standing.peer_until).max(if class == 2 { 0 } else { standing.end() })))
+    Some((
+        class,
+        reputation.good_until.max(reputation.peer_until).max(if class == 2 {
+            0
+        } else {
+            reputation.end()
+        }),
+    ))
 }
 
 impl Standings {
-    pub(super) fn get(&self, host: &Network) -> Option<&HostStanding> {
+    pub(super) fn get(&self, host: &Network) -> Option<&HostReputation> {
         self.by_host.get(host)
     }
 
@@ -119,17 +134,17 @@ impl Standings {
     }
 
     /// Sets what is known of a host; nothing if that is over altogether.
-    pub(super) fn set(&mut self, host: Network, standing: HostStanding) {
+    pub(super) fn set(&mut self, host: Network, reputation: HostReputation) {
         if let Some(before) = self.by_host.remove(&host) {
             self.changes.remove(&(before.next_end(), host));
             worth(&before).map(|worth| self.room.remove(&(worth, host)));
             self.suspects -= usize::from(before.suspect_until != 0);
         }
-        if standing.end() != 0 {
-            self.changes.insert((standing.next_end(), host));
-            worth(&standing).map(|worth| self.room.insert((worth, host)));
-            self.suspects += usize::from(standing.suspect_until != 0);
-            self.by_host.insert(host, standing);
+        if reputation.end() != 0 {
+            self.changes.insert((reputation.next_end(), host));
+            worth(&reputation).map(|worth| self.room.insert((worth, host)));
+            self.suspects += usize::from(reputation.suspect_until != 0);
+            self.by_host.insert(host, reputation);
         }
     }
 
@@ -146,66 +161,88 @@ impl Standings {
 
 impl Lists {
     /// What is known of a host.
-    pub fn standing(&self, source: Source) -> HostStanding {
+    pub fn reputation(&self, source: IpKey) -> HostReputation {
         self.standings.get(&Network::around(source, 128)).copied().unwrap_or_default()
     }
 
     /// Changes what is known of a host. What has ended at `now` is forgotten.
-    pub fn know(&mut self, source: Source, now: u64, change: impl FnOnce(&mut HostStanding)) -> Result<(), ListError> {
+    pub fn know(
+        &mut self,
+        source: IpKey,
+        now: u64,
+        change: impl FnOnce(&mut HostReputation),
+    ) -> Result<(), ListError> {
         let network = Network::around(source, 128);
-        let before = self.standing(source);
-        let mut standing = before.at(now);
-        change(&mut standing);
-        if standing == before {
+        let before = self.reputation(source);
+        let mut reputation = before.at(now);
+        change(&mut reputation);
+        if reputation == before {
             return Ok(());
         }
-        let is_new = standing.end() != 0 && self.standings.get(&network).is_none();
+        let is_new = reputation.end() != 0 && self.standings.get(&network).is_none();
         if is_new {
-            self.make_room_for_known(&network, &standing)?;
+            self.make_room_for_known(&network, &reputation)?;
         }
-        self.set_standing(network, standing)
+        self.set_standing(network, reputation)
     }
 
-    fn set_standing(&mut self, network: Network, standing: HostStanding) -> Result<(), ListError> {
-        self.standings.set(network, standing);
-        if standing.end() == 0 {
+    fn set_standing(
+        &mut self,
+        network: Network,
+        reputation: HostReputation,
+    ) -> Result<(), ListError> {
+        self.standings.set(network, reputation);
+        if reputation.end() == 0 {
             self.known.remove(&network);
         } else {
-            self.known.insert(network, standing.end());
+            self.known.insert(network, reputation.end());
         }
         self.write(Kind::Known, &network)?;
         Ok(self.announce(Kind::Known, &network)?)
     }
 
-    /// Sees to it that there is room for one more known host. Beyond the quota, or where only the reserve is left, the one of
-    /// least worth makes room, which may be the new one itself.
-    fn make_room_for_known(&mut self, network: &Network, standing: &HostStanding) -> Result<(), ListError> {
+    /// Sees to it that there is room for one more known host. Beyond the quota, or where only the
+    /// reserve is left, the one of least worth makes room, which may be the new one itself.
+    fn make_room_for_known(
+        &mut self,
+        network: &Network,
+        reputation: &HostReputation,
+    ) -> Result<(), ListError> {
         let quotas = self.quotas();
         // One with banned ports is a ban, for which the reserve is there.
-        let worth = worth(standing);
+        let worth = worth(reputation);
         let limit = if worth.is_some() { quotas.open() } else { quotas.networks };
-        let has_room = self.table.counts().all < limit && self.standings.len() < quotas.known().max(1);
+        let has_room =
+            self.table.counts().all < limit && self.standings.len() < quotas.known().max(1);
         let is_less = |(first, _): (Worth, Network)| worth.is_none_or(|worth| first < worth);
-        if has_room || (self.standings.first_to_go().is_some_and(is_less) && self.displace_known(limit)?) {
+        if has_room
+            || (self.standings.first_to_go().is_some_and(is_less) && self.displace_known(limit)?)
+        {
             return Ok(());
         }
         let what = format!("{network} was");
         Err(ListError::Full { list: "known hosts", capacity: self.ledger.capacity(), what })
     }
 
-    /// Lets the known host of least worth go. Returns whether there was one, and there is room below `limit` without it.
+    /// Lets the known host of least worth go. Returns whether there was one, and there is room
+    /// below `limit` without it.
     pub(super) fn displace_known(&mut self, limit: usize) -> Result<bool, ListError> {
         // Nobody goes in vain.
         let helps = self.table.counts().all <= limit;
         let Some((_, host)) = self.standings.first_to_go().filter(|_| helps) else {
             return Ok(false);
         };
-        self.set_standing(host, HostStanding::default())?;
+        self.set_standing(host, HostReputation::default())?;
         Ok(true)
     }
 
     /// Notes until when a flow is known good.
-    pub fn know_flow(&mut self, source: Source, port: u16, good_until: u64) -> Result<(), ListError> {
+    pub fn know_flow(
+        &mut self,
+        source: IpKey,
+        port: u16,
+        good_until: u64,
+    ) -> Result<(), ListError> {
         if port == 0 {
             return Ok(());
         }
@@ -223,9 +260,11 @@ impl Lists {
 
     /// Ends all suspicion.
     pub fn end_suspicion(&mut self, now: u64) -> Result<(), ListError> {
-        let suspects = self.known_hosts().filter(|(_, standing)| standing.suspect_until != 0);
-        let suspects: Vec<Source> = suspects.map(|(network, _)| network.first()).collect();
-        suspects.into_iter().try_for_each(|source| self.know(source, now, |standing| standing.suspect_until = 0))
+        let suspects = self.known_hosts().filter(|(_, reputation)| reputation.suspect_until != 0);
+        let suspects: Vec<IpKey> = suspects.map(|(network, _)| network.first()).collect();
+        suspects.into_iter().try_for_each(|source| {
+            self.know(source, now, |reputation| reputation.suspect_until = 0)
+        })
     }
 
     /// How many hosts are under suspicion.
@@ -236,13 +275,15 @@ impl Lists {
     /// Whether a known-good host or a peer lives in `network`.
     pub fn knows_within(&self, network: &Network, now: u64) -> bool {
         let is_known = |host: &Network| {
-            self.standings.get(host).is_some_and(|standing| standing.good_until > now || standing.peer_until > now)
+            self.standings.get(host).is_some_and(|reputation| {
+                reputation.good_until > now || reputation.peer_until > now
+            })
         };
         self.known.within(network).iter().any(is_known)
     }
 
     /// Hosts that something is known of.
-    pub fn known_hosts(&self) -> impl Iterator<Item = (&Network, &HostStanding)> {
+    pub fn known_hosts(&self) -> impl Iterator<Item = (&Network, &HostReputation)> {
         self.standings.by_host.iter()
     }
 
@@ -257,19 +298,24 @@ impl Lists {
 
     /// Takes out what is listed of the ports of an address.
     pub fn remove_flows(&mut self, network: &Network) -> Result<Vec<Entry>, ListError> {
-        let all = (List::Block, *network, 1, Owner::Manual)..=(List::Block, *network, u16::MAX, Owner::LAST);
+        let all = (List::Block, *network, 1, Owner::Manual)
+            ..=(List::Block, *network, u16::MAX, Owner::LAST);
         let ids: Vec<_> = self.entries.range(all).map(|(id, _)| *id).collect();
         Ok(self.take_out(ids)?.into_iter().map(|(_, entry)| entry).collect())
     }
 
     /// Brings the kernel's tables up to date for one flow.
     pub(super) fn refresh_flow(&mut self, network: &Network, port: u16) -> Result<(), ListError> {
-        let flows = (List::Block, *network, port, Owner::Manual)..=(List::Block, *network, port, Owner::LAST);
+        let flows = (List::Block, *network, port, Owner::Manual)
+            ..=(List::Block, *network, port, Owner::LAST);
         let until = self.entries.range(flows).map(|(_, entry)| entry.expires).max().unwrap_or(0);
         let source = network.first();
-        self.flows.ban(source, port, until).map_err(|source| ListError::Kernel { network: *network, source })?;
-        let all = (List::Block, *network, 1, Owner::Manual)..=(List::Block, *network, u16::MAX, Owner::LAST);
+        self.flows
+            .ban(source, port, until)
+            .map_err(|source| ListError::Kernel { network: *network, source })?;
+        let all = (List::Block, *network, 1, Owner::Manual)
+            ..=(List::Block, *network, u16::MAX, Owner::LAST);
         let last = self.entries.range(all).map(|(_, entry)| entry.expires).max().unwrap_or(0);
-        self.know(source, 0, |standing| standing.flows_until = last)
+        self.know(source, 0, |reputation| reputation.flows_until = last)
     }
 }

@@ -1,4 +1,5 @@
-//! Networks as people write them and as the tables hold them: 128 bits, IPv4 inside `::ffff:0:0/96`.
+//! Networks as people write them and as the tables hold them: 128 bits, IPv4 inside
+//! `::ffff:0:0/96`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -6,10 +7,11 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use sip_xdp_common::ip_key::{MAPPED_BITS, Source, mask};
+use sip_xdp_common::ip_key::{IpKey, MAPPED_BITS, mask};
 use thiserror::Error;
 
-/// A network: an address and the number of its leading bits that count. A host is a network of full length.
+/// A network: an address and the number of its leading bits that count. A host is a network of full
+/// length.
 ///
 /// ```
 /// use sip_xdp::net::network::Network;
@@ -21,7 +23,7 @@ use thiserror::Error;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Network {
-    first: Source,
+    first: IpKey,
     prefix: u8,
 }
 
@@ -29,10 +31,16 @@ pub struct Network {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum NetworkError {
     /// Neither an address nor a network.
-    #[error("\"{0}\" is neither an address nor a network; write 192.0.2.1, 192.0.2.0/24, 2001:db8::1 or 2001:db8::/32")]
+    #[error(
+        "\"{0}\" is neither an address nor a network; write 192.0.2.1, 192.0.2.0/24, 2001:db8::1 \
+         or 2001:db8::/32"
+    )]
     Syntax(String),
     /// Bits are set behind the prefix.
-    #[error("{given} has bits set behind its prefix; write {meant} for the network or {host} for the one host")]
+    #[error(
+        "{given} has bits set behind its prefix; write {meant} for the network or {host} for the \
+         one host"
+    )]
     HostBits {
         /// As it was written.
         given: String,
@@ -42,13 +50,16 @@ pub enum NetworkError {
         host: IpAddr,
     },
     /// An IPv6 network inside `::ffff:0:0/96`, or around it.
-    #[error("{0} contains IPv4-mapped addresses (::ffff:0:0/96) and would apply to IPv4; write IPv4 networks as IPv4")]
+    #[error(
+        "{0} contains IPv4-mapped addresses (::ffff:0:0/96) and would apply to IPv4; write IPv4 \
+         networks as IPv4"
+    )]
     Mapped(String),
 }
 
 impl Network {
     /// The first of all networks in their order.
-    pub const FIRST: Self = Self { first: Source::new([0; 16]), prefix: 0 };
+    pub const FIRST: Self = Self { first: IpKey::new([0; 16]), prefix: 0 };
 
     /// The network that a host is by itself.
     pub fn host(address: IpAddr) -> Self {
@@ -56,19 +67,20 @@ impl Network {
     }
 
     /// The network of `prefix` bits (out of 128, 96 more for IPv4) around `source`.
-    pub fn around(source: Source, prefix: u8) -> Self {
+    pub fn around(source: IpKey, prefix: u8) -> Self {
         Self { first: source.masked(mask(prefix)), prefix: prefix.min(128) }
     }
 
-    /// The network that a source is judged with: for IPv6 the `prefix` bits around it, for IPv4 itself alone. In `::/64`,
-    /// where the tables hold IPv4 and the addresses are nobody's, a source is judged alone as well.
-    pub fn neighbourhood(source: Source, prefix: u8) -> Self {
+    /// The network that a source is judged with: for IPv6 the `prefix` bits around it, for IPv4
+    /// itself alone. In `::/64`, where the tables hold IPv4 and the addresses are nobody's, a
+    /// source is judged alone as well.
+    pub fn neighbourhood(source: IpKey, prefix: u8) -> Self {
         let (host, around) = (Self::around(source, 128), Self::around(source, prefix));
         if around.meets_ipv4() { host } else { around }
     }
 
     /// The first address, as the tables hold it.
-    pub fn first(&self) -> Source {
+    pub fn first(&self) -> IpKey {
         self.first
     }
 
@@ -87,10 +99,10 @@ impl Network {
         self.prefix >= MAPPED_BITS && self.first.is_v4()
     }
 
-    /// Whether IPv4 addresses, as the tables hold them, lie in this network: an IPv4 network, or an IPv6 network that
-    /// covers the mapped range.
+    /// Whether IPv4 addresses, as the tables hold them, lie in this network: an IPv4 network, or an
+    /// IPv6 network that covers the mapped range.
     pub fn meets_ipv4(&self) -> bool {
-        let all = Self::around(Source::v4(0), MAPPED_BITS);
+        let all = Self::around(IpKey::v4(0), MAPPED_BITS);
         self.contains(&all) || all.contains(self)
     }
 
@@ -110,24 +122,24 @@ impl Network {
     }
 
     /// The last address, as the tables hold it.
-    pub fn last(&self) -> Source {
+    pub fn last(&self) -> IpKey {
         let (keep_high, keep_low) = mask(self.prefix);
         let (high, low) = self.first.words();
-        Source::from_words(high | !keep_high, low | !keep_low)
+        IpKey::from_words(high | !keep_high, low | !keep_low)
     }
 }
 
 /// An address as the tables hold it. IPv4-mapped addresses become IPv4.
-pub fn source_of(address: IpAddr) -> Source {
+pub fn source_of(address: IpAddr) -> IpKey {
     let octets = match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
         IpAddr::V6(v6) => v6.octets(),
     };
-    Source::new(octets)
+    IpKey::new(octets)
 }
 
 /// An address from the tables as people write it.
-pub fn address_of(source: Source) -> IpAddr {
+pub fn address_of(source: IpKey) -> IpAddr {
     IpAddr::V6(Ipv6Addr::from(source.octets())).to_canonical()
 }
 
@@ -163,8 +175,13 @@ impl FromStr for Network {
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // An IPv6 network that reaches over the mapped range keeps its IPv6 form.
-        let address = if self.is_v4() { self.address() } else { IpAddr::V6(self.first.octets().into()) };
-        if self.is_host() { f.pad(&address.to_string()) } else { f.pad(&format!("{address}/{}", self.prefix())) }
+        let address =
+            if self.is_v4() { self.address() } else { IpAddr::V6(self.first.octets().into()) };
+        if self.is_host() {
+            f.pad(&address.to_string())
+        } else {
+            f.pad(&format!("{address}/{}", self.prefix()))
+        }
     }
 }
 
@@ -191,7 +208,15 @@ mod tests {
 
     #[test]
     fn written_and_read_back() {
-        for text in ["192.0.2.1", "192.0.2.0/24", "0.0.0.0/0", "10.0.0.0/8", "2001:db8::1", "2001:db8::/32", "::/0"] {
+        for text in [
+            "192.0.2.1",
+            "192.0.2.0/24",
+            "0.0.0.0/0",
+            "10.0.0.0/8",
+            "2001:db8::1",
+            "2001:db8::/32",
+            "::/0",
+        ] {
             assert_eq!(network(text).to_string(), text);
         }
         assert_eq!(network("192.0.2.1/32").to_string(), "192.0.2.1");
@@ -200,18 +225,35 @@ mod tests {
 
     #[test]
     fn refused_with_a_reason() {
-        for text in
-            ["", "192.0.2", "192.0.2.1/33", "2001:db8::/129", "300.1.1.1", "sip.example", "1.2.3.4/", "1.2.3.4 "]
-        {
-            assert_eq!(text.parse::<Network>(), Err(NetworkError::Syntax(text.to_owned())), "{text:?}");
+        for text in [
+            "",
+            "192.0.2",
+            "192.0.2.1/33",
+            "2001:db8::/129",
+            "300.1.1.1",
+            "sip.example",
+            "1.2.3.4/",
+            "1.2.3.4 ",
+        ] {
+            assert_eq!(
+                text.parse::<Network>(),
+                Err(NetworkError::Syntax(text.to_owned())),
+                "{text:?}"
+            );
         }
         let error = "192.0.2.1/24".parse::<Network>().unwrap_err();
         assert!(
-            error.to_string().contains("write 192.0.2.0/24 for the network or 192.0.2.1 for the one host"),
+            error
+                .to_string()
+                .contains("write 192.0.2.0/24 for the network or 192.0.2.1 for the one host"),
             "{error}"
         );
         for text in ["::ffff:10.0.0.0/104", "::/1", "::/64", "::/80", "::ffff:0:0/96"] {
-            assert_eq!(text.parse::<Network>(), Err(NetworkError::Mapped(text.to_owned())), "{text}");
+            assert_eq!(
+                text.parse::<Network>(),
+                Err(NetworkError::Mapped(text.to_owned())),
+                "{text}"
+            );
         }
     }
 
@@ -249,7 +291,7 @@ mod tests {
 
         #[test]
         fn the_last_address_is_inside(octets in any::<[u8; 16]>(), prefix in 0_u8..=128) {
-            let net = Network::around(Source::new(octets), prefix);
+            let net = Network::around(IpKey::new(octets), prefix);
             let last = Network::around(net.last(), 128);
             prop_assert!(net.contains(&last));
             prop_assert!(net.first() <= last.first());

@@ -1,4 +1,5 @@
-//! A set of networks with ends: which of them cover a network, which lie in it, and until when it is covered.
+//! A set of networks with ends: which of them cover a network, which lie in it, and until when it
+//! is covered.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +9,8 @@ use crate::net::network::Network;
 #[derive(Debug, Default, Clone)]
 pub struct Prefixes {
     ends: BTreeMap<Network, u64>,
-    /// How many networks there are of each length, so that looking for covering networks skips the unused ones.
+    /// How many networks there are of each length, so that looking for covering networks skips the
+    /// unused ones.
     lengths: BTreeMap<u8, usize>,
 }
 
@@ -56,7 +58,10 @@ impl Prefixes {
 
     /// Whether any network in the set shares an address with `network`.
     pub fn meets(&self, network: &Network) -> bool {
-        let (from, to) = (Network::around(network.first(), network.bits()), Network::around(network.last(), 128));
+        let (from, to) = (
+            Network::around(network.first(), network.bits()),
+            Network::around(network.last(), 128),
+        );
         self.covering(network).next().is_some()
             || self.ends.range(from..=to).any(|(inside, _)| network.contains(inside))
     }
@@ -77,8 +82,15 @@ impl Prefixes {
     /// The networks in the set that lie in `network`, itself among them.
     pub fn within(&self, network: &Network) -> Vec<Network> {
         // Ordered by first address and then by length: everything inside lies between the two ends.
-        let (from, to) = (Network::around(network.first(), network.bits()), Network::around(network.last(), 128));
-        self.ends.range(from..=to).map(|(inside, _)| *inside).filter(|inside| network.contains(inside)).collect()
+        let (from, to) = (
+            Network::around(network.first(), network.bits()),
+            Network::around(network.last(), 128),
+        );
+        self.ends
+            .range(from..=to)
+            .map(|(inside, _)| *inside)
+            .filter(|inside| network.contains(inside))
+            .collect()
     }
 }
 
@@ -86,7 +98,7 @@ impl Prefixes {
 pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
-    use sip_xdp_common::ip_key::Source;
+    use sip_xdp_common::ip_key::IpKey;
 
     fn network(text: &str) -> Network {
         text.parse().unwrap()
@@ -102,7 +114,10 @@ pub(crate) mod tests {
         assert_eq!(set.end(&network("192.0.2.8")), Some(50));
         assert_eq!(set.end(&network("192.0.3.8")), Some(20));
         assert_eq!(set.end(&network("192.1.3.8")), None);
-        assert_eq!(set.within(&network("192.0.2.0/24")), [network("192.0.2.0/24"), network("192.0.2.7")]);
+        assert_eq!(
+            set.within(&network("192.0.2.0/24")),
+            [network("192.0.2.0/24"), network("192.0.2.7")]
+        );
         assert!(set.remove(&network("192.0.2.0/24")));
         assert_eq!(set.end(&network("192.0.2.7")), Some(20));
         assert!(!set.remove(&network("192.0.2.0/24")));
@@ -114,12 +129,13 @@ pub(crate) mod tests {
             let mut octets = [0; 16];
             octets[10..12].fill(0xff);
             octets[14..].copy_from_slice(&(low & 0x0fff).to_be_bytes());
-            Network::around(Source::new(octets), bits)
+            Network::around(IpKey::new(octets), bits)
         })
     }
 
     proptest! {
-        /// The longest match with its inherited end says the same as asking every network in a plain list.
+        /// The longest match with its inherited end says the same as asking every network in a
+        /// plain list.
         #[test]
         fn the_longest_match_is_enough(steps in prop::collection::vec((close(), 0_u64..100, any::<bool>()), 1..60),
                                        probes in prop::collection::vec((close(), 0_u64..100), 40)) {

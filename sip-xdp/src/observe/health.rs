@@ -1,5 +1,5 @@
-//! Whether a filter does its work, and what an operator should know of it: `status`, the terminal view, the web page and the
-//! metrics say the same.
+//! Whether a filter does its work, and what an operator should know of it: `status`, the terminal
+//! view, the web page and the metrics say the same.
 
 use serde_json::Value;
 
@@ -26,8 +26,10 @@ impl Health<'_> {
     pub fn is_enforcing(&self) -> bool {
         // A configured interface that the filter has never been on has no record.
         let missing = self.daemon.and_then(|daemon| daemon["missing"].as_array());
-        let is_complete = missing.is_none_or(Vec::is_empty) && !self.interfaces.is_empty() && !self.is_blind();
-        is_complete && self.interfaces.iter().all(|one| one.attached && !one.dry_run && !one.trial_over)
+        let is_complete =
+            missing.is_none_or(Vec::is_empty) && !self.interfaces.is_empty() && !self.is_blind();
+        is_complete
+            && self.interfaces.iter().all(|one| one.attached && !one.dry_run && !one.trial_over)
     }
 
     /// Whether a program sees nothing and nothing was done about it.
@@ -50,8 +52,11 @@ impl Health<'_> {
 
     fn warn_of_filter(&self, list: &Occupancy, warnings: &mut Vec<String>) {
         if self.daemon.is_none() && self.trouble.is_none() {
-            warnings
-                .push("no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp run`".into());
+            warnings.push(
+                "no daemon: limits and bans are enforced, but nobody new is banned; start \
+                       `sip-xdp run`"
+                    .into(),
+            );
         }
         // Where nobody confirmed, the daemon says it, once for all interfaces.
         let is_detached = self.daemon.is_some_and(|daemon| daemon["confirm"]["detached"] == true);
@@ -59,8 +64,11 @@ impl Health<'_> {
         let others = self.interfaces.iter().filter(|one| !explained(one));
         warnings.extend(others.filter_map(FilteredInterface::trouble));
         if self.is_storm {
-            warnings
-                .push("a storm: more new sources than can be real; strangers share one budget until it is over".into());
+            warnings.push(
+                "a storm: more new sources than can be real; strangers share one budget \
+                       until it is over"
+                    .into(),
+            );
         }
         if self.interfaces.is_empty() {
             warnings.push("no interface is filtered; start `sip-xdp run`".into());
@@ -69,7 +77,8 @@ impl Health<'_> {
         // A daemon says it of all its tables.
         if self.daemon.is_none() && used * 100 >= capacity * NEARLY_FULL {
             warnings.push(format!(
-                "the block list is nearly full: {used} networks of {capacity}; raise capacity.networks and restart the \
+                "the block list is nearly full: {used} networks of {capacity}; raise \
+                 capacity.networks and restart the \
                  daemon"
             ));
         }
@@ -114,10 +123,17 @@ mod tests {
         assert!(Health { daemon: None, ..health }.is_enforcing(), "the kernel goes on");
         assert!(!Health { daemon: Some(&incomplete), ..health }.is_enforcing(), "one is missing");
         let blind = |action: Value| json!({ "blind": [{ "interface": "eth0", "action": action }] });
-        assert!(!Health { daemon: Some(&blind(Value::Null)), ..health }.is_enforcing(), "one is blind");
-        assert!(Health { daemon: Some(&blind("generic".into())), ..health }.is_enforcing(), "generic took over");
+        assert!(
+            !Health { daemon: Some(&blind(Value::Null)), ..health }.is_enforcing(),
+            "one is blind"
+        );
+        assert!(
+            Health { daemon: Some(&blind("generic".into())), ..health }.is_enforcing(),
+            "generic took over"
+        );
         let lapsed = FilteredInterface { trial_over: true, ..interface(true, false) };
-        for interfaces in [&[][..], &[interface(false, false)], &[interface(true, true)], &[lapsed]] {
+        for interfaces in [&[][..], &[interface(false, false)], &[interface(true, true)], &[lapsed]]
+        {
             let health = Health { interfaces, ..health };
             assert!(!health.is_enforcing() && health.warnings().len() == 1, "{health:?}");
         }
@@ -126,7 +142,8 @@ mod tests {
     #[test]
     fn what_nobody_confirmed_is_said_once() {
         let warning = "it was detached at noon, since nobody confirmed";
-        let daemon = json!({ "missing": [], "warnings": [warning], "confirm": { "detached": true } });
+        let daemon =
+            json!({ "missing": [], "warnings": [warning], "confirm": { "detached": true } });
         let blocklist = Occupancy { ipv4: 0, ipv6: 0, capacity: 100 };
         let health = Health {
             interfaces: &[interface(false, false)],
@@ -144,15 +161,32 @@ mod tests {
         let full = Occupancy { ipv4: 70, ipv6: 10, capacity: 100 };
         let said = json!({ "warnings": ["a feed fails"] });
         let healthy = [interface(true, false)];
-        let health =
-            Health { interfaces: &healthy, blocklist: Some(&full), is_storm: true, daemon: None, trouble: None };
+        let health = Health {
+            interfaces: &healthy,
+            blocklist: Some(&full),
+            is_storm: true,
+            daemon: None,
+            trouble: None,
+        };
         let starts = |health: Health<'_>, starts: &[&str]| {
             let warnings = health.warnings();
             assert_eq!(warnings.len(), starts.len(), "{warnings:?}");
-            assert!(warnings.iter().zip(starts).all(|(one, start)| one.starts_with(start)), "{warnings:?}");
+            assert!(
+                warnings.iter().zip(starts).all(|(one, start)| one.starts_with(start)),
+                "{warnings:?}"
+            );
         };
-        starts(health, &["no daemon:", "a storm:", "the block list is nearly full: 80 networks of 100"]);
-        starts(Health { trouble: Some("it is not ours"), is_storm: false, ..health }, &["it is not ours", "the block"]);
-        starts(Health { blocklist: None, daemon: Some(&said), ..health }, &["nothing is loaded", "a feed fails"]);
+        starts(
+            health,
+            &["no daemon:", "a storm:", "the block list is nearly full: 80 networks of 100"],
+        );
+        starts(
+            Health { trouble: Some("it is not ours"), is_storm: false, ..health },
+            &["it is not ours", "the block"],
+        );
+        starts(
+            Health { blocklist: None, daemon: Some(&said), ..health },
+            &["nothing is loaded", "a feed fails"],
+        );
     }
 }

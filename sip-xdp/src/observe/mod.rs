@@ -1,7 +1,7 @@
 //! What people and monitoring see of a filter, with or without its daemon.
 //!
-//! - [`snapshot`] reads everything that a screen shows at once; [`health`] says whether the filter does its work;
-//!   [`explain`] says what the tables mean for one address.
+//! - [`snapshot`] reads everything that a screen shows at once; [`health`] says whether the filter
+//!   does its work; [`explain`] says what the tables mean for one address.
 //! - [`top`] shows it on a terminal, `web` to browsers, [`metrics`] to Prometheus.
 
 pub mod explain;

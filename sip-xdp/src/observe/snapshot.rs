@@ -1,5 +1,6 @@
-//! All that a screen shows at once: read from the pinned maps, with or without a daemon, and with what a daemon adds if
-//! there is one. The terminal view, the web page and the metrics show the same.
+//! All that a screen shows at once: read from the pinned maps, with or without a daemon, and with
+//! what a daemon adds if there is one. The terminal view, the web page and the metrics show the
+//! same.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -161,18 +162,22 @@ impl Overview {
             return Ok(Self::empty(daemon));
         }
         let interfaces = counters::interfaces(pins, present)?;
-        let weather = counters::weather(pins)?;
+        let storm_state = counters::storm_state(pins)?;
         let entries = Ledger::new(pins.open(names::LEDGER)?)?.entries()?;
         let now = clock::now();
-        let entries: Vec<_> = entries.into_iter().filter(|(_, entry)| !entry.is_over(now)).collect();
+        let entries: Vec<_> =
+            entries.into_iter().filter(|(_, entry)| !entry.is_over(now)).collect();
         let hits = Hits::read(pins)?;
         let stats = counters::stats(pins)?;
         let mut overview = Self {
             time: stats.time,
             loaded: true,
             stats: Some(stats),
-            storm: Storm { is_storm: weather.is_storm(now), new_sources: weather.new_sources },
-            lists: count(&entries, hits.fed),
+            storm: Storm {
+                is_storm: storm_state.is_storm(now),
+                new_sources: storm_state.new_sources,
+            },
+            lists: count(&entries, hits.feed_entries),
             bans: count_bans(&entries),
             memory: counters::memory(pins)?,
             interfaces,
@@ -181,8 +186,11 @@ impl Overview {
         overview.worst = worst(&entries, &hits);
         let limited = limited(pins, &overview.latest, &overview.worst)?;
         overview.worst.extend(limited);
-        overview.worst.sort_by(|one, other| other.packets.cmp(&one.packets).then(one.network.cmp(&other.network)));
-        (overview.enforcing, overview.warnings) = (overview.health().is_enforcing(), overview.health().warnings());
+        overview.worst.sort_by(|one, other| {
+            other.packets.cmp(&one.packets).then(one.network.cmp(&other.network))
+        });
+        (overview.enforcing, overview.warnings) =
+            (overview.health().is_enforcing(), overview.health().warnings());
         Ok(overview)
     }
 
@@ -204,7 +212,9 @@ impl Overview {
 }
 
 /// Counters of packets, summed over interfaces: by verdict and reason.
-pub fn packets(interfaces: &[counters::InterfaceStats]) -> BTreeMap<(&'static str, &'static str), u64> {
+pub fn packets(
+    interfaces: &[counters::InterfaceStats],
+) -> BTreeMap<(&'static str, &'static str), u64> {
     let mut sums = BTreeMap::new();
     for interface in interfaces {
         for (verdict, by_reason) in interface.packets.each() {
@@ -230,21 +240,24 @@ struct Hits {
     /// Networks with hits that only feeds list.
     of_feeds: Vec<(Network, u64)>,
     /// How many networks feeds list.
-    fed: usize,
+    feed_entries: usize,
 }
 
 impl Hits {
     fn read(pins: &Pins) -> Result<Self> {
-        let guide = header::read(pins.open(names::GUIDE)?)?;
-        let table = Table::open(|name| pins.open(name), &guide)?;
+        let table_header = header::read(pins.open(names::TABLE_HEADER)?)?;
+        let table = Table::open(|name| pins.open(name), &table_header)?;
         let flows = Flows::open(|name| pins.open(name))?.all()?;
         let flows = flows.into_iter().filter(|(_, flow)| flow.hits > 0);
-        let flows = flows.map(|(key, flow)| ((Network::around(key.source, 128), key.port), flow.hits)).collect();
-        let mut hits = Self { networks: HashMap::new(), flows, of_feeds: Vec::new(), fed: 0 };
-        let whole = table.whole()?;
+        let flows = flows
+            .map(|(key, flow)| ((Network::around(key.source, 128), key.port), flow.hits))
+            .collect();
+        let mut hits =
+            Self { networks: HashMap::new(), flows, of_feeds: Vec::new(), feed_entries: 0 };
+        let whole = table.map_all()?;
         for entry in whole.entries().filter(|entry| entry.kind == Kind::Blocked) {
-            hits.fed += usize::from(entry.terms.feed);
-            if entry.hits > 0 && entry.terms.claimed {
+            hits.feed_entries += usize::from(entry.slot_state.feed);
+            if entry.hits > 0 && entry.slot_state.claimed {
                 hits.networks.insert(entry.network, entry.hits);
             } else if entry.hits > 0 {
                 hits.of_feeds.push((entry.network, entry.hits));
@@ -261,16 +274,20 @@ impl Hits {
     }
 }
 
-fn count(entries: &[(List, Entry)], fed: usize) -> Vec<ListCount> {
+fn count(entries: &[(List, Entry)], feed_entries: usize) -> Vec<ListCount> {
     let mut counts = BTreeMap::new();
     for (list, entry) in entries {
         *counts.entry((*list, entry.owner)).or_insert(0) += 1;
     }
     let mut counts: Vec<_> = counts
         .into_iter()
-        .map(|((list, owner), entries)| ListCount { list: list.name(), owner: owner.name(), entries })
+        .map(|((list, owner), entries)| ListCount {
+            list: list.name(),
+            owner: owner.name(),
+            entries,
+        })
         .collect();
-    counts.push(ListCount { list: List::Block.name(), owner: "feed", entries: fed });
+    counts.push(ListCount { list: List::Block.name(), owner: "feed", entries: feed_entries });
     counts
 }
 
@@ -301,7 +318,7 @@ fn worst(entries: &[(List, Entry)], hits: &Hits) -> Vec<Worst> {
         packets: hits.of(entry),
         dry_run: entry.dry_run,
     });
-    let fed = hits.of_feeds.iter().map(|(network, packets)| Worst {
+    let feed_entries = hits.of_feeds.iter().map(|(network, packets)| Worst {
         network: *network,
         port: None,
         state: "blocked",
@@ -313,7 +330,7 @@ fn worst(entries: &[(List, Entry)], hits: &Hits) -> Vec<Worst> {
         packets: *packets,
         dry_run: false,
     });
-    let mut all: Vec<_> = blocked.chain(fed).collect();
+    let mut all: Vec<_> = blocked.chain(feed_entries).collect();
     all.sort_by_key(|one| (std::cmp::Reverse(one.packets), std::cmp::Reverse(one.since)));
     all.truncate(WORST);
     all
@@ -324,7 +341,7 @@ fn limited(pins: &Pins, latest: &Latest, blocked: &[Worst]) -> Result<Vec<Worst>
     let sources = Sources::open(|name| pins.open(name))?;
     let mut found = Vec::new();
     for event in &latest.limited {
-        let Some(network) = event["address"].as_str().and_then(|text| text.parse::<Network>().ok()) else {
+        let Some(network) = event.address else {
             continue;
         };
         if blocked.iter().any(|one| one.port.is_none() && one.network.contains(&network)) {
@@ -333,7 +350,7 @@ fn limited(pins: &Pins, latest: &Latest, blocked: &[Worst]) -> Result<Vec<Worst>
         let Some(limited) = explain::limited_lately(pins, &sources, &network)? else {
             continue;
         };
-        let kind = event["kind"].as_str().unwrap_or_default();
+        let kind = event.kind.as_deref().unwrap_or_default();
         let what = if kind == "other" { "other packets" } else { kind };
         let when = if limited.now { "" } else { ", lately" };
         found.push(Worst {
@@ -346,7 +363,7 @@ fn limited(pins: &Pins, latest: &Latest, blocked: &[Worst]) -> Result<Vec<Worst>
             since: Some(limited.since),
             expires: None,
             packets: limited.packets.into(),
-            dry_run: event["dry_run"] == true,
+            dry_run: event.dry_run,
         });
     }
     Ok(found)

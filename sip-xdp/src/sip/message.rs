@@ -1,9 +1,11 @@
-//! The head of a SIP message: the start line and those headers that say who sends what to whom, with which credentials.
+//! The head of a SIP message: the start line and those headers that say who sends what to whom,
+//! with which credentials.
 //!
-//! What the kernel samples may be cut off anywhere and is hostile by assumption. The reader is as tolerant as the servers
-//! behind it (blanks, NULs and line ends before the start line, bare line feeds, folded lines, compact names in any case,
-//! blanks before the colon), keeps to what it can read, and copies nothing. Crates that parse SIP want a message that is
-//! complete and correct; this one must learn what it can from one that is neither.
+//! What the kernel samples may be cut off anywhere and is hostile by assumption. The reader is as
+//! tolerant as the servers behind it (blanks, NULs and line ends before the start line, bare line
+//! feeds, folded lines, compact names in any case, blanks before the colon), keeps to what it can
+//! read, and copies nothing. Crates that parse SIP want a message that is complete and correct;
+//! this one must learn what it can from one that is neither.
 
 use std::borrow::Cow;
 
@@ -38,7 +40,8 @@ pub struct Party<'a> {
 }
 
 impl Party<'_> {
-    /// The first of two headers counts, as it does for servers; what it lacks is taken from the second.
+    /// The first of two headers counts, as it does for servers; what it lacks is taken from the
+    /// second.
     fn or(self, second: Self) -> Self {
         Self { user: self.user.or(second.user), tag: self.tag.or(second.tag) }
     }
@@ -183,7 +186,9 @@ impl<'a> Head<'a> {
             self.expires = self.expires.or_else(|| number(value));
         } else if is("contact", "m") {
             self.has_contact = true;
-            let longest = contacts(value).filter_map(|contact| parameter(contact, "expires").and_then(number)).max();
+            let longest = contacts(value)
+                .filter_map(|contact| parameter(contact, "expires").and_then(number))
+                .max();
             self.contact_expires = self.contact_expires.max(longest);
         }
     }
@@ -204,7 +209,8 @@ pub fn user_name(user: &[u8]) -> String {
         let escaped = (*first == b'%').then(|| behind.get(..2)).flatten();
         // Two digits, and not the sign that the standard library would take as well.
         let digits = escaped.filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
-        let value = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
+        let value = digits
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
         bytes.push(value.unwrap_or(*first));
         rest = if value.is_some() { &behind[2..] } else { behind };
         if bytes.len() == 64 {
@@ -213,7 +219,9 @@ pub fn user_name(user: &[u8]) -> String {
     }
     match String::from_utf8_lossy(&bytes) {
         // Nothing that could write into a terminal or a log's next line.
-        text if text.chars().any(char::is_control) => text.chars().filter(|c| !c.is_control()).collect(),
+        text if text.chars().any(char::is_control) => {
+            text.chars().filter(|c| !c.is_control()).collect()
+        }
         Cow::Borrowed(text) => text.to_owned(),
         Cow::Owned(text) => text,
     }
@@ -224,10 +232,16 @@ pub fn uri_user(value: &[u8]) -> Option<&[u8]> {
     // What stands in quotes before the URI is a name, and may hold anything.
     let from = value.iter().position(|byte| *byte == b'<').map_or(0, |at| at + 1);
     let uri = &value[from..];
-    let end = uri.iter().position(|byte| matches!(byte, b'>' | b' ' | b'\t' | b'\r' | b'\n')).unwrap_or(uri.len());
+    let end = uri
+        .iter()
+        .position(|byte| matches!(byte, b'>' | b' ' | b'\t' | b'\r' | b'\n'))
+        .unwrap_or(uri.len());
     let uri = &uri[..end];
     let scheme = uri.iter().position(|byte| *byte == b':')?;
-    if !["sip", "sips", "tel"].iter().any(|known| uri[..scheme].eq_ignore_ascii_case(known.as_bytes())) {
+    if !["sip", "sips", "tel"]
+        .iter()
+        .any(|known| uri[..scheme].eq_ignore_ascii_case(known.as_bytes()))
+    {
         return None;
     }
     let rest = &uri[scheme + 1..];
@@ -255,7 +269,9 @@ impl<'a> Iterator for Lines<'a> {
         }
         let mut from = 0;
         loop {
-            let Some(end) = self.rest[from..].iter().position(|byte| *byte == b'\n').map(|at| from + at) else {
+            let Some(end) =
+                self.rest[from..].iter().position(|byte| *byte == b'\n').map(|at| from + at)
+            else {
                 let line = self.rest;
                 self.rest = &[];
                 return Some((trim(line), false));
@@ -290,7 +306,8 @@ fn start_line(line: &[u8]) -> Option<StartLine<'_>> {
         return Some(StartLine::Response(status as u16));
     }
     let uri = words.next()?;
-    let is_token = first.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-.!%*_+`'~".contains(byte));
+    let is_token =
+        first.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-.!%*_+`'~".contains(byte));
     is_token.then_some(StartLine::Request { method: first, uri })
 }
 
@@ -329,7 +346,8 @@ fn parameter<'a>(value: &'a [u8], name: &str) -> Option<&'a [u8]> {
         let equals = part.iter().position(|byte| *byte == b'=')?;
         let found = trim(&part[..equals]).eq_ignore_ascii_case(name.as_bytes());
         let text = trim(&part[equals + 1..]);
-        let end = text.iter().position(|byte| matches!(byte, b'>' | b',' | b' ')).unwrap_or(text.len());
+        let end =
+            text.iter().position(|byte| matches!(byte, b'>' | b',' | b' ')).unwrap_or(text.len());
         (found && end > 0).then(|| unquoted(&text[..end]))
     })
 }
@@ -418,53 +436,83 @@ mod tests {
     use proptest::prelude::*;
 
     const GUESS: &str = "REGISTER sip:198.51.100.1 SIP/2.0\r\n\
-        Via: SIP/2.0/UDP 192.0.2.66:5060;branch=z9hG4bK-1;rport, SIP/2.0/UDP 10.0.0.1;branch=other\r\n\
-        From: \"a;tag=no\" <sip:100@198.51.100.1;x=y>;tag=31303001\r\nTo: <sip:100@198.51.100.1>\r\n\
-        Call-ID: c1@host\r\nCSeq: 2 REGISTER\r\nUser-Agent: friendly-scanner\r\nContact: <sip:100@192.0.2.66>;expires=60, \
+        Via: SIP/2.0/UDP 192.0.2.66:5060;branch=z9hG4bK-1;rport, SIP/2.0/UDP \
+                         10.0.0.1;branch=other\r\n\
+        From: \"a;tag=no\" <sip:100@198.51.100.1;x=y>;tag=31303001\r\nTo: \
+                         <sip:100@198.51.100.1>\r\n\
+        Call-ID: c1@host\r\nCSeq: 2 REGISTER\r\nUser-Agent: friendly-scanner\r\nContact: \
+                         <sip:100@192.0.2.66>;expires=60, \
         \"x, y\" <sip:100@192.0.2.67>;expires=3600\r\nExpires: 20\r\n\
-        Authorization: Digest username=\"100\",realm=\"a, b\",nonce=\"abc\\\"d\",uri=\"sip:x\",response=\"0f\",algorithm=MD5\r\n\
+        Authorization: Digest username=\"100\",realm=\"a, \
+                         b\",nonce=\"abc\\\"d\",uri=\"sip:x\",response=\"0f\",algorithm=MD5\r\n\
         Content-Length: 0\r\n\r\n";
 
     #[test]
     fn reads_a_registration() {
         let head = Head::read(GUESS.as_bytes()).unwrap();
-        assert_eq!(head.start, StartLine::Request { method: b"REGISTER", uri: b"sip:198.51.100.1" });
+        assert_eq!(
+            head.start,
+            StartLine::Request { method: b"REGISTER", uri: b"sip:198.51.100.1" }
+        );
         assert_eq!(head.from, Party { user: Some(b"100"), tag: Some(b"31303001") });
         assert_eq!(head.to, Party { user: Some(b"100"), tag: None });
         assert_eq!((head.call_id, head.cseq), (Some(&b"c1@host"[..]), Some((2, &b"REGISTER"[..]))));
-        assert_eq!((head.branch, head.agent), (Some(&b"z9hG4bK-1"[..]), Some(&b"friendly-scanner"[..])));
+        assert_eq!(
+            (head.branch, head.agent),
+            (Some(&b"z9hG4bK-1"[..]), Some(&b"friendly-scanner"[..]))
+        );
         let credentials = Credentials { username: b"100", nonce: b"abc\\\"d", response: b"0f" };
         assert_eq!(head.credentials, [credentials]);
-        assert_eq!((head.contact_expires, head.expires, head.lifetime()), (Some(3600), Some(20), Some(3600)));
+        assert_eq!(
+            (head.contact_expires, head.expires, head.lifetime()),
+            (Some(3600), Some(20), Some(3600))
+        );
         assert!(head.complete && head.authorized && head.has_contact);
     }
 
     #[test]
     fn spelling_makes_no_difference() {
         let plain = Head::read(GUESS.as_bytes()).unwrap();
-        let compact =
-            GUESS.replace("Via:", "v:").replace("From:", "f :").replace("To:", "T:").replace("Call-ID:", "i\t:");
+        let compact = GUESS
+            .replace("Via:", "v:")
+            .replace("From:", "f :")
+            .replace("To:", "T:")
+            .replace("Call-ID:", "i\t:");
         let folded = GUESS.replace(",nonce", ",\r\n nonce").replace("Call-ID: ", "Call-ID:\r\n\t");
         let leading = format!("\r\n\0\0 \t\r\n{GUESS}");
-        for text in
-            [compact, folded, leading, GUESS.replace("\r\n", "\n"), GUESS.replace("Authorization", "aUTHORIZATION")]
-        {
+        for text in [
+            compact,
+            folded,
+            leading,
+            GUESS.replace("\r\n", "\n"),
+            GUESS.replace("Authorization", "aUTHORIZATION"),
+        ] {
             assert_eq!(Head::read(text.as_bytes()).as_ref(), Some(&plain), "{text}");
         }
     }
 
     #[test]
     fn reads_a_challenge() {
-        let text = "SIP/2.0 401 Unauthorized\r\nCSeq: 1 REGISTER\r\nWWW-Authenticate: Digest realm=\"a\", nonce=\"n1\", \
+        let text = "SIP/2.0 401 Unauthorized\r\nCSeq: 1 REGISTER\r\nWWW-Authenticate: Digest \
+                    realm=\"a\", nonce=\"n1\", \
                     stale=TRUE\r\n\r\n";
         let head = Head::read(text.as_bytes()).unwrap();
         assert_eq!(head.start, StartLine::Response(401));
         assert_eq!(head.challenges, [Challenge { nonce: b"n1", stale: true }]);
-        let text = text.replace("\r\n\r\n", "\r\nWWW-Authenticate: Digest nonce=\"n2\", realm=\"a\"\r\n\r\n");
-        let nonces: Vec<_> = Head::read(text.as_bytes()).unwrap().challenges.iter().map(|one| one.nonce).collect();
+        let text = text
+            .replace("\r\n\r\n", "\r\nWWW-Authenticate: Digest nonce=\"n2\", realm=\"a\"\r\n\r\n");
+        let nonces: Vec<_> =
+            Head::read(text.as_bytes()).unwrap().challenges.iter().map(|one| one.nonce).collect();
         assert_eq!(nonces, [b"n1", b"n2"], "one for each algorithm");
-        let text = text.replace("CSeq:", "From: \"x\r\n WWW-Authenticate: Digest nonce=9\" <sip:a@b>\r\nCSeq:");
-        assert_eq!(Head::read(text.as_bytes()).unwrap().challenges.len(), 2, "not in a line's midst");
+        let text = text.replace(
+            "CSeq:",
+            "From: \"x\r\n WWW-Authenticate: Digest nonce=9\" <sip:a@b>\r\nCSeq:",
+        );
+        assert_eq!(
+            Head::read(text.as_bytes()).unwrap().challenges.len(),
+            2,
+            "not in a line's midst"
+        );
     }
 
     #[test]

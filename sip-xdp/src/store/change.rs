@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use sip_xdp_common::abi::layout::{List, Owner};
 
+use crate::bans::offences::OffenceRecord;
 use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::net::network::Network;
 use crate::sys::clock;
@@ -18,7 +19,7 @@ pub enum Change {
     /// These are all entries that there are; what else the store has is taken out.
     Entries(Vec<(List, Entry)>),
     /// Somebody was banned, for the so-many-th time.
-    Offence(Offence),
+    Offence(OffenceRecord),
     /// What a network did is forgotten.
     Pardon(Network),
     /// A ban began.
@@ -36,7 +37,8 @@ pub enum Change {
     },
     /// A ban that another instance has told, unless it is known.
     Past(Ban, Option<(u64, String)>),
-    /// A user was accepted with credentials. Of an earlier row the time of the first acceptance is kept.
+    /// A user was accepted with credentials. Of an earlier row the time of the first acceptance is
+    /// kept.
     Accepted(Accepted),
     /// Whoever was accepted from this address, or answered there, is forgotten.
     Forgotten(IpAddr),
@@ -56,17 +58,6 @@ impl Change {
     pub(super) fn is_of_entries(&self) -> bool {
         matches!(self, Self::Put(..) | Self::Remove(..) | Self::Entries(_))
     }
-}
-
-/// How often a network was banned.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Offence {
-    /// The network.
-    pub network: Network,
-    /// How often.
-    pub count: u32,
-    /// When the last time, in milliseconds since 1970.
-    pub last_ms: u64,
 }
 
 /// A user that was accepted with credentials from an address and port.
@@ -148,7 +139,7 @@ pub struct State {
     /// The entries of both lists that have not ended.
     pub entries: Vec<(List, Entry)>,
     /// Who was banned how often, in the last 30 days.
-    pub offences: Vec<Offence>,
+    pub offences: Vec<OffenceRecord>,
     /// Who was accepted, in the last 30 days.
     pub accepted: Vec<Accepted>,
     /// Who still counts as a peer.

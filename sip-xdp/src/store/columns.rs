@@ -39,7 +39,9 @@ pub(super) fn from_tier(tier: Option<Tier>) -> &'static str {
 
 /// A column as a tier.
 pub(super) fn to_tier(column: &str) -> Option<Option<Tier>> {
-    [None, Some(Tier::Unproven), Some(Tier::Proven)].into_iter().find(|tier| from_tier(*tier) == column)
+    [None, Some(Tier::Unproven), Some(Tier::Proven)]
+        .into_iter()
+        .find(|tier| from_tier(*tier) == column)
 }
 
 /// A number as a column, which has a sign.

@@ -32,13 +32,17 @@ struct SavedEntry {
     reason: String,
 }
 
-/// What such a file beside the store holds, without what has ended; an error says what is wrong with it. `None` without
-/// such a file.
+/// What such a file beside the store holds, without what has ended; an error says what is wrong
+/// with it. `None` without such a file.
 pub(super) fn read(store: &Path) -> Option<Result<Vec<(List, Entry)>, String>> {
     let path = store.with_file_name(NAME);
     let text = match fs::read(&path) {
         Ok(text) => text,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return None,
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            return None;
+        }
         Err(error) => return Some(Err(wrong(&path, &format!("cannot be read ({error})")))),
     };
     Some(match serde_json::from_slice::<Saved>(&text) {
@@ -50,10 +54,13 @@ pub(super) fn read(store: &Path) -> Option<Result<Vec<(List, Entry)>, String>> {
 
 /// Renames the file, so that it is not read again.
 pub(super) fn retire(store: &Path) {
-    let (path, imported) = (store.with_file_name(NAME), store.with_file_name(format!("{NAME}.imported")));
+    let (path, imported) =
+        (store.with_file_name(NAME), store.with_file_name(format!("{NAME}.imported")));
     match fs::rename(&path, &imported) {
         Ok(()) => log::info!("{} was read into {} and renamed", path.display(), store.display()),
-        Err(error) => log::warn!("{} cannot be renamed, but will not be read again: {error}", path.display()),
+        Err(error) => {
+            log::warn!("{} cannot be renamed, but will not be read again: {error}", path.display())
+        }
     }
 }
 
@@ -70,7 +77,11 @@ fn entries(saved: Saved) -> Vec<(List, Entry)> {
             owner: if entry.auto { Owner::Auto } else { Owner::Manual },
             added_ms: clock::to_ms(entry.added),
             tier: entry.unproven.then_some(Tier::Unproven),
-            ..Entry::manual(entry.network, entry.expires.map_or(NEVER, clock::from_wall), &entry.reason)
+            ..Entry::manual(
+                entry.network,
+                entry.expires.map_or(NEVER, clock::from_wall),
+                &entry.reason,
+            )
         };
         (list, restored)
     });

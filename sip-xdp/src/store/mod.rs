@@ -1,8 +1,10 @@
-//! What survives a reboot, in one SQLite file: the lists, who offended, who was accepted, what happened.
+//! What survives a reboot, in one SQLite file: the lists, who offended, who was accepted, what
+//! happened.
 //!
-//! While the machine is up, the pinned ledger is the truth of the lists; the store is told of every change and read only
-//! when the ledger is gone. It must never stand in the filter's way: changes are written by a thread of its own, a file
-//! that is broken is set aside, and without any disk the filter runs all the same and `status` says so.
+//! While the machine is up, the pinned ledger is the truth of the lists; the store is told of every
+//! change and read only when the ledger is gone. It must never stand in the filter's way: changes
+//! are written by a thread of its own, a file that is broken is set aside, and without any disk the
+//! filter runs all the same and `status` says so.
 
 mod change;
 mod columns;
@@ -25,7 +27,7 @@ use anyhow::bail;
 use rusqlite::Connection;
 use sip_xdp_common::abi::layout::{List, Owner};
 
-pub use self::change::{Accepted, Ban, Change, HistoryRow, Offence, Peer, State};
+pub use self::change::{Accepted, Ban, Change, HistoryRow, Peer, State};
 pub use self::read::Reader;
 use self::schema::{Failure, Usable};
 use self::writer::{Shared, Writer};
@@ -34,7 +36,7 @@ use crate::net::network::Network;
 use crate::sys::clock;
 
 /// How long a disk may take before the daemon stops without it.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The store, open for writing. Dropping it writes what waits.
 #[derive(Debug)]
@@ -51,8 +53,8 @@ pub struct Written {
 }
 
 impl Written {
-    /// Waits until it is on disk, or until it is clear that it will not be for now. Returns false if neither is after
-    /// `patience`.
+    /// Waits until it is on disk, or until it is clear that it will not be for now. Returns false
+    /// if neither is after `patience`.
     pub fn wait(&self, patience: Duration) -> bool {
         self.shared.wait(self.ticket, patience)
     }
@@ -76,14 +78,15 @@ pub enum Found {
     State(State),
     /// Something unreadable, which was set aside; the text says where and why.
     Corrupt(String),
-    /// A file that somebody else has locked; the text says so. What it holds comes from [`Store::take_late`] as soon as it
-    /// can be read.
+    /// A file that somebody else has locked; the text says so. What it holds comes from
+    /// [`Store::take_late`] as soon as it can be read.
     Locked(String),
 }
 
 impl Store {
-    /// Opens the store and reads it. Whatever is wrong with the disk, there is a store afterwards: a file that cannot be
-    /// read or understood is renamed, never overwritten, and where nothing can be written, changes wait.
+    /// Opens the store and reads it. Whatever is wrong with the disk, there is a store afterwards:
+    /// a file that cannot be read or understood is renamed, never overwritten, and where nothing
+    /// can be written, changes wait.
     pub fn open(path: &Path) -> Opened {
         let (connection, mut found, trouble) = look(path);
         let connection = connection.map(|connection| match &mut found {
@@ -91,15 +94,15 @@ impl Store {
             _ => connection,
         });
         let store = Self { path: path.to_owned(), shared: Arc::new(Shared::default()) };
-        store.shared.desk().unread = matches!(found, Found::Locked(_));
+        store.shared.writer_queue().unread = matches!(found, Found::Locked(_));
         if let Some(trouble) = trouble {
-            writer::report(&mut store.shared.desk(), path, &trouble);
+            writer::report(&mut store.shared.writer_queue(), path, &trouble);
         }
         let writer = Writer::new(path.to_owned(), Arc::clone(&store.shared), connection);
         if let Err(error) = thread::Builder::new().name("store".to_owned()).spawn(|| writer.run()) {
-            let mut desk = store.shared.desk();
-            desk.ended = true;
-            writer::report(&mut desk, path, &error.to_string());
+            let mut writer_queue = store.shared.writer_queue();
+            writer_queue.ended = true;
+            writer::report(&mut writer_queue, path, &error.to_string());
         }
         Opened { store, found }
     }
@@ -125,26 +128,34 @@ impl Store {
     pub fn record_end(&self, list: List, entry: &Entry, by: &str) {
         if list == List::Block && entry.owner == Owner::Auto && !entry.dry_run {
             let (network, port) = (entry.network, entry.port);
-            self.record(Change::Ended { network, port, at_ms: clock::wall_ms(), by: by.to_owned() });
+            self.record(Change::Ended {
+                network,
+                port,
+                at_ms: clock::wall_ms(),
+                by: by.to_owned(),
+            });
         }
     }
 
-    /// Whether the store wants to be told all entries, as [`Change::Entries`], because it missed some change or lost its
-    /// file, and can write them now.
+    /// Whether the store wants to be told all entries, as [`Change::Entries`], because it missed
+    /// some change or lost its file, and can write them now.
     pub fn wants_entries(&self) -> bool {
-        let desk = self.shared.desk();
-        desk.queue.has_lost_track() && desk.trouble.is_none() && !desk.unread && desk.late.is_none()
+        let writer_queue = self.shared.writer_queue();
+        writer_queue.queue.has_lost_track()
+            && writer_queue.trouble.is_none()
+            && !writer_queue.unread
+            && writer_queue.late.is_none()
     }
 
-    /// What a file held that was locked when it was opened, once it has been read. All entries are to be recorded after
-    /// that: until then none that it holds is taken out.
+    /// What a file held that was locked when it was opened, once it has been read. All entries are
+    /// to be recorded after that: until then none that it holds is taken out.
     pub fn take_late(&self) -> Option<State> {
-        self.shared.desk().late.take()
+        self.shared.writer_queue().late.take()
     }
 
     /// Waits until all that was recorded is on disk.
     pub fn flush(&self) -> anyhow::Result<()> {
-        if !self.shared.wait(self.shared.ask(true), PATIENCE) {
+        if !self.shared.wait(self.shared.ask(true), TIMEOUT) {
             bail!("{} takes too long to write", self.path.display());
         }
         match self.trouble() {
@@ -160,19 +171,23 @@ impl Store {
 
     /// Why changes cannot be written, if so.
     pub fn trouble(&self) -> Option<String> {
-        self.shared.desk().trouble.clone()
+        self.shared.writer_queue().trouble.clone()
     }
 
-    /// The bans of a network and of those around it, the latest first. Reads what is on disk, without keeping anybody
-    /// from writing.
+    /// The bans of a network and of those around it, the latest first. Reads what is on disk,
+    /// without keeping anybody from writing.
     pub fn history(&self, network: &Network) -> anyhow::Result<Vec<HistoryRow>> {
-        if schema::exists(&self.path) { Reader::open(&self.path)?.history(network) } else { Ok(Vec::new()) }
+        if schema::exists(&self.path) {
+            Reader::open(&self.path)?.history(network)
+        } else {
+            Ok(Vec::new())
+        }
     }
 }
 
 impl Drop for Store {
     fn drop(&mut self) {
-        self.shared.end(PATIENCE);
+        self.shared.end(TIMEOUT);
     }
 }
 
@@ -180,21 +195,26 @@ impl Drop for Store {
 fn look(path: &Path) -> (Option<Connection>, Found, Option<String>) {
     let what = match schema::open_writable(path).and_then(read_all) {
         Ok((connection, found)) => return (Some(connection), found, None),
-        Err(Failure::Unavailable(why)) if !schema::exists(path) => return (None, nothing(path), Some(why)),
+        Err(Failure::Unavailable(why)) if !schema::exists(path) => {
+            return (None, nothing(path), Some(why));
+        }
         // What cannot be written may be readable all the same.
-        Err(Failure::Unavailable(why) | Failure::Locked(why)) => match schema::open_readable(path).and_then(read_all) {
-            Ok((_, Found::Nothing)) => return (None, nothing(path), Some(why)),
-            Ok((_, found)) => return (None, found, Some(why)),
-            Err(Failure::Corrupt(what)) => what,
-            Err(Failure::Locked(what)) => {
-                let name = path.display();
-                let message = format!(
-                    "{name} is locked by another program ({what}); what it holds is taken up as soon as that lets go"
-                );
-                return (None, Found::Locked(message), Some(what));
+        Err(Failure::Unavailable(why) | Failure::Locked(why)) => {
+            match schema::open_readable(path).and_then(read_all) {
+                Ok((_, Found::Nothing)) => return (None, nothing(path), Some(why)),
+                Ok((_, found)) => return (None, found, Some(why)),
+                Err(Failure::Corrupt(what)) => what,
+                Err(Failure::Locked(what)) => {
+                    let name = path.display();
+                    let message = format!(
+                        "{name} is locked by another program ({what}); what it holds is taken up \
+                         as soon as that lets go"
+                    );
+                    return (None, Found::Locked(message), Some(what));
+                }
+                Err(failure) => format!("cannot be read ({})", failure.text()),
             }
-            Err(failure) => format!("cannot be read ({})", failure.text()),
-        },
+        }
         Err(Failure::Corrupt(what)) => what,
     };
     let (message, _) = schema::set_aside(path, &what);
@@ -205,7 +225,8 @@ fn look(path: &Path) -> (Option<Connection>, Found, Option<String>) {
 }
 
 fn read_all(usable: Usable) -> Result<(Connection, Found), Failure> {
-    let found = if usable.is_new { Found::Nothing } else { Found::State(read::state(&usable.connection)?) };
+    let found =
+        if usable.is_new { Found::Nothing } else { Found::State(read::state(&usable.connection)?) };
     Ok((usable.connection, found))
 }
 
@@ -231,7 +252,9 @@ fn import(path: &Path, mut connection: Connection, found: &mut Found) -> Connect
         match write::write(&mut connection, &[Change::Entries(state.entries.clone())]) {
             Ok(()) => earlier::retire(path),
             // They are in the state that the daemon starts with, and it will say them again.
-            Err(error) => log::warn!("what the earlier version left cannot be written yet: {error}"),
+            Err(error) => {
+                log::warn!("what the earlier version left cannot be written yet: {error}")
+            }
         }
     }
     *found = earlier;

@@ -78,8 +78,9 @@ impl Queue {
         self.dropped
     }
 
-    /// Keeps to the limit. What goes first are the oldest changes that are not about entries. Should those of entries
-    /// alone be too many, they go as well, and all entries will be said again once they can be written.
+    /// Keeps to the limit. What goes first are the oldest changes that are not about entries.
+    /// Should those of entries alone be too many, they go as well, and all entries will be said
+    /// again once they can be written.
     fn bound(&mut self) {
         if self.changes.len() <= LIMIT {
             return;
@@ -105,7 +106,8 @@ fn coalesce(changes: &mut Vec<Change>) {
     let mut seen = HashSet::new();
     let mut all_entries = false;
     for (change, keep) in changes.iter().zip(&mut keeps).rev() {
-        *keep = !(all_entries && change.is_of_entries()) && subject(change).is_none_or(|subject| seen.insert(subject));
+        *keep = !(all_entries && change.is_of_entries())
+            && subject(change).is_none_or(|subject| seen.insert(subject));
         all_entries |= matches!(change, Change::Entries(_));
     }
     let mut keeps = keeps.into_iter();
@@ -115,12 +117,18 @@ fn coalesce(changes: &mut Vec<Change>) {
 /// What a change is about; `None` for one that always counts.
 fn subject(change: &Change) -> Option<Subject<'_>> {
     match change {
-        Change::Put(list, entry) => Some(Subject::Entry(*list, entry.network, entry.port, entry.owner)),
-        Change::Remove(list, network, port, owner) => Some(Subject::Entry(*list, *network, *port, *owner)),
+        Change::Put(list, entry) => {
+            Some(Subject::Entry(*list, entry.network, entry.port, entry.owner))
+        }
+        Change::Remove(list, network, port, owner) => {
+            Some(Subject::Entry(*list, *network, *port, *owner))
+        }
         Change::Entries(_) => Some(Subject::AllEntries),
         Change::Offence(offence) => Some(Subject::Offence(offence.network)),
         Change::Pardon(network) => Some(Subject::Offence(*network)),
-        Change::Accepted(accepted) => Some(Subject::Accepted(accepted.address, &accepted.user, accepted.port)),
+        Change::Accepted(accepted) => {
+            Some(Subject::Accepted(accepted.address, &accepted.user, accepted.port))
+        }
         Change::Peer(peer) => Some(Subject::Peer(peer.address)),
         Change::Note { name, .. } => Some(Subject::Note(name)),
         Change::Banned(_) | Change::Ended { .. } | Change::Past(..) | Change::Forgotten(_) => None,
@@ -131,14 +139,14 @@ fn subject(change: &Change) -> Option<Subject<'_>> {
 mod tests {
     use super::*;
     use crate::dataplane::tables::ledger::Entry;
-    use sip_xdp_common::ip_key::Source;
+    use sip_xdp_common::ip_key::IpKey;
 
     fn put(number: u32, reason: &str) -> Change {
-        Change::Put(List::Block, Entry::manual(Network::around(Source::v4(number), 128), 1, reason))
+        Change::Put(List::Block, Entry::manual(Network::around(IpKey::v4(number), 128), 1, reason))
     }
 
     fn removal(number: u32) -> Change {
-        Change::Remove(List::Block, Network::around(Source::v4(number), 128), None, Owner::Manual)
+        Change::Remove(List::Block, Network::around(IpKey::v4(number), 128), None, Owner::Manual)
     }
 
     fn note(name: &str, value: u8) -> Change {
@@ -148,7 +156,9 @@ mod tests {
     #[test]
     fn only_the_last_change_counts() {
         let mut queue = Queue::default();
-        for change in [put(1, "first"), note("a", 1), put(2, "other"), removal(1), note("a", 2), removal(2)] {
+        for change in
+            [put(1, "first"), note("a", 1), put(2, "other"), removal(1), note("a", 2), removal(2)]
+        {
             queue.push(change);
         }
         assert_eq!(queue.take(), [removal(1), note("a", 2), removal(2)]);
@@ -188,7 +198,11 @@ mod tests {
         let changes = queue.take();
         assert!(changes.len() <= LIMIT);
         assert_eq!(changes.iter().filter(|change| change.is_of_entries()).count(), half);
-        assert_eq!(changes.last(), Some(&note(&(LIMIT - 1).to_string(), 0)), "the newest were dropped");
+        assert_eq!(
+            changes.last(),
+            Some(&note(&(LIMIT - 1).to_string(), 0)),
+            "the newest were dropped"
+        );
         assert_eq!(queue.dropped() as usize, LIMIT + half - changes.len());
         assert!(!queue.has_lost_track());
     }

@@ -7,9 +7,10 @@ use anyhow::{Result, anyhow};
 use rusqlite::{Connection, Params, Row, params};
 use sip_xdp_common::abi::layout::{List, NEVER};
 
-use super::change::{Accepted, Ban, HistoryRow, Offence, Peer, State};
+use super::change::{Accepted, Ban, HistoryRow, Peer, State};
 use super::columns::{from_number, to_list, to_number, to_owner, to_port, to_tier};
 use super::schema;
+use crate::bans::offences::OffenceRecord;
 use crate::dataplane::tables::ledger::Entry;
 use crate::net::network::Network;
 use crate::sys::clock;
@@ -32,7 +33,8 @@ impl Reader {
     /// Opens the file, with or without a daemon.
     pub fn open(path: &Path) -> Result<Self> {
         let opened = schema::open_readable(path);
-        let usable = opened.map_err(|failure| anyhow!("{} cannot be read: {}", path.display(), failure.text()))?;
+        let usable = opened
+            .map_err(|failure| anyhow!("{} cannot be read: {}", path.display(), failure.text()))?;
         Ok(Self { connection: usable.connection, is_new: usable.is_new })
     }
 
@@ -43,14 +45,20 @@ impl Reader {
 
     /// All bans that are remembered, the earliest first.
     pub fn bans(&self) -> Result<Vec<HistoryRow>> {
-        let sql = "SELECT id, network, port, kind, tier, reason, from_ms, until_ms, ended_ms, ended_by
+        let sql =
+            "SELECT id, network, port, kind, tier, reason, from_ms, until_ms, ended_ms, ended_by
             FROM history ORDER BY id";
-        if self.is_new { Ok(Vec::new()) } else { Ok(rows(&self.connection, sql, params![], history_row)?) }
+        if self.is_new {
+            Ok(Vec::new())
+        } else {
+            Ok(rows(&self.connection, sql, params![], history_row)?)
+        }
     }
 
     /// The bans of a network and of those around it, the latest first.
     pub fn history(&self, network: &Network) -> Result<Vec<HistoryRow>> {
-        let sql = "SELECT id, network, port, kind, tier, reason, from_ms, until_ms, ended_ms, ended_by
+        let sql =
+            "SELECT id, network, port, kind, tier, reason, from_ms, until_ms, ended_ms, ended_by
             FROM history WHERE network = ? ORDER BY id DESC LIMIT ?";
         let mut all = Vec::new();
         if self.is_new {
@@ -88,7 +96,8 @@ pub(super) fn state(connection: &Connection) -> rusqlite::Result<State> {
     })
 }
 
-/// All rows that can be understood. A disk that turned a bit in one of them must not cost the others.
+/// All rows that can be understood. A disk that turned a bit in one of them must not cost the
+/// others.
 fn rows<T>(
     connection: &Connection,
     sql: &str,
@@ -105,7 +114,10 @@ fn rows<T>(
         }
     }
     if odd > 0 {
-        log::warn!("the state has {odd} rows that this version does not understand; they are left out ({sql})");
+        log::warn!(
+            "the state has {odd} rows that this version does not understand; they are left out \
+             ({sql})"
+        );
     }
     Ok(all)
 }
@@ -123,12 +135,16 @@ fn optional(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64>> {
 }
 
 fn entry(row: &Row<'_>) -> rusqlite::Result<Option<(List, Entry)>> {
-    let (list, network, owner) = (to_list(&text(row, 0)?), text(row, 1)?.parse(), to_owner(&text(row, 3)?));
-    let (Some(list), Ok(network), Some(owner), Some(tier)) = (list, network, owner, to_tier(&text(row, 4)?)) else {
+    let (list, network, owner) =
+        (to_list(&text(row, 0)?), text(row, 1)?.parse(), to_owner(&text(row, 3)?));
+    let (Some(list), Ok(network), Some(owner), Some(tier)) =
+        (list, network, owner, to_tier(&text(row, 4)?))
+    else {
         return Ok(None);
     };
     let added_ms = number(row, 5)?;
-    // A machine without a clock of its own starts in the past: an entry never lasts longer than it was made for.
+    // A machine without a clock of its own starts in the past: an entry never lasts longer than it
+    // was made for.
     let now = clock::wall_ms().max(added_ms);
     let left = |until: u64| clock::after(Some(Duration::from_millis(until.saturating_sub(now))));
     let entry = Entry {
@@ -142,11 +158,11 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Option<(List, Entry)>> {
     Ok((port.is_none() || entry.network.is_host()).then_some((list, Entry { port, ..entry })))
 }
 
-fn offence(row: &Row<'_>) -> rusqlite::Result<Option<Offence>> {
+fn offence(row: &Row<'_>) -> rusqlite::Result<Option<OffenceRecord>> {
     let Ok(network) = text(row, 0)?.parse() else {
         return Ok(None);
     };
-    Ok(Some(Offence { network, count: row.get(1)?, last_ms: number(row, 2)? }))
+    Ok(Some(OffenceRecord { network, count: row.get(1)?, last_ms: number(row, 2)? }))
 }
 
 fn accepted_row(row: &Row<'_>) -> rusqlite::Result<Option<Accepted>> {
@@ -183,5 +199,10 @@ fn history_row(row: &Row<'_>) -> rusqlite::Result<Option<HistoryRow>> {
         from_ms: number(row, 6)?,
         until_ms: optional(row, 7)?,
     };
-    Ok(Some(HistoryRow { id: row.get(0)?, ban, ended_ms: optional(row, 8)?, ended_by: row.get(9)? }))
+    Ok(Some(HistoryRow {
+        id: row.get(0)?,
+        ban,
+        ended_ms: optional(row, 8)?,
+        ended_by: row.get(9)?,
+    }))
 }

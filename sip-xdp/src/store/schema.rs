@@ -1,5 +1,5 @@
-//! The file: its tables, how one of an earlier version becomes one of this version, and what becomes of one that is
-//! broken.
+//! The file: its tables, how one of an earlier version becomes one of this version, and what
+//! becomes of one that is broken.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -89,7 +89,9 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error.sqlite_error_code() {
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Locked(error.to_string()),
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+                Self::Locked(error.to_string())
+            }
             Some(
                 ErrorCode::CannotOpen
                 | ErrorCode::DiskFull
@@ -117,11 +119,15 @@ pub(super) struct Usable {
 pub(super) fn open_writable(path: &Path) -> Result<Usable, Failure> {
     if let Some(directory) = path.parent() {
         let made = fs::create_dir_all(directory);
-        made.map_err(|error| Failure::Unavailable(format!("{} cannot be made: {error}", directory.display())))?;
+        made.map_err(|error| {
+            Failure::Unavailable(format!("{} cannot be made: {error}", directory.display()))
+        })?;
     }
     // Users and their addresses are nobody else's business. If this fails, opening will say why.
     let _ = OpenOptions::new().append(true).create(true).mode(0o640).open(path);
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
     prepare(&connection)?;
     let version = check(&connection)?;
@@ -150,8 +156,8 @@ pub(super) fn open_readable(path: &Path) -> Result<Usable, Failure> {
         Err(Failure::Unavailable(_)) => {}
         other => return other,
     }
-    // There is no place for the index of the log, which those who use the file share. Where nobody can write, there is
-    // nobody to share it with, and no lock is needed.
+    // There is no place for the index of the log, which those who use the file share. Where nobody
+    // can write, there is nobody to share it with, and no lock is needed.
     if with_suffix(path, "-wal").exists() {
         let connection = Connection::open_with_flags_and_vfs(path, flags, c"unix-none")?;
         connection.pragma_update_and_check(None, "locking_mode", "exclusive", |_| Ok(()))?;
@@ -181,7 +187,10 @@ fn check(connection: &Connection) -> Result<usize, Failure> {
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let known = usize::try_from(version).ok().filter(|version| *version <= STEPS.len());
     let Some(known) = known else {
-        return Err(Failure::Corrupt(format!("has version {version}, and this program knows {}", STEPS.len())));
+        return Err(Failure::Corrupt(format!(
+            "has version {version}, and this program knows {}",
+            STEPS.len()
+        )));
     };
     let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if found != "ok" {
@@ -195,8 +204,8 @@ pub(super) fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
 
-/// Renames a file that cannot be used, together with its log. It is never overwritten. Returns what to say, and whether it
-/// is out of the way.
+/// Renames a file that cannot be used, together with its log. It is never overwritten. Returns what
+/// to say, and whether it is out of the way.
 pub(super) fn set_aside(path: &Path, what: &str) -> (String, bool) {
     let mut second = clock::wall_ms() / 1_000;
     let mut aside = with_suffix(path, &format!(".corrupt-{second}"));

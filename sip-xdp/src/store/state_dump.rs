@@ -1,6 +1,6 @@
-//! What one instance hands to another, for a standby host or a rebuild: entries, who is known good, who offended, what
-//! happened. Exporting reads the maps and the store, with or without a daemon; taking it up is the other daemon's work,
-//! in parts that fit into a request.
+//! What one instance hands to another, for a standby host or a rebuild: entries, who is known good,
+//! who offended, what happened. Exporting reads the maps and the store, with or without a daemon;
+//! taking it up is the other daemon's work, in parts that fit into a request.
 
 use std::net::IpAddr;
 
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::{List, Owner};
 use sip_xdp_common::abi::names;
 
+use crate::bans::offences::OffenceRecord;
 use crate::config::HostName;
 use crate::dataplane::counters::{self, SCHEMA};
 use crate::dataplane::pins::Pins;
@@ -23,7 +24,8 @@ use crate::sys::paths::Paths;
 /// How many bytes of JSON a part may have: less than a request.
 const PART: usize = 40_000;
 
-/// Whose entry it is. Those of the configuration, of host names and of tools are made anew where they are imported.
+/// Whose entry it is. Those of the configuration, of host names and of tools are made anew where
+/// they are imported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Whose {
@@ -35,7 +37,7 @@ pub enum Whose {
 
 /// An entry of the block or the trust list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Listed {
+pub struct DumpedEntry {
     /// The network.
     pub network: Network,
     /// The port of a flow; none for all of it.
@@ -141,9 +143,9 @@ pub struct Export {
     /// When it was made.
     pub time: Timestamp,
     /// The block list, without what the configuration lists.
-    pub block: Vec<Listed>,
+    pub block: Vec<DumpedEntry>,
     /// The trust list, likewise.
-    pub trust: Vec<Listed>,
+    pub trust: Vec<DumpedEntry>,
     /// Host names that are trusted by command.
     pub hosts: Vec<Host>,
     /// Who was accepted.
@@ -159,9 +161,9 @@ pub struct Export {
 #[serde(tag = "of", content = "rows", rename_all = "snake_case")]
 pub enum Part {
     /// Of the trust list.
-    Trust(Vec<Listed>),
+    Trust(Vec<DumpedEntry>),
     /// Of the block list.
-    Block(Vec<Listed>),
+    Block(Vec<DumpedEntry>),
     /// Of the host names.
     Hosts(Vec<Host>),
     /// Of those who were accepted.
@@ -187,7 +189,8 @@ impl Part {
 }
 
 impl Export {
-    /// Reads it from the maps, or from the store if nothing is loaded; the rest is the store's alone.
+    /// Reads it from the maps, or from the store if nothing is loaded; the rest is the store's
+    /// alone.
     pub fn collect(paths: &Paths) -> Result<Self> {
         let pins = Pins::new(&paths.pin_dir);
         pins.check_access()?;
@@ -203,7 +206,9 @@ impl Export {
         };
         let now = clock::now();
         let of = |list: List| {
-            let live = entries.iter().filter(|(of, entry)| *of == list && !entry.dry_run && !entry.is_over(now));
+            let live = entries
+                .iter()
+                .filter(|(of, entry)| *of == list && !entry.dry_run && !entry.is_over(now));
             live.filter_map(|(_, entry)| listed(entry)).collect()
         };
         let (hosts, _) = Hosts::open(paths.hosts_file());
@@ -225,7 +230,8 @@ impl Export {
         })
     }
 
-    /// Cuts it into parts. What is trusted comes first, so that nothing is blocked that must not be.
+    /// Cuts it into parts. What is trusted comes first, so that nothing is blocked that must not
+    /// be.
     pub fn parts(self) -> Vec<Part> {
         let mut parts = Vec::new();
         parts.extend(cut(self.trust).into_iter().map(Part::Trust));
@@ -256,13 +262,13 @@ pub fn cut<T: Serialize>(rows: Vec<T>) -> Vec<Vec<T>> {
     pieces
 }
 
-fn listed(entry: &Entry) -> Option<Listed> {
+fn listed(entry: &Entry) -> Option<DumpedEntry> {
     let owner = match entry.owner {
         Owner::Manual => Whose::Manual,
         Owner::Auto => Whose::Auto,
         Owner::Config | Owner::Host | Owner::Tool | Owner::Feed => return None,
     };
-    Some(Listed {
+    Some(DumpedEntry {
         network: entry.network,
         port: entry.port,
         owner,
@@ -284,7 +290,7 @@ fn accepted(row: store::Accepted) -> Accepted {
     }
 }
 
-fn offence(row: store::Offence) -> Offence {
+fn offence(row: OffenceRecord) -> Offence {
     Offence { network: row.network, count: row.count, last: clock::from_ms(row.last_ms) }
 }
 
@@ -294,7 +300,9 @@ mod tests {
 
     fn offences(count: u32) -> Vec<Offence> {
         let network = |n: u32| Network::host(IpAddr::from(n.to_be_bytes()));
-        (0..count).map(|n| Offence { network: network(n), count: n, last: Timestamp::UNIX_EPOCH }).collect()
+        (0..count)
+            .map(|n| Offence { network: network(n), count: n, last: Timestamp::UNIX_EPOCH })
+            .collect()
     }
 
     #[test]
@@ -303,7 +311,9 @@ mod tests {
             let pieces = cut(offences(count));
             assert_eq!(pieces.concat(), offences(count));
             for piece in pieces {
-                assert!(serde_json::to_string(&Part::Offences(piece)).unwrap().len() < PART + 1_000);
+                assert!(
+                    serde_json::to_string(&Part::Offences(piece)).unwrap().len() < PART + 1_000
+                );
             }
         }
     }
@@ -314,7 +324,7 @@ mod tests {
         let export = Export {
             schema: SCHEMA,
             time: Timestamp::UNIX_EPOCH,
-            block: vec![Listed {
+            block: vec![DumpedEntry {
                 network,
                 port: None,
                 owner: Whose::Auto,

@@ -1,5 +1,5 @@
-//! The thread that writes. The daemon hands changes over and goes on; a disk that is slow, full or gone keeps nobody
-//! waiting.
+//! The thread that writes. The daemon hands changes over and goes on; a disk that is slow, full or
+//! gone keeps nobody waiting.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -25,7 +25,7 @@ const TIDY: Duration = Duration::from_secs(3_600);
 /// What the daemon and the writer share.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
-    desk: Mutex<Desk>,
+    writer_queue: Mutex<WriterQueue>,
     /// There is something to do.
     wake: Condvar,
     /// Something was done.
@@ -34,12 +34,13 @@ pub(super) struct Shared {
 
 /// What lies between the two. Nobody holds the lock while waiting for a disk.
 #[derive(Debug, Default)]
-pub(super) struct Desk {
+pub(super) struct WriterQueue {
     /// What waits to be written.
     pub(super) queue: Queue,
     /// Why nothing can be written.
     pub(super) trouble: Option<String>,
-    /// How often somebody has asked for everything to be written now, and up to which of these it was tried.
+    /// How often somebody has asked for everything to be written now, and up to which of these it
+    /// was tried.
     asked: u64,
     answered: u64,
     /// What is written next is to be in the file itself, not only in its log.
@@ -55,43 +56,49 @@ pub(super) struct Desk {
 
 impl Shared {
     /// Looks at what lies between the two.
-    pub(super) fn desk(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn writer_queue(&self) -> MutexGuard<'_, WriterQueue> {
+        self.writer_queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hands over a change.
     pub(super) fn record(&self, change: Change) {
-        let mut desk = self.desk();
-        let wakes = desk.queue.is_empty();
-        desk.queue.push(change);
-        drop(desk);
+        let mut writer_queue = self.writer_queue();
+        let wakes = writer_queue.queue.is_empty();
+        writer_queue.queue.push(change);
+        drop(writer_queue);
         if wakes {
             self.wake.notify_one();
         }
     }
 
-    /// Has everything written now, to the file itself or at least to its log, which is as safe. Returns what to wait for.
+    /// Has everything written now, to the file itself or at least to its log, which is as safe.
+    /// Returns what to wait for.
     pub(super) fn ask(&self, into_file: bool) -> u64 {
-        let mut desk = self.desk();
-        desk.asked += 1;
-        desk.into_file |= into_file;
+        let mut writer_queue = self.writer_queue();
+        writer_queue.asked += 1;
+        writer_queue.into_file |= into_file;
         self.wake.notify_one();
-        desk.asked
+        writer_queue.asked
     }
 
-    /// Waits for what was asked for. Returns false if that has neither succeeded nor failed after `patience`.
+    /// Waits for what was asked for. Returns false if that has neither succeeded nor failed after
+    /// `patience`.
     pub(super) fn wait(&self, ticket: u64, patience: Duration) -> bool {
-        let waits = |desk: &mut Desk| desk.answered < ticket && !desk.ended;
-        let waited = self.done.wait_timeout_while(self.desk(), patience, waits);
+        let waits =
+            |writer_queue: &mut WriterQueue| writer_queue.answered < ticket && !writer_queue.ended;
+        let waited = self.done.wait_timeout_while(self.writer_queue(), patience, waits);
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
     /// Ends the writer, which tries once more to write what waits.
     pub(super) fn end(&self, patience: Duration) {
-        let mut desk = self.desk();
-        desk.stop = true;
+        let mut writer_queue = self.writer_queue();
+        writer_queue.stop = true;
         self.wake.notify_one();
-        drop(self.done.wait_timeout_while(desk, patience, |desk| !desk.ended));
+        drop(
+            self.done
+                .wait_timeout_while(writer_queue, patience, |writer_queue| !writer_queue.ended),
+        );
     }
 }
 
@@ -126,30 +133,31 @@ impl Writer {
             let Task { changes, ticket, into_file, stops } = self.next_task();
             let attempt = self.attempt(&changes, into_file);
             self.last_attempt = Some(Instant::now());
-            let mut desk = self.shared.desk();
+            let mut writer_queue = self.shared.writer_queue();
             match attempt {
                 Ok(()) => {
-                    if desk.trouble.take().is_some() {
+                    if writer_queue.trouble.take().is_some() {
                         log::info!("the lists can be written to {} again", self.path.display());
                     }
                 }
                 Err(failure) => {
-                    desk.queue.put_back(changes);
-                    report(&mut desk, &self.path, failure.text());
-                    // Whatever is wrong with the file, the next attempt begins with a new look at it.
+                    writer_queue.queue.put_back(changes);
+                    report(&mut writer_queue, &self.path, failure.text());
+                    // Whatever is wrong with the file, the next attempt begins with a new look at
+                    // it.
                     self.connection = None;
                 }
             }
-            desk.answered = ticket;
+            writer_queue.answered = ticket;
             if stops {
-                drop(desk);
+                drop(writer_queue);
                 // The last one to let go of the file brings the log into it.
                 self.connection = None;
-                self.shared.desk().ended = true;
+                self.shared.writer_queue().ended = true;
                 self.shared.done.notify_all();
                 return;
             }
-            drop(desk);
+            drop(writer_queue);
             self.shared.done.notify_all();
         }
     }
@@ -157,23 +165,33 @@ impl Writer {
     /// Waits until there is something to do and it is time to do it.
     fn next_task(&self) -> Task {
         let since = |at: Option<Instant>| at.map_or(Duration::MAX, |at| at.elapsed());
-        let mut desk = self.shared.desk();
+        let mut writer_queue = self.shared.writer_queue();
         loop {
-            let hurries = desk.asked > desk.answered || desk.stop;
+            let hurries = writer_queue.asked > writer_queue.answered || writer_queue.stop;
             let wait = if hurries {
                 Duration::ZERO
             } else if self.connection.is_none() {
                 RETRY.saturating_sub(since(self.last_attempt))
-            } else if !desk.queue.is_empty() {
+            } else if !writer_queue.queue.is_empty() {
                 PACE.saturating_sub(since(self.last_attempt))
             } else {
                 TIDY.saturating_sub(since(self.last_tidied))
             };
             if wait.is_zero() {
-                let into_file = std::mem::take(&mut desk.into_file) || desk.stop;
-                return Task { changes: desk.queue.take(), ticket: desk.asked, into_file, stops: desk.stop };
+                let into_file = std::mem::take(&mut writer_queue.into_file) || writer_queue.stop;
+                return Task {
+                    changes: writer_queue.queue.take(),
+                    ticket: writer_queue.asked,
+                    into_file,
+                    stops: writer_queue.stop,
+                };
             }
-            desk = self.shared.wake.wait_timeout(desk, wait).unwrap_or_else(PoisonError::into_inner).0;
+            writer_queue = self
+                .shared
+                .wake
+                .wait_timeout(writer_queue, wait)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 
@@ -181,7 +199,7 @@ impl Writer {
         if self.connection.is_some() && !schema::exists(&self.path) {
             // Somebody has removed the file: what is written to it now, nobody will find.
             self.connection = None;
-            self.shared.desk().queue.lose_track();
+            self.shared.writer_queue().queue.lose_track();
         }
         let connection = match &mut self.connection {
             Some(connection) => connection,
@@ -190,21 +208,23 @@ impl Writer {
                 self.connection.insert(opened)
             }
         };
-        let mut desk = self.shared.desk();
-        if desk.unread {
-            drop(desk);
+        let mut writer_queue = self.shared.writer_queue();
+        if writer_queue.unread {
+            drop(writer_queue);
             let state = read::state(connection)?;
-            desk = self.shared.desk();
-            (desk.unread, desk.late) = (false, Some(state));
+            writer_queue = self.shared.writer_queue();
+            (writer_queue.unread, writer_queue.late) = (false, Some(state));
         }
         // Until the daemon has taken that up, it does not know all entries.
-        let keeps = desk.late.is_some() && changes.iter().any(|change| matches!(change, Change::Entries(_)));
+        let keeps = writer_queue.late.is_some()
+            && changes.iter().any(|change| matches!(change, Change::Entries(_)));
         if keeps {
-            desk.queue.lose_track();
+            writer_queue.queue.lose_track();
         }
-        drop(desk);
+        drop(writer_queue);
         if keeps {
-            let known = changes.iter().filter(|change| !matches!(change, Change::Entries(_))).cloned();
+            let known =
+                changes.iter().filter(|change| !matches!(change, Change::Entries(_))).cloned();
             write::write(connection, &known.collect::<Vec<_>>())?;
         } else {
             write::write(connection, changes)?;
@@ -224,7 +244,7 @@ impl Writer {
         let what = match schema::open_writable(&self.path) {
             Ok(usable) => {
                 if usable.is_new {
-                    self.shared.desk().queue.lose_track();
+                    self.shared.writer_queue().queue.lose_track();
                 }
                 return Ok(usable.connection);
             }
@@ -236,19 +256,25 @@ impl Writer {
             return Err(Failure::Corrupt(message));
         }
         log::error!("{message}");
-        self.shared.desk().queue.lose_track();
+        self.shared.writer_queue().queue.lose_track();
         Ok(schema::open_writable(&self.path)?.connection)
     }
 }
 
 /// Says why nothing can be written: in the log once, and to whoever asks.
-pub(super) fn report(desk: &mut Desk, path: &Path, what: &str) {
-    let mut text = format!("the lists would not survive a reboot: {} cannot be written ({what})", path.display());
-    if desk.trouble.is_none() {
+pub(super) fn report(writer_queue: &mut WriterQueue, path: &Path, what: &str) {
+    let mut text = format!(
+        "the lists would not survive a reboot: {} cannot be written ({what})",
+        path.display()
+    );
+    if writer_queue.trouble.is_none() {
         log::error!("{text}");
     }
-    if desk.queue.dropped() > 0 {
-        text.push_str(&format!("; {} notes and bans of the history were dropped meanwhile", desk.queue.dropped()));
+    if writer_queue.queue.dropped() > 0 {
+        text.push_str(&format!(
+            "; {} notes and bans of the history were dropped meanwhile",
+            writer_queue.queue.dropped()
+        ));
     }
-    desk.trouble = Some(text);
+    writer_queue.trouble = Some(text);
 }

@@ -1,7 +1,8 @@
 //! The filter's clock (`CLOCK_MONOTONIC`, in nanoseconds) and its relation to the wall clock.
 //!
-//! Everything that ends, ends by the filter's clock: setting the wall clock neither ends a ban nor makes it eternal.
-//! While the machine is suspended that clock stands still, and bans last that much longer.
+//! Everything that ends, ends by the filter's clock: setting the wall clock neither ends a ban nor
+//! makes it eternal. While the machine is suspended that clock stands still, and bans last that
+//! much longer.
 
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ pub fn now() -> u64 {
         .unwrap_or_default()
 }
 
-/// The time on the filter's clock at which something ends that lasts `ttl` from now; without a ttl it never does.
+/// The time on the filter's clock at which something ends that lasts `ttl` from now; without a ttl
+/// it never does.
 pub fn after(ttl: Option<Duration>) -> u64 {
     ttl.map_or(NEVER, |ttl| later(now(), ttl))
 }
@@ -64,15 +66,16 @@ pub fn from_wall(time: Timestamp) -> u64 {
     u64::try_from((i128::from(now()) + ahead).max(0)).unwrap_or(NEVER - 1)
 }
 
-/// Notices that the wall clock was set, or that the machine was suspended: the wall clock is then further ahead of the
-/// filter's clock than before, or less.
+/// Notices that the wall clock was set, or that the machine was suspended: the wall clock is then
+/// further ahead of the filter's clock than before, or less.
 #[derive(Debug, Clone)]
 pub struct WallWatch {
     /// By how many milliseconds.
     ahead: i64,
 }
 
-/// What is less than this, in milliseconds, is no jump: clocks are slewed all the time. Many such steps together are one.
+/// What is less than this, in milliseconds, is no jump: clocks are slewed all the time. Many such
+/// steps together are one.
 const JUMP: u64 = 2_000;
 
 impl Default for WallWatch {
@@ -82,7 +85,8 @@ impl Default for WallWatch {
 }
 
 impl WallWatch {
-    /// By how many milliseconds the wall clock was set forward (or back, if negative) since this was last asked.
+    /// By how many milliseconds the wall clock was set forward (or back, if negative) since this
+    /// was last asked.
     pub fn jump(&mut self) -> Option<i64> {
         self.jump_to(ahead())
     }
@@ -101,14 +105,16 @@ fn ahead() -> i64 {
     Timestamp::now().as_millisecond().saturating_sub_unsigned(now() / 1_000_000)
 }
 
-/// A time in milliseconds since 1970 that was written when the wall clock was `jump` milliseconds behind what it is now.
+/// A time in milliseconds since 1970 that was written when the wall clock was `jump` milliseconds
+/// behind what it is now.
 pub fn moved(ms: u64, jump: i64) -> u64 {
     ms.saturating_add_signed(jump)
 }
 
 /// To milliseconds, so that a time that is computed twice reads the same.
 fn round(time: Timestamp) -> Timestamp {
-    Timestamp::from_millisecond((time.as_nanosecond() + 500_000).div_euclid(1_000_000) as i64).unwrap_or(time)
+    Timestamp::from_millisecond((time.as_nanosecond() + 500_000).div_euclid(1_000_000) as i64)
+        .unwrap_or(time)
 }
 
 /// The wall clock in milliseconds since 1970.
@@ -123,7 +129,10 @@ pub fn to_ms(time: Timestamp) -> u64 {
 
 /// Milliseconds since 1970 as a timestamp.
 pub fn from_ms(ms: u64) -> Timestamp {
-    i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok()).unwrap_or(Timestamp::UNIX_EPOCH)
+    i64::try_from(ms)
+        .ok()
+        .and_then(|ms| Timestamp::from_millisecond(ms).ok())
+        .unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 #[cfg(test)]
@@ -150,7 +159,10 @@ mod tests {
         assert_eq!(watch.jump_to(7_000 + DAY), Some(DAY));
         assert_eq!(watch.jump_to(7_000 + DAY), None);
         assert_eq!(watch.jump_to(7_000), Some(-DAY));
-        assert_eq!((moved(5, -DAY), moved(DAY as u64, -DAY), moved(1, DAY)), (0, 0, DAY as u64 + 1));
+        assert_eq!(
+            (moved(5, -DAY), moved(DAY as u64, -DAY), moved(1, DAY)),
+            (0, 0, DAY as u64 + 1)
+        );
         assert_eq!(WallWatch::default().jump(), None);
     }
 

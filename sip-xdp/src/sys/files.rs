@@ -1,4 +1,5 @@
-//! Small files of the state: written whole or not at all, and never overwritten when they cannot be understood.
+//! Small files of the state: written whole or not at all, and never overwritten when they cannot be
+//! understood.
 
 use std::fs::{self, File};
 use std::io::{self, Write};

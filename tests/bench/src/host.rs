@@ -1,5 +1,5 @@
-//! Section c: what is left for the host. Phones register with a real registrar, as fast as it answers, while listed sources
-//! flood another interface of its machine.
+//! Section c: what is left for the host. Phones register with a real registrar, as fast as it
+//! answers, while listed sources flood another interface of its machine.
 
 mod site;
 
@@ -40,11 +40,14 @@ pub(crate) fn run(plan: &Plan) -> Result<Section> {
     if cpus.serving == cpus.other {
         bail!("a flood and a registrar need a CPU each, and there is only one");
     }
-    let (rounds, window) = if plan.quick { (1, Duration::from_millis(700)) } else { (3, Duration::from_millis(1500)) };
-    let floods: &[Flood] = if plan.quick { &[Flood::Shared] } else { &[Flood::Shared, Flood::Apart] };
+    let (rounds, window) =
+        if plan.quick { (1, Duration::from_millis(700)) } else { (3, Duration::from_millis(1500)) };
+    let floods: &[Flood] =
+        if plan.quick { &[Flood::Shared] } else { &[Flood::Shared, Flood::PerHost] };
     let sources: Vec<_> = (0..SOURCES).map(spread).collect();
     // One alone on the list says no more here than among others.
-    let contenders: Vec<_> = ALL.iter().filter(|(name, _)| *name != OURS_ALONE && !FLOORS.contains(name)).collect();
+    let contenders: Vec<_> =
+        ALL.iter().filter(|(name, _)| *name != OURS_ALONE && !FLOORS.contains(name)).collect();
     let grounds = contenders.iter().map(|_| Ground::new(cpus)).collect::<Result<Vec<_>>>()?;
     let mut entries: Vec<_> = contenders
         .iter()
@@ -53,7 +56,11 @@ pub(crate) fn run(plan: &Plan) -> Result<Section> {
             eprintln!("bench: {name} is put in place");
             let set = (*name != NO_FILTER).then_some(*set);
             let site = Site::place(ground, set, &sources);
-            Entry { name, site, measured: floods.iter().map(|flood| (*flood, Vec::new())).collect() }
+            Entry {
+                name,
+                site,
+                measured: floods.iter().map(|flood| (*flood, Vec::new())).collect(),
+            }
         })
         .collect();
     let mut calm: Vec<_> = floods.iter().map(|flood| (*flood, Vec::new())).collect();
@@ -150,8 +157,11 @@ fn note(site: &Site<'_>, flood: Flood, measured: &[Measured]) -> String {
         let sum: f64 = measured.iter().map(value).sum();
         number(sum / measured.len().max(1) as f64)
     };
-    let mut note =
-        format!("{} Mpps, {} packets taken in", mean(|measured| measured.intake), sum(|measured| measured.received));
+    let mut note = format!(
+        "{} Mpps, {} packets taken in",
+        mean(|measured| measured.intake),
+        sum(|measured| measured.received)
+    );
     if let Some(counter) = site.counter() {
         note += &format!(", {} stopped: {counter}", sum(|measured| measured.stopped));
     }
@@ -172,7 +182,7 @@ impl Flood {
     fn name(self) -> String {
         match self {
             Self::Shared => format!("{} Mpps, same CPU", f64::from(RATE) / 1e6),
-            Self::Apart => "full speed, other CPU".to_owned(),
+            Self::PerHost => "full speed, other CPU".to_owned(),
         }
     }
 }
@@ -180,26 +190,36 @@ impl Flood {
 fn remarks(cpus: Cpus, rounds: usize, window: Duration, floods: &[Flood]) -> Vec<String> {
     let Cpus { serving, other } = cpus;
     let mut remarks = vec![
-        format!("{rounds} rounds, each of {} ms for every candidate and flood in turn.", window.as_millis()),
         format!(
-            "{PHONES} phones register through an interface of their own, each again and again: a challenge, then \
+            "{rounds} rounds, each of {} ms for every candidate and flood in turn.",
+            window.as_millis()
+        ),
+        format!(
+            "{PHONES} phones register through an interface of their own, each again and again: a \
+             challenge, then \
              credentials, then 200. The registrar is Kamailio, on CPU {serving}."
         ),
         format!(
-            "\"{}\": each millisecond as many packets as are due are made, handed over and filtered on CPU {serving}, before \
-             all other work there. Where that takes more than the CPU has, it goes on among other work, and what is not \
-             done in time is lost before any filter: so does the kernel with what a network card receives. Phones behind \
-             the same card would lose as much; these are not. That the flood is made there too costs about as much as all of \
+            "\"{}\": each millisecond as many packets as are due are made, handed over and \
+             filtered on CPU {serving}, before \
+             all other work there. Where that takes more than the CPU has, it goes on among other \
+             work, and what is not \
+             done in time is lost before any filter: so does the kernel with what a network card \
+             receives. Phones behind \
+             the same card would lose as much; these are not. That the flood is made there too \
+             costs about as much as all of \
              it against \"drop everything\". The phones have CPU {other}.",
             Flood::Shared.name()
         ),
     ];
-    if floods.contains(&Flood::Apart) {
+    if floods.contains(&Flood::PerHost) {
         remarks.push(format!(
-            "\"{}\": packets are made, handed over and filtered on CPU {other} alone, and phones share CPU {serving} with \
-             the registrar, which loses nothing to a filter but what both CPUs share. Without one the flood fills its \
+            "\"{}\": packets are made, handed over and filtered on CPU {other} alone, and phones \
+             share CPU {serving} with \
+             the registrar, which loses nothing to a filter but what both CPUs share. Without one \
+             the flood fills its \
              socket.",
-            Flood::Apart.name()
+            Flood::PerHost.name()
         ));
     }
     remarks

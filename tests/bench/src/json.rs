@@ -74,7 +74,10 @@ mod tests {
             budget,
             note: String::new(),
         };
-        let rows = vec![row("base", &[4.0, 6.0], None), row("ours", &[2.0, 3.0], Some(Budget::RatioAtLeast(0.75)))];
+        let rows = vec![
+            row("base", &[4.0, 6.0], None),
+            row("ours", &[2.0, 3.0], Some(Budget::RatioAtLeast(0.75))),
+        ];
         let section = Section { letter: 'x', title: "test", rows, remarks: Vec::new() };
         let machine = Machine {
             cpu: "a CPU".to_owned(),
@@ -89,7 +92,8 @@ mod tests {
         let ours = &document["sections"][0]["rows"][1];
         assert_eq!(ours["samples"], json!([2.0, 3.0]));
         assert_eq!((&ours["median"], &ours["ratio"]), (&json!(2.5), &json!(0.5)));
-        let expected = json!({ "kind": "ratio_at_least", "limit": 0.75, "reached": 0.5, "met": false });
+        let expected =
+            json!({ "kind": "ratio_at_least", "limit": 0.75, "reached": 0.5, "met": false });
         assert_eq!(ours["budget"], expected);
     }
 }

@@ -1,5 +1,6 @@
-//! Detection latency: how long an attack goes on before it is stopped, and how many of its requests get through. The same
-//! attacks against sip-xdp and against fail2ban, which reads the log of the same registrar.
+//! Detection latency: how long an attack goes on before it is stopped, and how many of its requests
+//! get through. The same attacks against sip-xdp and against fail2ban, which reads the log of the
+//! same registrar.
 
 mod attack;
 mod enforce;
@@ -32,7 +33,10 @@ pub(crate) fn run(plan: &Plan) -> Result<Section> {
             let what = || format!("round {round}: {} against {}", attack.name(), defence.name());
             outcomes.push(outcome.with_context(what)?);
         }
-        blocks.push(enforce::run(BLOCKS).with_context(|| format!("round {round}: from a block to its enforcement"))?);
+        blocks.push(
+            enforce::run(BLOCKS)
+                .with_context(|| format!("round {round}: from a block to its enforcement"))?,
+        );
     }
     let mut rows = Vec::new();
     for pair in series.chunks(DEFENCES.len()) {
@@ -54,11 +58,13 @@ struct Series {
 
 impl Series {
     fn reached(&self) -> Row {
-        let baseline = (self.defence == Defence::Fail2ban).then(|| self.row_name(Defence::SipXdp, REACHED));
+        let baseline =
+            (self.defence == Defence::Fail2ban).then(|| self.row_name(Defence::SipXdp, REACHED));
         let sum = |count: fn(&Outcome) -> usize| self.outcomes.iter().map(count).sum::<usize>();
         let (sent, answered) = (sum(|outcome| outcome.sent), sum(|outcome| outcome.answered));
         let counted: Option<u64> = self.outcomes.iter().map(|outcome| outcome.counted).sum();
-        let own = counted.map_or_else(String::new, |counted| format!(", own counter: {counted} dropped"));
+        let own =
+            counted.map_or_else(String::new, |counted| format!(", own counter: {counted} dropped"));
         let note = format!("all rounds: {sent} sent, {} unanswered{own}", sent - answered);
         Row { baseline, note, ..self.row(REACHED, "requests", |outcome| outcome.reached as f64) }
     }
@@ -76,7 +82,8 @@ impl Series {
     }
 
     fn ban(&self) -> Row {
-        let baseline = (self.defence == Defence::Fail2ban).then(|| self.row_name(Defence::SipXdp, BAN));
+        let baseline =
+            (self.defence == Defence::Fail2ban).then(|| self.row_name(Defence::SipXdp, BAN));
         let note = match self.defence {
             Defence::SipXdp => "from the same; what is over the limit is dropped meanwhile",
             Defence::Fail2ban => "from the same, by its log; its action takes effect after that",
@@ -138,7 +145,9 @@ impl Defence {
         match self {
             Self::SipXdp => format!("defaults: {LIMIT} requests in {} s", LIMIT_PER.as_secs()),
             Self::Fail2ban => {
-                format!("maxretry {MAX_RETRY}, findtime {FIND_TIME}, backend {BACKEND}, action {ACTION}")
+                format!(
+                    "maxretry {MAX_RETRY}, findtime {FIND_TIME}, backend {BACKEND}, action {ACTION}"
+                )
             }
         }
     }
@@ -148,7 +157,8 @@ impl Defence {
 fn enforced(rounds: Vec<Vec<f64>>) -> [Row; 2] {
     let slowest = rounds.iter().flatten().copied().fold(0.0, f64::max);
     let note = format!(
-        "{} blocks a round over the control socket, to the first dropped packet of {} a second; slowest {slowest:.2} ms",
+        "{} blocks a round over the control socket, to the first dropped packet of {} a second; \
+         slowest {slowest:.2} ms",
         BLOCKS,
         enforce::RATE,
     );
@@ -174,21 +184,27 @@ fn percentile(sorted: &[f64], percent: usize) -> Option<f64> {
 fn remarks() -> Vec<String> {
     vec![
         format!(
-            "Each attack lasts {} s in a network of its own, with a fresh registrar and a fresh defence. svcrack runs as \
-             fast as it does by default; the flood has {FLOOD} REGISTERs a second from one source, each with wrong \
+            "Each attack lasts {} s in a network of its own, with a fresh registrar and a fresh \
+             defence. svcrack runs as \
+             fast as it does by default; the flood has {FLOOD} REGISTERs a second from one source, \
+             each with wrong \
              credentials of its own, so that fail2ban has a log line for every single one.",
             LASTS.as_secs_f32()
         ),
-        "What was dropped is told by a capture on the attacker's side: a request that got no answer. The registrar's own \
+        "What was dropped is told by a capture on the attacker's side: a request that got no \
+         answer. The registrar's own \
          log says how many requests reached it."
             .to_owned(),
         format!(
-            "The thresholds are what each does without being told otherwise: fail2ban bans with failed login {MAX_RETRY}, \
-             which only the registrar's log tells it; sip-xdp looks at requests, of which an office has many, and drops \
+            "The thresholds are what each does without being told otherwise: fail2ban bans with \
+             failed login {MAX_RETRY}, \
+             which only the registrar's log tells it; sip-xdp looks at requests, of which an \
+             office has many, and drops \
              from request {} on while it decides on a ban.",
             LIMIT + 1
         ),
-        "fail2ban's chain exists before the attack, and it is woken by new lines of the log instead of polling: its \
+        "fail2ban's chain exists before the attack, and it is woken by new lines of the log \
+         instead of polling: its \
          fastest settings."
             .to_owned(),
     ]

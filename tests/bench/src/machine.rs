@@ -26,7 +26,8 @@ impl Machine {
     /// This one, now.
     pub(crate) fn find(commit: Option<String>) -> Result<Self> {
         let cpus = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
-        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("cannot read the kernel's release")?;
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")
+            .context("cannot read the kernel's release")?;
         let now = Timestamp::now();
         Ok(Self {
             cpu: model(&cpus).unwrap_or("unknown").to_owned(),
@@ -39,14 +40,17 @@ impl Machine {
 
     /// One line for people.
     pub(crate) fn describe(&self) -> String {
-        let commit = self.commit.as_deref().map_or_else(String::new, |commit| format!(", commit {commit}"));
+        let commit =
+            self.commit.as_deref().map_or_else(String::new, |commit| format!(", commit {commit}"));
         format!("{}, {} cores, Linux {}, {}{commit}", self.cpu, self.cores, self.kernel, self.time)
     }
 }
 
 /// The first CPU's name. Not every architecture has one.
 fn model(cpus: &str) -> Option<&str> {
-    cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()))
+    cpus.lines().find_map(|line| {
+        line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim())
+    })
 }
 
 #[cfg(test)]
@@ -55,7 +59,10 @@ mod tests {
 
     #[test]
     fn finds_the_model() {
-        assert_eq!(model("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n"), Some("Some CPU @ 2 GHz"));
+        assert_eq!(
+            model("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n"),
+            Some("Some CPU @ 2 GHz")
+        );
         assert_eq!(model("processor\t: 0\n"), None);
     }
 }

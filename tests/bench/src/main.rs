@@ -1,7 +1,9 @@
-//! Measures sip-xdp beside what else could stop the same packets, all in one run: every figure is a ratio to a baseline
-//! that was measured in the same round. A missed budget is a result, not a failure.
+//! Measures sip-xdp beside what else could stop the same packets, all in one run: every figure is a
+//! ratio to a baseline that was measured in the same round. A missed budget is a result, not a
+//! failure.
 //!
-//! Everything happens in network namespaces that this program makes; when it ends, however it ends, nothing is left.
+//! Everything happens in network namespaces that this program makes; when it ends, however it ends,
+//! nothing is left.
 
 mod contenders;
 mod host;
@@ -69,7 +71,8 @@ const MEASUREMENTS: [Measurement; 7] = [
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let result = require_root().and_then(|()| if is_worker() { measure(&arguments) } else { watch() });
+    let result =
+        require_root().and_then(|()| if is_worker() { measure(&arguments) } else { watch() });
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -105,14 +108,24 @@ fn measure(arguments: &Arguments) -> Result<bool> {
         let start = Instant::now();
         match (measurement.run)(&plan) {
             Ok(section) => {
-                println!("{}\n  measured in {:.0} s\n", table::text(&section), start.elapsed().as_secs_f64());
-                plot::draw(&section, &output.join(format!("{}-{}.svg", section.letter, measurement.name)))?;
+                println!(
+                    "{}\n  measured in {:.0} s\n",
+                    table::text(&section),
+                    start.elapsed().as_secs_f64()
+                );
+                plot::draw(
+                    &section,
+                    &output.join(format!("{}-{}.svg", section.letter, measurement.name)),
+                )?;
                 sections.push(section);
                 // After each section, so that an interrupted run leaves what it has.
                 write(output, plan, &machine, &sections)?;
             }
             Err(error) => {
-                eprintln!("bench: section {} ({}) failed: {error:#}", measurement.letter, measurement.name);
+                eprintln!(
+                    "bench: section {} ({}) failed: {error:#}",
+                    measurement.letter, measurement.name
+                );
                 failed.push(measurement.letter);
             }
         }
@@ -123,11 +136,17 @@ fn measure(arguments: &Arguments) -> Result<bool> {
 
 /// The sections with these letters; all of them without any.
 fn choose(letters: &[char]) -> Result<Vec<&'static Measurement>> {
-    if let Some(unknown) = letters.iter().find(|letter| MEASUREMENTS.iter().all(|known| known.letter != **letter)) {
-        let known: Vec<_> = MEASUREMENTS.iter().map(|known| format!("{} ({})", known.letter, known.name)).collect();
+    if let Some(unknown) =
+        letters.iter().find(|letter| MEASUREMENTS.iter().all(|known| known.letter != **letter))
+    {
+        let known: Vec<_> =
+            MEASUREMENTS.iter().map(|known| format!("{} ({})", known.letter, known.name)).collect();
         bail!("there is no section {unknown}; there are {}", known.join(", "));
     }
-    Ok(MEASUREMENTS.iter().filter(|known| letters.is_empty() || letters.contains(&known.letter)).collect())
+    Ok(MEASUREMENTS
+        .iter()
+        .filter(|known| letters.is_empty() || letters.contains(&known.letter))
+        .collect())
 }
 
 fn write(output: &Path, plan: Plan, machine: &Machine, sections: &[Section]) -> Result<()> {
@@ -143,9 +162,14 @@ fn write(output: &Path, plan: Plan, machine: &Machine, sections: &[Section]) -> 
 }
 
 fn summarize(output: &Path, sections: &[Section]) {
-    let budgets = sections.iter().flat_map(|section| &section.rows).filter(|row| row.budget.is_some()).count();
+    let budgets = sections
+        .iter()
+        .flat_map(|section| &section.rows)
+        .filter(|row| row.budget.is_some())
+        .count();
     let missed: Vec<_> = sections.iter().flat_map(table::missed).collect();
-    let failed = sections.iter().flat_map(|section| section.rows.iter().map(|row| (section.letter, row)));
+    let failed =
+        sections.iter().flat_map(|section| section.rows.iter().map(|row| (section.letter, row)));
     for (letter, row) in failed.filter(|(_, row)| row.samples.is_empty()) {
         println!("NOT MEASURED: {letter} {}: {}", row.name, row.note);
     }

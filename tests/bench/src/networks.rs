@@ -17,7 +17,8 @@ pub(crate) fn host(number: u32) -> Network {
     Network::host(spread(number).into())
 }
 
-/// As feeds have them: of twenty, eighteen are IPv4 hosts, one is a /24 or wider, and one is IPv6, of any usual length.
+/// As feeds have them: of twenty, eighteen are IPv4 hosts, one is a /24 or wider, and one is IPv6,
+/// of any usual length.
 pub(crate) fn mixed(number: u32) -> Network {
     debug_assert!(number < NUMBERS);
     match number % 20 {
@@ -58,7 +59,8 @@ mod tests {
     fn each_number_has_a_network_of_its_own() {
         let networks: HashSet<_> = (0..400_000).map(mixed).collect();
         assert_eq!(networks.len(), 400_000);
-        let share = |of: fn(&Network) -> bool| networks.iter().filter(|network| of(network)).count();
+        let share =
+            |of: fn(&Network) -> bool| networks.iter().filter(|network| of(network)).count();
         assert_eq!(share(|network| network.is_v4() && network.is_host()), 360_000);
         assert_eq!(share(|network| network.is_v4() && network.prefix() <= 24), 20_000);
         assert_eq!(share(|network| !network.is_v4()), 20_000);

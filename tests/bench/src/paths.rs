@@ -20,7 +20,8 @@ pub(crate) fn run(plan: &Plan) -> Result<Section> {
     let bench = cases()?;
     let mut samples = vec![Vec::new(); bench.len()];
     for case in &bench {
-        case.check().with_context(|| format!("{}: this is not the path that was meant", case.name))?;
+        case.check()
+            .with_context(|| format!("{}: this is not the path that was meant", case.name))?;
     }
     for _ in 0..rounds {
         for (case, samples) in bench.iter().zip(&mut samples) {
@@ -36,7 +37,9 @@ pub(crate) fn run(plan: &Plan) -> Result<Section> {
         // What the empty program costs, run in the same way in the same round, is not the filter's.
         let empty = case.empty.and_then(|name| bench.iter().position(|other| other.name == name));
         let samples = match empty {
-            Some(empty) => own.iter().zip(&samples[empty]).map(|(own, empty)| own - empty).collect(),
+            Some(empty) => {
+                own.iter().zip(&samples[empty]).map(|(own, empty)| own - empty).collect()
+            }
             None => own.clone(),
         };
         Row {
@@ -55,14 +58,20 @@ pub(crate) fn run(plan: &Plan) -> Result<Section> {
         rows: rows.collect(),
         remarks: vec![
             format!(
-                "{rounds} rounds, each of {repeat} runs for every path in turn, by the kernel's own clock, after a quarter as \
-                 many that are not measured: caches are warm, and what the daemon is given to see in the first moment, 1,000 \
-                 samples from each of 64 slices of all sources, is spent. \"At first\" is that moment."
+                "{rounds} rounds, each of {repeat} runs for every path in turn, by the kernel's \
+                 own clock, after a quarter as \
+                 many that are not measured: caches are warm, and what the daemon is given to see \
+                 in the first moment, 1,000 \
+                 samples from each of 64 slices of all sources, is spent. \"At first\" is that \
+                 moment."
             ),
-            "A path's cost is that of the whole program, from entry to exit, less the row that its note names: an empty \
-             program that was run in the same way. Where sources vary, that row includes varying them."
+            "A path's cost is that of the whole program, from entry to exit, less the row that its \
+             note names: an empty \
+             program that was run in the same way. Where sources vary, that row includes varying \
+             them."
                 .to_owned(),
-            "\"Full\" is 1,000,000 feed entries, 100 trusted networks and 1,000 bans, IPv6, VLAN tags and PPPoE on."
+            "\"Full\" is 1,000,000 feed entries, 100 trusted networks and 1,000 bans, IPv6, VLAN \
+             tags and PPPoE on."
                 .to_owned(),
         ],
     })

@@ -1,5 +1,6 @@
-//! One picture per section: a bar for each row's median, the spread over the rounds, and where its budget lies. Rows of
-//! different units are in panels of their own. The background is opaque, so that the page's own colour does not matter.
+//! One picture per section: a bar for each row's median, the spread over the rounds, and where its
+//! budget lies. Rows of different units are in panels of their own. The background is opaque, so
+//! that the page's own colour does not matter.
 
 use std::path::Path;
 
@@ -38,8 +39,13 @@ pub(crate) fn draw(section: &Section, file: &Path) -> Result<()> {
     if panels.is_empty() {
         return Ok(());
     }
-    // Names wider than this are rare; sans-serif letters are a little narrower than they are counted here.
-    let longest = section.rows.iter().map(|row| text_width(&row.name, 14).max(text_width(&row.populated, 11))).max();
+    // Names wider than this are rare; sans-serif letters are a little narrower than they are
+    // counted here.
+    let longest = section
+        .rows
+        .iter()
+        .map(|row| text_width(&row.name, 14).max(text_width(&row.populated, 11)))
+        .max();
     let left = MARGIN + longest.unwrap_or(0).clamp(160, 460) + 12;
     let width = (left + BARS + VALUE + MARGIN).max(2 * MARGIN + text_width(section.title, 17));
     let heights: i32 = panels.iter().map(Panel::height).sum();
@@ -104,24 +110,40 @@ impl Picture<'_> {
         for tick in 0..=ticks as i32 {
             let value = f64::from(tick) * step;
             self.line((x(value), first), (x(value), last), GRID, 1)?;
-            self.text(&tick_label(value, step), (x(value), last + 6), 11, PALE_INK, (HPos::Center, VPos::Top))?;
+            self.text(
+                &tick_label(value, step),
+                (x(value), last + 6),
+                11,
+                PALE_INK,
+                (HPos::Center, VPos::Top),
+            )?;
         }
         let has_budget = marks.iter().any(Option::is_some);
-        let unit = if has_budget { format!("{}, red: budget", panel.unit) } else { panel.unit.to_owned() };
+        let unit =
+            if has_budget { format!("{}, red: budget", panel.unit) } else { panel.unit.to_owned() };
         self.text(&unit, (self.left, top + 4), 12, PALE_INK, (HPos::Left, VPos::Top))?;
 
         for (index, ((row, summary), mark)) in panel.rows.iter().zip(&marks).enumerate() {
             let middle = first + ROW * i32::try_from(index)? + ROW / 2;
             self.label(row, middle)?;
             let colour = if row.name.starts_with("sip-xdp") { OURS } else { THEIRS };
-            self.rectangle((self.left, middle - BAR / 2), (x(summary.median), middle + BAR / 2), colour)?;
+            self.rectangle(
+                (self.left, middle - BAR / 2),
+                (x(summary.median), middle + BAR / 2),
+                colour,
+            )?;
             self.line((x(summary.min), middle), (x(summary.max), middle), INK, 1)?;
             for end in [summary.min, summary.max] {
                 self.line((x(end), middle - 4), (x(end), middle + 4), INK, 1)?;
             }
             let mut behind = x(summary.max);
             if let Some(mark) = mark {
-                self.line((x(*mark), middle - BAR / 2 - 4), (x(*mark), middle + BAR / 2 + 4), BUDGET, 2)?;
+                self.line(
+                    (x(*mark), middle - BAR / 2 - 4),
+                    (x(*mark), middle + BAR / 2 + 4),
+                    BUDGET,
+                    2,
+                )?;
                 behind = behind.max(x(*mark));
             }
             let ratio = section.ratio(row).filter(|_| row.baseline.as_ref() != Some(&row.name));
@@ -144,8 +166,16 @@ impl Picture<'_> {
         self.text(&row.populated, (right, middle + 9), 11, PALE_INK, (HPos::Right, VPos::Center))
     }
 
-    fn text(&self, text: &str, at: (i32, i32), size: i32, colour: RGBColor, (h, v): (HPos, VPos)) -> Result<()> {
-        let style = TextStyle::from(("sans-serif", size).into_font()).color(&colour).pos(Pos::new(h, v));
+    fn text(
+        &self,
+        text: &str,
+        at: (i32, i32),
+        size: i32,
+        colour: RGBColor,
+        (h, v): (HPos, VPos),
+    ) -> Result<()> {
+        let style =
+            TextStyle::from(("sans-serif", size).into_font()).color(&colour).pos(Pos::new(h, v));
         self.area.draw(&Text::new(text.to_owned(), at, style)).map_err(drawing)
     }
 
@@ -178,12 +208,20 @@ fn step(largest: f64) -> f64 {
     }
     let rough = largest / 5.0;
     let power = 10_f64.powf(rough.log10().floor());
-    [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power).into_iter().find(|step| *step >= rough).unwrap_or(power)
+    [1.0, 2.0, 5.0, 10.0]
+        .map(|factor| factor * power)
+        .into_iter()
+        .find(|step| *step >= rough)
+        .unwrap_or(power)
 }
 
 fn tick_label(value: f64, step: f64) -> String {
     let decimals = (-step.log10().floor()).max(0.0) as usize;
-    if decimals == 0 { crate::table::thousands(value.round() as i64) } else { format!("{value:.decimals$}") }
+    if decimals == 0 {
+        crate::table::thousands(value.round() as i64)
+    } else {
+        format!("{value:.decimals$}")
+    }
 }
 
 /// About how wide a text is: the font is the viewer's.
@@ -215,7 +253,9 @@ mod tests {
     fn draws_every_row() {
         let row = |name: &str, unit, samples: &[f64], budget| Row {
             name: name.to_owned(),
-            populated: "1,024 listed sources, 1,000,000 feed entries, 100 trusted networks, 1,000 bans".to_owned(),
+            populated:
+                "1,024 listed sources, 1,000,000 feed entries, 100 trusted networks, 1,000 bans"
+                    .to_owned(),
             unit,
             samples: samples.to_vec(),
             baseline: Some("drop everything".to_owned()),
@@ -236,7 +276,8 @@ mod tests {
             remarks: Vec::new(),
         };
         let directory = tempfile::tempdir().unwrap();
-        let file = std::env::var_os("SIP_XDP_PLOT").map_or_else(|| directory.path().join("x.svg"), Into::into);
+        let file = std::env::var_os("SIP_XDP_PLOT")
+            .map_or_else(|| directory.path().join("x.svg"), Into::into);
         draw(&section, &file).unwrap();
         let svg = std::fs::read_to_string(file).unwrap();
         for row in &section.rows[1..3] {

@@ -8,7 +8,9 @@ use sip_xdp_tests::generator::{Sources, spread};
 use sip_xdp_tests::namespace::sweep;
 use sip_xdp_tests::{Generator, Wire, wait_until};
 
-use crate::contenders::{ALL, BASELINE, Contender, FLOORS, OURS_ALONE, OURS_FULL, OURS_HALF, REQUEST, Set};
+use crate::contenders::{
+    ALL, BASELINE, Contender, FLOORS, OURS_ALONE, OURS_FULL, OURS_HALF, REQUEST, Set,
+};
 use crate::report::{Budget, Plan, Row, Section};
 use crate::table::thousands;
 
@@ -52,7 +54,8 @@ pub(crate) fn run(plan: &Plan) -> Result<Section> {
             (*name, Entry::place(name, *set, wire, &sources))
         })
         .collect();
-    // Many short rounds: a neighbour of the machine slows it down for seconds, and a median of few would be his.
+    // Many short rounds: a neighbour of the machine slows it down for seconds, and a median of few
+    // would be his.
     let rounds = if plan.quick { 3 } else { 21 };
     let duration = Duration::from_millis(if plan.quick { 150 } else { 170 });
     for _ in 0..rounds {
@@ -65,20 +68,29 @@ pub(crate) fn run(plan: &Plan) -> Result<Section> {
             }
         }
     }
-    let rows = entries.iter().map(|(name, entry)| entry.as_ref().map_or_else(|error| failed(name, error), Entry::row));
+    let rows = entries
+        .iter()
+        .map(|(name, entry)| entry.as_ref().map_or_else(|error| failed(name, error), Entry::row));
     let rows: Vec<_> = rows.collect();
     let mut remarks = remarks(rounds, duration);
     remarks.extend(standing(&rows));
     remarks.extend(doubling(&rows));
-    Ok(Section { letter: 'b', title: "Packets of 1,024 listed sources dropped per second, one core", rows, remarks })
+    Ok(Section {
+        letter: 'b',
+        title: "Packets of 1,024 listed sources dropped per second, one core",
+        rows,
+        remarks,
+    })
 }
 
 impl<'w> Entry<'w> {
     fn place(name: &'static str, set: Set, wire: &'w Wire, sources: &[Ipv4Addr]) -> Result<Self> {
         let contender = set(wire, sources)?;
         let generator = wire.generator(&Sources::InTurn(sources.to_vec()), REQUEST.as_bytes())?;
-        let mut entry = Self { name, wire, contender, generator, samples: Vec::new(), totals: Flow::default() };
-        // Not counted: caches and branch predictors, and the generator learns how fast it goes here.
+        let mut entry =
+            Self { name, wire, contender, generator, samples: Vec::new(), totals: Flow::default() };
+        // Not counted: caches and branch predictors, and the generator learns how fast it goes
+        // here.
         entry.generator.send_for(Duration::from_millis(50))?;
         Ok(entry)
     }
@@ -119,10 +131,15 @@ impl<'w> Entry<'w> {
 
     fn row(&self) -> Row {
         let Flow { sent, received, stopped } = self.totals;
-        let mut note =
-            format!("{} of {} stopped: {}", thousands(stopped), thousands(received), self.contender.counter());
+        let mut note = format!(
+            "{} of {} stopped: {}",
+            thousands(stopped),
+            thousands(received),
+            self.contender.counter()
+        );
         if sent > received {
-            note += &format!("; {} more found the interface's queue full", thousands(sent - received));
+            note +=
+                &format!("; {} more found the interface's queue full", thousands(sent - received));
         }
         Row {
             name: self.name.to_owned(),
@@ -159,10 +176,11 @@ fn failed(name: &str, error: &Error) -> Row {
     }
 }
 
-/// Whether sip-xdp, as it stands in the field, drops more than every other filter: round by round, as rates change with
-/// what else the machine does.
+/// Whether sip-xdp, as it stands in the field, drops more than every other filter: round by round,
+/// as rates change with what else the machine does.
 fn standing(rows: &[Row]) -> Option<String> {
-    let ours = rows.iter().find(|row| row.name == OURS_FULL).filter(|row| !row.samples.is_empty())?;
+    let ours =
+        rows.iter().find(|row| row.name == OURS_FULL).filter(|row| !row.samples.is_empty())?;
     let no_peers = [&FLOORS[..], &[BASELINE, OURS_ALONE, OURS_HALF, OURS_FULL]].concat();
     let faster: Vec<_> = rows
         .iter()
@@ -182,24 +200,34 @@ fn standing(rows: &[Row]) -> Option<String> {
 /// What twice as long a list changes, round by round.
 fn doubling(rows: &[Row]) -> Option<String> {
     let row = |name| rows.iter().find(|row| row.name == name);
-    let change = row(OURS_FULL)?.against(row(OURS_HALF)?, |full, half| 100.0 * (full / half - 1.0))?;
+    let change =
+        row(OURS_FULL)?.against(row(OURS_HALF)?, |full, half| 100.0 * (full / half - 1.0))?;
     let verdict = if change.abs() < LITTLE { "less" } else { "NOT less" };
     Some(format!(
-        "Twice as long a list, {OURS_FULL} beside {OURS_HALF}, changes the drop rate by {change:+.1} % (median of the \
+        "Twice as long a list, {OURS_FULL} beside {OURS_HALF}, changes the drop rate by \
+         {change:+.1} % (median of the \
          rounds), {verdict} than {LITTLE} %."
     ))
 }
 
 fn remarks(rounds: usize, duration: Duration) -> Vec<String> {
     vec![
-        format!("{rounds} rounds, each of {} ms for every candidate in turn.", duration.as_millis()),
-        "One core makes the packets, hands them over a veth pair and runs the filter at its other end, so a rate is that \
-         of all three together. The share of making and handing over is what is left when everything is dropped."
+        format!(
+            "{rounds} rounds, each of {} ms for every candidate in turn.",
+            duration.as_millis()
+        ),
+        "One core makes the packets, hands them over a veth pair and runs the filter at its other \
+         end, so a rate is that \
+         of all three together. The share of making and handing over is what is left when \
+         everything is dropped."
             .to_owned(),
-        "1,024 sources all over the address space, in turn; a REGISTER to port 5060. Counted is what the filter's own \
+        "1,024 sources all over the address space, in turn; a REGISTER to port 5060. Counted is \
+         what the filter's own \
          counter says."
             .to_owned(),
-        "The receiving interface has GRO on. Without a filter, packets end at a UDP socket whose queue is full.".to_owned(),
+        "The receiving interface has GRO on. Without a filter, packets end at a UDP socket whose \
+         queue is full."
+            .to_owned(),
     ]
 }
 
@@ -226,8 +254,16 @@ mod tests {
     #[test]
     fn twice_as_long_a_list_is_compared_round_by_round() {
         let said = |full| doubling(&[row(OURS_HALF, &[2.0, 4.0, 3.0]), row(OURS_FULL, full)]);
-        assert!(said(&[1.96, 4.0, 2.0]).unwrap().contains("by -2.0 % (median of the rounds), less than 5 %"));
-        assert!(said(&[1.8, 3.0, 3.0]).unwrap().contains("by -10.0 % (median of the rounds), NOT less than 5 %"));
+        assert!(
+            said(&[1.96, 4.0, 2.0])
+                .unwrap()
+                .contains("by -2.0 % (median of the rounds), less than 5 %")
+        );
+        assert!(
+            said(&[1.8, 3.0, 3.0])
+                .unwrap()
+                .contains("by -10.0 % (median of the rounds), NOT less than 5 %")
+        );
         assert_eq!(said(&[]), None);
     }
 }

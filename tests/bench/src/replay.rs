@@ -1,4 +1,5 @@
-//! Section g: how many packets of a capture a second can be replayed, from the start of the command to its report.
+//! Section g: how many packets of a capture a second can be replayed, from the start of the command
+//! to its report.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -21,7 +22,8 @@ const ENOUGH: f64 = 500_000.0;
 /// and if each of them is SIP: a million packets in ten seconds.
 const ENOUGH_SIP: f64 = 100_000.0;
 
-/// Registrations, keepalives and calls of two thousand phones, without and with what is said in the calls.
+/// Registrations, keepalives and calls of two thousand phones, without and with what is said in the
+/// calls.
 const CASES: [(&str, u32, Budget); 2] = [
     ("replay, signalling alone", 0, Budget::AtLeast(ENOUGH_SIP)),
     ("replay, calls with their media", 250, Budget::AtLeast(ENOUGH)),
@@ -37,10 +39,12 @@ pub(crate) fn run(plan: &Plan) -> Result<Section> {
         rows: rows.collect::<Result<_>>()?,
         remarks: vec![
             format!(
-                "{rounds} rounds of the whole command, loading its programs and guessing the registrar included; a capture \
+                "{rounds} rounds of the whole command, loading its programs and guessing the \
+                 registrar included; a capture \
                  of about {PACKETS} packets that is in the page cache."
             ),
-            "Each packet to or from a SIP port, but for provisional answers, is one BPF_PROG_TEST_RUN; all others are told \
+            "Each packet to or from a SIP port, but for provisional answers, is one \
+             BPF_PROG_TEST_RUN; all others are told \
              apart in user space by the kernel's own parser."
                 .to_owned(),
         ],
@@ -63,17 +67,32 @@ fn row(name: &str, media: u32, budget: Budget, rounds: usize) -> Result<Row> {
     let packets = mix(minute.mul_f64(PACKETS as f64 / in_a_minute as f64)).packets();
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("mix.pcap");
-    fs::write(&file, pcap(Cover::Ethernet, &packets)).with_context(|| format!("cannot write {}", file.display()))?;
+    fs::write(&file, pcap(Cover::Ethernet, &packets))
+        .with_context(|| format!("cannot write {}", file.display()))?;
     let (mut samples, mut note) = (Vec::new(), String::new());
     for _ in 0..rounds {
         let start = Instant::now();
-        let output = Command::new(binary()?).args(["replay", "--json"]).arg(&file).stderr(Stdio::inherit()).output()?;
+        let output = Command::new(binary()?)
+            .args(["replay", "--json"])
+            .arg(&file)
+            .stderr(Stdio::inherit())
+            .output()?;
         samples.push(packets.len() as f64 / start.elapsed().as_secs_f64());
-        let report: Value = serde_json::from_slice(&output.stdout).context("`replay --json` printed no JSON")?;
-        anyhow::ensure!(report["capture"]["packets"] == packets.len(), "not all packets were replayed");
-        anyhow::ensure!(report["registrar"]["networks"][0] == SERVER.ip().to_string(), "another registrar was guessed");
+        let report: Value =
+            serde_json::from_slice(&output.stdout).context("`replay --json` printed no JSON")?;
+        anyhow::ensure!(
+            report["capture"]["packets"] == packets.len(),
+            "not all packets were replayed"
+        );
+        anyhow::ensure!(
+            report["registrar"]["networks"][0] == SERVER.ip().to_string(),
+            "another registrar was guessed"
+        );
         let (arrived, left) = (&report["capture"]["arrived"], &report["capture"]["left"]);
-        note = format!("{} packets, of which {arrived} arrived at SIP ports and {left} left them", packets.len());
+        note = format!(
+            "{} packets, of which {arrived} arrived at SIP ports and {left} left them",
+            packets.len()
+        );
     }
     Ok(Row {
         name: name.to_owned(),

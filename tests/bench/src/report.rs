@@ -1,4 +1,5 @@
-//! What a section measured, and what follows from it: ratios within one run, and whether a budget is met.
+//! What a section measured, and what follows from it: ratios within one run, and whether a budget
+//! is met.
 
 /// What one candidate did in each round.
 #[derive(Debug, Clone)]
@@ -9,13 +10,16 @@ pub(crate) struct Row {
     pub(crate) populated: String,
     /// "ns", "Mpps", "registrations/s", "ms", "s", "MiB".
     pub(crate) unit: &'static str,
-    /// One per round; round n of all rows of a section belongs together. None at all: it failed, and the note says how.
+    /// One per round; round n of all rows of a section belongs together. None at all: it failed,
+    /// and the note says how.
     pub(crate) samples: Vec<f64>,
-    /// The name of the row in the same section that the ratio is against: round by round, then the median.
+    /// The name of the row in the same section that the ratio is against: round by round, then the
+    /// median.
     pub(crate) baseline: Option<String>,
     /// What must be reached, if the contract says so.
     pub(crate) budget: Option<Budget>,
-    /// How it is known that it did what it was measured for: "own counter: 12,345,678 of 12,345,678 dropped".
+    /// How it is known that it did what it was measured for: "own counter: 12,345,678 of 12,345,678
+    /// dropped".
     pub(crate) note: String,
 }
 
@@ -83,9 +87,16 @@ impl Row {
         Some(Summary { min, median: median(samples)?, max })
     }
 
-    /// The median over the rounds of its sample combined with another row's; `None` without samples of both.
+    /// The median over the rounds of its sample combined with another row's; `None` without samples
+    /// of both.
     pub(crate) fn against(&self, other: &Self, combine: impl Fn(f64, f64) -> f64) -> Option<f64> {
-        median(self.samples.iter().zip(&other.samples).map(|(&own, &other)| combine(own, other)).collect())
+        median(
+            self.samples
+                .iter()
+                .zip(&other.samples)
+                .map(|(&own, &other)| combine(own, other))
+                .collect(),
+        )
     }
 }
 
@@ -111,7 +122,9 @@ impl Judgement {
     /// Whether it is met. What could not be measured is not.
     pub(crate) fn is_met(&self) -> bool {
         let limit = self.budget.limit();
-        self.reached.is_some_and(|reached| if self.budget.is_floor() { reached >= limit } else { reached <= limit })
+        self.reached.is_some_and(|reached| {
+            if self.budget.is_floor() { reached >= limit } else { reached <= limit }
+        })
     }
 }
 
@@ -127,7 +140,9 @@ impl Section {
         let reached = match budget {
             Budget::RatioAtLeast(_) | Budget::RatioAtMost(_) => self.ratio(row),
             Budget::AtMost(_) | Budget::AtLeast(_) => row.summary().map(|summary| summary.median),
-            Budget::OverBaselineAtMost(_) => self.against_baseline(row, |sample, baseline| sample - baseline),
+            Budget::OverBaselineAtMost(_) => {
+                self.against_baseline(row, |sample, baseline| sample - baseline)
+            }
         };
         Some(Judgement { budget, reached })
     }
@@ -172,7 +187,10 @@ mod tests {
 
     #[test]
     fn ratios_are_taken_round_by_round() {
-        let section = section(vec![row("base", &[1.0, 10.0, 2.0], None), row("ours", &[0.9, 8.0, 2.0], None)]);
+        let section = section(vec![
+            row("base", &[1.0, 10.0, 2.0], None),
+            row("ours", &[0.9, 8.0, 2.0], None),
+        ]);
         assert_eq!(section.ratio(&section.rows[1]), Some(0.9));
         let summary = section.rows[1].summary().unwrap();
         assert_eq!(summary, Summary { min: 0.9, median: 2.0, max: 8.0 });
@@ -192,14 +210,16 @@ mod tests {
             (Budget::OverBaselineAtMost(-1.1), false),
         ];
         for (budget, met) in cases {
-            let section = section(vec![row("base", &[10.0], None), row("ours", &[9.0], Some(budget))]);
+            let section =
+                section(vec![row("base", &[10.0], None), row("ours", &[9.0], Some(budget))]);
             assert_eq!(section.judge(&section.rows[1]).unwrap().is_met(), met, "{budget:?}");
         }
     }
 
     #[test]
     fn what_was_not_measured_is_not_met() {
-        let section = section(vec![row("base", &[], None), row("ours", &[], Some(Budget::AtMost(1.0)))]);
+        let section =
+            section(vec![row("base", &[], None), row("ours", &[], Some(Budget::AtMost(1.0)))]);
         assert!(!section.judge(&section.rows[1]).unwrap().is_met());
         assert_eq!(section.rows[1].summary(), None);
         let ours = row("ours", &[1.0], Some(Budget::RatioAtLeast(0.1)));

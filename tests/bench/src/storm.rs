@@ -1,5 +1,5 @@
-//! Section f: a flood in which no two packets have the same source, against sip-xdp, while phones that were known before
-//! keep registering with a real registrar behind it.
+//! Section f: a flood in which no two packets have the same source, against sip-xdp, while phones
+//! that were known before keep registering with a real registrar behind it.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +21,8 @@ use crate::table::{number, thousands};
 
 /// The phones, which take turns.
 const PHONES: u8 = 5;
-/// From one registration to the next, of any phone. Each stays far below the limits of a source that way.
+/// From one registration to the next, of any phone. Each stays far below the limits of a source
+/// that way.
 const PACE: Duration = Duration::from_millis(400);
 /// How much larger the daemon may be during the flood than before, in MiB.
 const GROWTH: f64 = 1.0;
@@ -31,7 +32,8 @@ struct Rounds {
     count: usize,
     /// Of the flood, against sip-xdp.
     flood: Duration,
-    /// Of the same packets, against the program that drops everything. Shorter than a storm takes to pass.
+    /// Of the same packets, against the program that drops everything. Shorter than a storm takes
+    /// to pass.
     baseline: Duration,
 }
 
@@ -73,7 +75,11 @@ pub(crate) fn run(plan: &Plan) -> Result<Section> {
     let wire = Wire::new()?;
     let _drop = Attached::new(&wire.receiver, WAN, DROP)?;
     let mut baseline = wire.generator(&Sources::EveryPacketNew, REQUEST.as_bytes())?;
-    let frame = Frame::new(link_address(&lab.pbx, WAN)?, SocketAddrV4::new(PBX_WAN, 5060), REQUEST.as_bytes())?;
+    let frame = Frame::new(
+        link_address(&lab.pbx, WAN)?,
+        SocketAddrV4::new(PBX_WAN, 5060),
+        REQUEST.as_bytes(),
+    )?;
     let mut storm = Generator::load(&lab.attacker, OUTSIDE, frame, &Sources::EveryPacketNew)?;
 
     let before = Reading::take(&lab, &filter)?;
@@ -82,7 +88,8 @@ pub(crate) fn run(plan: &Plan) -> Result<Section> {
         let registrations = scope.spawn(|| register_until(&phones, &over));
         let flood = flood(&rounds, &lab, &filter, &mut storm, &mut baseline);
         over.store(true, Ordering::Relaxed);
-        let registrations = registrations.join().map_err(|_| anyhow!("the phones' thread panicked"))?;
+        let registrations =
+            registrations.join().map_err(|_| anyhow!("the phones' thread panicked"))?;
         anyhow::Ok((flood?, registrations))
     })?;
     Ok(Section {
@@ -153,12 +160,17 @@ impl Reading {
         let received = received(&lab.pbx, WAN)?;
         let stats = filter.json(&["stats"])?;
         let interfaces = stats["interfaces"].as_array().context("`stats` has no interfaces")?;
-        let wan = interfaces.iter().find(|entry| entry["interface"] == WAN).context("`stats` lacks an interface")?;
+        let wan = interfaces
+            .iter()
+            .find(|entry| entry["interface"] == WAN)
+            .context("`stats` lacks an interface")?;
         Ok(Self {
             received,
             dropped: sum(&wan["packets"]["drop"]),
             passed: sum(&wan["packets"]["pass"]),
-            tracked: stats["sources"]["tracked"].as_u64().context("`stats` has no tracked sources")?,
+            tracked: stats["sources"]["tracked"]
+                .as_u64()
+                .context("`stats` has no tracked sources")?,
             memory: memory(filter.pid().context("the daemon is gone")?)?,
         })
     }
@@ -169,10 +181,18 @@ fn sum(counters: &Value) -> u64 {
     counters.as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum()
 }
 
-fn rows(before: &Reading, flood: &Flood, calm: &[Duration], registrations: &[Option<Duration>]) -> Result<Vec<Row>> {
+fn rows(
+    before: &Reading,
+    flood: &Flood,
+    calm: &[Duration],
+    registrations: &[Option<Duration>],
+) -> Result<Vec<Row>> {
     let last = flood.readings.last().context("there was no round")?;
-    let (received, dropped, passed) =
-        (last.received - before.received, last.dropped - before.dropped, last.passed - before.passed);
+    let (received, dropped, passed) = (
+        last.received - before.received,
+        last.dropped - before.dropped,
+        last.passed - before.passed,
+    );
     let mut note = format!(
         "own counters: {} dropped and {} passed, of {}",
         thousands(dropped),
@@ -208,8 +228,22 @@ fn rows(before: &Reading, flood: &Flood, calm: &[Duration], registrations: &[Opt
     Ok(vec![
         row(BASELINE, "Mpps", flood.baseline.clone(), Some(BASELINE), None, String::new()),
         row("sip-xdp", "Mpps", ours, Some(BASELINE), Some(Budget::RatioAtLeast(0.5)), note),
-        row("sip-xdp: phones that register", "%", vec![share], None, Some(Budget::AtLeast(100.0)), phones),
-        row("sip-xdp: memory before", "MiB", few(), None, None, "the daemon's resident memory".to_owned()),
+        row(
+            "sip-xdp: phones that register",
+            "%",
+            vec![share],
+            None,
+            Some(Budget::AtLeast(100.0)),
+            phones,
+        ),
+        row(
+            "sip-xdp: memory before",
+            "MiB",
+            few(),
+            None,
+            None,
+            "the daemon's resident memory".to_owned(),
+        ),
         row(
             "sip-xdp: memory during the flood",
             "MiB",
@@ -218,7 +252,14 @@ fn rows(before: &Reading, flood: &Flood, calm: &[Duration], registrations: &[Opt
             Some(Budget::OverBaselineAtMost(GROWTH)),
             "the same after each round; the kernel's tables are allocated beforehand".to_owned(),
         ),
-        row("sip-xdp: metered before", "sources", vec![before.tracked as f64; rounds], None, None, String::new()),
+        row(
+            "sip-xdp: metered before",
+            "sources",
+            vec![before.tracked as f64; rounds],
+            None,
+            None,
+            String::new(),
+        ),
         row(
             "sip-xdp: metered during the flood",
             "sources",
@@ -239,17 +280,20 @@ fn remarks(rounds: &Rounds) -> Vec<String> {
     let flood = rounds.flood * u32::try_from(rounds.count).unwrap_or(u32::MAX);
     vec![
         format!(
-            "{} s of flood from {ATTACKER}'s side, interrupted every {} s for {} ms in which the same packets go to the \
+            "{} s of flood from {ATTACKER}'s side, interrupted every {} s for {} ms in which the \
+             same packets go to the \
              baseline: too short for the storm to pass.",
             flood.as_secs(),
             rounds.flood.as_secs(),
             rounds.baseline.as_millis()
         ),
-        "One core makes the packets, hands them over and judges them, as in section b; the registrar, the daemon and the \
+        "One core makes the packets, hands them over and judges them, as in section b; the \
+         registrar, the daemon and the \
          phones share what is left of the machine."
             .to_owned(),
         format!(
-            "{PHONES} phones register in turn, one every {} ms, through another interface that is filtered by the same \
+            "{PHONES} phones register in turn, one every {} ms, through another interface that is \
+             filtered by the same \
              daemon.",
             PACE.as_millis()
         ),

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use crate::report::{Budget, Judgement, Row, Section};
 
-const HEADER: [&str; 8] = ["candidate", "populated", "min", "median", "max", "unit", "ratio", "budget"];
+const HEADER: [&str; 8] =
+    ["candidate", "populated", "min", "median", "max", "unit", "ratio", "budget"];
 /// The columns of numbers.
 const RIGHT: [usize; 4] = [2, 3, 4, 6];
 
@@ -12,7 +13,8 @@ const RIGHT: [usize; 4] = [2, 3, 4, 6];
 pub(crate) fn text(section: &Section) -> String {
     let mut cells = vec![HEADER.map(str::to_owned)];
     cells.extend(section.rows.iter().map(|row| cells_of(section, row)));
-    let width = |column: usize| cells.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let width =
+        |column: usize| cells.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; HEADER.len()] = std::array::from_fn(width);
     let mut text = format!("{}  {}\n\n", section.letter, section.title);
     for row in &cells {
@@ -65,7 +67,9 @@ pub(crate) fn missed(section: &Section) -> Vec<String> {
     let judged = section.rows.iter().filter_map(|row| Some((row, section.judge(row)?)));
     judged
         .filter(|(_, judgement)| !judgement.is_met())
-        .map(|(row, judgement)| format!("{} {}: {}", section.letter, row.name, verdict(&judgement, row.unit)))
+        .map(|(row, judgement)| {
+            format!("{} {}: {}", section.letter, row.name, verdict(&judgement, row.unit))
+        })
         .collect()
 }
 
@@ -100,7 +104,8 @@ fn cells_of(section: &Section, row: &Row) -> [String; HEADER.len()] {
         None => ["-".to_owned(), "FAILED".to_owned(), "-".to_owned()],
     };
     let ratio = section.ratio(row).map_or_else(String::new, |ratio| format!("{ratio:.3}"));
-    let budget = section.judge(row).map_or_else(String::new, |judgement| verdict(&judgement, row.unit));
+    let budget =
+        section.judge(row).map_or_else(String::new, |judgement| verdict(&judgement, row.unit));
     [row.name.clone(), row.populated.clone(), min, median, max, row.unit.to_owned(), ratio, budget]
 }
 
@@ -111,11 +116,15 @@ fn verdict(judgement: &Judgement, unit: &str) -> String {
         Budget::RatioAtMost(limit) => format!("at most {limit} of the baseline"),
         Budget::AtMost(limit) => format!("at most {} {unit}", number(limit)),
         Budget::AtLeast(limit) => format!("at least {} {unit}", number(limit)),
-        Budget::OverBaselineAtMost(limit) => format!("at most {} {unit} over the baseline", number(limit)),
+        Budget::OverBaselineAtMost(limit) => {
+            format!("at most {} {unit} over the baseline", number(limit))
+        }
     };
     match judgement.reached {
         _ if judgement.is_met() => format!("met: {demand}"),
-        Some(reached) => format!("MISSED by {}: {demand}", number((reached - judgement.budget.limit()).abs())),
+        Some(reached) => {
+            format!("MISSED by {}: {demand}", number((reached - judgement.budget.limit()).abs()))
+        }
         None => format!("MISSED, not measured: {demand}"),
     }
 }
@@ -126,7 +135,14 @@ mod tests {
 
     #[test]
     fn numbers_for_people() {
-        let cases = [(0.0, "0.000"), (0.9994, "0.999"), (1.0, "1.00"), (9.994, "9.99"), (10.0, "10.0"), (99.96, "100")];
+        let cases = [
+            (0.0, "0.000"),
+            (0.9994, "0.999"),
+            (1.0, "1.00"),
+            (9.994, "9.99"),
+            (10.0, "10.0"),
+            (99.96, "100"),
+        ];
         for (value, text) in cases {
             assert_eq!(number(value), text);
         }
@@ -156,7 +172,13 @@ mod tests {
         };
         assert_eq!(missed(&section), ["x ours: MISSED by 0.080: at least 0.88 of the baseline"]);
         let text = text(&section);
-        assert!(text.contains("ours: noted") && text.contains("- a remark") && text.contains("0.800"), "{text}");
-        assert!(markdown(&section).contains("| ours | a\\|b | 8.00 | 8.00 | 8.00 | Mpps | 0.800 | MISSED"));
+        assert!(
+            text.contains("ours: noted") && text.contains("- a remark") && text.contains("0.800"),
+            "{text}"
+        );
+        assert!(
+            markdown(&section)
+                .contains("| ours | a\\|b | 8.00 | 8.00 | 8.00 | Mpps | 0.800 | MISSED")
+        );
     }
 }

@@ -1,9 +1,11 @@
-//! The product doing its job: a password guesser is banned in the driver while a phone keeps registering.
+//! The product doing its job: a password guesser is banned in the driver while a phone keeps
+//! registering.
 //!
-//! Everything happens in network namespaces that this program makes. It exits with 0 only if every observation held.
+//! Everything happens in network namespaces that this program makes. It exits with 0 only if every
+//! observation held.
 //!
-//! No observation depends on how fast this machine is: packets are told apart by their bytes, not by
-//! two clocks, and each step waits until what it looks at has happened.
+//! No observation depends on how fast this machine is: packets are told apart by their bytes, not
+//! by two clocks, and each step waits until what it looks at has happened.
 
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
@@ -22,7 +24,7 @@ const PROMPT: Duration = Duration::from_secs(2);
 /// How many packets the attacker sends against the ban, half of them before the phone registers.
 const AGAINST_BAN: usize = 1_000;
 /// Time enough for any step on a machine that does other things as well.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     let result = require_root().and_then(|()| if is_worker() { show() } else { watch() });
@@ -52,7 +54,11 @@ impl Observations {
         match phone.register() {
             Ok(result) => self.check(
                 result.status == 200,
-                format!("the phone registers {when}: {} in {} ms", result.status, result.took.as_millis()),
+                format!(
+                    "the phone registers {when}: {} in {} ms",
+                    result.status,
+                    result.took.as_millis()
+                ),
             ),
             Err(error) => self.check(false, format!("the phone registers {when}: {error:#}")),
         }
@@ -69,7 +75,14 @@ fn watch() -> Result<bool> {
         observations.check(false, format!("left behind, and removed now: {}", remains.join(", ")));
     }
     println!();
-    println!("{}", if observations.all_held { "Every observation held." } else { "Not every observation held." });
+    println!(
+        "{}",
+        if observations.all_held {
+            "Every observation held."
+        } else {
+            "Not every observation held."
+        }
+    );
     Ok(observations.all_held)
 }
 
@@ -93,30 +106,35 @@ fn show() -> Result<bool> {
     let seen = Capture::start(&lab.pbx, WAN, &expression, lab.directory())?;
     println!("\nsvcrack guesses the password of user 101:");
     let mut svcrack = Attacker::new(&lab.attacker, lab.directory()).crack("101")?;
-    wait_until("svcrack sends", PATIENCE, || Ok(!sent.packets()?.is_empty()))?;
+    wait_until("svcrack sends", TIMEOUT, || Ok(!sent.packets()?.is_empty()))?;
 
-    wait_until("the source is banned", PATIENCE, || filter.is_banned(&ATTACKER.to_string()))?;
+    wait_until("the source is banned", TIMEOUT, || filter.is_banned(&ATTACKER.to_string()))?;
     // It is listed, so it is banned: not one packet that leaves the attacker from now on may pass.
     let banned_by = SystemTime::now();
     let entries = filter.entries(&ATTACKER.to_string())?;
     let entry = entries.first().context("the ban is not listed any more")?;
     let field = |name: &str| entry[name].as_str().unwrap_or_default();
-    let first = sent.packets()?.first().map(|packet| packet.at).context("the capture lost its packets")?;
-    let after = SystemTime::from(field("added").parse::<jiff::Timestamp>()?).duration_since(first).unwrap_or_default();
-    observations
-        .check(after <= PROMPT, format!("{ATTACKER} is banned {:.2} s after its first packet", after.as_secs_f64()));
+    let first =
+        sent.packets()?.first().map(|packet| packet.at).context("the capture lost its packets")?;
+    let after = SystemTime::from(field("added").parse::<jiff::Timestamp>()?)
+        .duration_since(first)
+        .unwrap_or_default();
+    observations.check(
+        after <= PROMPT,
+        format!("{ATTACKER} is banned {:.2} s after its first packet", after.as_secs_f64()),
+    );
     println!("         until {}: {}", field("expires"), field("reason"));
 
     let is_late = |packet: &Packet| packet.at > banned_by;
     let has_sent = |count: usize| Ok(sent.packets()?.into_iter().filter(is_late).count() >= count);
-    wait_until("svcrack goes on", PATIENCE, || has_sent(AGAINST_BAN / 2))?;
+    wait_until("svcrack goes on", TIMEOUT, || has_sent(AGAINST_BAN / 2))?;
     observations.registration(&phone, "during the attack");
-    wait_until("svcrack goes on", PATIENCE, || has_sent(AGAINST_BAN))?;
+    wait_until("svcrack goes on", TIMEOUT, || has_sent(AGAINST_BAN))?;
     let running = svcrack.try_wait()?.is_none();
     svcrack.stop(Signal::SIGTERM)?;
     observations.check(running, "svcrack kept attacking until it was stopped");
     // What has been sent may be on its way yet. If it stays so, the account below says it.
-    let _ = wait_until("every packet is accounted for", PATIENCE / 6, || {
+    let _ = wait_until("every packet is accounted for", TIMEOUT / 6, || {
         let (dropped, seen) = (filter.dropped(WAN)?, seen.packets()?.len() as u64);
         Ok(sent.packets()?.len() as u64 == dropped + seen)
     });
@@ -149,7 +167,9 @@ fn account(
     println!("         sent by the attacker             {sent_count:>6}  (capture on its side)");
     println!("         dropped in the driver, over limit{limited:>6}  (sip-xdp stats)");
     println!("         dropped in the driver, banned    {blocked:>6}  (sip-xdp stats)");
-    println!("         behind the filter                {seen_count:>6}  (capture on the PBX's side)");
+    println!(
+        "         behind the filter                {seen_count:>6}  (capture on the PBX's side)"
+    );
     observations.check(
         sent_count == blocked + limited + seen_count,
         format!("they add up: {sent_count} = {limited} + {blocked} + {seen_count}"),
@@ -158,8 +178,10 @@ fn account(
     let late: Vec<_> = sent.iter().filter(|packet| packet.at > banned_by).collect();
     let behind: HashSet<_> = seen.iter().map(request_of).collect();
     let passed = late.iter().filter(|packet| behind.contains(request_of(packet))).count();
-    observations
-        .check(passed == 0, format!("of {} packets sent after the ban, {passed} got behind the filter", late.len()));
+    observations.check(
+        passed == 0,
+        format!("of {} packets sent after the ban, {passed} got behind the filter", late.len()),
+    );
     observations.check(blocked >= late.len() as u64, "the driver's counter holds them all");
     Ok(())
 }
@@ -170,12 +192,22 @@ fn request_of(packet: &Packet) -> &[u8] {
     packet.data.get(HEADERS..).unwrap_or_default()
 }
 
-fn registrar_view(observations: &mut Observations, registrar: &Registrar, attacker: Ipv4Addr, passed: usize) {
+fn registrar_view(
+    observations: &mut Observations,
+    registrar: &Registrar,
+    attacker: Ipv4Addr,
+    passed: usize,
+) {
     // Its log comes to us through a pipe, a moment later.
-    let _ = wait_until("Kamailio's log", PATIENCE / 6, || Ok(registrar.received_from(attacker) >= passed));
+    let _ = wait_until("Kamailio's log", TIMEOUT / 6, || {
+        Ok(registrar.received_from(attacker) >= passed)
+    });
     let received = registrar.received_from(attacker);
     observations.check(
         received == passed,
-        format!("Kamailio received {received} requests of the attacker, the {passed} that passed the filter"),
+        format!(
+            "Kamailio received {received} requests of the attacker, the {passed} that passed \
+                 the filter"
+        ),
     );
 }

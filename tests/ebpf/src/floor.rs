@@ -1,5 +1,6 @@
-//! The floor under any exact list: a program that reads the headers, touches as much memory as a look-up cannot do without,
-//! counts the packet and says what it was told to say. It compares nothing and knows nothing of SIP.
+//! The floor under any exact list: a program that reads the headers, touches as much memory as a
+//! look-up cannot do without, counts the packet and says what it was told to say. It compares
+//! nothing and knows nothing of SIP.
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::xdp_action;
@@ -10,10 +11,12 @@ use aya_ebpf::programs::XdpContext;
 /// A cache line.
 type Line = [u64; 8];
 
-/// `BPF_F_MMAPABLE` (`include/uapi/linux/bpf.h`): as in the product, lines start where cache lines do.
+/// `BPF_F_MMAPABLE` (`include/uapi/linux/bpf.h`): as in the product, lines start where cache lines
+/// do.
 const MAPPED: usize = 1 << 10;
 
-/// Which tables are touched: 1 the states of /20s, 2 those of /24s or as many hosts as a million, 4 the meters.
+/// Which tables are touched: 1 the states of /20s, 2 those of /24s or as many hosts as a million, 4
+/// the meters.
 #[unsafe(no_mangle)]
 static TOUCHED: Global<u32> = Global::new(0);
 
@@ -49,8 +52,8 @@ pub(crate) fn touch(ctx: &XdpContext) -> u32 {
     if start + PORT_AT + 2 > end {
         return xdp_action::XDP_ABORTED;
     }
-    // SAFETY: all of them lie before the byte that was checked above. The kernel lets BPF read packets unaligned where
-    // the machine can.
+    // SAFETY: all of them lie before the byte that was checked above. The kernel lets BPF read
+    // packets unaligned where the machine can.
     let (kind, version, source, port) = unsafe {
         (
             ((start + TYPE_AT) as *const u16).read_unaligned(),
@@ -67,7 +70,8 @@ pub(crate) fn touch(ctx: &XdpContext) -> u32 {
     let hash = (u64::from(source) ^ 0x5bd1_e995).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut read = 0;
     if touched & 1 != 0 {
-        read |= FLOOR_COARSE.get(address >> 20).map_or(0, |line| line[(address >> 17 & 7) as usize]);
+        read |=
+            FLOOR_COARSE.get(address >> 20).map_or(0, |line| line[(address >> 17 & 7) as usize]);
     }
     if touched & 2 != 0 {
         read |= FLOOR_FINE.get(address >> 16).map_or(0, |line| line[(address >> 13 & 7) as usize]);

@@ -1,7 +1,8 @@
 //! The generator: gives a prepared frame another source and sends it to an interface.
 //!
-//! The frame is Ethernet, an IPv4 header without options, and UDP without a checksum. The kernel uses each page of a run
-//! again without restoring it, so nothing is taken from the packet: all that changes is written anew each time.
+//! The frame is Ethernet, an IPv4 header without options, and UDP without a checksum. The kernel
+//! uses each page of a run again without restoring it, so nothing is taken from the packet: all
+//! that changes is written anew each time.
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::xdp_action;
@@ -40,7 +41,8 @@ static SOURCES: Array<u32, 65536> = Array::new();
 /// How many packets are sent between two looks at the clock, less one.
 const CLOCK_MASK: u64 = 63;
 
-/// What was sent since this was last set to zero but for `sent`; the laboratory reads it with the same layout.
+/// What was sent since this was last set to zero but for `sent`; the laboratory reads it with the
+/// same layout.
 #[repr(C)]
 struct Progress {
     /// Packets in all.
@@ -71,8 +73,8 @@ pub(crate) fn send(ctx: &XdpContext) -> u32 {
         SOURCES.get(number as u32 & TURN_MASK.load()).copied().unwrap_or(0)
     };
     let port = 1024 + (number as u16 & 0x7fff);
-    // SAFETY: all three fields end before `HEADERS`, which was checked above. The kernel lets BPF write packets
-    // unaligned where the machine can.
+    // SAFETY: all three fields end before `HEADERS`, which was checked above. The kernel lets BPF
+    // write packets unaligned where the machine can.
     unsafe {
         ((start + CHECKSUM_AT) as *mut u16).write_volatile(checksum(source));
         ((start + SOURCE_AT) as *mut u32).write_volatile(source);
@@ -115,8 +117,8 @@ fn checksum(source: u32) -> u16 {
     !(sum as u16)
 }
 
-/// Another address for each of 2^31 numbers, all over 64.0.0.0 to 191.255.255.255. Multiplying by an odd number and
-/// shifting into itself both map each number of 31 bits to another one.
+/// Another address for each of 2^31 numbers, all over 64.0.0.0 to 191.255.255.255. Multiplying by
+/// an odd number and shifting into itself both map each number of 31 bits to another one.
 #[inline(always)]
 fn spread(number: u32) -> u32 {
     const MASK: u32 = (1 << 31) - 1;

@@ -1,10 +1,14 @@
-//! Kernel programs for the laboratory, no part of the product: the baselines that every filter is measured against, the
-//! floor under them, a generator of packets, and what gives measured programs their sources.
+//! Kernel programs for the laboratory, no part of the product: the baselines that every filter is
+//! measured against, the floor under them, a generator of packets, and what gives measured programs
+//! their sources.
 
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
-#![expect(internal_features, reason = "core::sync has no atomics on this target, only the intrinsics do")]
+#![expect(
+    internal_features,
+    reason = "core::sync has no atomics on this target, only the intrinsics do"
+)]
 
 mod floor;
 mod generate;

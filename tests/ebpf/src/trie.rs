@@ -19,7 +19,8 @@ fn bytes<const N: usize>(ctx: &XdpContext, at: usize) -> Option<[u8; N]> {
     if start + N > ctx.data_end() {
         return None;
     }
-    // SAFETY: all of them lie before the end. The kernel lets BPF read packets unaligned where the machine can.
+    // SAFETY: all of them lie before the end. The kernel lets BPF read packets unaligned where the
+    // machine can.
     Some(unsafe { (start as *const [u8; N]).read_unaligned() })
 }
 

@@ -1,5 +1,6 @@
-//! Any bytes as a script of traffic for the detector. Whatever happens, it must not ban a peer, must not ban on evidence
-//! that can be forged whoever was accepted within a day, must say why it bans, and must remember a bounded number of sources.
+//! Any bytes as a script of traffic for the detector. Whatever happens, it must not ban a peer,
+//! must not ban on evidence that can be forged whoever was accepted within a day, must say why it
+//! bans, and must remember a bounded number of sources.
 
 use std::collections::HashMap;
 
@@ -7,9 +8,11 @@ use bytemuck::Zeroable as _;
 use sip_xdp::config::Config;
 use sip_xdp::dataplane::tables::ledger::Tier;
 use sip_xdp::detect::{Acceptance, Action, Detector, Finding, Growth};
-use sip_xdp_common::abi::layout::{BY_ADDRESS, Event, EventKind, FRAGMENTED, HEAD, SUSPECTED};
-use sip_xdp_common::ip_key::Source;
-use sip_xdp_common::limits::gcra::Bucket;
+use sip_xdp_common::abi::layout::{
+    BY_ADDRESS, EventKind, FRAGMENTED, HEAD, KernelEvent, SUSPECTED,
+};
+use sip_xdp_common::ip_key::IpKey;
+use sip_xdp_common::limits::gcra::LimitKind;
 
 use crate::script::{Deed, STEP, Step};
 use crate::texts;
@@ -24,7 +27,8 @@ const YEAR: u64 = 365 * DAY;
 /// The most events of one script.
 const MAX_EVENTS: usize = 2_000;
 
-/// The most keys under which the sources of a script can be judged: each by itself, and as a network of two lengths.
+/// The most keys under which the sources of a script can be judged: each by itself, and as a
+/// network of two lengths.
 const KEYS: usize = 8 * 3;
 
 /// Every kind of evidence.
@@ -46,18 +50,18 @@ pub fn run(bytes: &[u8]) {
     let Some((first, steps)) = bytes.split_first() else {
         return;
     };
-    let mut scene = Scene::new(*first);
+    let mut fixture = Fixture::new(*first);
     let mut rest = steps;
     while let Some((step, behind)) = rest.split_first_chunk::<STEP>() {
         rest = behind;
         let step = Step::read(*step);
         for time in 0..1_u32 << step.times {
-            if scene.events >= MAX_EVENTS || scene.now > YEAR {
+            if fixture.events >= MAX_EVENTS || fixture.now > YEAR {
                 return;
             }
-            scene.act(&step, time, rest);
+            fixture.act(&step, time, rest);
             if step.pause > 0 {
-                scene.now += 1_000_000 << (step.pause - 1);
+                fixture.now += 1_000_000 << (step.pause - 1);
             }
         }
     }
@@ -75,21 +79,28 @@ fn config(bits: u8) -> Config {
     config
 }
 
-struct Scene {
+struct Fixture {
     detector: Detector,
     now: u64,
     events: usize,
     /// The number of the transaction.
     number: u32,
     /// When somebody was last accepted from a source, and until when a source is a peer.
-    accepted: HashMap<Source, u64>,
-    peers: HashMap<Source, u64>,
+    accepted: HashMap<IpKey, u64>,
+    peers: HashMap<IpKey, u64>,
 }
 
-impl Scene {
+impl Fixture {
     fn new(bits: u8) -> Self {
         let detector = Detector::new(&config(bits));
-        Self { detector, now: START, events: 0, number: 0, accepted: HashMap::new(), peers: HashMap::new() }
+        Self {
+            detector,
+            now: START,
+            events: 0,
+            number: 0,
+            accepted: HashMap::new(),
+            peers: HashMap::new(),
+        }
     }
 
     fn act(&mut self, step: &Step, time: u32, rest: &[u8]) {
@@ -97,23 +108,35 @@ impl Scene {
         if step.anew {
             self.number += 1;
         }
-        let message = |nonce, credentials, status| texts::Message { step, time, nonce, credentials, status };
+        let message =
+            |nonce, credentials, status| texts::Message { step, time, nonce, credentials, status };
         let (own, status) = (self.number, usize::from(step.status));
         let plain = message(own, usize::from(step.credentials), status);
         match step.deed {
-            Deed::Request => self.event(EventKind::Request, step, time, &plain.request(self.number)),
+            Deed::Request => {
+                self.event(EventKind::Request, step, time, &plain.request(self.number))
+            }
             Deed::Answer => self.event(EventKind::Answer, step, time, &plain.response(self.number)),
             Deed::Exchange => self.exchange(step, time, &plain),
             Deed::Register | Deed::Guess => {
                 self.exchange(step, time, &message(own, 0, texts::CHALLENGED));
                 self.number += 1;
-                let status = if step.deed == Deed::Register { texts::ACCEPTED } else { texts::CHALLENGED };
+                let status =
+                    if step.deed == Deed::Register { texts::ACCEPTED } else { texts::CHALLENGED };
                 self.exchange(step, time, &message(own, 1, status));
             }
-            Deed::Limited => self.event(EventKind::Limited, step, time, &plain.request(self.number)),
-            Deed::Asked => self.event(EventKind::Asked, step, time, &plain.request(self.number)),
-            Deed::Response => self.event(EventKind::Response, step, time, &plain.response(self.number)),
-            Deed::Conflict => self.event(EventKind::Conflict, step, time, &plain.request(self.number)),
+            Deed::Limited => {
+                self.event(EventKind::Limited, step, time, &plain.request(self.number))
+            }
+            Deed::PendingRequest => {
+                self.event(EventKind::PendingRequest, step, time, &plain.request(self.number))
+            }
+            Deed::Response => {
+                self.event(EventKind::Response, step, time, &plain.response(self.number))
+            }
+            Deed::Conflict => {
+                self.event(EventKind::Conflict, step, time, &plain.request(self.number))
+            }
             Deed::Storm => self.event(EventKind::Storm, step, time, &plain.request(self.number)),
             Deed::Tidy => self.detector.tidy(self.now),
             Deed::Forget => self.detector.forget(&texts::source(step, time)),
@@ -130,9 +153,13 @@ impl Scene {
         }
         assert!(self.detector.watched() <= KEYS, "{} sources are watched", self.detector.watched());
         let (good, peers) = self.detector.known(self.now);
-        assert!(good <= self.accepted.len() && peers <= self.peers.len(), "{good} are good, {peers} are peers");
+        assert!(
+            good <= self.accepted.len() && peers <= self.peers.len(),
+            "{good} are good, {peers} are peers"
+        );
         for (source, at) in &self.accepted {
-            // Whoever offends, or is the seventeenth address of an account, loses its standing before its time.
+            // Whoever offends, or is the seventeenth address of an account, loses its standing
+            // before its time.
             let lately = self.now.saturating_sub(*at) < DAY;
             let is_remembered = self.detector.was_good_lately(source, self.now);
             assert!(lately || !is_remembered, "{source:?} is good for longer than a day");
@@ -147,14 +174,14 @@ impl Scene {
     fn event(&mut self, kind: EventKind, step: &Step, time: u32, text: &[u8]) {
         let shown = if step.cut { text.len() / 2 } else { text.len() }.min(HEAD);
         let flag = |is: bool, flag: u8| u8::from(is) * flag;
-        let mut event = Event {
+        let mut event = KernelEvent {
             time: self.now,
             kind: kind as u8,
             source: texts::source(step, time),
             port: texts::port(step, time),
             local_port: 5060,
-            bucket: [Bucket::Register, Bucket::Requests, Bucket::Other, Bucket::Storm][usize::from(step.expires & 3)]
-                as u8,
+            bucket: [LimitKind::Register, LimitKind::Requests, LimitKind::Other, LimitKind::Storm]
+                [usize::from(step.expires & 3)] as u8,
             seen: u64::from(time) * 7,
             registers: u64::from(time) * 5,
             limited: u64::from(time),
@@ -163,7 +190,7 @@ impl Scene {
                 | flag(step.agent == 3, SUSPECTED),
             head_length: shown as u16,
             length: text.len().min(usize::from(u16::MAX)) as u16,
-            ..Event::zeroed()
+            ..KernelEvent::zeroed()
         };
         event.head[..shown].copy_from_slice(&text[..shown]);
         let actions = self.detector.observe(&event);
@@ -174,7 +201,10 @@ impl Scene {
     fn restart(&mut self, bits: u8) {
         let kept = self.detector.evidence(self.now, self.now / 1_000_000);
         let mut detector = Detector::new(&config(bits));
-        detector.restore(self.detector.acceptances(), self.peers.iter().map(|(source, until)| (*source, *until)));
+        detector.restore(
+            self.detector.acceptances(),
+            self.peers.iter().map(|(source, until)| (*source, *until)),
+        );
         let recalled = kept.and_then(|kept| detector.recall(&kept, self.now, self.now / 1_000_000));
         assert!(recalled.is_ok(), "the evidence is lost: {recalled:?}");
         self.detector = detector;
@@ -214,21 +244,30 @@ impl Scene {
         assert!(!by_volume || !self.is_peer(&finding.source), "a peer is banned: {finding:?}");
         let grows = finding.growth != Growth::None;
         assert!(finding.tier == Tier::Proven || !grows, "it grows on nothing: {finding:?}");
-        assert!(finding.port.is_none() || finding.tier == Tier::Proven, "a flow on nothing: {finding:?}");
+        assert!(
+            finding.port.is_none() || finding.tier == Tier::Proven,
+            "a flow on nothing: {finding:?}"
+        );
         // Whoever has lost its standing by an offence is judged like others.
-        if self.was_accepted(&finding.source) && self.detector.was_good_lately(&finding.source, self.now) {
-            assert_eq!(finding.tier, Tier::Proven, "whoever was accepted is banned on what may be forged: {finding:?}");
+        if self.was_accepted(&finding.source)
+            && self.detector.was_good_lately(&finding.source, self.now)
+        {
+            assert_eq!(
+                finding.tier,
+                Tier::Proven,
+                "whoever was accepted is banned on what may be forged: {finding:?}"
+            );
             // The others behind an address are not banned for what one of them did once.
             let by_count = finding.kind == "rejected";
             assert!(finding.port.is_some() || by_count, "an office is banned: {finding:?}");
         }
     }
 
-    fn is_peer(&self, source: &Source) -> bool {
+    fn is_peer(&self, source: &IpKey) -> bool {
         self.peers.get(source).is_some_and(|until| *until > self.now)
     }
 
-    fn was_accepted(&self, source: &Source) -> bool {
+    fn was_accepted(&self, source: &IpKey) -> bool {
         self.accepted.get(source).is_some_and(|at| self.now.saturating_sub(*at) < DAY)
     }
 }

@@ -1,9 +1,9 @@
 //! Any bytes as a packet that leaves. The first byte is the [`Interface`].
 
-use sip_xdp_common::packet::headers::{self, Link, Plain};
+use sip_xdp_common::packet::headers::{self, FastPathHeaders, Link};
 use sip_xdp_common::packet::reader::Bytes;
 use sip_xdp_common::pipeline::egress::{self, Leaving};
-use sip_xdp_common::pipeline::ingress::Site;
+use sip_xdp_common::pipeline::ingress::ProgramSettings;
 use sip_xdp_common::verdict::Message;
 
 use crate::site::Interface;
@@ -15,11 +15,14 @@ pub fn run(bytes: &[u8]) {
     };
     let site = Interface(*site);
     if matches!(site.link(), Link::Ethernet)
-        && let Some(Plain { ip, source, ports }) = headers::glance(&Bytes(bytes))
+        && let Some(FastPathHeaders { ip, source, ports }) = headers::parse_fast_path(&Bytes(bytes))
     {
-        let located = headers::locate(&Bytes(bytes), site.link(), site.inspects());
+        let located = headers::parse_headers(&Bytes(bytes), site.link(), site.inspects());
         assert_eq!(located, Some(ip), "the short way and the long one find different headers");
-        assert_eq!((ip.source(&Bytes(bytes)), ip.ports(&Bytes(bytes))), (Some(source), Some(ports)));
+        assert_eq!(
+            (ip.source(&Bytes(bytes)), ip.ports(&Bytes(bytes))),
+            (Some(source), Some(ports))
+        );
     }
     if let Some(leaving) = egress::read(&Bytes(bytes), &site) {
         check(bytes, &site, &leaving);
@@ -29,16 +32,25 @@ pub fn run(bytes: &[u8]) {
 fn check(bytes: &[u8], site: &Interface, leaving: &Leaving) {
     let Leaving { destination, port, local_port, message, status, payload, end, .. } = *leaving;
     assert!(site.is_sip_port(local_port));
-    // Ports, length and checksum stand before the payload; the payload has a start line, of which at least a word is there.
+    // Ports, length and checksum stand before the payload; the payload has a start line, of which
+    // at least a word is there.
     let word = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
     assert_eq!((word(payload - 8), word(payload - 6)), (local_port, port));
-    assert!(payload + 8 <= bytes.len() && payload + 11 <= end, "{payload} to {end} of {}", bytes.len());
+    assert!(
+        payload + 8 <= bytes.len() && payload + 11 <= end,
+        "{payload} to {end} of {}",
+        bytes.len()
+    );
     assert!(end - payload <= usize::from(u16::MAX));
     match message {
         Message::Response => assert!(status < 1_000),
         _ => assert!(message.is_request() && status == 0),
     }
     // The destination ends before the payload, and after what may stand before the IP header.
-    let octets = if destination.is_v4() { &destination.octets()[12..] } else { &destination.octets()[..] };
-    assert!(bytes[..payload - 8].windows(octets.len()).any(|part| part == octets), "a destination from nowhere");
+    let octets =
+        if destination.is_v4() { &destination.octets()[12..] } else { &destination.octets()[..] };
+    assert!(
+        bytes[..payload - 8].windows(octets.len()).any(|part| part == octets),
+        "a destination from nowhere"
+    );
 }

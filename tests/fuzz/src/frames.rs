@@ -60,9 +60,11 @@ impl Ip {
             packet.extend(payload);
             return packet;
         }
-        let types: Vec<u8> = self.extensions.iter().map(|(kind, _)| *kind).chain([self.protocol]).collect();
+        let types: Vec<u8> =
+            self.extensions.iter().map(|(kind, _)| *kind).chain([self.protocol]).collect();
         let bodies = self.extensions.iter().zip(&types[1..]);
-        let chain: Vec<u8> = bodies.flat_map(|((_, body), next)| [&[*next], &body[..]].concat()).collect();
+        let chain: Vec<u8> =
+            bodies.flat_map(|((_, body), next)| [&[*next], &body[..]].concat()).collect();
         let length = ((chain.len() + payload.len()) as u16).to_be_bytes();
         let mut packet = [&[0x60, 0, 0, 0], &length[..], &[types[0], 64]].concat();
         for host in [7, 1] {

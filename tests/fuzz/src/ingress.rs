@@ -1,12 +1,15 @@
-//! Any bytes as a packet that arrives, judged by tables that say whatever the input says. It starts with [`Answers`].
+//! Any bytes as a packet that arrives, judged by tables that say whatever the input says. It starts
+//! with [`Answers`].
 
 use std::cell::Cell;
 
-use sip_xdp_common::ip_key::Source;
-use sip_xdp_common::lookup::search::Listed;
+use sip_xdp_common::ip_key::IpKey;
+use sip_xdp_common::lookup::search::Listing;
 use sip_xdp_common::packet::headers::{Inspects, Link};
 use sip_xdp_common::packet::reader::Bytes;
-use sip_xdp_common::pipeline::ingress::{self, Charged, FlowState, Judgement, Sent, Site, Tables};
+use sip_xdp_common::pipeline::ingress::{
+    self, Charged, FlowState, Judgement, ProgramSettings, Sent, Tables,
+};
 use sip_xdp_common::verdict::{Message, Reason, Verdict};
 
 use crate::site::Interface;
@@ -20,11 +23,11 @@ struct Answers {
     site: Interface,
     scope_all: bool,
     closed: bool,
-    listed: Listed,
+    listed: Listing,
     flow: FlowState,
-    was_asked: bool,
+    has_pending_request: bool,
     charged: Charged,
-    source: Cell<Option<Source>>,
+    source: Cell<Option<IpKey>>,
     flow_asked: Cell<bool>,
     sent: Cell<Option<(Message, Sent)>>,
 }
@@ -36,10 +39,12 @@ impl Answers {
             site: Interface(site),
             scope_all: site & 8 != 0,
             closed: site & 16 != 0,
-            listed: Listed::new(u16::from_le_bytes([low, high]).into()),
-            flow: [FlowState::Stranger, FlowState::Good, FlowState::Banned][usize::from(answers & 3) % 3],
-            was_asked: answers & 4 != 0,
-            charged: [Charged::Within, Charged::Limited, Charged::Storm][usize::from(answers >> 3 & 3) % 3],
+            listed: Listing::new(u16::from_le_bytes([low, high]).into()),
+            flow: [FlowState::Stranger, FlowState::Good, FlowState::Banned]
+                [usize::from(answers & 3) % 3],
+            has_pending_request: answers & 4 != 0,
+            charged: [Charged::Within, Charged::Limited, Charged::Storm]
+                [usize::from(answers >> 3 & 3) % 3],
             source: Cell::new(None),
             flow_asked: Cell::new(false),
             sent: Cell::new(None),
@@ -47,7 +52,7 @@ impl Answers {
     }
 }
 
-impl Site for Answers {
+impl ProgramSettings for Answers {
     fn link(&self) -> Link {
         self.site.link()
     }
@@ -62,7 +67,7 @@ impl Site for Answers {
 }
 
 impl Tables for Answers {
-    type Place = ();
+    type MeterSlot = ();
 
     fn scope_all(&self) -> bool {
         self.scope_all
@@ -72,23 +77,23 @@ impl Tables for Answers {
         self.closed
     }
 
-    fn listing(&self, source: &Source, _: Listed) -> Listed {
+    fn listing(&self, source: &IpKey, _: Listing) -> Listing {
         assert_eq!(self.source.replace(Some(*source)), None, "the lists are asked twice");
         self.listed
     }
 
-    fn flow(&self, source: &Source, _: u16) -> FlowState {
+    fn flow(&self, source: &IpKey, _: u16) -> FlowState {
         assert_eq!(self.source.get(), Some(*source));
         assert!(!self.flow_asked.replace(true), "the flows are asked twice");
         self.flow
     }
 
-    fn was_asked(&self, source: &Source) -> bool {
+    fn has_pending_request(&self, source: &IpKey) -> bool {
         assert_eq!(self.source.get(), Some(*source));
-        self.was_asked
+        self.has_pending_request
     }
 
-    fn place(&self, _: &Source, _: &Listed) {}
+    fn place(&self, _: &IpKey, _: &Listing) {}
 
     fn charge(&self, message: Message, sent: &Sent, (): ()) -> Charged {
         assert_eq!(self.sent.replace(Some((message, *sent))), None, "a message is charged twice");
@@ -106,17 +111,28 @@ pub fn run(bytes: &[u8]) {
     if let Some((message, sent)) = tables.sent.get() {
         check_charge(packet, &tables, message, &sent, &judgement);
     } else {
-        let reasons = [Reason::NotSip, Reason::Trusted, Reason::Fragment, Reason::Blocked, Reason::Closed];
+        let reasons =
+            [Reason::NotSip, Reason::Trusted, Reason::Fragment, Reason::Blocked, Reason::Closed];
         // TCP, and what is no transport of SIP or has more tags than are taken off.
-        let is_by_headers =
-            matches!(judgement.reason, Reason::Unknown | Reason::Limited) && judgement.message.is_none();
-        assert!(is_by_headers || reasons.contains(&judgement.reason), "{:?} without a charge", judgement.reason);
+        let is_by_headers = matches!(judgement.reason, Reason::Unknown | Reason::Limited)
+            && judgement.message.is_none();
+        assert!(
+            is_by_headers || reasons.contains(&judgement.reason),
+            "{:?} without a charge",
+            judgement.reason
+        );
     }
     check_lists(&tables, &judgement);
 }
 
 /// What was charged is the reason, and is where the packet says.
-fn check_charge(packet: &[u8], tables: &Answers, message: Message, sent: &Sent, judgement: &Judgement) {
+fn check_charge(
+    packet: &[u8],
+    tables: &Answers,
+    message: Message,
+    sent: &Sent,
+    judgement: &Judgement,
+) {
     assert_eq!(judgement.message, Some(message));
     assert_eq!((Some(sent.source), sent.listed), (tables.source.get(), tables.listed));
     let expected = match tables.charged {
@@ -130,7 +146,9 @@ fn check_charge(packet: &[u8], tables: &Answers, message: Message, sent: &Sent, 
     assert!(!tables.listed.is_blocked() || sent.spared);
     assert!(!sent.spared || (tables.listed.is_blocked() && tables.flow == FlowState::Good));
     // A message that is more than noise has a start line, and its ports stand before it.
-    if matches!(message, Message::Response) || (message.is_request() && !matches!(message, Message::Other)) {
+    if matches!(message, Message::Response)
+        || (message.is_request() && !matches!(message, Message::Other))
+    {
         assert!(sent.payload + 8 <= packet.len() && sent.payload + 8 <= sent.end);
         assert!(sent.end - sent.payload <= usize::from(u16::MAX));
         let word = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
@@ -157,13 +175,17 @@ fn check_lists(tables: &Answers, judgement: &Judgement) {
         return;
     }
     let banned = tables.flow_asked.get() && tables.flow == FlowState::Banned;
-    let spared =
-        tables.flow_asked.get() && tables.flow == FlowState::Good && listed.is_good() && !listed.is_blocked_by_hand();
+    let spared = tables.flow_asked.get()
+        && tables.flow == FlowState::Good
+        && listed.is_good()
+        && !listed.is_blocked_by_hand();
     if banned || (listed.is_blocked() && !spared) {
-        // A ban that ends UDP alone leaves TCP and other ports; a known-good source's fragments may be its phone's.
+        // A ban that ends UDP alone leaves TCP and other ports; a known-good source's fragments may
+        // be its phone's.
         let may_pass = listed.is_udp_only() || (listed.is_good() && !listed.is_blocked_by_hand());
         let is_elsewhere = matches!(reason, Reason::NotSip | Reason::Fragment);
-        let is_tcp = judgement.message.is_none() && matches!(reason, Reason::Unknown | Reason::Closed);
+        let is_tcp =
+            judgement.message.is_none() && matches!(reason, Reason::Unknown | Reason::Closed);
         assert!(
             reason == Reason::Blocked || (may_pass && (is_elsewhere || is_tcp)),
             "{reason:?} although it is blocked"
@@ -177,7 +199,11 @@ fn check_lists(tables: &Answers, judgement: &Judgement) {
     if may_talk {
         assert_ne!(reason, Reason::Closed);
     } else if !is_by_the_way {
-        let answers = tables.was_asked && judgement.message == Some(Message::Response);
-        assert_eq!(answers, reason != Reason::Closed, "a stranger meets {reason:?} under the policy closed");
+        let answers = tables.has_pending_request && judgement.message == Some(Message::Response);
+        assert_eq!(
+            answers,
+            reason != Reason::Closed,
+            "a stranger meets {reason:?} under the policy closed"
+        );
     }
 }

@@ -1,7 +1,8 @@
-//! What the fuzz targets do: each module takes any bytes and panics if something that must hold does not.
+//! What the fuzz targets do: each module takes any bytes and panics if something that must hold
+//! does not.
 //!
-//! `cargo xtask fuzz` drives them with libFuzzer, which finds its way by what the bytes reach; the tests here only try some
-//! hundred inputs, so that the targets themselves stay correct.
+//! `cargo xtask fuzz` drives them with libFuzzer, which finds its way by what the bytes reach; the
+//! tests here only try some hundred inputs, so that the targets themselves stay correct.
 
 pub mod detector;
 pub mod egress;
@@ -19,5 +20,9 @@ mod texts;
 pub type Target = fn(&[u8]);
 
 /// The targets by name.
-pub const TARGETS: [(&str, Target); 4] =
-    [("message", message::run), ("egress", egress::run), ("ingress", ingress::run), ("detector", detector::run)];
+pub const TARGETS: [(&str, Target); 4] = [
+    ("message", message::run),
+    ("egress", egress::run),
+    ("ingress", ingress::run),
+    ("detector", detector::run),
+];

@@ -1,5 +1,6 @@
-//! Any bytes as a SIP message. What is read of it must lie inside it, must not depend on blanks before it, and must not
-//! change when more of it arrives; and the start line must mean the same to the kernel and to the daemon.
+//! Any bytes as a SIP message. What is read of it must lie inside it, must not depend on blanks
+//! before it, and must not change when more of it arrives; and the start line must mean the same to
+//! the kernel and to the daemon.
 
 use sip_xdp::sip::message::{Credentials, Head, Party, StartLine, uri_user, user_name};
 use sip_xdp_common::packet::reader::Bytes;
@@ -18,7 +19,10 @@ pub fn run(bytes: &[u8]) {
     check_user(bytes);
     if let Some(user) = uri_user(bytes) {
         is_inside(bytes, user);
-        assert!(!user.is_empty() && !user.iter().any(|byte| b"> \t\r\n;".contains(byte)), "a user with delimiters");
+        assert!(
+            !user.is_empty() && !user.iter().any(|byte| b"> \t\r\n;".contains(byte)),
+            "a user with delimiters"
+        );
         check_user(user);
     }
     let whole = Head::read(bytes);
@@ -35,11 +39,12 @@ pub fn run(bytes: &[u8]) {
     }
 }
 
-/// Where the message is cut off: at the ends of some lines, and at one place that every change of the bytes moves.
+/// Where the message is cut off: at the ends of some lines, and at one place that every change of
+/// the bytes moves.
 fn cuts(bytes: &[u8]) -> impl Iterator<Item = usize> {
-    let digest = bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |digest, byte| (digest ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
+    let digest = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |digest, byte| {
+        (digest ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    });
     let anywhere = (digest >> 16) as usize % (bytes.len() + 1);
     let ends = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at);
     ends.flat_map(|at| [at, at + 1]).take(24).chain([anywhere, bytes.len() / 2])
@@ -47,7 +52,10 @@ fn cuts(bytes: &[u8]) -> impl Iterator<Item = usize> {
 
 fn is_inside(bytes: &[u8], part: &[u8]) {
     let (all, part) = (bytes.as_ptr_range(), part.as_ptr_range());
-    assert!(all.start <= part.start && part.end <= all.end, "what was read lies outside of the message");
+    assert!(
+        all.start <= part.start && part.end <= all.end,
+        "what was read lies outside of the message"
+    );
 }
 
 fn check_head(bytes: &[u8], head: &Head<'_>) {
@@ -70,7 +78,10 @@ fn check_head(bytes: &[u8], head: &Head<'_>) {
     assert!(head.authorized || head.credentials.is_empty());
     for Credentials { username, nonce, response } in &head.credentials {
         check_user(username);
-        [username, nonce, response].into_iter().filter(|part| !part.is_empty()).for_each(|part| is_inside(bytes, part));
+        [username, nonce, response]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .for_each(|part| is_inside(bytes, part));
     }
 }
 
@@ -82,7 +93,9 @@ fn check_user(user: &[u8]) {
     let mut rest = user;
     while plain.len() < USER {
         rest = match *rest {
-            [b'%', high, low, ref behind @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
+            [b'%', high, low, ref behind @ ..]
+                if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() =>
+            {
                 let digit = |byte: u8| char::from(byte).to_digit(16).unwrap_or_default() as u8;
                 plain.push(digit(high) << 4 | digit(low));
                 behind
@@ -94,7 +107,8 @@ fn check_user(user: &[u8]) {
             [] => break,
         };
     }
-    let plain: String = String::from_utf8_lossy(&plain).chars().filter(|c| !c.is_control()).collect();
+    let plain: String =
+        String::from_utf8_lossy(&plain).chars().filter(|c| !c.is_control()).collect();
     assert_eq!(name, plain, "{user:?}");
 }
 
@@ -117,13 +131,19 @@ fn is_part_of(part: &Head<'_>, whole: Option<&Head<'_>>) {
         assert_eq!(part, whole, "what stands behind the headers matters");
         return;
     }
-    assert!(part.credentials.len() <= whole.credentials.len(), "more credentials than in the whole message");
+    assert!(
+        part.credentials.len() <= whole.credentials.len(),
+        "more credentials than in the whole message"
+    );
     assert!(whole.credentials.starts_with(&part.credentials));
     assert!(whole.authorized || !part.authorized);
     assert!(whole.has_contact || !part.has_contact);
     assert!(no_line || part.start == whole.start);
     let stays = |name: &str, part: Option<&[u8]>, whole: Option<&[u8]>| {
-        assert!(part.is_none() || part == whole, "{name} of the part and of the whole message differ");
+        assert!(
+            part.is_none() || part == whole,
+            "{name} of the part and of the whole message differ"
+        );
     };
     stays("the sender", part.from.user, whole.from.user);
     stays("the sender's tag", part.from.tag, whole.from.tag);
@@ -133,7 +153,10 @@ fn is_part_of(part: &Head<'_>, whole: Option<&Head<'_>>) {
     stays("the branch", part.branch, whole.branch);
     stays("User-Agent", part.agent, whole.agent);
     assert!(part.cseq.is_none() || part.cseq == whole.cseq);
-    assert!(whole.challenges.starts_with(&part.challenges), "other challenges than in the whole message");
+    assert!(
+        whole.challenges.starts_with(&part.challenges),
+        "other challenges than in the whole message"
+    );
     assert!(part.expires.is_none() || part.expires == whole.expires);
     assert!(part.contact_expires <= whole.contact_expires);
 }
@@ -152,9 +175,14 @@ fn agrees_with_the_kernel(bytes: &[u8], head: &Head<'_>) {
                     && known.is_request()
                     && known.name().as_bytes().eq_ignore_ascii_case(method)
             });
-            assert!(named.is_none_or(|named| named == kernel), "{named:?} is {kernel:?} to the kernel");
+            assert!(
+                named.is_none_or(|named| named == kernel),
+                "{named:?} is {kernel:?} to the kernel"
+            );
         }
-        StartLine::Response(_) if bytes[blanks + 7] <= b' ' => assert_eq!(kernel, Message::Response),
+        StartLine::Response(_) if bytes[blanks + 7] <= b' ' => {
+            assert_eq!(kernel, Message::Response)
+        }
         StartLine::Response(_) => {}
     }
 }

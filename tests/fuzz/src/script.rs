@@ -1,4 +1,5 @@
-//! Scripts of traffic: six bytes for each step, so that any bytes are a script and a change of one byte changes one thing.
+//! Scripts of traffic: six bytes for each step, so that any bytes are a script and a change of one
+//! byte changes one thing.
 
 /// Bytes of one step.
 pub(crate) const STEP: usize = 6;
@@ -19,7 +20,7 @@ pub(crate) enum Deed {
     /// A packet over a limit.
     Limited,
     /// A request of ours.
-    Asked,
+    PendingRequest,
     /// A response to a request of ours.
     Response,
     /// A request from a phone on a blocked address.
@@ -49,7 +50,7 @@ impl Deed {
         Self::Register,
         Self::Guess,
         Self::Limited,
-        Self::Asked,
+        Self::PendingRequest,
         Self::Response,
         Self::Conflict,
         Self::Storm,
@@ -62,7 +63,8 @@ impl Deed {
     ];
 }
 
-/// One step: what happens, and how often. The numbers choose among what the detector's target knows.
+/// One step: what happens, and how often. The numbers choose among what the detector's target
+/// knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Step {
     /// What happens.
@@ -166,7 +168,10 @@ impl Step {
             self.user | self.target << 3 | self.credentials << 6,
             self.method | self.status << 3 | bit(self.anew, 7),
             self.expires | bit(self.in_dialog, 2) | bit(self.cut, 3),
-            self.pause | bit(self.users_differ, 5) | bit(self.ports_differ, 6) | bit(self.sources_differ, 7),
+            self.pause
+                | bit(self.users_differ, 5)
+                | bit(self.ports_differ, 6)
+                | bit(self.sources_differ, 7),
         ]
     }
 }

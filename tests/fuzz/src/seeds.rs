@@ -1,4 +1,5 @@
-//! Inputs to begin with: messages and packets of every kind that the parsers know, and scripts of known attacks.
+//! Inputs to begin with: messages and packets of every kind that the parsers know, and scripts of
+//! known attacks.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -14,20 +15,28 @@ pub const MAX_LENGTH: usize = 2_048;
 /// A REGISTER with everything that is read of one, as the daemon's own tests have it.
 const GUESS: &str = "REGISTER sip:198.51.100.1 SIP/2.0\r\n\
     Via: SIP/2.0/UDP 192.0.2.66:5060;branch=z9hG4bK-1;rport, SIP/2.0/UDP 10.0.0.1;branch=other\r\n\
-    From: \"a;tag=no\" <sip:100@198.51.100.1;x=y>;tag=31303001\r\nTo: <sip:%31%30%30:x@198.51.100.1>\r\n\
-    Call-ID: c1@host\r\nCSeq: 2 REGISTER\r\nUser-Agent: friendly-scanner\r\nContact: <sip:100@192.0.2.66>;expires=60, \
+    From: \"a;tag=no\" <sip:100@198.51.100.1;x=y>;tag=31303001\r\nTo: \
+                     <sip:%31%30%30:x@198.51.100.1>\r\n\
+    Call-ID: c1@host\r\nCSeq: 2 REGISTER\r\nUser-Agent: friendly-scanner\r\nContact: \
+                     <sip:100@192.0.2.66>;expires=60, \
     \"x, y\" <sip:100@192.0.2.67>;expires=3600\r\nExpires: 20\r\n\
-    Authorization: Digest username=\"100\",realm=\"a, b\",nonce=\"abc\\\"d\",uri=\"sip:x\",response=\"0f\",algorithm=MD5\r\n\
-    Proxy-Authorization: Digest username=\"200\", nonce=n2, response=\"1f\"\r\nContent-Length: 0\r\n\r\n";
+    Authorization: Digest username=\"100\",realm=\"a, \
+                     b\",nonce=\"abc\\\"d\",uri=\"sip:x\",response=\"0f\",algorithm=MD5\r\n\
+    Proxy-Authorization: Digest username=\"200\", nonce=n2, response=\"1f\"\r\nContent-Length: \
+                     0\r\n\r\n";
 
 /// What differs from it, as messages of the repository's tests do.
 const OTHERS: [&str; 16] = [
-    "SIP/2.0 401 Unauthorized\r\nv: SIP/2.0/UDP h;branch=z9hG4bK1\r\nf: <sip:a@b>;tag=1\r\nt: <sip:a@b>;tag=2\r\ni: c\r\n\
+    "SIP/2.0 401 Unauthorized\r\nv: SIP/2.0/UDP h;branch=z9hG4bK1\r\nf: <sip:a@b>;tag=1\r\nt: \
+     <sip:a@b>;tag=2\r\ni: c\r\n\
      CSeq: 1 REGISTER\r\nWWW-Authenticate: Digest realm=\"a\", nonce=\"n1\", stale=TRUE\r\n\r\n",
     "SIP/2.0 200 OK\r\nVia: x\r\nCSeq: 1 INVITE\r\nm: <sip:a@b>;expires=60,<sip:c@d>\r\n\r\n",
-    "\r\n\0\0 \t\r\nREGISTER  sip:a SIP/2.0\r\nTo:\r\n <tel:+4912345;phone-context=x>\r\nCall-ID\t:\r\n\tc\r\n\r\n",
-    "INVITE <sip:user@example.com> SIP/2.0\nFrom: \"Bob <sip:eve@a>\" <sips:%61lice:secret@a;x=y>;tag=1\n\n",
-    "!interesting-Method0123456789_*+`.%indeed'~ sip:1_unusual.URI~(to-be!sure)@example.com SIP/2.0\r\n\r\n",
+    "\r\n\0\0 \t\r\nREGISTER  sip:a SIP/2.0\r\nTo:\r\n \
+     <tel:+4912345;phone-context=x>\r\nCall-ID\t:\r\n\tc\r\n\r\n",
+    "INVITE <sip:user@example.com> SIP/2.0\nFrom: \"Bob <sip:eve@a>\" \
+     <sips:%61lice:secret@a;x=y>;tag=1\n\n",
+    "!interesting-Method0123456789_*+`.%indeed'~ sip:1_unusual.URI~(to-be!sure)@example.com \
+     SIP/2.0\r\n\r\n",
     "OPTIONS nobodyKnowsThisScheme:totallyopaquecontent SIP/2.0\r\n\r\n",
     "INVITE sip:user@example.com; lr SIP/2.0\r\n\r\n",
     "SIP/2.0 4294967301 better not break the receiver\r\n\r\n",
@@ -41,7 +50,8 @@ const OTHERS: [&str; 16] = [
     "\r\n\r\n",
 ];
 
-/// The inputs for a target: those of the repository, and what `corpus` has (`rfc4475/*.dat` and `pcap/*.pcap`).
+/// The inputs for a target: those of the repository, and what `corpus` has (`rfc4475/*.dat` and
+/// `pcap/*.pcap`).
 pub fn of(target: &str, corpus: Option<&Path>) -> io::Result<Vec<Vec<u8>>> {
     let mut seeds: Vec<Vec<u8>> = match target {
         "message" => messages(corpus)?,
@@ -73,10 +83,14 @@ fn messages(corpus: Option<&Path>) -> io::Result<Vec<Vec<u8>>> {
     Ok(messages)
 }
 
-/// Packets that carry them, in every wrapping that the parsers look behind, and the interface that each belongs to.
+/// Packets that carry them, in every wrapping that the parsers look behind, and the interface that
+/// each belongs to.
 fn packets(corpus: Option<&Path>) -> io::Result<Vec<(u8, Vec<u8>)>> {
     let (v4, v6) = (Ip::v4(), Ip::v6());
-    let (to_us, from_us) = (|payload: &[u8]| udp(40_000, 5_060, payload), |payload: &[u8]| udp(5_060, 40_000, payload));
+    let (to_us, from_us) = (
+        |payload: &[u8]| udp(40_000, 5_060, payload),
+        |payload: &[u8]| udp(5_060, 40_000, payload),
+    );
     let mut packets = Vec::new();
     for message in messages(corpus)? {
         packets.push((Interface::ETHERNET, v4.frame(&to_us(&message))));
@@ -94,7 +108,10 @@ fn packets(corpus: Option<&Path>) -> io::Result<Vec<(u8, Vec<u8>)>> {
         Ip { extensions: vec![(0, vec![0; 7]), (60, [&[1][..], &[0; 14]].concat())], ..v6.clone() },
         Ip { extensions: vec![(60, vec![0; 7]); 8], ..v6.clone() },
         Ip { extensions: vec![(60, vec![0; 7]); 9], ..v6.clone() },
-        Ip { extensions: vec![(44, vec![0, 0, 1, 0, 0, 0x12, 0x34]), (51, vec![1; 11])], ..v6.clone() },
+        Ip {
+            extensions: vec![(44, vec![0, 0, 1, 0, 0, 0x12, 0x34]), (51, vec![1; 11])],
+            ..v6.clone()
+        },
         Ip { extensions: vec![(44, vec![0, 0, 8, 0, 0, 0x12, 0x34])], ..v6.clone() },
     ] {
         packets.push((Interface::ETHERNET, ip.frame(&register)));
@@ -125,7 +142,8 @@ fn captured(corpus: Option<&Path>) -> io::Result<Vec<(u8, Vec<u8>)>> {
         let bytes = fs::read(file)?;
         let is_known = bytes.starts_with(&[0xd4, 0xc3, 0xb2, 0xa1]) && bytes.get(20) == Some(&1);
         let mut rest = bytes.get(24..).filter(|_| is_known).unwrap_or_default();
-        // Time, then how many bytes were captured, then how many there were. Some frames of each are enough.
+        // Time, then how many bytes were captured, then how many there were. Some frames of each
+        // are enough.
         for _ in 0..40 {
             let Some((head, behind)) = rest.split_first_chunk::<16>() else { break };
             let length = u32::from_le_bytes([head[8], head[9], head[10], head[11]]) as usize;
@@ -157,7 +175,7 @@ fn scripts() -> Vec<Vec<u8>> {
     let exchange = Step { times: 5, pause: second, ..plain(Deed::Exchange) };
     let scanner = Step { agent: 1, method: 2, ..exchange };
     let tick = Step { times: 2, pause: 14, ..plain(Deed::Tick) };
-    let asked = Step { method: 2, ..plain(Deed::Asked) };
+    let asked = Step { method: 2, ..plain(Deed::PendingRequest) };
     let scripts: [&[Step]; 16] = [
         &[register, Step { pause: 20, ..tick }, register, Step { expires: 1, ..register }],
         &[guess, tick],
@@ -182,12 +200,31 @@ fn scripts() -> Vec<Vec<u8>> {
             tick,
         ],
         &[Step { times: 6, expires: 1, pause: 6, ..plain(Deed::Limited) }],
-        &[Step { times: 7, pause: 6, ..plain(Deed::Limited) }, plain(Deed::Storm), plain(Deed::Forget)],
-        &[register, Step { pause: 27, ..plain(Deed::Tidy) }, plain(Deed::Restart), Step { source: 0, ..guess }, tick],
-        &[register, Step { sources_differ: true, ..guess }, plain(Deed::Configure), plain(Deed::Conflict), tick],
+        &[
+            Step { times: 7, pause: 6, ..plain(Deed::Limited) },
+            plain(Deed::Storm),
+            plain(Deed::Forget),
+        ],
+        &[
+            register,
+            Step { pause: 27, ..plain(Deed::Tidy) },
+            plain(Deed::Restart),
+            Step { source: 0, ..guess },
+            tick,
+        ],
+        &[
+            register,
+            Step { sources_differ: true, ..guess },
+            plain(Deed::Configure),
+            plain(Deed::Conflict),
+            tick,
+        ],
     ];
     let bytes = |steps: &[Step]| steps.iter().flat_map(Step::bytes).collect::<Vec<u8>>();
-    let mut seeds: Vec<_> = scripts.into_iter().map(|steps| [&[1][..], &bytes(steps)].concat()).collect();
-    seeds.push([&[0][..], &bytes(&[Step { method: 2, ..plain(Deed::Raw) }]), GUESS.as_bytes()].concat());
+    let mut seeds: Vec<_> =
+        scripts.into_iter().map(|steps| [&[1][..], &bytes(steps)].concat()).collect();
+    seeds.push(
+        [&[0][..], &bytes(&[Step { method: 2, ..plain(Deed::Raw) }]), GUESS.as_bytes()].concat(),
+    );
     seeds
 }

@@ -1,7 +1,7 @@
 //! Where a fuzzed program stands: the first byte of an input says it, the rest is the packet.
 
 use sip_xdp_common::packet::headers::{Inspects, Link};
-use sip_xdp_common::pipeline::ingress::Site;
+use sip_xdp_common::pipeline::ingress::ProgramSettings;
 
 /// An interface, by the bits of one byte.
 #[derive(Debug, Clone, Copy)]
@@ -14,7 +14,7 @@ impl Interface {
     pub const RAW_IP: u8 = 0b111;
 }
 
-impl Site for Interface {
+impl ProgramSettings for Interface {
     fn link(&self) -> Link {
         if self.0 & 1 == 0 { Link::Ethernet } else { Link::Ip }
     }

@@ -1,4 +1,5 @@
-//! Each target on what it begins with, on changes of that, and on any bytes; `SIP_XDP_CORPUS` adds to it.
+//! Each target on what it begins with, on changes of that, and on any bytes; `SIP_XDP_CORPUS` adds
+//! to it.
 
 use std::path::PathBuf;
 
@@ -49,7 +50,8 @@ fn mutate(input: &mut Vec<u8>, random: &mut Random) {
 }
 
 fn try_target(name: &str, inputs: usize) {
-    let (_, run) = TARGETS.into_iter().find(|(target, _)| *target == name).expect("a target of this name");
+    let (_, run) =
+        TARGETS.into_iter().find(|(target, _)| *target == name).expect("a target of this name");
     let corpus = std::env::var_os("SIP_XDP_CORPUS").map(PathBuf::from);
     let seeds = seeds::of(name, corpus.as_deref()).expect("seeds");
     assert!(seeds.len() >= 16, "{} seeds", seeds.len());

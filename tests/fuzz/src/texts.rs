@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use sip_xdp::net::network::source_of;
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use crate::script::Step;
 
@@ -31,17 +31,29 @@ const STATUSES: [&str; 16] = [
     "20",
 ];
 
-const METHODS: [&str; 8] = ["REGISTER", "INVITE", "OPTIONS", "SUBSCRIBE", "ACK", "BYE", "mEsSaGe", "NEW-METHOD"];
+const METHODS: [&str; 8] =
+    ["REGISTER", "INVITE", "OPTIONS", "SUBSCRIBE", "ACK", "BYE", "mEsSaGe", "NEW-METHOD"];
 
-const USERS: [&str; 8] =
-    ["100", "101", "alice", "honey", "00441234567890", "+441234567890", "%31%30%30", "x\\\"%0a%1b[2J"];
+const USERS: [&str; 8] = [
+    "100",
+    "101",
+    "alice",
+    "honey",
+    "00441234567890",
+    "+441234567890",
+    "%31%30%30",
+    "x\\\"%0a%1b[2J",
+];
 
 const AGENTS: [&str; 4] = ["Phone 1.0", "friendly-scanner", "SIPVicious", "Another \"Phone\""];
 
-/// The source of a step's event: four of IPv4, and of IPv6 two in one network, one in a network beside it, one far away.
-pub(crate) fn source(step: &Step, time: u32) -> Source {
-    let number = if step.sources_differ { u32::from(step.source) + time } else { step.source.into() } & 7;
-    let v6 = |network: u16, host: u16| Ipv6Addr::new(0x2001, 0xdb8, 0, network, 0, 0, 0, host).into();
+/// The source of a step's event: four of IPv4, and of IPv6 two in one network, one in a network
+/// beside it, one far away.
+pub(crate) fn source(step: &Step, time: u32) -> IpKey {
+    let number =
+        if step.sources_differ { u32::from(step.source) + time } else { step.source.into() } & 7;
+    let v6 =
+        |network: u16, host: u16| Ipv6Addr::new(0x2001, 0xdb8, 0, network, 0, 0, 0, host).into();
     source_of(match number {
         0..4 => Ipv4Addr::from(0xc000_0207 + number).into(),
         4 => v6(0x10, 1),
@@ -96,18 +108,27 @@ impl Message<'_> {
         let step = self.step;
         let target = USERS[usize::from(step.target & 7)];
         // None; with the nonce of this step, one that many have, and one that nobody was given.
-        let nonce = ["", &format!("n{}", self.nonce), "shared", "unknown"][self.credentials & 3].to_owned();
+        let nonce =
+            ["", &format!("n{}", self.nonce), "shared", "unknown"][self.credentials & 3].to_owned();
         let credentials = if nonce.is_empty() {
             String::new()
         } else {
             let response = number.wrapping_mul(31) + self.time;
-            format!("Authorization: Digest username=\"{target}\",nonce=\"{nonce}\",response=\"{response}\"\r\n")
+            format!(
+                "Authorization: Digest \
+                 username=\"{target}\",nonce=\"{nonce}\",response=\"{response}\"\r\n"
+            )
         };
-        let expires = ["", "Expires: 0\r\n", "Expires: 600\r\n", "Contact: <sip:a@b>;expires=99999999\r\n"];
-        let (method, common, agent) = (self.method(), self.common(number), AGENTS[usize::from(step.agent & 3)]);
+        let expires =
+            ["", "Expires: 0\r\n", "Expires: 600\r\n", "Contact: <sip:a@b>;expires=99999999\r\n"];
+        let (method, common, agent) =
+            (self.method(), self.common(number), AGENTS[usize::from(step.agent & 3)]);
         let expires = expires[usize::from(step.expires & 3)];
-        format!("{method} sip:{target}@pbx SIP/2.0\r\n{common}User-Agent: {agent}\r\n{credentials}{expires}\r\n")
-            .into_bytes()
+        format!(
+            "{method} sip:{target}@pbx SIP/2.0\r\n{common}User-Agent: \
+                 {agent}\r\n{credentials}{expires}\r\n"
+        )
+        .into_bytes()
     }
 
     /// The response to the request of the transaction with this number.
@@ -117,7 +138,10 @@ impl Message<'_> {
         let challenge = match (status.starts_with("40"), self.step.in_dialog) {
             (false, _) => String::new(),
             (true, true) => "WWW-Authenticate: Digest realm=\"r\", nonce=\"shared\"\r\n".to_owned(),
-            (true, false) => format!("WWW-Authenticate: Digest realm=\"r\", nonce=\"n{}\"{stale}\r\n", self.nonce),
+            (true, false) => format!(
+                "WWW-Authenticate: Digest realm=\"r\", nonce=\"n{}\"{stale}\r\n",
+                self.nonce
+            ),
         };
         format!("SIP/2.0 {status}\r\n{common}{challenge}\r\n").into_bytes()
     }

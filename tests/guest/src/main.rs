@@ -1,6 +1,7 @@
-//! The agent inside a virtual machine of `cargo xtask machines`: the host asks for one thing a line, in JSON, over
-//! a virtio serial port, and gets one line of JSON back. It starts programs, follows what they print, serves SIP
-//! and an echo over TCP, counts what arrives, and says which programs the kernel holds.
+//! The agent inside a virtual machine of `cargo xtask machines`: the host asks for one thing a
+//! line, in JSON, over a virtio serial port, and gets one line of JSON back. It starts programs,
+//! follows what they print, serves SIP and an echo over TCP, counts what arrives, and says which
+//! programs the kernel holds.
 
 mod programs;
 mod server;
@@ -33,12 +34,17 @@ fn main() -> Result<()> {
         .write(true)
         .open(&path)
         .with_context(|| format!("cannot open {}", path.display()))?;
-    let mut guest = Guest { port: port.try_clone()?, server: server::Server::start()?, children: HashMap::new() };
+    let mut guest = Guest {
+        port: port.try_clone()?,
+        server: server::Server::start()?,
+        children: HashMap::new(),
+    };
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     guest.answer(&json!({"release": release.trim(), "uptime": seconds_since_boot()?}))?;
     for line in BufReader::new(port).lines() {
         let request: Value = serde_json::from_str(&line?)?;
-        let answer = guest.serve(&request).unwrap_or_else(|error| json!({"error": format!("{error:#}")}));
+        let answer =
+            guest.serve(&request).unwrap_or_else(|error| json!({"error": format!("{error:#}")}));
         guest.answer(&answer)?;
     }
     Ok(())
@@ -127,7 +133,8 @@ impl Guest {
     fn signal(&mut self, request: &Value) -> Result<Value> {
         let signal = format!("-{}", text(request, "signal")?);
         let started = self.started(request)?;
-        let status = Command::new("/bin/kill").arg(signal).arg(started.child.id().to_string()).status()?;
+        let status =
+            Command::new("/bin/kill").arg(signal).arg(started.child.id().to_string()).status()?;
         Ok(json!({"ok": status.success()}))
     }
 
@@ -142,7 +149,9 @@ impl Guest {
             let found = log.contains(&wanted);
             if found || ended.is_some() || Instant::now() >= deadline {
                 let seconds = started.since.elapsed().as_secs_f64();
-                return Ok(json!({"found": found, "ended": ended.is_some(), "seconds": seconds, "log": log}));
+                return Ok(
+                    json!({"found": found, "ended": ended.is_some(), "seconds": seconds, "log": log}),
+                );
             }
             sleep(POLL);
         }
@@ -183,8 +192,11 @@ fn read(path: &Path) -> Result<String> {
 }
 
 fn command(request: &Value) -> Result<Command> {
-    let words: Vec<_> = request["argv"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    let [program, arguments @ ..] = &words[..] else { bail!("the request names no program: {request}") };
+    let words: Vec<_> =
+        request["argv"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let [program, arguments @ ..] = &words[..] else {
+        bail!("the request names no program: {request}")
+    };
     let mut command = Command::new(program);
     command.args(arguments);
     Ok(command)

@@ -1,4 +1,5 @@
-//! The BPF programs and links that the kernel holds: what the product left, and how much the verifier looked at.
+//! The BPF programs and links that the kernel holds: what the product left, and how much the
+//! verifier looked at.
 
 use anyhow::Result;
 use aya::programs::{loaded_links, loaded_programs};

@@ -1,4 +1,5 @@
-//! What listens in the machine: SIP over UDP, which counts and answers, and an echo over TCP on the same port.
+//! What listens in the machine: SIP over UDP, which counts and answers, and an echo over TCP on the
+//! same port.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -23,10 +24,12 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn start() -> Result<Self> {
         let counts = Counts::default();
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).context("cannot serve SIP over UDP")?;
+        let socket =
+            UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).context("cannot serve SIP over UDP")?;
         let counted = Arc::clone(&counts);
         thread::spawn(move || serve_sip(&socket, &counted));
-        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).context("cannot serve over TCP")?;
+        let listener =
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).context("cannot serve over TCP")?;
         thread::spawn(move || serve_echo(&listener));
         Ok(Self { counts })
     }
@@ -66,7 +69,10 @@ fn answer(request: &str) -> Option<String> {
         ("200 OK", format!("{};expires=3600", header("Contact:")?))
     } else if request.starts_with("REGISTER ") {
         let nonce = format!("{:016x}{:016x}", hash(call_id), hash(via));
-        ("401 Unauthorized", format!("WWW-Authenticate: Digest realm=\"machine\", nonce=\"{nonce}\""))
+        (
+            "401 Unauthorized",
+            format!("WWW-Authenticate: Digest realm=\"machine\", nonce=\"{nonce}\""),
+        )
     } else {
         ("200 OK", "Server: machine".to_owned())
     };
@@ -79,7 +85,9 @@ fn answer(request: &str) -> Option<String> {
 
 /// FNV-1a: different texts get different nonces and tags, and no more is asked of it.
 fn hash(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 fn serve_echo(listener: &TcpListener) {

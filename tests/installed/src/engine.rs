@@ -19,23 +19,37 @@ const CONTEXT: &str = "/root/container";
 
 /// What an engine wants to set, and may not where it is confined itself, as in a build machine:
 /// limits of the container's resources. They have nothing to do with what the container may do.
-const CONFINED: &str = "podman run --cgroups disabled --ulimit nofile=1024:1024 --ulimit nproc=1024:1024";
+const CONFINED: &str =
+    "podman run --cgroups disabled --ulimit nofile=1024:1024 --ulimit nproc=1024:1024";
 
 /// The command in the container.
 const COMMAND: &str = "podman exec sip-xdp sip-xdp";
 
 /// Builds the image and tries it, and leaves the root that a container of it has at this path
 /// inside.
-pub(crate) fn run(lab: &Lab, machine: &Machine<'_>, context: &Path, checkout: &Path, root: &str) -> Result<()> {
+pub(crate) fn run(
+    lab: &Lab,
+    machine: &Machine<'_>,
+    context: &Path,
+    checkout: &Path,
+    root: &str,
+) -> Result<()> {
     machine.run(&format!("mkdir {CONTEXT}"))?;
-    for entry in fs::read_dir(context).with_context(|| format!("cannot read {}", context.display()))?.flatten() {
-        machine.copy(&entry.path(), &format!("{CONTEXT}/{}", entry.file_name().to_string_lossy()))?;
+    for entry in fs::read_dir(context)
+        .with_context(|| format!("cannot read {}", context.display()))?
+        .flatten()
+    {
+        machine
+            .copy(&entry.path(), &format!("{CONTEXT}/{}", entry.file_name().to_string_lossy()))?;
     }
     // As a host on the Internet has one; the filter goes where it leads.
     lab.pbx.ip(["route", "add", "default", "via", &ATTACKER.to_string()])?;
     let documented = commands(checkout)?;
     let is_run = |command: &&String| command.starts_with("podman run ");
-    ensure!(documented.iter().filter(is_run).count() == 1, "not one `podman run` among {documented:?}");
+    ensure!(
+        documented.iter().filter(is_run).count() == 1,
+        "not one `podman run` among {documented:?}"
+    );
     for command in &documented {
         machine.run(&command.replace(DOCUMENTED, CONTEXT).replace("podman run", CONFINED))?;
         if is_run(&command) {
@@ -49,14 +63,17 @@ pub(crate) fn run(lab: &Lab, machine: &Machine<'_>, context: &Path, checkout: &P
     ensure!(left == "pinned\n", "the filter ended with its container");
     machine.run("podman start sip-xdp")?;
     enforces(machine)?;
-    filters(lab, machine, "the container", 3, &|arguments| machine.run(&format!("{COMMAND} {arguments}")))?;
+    filters(lab, machine, "the container", 3, &|arguments| {
+        machine.run(&format!("{COMMAND} {arguments}"))
+    })?;
     machine.run("podman stop sip-xdp")?;
     is_gone(lab, machine)?;
 
     // Podman's own profile allows bpf(2) with CAP_SYS_ADMIN only; the container has to say what
     // stands in the way.
     let run = documented.iter().find(is_run).context("it was just there")?;
-    let confined = run.replace("podman run", CONFINED).replace("--security-opt seccomp=unconfined", "");
+    let confined =
+        run.replace("podman run", CONFINED).replace("--security-opt seccomp=unconfined", "");
     let confined = confined.replace("--detach --name sip-xdp", "--rm");
     let refused = machine.try_run(&confined)?;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
@@ -82,9 +99,13 @@ fn enforces(machine: &Machine<'_>) -> Result<()> {
 
 /// The commands under "Container", each on one line.
 fn commands(checkout: &Path) -> Result<Vec<String>> {
-    let text = fs::read_to_string(checkout.join("docs/installing.md")).context("no docs/installing.md")?;
+    let text =
+        fs::read_to_string(checkout.join("docs/installing.md")).context("no docs/installing.md")?;
     let blocks = readme::blocks(&text);
-    let block = blocks.iter().find(|block| block.heading == "Container").context("no commands under Container")?;
+    let block = blocks
+        .iter()
+        .find(|block| block.heading == "Container")
+        .context("no commands under Container")?;
     let joined = block.text.replace("\\\n", " ");
     let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
     Ok(joined.lines().filter_map(|line| line.strip_prefix("# ")).map(words).collect())

@@ -1,7 +1,8 @@
-//! The package in a clean Debian: installed, used by systemd and by people, upgraded under traffic, removed, purged; and a
-//! newcomer who does what the README says, block by block.
+//! The package in a clean Debian: installed, used by systemd and by people, upgraded under traffic,
+//! removed, purged; and a newcomer who does what the README says, block by block.
 //!
-//! Everything happens in namespaces that this program makes. It exits with 0 only if all of it held.
+//! Everything happens in namespaces that this program makes. It exits with 0 only if all of it
+//! held.
 
 mod engine;
 mod newcomer;
@@ -100,7 +101,11 @@ fn watch() -> Result<bool> {
         println!("  FAILED left behind, and removed now: {}", remains.join(", "));
     }
     let all_held = status.success() && remains.is_empty();
-    println!("{} ({:.0?})", if all_held { "All of it held." } else { "Not all of it held." }, start.elapsed());
+    println!(
+        "{} ({:.0?})",
+        if all_held { "All of it held." } else { "Not all of it held." },
+        start.elapsed()
+    );
     Ok(all_held)
 }
 

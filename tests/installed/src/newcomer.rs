@@ -1,7 +1,8 @@
 //! A newcomer: executes what the README says, from top to bottom, without a single edit.
 //!
-//! Blocks that are fenced as `console` are executed in a checkout, those that are fenced as `sh` where the package is to run,
-//! both by a user who may use sudo, each on a clean Debian. `tests/it/readme.rs` sees to it that no command is fenced otherwise.
+//! Blocks that are fenced as `console` are executed in a checkout, those that are fenced as `sh`
+//! where the package is to run, both by a user who may use sudo, each on a clean Debian.
+//! `tests/it/readme.rs` sees to it that no command is fenced otherwise.
 
 use std::path::Path;
 
@@ -30,18 +31,30 @@ pub(crate) fn with_package(root: &Path, checkout: &Path, package: &Path) -> Resu
     let blocks = readme::read(checkout)?;
     let lab = Lab::new()?;
     let server = Server::boot(root, &lab, package)?;
-    blocks.iter().filter(|block| block.language == SERVER).try_for_each(|block| server.execute(block))
+    blocks
+        .iter()
+        .filter(|block| block.language == SERVER)
+        .try_for_each(|block| server.execute(block))
 }
 
 /// Executes all of it: the package is the one that the checkout has made by then.
-pub(crate) fn with_sources(root: &Path, checkout: &Path, sources: &Path, quick: bool) -> Result<()> {
+pub(crate) fn with_sources(
+    root: &Path,
+    checkout: &Path,
+    sources: &Path,
+    quick: bool,
+) -> Result<()> {
     let mut blocks = readme::read(checkout)?;
     blocks.retain(|block| !(quick && block.heading == LONG));
     let first = blocks.iter().position(|block| block.language == SERVER);
-    let (before, after) = blocks.split_at(first.context("the README does not say how to install the package")?);
+    let (before, after) =
+        blocks.split_at(first.context("the README does not say how to install the package")?);
 
     let workshop = Workshop::new(root, sources)?;
-    before.iter().filter(|block| block.language == CHECKOUT).try_for_each(|block| workshop.execute(block))?;
+    before
+        .iter()
+        .filter(|block| block.language == CHECKOUT)
+        .try_for_each(|block| workshop.execute(block))?;
     let lab = Lab::new()?;
     let server = Server::boot(root, &lab, &workshop.package()?)?;
     for block in after {

@@ -1,5 +1,5 @@
-//! What is installed without apt: the rpm package, the tarball in a root that holds nothing else, and
-//! the container image, in an engine and with exactly what the Kubernetes manifest gives it.
+//! What is installed without apt: the rpm package, the tarball in a root that holds nothing else,
+//! and the container image, in an engine and with exactly what the Kubernetes manifest gives it.
 
 use std::fs;
 use std::path::Path;
@@ -58,7 +58,8 @@ const FILES: [&str; 9] = [
 const RPM: &str = "rpm --force-debian --quiet";
 
 /// What confines a container by default, in systemd's words: its own /proc, /sys and /dev.
-const CONTAINER: [&str; 3] = ["MountAPIVFS=yes", "PrivateTmp=yes", "SystemCallFilter=@system-service bpf"];
+const CONTAINER: [&str; 3] =
+    ["MountAPIVFS=yes", "PrivateTmp=yes", "SystemCallFilter=@system-service bpf"];
 
 /// Where the root of a container is, inside.
 const IMAGE: &str = "/root/image.tar";
@@ -78,7 +79,9 @@ fn rpm(lab: &Lab, machine: &Machine<'_>, others: &Others) -> Result<()> {
     machine.copy(&others.rpm_stand_in, "/root/stand-in.rpm")?;
     machine.copy(&others.rpm, "/root/sip-xdp.rpm")?;
     machine.copy(&others.rpm_next, "/root/next.rpm")?;
-    machine.run(&format!("rpm --initdb; {RPM} --install stand-in.rpm && {RPM} --install sip-xdp.rpm"))?;
+    machine.run(&format!(
+        "rpm --initdb; {RPM} --install stand-in.rpm && {RPM} --install sip-xdp.rpm"
+    ))?;
     let listed = machine.run("rpm --query --list sip-xdp")?;
     for file in FILES {
         ensure!(listed.lines().any(|line| line == file), "{file} is not in the rpm package");
@@ -87,10 +90,12 @@ fn rpm(lab: &Lab, machine: &Machine<'_>, others: &Others) -> Result<()> {
     let configuration = machine.run("rpm --query --configfiles sip-xdp")?;
     ensure!(configuration.lines().count() == 2, "configuration files: {configuration}");
     machine.run("rpm --verify sip-xdp && getent group sip-xdp && sip-xdp config check")?;
-    let state = machine.run("systemctl is-enabled sip-xdp || true; systemctl is-active sip-xdp || true")?;
+    let state =
+        machine.run("systemctl is-enabled sip-xdp || true; systemctl is-active sip-xdp || true")?;
     ensure!(state == "disabled\ninactive\n", "after the installation: {state}");
-    machine
-        .run(&format!("sed -i 's/^#interfaces = .*/interfaces = [\"{WAN}\", \"{LAN}\"]/' /etc/sip-xdp/config.toml"))?;
+    machine.run(&format!(
+        "sed -i 's/^#interfaces = .*/interfaces = [\"{WAN}\", \"{LAN}\"]/' /etc/sip-xdp/config.toml"
+    ))?;
     service::unit(machine)?;
 
     machine.run("sip-xdp block add 192.0.2.77 --reason 'by hand'")?;
@@ -106,7 +111,9 @@ fn rpm(lab: &Lab, machine: &Machine<'_>, others: &Others) -> Result<()> {
 
     machine.run(&format!("{RPM} --erase sip-xdp"))?;
     is_gone(lab, machine)?;
-    machine.run("test ! -e /usr/bin/sip-xdp && rm -rf /etc/sip-xdp /var/lib/sip-xdp && groupdel sip-xdp")?;
+    machine.run(
+        "test ! -e /usr/bin/sip-xdp && rm -rf /etc/sip-xdp /var/lib/sip-xdp && groupdel sip-xdp",
+    )?;
     held("rpm: erased; nothing is filtered, nothing is pinned");
     Ok(())
 }
@@ -114,10 +121,20 @@ fn rpm(lab: &Lab, machine: &Machine<'_>, others: &Others) -> Result<()> {
 /// Neither a program nor a pin is left.
 pub(crate) fn is_gone(lab: &Lab, machine: &Machine<'_>) -> Result<()> {
     for interface in [WAN, LAN] {
-        let shown = succeed(Command::new("ip").args(["-n", lab.pbx.name(), "link", "show", "dev", interface]))?;
+        let shown = succeed(Command::new("ip").args([
+            "-n",
+            lab.pbx.name(),
+            "link",
+            "show",
+            "dev",
+            interface,
+        ]))?;
         ensure!(!shown.contains("xdp"), "{interface} is still filtered: {shown}");
     }
-    ensure!(machine.try_run("test -e /sys/fs/bpf/sip-xdp")?.status.code() == Some(1), "something is still pinned");
+    ensure!(
+        machine.try_run("test -e /sys/fs/bpf/sip-xdp")?.status.code() == Some(1),
+        "something is still pinned"
+    );
     Ok(())
 }
 
@@ -132,22 +149,30 @@ struct Contained<'m> {
 impl Contained<'_> {
     /// The beginning of a command line with which something runs as the daemon does.
     fn systemd_run(&self, options: &str) -> String {
-        let properties: Vec<_> = self.properties.iter().map(|property| format!("--property='{property}'")).collect();
+        let properties: Vec<_> =
+            self.properties.iter().map(|property| format!("--property='{property}'")).collect();
         format!("systemd-run --quiet {options} {}", properties.join(" "))
     }
 
     fn start(&self, arguments: &str) -> Result<()> {
         let unit = self.name;
-        let run = self.systemd_run(&format!("--unit={unit} --property=Type=notify --property=NotifyAccess=main"));
+        let run = self.systemd_run(&format!(
+            "--unit={unit} --property=Type=notify --property=NotifyAccess=main"
+        ));
         self.machine.run(&format!(
-            "{run} {} {arguments} || {{ journalctl --unit {unit} --output cat --lines 20; exit 1; }}",
+            "{run} {} {arguments} || {{ journalctl --unit {unit} --output cat --lines 20; exit 1; \
+             }}",
             self.binary
         ))?;
         Ok(())
     }
 
     fn command(&self, arguments: &str) -> Result<String> {
-        self.machine.run(&format!("{} {} {arguments}", self.systemd_run("--wait --pipe"), self.binary))
+        self.machine.run(&format!(
+            "{} {} {arguments}",
+            self.systemd_run("--wait --pipe"),
+            self.binary
+        ))
     }
 
     /// It filters, and leaves nothing.
@@ -156,7 +181,8 @@ impl Contained<'_> {
     }
 }
 
-/// What the filter is told to block by a command does not get behind it. Unloaded, it leaves nothing.
+/// What the filter is told to block by a command does not get behind it. Unloaded, it leaves
+/// nothing.
 pub(crate) fn filters(
     lab: &Lab,
     machine: &Machine<'_>,
@@ -167,14 +193,17 @@ pub(crate) fn filters(
     command("status --check")?;
     let blocked = lab.further_attacker(number)?;
     command(&format!("block add {blocked}"))?;
-    let passed = Capture::start(&lab.pbx, WAN, &format!("udp and src host {blocked}"), lab.directory())?;
+    let passed =
+        Capture::start(&lab.pbx, WAN, &format!("udp and src host {blocked}"), lab.directory())?;
     let attack = stream::registers(&lab.attacker, blocked, PBX_WAN, 500)?;
     wait_until("packets are sent", Duration::from_secs(30), || Ok(attack.sent() >= 200))?;
     let (sent, passed) = (attack.stop()?, passed.stop()?.len());
     ensure!(passed == 0, "{passed} of {sent} packets of a blocked source passed");
     command("unload")?;
     is_gone(lab, machine)?;
-    held(format!("{name}: it filters (0 of {sent} packets of a blocked source passed), and unloads"));
+    held(format!(
+        "{name}: it filters (0 of {sent} packets of a blocked source passed), and unloads"
+    ));
     Ok(())
 }
 
@@ -186,7 +215,8 @@ fn tarball(lab: &Lab, machine: &Machine<'_>, tarball: &Path) -> Result<()> {
          mkdir -p /srv/empty /run/sip-xdp /var/lib/sip-xdp && cp tarball/sip-xdp /srv/empty/",
     )?;
     machine.run(
-        "test -s tarball/sip-xdp.service && test -s tarball/doc/installing.md && chroot /srv/empty /sip-xdp --version",
+        "test -s tarball/sip-xdp.service && test -s tarball/doc/installing.md && chroot /srv/empty \
+         /sip-xdp --version",
     )?;
     let files = machine.run("cd /srv/empty && find . -type f")?;
     ensure!(files == "./sip-xdp\n", "the root is not empty: {files}");
@@ -212,11 +242,14 @@ fn names(lab: &Lab, machine: &Machine<'_>, mut contained: Contained<'_>) -> Resu
     contained.properties.push(files.to_owned());
     let doctor = contained.systemd_run("--wait --pipe");
     // It fails for other reasons: no SIP server listens here.
-    let found = machine
-        .run(&format!("{doctor} {} --config /feeds.toml --json doctor --iface {WAN} || true", contained.binary))?;
+    let found = machine.run(&format!(
+        "{doctor} {} --config /feeds.toml --json doctor --iface {WAN} || true",
+        contained.binary
+    ))?;
     let found: Value = serde_json::from_str(&found).context("`doctor` printed no JSON")?;
     let checks = found["checks"].as_array().context("no checks")?;
-    let check = checks.iter().find(|check| check["check"] == "feed").context("no check of the feed")?;
+    let check =
+        checks.iter().find(|check| check["check"] == "feed").context("no check of the feed")?;
     ensure!(check["status"] == "ok", "the feed's host is not found: {check}");
     held(format!("{}: it finds a feed's host by its name", contained.name));
     Ok(())
@@ -233,10 +266,14 @@ fn image(lab: &Lab, machine: &Machine<'_>, others: &Others) -> Result<()> {
     ensure!(pod["hostNetwork"] == true, "the pods have a network of their own");
     let container = &pod["containers"][0];
     let security = &container["securityContext"];
-    ensure!(security["privileged"] == false && security["capabilities"]["drop"][0] == "ALL", "more than it needs");
+    ensure!(
+        security["privileged"] == false && security["capabilities"]["drop"][0] == "ALL",
+        "more than it needs"
+    );
     let text = |value: &Value| value.as_str().map(str::to_owned).context("no text");
     let added = security["capabilities"]["add"].as_array().context("no capabilities")?;
-    let added: Vec<_> = added.iter().map(|name| Ok(format!("CAP_{}", text(name)?))).collect::<Result<_>>()?;
+    let added: Vec<_> =
+        added.iter().map(|name| Ok(format!("CAP_{}", text(name)?))).collect::<Result<_>>()?;
 
     let mut properties: Vec<_> = CONTAINER.map(str::to_owned).into();
     properties.push("RootDirectory=/srv/image".to_owned());
@@ -250,30 +287,52 @@ fn image(lab: &Lab, machine: &Machine<'_>, others: &Others) -> Result<()> {
     for mount in container["volumeMounts"].as_array().context("no mounts")? {
         let inside = text(&mount["mountPath"])?;
         let volumes = pod["volumes"].as_array().context("no volumes")?;
-        let volume = volumes.iter().find(|volume| volume["name"] == mount["name"]).context("no such volume")?;
+        let volume = volumes
+            .iter()
+            .find(|volume| volume["name"] == mount["name"])
+            .context("no such volume")?;
         if let Some(path) = volume["hostPath"]["path"].as_str() {
             machine.run(&format!("mkdir -p {path}"))?;
-            properties.extend([format!("BindPaths={path}:{inside}"), format!("ReadWritePaths={inside}")]);
+            properties
+                .extend([format!("BindPaths={path}:{inside}"), format!("ReadWritePaths={inside}")]);
         } else {
             let data = &of_kind("ConfigMap").context("no ConfigMap")?["data"];
             machine.run("mkdir -p /srv/configuration")?;
             for (name, value) in data.as_object().context("no data")? {
-                machine.run(&format!("cat > /srv/configuration/{name} <<'EOF'\n{}\nEOF", text(value)?))?;
+                machine.run(&format!(
+                    "cat > /srv/configuration/{name} <<'EOF'\n{}\nEOF",
+                    text(value)?
+                ))?;
             }
             properties.push(format!("BindReadOnlyPaths=/srv/configuration:{inside}"));
         }
     }
-    machine.run(&format!("sed -i 's/^#interfaces = .*/interfaces = [\"{WAN}\"]/' /srv/configuration/config.toml"))?;
-    let arguments: Vec<_> =
-        container["args"].as_array().context("no arguments")?.iter().map(text).collect::<Result<_>>()?;
+    machine.run(&format!(
+        "sed -i 's/^#interfaces = .*/interfaces = [\"{WAN}\"]/' /srv/configuration/config.toml"
+    ))?;
+    let arguments: Vec<_> = container["args"]
+        .as_array()
+        .context("no arguments")?
+        .iter()
+        .map(text)
+        .collect::<Result<_>>()?;
     let contained = Contained { machine, name: "image", properties, binary: "/usr/bin/sip-xdp" };
     contained.start(&arguments.join(" "))?;
-    let status = fs::read_to_string(format!("/proc/{}/status", machine.main_process("image.service")?))?;
-    let effective = status.lines().find(|line| line.starts_with("CapEff")).context("no capabilities")?.to_owned();
+    let status =
+        fs::read_to_string(format!("/proc/{}/status", machine.main_process("image.service")?))?;
+    let effective = status
+        .lines()
+        .find(|line| line.starts_with("CapEff"))
+        .context("no capabilities")?
+        .to_owned();
     let probe = &container["readinessProbe"]["exec"]["command"];
-    let probe: Vec<_> = probe.as_array().context("no probe")?.iter().map(text).collect::<Result<_>>()?;
+    let probe: Vec<_> =
+        probe.as_array().context("no probe")?.iter().map(text).collect::<Result<_>>()?;
     ensure!(probe[0] == contained.binary, "the probe is another program");
     contained.command(&probe[1..].join(" "))?;
-    held(format!("image: it runs with {} only ({effective}), and its probe finds it ready", added.join(", ")));
+    held(format!(
+        "image: it runs with {} only ({effective}), and its probe finds it ready",
+        added.join(", ")
+    ));
     contained.filters(lab, 2)
 }

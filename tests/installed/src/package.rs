@@ -33,12 +33,14 @@ const COMPLETIONS: [(&str, &str); 3] = [
     (
         "bash",
         "bash -c '. /usr/share/bash-completion/bash_completion; _completion_loader sip-xdp; \
-         completer=$(complete -p sip-xdp | grep -o \"F [^ ]*\") && COMP_WORDS=(sip-xdp blo) COMP_CWORD=1 && \
+         completer=$(complete -p sip-xdp | grep -o \"F [^ ]*\") && COMP_WORDS=(sip-xdp blo) \
+         COMP_CWORD=1 && \
          ${completer#F } sip-xdp blo sip-xdp; echo ${COMPREPLY[@]}'",
     ),
     (
         "zsh",
-        "zsh -f -c 'autoload -U compinit; compinit -u -d /tmp/zcompdump; [[ $_comps[sip-xdp] = _sip-xdp ]] || exit 1; \
+        "zsh -f -c 'autoload -U compinit; compinit -u -d /tmp/zcompdump; [[ $_comps[sip-xdp] = \
+         _sip-xdp ]] || exit 1; \
          autoload +X _sip-xdp; functions _sip-xdp_commands _sip-xdp' | grep -o -m1 block",
     ),
     ("fish", "fish -c 'complete -C \"sip-xdp blo\"'"),
@@ -90,9 +92,17 @@ fn install(machine: &Machine<'_>) -> Result<()> {
         "the installation has started it"
     );
     let dashboard = machine.run("cat /usr/share/doc/sip-xdp/grafana/sip-xdp.json")?;
-    let dashboard: serde_json::Value = serde_json::from_str(&dashboard).context("the dashboard is no JSON")?;
-    ensure!(dashboard["panels"].as_array().is_some_and(|panels| !panels.is_empty()), "the dashboard shows nothing");
-    held(format!("installed: {} with {} files, neither enabled nor started", version.trim(), listed.lines().count()));
+    let dashboard: serde_json::Value =
+        serde_json::from_str(&dashboard).context("the dashboard is no JSON")?;
+    ensure!(
+        dashboard["panels"].as_array().is_some_and(|panels| !panels.is_empty()),
+        "the dashboard shows nothing"
+    );
+    held(format!(
+        "installed: {} with {} files, neither enabled nor started",
+        version.trim(),
+        listed.lines().count()
+    ));
     Ok(())
 }
 
@@ -103,8 +113,10 @@ fn documentation(machine: &Machine<'_>) -> Result<()> {
     let mut commands = 0;
     for command in subcommands(machine, "sip-xdp")? {
         let nested = subcommands(machine, &format!("sip-xdp {command}"))?;
-        for name in
-            nested.iter().map(|nested| format!("sip-xdp-{command}-{nested}")).chain([format!("sip-xdp-{command}")])
+        for name in nested
+            .iter()
+            .map(|nested| format!("sip-xdp-{command}-{nested}"))
+            .chain([format!("sip-xdp-{command}")])
         {
             ensure!(pages.contains(&name.as_str()), "no man page {name}; there are: {pages:?}");
             commands += 1;
@@ -112,7 +124,10 @@ fn documentation(machine: &Machine<'_>) -> Result<()> {
     }
     for page in &pages {
         let text = machine.run(&format!("MANWIDTH=100 man {page} 2>&1"))?;
-        ensure!(text.contains("NAME") && text.contains("SYNOPSIS"), "{page} does not render: {text}");
+        ensure!(
+            text.contains("NAME") && text.contains("SYNOPSIS"),
+            "{page} does not render: {text}"
+        );
         ensure!(!text.contains("warning:"), "{page} does not render cleanly: {text}");
     }
     held(format!("{} man pages render, for all {commands} commands", pages.len()));
@@ -122,7 +137,11 @@ fn documentation(machine: &Machine<'_>) -> Result<()> {
 /// The commands that a command's help names.
 fn subcommands(machine: &Machine<'_>, command: &str) -> Result<Vec<String>> {
     let help = machine.run(&format!("{command} -h"))?;
-    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let commands = help
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty());
     let names = commands.filter_map(|line| line.strip_prefix("  ")?.split([' ', ',']).next());
     Ok(names.filter(|name| !name.is_empty() && *name != "help").map(str::to_owned).collect())
 }
@@ -139,8 +158,9 @@ fn completions(machine: &Machine<'_>) -> Result<()> {
 fn configuration(machine: &Machine<'_>) -> Result<()> {
     machine.run("sip-xdp config check")?;
     // An operator's line, which must be there after the upgrade.
-    machine
-        .run(&format!("sed -i 's/^#interfaces = .*/interfaces = [\"{WAN}\", \"{LAN}\"]/' /etc/sip-xdp/config.toml"))?;
+    machine.run(&format!(
+        "sed -i 's/^#interfaces = .*/interfaces = [\"{WAN}\", \"{LAN}\"]/' /etc/sip-xdp/config.toml"
+    ))?;
     let shown = machine.run("sip-xdp config show")?;
     ensure!(shown.contains(&format!("\"{LAN}\"")), "the configuration was not changed: {shown}");
     held("the configuration that comes with it is valid");
@@ -150,9 +170,13 @@ fn configuration(machine: &Machine<'_>) -> Result<()> {
 /// A new version takes over from the old one while a blocked source and a phone send.
 fn upgrade(lab: &Lab, machine: &Machine<'_>) -> Result<()> {
     let blocked = lab.further_attacker(0)?;
-    machine.run(&format!("sip-xdp block add {blocked} --reason 'by hand' && sip-xdp trust add {PHONE}"))?;
-    let passed = Capture::start(&lab.pbx, WAN, &format!("udp and src host {blocked}"), lab.directory())?;
-    let heard = Capture::start(&lab.pbx, LAN, &format!("udp and src host {PHONE}"), lab.directory())?;
+    machine.run(&format!(
+        "sip-xdp block add {blocked} --reason 'by hand' && sip-xdp trust add {PHONE}"
+    ))?;
+    let passed =
+        Capture::start(&lab.pbx, WAN, &format!("udp and src host {blocked}"), lab.directory())?;
+    let heard =
+        Capture::start(&lab.pbx, LAN, &format!("udp and src host {PHONE}"), lab.directory())?;
     let attack = stream::registers(&lab.attacker, blocked, PBX_WAN, 1000)?;
     let phone = stream::registers(&lab.phone, PHONE, PBX_LAN, 500)?;
     let before = (service::pid(machine)?, attack.sent());
@@ -168,31 +192,46 @@ fn upgrade(lab: &Lab, machine: &Machine<'_>) -> Result<()> {
     ensure!(version.ends_with("+next"), "{version} is installed");
     let (attacked, called) = (attack.stop()?, phone.stop()?);
     let (passed, heard) = (passed.stop()?.len() as u64, heard.stop()?.len() as u64);
-    ensure!(passed == 0, "{passed} of {attacked} packets of a blocked source passed during the upgrade");
-    ensure!(heard == called, "{} of {called} packets of a phone were lost during the upgrade", called.abs_diff(heard));
+    ensure!(
+        passed == 0,
+        "{passed} of {attacked} packets of a blocked source passed during the upgrade"
+    );
+    ensure!(
+        heard == called,
+        "{} of {called} packets of a phone were lost during the upgrade",
+        called.abs_diff(heard)
+    );
     let listed = machine.run(&format!("sip-xdp block list --match {blocked}"))?;
     ensure!(listed.contains("by hand"), "the upgrade has lost a block: {listed}");
     machine.run(&format!("grep -q '^interfaces = .\"{WAN}\"' /etc/sip-xdp/config.toml"))?;
     held(format!(
-        "upgraded under traffic: 0 of {attacked} packets of a blocked source passed, {heard} of {called} of a phone"
+        "upgraded under traffic: 0 of {attacked} packets of a blocked source passed, {heard} of \
+         {called} of a phone"
     ));
     Ok(())
 }
 
-/// A later version whose configuration file is another one comes while the operator's file is broken: the installation
-/// succeeds and names the mistake, the daemon that runs goes on, the operator's file stays.
+/// A later version whose configuration file is another one comes while the operator's file is
+/// broken: the installation succeeds and names the mistake, the daemon that runs goes on, the
+/// operator's file stays.
 fn hostile_upgrade(machine: &Machine<'_>) -> Result<()> {
     let before = service::pid(machine)?;
     start::break_configuration(machine)?;
     machine.run(
-        "dpkg-deb --raw-extract next.deb later && cd later && sed -i 's/+next$/+next.later/' DEBIAN/control && \
+        "dpkg-deb --raw-extract next.deb later && cd later && \
+         sed -i 's/+next$/+next.later/' DEBIAN/control && \
          echo '# A new default.' >> etc/sip-xdp/config.toml && \
-         find . -type f -not -path './DEBIAN/*' -printf '%P\\0' | xargs -0 md5sum > DEBIAN/md5sums && \
+         find . -type f -not -path './DEBIAN/*' -printf '%P\\0' | \
+         xargs -0 md5sum > DEBIAN/md5sums && \
          dpkg-deb --root-owner-group -Znone --build . ../later.deb",
     )?;
-    let said = machine.run("apt-get install --yes -o Dpkg::Options::=--force-confold ./later.deb 2>&1")?;
+    let said =
+        machine.run("apt-get install --yes -o Dpkg::Options::=--force-confold ./later.deb 2>&1")?;
     let version = machine.run("dpkg-query --show --showformat='${Status} ${Version}' sip-xdp")?;
-    ensure!(version.starts_with("install ok installed ") && version.ends_with(".later"), "{version}");
+    ensure!(
+        version.starts_with("install ok installed ") && version.ends_with(".later"),
+        "{version}"
+    );
     let complaints: Vec<_> = said.lines().filter(|line| line.contains(start::COMPLAINT)).collect();
     ensure!(complaints.len() == 1, "the installation does not name the mistake once: {said}");
     ensure!(service::pid(machine)? == before, "the daemon that could not be restarted was stopped");
@@ -200,19 +239,35 @@ fn hostile_upgrade(machine: &Machine<'_>) -> Result<()> {
     start::repair_configuration(machine)?;
     machine.run("systemctl restart sip-xdp && sip-xdp status --check")?;
     ensure!(service::pid(machine)? != before, "it was not restarted");
-    held(format!("upgraded with a broken configuration: the daemon goes on; apt shows \"{}\"", complaints[0]));
+    held(format!(
+        "upgraded with a broken configuration: the daemon goes on; apt shows \"{}\"",
+        complaints[0]
+    ));
     Ok(())
 }
 
 /// After a removal nothing enforces any more.
 fn remove(lab: &Lab, machine: &Machine<'_>) -> Result<()> {
     machine.run("apt-get remove --yes sip-xdp")?;
-    ensure!(machine.try_run("systemctl is-active sip-xdp")?.stdout != b"active\n", "the daemon still runs");
+    ensure!(
+        machine.try_run("systemctl is-active sip-xdp")?.stdout != b"active\n",
+        "the daemon still runs"
+    );
     for interface in [WAN, LAN] {
-        let shown = succeed(Command::new("ip").args(["-n", lab.pbx.name(), "link", "show", "dev", interface]))?;
+        let shown = succeed(Command::new("ip").args([
+            "-n",
+            lab.pbx.name(),
+            "link",
+            "show",
+            "dev",
+            interface,
+        ]))?;
         ensure!(!shown.contains("xdp"), "{interface} is still filtered: {shown}");
     }
-    ensure!(machine.try_run("test -e /sys/fs/bpf/sip-xdp")?.status.code() == Some(1), "something is still pinned");
+    ensure!(
+        machine.try_run("test -e /sys/fs/bpf/sip-xdp")?.status.code() == Some(1),
+        "something is still pinned"
+    );
     let passed = Capture::start(&lab.pbx, WAN, "udp and src host 198.51.100.100", lab.directory())?;
     let stream = stream::registers(&lab.attacker, [198, 51, 100, 100], PBX_WAN, 100)?;
     wait_until("packets pass", Duration::from_secs(10), || Ok(!passed.packets()?.is_empty()))?;
@@ -227,7 +282,8 @@ fn purge(machine: &Machine<'_>) -> Result<()> {
     // A key that an operator has put there is nobody's business after a purge.
     machine.run("echo secret > /etc/sip-xdp/feed.key && apt-get purge --yes sip-xdp")?;
     let left = machine.run(
-        "find / -xdev -name '*sip-xdp*' -not -path '/var/cache/*' -not -path '/root/*' -not -path '/tmp/*'; \
+        "find / -xdev -name '*sip-xdp*' -not -path '/var/cache/*' -not -path '/root/*' -not -path \
+         '/tmp/*'; \
          find /run /etc/systemd -name '*sip-xdp*'; getent group sip-xdp || true",
     )?;
     let left: Vec<_> = left.lines().filter(|line| !line.starts_with("/var/lib/systemd/")).collect();

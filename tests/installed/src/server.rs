@@ -1,4 +1,5 @@
-//! Where the newcomer's package is to run: a clean Debian with its own systemd, in a network of the laboratory.
+//! Where the newcomer's package is to run: a clean Debian with its own systemd, in a network of the
+//! laboratory.
 
 use std::path::Path;
 use std::time::Instant;
@@ -23,19 +24,25 @@ impl<'a> Server<'a> {
         lab.pbx.ip(["route", "add", "default", "via", &ATTACKER.to_string()])?;
         let machine = Machine::boot(root, &lab.pbx, lab.directory())?;
         machine.run(ADD_USER)?;
-        let name = package.file_name().and_then(|name| name.to_str()).context("the package has no name")?;
+        let name = package
+            .file_name()
+            .and_then(|name| name.to_str())
+            .context("the package has no name")?;
         machine.copy(package, &format!("/home/{USER}/{name}"))?;
         Ok(Self { machine })
     }
 
-    /// Executes a block as the newcomer would paste it into a shell, which stops at the first command that fails.
+    /// Executes a block as the newcomer would paste it into a shell, which stops at the first
+    /// command that fails.
     pub(crate) fn execute(&self, block: &Block) -> Result<()> {
         let start = Instant::now();
         let quoted = format!("set -e -o pipefail\ncd\n{}", block.text).replace('\'', r"'\''");
         self.machine
             .run(&format!("runuser --login {USER} -c '{quoted}'"))
             .with_context(|| format!("under \"{}\"", block.heading))?;
-        for command in block.text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
+        for command in
+            block.text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'))
+        {
             held(format!("$ {command}"));
         }
         held(format!("the block took {:.1?}", start.elapsed()));

@@ -1,6 +1,8 @@
-//! Where the newcomer builds: a clean Debian with the checkout, and with this machine's way to the mirrors and registries.
+//! Where the newcomer builds: a clean Debian with the checkout, and with this machine's way to the
+//! mirrors and registries.
 //!
-//! No systemd runs there, and nothing of what is executed there attaches to an interface that it did not make.
+//! No systemd runs there, and nothing of what is executed there attaches to an interface that it
+//! did not make.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +22,8 @@ use crate::newcomer::{ADD_USER, USER};
 /// The checkout, below the newcomer's home.
 const CHECKOUT: &str = "sip-xdp";
 
-/// What the network asks of every machine in it: its name servers, and its own certificates where it has some.
+/// What the network asks of every machine in it: its name servers, and its own certificates where
+/// it has some.
 const NAME_SERVERS: &str = "/etc/resolv.conf";
 const CERTIFICATES: &str = "/usr/local/share/ca-certificates";
 
@@ -37,25 +40,34 @@ impl Workshop {
             .prefix(&format!("{}-", unique_name()))
             .tempdir()
             .context("cannot make a temporary directory")?;
-        let workshop = Self { root: Root::unpack(archive, directory.path())?, _directory: directory };
+        let workshop =
+            Self { root: Root::unpack(archive, directory.path())?, _directory: directory };
         workshop.root.copy(Path::new(NAME_SERVERS), NAME_SERVERS)?;
         for entry in fs::read_dir(CERTIFICATES).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            workshop.root.copy(&entry.path(), &format!("{CERTIFICATES}/{}", name.to_string_lossy()))?;
+            workshop
+                .root
+                .copy(&entry.path(), &format!("{CERTIFICATES}/{}", name.to_string_lossy()))?;
         }
-        workshop.run(&format!("{ADD_USER} && update-ca-certificates && mkdir /home/{USER}/{CHECKOUT}"))?;
+        workshop.run(&format!(
+            "{ADD_USER} && update-ca-certificates && mkdir /home/{USER}/{CHECKOUT}"
+        ))?;
         let home = format!("/home/{USER}/{CHECKOUT}");
-        succeed(Command::new("tar").arg("-xf").arg(sources).arg("-C").arg(workshop.root.path(&home)))?;
+        succeed(
+            Command::new("tar").arg("-xf").arg(sources).arg("-C").arg(workshop.root.path(&home)),
+        )?;
         workshop.run(&format!("chown --recursive {USER}: {home}"))?;
         Ok(workshop)
     }
 
-    /// Executes the commands of a block one after the other, as the newcomer would, with their output.
+    /// Executes the commands of a block one after the other, as the newcomer would, with their
+    /// output.
     pub(crate) fn execute(&self, block: &Block) -> Result<()> {
         for command in block.text.lines().filter_map(|line| line.strip_prefix("$ ")) {
             println!("  ...    $ {command}");
             let start = Instant::now();
-            // The shell around it is the first process, which collects those that have lost their parent.
+            // The shell around it is the first process, which collects those that have lost their
+            // parent.
             let status = self
                 .command(&["sh", "-c", r#"runuser --login "$1" -c "$2"; exit $?"#, "sh", USER])
                 .arg(format!("cd {CHECKOUT} && {command}"))
@@ -71,7 +83,8 @@ impl Workshop {
     /// The package that was made in the checkout.
     pub(crate) fn package(&self) -> Result<PathBuf> {
         let directory = self.root.path(&format!("/home/{USER}/{CHECKOUT}/target/debian"));
-        let entries = fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))?;
+        let entries = fs::read_dir(&directory)
+            .with_context(|| format!("cannot read {}", directory.display()))?;
         let mut packages = entries.flatten().map(|entry| entry.path());
         packages
             .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
@@ -83,10 +96,14 @@ impl Workshop {
         succeed(&mut self.command(&["sh", "-e", "-c", script])).map(drop)
     }
 
-    /// A program inside. It ends with us, however we end: unshare(1) itself listens to nothing softer.
+    /// A program inside. It ends with us, however we end: unshare(1) itself listens to nothing
+    /// softer.
     fn command(&self, program: &[&str]) -> Command {
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "unshare"]).args(self.root.start(program)).stdin(Stdio::null());
+        command
+            .args(["--pdeathsig", "KILL", "unshare"])
+            .args(self.root.start(program))
+            .stdin(Stdio::null());
         command
     }
 }

@@ -1,5 +1,5 @@
-//! Feeds that trust or admit: what they list comes and goes with them, within stricter guards, and whoever watches is told.
-//! Needs root and Linux 6.6 or later.
+//! Feeds that trust or admit: what they list comes and goes with them, within stricter guards, and
+//! whoever watches is told. Needs root and Linux 6.6 or later.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,13 +15,18 @@ const SOON: Duration = Duration::from_secs(15);
 
 fn configuration(list: &Path, action: &str, policy: &str) -> String {
     format!(
-        "policy = \"{policy}\"\n\n[[feeds]]\nname = \"offices\"\nurl = \"file://{}\"\nevery = \"1h\"\naction = \"{action}\"\n",
+        "policy = \"{policy}\"\n\n[[feeds]]\nname = \"offices\"\nurl = \"file://{}\"\nevery \
+         = \"1h\"\naction = \"{action}\"\n",
         list.display()
     )
 }
 
 fn start<'a>(lab: &'a Lab, configuration: String) -> Result<Filter<'a>> {
-    let options = FilterOptions { configuration, interfaces: vec![WAN.to_owned()], ..FilterOptions::default() };
+    let options = FilterOptions {
+        configuration,
+        interfaces: vec![WAN.to_owned()],
+        ..FilterOptions::default()
+    };
     Filter::start_with(&lab.pbx, lab.directory(), options)
 }
 
@@ -41,12 +46,16 @@ fn set(networks: &[&str]) -> BTreeSet<String> {
 fn what_a_feed_trusts_is_trusted_until_it_does_not() -> Result<()> {
     let lab = Lab::new()?;
     let list = lab.directory().join("offices.list");
-    fs::write(&list, format!("{ATTACKER}\n0.0.0.0/1\n64.0.0.0/15\n10.0.0.0/8\n2001:db8::/31\n192.0.2.0/24\n"))?;
+    fs::write(
+        &list,
+        format!("{ATTACKER}\n0.0.0.0/1\n64.0.0.0/15\n10.0.0.0/8\n2001:db8::/31\n192.0.2.0/24\n"),
+    )?;
     let mut filter = start(&lab, configuration(&list, "block", "open"))?;
     // Whom an operator blocks no feed trusts.
     filter.succeed(&["block", "add", "192.0.2.128/25"])?;
     let attacker = ATTACKER.to_string();
-    let verdict = |filter: &Filter<'_>| anyhow::Ok(filter.json(&["explain", &attacker])?["verdict"].clone());
+    let verdict =
+        |filter: &Filter<'_>| anyhow::Ok(filter.json(&["explain", &attacker])?["verdict"].clone());
     wait_until("it blocks", SOON, || Ok(verdict(&filter)? == "drop"))?;
     let mut watch = filter.start_command(&["watch", "--json"])?;
     // What happens before it is connected, it does not see.
@@ -63,7 +72,11 @@ fn what_a_feed_trusts_is_trusted_until_it_does_not() -> Result<()> {
     assert_eq!((&event["event"], &event["feed"]), (&"feed".into(), &"offices".into()));
     assert_eq!(event["reason"], "offices: 4 too broad, 1 split", "{event}");
     let row = filter.json(&["feed", "list"])?[0].clone();
-    assert_eq!((&row["action"], &row["skipped"]["too_broad"]), (&"trust".into(), &4.into()), "{row}");
+    assert_eq!(
+        (&row["action"], &row["skipped"]["too_broad"]),
+        (&"trust".into(), &4.into()),
+        "{row}"
+    );
     assert_eq!(verdict(&filter)?, "pass");
     let why = filter.json(&["explain", &attacker])?.to_string();
     assert!(why.contains("offices"), "{why}");
@@ -89,7 +102,9 @@ fn what_a_feed_trusts_is_trusted_until_it_does_not() -> Result<()> {
     println!("{}", filter.succeed(&["feed", "sync", "offices"])?);
     assert_eq!(trusted(&filter)?, set(&["192.0.2.0/25"]));
     let stream = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 300)?;
-    wait_until("the attacker is limited again", SOON, || Ok(filter.packets(WAN, "drop.limited")? > 20))?;
+    wait_until("the attacker is limited again", SOON, || {
+        Ok(filter.packets(WAN, "drop.limited")? > 20)
+    })?;
     stream.stop()?;
     // It is gone, while nobody was running.
     filter.stop()?;
@@ -105,7 +120,8 @@ fn whom_a_feed_admits_may_talk_under_the_policy_closed() -> Result<()> {
     let list = lab.directory().join("country.list");
     fs::write(&list, "198.51.0.0/16\n192.0.2.0/24\n")?;
     let filter = start(&lab, configuration(&list, "admit", "closed"))?;
-    let verdict = || anyhow::Ok(filter.json(&["explain", &ATTACKER.to_string()])?["verdict"].clone());
+    let verdict =
+        || anyhow::Ok(filter.json(&["explain", &ATTACKER.to_string()])?["verdict"].clone());
     wait_until("it admits", SOON, || Ok(verdict()? == "pass"))?;
     // As many addresses as before, so that no size guard has a say.
     fs::write(&list, "203.0.0.0/16\n192.0.2.0/24\n")?;

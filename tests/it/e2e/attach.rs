@@ -1,5 +1,5 @@
-//! How programs are attached: refusals carry their reason, a program that sees nothing is noticed, and what
-//! was switched off is put back. Needs root.
+//! How programs are attached: refusals carry their reason, a program that sees nothing is noticed,
+//! and what was switched off is put back. Needs root.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -35,7 +35,8 @@ fn refusal(filter: &mut Filter<'_>) -> Result<String> {
 #[test]
 fn a_refusal_says_why_and_what_to_do() -> Result<()> {
     let lab = Lab::new()?;
-    let add = "link add q0 numrxqueues 1 numtxqueues 1 type veth peer name q1 numrxqueues 4 numtxqueues 4";
+    let add = "link add q0 numrxqueues 1 numtxqueues 1 type veth peer name q1 numrxqueues 4 \
+               numtxqueues 4";
     lab.pbx.ip(add.split(' '))?;
     for name in ["q0", "q1"] {
         lab.pbx.ip(["link", "set", name, "up"])?;
@@ -43,7 +44,10 @@ fn a_refusal_says_why_and_what_to_do() -> Result<()> {
     let mut filter = prepare(&lab, "q0", "mode = \"native\"\n")?;
     let said = refusal(&mut filter)?;
     assert!(said.contains("veth: ") && said.contains("number of rx queues"), "{said}");
-    assert!(said.contains("`ethtool -L q0 rx N`") && said.contains("--mode auto or generic"), "{said}");
+    assert!(
+        said.contains("`ethtool -L q0 rx N`") && said.contains("--mode auto or generic"),
+        "{said}"
+    );
     let links = lab.pbx.ip(["-details", "link", "show", "dev", "q0"])?;
     assert!(!links.contains("prog/xdp"), "asking again left a program: {links}");
 
@@ -53,7 +57,10 @@ fn a_refusal_says_why_and_what_to_do() -> Result<()> {
     let status = filter.json(&["status"])?;
     assert_eq!(status["interfaces"][0]["mode"], "generic");
     let warnings = status["warnings"].to_string();
-    assert!(warnings.contains("number of rx queues") && warnings.contains("ethtool -L q0"), "{warnings}");
+    assert!(
+        warnings.contains("number of rx queues") && warnings.contains("ethtool -L q0"),
+        "{warnings}"
+    );
     assert!(filter.log().iter().any(|line| line.text.contains("number of rx queues")));
     filter.unload()
 }
@@ -65,7 +72,11 @@ fn nobody_is_told_to_update_a_driver_that_never_will() -> Result<()> {
     lab.pbx.ip(["link", "set", "br0", "up"])?;
     let mut filter = prepare(&lab, "br0", "mode = \"native\"\n")?;
     let said = refusal(&mut filter)?;
-    assert!(said.contains("not supported by the driver [bridge]") && said.contains("filter on the ports"), "{said}");
+    assert!(
+        said.contains("not supported by the driver [bridge]")
+            && said.contains("filter on the ports"),
+        "{said}"
+    );
     assert!(!said.contains("update the driver"), "{said}");
     Ok(())
 }
@@ -88,11 +99,15 @@ fn check(filter: &Filter<'_>, name: &str) -> Result<Value> {
     let output = filter.cli(&["doctor", "--json"])?;
     let json: Value = serde_json::from_slice(&output.stdout)?;
     let checks = json["checks"].as_array().context("no checks")?;
-    Ok(checks.iter().find(|check| check["check"] == name).with_context(|| format!("no {name}"))?.clone())
+    Ok(checks
+        .iter()
+        .find(|check| check["check"] == name)
+        .with_context(|| format!("no {name}"))?
+        .clone())
 }
 
-/// A driver that takes the program and never calls it. Here none does, so the daemon is told to count
-/// nothing.
+/// A driver that takes the program and never calls it. Here none does, so the daemon is told to
+/// count nothing.
 #[test]
 fn generic_mode_takes_over_from_a_program_that_sees_nothing() -> Result<()> {
     let lab = Lab::new()?;
@@ -105,7 +120,11 @@ fn generic_mode_takes_over_from_a_program_that_sees_nothing() -> Result<()> {
         wait_until("generic mode takes over", SOON, || Ok(mode(&filter)? == "generic"))?;
         let line = watcher.wait_line(SOON, |line| line.text.contains("\"blind\""))?;
         println!("{}", line.text);
-        assert!(line.text.contains("\"interface\":\"wan\"") && line.text.contains("action=generic"), "{}", line.text);
+        assert!(
+            line.text.contains("\"interface\":\"wan\"") && line.text.contains("action=generic"),
+            "{}",
+            line.text
+        );
         // It protects, and says so; what took over is not taken back.
         let status = filter.json(&["status"])?;
         println!("{} {}", status["daemon"]["blind"], status["warnings"]);
@@ -134,10 +153,15 @@ fn where_only_native_mode_will_do_it_is_an_error() -> Result<()> {
     with_daemon(&lab, &filter, Overrides { blind: true, ..Overrides::default() }, || {
         assert!(filter.cli(&["status", "--check"])?.status.success());
         let _stream = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 100)?;
-        wait_until("it is noticed", SOON, || Ok(!filter.cli(&["status", "--check"])?.status.success()))?;
+        wait_until("it is noticed", SOON, || {
+            Ok(!filter.cli(&["status", "--check"])?.status.success())
+        })?;
         let status = filter.json(&["status"])?;
         println!("{} {}", status["daemon"]["blind"], status["warnings"]);
-        assert_eq!((&status["enforcing"], &status["daemon"]["blind"][0]["action"]), (&false.into(), &Value::Null));
+        assert_eq!(
+            (&status["enforcing"], &status["daemon"]["blind"][0]["action"]),
+            (&false.into(), &Value::Null)
+        );
         assert!(status["warnings"].to_string().contains("wan is blind"), "{status}");
         let sight = check(&filter, "sight")?;
         assert_eq!(sight["status"], "fail", "{sight}");
@@ -155,7 +179,10 @@ fn a_program_that_sees_is_left_alone() -> Result<()> {
     let program = |filter: &Filter<'_>| -> Result<String> {
         let links = lab.pbx.ip(["-details", "link", "show", "dev", WAN])?;
         assert_eq!(mode(filter)?, "native");
-        links.lines().find_map(|line| Some(line.split_once("prog/xdp id ")?.1.to_owned())).context("no program")
+        links
+            .lines()
+            .find_map(|line| Some(line.split_once("prog/xdp id ")?.1.to_owned()))
+            .context("no program")
     };
     let before = program(&filter)?;
     let stream = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 200)?;
@@ -168,7 +195,12 @@ fn a_program_that_sees_is_left_alone() -> Result<()> {
     assert_eq!(program(&filter)?, before);
     let status = filter.json(&["status"])?;
     assert_eq!(status["daemon"]["blind"], Value::Array(Vec::new()), "{status}");
-    assert!(!filter.log().iter().any(|line| line.text.contains("kind=blind") || line.text.contains("kind=swapped")));
+    assert!(
+        !filter
+            .log()
+            .iter()
+            .any(|line| line.text.contains("kind=blind") || line.text.contains("kind=swapped"))
+    );
     filter.unload()
 }
 
@@ -195,7 +227,8 @@ fn offloads_are_put_back_or_named() -> Result<()> {
     let answer = filter.json(&["unload"])?;
     println!("{answer}");
     let rows = answer["offloads"].as_array().context("no offloads")?;
-    let errors: BTreeMap<_, _> = rows.iter().map(|row| (row["offload"].as_str(), row["error"].as_str())).collect();
+    let errors: BTreeMap<_, _> =
+        rows.iter().map(|row| (row["offload"].as_str(), row["error"].as_str())).collect();
     assert_eq!(errors.get(&Some("tx-checksum-ip-generic")), Some(&None), "{answer}");
     assert!(errors.get(&Some("loopback")).is_some_and(Option::is_some), "{answer}");
     assert!(is_on()?);

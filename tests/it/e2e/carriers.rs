@@ -1,5 +1,6 @@
-//! Carriers send much, to numbers that nobody has too, and their calls are challenged: neither one that we look after with
-//! OPTIONS or register with, nor one that is trusted, may be banned or limited. Needs root and Linux 6.6 or later.
+//! Carriers send much, to numbers that nobody has too, and their calls are challenged: neither one
+//! that we look after with OPTIONS or register with, nor one that is trusted, may be banned or
+//! limited. Needs root and Linux 6.6 or later.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::thread::sleep;
@@ -8,7 +9,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use sip_xdp_tests::sip::Request;
 use sip_xdp_tests::topology::{LAN, OUTSIDE, PBX_LAN, address};
-use sip_xdp_tests::{Filter, FilterOptions, Lab, Party, Registrar, RegistrarOptions, Stream, wait_until};
+use sip_xdp_tests::{
+    Filter, FilterOptions, Lab, Party, Registrar, RegistrarOptions, Stream, wait_until,
+};
 
 const CARRIER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 20);
 /// INVITEs, and the ACKs that follow their refusal.
@@ -23,13 +26,16 @@ fn is_served(what: &str, configuration: &str, method: Option<&str>, reason: &str
     address(&lab.phone, OUTSIDE, &["203.0.113.20/24"])?;
     let options = RegistrarOptions { phones: true, ..RegistrarOptions::default() };
     let registrar = Registrar::start_with(&lab.pbx, lab.directory(), &options)?;
-    let options = FilterOptions { configuration: configuration.to_owned(), ..FilterOptions::default() };
+    let options =
+        FilterOptions { configuration: configuration.to_owned(), ..FilterOptions::default() };
     let filter = Filter::start_with(&lab.pbx, lab.directory(), options)?;
     let (from, to) = (SocketAddr::from((CARRIER, 5060)), SocketAddr::from((PBX_LAN, 5060)));
     let carrier = Party::open(&lab.phone, from)?;
     if let Some(method) = method {
         registrar.ask(method, from)?;
-        carrier.wait_for(method, Duration::from_secs(5), |received| received.text.starts_with(method))?;
+        carrier.wait_for(method, Duration::from_secs(5), |received| {
+            received.text.starts_with(method)
+        })?;
         wait_until("the filter knows the carrier as a peer", Duration::from_secs(5), || {
             Ok(filter.sources("peers")? > 0)
         })
@@ -51,16 +57,22 @@ fn is_served(what: &str, configuration: &str, method: Option<&str>, reason: &str
         Ok(registrar.received_from(CARRIER) as u64 >= sent)
     })
     .or_else(|_| anyhow::Ok(Duration::ZERO))?;
-    let (received, limited) = (registrar.received_from(CARRIER) as u64, filter.packets(LAN, "drop.limited")?);
+    let (received, limited) =
+        (registrar.received_from(CARRIER) as u64, filter.packets(LAN, "drop.limited")?);
     let passed = filter.packets(LAN, &format!("pass.{reason}"))?;
     let (challenged, absent) = (carrier.count("SIP/2.0 407"), carrier.count("SIP/2.0 404"));
     println!(
-        "{what}: sent {sent} in {TIME:?}, {received} got to Kamailio, {limited} limited, {passed} passed as {reason}; \
+        "{what}: sent {sent} in {TIME:?}, {received} got to Kamailio, {limited} limited, {passed} \
+         passed as {reason}; \
          {challenged} calls challenged, {absent} to numbers that nobody has"
     );
     filter.nobody_is_banned(what)?;
     assert!(sent > 3000, "200 requests a second were to be sent, not {sent} in {TIME:?}");
-    assert_eq!((limited, received), (0, sent), "{what}: nothing was to be limited, everything to arrive");
+    assert_eq!(
+        (limited, received),
+        (0, sent),
+        "{what}: nothing was to be limited, everything to arrive"
+    );
     assert_eq!(absent, UNASSIGNED, "so many calls were to be answered with 404");
     assert!(challenged > 1000, "every other call was to be challenged, but only {challenged} were");
     assert!(passed >= sent, "{what}: everything was to pass as {reason}, but only {passed} did");

@@ -44,8 +44,9 @@ fn who(text: &str) -> Result<Who> {
 fn everybody(text: &str) -> Result<Vec<Who>> {
     let mut all = Vec::new();
     for part in text.split(',').map(str::trim).filter(|part| !matches!(*part, "" | "-")) {
-        let Some((IpAddr::V4(first), IpAddr::V4(last))) =
-            part.split_once('-').and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)))
+        let Some((IpAddr::V4(first), IpAddr::V4(last))) = part
+            .split_once('-')
+            .and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)))
         else {
             all.push(who(part)?);
             continue;
@@ -58,15 +59,18 @@ fn everybody(text: &str) -> Result<Vec<Who>> {
 
 fn cases(directory: &Path) -> Result<Vec<Case>> {
     let table = directory.join("expected.tsv");
-    let text = fs::read_to_string(&table).with_context(|| format!("reading {}", table.display()))?;
+    let text =
+        fs::read_to_string(&table).with_context(|| format!("reading {}", table.display()))?;
     let lines = text.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty());
     let case = |line: &str| -> Result<Case> {
         let columns: Vec<&str> = line.split('\t').collect();
         let [file, registrar, keep, ban, why] = columns.as_slice() else {
             bail!("{}: not five columns: {line}", table.display());
         };
-        let registrar =
-            registrar.split(',').map(|one| one.trim().parse().context("registrar")).collect::<Result<_>>()?;
+        let registrar = registrar
+            .split(',')
+            .map(|one| one.trim().parse().context("registrar"))
+            .collect::<Result<_>>()?;
         Ok(Case {
             file: directory.join(file),
             registrar,
@@ -92,8 +96,12 @@ fn faults(case: &Case, replayed: &Replayed) -> Vec<(Who, String)> {
         if lost > 0 {
             faults.push((*one, format!("lost {lost} packets, and should lose none")));
         }
-        // A registered phone goes on where its address is banned, so nothing but its own ban matters.
-        let ban = replayed.banned.iter().find(|ban| hits(ban, one) && (one.port.is_none() || ban.port.is_some()));
+        // A registered phone goes on where its address is banned, so nothing but its own ban
+        // matters.
+        let ban = replayed
+            .banned
+            .iter()
+            .find(|ban| hits(ban, one) && (one.port.is_none() || ban.port.is_some()));
         if let Some(ban) = ban {
             faults.push((*one, format!("banned at {}: {} ({})", ban.time, ban.kind, ban.reason)));
         }
@@ -139,8 +147,19 @@ fn decisive(case: &Case, who: &Who, replayed: &Replayed) -> Result<String> {
 
 /// Where a message begins in a frame.
 fn sip_message(frame: &[u8]) -> Option<&[u8]> {
-    let starts = ["SIP/2.0 ", "REGISTER ", "INVITE ", "OPTIONS ", "ACK ", "BYE ", "SUBSCRIBE ", "MESSAGE ", "PUBLISH "];
-    let at = (0..frame.len()).find(|at| starts.iter().any(|start| frame[*at..].starts_with(start.as_bytes())))?;
+    let starts = [
+        "SIP/2.0 ",
+        "REGISTER ",
+        "INVITE ",
+        "OPTIONS ",
+        "ACK ",
+        "BYE ",
+        "SUBSCRIBE ",
+        "MESSAGE ",
+        "PUBLISH ",
+    ];
+    let at = (0..frame.len())
+        .find(|at| starts.iter().any(|start| frame[*at..].starts_with(start.as_bytes())))?;
     Some(&frame[at..])
 }
 
@@ -149,7 +168,14 @@ fn summary(message: &[u8]) -> String {
     let text = String::from_utf8_lossy(message);
     let mut lines = text.lines();
     let mut summary = lines.next().unwrap_or_default().to_owned();
-    let telling = ["call-id", "cseq", "authorization", "proxy-authorization", "www-authenticate", "proxy-authenticate"];
+    let telling = [
+        "call-id",
+        "cseq",
+        "authorization",
+        "proxy-authorization",
+        "www-authenticate",
+        "proxy-authenticate",
+    ];
     for line in lines.take_while(|line| !line.is_empty()) {
         let name = line.split(':').next().unwrap_or_default().trim().to_ascii_lowercase();
         if telling.contains(&name.as_str()) {
@@ -166,7 +192,11 @@ fn evidence(replayed: &Replayed) -> String {
     for ban in &replayed.banned {
         let port = ban.port.map_or_else(String::new, |port| format!(":{port}"));
         let tier = ban.tier.map_or("", |tier| tier.name());
-        let _ = writeln!(text, "    ban {}{port} {} {tier} {} s: {}", ban.address, ban.kind, ban.length, ban.reason);
+        let _ = writeln!(
+            text,
+            "    ban {}{port} {} {tier} {} s: {}",
+            ban.address, ban.kind, ban.length, ban.reason
+        );
     }
     for close in &replayed.closest {
         let Close { address, kind, count, limit, reason } = close;
@@ -187,7 +217,11 @@ fn run(directory: &Path, config: &Config) -> Result<Vec<String>> {
     for entry in fs::read_dir(directory)? {
         let file = entry?.path();
         let is_capture = file.to_string_lossy().contains(".pcap");
-        ensure!(!is_capture || listed.contains(file.as_path()), "{} is not expected to be anything", file.display());
+        ensure!(
+            !is_capture || listed.contains(file.as_path()),
+            "{} is not expected to be anything",
+            file.display()
+        );
     }
     let mut wrong = Vec::new();
     for case in &cases {

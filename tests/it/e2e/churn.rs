@@ -1,5 +1,6 @@
-//! Bans, expiries, synchronisations and restarts, for half a minute; with `SIP_XDP_LONG=1` for an hour, or for as many seconds
-//! as `SIP_XDP_CHURN` says. Memory, file and tables stay flat. Needs root and Linux 6.6 or later.
+//! Bans, expiries, synchronisations and restarts, for half a minute; with `SIP_XDP_LONG=1` for an
+//! hour, or for as many seconds as `SIP_XDP_CHURN` says. Memory, file and tables stay flat. Needs
+//! root and Linux 6.6 or later.
 
 use std::env;
 use std::fs;
@@ -14,7 +15,8 @@ use sip_xdp_common::abi::names;
 use sip_xdp_tests::topology::{ATTACKER, PBX_WAN, PHONE, WAN};
 use sip_xdp_tests::usage::memory;
 use sip_xdp_tests::{
-    Draw, Filter, FilterOptions, Lab, ListServer, Registrar, Reply, short_or_long, stream, wait_until,
+    Draw, Filter, FilterOptions, Lab, ListServer, Registrar, Reply, short_or_long, stream,
+    wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -33,7 +35,10 @@ struct Seen {
 }
 
 fn duration() -> Duration {
-    let given = env::var("SIP_XDP_CHURN").ok().and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
+    let given = env::var("SIP_XDP_CHURN")
+        .ok()
+        .and_then(|seconds| seconds.parse().ok())
+        .map(Duration::from_secs);
     given.unwrap_or_else(|| short_or_long(Duration::from_secs(30), Duration::from_secs(3_600)))
 }
 
@@ -55,7 +60,8 @@ fn sync(filter: &Filter<'_>) -> Result<()> {
 }
 
 fn look(filter: &Filter<'_>) -> Result<Seen> {
-    let size = |name: &str| fs::metadata(filter.state_directory().join(name)).map_or(0, |file| file.len());
+    let size =
+        |name: &str| fs::metadata(filter.state_directory().join(name)).map_or(0, |file| file.len());
     Ok(Seen {
         memory: memory(filter.pid().context("no daemon")?)?,
         file: size("state.db") + size("state.db-wal"),
@@ -73,10 +79,15 @@ fn nothing_grows() -> Result<()> {
     let place = SocketAddr::from((PHONE, 8_000));
     let server = ListServer::start_in(&lab.phone, place, version(0))?;
     let configuration = format!(
-        "[bans]\nfirst = \"2s\"\nunproven = \"2s\"\n\n[[feeds]]\nname = \"lab\"\nurl = \"http://{place}/list\"\nevery = \"1h\"\n\
+        "[bans]\nfirst = \"2s\"\nunproven = \"2s\"\n\n[[feeds]]\nname = \"lab\"\nurl \
+         = \"http://{place}/list\"\nevery = \"1h\"\n\
          [feeds.guards]\nshrink = 0\ngrow = 0\n"
     );
-    let options = FilterOptions { interfaces: vec![WAN.to_owned()], configuration, ..FilterOptions::default() };
+    let options = FilterOptions {
+        interfaces: vec![WAN.to_owned()],
+        configuration,
+        ..FilterOptions::default()
+    };
     let mut filter = Filter::start_with(&lab.pbx, lab.directory(), options)?;
     sync(&filter)?;
     let attack = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 200)?;
@@ -92,8 +103,10 @@ fn nothing_grows() -> Result<()> {
                 let network = Ipv4Addr::from(0xc612_0000 + draw.below(4_000) as u32);
                 let request = match draw.below(3) {
                     0 => json!({ "command": "delete", "list": "block", "network": network }),
-                    _ => json!({ "command": "add", "list": "block", "network": network, "ttl": 1 + draw.below(5),
-                        "reason": "churn", "force": false, "operator": null }),
+                    _ => {
+                        json!({ "command": "add", "list": "block", "network": network, "ttl": 1 + draw.below(5),
+                        "reason": "churn", "force": false, "operator": null })
+                    }
                 };
                 // Taking out what is not there is refused.
                 let _ = filter.call(&request);
@@ -129,10 +142,20 @@ fn nothing_grows() -> Result<()> {
     // The first row of each daemon's life against its last one.
     for life in seen.chunks(seen.len() / 3) {
         let (first, last) = (&life[0], &life[life.len() - 1]);
-        ensure!(last.memory <= first.memory * 1.3 + 8.0, "from {:.1} MiB to {:.1} MiB", first.memory, last.memory);
+        ensure!(
+            last.memory <= first.memory * 1.3 + 8.0,
+            "from {:.1} MiB to {:.1} MiB",
+            first.memory,
+            last.memory
+        );
     }
     let (first, last) = (&seen[0], &seen[seen.len() - 1]);
-    ensure!(last.file <= first.file * 2 + (8 << 20), "the file grew from {} to {} bytes", first.file, last.file);
+    ensure!(
+        last.file <= first.file * 2 + (8 << 20),
+        "the file grew from {} to {} bytes",
+        first.file,
+        last.file
+    );
     ensure!(commands > 100 && syncs > 2 && restarts == 2, "too little happened");
     Ok(())
 }

@@ -1,5 +1,6 @@
-//! The wall clock is set forward and back by a day while bans last: none vanishes, none becomes eternal, over restarts, crashes
-//! and reboots. Needs root, Linux 6.6 or later, and libfaketime, which sets the clock of the daemon alone.
+//! The wall clock is set forward and back by a day while bans last: none vanishes, none becomes
+//! eternal, over restarts, crashes and reboots. Needs root, Linux 6.6 or later, and libfaketime,
+//! which sets the clock of the daemon alone.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,11 +22,14 @@ const FOR_GOOD: &str = "192.0.2.1";
 const LONG: &str = "192.0.2.2";
 const SHORT: &str = "192.0.2.3";
 
-/// For how many seconds each network is still blocked, by the kernel's own clock; infinity for good.
+/// For how many seconds each network is still blocked, by the kernel's own clock; infinity for
+/// good.
 fn remaining(filter: &Filter<'_>) -> Result<BTreeMap<String, f64>> {
     let entries = Ledger::new(Pins::new(filter.pins()).open(names::LEDGER)?)?.entries()?;
     let now = clock::now();
-    let left = |expires: u64| if expires == NEVER { f64::INFINITY } else { (expires as f64 - now as f64) / 1e9 };
+    let left = |expires: u64| {
+        if expires == NEVER { f64::INFINITY } else { (expires as f64 - now as f64) / 1e9 }
+    };
     let live = entries.into_iter().filter(|(_, entry)| !entry.is_over(now));
     Ok(live.map(|(_, entry)| (entry.network.to_string(), left(entry.expires))).collect())
 }
@@ -37,13 +41,17 @@ fn nothing_has_changed(filter: &Filter<'_>, since: u64, what: &str) -> Result<()
     println!("{what}, {passed:.0} s later: {left:?}");
     ensure!(left.get(FOR_GOOD) == Some(&f64::INFINITY), "{what}: {left:?}");
     let long = left.get(LONG).copied().unwrap_or_default();
-    ensure!((long - (HOUR - passed)).abs() < 5.0, "{what}: after {passed} s it lasts for {long} s more");
+    ensure!(
+        (long - (HOUR - passed)).abs() < 5.0,
+        "{what}: after {passed} s it lasts for {long} s more"
+    );
     Ok(())
 }
 
 fn start<'a>(lab: &'a Lab, clock: &FakeTime) -> Result<Filter<'a>> {
     let interfaces = vec![WAN.to_owned()];
-    let options = FilterOptions { interfaces, environment: clock.environment(), ..FilterOptions::default() };
+    let options =
+        FilterOptions { interfaces, environment: clock.environment(), ..FilterOptions::default() };
     Filter::start_with(&lab.pbx, lab.directory(), options)
 }
 
@@ -68,11 +76,21 @@ fn set_while_it_runs(by: i64) -> Result<()> {
     }
     // What people see is the kernel's truth in the new time.
     let rows = filter.json(&["block", "list"])?;
-    let row = rows.as_array().into_iter().flatten().find(|row| row["network"] == LONG).cloned().unwrap_or_default();
+    let row = rows
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|row| row["network"] == LONG)
+        .cloned()
+        .unwrap_or_default();
     let end: jiff::Timestamp = row["expires"].as_str().unwrap_or_default().parse()?;
     let ahead = end.duration_since(jiff::Timestamp::now()).as_secs_f64() - by as f64;
     ensure!((0.0..=HOUR).contains(&ahead), "{row} ends {ahead} s from now");
-    wait_until("the short ban ends in time", SOON, || Ok(!remaining(&filter)?.contains_key(SHORT)))?;
+    wait_until(
+        "the short ban ends in time",
+        SOON,
+        || Ok(!remaining(&filter)?.contains_key(SHORT)),
+    )?;
     nothing_has_changed(&filter, since, "the short one over")?;
 
     filter.restart()?;
@@ -80,10 +98,12 @@ fn set_while_it_runs(by: i64) -> Result<()> {
     filter.kill9()?;
     filter.launch()?;
     nothing_has_changed(&filter, since, "after a crash")?;
-    // Once more while it runs, and then the power fails, so that only the disk remembers. What is acknowledged is there.
+    // Once more while it runs, and then the power fails, so that only the disk remembers. What is
+    // acknowledged is there.
     wall.set(2 * by)?;
     wait_until("it is noticed again", SOON, || {
-        Ok(filter.log().iter().filter(|line| line.text.contains("the wall clock was set")).count() == 2)
+        Ok(filter.log().iter().filter(|line| line.text.contains("the wall clock was set")).count()
+            == 2)
     })?;
     filter.succeed(&["block", "add", "192.0.2.4"])?;
     filter.kill9()?;
@@ -102,7 +122,8 @@ fn set_back_by_a_day() -> Result<()> {
     set_while_it_runs(-DAY)
 }
 
-/// A machine whose clock has no battery starts in the past: no ban lasts longer than it was made for.
+/// A machine whose clock has no battery starts in the past: no ban lasts longer than it was made
+/// for.
 #[test]
 fn a_start_in_the_past_makes_nothing_eternal() -> Result<()> {
     let lab = Lab::new()?;

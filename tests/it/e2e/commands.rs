@@ -1,5 +1,5 @@
-//! Commands: bad input changes nothing and says why in one line, instances do not disturb each other, and `unload` leaves
-//! nothing.
+//! Commands: bad input changes nothing and says why in one line, instances do not disturb each
+//! other, and `unload` leaves nothing.
 
 use std::collections::BTreeSet;
 use std::thread::sleep;
@@ -16,9 +16,16 @@ fn lists(filter: &Filter<'_>) -> Result<BTreeSet<String>> {
     let mut entries = BTreeSet::new();
     for list in ["block", "trust"] {
         let listed = filter.json(&[list, "list"])?;
-        for entry in listed.as_array().with_context(|| format!("`{list} list` is no array: {listed}"))? {
+        for entry in
+            listed.as_array().with_context(|| format!("`{list} list` is no array: {listed}"))?
+        {
             let field = |name: &str| entry.get(name).map(Value::to_string).unwrap_or_default();
-            entries.insert(format!("{list} {} {} {}", field("network"), field("owner"), field("expires")));
+            entries.insert(format!(
+                "{list} {} {} {}",
+                field("network"),
+                field("owner"),
+                field("expires")
+            ));
         }
     }
     Ok(entries)
@@ -32,7 +39,11 @@ fn is_refused(filter: &Filter<'_>, arguments: &[&str]) -> Result<()> {
     println!("{command:45} {}", said.trim_end());
     assert_eq!(output.status.code(), Some(1), "`{command}`: {said}");
     assert_eq!(said.trim_end().lines().count(), 1, "`{command}` must say why in one line: {said}");
-    assert!(output.stdout.is_empty(), "`{command}` printed {}", String::from_utf8_lossy(&output.stdout));
+    assert!(
+        output.stdout.is_empty(),
+        "`{command}` printed {}",
+        String::from_utf8_lossy(&output.stdout)
+    );
     assert_eq!(lists(filter)?, before, "`{command}` changed something");
     Ok(())
 }
@@ -103,7 +114,9 @@ fn bad_usage_is_told_from_failure() -> Result<()> {
     let lab = Lab::new()?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     let before = lists(&filter)?;
-    for arguments in [&["block", "add"][..], &["block", "add", "192.0.2.1", "--nonsense"], &["nonsense"]] {
+    for arguments in
+        [&["block", "add"][..], &["block", "add", "192.0.2.1", "--nonsense"], &["nonsense"]]
+    {
         let output = filter.cli(arguments)?;
         assert_eq!(output.status.code(), Some(2), "`{}`", arguments.join(" "));
     }
@@ -117,9 +130,11 @@ fn commands_say_when_there_is_no_daemon() -> Result<()> {
     let mut filter = Filter::start(&lab.pbx, lab.directory())?;
     filter.succeed(&["block", "add", "192.0.2.1"])?;
     filter.kill9()?;
-    for arguments in
-        [&["block", "add", "192.0.2.2"][..], &["trust", "add", "192.0.2.2"], &["block", "del", "192.0.2.1"]]
-    {
+    for arguments in [
+        &["block", "add", "192.0.2.2"][..],
+        &["trust", "add", "192.0.2.2"],
+        &["block", "del", "192.0.2.1"],
+    ] {
         is_refused(&filter, arguments)?;
     }
     for arguments in [&["status"][..], &["stats"], &["block", "list"]] {
@@ -133,8 +148,11 @@ fn commands_say_when_there_is_no_daemon() -> Result<()> {
 fn a_full_list_refuses_and_keeps_what_it_has() -> Result<()> {
     let lab = Lab::new()?;
     let configuration = "[capacity]\nnetworks = 16\n".to_owned();
-    let filter =
-        Filter::start_with(&lab.pbx, lab.directory(), FilterOptions { configuration, ..FilterOptions::default() })?;
+    let filter = Filter::start_with(
+        &lab.pbx,
+        lab.directory(),
+        FilterOptions { configuration, ..FilterOptions::default() },
+    )?;
     let mut added = 0;
     for host in 1..=40 {
         if !filter.cli(&["block", "add", &format!("192.0.2.{host}")])?.status.success() {
@@ -150,8 +168,8 @@ fn a_full_list_refuses_and_keeps_what_it_has() -> Result<()> {
     is_refused(&filter, &["block", "add", "192.0.2.201"])
 }
 
-/// What a member of the group, who may open the socket, cannot do, and what root can only by force; and texts and times that
-/// are out of bounds, whether the command line would send them or not.
+/// What a member of the group, who may open the socket, cannot do, and what root can only by force;
+/// and texts and times that are out of bounds, whether the command line would send them or not.
 #[test]
 fn commands_are_bounded() -> Result<()> {
     let lab = Lab::new()?;
@@ -176,11 +194,17 @@ fn commands_are_bounded() -> Result<()> {
         "force": false, "operator": null
     });
     let answer = filter.call(&import)?;
-    assert_eq!((&answer["added"], &answer["refused"][0]["what"]), (&1.into(), &"0.0.0.0/1".into()), "{answer}");
+    assert_eq!(
+        (&answer["added"], &answer["refused"][0]["what"]),
+        (&1.into(), &"0.0.0.0/1".into()),
+        "{answer}"
+    );
 
-    // Somebody else who may open the socket. The directories of a test are root's alone, hence the one capability.
+    // Somebody else who may open the socket. The directories of a test are root's alone, hence the
+    // one capability.
     let dac = ["--inh-caps", "+dac_override", "--ambient-caps", "+dac_override", "--"];
-    let member = [&["setpriv", "--reuid", "65533", "--regid", "65534", "--clear-groups"][..], &dac].concat();
+    let member =
+        [&["setpriv", "--reuid", "65533", "--regid", "65534", "--clear-groups"][..], &dac].concat();
     let as_member = |arguments: &[&str]| filter.cli_inside(&member, arguments);
     let output = as_member(&["trust", "add", "128.0.0.0/1", "--force"])?;
     let said = String::from_utf8_lossy(&output.stderr);
@@ -233,7 +257,8 @@ fn a_second_instance_on_the_interface_is_named() -> Result<()> {
     Ok(())
 }
 
-/// Whatever goes wrong with one interface, those that an earlier daemon had attached keep filtering.
+/// Whatever goes wrong with one interface, those that an earlier daemon had attached keep
+/// filtering.
 #[test]
 fn a_failed_reload_or_start_keeps_what_filters() -> Result<()> {
     let lab = Lab::new()?;
@@ -273,11 +298,17 @@ fn a_failed_reload_or_start_keeps_what_filters() -> Result<()> {
 #[test]
 fn two_instances_run_side_by_side() -> Result<()> {
     let lab = Lab::new()?;
-    let on = |interface: &str| FilterOptions { interfaces: vec![interface.to_owned()], ..FilterOptions::default() };
+    let on = |interface: &str| FilterOptions {
+        interfaces: vec![interface.to_owned()],
+        ..FilterOptions::default()
+    };
     let mut wan = Filter::start_with(&lab.pbx, lab.directory(), on(WAN))?;
     let lan = Filter::start_with(&lab.pbx, lab.directory(), on(LAN))?;
     lan.succeed(&["block", "add", &ATTACKER.to_string()])?;
-    assert!(wan.entries(&ATTACKER.to_string())?.is_empty(), "one instance's block is in the other's list");
+    assert!(
+        wan.entries(&ATTACKER.to_string())?.is_empty(),
+        "one instance's block is in the other's list"
+    );
 
     let seen = Capture::start(&lab.pbx, WAN, "udp and dst port 5060", lab.directory())?;
     let stream = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 20)?;
@@ -306,7 +337,11 @@ fn unload_leaves_nothing() -> Result<()> {
     assert!(!filter.pins().exists());
     // Twice is no harm, and a new start is a fresh one.
     let again = filter.cli(&["unload"])?;
-    println!("unload with nothing loaded: {} {}", again.status, String::from_utf8_lossy(&again.stderr).trim_end());
+    println!(
+        "unload with nothing loaded: {} {}",
+        again.status,
+        String::from_utf8_lossy(&again.stderr).trim_end()
+    );
     filter.launch()?;
     // Also with the daemon dead.
     filter.kill9()?;

@@ -1,5 +1,5 @@
-//! `run --confirm`: a filter that nobody confirms is detached in the end, on every way out; and drops
-//! nothing from the deadline on though its daemon is dead.
+//! `run --confirm`: a filter that nobody confirms is detached in the end, on every way out; and
+//! drops nothing from the deadline on though its daemon is dead.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -10,8 +10,11 @@ use sip_xdp_tests::{Filter, FilterOptions, Lab, stream, wait_until};
 
 fn start<'a>(lab: &'a Lab, within: &str) -> Result<Filter<'a>> {
     let arguments = vec!["--confirm".to_owned(), within.to_owned()];
-    let filter =
-        Filter::start_with(&lab.pbx, lab.directory(), FilterOptions { arguments, ..FilterOptions::default() })?;
+    let filter = Filter::start_with(
+        &lab.pbx,
+        lab.directory(),
+        FilterOptions { arguments, ..FilterOptions::default() },
+    )?;
     filter.succeed(&["block", "add", &ATTACKER.to_string()])?;
     Ok(filter)
 }
@@ -70,7 +73,11 @@ fn is_detached(lab: &Lab, filter: &Filter<'_>) -> Result<()> {
 fn nobody_confirms() -> Result<()> {
     let lab = Lab::new()?;
     let mut filter = start(&lab, "15s")?;
-    let ready = filter.log().into_iter().find(|line| line.text.starts_with("ready")).context("no ready line")?;
+    let ready = filter
+        .log()
+        .into_iter()
+        .find(|line| line.text.starts_with("ready"))
+        .context("no ready line")?;
     println!("{}", ready.text);
     assert!(ready.text.contains("enforcing") && ready.text.contains("`sip-xdp confirm`"));
     assert_eq!(filter.json(&["status"])?["daemon"]["confirm"]["pending"], true);
@@ -79,11 +86,12 @@ fn nobody_confirms() -> Result<()> {
     let until = filter.json(&["status"])?["daemon"]["confirm"]["until"].clone();
     filter.configure("[limits.unknown]\nrequests = { count = 40, per = \"10s\" }\n")?;
     filter.succeed(&["reload"])?;
-    // The time is told by two clocks, which a busy machine does not read together; started again, it
-    // would be later by all that happened above, half a second at least.
+    // The time is told by two clocks, which a busy machine does not read together; started again,
+    // it would be later by all that happened above, half a second at least.
     let close = |a: &serde_json::Value, b: &serde_json::Value| -> Result<bool> {
-        let time =
-            |value: &serde_json::Value| -> Result<jiff::Timestamp> { Ok(value.as_str().context("no time")?.parse()?) };
+        let time = |value: &serde_json::Value| -> Result<jiff::Timestamp> {
+            Ok(value.as_str().context("no time")?.parse()?)
+        };
         Ok(time(a)?.duration_since(time(b)?).abs() < jiff::SignedDuration::from_millis(300))
     };
     assert!(close(&filter.json(&["status"])?["daemon"]["confirm"]["until"], &until)?);
@@ -91,7 +99,9 @@ fn nobody_confirms() -> Result<()> {
     // A broken file is no reason to go on enforcing.
     filter.configure("nonsense = 1\n")?;
     detached_in_time(&filter)?;
-    assert!(filter.log().iter().any(|line| line.text.contains("unconfirmed after=15s detached=true")));
+    assert!(
+        filter.log().iter().any(|line| line.text.contains("unconfirmed after=15s detached=true"))
+    );
     let status = filter.json(&["status"])?;
     println!("{} {}", status["daemon"]["confirm"], status["warnings"]);
     let confirm = &status["daemon"]["confirm"];
@@ -115,7 +125,8 @@ fn nobody_confirms() -> Result<()> {
     filter.unload()
 }
 
-/// What shut the operator out may have taken the default route with it, by which the interfaces were found.
+/// What shut the operator out may have taken the default route with it, by which the interfaces
+/// were found.
 #[test]
 fn it_steps_back_without_a_default_route() -> Result<()> {
     let lab = Lab::new()?;
@@ -137,7 +148,10 @@ fn somebody_confirms() -> Result<()> {
     println!("{}", filter.succeed(&["confirm"])?.trim_end());
     let again = filter.cli(&["confirm"])?;
     let said = String::from_utf8_lossy(&again.stderr).into_owned();
-    assert!(again.status.code() == Some(1) && said.contains("nothing waits to be confirmed"), "{said}");
+    assert!(
+        again.status.code() == Some(1) && said.contains("nothing waits to be confirmed"),
+        "{said}"
+    );
     sleep(Duration::from_secs(9));
     assert!(is_enforcing(&filter)? && fate(&lab, &filter)? == Fate::Dropped);
     // What was confirmed stays, whatever becomes of the daemon.
@@ -159,8 +173,8 @@ fn a_daemon_that_is_stopped_before_leaves_nothing_attached() -> Result<()> {
     filter.unload()
 }
 
-/// Nobody is there to detach: the programs themselves drop nothing any more, which `status` says, and the
-/// next start detaches and waits.
+/// Nobody is there to detach: the programs themselves drop nothing any more, which `status` says,
+/// and the next start detaches and waits.
 #[test]
 fn a_daemon_that_is_killed_drops_nothing_past_its_time() -> Result<()> {
     let lab = Lab::new()?;
@@ -180,9 +194,17 @@ fn a_daemon_that_is_killed_drops_nothing_past_its_time() -> Result<()> {
     is_detached(&lab, &filter)?;
     filter.configure("")?;
     filter.launch()?;
-    let ready = filter.log().into_iter().rfind(|line| line.text.starts_with("ready")).context("no ready line")?;
+    let ready = filter
+        .log()
+        .into_iter()
+        .rfind(|line| line.text.starts_with("ready"))
+        .context("no ready line")?;
     println!("{}", ready.text);
-    assert!(ready.text.contains("detached") && ready.text.contains("`sip-xdp confirm`"), "{}", ready.text);
+    assert!(
+        ready.text.contains("detached") && ready.text.contains("`sip-xdp confirm`"),
+        "{}",
+        ready.text
+    );
     is_detached(&lab, &filter)?;
     assert_eq!(filter.json(&["confirm"])?["late"], true);
     assert!(is_enforcing(&filter)? && fate(&lab, &filter)? == Fate::Dropped);
@@ -217,7 +239,9 @@ fn what_makes_no_sense_is_refused() -> Result<()> {
     let (status, errors) = filter.launch_in_vain()?;
     println!("{errors:?}");
     assert_eq!(status.code(), Some(1));
-    for arguments in [["run", "--confirm", "soon"], ["run", "--confirm", "0s"], ["run", "--confirm", "2d"]] {
+    for arguments in
+        [["run", "--confirm", "soon"], ["run", "--confirm", "0s"], ["run", "--confirm", "2d"]]
+    {
         assert_eq!(filter.cli(&arguments)?.status.code(), Some(2), "{arguments:?}");
     }
     assert_eq!(filter.cli(&["run", "--dry-run", "--confirm", "1m"])?.status.code(), Some(2));

@@ -1,4 +1,5 @@
-//! Bans shared through a real CrowdSec local API, in both directions. Needs root and Linux 6.6 or later.
+//! Bans shared through a real CrowdSec local API, in both directions. Needs root and Linux 6.6 or
+//! later.
 
 use std::time::Duration;
 
@@ -6,14 +7,18 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use sip_xdp_tests::crowdsec::LOGIN;
 use sip_xdp_tests::topology::{ATTACKER, PBX_WAN, WAN};
-use sip_xdp_tests::{Attacker, Crowdsec, Filter, FilterOptions, Lab, Registrar, stream, wait_until};
+use sip_xdp_tests::{
+    Attacker, Crowdsec, Filter, FilterOptions, Lab, Registrar, stream, wait_until,
+};
 
-/// A poll a second, pauses after failures, a program to be started for each question, on a machine with other work.
+/// A poll a second, pauses after failures, a program to be started for each question, on a machine
+/// with other work.
 const SOON: Duration = Duration::from_secs(60);
 
 fn feed(crowdsec: &Crowdsec<'_>) -> String {
     format!(
-        "[[feeds]]\nname = \"crowdsec\"\nformat = \"crowdsec\"\nurl = \"{}\"\nkey_file = \"{}\"\nevery = \"1s\"\n",
+        "[[feeds]]\nname = \"crowdsec\"\nformat = \"crowdsec\"\nurl = \"{}\"\nkey_file \
+         = \"{}\"\nevery = \"1s\"\n",
         crowdsec.url(),
         crowdsec.key_file().display()
     )
@@ -21,7 +26,8 @@ fn feed(crowdsec: &Crowdsec<'_>) -> String {
 
 fn publishing(crowdsec: &Crowdsec<'_>, more: &str) -> String {
     format!(
-        "[crowdsec]\npublish = true\nurl = \"{}\"\nlogin = \"{LOGIN}\"\npassword_file = \"{}\"\n{more}\n",
+        "[crowdsec]\npublish = true\nurl = \"{}\"\nlogin = \"{LOGIN}\"\npassword_file \
+         = \"{}\"\n{more}\n",
         crowdsec.url(),
         crowdsec.password_file().display()
     )
@@ -39,8 +45,10 @@ fn owners(filter: &Filter<'_>, network: &str) -> Result<Vec<String>> {
 }
 
 fn wait_for(filter: &Filter<'_>, network: &str, expected: &[&str]) -> Result<()> {
-    wait_until(&format!("{network} is blocked by {expected:?}"), SOON, || Ok(owners(filter, network)? == expected))
-        .map(drop)
+    wait_until(&format!("{network} is blocked by {expected:?}"), SOON, || {
+        Ok(owners(filter, network)? == expected)
+    })
+    .map(drop)
 }
 
 /// The scenario of the decision about a network, as `cscli decisions list` shows it.
@@ -57,7 +65,8 @@ fn wait_for_decision(crowdsec: &Crowdsec<'_>, value: &str, expected: Option<&str
     .map_err(|error| error.context(crowdsec.log()))
 }
 
-/// Waits until the feed has been asked twice more, so that what the server knew before has been told.
+/// Waits until the feed has been asked twice more, so that what the server knew before has been
+/// told.
 fn wait_for_polls(filter: &Filter<'_>) -> Result<()> {
     let age = || -> Result<Option<u64>> { Ok(filter.json(&["feed", "list"])?[0]["age"].as_u64()) };
     for _ in 0..2 {
@@ -76,7 +85,9 @@ fn what_others_decide_is_dropped() -> Result<()> {
     wait_for(&filter, &source, &["feed:crowdsec"])?;
     let before = filter.packets(WAN, "drop.blocked")?;
     let packets = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 50)?;
-    wait_until("its packets are dropped", SOON, || Ok(filter.packets(WAN, "drop.blocked")? > before + 10))?;
+    wait_until("its packets are dropped", SOON, || {
+        Ok(filter.packets(WAN, "drop.blocked")? > before + 10)
+    })?;
     packets.stop()?;
     crowdsec.cscli(&["decisions", "add", "--range", "192.0.2.0/28", "--duration", "1h"])?;
     crowdsec.cscli(&["decisions", "add", "--range", "2001:db8:77::/64", "--duration", "1h"])?;
@@ -90,8 +101,26 @@ fn what_others_decide_is_dropped() -> Result<()> {
     assert_eq!(owners(&filter, "192.0.2.0/28")?, ["feed:crowdsec"]);
 
     // Of two decisions about one address each ends by itself.
-    crowdsec.cscli(&["decisions", "add", "--ip", &source, "--duration", "2h", "--reason", "long"])?;
-    crowdsec.cscli(&["decisions", "add", "--ip", &source, "--duration", "1h", "--reason", "short"])?;
+    crowdsec.cscli(&[
+        "decisions",
+        "add",
+        "--ip",
+        &source,
+        "--duration",
+        "2h",
+        "--reason",
+        "long",
+    ])?;
+    crowdsec.cscli(&[
+        "decisions",
+        "add",
+        "--ip",
+        &source,
+        "--duration",
+        "1h",
+        "--reason",
+        "short",
+    ])?;
     wait_for(&filter, &source, &["feed:crowdsec"])?;
     let alerts: Value = serde_json::from_str(&crowdsec.cscli(&["alerts", "list", "-o", "json"])?)?;
     let id = |scenario: &str| -> Result<String> {
@@ -115,7 +144,8 @@ fn what_we_ban_is_decided_there_until_we_unban() -> Result<()> {
     let filter = start(&lab, configuration)?;
     let source = ATTACKER.to_string();
 
-    // Guessing passwords leads to a ban here, and to a decision there, which does not come back as a feed's.
+    // Guessing passwords leads to a ban here, and to a decision there, which does not come back as
+    // a feed's.
     let mut tool = Attacker::new(&lab.attacker, lab.directory()).crack("101")?;
     wait_until("it is banned", SOON, || filter.is_banned(&source))?;
     let own = format!("sip-xdp/{LOGIN}/");
@@ -128,12 +158,25 @@ fn what_we_ban_is_decided_there_until_we_unban() -> Result<()> {
     wait_for_polls(&filter)?;
     assert_eq!(owners(&filter, &source)?, ["auto"], "what we told must not come back to us");
 
-    // Another one decides about the same address: that comes from the feed, and stays when we unban.
-    crowdsec.cscli(&["decisions", "add", "--ip", &source, "--duration", "1m", "--reason", "another"])?;
+    // Another one decides about the same address: that comes from the feed, and stays when we
+    // unban.
+    crowdsec.cscli(&[
+        "decisions",
+        "add",
+        "--ip",
+        &source,
+        "--duration",
+        "1m",
+        "--reason",
+        "another",
+    ])?;
     wait_for(&filter, &source, &["auto", "feed:crowdsec"])?;
     let output = filter.cli(&["unban", &source])?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.code() == Some(1) && said.contains("still listed by the feed crowdsec"), "{said}");
+    assert!(
+        output.status.code() == Some(1) && said.contains("still listed by the feed crowdsec"),
+        "{said}"
+    );
     wait_for_decision(&crowdsec, &source, Some("another"))?;
     wait_for_polls(&filter)?;
     assert_eq!(owners(&filter, &source)?, ["feed:crowdsec"]);
@@ -147,7 +190,9 @@ fn what_we_ban_is_decided_there_until_we_unban() -> Result<()> {
     wait_for_decision(&crowdsec, "192.0.2.9", Some(&manual))?;
     wait_for_decision(&crowdsec, "2001:db8:9::/64", Some(&manual))?;
     let decisions = crowdsec.decisions()?;
-    let of = |value: &str| decisions.iter().find(|(of, ..)| of == value).map(|(.., duration)| duration.clone());
+    let of = |value: &str| {
+        decisions.iter().find(|(of, ..)| of == value).map(|(.., duration)| duration.clone())
+    };
     assert!(of("192.0.2.9").is_some_and(|duration| duration.starts_with("59m")), "{decisions:?}");
     filter.succeed(&["block", "del", "192.0.2.9"])?;
     filter.succeed(&["block", "del", "2001:db8:9::/64"])?;
@@ -155,8 +200,14 @@ fn what_we_ban_is_decided_there_until_we_unban() -> Result<()> {
     wait_for_decision(&crowdsec, "2001:db8:9::/64", None)?;
 
     let status = &filter.json(&["status"])?["daemon"]["crowdsec"];
-    assert!(status["published"].as_u64() >= Some(3) && status["withdrawn"].as_u64() >= Some(3), "{status}");
-    assert!(status["error"].is_null() && status["dropped"] == 0 && status["waiting"] == 0, "{status}");
+    assert!(
+        status["published"].as_u64() >= Some(3) && status["withdrawn"].as_u64() >= Some(3),
+        "{status}"
+    );
+    assert!(
+        status["error"].is_null() && status["dropped"] == 0 && status["waiting"] == 0,
+        "{status}"
+    );
     Ok(())
 }
 
@@ -174,11 +225,18 @@ fn a_server_that_was_away_is_told_later() -> Result<()> {
     filter.succeed(&["block", "add", "192.0.2.2", "--ttl", "1h"])?;
     filter.succeed(&["block", "add", "192.0.2.3", "--ttl", "1h"])?;
     filter.succeed(&["block", "del", "192.0.2.3"])?;
-    let status = || -> Result<Value> { Ok(filter.json(&["status"])?["daemon"]["crowdsec"].clone()) };
-    wait_until("the failure is known", SOON, || Ok(status()?["error"].is_string() && status()?["waiting"] == 3))?;
+    let status =
+        || -> Result<Value> { Ok(filter.json(&["status"])?["daemon"]["crowdsec"].clone()) };
+    wait_until("the failure is known", SOON, || {
+        Ok(status()?["error"].is_string() && status()?["waiting"] == 3)
+    })?;
     let warnings = filter.json(&["status"])?["warnings"].to_string();
-    assert!(warnings.contains("CrowdSec is not told of bans: the connection was refused"), "{warnings}");
-    // A server that was started again takes no earlier token, and the password is wrong for a while: no reason to give up.
+    assert!(
+        warnings.contains("CrowdSec is not told of bans: the connection was refused"),
+        "{warnings}"
+    );
+    // A server that was started again takes no earlier token, and the password is wrong for a
+    // while: no reason to give up.
     let password = std::fs::read(crowdsec.password_file())?;
     std::fs::write(crowdsec.password_file(), "another")?;
     crowdsec.launch()?;
@@ -189,7 +247,9 @@ fn a_server_that_was_away_is_told_later() -> Result<()> {
     wait_for_decision(&crowdsec, "192.0.2.2", Some(&manual))?;
     wait_for_decision(&crowdsec, "192.0.2.1", None)?;
     assert_eq!(scenario(&crowdsec, "192.0.2.3")?, None);
-    wait_until("nothing waits", SOON, || Ok(status()?["waiting"] == 0 && status()?["error"].is_null()))?;
+    wait_until("nothing waits", SOON, || {
+        Ok(status()?["waiting"] == 0 && status()?["error"].is_null())
+    })?;
     // Each failure was said once, and so was the end of them.
     let log = filter.log();
     let count = |text: &str| log.iter().filter(|line| line.text.contains(text)).count();

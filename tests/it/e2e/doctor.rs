@@ -1,5 +1,5 @@
-//! `doctor` on hosts that were broken on purpose: it must name what is wrong, and nothing else; and `trust suggest`. Needs
-//! root.
+//! `doctor` on hosts that were broken on purpose: it must name what is wrong, and nothing else; and
+//! `trust suggest`. Needs root.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -12,7 +12,9 @@ use serde_json::Value;
 use sip_xdp_tests::foreign::ForeignProgram;
 use sip_xdp_tests::process::Process;
 use sip_xdp_tests::topology::{LAN, PBX_LAN, PBX_WAN, PHONE, WAN};
-use sip_xdp_tests::{Filter, FilterOptions, Lab, ListServer, Namespace, Phone, Registrar, Reply, Stream, wait_until};
+use sip_xdp_tests::{
+    Filter, FilterOptions, Lab, ListServer, Namespace, Phone, Registrar, Reply, Stream, wait_until,
+};
 use sip_xdp_tests::{sip, stream};
 
 const SOON: Duration = Duration::from_secs(15);
@@ -33,7 +35,11 @@ impl Diagnosis {
         let is_well = output.status.success();
         // The exit status says what the checks say, and whatever is not well has a remedy.
         assert_eq!(checks.iter().all(|check| check["status"] != "fail"), is_well, "{}", said());
-        assert!(checks.iter().all(|check| (check["status"] == "ok") == check["remedy"].is_null()), "{}", said());
+        assert!(
+            checks.iter().all(|check| (check["status"] == "ok") == check["remedy"].is_null()),
+            "{}",
+            said()
+        );
         Ok(Self { checks, is_well })
     }
 
@@ -46,7 +52,10 @@ impl Diagnosis {
         let found: Vec<_> = self
             .checks
             .iter()
-            .filter(|check| check["check"] == name && interface.is_none_or(|interface| check["interface"] == interface))
+            .filter(|check| {
+                check["check"] == name
+                    && interface.is_none_or(|interface| check["interface"] == interface)
+            })
             .collect();
         assert_eq!(found.len(), 1, "{name} in {:#?}", self.checks);
         found[0]
@@ -68,19 +77,37 @@ impl Diagnosis {
 }
 
 fn nothing_loaded(lab: &Lab) -> Result<Filter<'_>> {
-    Filter::prepare(&lab.pbx, lab.directory(), FilterOptions { interfaces: Vec::new(), ..FilterOptions::default() })
+    Filter::prepare(
+        &lab.pbx,
+        lab.directory(),
+        FilterOptions { interfaces: Vec::new(), ..FilterOptions::default() },
+    )
 }
 
 /// A process of this name that listens on a port, on UDP and TCP: a name server, which nobody asks.
-fn server(lab: &Lab, namespace: &Namespace, name: &str, address: impl Into<IpAddr>, port: u16) -> Result<Process> {
+fn server(
+    lab: &Lab,
+    namespace: &Namespace,
+    name: &str,
+    address: impl Into<IpAddr>,
+    port: u16,
+) -> Result<Process> {
     let program = lab.directory().join(name);
     if !program.exists() {
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let found = std::env::split_paths(&path).map(|directory| directory.join("dnsmasq")).find(|file| file.exists());
+        let found = std::env::split_paths(&path)
+            .map(|directory| directory.join("dnsmasq"))
+            .find(|file| file.exists());
         symlink(found.context("dnsmasq is not installed")?, &program)?;
     }
     let mut command = namespace.command(&program);
-    command.args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--pid-file="]);
+    command.args([
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--no-resolv",
+        "--no-hosts",
+        "--pid-file=",
+    ]);
     command.args(["--user=root", "--group=root", "--bind-interfaces", "--except-interface=lo"]);
     command.arg(format!("--listen-address={}", address.into())).arg(format!("--port={port}"));
     let server = Process::spawn(name, &mut command)?;
@@ -108,12 +135,19 @@ fn a_host_in_good_order_is_well() -> Result<()> {
     for check in ["driver", "mtu", "queues", "offloads", "xdp_programs", "tc_programs"] {
         assert_eq!(healthy.check(check, Some(WAN))["status"], "ok", "{check}");
     }
-    assert!(healthy.check("driver", Some(LAN))["detail"].to_string().contains("runs in the driver"));
+    assert!(
+        healthy.check("driver", Some(LAN))["detail"].to_string().contains("runs in the driver")
+    );
     // The kernel's own word about the clock, which is not ours to set.
     // SAFETY: all zeroes is a valid `timex`, which asks and changes nothing.
     let state = unsafe { libc::adjtimex(&mut std::mem::zeroed()) };
     let is_synchronised = state != libc::TIME_ERROR && state != -1;
-    assert_eq!(healthy.check("clock", None)["status"] == "ok", is_synchronised, "{}", healthy.check("clock", None));
+    assert_eq!(
+        healthy.check("clock", None)["status"] == "ok",
+        is_synchronised,
+        "{}",
+        healthy.check("clock", None)
+    );
 
     // With the daemon dead.
     filter.kill9()?;
@@ -204,7 +238,8 @@ fn an_interface_that_is_not_there() -> Result<()> {
 
 #[test]
 fn no_bpf_file_system() -> Result<()> {
-    const HIDDEN: [&str; 5] = ["unshare", "--mount", "sh", "-c", "umount -l /sys/fs/bpf && exec \"$0\" \"$@\""];
+    const HIDDEN: [&str; 5] =
+        ["unshare", "--mount", "sh", "-c", "umount -l /sys/fs/bpf && exec \"$0\" \"$@\""];
     let lab = Lab::new()?;
     let filter = nothing_loaded(&lab)?;
     let arguments = ["doctor", "--json", "--iface", WAN];
@@ -223,11 +258,15 @@ fn root_without_its_rights() -> Result<()> {
     let lab = Lab::new()?;
     let filter = nothing_loaded(&lab)?;
     let arguments = ["doctor", "--json", "--iface", WAN];
-    let bare = Diagnosis::read(&filter.cli_inside(&["setpriv", "--bounding-set", "-all", "--"], &arguments)?)?;
+    let bare = Diagnosis::read(
+        &filter.cli_inside(&["setpriv", "--bounding-set", "-all", "--"], &arguments)?,
+    )?;
     bare.says("capabilities", "fail", "missing CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON");
     bare.says("bpf", "fail", "refused");
     // Root of a user namespace seems to have them all.
-    let inside = Diagnosis::read(&filter.cli_inside(&["unshare", "--user", "--map-root-user"], &arguments)?)?;
+    let inside = Diagnosis::read(
+        &filter.cli_inside(&["unshare", "--user", "--map-root-user"], &arguments)?,
+    )?;
     inside.says("container", "fail", "root of this user namespace is not root of the host");
     inside.says("bpf", "fail", "refused");
     Ok(())
@@ -240,7 +279,8 @@ fn somebody_who_is_not_root_sees_what_can_be_seen() -> Result<()> {
     let _server = server(&lab, &lab.pbx, "asterisk", PBX_WAN, 5060)?;
     fs::set_permissions(lab.directory(), fs::Permissions::from_mode(0o755))?;
     let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--"];
-    let found = Diagnosis::read(&filter.cli_inside(&nobody, &["doctor", "--json", "--iface", WAN])?)?;
+    let found =
+        Diagnosis::read(&filter.cli_inside(&nobody, &["doctor", "--json", "--iface", WAN])?)?;
     assert!(found.is_well, "{:?}", found.failed());
     found.says("capabilities", "warn", "you are not root");
     found.says("bpf", "warn", "run it as root");
@@ -256,10 +296,13 @@ fn a_state_directory_that_cannot_be_written() -> Result<()> {
     let directory = filter.state_directory();
     fs::create_dir_all(&directory)?;
     let directory = directory.to_str().context("a path that is no text")?;
-    let script =
-        format!("mount --bind {directory} {directory} && mount -o remount,bind,ro {directory} && exec \"$0\" \"$@\"");
+    let script = format!(
+        "mount --bind {directory} {directory} && mount -o remount,bind,ro {directory} && \
+         exec \"$0\" \"$@\""
+    );
     let read_only = ["unshare", "--mount", "sh", "-c", &script];
-    let found = Diagnosis::read(&filter.cli_inside(&read_only, &["doctor", "--json", "--iface", WAN])?)?;
+    let found =
+        Diagnosis::read(&filter.cli_inside(&read_only, &["doctor", "--json", "--iface", WAN])?)?;
     assert_eq!(found.failed(), ["state"]);
     found.says("state", "fail", "cannot be written (Read-only file system)");
     Diagnosis::of(&filter, &["--iface", WAN])?.says("state", "ok", "MiB are free");
@@ -270,18 +313,29 @@ fn a_state_directory_that_cannot_be_written() -> Result<()> {
 fn feeds_that_cannot_be_reached() -> Result<()> {
     let lab = Lab::new()?;
     let filter = nothing_loaded(&lab)?;
-    let reached = ListServer::start_in(&lab.pbx, "127.0.0.1:8080".parse()?, Reply::list("192.0.2.1\n"))?;
+    let reached =
+        ListServer::start_in(&lab.pbx, "127.0.0.1:8080".parse()?, Reply::list("192.0.2.1\n"))?;
     let secret = "http://127.0.0.1:8081/list?key=sEcret";
     filter.configure(&format!(
-        "[[feeds]]\nname = \"here\"\nurl = \"{}\"\n[[feeds]]\nname = \"away\"\nurl = \"{secret}\"\n",
+        "[[feeds]]\nname = \"here\"\nurl = \"{}\"\n[[feeds]]\nname = \"away\"\nurl \
+         = \"{secret}\"\n",
         reached.url("list")
     ))?;
     let found = Diagnosis::of(&filter, &["--iface", WAN])?;
     assert_eq!(found.failed(), ["feed"]);
-    let feeds: Vec<_> = found.checks.iter().filter(|check| check["check"] == "feed").map(Value::to_string).collect();
+    let feeds: Vec<_> = found
+        .checks
+        .iter()
+        .filter(|check| check["check"] == "feed")
+        .map(Value::to_string)
+        .collect();
     println!("{feeds:?}");
     assert!(feeds[0].contains("here: 127.0.0.1:8080 can be reached"), "{}", feeds[0]);
-    assert!(feeds[1].contains("away: 127.0.0.1:8081") && !feeds[1].contains("sEcret"), "{}", feeds[1]);
+    assert!(
+        feeds[1].contains("away: 127.0.0.1:8081") && !feeds[1].contains("sEcret"),
+        "{}",
+        feeds[1]
+    );
     assert!(reached.requests().is_empty(), "a list was asked for");
     Ok(())
 }
@@ -314,7 +368,11 @@ fn somebody_who_hides_the_sources() -> Result<()> {
     ] {
         sip_xdp_tests::process::succeed(lab.pbx.command("nft").arg(rule))?;
     }
-    Diagnosis::of(&filter, &["--iface", WAN])?.says("source_nat", "warn", "udp dport 5060 masquerade");
+    Diagnosis::of(&filter, &["--iface", WAN])?.says(
+        "source_nat",
+        "warn",
+        "udp dport 5060 masquerade",
+    );
     Ok(())
 }
 
@@ -341,12 +399,16 @@ fn a_configuration_that_locks_everybody_out() -> Result<()> {
 fn a_known_phone_that_is_at_its_limit_is_proposed() -> Result<()> {
     let lab = Lab::new()?;
     let _registrar = Registrar::start(&lab.pbx, lab.directory())?;
-    let configuration = "[limits.good]\nrequests = { count = 5, per = \"1s\", burst = 5 }\n".to_owned();
+    let configuration =
+        "[limits.good]\nrequests = { count = 5, per = \"1s\", burst = 5 }\n".to_owned();
     let options = FilterOptions { configuration, ..FilterOptions::default() };
     let filter = Filter::start_with(&lab.pbx, lab.directory(), options)?;
     let pbx = lab.directory().join("pbx");
     fs::create_dir_all(&pbx)?;
-    fs::write(pbx.join("pjsip.conf"), "[carrier]\ntype=identify\nmatch=192.0.2.0/28\nmatch=0.0.0.0/0\n")?;
+    fs::write(
+        pbx.join("pjsip.conf"),
+        "[carrier]\ntype=identify\nmatch=192.0.2.0/28\nmatch=0.0.0.0/0\n",
+    )?;
     let pbx = pbx.to_str().context("a path that is no text")?;
     let proposed = || -> Result<Vec<String>> {
         let found = filter.json(&["trust", "suggest", "--pbx-dir", pbx])?;
@@ -363,7 +425,8 @@ fn a_known_phone_that_is_at_its_limit_is_proposed() -> Result<()> {
     let (from, to) = (SocketAddr::from((PHONE, 5071)), SocketAddr::from((PBX_LAN, 5060)));
     let flood = Stream::start(stream::socket(&lab.phone, from, to)?, 100, move |number| {
         let sequence = u32::try_from(number).unwrap_or(u32::MAX);
-        sip::Request { method: "OPTIONS", user: "ping", call_id: "flood", sequence, from, to }.bytes()
+        sip::Request { method: "OPTIONS", user: "ping", call_id: "flood", sequence, from, to }
+            .bytes()
     })?;
     wait_until("it is proposed", SOON, || Ok(proposed()? == ["192.0.2.0/28", "203.0.113.10"]))?;
     // Between two of its packets one more may be allowed.

@@ -1,5 +1,5 @@
-//! A dry run: the same evidence and the same decisions, but nothing is dropped; and what it decided is nothing any more when
-//! it is over. Needs root and Linux 6.6 or later.
+//! A dry run: the same evidence and the same decisions, but nothing is dropped; and what it decided
+//! is nothing any more when it is over. Needs root and Linux 6.6 or later.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::thread::sleep;
@@ -24,7 +24,11 @@ fn pbx() -> SocketAddr {
 
 fn start<'a>(lab: &'a Lab, configuration: &str) -> Result<Filter<'a>> {
     let configuration = configuration.to_owned();
-    Filter::start_with(&lab.pbx, lab.directory(), FilterOptions { configuration, ..FilterOptions::default() })
+    Filter::start_with(
+        &lab.pbx,
+        lab.directory(),
+        FilterOptions { configuration, ..FilterOptions::default() },
+    )
 }
 
 /// The addresses of those who attack, and for what each is banned.
@@ -33,18 +37,25 @@ struct Attacks {
     evidence: Vec<String>,
 }
 
-/// svcrack, a guesser in no hurry and a fraudster, one after the other, each until it is banned and a little longer.
+/// svcrack, a guesser in no hurry and a fraudster, one after the other, each until it is banned and
+/// a little longer.
 fn attack(lab: &Lab, filter: &Filter<'_>, first: u8) -> Result<Attacks> {
-    let addresses = [lab.further_attacker(first)?, lab.further_attacker(first + 1)?, lab.further_attacker(first + 2)?];
+    let addresses = [
+        lab.further_attacker(first)?,
+        lab.further_attacker(first + 1)?,
+        lab.further_attacker(first + 2)?,
+    ];
     let [cracker, guesser, fraudster] = addresses;
     wait_for_a_nonce_of_its_own();
-    let mut svcrack = Attacker::new(&lab.attacker, lab.directory()).address(cracker).crack("101")?;
+    let mut svcrack =
+        Attacker::new(&lab.attacker, lab.directory()).address(cracker).crack("101")?;
     let mut evidence = vec![banned_for(filter, cracker)?];
     sleep(Duration::from_secs(1));
     svcrack.stop(Signal::SIGTERM)?;
 
     wait_for_a_nonce_of_its_own();
-    let guessing = Guesser::start(&lab.attacker, Guess::new(SocketAddr::from((guesser, 5060)), pbx(), "101"))?;
+    let guessing =
+        Guesser::start(&lab.attacker, Guess::new(SocketAddr::from((guesser, 5060)), pbx(), "101"))?;
     evidence.push(banned_for(filter, guesser)?);
     sleep(Duration::from_secs(1));
     drop(guessing);
@@ -60,7 +71,8 @@ fn attack(lab: &Lab, filter: &Filter<'_>, first: u8) -> Result<Attacks> {
     Ok(Attacks { addresses, evidence })
 }
 
-/// Waits for a ban and returns the kind of its evidence. How sure it is differs: who is limited echoes no nonce.
+/// Waits for a ban and returns the kind of its evidence. How sure it is differs: who is limited
+/// echoes no nonce.
 fn banned_for(filter: &Filter<'_>, source: Ipv4Addr) -> Result<String> {
     filter.wait_for_ban(&source.to_string(), PROMPT)?;
     // The log tells it a moment later.
@@ -88,21 +100,31 @@ fn the_same_is_decided_but_nothing_is_dropped() -> Result<()> {
     let dry = attack(&lab, &filter, 10)?;
     sleep(Duration::from_millis(500));
     let (sent, seen) = (sent.stop()?.len(), seen.stop()?.len());
-    println!("enforcing {:?}, in a dry run {:?}; {sent} sent, {seen} passed", enforced.evidence, dry.evidence);
+    println!(
+        "enforcing {:?}, in a dry run {:?}; {sent} sent, {seen} passed",
+        enforced.evidence, dry.evidence
+    );
     assert_eq!(dry.evidence, enforced.evidence, "the evidence differs");
     assert_eq!(sent, seen);
     assert_eq!((filter.dropped(WAN)?, filter.dropped(LAN)?), (0, 0));
-    let would = (filter.packets(WAN, "would_drop.blocked")?, filter.packets(WAN, "would_drop.limited")?);
+    let would =
+        (filter.packets(WAN, "would_drop.blocked")?, filter.packets(WAN, "would_drop.limited")?);
     assert!(would.0 > 50, "what a ban would have dropped is counted: {would:?}");
     for address in dry.addresses {
         let rows = filter.entries(&address.to_string())?;
         assert!(!rows.is_empty() && rows.iter().all(|row| row["dry_run"] == true), "{rows:?}");
         let starts = format!("ban {address} ");
-        let said = filter.log().into_iter().find(|line| line.text.contains(&starts)).context("no line")?.text;
+        let said = filter
+            .log()
+            .into_iter()
+            .find(|line| line.text.contains(&starts))
+            .context("no line")?
+            .text;
         assert!(said.contains(" dry_run=true "), "{said}");
     }
     // Everything that passed got there.
-    let received: usize = dry.addresses.iter().map(|address| registrar.received_from(IpAddr::V4(*address))).sum();
+    let received: usize =
+        dry.addresses.iter().map(|address| registrar.received_from(IpAddr::V4(*address))).sum();
     println!("Kamailio received {received}; would have dropped {would:?}");
     assert_eq!(received, seen);
     Ok(())

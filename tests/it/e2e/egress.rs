@@ -1,5 +1,6 @@
-//! Our responses are read on kernels without tcx, too: by a filter on the clsact qdisc. It outlives the daemon, is never there
-//! twice, and leaves with us; what others have on the interface stays. Needs root.
+//! Our responses are read on kernels without tcx, too: by a filter on the clsact qdisc. It outlives
+//! the daemon, is never there twice, and leaves with us; what others have on the interface stays.
+//! Needs root.
 //!
 //! The kernel that runs this has tcx, so the daemon runs inside the test and is told not to try it.
 
@@ -23,12 +24,13 @@ const SOON: Duration = Duration::from_secs(5);
 
 /// Runs a daemon that has no tcx while `action` lasts.
 fn without_tcx<T>(lab: &Lab, filter: &Filter<'_>, action: impl FnOnce() -> Result<T>) -> Result<T> {
-    let overrides = Overrides { egress_ways: Some(vec![EgressWay::Clsact]), ..Overrides::default() };
+    let overrides =
+        Overrides { egress_ways: Some(vec![EgressWay::Clsact]), ..Overrides::default() };
     with_daemon(lab, filter, overrides, action)
 }
 
-/// Runs a daemon inside the test while `action` lasts. Then it ends as if it was killed, unless it has
-/// ended before.
+/// Runs a daemon inside the test while `action` lasts. Then it ends as if it was killed, unless it
+/// has ended before.
 pub(crate) fn with_daemon<T>(
     lab: &Lab,
     filter: &Filter<'_>,
@@ -74,7 +76,9 @@ fn prepare<'a>(lab: &'a Lab, interfaces: &[&str]) -> Result<Filter<'a>> {
 }
 
 fn tc(lab: &Lab, arguments: &str) -> Result<String> {
-    succeed(std::process::Command::new("tc").args(["-n", lab.pbx.name()]).args(arguments.split(' ')))
+    succeed(
+        std::process::Command::new("tc").args(["-n", lab.pbx.name()]).args(arguments.split(' ')),
+    )
 }
 
 /// How many filters of ours read what leaves by an interface.
@@ -131,13 +135,25 @@ fn a_filter_stays_and_is_replaced_in_place() -> Result<()> {
     let mut filter = prepare(&lab, &[WAN, LAN])?;
     without_tcx(&lab, &filter, || {
         assert_eq!(ways(&filter)?, [json!("clsact"), json!("clsact")]);
-        assert!(!warnings(&filter)?.contains("responses are not counted"), "{}", warnings(&filter)?);
+        assert!(
+            !warnings(&filter)?.contains("responses are not counted"),
+            "{}",
+            warnings(&filter)?
+        );
         assert_eq!(accepted(&lab, &filter)?, 1, "every response is counted once");
         wait_until("the phone is known good", SOON, || Ok(filter.sources("good")? == 1)).map(drop)
     })?;
     for restart in 0..3 {
-        assert_eq!((filters(&lab, WAN)?, filters(&lab, LAN)?), (1, 1), "without a daemon, restart {restart}");
-        assert_eq!(ways(&filter)?, [json!("clsact"), json!("clsact")], "without a daemon, restart {restart}");
+        assert_eq!(
+            (filters(&lab, WAN)?, filters(&lab, LAN)?),
+            (1, 1),
+            "without a daemon, restart {restart}"
+        );
+        assert_eq!(
+            ways(&filter)?,
+            [json!("clsact"), json!("clsact")],
+            "without a daemon, restart {restart}"
+        );
         assert_eq!(accepted(&lab, &filter)?, 1, "without a daemon, restart {restart}");
         without_tcx(&lab, &filter, || {
             assert_eq!((filters(&lab, WAN)?, filters(&lab, LAN)?), (1, 1), "restart {restart}");
@@ -151,7 +167,10 @@ fn a_filter_stays_and_is_replaced_in_place() -> Result<()> {
     // A kernel with tcx: the better way takes over, and nothing is read twice.
     filter.launch()?;
     assert_eq!(ways(&filter)?, [json!("tcx"), json!("tcx")]);
-    assert_eq!((filters(&lab, WAN)?, has_clsact(&lab, WAN)?, has_clsact(&lab, LAN)?), (0, false, false));
+    assert_eq!(
+        (filters(&lab, WAN)?, has_clsact(&lab, WAN)?, has_clsact(&lab, LAN)?),
+        (0, false, false)
+    );
     assert_eq!(accepted(&lab, &filter)?, 1);
     filter.stop()?;
     // And back, which only happens here.
@@ -175,12 +194,15 @@ fn what_others_have_there_stays() -> Result<()> {
         tc(&lab, &format!("filter add dev {WAN} {direction} {MATCH_ALL}"))?;
     }
     let theirs = |interface: &str, direction: &str| -> Result<usize> {
-        Ok(tc(&lab, &format!("filter show dev {interface} {direction}"))?.matches("match 00000000/00000000").count())
+        Ok(tc(&lab, &format!("filter show dev {interface} {direction}"))?
+            .matches("match 00000000/00000000")
+            .count())
     };
     // The kernel shows those of one direction in the other one, too.
     let before = (theirs(WAN, "ingress")?, theirs(WAN, "egress")?);
     assert!(before.0 > 0 && before.1 > 0, "{before:?}");
-    let intact = || -> Result<bool> { Ok((theirs(WAN, "ingress")?, theirs(WAN, "egress")?) == before) };
+    let intact =
+        || -> Result<bool> { Ok((theirs(WAN, "ingress")?, theirs(WAN, "egress")?) == before) };
     without_tcx(&lab, &filter, || {
         assert_eq!((filters(&lab, WAN)?, intact()?), (1, true));
         // They come later to a qdisc of ours.
@@ -188,8 +210,16 @@ fn what_others_have_there_stays() -> Result<()> {
     })?;
     filter.unload()?;
     assert_eq!((filters(&lab, WAN)?, filters(&lab, LAN)?), (0, 0));
-    assert!(intact()?, "filters of others are gone:\n{}", tc(&lab, &format!("filter show dev {WAN} egress"))?);
-    assert_eq!((has_clsact(&lab, LAN)?, theirs(LAN, "ingress")?), (true, 1), "their filter on our qdisc");
+    assert!(
+        intact()?,
+        "filters of others are gone:\n{}",
+        tc(&lab, &format!("filter show dev {WAN} egress"))?
+    );
+    assert_eq!(
+        (has_clsact(&lab, LAN)?, theirs(LAN, "ingress")?),
+        (true, 1),
+        "their filter on our qdisc"
+    );
     assert!(!filter.pins().exists());
 
     // An empty qdisc of theirs stays as well.
@@ -198,14 +228,18 @@ fn what_others_have_there_stays() -> Result<()> {
     without_tcx(&lab, &filter, || filter.succeed(&["unload"]).map(drop))?;
     assert_eq!((filters(&lab, WAN)?, has_clsact(&lab, WAN)?), (0, true));
 
-    // Beside an ingress qdisc there is no place: that is said, and nothing is read the wrong way round.
+    // Beside an ingress qdisc there is no place: that is said, and nothing is read the wrong way
+    // round.
     tc(&lab, &format!("qdisc del dev {WAN} clsact"))?;
     tc(&lab, &format!("qdisc add dev {WAN} ingress"))?;
     without_tcx(&lab, &filter, || {
         assert_eq!(ways(&filter)?, [Value::Null, json!("clsact")]);
         let said = warnings(&filter)?;
         println!("{said}");
-        assert!(said.contains(&format!("{WAN}: our responses are not counted: no clsact qdisc")), "{said}");
+        assert!(
+            said.contains(&format!("{WAN}: our responses are not counted: no clsact qdisc")),
+            "{said}"
+        );
         assert_eq!(tc(&lab, &format!("filter show dev {WAN} ingress"))?, "");
         Ok(())
     })?;
@@ -220,7 +254,10 @@ fn exactly_ours_leaves() -> Result<()> {
     let mut filter = prepare(&lab, &[WAN, LAN])?;
     without_tcx(&lab, &filter, || {
         filter.succeed(&["unload", "--iface", WAN])?;
-        assert_eq!((filters(&lab, WAN)?, has_clsact(&lab, WAN)?, filters(&lab, LAN)?), (0, false, 1));
+        assert_eq!(
+            (filters(&lab, WAN)?, has_clsact(&lab, WAN)?, filters(&lab, LAN)?),
+            (0, false, 1)
+        );
         Ok(())
     })?;
     // The same without a daemon.
@@ -232,7 +269,10 @@ fn exactly_ours_leaves() -> Result<()> {
         assert_eq!((filters(&lab, WAN)?, filters(&lab, LAN)?), (1, 1));
         filter.configure(&format!("interfaces = [{LAN:?}]\n"))?;
         filter.succeed(&["reload"])?;
-        assert_eq!((filters(&lab, WAN)?, has_clsact(&lab, WAN)?, filters(&lab, LAN)?), (0, false, 1));
+        assert_eq!(
+            (filters(&lab, WAN)?, has_clsact(&lab, WAN)?, filters(&lab, LAN)?),
+            (0, false, 1)
+        );
         Ok(())
     })?;
     filter.unload()?;
@@ -243,13 +283,17 @@ fn exactly_ours_leaves() -> Result<()> {
     let foreign = ForeignProgram::attach(&lab.pbx, LAN)?;
     let failed = without_tcx(&lab, &filter, || Ok(())).err().context("it was to fail")?;
     println!("{failed:#}");
-    assert_eq!((filters(&lab, WAN)?, has_clsact(&lab, WAN)?, has_clsact(&lab, LAN)?), (0, false, false));
+    assert_eq!(
+        (filters(&lab, WAN)?, has_clsact(&lab, WAN)?, has_clsact(&lab, LAN)?),
+        (0, false, false)
+    );
     assert!(!filter.pins().exists(), "the attempt left pins");
     drop(foreign);
     Ok(())
 }
 
-/// Somebody takes everything off the interface, or the interface goes and another one gets its number.
+/// Somebody takes everything off the interface, or the interface goes and another one gets its
+/// number.
 #[test]
 fn what_is_gone_is_made_anew() -> Result<()> {
     let lab = Lab::new()?;

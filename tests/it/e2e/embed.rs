@@ -1,4 +1,5 @@
-//! The example of a program that embeds the filter, run as it is. Needs root and Linux 6.6 or later.
+//! The example of a program that embeds the filter, run as it is. Needs root and Linux 6.6 or
+//! later.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,9 +15,16 @@ const SOON: Duration = Duration::from_secs(30);
 /// The example, where cargo has built it for this test.
 fn example() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
-    let profile = own.parent().and_then(Path::parent).context("tests are built into a directory of their profile")?;
+    let profile = own
+        .parent()
+        .and_then(Path::parent)
+        .context("tests are built into a directory of their profile")?;
     let path = profile.join("examples/embed");
-    anyhow::ensure!(path.is_file(), "no {}: `cargo build --package sip-xdp --example embed` makes it", path.display());
+    anyhow::ensure!(
+        path.is_file(),
+        "no {}: `cargo build --package sip-xdp --example embed` makes it",
+        path.display()
+    );
     Ok(path)
 }
 
@@ -29,7 +37,8 @@ fn a_program_that_embeds_the_filter_blocks_bans_and_cleans_up() -> Result<()> {
     let mut program = Process::spawn("embed", command.args([WAN, &format!("{blocked}/32")]))?;
     program.wait_line(SOON, |line| line.text == format!("filtering {WAN} (native)"))?;
 
-    let passed = Capture::start(&lab.pbx, WAN, &format!("udp and src host {blocked}"), lab.directory())?;
+    let passed =
+        Capture::start(&lab.pbx, WAN, &format!("udp and src host {blocked}"), lab.directory())?;
     let sent = stream::registers(&lab.attacker, blocked, PBX_WAN, 200)?;
     let mut tool = Attacker::new(&lab.attacker, lab.directory()).crack("101")?;
     let attacks = format!("{ATTACKER} attacks, blocked for ten minutes: ");
@@ -42,9 +51,15 @@ fn a_program_that_embeds_the_filter_blocks_bans_and_cleans_up() -> Result<()> {
 
     assert!(program.stop(Signal::SIGINT)?.success());
     let lines = program.lines();
-    let dropped = lines.iter().find_map(|line| line.text.strip_suffix(&format!(" packets of {blocked} were dropped")));
+    let dropped = lines
+        .iter()
+        .find_map(|line| line.text.strip_suffix(&format!(" packets of {blocked} were dropped")));
     assert_eq!(dropped, Some(sent.to_string().as_str()), "{}", program.tail());
-    assert!(lines.iter().any(|line| line.text == format!("{WAN} is not filtered any more")), "{}", program.tail());
+    assert!(
+        lines.iter().any(|line| line.text == format!("{WAN} is not filtered any more")),
+        "{}",
+        program.tail()
+    );
     let link = lab.pbx.ip(["link", "show", "dev", WAN])?;
     assert!(!link.contains("xdp"), "{link}");
     Ok(())

@@ -1,4 +1,5 @@
-//! `explain`: what becomes of an address, and why, with the daemon alive and dead. Needs root and Linux 6.6 or later.
+//! `explain`: what becomes of an address, and why, with the daemon alive and dead. Needs root and
+//! Linux 6.6 or later.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,7 +8,8 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use sip_xdp_tests::topology::{ATTACKER, PBX_WAN, PHONE};
 use sip_xdp_tests::{
-    Filter, FilterOptions, Guess, Guesser, Lab, Phone, Registrar, stream, wait_for_a_nonce_of_its_own, wait_until,
+    Filter, FilterOptions, Guess, Guesser, Lab, Phone, Registrar, stream,
+    wait_for_a_nonce_of_its_own, wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -16,7 +18,9 @@ const SOON: Duration = Duration::from_secs(10);
 fn explain(filter: &Filter<'_>, address: &str) -> Result<Value> {
     println!("{}", filter.succeed(&["explain", address])?);
     let report = filter.json(&["explain", address])?;
-    for field in ["schema", "address", "verdict", "dry_run", "because", "matches", "evidence", "history"] {
+    for field in
+        ["schema", "address", "verdict", "dry_run", "because", "matches", "evidence", "history"]
+    {
         assert!(report.get(field).is_some(), "no {field} in {report}");
     }
     Ok(report)
@@ -29,7 +33,10 @@ fn decided(report: &Value) -> (&str, &str) {
 
 fn decides(report: &Value, verdict: &str, because: &str) {
     let (found, why) = decided(report);
-    assert!(found == verdict && why.contains(because), "{verdict} because of \"{because}\" was expected: {report:#}");
+    assert!(
+        found == verdict && why.contains(because),
+        "{verdict} because of \"{because}\" was expected: {report:#}"
+    );
 }
 
 #[test]
@@ -55,7 +62,11 @@ fn whoever_is_listed_or_known_is_explained() -> Result<()> {
     })?;
     let report = explain(&filter, &attacker)?;
     if report["verdict"] == "pass" {
-        assert_eq!((&report["last"]["user"], &report["daemon"]), (&"101".into(), &true.into()), "{report:#}");
+        assert_eq!(
+            (&report["last"]["user"], &report["daemon"]),
+            (&"101".into(), &true.into()),
+            "{report:#}"
+        );
         let line = report["last"]["start_line"].as_str().context("no start line")?;
         assert!(line.starts_with("REGISTER sip:") && line.ends_with(" SIP/2.0"), "{line}");
     }
@@ -64,7 +75,9 @@ fn whoever_is_listed_or_known_is_explained() -> Result<()> {
     assert!(registrar.received_from(ATTACKER) > 0);
     let is_in_history = |filter: &Filter<'_>| -> Result<bool> {
         let report = filter.json(&["explain", &attacker])?;
-        Ok(report["history"].as_array().is_some_and(|bans| bans.iter().any(|ban| ban["kind"] == "rejected")))
+        Ok(report["history"]
+            .as_array()
+            .is_some_and(|bans| bans.iter().any(|ban| ban["kind"] == "rejected")))
     };
     wait_until("the ban is in the history", SOON, || is_in_history(&filter))?;
 
@@ -87,17 +100,34 @@ fn whoever_is_listed_or_known_is_explained() -> Result<()> {
 
         let report = explain(&filter, &PHONE.to_string())?;
         decides(&report, "pass", "it is known good until");
-        assert_eq!((&report["limits"][0]["limit"], &report["limits"][0]["of"]), (&"good".into(), &4_000.into()));
-        assert_eq!(report["accepted"].as_array().is_some_and(|users| !users.is_empty()), is_alive, "{report:#}");
+        assert_eq!(
+            (&report["limits"][0]["limit"], &report["limits"][0]["of"]),
+            (&"good".into(), &4_000.into())
+        );
+        assert_eq!(
+            report["accepted"].as_array().is_some_and(|users| !users.is_empty()),
+            is_alive,
+            "{report:#}"
+        );
 
         let report = explain(&filter, "192.0.2.5")?;
         decides(&report, "pass", "it is trusted: 192.0.2.0/28 (manual, the office)");
-        assert_eq!(report["matches"].as_array().map(Vec::len), Some(2), "the block list has it too: {report:#}");
-        decides(&explain(&filter, "192.0.2.77")?, "drop", "it is blocked: 192.0.2.0/24 (manual, a neighbour)");
+        assert_eq!(
+            report["matches"].as_array().map(Vec::len),
+            Some(2),
+            "the block list has it too: {report:#}"
+        );
+        decides(
+            &explain(&filter, "192.0.2.77")?,
+            "drop",
+            "it is blocked: 192.0.2.0/24 (manual, a neighbour)",
+        );
 
         let report = explain(&filter, "2001:db8:99::1")?;
         decides(&report, "pass", "nothing is known of it");
-        let full = report["limits"].as_array().is_some_and(|all| all.iter().all(|one| one["left"] == one["of"]));
+        let full = report["limits"]
+            .as_array()
+            .is_some_and(|all| all.iter().all(|one| one["left"] == one["of"]));
         assert!(full, "{report:#}");
     }
     Ok(())
@@ -106,7 +136,8 @@ fn whoever_is_listed_or_known_is_explained() -> Result<()> {
 #[test]
 fn whoever_floods_is_limited() -> Result<()> {
     let lab = Lab::new()?;
-    let configuration = "[detect]\nregister = { enabled = false }\nrequests = { enabled = false }\n".to_owned();
+    let configuration =
+        "[detect]\nregister = { enabled = false }\nrequests = { enabled = false }\n".to_owned();
     let options = FilterOptions { configuration, ..FilterOptions::default() };
     let mut filter = Filter::start_with(&lab.pbx, lab.directory(), options)?;
     let stream = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 200)?;
@@ -115,13 +146,20 @@ fn whoever_floods_is_limited() -> Result<()> {
         if !is_alive {
             filter.kill9()?;
         }
-        wait_until("the flood is limited", SOON, || Ok(filter.json(&["explain", &attacker])?["verdict"] == "limit"))?;
+        wait_until("the flood is limited", SOON, || {
+            Ok(filter.json(&["explain", &attacker])?["verdict"] == "limit")
+        })?;
         let report = explain(&filter, &attacker)?;
-        assert!(report["limited"]["packets"].as_u64().is_some_and(|packets| packets > 0), "{report:#}");
+        assert!(
+            report["limited"]["packets"].as_u64().is_some_and(|packets| packets > 0),
+            "{report:#}"
+        );
     }
     stream.stop()?;
     // The bucket of requests is full again after ten seconds; the other one is not, and says so.
-    wait_until("it may send again", SOON, || Ok(filter.json(&["explain", &attacker])?["verdict"] == "pass"))?;
+    wait_until("it may send again", SOON, || {
+        Ok(filter.json(&["explain", &attacker])?["verdict"] == "pass")
+    })?;
     let report = explain(&filter, &attacker)?;
     let left = |limit: &str| -> Option<u64> {
         report["limits"].as_array()?.iter().find(|one| one["limit"] == limit)?["left"].as_u64()

@@ -1,4 +1,5 @@
-//! A real fail2ban that bans through sip-xdp, with the action file of the package. Needs root and Linux 6.6 or later.
+//! A real fail2ban that bans through sip-xdp, with the action file of the package. Needs root and
+//! Linux 6.6 or later.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -33,13 +34,24 @@ fn fail(log: &Path, address: &str) -> Result<()> {
 /// Who blocks an address, and why.
 fn owners(filter: &Filter<'_>, address: &str) -> Result<Vec<(String, String)>> {
     let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-    Ok(filter.entries(address)?.iter().map(|entry| (text(&entry["owner"]), text(&entry["reason"]))).collect())
+    Ok(filter
+        .entries(address)?
+        .iter()
+        .map(|entry| (text(&entry["owner"]), text(&entry["reason"])))
+        .collect())
 }
 
-fn wait_for(filter: &Filter<'_>, fail2ban: &Fail2ban, address: &str, reason: Option<&str>) -> Result<()> {
-    let wanted: Vec<_> = reason.map(|reason| ("tool".to_owned(), reason.to_owned())).into_iter().collect();
-    let waited =
-        wait_until(&format!("{address} is blocked by {reason:?}"), SOON, || Ok(owners(filter, address)? == wanted));
+fn wait_for(
+    filter: &Filter<'_>,
+    fail2ban: &Fail2ban,
+    address: &str,
+    reason: Option<&str>,
+) -> Result<()> {
+    let wanted: Vec<_> =
+        reason.map(|reason| ("tool".to_owned(), reason.to_owned())).into_iter().collect();
+    let waited = wait_until(&format!("{address} is blocked by {reason:?}"), SOON, || {
+        Ok(owners(filter, address)? == wanted)
+    });
     waited.map(drop).map_err(|error| error.context(fail2ban.log()))
 }
 
@@ -60,7 +72,9 @@ fn jails_ban_and_unban_and_remember() -> Result<()> {
     assert!(filter.entries(&source)?[0]["expires"].is_string(), "it ends by itself, too");
     let before = filter.packets(WAN, "drop.blocked")?;
     let packets = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 50)?;
-    wait_until("its packets are dropped", SOON, || Ok(filter.packets(WAN, "drop.blocked")? > before + 10))?;
+    wait_until("its packets are dropped", SOON, || {
+        Ok(filter.packets(WAN, "drop.blocked")? > before + 10)
+    })?;
     packets.stop()?;
 
     // A second jail bans it too, and lets go: it stays blocked for the first one.
@@ -98,7 +112,9 @@ fn jails_ban_and_unban_and_remember() -> Result<()> {
     drop(fail2ban);
     filter.succeed(&["block", "add", &source, "--by", "fail2ban:sip", "--ttl", "5m"])?;
     let fail2ban = start()?;
-    wait_until("it bans it again", SOON, || Ok(fail2ban.count_logged(&format!("Ban {source}")) > 0))?;
+    wait_until("it bans it again", SOON, || {
+        Ok(fail2ban.count_logged(&format!("Ban {source}")) > 0)
+    })?;
     wait_for(&filter, &fail2ban, &source, Some("fail2ban:sip"))?;
     assert!(fail2ban.holds("sip", ATTACKER)?);
     assert_eq!(fail2ban.count_logged("ERROR"), 0, "{}", fail2ban.log());
@@ -110,17 +126,21 @@ fn jails_ban_and_unban_and_remember() -> Result<()> {
     fail2ban.stop()
 }
 
-/// fail2ban must not think that somebody is banned who is not: it waits for a daemon that is starting, and says what failed.
+/// fail2ban must not think that somebody is banned who is not: it waits for a daemon that is
+/// starting, and says what failed.
 #[test]
 fn a_daemon_that_starts_again_is_waited_for() -> Result<()> {
     let lab = Lab::new()?;
     let mut filter = Filter::start(&lab.pbx, lab.directory())?;
     let sip = log(&lab, "sip.log")?;
     let directory = lab.directory().join("fail2ban");
-    let fail2ban = Fail2ban::start_through(&lab.pbx, &directory, &[("sip", &sip)], &filter.command_line())?;
+    let fail2ban =
+        Fail2ban::start_through(&lab.pbx, &directory, &[("sip", &sip)], &filter.command_line())?;
     filter.stop()?;
     fail(&sip, "192.0.2.9")?;
-    wait_until("its check has failed", SOON, || Ok(fail2ban.count_logged("Invariant check failed") > 0))?;
+    wait_until("its check has failed", SOON, || {
+        Ok(fail2ban.count_logged("Invariant check failed") > 0)
+    })?;
     filter.launch()?;
     wait_for(&filter, &fail2ban, "192.0.2.9", Some("fail2ban:sip"))?;
     // Who must stay reachable is not banned, and its log says so.

@@ -1,4 +1,5 @@
-//! Feeds and the real daemon: what they list is dropped, and stays so whatever happens to the feed or to the daemon.
+//! Feeds and the real daemon: what they list is dropped, and stays so whatever happens to the feed
+//! or to the daemon.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -27,11 +28,15 @@ fn start<'a>(lab: &'a Lab, configuration: String) -> Result<Filter<'a>> {
 fn row(filter: &Filter<'_>, name: &str) -> Result<Value> {
     let rows = filter.json(&["feed", "list"])?;
     let rows = rows.as_array().context("`feed list` is no array")?;
-    rows.iter().find(|row| row["name"] == name).cloned().with_context(|| format!("no {name} in {rows:?}"))
+    rows.iter()
+        .find(|row| row["name"] == name)
+        .cloned()
+        .with_context(|| format!("no {name} in {rows:?}"))
 }
 
 fn wait_for(filter: &Filter<'_>, name: &str, count: u64) -> Result<()> {
-    wait_until(&format!("{name} lists {count}"), SOON, || Ok(row(filter, name)?["ipv4"] == count)).map(drop)
+    wait_until(&format!("{name} lists {count}"), SOON, || Ok(row(filter, name)?["ipv4"] == count))
+        .map(drop)
 }
 
 fn is_logged(filter: &Filter<'_>, start: &str) -> bool {
@@ -69,7 +74,11 @@ fn what_a_feed_lists_is_dropped_until_it_does_not() -> Result<()> {
     }
     let sent = flood.stop()?;
     std::thread::sleep(Duration::from_millis(200));
-    assert_eq!(filter.packets(WAN, "drop.blocked")?, sent, "an entry that stays listed is never lost");
+    assert_eq!(
+        filter.packets(WAN, "drop.blocked")?,
+        sent,
+        "an entry that stays listed is never lost"
+    );
 
     // Who shows it, who does not, and what helps.
     let source = ATTACKER.to_string();
@@ -77,11 +86,20 @@ fn what_a_feed_lists_is_dropped_until_it_does_not() -> Result<()> {
     assert!(filter.succeed(&["block", "list", "--all"])?.contains("feed:public"));
     let entries = filter.entries(&source)?;
     assert_eq!(entries.len(), 1);
-    assert_eq!((&entries[0]["owner"], &entries[0]["expires"]), (&"feed:public".into(), &Value::Null));
+    assert_eq!(
+        (&entries[0]["owner"], &entries[0]["expires"]),
+        (&"feed:public".into(), &Value::Null)
+    );
     let said = failure(&filter, &["unban", &source])?;
-    assert!(said.contains("feed public") && said.contains(&format!("sip-xdp trust add {source}")), "{said}");
+    assert!(
+        said.contains("feed public") && said.contains(&format!("sip-xdp trust add {source}")),
+        "{said}"
+    );
     filter.succeed(&["block", "add", &source])?;
-    assert!(failure(&filter, &["block", "del", &source])?.contains("feed public"), "although an entry was removed");
+    assert!(
+        failure(&filter, &["block", "del", &source])?.contains("feed public"),
+        "although an entry was removed"
+    );
     filter.succeed(&["trust", "add", &source])?;
     let before = filter.packets(WAN, "drop.blocked")?;
     let flood = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 100)?;
@@ -127,7 +145,8 @@ fn a_refused_list_is_said_and_may_be_accepted() -> Result<()> {
 fn restarts_reboots_and_no_network() -> Result<()> {
     let lab = Lab::new()?;
     let server = ListServer::start_in(&lab.phone, address(), Reply::list(list(true, 19)))?;
-    let two = format!("{}\n{}", configuration("public", "one.txt"), configuration("second", "two.txt"));
+    let two =
+        format!("{}\n{}", configuration("public", "one.txt"), configuration("second", "two.txt"));
     let mut filter = start(&lab, two)?;
     wait_for(&filter, "public", 20)?;
     wait_for(&filter, "second", 20)?;
@@ -140,7 +159,11 @@ fn restarts_reboots_and_no_network() -> Result<()> {
     let flood = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 500)?;
     std::thread::sleep(Duration::from_millis(300));
     filter.kill9()?;
-    assert_eq!(filter.entries(&source)?[0]["owner"], "feed:public", "reads work with the daemon dead");
+    assert_eq!(
+        filter.entries(&source)?[0]["owner"],
+        "feed:public",
+        "reads work with the daemon dead"
+    );
     let said = failure(&filter, &["feed", "list"])?;
     assert!(said.contains("no daemon") && said.contains("stays in force"), "{said}");
     filter.launch()?;

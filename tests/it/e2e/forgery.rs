@@ -1,5 +1,5 @@
-//! Packets with forged sources must not harm those whose addresses they carry: a known phone, a carrier, a stranger.
-//! Needs root and Linux 6.6 or later.
+//! Packets with forged sources must not harm those whose addresses they carry: a known phone, a
+//! carrier, a stranger. Needs root and Linux 6.6 or later.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::thread::sleep;
@@ -34,8 +34,18 @@ fn registrar(lab: &Lab) -> Result<Registrar> {
 }
 
 /// Forges for a while; returns how many packets were sent.
-fn forge_from(lab: &Lab, source: Ipv4Addr, port: impl Fn(u64) -> u16 + Send + 'static) -> Result<u64> {
-    let forger = forge(&lab.attacker, SocketAddrV4::new(source, 0), SocketAddrV4::new(PBX_WAN, 5060), RATE, port)?;
+fn forge_from(
+    lab: &Lab,
+    source: Ipv4Addr,
+    port: impl Fn(u64) -> u16 + Send + 'static,
+) -> Result<u64> {
+    let forger = forge(
+        &lab.attacker,
+        SocketAddrV4::new(source, 0),
+        SocketAddrV4::new(PBX_WAN, 5060),
+        RATE,
+        port,
+    )?;
     sleep(TIME);
     let sent = forger.stop()?;
     assert!(sent > 8000, "a thousand packets a second were to be forged, not {sent} in {TIME:?}");
@@ -47,20 +57,28 @@ fn strange_port(number: u64) -> u16 {
     30_000 + (number.wrapping_mul(7919) % 30_000) as u16
 }
 
-/// A known phone registers twice a second while packets are forged in its name. Returns what it saw meanwhile.
-fn phone_during_forgery(what: &str, port: impl Fn(u64) -> u16 + Send + 'static) -> Result<PhonesTally> {
+/// A known phone registers twice a second while packets are forged in its name. Returns what it saw
+/// meanwhile.
+fn phone_during_forgery(
+    what: &str,
+    port: impl Fn(u64) -> u16 + Send + 'static,
+) -> Result<PhonesTally> {
     let lab = lab()?;
     let registrar = registrar(&lab)?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     let refresh = Some(Duration::from_millis(500));
-    let phones = Phones::start(&lab.phone, &PhonesOptions { count: 1, refresh, ..PhonesOptions::default() })?;
+    let phones = Phones::start(
+        &lab.phone,
+        &PhonesOptions { count: 1, refresh, ..PhonesOptions::default() },
+    )?;
     phones.wait_registered(1, Duration::from_secs(5))?;
     let before = phones.tally();
     let sent = forge_from(&lab, PHONE, port)?;
     let after = phones.tally();
     let (begun, accepted) = (after.begun - before.begun, after.accepted - before.accepted);
     println!(
-        "{what}: {sent} packets forged, {} got to Kamailio, {} limited; the phone began {begun} registrations, {accepted} \
+        "{what}: {sent} packets forged, {} got to Kamailio, {} limited; the phone began {begun} \
+         registrations, {accepted} \
          succeeded ({:.0} %), {} requests were repeated",
         registrar.received_of(PHONE, "REGISTER"),
         filter.packets(WAN, "drop.limited")?,
@@ -75,7 +93,11 @@ fn phone_during_forgery(what: &str, port: impl Fn(u64) -> u16 + Send + 'static) 
 fn a_known_phone_whose_port_the_forger_does_not_know() -> Result<()> {
     let tally = phone_during_forgery("a phone's address, other ports", strange_port)?;
     // The last one may be on its way.
-    assert!(tally.begun >= 10, "the phone was to register all the time, but began only {} times", tally.begun);
+    assert!(
+        tally.begun >= 10,
+        "the phone was to register all the time, but began only {} times",
+        tally.begun
+    );
     assert!(
         tally.accepted + 1 >= tally.begun,
         "every registration was to succeed, but {} of {} did",
@@ -99,7 +121,9 @@ fn a_peer() -> Result<()> {
     let address = SocketAddr::from((PEER, 5060));
     let peer = Party::open(&lab.phone, address)?;
     registrar.ask("OPTIONS", address)?;
-    peer.wait_for("OPTIONS", Duration::from_secs(5), |received| received.text.starts_with("OPTIONS"))?;
+    peer.wait_for("OPTIONS", Duration::from_secs(5), |received| {
+        received.text.starts_with("OPTIONS")
+    })?;
     let sent = forge_from(&lab, PEER, |_| 5060)?;
     let (peers, received) = (filter.sources("peers")?, registrar.received_from(PEER));
     println!("a peer's address: {sent} forged, {received} got to Kamailio; {peers} known peers");
@@ -115,11 +139,15 @@ fn a_stranger() -> Result<()> {
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     let sent = forge_from(&lab, STRANGER, strange_port)?;
     let bans = filter.bans()?;
-    println!("a stranger's address: {sent} forged, {} got to Kamailio; {bans:?}", registrar.received_from(STRANGER));
+    println!(
+        "a stranger's address: {sent} forged, {} got to Kamailio; {bans:?}",
+        registrar.received_from(STRANGER)
+    );
     assert!(bans.len() <= 1, "at most the stranger was to be banned: {bans:#?}");
     for ban in bans {
         assert!(
-            ban.tier == "unproven" && ban.lasts.is_some_and(|lasts| lasts <= SHORT + Duration::from_secs(1)),
+            ban.tier == "unproven"
+                && ban.lasts.is_some_and(|lasts| lasts <= SHORT + Duration::from_secs(1)),
             "what anybody can forge is not proven, and bans for {SHORT:?} at most: {ban:#?}"
         );
     }

@@ -1,5 +1,6 @@
-//! Whoever guesses passwords, looks for extensions or servers, or tries to call at our cost is banned for what the registrar
-//! answers, not for its rate: at any speed and in every disguise. Needs root and Linux 6.6 or later.
+//! Whoever guesses passwords, looks for extensions or servers, or tries to call at our cost is
+//! banned for what the registrar answers, not for its rate: at any speed and in every disguise.
+//! Needs root and Linux 6.6 or later.
 
 use std::net::{IpAddr, SocketAddr};
 use std::thread::sleep;
@@ -11,7 +12,8 @@ use sip_xdp_tests::bans::Ban;
 use sip_xdp_tests::process::Process;
 use sip_xdp_tests::topology::{ATTACKER, PBX_WAN};
 use sip_xdp_tests::{
-    Attacker, Disguise, Filter, Lab, Party, Phone, Registrar, RegistrarOptions, wait_for_a_nonce_of_its_own, wait_until,
+    Attacker, Disguise, Filter, Lab, Party, Phone, Registrar, RegistrarOptions,
+    wait_for_a_nonce_of_its_own, wait_until,
 };
 
 /// From the first request to the ban, for what is not slow on purpose.
@@ -30,37 +32,50 @@ struct Expected {
 }
 
 /// A lab with a filter, a registrar and a known phone.
-struct Scene<'a> {
+struct Fixture<'a> {
     lab: &'a Lab,
     registrar: Registrar,
     filter: Filter<'a>,
     complaints: Vec<String>,
 }
 
-impl<'a> Scene<'a> {
+impl<'a> Fixture<'a> {
     fn new(lab: &'a Lab) -> Result<Self> {
         let options = RegistrarOptions { phones: true, ..RegistrarOptions::default() };
         let registrar = Registrar::start_with(&lab.pbx, lab.directory(), &options)?;
         let filter = Filter::start(&lab.pbx, lab.directory())?;
-        let scene = Self { lab, registrar, filter, complaints: Vec::new() };
-        scene.phone_registers("before the attack")?;
-        Ok(scene)
+        let fixture = Self { lab, registrar, filter, complaints: Vec::new() };
+        fixture.phone_registers("before the attack")?;
+        Ok(fixture)
     }
 
     fn phone_registers(&self, when: &str) -> Result<()> {
         let phone = Phone::new(&self.lab.phone, self.lab.directory());
         let registration = phone.register().with_context(|| format!("the phone {when}"))?;
-        assert_eq!(registration.status, 200, "{when} the phone was to register, but got {registration:?}");
+        assert_eq!(
+            registration.status, 200,
+            "{when} the phone was to register, but got {registration:?}"
+        );
         Ok(())
     }
 
-    /// Prints what became of an attacker, and keeps what is wrong with it for the end, when all of them have been seen.
-    fn judge(&mut self, what: &str, from: impl Into<IpAddr>, ban: Result<Ban>, expected: &Expected) -> Result<()> {
+    /// Prints what became of an attacker, and keeps what is wrong with it for the end, when all of
+    /// them have been seen.
+    fn judge(
+        &mut self,
+        what: &str,
+        from: impl Into<IpAddr>,
+        ban: Result<Ban>,
+        expected: &Expected,
+    ) -> Result<()> {
         let from = from.into();
         // What had passed before the ban is on its way to the log.
         sleep(Duration::from_millis(300));
-        let (received, failures) = (self.registrar.received_from(from), self.registrar.failures_of(from).len());
-        let seen = format!("Kamailio saw {received:4} requests, {failures:3} of them with wrong credentials");
+        let (received, failures) =
+            (self.registrar.received_from(from), self.registrar.failures_of(from).len());
+        let seen = format!(
+            "Kamailio saw {received:4} requests, {failures:3} of them with wrong credentials"
+        );
         let ban = match ban {
             Ok(ban) => ban,
             Err(error) => {
@@ -77,14 +92,24 @@ impl<'a> Scene<'a> {
             }
         };
         let most = expected.requests;
-        complain(received > most, format!("at most {most} requests were to get to Kamailio, not {received}"));
+        complain(
+            received > most,
+            format!("at most {most} requests were to get to Kamailio, not {received}"),
+        );
         complain(ban.reason.is_empty(), "the ban has no reason".to_owned());
         let kinds = expected.kinds;
-        complain(!kinds.contains(&kind.as_str()), format!("the log was to name one of {kinds:?}, not {kind:?}"));
+        complain(
+            !kinds.contains(&kind.as_str()),
+            format!("the log was to name one of {kinds:?}, not {kind:?}"),
+        );
         let tier = ban.tier.as_str();
-        // Rejected credentials prove themselves by their nonce; what gives a tool away may be seen before it has any.
+        // Rejected credentials prove themselves by their nonce; what gives a tool away may be seen
+        // before it has any.
         let is_proven = expected.is_proven && kind != "signature";
-        complain(is_proven && tier != "proven", format!("the evidence was to be proven, not {tier}"));
+        complain(
+            is_proven && tier != "proven",
+            format!("the evidence was to be proven, not {tier}"),
+        );
         complain(ban.lasts.is_none(), "the ban does not end".to_owned());
         Ok(())
     }
@@ -97,23 +122,29 @@ impl<'a> Scene<'a> {
 }
 
 /// Runs a tool in every disguise, each from an address of its own, one after the other.
-fn is_banned_in_every_disguise(expected: &Expected, attack: impl Fn(&Attacker<'_>) -> Result<Process>) -> Result<()> {
+fn is_banned_in_every_disguise(
+    expected: &Expected,
+    attack: impl Fn(&Attacker<'_>) -> Result<Process>,
+) -> Result<()> {
     let lab = Lab::new()?;
-    let mut scene = Scene::new(&lab)?;
+    let mut fixture = Fixture::new(&lab)?;
     for (number, disguise) in (0..).zip(Disguise::ALL) {
         let from = lab.further_attacker(number)?;
-        let attacker = Attacker::new(&lab.attacker, lab.directory()).address(from).disguise(disguise);
+        let attacker =
+            Attacker::new(&lab.attacker, lab.directory()).address(from).disguise(disguise);
         wait_for_a_nonce_of_its_own();
         let mut tool = attack(&attacker)?;
-        let ban = scene.filter.wait_for_ban(&from.to_string(), PROMPT);
-        scene.phone_registers("during the attack")?;
+        let ban = fixture.filter.wait_for_ban(&from.to_string(), PROMPT);
+        fixture.phone_registers("during the attack")?;
         tool.stop(Signal::SIGTERM)?;
-        if scene.registrar.received_from(from) == 0 {
-            scene.complaints.push(format!("{disguise:?}: the tool sent nothing, but said:\n{}", tool.tail()));
+        if fixture.registrar.received_from(from) == 0 {
+            fixture
+                .complaints
+                .push(format!("{disguise:?}: the tool sent nothing, but said:\n{}", tool.tail()));
         }
-        scene.judge(&format!("{disguise:?}"), from, ban, expected)?;
+        fixture.judge(&format!("{disguise:?}"), from, ban, expected)?;
     }
-    scene.end()
+    fixture.end()
 }
 
 #[test]
@@ -130,42 +161,51 @@ fn svcrack_without_pauses() -> Result<()> {
     is_banned_in_every_disguise(&expected, |attacker| attacker.crack_with_pauses("101", "0"))
 }
 
-/// A password every seven seconds. All disguises at the same time, in different seconds: it takes two minutes as it is.
+/// A password every seven seconds. All disguises at the same time, in different seconds: it takes
+/// two minutes as it is.
 #[test]
 fn svcrack_slowly() -> Result<()> {
     const PASSWORDS: usize = 20;
     const PAUSE: Duration = Duration::from_secs(7);
-    let expected = Expected { requests: 2 * PASSWORDS, kinds: &["signature", "rejected", "slow"], is_proven: true };
+    let expected = Expected {
+        requests: 2 * PASSWORDS,
+        kinds: &["signature", "rejected", "slow"],
+        is_proven: true,
+    };
     let lab = Lab::new()?;
-    let mut scene = Scene::new(&lab)?;
+    let mut fixture = Fixture::new(&lab)?;
     let mut running = Vec::new();
     for (number, disguise) in (0..).zip(Disguise::ALL) {
         let from = lab.further_attacker(number)?;
-        let attacker = Attacker::new(&lab.attacker, lab.directory()).address(from).disguise(disguise);
+        let attacker =
+            Attacker::new(&lab.attacker, lab.directory()).address(from).disguise(disguise);
         running.push((disguise, from, attacker.crack_with_pauses("101", "7")?));
         sleep(PAUSE / 4);
     }
     let (start, patience) = (Instant::now(), PAUSE * u32::try_from(PASSWORDS)? + PROMPT);
     let is_over = || -> Result<bool> {
-        let bans = scene.filter.bans()?;
-        let is_banned = |from: &dyn ToString| bans.iter().any(|ban| ban.network.starts_with(&from.to_string()));
+        let bans = fixture.filter.bans()?;
+        let is_banned =
+            |from: &dyn ToString| bans.iter().any(|ban| ban.network.starts_with(&from.to_string()));
         Ok(running.iter().all(|(_, from, _)| is_banned(from)) || start.elapsed() > patience)
     };
     while !is_over()? {
-        scene.phone_registers("during the attack")?;
+        fixture.phone_registers("during the attack")?;
         sleep(Duration::from_secs(2));
     }
     println!("a password every {PAUSE:?}, for {:.0?}:", start.elapsed());
     for (disguise, from, mut tool) in running {
-        let ban = scene.filter.wait_for_ban(&from.to_string(), Duration::ZERO);
+        let ban = fixture.filter.wait_for_ban(&from.to_string(), Duration::ZERO);
         tool.stop(Signal::SIGTERM)?;
-        let tried = scene.registrar.failures_of(from).len();
+        let tried = fixture.registrar.failures_of(from).len();
         if tried > PASSWORDS {
-            scene.complaints.push(format!("{disguise:?}: at most {PASSWORDS} passwords were to be tried, not {tried}"));
+            fixture.complaints.push(format!(
+                "{disguise:?}: at most {PASSWORDS} passwords were to be tried, not {tried}"
+            ));
         }
-        scene.judge(&format!("{disguise:?}"), from, ban, &expected)?;
+        fixture.judge(&format!("{disguise:?}"), from, ban, &expected)?;
     }
-    scene.end()
+    fixture.end()
 }
 
 const ENUMERATION: Expected =
@@ -192,32 +232,40 @@ fn svmap_again_and_again() -> Result<()> {
     const RUNS: usize = 5;
     let expected = Expected { requests: RUNS, kinds: &["signature"], is_proven: false };
     let lab = Lab::new()?;
-    let mut scene = Scene::new(&lab)?;
+    let mut fixture = Fixture::new(&lab)?;
     for (number, disguise) in (0..).zip(Disguise::ALL) {
         let from = lab.further_attacker(number)?;
-        let attacker = Attacker::new(&lab.attacker, lab.directory()).address(from).disguise(disguise);
+        let attacker =
+            Attacker::new(&lab.attacker, lab.directory()).address(from).disguise(disguise);
         for _ in 0..RUNS {
-            let before = scene.filter.requests("options")?;
+            let before = fixture.filter.requests("options")?;
             let mut tool = attacker.map(&PBX_WAN.to_string())?;
-            // A suspect's second request in a second is dropped; the filter counts it all the same, until it is banned.
-            let is_seen =
-                || Ok(scene.filter.requests("options")? > before || scene.filter.is_banned(&from.to_string())?);
+            // A suspect's second request in a second is dropped; the filter counts it all the same,
+            // until it is banned.
+            let is_seen = || {
+                Ok(fixture.filter.requests("options")? > before
+                    || fixture.filter.is_banned(&from.to_string())?)
+            };
             let seen = wait_until("svmap asks", Duration::from_secs(3), is_seen);
             tool.stop(Signal::SIGTERM)?;
             if seen.is_err() {
-                scene.complaints.push(format!("{disguise:?}: svmap sent nothing, but said:\n{}", tool.tail()));
+                fixture
+                    .complaints
+                    .push(format!("{disguise:?}: svmap sent nothing, but said:\n{}", tool.tail()));
             }
         }
-        let ban = scene.filter.wait_for_ban(&from.to_string(), Duration::from_secs(3));
+        let ban = fixture.filter.wait_for_ban(&from.to_string(), Duration::from_secs(3));
         if let Ok(ban) = &ban
             && (ban.tier != "unproven" || ban.lasts > Some(Duration::from_secs(301)))
         {
             // Anybody can send that in somebody else's name.
-            scene.complaints.push(format!("{disguise:?}: an unproven, short ban was expected, not {ban:?}"));
+            fixture
+                .complaints
+                .push(format!("{disguise:?}: an unproven, short ban was expected, not {ban:?}"));
         }
-        scene.judge(&format!("{disguise:?}, {RUNS} runs"), from, ban, &expected)?;
+        fixture.judge(&format!("{disguise:?}, {RUNS} runs"), from, ban, &expected)?;
     }
-    scene.end()
+    fixture.end()
 }
 
 /// Every way to dial out that somebody may have set up, before one number, at five calls a second.
@@ -235,17 +283,21 @@ fn calls_to_one_number_under_many_prefixes() -> Result<()> {
         "8011441234567890",
         "1011441234567890",
     ];
-    let expected = Expected { requests: NUMBERS.len(), kinds: &["invites", "enumeration"], is_proven: false };
+    let expected =
+        Expected { requests: NUMBERS.len(), kinds: &["invites", "enumeration"], is_proven: false };
     let lab = Lab::new()?;
-    let mut scene = Scene::new(&lab)?;
+    let mut fixture = Fixture::new(&lab)?;
     let fraudster = Party::open(&lab.attacker, SocketAddr::from((ATTACKER, 5060)))?;
     for number in NUMBERS {
         fraudster.request("INVITE", number, SocketAddr::from((PBX_WAN, 5060)))?;
         sleep(Duration::from_millis(200));
     }
-    assert!(fraudster.count("SIP/2.0 404") > 0, "Kamailio was to answer calls to strange numbers with 404");
-    let ban = scene.filter.wait_for_ban(&ATTACKER.to_string(), Duration::from_secs(8));
-    scene.phone_registers("during the attack")?;
-    scene.judge("prefixes", ATTACKER, ban, &expected)?;
-    scene.end()
+    assert!(
+        fraudster.count("SIP/2.0 404") > 0,
+        "Kamailio was to answer calls to strange numbers with 404"
+    );
+    let ban = fixture.filter.wait_for_ban(&ATTACKER.to_string(), Duration::from_secs(8));
+    fixture.phone_registers("during the attack")?;
+    fixture.judge("prefixes", ATTACKER, ban, &expected)?;
+    fixture.end()
 }

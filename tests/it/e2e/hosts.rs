@@ -17,7 +17,10 @@ fn trusted(filter: &Filter<'_>) -> Result<Vec<(String, String)>> {
     let list = filter.json(&["trust", "list"])?;
     let rows = list.as_array().context("`trust list` is no array")?.iter();
     let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
-    Ok(rows.filter(|row| row["owner"] == "host").map(|row| (text(row, "network"), text(row, "reason"))).collect())
+    Ok(rows
+        .filter(|row| row["owner"] == "host")
+        .map(|row| (text(row, "network"), text(row, "reason")))
+        .collect())
 }
 
 fn addresses(filter: &Filter<'_>) -> Result<Vec<String>> {
@@ -32,7 +35,11 @@ fn wait_for(filter: &Filter<'_>, expected: &[&str], timeout: Duration) -> Result
 fn host(filter: &Filter<'_>, name: &str) -> Result<Value> {
     let status = filter.json(&["status"])?;
     let hosts = status["daemon"]["hosts"].as_array().context("`status` has no hosts")?;
-    hosts.iter().find(|host| host["name"] == name).cloned().with_context(|| format!("no {name} in {hosts:?}"))
+    hosts
+        .iter()
+        .find(|host| host["name"] == name)
+        .cloned()
+        .with_context(|| format!("no {name} in {hosts:?}"))
 }
 
 fn record(name: &str, addresses: &str) -> String {
@@ -41,7 +48,11 @@ fn record(name: &str, addresses: &str) -> String {
 
 fn start<'a>(lab: &'a Lab, server: &NameServer<'_>, configuration: &str) -> Result<Filter<'a>> {
     let resolv_conf = Some(server.resolv_conf().to_owned());
-    let options = FilterOptions { configuration: configuration.to_owned(), resolv_conf, ..FilterOptions::default() };
+    let options = FilterOptions {
+        configuration: configuration.to_owned(),
+        resolv_conf,
+        ..FilterOptions::default()
+    };
     Filter::start_with(&lab.pbx, lab.directory(), options)
 }
 
@@ -55,7 +66,8 @@ fn a_host_is_followed_and_kept() -> Result<()> {
     let lab = Lab::new()?;
     let mut server = NameServer::prepare(&lab.phone, PHONE, lab.directory())?;
     server.serve(&[record(CARRIER, &format!("{ATTACKER},2001:db8:77::1"))])?;
-    let mut filter = start(&lab, &server, "[limits.unknown]\nrequests = { count = 5, per = \"1m\" }\n")?;
+    let mut filter =
+        start(&lab, &server, "[limits.unknown]\nrequests = { count = 5, per = \"1m\" }\n")?;
     filter.succeed(&["trust", "add", CARRIER, "--reason", "our carrier"])?;
     let source = ATTACKER.to_string();
     let took = wait_for(&filter, &[&source, "2001:db8:77::1"], SOON)?;
@@ -68,7 +80,10 @@ fn a_host_is_followed_and_kept() -> Result<()> {
     let sent = flood.stop()?;
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!((filter.packets(WAN, "pass.trusted")?, filter.dropped(WAN)?), (sent, 0));
-    assert!(!filter.cli(&["block", "add", &source])?.status.success(), "what is trusted is not blocked");
+    assert!(
+        !filter.cli(&["block", "add", &source])?.status.success(),
+        "what is trusted is not blocked"
+    );
     let refused = filter.cli(&["trust", "del", &source])?;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains(&format!("trust del {CARRIER}")), "{said}");
@@ -135,7 +150,8 @@ fn a_domain_is_followed_through_its_services() -> Result<()> {
         record("too.carrier.example", "192.0.2.5"),
     ];
     server.serve(&records)?;
-    let configuration = "[trust]\nhosts = [\"carrier.example\", \"evil.carrier.example\", \"too.carrier.example\"]\n\
+    let configuration = "[trust]\nhosts = \
+                         [\"carrier.example\", \"evil.carrier.example\", \"too.carrier.example\"]\n\
                          [admit]\nhosts = [\"a.carrier.example\"]\n";
     let mut filter = start(&lab, &server, configuration)?;
     let all = ["192.0.2.1", "192.0.2.2", "192.0.2.4", "192.0.2.5", "2001:db8:77::2"];
@@ -148,7 +164,10 @@ fn a_domain_is_followed_through_its_services() -> Result<()> {
         })
     })?;
     let admitted = host(&filter, "a.carrier.example")?;
-    assert_eq!((&admitted["purpose"], &admitted["addresses"][0]), (&"admit".into(), &"192.0.2.1".into()));
+    assert_eq!(
+        (&admitted["purpose"], &admitted["addresses"][0]),
+        (&"admit".into(), &"192.0.2.1".into())
+    );
     let status = filter.json(&["status"])?;
     println!("{}", status["warnings"]);
     assert!(status["warnings"].to_string().contains("evil.carrier.example has no address yet"));
@@ -189,15 +208,25 @@ mod measured {
         let lab = Lab::new()?;
         // An address that nobody has: questions are lost, not refused.
         let server = NameServer::prepare(&lab.phone, [203, 0, 113, 99], lab.directory())?;
-        let names: Vec<String> = (0..50).map(|number| format!("\"n{number}.carrier.example\"")).collect();
+        let names: Vec<String> =
+            (0..50).map(|number| format!("\"n{number}.carrier.example\"")).collect();
         let begun = Instant::now();
         let filter = start(&lab, &server, &format!("[trust]\nhosts = [{}]\n", names.join(", ")))?;
         println!("ready {:.1?} after the start, with 50 names and no name server", begun.elapsed());
         assert!(begun.elapsed() < Duration::from_secs(10));
-        for arguments in [&["trust", "add", CARRIER][..], &["block", "add", "192.0.2.9"], &["reload"], &["status"]] {
+        for arguments in [
+            &["trust", "add", CARRIER][..],
+            &["block", "add", "192.0.2.9"],
+            &["reload"],
+            &["status"],
+        ] {
             let begun = Instant::now();
             filter.succeed(arguments)?;
-            assert!(begun.elapsed() < Duration::from_secs(2), "{arguments:?} took {:?}", begun.elapsed());
+            assert!(
+                begun.elapsed() < Duration::from_secs(2),
+                "{arguments:?} took {:?}",
+                begun.elapsed()
+            );
         }
         Ok(())
     }

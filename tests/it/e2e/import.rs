@@ -59,8 +59,11 @@ fn what_must_stay_is_refused_and_the_rest_entered() -> Result<()> {
     let lab = Lab::new()?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     filter.succeed(&["trust", "add", "192.0.2.5"])?;
-    let list =
-        file(&lab, "list", "; comment\n192.0.2.0/24\n192.0.2.128/25\n198.51.100.1\n2001:db8::/32\r\n\n10.1.2.3\n")?;
+    let list = file(
+        &lab,
+        "list",
+        "; comment\n192.0.2.0/24\n192.0.2.128/25\n198.51.100.1\n2001:db8::/32\r\n\n10.1.2.3\n",
+    )?;
     println!("{}", filter.succeed(&["block", "import", text(&list), "--ttl", "1h"])?);
     // 2001:db8::/32 is around this host's own addresses.
     let expected: BTreeSet<String> = ["10.1.2.3", "192.0.2.128/25"].map(str::to_owned).into();
@@ -83,7 +86,11 @@ fn what_does_not_fit_is_said() -> Result<()> {
     let output = filter.cli(&["block", "import", text(&list)])?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     println!("{said}");
-    assert!(output.status.code() == Some(1) && said.contains("capacity.networks") && said.contains("16 of these 40"));
+    assert!(
+        output.status.code() == Some(1)
+            && said.contains("capacity.networks")
+            && said.contains("16 of these 40")
+    );
     assert_eq!(networks(&filter, "block")?.len(), 16);
     Ok(())
 }
@@ -98,7 +105,8 @@ fn an_export_comes_back_and_nftables_takes_it() -> Result<()> {
         succeed(command.args(["-c", "-f"]).arg(&nft)).map(drop)
     };
     check(&filter, "empty.nft")?;
-    let list = "192.0.2.0/24\n192.0.2.7\n198.18.0.0/15\n10.9.8.7\n2001:db8:99::/48\n2001:db8:99::1\n";
+    let list =
+        "192.0.2.0/24\n192.0.2.7\n198.18.0.0/15\n10.9.8.7\n2001:db8:99::/48\n2001:db8:99::1\n";
     let list = file(&lab, "list", list)?;
     filter.succeed(&["block", "import", text(&list), "--reason", "quotes \" and # signs"])?;
     filter.succeed(&["block", "add", "172.16.0.0/12", "--ttl", "1h"])?;
@@ -118,7 +126,8 @@ fn an_export_comes_back_and_nftables_takes_it() -> Result<()> {
     Ok(())
 }
 
-/// One instance learns, another one takes it up: who is known good, who is banned and how often, what is trusted.
+/// One instance learns, another one takes it up: who is known good, who is banned and how often,
+/// what is trusted.
 #[test]
 fn a_standby_takes_up_what_was_learnt() -> Result<()> {
     let lab = Lab::new()?;
@@ -131,7 +140,15 @@ fn a_standby_takes_up_what_was_learnt() -> Result<()> {
     stream.stop()?;
     first.succeed(&["trust", "add", "192.0.2.0/28", "--reason", "the office"])?;
     first.succeed(&["trust", "add", "sip.carrier.example"])?;
-    first.succeed(&["block", "add", "198.18.0.0/15", "--ttl", "1h", "--reason", "a test network"])?;
+    first.succeed(&[
+        "block",
+        "add",
+        "198.18.0.0/15",
+        "--ttl",
+        "1h",
+        "--reason",
+        "a test network",
+    ])?;
     let has = |field: &str| -> Result<usize> {
         let export = first.json(&["state", "export"])?;
         Ok(export[field].as_array().map_or(0, Vec::len))
@@ -156,7 +173,10 @@ fn a_standby_takes_up_what_was_learnt() -> Result<()> {
     let hosts = second.json(&["status"])?["daemon"]["hosts"].to_string();
     assert!(hosts.contains("sip.carrier.example"), "{hosts}");
     let phone = second.json(&["explain", &PHONE.to_string()])?;
-    assert!(phone["because"].as_str().is_some_and(|why| why.contains("known good until")), "{phone:#}");
+    assert!(
+        phone["because"].as_str().is_some_and(|why| why.contains("known good until")),
+        "{phone:#}"
+    );
     wait_until("the history is there", SOON, || {
         let report = second.json(&["explain", &attacker])?;
         Ok(report["verdict"] == "drop" && report["history"].as_array().map(Vec::len) == Some(1))
@@ -175,7 +195,8 @@ fn a_standby_takes_up_what_was_learnt() -> Result<()> {
     .map(drop)
 }
 
-/// Figures that nobody ever counted: the daemon goes on at once, and the next ban has the longest length.
+/// Figures that nobody ever counted: the daemon goes on at once, and the next ban has the longest
+/// length.
 #[test]
 fn an_offence_count_of_any_size_stops_nobody() -> Result<()> {
     let lab = Lab::new()?;
@@ -183,7 +204,8 @@ fn an_offence_count_of_any_size_stops_nobody() -> Result<()> {
     let attacker = ATTACKER.to_string();
     let mut state = filter.json(&["state", "export"])?;
     let now = state["time"].clone();
-    state["offences"] = serde_json::json!([{ "network": attacker, "count": u32::MAX, "last": now }]);
+    state["offences"] =
+        serde_json::json!([{ "network": attacker, "count": u32::MAX, "last": now }]);
     let state = file(&lab, "state.json", &state.to_string())?;
     filter.succeed(&["state", "import", text(&state)])?;
     let _registrar = Registrar::start(&lab.pbx, lab.directory())?;
@@ -208,7 +230,8 @@ mod measured {
         let lines: Vec<String> = hosts.collect();
         let list = file(&lab, "many", &lines.join("\n"))?;
         let start = Instant::now();
-        let answer = filter.json(&["block", "import", text(&list), "--reason", "a feed by hand"])?;
+        let answer =
+            filter.json(&["block", "import", text(&list), "--reason", "a feed by hand"])?;
         println!("100,000 lines in {:?}: {answer}", start.elapsed());
         assert!(start.elapsed() < Duration::from_secs(30));
         assert_eq!((&answer["added"], &answer["lines"]), (&100_000.into(), &100_000.into()));

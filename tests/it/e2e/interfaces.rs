@@ -1,5 +1,5 @@
-//! Interfaces come and go, change their names and their kind, and the filter is on them again as soon as they are there.
-//! Needs root.
+//! Interfaces come and go, change their names and their kind, and the filter is on them again as
+//! soon as they are there. Needs root.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -21,13 +21,11 @@ const SOON: Duration = Duration::from_secs(15);
 
 /// Makes an interface of the PBX anew, with the attacker at its other end.
 fn make(lab: &Lab, name: &str, outside: &str) -> Result<()> {
-    succeed(Command::new("ip").args(["link", "add", name, "netns", lab.pbx.name(), "type", "veth"]).args([
-        "peer",
-        "name",
-        outside,
-        "netns",
-        lab.attacker.name(),
-    ]))?;
+    succeed(
+        Command::new("ip")
+            .args(["link", "add", name, "netns", lab.pbx.name(), "type", "veth"])
+            .args(["peer", "name", outside, "netns", lab.attacker.name()]),
+    )?;
     for (namespace, interface) in [(&lab.pbx, name), (&lab.attacker, outside)] {
         namespace.ip(["link", "set", interface, "addrgenmode", "none"])?;
         namespace.ip(["link", "set", interface, "up"])?;
@@ -44,7 +42,10 @@ fn delete(lab: &Lab, name: &str) -> Result<()> {
 fn row(filter: &Filter<'_>, name: &str) -> Result<Value> {
     let status = filter.json(&["status"])?;
     let rows = status["interfaces"].as_array().context("`status` has no interfaces")?;
-    rows.iter().find(|row| row["interface"] == name).cloned().with_context(|| format!("no {name} in {status}"))
+    rows.iter()
+        .find(|row| row["interface"] == name)
+        .cloned()
+        .with_context(|| format!("no {name} in {status}"))
 }
 
 fn is_attached(filter: &Filter<'_>, name: &str) -> Result<bool> {
@@ -93,18 +94,23 @@ fn watcher(filter: &Filter<'_>) -> Result<Process> {
     wait_until("the watcher is told", SOON, || {
         filter.succeed(&["block", "add", "192.0.2.99"])?;
         Ok(watcher
-            .wait_line(Duration::from_millis(200), |line| !line.error && line.text.contains("192.0.2.99"))
+            .wait_line(Duration::from_millis(200), |line| {
+                !line.error && line.text.contains("192.0.2.99")
+            })
             .is_ok())
     })?;
     Ok(watcher)
 }
 
-/// Waits until packets of the blocked source are dropped by the interface, and makes sure that none gets by from then on.
+/// Waits until packets of the blocked source are dropped by the interface, and makes sure that none
+/// gets by from then on.
 fn stays_blocked(lab: &Lab, filter: &Filter<'_>, name: &str) -> Result<()> {
     let before = filter.packets(name, "drop.blocked")?;
     let seen = Capture::start(&lab.pbx, name, "udp and dst port 5060", lab.directory())?;
     let stream = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 100)?;
-    wait_until("packets are dropped", SOON, || Ok(filter.packets(name, "drop.blocked")? >= before + 10))?;
+    wait_until("packets are dropped", SOON, || {
+        Ok(filter.packets(name, "drop.blocked")? >= before + 10)
+    })?;
     let sent = stream.stop()?;
     let passed = seen.stop()?.len();
     assert_eq!(passed, 0, "of {sent} packets");
@@ -126,7 +132,8 @@ fn an_interface_is_filtered_again_when_it_is_back() -> Result<()> {
     wait_until("status says so", SOON, || Ok(warnings(&filter)?.contains("wan is gone")))?;
     assert!(!is_enforcing(&filter)?, "an interface is missing");
     assert!(filter.json(&["status"])?["daemon"]["missing"] == serde_json::json!([WAN]));
-    let stale: Vec<_> = pins(&filter)?.into_iter().filter(|pin| pin.ends_with(&format!("/{old}"))).collect();
+    let stale: Vec<_> =
+        pins(&filter)?.into_iter().filter(|pin| pin.ends_with(&format!("/{old}"))).collect();
     assert!(stale.is_empty(), "pins of an interface that is gone: {stale:?}");
     assert!(is_attached(&filter, LAN)?);
 
@@ -144,7 +151,11 @@ fn an_interface_is_filtered_again_when_it_is_back() -> Result<()> {
             event["event"] == "interface" && event["kind"] == kind
         })?;
         let event: Value = serde_json::from_str(&line.text)?;
-        assert_eq!((&event["interface"], &event["address"]), (&WAN.into(), &Value::Null), "{event}");
+        assert_eq!(
+            (&event["interface"], &event["address"]),
+            (&WAN.into(), &Value::Null),
+            "{event}"
+        );
         println!("{event}");
     }
     assert_ne!(index(&lab.pbx, WAN)?, old);
@@ -164,7 +175,10 @@ fn a_link_that_goes_down_and_up_stays_filtered() -> Result<()> {
     }
     stays_blocked(&lab, &filter, WAN)?;
     assert!(is_enforcing(&filter)?);
-    assert_eq!((pins(&filter)?, said(&filter, WAN, "attached"), said(&filter, WAN, "gone")), (before, 0, 0));
+    assert_eq!(
+        (pins(&filter)?, said(&filter, WAN, "attached"), said(&filter, WAN, "gone")),
+        (before, 0, 0)
+    );
     Ok(())
 }
 
@@ -261,13 +275,19 @@ impl Tun {
     fn open(namespace: &Namespace, name: &str) -> Result<Self> {
         use std::os::fd::AsRawFd as _;
         namespace.enter(|| {
-            let file = fs::File::options().read(true).write(true).open("/dev/net/tun").context("no tun devices")?;
-            // `struct ifreq`: the name, then the flags IFF_TUN and IFF_NO_PI (include/uapi/linux/if_tun.h).
+            let file = fs::File::options()
+                .read(true)
+                .write(true)
+                .open("/dev/net/tun")
+                .context("no tun devices")?;
+            // `struct ifreq`: the name, then the flags IFF_TUN and IFF_NO_PI
+            // (include/uapi/linux/if_tun.h).
             let mut request = [0_u8; 40];
             request[..name.len()].copy_from_slice(name.as_bytes());
             request[16..18].copy_from_slice(&0x1001_u16.to_ne_bytes());
             const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
-            // SAFETY: the kernel reads and writes the 40 bytes of the request, and keeps no pointer to it.
+            // SAFETY: the kernel reads and writes the 40 bytes of the request, and keeps no pointer
+            // to it.
             let result = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, request.as_mut_ptr()) };
             anyhow::ensure!(result == 0, "cannot open {name}: {}", std::io::Error::last_os_error());
             Ok(Self(file))
@@ -276,7 +296,8 @@ impl Tun {
 
     fn send(&self, from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Result<()> {
         use std::io::Write as _;
-        let builder = etherparse::PacketBuilder::ipv4(from.octets(), to.octets(), 64).udp(5060, 5060);
+        let builder =
+            etherparse::PacketBuilder::ipv4(from.octets(), to.octets(), 64).udp(5060, 5060);
         let mut packet = Vec::new();
         builder.write(&mut packet, payload)?;
         (&self.0).write_all(&packet).context("cannot send")
@@ -288,7 +309,10 @@ impl Tun {
 fn a_vlan_interface_comes_and_goes() -> Result<()> {
     const VLAN: &str = "wan.100";
     let lab = Lab::new()?;
-    let options = FilterOptions { interfaces: vec![WAN.to_owned(), VLAN.to_owned()], ..FilterOptions::default() };
+    let options = FilterOptions {
+        interfaces: vec![WAN.to_owned(), VLAN.to_owned()],
+        ..FilterOptions::default()
+    };
     // One interface is there, so that the filter starts, and waits for the other one.
     let filter = Filter::start_with(&lab.pbx, lab.directory(), options)?;
     assert!(warnings(&filter)?.contains("there is no interface wan.100"), "{}", warnings(&filter)?);
@@ -328,7 +352,10 @@ fn a_name_that_was_never_right_is_refused() -> Result<()> {
     let (status, errors) = filter.launch_in_vain()?;
     println!("{errors:?}");
     assert_eq!(status.code(), Some(1));
-    assert!(errors.iter().any(|line| line.contains("there is no interface wna; there are: lo, ")), "{errors:?}");
+    assert!(
+        errors.iter().any(|line| line.contains("there is no interface wna; there are: lo, ")),
+        "{errors:?}"
+    );
     assert!(!filter.pins().exists(), "the attempt left pins");
     Ok(())
 }
@@ -374,9 +401,12 @@ fn a_program_that_is_taken_off_is_put_on_again() -> Result<()> {
     // Nobody but the pin holds the link.
     fs::remove_file(filter.pins().join("links").join(&old))?;
     assert!(warnings(&filter)?.contains("the program was taken off"), "{}", warnings(&filter)?);
-    // The kernel does not tell; with the next change it is seen, and otherwise within half a minute.
+    // The kernel does not tell; with the next change it is seen, and otherwise within half a
+    // minute.
     lab.pbx.ip(["link", "set", WAN, "mtu", "1400"])?;
-    wait_until("it is filtered again", SOON, || Ok(said(&filter, WAN, "attached") == 1 && is_enforcing(&filter)?))?;
+    wait_until("it is filtered again", SOON, || {
+        Ok(said(&filter, WAN, "attached") == 1 && is_enforcing(&filter)?)
+    })?;
     assert_eq!(said(&filter, WAN, "detached"), 1);
     filter.succeed(&["unload", "--iface", WAN])?;
     // What happens to LAN afterwards shows that the change was seen.
@@ -387,18 +417,21 @@ fn a_program_that_is_taken_off_is_put_on_again() -> Result<()> {
     Ok(())
 }
 
-/// What an instance has in the kernel, beside its maps: programs that use its tables, and links of those programs.
+/// What an instance has in the kernel, beside its maps: programs that use its tables, and links of
+/// those programs.
 fn in_kernel(filter: &Filter<'_>) -> Result<(usize, usize)> {
     let guide = aya::maps::MapInfo::from_pin(filter.pins().join(format!(
         "v{}/{}",
         sip_xdp_common::abi::layout::LAYOUT_VERSION,
-        names::GUIDE
+        names::TABLE_HEADER
     )))?;
     let uses = |program: &aya::programs::ProgramInfo| {
         program.map_ids().ok().flatten().is_some_and(|ids| ids.contains(&guide.id()))
     };
-    let programs: Vec<u32> = loaded_programs().flatten().filter(uses).map(|program| program.id()).collect();
-    let links = loaded_links().flatten().filter(|link| programs.contains(&link.program_id())).count();
+    let programs: Vec<u32> =
+        loaded_programs().flatten().filter(uses).map(|program| program.id()).collect();
+    let links =
+        loaded_links().flatten().filter(|link| programs.contains(&link.program_id())).count();
     Ok((programs.len(), links))
 }
 
@@ -415,7 +448,8 @@ fn a_hundred_times_anew_leaves_nothing_behind() -> Result<()> {
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     filter.succeed(&["block", "add", &ATTACKER.to_string()])?;
     let pid = filter.pid().context("no daemon")?;
-    let state = || -> Result<_> { Ok((in_kernel(&filter)?, descriptors(&filter)?, pins(&filter)?.len())) };
+    let state =
+        || -> Result<_> { Ok((in_kernel(&filter)?, descriptors(&filter)?, pins(&filter)?.len())) };
     let mut took = Vec::new();
     let mut before = None;
     for round in 0..TIMES {
@@ -434,7 +468,8 @@ fn a_hundred_times_anew_leaves_nothing_behind() -> Result<()> {
     let (after, memory_after) = (state()?, usage::memory(pid)?);
     took.sort();
     println!(
-        "{TIMES} times anew: filtered after {:?} (median), {:?} (worst); programs, links, descriptors, pins \
+        "{TIMES} times anew: filtered after {:?} (median), {:?} (worst); programs, links, \
+         descriptors, pins \
          {before:?} -> {after:?}; {memory_before:.1} -> {memory_after:.1} MiB",
         took[TIMES / 2],
         took[TIMES - 1]

@@ -1,5 +1,5 @@
-//! An attacker with a whole IPv6 network changes its address with every password: it is banned with all of them, unless we
-//! live in that network ourselves. Needs root and Linux 6.6 or later.
+//! An attacker with a whole IPv6 network changes its address with every password: it is banned with
+//! all of them, unless we live in that network ourselves. Needs root and Linux 6.6 or later.
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -11,7 +11,8 @@ use sip_xdp_tests::registrar::USERS;
 use sip_xdp_tests::sip::Request;
 use sip_xdp_tests::topology::{OUTSIDE, PBX_WAN6, WAN, address};
 use sip_xdp_tests::{
-    Capture, Filter, Guess, Guesser, Lab, Party, Phone, Registrar, wait_for_a_nonce_of_its_own, wait_until,
+    Capture, Filter, Guess, Guesser, Lab, Party, Phone, Registrar, wait_for_a_nonce_of_its_own,
+    wait_until,
 };
 
 const PROMPT: Duration = Duration::from_secs(10);
@@ -31,16 +32,22 @@ fn addresses_of_a_routed_network_are_banned_together() -> Result<()> {
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     let phone = Phone::new(&lab.phone, lab.directory());
     assert_eq!(phone.register()?.status, 200, "the phone before the attack");
-    let from: Vec<_> = (1..=200_u16).map(|host| SocketAddr::from((lab.routed(host), 5060))).collect();
+    let from: Vec<_> =
+        (1..=200_u16).map(|host| SocketAddr::from((lab.routed(host), 5060))).collect();
     let guess = Guess { from, ..Guess::new(SocketAddr::from((lab.routed(1), 5060)), pbx(), "101") };
     wait_for_a_nonce_of_its_own();
     let _guesser = Guesser::start(&lab.attacker, guess)?;
     let ban = filter.wait_for_ban("2001:db8:77::/64", PROMPT);
-    let sources = registrar.sources().into_keys().filter(|source| source.starts_with("2001:db8:77:")).count();
+    let sources =
+        registrar.sources().into_keys().filter(|source| source.starts_with("2001:db8:77:")).count();
     println!("rotating addresses: {sources} of them got to Kamailio; {ban:?}");
     let ban = ban?;
-    assert_eq!(ban.tier, "proven", "every password came with a nonce that only this network had: {ban:?}");
-    let others: Vec<_> = filter.bans()?.into_iter().filter(|other| other.network != ban.network).collect();
+    assert_eq!(
+        ban.tier, "proven",
+        "every password came with a nonce that only this network had: {ban:?}"
+    );
+    let others: Vec<_> =
+        filter.bans()?.into_iter().filter(|other| other.network != ban.network).collect();
     assert!(others.is_empty(), "only the network was to be banned, not {others:?}");
     let seen = Capture::start(&lab.pbx, WAN, "udp and src net 2001:db8:77::/64", lab.directory())?;
     let blocked = filter.packets(WAN, "drop.blocked")?;
@@ -78,9 +85,13 @@ fn neighbours_of_ours_are_banned_one_by_one() -> Result<()> {
     drop(honest);
     for outcome in outcomes {
         let ban = outcome?;
-        assert_eq!(ban.tier, "proven", "every password came with a nonce that only this address had: {ban:?}");
+        assert_eq!(
+            ban.tier, "proven",
+            "every password came with a nonce that only this address had: {ban:?}"
+        );
     }
-    let wide: Vec<_> = filter.bans()?.into_iter().filter(|ban| ban.network.ends_with("/64")).collect();
+    let wide: Vec<_> =
+        filter.bans()?.into_iter().filter(|ban| ban.network.ends_with("/64")).collect();
     assert!(wide.is_empty(), "our own network was banned: {wide:?}");
     Ok(())
 }
@@ -95,13 +106,16 @@ fn a_phone_becomes_known_good() -> Result<()> {
     let (user, password) = USERS[0];
     let phone = Party::open(&lab.phone, from)?;
     let call_id = phone.request("REGISTER", user, to)?;
-    let challenged = phone.wait_for("a challenge", PROMPT, |received| received.text.starts_with("SIP/2.0 401"))?;
+    let challenged = phone
+        .wait_for("a challenge", PROMPT, |received| received.text.starts_with("SIP/2.0 401"))?;
     let challenge = Message::parse(challenged.text.as_bytes()).as_ref().and_then(Challenge::of);
     let challenge = challenge.context("no challenge")?;
-    let credentials = challenge.credentials(user, password, "REGISTER", &format!("sip:{user}@{to}"));
+    let credentials =
+        challenge.credentials(user, password, "REGISTER", &format!("sip:{user}@{to}"));
     let request = Request { method: "REGISTER", user, call_id: &call_id, sequence: 2, from, to };
     phone.send(to, &request.bytes_with(&credentials))?;
-    phone.wait_for("its acceptance", PROMPT, |received| received.text.starts_with("SIP/2.0 200"))?;
+    phone
+        .wait_for("its acceptance", PROMPT, |received| received.text.starts_with("SIP/2.0 200"))?;
     wait_until("the phone is known good", PROMPT, || Ok(filter.sources("good")? == 1))
         .with_context(|| filter.decisions())?;
     let line = format!("good {PHONE6} port=5070");

@@ -1,5 +1,5 @@
-//! `learn`: on a first start volume limits, but bans nobody, for as long as was asked and no longer. Needs root and Linux 6.6 or
-//! later.
+//! `learn`: on a first start volume limits, but bans nobody, for as long as was asked and no
+//! longer. Needs root and Linux 6.6 or later.
 
 use std::net::SocketAddr;
 use std::thread::sleep;
@@ -8,14 +8,19 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use sip_xdp_tests::topology::{PBX_WAN, WAN};
 use sip_xdp_tests::{
-    Filter, FilterOptions, Guess, Guesser, Lab, Registrar, stream, wait_for_a_nonce_of_its_own, wait_until,
+    Filter, FilterOptions, Guess, Guesser, Lab, Registrar, stream, wait_for_a_nonce_of_its_own,
+    wait_until,
 };
 
 const PROMPT: Duration = Duration::from_secs(10);
 
 fn start<'a>(lab: &'a Lab, learn: &str) -> Result<Filter<'a>> {
     let configuration = format!("learn = {learn:?}\n");
-    Filter::start_with(&lab.pbx, lab.directory(), FilterOptions { configuration, ..FilterOptions::default() })
+    Filter::start_with(
+        &lab.pbx,
+        lab.directory(),
+        FilterOptions { configuration, ..FilterOptions::default() },
+    )
 }
 
 fn is_learning(filter: &Filter<'_>) -> Result<bool> {
@@ -27,7 +32,8 @@ fn flood_is_banned(lab: &Lab, filter: &Filter<'_>, number: u8) -> Result<bool> {
     let source = lab.further_attacker(number)?;
     let limited = filter.packets(WAN, "drop.limited")?;
     let flood = stream::registers(&lab.attacker, source, PBX_WAN, 200)?;
-    let banned = wait_until("", Duration::from_secs(4), || filter.is_banned(&source.to_string())).is_ok();
+    let banned =
+        wait_until("", Duration::from_secs(4), || filter.is_banned(&source.to_string())).is_ok();
     let sent = flood.stop()?;
     let limited = filter.packets(WAN, "drop.limited")? - limited;
     println!("{source} sent {sent}, {limited} over the limit; banned: {banned}");
@@ -38,7 +44,8 @@ fn flood_is_banned(lab: &Lab, filter: &Filter<'_>, number: u8) -> Result<bool> {
 fn guesser_is_banned(lab: &Lab, filter: &Filter<'_>, number: u8) -> Result<()> {
     let source = lab.further_attacker(number)?;
     wait_for_a_nonce_of_its_own();
-    let guess = Guess::new(SocketAddr::from((source, 5060)), SocketAddr::from((PBX_WAN, 5060)), "101");
+    let guess =
+        Guess::new(SocketAddr::from((source, 5060)), SocketAddr::from((PBX_WAN, 5060)), "101");
     let _guesser = Guesser::start(&lab.attacker, guess)?;
     filter.wait_for_ban(&source.to_string(), PROMPT)?;
     let is_told = || Ok(filter.ban_kind(&source.to_string()).as_deref() == Some("rejected"));
@@ -53,7 +60,11 @@ fn volume_bans_nobody_but_wrong_passwords_do() -> Result<()> {
     let mut filter = start(&lab, "1h")?;
     assert!(is_learning(&filter)?);
     assert!(!flood_is_banned(&lab, &filter, 0)?);
-    assert!(filter.log().iter().any(|line| line.text.contains("while learning")), "{}", filter.decisions());
+    assert!(
+        filter.log().iter().any(|line| line.text.contains("while learning")),
+        "{}",
+        filter.decisions()
+    );
     guesser_is_banned(&lab, &filter, 1)?;
     // A new daemon goes on with it.
     filter.restart()?;

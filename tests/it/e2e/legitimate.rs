@@ -7,9 +7,12 @@ use std::time::Duration;
 use anyhow::Result;
 use nix::sys::signal::Signal;
 use sip_xdp_tests::topology::{ATTACKER, LAN, OUTSIDE, PBX_LAN, PHONE, WAN};
-use sip_xdp_tests::{Attacker, Capture, Filter, FilterOptions, Lab, Phone, Registrar, Stream, stream};
+use sip_xdp_tests::{
+    Attacker, Capture, Filter, FilterOptions, Lab, Phone, Registrar, Stream, stream,
+};
 
-/// sipsak's agent is on lists of attack tools; who uses it to look after a server is not an attacker.
+/// sipsak's agent is on lists of attack tools; who uses it to look after a server is not an
+/// attacker.
 #[test]
 fn monitoring_passes() -> Result<()> {
     let lab = Lab::new()?;
@@ -50,10 +53,12 @@ fn keepalives_do_not_count() -> Result<()> {
     sleep(Duration::from_secs(3));
     let sent = keepalives.stop()?;
     let after = phone.register()?;
-    let (strange, good) = (filter.packets(LAN, "pass.keepalive")?, filter.packets(LAN, "pass.good")?);
+    let (strange, good) =
+        (filter.packets(LAN, "pass.keepalive")?, filter.packets(LAN, "pass.good")?);
     let limited = filter.packets(LAN, "drop.limited")?;
     println!(
-        "keepalives: sent {sent}, passed {strange} before the phone was known good and {good} since, with its own requests, \
+        "keepalives: sent {sent}, passed {strange} before the phone was known good and {good} \
+         since, with its own requests, \
          limited {limited}; the phone: {during:?}, {after:?}"
     );
     assert!(sent > 8000, "only {sent} were sent");
@@ -79,7 +84,10 @@ fn a_trusted_source_is_never_banned() -> Result<()> {
     audit.stop(Signal::SIGTERM)?;
     let sent = sent.stop()?.len() as u64;
     let trusted = filter.packets(WAN, "pass.trusted")?;
-    println!("trusted: sent {sent}, passed {trusted}, Kamailio received {}", registrar.received_from(ATTACKER));
+    println!(
+        "trusted: sent {sent}, passed {trusted}, Kamailio received {}",
+        registrar.received_from(ATTACKER)
+    );
     assert!(sent > 500, "{}", audit.tail());
     assert_eq!(trusted, sent);
     assert_eq!(filter.dropped(WAN)?, 0);

@@ -1,4 +1,5 @@
-//! Metrics: what is measured is true, and whatever clients do, the filter does not suffer. Needs root and Linux 6.6 or later.
+//! Metrics: what is measured is true, and whatever clients do, the filter does not suffer. Needs
+//! root and Linux 6.6 or later.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddrV4, TcpListener, TcpStream};
@@ -20,8 +21,10 @@ fn metrics(lab: &Lab) -> Result<String> {
 
 /// Waits until metrics are offered there.
 fn wait_for_metrics(lab: &Lab, address: &str) -> Result<()> {
-    wait_until(&format!("metrics are at {address}"), SOON, || Ok(http::get(&lab.pbx, address, "/metrics").is_ok()))
-        .map(drop)
+    wait_until(&format!("metrics are at {address}"), SOON, || {
+        Ok(http::get(&lab.pbx, address, "/metrics").is_ok())
+    })
+    .map(drop)
 }
 
 #[test]
@@ -31,25 +34,33 @@ fn they_say_what_happened() -> Result<()> {
     let list = lab.directory().join("list.txt");
     std::fs::write(&list, "192.0.2.1\n192.0.2.2\n")?;
     let configuration = format!(
-        "[[feeds]]\nname = \"good\"\nurl = \"file://{}\"\n[[feeds]]\nname = \"gone\"\nurl = \"file:///nonexistent\"\n",
+        "[[feeds]]\nname = \"good\"\nurl = \"file://{}\"\n[[feeds]]\nname = \"gone\"\nurl \
+         = \"file:///nonexistent\"\n",
         list.display()
     );
-    let filter =
-        Filter::start_with(&lab.pbx, lab.directory(), FilterOptions { configuration, ..FilterOptions::default() })?;
+    let filter = Filter::start_with(
+        &lab.pbx,
+        lab.directory(),
+        FilterOptions { configuration, ..FilterOptions::default() },
+    )?;
     wait_for_metrics(&lab, METRICS)?;
     assert_eq!(Phone::new(&lab.phone, lab.directory()).register()?.status, 200);
     filter.succeed(&["trust", "add", "192.0.2.16/28"])?;
     let stream = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 500)?;
     filter.wait_for_ban(&ATTACKER.to_string(), SOON)?;
-    wait_until("some of its packets are dropped", SOON, || Ok(filter.packets(WAN, "drop.blocked")? > 100))?;
+    wait_until("some of its packets are dropped", SOON, || {
+        Ok(filter.packets(WAN, "drop.blocked")? > 100)
+    })?;
     stream.stop()?;
     wait_until("both feeds were asked", SOON, || {
         let feeds = filter.json(&["feed", "list"])?;
         let feeds = feeds.as_array().context("no array")?;
-        Ok(feeds.iter().any(|feed| feed["ipv4"] == 2) && feeds.iter().any(|feed| feed["error"].is_string()))
+        Ok(feeds.iter().any(|feed| feed["ipv4"] == 2)
+            && feeds.iter().any(|feed| feed["error"].is_string()))
     })?;
 
-    // Nothing is sent any more: what is read in turn must agree, but for what is only kept for a moment.
+    // Nothing is sent any more: what is read in turn must agree, but for what is only kept for a
+    // moment.
     wait_until("metrics and stats agree", SOON, || {
         let (text, stats) = (metrics(&lab)?, filter.json(&["stats"])?);
         let counted = |interface: &str, verdict: &str, reason: &str| {
@@ -58,11 +69,16 @@ fn they_say_what_happened() -> Result<()> {
             found.and_then(|one| one["packets"][verdict][reason].as_f64())
         };
         let shown = |interface: &str, verdict: &str, reason: &str| {
-            let labels = format!("interface=\"{interface}\",verdict=\"{verdict}\",reason=\"{reason}\"");
+            let labels =
+                format!("interface=\"{interface}\",verdict=\"{verdict}\",reason=\"{reason}\"");
             sample(&text, &format!("sip_xdp_packets_total{{{labels}}}"))
         };
-        let each =
-            [(WAN, "drop", "blocked"), (WAN, "drop", "limited"), (WAN, "pass", "unknown"), (LAN, "pass", "good")];
+        let each = [
+            (WAN, "drop", "blocked"),
+            (WAN, "drop", "limited"),
+            (WAN, "pass", "unknown"),
+            (LAN, "pass", "good"),
+        ];
         Ok(each.iter().all(|(interface, verdict, reason)| {
             let counted = counted(interface, verdict, reason);
             counted.is_some() && counted == shown(interface, verdict, reason)
@@ -97,17 +113,26 @@ fn they_say_what_happened() -> Result<()> {
     assert_eq!(bans, 1.0, "by kind");
     assert!(value("sip_xdp_feed_age_seconds{feed=\"good\"}").is_some());
     assert!(value("sip_xdp_tables_bytes").is_some_and(|bytes| bytes > 1e6));
-    assert!(!text.contains(&ATTACKER.to_string()) && !text.contains("203.0.113."), "no series for a source");
+    assert!(
+        !text.contains(&ATTACKER.to_string()) && !text.contains("203.0.113."),
+        "no series for a source"
+    );
 
     // The daemon's own view of it, and the same on a page.
     assert_eq!(filter.json(&["status"])?["daemon"]["metrics"]["listen"], METRICS);
     let overview = http::json(&lab.pbx, METRICS, "/api/overview")?;
     let worst = overview["worst"].as_array().context("no array")?;
-    assert!(worst.iter().any(|one| one["network"] == ATTACKER.to_string() && one["state"] == "blocked"), "{worst:?}");
+    assert!(
+        worst.iter().any(|one| one["network"] == ATTACKER.to_string() && one["state"] == "blocked"),
+        "{worst:?}"
+    );
     assert_eq!(overview["latest"]["bans"][0]["address"], ATTACKER.to_string());
     let history = http::json(&lab.pbx, METRICS, "/api/history")?;
     let columns = history["columns"].as_array().map(Vec::len);
-    assert!(columns.is_some() && history["points"][0][1].as_array().map(Vec::len) == columns, "{history}");
+    assert!(
+        columns.is_some() && history["points"][0][1].as_array().map(Vec::len) == columns,
+        "{history}"
+    );
     Ok(())
 }
 
@@ -135,7 +160,9 @@ fn a_port_in_use_stops_nobody() -> Result<()> {
     filter.configure("[metrics]\nlisten = \"[::1]:9600\"\n")?;
     filter.succeed(&["reload"])?;
     wait_for_metrics(&lab, "[::1]:9600")?;
-    wait_until("not at the first address any more", SOON, || Ok(http::get(&lab.pbx, METRICS, "/metrics").is_err()))?;
+    wait_until("not at the first address any more", SOON, || {
+        Ok(http::get(&lab.pbx, METRICS, "/metrics").is_err())
+    })?;
     filter.configure("[metrics]\nlisten = \"0.0.0.0:9600\"\n")?;
     filter.succeed(&["reload"])?;
     wait_for_metrics(&lab, "198.51.100.1:9600")?;
@@ -143,11 +170,16 @@ fn a_port_in_use_stops_nobody() -> Result<()> {
     assert!(warnings.contains("not only on loopback"), "{warnings}");
     filter.configure("[metrics]\nlisten = \"\"\n")?;
     filter.succeed(&["reload"])?;
-    wait_until("nowhere", SOON, || Ok(http::get(&lab.pbx, "198.51.100.1:9600", "/metrics").is_err()))?;
+    wait_until("nowhere", SOON, || {
+        Ok(http::get(&lab.pbx, "198.51.100.1:9600", "/metrics").is_err())
+    })?;
     assert_eq!(filter.json(&["status"])?["warnings"].as_array().map(Vec::len), Some(0));
     filter.configure("[metrics]\nlisten = \"everywhere\"\n")?;
     let refused = filter.cli(&["reload"])?;
-    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("127.0.0.1:9598"));
+    assert!(
+        !refused.status.success()
+            && String::from_utf8_lossy(&refused.stderr).contains("127.0.0.1:9598")
+    );
     Ok(())
 }
 
@@ -156,7 +188,8 @@ fn odd_requests_are_refused() -> Result<()> {
     let lab = Lab::new()?;
     let _filter = Filter::start(&lab.pbx, lab.directory())?;
     wait_for_metrics(&lab, METRICS)?;
-    let ask = |method: &str, path: &str, host: &str| http::request(&lab.pbx, METRICS, method, path, host);
+    let ask =
+        |method: &str, path: &str, host: &str| http::request(&lab.pbx, METRICS, method, path, host);
     for (method, path, host, status) in [
         ("GET", "/metrics", METRICS, 200),
         ("GET", "/metrics", "pbx.example:9598", 200),
@@ -176,7 +209,11 @@ fn odd_requests_are_refused() -> Result<()> {
         let answer = ask(method, path, host)?;
         assert_eq!(answer.status, status, "{method} {path} for {host}: {}", answer.body);
         let policy = answer.headers.get("content-security-policy").context("no policy")?;
-        assert!(policy.starts_with("default-src 'none'; script-src 'self'") && !policy.contains("unsafe"), "{policy}");
+        assert!(
+            policy.starts_with("default-src 'none'; script-src 'self'")
+                && !policy.contains("unsafe"),
+            "{policy}"
+        );
         assert_eq!(method == "HEAD", answer.body.is_empty(), "{method} {path}");
         assert!(!answer.headers.contains_key("access-control-allow-origin"));
     }
@@ -186,20 +223,27 @@ fn odd_requests_are_refused() -> Result<()> {
     assert_eq!(without_host.status, 421);
     for head in ["\r\n\r\nnonsense\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "\u{0}\u{1}\u{2}\r\n\r\n"] {
         // An error, or nothing at all.
-        assert!(http::send(&lab.pbx, METRICS, head).map_or(true, |answer| answer.status >= 400), "{head:?}");
+        assert!(
+            http::send(&lab.pbx, METRICS, head).map_or(true, |answer| answer.status >= 400),
+            "{head:?}"
+        );
     }
     Ok(())
 }
 
-/// Whatever is sent, from however many sources, there are as many series as before: who stores them is not flooded.
+/// Whatever is sent, from however many sources, there are as many series as before: who stores them
+/// is not flooded.
 #[test]
 fn nobody_decides_how_many_series_there_are() -> Result<()> {
     let lab = Lab::new()?;
     lab.accept_forgeries()?;
     let _registrar = Registrar::start(&lab.pbx, lab.directory())?;
     let configuration = "[limits.storm]\nnew_sources = { count = 200, per = \"1s\" }\n".to_owned();
-    let filter =
-        Filter::start_with(&lab.pbx, lab.directory(), FilterOptions { configuration, ..FilterOptions::default() })?;
+    let filter = Filter::start_with(
+        &lab.pbx,
+        lab.directory(),
+        FilterOptions { configuration, ..FilterOptions::default() },
+    )?;
     wait_for_metrics(&lab, METRICS)?;
     let series = |text: &str| -> Vec<String> {
         let samples = text.lines().filter(|line| !line.starts_with('#'));
@@ -215,16 +259,29 @@ fn nobody_decides_how_many_series_there_are() -> Result<()> {
         let (method, user) = (format!("MADEUP{number}"), format!("invented-{number}"));
         let method = if number % 2 == 0 { "REGISTER" } else { &method };
         let header = format!("Subject: invented-{number}\r\n");
-        let request = Request { method, user: &user, call_id: &user, sequence: 1, from: from.into(), to: to.into() };
+        let request = Request {
+            method,
+            user: &user,
+            call_id: &user,
+            sequence: 1,
+            from: from.into(),
+            to: to.into(),
+        };
         request.bytes_with(&header)
     })?;
-    wait_until("thousands of sources have been dropped", SOON, || Ok(filter.packets(WAN, "drop.storm")? > 5_000))?;
+    wait_until("thousands of sources have been dropped", SOON, || {
+        Ok(filter.packets(WAN, "drop.storm")? > 5_000)
+    })?;
     let text = metrics(&lab)?;
     attacker.stop()?;
     let sent = storm.stop()?;
     let after = series(&text);
     let new: Vec<_> = after.iter().filter(|one| !before.contains(one)).collect();
-    println!("{sent} sources, {} series before, {} after; {ban:?}; new: {new:?}", before.len(), after.len());
+    println!(
+        "{sent} sources, {} series before, {} after; {ban:?}; new: {new:?}",
+        before.len(),
+        after.len()
+    );
     // The first packet of a reason and the first event of a name are seen, no more.
     assert!(new.len() <= 24, "{} series are new: {new:#?}", new.len());
     for made_up in ["MADEUP", "madeup", "invented", &ATTACKER.to_string()] {
@@ -234,7 +291,8 @@ fn nobody_decides_how_many_series_there_are() -> Result<()> {
     Ok(())
 }
 
-/// Who sends half a request, or an endless one, or hundreds of connections, takes nothing from the filter.
+/// Who sends half a request, or an endless one, or hundreds of connections, takes nothing from the
+/// filter.
 #[test]
 fn hostile_clients_harm_nobody() -> Result<()> {
     let lab = Lab::new()?;
@@ -246,7 +304,8 @@ fn hostile_clients_harm_nobody() -> Result<()> {
     let sent = (0..1_000).take_while(|_| endless.write_all(&flood).is_ok()).count();
     println!("of an endless head {} KiB were taken", sent * 64);
     assert!(sent < 1_000, "an endless head is cut off");
-    let mut idle: Vec<TcpStream> = (0..300).map(|_| http::connect(&lab.pbx, METRICS)).collect::<Result<_>>()?;
+    let mut idle: Vec<TcpStream> =
+        (0..300).map(|_| http::connect(&lab.pbx, METRICS)).collect::<Result<_>>()?;
     for stream in &mut idle {
         // Those that found no place are closed already.
         let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-Slow: ");

@@ -9,14 +9,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use sip_xdp_tests::topology::{ATTACKER, PBX_WAN, PHONE};
-use sip_xdp_tests::{Attacker, Filter, FilterOptions, Lab, ListServer, Registrar, Reply, stream, wait_until};
+use sip_xdp_tests::{
+    Attacker, Filter, FilterOptions, Lab, ListServer, Registrar, Reply, stream, wait_until,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 
 /// A program that appends what it is told to a file, an object a line.
 fn program(lab: &Lab, told: &Path) -> Result<PathBuf> {
     let path = lab.directory().join("page");
-    let script = format!("#!/bin/sh\n{{ cat; echo \"$1 $SIP_XDP_EVENT $SIP_XDP_ADDRESS\"; }} >> {}\n", told.display());
+    let script = format!(
+        "#!/bin/sh\n{{ cat; echo \"$1 $SIP_XDP_EVENT $SIP_XDP_ADDRESS\"; }} >> {}\n",
+        told.display()
+    );
     fs::write(&path, script)?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
     Ok(path)
@@ -40,11 +45,16 @@ fn count_logged(filter: &Filter<'_>, text: &str) -> usize {
 }
 
 fn wait_for_log(filter: &Filter<'_>, text: &str) -> Result<()> {
-    wait_until(&format!("the log says {text}"), SOON, || Ok(count_logged(filter, text) > 0)).map(drop)
+    wait_until(&format!("the log says {text}"), SOON, || Ok(count_logged(filter, text) > 0))
+        .map(drop)
 }
 
 fn server(lab: &Lab) -> Result<ListServer> {
-    ListServer::start_in(&lab.phone, SocketAddr::from((PHONE, 8_000)), Reply::new("204 No Content", &[], ""))
+    ListServer::start_in(
+        &lab.phone,
+        SocketAddr::from((PHONE, 8_000)),
+        Reply::new("204 No Content", &[], ""),
+    )
 }
 
 #[test]
@@ -52,7 +62,11 @@ fn a_ban_and_a_feed_in_trouble_are_told() -> Result<()> {
     let lab = Lab::new()?;
     let _registrar = Registrar::start(&lab.pbx, lab.directory())?;
     let hook = server(&lab)?;
-    let lists = ListServer::start_in(&lab.phone, SocketAddr::from((PHONE, 8_001)), Reply::list("192.0.2.1\n"))?;
+    let lists = ListServer::start_in(
+        &lab.phone,
+        SocketAddr::from((PHONE, 8_001)),
+        Reply::list("192.0.2.1\n"),
+    )?;
     let told = lab.directory().join("told");
     let filter = start(
         &lab,
@@ -66,11 +80,15 @@ fn a_ban_and_a_feed_in_trouble_are_told() -> Result<()> {
     )?;
     let find = |event: &str, kind: &str| {
         let (objects, _) = messages(&told);
-        objects.into_iter().find(|object| object["event"] == event && object["kind"].as_str() == Some(kind))
+        objects
+            .into_iter()
+            .find(|object| object["event"] == event && object["kind"].as_str() == Some(kind))
     };
 
     lists.reply(Reply::new("404 Not Found", &[], ""));
-    wait_until("the feed has a list", SOON, || Ok(count_logged(&filter, "feed public added=1") == 1))?;
+    wait_until("the feed has a list", SOON, || {
+        Ok(count_logged(&filter, "feed public added=1") == 1)
+    })?;
     assert_eq!(filter.cli(&["feed", "sync", "public"])?.status.code(), Some(1));
     wait_until("its failure is told", SOON, || Ok(find("feed", "failed").is_some()))?;
     let failed = find("feed", "failed").context("it was just told")?;
@@ -89,9 +107,19 @@ fn a_ban_and_a_feed_in_trouble_are_told() -> Result<()> {
     let (objects, variables) = messages(&told);
     let ban = objects.iter().find(|object| object["event"] == "ban").context("no ban")?;
     println!("{ban}");
-    for field in
-        ["time", "kind", "address", "reason", "tier", "dry_run", "owner", "expires", "host", "suppressed", "text"]
-    {
+    for field in [
+        "time",
+        "kind",
+        "address",
+        "reason",
+        "tier",
+        "dry_run",
+        "owner",
+        "expires",
+        "host",
+        "suppressed",
+        "text",
+    ] {
         assert!(!ban[field].is_null(), "no {field} in {ban}");
     }
     assert_eq!((&ban["address"], &ban["owner"]), (&source.clone().into(), &"auto".into()));
@@ -101,10 +129,15 @@ fn a_ban_and_a_feed_in_trouble_are_told() -> Result<()> {
     wait_until("the server is told as often", SOON, || Ok(hook.requests().len() >= objects.len()))?;
     let head = hook.requests()[0].to_ascii_lowercase();
     assert!(
-        head.starts_with("post /hook/secret http/1.1\r\n") && head.contains("content-type: application/json"),
+        head.starts_with("post /hook/secret http/1.1\r\n")
+            && head.contains("content-type: application/json"),
         "{head}"
     );
-    assert!(hook.requests().iter().any(|request| request.ends_with(&ban.to_string())), "{:?}", hook.requests());
+    assert!(
+        hook.requests().iter().any(|request| request.ends_with(&ban.to_string())),
+        "{:?}",
+        hook.requests()
+    );
     let status = filter.json(&["status"])?;
     assert_eq!(status["daemon"]["notify"]["failed"], 0, "{status}");
     assert!(!status.to_string().contains("sEcret"));
@@ -124,20 +157,24 @@ fn a_flood_of_events_is_no_flood_of_messages() -> Result<()> {
     let filter = start(
         &lab,
         format!(
-            "[notify]\ncommand = [\"{}\"]\nevents = [\"unban\"]\nlimit = {{ count = 2, per = \"4s\" }}\n",
+            "[notify]\ncommand = [\"{}\"]\nevents = [\"unban\"]\nlimit = {{ count = 2, per \
+             = \"4s\" }}\n",
             program(&lab, &told)?.display()
         ),
     )?;
     let networks: Vec<_> = (0..40).map(|number| format!("192.0.2.{number}")).collect();
     filter.put("block", &networks, None)?;
     for network in &networks {
-        filter.call(&serde_json::json!({ "command": "delete", "list": "block", "network": network }))?;
+        filter.call(
+            &serde_json::json!({ "command": "delete", "list": "block", "network": network }),
+        )?;
     }
     // Whatever was not told is told as a number, and every unban is one of both.
     let sum = || {
         let (objects, _) = messages(&told);
         let unbans = objects.iter().filter(|object| object["event"] == "unban").count() as u64;
-        let suppressed: u64 = objects.iter().filter_map(|object| object["suppressed"].as_u64()).sum();
+        let suppressed: u64 =
+            objects.iter().filter_map(|object| object["suppressed"].as_u64()).sum();
         (unbans, suppressed)
     };
     wait_until("all are accounted for", SOON, || Ok(sum().0 + sum().1 == 40))?;
@@ -159,41 +196,60 @@ fn outlets_that_fail_delay_nobody_and_are_said_once() -> Result<()> {
     let hook = server(&lab)?;
     let notify = |command: &str| {
         format!(
-            "[notify]\ncommand = {command}\nwebhook = \"{}\"\nevents = [\"unban\", \"ban\"]\ntimeout = \"1s\"\n\
+            "[notify]\ncommand = {command}\nwebhook = \"{}\"\nevents = \
+             [\"unban\", \"ban\"]\ntimeout = \"1s\"\n\
              limit = {{ count = 1000, per = \"1s\" }}\n",
             hook.url("hook/sEcret")
         )
     };
     hook.reply(Reply::Dripping(b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), Duration::from_secs(1)));
     let filter = start(&lab, notify("[\"/bin/sh\", \"-c\", \"sleep 1000\"]"))?;
-    let networks: Vec<_> = (0..400).map(|number| format!("10.0.{}.{}", number / 200, number % 200)).collect();
+    let networks: Vec<_> =
+        (0..400).map(|number| format!("10.0.{}.{}", number / 200, number % 200)).collect();
     let start = Instant::now();
     filter.put("block", &networks, None)?;
     for network in &networks {
-        filter.call(&serde_json::json!({ "command": "delete", "list": "block", "network": network }))?;
+        filter.call(
+            &serde_json::json!({ "command": "delete", "list": "block", "network": network }),
+        )?;
     }
-    println!("400 networks blocked and unblocked in {:?} beside outlets that hang", start.elapsed());
-    assert!(start.elapsed() < Duration::from_secs(200), "each of them takes the outlets two seconds");
+    println!(
+        "400 networks blocked and unblocked in {:?} beside outlets that hang",
+        start.elapsed()
+    );
+    assert!(
+        start.elapsed() < Duration::from_secs(200),
+        "each of them takes the outlets two seconds"
+    );
     let packets = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 500)?;
     wait_until("and somebody banned", SOON, || filter.is_banned(&ATTACKER.to_string()))?;
     packets.stop()?;
-    wait_for_log(&filter, "notify command failed reason=\"/bin/sh took more than 1 s and was killed\"")?;
+    wait_for_log(
+        &filter,
+        "notify command failed reason=\"/bin/sh took more than 1 s and was killed\"",
+    )?;
     wait_for_log(&filter, "notify webhook failed reason=\"no answer within 1 s\"")?;
-    let notify_status = || -> Result<Value> { Ok(filter.json(&["status"])?["daemon"]["notify"].clone()) };
+    let notify_status =
+        || -> Result<Value> { Ok(filter.json(&["status"])?["daemon"]["notify"].clone()) };
     wait_until("it has failed again", SOON, || Ok(notify_status()?["failed"].as_u64() >= Some(6)))?;
     assert_eq!(count_logged(&filter, "notify command failed"), 1, "said once");
     let warnings = filter.json(&["status"])?["warnings"].to_string();
-    assert!(warnings.contains("notification by webhook fails") && !warnings.contains("sEcret"), "{warnings}");
+    assert!(
+        warnings.contains("notification by webhook fails") && !warnings.contains("sEcret"),
+        "{warnings}"
+    );
 
     // Another failure is said; so is that all is well again.
     filter.configure(&notify("[\"/nonexistent/page\"]"))?;
     hook.reply(Reply::new("500 Oh", &[], ""));
     filter.succeed(&["reload"])?;
     filter.succeed(&["unban", &ATTACKER.to_string()])?;
-    // Only the one that was started by the reload is asked: its predecessor may still be busy with a last message.
+    // Only the one that was started by the reload is asked: its predecessor may still be busy with
+    // a last message.
     wait_until("both fail in another way", SOON, || {
         let errors = &notify_status()?["errors"];
-        Ok(errors["webhook"] == "HTTP 500" && errors["command"].to_string().contains("/nonexistent/page"))
+        Ok(errors["webhook"] == "HTTP 500"
+            && errors["command"].to_string().contains("/nonexistent/page"))
     })?;
     wait_for_log(&filter, "notify command failed reason=\"/nonexistent/page cannot be started")?;
     wait_for_log(&filter, "notify webhook failed reason=\"HTTP 500\"")?;
@@ -206,7 +262,11 @@ fn outlets_that_fail_delay_nobody_and_are_said_once() -> Result<()> {
     filter.configure("[notify]\nwebhook = \"hooks.example\"\n")?;
     let output = filter.cli(&["config", "check"])?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.code() == Some(1) && said.contains("notify.webhook is neither https://HOST/PATH"), "{said}");
+    assert!(
+        output.status.code() == Some(1)
+            && said.contains("notify.webhook is neither https://HOST/PATH"),
+        "{said}"
+    );
     assert_eq!(filter.cli(&["reload"])?.status.code(), Some(1));
     assert!(notify_status()?["sent"].as_u64() >= Some(1));
     Ok(())

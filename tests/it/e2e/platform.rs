@@ -1,5 +1,6 @@
-//! Hosts whose kernel, container or service manager withholds something: what `run` does there, what `doctor` says, and that
-//! both say the same. What no host here can withhold is tested where it is judged (`sip_xdp::dataplane::probe`). Needs root.
+//! Hosts whose kernel, container or service manager withholds something: what `run` does there,
+//! what `doctor` says, and that both say the same. What no host here can withhold is tested where
+//! it is judged (`sip_xdp::dataplane::probe`). Needs root.
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -9,7 +10,10 @@ use sip_xdp_tests::{Filter, FilterOptions, Lab, ListServer, Reply};
 /// The check of this name.
 fn check<'a>(diagnosis: &'a Value, name: &str) -> Result<&'a Value> {
     let checks = diagnosis["checks"].as_array().context("no checks")?;
-    checks.iter().find(|check| check["check"] == name).with_context(|| format!("no {name} in {diagnosis:#}"))
+    checks
+        .iter()
+        .find(|check| check["check"] == name)
+        .with_context(|| format!("no {name} in {diagnosis:#}"))
 }
 
 /// What `doctor` finds, well or not.
@@ -21,10 +25,14 @@ fn doctor(filter: &Filter<'_>) -> Result<Value> {
 #[test]
 fn a_profile_that_refuses_membarrier_changes_nothing() -> Result<()> {
     let lab = Lab::new()?;
-    let lists =
-        ListServer::start_in(&lab.pbx, "127.0.0.1:8001".parse()?, Reply::list("192.0.2.0/24\n2001:db8::/48\n"))?;
+    let lists = ListServer::start_in(
+        &lab.pbx,
+        "127.0.0.1:8001".parse()?,
+        Reply::list("192.0.2.0/24\n2001:db8::/48\n"),
+    )?;
     for error in [libc::EPERM, libc::ENOSYS, libc::EINVAL] {
-        let configuration = format!("[[feeds]]\nname = \"public\"\nurl = \"{}\"\n", lists.url("list.txt"));
+        let configuration =
+            format!("[[feeds]]\nname = \"public\"\nurl = \"{}\"\n", lists.url("list.txt"));
         let refused_calls = vec![(libc::SYS_membarrier, error)];
         let options = FilterOptions { configuration, refused_calls, ..FilterOptions::default() };
         let mut filter = Filter::start_with(&lab.pbx, lab.directory(), options)?;
@@ -36,7 +44,10 @@ fn a_profile_that_refuses_membarrier_changes_nothing() -> Result<()> {
         let found = doctor(&filter)?;
         let grace = check(&found, "grace_period")?;
         assert_eq!(grace["status"], "ok", "{grace}");
-        assert_eq!(grace["detail"], "the daemon waits for running programs by updates of a map of maps");
+        assert_eq!(
+            grace["detail"],
+            "the daemon waits for running programs by updates of a map of maps"
+        );
         filter.unload()?;
     }
     Ok(())
@@ -46,7 +57,11 @@ fn a_profile_that_refuses_membarrier_changes_nothing() -> Result<()> {
 fn a_profile_that_refuses_bpf_is_named_by_both() -> Result<()> {
     let lab = Lab::new()?;
     let refused_calls = vec![(libc::SYS_bpf, libc::EPERM)];
-    let options = FilterOptions { interfaces: vec![WAN.to_owned()], refused_calls, ..FilterOptions::default() };
+    let options = FilterOptions {
+        interfaces: vec![WAN.to_owned()],
+        refused_calls,
+        ..FilterOptions::default()
+    };
     let mut filter = Filter::prepare(&lab.pbx, lab.directory(), options)?;
     let (status, errors) = filter.launch_in_vain()?;
     let errors = errors.join("\n");
@@ -58,7 +73,10 @@ fn a_profile_that_refuses_bpf_is_named_by_both() -> Result<()> {
         let part = part.as_str().context("no text")?;
         assert!(errors.contains(part), "doctor: {part}\nrun: {errors}");
     }
-    assert!(errors.contains("bpf(2) is refused to this process: Operation not permitted"), "{errors}");
+    assert!(
+        errors.contains("bpf(2) is refused to this process: Operation not permitted"),
+        "{errors}"
+    );
     assert!(errors.contains("a seccomp profile stands in the way"), "{errors}");
     assert!(found["programs"].is_null(), "{found}");
     Ok(())
@@ -66,15 +84,24 @@ fn a_profile_that_refuses_bpf_is_named_by_both() -> Result<()> {
 
 #[test]
 fn without_btf_it_runs_and_says_what_is_missing() -> Result<()> {
-    const HIDDEN: [&str; 5] =
-        ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" \"$@\""];
+    const HIDDEN: [&str; 5] = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" \"$@\"",
+    ];
     let lab = Lab::new()?;
     let filter = Filter::prepare(&lab.pbx, lab.directory(), FilterOptions::default())?;
     let output = filter.cli_inside(&HIDDEN, &["doctor", "--json", "--iface", WAN])?;
-    let found: Value = serde_json::from_slice(&output.stdout).with_context(|| format!("{output:?}"))?;
+    let found: Value =
+        serde_json::from_slice(&output.stdout).with_context(|| format!("{output:?}"))?;
     let btf = check(&found, "btf")?;
     assert_eq!(btf["status"], "warn", "{btf}");
-    assert_eq!(btf["detail"], "no /sys/kernel/btf/vmlinux: the filter works without it, but bpftool shows less of it");
+    assert_eq!(
+        btf["detail"],
+        "no /sys/kernel/btf/vmlinux: the filter works without it, but bpftool shows less of it"
+    );
     // And that is true.
     let programs = check(&found, "programs")?;
     assert_eq!(programs["status"], "ok", "{programs}");

@@ -1,7 +1,8 @@
-//! `kill -9` at any moment: while a command is carried out, while a feed is synchronised, while somebody is banned, while the
-//! daemon starts; sometimes with everything in the kernel gone as well, as after a power cut. Whatever a command has
-//! acknowledged is there afterwards, what it has taken out is gone, and the kernel's tables, the ledger and the store say the
-//! same. Needs root and Linux 6.6 or later.
+//! `kill -9` at any moment: while a command is carried out, while a feed is synchronised, while
+//! somebody is banned, while the daemon starts; sometimes with everything in the kernel gone as
+//! well, as after a power cut. Whatever a command has acknowledged is there afterwards, what it has
+//! taken out is gone, and the kernel's tables, the ledger and the store say the same. Needs root
+//! and Linux 6.6 or later.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -23,7 +24,8 @@ use sip_xdp_common::abi::names;
 use sip_xdp_common::lookup::networks::Kind;
 use sip_xdp_tests::topology::{ATTACKER, PBX_WAN, PHONE, WAN};
 use sip_xdp_tests::{
-    Draw, Filter, FilterOptions, Lab, ListServer, Registrar, Reply, short_or_long, stream, wait_until,
+    Draw, Filter, FilterOptions, Lab, ListServer, Registrar, Reply, short_or_long, stream,
+    wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -37,12 +39,14 @@ const IMPORTED: u64 = 300;
 const KEPT: u32 = 2_000;
 const CHANGING: u32 = 200;
 
-/// What may be listed of a network: nothing, or an entry that ends between these two times of the filter's clock.
+/// What may be listed of a network: nothing, or an entry that ends between these two times of the
+/// filter's clock.
 type Claim = Option<(u64, u64)>;
 
 type Id = (List, Network);
 
-/// What commands did, as far as their answers tell. After one without an answer there are two possibilities.
+/// What commands did, as far as their answers tell. After one without an answer there are two
+/// possibilities.
 struct Model {
     claims: BTreeMap<Id, Vec<Claim>>,
     /// The version of the feed that was last acknowledged, and the one that its server has now.
@@ -100,12 +104,18 @@ impl Model {
     }
 
     /// One command, drawn at random. Returns false if the daemon did not live to answer it.
-    fn command(&mut self, filter: &Filter<'_>, server: &ListServer, draw: &mut Draw) -> Result<bool> {
+    fn command(
+        &mut self,
+        filter: &Filter<'_>,
+        server: &ListServer,
+        draw: &mut Draw,
+    ) -> Result<bool> {
         let number = draw.below(HOSTS);
         let ttl = [None, Some(1 + draw.below(4)), Some(3_600)][draw.below(3) as usize];
         let begun = clock::now();
         let end = |at: u64| ttl.map_or(NEVER, |ttl| at + ttl * SECOND);
-        let (list, name) = if draw.below(5) == 0 { (List::Trust, "trust") } else { (List::Block, "block") };
+        let (list, name) =
+            if draw.below(5) == 0 { (List::Trust, "trust") } else { (List::Block, "block") };
         let answer = match draw.below(20) {
             0..10 => {
                 let network = host(list, number);
@@ -117,19 +127,23 @@ impl Model {
             }
             10..17 => {
                 let network = host(list, number);
-                let answer = ask(filter, &json!({ "command": "delete", "list": name, "network": network }));
+                let answer =
+                    ask(filter, &json!({ "command": "delete", "list": name, "network": network }));
                 self.note((list, network), &answer, None);
                 answer
             }
             17..19 => {
                 let first = 0xc613_0000 + (draw.below(4) * IMPORTED) as u32;
-                let networks = (0..IMPORTED as u32).map(|n| Network::host(IpAddr::V4(Ipv4Addr::from(first + n))));
+                let networks = (0..IMPORTED as u32)
+                    .map(|n| Network::host(IpAddr::V4(Ipv4Addr::from(first + n))));
                 let networks: Vec<Network> = networks.collect();
                 let request = json!({ "command": "import", "list": "block", "networks": networks, "ttl": ttl,
                     "reason": "laboratory", "force": false, "operator": null });
                 let answer = ask(filter, &request);
                 let wanted = Some((end(begun), end(clock::now())));
-                networks.iter().for_each(|network| self.note((List::Block, *network), &answer, wanted));
+                networks
+                    .iter()
+                    .for_each(|network| self.note((List::Block, *network), &answer, wanted));
                 answer
             }
             _ => return self.sync(filter, server),
@@ -137,7 +151,8 @@ impl Model {
         Ok(!matches!(answer, Answer::Lost))
     }
 
-    /// A new version of the feed. Returns false if the daemon did not live to say that it is in force.
+    /// A new version of the feed. Returns false if the daemon did not live to say that it is in
+    /// force.
     fn sync(&mut self, filter: &Filter<'_>, server: &ListServer) -> Result<bool> {
         self.served += 1;
         server.reply(reply(self.served));
@@ -165,7 +180,8 @@ impl Model {
         let now = clock::now();
         for (id, possible) in &mut self.claims {
             let found = listed.get(id).map(|entry| entry.expires);
-            // The store keeps milliseconds, of a clock that is asked a moment before or after the other one.
+            // The store keeps milliseconds, of a clock that is asked a moment before or after the
+            // other one.
             let fits = |claim: &Claim| match (claim, found) {
                 (None, None) => true,
                 (Some((from, _)), None) => *from <= now,
@@ -175,7 +191,10 @@ impl Model {
                 (None, Some(_)) => false,
             };
             if !possible.iter().any(fits) {
-                bail!("{id:?} is listed until {found:?}, but may only be until one of {possible:?}; it is {now}");
+                bail!(
+                    "{id:?} is listed until {found:?}, but may only be until one of {possible:?}; \
+                     it is {now}"
+                );
             }
             *possible = vec![found.map(|end| (end, end))];
         }
@@ -199,15 +218,15 @@ fn manual(entries: &[(List, Entry)]) -> BTreeMap<Id, Entry> {
 
 /// What the table that the kernel asks lists: what somebody claims, and what feeds list.
 fn tabled(pins: &Pins) -> Result<(BTreeSet<Id>, BTreeSet<Network>)> {
-    let guide = header::read(pins.open(names::GUIDE)?)?;
+    let guide = header::read(pins.open(names::TABLE_HEADER)?)?;
     let table = Table::open(|name| pins.open(name), &guide)?;
-    let whole = table.whole()?;
+    let whole = table.map_all()?;
     let now = clock::now();
     let (mut claimed, mut fed) = (BTreeSet::new(), BTreeSet::new());
-    for entry in whole.entries().filter(|entry| entry.terms.expires > now) {
+    for entry in whole.entries().filter(|entry| entry.slot_state.expires > now) {
         let list = List::ALL.into_iter().find(|list| Kind::of(*list) == entry.kind);
-        claimed.extend(list.filter(|_| entry.terms.claimed).map(|list| (list, entry.network)));
-        if entry.terms.feed {
+        claimed.extend(list.filter(|_| entry.slot_state.claimed).map(|list| (list, entry.network)));
+        if entry.slot_state.feed {
             fed.insert(entry.network);
         }
     }
@@ -220,15 +239,21 @@ fn soon() -> u64 {
 }
 
 /// What lasts longer than this.
-fn lasting(entries: Vec<(List, Entry)>, soon: u64) -> BTreeSet<(List, Network, Option<u16>, Owner)> {
+fn lasting(
+    entries: Vec<(List, Entry)>,
+    soon: u64,
+) -> BTreeSet<(List, Network, Option<u16>, Owner)> {
     let lasting = entries.into_iter().filter(|(_, entry)| entry.expires > soon);
     lasting.map(|(list, entry)| (list, entry.network, entry.port, entry.owner)).collect()
 }
 
 /// The ledger, the table and the store say the same.
 fn all_agree(pins: &Pins, filter: &Filter<'_>) -> Result<()> {
-    let listed: BTreeSet<Id> =
-        lasting(ledger(pins)?, soon()).into_iter().filter(|row| row.2.is_none()).map(|row| (row.0, row.1)).collect();
+    let listed: BTreeSet<Id> = lasting(ledger(pins)?, soon())
+        .into_iter()
+        .filter(|row| row.2.is_none())
+        .map(|row| (row.0, row.1))
+        .collect();
     let (claimed, _) = tabled(pins)?;
     let missing: Vec<_> = listed.difference(&claimed).collect();
     // What was banned a moment ago is in the table first.
@@ -239,7 +264,8 @@ fn all_agree(pins: &Pins, filter: &Filter<'_>) -> Result<()> {
         Ok(lasting(stored, soon) == lasting(ledger(pins)?, soon))
     })?;
     wait_until("the kernel lists nothing else", SOON, || {
-        let ledger: BTreeSet<Id> = ledger(pins)?.into_iter().map(|(list, entry)| (list, entry.network)).collect();
+        let ledger: BTreeSet<Id> =
+            ledger(pins)?.into_iter().map(|(list, entry)| (list, entry.network)).collect();
         Ok(tabled(pins)?.0.iter().all(|id| ledger.contains(id)))
     })
     .map(drop)
@@ -253,7 +279,9 @@ fn feed_is_whole(model: &mut Model, pins: &Pins) -> Result<()> {
         found = (model.synced..=model.served).find(|number| version(*number) == fed);
         Ok(found.is_some())
     })
-    .with_context(|| format!("version {} was acknowledged, {} served", model.synced, model.served))?;
+    .with_context(|| {
+        format!("version {} was acknowledged, {} served", model.synced, model.served)
+    })?;
     model.synced = found.context("it was just there")?;
     Ok(())
 }
@@ -275,9 +303,14 @@ fn whatever_was_acknowledged_survives() -> Result<()> {
     let place = SocketAddr::from((PHONE, 8_000));
     let server = ListServer::start_in(&lab.phone, place, reply(0))?;
     let configuration = format!(
-        "[bans]\nfirst = \"3s\"\nunproven = \"3s\"\n\n[[feeds]]\nname = \"lab\"\nurl = \"http://{place}/list\"\nevery = \"1h\"\n"
+        "[bans]\nfirst = \"3s\"\nunproven = \"3s\"\n\n[[feeds]]\nname = \"lab\"\nurl \
+         = \"http://{place}/list\"\nevery = \"1h\"\n"
     );
-    let options = FilterOptions { interfaces: vec![WAN.to_owned()], configuration, ..FilterOptions::default() };
+    let options = FilterOptions {
+        interfaces: vec![WAN.to_owned()],
+        configuration,
+        ..FilterOptions::default()
+    };
     let mut filter = Filter::start_with(&lab.pbx, lab.directory(), options)?;
     let pins = Pins::new(filter.pins());
     let mut model = Model::new();
@@ -317,13 +350,17 @@ fn whatever_was_acknowledged_survives() -> Result<()> {
             starts += 1;
         }
         filter.launch()?;
-        let what = format!("round {round}, after {answered} commands and {moment:?}, everything lost: {reboots_now}");
+        let what = format!(
+            "round {round}, after {answered} commands and {moment:?}, everything lost: \
+             {reboots_now}"
+        );
         kept_are_listed(&pins).context(what.clone())?;
         let after = ledger(&pins)?;
         model.check(&manual(&after)).context(what.clone())?;
         if !reboots_now {
             let soon = soon();
-            let gone: Vec<_> = lasting(before, soon).difference(&lasting(after, soon)).cloned().collect();
+            let gone: Vec<_> =
+                lasting(before, soon).difference(&lasting(after, soon)).cloned().collect();
             ensure!(gone.is_empty(), "{what}: {gone:?} are gone");
         }
         feed_is_whole(&mut model, &pins).context(what.clone())?;
@@ -332,8 +369,10 @@ fn whatever_was_acknowledged_survives() -> Result<()> {
     let sent = attack.stop()?;
     let bans = filter.log().iter().filter(|line| line.text.contains(" ban ")).count();
     println!(
-        "{rounds} power cuts: {commands} commands acknowledged, {lost} cut off, {reboots} times the kernel lost everything, \
-         {starts} starts cut off; {bans} bans by the detector, {sent} packets of the attacker, feed at version {}",
+        "{rounds} power cuts: {commands} commands acknowledged, {lost} cut off, {reboots} times \
+         the kernel lost everything, \
+         {starts} starts cut off; {bans} bans by the detector, {sent} packets of the attacker, \
+         feed at version {}",
         model.synced
     );
     Ok(())

@@ -1,5 +1,5 @@
-//! What the daemon may do once it filters: the capabilities of each of its threads, and of what it starts. Needs root and
-//! Linux 6.6 or later.
+//! What the daemon may do once it filters: the capabilities of each of its threads, and of what it
+//! starts. Needs root and Linux 6.6 or later.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +17,8 @@ const NET_ADMIN: u64 = 1 << 12;
 const PERFMON: u64 = 1 << 38;
 const BPF: u64 = 1 << 39;
 
-/// What capabilities(7) says of one thread: its sets as /proc shows them, and whether it can gain any.
+/// What capabilities(7) says of one thread: its sets as /proc shows them, and whether it can gain
+/// any.
 #[derive(Debug, PartialEq, Eq)]
 struct Rights {
     inheritable: u64,
@@ -34,7 +35,9 @@ impl Rights {
             let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
             line.map(str::trim).with_context(|| format!("no {name} in {status}"))
         };
-        let set = |name: &str| u64::from_str_radix(field(name)?, 16).with_context(|| format!("{name} is no number"));
+        let set = |name: &str| {
+            u64::from_str_radix(field(name)?, 16).with_context(|| format!("{name} is no number"))
+        };
         Ok(Self {
             inheritable: set("CapInh")?,
             permitted: set("CapPrm")?,
@@ -47,7 +50,14 @@ impl Rights {
 
     /// The rights of a thread that keeps exactly these.
     fn only(kept: u64) -> Self {
-        Self { inheritable: 0, permitted: kept, effective: kept, bounding: kept, ambient: 0, can_gain: false }
+        Self {
+            inheritable: 0,
+            permitted: kept,
+            effective: kept,
+            bounding: kept,
+            ambient: 0,
+            can_gain: false,
+        }
     }
 }
 
@@ -57,7 +67,8 @@ fn threads(filter: &Filter<'_>) -> Result<BTreeMap<String, Rights>> {
     let mut threads = BTreeMap::new();
     for task in fs::read_dir(tasks)? {
         let status = fs::read_to_string(task?.path().join("status"))?;
-        let name = status.lines().next().and_then(|line| line.strip_prefix("Name:")).unwrap_or_default();
+        let name =
+            status.lines().next().and_then(|line| line.strip_prefix("Name:")).unwrap_or_default();
         threads.insert(name.trim().to_owned(), Rights::read(&status)?);
     }
     Ok(threads)
@@ -66,12 +77,17 @@ fn threads(filter: &Filter<'_>) -> Result<BTreeMap<String, Rights>> {
 #[test]
 fn a_daemon_keeps_what_it_needs_and_what_it_starts_gets_nothing() -> Result<()> {
     let lab = Lab::new()?;
-    let lists = ListServer::start_in(&lab.pbx, "127.0.0.1:8001".parse()?, Reply::list("192.0.2.1\n"))?;
+    let lists =
+        ListServer::start_in(&lab.pbx, "127.0.0.1:8001".parse()?, Reply::list("192.0.2.1\n"))?;
     let (told, program) = (lab.directory().join("told"), lab.directory().join("page"));
-    fs::write(&program, format!("#!/bin/sh\ncat /proc/self/status > {0}.new && mv {0}.new {0}\n", told.display()))?;
+    fs::write(
+        &program,
+        format!("#!/bin/sh\ncat /proc/self/status > {0}.new && mv {0}.new {0}\n", told.display()),
+    )?;
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
     let configuration = format!(
-        "[notify]\ncommand = [\"{}\"]\nevents = [\"ban\"]\n[[feeds]]\nname = \"public\"\nurl = \"{}\"\n",
+        "[notify]\ncommand = [\"{}\"]\nevents = [\"ban\"]\n[[feeds]]\nname = \"public\"\nurl \
+         = \"{}\"\n",
         program.display(),
         lists.url("list.txt")
     );
@@ -88,7 +104,11 @@ fn a_daemon_keeps_what_it_needs_and_what_it_starts_gets_nothing() -> Result<()> 
     }
     let allowed = NET_ADMIN | BPF | PERFMON;
     for (name, rights) in &found {
-        let all = rights.permitted | rights.effective | rights.inheritable | rights.ambient | rights.bounding;
+        let all = rights.permitted
+            | rights.effective
+            | rights.inheritable
+            | rights.ambient
+            | rights.bounding;
         assert!(all & !allowed == 0 && !rights.can_gain, "{name}: {rights:x?}");
     }
 
@@ -98,7 +118,8 @@ fn a_daemon_keeps_what_it_needs_and_what_it_starts_gets_nothing() -> Result<()> 
     let started = Rights::read(&fs::read_to_string(&told)?)?;
     assert_eq!(started, Rights::only(0), "what a notified program may do");
 
-    // What is left suffices: for another configuration, another interface, and to take everything off.
+    // What is left suffices: for another configuration, another interface, and to take everything
+    // off.
     filter.configure("[limits.unknown]\nrequests = { count = 7, per = \"10s\" }\n")?;
     filter.succeed(&["reload"])?;
     lab.pbx.ip(["link", "set", WAN, "name", "away"])?;
@@ -110,7 +131,8 @@ fn a_daemon_keeps_what_it_needs_and_what_it_starts_gets_nothing() -> Result<()> 
     lab.pbx.ip(["link", "add", WAN, "type", "veth", "peer", "name", "peer"])?;
     lab.pbx.ip(["link", "set", WAN, "up"])?;
     wait_until("the new interface is filtered", SOON, || {
-        Ok(filter.log().iter().any(|line| line.text.contains("interface wan kind=attached")) && interface(WAN)?)
+        Ok(filter.log().iter().any(|line| line.text.contains("interface wan kind=attached"))
+            && interface(WAN)?)
     })?;
     filter.succeed(&["unload"])?;
     Ok(())

@@ -1,5 +1,5 @@
-//! `replay` names those whom the filter would have stopped, as it does live, from whatever kind of capture; and says clearly
-//! what it cannot read. Needs root.
+//! `replay` names those whom the filter would have stopped, as it does live, from whatever kind of
+//! capture; and says clearly what it cannot read. Needs root.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +17,8 @@ use sip_xdp_tests::pcap::{Cover, pcap, pcapng};
 use sip_xdp_tests::process::{output, succeed};
 use sip_xdp_tests::topology::{OUTSIDE, PBX_WAN};
 use sip_xdp_tests::{
-    Attacker, Capture, Disguise, Filter, FilterOptions, Lab, Registrar, wait_for_a_nonce_of_its_own, wait_until,
+    Attacker, Capture, Disguise, Filter, FilterOptions, Lab, Registrar,
+    wait_for_a_nonce_of_its_own, wait_until,
 };
 
 /// The program, as the other tests find it.
@@ -44,7 +45,9 @@ fn write(directory: &Path, name: &str, content: &[u8]) -> Result<PathBuf> {
 /// The addresses in a list of a report.
 fn addresses(report: &Value, list: &str) -> BTreeSet<String> {
     let rows = report[list].as_array().unwrap_or_else(|| panic!("no {list}: {report}"));
-    let address = |row: &Value| row["address"].as_str().unwrap_or_else(|| panic!("no address: {row}")).to_owned();
+    let address = |row: &Value| {
+        row["address"].as_str().unwrap_or_else(|| panic!("no address: {row}")).to_owned()
+    };
     let host = |row: &Value| address(row).split('/').next().map(str::to_owned).unwrap_or_default();
     rows.iter().map(host).collect()
 }
@@ -85,7 +88,12 @@ fn a_day_of_two_hundred_phones_names_exactly_the_attackers() -> Result<()> {
     assert_eq!(report["registrar"]["networks"], serde_json::json!([SERVER.ip().to_string()]));
     assert_eq!(report["registrar"]["guessed"], true);
     // The phone that nobody has reset fills the bucket for the patient, too.
-    assert_eq!(addresses(&report, "banned"), hosts(&[FAST, SLOW, FRAUD, SCANNER, STALE]), "{:#}", report["events"]);
+    assert_eq!(
+        addresses(&report, "banned"),
+        hosts(&[FAST, SLOW, FRAUD, SCANNER, STALE]),
+        "{:#}",
+        report["events"]
+    );
     assert_eq!(addresses(&report, "limited"), BTreeSet::new(), "{:#}", report["limited"]);
     assert_eq!(addresses(&report, "good").len(), 200);
     for good in report["good"].as_array().unwrap() {
@@ -93,7 +101,8 @@ fn a_day_of_two_hundred_phones_names_exactly_the_attackers() -> Result<()> {
     }
     // Each of them did what the reason says, and no more passed than that takes.
     for ban in report["banned"].as_array().unwrap() {
-        let (before, passed) = (ban["before"]["passed"].as_u64().unwrap(), ban["after"]["passed"].as_u64().unwrap());
+        let (before, passed) =
+            (ban["before"]["passed"].as_u64().unwrap(), ban["after"]["passed"].as_u64().unwrap());
         assert!(before <= 400 && !ban["reason"].as_str().unwrap().is_empty(), "{ban}");
         assert_eq!(ban["address"] == SCANNER.to_string(), ban["kind"] == "signature", "{ban}");
         assert_eq!(ban["address"] == STALE.to_string(), ban["kind"] == "misconfigured", "{ban}");
@@ -131,7 +140,8 @@ fn every_kind_of_file_gives_the_same_answer() -> Result<()> {
     }
     assert_eq!(answers.len(), 1, "{answers:#?}");
     // And from standard input, which cannot be read twice.
-    let mut child = program(&["-", "--json"])?.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut child =
+        program(&["-", "--json"])?.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     child.stdin.take().context("a pipe")?.write_all(&plain)?;
     let piped: Value = serde_json::from_slice(&child.wait_with_output()?.stdout)?;
     assert_eq!(answers.first().unwrap()[0], piped["banned"].to_string());
@@ -153,7 +163,10 @@ fn what_cannot_be_read_is_said_and_the_rest_is_used() -> Result<()> {
         let file = write(directory.path(), name, &content)?;
         let output = output(program(&[])?.arg(&file))?;
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && error.contains(says) && error.lines().count() == 1, "{name}: {error}");
+        assert!(
+            !output.status.success() && error.contains(says) && error.lines().count() == 1,
+            "{name}: {error}"
+        );
     }
     // Cut off in the middle of a packet: what is before it counts.
     let file = write(directory.path(), "cut.pcap", &whole[..whole.len() - 100])?;
@@ -166,23 +179,28 @@ fn what_cannot_be_read_is_said_and_the_rest_is_used() -> Result<()> {
     let mut swapped = packets.clone();
     swapped.swap(10, 500);
     swapped.push((0, vec![0xff; 60]));
-    let report = replay(&write(directory.path(), "swapped.pcap", &pcap(Cover::Ethernet, &swapped))?, &[])?;
+    let report =
+        replay(&write(directory.path(), "swapped.pcap", &pcap(Cover::Ethernet, &swapped))?, &[])?;
     assert!(report["capture"]["out_of_order"].as_u64() >= Some(2), "{report:#}");
     assert_eq!(report["capture"]["skipped"]["not_ip"], 1);
     assert_eq!(addresses(&report, "banned"), hosts(&[SLOW, STALE]));
     Ok(())
 }
 
-/// One attack in what people have it in: the same bans, or a line that names what it is and what to do.
+/// One attack in what people have it in: the same bans, or a line that names what it is and what to
+/// do.
 #[test]
 fn every_wrapping_gives_the_bans_of_the_plain_capture() -> Result<()> {
     sip_xdp_tests::require_root()?;
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/wrappings");
-    let mut files: Vec<PathBuf> = fs::read_dir(&cases)?.map(|file| Ok(file?.path())).collect::<Result<_>>()?;
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(&cases)?.map(|file| Ok(file?.path())).collect::<Result<_>>()?;
     files.sort();
     assert!(files.len() >= 10, "{files:?}");
     let bans = |report: &Value| -> Vec<String> {
-        let row = |ban: &Value| ["address", "port", "kind", "tier", "reason", "length"].map(|key| ban[key].to_string());
+        let row = |ban: &Value| {
+            ["address", "port", "kind", "tier", "reason", "length"].map(|key| ban[key].to_string())
+        };
         report["banned"].as_array().into_iter().flatten().map(|ban| row(ban).join(" ")).collect()
     };
     let plain = replay(&files[0], &["--registrar", "198.51.100.1"])?;
@@ -237,7 +255,10 @@ fn what_is_no_capture_is_named_with_what_to_do() -> Result<()> {
     ] {
         let output = output(program(&[])?.arg(write(directory.path(), name, content)?))?;
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && error.contains(says) && error.lines().count() == 1, "{name}: {error}");
+        assert!(
+            !output.status.success() && error.contains(says) && error.lines().count() == 1,
+            "{name}: {error}"
+        );
     }
     // A link type that is not read: all packets, by name.
     let mut radio = pcap(Cover::Ethernet, &HOUR.packets()[..50]);
@@ -266,17 +287,22 @@ fn two_configurations_are_compared_source_by_source() -> Result<()> {
     );
     assert_eq!(slow["second"]["dropped"], 0, "{slow}");
     let told = succeed(program(&["--compare"])?.arg(&other).arg(&file))?;
-    assert!(told.contains(&SLOW.to_string()) && told.contains("banned") && told.contains("passes"), "{told}");
+    assert!(
+        told.contains(&SLOW.to_string()) && told.contains("banned") && told.contains("passes"),
+        "{told}"
+    );
     Ok(())
 }
 
-/// A live ban and its replay rest on the same evidence. The live one is decided by another process a moment after the packet
-/// that makes it certain, so what is compared is the evidence itself, and how many packets of the attacker passed until they
-/// were dropped: with 200 ms between two passwords, no more than one packet more may have slipped through live.
+/// A live ban and its replay rest on the same evidence. The live one is decided by another process
+/// a moment after the packet that makes it certain, so what is compared is the evidence itself, and
+/// how many packets of the attacker passed until they were dropped: with 200 ms between two
+/// passwords, no more than one packet more may have slipped through live.
 fn is_replayed_to_the_same_ban(configuration: &str, disguises: &[Disguise]) -> Result<()> {
     let lab = Lab::new()?;
     let registrar = Registrar::start(&lab.pbx, lab.directory())?;
-    let options = FilterOptions { configuration: configuration.to_owned(), ..FilterOptions::default() };
+    let options =
+        FilterOptions { configuration: configuration.to_owned(), ..FilterOptions::default() };
     let filter = Filter::start_with(&lab.pbx, lab.directory(), options)?;
     let config = write(lab.directory(), "replay.toml", configuration.as_bytes())?;
     for (number, disguise) in (1..).zip(disguises) {
@@ -284,12 +310,17 @@ fn is_replayed_to_the_same_ban(configuration: &str, disguises: &[Disguise]) -> R
         // On the attacker's side: what the filter drops is there, too.
         let expression = format!("udp and host {from}");
         let capture = Capture::start_whole(&lab.attacker, OUTSIDE, &expression, lab.directory())?;
-        let attacker = Attacker::new(&lab.attacker, lab.directory()).address(from).disguise(*disguise);
+        let attacker =
+            Attacker::new(&lab.attacker, lab.directory()).address(from).disguise(*disguise);
         wait_for_a_nonce_of_its_own();
         let mut tool = attacker.crack_with_pauses("101", "0.2")?;
         let ban = filter.wait_for_ban(&from.to_string(), Duration::from_secs(60))?;
         let dropped = || -> Result<u64> {
-            Ok(filter.entries(&from.to_string())?.iter().filter_map(|entry| entry["hits"].as_u64()).sum())
+            Ok(filter
+                .entries(&from.to_string())?
+                .iter()
+                .filter_map(|entry| entry["hits"].as_u64())
+                .sum())
         };
         wait_until("the ban drops packets", Duration::from_secs(20), || Ok(dropped()? >= 3))?;
         tool.stop(Signal::SIGTERM)?;
@@ -306,12 +337,19 @@ fn is_replayed_to_the_same_ban(configuration: &str, disguises: &[Disguise]) -> R
         let before = replayed["before"]["passed"].as_u64().context("no number")?;
         let reason = replayed["reason"].as_str().context("no reason")?;
         println!(
-            "{disguise:?}: live {kind} after {received} packets ({}), replayed after {before} ({reason})",
+            "{disguise:?}: live {kind} after {received} packets ({}), replayed after {before} \
+             ({reason})",
             ban.reason
         );
-        assert_eq!((replayed["kind"].as_str(), replayed["tier"].as_str()), (Some(&*kind), Some(&*ban.tier)));
+        assert_eq!(
+            (replayed["kind"].as_str(), replayed["tier"].as_str()),
+            (Some(&*kind), Some(&*ban.tier))
+        );
         assert_eq!(number_in(reason), number_in(&ban.reason), "{reason} {}", ban.reason);
-        assert!(received.abs_diff(before) <= 1, "{received} packets passed live, {before} in the replay");
+        assert!(
+            received.abs_diff(before) <= 1,
+            "{received} packets passed live, {before} in the replay"
+        );
         assert_eq!(replayed["after"]["passed"], 0, "after its ban nothing passes: {replayed}");
     }
     Ok(())
@@ -350,7 +388,11 @@ fn captures_of_others_are_replayed() -> Result<()> {
             } else if path.to_string_lossy().contains(".pcap") {
                 let report = replay(&path, &[])?;
                 let packets = report["capture"]["packets"].as_u64();
-                assert!(packets > Some(0) && report["capture"]["trouble"].is_null(), "{}: {report:#}", path.display());
+                assert!(
+                    packets > Some(0) && report["capture"]["trouble"].is_null(),
+                    "{}: {report:#}",
+                    path.display()
+                );
                 replayed += 1;
             }
         }

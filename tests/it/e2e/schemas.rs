@@ -1,6 +1,7 @@
-//! Every JSON output is what its schema in `sip-xdp/schemas` says: without a filter, with one that has nothing to tell, with
-//! one that has much, and with its daemon dead. That each command has a schema is tested with the command line itself; here
-//! each schema must be used. Needs root and Linux 6.6 or later.
+//! Every JSON output is what its schema in `sip-xdp/schemas` says: without a filter, with one that
+//! has nothing to tell, with one that has much, and with its daemon dead. That each command has a
+//! schema is tested with the command line itself; here each schema must be used. Needs root and
+//! Linux 6.6 or later.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,7 +18,9 @@ use sip_xdp_tests::mix::Mix;
 use sip_xdp_tests::pcap::{Cover, pcap};
 use sip_xdp_tests::process::Process;
 use sip_xdp_tests::topology::{ATTACKER, LAN, PBX_WAN, PHONE, WAN};
-use sip_xdp_tests::{Filter, FilterOptions, Guess, Guesser, Lab, Phone, Registrar, stream, wait_until};
+use sip_xdp_tests::{
+    Filter, FilterOptions, Guess, Guesser, Lab, Phone, Registrar, stream, wait_until,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -56,30 +59,44 @@ impl Schemas {
     fn read() -> Result<Self> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sip-xdp/schemas");
         let mut schemas = BTreeMap::new();
-        for entry in fs::read_dir(&folder).with_context(|| format!("no folder {}", folder.display()))? {
+        for entry in
+            fs::read_dir(&folder).with_context(|| format!("no folder {}", folder.display()))?
+        {
             let path = entry?.path();
-            let name = path.file_stem().context("a file without a name")?.to_string_lossy().into_owned();
-            let schema: Value = serde_json::from_slice(&fs::read(&path)?).with_context(|| name.clone())?;
-            jsonschema::meta::validate(&schema).map_err(|error| anyhow::anyhow!("{name} is no schema: {error}"))?;
+            let name =
+                path.file_stem().context("a file without a name")?.to_string_lossy().into_owned();
+            let schema: Value =
+                serde_json::from_slice(&fs::read(&path)?).with_context(|| name.clone())?;
+            jsonschema::meta::validate(&schema)
+                .map_err(|error| anyhow::anyhow!("{name} is no schema: {error}"))?;
             schemas.insert(name, schema);
         }
         // They name each other by file.
         let place = |name: &String| format!("json-schema:///{name}.json");
-        let registry = Registry::new().extend(schemas.iter().map(|(name, schema)| (place(name), schema)))?.prepare()?;
+        let registry = Registry::new()
+            .extend(schemas.iter().map(|(name, schema)| (place(name), schema)))?
+            .prepare()?;
         let outputs = schemas.keys().filter(|name| *name != "common");
         let validator = |name: &String| -> Result<(String, Validator)> {
-            let options = jsonschema::options().with_registry(&registry).should_validate_formats(true);
+            let options =
+                jsonschema::options().with_registry(&registry).should_validate_formats(true);
             let built = options.build(&json!({ "$ref": place(name) }));
             Ok((name.clone(), built.map_err(|error| anyhow::anyhow!("{name}: {error}"))?))
         };
-        Ok(Self { validators: outputs.map(validator).collect::<Result<_>>()?, used: BTreeSet::new() })
+        Ok(Self {
+            validators: outputs.map(validator).collect::<Result<_>>()?,
+            used: BTreeSet::new(),
+        })
     }
 
     /// Holds an output against a schema.
     fn check(&mut self, name: &str, output: &Value) -> Result<()> {
-        let validator = self.validators.get(name).with_context(|| format!("there is no schema {name}"))?;
-        let errors: Vec<_> =
-            validator.iter_errors(output).map(|error| format!("{}: {error}", error.instance_path())).collect();
+        let validator =
+            self.validators.get(name).with_context(|| format!("there is no schema {name}"))?;
+        let errors: Vec<_> = validator
+            .iter_errors(output)
+            .map(|error| format!("{}: {error}", error.instance_path()))
+            .collect();
         ensure!(errors.is_empty(), "{name}: {errors:#?} in {output:#}");
         self.used.insert(name.to_owned());
         Ok(())
@@ -92,7 +109,8 @@ impl Schemas {
         let name = name.into_iter().find(|name| self.validators.contains_key(name));
         let name = name.with_context(|| format!("`{line}` has no schema"))?;
         let output = filter.cli(&[&words[..], &["--json"]].concat())?;
-        let told = || format!("`{line}` printed no JSON: {}", String::from_utf8_lossy(&output.stderr));
+        let told =
+            || format!("`{line}` printed no JSON: {}", String::from_utf8_lossy(&output.stderr));
         let value = serde_json::from_slice(&output.stdout).with_context(told)?;
         self.check(&name, &value).with_context(|| format!("`{line}`"))?;
         Ok(value)
@@ -107,12 +125,16 @@ impl Schemas {
     fn page(&mut self, lab: &Lab) -> Result<()> {
         wait_until("the page answers", SOON, || Ok(http::get(&lab.pbx, METRICS, "/").is_ok()))?;
         for name in ["overview", "history"] {
-            self.check(&format!("web-{name}"), &http::json(&lab.pbx, METRICS, &format!("/api/{name}"))?)?;
+            self.check(
+                &format!("web-{name}"),
+                &http::json(&lab.pbx, METRICS, &format!("/api/{name}"))?,
+            )?;
         }
         Ok(())
     }
 
-    /// The lines that a watcher has printed so far. Returns which events there were, those of interfaces with their kind.
+    /// The lines that a watcher has printed so far. Returns which events there were, those of
+    /// interfaces with their kind.
     fn events(&mut self, watcher: &Process) -> Result<BTreeSet<String>> {
         let mut seen = BTreeSet::new();
         for line in watcher.lines().into_iter().filter(|line| !line.error) {
@@ -147,7 +169,8 @@ fn every_output_is_what_its_schema_says() -> Result<()> {
     with_much_to_tell(&mut schemas)?;
     what_is_rare(&mut schemas)?;
     replays(&mut schemas)?;
-    let unused: Vec<_> = schemas.validators.keys().filter(|name| !schemas.used.contains(*name)).collect();
+    let unused: Vec<_> =
+        schemas.validators.keys().filter(|name| !schemas.used.contains(*name)).collect();
     assert!(unused.is_empty(), "no output was held against {unused:?}");
     Ok(())
 }
@@ -156,7 +179,16 @@ fn without_a_filter(schemas: &mut Schemas) -> Result<()> {
     let lab = Lab::new()?;
     let filter = Filter::prepare(&lab.pbx, lab.directory(), FilterOptions::default())?;
     let pages = format!("man {}", lab.directory().join("man").display());
-    let lines = ["status", "top", "state export", "doctor", "trust suggest", "config check", "config show", "unload"];
+    let lines = [
+        "status",
+        "top",
+        "state export",
+        "doctor",
+        "trust suggest",
+        "config check",
+        "config show",
+        "unload",
+    ];
     schemas.commands(&filter, &lines)?;
     schemas.commands(&filter, &[&pages])
 }
@@ -169,7 +201,8 @@ fn with_nothing_to_tell(schemas: &mut Schemas) -> Result<()> {
     let empty = empty.display();
     schemas.commands(&filter, &READS)?;
     schemas.commands(&filter, &["feed list", "feed sync", "trust suggest", "reload"])?;
-    schemas.commands(&filter, &[&format!("block import {empty}"), &format!("trust import {empty}")])?;
+    schemas
+        .commands(&filter, &[&format!("block import {empty}"), &format!("trust import {empty}")])?;
     let export = lab.directory().join("export.json");
     fs::write(&export, filter.succeed(&["state", "export"])?)?;
     schemas.command(&filter, &format!("state import {}", export.display()))?;
@@ -192,14 +225,16 @@ impl Files {
     fn write(directory: &Path) -> Result<Self> {
         let file = |name: &str, content: &str| -> Result<PathBuf> {
             let path = directory.join(name);
-            fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+            fs::write(&path, content)
+                .with_context(|| format!("cannot write {}", path.display()))?;
             Ok(path)
         };
         let pbx = directory.join("pbx");
         fs::create_dir(&pbx)?;
         let identify = "[carrier]\ntype=identify\nmatch=203.0.113.128/25\n[lost]\ntype=identify\nmatch=0.0.0.0/0\n";
         fs::write(pbx.join("pjsip.conf"), identify)?;
-        let list = file("list", "192.0.2.100\nthis is none\n10.0.0.1\n192.0.2.101\n192.0.2.128/25\n")?;
+        let list =
+            file("list", "192.0.2.100\nthis is none\n10.0.0.1\n192.0.2.101\n192.0.2.128/25\n")?;
         let (password, notes) = (file("password", "secret\n")?, directory.join("notes"));
         let mut configuration = CONFIGURATION.to_owned();
         for (word, path) in [("LIST", &list), ("PASSWORD", &password), ("NOTES", &notes)] {
@@ -207,7 +242,13 @@ impl Files {
         }
         let arguments = vec!["--confirm".to_owned(), "1h".to_owned()];
         let options = FilterOptions { configuration, arguments, ..FilterOptions::default() };
-        Ok(Self { list, notes, networks: file("networks", "192.0.2.64/28\n2001:db8:99::/48\n")?, pbx, options })
+        Ok(Self {
+            list,
+            notes,
+            networks: file("networks", "192.0.2.64/28\n2001:db8:99::/48\n")?,
+            pbx,
+            options,
+        })
     }
 }
 
@@ -222,7 +263,8 @@ fn with_much_to_tell(schemas: &mut Schemas) -> Result<()> {
     let phone = format!("explain {PHONE}");
     attacks(schemas, &lab, &filter, &watcher)?;
     schemas.commands(&filter, &READS)?;
-    schemas.commands(&filter, &[&phone, "explain 2001:db8:99::1", "feed sync", "confirm", "reload"])?;
+    schemas
+        .commands(&filter, &[&phone, "explain 2001:db8:99::1", "feed sync", "confirm", "reload"])?;
     schemas.page(&lab)?;
     messages(schemas, &files)?;
     takes_its_state_up_again(schemas, &lab, &filter)?;
@@ -230,7 +272,8 @@ fn with_much_to_tell(schemas: &mut Schemas) -> Result<()> {
 
     filter.kill9()?;
     schemas.commands(&filter, &READS)?;
-    schemas.commands(&filter, &[&phone, "explain 192.0.2.100", &format!("unload --iface {LAN}")])?;
+    schemas
+        .commands(&filter, &[&phone, "explain 192.0.2.100", &format!("unload --iface {LAN}")])?;
     let mut daemon = filter.start_command(&["run", "--iface", WAN, "--json"])?;
     let ready = daemon.wait_line(SOON, |line| !line.error && line.text.contains("\"ready\""))?;
     schemas.check("run", &serde_json::from_str(&ready.text)?)?;
@@ -238,7 +281,8 @@ fn with_much_to_tell(schemas: &mut Schemas) -> Result<()> {
     daemon.wait(SOON).map(drop)
 }
 
-/// A confirmation that comes too late, an interface that goes and comes back, and a watcher that does not read.
+/// A confirmation that comes too late, an interface that goes and comes back, and a watcher that
+/// does not read.
 fn what_is_rare(schemas: &mut Schemas) -> Result<()> {
     let lab = Lab::new()?;
     let arguments = vec!["--confirm".to_owned(), "1s".to_owned()];
@@ -257,15 +301,21 @@ fn what_is_rare(schemas: &mut Schemas) -> Result<()> {
     })?;
     // With one end of a veth pair the other one goes, too.
     lab.pbx.ip(["link", "del", WAN])?;
-    wait_until("it is seen to be gone", SOON, || Ok(schemas.events(&watcher)?.contains("interface: gone")))?;
+    wait_until("it is seen to be gone", SOON, || {
+        Ok(schemas.events(&watcher)?.contains("interface: gone"))
+    })?;
     schemas.command(&filter, "status")?;
     lab.pbx.ip(["link", "add", WAN, "type", "veth", "peer", "name", "beyond"])?;
     lab.pbx.ip(["link", "set", WAN, "up"])?;
-    wait_until("it is seen to be back", SOON, || Ok(schemas.events(&watcher)?.contains("interface: attached")))?;
+    wait_until("it is seen to be back", SOON, || {
+        Ok(schemas.events(&watcher)?.contains("interface: attached"))
+    })?;
 
-    // More entries end in the same second than the daemon keeps for a watcher, and the socket holds.
+    // More entries end in the same second than the daemon keeps for a watcher, and the socket
+    // holds.
     watcher.signal(Signal::SIGSTOP)?;
-    let networks: Vec<String> = (0..6_000).map(|n| format!("10.0.{}.{}\n", n / 250, n % 250)).collect();
+    let networks: Vec<String> =
+        (0..6_000).map(|n| format!("10.0.{}.{}\n", n / 250, n % 250)).collect();
     let file = lab.directory().join("many");
     fs::write(&file, networks.concat())?;
     schemas.command(&filter, &format!("block import {} --ttl 1s", file.display()))?;
@@ -273,12 +323,19 @@ fn what_is_rare(schemas: &mut Schemas) -> Result<()> {
         Ok(filter.json(&["block", "list"])?.as_array().is_some_and(|rows| rows.is_empty()))
     })?;
     watcher.signal(Signal::SIGCONT)?;
-    wait_until("it is told that it has lost some", SOON, || Ok(schemas.events(&watcher)?.contains("lost")))?;
+    wait_until("it is told that it has lost some", SOON, || {
+        Ok(schemas.events(&watcher)?.contains("lost"))
+    })?;
     watcher.stop(Signal::SIGINT).map(drop)
 }
 
 /// What operators and tools change, and what a watcher sees of it.
-fn changes(schemas: &mut Schemas, filter: &Filter<'_>, files: &Files, watcher: &Process) -> Result<()> {
+fn changes(
+    schemas: &mut Schemas,
+    filter: &Filter<'_>,
+    files: &Files,
+    watcher: &Process,
+) -> Result<()> {
     let networks = files.networks.display();
     let lines = [
         "block add 192.0.2.1",
@@ -313,7 +370,10 @@ fn changes(schemas: &mut Schemas, filter: &Filter<'_>, files: &Files, watcher: &
 
 /// A phone that registers, somebody who guesses passwords, and somebody who floods.
 fn attacks(schemas: &mut Schemas, lab: &Lab, filter: &Filter<'_>, watcher: &Process) -> Result<()> {
-    ensure!(Phone::new(&lab.phone, lab.directory()).register()?.status == 200, "the phone does not register");
+    ensure!(
+        Phone::new(&lab.phone, lab.directory()).register()?.status == 200,
+        "the phone does not register"
+    );
     let guesser = lab.further_attacker(1)?;
     let (from, to) = (SocketAddr::from((guesser, 5060)), SocketAddr::from((PBX_WAN, 5060)));
     let mut guess = Guess::new(from, to, "101");
@@ -322,7 +382,8 @@ fn attacks(schemas: &mut Schemas, lab: &Lab, filter: &Filter<'_>, watcher: &Proc
     let asked = format!("explain {guesser}");
     wait_until("evidence is told", SOON, || {
         let report = schemas.command(filter, &asked)?;
-        Ok(report["evidence"].as_array().is_some_and(|evidence| !evidence.is_empty()) && !report["last"].is_null())
+        Ok(report["evidence"].as_array().is_some_and(|evidence| !evidence.is_empty())
+            && !report["last"].is_null())
     })?;
     filter.wait_for_ban(&guesser.to_string(), SOON)?;
     let flood = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 500)?;
@@ -360,7 +421,10 @@ fn messages(schemas: &mut Schemas, files: &Files) -> Result<()> {
 fn takes_its_state_up_again(schemas: &mut Schemas, lab: &Lab, filter: &Filter<'_>) -> Result<()> {
     let mut exported = schemas.command(filter, "state export")?;
     for part in ["block", "trust", "accepted", "history"] {
-        ensure!(exported[part].as_array().is_some_and(|rows| !rows.is_empty()), "no {part}: {exported:#}");
+        ensure!(
+            exported[part].as_array().is_some_and(|rows| !rows.is_empty()),
+            "no {part}: {exported:#}"
+        );
     }
     let block = exported["block"].as_array_mut().context("no list")?;
     let own = json!({ "network": PBX_WAN, "owner": "auto", "reason": "", "tier": "proven", "added": exported_time(),
@@ -370,7 +434,10 @@ fn takes_its_state_up_again(schemas: &mut Schemas, lab: &Lab, filter: &Filter<'_
     fs::write(&file, exported.to_string())?;
     schemas.command(filter, &format!("unban {ATTACKER}"))?;
     let taken = schemas.command(filter, &format!("state import {}", file.display()))?;
-    ensure!(taken["block"]["added"].as_u64() > Some(0) && taken["trust"]["kept"].as_u64() > Some(0), "{taken:#}");
+    ensure!(
+        taken["block"]["added"].as_u64() > Some(0) && taken["trust"]["kept"].as_u64() > Some(0),
+        "{taken:#}"
+    );
     Ok(())
 }
 
@@ -397,12 +464,19 @@ fn replays(schemas: &mut Schemas) -> Result<()> {
     };
     let mixed = file("mix.pcap", &pcap(Cover::Ethernet, &mix.packets()))?;
     let empty = file("empty.pcap", &pcap(Cover::Ethernet, &[]))?;
-    let strict = "[limits.unknown]\nrequests = { count = 1, per = \"60s\" }\n[detect.slow]\nenabled = false\n";
+    let strict = "[limits.unknown]\nrequests = { count = 1, per = \"60s\" \
+                  }\n[detect.slow]\nenabled = false\n";
     let strict = file("strict.toml", strict.as_bytes())?;
     let report = schemas.command(&filter, &format!("replay {mixed}"))?;
-    ensure!(report["events"].as_array().is_some_and(|events| !events.is_empty()), "nothing happened: {report:#}");
+    ensure!(
+        report["events"].as_array().is_some_and(|events| !events.is_empty()),
+        "nothing happened: {report:#}"
+    );
     let report = schemas.command(&filter, &format!("replay {mixed} --compare {strict}"))?;
-    ensure!(report["differences"].as_array().is_some_and(|all| !all.is_empty()), "no difference: {report:#}");
+    ensure!(
+        report["differences"].as_array().is_some_and(|all| !all.is_empty()),
+        "no difference: {report:#}"
+    );
     schemas.command(&filter, &format!("replay {empty}")).map(drop)
 }
 
@@ -415,11 +489,15 @@ fn what_is_not_in_a_schema_is_refused() -> Result<()> {
         "reason": "10 passwords", "tier": "proven", "dry_run": false, "owner": "auto", "expires": null,
     });
     schemas.check("watch", &event)?;
-    schemas.check("watch", &json!({ "time": "2026-01-02T03:04:05Z", "event": "lost", "count": 7 }))?;
+    schemas
+        .check("watch", &json!({ "time": "2026-01-02T03:04:05Z", "event": "lost", "count": 7 }))?;
     let mut interface = event.clone();
-    for (field, value) in
-        [("event", "interface".into()), ("kind", "gone".into()), ("address", Value::Null), ("interface", "ppp0".into())]
-    {
+    for (field, value) in [
+        ("event", "interface".into()),
+        ("kind", "gone".into()),
+        ("address", Value::Null),
+        ("interface", "ppp0".into()),
+    ] {
         interface[field] = value;
     }
     schemas.check("watch", &interface)?;

@@ -1,6 +1,7 @@
-//! What looks like an attack and is none: three hundred phones behind one address that come back together, a registrar that
-//! is silent or refuses everybody, nonces that are too old, keepalives. None of it may lead to a ban. `SIP_XDP_LONG=1` lets
-//! outages last as long as they do in the field. Needs root and Linux 6.6 or later.
+//! What looks like an attack and is none: three hundred phones behind one address that come back
+//! together, a registrar that is silent or refuses everybody, nonces that are too old, keepalives.
+//! None of it may lead to a ban. `SIP_XDP_LONG=1` lets outages last as long as they do in the
+//! field. Needs root and Linux 6.6 or later.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,8 +12,8 @@ use anyhow::{Context as _, Result};
 use sip_xdp_tests::phones::FIRST_PORT;
 use sip_xdp_tests::topology::{LAN, OUTSIDE, PBX_LAN, PHONE, address};
 use sip_xdp_tests::{
-    Attacker, Filter, Lab, Mood, Phones, PhonesOptions, Registrar, RegistrarOptions, Stream, short_or_long, stream,
-    wait_until,
+    Attacker, Filter, Lab, Mood, Phones, PhonesOptions, Registrar, RegistrarOptions, Stream,
+    short_or_long, stream, wait_until,
 };
 
 const PHONES: u16 = 300;
@@ -30,9 +31,11 @@ fn registrar(lab: &Lab) -> Result<Registrar> {
 /// Prints how it went, with rates over the time that it took.
 fn report(what: &str, took: Duration, phones: &Phones, filter: &Filter<'_>) -> Result<()> {
     let tally = phones.tally();
-    let (limited, blocked) = (filter.packets(LAN, "drop.limited")?, filter.packets(LAN, "drop.blocked")?);
+    let (limited, blocked) =
+        (filter.packets(LAN, "drop.limited")?, filter.packets(LAN, "drop.blocked")?);
     println!(
-        "{what}: {} phones registered in {took:.2?}, {:.0} registrations and {:.0} requests a second; {limited} limited, \
+        "{what}: {} phones registered in {took:.2?}, {:.0} registrations and {:.0} requests a \
+         second; {limited} limited, \
          {blocked} blocked; {tally:?}",
         tally.registered,
         tally.registered as f64 / took.as_secs_f64(),
@@ -41,29 +44,42 @@ fn report(what: &str, took: Duration, phones: &Phones, filter: &Filter<'_>) -> R
     Ok(())
 }
 
-/// Waits until all phones are registered, then until they are subscribed; nobody may be banned all the while.
-fn all_come_back(what: &str, phones: &Phones, filter: &Filter<'_>, timeout: Duration) -> Result<()> {
+/// Waits until all phones are registered, then until they are subscribed; nobody may be banned all
+/// the while.
+fn all_come_back(
+    what: &str,
+    phones: &Phones,
+    filter: &Filter<'_>,
+    timeout: Duration,
+) -> Result<()> {
     let start = Instant::now();
     let registered = phones.wait_registered(PHONES.into(), timeout);
     report(what, start.elapsed(), phones, filter)?;
     filter.nobody_is_banned(what)?;
     registered?;
     let all = usize::from(PHONES * SUBSCRIPTIONS);
-    let subscribed = wait_until("all phones have subscribed", PATIENT, || Ok(phones.tally().subscribed >= all));
-    report(&format!("{what}, with {} subscriptions", phones.tally().subscribed), start.elapsed(), phones, filter)?;
+    let subscribed =
+        wait_until("all phones have subscribed", PATIENT, || Ok(phones.tally().subscribed >= all));
+    report(
+        &format!("{what}, with {} subscriptions", phones.tally().subscribed),
+        start.elapsed(),
+        phones,
+        filter,
+    )?;
     filter.nobody_is_banned(what)?;
     subscribed.map(drop)
 }
 
-/// The responses leave by a way that nobody watches: nobody becomes known good, and what the phones send is limited. Not
-/// even a flood of one sender leads to a ban then.
+/// The responses leave by a way that nobody watches: nobody becomes known good, and what the phones
+/// send is limited. Not even a flood of one sender leads to a ban then.
 #[test]
 fn responses_that_nobody_sees() -> Result<()> {
     let lab = Lab::new()?;
     let _registrar = registrar(&lab)?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     // The links live as long as their pins.
-    let links: Vec<_> = fs::read_dir(filter.pins().join("egress"))?.collect::<std::io::Result<_>>()?;
+    let links: Vec<_> =
+        fs::read_dir(filter.pins().join("egress"))?.collect::<std::io::Result<_>>()?;
     anyhow::ensure!(links.len() == 2, "{} links of egress programs", links.len());
     links.iter().try_for_each(|link| fs::remove_file(link.path()))?;
     let options = PhonesOptions { count: PHONES, ..PhonesOptions::default() };
@@ -72,7 +88,10 @@ fn responses_that_nobody_sees() -> Result<()> {
     report("nobody sees the responses", Duration::from_secs(20), &phones, &filter)?;
     filter.nobody_is_banned("nobody sees the responses")?;
     let status = filter.json(&["status"])?;
-    anyhow::ensure!(status["daemon"]["sees_responses"] == false, "status does not say so: {status}");
+    anyhow::ensure!(
+        status["daemon"]["sees_responses"] == false,
+        "status does not say so: {status}"
+    );
     let flood = Attacker::new(&lab.attacker, lab.directory()).enumerate("OPTIONS")?;
     sleep(Duration::from_secs(5));
     drop(flood);
@@ -104,7 +123,11 @@ fn silence(what: &str, are_known: bool) -> Result<()> {
         sleep(Duration::from_secs(1));
     }
     report(what, outage, &phones, &filter)?;
-    assert!(phones.tally().repeated > 1000, "the phones were to repeat themselves, but {:?}", phones.tally());
+    assert!(
+        phones.tally().repeated > 1000,
+        "the phones were to repeat themselves, but {:?}",
+        phones.tally()
+    );
     registrar.treat_everybody(Mood::Fair)?;
     let start = Instant::now();
     let registered = phones.wait_registered(PHONES.into(), PATIENT);
@@ -123,16 +146,21 @@ fn a_silent_registrar_and_phones_that_nobody_knows() -> Result<()> {
     silence("silence, nothing known before", false)
 }
 
-/// The registrar refuses what it accepted a minute ago: its data base is gone. Phones do what phones do then.
+/// The registrar refuses what it accepted a minute ago: its data base is gone. Phones do what
+/// phones do then.
 fn refusal(what: &str, mood: Mood, offices: u8) -> Result<()> {
     let lab = Lab::new()?;
     let registrar = registrar(&lab)?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
-    let addresses: Vec<_> = (0..offices).map(|number| Ipv4Addr::new(203, 0, 113, 10 + number)).collect();
+    let addresses: Vec<_> =
+        (0..offices).map(|number| Ipv4Addr::new(203, 0, 113, 10 + number)).collect();
     for further in addresses.iter().filter(|further| **further != PHONE) {
         address(&lab.phone, OUTSIDE, &[&format!("{further}/24")])?;
     }
-    let phones = Phones::start(&lab.phone, &PhonesOptions { count: PHONES, addresses, ..PhonesOptions::default() })?;
+    let phones = Phones::start(
+        &lab.phone,
+        &PhonesOptions { count: PHONES, addresses, ..PhonesOptions::default() },
+    )?;
     phones.wait_registered(PHONES.into(), PATIENT)?;
     registrar.treat_everybody(mood)?;
     phones.register_again();
@@ -145,7 +173,10 @@ fn refusal(what: &str, mood: Mood, offices: u8) -> Result<()> {
     report(what, outage, &phones, &filter)?;
     let tally = phones.tally();
     let refused = tally.rejected.max(tally.refused);
-    assert!(refused >= PHONES.into(), "all phones were to be refused, but only {refused} times: {tally:?}");
+    assert!(
+        refused >= PHONES.into(),
+        "all phones were to be refused, but only {refused} times: {tally:?}"
+    );
     registrar.treat_everybody(Mood::Fair)?;
     let registered = phones.wait_registered(PHONES.into(), PATIENT);
     filter.nobody_is_banned("when the registrar is well again")?;
@@ -167,7 +198,8 @@ fn a_registrar_that_refuses_everybody() -> Result<()> {
     refusal("403 to everybody, one office", Mood::Refusing, 1)
 }
 
-/// Each registration begins with a nonce that is too old; the registrar asks again, and accepts the second try.
+/// Each registration begins with a nonce that is too old; the registrar asks again, and accepts the
+/// second try.
 #[test]
 fn nonces_that_are_too_old() -> Result<()> {
     const FEW: u16 = 20;
@@ -176,12 +208,16 @@ fn nonces_that_are_too_old() -> Result<()> {
     let _registrar = Registrar::start_with(&lab.pbx, lab.directory(), &options)?;
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     let refresh = Some(Duration::from_millis(2500));
-    let phones = Phones::start(&lab.phone, &PhonesOptions { count: FEW, refresh, ..PhonesOptions::default() })?;
+    let phones = Phones::start(
+        &lab.phone,
+        &PhonesOptions { count: FEW, refresh, ..PhonesOptions::default() },
+    )?;
     phones.wait_registered(FEW.into(), PROMPT)?;
     wait_until("every phone has had ten nonces that were too old", PATIENT, || {
         filter.nobody_is_banned("for nonces that are too old")?;
         let tally = phones.tally();
-        Ok(tally.stale + tally.rejected >= u64::from(10 * FEW) && tally.accepted > u64::from(10 * FEW))
+        Ok(tally.stale + tally.rejected >= u64::from(10 * FEW)
+            && tally.accepted > u64::from(10 * FEW))
     })
     .with_context(|| format!("the phones saw {:?}; {}", phones.tally(), filter.decisions()))?;
     println!("nonces that are too old: {:?}", phones.tally());
@@ -192,7 +228,8 @@ fn nonces_that_are_too_old() -> Result<()> {
 mod measured {
     use super::*;
 
-    /// From the port that it is registered from, as phones behind a router send them, but far more of them.
+    /// From the port that it is registered from, as phones behind a router send them, but far more
+    /// of them.
     #[test]
     fn keepalives_of_a_registered_phone() -> Result<()> {
         let lab = Lab::new()?;
@@ -201,16 +238,24 @@ mod measured {
         let one = PhonesOptions { count: 1, ..PhonesOptions::default() };
         Phones::start(&lab.phone, &one)?.wait_registered(1, PROMPT)?;
         let (from, to) = (SocketAddr::from((PHONE, FIRST_PORT)), SocketAddr::from((PBX_LAN, 5060)));
-        let keepalives = Stream::start(stream::socket(&lab.phone, from, to)?, 1000, |_| b"\r\n\r\n".to_vec())?;
+        let keepalives =
+            Stream::start(stream::socket(&lab.phone, from, to)?, 1000, |_| b"\r\n\r\n".to_vec())?;
         sleep(Duration::from_secs(10));
         filter.nobody_is_banned("for its keepalives")?;
         let sent = keepalives.stop()?;
         let phones = Phones::start(&lab.phone, &one)?;
         let registered = phones.wait_registered(1, PROMPT)?;
-        let (passed, limited) = (filter.packets(LAN, "pass.keepalive")?, filter.packets(LAN, "drop.limited")?);
-        println!("{sent} keepalives in 10 s, {passed} passed, {limited} limited; registered again in {registered:.2?}");
+        let (passed, limited) =
+            (filter.packets(LAN, "pass.keepalive")?, filter.packets(LAN, "drop.limited")?);
+        println!(
+            "{sent} keepalives in 10 s, {passed} passed, {limited} limited; registered again in \
+             {registered:.2?}"
+        );
         assert!(sent > 8000, "a thousand a second were to be sent, not {sent} in ten seconds");
-        assert!(registered < Duration::from_secs(2), "the phone was to register at once, not after {registered:?}");
+        assert!(
+            registered < Duration::from_secs(2),
+            "the phone was to register at once, not after {registered:?}"
+        );
         filter.nobody_is_banned("for its keepalives")
     }
 
@@ -219,7 +264,11 @@ mod measured {
         let lab = Lab::new()?;
         let _registrar = registrar(&lab)?;
         let filter = Filter::start(&lab.pbx, lab.directory())?;
-        let options = PhonesOptions { count: PHONES, subscriptions: SUBSCRIPTIONS, ..PhonesOptions::default() };
+        let options = PhonesOptions {
+            count: PHONES,
+            subscriptions: SUBSCRIPTIONS,
+            ..PhonesOptions::default()
+        };
         let phones = Phones::start(&lab.phone, &options)?;
         all_come_back("nothing known before", &phones, &filter, PROMPT)
     }
@@ -229,7 +278,11 @@ mod measured {
         let lab = Lab::new()?;
         let _registrar = registrar(&lab)?;
         let mut filter = Filter::start(&lab.pbx, lab.directory())?;
-        let options = PhonesOptions { count: PHONES, subscriptions: SUBSCRIPTIONS, ..PhonesOptions::default() };
+        let options = PhonesOptions {
+            count: PHONES,
+            subscriptions: SUBSCRIPTIONS,
+            ..PhonesOptions::default()
+        };
         let before = Phones::start(&lab.phone, &options)?;
         before.wait_registered(PHONES.into(), PATIENT)?;
         drop(before);

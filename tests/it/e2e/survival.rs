@@ -1,5 +1,5 @@
-//! The filter outlives its daemon: it goes on dropping when that is killed, a new one adopts it without a gap, and a ban
-//! ends when it should with nobody there to end it.
+//! The filter outlives its daemon: it goes on dropping when that is killed, a new one adopts it
+//! without a gap, and a ban ends when it should with nobody there to end it.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,9 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use sip_xdp_tests::topology::{ATTACKER, OUTSIDE, PBX_WAN, WAN};
-use sip_xdp_tests::{Attacker, Capture, Filter, FilterOptions, Lab, Phone, Registrar, stream, wait_until};
+use sip_xdp_tests::{
+    Attacker, Capture, Filter, FilterOptions, Lab, Phone, Registrar, stream, wait_until,
+};
 
 #[test]
 fn the_filter_goes_on_when_the_daemon_is_killed() -> Result<()> {
@@ -19,13 +21,15 @@ fn the_filter_goes_on_when_the_daemon_is_killed() -> Result<()> {
     let source = ATTACKER.to_string();
     let mut svcrack = Attacker::new(&lab.attacker, lab.directory()).crack("101")?;
     wait_until("the source is banned", Duration::from_secs(10), || filter.is_banned(&source))?;
-    // The ledger has it a moment before the tables do: with the first entry of a length, a grace period of the kernel.
+    // The ledger has it a moment before the tables do: with the first entry of a length, a grace
+    // period of the kernel.
     let is_enforced = || Ok(filter.packets(WAN, "drop.blocked")? > 0);
     wait_until("the ban is in force", Duration::from_secs(10), is_enforced)?;
 
     filter.kill9()?;
     sleep(Duration::from_millis(300));
-    let (expression, received) = (format!("udp and src host {source}"), registrar.received_from(ATTACKER));
+    let (expression, received) =
+        (format!("udp and src host {source}"), registrar.received_from(ATTACKER));
     let sent = Capture::start(&lab.attacker, OUTSIDE, &expression, lab.directory())?;
     let seen = Capture::start(&lab.pbx, WAN, &expression, lab.directory())?;
     sleep(Duration::from_secs(3));
@@ -150,7 +154,8 @@ fn a_broken_store_is_set_aside_and_the_filter_starts() -> Result<()> {
     let mut filter = Filter::start(&lab.pbx, lab.directory())?;
     filter.succeed(&["block", "add", &ATTACKER.to_string()])?;
     let aside = |filter: &Filter| -> Result<usize> {
-        let names = fs::read_dir(filter.state_directory())?.map(|entry| Ok(entry?.file_name().into_string()));
+        let names = fs::read_dir(filter.state_directory())?
+            .map(|entry| Ok(entry?.file_name().into_string()));
         let names: Vec<_> = names.collect::<Result<_>>()?;
         Ok(names.iter().flatten().filter(|name| name.starts_with("state.db.corrupt-")).count())
     };
@@ -161,12 +166,18 @@ fn a_broken_store_is_set_aside_and_the_filter_starts() -> Result<()> {
     assert_eq!(aside(&filter)?, 1);
     assert_eq!(filter.entries(&ATTACKER.to_string())?.len(), 1, "the ban in the kernel is gone");
     let warnings = filter.json(&["status"])?["daemon"]["warnings"].to_string();
-    assert!(warnings.contains("state.db is corrupt") && warnings.contains("set aside as"), "{warnings}");
+    assert!(
+        warnings.contains("state.db is corrupt") && warnings.contains("set aside as"),
+        "{warnings}"
+    );
 
     // The new file knows it again. Then a reboot with half a file.
     filter.unload()?;
     let half = fs::metadata(filter.state_directory().join("state.db"))?.len() / 2;
-    fs::OpenOptions::new().write(true).open(filter.state_directory().join("state.db"))?.set_len(half)?;
+    fs::OpenOptions::new()
+        .write(true)
+        .open(filter.state_directory().join("state.db"))?
+        .set_len(half)?;
     filter.launch()?;
     assert_eq!(aside(&filter)?, 2);
     assert_eq!(filter.json(&["block", "list"])?, serde_json::json!([]));
@@ -185,8 +196,9 @@ fn without_a_place_for_its_state_the_filter_works() -> Result<()> {
     fs::write(filter.state_directory(), "a file where the directory should be")?;
     filter.launch()?;
     filter.succeed(&["block", "add", &ATTACKER.to_string()])?;
-    let warnings =
-        |filter: &Filter| -> Result<String> { Ok(filter.json(&["status"])?["daemon"]["warnings"].to_string()) };
+    let warnings = |filter: &Filter| -> Result<String> {
+        Ok(filter.json(&["status"])?["daemon"]["warnings"].to_string())
+    };
     let said = warnings(&filter)?;
     assert!(said.contains("the lists would not survive a reboot"), "{said}");
     fs::remove_file(filter.state_directory())?;
@@ -194,7 +206,11 @@ fn without_a_place_for_its_state_the_filter_works() -> Result<()> {
     wait_until("the state can be written", Duration::from_secs(5), over)?;
     filter.unload()?;
     filter.launch()?;
-    assert_eq!(filter.entries(&ATTACKER.to_string())?.len(), 1, "what was blocked meanwhile did not survive");
+    assert_eq!(
+        filter.entries(&ATTACKER.to_string())?.len(),
+        1,
+        "what was blocked meanwhile did not survive"
+    );
     println!("without a state directory: {said}");
     Ok(())
 }
@@ -214,7 +230,11 @@ fn the_lists_of_an_earlier_version_are_read_once() -> Result<()> {
     filter.succeed(&["block", "del", "192.0.2.0/24"])?;
     filter.unload()?;
     filter.launch()?;
-    assert_eq!(filter.json(&["block", "list"])?, serde_json::json!([]), "what was removed came back");
+    assert_eq!(
+        filter.json(&["block", "list"])?,
+        serde_json::json!([]),
+        "what was removed came back"
+    );
     Ok(())
 }
 

@@ -1,5 +1,5 @@
-//! `top` in a real terminal: it is drawn, keys do what they say, it leaves the terminal as it was. Needs root and Linux 6.6 or
-//! later.
+//! `top` in a real terminal: it is drawn, keys do what they say, it leaves the terminal as it was.
+//! Needs root and Linux 6.6 or later.
 
 use std::process::Command;
 use std::time::Duration;
@@ -20,20 +20,29 @@ fn start(terminal: &Terminal, filter: &Filter<'_>) -> Result<Pid> {
 /// The same with a command that does what `top` does.
 fn start_command(terminal: &Terminal, command: &Command) -> Result<Pid> {
     let pid = terminal.run(command)?;
-    terminal.wait("top is drawn", |screen| screen.contains("WORST SOURCES") && screen.contains("sip-xdp top"))?;
+    terminal.wait("top is drawn", |screen| {
+        screen.contains("WORST SOURCES") && screen.contains("sip-xdp top")
+    })?;
     Ok(pid)
 }
 
-/// The terminal is as it was: the prompt is back, the screen that was there before is, and what is typed is seen.
+/// The terminal is as it was: the prompt is back, the screen that was there before is, and what is
+/// typed is seen.
 fn is_restored(terminal: &Terminal, status: &str) -> Result<()> {
-    let screen = terminal.wait("the prompt is back", |screen| screen.contains(&format!("left with {status}")))?;
+    let screen = terminal
+        .wait("the prompt is back", |screen| screen.contains(&format!("left with {status}")))?;
     assert!(!screen.contains("WORST SOURCES") && screen.contains("prompt> sh "), "{screen}");
-    let cursor = terminal.tmux(&["display-message", "-p", "#{cursor_flag} #{alternate_on} #{pane_in_mode}"])?;
+    let cursor = terminal.tmux(&[
+        "display-message",
+        "-p",
+        "#{cursor_flag} #{alternate_on} #{pane_in_mode}",
+    ])?;
     assert_eq!(cursor.trim(), "1 0 0", "the cursor is shown, on the first screen");
     terminal.type_text("echo seen $((40 + 2))")?;
     terminal.press("Enter")?;
-    terminal
-        .wait("what is typed is seen", |screen| screen.contains("echo seen $((40") && screen.contains("seen 42"))?;
+    terminal.wait("what is typed is seen", |screen| {
+        screen.contains("echo seen $((40") && screen.contains("seen 42")
+    })?;
     terminal.type_text("clear")?;
     terminal.press("Enter")?;
     terminal.wait("it is clear", |screen| !screen.contains("left with")).map(drop)
@@ -45,15 +54,17 @@ fn keys_do_what_they_say() -> Result<()> {
     let mut filter = Filter::start(&lab.pbx, lab.directory())?;
     let terminal = Terminal::start(&lab, 80, 24)?;
     start(&terminal, &filter)?;
-    terminal
-        .wait("nobody yet", |screen| screen.contains("nobody is kept out") && screen.contains("enforcing on wan"))?;
+    terminal.wait("nobody yet", |screen| {
+        screen.contains("nobody is kept out") && screen.contains("enforcing on wan")
+    })?;
 
     let attacker = ATTACKER.to_string();
     let stream = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 500)?;
     filter.wait_for_ban(&attacker, SOON)?;
     let screen = terminal.wait("the attacker is shown, and its ban, and its rate", |screen| {
         let row = screen.lines().find(|line| line.starts_with(&attacker));
-        row.is_some_and(|row| row.contains("auto") && !row.contains("  - ")) && screen.matches(&attacker).count() >= 2
+        row.is_some_and(|row| row.contains("auto") && !row.contains("  - "))
+            && screen.matches(&attacker).count() >= 2
     })?;
     println!("{screen}");
     assert!(screen.lines().all(|line| line.chars().count() <= 80));
@@ -70,8 +81,9 @@ fn keys_do_what_they_say() -> Result<()> {
     })?;
     println!("{screen}");
     terminal.resize(80, 24)?;
-    terminal
-        .wait("and the smaller one again", |screen| !screen.contains("fragment") && screen.contains("LATEST BANS"))?;
+    terminal.wait("and the smaller one again", |screen| {
+        !screen.contains("fragment") && screen.contains("LATEST BANS")
+    })?;
     stream.stop()?;
 
     // Nothing happens without a yes.
@@ -92,11 +104,15 @@ fn keys_do_what_they_say() -> Result<()> {
         terminal.press("C-u")?;
         terminal.type_text(network)?;
         terminal.press("Enter")?;
-        terminal.wait("it asks", |screen| screen.contains(network) && screen.contains("any other key no"))?;
+        terminal.wait("it asks", |screen| {
+            screen.contains(network) && screen.contains("any other key no")
+        })?;
         terminal.press("y")?;
         terminal.wait("it is done", |screen| screen.contains(&format!("{network} is ")))?;
         let entries = filter.json(&[list, "list"])?;
-        let entry = entries.as_array().and_then(|all| all.iter().find(|entry| entry["network"] == network).cloned());
+        let entry = entries
+            .as_array()
+            .and_then(|all| all.iter().find(|entry| entry["network"] == network).cloned());
         let entry = entry.context("no entry")?;
         assert_eq!(entry["expires"].is_null(), list == "trust", "{entry}");
     }
@@ -107,11 +123,14 @@ fn keys_do_what_they_say() -> Result<()> {
     terminal.press("Enter")?;
     terminal.wait("it asks", |screen| screen.contains("any other key no"))?;
     terminal.press("y")?;
-    terminal.wait("the daemon refuses, and says why", |screen| screen.contains("was not blocked"))?;
+    terminal
+        .wait("the daemon refuses, and says why", |screen| screen.contains("was not blocked"))?;
 
     // The daemon dies; what the kernel does is still shown.
     filter.kill9()?;
-    let screen = terminal.wait("it says so", |screen| screen.contains("NO DAEMON") && screen.contains("no daemon:"))?;
+    let screen = terminal.wait("it says so", |screen| {
+        screen.contains("NO DAEMON") && screen.contains("no daemon:")
+    })?;
     assert!(screen.contains("192.0.2.77"), "{screen}");
     terminal.press("q")?;
     is_restored(&terminal, "0")
@@ -139,13 +158,17 @@ fn a_panic_leaves_the_terminal_as_it_was() -> Result<()> {
     let filter = Filter::start(&lab.pbx, lab.directory())?;
     let terminal = Terminal::start(&lab, 100, 30)?;
     let program = env!("CARGO_BIN_EXE_panic-in-top");
-    for (signal, place) in
-        [(Signal::SIGUSR1, "where it is drawn"), (Signal::SIGUSR2, "in a task"), (Signal::SIGALRM, "in a thread")]
-    {
+    for (signal, place) in [
+        (Signal::SIGUSR1, "where it is drawn"),
+        (Signal::SIGUSR2, "in a task"),
+        (Signal::SIGALRM, "in a thread"),
+    ] {
         let mut command = filter.command_of(program, &[]);
         let pid = start_command(&terminal, command.env("RUST_BACKTRACE", "0"))?;
         kill(pid, signal)?;
-        terminal.wait("it says what went wrong", |screen| screen.contains(place) && screen.contains("panicked at"))?;
+        terminal.wait("it says what went wrong", |screen| {
+            screen.contains(place) && screen.contains("panicked at")
+        })?;
         is_restored(&terminal, "101")?;
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! However a guesser spells its requests: what the registrar understands, the filter understands. Needs root and Linux 6.6 or
-//! later.
+//! However a guesser spells its requests: what the registrar understands, the filter understands.
+//! Needs root and Linux 6.6 or later.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,7 +7,9 @@ use std::time::Duration;
 use anyhow::Result;
 use sip_xdp_tests::spelling::SPELLINGS;
 use sip_xdp_tests::topology::PBX_WAN;
-use sip_xdp_tests::{Filter, FilterOptions, Guess, Guesser, Lab, Phone, Registrar, wait_for_a_nonce_of_its_own};
+use sip_xdp_tests::{
+    Filter, FilterOptions, Guess, Guesser, Lab, Phone, Registrar, wait_for_a_nonce_of_its_own,
+};
 
 /// From the first password to the ban: twenty are sent in a second.
 const PROMPT: Duration = Duration::from_secs(8);
@@ -29,7 +31,8 @@ fn no_spelling_helps_a_guesser() -> Result<()> {
         let address = lab.further_attacker(number)?;
         let (from, to) = (SocketAddr::from((address, 5060)), SocketAddr::from((PBX_WAN, 5060)));
         wait_for_a_nonce_of_its_own();
-        let guesser = Guesser::start(&lab.attacker, Guess { spelling, ..Guess::new(from, to, "101") })?;
+        let guesser =
+            Guesser::start(&lab.attacker, Guess { spelling, ..Guess::new(from, to, "101") })?;
         let ban = filter.wait_for_ban(&address.to_string(), PROMPT);
         drop(guesser);
         let name = spelling.name;
@@ -37,10 +40,14 @@ fn no_spelling_helps_a_guesser() -> Result<()> {
         match ban {
             Ok(ban) => {
                 let kind = filter.ban_kind(&address.to_string()).unwrap_or_default();
-                println!("{name:32} {kind:12} {:9} after {tried:3} passwords; \"{}\"", ban.tier, ban.reason);
+                println!(
+                    "{name:32} {kind:12} {:9} after {tried:3} passwords; \"{}\"",
+                    ban.tier, ban.reason
+                );
                 if tried > PASSWORDS || kind != "rejected" || ban.tier != "proven" {
                     complaints.push(format!(
-                        "{name}: at most {PASSWORDS} passwords and a ban for proven, rejected credentials were expected, \
+                        "{name}: at most {PASSWORDS} passwords and a ban for proven, rejected \
+                         credentials were expected, \
                          but it took {tried} and was for {} {kind}",
                         ban.tier
                     ));

@@ -15,7 +15,8 @@ const SOON: Duration = Duration::from_secs(10);
 /// Starts watching, and waits until it does.
 fn watch(filter: &Filter<'_>, arguments: &[&str]) -> Result<Process> {
     let mut watcher = filter.start_command(&[&["watch"], arguments].concat())?;
-    // What happens before it is connected, it does not see; an entry that is made again and again shows when it is.
+    // What happens before it is connected, it does not see; an entry that is made again and again
+    // shows when it is.
     wait_until("it watches", SOON, || {
         filter.succeed(&["trust", "add", "192.0.2.200"])?;
         Ok(!watcher.lines().is_empty() || watcher.try_wait()?.is_some())
@@ -28,7 +29,8 @@ fn events(watcher: &Process) -> Result<Vec<Value>> {
     let lines = watcher.lines().into_iter().filter(|line| !line.error);
     let mut events = Vec::new();
     for line in lines {
-        let event: Value = serde_json::from_str(&line.text).with_context(|| format!("no JSON: {}", line.text))?;
+        let event: Value =
+            serde_json::from_str(&line.text).with_context(|| format!("no JSON: {}", line.text))?;
         for field in ["time", "event", "kind", "address", "port", "reason", "tier", "dry_run"] {
             assert!(event.get(field).is_some(), "no {field} in {event}");
         }
@@ -40,7 +42,9 @@ fn events(watcher: &Process) -> Result<Vec<Value>> {
 fn wait_for(watcher: &Process, event: &str, address: &str) -> Result<Value> {
     let mut found = None;
     wait_until(&format!("{event} of {address} is seen"), SOON, || {
-        found = events(watcher)?.into_iter().find(|one| one["event"] == event && one["address"] == address);
+        found = events(watcher)?
+            .into_iter()
+            .find(|one| one["event"] == event && one["address"] == address);
         Ok(found.is_some())
     })?;
     found.context("it was just found")
@@ -64,11 +68,15 @@ fn a_ban_is_seen_at_once() -> Result<()> {
     let ban = wait_for(&all, "ban", &attacker)?;
     stream.stop()?;
     let logged = filter.ban_logged(&attacker).context("the ban is not in the log")?;
-    let seen = all.lines().into_iter().find(|line| line.text.contains("\"ban\"")).context("no line")?.at;
+    let seen =
+        all.lines().into_iter().find(|line| line.text.contains("\"ban\"")).context("no line")?.at;
     let late = seen.duration_since(logged).unwrap_or_default();
     println!("seen {late:?} after it was logged: {ban}");
     assert!(late < Duration::from_secs(1), "it was seen {late:?} after it was logged");
-    assert!(ban["tier"] == "unproven" && ban["dry_run"] == false && ban["reason"].is_string(), "{ban}");
+    assert!(
+        ban["tier"] == "unproven" && ban["dry_run"] == false && ban["reason"].is_string(),
+        "{ban}"
+    );
 
     filter.succeed(&["unban", &attacker])?;
     let unban = wait_for(&all, "unban", &attacker)?;
@@ -79,8 +87,15 @@ fn a_ban_is_seen_at_once() -> Result<()> {
 
     // What concerns one address is what is about it, or a network around it.
     let of_one = events(&one)?;
-    assert!(!of_one.is_empty() && of_one.iter().all(|event| event["address"] == "192.0.2.0/28"), "{of_one:?}");
-    let line = people.lines().into_iter().find(|line| line.text.contains("  ban ")).context("people see no ban")?;
+    assert!(
+        !of_one.is_empty() && of_one.iter().all(|event| event["address"] == "192.0.2.0/28"),
+        "{of_one:?}"
+    );
+    let line = people
+        .lines()
+        .into_iter()
+        .find(|line| line.text.contains("  ban "))
+        .context("people see no ban")?;
     assert!(line.text.contains(&attacker), "{}", line.text);
     println!("{}", line.text);
 
@@ -98,7 +113,8 @@ fn it_ends_with_the_daemon() -> Result<()> {
     let mut watcher = watch(&filter, &["--json"])?;
     filter.stop()?;
     let status = watcher.wait(SOON)?;
-    let errors: Vec<_> = watcher.lines().into_iter().filter(|line| line.error).map(|line| line.text).collect();
+    let errors: Vec<_> =
+        watcher.lines().into_iter().filter(|line| line.error).map(|line| line.text).collect();
     println!("{errors:?}");
     assert!(status.code() == Some(1) && errors.len() == 1, "{status}: {errors:?}");
     let output = filter.cli(&["watch"])?;
@@ -117,15 +133,23 @@ fn dropped_packets_are_seen_and_written() -> Result<()> {
     let file = file.to_str().context("a path that is no text")?;
     let mut shown = watch(&filter, &["--json", "--packets"])?;
     let mut writing = filter.start_command(&["watch", "-w", file])?;
-    let mut other = filter.start_command(&["watch", "--json", "--packets", "--ip", "192.0.2.99"])?;
+    let mut other =
+        filter.start_command(&["watch", "--json", "--packets", "--ip", "192.0.2.99"])?;
     let stream = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 1_000)?;
     let packet = wait_for(&shown, "packet", &attacker)?;
     let place = (&packet["kind"], &packet["interface"], &packet["link"]);
     assert_eq!(place, (&"blocked".into(), &"wan".into(), &"ethernet".into()));
     let start_line = packet["reason"].as_str().context("no start line")?;
     assert!(start_line.starts_with("REGISTER sip:"), "{start_line}");
-    assert!(packet["port"].is_u64() && packet["dry_run"] == false && packet["length"].as_u64() > Some(200), "{packet}");
-    wait_until("some are written", SOON, || Ok(std::fs::metadata(file).is_ok_and(|file| file.len() > 50_000)))?;
+    assert!(
+        packet["port"].is_u64()
+            && packet["dry_run"] == false
+            && packet["length"].as_u64() > Some(200),
+        "{packet}"
+    );
+    wait_until("some are written", SOON, || {
+        Ok(std::fs::metadata(file).is_ok_and(|file| file.len() > 50_000))
+    })?;
     stream.stop()?;
     let (dropped, seen) = (filter.packets("wan", "drop.blocked")?, events(&shown)?.len() as u64);
     println!("{seen} shown of {dropped} dropped: {packet}");
@@ -133,11 +157,13 @@ fn dropped_packets_are_seen_and_written() -> Result<()> {
     let status = writing.stop(Signal::SIGINT)?;
     assert_eq!(status.code(), Some(0));
     let said = writing.lines().into_iter().find(|line| line.error).context("it says nothing")?.text;
-    let count: usize = said.split(' ').next().and_then(|count| count.parse().ok()).context("no number")?;
+    let count: usize =
+        said.split(' ').next().and_then(|count| count.parse().ok()).context("no number")?;
     // Others read it: each packet, from whom, whole.
     let read = succeed(Command::new("tcpdump").args(["-n", "-tt", "-A", "-r", file]))?;
     let from = format!("IP {attacker}.");
-    let lines = read.lines().filter(|line| line.contains(&from) && line.contains(" > 198.51.100.1.5060"));
+    let lines =
+        read.lines().filter(|line| line.contains(&from) && line.contains(" > 198.51.100.1.5060"));
     assert_eq!(lines.count(), count, "{said}: {read}");
     assert!(!read.contains("truncated"));
     let tshark = ["-n", "-r", file, "-Y", "sip.Method == REGISTER", "-T", "fields", "-e", "ip.src"];
@@ -164,7 +190,8 @@ mod measured {
         let filter = Filter::start(&lab.pbx, lab.directory())?;
         let mut watcher = watch(&filter, &["--json"])?;
         watcher.signal(Signal::SIGSTOP)?;
-        let networks: Vec<String> = (0..4_000).map(|n| format!("10.0.{}.{}", n / 250, n % 250)).collect();
+        let networks: Vec<String> =
+            (0..4_000).map(|n| format!("10.0.{}.{}", n / 250, n % 250)).collect();
         let start = Instant::now();
         filter.put("block", &networks, None)?;
         println!("4000 entries in {:?} beside a watcher that does not read", start.elapsed());

@@ -1,5 +1,6 @@
-//! The web page in a real browser, without a screen: on a desktop and on a phone, light and dark, with nothing to show and under
-//! attack. Needs root, Linux 6.6 or later, and chromium. With SIP_XDP_SCREENSHOTS=DIR the pictures are kept there.
+//! The web page in a real browser, without a screen: on a desktop and on a phone, light and dark,
+//! with nothing to show and under attack. Needs root, Linux 6.6 or later, and chromium. With
+//! SIP_XDP_SCREENSHOTS=DIR the pictures are kept there.
 
 use std::fs;
 use std::net::SocketAddrV4;
@@ -16,7 +17,8 @@ use sip_xdp_tests::{Browser, Filter, FilterOptions, Lab, Phone, Registrar, strea
 const SOON: Duration = Duration::from_secs(30);
 
 /// What would run, or show, if it were taken for anything but text.
-const HOSTILE: &str = "user \"<img src=x onerror=document.title='owned'><script>document.title='owned'</script>&amp;\"";
+const HOSTILE: &str = "user \"<img src=x \
+                       onerror=document.title='owned'><script>document.title='owned'</script>&amp;\"";
 
 #[test]
 fn it_shows_nothing_and_everything() -> Result<()> {
@@ -24,9 +26,13 @@ fn it_shows_nothing_and_everything() -> Result<()> {
     let _registrar = Registrar::start(&lab.pbx, lab.directory())?;
     let list = lab.directory().join("list.txt");
     fs::write(&list, "192.0.2.1\n192.0.2.2\n")?;
-    let configuration = format!("[[feeds]]\nname = \"example\"\nurl = \"file://{}\"\n", list.display());
-    let filter =
-        Filter::start_with(&lab.pbx, lab.directory(), FilterOptions { configuration, ..FilterOptions::default() })?;
+    let configuration =
+        format!("[[feeds]]\nname = \"example\"\nurl = \"file://{}\"\n", list.display());
+    let filter = Filter::start_with(
+        &lab.pbx,
+        lab.directory(),
+        FilterOptions { configuration, ..FilterOptions::default() },
+    )?;
     wait_until("it answers", SOON, || Ok(http::get(&lab.pbx, METRICS, "/").is_ok()))?;
     let browser = Browser::new(&lab);
 
@@ -35,7 +41,10 @@ fn it_shows_nothing_and_everything() -> Result<()> {
     assert!(text(&page, "worst").contains("Nobody is kept out."), "{}", text(&page, "worst"));
     assert!(text(&page, "bans").contains("None since the daemon started."));
     assert!(text(&page, "feeds").contains("example"), "{}", text(&page, "feeds"));
-    assert!(!page.contains("NaN") && !page.contains("undefined") && !page.contains("Infinity"), "{page}");
+    assert!(
+        !page.contains("NaN") && !page.contains("undefined") && !page.contains("Infinity"),
+        "{page}"
+    );
     browser.picture("web-nothing", DESKTOP, false)?;
     browser.picture("web-nothing-phone-dark", PHONE, true)?;
 
@@ -51,7 +60,10 @@ fn it_shows_nothing_and_everything() -> Result<()> {
 
     // What attackers choose is text: it is there letter by letter, and nothing of it runs.
     assert!(page.contains("&lt;img src=x onerror="), "{worst}");
-    assert!(!page.contains("<img") && page.contains("<title>sip-xdp</title>"), "the hostile text was taken for a page");
+    assert!(
+        !page.contains("<img") && page.contains("<title>sip-xdp</title>"),
+        "the hostile text was taken for a page"
+    );
     assert_eq!(page.matches("<script").count(), 1);
 
     // A page that is wider than the window would be cut off: what is in it breaks instead.
@@ -74,16 +86,28 @@ fn it_shows_a_storm() -> Result<()> {
     let lab = Lab::new()?;
     lab.accept_forgeries()?;
     let configuration = "[limits.storm]\nnew_sources = { count = 200, per = \"1s\" }\n".to_owned();
-    let filter =
-        Filter::start_with(&lab.pbx, lab.directory(), FilterOptions { configuration, ..FilterOptions::default() })?;
+    let filter = Filter::start_with(
+        &lab.pbx,
+        lab.directory(),
+        FilterOptions { configuration, ..FilterOptions::default() },
+    )?;
     wait_until("it answers", SOON, || Ok(http::get(&lab.pbx, METRICS, "/").is_ok()))?;
     let to = SocketAddrV4::new(PBX_WAN, 5060);
     let storm = forge_sources(&lab.attacker, to, 3_000, move |number, from| {
         let call_id = format!("storm-{number}");
-        Request { method: "OPTIONS", user: "100", call_id: &call_id, sequence: 1, from: from.into(), to: to.into() }
-            .bytes()
+        Request {
+            method: "OPTIONS",
+            user: "100",
+            call_id: &call_id,
+            sequence: 1,
+            from: from.into(),
+            to: to.into(),
+        }
+        .bytes()
     })?;
-    wait_until("strangers' packets are dropped", SOON, || Ok(filter.packets("wan", "drop.storm")? > 1_000))?;
+    wait_until("strangers' packets are dropped", SOON, || {
+        Ok(filter.packets("wan", "drop.storm")? > 1_000)
+    })?;
     let browser = Browser::new(&lab);
     let page = browser.page(DESKTOP)?;
     let warnings = text(&page, "warnings");
@@ -91,7 +115,9 @@ fn it_shows_a_storm() -> Result<()> {
     let tiles = text(&page, "tiles");
     assert!(tiles.contains("yes") && !page.contains("NaN"), "{tiles}");
     assert!(text(&page, "reasons").contains("storm"), "{}", text(&page, "reasons"));
-    for (name, window, dark) in [("web-storm", DESKTOP, false), ("web-storm-phone-dark", PHONE, true)] {
+    for (name, window, dark) in
+        [("web-storm", DESKTOP, false), ("web-storm-phone-dark", PHONE, true)]
+    {
         assert!(browser.picture(name, window, dark)? > 20_000, "{name} is empty");
     }
     let sent = storm.stop()?;
@@ -99,7 +125,9 @@ fn it_shows_a_storm() -> Result<()> {
     filter.nobody_is_banned("in a storm of forged packets")?;
 
     // When it is over the page says that, too.
-    wait_until("it is over", SOON, || Ok(!filter.json(&["status"])?["warnings"].to_string().contains("a storm")))?;
+    wait_until("it is over", SOON, || {
+        Ok(!filter.json(&["status"])?["warnings"].to_string().contains("a storm"))
+    })?;
     let page = browser.page(DESKTOP)?;
     assert!(!text(&page, "warnings").contains("a storm"), "{}", text(&page, "warnings"));
     Ok(())

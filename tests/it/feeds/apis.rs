@@ -10,7 +10,11 @@ use crate::feeds::harness::{Followed, config};
 const KEY: &str = "sEcret-Key-1";
 
 /// A feed with a key, in a directory that keeps the key's file.
-fn with_key(server: &ListServer, path: &str, format: FeedFormat) -> (FeedConfig, tempfile::TempDir) {
+fn with_key(
+    server: &ListServer,
+    path: &str,
+    format: FeedFormat,
+) -> (FeedConfig, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let key_file = directory.path().join("key");
     fs::write(&key_file, format!("{KEY}\n")).unwrap();
@@ -37,7 +41,9 @@ fn apiban_page_by_page() {
         let path = head.split(' ').nth(1).unwrap_or_default();
         match path.strip_prefix(&format!("/api/{KEY}/banned/")) {
             None if path == "/api/get" => no_such_page(),
-            Some("100") => json("200 OK", "{\"ipaddress\":[\"198.51.100.1\",\"198.51.100.2\"],\"ID\":\"250\"}"),
+            Some("100") => {
+                json("200 OK", "{\"ipaddress\":[\"198.51.100.1\",\"198.51.100.2\"],\"ID\":\"250\"}")
+            }
             Some("250") => json("200 OK", "{\"ipaddress\":[\"198.51.100.3\"],\"ID\":\"300\"}"),
             Some("300") => no_new_bans(),
             _ => json("403 Forbidden", "{\"ipaddress\":[\"0.0.0.0\"],\"ID\":\"unauthorized\"}"),
@@ -50,12 +56,17 @@ fn apiban_page_by_page() {
     // From where it was, also after a restart.
     let asked = server.requests().len();
     followed.sync(false);
-    assert!(server.requests()[asked..].iter().all(|head| head.contains("/banned/300 ")), "it knows which interface");
+    assert!(
+        server.requests()[asked..].iter().all(|head| head.contains("/banned/300 ")),
+        "it knows which interface"
+    );
     let mut followed = followed.restart();
     assert_eq!(followed.listed().len(), 3);
     server.answer_with(|head| match head {
         head if head.starts_with("POST ") => no_such_page(),
-        head if head.contains("/banned/300 ") => json("200 OK", "{\"ipaddress\":[\"198.51.100.4\"],\"ID\":\"301\"}"),
+        head if head.contains("/banned/300 ") => {
+            json("200 OK", "{\"ipaddress\":[\"198.51.100.4\"],\"ID\":\"301\"}")
+        }
         _ => no_new_bans(),
     });
     assert_eq!(followed.sync(false).error, None);
@@ -70,8 +81,9 @@ fn apiban_page_by_page() {
 fn apiban_by_its_newer_interface() {
     let server = ListServer::start(no_new_bans()).unwrap();
     server.answer_with(|request| {
-        let has_key =
-            request.to_ascii_lowercase().contains(&format!("authorization: bearer {}\r\n", KEY.to_lowercase()));
+        let has_key = request
+            .to_ascii_lowercase()
+            .contains(&format!("authorization: bearer {}\r\n", KEY.to_lowercase()));
         if !request.starts_with("POST /api/get ") {
             return json("404 Not Found", "{\"error\":\"not found\"}");
         }
@@ -79,7 +91,10 @@ fn apiban_by_its_newer_interface() {
             return json("403 Forbidden", "{\"ipaddress\":[\"0.0.0.0\"],\"ID\":\"unauthorized\"}");
         }
         match request.contains("\"id\":\"100\"") {
-            true => json("200 OK", "{\"ipaddress\":[\"198.51.100.1\",\"198.51.100.2\"],\"ID\":\"1700000001\"}"),
+            true => json(
+                "200 OK",
+                "{\"ipaddress\":[\"198.51.100.1\",\"198.51.100.2\"],\"ID\":\"1700000001\"}",
+            ),
             false => no_new_bans(),
         }
     });
@@ -93,7 +108,10 @@ fn apiban_by_its_newer_interface() {
     let since = server.requests().split_off(asked);
     assert!(since.iter().all(|request| request.contains("\"id\":\"1700000001\"")), "{since:?}");
     assert!(
-        server.requests().iter().all(|request| request.starts_with("POST ") && !request.contains(&format!("/{KEY}")))
+        server
+            .requests()
+            .iter()
+            .all(|request| request.starts_with("POST ") && !request.contains(&format!("/{KEY}")))
     );
     fs::write(key.path().join("key"), "another").unwrap();
     let error = followed.sync(false).error.unwrap();
@@ -104,16 +122,25 @@ fn apiban_by_its_newer_interface() {
 #[test]
 fn apiban_that_wants_a_pause() {
     let server = ListServer::start(no_new_bans()).unwrap();
-    let too_many =
-        || Reply::new("429 Too Many Requests", &["Retry-After: 90"], "{\"ipaddress\":\"rate limit\",\"ID\":\"none\"}");
+    let too_many = || {
+        Reply::new(
+            "429 Too Many Requests",
+            &["Retry-After: 90"],
+            "{\"ipaddress\":\"rate limit\",\"ID\":\"none\"}",
+        )
+    };
     server.answer_with(move |head| match head {
         head if head.starts_with("POST ") => no_such_page(),
-        head if head.contains("/banned/100 ") => json("200 OK", "{\"ipaddress\":[\"198.51.100.1\"],\"ID\":\"250\"}"),
+        head if head.contains("/banned/100 ") => {
+            json("200 OK", "{\"ipaddress\":[\"198.51.100.1\"],\"ID\":\"250\"}")
+        }
         _ => too_many(),
     });
     let (config, _key) = with_key(&server, "api/", FeedFormat::Apiban);
     let mut followed = Followed::new(config);
-    followed.until("the first page", |followed| followed.state.is_settled && followed.state.next_ms > 0);
+    followed.until("the first page", |followed| {
+        followed.state.is_settled && followed.state.next_ms > 0
+    });
     assert_eq!(followed.listed(), ["198.51.100.1"], "what came before the pause is in force");
     let state = followed.sync(false);
     assert!(state.error.unwrap().contains("HTTP 429"));
@@ -133,7 +160,11 @@ fn a_key_goes_to_one_server_only() {
         let server = ListServer::start(Reply::new("302 Found", &[&location], "")).unwrap();
         let (config, _key) = with_key(&server, path, format);
         let mut followed = Followed::new(config);
-        let error = followed.until("a failure", |followed| followed.state.error.is_some()).error.clone().unwrap();
+        let error = followed
+            .until("a failure", |followed| followed.state.error.is_some())
+            .error
+            .clone()
+            .unwrap();
         assert!(error.contains("must not go") && !error.contains(KEY), "{error}");
     }
     assert!(other.requests().is_empty());
@@ -147,7 +178,9 @@ fn a_key_file_is_read_each_time() {
     followed.until("an answer", |followed| followed.state.is_settled);
     fs::write(key.path().join("key"), "another").unwrap();
     followed.sync(false);
-    assert!(server.requests().last().unwrap().to_ascii_lowercase().contains("x-api-key: another\r\n"));
+    assert!(
+        server.requests().last().unwrap().to_ascii_lowercase().contains("x-api-key: another\r\n")
+    );
     fs::remove_file(key.path().join("key")).unwrap();
     assert!(followed.sync(false).error.unwrap().contains("cannot be read"));
 }
@@ -162,10 +195,17 @@ fn decision(value: &str, duration: &str) -> String {
 #[test]
 fn crowdsec_tells_what_changes() {
     let server = ListServer::start(no_new_bans()).unwrap();
-    let all = [decision("198.51.100.1", "3h59m"), decision("203.0.113.0/24", "24h"), decision("198.51.100.2", "1s")];
+    let all = [
+        decision("198.51.100.1", "3h59m"),
+        decision("203.0.113.0/24", "24h"),
+        decision("198.51.100.2", "1s"),
+    ];
     let all = format!("{{\"new\":[{}],\"deleted\":null}}", all.join(","));
-    let more =
-        format!("{{\"new\":[{}],\"deleted\":[{}]}}", decision("198.51.100.3", "1h"), decision("198.51.100.1", "-1s"));
+    let more = format!(
+        "{{\"new\":[{}],\"deleted\":[{}]}}",
+        decision("198.51.100.3", "1h"),
+        decision("198.51.100.1", "-1s")
+    );
     server.answer_with(move |head| match head.contains("startup=true") {
         true => json("200 OK", &all),
         false => json("200 OK", &more),
@@ -176,15 +216,23 @@ fn crowdsec_tells_what_changes() {
     assert_eq!(followed.listed(), ["198.51.100.1", "198.51.100.2", "203.0.113.0/24"]);
     std::thread::sleep(std::time::Duration::from_millis(1_100));
     followed.sync(false);
-    assert_eq!(followed.listed(), ["198.51.100.3", "203.0.113.0/24"], "one deleted, one over, one new");
-    // After a failure nobody knows what was told meanwhile: everything again, and that is what a new daemon asks for, too.
+    assert_eq!(
+        followed.listed(),
+        ["198.51.100.3", "203.0.113.0/24"],
+        "one deleted, one over, one new"
+    );
+    // After a failure nobody knows what was told meanwhile: everything again, and that is what a
+    // new daemon asks for, too.
     server.reply(json("500 Internal Server Error", ""));
     followed.sync(false);
     assert_eq!(followed.listed().len(), 2);
     server.reply(json("200 OK", &format!("{{\"new\":[{}]}}", decision("198.51.100.9", "1h"))));
     followed.sync(false);
     let last = server.requests().pop().unwrap();
-    assert!(last.starts_with("GET /v1/decisions/stream?") && last.contains("startup=true"), "{last}");
+    assert!(
+        last.starts_with("GET /v1/decisions/stream?") && last.contains("startup=true"),
+        "{last}"
+    );
     assert_eq!(followed.listed(), ["198.51.100.9"]);
     let mut followed = followed.restart();
     followed.until("everything", |followed| followed.state.next_ms > 0);

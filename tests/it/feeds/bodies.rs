@@ -17,10 +17,12 @@ fn body(name: &str) -> Vec<u8> {
 /// What becomes of a body, as the first list of a feed with these further settings.
 fn first(name: &str, change: impl Fn(&mut FeedConfig)) -> (ListServer, Followed, FeedState) {
     let server = ListServer::start(Reply::list(body(name))).unwrap();
-    let mut config = FeedConfig { every: "1d".parse().unwrap(), ..FeedConfig::new("test", &server.url(name)) };
+    let mut config =
+        FeedConfig { every: "1d".parse().unwrap(), ..FeedConfig::new("test", &server.url(name)) };
     change(&mut config);
     let mut followed = Followed::new(config);
-    let has_answer = |followed: &Followed| followed.state.is_settled || followed.state.error.is_some();
+    let has_answer =
+        |followed: &Followed| followed.state.is_settled || followed.state.error.is_some();
     let state = followed.until("an answer", has_answer).clone();
     (server, followed, state)
 }
@@ -55,8 +57,17 @@ fn each_body_is_read_right() {
         let (_server, followed, state) = first(name, |_| ());
         assert_eq!(state.error, None, "{name}");
         let skipped = |reason: &str| state.tally.count(reason);
-        println!("{name}: {:?} {}, skipped {:?}", state.format, covered(&followed), state.tally.skipped);
-        assert_eq!((state.format.as_deref(), covered(&followed)), (Some(format), addresses), "{name}");
+        println!(
+            "{name}: {:?} {}, skipped {:?}",
+            state.format,
+            covered(&followed),
+            state.tally.skipped
+        );
+        assert_eq!(
+            (state.format.as_deref(), covered(&followed)),
+            (Some(format), addresses),
+            "{name}"
+        );
         assert_eq!((skipped("malformed"), skipped("special")), (malformed, special), "{name}");
         assert_eq!(
             (followed.row()["format"].as_str(), followed.row()["detected"].as_bool()),
@@ -69,12 +80,21 @@ fn each_body_is_read_right() {
 fn odd_entries_never_become_other_addresses() {
     let (_server, followed, state) = first("16-odd-entries.txt", |_| ());
     assert_eq!(state.error, None);
-    let good: Vec<_> = followed.listed().into_iter().filter(|entry| !entry.starts_with("45.8")).collect();
+    let good: Vec<_> =
+        followed.listed().into_iter().filter(|entry| !entry.starts_with("45.8")).collect();
     println!("{good:?}, {:?}", state.tally.skipped);
     // What has only blanks, a comma or a comment around it is meant.
     assert_eq!(good, ["45.90.9.10", "2001:db8:ffff::1", "2001:db8:ffff::2"]);
-    for odd in ["1.2.3.4", "45.81.0.0", "45.82.1.0", "45.83.2.0", "45.84.3.4", "45.85.4.5", "45.86.5.6", "45.91.10.11"]
-    {
+    for odd in [
+        "1.2.3.4",
+        "45.81.0.0",
+        "45.82.1.0",
+        "45.83.2.0",
+        "45.84.3.4",
+        "45.85.4.5",
+        "45.86.5.6",
+        "45.91.10.11",
+    ] {
         assert!(!followed.blocks(odd), "{odd}");
     }
     for meant in ["45.87.6.7", "45.88.7.8", "45.89.8.9"] {
@@ -86,7 +106,15 @@ fn odd_entries_never_become_other_addresses() {
 fn reserved_networks_are_left_out() {
     let (_server, followed, state) = first("14-reserved-networks.netset", |_| ());
     assert_eq!(state.error, None);
-    for private in ["10.1.2.3", "127.0.0.1", "192.168.1.1", "169.254.1.1", "100.64.0.1", "0.1.2.3", "224.0.0.1"] {
+    for private in [
+        "10.1.2.3",
+        "127.0.0.1",
+        "192.168.1.1",
+        "169.254.1.1",
+        "100.64.0.1",
+        "0.1.2.3",
+        "224.0.0.1",
+    ] {
         assert!(!followed.blocks(private), "{private}");
     }
     assert!(followed.blocks("45.80.0.1"));
@@ -118,7 +146,8 @@ fn a_rate_limit_with_status_200_is_named() {
 #[test]
 fn hosts_that_become_wide_networks_are_refused() {
     let server = ListServer::start(Reply::list(body("15a-before-150-hosts.txt"))).unwrap();
-    let config = FeedConfig { every: "1d".parse().unwrap(), ..FeedConfig::new("test", &server.url("list")) };
+    let config =
+        FeedConfig { every: "1d".parse().unwrap(), ..FeedConfig::new("test", &server.url("list")) };
     let mut followed = Followed::new(config);
     followed.until("the first list", |followed| followed.state.is_settled);
     assert_eq!(covered(&followed), 150);
@@ -126,7 +155,10 @@ fn hosts_that_become_wide_networks_are_refused() {
     for _ in 0..2 {
         let state = followed.sync(false);
         let error = state.error.unwrap();
-        assert!(state.is_refused && error.contains("it covers 157 million addresses, before 150"), "{error}");
+        assert!(
+            state.is_refused && error.contains("it covers 157 million addresses, before 150"),
+            "{error}"
+        );
         assert_eq!(covered(&followed), 150);
         // Also by a daemon that only has what is on disk.
         followed = followed.restart();
@@ -144,7 +176,14 @@ fn an_empty_list_is_taken_once_and_said() {
     // Nothing at all is no list that says so.
     let server = ListServer::start(Reply::list("")).unwrap();
     let mut nothing = Followed::new(FeedConfig::new("test", &server.url("list")));
-    assert!(nothing.until("a refusal", |nothing| nothing.state.is_refused).error.as_ref().unwrap().contains("empty"));
+    assert!(
+        nothing
+            .until("a refusal", |nothing| nothing.state.is_refused)
+            .error
+            .as_ref()
+            .unwrap()
+            .contains("empty")
+    );
     // Of a list that had entries, an operator takes it, once.
     let server = ListServer::start(Reply::list(body("15a-before-150-hosts.txt"))).unwrap();
     let mut followed = Followed::new(FeedConfig::new("test", &server.url("list")));
@@ -156,5 +195,9 @@ fn an_empty_list_is_taken_once_and_said() {
     let mut followed = followed.restart();
     assert_eq!(followed.sync(false).error, None);
     server.reply(Reply::list(body("15a-before-150-hosts.txt")));
-    assert_eq!((followed.sync(false).error, covered(&followed)), (None, 150), "and may have entries again");
+    assert_eq!(
+        (followed.sync(false).error, covered(&followed)),
+        (None, 150),
+        "and may have entries again"
+    );
 }

@@ -4,23 +4,23 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use sip_xdp::config::{FeedConfig, FeedFormat};
-use sip_xdp::feeds::Listed;
+use sip_xdp::feeds::NetworkSet;
 use sip_xdp::feeds::engine::{Engine, FeedState, Update};
-use sip_xdp::feeds::guards::Untouchable;
+use sip_xdp::feeds::guards::ProtectedSet;
 use sip_xdp::lists::Refresh;
 use sip_xdp::net::network::Network;
 use sip_xdp_tests::ListServer;
 use tempfile::TempDir;
 
 /// Longer than any synchronisation may take.
-const PATIENCE: Duration = Duration::from_secs(45);
+const TIMEOUT: Duration = Duration::from_secs(45);
 
 pub(crate) struct Followed {
     engine: Engine,
     take: Box<dyn FnMut() -> Option<Update>>,
     pub(crate) config: FeedConfig,
     pub(crate) directory: TempDir,
-    pub(crate) in_force: Listed,
+    pub(crate) in_force: NetworkSet,
     pub(crate) state: FeedState,
     /// How often a list came into force.
     pub(crate) changes: usize,
@@ -51,12 +51,12 @@ impl Followed {
     pub(crate) fn begin(config: FeedConfig, directory: TempDir, protected: &[&str]) -> Self {
         let mut engine = Engine::new(directory.path().to_owned());
         engine.protect(
-            Untouchable::new(protected.iter().map(|text| text.parse().unwrap()).collect()),
-            Untouchable::default(),
+            ProtectedSet::new(protected.iter().map(|text| text.parse().unwrap()).collect()),
+            ProtectedSet::default(),
         );
         let mut updates = engine.updates();
         let on_disk = engine.configure(std::slice::from_ref(&config)).pop();
-        let in_force = Listed::new(on_disk.map(|(_, networks)| networks).unwrap_or_default());
+        let in_force = NetworkSet::new(on_disk.map(|(_, networks)| networks).unwrap_or_default());
         let take = Box::new(move || updates.try_recv().ok());
         let state = FeedState::default();
         Self { engine, take, config, directory, in_force, state, changes: 0, refuses: None }
@@ -66,7 +66,7 @@ impl Followed {
     pub(crate) fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) -> &FeedState {
         let start = Instant::now();
         while !holds(self) {
-            assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}: {:?}", self.state);
+            assert!(start.elapsed() < TIMEOUT, "not within {TIMEOUT:?}: {what}: {:?}", self.state);
             let Some(Update { name, generation, state, list }) = (self.take)() else {
                 sleep(Duration::from_millis(5));
                 continue;
@@ -80,7 +80,8 @@ impl Followed {
                     Some(reason) => Err(reason),
                     None => {
                         let total = list.networks.len();
-                        let before = std::mem::replace(&mut self.in_force, Listed::new(list.networks));
+                        let before =
+                            std::mem::replace(&mut self.in_force, NetworkSet::new(list.networks));
                         self.changes += 1;
                         let added = self.in_force.without(&before).len();
                         Ok(Refresh { added, removed: before.without(&self.in_force).len(), total })
@@ -100,8 +101,8 @@ impl Followed {
 
     pub(crate) fn protect(&self, protected: &[&str]) {
         self.engine.protect(
-            Untouchable::new(protected.iter().map(|text| text.parse().unwrap()).collect()),
-            Untouchable::default(),
+            ProtectedSet::new(protected.iter().map(|text| text.parse().unwrap()).collect()),
+            ProtectedSet::default(),
         );
     }
 

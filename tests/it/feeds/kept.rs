@@ -19,16 +19,27 @@ fn a_list_that_has_not_changed_is_not_sent_again() {
     let server = ListServer::start(Reply::list("")).unwrap();
     server.answer_with(|head| match head.to_ascii_lowercase().contains("if-none-match: \"v1\"") {
         true => Reply::new("304 Not Modified", &[], ""),
-        false => Reply::new("200 OK", &["ETag: \"v1\"", "Last-Modified: Wed, 21 Oct 2015 07:28:00 GMT"], addresses(20)),
+        false => Reply::new(
+            "200 OK",
+            &["ETag: \"v1\"", "Last-Modified: Wed, 21 Oct 2015 07:28:00 GMT"],
+            addresses(20),
+        ),
     });
     let mut followed = settled(config(&server, "list.txt", FeedFormat::List));
     assert_eq!(followed.sync(false).error, None);
     assert_eq!(followed.changes, 1, "nothing came into force the second time");
     let requests = server.requests();
     let lower = requests[0].to_ascii_lowercase();
-    assert!(lower.contains(&format!("user-agent: sip-xdp/{} (+feed sync)", env!("CARGO_PKG_VERSION"))), "{lower}");
+    assert!(
+        lower.contains(&format!("user-agent: sip-xdp/{} (+feed sync)", env!("CARGO_PKG_VERSION"))),
+        "{lower}"
+    );
     assert!(lower.contains("accept-encoding: gzip") && !lower.contains("if-none-match"));
-    assert!(requests[1].to_ascii_lowercase().contains("if-modified-since: wed, 21 oct 2015 07:28:00 gmt"));
+    assert!(
+        requests[1]
+            .to_ascii_lowercase()
+            .contains("if-modified-since: wed, 21 oct 2015 07:28:00 gmt")
+    );
     // A server that says so without being asked is mistaken.
     let lying = ListServer::start(Reply::new("304 Not Modified", &[], "")).unwrap();
     let mut followed = Followed::new(config(&lying, "list.txt", FeedFormat::List));
@@ -124,7 +135,8 @@ fn a_disk_that_cannot_be_written_is_said() {
     // A file where the directory of the feed's file should be.
     fs::create_dir(directory.path().join("test.list.new")).unwrap();
     fs::create_dir(directory.path().join("test.list")).unwrap();
-    let mut followed = Followed::begin(config(&server, "list.txt", FeedFormat::List), directory, &[]);
+    let mut followed =
+        Followed::begin(config(&server, "list.txt", FeedFormat::List), directory, &[]);
     followed.until("the first list", |followed| followed.state.is_settled);
     assert_eq!(
         (followed.listed().len(), followed.state.disk_error.is_some()),

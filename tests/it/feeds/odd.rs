@@ -1,4 +1,5 @@
-//! Answers that are no list, or not the list that they should be. Whatever comes, the last good list stays in force.
+//! Answers that are no list, or not the list that they should be. Whatever comes, the last good
+//! list stays in force.
 
 use std::time::{Duration, Instant};
 
@@ -48,7 +49,10 @@ fn refused(reply: Reply, expected: &str) {
 
 #[test]
 fn html_with_status_200() {
-    is_kept(Reply::list("<!DOCTYPE html>\n<html><body>Sorry, 192.0.2.1 is blocked</body></html>\n"), "HTML");
+    is_kept(
+        Reply::list("<!DOCTYPE html>\n<html><body>Sorry, 192.0.2.1 is blocked</body></html>\n"),
+        "HTML",
+    );
 }
 
 #[test]
@@ -58,13 +62,22 @@ fn json_instead_of_lines() {
 
 #[test]
 fn a_wrong_content_type() {
-    is_kept(Reply::new("200 OK", &["Content-Type: text/html; charset=utf-8"], addresses(100)), "sends text/html");
-    is_kept(Reply::new("200 OK", &["Content-Type: image/png"], b"\x89PNG\r\n\x1a\n"), "sends image/png");
+    is_kept(
+        Reply::new("200 OK", &["Content-Type: text/html; charset=utf-8"], addresses(100)),
+        "sends text/html",
+    );
+    is_kept(
+        Reply::new("200 OK", &["Content-Type: image/png"], b"\x89PNG\r\n\x1a\n"),
+        "sends image/png",
+    );
 }
 
 #[test]
 fn prose() {
-    is_kept(Reply::list("This list has moved.\nPlease see our website.\n192.0.2.1\n"), "2 of 3 lines are no entries");
+    is_kept(
+        Reply::list("This list has moved.\nPlease see our website.\n192.0.2.1\n"),
+        "2 of 3 lines are no entries",
+    );
 }
 
 #[test]
@@ -96,7 +109,11 @@ fn a_list_that_changed_as_lists_do() {
 #[test]
 fn a_fused_line() {
     let (server, mut followed) = followed();
-    server.reply(Reply::list(addresses(100).replacen("198.51.100.7\n198.51.100.8\n", "198.51.100.7198.51.100.8\n", 1)));
+    server.reply(Reply::list(addresses(100).replacen(
+        "198.51.100.7\n198.51.100.8\n",
+        "198.51.100.7198.51.100.8\n",
+        1,
+    )));
     let state = followed.sync(false);
     assert_eq!((state.error, state.tally.first_malformed), (None, Some(8)));
     assert_eq!(followed.row()["skipped"]["malformed"], 1);
@@ -168,21 +185,33 @@ fn an_endless_body() {
     config.guards.max_bytes = 1 << 20;
     server.reply(Reply::Endless(b"# nothing but comments\n".repeat(1_000)));
     let mut followed = Followed::new(config);
-    let error = followed.until("a failure", |followed| followed.state.error.is_some()).error.clone().unwrap();
+    let error = followed
+        .until("a failure", |followed| followed.state.error.is_some())
+        .error
+        .clone()
+        .unwrap();
     assert!(error.contains("more than 1048576 bytes"), "{error}");
     server.reply(Reply::Endless(vec![b'1'; 10_000]));
-    assert!(followed.sync(false).error.unwrap().contains("more than 1048576 bytes"), "one endless line");
+    assert!(
+        followed.sync(false).error.unwrap().contains("more than 1048576 bytes"),
+        "one endless line"
+    );
 }
 
 #[test]
 fn a_bomb_of_zeros() {
     let packed = gzip_of(&"\n".repeat(16 << 20));
     assert!(packed.len() < 100_000);
-    let server = ListServer::start(Reply::new("200 OK", &["Content-Encoding: gzip"], packed)).unwrap();
+    let server =
+        ListServer::start(Reply::new("200 OK", &["Content-Encoding: gzip"], packed)).unwrap();
     let mut config = config(&server, "list.txt", FeedFormat::List);
     config.guards.max_bytes = 1 << 20;
     let mut followed = Followed::new(config);
-    let error = followed.until("a failure", |followed| followed.state.error.is_some()).error.clone().unwrap();
+    let error = followed
+        .until("a failure", |followed| followed.state.error.is_some())
+        .error
+        .clone()
+        .unwrap();
     assert!(error.contains("more than 1048576 bytes"), "{error}");
 }
 
@@ -192,7 +221,11 @@ fn too_many_entries() {
     let mut config = config(&server, "list.txt", FeedFormat::List);
     config.guards.max_entries = 99;
     let mut followed = Followed::new(config);
-    let error = followed.until("a failure", |followed| followed.state.error.is_some()).error.clone().unwrap();
+    let error = followed
+        .until("a failure", |followed| followed.state.error.is_some())
+        .error
+        .clone()
+        .unwrap();
     assert!(error.contains("more than 99 entries"), "{error}");
 }
 
@@ -235,12 +268,17 @@ fn bogons_and_everybody() {
     assert_eq!(followed.sync(false).error, None);
     assert_eq!(followed.listed().len(), 100);
     let row = followed.row();
-    assert_eq!((&row["skipped"]["too_broad"], &row["skipped"]["special"]), (&2.into(), &8.into()), "{row}");
+    assert_eq!(
+        (&row["skipped"]["too_broad"], &row["skipped"]["special"]),
+        (&2.into(), &8.into()),
+        "{row}"
+    );
 }
 
 #[test]
 fn what_must_stay_reachable() {
-    let server = ListServer::start(Reply::list("198.51.100.0/24\n203.0.113.1\n192.0.2.7\n")).unwrap();
+    let server =
+        ListServer::start(Reply::list("198.51.100.0/24\n203.0.113.1\n192.0.2.7\n")).unwrap();
     let config = config(&server, "list.txt", FeedFormat::List);
     let mut followed = Followed::protecting(config, &["198.51.100.1", "203.0.113.0/24"]);
     followed.until("the first list", |followed| followed.state.is_settled);
@@ -260,14 +298,19 @@ fn duplicates_and_host_bits() {
     server.reply(Reply::list(addresses(100).repeat(2) + "203.0.113.77/24\n"));
     assert_eq!(followed.sync(false).error, None);
     let row = followed.row();
-    assert_eq!((&row["skipped"]["duplicate"], &row["host_bits"]), (&100.into(), &1.into()), "{row}");
+    assert_eq!(
+        (&row["skipped"]["duplicate"], &row["host_bits"]),
+        (&100.into(), &1.into()),
+        "{row}"
+    );
     assert!(followed.blocks("203.0.113.1"));
 }
 
 #[test]
 fn crlf_bom_and_ipv6() {
     let (server, mut followed) = followed();
-    let text = format!("\u{feff}{}2001:db8::/32\n2001:db8:1::1\n", addresses(100)).replace('\n', "\r\n");
+    let text =
+        format!("\u{feff}{}2001:db8::/32\n2001:db8:1::1\n", addresses(100)).replace('\n', "\r\n");
     server.reply(Reply::list(text));
     assert_eq!(followed.sync(false).error, None);
     let row = followed.row();
@@ -282,7 +325,8 @@ fn crlf_bom_and_ipv6() {
 fn gzip_of(text: &str) -> Vec<u8> {
     use std::io::Write as _;
     let mut command = std::process::Command::new("gzip");
-    let command = command.arg("-c").stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let command =
+        command.arg("-c").stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
     let mut gzip = command.spawn().unwrap();
     let mut input = gzip.stdin.take().unwrap();
     let text = text.to_owned();

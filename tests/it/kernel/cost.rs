@@ -1,4 +1,5 @@
-//! What the verifier has to do, with room to spare. The limit is one million processed instructions.
+//! What the verifier has to do, with room to spare. The limit is one million processed
+//! instructions.
 
 use sip_xdp::dataplane::loader::Settings;
 use sip_xdp_common::abi::layout::{List, NEVER};
@@ -36,20 +37,25 @@ fn print_nanoseconds_per_packet() {
         ("another port", Ip::udp("192.0.2.7").frame(&udp(53, b"x"))),
         ("REGISTER, over the limit", sip("192.0.2.7", &request("REGISTER"))),
         ("keepalive, over the limit", sip("192.0.2.7", b"\r\n\r\n")),
-        ("REGISTER behind 400 blanks", sip("192.0.2.7", &[b"\r\n".repeat(200), request("REGISTER")].concat())),
+        (
+            "REGISTER behind 400 blanks",
+            sip("192.0.2.7", &[b"\r\n".repeat(200), request("REGISTER")].concat()),
+        ),
     ] {
         println!("{name}: {} ns", kernel.cost(&frame, 100_000));
     }
 }
 
-/// What each path takes, and may take: instructions of the program as it is compiled, but not what the kernel does in its
-/// helpers. Whoever makes a path longer has to say so here. Of several sources the cheapest is taken: where the hash puts
-/// two that have the same fingerprint, one of them costs a look more.
+/// What each path takes, and may take: instructions of the program as it is compiled, but not what
+/// the kernel does in its helpers. Whoever makes a path longer has to say so here. Of several
+/// sources the cheapest is taken: where the hash puts two that have the same fingerprint, one of
+/// them costs a look more.
 #[test]
 fn every_path_is_as_short_as_it_was() {
     const SOURCES: usize = 16;
     let mut kernel = Kernel::new(&settings());
-    let hosts = (0..900).map(|n| format!("203.0.{}.{}", n / 250, n % 250).parse().unwrap()).collect();
+    let hosts =
+        (0..900).map(|n| format!("203.0.{}.{}", n / 250, n % 250).parse().unwrap()).collect();
     kernel.lists.replace_feed("feed", hosts).unwrap();
     let networks = (0..SOURCES).map(|n| format!("2001:db8:{n}::/48").parse().unwrap()).collect();
     kernel.lists.replace_feed("others", networks).unwrap();
@@ -62,14 +68,49 @@ fn every_path_is_as_short_as_it_was() {
     let register = request("REGISTER");
     type Frames<'a> = &'a dyn Fn(usize) -> Vec<u8>;
     let rows: [(&str, Frames<'_>, u64, u64); 8] = [
-        ("another UDP port", &|n| Ip::udp(&format!("192.0.2.{n}")).frame(&udp(53, b"x")), XDP_PASS, 105),
+        (
+            "another UDP port",
+            &|n| Ip::udp(&format!("192.0.2.{n}")).frame(&udp(53, b"x")),
+            XDP_PASS,
+            105,
+        ),
         ("trusted", &|n| sip(&format!("198.51.{n}.7"), &register), XDP_PASS, 570),
-        ("blocked by a feed, IPv4 host", &|n| sip(&format!("203.0.1.{n}"), &register), XDP_DROP, 185),
-        ("blocked by an operator, IPv4 host", &|n| sip(&format!("203.0.113.{n}"), &register), XDP_DROP, 330),
-        ("blocked by a feed, IPv6 network", &|n| sip(&format!("2001:db8:{n}::7"), &register), XDP_DROP, 700),
-        ("REGISTER of a stranger, the first", &|n| sip(&format!("192.0.2.{n}"), &register), XDP_PASS, 860),
-        ("REGISTER of a stranger, the second", &|n| sip(&format!("192.0.2.{n}"), &register), XDP_PASS, 800),
-        ("REGISTER behind 400 bytes of CRLF", &|n| sip(&format!("192.0.2.{}", n + SOURCES), &late), XDP_PASS, 2_160),
+        (
+            "blocked by a feed, IPv4 host",
+            &|n| sip(&format!("203.0.1.{n}"), &register),
+            XDP_DROP,
+            185,
+        ),
+        (
+            "blocked by an operator, IPv4 host",
+            &|n| sip(&format!("203.0.113.{n}"), &register),
+            XDP_DROP,
+            330,
+        ),
+        (
+            "blocked by a feed, IPv6 network",
+            &|n| sip(&format!("2001:db8:{n}::7"), &register),
+            XDP_DROP,
+            700,
+        ),
+        (
+            "REGISTER of a stranger, the first",
+            &|n| sip(&format!("192.0.2.{n}"), &register),
+            XDP_PASS,
+            860,
+        ),
+        (
+            "REGISTER of a stranger, the second",
+            &|n| sip(&format!("192.0.2.{n}"), &register),
+            XDP_PASS,
+            800,
+        ),
+        (
+            "REGISTER behind 400 bytes of CRLF",
+            &|n| sip(&format!("192.0.2.{}", n + SOURCES), &late),
+            XDP_PASS,
+            2_160,
+        ),
     ];
     println!("instructions loads stores branches lookups helpers");
     for (name, frame, action, limit) in rows {
@@ -82,7 +123,9 @@ fn every_path_is_as_short_as_it_was() {
         });
         let least = least.min_by_key(|took| took.instructions).unwrap();
         let Tally { instructions, loads, stores, branches, lookups, helpers } = least;
-        println!("{instructions:12} {loads:5} {stores:6} {branches:8} {lookups:7} {helpers:7}  {name}");
+        println!(
+            "{instructions:12} {loads:5} {stores:6} {branches:8} {lookups:7} {helpers:7}  {name}"
+        );
         assert!(instructions <= limit, "{name}: {instructions} instructions, at most {limit}");
     }
 }

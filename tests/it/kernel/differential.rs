@@ -1,5 +1,5 @@
-//! The host's judgement and the kernel's are the same code, compiled for two machines: on real messages and on
-//! mutated packets they must say the same, packet by packet, limits and all.
+//! The host's judgement and the kernel's are the same code, compiled for two machines: on real
+//! messages and on mutated packets they must say the same, packet by packet, limits and all.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -7,15 +7,19 @@ use std::path::PathBuf;
 
 use sip_xdp::dataplane::loader::{Ports, Settings};
 use sip_xdp_common::abi::layout::{List, NEVER};
-use sip_xdp_common::ip_key::{Source, mask};
+use sip_xdp_common::ip_key::{IpKey, mask};
 use sip_xdp_common::limits::gcra::{Limits, Meter, ticks};
-use sip_xdp_common::lookup::search::Listed;
+use sip_xdp_common::lookup::search::Listing;
 use sip_xdp_common::packet::headers::{Inspects, Link};
 use sip_xdp_common::packet::reader::Bytes;
-use sip_xdp_common::pipeline::ingress::{self, Charged, FlowState, Judgement, Sent, Site, Tables};
+use sip_xdp_common::pipeline::ingress::{
+    self, Charged, FlowState, Judgement, ProgramSettings, Sent, Tables,
+};
 use sip_xdp_common::verdict::{Message, Reason};
 
-use crate::kernel::frames::{Ip, ethernet, extension, fragment, pppoe, request, sip, tcp, udp, vlan};
+use crate::kernel::frames::{
+    Ip, ethernet, extension, fragment, pppoe, request, sip, tcp, udp, vlan,
+};
 use crate::kernel::harness::{Kernel, SECOND, START, settings};
 
 /// The host's tables: the same limits, one blocked and one trusted source.
@@ -25,7 +29,7 @@ struct HostTables {
     ports: Ports,
     scope_all: bool,
     now: Cell<u64>,
-    meters: RefCell<HashMap<Source, Meter>>,
+    meters: RefCell<HashMap<IpKey, Meter>>,
 }
 
 const BLOCKED: &str = "203.0.113.66";
@@ -44,11 +48,11 @@ impl HostTables {
     }
 }
 
-fn source(text: &str) -> Source {
+fn source(text: &str) -> IpKey {
     sip_xdp::net::network::source_of(text.parse().unwrap())
 }
 
-impl Site for HostTables {
+impl ProgramSettings for HostTables {
     fn link(&self) -> Link {
         self.link
     }
@@ -63,7 +67,7 @@ impl Site for HostTables {
 }
 
 impl Tables for HostTables {
-    type Place = ();
+    type MeterSlot = ();
 
     fn scope_all(&self) -> bool {
         self.scope_all
@@ -73,20 +77,20 @@ impl Tables for HostTables {
         false
     }
 
-    fn listing(&self, of: &Source, _: Listed) -> Listed {
-        let trusted = u64::from(*of == source(TRUSTED)) * Listed::TRUSTED;
-        Listed::new(trusted | (u64::from(*of == source(BLOCKED)) * Listed::BLOCKED))
+    fn listing(&self, of: &IpKey, _: Listing) -> Listing {
+        let trusted = u64::from(*of == source(TRUSTED)) * Listing::TRUSTED;
+        Listing::new(trusted | (u64::from(*of == source(BLOCKED)) * Listing::BLOCKED))
     }
 
-    fn flow(&self, _: &Source, _: u16) -> FlowState {
+    fn flow(&self, _: &IpKey, _: u16) -> FlowState {
         FlowState::Stranger
     }
 
-    fn was_asked(&self, _: &Source) -> bool {
+    fn has_pending_request(&self, _: &IpKey) -> bool {
         false
     }
 
-    fn place(&self, _: &Source, _: &Listed) {}
+    fn place(&self, _: &IpKey, _: &Listing) {}
 
     fn charge(&self, message: Message, sent: &Sent, (): ()) -> Charged {
         let key = if sent.source.is_v4() { sent.source } else { sent.source.masked(mask(64)) };
@@ -147,7 +151,8 @@ impl Pair {
     }
 }
 
-/// The RFC 4475 torture messages: those of the corpus if there is one, else some of the RFC's own start lines.
+/// The RFC 4475 torture messages: those of the corpus if there is one, else some of the RFC's own
+/// start lines.
 fn torture_messages() -> Vec<(String, Vec<u8>)> {
     let Some(corpus) = std::env::var_os("SIP_XDP_CORPUS") else {
         println!("SIP_XDP_CORPUS names no folder: using built-in start lines only");
@@ -158,7 +163,12 @@ fn torture_messages() -> Vec<(String, Vec<u8>)> {
         .unwrap_or_else(|error| panic!("SIP_XDP_CORPUS: {}: {error}", folder.display()))
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "dat"))
-        .map(|path| (path.file_stem().unwrap().to_string_lossy().into_owned(), std::fs::read(&path).unwrap()))
+        .map(|path| {
+            (
+                path.file_stem().unwrap().to_string_lossy().into_owned(),
+                std::fs::read(&path).unwrap(),
+            )
+        })
         .collect();
     messages.sort();
     assert!(messages.len() >= 40, "{} has only {} messages", folder.display(), messages.len());
@@ -167,7 +177,8 @@ fn torture_messages() -> Vec<(String, Vec<u8>)> {
 
 fn own_messages() -> Vec<(String, Vec<u8>)> {
     let lines: [&[u8]; 8] = [
-        b"!interesting-Method0123456789_*+`.%indeed'~ sip:1_unusual.URI~(to-be!sure)@example.com SIP/2.0\r\n\r\n",
+        b"!interesting-Method0123456789_*+`.%indeed'~ sip:1_unusual.URI~(to-be!sure)@example.com \
+         SIP/2.0\r\n\r\n",
         b"OPTIONS nobodyKnowsThisScheme:totallyopaquecontent SIP/2.0\r\n\r\n",
         b"INVITE <sip:user@example.com> SIP/2.0\r\n\r\n",
         b"INVITE sip:user@example.com; lr SIP/2.0\r\n\r\n",
@@ -220,16 +231,19 @@ fn seeds() -> Vec<Vec<u8>> {
         Ip { fragment: 0x2000, ..v4.clone() }.frame(&register[..64]),
         Ip { fragment: 0x2005, ..v4.clone() }.frame(&register),
         Ip { protocol: 6, ..v4.clone() }.frame(&tcp(5060)),
-        Ip { extensions: vec![(0, extension(0)), (60, extension(2))], ..v6.clone() }.frame(&register),
+        Ip { extensions: vec![(0, extension(0)), (60, extension(2))], ..v6.clone() }
+            .frame(&register),
         Ip { extensions: vec![(60, extension(0)); 8], ..v6.clone() }.frame(&register),
-        Ip { extensions: vec![(44, fragment(0, true)), (60, extension(0))], ..v6.clone() }.frame(&register),
+        Ip { extensions: vec![(44, fragment(0, true)), (60, extension(0))], ..v6.clone() }
+            .frame(&register),
         ethernet(0x88a8, vlan(3, 0x8100, vlan(7, 0x0800, v4.build(&register)))),
         ethernet(0x8100, vlan(7, 0x8864, pppoe(0, 0x57, v6.build(&register)))),
         ethernet(0x8864, pppoe(0, 0x21, v4.build(&udp(5061, &request("SUBSCRIBE"))))),
     ]
 }
 
-/// Changes a frame in one to four places: bytes, runs, cuts, growth. The interesting bytes are the early ones.
+/// Changes a frame in one to four places: bytes, runs, cuts, growth. The interesting bytes are the
+/// early ones.
 fn mutate(frame: &mut Vec<u8>, random: &mut Random) {
     for _ in 0..=random.below(4) {
         let reach = if random.below(3) == 0 { frame.len() } else { frame.len().min(110) } as u64;
@@ -243,12 +257,14 @@ fn mutate(frame: &mut Vec<u8>, random: &mut Random) {
                 frame.swap(at, other);
             }
             6 => {
-                let blank = [b' ', b'\r', b'\n', 0, b'\t', b'S', 0x21, 0xff][random.below(8) as usize];
+                let blank =
+                    [b' ', b'\r', b'\n', 0, b'\t', b'S', 0x21, 0xff][random.below(8) as usize];
                 let run = vec![blank; random.below(24) as usize];
                 frame.splice(at..at, run);
             }
             _ => {
-                let word = [0x0000_u16, 0xffff, 0x0008, 0x0800, 0x86dd, 5060, 0x2000, 0x0001][random.below(8) as usize];
+                let word = [0x0000_u16, 0xffff, 0x0008, 0x0800, 0x86dd, 5060, 0x2000, 0x0001]
+                    [random.below(8) as usize];
                 if at + 1 < frame.len() {
                     frame[at..at + 2].copy_from_slice(&word.to_be_bytes());
                 }

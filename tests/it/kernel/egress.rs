@@ -12,7 +12,11 @@ use crate::kernel::frames::{Ip, ethernet, extension, fragment, pppoe, request, u
 use crate::kernel::harness::{Kernel, settings};
 
 fn response(line: &str) -> Vec<u8> {
-    udp_from(5060, 40_000, format!("{line}\r\nVia: SIP/2.0/UDP 192.0.2.7\r\nCSeq: 1 REGISTER\r\n\r\n").as_bytes())
+    udp_from(
+        5060,
+        40_000,
+        format!("{line}\r\nVia: SIP/2.0/UDP 192.0.2.7\r\nCSeq: 1 REGISTER\r\n\r\n").as_bytes(),
+    )
 }
 
 #[test]
@@ -37,7 +41,11 @@ fn responses_are_counted_by_what_they_say() {
     let tagged = ethernet(0x8100, vlan(7, 0x0800, v4.build(&response("SIP/2.0 200 OK"))));
     assert_eq!(kernel.leave(&tagged), Some(Answer::Accepted), "in a VLAN");
     let first = Ip { extensions: vec![(44, fragment(0, true))], ..v6.clone() };
-    assert_eq!(kernel.leave(&first.frame(&response("SIP/2.0 200 OK"))), Some(Answer::Accepted), "a first fragment");
+    assert_eq!(
+        kernel.leave(&first.frame(&response("SIP/2.0 200 OK"))),
+        Some(Answer::Accepted),
+        "a first fragment"
+    );
 }
 
 #[test]
@@ -50,7 +58,10 @@ fn nothing_else_is_counted() {
         ("a keepalive", v4.frame(&udp_from(5060, 5060, b"\r\n\r\n"))),
         ("too short", v4.frame(&udp_from(5060, 5060, b"SIP/2.0 20"))),
         ("TCP", Ip { protocol: 6, ..v4.clone() }.frame(&response("SIP/2.0 200 OK"))),
-        ("a later fragment", Ip { fragment: 0x0010, ..v4.clone() }.frame(&response("SIP/2.0 200 OK"))),
+        (
+            "a later fragment",
+            Ip { fragment: 0x0010, ..v4.clone() }.frame(&response("SIP/2.0 200 OK")),
+        ),
         ("ARP", ethernet(0x0806, vec![0; 46])),
     ] {
         assert_eq!(kernel.leave(&frame), None, "{name}");
@@ -75,10 +86,20 @@ fn leaving(payload: &[u8]) -> Vec<(&'static str, Link, Vec<u8>, &'static str)> {
         ("IPv6 with extension headers", Link::Ethernet, extended.frame(&datagram), to6),
         ("VLAN, IPv4", Link::Ethernet, ethernet(0x8100, vlan(7, 0x0800, in4.clone())), to4),
         ("VLAN, IPv6", Link::Ethernet, ethernet(0x8100, vlan(7, 0x86dd, in6.clone())), to6),
-        ("QinQ", Link::Ethernet, ethernet(0x88a8, vlan(7, 0x8100, vlan(8, 0x0800, in4.clone()))), to4),
+        (
+            "QinQ",
+            Link::Ethernet,
+            ethernet(0x88a8, vlan(7, 0x8100, vlan(8, 0x0800, in4.clone()))),
+            to4,
+        ),
         ("PPPoE, IPv4", Link::Ethernet, session(0x0021, &in4), to4),
         ("PPPoE, IPv6", Link::Ethernet, session(0x0057, &in6), to6),
-        ("PPPoE in a VLAN", Link::Ethernet, ethernet(0x8100, vlan(7, 0x8864, pppoe(0, 0x0021, in4.clone()))), to4),
+        (
+            "PPPoE in a VLAN",
+            Link::Ethernet,
+            ethernet(0x8100, vlan(7, 0x8864, pppoe(0, 0x0021, in4.clone()))),
+            to4,
+        ),
         ("no link header, IPv4", Link::Ip, in4, to4),
         ("no link header, IPv6", Link::Ip, in6, to6),
     ]
@@ -86,9 +107,11 @@ fn leaving(payload: &[u8]) -> Vec<(&'static str, Link, Vec<u8>, &'static str)> {
 
 #[test]
 fn what_leaves_is_sampled_whatever_is_around_it() {
-    let short = b"SIP/2.0 200 OK\r\nVia: SIP/2.0/UDP 192.0.2.7\r\nCSeq: 1 REGISTER\r\n\r\n".to_vec();
+    let short =
+        b"SIP/2.0 200 OK\r\nVia: SIP/2.0/UDP 192.0.2.7\r\nCSeq: 1 REGISTER\r\n\r\n".to_vec();
     let long: Vec<u8> = short.iter().copied().chain(std::iter::repeat_n(b'x', 1_200)).collect();
-    let mut kernels = [Link::Ethernet, Link::Ip].map(|link| (link, Kernel::new(&Settings { link, ..settings() })));
+    let mut kernels = [Link::Ethernet, Link::Ip]
+        .map(|link| (link, Kernel::new(&Settings { link, ..settings() })));
     for payload in [short, long] {
         for (name, link, frame, to) in leaving(&payload) {
             let (_, kernel) = kernels.iter_mut().find(|(of, _)| *of == link).unwrap();
@@ -117,7 +140,7 @@ fn our_requests_are_sampled_and_open_a_way_back() {
         let events = kernel.events();
         assert_eq!(events.len(), 1, "{to}");
         let event = &events[0];
-        assert_eq!(EventKind::from_number(event.kind), Some(EventKind::Asked), "{to}");
+        assert_eq!(EventKind::from_number(event.kind), Some(EventKind::PendingRequest), "{to}");
         assert_eq!((address_of(event.source), event.port), (to.parse::<IpAddr>().unwrap(), 5070));
         assert_eq!(&event.head[..usize::from(event.head_length)], payload.as_slice(), "{to}");
     }

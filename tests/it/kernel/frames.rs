@@ -10,7 +10,8 @@ pub(crate) fn ethernet(ethertype: u16, payload: Vec<u8>) -> Vec<u8> {
     frame
 }
 
-/// A VLAN tag of type `tag` (0x8100 or 0x88a8) before what `ethertype` announces. Goes behind an Ethernet header.
+/// A VLAN tag of type `tag` (0x8100 or 0x88a8) before what `ethertype` announces. Goes behind an
+/// Ethernet header.
 pub(crate) fn vlan(id: u16, ethertype: u16, payload: Vec<u8>) -> Vec<u8> {
     let mut bytes = id.to_be_bytes().to_vec();
     bytes.extend(ethertype.to_be_bytes());
@@ -44,7 +45,14 @@ pub(crate) struct Ip {
 impl Ip {
     pub(crate) fn udp(source: &str) -> Self {
         let source = source.parse().unwrap();
-        Self { source, protocol: 17, options: Vec::new(), extensions: Vec::new(), fragment: 0, lie: 0 }
+        Self {
+            source,
+            protocol: 17,
+            options: Vec::new(),
+            extensions: Vec::new(),
+            fragment: 0,
+            lie: 0,
+        }
     }
 
     pub(crate) fn build(&self, payload: &[u8]) -> Vec<u8> {
@@ -53,7 +61,8 @@ impl Ip {
                 assert!(self.options.len().is_multiple_of(4) && self.options.len() <= 40);
                 let header = 20 + self.options.len();
                 let mut packet = vec![0x40 | (header / 4) as u8, 0];
-                packet.extend(((header + payload.len()) as i32 + self.lie).to_be_bytes()[2..].iter());
+                packet
+                    .extend(((header + payload.len()) as i32 + self.lie).to_be_bytes()[2..].iter());
                 packet.extend([0x12, 0x34]);
                 packet.extend(self.fragment.to_be_bytes());
                 packet.extend([64, self.protocol, 0, 0]);
@@ -65,7 +74,8 @@ impl Ip {
             }
             IpAddr::V6(source) => {
                 let mut chain = Vec::new();
-                let types: Vec<u8> = self.extensions.iter().map(|(kind, _)| *kind).chain([self.protocol]).collect();
+                let types: Vec<u8> =
+                    self.extensions.iter().map(|(kind, _)| *kind).chain([self.protocol]).collect();
                 for (n, (_, body)) in self.extensions.iter().enumerate() {
                     chain.push(types[n + 1]);
                     chain.extend(body);
@@ -142,7 +152,8 @@ pub(crate) fn tcp(destination: u16) -> Vec<u8> {
 pub(crate) fn request(method: &str) -> Vec<u8> {
     format!(
         "{method} sip:pbx.example SIP/2.0\r\nVia: SIP/2.0/UDP 192.0.2.7:40000;branch=z9hG4bK7\r\n\
-         From: <sip:alice@pbx.example>;tag=1\r\nTo: <sip:alice@pbx.example>\r\nCall-ID: 7@192.0.2.7\r\n\
+         From: <sip:alice@pbx.example>;tag=1\r\nTo: <sip:alice@pbx.example>\r\nCall-ID: \
+         7@192.0.2.7\r\n\
          CSeq: 1 {method}\r\nContent-Length: 0\r\n\r\n"
     )
     .into_bytes()

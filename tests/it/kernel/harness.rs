@@ -9,7 +9,9 @@ use sip_xdp::dataplane::loader::{self, Capacity, Ports, Settings};
 use sip_xdp::dataplane::tables::ledger::Entry;
 use sip_xdp::dataplane::tables::meters::Sources;
 use sip_xdp::lists::Lists;
-use sip_xdp_common::abi::layout::{CLOCK_DEADLINE, CLOCK_TIME, Counters, Event, List, Responses};
+use sip_xdp_common::abi::layout::{
+    CLOCK_DEADLINE, CLOCK_TIME, Counters, KernelEvent, List, Responses,
+};
 use sip_xdp_common::abi::names;
 use sip_xdp_common::limits::gcra::{Limit, Limits, Pace};
 use sip_xdp_common::limits::storm::StormLimits;
@@ -76,10 +78,14 @@ pub(crate) struct Kernel {
 
 impl Kernel {
     pub(crate) fn new(settings: &Settings) -> Self {
-        assert!(is_root(), "this test loads a BPF program and needs root: run `sudo -E cargo xtask test`");
+        assert!(
+            is_root(),
+            "this test loads a BPF program and needs root: run `sudo -E cargo xtask test`"
+        );
         let mut object = loader::load(settings, None).expect("the kernel takes the program");
         let maps = Maps::of(&object).unwrap();
-        let mut take = |name: &str| object.take_map(name).unwrap_or_else(|| panic!("no map {name}"));
+        let mut take =
+            |name: &str| object.take_map(name).unwrap_or_else(|| panic!("no map {name}"));
         let clock = take(names::CLOCK).try_into().unwrap();
         let counters: PerCpuArray<_, Counters> = take(names::COUNTERS).try_into().unwrap();
         let responses = take(names::RESPONSES).try_into().unwrap();
@@ -87,7 +93,8 @@ impl Kernel {
         let lists = Lists::open(|name| maps.open(name)).unwrap();
         let sources = Sources::open(|name| maps.open(name)).unwrap();
         let last = RefCell::new(sum(&counters, settings.slot));
-        let mut kernel = Self { object, clock, counters, sources, lists, responses, events, maps, last };
+        let mut kernel =
+            Self { object, clock, counters, sources, lists, responses, events, maps, last };
         kernel.set_clock(START);
         kernel
     }
@@ -113,7 +120,10 @@ impl Kernel {
         let last = self.last.replace(now);
         let one = |now: &[u64], last: &[u64]| -> Option<usize> {
             let changed: Vec<usize> = (0..now.len()).filter(|n| now[*n] != last[*n]).collect();
-            assert!(changed.len() <= 1 && changed.iter().all(|n| now[*n] == last[*n] + 1), "counted more than once");
+            assert!(
+                changed.len() <= 1 && changed.iter().all(|n| now[*n] == last[*n] + 1),
+                "counted more than once"
+            );
             changed.first().copied()
         };
         let counted = one(&now.packets, &last.packets);
@@ -131,7 +141,11 @@ impl Kernel {
     /// The action for one frame, without looking at the counters.
     pub(crate) fn action(&mut self, frame: &[u8]) -> u32 {
         let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
-        loader::ingress(&mut self.object).unwrap().test_run(options).expect("a test run").return_value
+        loader::ingress(&mut self.object)
+            .unwrap()
+            .test_run(options)
+            .expect("a test run")
+            .return_value
     }
 
     /// Lets [`Kernel::run`] count from here on, after frames that it has not seen.
@@ -139,11 +153,13 @@ impl Kernel {
         self.last.replace(sum(&self.counters, 0));
     }
 
-    /// Sends one frame through the egress program, which must let it go on, and returns what it was counted as.
+    /// Sends one frame through the egress program, which must let it go on, and returns what it was
+    /// counted as.
     pub(crate) fn leave(&mut self, frame: &[u8]) -> Option<Answer> {
         let before = self.answers();
         let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
-        let result = loader::egress(&mut self.object).unwrap().test_run(options).expect("a test run");
+        let result =
+            loader::egress(&mut self.object).unwrap().test_run(options).expect("a test run");
         assert_eq!(result.return_value as i32, -1, "not TCX_NEXT");
         let after = self.answers();
         let all = [Answer::Accepted, Answer::Challenged, Answer::Refused, Answer::Other];
@@ -158,14 +174,20 @@ impl Kernel {
     /// Nanoseconds per run, averaged by the kernel.
     pub(crate) fn cost(&mut self, frame: &[u8], repeat: u32) -> u128 {
         let options = TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::new() };
-        loader::ingress(&mut self.object).unwrap().test_run(options).expect("a test run").duration.as_nanos()
+        loader::ingress(&mut self.object)
+            .unwrap()
+            .test_run(options)
+            .expect("a test run")
+            .duration
+            .as_nanos()
     }
 
     /// Instructions that the verifier processed, ingress and egress.
     pub(crate) fn verified_instructions(&mut self) -> [u32; 2] {
         let ingress = loader::ingress(&mut self.object).unwrap().info().unwrap();
         let egress = loader::egress(&mut self.object).unwrap().info().unwrap();
-        [ingress, egress].map(|info| info.verified_instruction_count().expect("Linux 5.16 or newer"))
+        [ingress, egress]
+            .map(|info| info.verified_instruction_count().expect("Linux 5.16 or newer"))
     }
 
     /// A second handle on the maps of the lists, as the next daemon would have.
@@ -174,7 +196,7 @@ impl Kernel {
     }
 
     /// The events since the last call.
-    pub(crate) fn events(&mut self) -> Vec<Event> {
+    pub(crate) fn events(&mut self) -> Vec<KernelEvent> {
         let mut events = Vec::new();
         while let Some(item) = self.events.next() {
             events.push(bytemuck::pod_read_unaligned(&item));
@@ -187,13 +209,18 @@ fn sum(counters: &PerCpuArray<MapData, Counters>, slot: u32) -> Counters {
     let per_cpu = counters.get(&slot, 0).unwrap();
     let mut words = vec![0_u64; size_of::<Counters>() / 8];
     for cpu in per_cpu.iter() {
-        words.iter_mut().zip(bytemuck::cast_slice::<Counters, u64>(&[*cpu])).for_each(|(sum, one)| *sum += one);
+        words
+            .iter_mut()
+            .zip(bytemuck::cast_slice::<Counters, u64>(&[*cpu]))
+            .for_each(|(sum, one)| *sum += one);
     }
     *bytemuck::from_bytes(bytemuck::cast_slice(&words))
 }
 
 fn is_root() -> bool {
     std::fs::read_to_string("/proc/self/status").is_ok_and(|status| {
-        status.lines().any(|line| line.starts_with("Uid:") && line.split_whitespace().nth(2) == Some("0"))
+        status
+            .lines()
+            .any(|line| line.starts_with("Uid:") && line.split_whitespace().nth(2) == Some("0"))
     })
 }

@@ -1,5 +1,5 @@
-//! Lists are replaced while packets arrive: what stays on them matches at every moment, and what was never on them is
-//! never dropped.
+//! Lists are replaced while packets arrive: what stays on them matches at every moment, and what
+//! was never on them is never dropped.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -11,7 +11,7 @@ use sip_xdp::dataplane::tables::ledger::Entry;
 use sip_xdp::lists::Lists;
 use sip_xdp::net::network::Network;
 use sip_xdp_common::abi::layout::{List, NEVER, Owner};
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use crate::kernel::differential::Random;
 use crate::kernel::frames::{Ip, tcp};
@@ -41,7 +41,8 @@ const BY_FEED: [&str; 8] = [
 const BY_HAND: [&str; 4] = ["10.6.6.7", "10.130.7.0/24", "10.8.0.0/20", "2001:db8:4::/56"];
 /// On one feed or on two, but always on one: handed back and forth.
 const HANDED_OVER: [&str; 4] = ["10.9.9.7", "10.10.10.0/24", "2001:db8:5::7", "2001:db8:6::/48"];
-/// In a network of hosts alone, on a feed until the feed hands them over to an operator: some in each round.
+/// In a network of hosts alone, on a feed until the feed hands them over to an operator: some in
+/// each round.
 const HANDED_TO_HAND: std::ops::Range<u8> = 0..240;
 /// In how many rounds they are handed over.
 const HANDED_IN: u32 = 30;
@@ -65,7 +66,8 @@ const NOW_AND_THEN: [&str; 14] = [
     "2001:db8::/47",
 ];
 /// Blocked by an operator now and then.
-const BY_HAND_NOW_AND_THEN: [&str; 4] = ["10.1.0.9", "10.130.4.5", "10.128.0.0/9", "2001:db8:3::/57"];
+const BY_HAND_NOW_AND_THEN: [&str; 4] =
+    ["10.1.0.9", "10.130.4.5", "10.128.0.0/9", "2001:db8:3::/57"];
 
 /// Sources that are to be dropped: in what stays, and not trusted.
 const BLOCKED_SOURCES: [&str; 22] = [
@@ -116,13 +118,14 @@ fn networks(texts: &[&str]) -> impl Iterator<Item = Network> {
     texts.iter().map(|text| text.parse().unwrap())
 }
 
-/// A network that nobody asks about: every other one stays, the rest are others in each round. The lengths that occur
-/// differ from round to round.
+/// A network that nobody asks about: every other one stays, the rest are others in each round. The
+/// lengths that occur differ from round to round.
 fn filling(number: u32, round: u32) -> Network {
     let stays = number.is_multiple_of(2);
     let mut random = Random(u64::from(number) << 32 | u64::from(if stays { 0 } else { round }));
     let low = random.below(1 << 32);
-    let lengths = |from: u64, to: u64| if stays { to } else { from + u64::from(round) * 7 % (to - from + 1) };
+    let lengths =
+        |from: u64, to: u64| if stays { to } else { from + u64::from(round) * 7 % (to - from + 1) };
     let mut octets = [0; 16];
     let (from, to) = if random.below(4) == 0 {
         octets[..8].copy_from_slice(&(low << 24 | 0x2a00 << 48).to_be_bytes());
@@ -134,7 +137,7 @@ fn filling(number: u32, round: u32) -> Network {
         (96 + 12, 128)
     };
     let bits = if random.below(50) == 0 { lengths(from, to) } else { 128 };
-    Network::around(Source::new(octets), bits as u8)
+    Network::around(IpKey::new(octets), bits as u8)
 }
 
 /// The hosts that are handed over to an operator: those that have not been after a round.
@@ -147,18 +150,26 @@ fn left_to_feed(round: u32) -> impl Iterator<Item = Network> {
 fn replace(mut lists: Lists, rounds: &AtomicU32, stop: &AtomicBool) {
     for round in (1_u32..).take_while(|_| !stop.load(Ordering::Relaxed)) {
         let mut random = Random(round.into());
-        let mut some = |texts: &'static [&str]| networks(texts).filter(|_| random.below(2) == 0).collect::<Vec<_>>();
+        let mut some = |texts: &'static [&str]| {
+            networks(texts).filter(|_| random.below(2) == 0).collect::<Vec<_>>()
+        };
         let changing = some(&NOW_AND_THEN).into_iter().chain(some(&BY_HAND));
         let by_hand = some(&BY_HAND_NOW_AND_THEN);
         // Always on one of two feeds, on both for a moment.
-        let (receiving, giving) = if round.is_multiple_of(2) { ("one", "two") } else { ("two", "one") };
+        let (receiving, giving) =
+            if round.is_multiple_of(2) { ("one", "two") } else { ("two", "one") };
         lists.replace_feed(receiving, networks(&HANDED_OVER).collect()).unwrap();
         lists.replace_feed(giving, Vec::new()).unwrap();
-        for network in left_to_feed(round - 1).filter(|network| !left_to_feed(round).any(|left| left == *network)) {
+        for network in left_to_feed(round - 1)
+            .filter(|network| !left_to_feed(round).any(|left| left == *network))
+        {
             lists.put(List::Block, Entry::manual(network, NEVER, "")).unwrap();
         }
         lists.replace_feed("hosts", left_to_feed(round).collect()).unwrap();
-        let list = (0..LISTED).map(|number| filling(number, round)).chain(networks(&BY_FEED)).chain(changing);
+        let list = (0..LISTED)
+            .map(|number| filling(number, round))
+            .chain(networks(&BY_FEED))
+            .chain(changing);
         lists.replace_feed("large", list.collect()).unwrap();
         for network in networks(&BY_HAND_NOW_AND_THEN) {
             if by_hand.contains(&network) {

@@ -1,8 +1,8 @@
 //! The limits in the kernel: from the very packet, per source, and never for keepalives.
 
 use sip_xdp::dataplane::loader::Settings;
-use sip_xdp_common::abi::layout::{BY_ADDRESS, Event, EventKind, List, NEVER};
-use sip_xdp_common::limits::gcra::Bucket;
+use sip_xdp_common::abi::layout::{BY_ADDRESS, EventKind, KernelEvent, List, NEVER};
+use sip_xdp_common::limits::gcra::LimitKind;
 use sip_xdp_common::verdict::{Message, Reason};
 
 use crate::kernel::frames::{Ip, fragment, request, sip, udp};
@@ -16,7 +16,7 @@ fn passed(kernel: &mut Kernel, source: &str, payload: &[u8], count: usize) -> us
 }
 
 /// Limits reported since the last call.
-fn limited(kernel: &mut Kernel) -> Vec<Event> {
+fn limited(kernel: &mut Kernel) -> Vec<KernelEvent> {
     kernel.events().into_iter().filter(|event| event.kind == EventKind::Limited as u8).collect()
 }
 
@@ -33,7 +33,7 @@ fn the_very_packet_over_the_limit_is_dropped_and_reported() {
     assert_eq!(outcome.reason, Reason::Limited);
     let events = limited(&mut kernel);
     let [event] = events.as_slice() else { panic!("{} events", events.len()) };
-    assert_eq!((event.bucket, event.message), (Bucket::Requests as u8, Message::Register as u8));
+    assert_eq!((event.bucket, event.message), (LimitKind::Requests as u8, Message::Register as u8));
     assert_eq!((event.seen, event.registers, event.limited), (1, 1, 1));
     assert_eq!((event.port, event.local_port), (40_000, 5060));
     assert_eq!((event.time, event.first), (START, START));
@@ -61,7 +61,7 @@ fn a_slow_flood_of_register_meets_its_own_limit() {
         kernel.run(&frame).dropped
     });
     assert!(dropped_at.is_some_and(|n| (100..=180).contains(&n)), "{dropped_at:?}");
-    assert_eq!(limited(&mut kernel)[0].bucket, Bucket::Register as u8);
+    assert_eq!(limited(&mut kernel)[0].bucket, LimitKind::Register as u8);
     // Other requests go on.
     assert_eq!(kernel.run(&sip(STRANGER, &request("OPTIONS"))).reason, Reason::Unknown);
 }
@@ -74,10 +74,14 @@ fn keepalives_cost_no_requests_and_no_ban() {
     for payload in [&b"\r\n\r\n"[..], b"", &[0; 4], &stun, b"SIP/2.0 200 OK\r\n\r\n", b"noise"] {
         passed(&mut kernel, STRANGER, payload, 100);
     }
-    assert_eq!(passed(&mut kernel, STRANGER, &request("REGISTER"), 50), 50, "no request was used up");
+    assert_eq!(
+        passed(&mut kernel, STRANGER, &request("REGISTER"), 50),
+        50,
+        "no request was used up"
+    );
     // They have a limit of their own, which is reported as such.
     assert_eq!(kernel.run(&sip(STRANGER, b"\r\n\r\n")).reason, Reason::Limited);
-    assert!(limited(&mut kernel).iter().all(|event| event.bucket == Bucket::Other as u8));
+    assert!(limited(&mut kernel).iter().all(|event| event.bucket == LimitKind::Other as u8));
 }
 
 #[test]
@@ -90,7 +94,8 @@ fn sources_are_metered_apart() {
 #[test]
 fn ipv6_is_metered_by_its_network() {
     let mut kernel = Kernel::new(&settings());
-    let dropped = (0..200).filter(|n| kernel.run(&sip(&format!("2001:db8:7::{n:x}"), &request("INVITE"))).dropped);
+    let dropped = (0..200)
+        .filter(|n| kernel.run(&sip(&format!("2001:db8:7::{n:x}"), &request("INVITE"))).dropped);
     assert_eq!(dropped.count(), 150);
     assert_eq!(passed(&mut kernel, "2001:db8:7:1::1", &request("INVITE"), 60), 50);
 }
@@ -133,11 +138,14 @@ fn the_limits_are_the_configured_ones() {
 #[test]
 fn what_the_detector_cannot_see_whole_has_a_limit_of_its_own() {
     let long = [request("REGISTER"), vec![b'x'; 1_500]].concat();
-    let first = |source: &str| Ip { fragment: 0x2000, ..Ip::udp(source) }.frame(&udp(5060, &request("INVITE")));
+    let first = |source: &str| {
+        Ip { fragment: 0x2000, ..Ip::udp(source) }.frame(&udp(5060, &request("INVITE")))
+    };
     let mut kernel = Kernel::new(&settings());
     // The packet that makes the meter is not charged for it.
     assert_eq!(passed(&mut kernel, "192.0.2.8", &long, 30), 11);
-    let run = |kernel: &mut Kernel, frame: &[u8]| (0..30).filter(|_| !kernel.run(frame).dropped).count();
+    let run =
+        |kernel: &mut Kernel, frame: &[u8]| (0..30).filter(|_| !kernel.run(frame).dropped).count();
     assert_eq!(run(&mut kernel, &first("192.0.2.9")), 11);
     let first_v6 = Ip { extensions: vec![(44, fragment(0, true))], ..Ip::udp("2001:db8::9") };
     assert_eq!(run(&mut kernel, &first_v6.frame(&udp(5060, &request("INVITE")))), 11);

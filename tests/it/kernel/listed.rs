@@ -1,5 +1,5 @@
-//! Listed means enforced: whoever reads an entry in the ledger finds the compiled program doing what
-//! it says, at once, and what a writer left that died in between counts nowhere.
+//! Listed means enforced: whoever reads an entry in the ledger finds the compiled program doing
+//! what it says, at once, and what a writer left that died in between counts nowhere.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -30,7 +30,8 @@ fn entry(text: String, port: Option<u16>, owner: Owner) -> Entry {
     Entry { port, owner, ..Entry::manual(text.parse().unwrap(), NEVER, "listed") }
 }
 
-/// A network of a length that the tables have not seen, so that the writer waits for a grace period.
+/// A network of a length that the tables have not seen, so that the writer waits for a grace
+/// period.
 fn fresh_length(round: u32) -> String {
     let number = round % 0xffff;
     match round % 3 {
@@ -44,13 +45,25 @@ fn fresh_length(round: u32) -> String {
 fn write(mut lists: Lists, stop: &AtomicBool) {
     for round in (1_u32..).take_while(|_| !stop.load(Ordering::Relaxed)) {
         // Trusted in the middle of what is blocked, admitted outside of it.
-        let (allowed, net) = if round.is_multiple_of(2) { (List::Trust, 10) } else { (List::Admit, 11) };
-        let inside = format!("{net}.{}.{}.{}", round / 60_000 % 250, round / 250 % 240, round % 250);
+        let (allowed, net) =
+            if round.is_multiple_of(2) { (List::Trust, 10) } else { (List::Admit, 11) };
+        let inside =
+            format!("{net}.{}.{}.{}", round / 60_000 % 250, round / 250 % 240, round % 250);
         let one = entry(fresh_length(round), None, Owner::Manual);
         let flow = entry(format!("192.0.2.{}", round % 250), Some(PORT), Owner::Auto);
         let several: Vec<_> = (0..4_u8)
-            .map(|n| entry(format!("198.{}.{}.{n}", 18 + round / 250 % 2, round % 250), None, Owner::Tool))
-            .chain([entry(format!("2001:db8:{:x}:1::/{}", round % 0xffff, 64 + round % 60), None, Owner::Auto)])
+            .map(|n| {
+                entry(
+                    format!("198.{}.{}.{n}", 18 + round / 250 % 2, round % 250),
+                    None,
+                    Owner::Tool,
+                )
+            })
+            .chain([entry(
+                format!("2001:db8:{:x}:1::/{}", round % 0xffff, 64 + round % 60),
+                None,
+                Owner::Auto,
+            )])
             .collect();
         lists.put(List::Block, one.clone()).unwrap();
         // Changed while it is listed.
@@ -84,14 +97,25 @@ fn ask(settings: &Settings, expected: impl Fn(List) -> Option<u32>) {
     let (mut seen, mut wrong, start) = (0, Vec::new(), Instant::now());
     thread::scope(|scope| {
         let writer = scope.spawn(|| write(lists, &stop));
-        while seen < LEAST_SEEN && start.elapsed() < MOST && wrong.len() < 10 && !writer.is_finished() {
+        while seen < LEAST_SEEN
+            && start.elapsed() < MOST
+            && wrong.len() < 10
+            && !writer.is_finished()
+        {
             for (list, entry) in ledger.entries().unwrap() {
-                let Some(action) = expected(list).filter(|_| entry.reason != "test") else { continue };
+                let Some(action) = expected(list).filter(|_| entry.reason != "test") else {
+                    continue;
+                };
                 let is = kernel.action(&frame(&entry));
                 let is_listed = ledger.get(list, &entry.network, entry.port, entry.owner).is_some();
                 // One that has gone meanwhile says nothing.
                 if is != action && is_listed {
-                    wrong.push(format!("{} {} on the {} list", entry.place(), entry.owner.name(), list.name()));
+                    wrong.push(format!(
+                        "{} {} on the {} list",
+                        entry.place(),
+                        entry.owner.name(),
+                        list.name()
+                    ));
                 }
                 seen += usize::from(is_listed);
             }
@@ -120,12 +144,19 @@ fn what_is_listed_is_enforced_at_once_under_a_closed_policy() {
     });
 }
 
-/// Both sides of each change at the moment in which its writer is killed: the rows that are pending, and the tables
-/// before or after they have followed.
+/// Both sides of each change at the moment in which its writer is killed: the rows that are
+/// pending, and the tables before or after they have followed.
 #[test]
 fn what_is_pending_counts_nowhere() {
     let mut kernel = Kernel::new(&settings());
-    let texts = ["192.0.2.1", "192.0.2.2", "198.51.100.0/24", "198.51.101.0/25", "2001:db8::1", "2001:db8:1::/57"];
+    let texts = [
+        "192.0.2.1",
+        "192.0.2.2",
+        "198.51.100.0/24",
+        "198.51.101.0/25",
+        "2001:db8::1",
+        "2001:db8:1::/57",
+    ];
     let entries: Vec<_> = texts.map(|text| entry(text.to_owned(), None, Owner::Manual)).into();
     let flow = entry("192.0.2.9".to_owned(), Some(PORT), Owner::Auto);
     let changed = entry("192.0.2.10".to_owned(), None, Owner::Manual);
@@ -141,13 +172,27 @@ fn what_is_pending_counts_nowhere() {
     kernel.lists.put(List::Block, Entry { expires: 1, ..changed.clone() }).unwrap();
     ledger.put(List::Block, &changed).unwrap();
 
-    assert_eq!(ledger.entries().unwrap(), [(List::Block, changed.clone())], "listed although pending");
+    assert_eq!(
+        ledger.entries().unwrap(),
+        [(List::Block, changed.clone())],
+        "listed although pending"
+    );
     kernel.lists = Lists::open(|name| kernel.map_again(name)).unwrap();
     assert_eq!(kernel.lists.entries(List::Block).collect::<Vec<_>>(), [&changed]);
     for entry in entries.iter().chain([&flow]) {
-        assert_eq!(kernel.action(&frame(entry)), PASS, "{} is blocked and on no list", entry.place());
+        assert_eq!(
+            kernel.action(&frame(entry)),
+            PASS,
+            "{} is blocked and on no list",
+            entry.place()
+        );
     }
-    assert_eq!(kernel.action(&frame(&changed)), DROP, "{} is listed and not blocked", changed.place());
+    assert_eq!(
+        kernel.action(&frame(&changed)),
+        DROP,
+        "{} is listed and not blocked",
+        changed.place()
+    );
     assert_eq!(ledger.drop_pending().unwrap(), 0, "pending rows were left");
     // Their places are free, and theirs again.
     for entry in entries.iter().chain([&flow]) {

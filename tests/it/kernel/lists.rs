@@ -1,11 +1,12 @@
-//! The block and trust tables in the kernel: expiry, overlaps, capacity, hits, and agreement with a plain model.
+//! The block and trust tables in the kernel: expiry, overlaps, capacity, hits, and agreement with a
+//! plain model.
 
 use std::time::Duration;
 
 use sip_xdp::dataplane::loader::{Capacity, Settings};
 use sip_xdp::dataplane::tables::header;
 use sip_xdp::dataplane::tables::ledger::{Entry, Tier};
-use sip_xdp::dataplane::tables::networks::{Slots, Table, Terms};
+use sip_xdp::dataplane::tables::networks::{SlotState, Slots, Table};
 use sip_xdp::lists::{ListError, Lists};
 use sip_xdp::net::network::Network;
 use sip_xdp::sys::clock;
@@ -83,7 +84,11 @@ fn an_entry_leaves_with_its_last_owner() {
     assert!(kernel.lists.remove(List::Block, &network, Owner::Manual).unwrap().is_some());
     assert_eq!(reason(&mut kernel, "192.0.2.7"), Reason::Blocked);
     kernel.set_clock(START + 10 * SECOND);
-    assert_eq!(reason(&mut kernel, "192.0.2.7"), Reason::Unknown, "the manual entry's end went with it");
+    assert_eq!(
+        reason(&mut kernel, "192.0.2.7"),
+        Reason::Unknown,
+        "the manual entry's end went with it"
+    );
     assert!(kernel.lists.remove(List::Block, &network, Owner::Auto).unwrap().is_some());
     assert!(kernel.lists.remove(List::Block, &network, Owner::Auto).unwrap().is_none());
 }
@@ -113,7 +118,11 @@ fn a_wide_network_reaches_from_end_to_end_and_leaves_what_is_inside() {
         ("10.200.0.0", Reason::Trusted),
         ("10.255.255.255", Reason::Unknown),
     ] {
-        assert_eq!(reason(&mut kernel, source), expected, "{source}, when the wide network has gone");
+        assert_eq!(
+            reason(&mut kernel, source),
+            expected,
+            "{source}, when the wide network has gone"
+        );
     }
 }
 
@@ -169,7 +178,9 @@ fn hits_of_feeds_are_sampled() {
     let networks = hosts.map(|host| host.parse::<Network>().unwrap());
     kernel.lists.replace_feed("feed", networks.to_vec()).unwrap();
     for _ in 0..16 * SAMPLE {
-        hosts.iter().for_each(|host| assert_eq!(reason(&mut kernel, host), Reason::Blocked, "{host}"));
+        hosts
+            .iter()
+            .for_each(|host| assert_eq!(reason(&mut kernel, host), Reason::Blocked, "{host}"));
     }
     let hits: u64 = networks.iter().map(|network| kernel.lists.hits(network)).sum();
     assert_eq!(hits, 2 * 16 * SAMPLE, "one in {SAMPLE} counts for all of them");
@@ -182,8 +193,11 @@ fn a_full_table_refuses_and_keeps_what_it_has() {
     for n in 0..16 {
         kernel.list(List::Block, &format!("192.0.2.{n}"), NEVER);
     }
-    for (list, network) in [(List::Block, "192.0.2.99"), (List::Trust, "192.0.2.99"), (List::Block, "10.0.0.0/8")] {
-        let error = kernel.lists.put(list, Entry::manual(network.parse().unwrap(), NEVER, "")).unwrap_err();
+    for (list, network) in
+        [(List::Block, "192.0.2.99"), (List::Trust, "192.0.2.99"), (List::Block, "10.0.0.0/8")]
+    {
+        let error =
+            kernel.lists.put(list, Entry::manual(network.parse().unwrap(), NEVER, "")).unwrap_err();
         assert!(matches!(error, ListError::Full { capacity: 16, .. }), "{error}");
         assert!(error.to_string().contains("capacity.networks"), "{error}");
     }
@@ -206,14 +220,14 @@ fn what_a_crash_left_half_done_is_put_right() {
     kernel.list(List::Block, "192.0.2.8", NEVER);
     kernel.list(List::Trust, "198.51.100.7", NEVER);
     // The daemon dies between two writes: a row without its entry, and entries without a row.
-    let guide = header::read(kernel.map_again(names::GUIDE).unwrap()).unwrap();
-    let table = Table::open(|name| kernel.map_again(name), &guide).unwrap();
-    let whole = table.whole().unwrap();
+    let table_header = header::read(kernel.map_again(names::TABLE_HEADER).unwrap()).unwrap();
+    let table = Table::open(|name| kernel.map_again(name), &table_header).unwrap();
+    let whole = table.map_all().unwrap();
     let orphan: Network = "192.0.2.9".parse().unwrap();
     let orphan_trust: Network = "198.51.100.9".parse().unwrap();
-    let terms = Terms { expires: NEVER, claimed: true, ..Terms::default() };
-    whole.set(Kind::Blocked, &orphan, terms).unwrap();
-    whole.set(Kind::Trusted, &orphan_trust, terms).unwrap();
+    let slot_state = SlotState { expires: NEVER, claimed: true, ..SlotState::default() };
+    whole.set(Kind::Blocked, &orphan, slot_state).unwrap();
+    whole.set(Kind::Trusted, &orphan_trust, slot_state).unwrap();
     whole.remove(Kind::Blocked, &"192.0.2.8".parse().unwrap());
     assert_eq!(reason(&mut kernel, "192.0.2.9"), Reason::Blocked);
     assert_eq!(reason(&mut kernel, "192.0.2.8"), Reason::Unknown);
@@ -231,8 +245,8 @@ fn what_a_crash_left_half_done_is_put_right() {
     }
 }
 
-/// Random entries of both lists, both families and all lengths, added, changed and removed; after each step some
-/// sources are asked of the kernel and of a plain list.
+/// Random entries of both lists, both families and all lengths, added, changed and removed; after
+/// each step some sources are asked of the kernel and of a plain list.
 #[test]
 fn the_tables_agree_with_a_plain_model() {
     let mut kernel = Kernel::new(&settings());
@@ -254,7 +268,11 @@ fn the_tables_agree_with_a_plain_model() {
         }
         for _ in 0..20 {
             let host = Network::around(random_network(&mut random).first(), 128);
-            let listed = |list| model.iter().any(|(l, n, expires)| *l == list && n.contains(&host) && *expires > now);
+            let listed = |list| {
+                model
+                    .iter()
+                    .any(|(l, n, expires)| *l == list && n.contains(&host) && *expires > now)
+            };
             let expected = match (listed(List::Trust), listed(List::Block)) {
                 (true, _) => Reason::Trusted,
                 (false, true) => Reason::Blocked,
@@ -271,8 +289,8 @@ fn the_tables_agree_with_a_plain_model() {
     assert!(hits > probes / 10 && hits < probes * 9 / 10, "{hits} of {probes}");
 }
 
-/// Networks close together, so that they overlap: of all lengths from that of a region of 4,096 addresses on, the
-/// longer ones more often.
+/// Networks close together, so that they overlap: of all lengths from that of a region of 4,096
+/// addresses on, the longer ones more often.
 fn random_network(random: &mut crate::kernel::differential::Random) -> Network {
     let mut octets = if random.below(2) == 0 {
         std::net::Ipv4Addr::new(10, 0, 0, 0).to_ipv6_mapped().octets()
@@ -282,10 +300,11 @@ fn random_network(random: &mut crate::kernel::differential::Random) -> Network {
     octets[14] = random.below(16) as u8;
     octets[15] = random.below(256) as u8;
     let bits = 116 + random.below(13).max(random.below(13)) as u8;
-    Network::around(sip_xdp_common::ip_key::Source::new(octets), bits)
+    Network::around(sip_xdp_common::ip_key::IpKey::new(octets), bits)
 }
 
-/// A ban on evidence that anybody could have sent ends UDP to the SIP ports, and nothing else of its source.
+/// A ban on evidence that anybody could have sent ends UDP to the SIP ports, and nothing else of
+/// its source.
 #[test]
 fn a_ban_of_unproven_evidence_leaves_tcp_alone() {
     let mut kernel = Kernel::new(&settings());

@@ -1,8 +1,10 @@
-//! A machine that runs the compiled ingress program one instruction at a time over the tables of a loaded filter, and
-//! counts what it does. Instructions can be compared from one day and one computer to the next, which nanoseconds cannot.
+//! A machine that runs the compiled ingress program one instruction at a time over the tables of a
+//! loaded filter, and counts what it does. Instructions can be compared from one day and one
+//! computer to the next, which nanoseconds cannot.
 //!
-//! It knows what the program's paths need (`Documentation/bpf/standardization/instruction-set.rst`) and fails on anything
-//! else. The maps that user space can map are the kernel's own; the others start empty: counters, hashes, the ring of events.
+//! It knows what the program's paths need (`Documentation/bpf/standardization/instruction-set.rst`)
+//! and fails on anything else. The maps that user space can map are the kernel's own; the others
+//! start empty: counters, hashes, the ring of events.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -40,7 +42,8 @@ const REGION: u32 = 40;
 const CONTEXT: u64 = 1;
 const PACKET: u64 = 2;
 const STACK: u64 = 3;
-/// The first of the regions of maps; their handles have a bit more, so that nobody takes one for memory.
+/// The first of the regions of maps; their handles have a bit more, so that nobody takes one for
+/// memory.
 const MAPS: u64 = 16;
 const HANDLE: u64 = 1 << 60;
 
@@ -49,7 +52,7 @@ const FRAME: u64 = 512;
 const FRAMES: usize = 8;
 
 /// More would be a loop without an end.
-const PATIENCE: u64 = 1_000_000;
+const INSTRUCTION_LIMIT: u64 = 1_000_000;
 
 enum Region {
     Own(Vec<u8>),
@@ -71,39 +74,51 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// The program as `kernel`, which has the default settings of tests, has loaded it, over its tables.
+    /// The program as `kernel`, which has the default settings of tests, has loaded it, over its
+    /// tables.
     pub(crate) fn new(kernel: &Kernel) -> Self {
         let mut object = Object::parse(OBJECT).unwrap();
         // A live program, whose clock is the kernel's.
-        let hashing = header::read(kernel.map_again(names::GUIDE).unwrap()).unwrap().hashing;
+        let hashing = header::read(kernel.map_again(names::TABLE_HEADER).unwrap()).unwrap().hashing;
         let globals = globals(&Settings { clock_from_map: false, ..settings() }, &hashing);
-        object.patch_map_data(globals.iter().map(|(name, value)| (*name, (value.as_slice(), true))).collect()).unwrap();
-        let maps: Vec<_> = object.maps.iter().map(|(name, map)| (name.clone(), map.clone())).collect();
+        object
+            .patch_map_data(
+                globals.iter().map(|(name, value)| (*name, (value.as_slice(), true))).collect(),
+            )
+            .unwrap();
+        let maps: Vec<_> =
+            object.maps.iter().map(|(name, map)| (name.clone(), map.clone())).collect();
         let (mut regions, mut tables) = (BTreeMap::new(), Vec::new());
         let shapes = shapes(&settings().capacity);
         for (n, (name, map)) in maps.iter().enumerate() {
             let shape = shapes.iter().find(|shape| shape.0 == name);
-            let (value, entries) = shape.map_or((map.value_size(), map.max_entries()), |s| (s.3 as u32, s.4));
+            let (value, entries) =
+                shape.map_or((map.value_size(), map.max_entries()), |s| (s.3 as u32, s.4));
             let (value, entries) = (u64::from(value), u64::from(entries));
             let opened = kernel.map_again(name).ok();
-            let shared =
-                opened.filter(|map| matches!(map, Map::Array(_))).and_then(|map| Mapped::new(map).ok()?.all().ok());
+            let shared = opened
+                .filter(|map| matches!(map, Map::Array(_)))
+                .and_then(|map| Mapped::new(map).ok()?.all().ok());
             // Arrays and arrays per CPU (`enum bpf_map_type`).
             let is_array = matches!(map.map_type(), 2 | 6);
             let region = match shared {
                 Some(view) => Region::Shared(view),
                 None if !map.data().is_empty() => Region::Own(map.data().to_vec()),
-                None if is_array => Region::Own(vec![0; (value.next_multiple_of(8) * entries) as usize]),
+                None if is_array => {
+                    Region::Own(vec![0; (value.next_multiple_of(8) * entries) as usize])
+                }
                 None => Region::Own(Vec::new()),
             };
             regions.insert(MAPS + n as u64, region);
             tables.push(Table { value: value.next_multiple_of(8), entries, is_array });
         }
-        let numbered = maps.iter().enumerate().map(|(n, (name, map))| (name.as_str(), n as i32, map));
+        let numbered =
+            maps.iter().enumerate().map(|(n, (name, map))| (name.as_str(), n as i32, map));
         let text = HashSet::from_iter(object.functions.keys().map(|(section, _)| *section));
         object.relocate_maps(numbered, &text).unwrap();
         object.relocate_calls(&text).unwrap();
-        let code = object.functions[&object.programs[names::INGRESS].function_key()].instructions.clone();
+        let code =
+            object.functions[&object.programs[names::INGRESS].function_key()].instructions.clone();
         let clock = maps.iter().position(|(name, _)| name == names::CLOCK).unwrap();
         regions.insert(MAPS + clock as u64, Region::Own([START, 0].map(u64::to_le_bytes).concat()));
         regions.insert(CONTEXT, Region::Own(vec![0; 24]));
@@ -128,7 +143,7 @@ impl Machine {
         let mut at = start;
         loop {
             self.tally.instructions += 1;
-            assert!(self.tally.instructions < PATIENCE, "this does not end");
+            assert!(self.tally.instructions < INSTRUCTION_LIMIT, "this does not end");
             let insn = self.code[at];
             at += 1;
             let (dst, src) = (insn.dst_reg() as usize, insn.src_reg() as usize);
@@ -153,20 +168,30 @@ impl Machine {
                 1 => {
                     self.tally.loads += 1;
                     let from = address(r[src]);
-                    let value = if from >> REGION == CONTEXT { self.context(from) } else { self.read(from, size) };
+                    let value = if from >> REGION == CONTEXT {
+                        self.context(from)
+                    } else {
+                        self.read(from, size)
+                    };
                     let signed = insn.code >> 5 == 4;
                     r[dst] = if signed { sign_extend(value, size) } else { value };
                 }
                 // ST, and STX, plain or atomic.
                 2 => self.write(address(r[dst]), size, immediate),
-                3 if insn.code >> 5 == 6 => self.atomic(address(r[dst]), size, insn.imm, &mut r, src),
+                3 if insn.code >> 5 == 6 => {
+                    self.atomic(address(r[dst]), size, insn.imm, &mut r, src)
+                }
                 3 => self.write(address(r[dst]), size, r[src]),
                 4 | 7 => {
                     let operand = if is_register { r[src] } else { immediate };
                     r[dst] = calculate(&insn, r[dst], operand, class == 7);
                 }
                 5 | 6 => match insn.code >> 4 {
-                    0 => at = (at as i64 + if class == 6 { i64::from(insn.imm) } else { i64::from(insn.off) }) as usize,
+                    0 => {
+                        at = (at as i64
+                            + if class == 6 { i64::from(insn.imm) } else { i64::from(insn.off) })
+                            as usize
+                    }
                     8 if src == 1 => {
                         let callee = (at as i64 + i64::from(insn.imm)) as usize;
                         r[0] = self.call(callee, [r[1], r[2], r[3], r[4], r[5]], depth + 1);
@@ -193,7 +218,11 @@ impl Machine {
             let map = (a & !HANDLE) as usize;
             let key = self.read(b, 4);
             let Table { value, entries, is_array } = self.tables[map];
-            return if is_array && key < entries { ((MAPS + map as u64) << REGION) + key * value } else { 0 };
+            return if is_array && key < entries {
+                ((MAPS + map as u64) << REGION) + key * value
+            } else {
+                0
+            };
         }
         // bpf_jiffies64, of which the kernel makes a load.
         if number == 118 {
@@ -236,7 +265,10 @@ impl Machine {
     }
 
     fn place(&self, address: u64, size: u64) -> (&Region, usize) {
-        let region = self.regions.get(&(address >> REGION)).unwrap_or_else(|| panic!("no memory at {address:#x}"));
+        let region = self
+            .regions
+            .get(&(address >> REGION))
+            .unwrap_or_else(|| panic!("no memory at {address:#x}"));
         let offset = address & ((1 << REGION) - 1);
         let length = match region {
             Region::Own(bytes) => bytes.len() as u64,
@@ -249,7 +281,9 @@ impl Machine {
     fn read(&self, address: u64, size: u64) -> u64 {
         let (region, at) = self.place(address, size);
         match region {
-            Region::Own(bytes) => (0..size as usize).fold(0, |value, n| value | u64::from(bytes[at + n]) << (8 * n)),
+            Region::Own(bytes) => {
+                (0..size as usize).fold(0, |value, n| value | u64::from(bytes[at + n]) << (8 * n))
+            }
             Region::Shared(view) => {
                 let (word, shift) = part(view, at, size);
                 word.load(Relaxed) >> shift & ones(size)
@@ -314,18 +348,25 @@ fn calculate(insn: &bpf_insn, a: u64, b: u64, is_wide: bool) -> u64 {
         0x0 => narrow(a.wrapping_add(b), a32.wrapping_add(b32)),
         0x1 => narrow(a.wrapping_sub(b), a32.wrapping_sub(b32)),
         0x2 => narrow(a.wrapping_mul(b), a32.wrapping_mul(b32)),
-        0x3 if insn.off == 0 => narrow(a.checked_div(b).unwrap_or(0), a32.checked_div(b32).unwrap_or(0)),
+        0x3 if insn.off == 0 => {
+            narrow(a.checked_div(b).unwrap_or(0), a32.checked_div(b32).unwrap_or(0))
+        }
         0x4 => narrow(a | b, a32 | b32),
         0x5 => narrow(a & b, a32 & b32),
         0x6 => narrow(a << (b & 63), a32 << (b32 & 31)),
         0x7 => narrow(a >> (b & 63), a32 >> (b32 & 31)),
         0x8 => narrow(a.wrapping_neg(), a32.wrapping_neg()),
-        0x9 if insn.off == 0 => narrow(a.checked_rem(b).unwrap_or(a), a32.checked_rem(b32).unwrap_or(a32)),
+        0x9 if insn.off == 0 => {
+            narrow(a.checked_rem(b).unwrap_or(a), a32.checked_rem(b32).unwrap_or(a32))
+        }
         0xa => narrow(a ^ b, a32 ^ b32),
         0xb if insn.off == 0 => narrow(b, b32),
-        0xb => narrow(sign_extend(b, insn.off as u64 / 8), sign_extend(b, insn.off as u64 / 8) as u32),
+        0xb => {
+            narrow(sign_extend(b, insn.off as u64 / 8), sign_extend(b, insn.off as u64 / 8) as u32)
+        }
         0xc => narrow(((a as i64) >> (b & 63)) as u64, ((a32 as i32) >> (b32 & 31)) as u32),
-        // Bytes the other way round: always, or (of the 32-bit class) if the machine is not little-endian and asked to be.
+        // Bytes the other way round: always, or (of the 32-bit class) if the machine is not
+        // little-endian and asked to be.
         0xd if is_wide || insn.code & 8 != 0 => a.swap_bytes() >> (64 - insn.imm),
         0xd => a & ones(insn.imm as u64 / 8),
         operation => panic!("operation {operation:#x} with offset {}", insn.off),

@@ -1,22 +1,27 @@
-//! The compiled program under BPF_PROG_TEST_RUN: Linux 5.18 or newer (XDP test runs with jumbo frames), and root. Nothing
-//! is attached and nothing is pinned; every test has maps of its own and sets its own clock.
+//! The compiled program under BPF_PROG_TEST_RUN: Linux 5.18 or newer (XDP test runs with jumbo
+//! frames), and root. Nothing is attached and nothing is pinned; every test has maps of its own and
+//! sets its own clock.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests panic rather than return errors")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests panic rather than return errors"
+)]
 
 mod cost;
 mod differential;
 mod egress;
-mod fed;
+mod feed_hosts;
 mod frames;
 mod harness;
 mod kept;
-mod known;
 mod limits;
 mod listed;
 mod lists;
 mod machine;
 mod model;
 mod quotas;
+mod reputation;
 mod samples;
 mod storm;
 mod table;

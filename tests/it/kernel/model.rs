@@ -1,10 +1,10 @@
-//! The lists in the kernel against a plain model of them: claims that end, trusted networks and two feeds change at
-//! random, and after each change the kernel is asked about many addresses.
+//! The lists in the kernel against a plain model of them: claims that end, trusted networks and two
+//! feeds change at random, and after each change the kernel is asked about many addresses.
 //!
 //! `SIP_XDP_PROBES` says how many in all, `SIP_XDP_SEED` which ones.
 
 mod draw;
-mod plain;
+mod reference;
 mod world;
 
 use std::net::Ipv4Addr;
@@ -21,7 +21,8 @@ const PROBES: u64 = 300_000;
 
 /// A number from the environment.
 fn variable(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is to be a number")))
+    std::env::var(name)
+        .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is to be a number")))
 }
 
 fn compare(capacity: u32, plan: Plan, probes: u64) -> Tally {
@@ -41,10 +42,14 @@ fn compare(capacity: u32, plan: Plan, probes: u64) -> Tally {
 
 #[test]
 fn the_kernel_says_what_a_plain_model_says() {
-    let tally = compare(16_384, Plan { feed: 2_000, each: 500 }, variable("SIP_XDP_PROBES", PROBES));
+    let tally =
+        compare(16_384, Plan { feed: 2_000, each: 500 }, variable("SIP_XDP_PROBES", PROBES));
     assert_eq!(tally.refused, 0, "there is room for everything");
     let (enough, unlisted) = (tally.probes / 20, tally.probes - tally.blocked - tally.trusted);
-    assert!([tally.blocked, tally.trusted, unlisted].iter().all(|kind| *kind > enough), "too few of a kind: {tally}");
+    assert!(
+        [tally.blocked, tally.trusted, unlisted].iter().all(|kind| *kind > enough),
+        "too few of a kind: {tally}"
+    );
 }
 
 #[test]
@@ -62,7 +67,10 @@ fn a_feed_can_change_altogether() {
     let host = |number: u32| Network::host(Ipv4Addr::from(0x0a00_0000 + number * 7).into());
     for from in [0, 250, 1_000, 2_000, 0] {
         let list = (from..from + listed).map(host).collect();
-        let refresh = kernel.lists.replace_feed("one", list).unwrap_or_else(|error| panic!("from {from}: {error}"));
+        let refresh = kernel
+            .lists
+            .replace_feed("one", list)
+            .unwrap_or_else(|error| panic!("from {from}: {error}"));
         assert_eq!(refresh.total, listed as usize);
     }
 }

@@ -7,7 +7,7 @@ use sip_xdp::dataplane::tables::ledger::{Entry, Tier};
 use sip_xdp::lists::{Fill, ListError};
 use sip_xdp::net::network::Network;
 use sip_xdp_common::abi::layout::{FLOWS, List, NEVER, Owner};
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::verdict::Reason;
 
 use crate::kernel::frames::{Ip, request, sip, udp_from};
@@ -20,8 +20,8 @@ fn kernel(networks: u32) -> Kernel {
     Kernel::new(&Settings { capacity: Capacity { networks, sources: 64 }, ..settings() })
 }
 
-fn host(number: u32) -> Source {
-    Source::v4(0x0a00_0000 + number)
+fn host(number: u32) -> IpKey {
+    IpKey::v4(0x0a00_0000 + number)
 }
 
 fn network(number: u32) -> Network {
@@ -41,11 +41,11 @@ fn used(kernel: &Kernel, table: &str) -> usize {
 }
 
 fn is_good(kernel: &Kernel, number: u32) -> bool {
-    kernel.lists.standing(host(number)).good_until != 0
+    kernel.lists.reputation(host(number)).good_until != 0
 }
 
-/// One account that registers from any number of addresses: half of the table is all that it gets, those that are known for
-/// longest stay, and whoever else lists anything finds room.
+/// One account that registers from any number of addresses: half of the table is all that it gets,
+/// those that are known for longest stay, and whoever else lists anything finds room.
 #[test]
 fn known_hosts_take_half_of_the_table() {
     for networks in [64, 1_024] {
@@ -55,9 +55,13 @@ fn known_hosts_take_half_of_the_table() {
             know(&mut kernel, number, START + HOUR + u64::from(number) * SECOND).unwrap();
         }
         assert_eq!(used(&kernel, "known"), most as usize);
-        assert!((3 * networks + most..4 * networks).all(|number| is_good(&kernel, number)), "the longest stay");
+        assert!(
+            (3 * networks + most..4 * networks).all(|number| is_good(&kernel, number)),
+            "the longest stay"
+        );
         assert!(!is_good(&kernel, 0));
-        // One that would be the first to go is not taken in, and says so; one that is there may change.
+        // One that would be the first to go is not taken in, and says so; one that is there may
+        // change.
         assert!(matches!(know(&mut kernel, 9_999, START + HOUR), Err(ListError::Full { .. })));
         know(&mut kernel, 4 * networks - 1, START + 2 * SECOND).unwrap();
         // Bans on evidence that could be forged come next, then whatever operators list.
@@ -65,9 +69,18 @@ fn known_hosts_take_half_of_the_table() {
             let _ = kernel.lists.put(List::Block, ban(number, Tier::Unproven, NEVER));
         }
         for number in 0..networks / 16 {
-            kernel.lists.put(List::Block, Entry::manual(network(200_000 + number), NEVER, "")).unwrap();
-            kernel.lists.put(List::Trust, Entry::manual(network(300_000 + number), NEVER, "")).unwrap();
-            kernel.lists.put(List::Block, ban(400_000 + number, Tier::Proven, START + HOUR)).unwrap();
+            kernel
+                .lists
+                .put(List::Block, Entry::manual(network(200_000 + number), NEVER, ""))
+                .unwrap();
+            kernel
+                .lists
+                .put(List::Trust, Entry::manual(network(300_000 + number), NEVER, ""))
+                .unwrap();
+            kernel
+                .lists
+                .put(List::Block, ban(400_000 + number, Tier::Proven, START + HOUR))
+                .unwrap();
         }
         let frame = |number: u32| sip(&network(number).to_string(), &request("OPTIONS"));
         assert_eq!(kernel.run(&frame(200_000)).reason, Reason::Blocked);
@@ -76,7 +89,8 @@ fn known_hosts_take_half_of_the_table() {
     }
 }
 
-/// Where operators fill all of the table, everybody else makes room, and then the error says what to do.
+/// Where operators fill all of the table, everybody else makes room, and then the error says what
+/// to do.
 #[test]
 fn operators_may_fill_the_table() {
     let mut kernel = kernel(64);
@@ -90,8 +104,12 @@ fn operators_may_fill_the_table() {
     for number in 0..64 {
         kernel.lists.put(List::Block, Entry::manual(network(2_000 + number), NEVER, "")).unwrap();
     }
-    assert_eq!((used(&kernel, "networks"), used(&kernel, "known"), used(&kernel, "unproven")), (64, 0, 0));
-    let error = kernel.lists.put(List::Block, Entry::manual(network(3_000), NEVER, "")).unwrap_err();
+    assert_eq!(
+        (used(&kernel, "networks"), used(&kernel, "known"), used(&kernel, "unproven")),
+        (64, 0, 0)
+    );
+    let error =
+        kernel.lists.put(List::Block, Entry::manual(network(3_000), NEVER, "")).unwrap_err();
     assert!(error.to_string().contains("capacity.networks"), "{error}");
     assert!(know(&mut kernel, 1, START + HOUR).is_err());
     let error = kernel.lists.put(List::Block, ban(4_000, Tier::Unproven, NEVER)).unwrap_err();
@@ -102,11 +120,22 @@ fn operators_may_fill_the_table() {
 fn who_is_under_suspicion_makes_room_for_who_is_known_good() {
     let mut kernel = kernel(64);
     for number in 0..32 {
-        kernel.lists.know(host(number), START, |standing| standing.suspect_until = START + 9 * HOUR).unwrap();
+        kernel
+            .lists
+            .know(host(number), START, |standing| standing.suspect_until = START + 9 * HOUR)
+            .unwrap();
     }
-    assert!(kernel.lists.know(host(99), START, |standing| standing.suspect_until = START + HOUR).is_err());
+    assert!(
+        kernel
+            .lists
+            .know(host(99), START, |standing| standing.suspect_until = START + HOUR)
+            .is_err()
+    );
     for number in 100..116 {
-        kernel.lists.know(host(number), START, |standing| standing.former_until = START + 99 * HOUR).unwrap();
+        kernel
+            .lists
+            .know(host(number), START, |standing| standing.former_until = START + 99 * HOUR)
+            .unwrap();
     }
     for number in 200..224 {
         know(&mut kernel, number, START + HOUR).unwrap();
@@ -115,12 +144,15 @@ fn who_is_under_suspicion_makes_room_for_who_is_known_good() {
     assert!((200..224).all(|number| is_good(&kernel, number)));
     // Nobody who is good goes for one that is not.
     for number in 300..400 {
-        let _ = kernel.lists.know(host(number), START, |standing| standing.suspect_until = START + 99 * HOUR);
+        let _ = kernel
+            .lists
+            .know(host(number), START, |standing| standing.suspect_until = START + 99 * HOUR);
     }
     assert!((200..224).all(|number| is_good(&kernel, number)));
 }
 
-/// Forged sources fill the quota of unproven bans: the one that is hit least makes room, and it is said.
+/// Forged sources fill the quota of unproven bans: the one that is hit least makes room, and it is
+/// said.
 #[test]
 fn the_unproven_ban_that_is_hit_least_makes_room() {
     for by_port in [false, true] {
@@ -151,7 +183,11 @@ fn the_unproven_ban_that_is_hit_least_makes_room() {
         }
         let displaced = kernel.lists.take_displaced();
         assert_eq!(displaced.len(), 200);
-        assert!(displaced.iter().all(|(list, entry)| *list == List::Block && entry.tier == Some(Tier::Unproven)));
+        assert!(
+            displaced
+                .iter()
+                .all(|(list, entry)| *list == List::Block && entry.tier == Some(Tier::Unproven))
+        );
         assert!(kernel.lists.take_displaced().is_empty());
         // A ban that is proven takes no place of theirs, and none of them takes its place.
         kernel.lists.put(List::Block, ban(5_000, Tier::Proven, START + HOUR)).unwrap();
@@ -170,11 +206,15 @@ fn known_good_ports_take_half_of_their_table() {
         kernel.lists.know_flow(source, port, START + HOUR + u64::from(number)).unwrap();
     }
     assert_eq!((used(&kernel, "good_ports"), used(&kernel, "ports")), (most, most));
-    assert!(matches!(kernel.lists.know_flow(host(9), 9, START + SECOND), Err(ListError::Full { .. })));
+    assert!(matches!(
+        kernel.lists.know_flow(host(9), 9, START + SECOND),
+        Err(ListError::Full { .. })
+    ));
     kernel.lists.know_flow(host(9), 9, START + 9 * HOUR).unwrap();
     let banned = Entry { port: Some(61_000), ..ban(1, Tier::Proven, START + HOUR) };
     kernel.lists.put(List::Block, banned).unwrap();
-    let from = Ip::udp(&network(1).to_string()).frame(&udp_from(61_000, 5060, &request("REGISTER")));
+    let from =
+        Ip::udp(&network(1).to_string()).frame(&udp_from(61_000, 5060, &request("REGISTER")));
     assert_eq!(kernel.run(&from).reason, Reason::Blocked);
     // A new daemon knows the same.
     let again = sip_xdp::lists::Lists::open(|name| kernel.map_again(name)).unwrap();
@@ -188,7 +228,13 @@ fn known_good_ports_take_half_of_their_table() {
 fn what_is_nearly_full_shows_it() {
     let mut kernel = kernel(64);
     let full = |kernel: &Kernel| -> Vec<&'static str> {
-        kernel.lists.fill().iter().filter(|fill| fill.is_nearly_full()).map(|fill: &Fill| fill.table).collect()
+        kernel
+            .lists
+            .fill()
+            .iter()
+            .filter(|fill| fill.is_nearly_full())
+            .map(|fill: &Fill| fill.table)
+            .collect()
     };
     for number in 0..25 {
         know(&mut kernel, number, START + HOUR).unwrap();
@@ -206,17 +252,21 @@ fn what_is_nearly_full_shows_it() {
 mod measured {
     use super::*;
 
-    /// 100,000 known hosts and 100,000 bans: an acceptance, a ban, and each second's look for what is over cost as much as with
-    /// few. Scans of all of them took 10 to 100 times as long.
+    /// 100,000 known hosts and 100,000 bans: an acceptance, a ban, and each second's look for what
+    /// is over cost as much as with few. Scans of all of them took 10 to 100 times as long.
     #[test]
     fn nothing_costs_more_because_there_is_much() {
         let mut kernel = kernel(262_144);
-        let bans: Vec<Entry> = (0..100_000).map(|number| ban(number, Tier::Proven, START + HOUR)).collect();
+        let bans: Vec<Entry> =
+            (0..100_000).map(|number| ban(number, Tier::Proven, START + HOUR)).collect();
         let measure = |kernel: &mut Kernel, from: u32| {
             let begun = Instant::now();
             for number in from..from + 200 {
                 know(kernel, 1_000_000 + number, START + HOUR).unwrap();
-                kernel.lists.put(List::Block, ban(2_000_000 + number, Tier::Unproven, START + HOUR)).unwrap();
+                kernel
+                    .lists
+                    .put(List::Block, ban(2_000_000 + number, Tier::Unproven, START + HOUR))
+                    .unwrap();
                 assert!(kernel.lists.expire(START).unwrap().is_empty());
                 kernel.lists.tidy(START).unwrap();
             }

@@ -1,18 +1,19 @@
-//! What a sample of an arriving packet says beside its payload, and what is said of responses that went unseen.
+//! What a sample of an arriving packet says beside its payload, and what is said of responses that
+//! went unseen.
 
 use sip_xdp::net::network::address_of;
-use sip_xdp_common::abi::layout::{Event, EventKind, RESPONSE_UNSEEN_NS, RESPONSES_UNSEEN};
+use sip_xdp_common::abi::layout::{EventKind, KernelEvent, RESPONSE_UNSEEN_NS, RESPONSES_UNSEEN};
 use sip_xdp_common::packet::checksum::Datagram;
 
 use crate::kernel::frames::{Ip, ethernet, fragment, request, sip, udp, udp_from, vlan};
 use crate::kernel::harness::{Kernel, START, settings};
 
-fn samples(kernel: &mut Kernel, kind: EventKind) -> Vec<Event> {
+fn samples(kernel: &mut Kernel, kind: EventKind) -> Vec<KernelEvent> {
     kernel.events().into_iter().filter(|event| event.kind == kind as u8).collect()
 }
 
 /// Whether the host would deliver what a sample shows.
-fn is_delivered(event: &Event) -> bool {
+fn is_delivered(event: &KernelEvent) -> bool {
     Datagram {
         source: event.source,
         destination: event.destination().unwrap(),
@@ -36,7 +37,10 @@ fn a_sample_says_whom_it_was_for_and_its_checksum() {
     let mut kernel = Kernel::new(&settings());
     for (source, us) in [("192.0.2.7", "198.51.100.1"), ("2001:db8:7::7", "2001:db8::1")] {
         let ip = Ip::udp(source);
-        let tagged = ethernet(0x8100, vlan(7, ip.ethertype(), ip.build(&with_checksum(&request("REGISTER"), 0x1234))));
+        let tagged = ethernet(
+            0x8100,
+            vlan(7, ip.ethertype(), ip.build(&with_checksum(&request("REGISTER"), 0x1234))),
+        );
         for frame in [ip.frame(&with_checksum(&request("REGISTER"), 0x1234)), tagged] {
             kernel.run(&frame);
             let events = samples(&mut kernel, EventKind::Request);

@@ -1,11 +1,14 @@
-//! One table of named packets, run twice: for the verdict, and for the reason under which each is counted.
+//! One table of named packets, run twice: for the verdict, and for the reason under which each is
+//! counted.
 
 use sip_xdp::dataplane::loader::Settings;
 use sip_xdp_common::abi::layout::{List, NEVER};
 use sip_xdp_common::packet::headers::Link;
 use sip_xdp_common::verdict::{Message, Reason, Verdict};
 
-use crate::kernel::frames::{Ip, ethernet, extension, fragment, pppoe, request, sip, tcp, udp, udp_lying, vlan};
+use crate::kernel::frames::{
+    Ip, ethernet, extension, fragment, pppoe, request, sip, tcp, udp, udp_lying, vlan,
+};
 use crate::kernel::harness::{Kernel, settings};
 
 /// Nothing is known of these.
@@ -33,7 +36,11 @@ fn rows() -> Vec<Row> {
     let register = request("REGISTER");
     let to_sip = udp(5060, &register);
     let mut rows = Vec::new();
-    let mut add = |name: &str, link: Link, frame: Vec<u8>, reason: Reason, message: Option<Message>| {
+    let mut add = |name: &str,
+                   link: Link,
+                   frame: Vec<u8>,
+                   reason: Reason,
+                   message: Option<Message>| {
         rows.push(Row { name: name.to_owned(), link, scope_all: false, frame, reason, message });
     };
     use Link::{Ethernet, Ip as NoHeader};
@@ -50,20 +57,45 @@ fn rows() -> Vec<Row> {
         add(&format!("VLAN tag {tag:x}"), Ethernet, frame, Reason::Unknown, registers);
     }
     let inner = vlan(7, 0x0800, packet.clone());
-    add("QinQ", Ethernet, ethernet(0x88a8, vlan(3, 0x8100, inner.clone())), Reason::Unknown, registers);
-    add("two 802.1Q tags", Ethernet, ethernet(0x8100, vlan(3, 0x8100, inner.clone())), Reason::Unknown, registers);
+    add(
+        "QinQ",
+        Ethernet,
+        ethernet(0x88a8, vlan(3, 0x8100, inner.clone())),
+        Reason::Unknown,
+        registers,
+    );
+    add(
+        "two 802.1Q tags",
+        Ethernet,
+        ethernet(0x8100, vlan(3, 0x8100, inner.clone())),
+        Reason::Unknown,
+        registers,
+    );
     let three = ethernet(0x88a8, vlan(1, 0x8100, vlan(3, 0x8100, inner)));
     add("three tags", Ethernet, three, Reason::Unknown, registers);
     let priority = |tags: usize, ip: &Ip| {
         let kind = if ip.source.is_ipv6() { 0x86dd } else { 0x0800 };
-        let (kind, rest) = (1..tags).fold((kind, ip.build(&to_sip)), |(kind, rest), _| (0x8100, vlan(0, kind, rest)));
+        let (kind, rest) = (1..tags)
+            .fold((kind, ip.build(&to_sip)), |(kind, rest), _| (0x8100, vlan(0, kind, rest)));
         ethernet(0x8100, vlan(0, kind, rest))
     };
     for tags in [1, 2, 3, 4] {
         let name = format!("{tags} priority tags");
         add(&name, Ethernet, priority(tags, &v4), Reason::Unknown, registers);
-        add(&format!("{name}, blocked"), Ethernet, priority(tags, &Ip::udp(BLOCKED)), Reason::Blocked, None);
-        add(&format!("{name}, IPv6"), Ethernet, priority(tags, &Ip::udp(STRANGER_V6)), Reason::Unknown, registers);
+        add(
+            &format!("{name}, blocked"),
+            Ethernet,
+            priority(tags, &Ip::udp(BLOCKED)),
+            Reason::Blocked,
+            None,
+        );
+        add(
+            &format!("{name}, IPv6"),
+            Ethernet,
+            priority(tags, &Ip::udp(STRANGER_V6)),
+            Reason::Unknown,
+            registers,
+        );
     }
     for tags in [5, 8, 300] {
         add(&format!("{tags} priority tags"), Ethernet, priority(tags, &v4), Reason::Limited, None);
@@ -71,9 +103,27 @@ fn rows() -> Vec<Row> {
     let v6 = Ip::udp(STRANGER_V6);
     let packet6 = v6.build(&to_sip);
     add("plain IPv6", Ethernet, v6.frame(&to_sip), Reason::Unknown, registers);
-    add("IPv6 in a VLAN", Ethernet, ethernet(0x8100, vlan(7, 0x86dd, packet6.clone())), Reason::Unknown, registers);
-    add("PPPoE, IPv4", Ethernet, ethernet(0x8864, pppoe(0, 0x21, packet.clone())), Reason::Unknown, registers);
-    add("PPPoE, IPv6", Ethernet, ethernet(0x8864, pppoe(0, 0x57, packet6.clone())), Reason::Unknown, registers);
+    add(
+        "IPv6 in a VLAN",
+        Ethernet,
+        ethernet(0x8100, vlan(7, 0x86dd, packet6.clone())),
+        Reason::Unknown,
+        registers,
+    );
+    add(
+        "PPPoE, IPv4",
+        Ethernet,
+        ethernet(0x8864, pppoe(0, 0x21, packet.clone())),
+        Reason::Unknown,
+        registers,
+    );
+    add(
+        "PPPoE, IPv6",
+        Ethernet,
+        ethernet(0x8864, pppoe(0, 0x57, packet6.clone())),
+        Reason::Unknown,
+        registers,
+    );
     let in_vlan = ethernet(0x8100, vlan(7, 0x8864, pppoe(0, 0x21, packet.clone())));
     add("PPPoE in a VLAN", Ethernet, in_vlan, Reason::Unknown, registers);
     let short = |protocol: u16, packet: &[u8]| {
@@ -81,12 +131,36 @@ fn rows() -> Vec<Row> {
         session.remove(6);
         ethernet(0x8864, session)
     };
-    add("PPPoE, IPv4, protocol of one byte", Ethernet, short(0x21, &packet), Reason::Unknown, registers);
-    add("PPPoE, IPv6, protocol of one byte", Ethernet, short(0x57, &packet6), Reason::Unknown, registers);
+    add(
+        "PPPoE, IPv4, protocol of one byte",
+        Ethernet,
+        short(0x21, &packet),
+        Reason::Unknown,
+        registers,
+    );
+    add(
+        "PPPoE, IPv6, protocol of one byte",
+        Ethernet,
+        short(0x57, &packet6),
+        Reason::Unknown,
+        registers,
+    );
     let blocked_short = short(0x21, &Ip::udp(BLOCKED).build(&to_sip));
     add("PPPoE, protocol of one byte, blocked", Ethernet, blocked_short, Reason::Blocked, None);
-    add("PPPoE, LCP", Ethernet, ethernet(0x8864, pppoe(0, 0xc021, vec![0; 40])), Reason::NotSip, None);
-    add("PPPoE, not a session", Ethernet, ethernet(0x8864, pppoe(9, 0x21, packet.clone())), Reason::NotSip, None);
+    add(
+        "PPPoE, LCP",
+        Ethernet,
+        ethernet(0x8864, pppoe(0, 0xc021, vec![0; 40])),
+        Reason::NotSip,
+        None,
+    );
+    add(
+        "PPPoE, not a session",
+        Ethernet,
+        ethernet(0x8864, pppoe(9, 0x21, packet.clone())),
+        Reason::NotSip,
+        None,
+    );
     add("tun, IPv4", NoHeader, packet.clone(), Reason::Unknown, registers);
     add("tun, IPv6", NoHeader, packet6, Reason::Unknown, registers);
     add("tun, neither", NoHeader, vec![0x90; 60], Reason::NotSip, None);
@@ -110,16 +184,30 @@ fn rows() -> Vec<Row> {
     add("an IPv4 header that is too short", Ethernet, short, Reason::NotSip, None);
     for kind in [0, 43, 60, 135, 139, 140] {
         let ip = Ip { extensions: vec![(kind, extension(1))], ..v6.clone() };
-        add(&format!("IPv6 extension {kind}"), Ethernet, ip.frame(&to_sip), Reason::Unknown, registers);
+        add(
+            &format!("IPv6 extension {kind}"),
+            Ethernet,
+            ip.frame(&to_sip),
+            Reason::Unknown,
+            registers,
+        );
     }
     // AH: length in 4 bytes less 2, so 4 is 24 bytes.
     let mut ah = vec![4];
     ah.resize(23, 0);
     let ip = Ip { extensions: vec![(51, ah)], ..v6.clone() };
     add("IPv6 with AH", Ethernet, ip.frame(&to_sip), Reason::Unknown, registers);
-    for (count, reason, message) in [(8, Reason::Unknown, Register), (9, Reason::Unparsed, Unparsed)] {
+    for (count, reason, message) in
+        [(8, Reason::Unknown, Register), (9, Reason::Unparsed, Unparsed)]
+    {
         let ip = Ip { extensions: vec![(60, extension(0)); count], ..v6.clone() };
-        add(&format!("IPv6 with {count} extensions"), Ethernet, ip.frame(&to_sip), reason, Some(message));
+        add(
+            &format!("IPv6 with {count} extensions"),
+            Ethernet,
+            ip.frame(&to_sip),
+            reason,
+            Some(message),
+        );
     }
     let long_chain = Ip { extensions: vec![(60, extension(0)); 9], ..Ip::udp(BLOCKED_V6) };
     add("a chain too long, blocked", Ethernet, long_chain.frame(&to_sip), Reason::Blocked, None);
@@ -133,11 +221,41 @@ fn rows() -> Vec<Row> {
     // Fragments.
     let first = Ip { fragment: 0x2000, ..v4.clone() };
     add("first fragment", Ethernet, first.frame(&to_sip[..200]), Reason::Unknown, registers);
-    add("tiny first fragment: ports, no payload", Ethernet, first.frame(&to_sip[..8]), Reason::Unknown, Some(Other));
-    add("tiny first fragment: half a method", Ethernet, first.frame(&to_sip[..12]), Reason::Unknown, Some(Other));
-    add("tiny first fragment: half a header", Ethernet, first.frame(&to_sip[..6]), Reason::Unknown, Some(Other));
-    add("tiny first fragment: no ports", Ethernet, first.frame(&to_sip[..3]), Reason::Unknown, Some(Other));
-    add("first fragment to another port", Ethernet, first.frame(&udp(53, &register)), Reason::NotSip, None);
+    add(
+        "tiny first fragment: ports, no payload",
+        Ethernet,
+        first.frame(&to_sip[..8]),
+        Reason::Unknown,
+        Some(Other),
+    );
+    add(
+        "tiny first fragment: half a method",
+        Ethernet,
+        first.frame(&to_sip[..12]),
+        Reason::Unknown,
+        Some(Other),
+    );
+    add(
+        "tiny first fragment: half a header",
+        Ethernet,
+        first.frame(&to_sip[..6]),
+        Reason::Unknown,
+        Some(Other),
+    );
+    add(
+        "tiny first fragment: no ports",
+        Ethernet,
+        first.frame(&to_sip[..3]),
+        Reason::Unknown,
+        Some(Other),
+    );
+    add(
+        "first fragment to another port",
+        Ethernet,
+        first.frame(&udp(53, &register)),
+        Reason::NotSip,
+        None,
+    );
     let later = Ip { fragment: 0x2010, ..v4.clone() };
     add("later fragment", Ethernet, later.frame(&to_sip), Reason::Fragment, None);
     let last = Ip { fragment: 0x0010, ..v4.clone() };
@@ -156,15 +274,53 @@ fn rows() -> Vec<Row> {
     );
     let trusted_later = Ip { fragment: 0x2010, ..Ip::udp(TRUSTED_IN_BLOCKED) };
     add("later fragment, trusted", Ethernet, trusted_later.frame(&to_sip), Reason::Fragment, None);
-    let options_later = Ip { extensions: vec![(44, fragment(20, true))], protocol: 60, ..Ip::udp(BLOCKED_V6) };
-    add("IPv6 later fragment of options, blocked", Ethernet, options_later.frame(&to_sip), Reason::Blocked, None);
-    let fragmented = |offset, more| Ip { extensions: vec![(44, fragment(offset, more))], ..v6.clone() };
-    add("IPv6 first fragment", Ethernet, fragmented(0, true).frame(&to_sip[..96]), Reason::Unknown, registers);
-    add("IPv6 tiny first fragment", Ethernet, fragmented(0, true).frame(&to_sip[..3]), Reason::Unknown, Some(Other));
-    add("IPv6 later fragment", Ethernet, fragmented(20, true).frame(&to_sip), Reason::Fragment, None);
-    add("IPv6 atomic fragment", Ethernet, fragmented(0, false).frame(&to_sip), Reason::Unknown, registers);
+    let options_later =
+        Ip { extensions: vec![(44, fragment(20, true))], protocol: 60, ..Ip::udp(BLOCKED_V6) };
+    add(
+        "IPv6 later fragment of options, blocked",
+        Ethernet,
+        options_later.frame(&to_sip),
+        Reason::Blocked,
+        None,
+    );
+    let fragmented =
+        |offset, more| Ip { extensions: vec![(44, fragment(offset, more))], ..v6.clone() };
+    add(
+        "IPv6 first fragment",
+        Ethernet,
+        fragmented(0, true).frame(&to_sip[..96]),
+        Reason::Unknown,
+        registers,
+    );
+    add(
+        "IPv6 tiny first fragment",
+        Ethernet,
+        fragmented(0, true).frame(&to_sip[..3]),
+        Reason::Unknown,
+        Some(Other),
+    );
+    add(
+        "IPv6 later fragment",
+        Ethernet,
+        fragmented(20, true).frame(&to_sip),
+        Reason::Fragment,
+        None,
+    );
+    add(
+        "IPv6 atomic fragment",
+        Ethernet,
+        fragmented(0, false).frame(&to_sip),
+        Reason::Unknown,
+        registers,
+    );
     let hidden = Ip { extensions: vec![(44, fragment(0, true)), (60, vec![30])], ..v6.clone() };
-    add("IPv6 first fragment that ends among headers", Ethernet, hidden.frame(&[]), Reason::Unknown, Some(Other));
+    add(
+        "IPv6 first fragment that ends among headers",
+        Ethernet,
+        hidden.frame(&[]),
+        Reason::Unknown,
+        Some(Other),
+    );
 
     // Lengths that lie.
     let lying = |length: u16| v4.frame(&udp_lying(5060, &register, length));
@@ -178,7 +334,13 @@ fn rows() -> Vec<Row> {
     let ip = Ip { lie: 500, ..v4.clone() };
     add("IPv4 length too long", Ethernet, ip.frame(&to_sip), Reason::Unknown, registers);
     let ip = Ip { lie: -(register.len() as i32), ..v4.clone() };
-    add("IPv4 length ends before the payload", Ethernet, ip.frame(&to_sip), Reason::Keepalive, Some(Keepalive));
+    add(
+        "IPv4 length ends before the payload",
+        Ethernet,
+        ip.frame(&to_sip),
+        Reason::Keepalive,
+        Some(Keepalive),
+    );
     let mut padded = sip(STRANGER, b"");
     padded.extend(&register);
     add("padding that looks like SIP", Ethernet, padded, Reason::Keepalive, Some(Keepalive));
@@ -197,38 +359,89 @@ fn rows() -> Vec<Row> {
         ("bare line feeds", with(b"", b"REGISTER sip:pbx.example SIP/2.0\nTo: x\n\n")),
         ("two spaces before the version", with(b"", b"REGISTER sip:pbx.example  SIP/2.0\r\n\r\n")),
         ("sips", with(b"", b"REGISTER sips:pbx.example SIP/2.0\r\n\r\n")),
-        ("another CSeq method", with(b"", b"REGISTER sip:pbx.example SIP/2.0\r\nCSeq: 1 INVITE\r\n\r\n")),
-        ("two spaces behind the method, as pjsip takes it", with(b"", b"REGISTER  sip:pbx.example SIP/2.0\r\n\r\n")),
-        ("a tab behind the method, as pjsip takes it", with(b"", b"REGISTER\tsip:pbx.example SIP/2.0\r\n\r\n")),
+        (
+            "another CSeq method",
+            with(b"", b"REGISTER sip:pbx.example SIP/2.0\r\nCSeq: 1 INVITE\r\n\r\n"),
+        ),
+        (
+            "two spaces behind the method, as pjsip takes it",
+            with(b"", b"REGISTER  sip:pbx.example SIP/2.0\r\n\r\n"),
+        ),
+        (
+            "a tab behind the method, as pjsip takes it",
+            with(b"", b"REGISTER\tsip:pbx.example SIP/2.0\r\n\r\n"),
+        ),
     ] {
         add(&format!("REGISTER, {name}"), Ethernet, frame, Reason::Unknown, registers);
     }
     let hidden = with(&b" ".repeat(700), &register);
     add("700 blanks before a method", Ethernet, hidden, Reason::Unknown, Some(Other));
-    for message in Message::ALL.into_iter().filter(|message| message.is_request() && *message != Other) {
+    for message in
+        Message::ALL.into_iter().filter(|message| message.is_request() && *message != Other)
+    {
         let name = message.name().to_uppercase();
         add(&name, Ethernet, sip(STRANGER, &request(&name)), Reason::Unknown, Some(message));
     }
     for method in ["INFO", "PRACK", "UPDATE", "REFER", "REGISTERX", "X"] {
         add(method, Ethernet, sip(STRANGER, &request(method)), Reason::Unknown, Some(Other));
     }
-    add("response", Ethernet, sip(STRANGER, b"SIP/2.0 200 OK\r\n\r\n"), Reason::Response, Some(Response));
+    add(
+        "response",
+        Ethernet,
+        sip(STRANGER, b"SIP/2.0 200 OK\r\n\r\n"),
+        Reason::Response,
+        Some(Response),
+    );
     let lite = Ip { protocol: 136, ..v4.clone() };
     add("UDP-Lite", Ethernet, lite.frame(&to_sip), Reason::Limited, None);
-    add("UDP-Lite, blocked", Ethernet, Ip { protocol: 136, ..Ip::udp(BLOCKED) }.frame(&to_sip), Reason::Blocked, None);
-    add("UDP-Lite to another port", Ethernet, lite.frame(&udp(53, &register)), Reason::NotSip, None);
-    add("another version", Ethernet, sip(STRANGER, b"SIP/3.0 200 OK\r\n\r\n"), Reason::Unparsed, Some(Unparsed));
-    add("HTTP", Ethernet, sip(STRANGER, b"GET / HTTP/1.1\r\n\r\n"), Reason::Unparsed, Some(Unparsed));
+    add(
+        "UDP-Lite, blocked",
+        Ethernet,
+        Ip { protocol: 136, ..Ip::udp(BLOCKED) }.frame(&to_sip),
+        Reason::Blocked,
+        None,
+    );
+    add(
+        "UDP-Lite to another port",
+        Ethernet,
+        lite.frame(&udp(53, &register)),
+        Reason::NotSip,
+        None,
+    );
+    add(
+        "another version",
+        Ethernet,
+        sip(STRANGER, b"SIP/3.0 200 OK\r\n\r\n"),
+        Reason::Unparsed,
+        Some(Unparsed),
+    );
+    add(
+        "HTTP",
+        Ethernet,
+        sip(STRANGER, b"GET / HTTP/1.1\r\n\r\n"),
+        Reason::Unparsed,
+        Some(Unparsed),
+    );
     add("RTP", Ethernet, sip(STRANGER, &[0x80; 172]), Reason::Unparsed, Some(Unparsed));
 
     // Keepalives.
     let mut stun = vec![0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42];
     stun.resize(20, 7);
-    for (name, payload) in
-        [("CRLF CRLF", &b"\r\n\r\n"[..]), ("CRLF", b"\r\n"), ("four NULs", &[0; 4]), ("STUN", &stun), ("empty", b"")]
-    {
+    for (name, payload) in [
+        ("CRLF CRLF", &b"\r\n\r\n"[..]),
+        ("CRLF", b"\r\n"),
+        ("four NULs", &[0; 4]),
+        ("STUN", &stun),
+        ("empty", b""),
+    ] {
         add(name, Ethernet, sip(STRANGER, payload), Reason::Keepalive, Some(Keepalive));
-        add(&format!("{name}, IPv6"), Ethernet, sip(STRANGER_V6, payload), Reason::Keepalive, Some(Keepalive));
+        add(
+            &format!("{name}, IPv6"),
+            Ethernet,
+            sip(STRANGER_V6, payload),
+            Reason::Keepalive,
+            Some(Keepalive),
+        );
     }
 
     // Other ports and protocols.
@@ -266,8 +479,20 @@ fn rows() -> Vec<Row> {
         Reason::Blocked,
         None,
     );
-    add("blocked, TCP to 22", Ethernet, Ip { protocol: 6, ..blocked.clone() }.frame(&tcp(22)), Reason::NotSip, None);
-    add("blocked, keepalive", Ethernet, blocked.frame(&udp(5060, b"\r\n\r\n")), Reason::Blocked, None);
+    add(
+        "blocked, TCP to 22",
+        Ethernet,
+        Ip { protocol: 6, ..blocked.clone() }.frame(&tcp(22)),
+        Reason::NotSip,
+        None,
+    );
+    add(
+        "blocked, keepalive",
+        Ethernet,
+        blocked.frame(&udp(5060, b"\r\n\r\n")),
+        Reason::Blocked,
+        None,
+    );
     let tagged = ethernet(0x88a8, vlan(3, 0x8100, vlan(7, 0x0800, blocked.build(&to_sip))));
     add("blocked, in QinQ", Ethernet, tagged, Reason::Blocked, None);
     let session = ethernet(0x8864, pppoe(0, 0x21, blocked.build(&to_sip)));
@@ -283,17 +508,29 @@ fn rows() -> Vec<Row> {
         let name = format!("block_scope all: {name}");
         rows.push(Row { name, link: Ethernet, scope_all: true, frame, reason, message: None });
     };
-    all("blocked, TCP to 22", Ip { protocol: 6, ..blocked.clone() }.frame(&tcp(22)), Reason::Blocked);
+    all(
+        "blocked, TCP to 22",
+        Ip { protocol: 6, ..blocked.clone() }.frame(&tcp(22)),
+        Reason::Blocked,
+    );
     all("blocked, UDP to 53", blocked.frame(&udp(53, b"x")), Reason::Blocked);
     all("blocked, later fragment", blocked_later.frame(&to_sip), Reason::Blocked);
     all("blocked, GRE", Ip { protocol: 47, ..blocked.clone() }.frame(&[0; 64]), Reason::Blocked);
     all("blocked, ICMP", Ip { protocol: 1, ..blocked.clone() }.frame(&[8; 64]), Reason::NotSip);
     let blocked6 = Ip::udp(BLOCKED_V6);
-    all("blocked, neighbour discovery", Ip { protocol: 58, ..blocked6.clone() }.frame(&[135; 64]), Reason::NotSip);
+    all(
+        "blocked, neighbour discovery",
+        Ip { protocol: 58, ..blocked6.clone() }.frame(&[135; 64]),
+        Reason::NotSip,
+    );
     all("blocked, IPv6 TCP", Ip { protocol: 6, ..blocked6 }.frame(&tcp(22)), Reason::Blocked);
     all("stranger, TCP to 22", tcp_ip.frame(&tcp(22)), Reason::NotSip);
     all("stranger, later fragment", later.frame(&to_sip), Reason::Fragment);
-    all("trusted, TCP to 22", Ip { protocol: 6, ..Ip::udp(TRUSTED) }.frame(&tcp(22)), Reason::NotSip);
+    all(
+        "trusted, TCP to 22",
+        Ip { protocol: 6, ..Ip::udp(TRUSTED) }.frame(&tcp(22)),
+        Reason::NotSip,
+    );
     all(
         "trusted in a blocked network, TCP to 22",
         Ip { protocol: 6, ..Ip::udp(TRUSTED_IN_BLOCKED) }.frame(&tcp(22)),
@@ -314,7 +551,8 @@ impl Kernels {
         if let Some(at) = self.made.iter().position(|(kind, _)| *kind == wanted) {
             return &mut self.made[at].1;
         }
-        let mut kernel = Kernel::new(&Settings { link: row.link, scope_all: row.scope_all, ..settings() });
+        let mut kernel =
+            Kernel::new(&Settings { link: row.link, scope_all: row.scope_all, ..settings() });
         for network in [BLOCKED, "198.18.5.0/24", "2001:db8:bad::/48"] {
             kernel.list(List::Block, network, NEVER);
         }

@@ -1,5 +1,5 @@
-//! A trial (`run --confirm`) that nobody confirmed: past its deadline nothing is dropped, without any
-//! daemon.
+//! A trial (`run --confirm`) that nobody confirmed: past its deadline nothing is dropped, without
+//! any daemon.
 
 use sip_xdp::dataplane::loader::Settings;
 use sip_xdp_common::abi::layout::{EventKind, IN_DRY_RUN, List, NEVER};
@@ -24,7 +24,9 @@ fn past_the_deadline_nothing_is_dropped() {
     // Without a deadline it is confirmed.
     assert!(kernel.run(&frame).dropped);
     kernel.set_deadline(START + 60 * SECOND);
-    for (now, dropped) in [(START, true), (START + 60 * SECOND - 1, true), (START + 60 * SECOND, false)] {
+    for (now, dropped) in
+        [(START, true), (START + 60 * SECOND - 1, true), (START + 60 * SECOND, false)]
+    {
         kernel.set_clock(now);
         let outcome = kernel.run(&frame);
         assert_eq!((outcome.dropped, outcome.would), (dropped, !dropped), "{now}");
@@ -50,7 +52,8 @@ fn its_events_are_not_those_of_a_dry_run() {
         kernel.run(&flood);
     }
     let events = kernel.events();
-    let limited: Vec<_> = events.iter().filter(|event| event.kind == EventKind::Limited as u8).collect();
+    let limited: Vec<_> =
+        events.iter().filter(|event| event.kind == EventKind::Limited as u8).collect();
     assert!(limited.len() == 1 && limited[0].flags & IN_DRY_RUN == 0, "{}", limited.len());
 }
 

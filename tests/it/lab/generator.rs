@@ -50,7 +50,8 @@ fn nothing_passes_the_baseline() {
     let wire = Wire::new().unwrap();
     let attached = Attached::new(&wire.receiver, WAN, DROP).unwrap();
     let sources = Sources::InTurn(vec![spread(0)]);
-    let sent = wire.generator(&sources, b"hello").unwrap().send_for(Duration::from_millis(200)).unwrap();
+    let sent =
+        wire.generator(&sources, b"hello").unwrap().send_for(Duration::from_millis(200)).unwrap();
     println!("{} packets in {:?}", sent.packets, sent.elapsed);
     assert!(wire.received().unwrap() > 0);
     assert_eq!(wire.reached_the_stack().unwrap(), 0);

@@ -1,6 +1,7 @@
-//! A feed of a million networks: it is loaded, refreshed and taken over by the next daemon while a listed source and an unlisted
-//! phone keep sending. Not one packet of the one passes, not one of the other is dropped, and commands are answered all the
-//! while. Needs root and Linux 6.6 or later.
+//! A feed of a million networks: it is loaded, refreshed and taken over by the next daemon while a
+//! listed source and an unlisted phone keep sending. Not one packet of the one passes, not one of
+//! the other is dropped, and commands are answered all the while. Needs root and Linux 6.6 or
+//! later.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -19,7 +20,8 @@ const COUNT: u32 = 1_000_000;
 /// A debug build on a busy machine; what it takes is printed.
 const PATIENT: Duration = Duration::from_secs(180);
 
-/// A million lines, the attacker's among them; the first hundredth of the others depends on the version.
+/// A million lines, the attacker's among them; the first hundredth of the others depends on the
+/// version.
 fn write_list(path: &Path, version: u32) -> Result<()> {
     let mut text = format!("# version {version}\n{ATTACKER}\n");
     for number in 0..COUNT - 1 {
@@ -30,8 +32,8 @@ fn write_list(path: &Path, version: u32) -> Result<()> {
     fs::write(&new, text).and_then(|()| fs::rename(&new, path)).context("cannot write the list")
 }
 
-/// Waits for the feed to have had a round of this number, and for a million networks to be in force. Returns how long that took
-/// and the longest that any command waited for its answer.
+/// Waits for the feed to have had a round of this number, and for a million networks to be in
+/// force. Returns how long that took and the longest that any command waited for its answer.
 fn wait_loaded(filter: &Filter<'_>, round: u64) -> Result<(Duration, Duration)> {
     let (start, mut longest) = (Instant::now(), Duration::ZERO);
     loop {
@@ -54,7 +56,8 @@ fn a_million_networks_under_traffic() -> Result<()> {
     let list = lab.directory().join("million.list");
     write_list(&list, 0)?;
     let configuration = format!(
-        "[capacity]\nnetworks = 1200000\n\n[[feeds]]\nname = \"million\"\nurl = \"file://{}\"\nevery = \"1h\"\n",
+        "[capacity]\nnetworks = 1200000\n\n[[feeds]]\nname = \"million\"\nurl \
+         = \"file://{}\"\nevery = \"1h\"\n",
         list.display()
     );
     let options = FilterOptions { configuration, ..FilterOptions::default() };
@@ -65,22 +68,31 @@ fn a_million_networks_under_traffic() -> Result<()> {
     let phone = Stream::start(stream::socket(&lab.phone, from, to)?, 20, |_| b"\r\n\r\n".to_vec())?;
     let (_, waited) = wait_loaded(&filter, 0)?;
     let pid = filter.pid().context("no daemon")?;
-    println!("first load: {:.2?}, longest answer {waited:.2?}, {:.0} MiB", start.elapsed(), memory(pid)?);
+    println!(
+        "first load: {:.2?}, longest answer {waited:.2?}, {:.0} MiB",
+        start.elapsed(),
+        memory(pid)?
+    );
 
     let passed_before = passed(&filter)?;
     let blocked_before = filter.packets(WAN, "drop.blocked")?;
     let attack = stream::registers(&lab.attacker, ATTACKER, PBX_WAN, 500)?;
     write_list(&list, 1)?;
-    let answer = filter.call(&json!({ "command": "feed_sync", "name": "million", "accept": false }))?;
+    let answer =
+        filter.call(&json!({ "command": "feed_sync", "name": "million", "accept": false }))?;
     let round = answer["rounds"]["million"].as_u64().context("no round")?;
     let (took, waited) = wait_loaded(&filter, round)?;
     let rows = filter.call(&json!({ "command": "feed_list" }))?;
     let memory = memory(pid)?;
     println!(
-        "refresh: {took:.2?}, longest answer {waited:.2?}, {memory:.0} MiB, {} added and {} removed",
+        "refresh: {took:.2?}, longest answer {waited:.2?}, {memory:.0} MiB, {} added and {} \
+         removed",
         rows[0]["added"], rows[0]["removed"]
     );
-    assert_eq!((&rows[0]["added"], &rows[0]["removed"]), (&(COUNT / 100).into(), &(COUNT / 100).into()));
+    assert_eq!(
+        (&rows[0]["added"], &rows[0]["removed"]),
+        (&(COUNT / 100).into(), &(COUNT / 100).into())
+    );
     // The next daemon takes it over, from the kernel and from disk.
     filter.kill9()?;
     let start = Instant::now();
@@ -92,7 +104,10 @@ fn a_million_networks_under_traffic() -> Result<()> {
     sleep(Duration::from_millis(300));
     let blocked = filter.packets(WAN, "drop.blocked")? - blocked_before;
     let (leaked, dropped) = (passed(&filter)? - passed_before, filter.dropped(LAN)?);
-    println!("{sent} packets of a listed source, {leaked} passed; {phoned} of an unlisted phone, {dropped} dropped");
+    println!(
+        "{sent} packets of a listed source, {leaked} passed; {phoned} of an unlisted phone, \
+         {dropped} dropped"
+    );
     assert_eq!((leaked, blocked), (0, sent));
     assert_eq!(dropped, 0);
     ensure!(sent > 500 && phoned > 20, "too few to tell");

@@ -1,5 +1,6 @@
-//! The product's `top`, which panics when it is told to: with SIGUSR1 where the screen is drawn, with SIGUSR2 in a task of its
-//! own, with SIGALRM in another thread. For the test that looks at what becomes of the terminal.
+//! The product's `top`, which panics when it is told to: with SIGUSR1 where the screen is drawn,
+//! with SIGUSR2 in a task of its own, with SIGALRM in another thread. For the test that looks at
+//! what becomes of the terminal.
 
 use std::time::Duration;
 
@@ -26,14 +27,20 @@ struct Arguments {
 }
 
 fn main() -> Result<()> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(show(Arguments::parse()))
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(show(Arguments::parse()))
 }
 
 async fn show(arguments: Arguments) -> Result<()> {
     let Arguments { config, run_dir, state_dir, pin_dir, rest: _ } = arguments;
     let paths = Paths { config, run_dir, state_dir, pin_dir };
-    let (mut here, mut task, mut thread) =
-        (signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?, signal(SignalKind::alarm())?);
+    let (mut here, mut task, mut thread) = (
+        signal(SignalKind::user_defined1())?,
+        signal(SignalKind::user_defined2())?,
+        signal(SignalKind::alarm())?,
+    );
     tokio::spawn(async move {
         task.recv().await;
         panic!("in a task");

@@ -38,8 +38,14 @@ pub fn clean(program: impl AsRef<Path>) -> Command {
         "RUST_RECURSION_COUNT",
         "LD_LIBRARY_PATH",
     ];
-    const KEPT: [&str; 6] =
-        ["CARGO_HOME", "CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTRIES_", "CARGO_REGISTRY_", "CARGO_TERM_"];
+    const KEPT: [&str; 6] = [
+        "CARGO_HOME",
+        "CARGO_HTTP_",
+        "CARGO_NET_",
+        "CARGO_REGISTRIES_",
+        "CARGO_REGISTRY_",
+        "CARGO_TERM_",
+    ];
     let mut command = Command::new(program.as_ref());
     for (key, _) in env::vars_os() {
         let name = key.to_string_lossy();

@@ -27,7 +27,8 @@ impl Linker {
     pub fn look(llvm: u32, any_will_do: bool) -> Result<Self> {
         let directory = cache_directory()?.join(format!("bpf-linker-{VERSION}-llvm-{llvm}"));
         let own = Self::inside(&directory);
-        // Asking for the version proves that the shared LLVM it was built against is still installed.
+        // Asking for the version proves that the shared LLVM it was built against is still
+        // installed.
         let found = if ask(clean(&own).arg("--version")).is_some() {
             Some(own)
         } else {

@@ -28,19 +28,23 @@ pub fn embed(package: &str, variable: &str, workspace: &Path, sources: &[&str]) 
         // Named to cargo it would be newer than this run, and everything be built twice.
         None => compile(package, &workspace.canonicalize()?, sources, &out)?,
     };
-    let object = fs::read(&object).with_context(|| format!("the kernel object {} cannot be read", object.display()))?;
+    let object = fs::read(&object)
+        .with_context(|| format!("the kernel object {} cannot be read", object.display()))?;
     let path = out.join(format!("{package}.o"));
-    fs::write(&path, without_dwarf(&object)?).with_context(|| format!("cannot write {}", path.display()))
+    fs::write(&path, without_dwarf(&object)?)
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The same object without its DWARF sections, four fifths of it. The kernel reads BTF, which stays.
+/// The same object without its DWARF sections, four fifths of it. The kernel reads BTF, which
+/// stays.
 ///
 /// # Errors
 /// When this is no ELF file.
 pub fn without_dwarf(object: &[u8]) -> Result<Vec<u8>> {
     let mut builder = Builder::read(object).context("the kernel object is no ELF file")?;
     for section in &mut builder.sections {
-        section.delete = [&b".debug_"[..], b".rel.debug_"].iter().any(|prefix| section.name.starts_with(prefix));
+        section.delete =
+            [&b".debug_"[..], b".rel.debug_"].iter().any(|prefix| section.name.starts_with(prefix));
     }
     // LLVM has one table for the names of symbols and sections, this writer one for each.
     if !builder.sections.iter().any(|section| matches!(section.data, SectionData::SectionString)) {

@@ -78,11 +78,17 @@ impl Toolchain {
     /// Finds what `cargo xtask setup` installed, or what was there before.
     pub fn find() -> Result<Self> {
         let Some(source) = Source::look() else {
-            bail!("there is no toolchain for the kernel programs: run `{SETUP}` once, which installs it")
+            bail!(
+                "there is no toolchain for the kernel programs: run `{SETUP}` once, which installs \
+                 it"
+            )
         };
         let linker = source.linker(&source.compiler()?)?.found;
         let linker = linker.with_context(|| {
-            format!("there is no bpf-linker for the kernel programs: run `{SETUP}` once, which builds it")
+            format!(
+                "there is no bpf-linker for the kernel programs: run `{SETUP}` once, which \
+                     builds it"
+            )
         })?;
         Ok(Self { source, linker })
     }
@@ -119,7 +125,8 @@ impl Toolchain {
 
 impl Compiler {
     fn parse(version: &str) -> Option<Self> {
-        let field = |name: &str| version.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let field =
+            |name: &str| version.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         let llvm = field("LLVM version:")?.split('.').next()?.parse().ok()?;
         Some(Self { release: field("release:")?.to_owned(), llvm })
     }
@@ -130,19 +137,24 @@ fn has_core(rustc: &Path) -> bool {
     let Some(sysroot) = ask(clean(rustc).args(["--print", "sysroot"])) else { return false };
     let directory = PathBuf::from(sysroot).join("lib/rustlib").join(TARGET).join("lib");
     fs::read_dir(directory).is_ok_and(|mut entries| {
-        entries.any(|entry| entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("libcore-")))
+        entries.any(|entry| {
+            entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("libcore-"))
+        })
     })
 }
 
-/// Whether rustup's nightly is there with its source. rustup is not asked to run a toolchain that it
-/// would first download.
+/// Whether rustup's nightly is there with its source. rustup is not asked to run a toolchain that
+/// it would first download.
 fn nightly_has_source() -> bool {
     let Some(toolchains) = ask(clean("rustup").args(["toolchain", "list"])) else { return false };
     if !toolchains.lines().any(|line| line.starts_with("nightly-")) {
         return false;
     }
-    ask(clean("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]))
-        .is_some_and(|sysroot| Path::new(&sysroot).join("lib/rustlib/src/rust/library/core/Cargo.toml").is_file())
+    ask(clean("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"])).is_some_and(
+        |sysroot| {
+            Path::new(&sysroot).join("lib/rustlib/src/rust/library/core/Cargo.toml").is_file()
+        },
+    )
 }
 
 #[cfg(test)]
@@ -151,7 +163,8 @@ mod tests {
 
     #[test]
     fn reads_what_a_compiler_says_about_itself() {
-        let version = "rustc 1.96.0 (abc 2026-05-25)\nbinary: rustc\nhost: x86_64-unknown-linux-gnu\n\
+        let version = "rustc 1.96.0 (abc 2026-05-25)\nbinary: rustc\nhost: \
+                       x86_64-unknown-linux-gnu\n\
                        release: 1.96.0\nLLVM version: 22.1.8";
         assert_eq!(Compiler::parse(version), Some(Compiler { release: "1.96.0".into(), llvm: 22 }));
         assert_eq!(Compiler::parse("rustc 1.96.0"), None);

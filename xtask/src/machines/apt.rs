@@ -1,5 +1,5 @@
-//! Packages of other releases, distributions and architectures, without touching what this machine has installed:
-//! apt with a configuration, lists and cache of its own.
+//! Packages of other releases, distributions and architectures, without touching what this machine
+//! has installed: apt with a configuration, lists and cache of its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -47,8 +47,8 @@ impl Distribution {
         }
     }
 
-    /// The part of debootstrap that knows the distribution's mirror, the word before it, and how many are skipped:
-    /// Ubuntu's first one is for releases that are no longer kept.
+    /// The part of debootstrap that knows the distribution's mirror, the word before it, and how
+    /// many are skipped: Ubuntu's first one is for releases that are no longer kept.
     fn mirror_hint(self) -> (&'static str, &'static str, usize) {
         match self {
             Self::Debian => ("usr/sbin/debootstrap", "DEF_MIRROR=", 0),
@@ -65,11 +65,18 @@ pub(crate) struct Apt {
 
 impl Apt {
     /// One for this distribution and architecture, with lists that are not older than a day.
-    pub(crate) fn open(cache: &Path, distribution: Distribution, architecture: &str) -> Result<Self> {
+    pub(crate) fn open(
+        cache: &Path,
+        distribution: Distribution,
+        architecture: &str,
+    ) -> Result<Self> {
         let directory = cache.join(format!("apt-{}-{architecture}", distribution.name()));
         let apt = Self { directory, architecture: architecture.to_owned() };
         let updated = apt.directory.join("updated");
-        let age = fs::metadata(&updated).and_then(|file| file.modified()).ok().and_then(|time| time.elapsed().ok());
+        let age = fs::metadata(&updated)
+            .and_then(|file| file.modified())
+            .ok()
+            .and_then(|time| time.elapsed().ok());
         if age.is_some_and(|age| age < FRESH) {
             return Ok(apt);
         }
@@ -88,7 +95,8 @@ impl Apt {
         }
         fs::write(apt.directory.join("sources.list"), sources)?;
         say(format!("fetching the package lists of {} for {architecture}", distribution.name()));
-        run_quietly(apt.command("apt-get").arg("update")).context("is there a way to the mirror?")?;
+        run_quietly(apt.command("apt-get").arg("update"))
+            .context("is there a way to the mirror?")?;
         fs::write(updated, format!("{:?}\n", SystemTime::now()))?;
         Ok(apt)
     }
@@ -117,11 +125,11 @@ impl Apt {
         command
     }
 
-    /// The newest package by version whose name begins and ends so, with nothing but a version in between: other
-    /// flavours have a word there. `None` if there is none.
+    /// The newest package by version whose name begins and ends so, with nothing but a version in
+    /// between: other flavours have a word there. `None` if there is none.
     pub(crate) fn newest(&self, beginning: &str, end: &str) -> Result<Option<String>> {
-        let names =
-            ask(self.command("apt-cache").arg("pkgnames").arg(beginning)).context("apt-cache pkgnames failed")?;
+        let names = ask(self.command("apt-cache").arg("pkgnames").arg(beginning))
+            .context("apt-cache pkgnames failed")?;
         let version = |name: &&str| {
             let middle = name.strip_prefix(beginning).and_then(|rest| rest.strip_suffix(end));
             middle.is_some_and(|middle| !middle.contains(|char: char| char.is_ascii_alphabetic()))
@@ -134,14 +142,27 @@ impl Apt {
     /// Fetches these packages, without those that they depend on, and unpacks them.
     pub(crate) fn unpack(&self, packages: &[String], directory: &Path) -> Result<()> {
         let download = tempfile::tempdir().context("cannot make a temporary directory")?;
-        run_quietly(self.command("apt-get").current_dir(download.path()).arg("download").args(packages))?;
+        run_quietly(
+            self.command("apt-get").current_dir(download.path()).arg("download").args(packages),
+        )?;
         unpack_all(download.path(), directory)
     }
 
     /// Fetches these packages with all that they depend on, and unpacks them.
-    pub(crate) fn unpack_with_dependencies(&self, packages: &[&str], directory: &Path) -> Result<()> {
+    pub(crate) fn unpack_with_dependencies(
+        &self,
+        packages: &[&str],
+        directory: &Path,
+    ) -> Result<()> {
         let mut command = self.command("apt-get");
-        command.args(["install", "--yes", "--download-only", "--no-install-recommends", "-t", "bookworm"]);
+        command.args([
+            "install",
+            "--yes",
+            "--download-only",
+            "--no-install-recommends",
+            "-t",
+            "bookworm",
+        ]);
         run_quietly(command.args(packages))?;
         unpack_all(&self.directory.join("cache/archives"), directory)
     }
@@ -160,10 +181,14 @@ fn unpack_all(packages: &Path, directory: &Path) -> Result<()> {
 
 /// The numbers in a version, to compare by.
 fn numbers(version: &str) -> Vec<u64> {
-    version.split(|char: char| !char.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
+    version
+        .split(|char: char| !char.is_ascii_digit())
+        .filter_map(|number| number.parse().ok())
+        .collect()
 }
 
-/// The distribution's mirror, as debootstrap knows it, and its keys. Both come from Debian packages.
+/// The distribution's mirror, as debootstrap knows it, and its keys. Both come from Debian
+/// packages.
 fn mirror(cache: &Path, distribution: Distribution) -> Result<(String, PathBuf)> {
     let directory = cache.join("debootstrap");
     let keys = directory.join("usr/share/keyrings/ubuntu-archive-keyring.gpg");
@@ -171,11 +196,15 @@ fn mirror(cache: &Path, distribution: Distribution) -> Result<(String, PathBuf)>
     let part = directory.join(part);
     if !part.exists() {
         let download = tempfile::tempdir().context("cannot make a temporary directory")?;
-        run_quietly(Command::new("apt-get").current_dir(download.path()).args(["download", "debootstrap"]))?;
+        run_quietly(
+            Command::new("apt-get").current_dir(download.path()).args(["download", "debootstrap"]),
+        )?;
         unpack_all(download.path(), &directory)?;
     }
-    let text = fs::read_to_string(&part).with_context(|| format!("cannot read {}", part.display()))?;
-    let mirror = known_mirror(&text, word, skipped).with_context(|| format!("{} names no mirror", part.display()))?;
+    let text =
+        fs::read_to_string(&part).with_context(|| format!("cannot read {}", part.display()))?;
+    let mirror = known_mirror(&text, word, skipped)
+        .with_context(|| format!("{} names no mirror", part.display()))?;
     let mirror = mirror.to_owned();
     if distribution == Distribution::Debian {
         if !Path::new(DEBIAN_KEYS).exists() {
@@ -184,15 +213,19 @@ fn mirror(cache: &Path, distribution: Distribution) -> Result<(String, PathBuf)>
         return Ok((mirror, DEBIAN_KEYS.into()));
     }
     if !keys.exists() {
-        Apt::open(cache, Distribution::Debian, "amd64")?.unpack(&["ubuntu-keyring".to_owned()], &directory)?;
+        Apt::open(cache, Distribution::Debian, "amd64")?
+            .unpack(&["ubuntu-keyring".to_owned()], &directory)?;
     }
     Ok((mirror, keys))
 }
 
 /// The address that follows a word, after so many others that are skipped.
 fn known_mirror<'a>(script: &'a str, word: &str, skipped: usize) -> Option<&'a str> {
-    let (_, rest) = script.match_indices(word).map(|(at, _)| script.split_at(at + word.len())).nth(skipped)?;
-    let mirror = rest.split(|char: char| char.is_whitespace() || char == '"').find(|text| !text.is_empty())?;
+    let (_, rest) =
+        script.match_indices(word).map(|(at, _)| script.split_at(at + word.len())).nth(skipped)?;
+    let mirror = rest
+        .split(|char: char| char.is_whitespace() || char == '"')
+        .find(|text| !text.is_empty())?;
     mirror.starts_with("http").then_some(mirror)
 }
 
@@ -209,9 +242,13 @@ mod tests {
 
     #[test]
     fn the_mirror_is_read_from_a_script() {
-        let script = "default_mirror http://old.example/os\n  ;;\n *)\n default_mirror http://mirror.example/os\n";
+        let script = "default_mirror http://old.example/os\n  ;;\n *)\n default_mirror \
+                      http://mirror.example/os\n";
         assert_eq!(known_mirror(script, "default_mirror ", 1), Some("http://mirror.example/os"));
-        assert_eq!(known_mirror("DEF_MIRROR=\"http://a.example/b\"\n", "DEF_MIRROR=", 0), Some("http://a.example/b"));
+        assert_eq!(
+            known_mirror("DEF_MIRROR=\"http://a.example/b\"\n", "DEF_MIRROR=", 0),
+            Some("http://a.example/b")
+        );
         assert_eq!(known_mirror("mirror_style release\n", "default_mirror ", 0), None);
     }
 }

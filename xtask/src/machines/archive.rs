@@ -1,5 +1,5 @@
-//! The initial file system of a machine: a root from Debian packages, the product and the agent, as cpio archives
-//! that the kernel unpacks one after the other.
+//! The initial file system of a machine: a root from Debian packages, the product and the agent, as
+//! cpio archives that the kernel unpacks one after the other.
 
 use std::fs::{self, File};
 use std::io;
@@ -77,14 +77,18 @@ pub(crate) fn root(cache: &Path, architecture: &str) -> Result<PathBuf> {
 
 /// Copies the programs and all libraries.
 fn select(unpacked: &Path, root: &Path) -> Result<()> {
-    for directory in
-        ["bin", "dev", "proc", "sys", "run", "tmp", "etc", "root", "var/lib", "usr/bin", "usr/sbin", "sbin"]
-    {
+    for directory in [
+        "bin", "dev", "proc", "sys", "run", "tmp", "etc", "root", "var/lib", "usr/bin", "usr/sbin",
+        "sbin",
+    ] {
         fs::create_dir_all(root.join(directory))?;
     }
     for program in PROGRAMS {
         let from = [unpacked.join(program), unpacked.join("usr").join(program)];
-        let from = from.iter().find(|path| path.exists()).with_context(|| format!("no package has {program}"))?;
+        let from = from
+            .iter()
+            .find(|path| path.exists())
+            .with_context(|| format!("no package has {program}"))?;
         // Beside busybox's links, which are made in /bin at start.
         let name = Path::new(program).file_name().context("a program has a name")?;
         let place = if program == "bin/busybox" { "bin" } else { "sbin" };
@@ -162,7 +166,10 @@ fn needed(program: &Path) -> Vec<PathBuf> {
 pub(crate) fn join(parts: &[&Path], to: &Path) -> Result<()> {
     let mut file = File::create(to)?;
     for part in parts {
-        io::copy(&mut File::open(part).with_context(|| format!("cannot open {}", part.display()))?, &mut file)?;
+        io::copy(
+            &mut File::open(part).with_context(|| format!("cannot open {}", part.display()))?,
+            &mut file,
+        )?;
     }
     Ok(())
 }

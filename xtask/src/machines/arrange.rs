@@ -1,5 +1,5 @@
-//! The inside of a row: finds the cards in the machine, builds what stands on top of them, takes it down again, and
-//! remembers how the kernel had everything before the filter came.
+//! The inside of a row: finds the cards in the machine, builds what stands on top of them, takes it
+//! down again, and remembers how the kernel had everything before the filter came.
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -35,12 +35,22 @@ pub(crate) struct State {
 
 impl Arranged {
     /// Builds it.
-    pub(crate) fn build(machine: &mut Machine, row: &Row, cards: &[Card], outside: &Outside) -> Result<Self> {
+    pub(crate) fn build(
+        machine: &mut Machine,
+        row: &Row,
+        cards: &[Card],
+        outside: &Outside,
+    ) -> Result<Self> {
         let names = cards.iter().map(|card| name_of(machine, card)).collect::<Result<Vec<_>>>()?;
         let first = names.first().context("a row has a card")?.clone();
-        let mut arranged =
-            Self { interface: first.clone(), cards: names.clone(), addressed: first.clone(), made: Vec::new() };
-        // A queue for each direction that the card has, as drivers set by themselves on larger hosts.
+        let mut arranged = Self {
+            interface: first.clone(),
+            cards: names.clone(),
+            addressed: first.clone(),
+            made: Vec::new(),
+        };
+        // A queue for each direction that the card has, as drivers set by themselves on larger
+        // hosts.
         if cards.iter().any(Card::has_queues) {
             machine.must(&format!("ethtool -L {first} combined 2"))?;
         }
@@ -49,7 +59,8 @@ impl Arranged {
             Above::Vlan => {
                 let name = format!("{first}.{VLAN}");
                 machine.must(&format!("ip link set dev {first} up"))?;
-                machine.must(&format!("ip link add link {first} name {name} type vlan id {VLAN}"))?;
+                machine
+                    .must(&format!("ip link add link {first} name {name} type vlan id {VLAN}"))?;
                 arranged.on_top(name, true);
             }
             Above::Bond(mode) => {
@@ -68,7 +79,9 @@ impl Arranged {
             }
             Above::Macvlan => {
                 machine.must(&format!("ip link set dev {first} up"))?;
-                machine.must(&format!("ip link add link {first} name macvlan0 type macvlan mode bridge"))?;
+                machine.must(&format!(
+                    "ip link add link {first} name macvlan0 type macvlan mode bridge"
+                ))?;
                 arranged.on_top("macvlan0".to_owned(), true);
             }
         }
@@ -77,7 +90,10 @@ impl Arranged {
             machine.must(&format!("ip link set dev {addressed} mtu {}", row.mtu))?;
         }
         machine.must(&format!("ip link set dev {addressed} up"))?;
-        machine.must(&format!("ip address add {}/24 dev {addressed}", outside.address(Who::Machine)))?;
+        machine.must(&format!(
+            "ip address add {}/24 dev {addressed}",
+            outside.address(Who::Machine)
+        ))?;
         Ok(arranged)
     }
 
@@ -112,7 +128,8 @@ impl Arranged {
                 features.push_str(&format!("{name}: {}\n", line.trim()));
             }
             for what in ["qdisc show dev", "filter show ingress dev", "filter show egress dev"] {
-                // Without a discipline for filters, asking for them is an error, which is an answer too.
+                // Without a discipline for filters, asking for them is an error, which is an answer
+                // too.
                 let words = format!("tc {what} {name}");
                 let said = machine.run(&words.split(' ').collect::<Vec<_>>())?.stdout;
                 disciplines.push_str(&said);
@@ -144,14 +161,21 @@ impl State {
     /// What is different now, in words; empty if nothing is.
     pub(crate) fn differences(&self, now: &Self) -> Vec<String> {
         let mut found = Vec::new();
-        for (was, is) in self.features.lines().zip(now.features.lines()).filter(|(was, is)| was != is) {
+        for (was, is) in
+            self.features.lines().zip(now.features.lines()).filter(|(was, is)| was != is)
+        {
             found.push(format!("offload was {was:?}, is {is:?}"));
         }
         if self.disciplines != now.disciplines {
-            found.push(format!("tc showed {:?}, shows {:?}", self.disciplines.trim(), now.disciplines.trim()));
+            found.push(format!(
+                "tc showed {:?}, shows {:?}",
+                self.disciplines.trim(),
+                now.disciplines.trim()
+            ));
         }
         if self.programs != now.programs {
-            let more: Vec<_> = now.programs.iter().filter(|program| !self.programs.contains(program)).collect();
+            let more: Vec<_> =
+                now.programs.iter().filter(|program| !self.programs.contains(program)).collect();
             found.push(format!("other programs are loaded: {more:?}"));
         }
         if self.links != now.links {
@@ -164,15 +188,25 @@ impl State {
     }
 }
 
-/// Handles change when a discipline is made anew, as taking an interface down and up does; what it is does not.
+/// Handles change when a discipline is made anew, as taking an interface down and up does; what it
+/// is does not.
 fn without_counters(text: &str) -> String {
-    text.lines().map(|line| line.split(" refcnt").next().unwrap_or(line).trim()).collect::<Vec<_>>().join("\n")
+    text.lines()
+        .map(|line| line.split(" refcnt").next().unwrap_or(line).trim())
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// What the machine calls a card.
 fn name_of(machine: &mut Machine, card: &Card) -> Result<String> {
     let links: Value = serde_json::from_str(&machine.must("ip -j link")?)?;
-    let mut found = links.as_array().into_iter().flatten().filter(|link| link["address"] == card.mac().as_str());
+    let mut found = links
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|link| link["address"] == card.mac().as_str());
     let name = found.next().and_then(|link| link["ifname"].as_str()).map(str::to_owned);
-    name.with_context(|| format!("the machine has no card {}: its kernel has no driver for it", card.mac()))
+    name.with_context(|| {
+        format!("the machine has no card {}: its kernel has no driver for it", card.mac())
+    })
 }

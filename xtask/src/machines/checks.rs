@@ -79,8 +79,15 @@ pub(crate) fn run(
     scope: &Scope,
 ) -> Result<Outcome> {
     let before = arranged.state(machine)?;
-    let mut checks =
-        Checks { machine, row, outside, arranged, before, outcome: Outcome::default(), verbose: scope.verbose };
+    let mut checks = Checks {
+        machine,
+        row,
+        outside,
+        arranged,
+        before,
+        outcome: Outcome::default(),
+        verbose: scope.verbose,
+    };
     checks.check("reachable without a filter", |checks| {
         checks.outside.reach()?;
         Ok("answers".to_owned())
@@ -101,7 +108,11 @@ pub(crate) fn run(
 
 impl Checks<'_> {
     /// Notes what a check says. Only a machine that no longer answers ends the row.
-    fn check(&mut self, name: &'static str, body: impl FnOnce(&mut Self) -> Result<String>) -> Result<bool> {
+    fn check(
+        &mut self,
+        name: &'static str,
+        body: impl FnOnce(&mut Self) -> Result<String>,
+    ) -> Result<bool> {
         let since = Instant::now();
         let result = match body(self) {
             Ok(said) => Ok(said),
@@ -144,7 +155,9 @@ impl Checks<'_> {
             }
             checks.state_of_filter(&log)
         })?;
-        self.check("doctor and run agree", |checks| agree(&doctor.json()?, is_ready, checks.outcome.mode.as_deref()))?;
+        self.check("doctor and run agree", |checks| {
+            agree(&doctor.json()?, is_ready, checks.outcome.mode.as_deref())
+        })?;
         if !is_ready {
             return Ok(false);
         }
@@ -154,7 +167,9 @@ impl Checks<'_> {
             let most = programs.filter_map(|program| program["instructions"].as_u64()).max();
             checks.outcome.instructions = most;
             match most {
-                Some(most) if most > MOST_INSTRUCTIONS => bail!("{most} instructions, at most {MOST_INSTRUCTIONS}"),
+                Some(most) if most > MOST_INSTRUCTIONS => {
+                    bail!("{most} instructions, at most {MOST_INSTRUCTIONS}")
+                }
                 Some(most) => Ok(format!("{most} instructions")),
                 None => Ok("this kernel does not say".to_owned()),
             }
@@ -213,7 +228,10 @@ impl Checks<'_> {
         match (native, mode.as_str()) {
             (true, "native") => Ok(mode),
             (true, _) => {
-                bail!("{mode}, though this driver can: {}", self.outcome.reason.as_deref().unwrap_or("no reason"))
+                bail!(
+                    "{mode}, though this driver can: {}",
+                    self.outcome.reason.as_deref().unwrap_or("no reason")
+                )
             }
             (false, "native") => bail!("native, though this driver cannot"),
             (false, _) => match &self.outcome.reason {
@@ -223,7 +241,8 @@ impl Checks<'_> {
         }
     }
 
-    /// A new daemon takes over while a blocked source goes on sending: after a crash, or with another program.
+    /// A new daemon takes over while a blocked source goes on sending: after a crash, or with
+    /// another program.
     fn swap(&mut self, crash: bool) -> Result<String> {
         self.machine.ask(&json!({"do": "forget"}))?;
         let stream = self.outside.keep_sending()?;
@@ -285,14 +304,18 @@ impl Checks<'_> {
             let native = checks.row.is_native(&checks.machine.release);
             let result = match &refused {
                 None => checks.blocked().map(|_| "native".to_owned()),
-                Some(reason) if native => Err(anyhow::anyhow!("refused, though this driver can: {reason}")),
+                Some(reason) if native => {
+                    Err(anyhow::anyhow!("refused, though this driver can: {reason}"))
+                }
                 Some(reason) => Ok(format!("refused: {reason}")),
             };
             let log = if refused.is_none() { checks.daemon().log()? } else { String::new() };
             checks.finish(refused.is_none())?;
             match result {
                 // What the driver takes and ignores is an error that the daemon has to find.
-                Err(_) if !native && log.contains(BLIND) => Ok("ignored by the driver, and said".to_owned()),
+                Err(_) if !native && log.contains(BLIND) => {
+                    Ok("ignored by the driver, and said".to_owned())
+                }
                 other => other,
             }
         })?;
@@ -345,10 +368,16 @@ fn reason(log: &str) -> Option<String> {
 pub(crate) fn agree(doctor: &Value, ready: bool, mode: Option<&str>) -> Result<String> {
     let checks = doctor["checks"].as_array().context("doctor lists no checks")?;
     let about = |status: &str, name: Option<&str>| {
-        checks.iter().find(|check| check["status"] == status && name.is_none_or(|name| check["check"] == name))
+        checks.iter().find(|check| {
+            check["status"] == status && name.is_none_or(|name| check["check"] == name)
+        })
     };
     let words = |check: &Value| {
-        format!("{}: {}", check["check"].as_str().unwrap_or_default(), check["detail"].as_str().unwrap_or_default())
+        format!(
+            "{}: {}",
+            check["check"].as_str().unwrap_or_default(),
+            check["detail"].as_str().unwrap_or_default()
+        )
     };
     if let Some(failed) = about("fail", None) {
         if ready {
@@ -359,13 +388,17 @@ pub(crate) fn agree(doctor: &Value, ready: bool, mode: Option<&str>) -> Result<S
     if !ready {
         bail!("doctor finds nothing wrong, and run fails");
     }
-    let driver = checks.iter().find(|check| check["check"] == "driver").map(words).unwrap_or_default();
+    let driver =
+        checks.iter().find(|check| check["check"] == "driver").map(words).unwrap_or_default();
     if driver.contains(UNKNOWN) {
         return Ok(format!("doctor foretells no mode: {driver}"));
     }
     let foretold = if about("ok", Some("driver")).is_some() { "native" } else { "generic" };
     if mode != Some(foretold) {
-        bail!("doctor foretells {foretold} mode ({driver}), run is in {} mode", mode.unwrap_or("no"));
+        bail!(
+            "doctor foretells {foretold} mode ({driver}), run is in {} mode",
+            mode.unwrap_or("no")
+        );
     }
     Ok(format!("both say {foretold}"))
 }

@@ -36,7 +36,12 @@ pub(crate) struct Started {
 impl Started {
     /// What it said last: the reason, if it ended.
     pub(crate) fn last_line(&self) -> String {
-        self.log.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it says nothing").trim().to_owned()
+        self.log
+            .lines()
+            .rfind(|line| !line.trim().is_empty())
+            .unwrap_or("it says nothing")
+            .trim()
+            .to_owned()
     }
 }
 
@@ -44,14 +49,19 @@ impl Daemon<'_> {
     /// Writes the configuration.
     pub(crate) fn configure(&mut self, ports: &[u16]) -> Result<()> {
         let text = format!("interfaces = [{:?}]\nports = {ports:?}\n", self.interface);
-        self.machine.ask(&json!({"do": "write", "path": "/etc/sip-xdp/config.toml", "text": text}))?;
+        self.machine
+            .ask(&json!({"do": "write", "path": "/etc/sip-xdp/config.toml", "text": text}))?;
         Ok(())
     }
 
     /// Starts it in this mode, and waits until it is ready or has ended.
     pub(crate) fn start(&mut self, mode: &str) -> Result<Started> {
-        self.machine.ask(&json!({"do": "start", "name": NAME, "argv": ["sip-xdp", "run", "--mode", mode]}))?;
-        let answer = self.machine.ask(&json!({"do": "await", "name": NAME, "text": "ready: ", "timeout": START}))?;
+        self.machine.ask(
+            &json!({"do": "start", "name": NAME, "argv": ["sip-xdp", "run", "--mode", mode]}),
+        )?;
+        let answer = self
+            .machine
+            .ask(&json!({"do": "await", "name": NAME, "text": "ready: ", "timeout": START}))?;
         let ready = answer["found"] == true;
         if !ready {
             self.machine.ask(&json!({"do": "end", "name": NAME, "timeout": 1}))?;
@@ -66,7 +76,9 @@ impl Daemon<'_> {
     /// What it has said so far.
     pub(crate) fn log(&mut self) -> Result<String> {
         // The text is one that never comes, and nothing is waited for.
-        let answer = self.machine.ask(&json!({"do": "await", "name": NAME, "text": "\u{0}", "timeout": 0}))?;
+        let answer = self
+            .machine
+            .ask(&json!({"do": "await", "name": NAME, "text": "\u{0}", "timeout": 0}))?;
         Ok(answer["log"].as_str().unwrap_or_default().to_owned())
     }
 
@@ -104,13 +116,22 @@ impl Daemon<'_> {
         let status = self.json(&["status"])?;
         let named = status["interfaces"][0]["interface"].as_str();
         if named != Some(self.interface) {
-            bail!("status speaks of {}, not of {}", named.unwrap_or("no interface"), self.interface);
+            bail!(
+                "status speaks of {}, not of {}",
+                named.unwrap_or("no interface"),
+                self.interface
+            );
         }
         Ok(status)
     }
 
     /// Asks `explain` about an address until what it says is right, or the time is up.
-    pub(crate) fn explained(&mut self, address: &str, limit: Duration, right: impl Fn(&Value) -> bool) -> Result<bool> {
+    pub(crate) fn explained(
+        &mut self,
+        address: &str,
+        limit: Duration,
+        right: impl Fn(&Value) -> bool,
+    ) -> Result<bool> {
         let deadline = Instant::now() + limit;
         loop {
             if right(&self.json(&["explain", address]).context("explain")?) {

@@ -1,4 +1,5 @@
-//! What the filter is put on: network cards as the emulator has them, and what Linux builds on top of those.
+//! What the filter is put on: network cards as the emulator has them, and what Linux builds on top
+//! of those.
 
 use std::path::Path;
 
@@ -40,14 +41,20 @@ impl Card {
                  remote.type=unix,remote.path={directory}/tags{number}"
             );
         }
-        let queues = if self.has_queues() { format!(",queues={}", self.queues) } else { String::new() };
+        let queues =
+            if self.has_queues() { format!(",queues={}", self.queues) } else { String::new() };
         format!("tap,id=n{number},ifname={},script=no,downscript=no{queues}", self.tap())
     }
 
     /// The card itself.
     pub(crate) fn device(&self) -> String {
-        // A vector per queue and direction, one for changes of the configuration and one for control.
-        let queues = if self.has_queues() { format!(",mq=on,vectors={}", 2 * self.queues + 2) } else { String::new() };
+        // A vector per queue and direction, one for changes of the configuration and one for
+        // control.
+        let queues = if self.has_queues() {
+            format!(",mq=on,vectors={}", 2 * self.queues + 2)
+        } else {
+            String::new()
+        };
         format!("{},netdev=n{},mac={}{queues}", self.model, self.number, self.mac())
     }
 }
@@ -86,8 +93,22 @@ pub(crate) struct Row {
     pub(crate) resets: bool,
 }
 
-const fn card(name: &'static str, driver: &'static str, model: &'static str, native: Option<(u32, u32)>) -> Row {
-    Row { name, driver, model, queues: 1, above: Above::Nothing, mtu: 1500, native_since: native, resets: false }
+const fn card(
+    name: &'static str,
+    driver: &'static str,
+    model: &'static str,
+    native: Option<(u32, u32)>,
+) -> Row {
+    Row {
+        name,
+        driver,
+        model,
+        queues: 1,
+        above: Above::Nothing,
+        mtu: 1500,
+        native_since: native,
+        resets: false,
+    }
 }
 
 const fn above(name: &'static str, above: Above, native: Option<(u32, u32)>) -> Row {
@@ -105,17 +126,26 @@ pub(crate) const ROWS: [Row; 14] = [
     Row { queues: 4, ..card("virtio_net, 4 queues", "virtio_net", VIRTIO, ALWAYS) },
     // Programs that take packets in several buffers run there since 6.3.
     Row { mtu: 9000, ..card("virtio_net, MTU 9000", "virtio_net", VIRTIO, Some((6, 3))) },
-    // The driver takes the program and never calls it: what arrives lies in buffers that it does not look at.
+    // The driver takes the program and never calls it: what arrives lies in buffers that it does
+    // not look at.
     card("virtio_net, mrg_rxbuf=off", "virtio_net", "virtio-net-pci,mrg_rxbuf=off", None),
     // The driver refuses: it cannot switch the host's merging of packets off.
-    card("virtio_net, ctrl_guest_offloads=off", "virtio_net", "virtio-net-pci,ctrl_guest_offloads=off", None),
+    card(
+        "virtio_net, ctrl_guest_offloads=off",
+        "virtio_net",
+        "virtio-net-pci,ctrl_guest_offloads=off",
+        None,
+    ),
     card("e1000e", "e1000e", "e1000e", None),
     card("igb", "igb", "igb", ALWAYS),
     Row { resets: true, ..card("vmxnet3", "vmxnet3", "vmxnet3", Some((6, 6))) },
     above("VLAN on virtio_net", Above::Vlan, None),
     above("bond (active-backup)", Above::Bond("active-backup"), ALWAYS),
     // Link aggregation wants to know how fast a link is.
-    Row { model: "virtio-net-pci,speed=1000,duplex=full", ..above("bond (802.3ad)", Above::Bond("802.3ad"), ALWAYS) },
+    Row {
+        model: "virtio-net-pci,speed=1000,duplex=full",
+        ..above("bond (802.3ad)", Above::Bond("802.3ad"), ALWAYS)
+    },
     above("bridge", Above::Bridge, None),
     above("bridge port", Above::BridgePort, ALWAYS),
     above("macvlan", Above::Macvlan, None),
@@ -132,7 +162,12 @@ impl Row {
     /// The cards that it needs, numbered from `first` on.
     pub(crate) fn cards(&self, first: u8) -> Vec<Card> {
         let count = if matches!(self.above, Above::Bond(_)) { 2 } else { 1 };
-        let card = |number| Card { number, model: self.model, queues: self.queues, tagged: self.above == Above::Vlan };
+        let card = |number| Card {
+            number,
+            model: self.model,
+            queues: self.queues,
+            tagged: self.above == Above::Vlan,
+        };
         (first..first + count).map(card).collect()
     }
 }
@@ -164,7 +199,8 @@ mod tests {
     #[test]
     fn no_two_rows_share_a_card() {
         let dealt = deal(&ROWS);
-        let mut numbers: Vec<_> = dealt.iter().flat_map(|(_, cards)| cards.iter().map(|card| card.number)).collect();
+        let mut numbers: Vec<_> =
+            dealt.iter().flat_map(|(_, cards)| cards.iter().map(|card| card.number)).collect();
         let all = numbers.len();
         numbers.dedup();
         assert_eq!(numbers.len(), all);

@@ -1,4 +1,5 @@
-//! The kernels that are tried: which package holds each, and the part of it that a virtual machine needs.
+//! The kernels that are tried: which package holds each, and the part of it that a virtual machine
+//! needs.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -37,7 +38,12 @@ pub(crate) const KERNELS: [Kernel; 8] = [
     debian("newest", "7.", "+deb13", "newest in Debian backports"),
 ];
 
-const fn debian(name: &'static str, version: &'static str, release: &'static str, platform: &'static str) -> Kernel {
+const fn debian(
+    name: &'static str,
+    version: &'static str,
+    release: &'static str,
+    platform: &'static str,
+) -> Kernel {
     Kernel { name, distribution: Distribution::Debian, version, release, platform }
 }
 
@@ -48,7 +54,8 @@ const fn ubuntu(name: &'static str, version: &'static str, platform: &'static st
 /// The kernels of `cargo xtask machines` without `--kernel`.
 pub(crate) const USUAL: [&str; 4] = ["6.1", "6.8", "6.12", "newest"];
 
-/// Modules that the machines use, with what they depend on; those that a kernel has built in are not missed.
+/// Modules that the machines use, with what they depend on; those that a kernel has built in are
+/// not missed.
 const MODULES: [&str; 21] = [
     "virtio_pci",
     "virtio_net",
@@ -93,7 +100,8 @@ impl Kernel {
         })
     }
 
-    /// How the package's name ends: Debian's cloud flavour boots in half the time, but has few drivers.
+    /// How the package's name ends: Debian's cloud flavour boots in half the time, but has few
+    /// drivers.
     fn flavour(&self, architecture: &str, cloud: bool) -> String {
         match (self.distribution, cloud) {
             (Distribution::Ubuntu, _) => "-generic".to_owned(),
@@ -103,25 +111,39 @@ impl Kernel {
     }
 
     /// Fetches it if it is not in the cache, or if the newest is asked for.
-    pub(crate) fn prepare(&self, cache: &Path, architecture: &str, cloud: bool, refresh: bool) -> Result<Prepared> {
+    pub(crate) fn prepare(
+        &self,
+        cache: &Path,
+        architecture: &str,
+        cloud: bool,
+        refresh: bool,
+    ) -> Result<Prepared> {
         let flavour = if cloud { "cloud" } else { "full" };
-        let directory = cache.join("kernels").join(format!("{}-{flavour}-{architecture}", self.name));
+        let directory =
+            cache.join("kernels").join(format!("{}-{flavour}-{architecture}", self.name));
         if refresh {
             let _ = fs::remove_dir_all(&directory);
         }
         if !directory.is_dir() {
             install_once(&directory, |partial| self.fetch(cache, architecture, cloud, partial))
-                .with_context(|| format!("kernel {} for {architecture} cannot be had", self.name))?;
+                .with_context(|| {
+                    format!("kernel {} for {architecture} cannot be had", self.name)
+                })?;
         }
         let release = fs::read_to_string(directory.join("release"))?.trim().to_owned();
-        Ok(Prepared { image: directory.join("vmlinuz"), modules: directory.join("modules.cpio"), release })
+        Ok(Prepared {
+            image: directory.join("vmlinuz"),
+            modules: directory.join("modules.cpio"),
+            release,
+        })
     }
 
     fn fetch(&self, cache: &Path, architecture: &str, cloud: bool, directory: &Path) -> Result<()> {
         let apt = Apt::open(cache, self.distribution, architecture)?;
         let end = self.flavour(architecture, cloud);
         let mut packages = Vec::new();
-        // Debian's newest are in two packages, `linux-binary` and `linux-modules`; Ubuntu's are in two as well.
+        // Debian's newest are in two packages, `linux-binary` and `linux-modules`; Ubuntu's are in
+        // two as well.
         for kind in ["linux-binary-", "linux-image-", "linux-modules-"] {
             let has_image = packages.iter().any(|name: &String| name.starts_with("linux-binary-"));
             if has_image && kind == "linux-image-" {
@@ -136,7 +158,8 @@ impl Kernel {
         let root = directory.join("root");
         apt.unpack(&packages, &root)?;
         let modules = modules_directory(&root)?;
-        let release = modules.file_name().context("modules have a directory")?.to_string_lossy().into_owned();
+        let release =
+            modules.file_name().context("modules have a directory")?.to_string_lossy().into_owned();
         let image = [root.join(format!("boot/vmlinuz-{release}")), modules.join("vmlinuz")]
             .into_iter()
             .find(|path| path.is_file())
@@ -166,7 +189,8 @@ fn modules_directory(root: &Path) -> Result<PathBuf> {
 
 /// Copies what is needed of the modules, unpacked, with an index of its own.
 fn prune(root: &Path, release: &str, modules: &Path, pruned: &Path) -> Result<()> {
-    let base = if modules.starts_with(root.join("usr")) { root.join("usr") } else { root.to_path_buf() };
+    let base =
+        if modules.starts_with(root.join("usr")) { root.join("usr") } else { root.to_path_buf() };
     depmod(&base, release)?;
     let index = fs::read_to_string(modules.join("modules.dep")).context("depmod left no index")?;
     let target = pruned.join("lib/modules").join(release);
@@ -183,7 +207,9 @@ fn prune(root: &Path, release: &str, modules: &Path, pruned: &Path) -> Result<()
             Some(program) => {
                 let file = fs::File::create(to.with_extension(""))?;
                 let mut command = Command::new(program);
-                command::run(command.args(["-d", "-c", "-q"]).arg(&from).stdout(Stdio::from(file)))?;
+                command::run(
+                    command.args(["-d", "-c", "-q"]).arg(&from).stdout(Stdio::from(file)),
+                )?;
             }
             None => {
                 fs::copy(&from, &to)?;
@@ -205,7 +231,14 @@ fn closure(index: &str) -> BTreeSet<String> {
     let mut files = BTreeSet::new();
     for line in index.lines() {
         let Some((path, needed)) = line.split_once(':') else { continue };
-        let name = path.rsplit('/').next().unwrap_or(path).split('.').next().unwrap_or_default().replace('-', "_");
+        let name = path
+            .rsplit('/')
+            .next()
+            .unwrap_or(path)
+            .split('.')
+            .next()
+            .unwrap_or_default()
+            .replace('-', "_");
         if MODULES.contains(&name.as_str()) {
             files.insert(path.to_owned());
             // The index names all that is needed, not only the next.
@@ -221,8 +254,10 @@ mod tests {
 
     #[test]
     fn modules_come_with_all_that_they_need() {
-        let index = "kernel/net/8021q/8021q.ko.xz: kernel/net/802/garp.ko.xz kernel/net/llc/llc.ko.xz\n\
-                     kernel/drivers/net/virtio-net.ko:\nkernel/fs/ext4/ext4.ko: kernel/lib/crc16.ko\n";
+        let index = "kernel/net/8021q/8021q.ko.xz: kernel/net/802/garp.ko.xz \
+                     kernel/net/llc/llc.ko.xz\n\
+                     kernel/drivers/net/virtio-net.ko:\nkernel/fs/ext4/ext4.ko: \
+                     kernel/lib/crc16.ko\n";
         let files: Vec<_> = closure(index).into_iter().collect();
         assert_eq!(
             files,
@@ -240,7 +275,8 @@ mod tests {
         let error = Kernel::named("6.3").map(|_| ()).map_err(|error| error.to_string());
         assert_eq!(
             error,
-            Err("no kernel is called 6.3; there are 5.10, 5.15, 6.1, 6.5, 6.8, 6.12, 6.18, newest".to_owned())
+            Err("no kernel is called 6.3; there are 5.10, 5.15, 6.1, 6.5, 6.8, 6.12, 6.18, newest"
+                .to_owned())
         );
     }
 }

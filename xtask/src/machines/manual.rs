@@ -1,5 +1,6 @@
-//! The manual's page about platforms: its tables are what the machines showed, between two markers per architecture.
-//! The last result of each kernel is kept beside what is built, so that kernels can be tried one by one.
+//! The manual's page about platforms: its tables are what the machines showed, between two markers
+//! per architecture. The last result of each kernel is kept beside what is built, so that kernels
+//! can be tried one by one.
 
 use std::fs;
 use std::path::Path;
@@ -18,11 +19,13 @@ const WIDTH: usize = 100;
 
 /// Adds new results to those that are kept, in the order of kernels, and returns all.
 pub(crate) fn keep(kept: &Path, new: &Value) -> Result<Vec<Value>> {
-    let old = fs::read_to_string(kept).ok().and_then(|text| serde_json::from_str::<Value>(&text).ok());
+    let old =
+        fs::read_to_string(kept).ok().and_then(|text| serde_json::from_str::<Value>(&text).ok());
     let lists = [new, old.as_ref().unwrap_or(&Value::Null)];
     let mut all = Vec::new();
     for kernel in &KERNELS {
-        let mut results = lists.iter().flat_map(|list| list["kernels"].as_array().into_iter().flatten());
+        let mut results =
+            lists.iter().flat_map(|list| list["kernels"].as_array().into_iter().flatten());
         all.extend(results.find(|result| result["kernel"] == kernel.name).cloned());
     }
     let text = serde_json::to_string_pretty(&json!({"schema": 1, "kernels": all}))?;
@@ -35,11 +38,13 @@ pub(crate) fn keep(kept: &Path, new: &Value) -> Result<Vec<Value>> {
 
 /// Writes results between the markers of this architecture.
 pub(crate) fn write(page: &Path, kernels: &[Value], architecture: Architecture) -> Result<()> {
-    let text = fs::read_to_string(page).with_context(|| format!("cannot read {}", page.display()))?;
+    let text =
+        fs::read_to_string(page).with_context(|| format!("cannot read {}", page.display()))?;
     let name = architecture.name();
     let [begin, end] = ["begin", "end"].map(|word| format!("<!-- machines {name}: {word} -->\n"));
     let new = section(kernels, architecture);
-    let text = replace(&text, &begin, &end, &new).with_context(|| format!("{} is not as it was", page.display()))?;
+    let text = replace(&text, &begin, &end, &new)
+        .with_context(|| format!("{} is not as it was", page.display()))?;
     fs::write(page, text).with_context(|| format!("cannot write {}", page.display()))
 }
 
@@ -66,21 +71,32 @@ fn version(kernel: &Value) -> &str {
 fn section(kernels: &[Value], architecture: Architecture) -> String {
     let option = if architecture == Architecture::Amd64 { "" } else { " --arch arm64 --cloud" };
     let mut text = wrap(&format!(
-        "Written by `cargo xtask machines{option} --docs`. Each cell: the mode that `run` chose by itself, and what \
-         reads the server's responses; a number of failed checks stands beside it where there are any."
+        "Written by `cargo xtask machines{option} --docs`. Each cell: the mode that `run` chose by \
+         itself, and what \
+         reads the server's responses; a number of failed checks stands beside it where there are \
+         any."
     ));
     let titles: Vec<_> = kernels.iter().map(version).collect();
-    text.push_str(&format!("\n| interface | {} |\n|---{}|\n", titles.join(" | "), "|---".repeat(kernels.len())));
+    text.push_str(&format!(
+        "\n| interface | {} |\n|---{}|\n",
+        titles.join(" | "),
+        "|---".repeat(kernels.len())
+    ));
     for name in interfaces(kernels) {
         let cells: Vec<_> = kernels.iter().map(|kernel| cell(kernel, &name)).collect();
         text.push_str(&format!("| {name} | {} |\n", cells.join(" | ")));
     }
     text.push_str(
-        "\n| kernel | whose | instructions verified, at most | ready after | tried |\n|---|---|---|---|---|\n",
+        "\n| kernel | whose | instructions verified, at most | ready after | tried \
+         |\n|---|---|---|---|---|\n",
     );
     for kernel in kernels {
-        let most = list(kernel, "interfaces").filter_map(|row| row["verifier_instructions"].as_u64()).max();
-        let ready = list(kernel, "interfaces").filter_map(|row| row["ready_seconds"].as_f64()).fold(0.0, f64::max);
+        let most = list(kernel, "interfaces")
+            .filter_map(|row| row["verifier_instructions"].as_u64())
+            .max();
+        let ready = list(kernel, "interfaces")
+            .filter_map(|row| row["ready_seconds"].as_f64())
+            .fold(0.0, f64::max);
         text.push_str(&format!(
             "| {} | {} | {} | {ready:.1} s, {} | {} |\n",
             words(kernel, "release"),
@@ -90,7 +106,8 @@ fn section(kernels: &[Value], architecture: Architecture) -> String {
             words(kernel, "date"),
         ));
     }
-    let reasons: Vec<_> = interfaces(kernels).into_iter().filter_map(|name| reason(kernels, name)).collect();
+    let reasons: Vec<_> =
+        interfaces(kernels).into_iter().filter_map(|name| reason(kernels, name)).collect();
     if !reasons.is_empty() {
         text.push_str("\nWhy generic mode, in the words of the log:\n\n");
         reasons.iter().for_each(|reason| text.push_str(&wrap(reason)));
@@ -189,11 +206,13 @@ mod tests {
     fn the_last_result_of_each_kernel_is_kept() -> Result<()> {
         let directory = tempfile::tempdir()?;
         let kept = directory.path().join("kept.json");
-        let result = |kernel: &str, date: &str| json!({"kernels": [{"kernel": kernel, "date": date}]});
+        let result =
+            |kernel: &str, date: &str| json!({"kernels": [{"kernel": kernel, "date": date}]});
         keep(&kept, &result("6.12", "1"))?;
         keep(&kept, &result("6.1", "2"))?;
         let all = keep(&kept, &result("6.12", "3"))?;
-        let kernels: Vec<_> = all.iter().map(|kernel| (words(kernel, "kernel"), words(kernel, "date"))).collect();
+        let kernels: Vec<_> =
+            all.iter().map(|kernel| (words(kernel, "kernel"), words(kernel, "date"))).collect();
         assert_eq!(kernels, [("6.1", "2"), ("6.12", "3")]);
         Ok(())
     }

@@ -1,6 +1,7 @@
-//! `cargo xtask machines`: real kernels of Debian and Ubuntu in virtual machines, with the filter on the network
-//! cards that people have, and packets from outside. Everything that it needs lies in the cache; what it makes is
-//! in a network namespace and a directory of its own, and ends with it.
+//! `cargo xtask machines`: real kernels of Debian and Ubuntu in virtual machines, with the filter
+//! on the network cards that people have, and packets from outside. Everything that it needs lies
+//! in the cache; what it makes is in a network namespace and a directory of its own, and ends with
+//! it.
 
 mod apt;
 mod archive;
@@ -42,13 +43,15 @@ const BOOTS: u32 = 3;
 /// What can be asked for.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Options {
-    /// Only these kernels, instead of 6.1, 6.8, 6.12 and the newest: 5.10, 5.15, 6.1, 6.5, 6.8, 6.12, 6.18, newest
+    /// Only these kernels, instead of 6.1, 6.8, 6.12 and the newest: 5.10, 5.15, 6.1, 6.5, 6.8,
+    /// 6.12, 6.18, newest
     #[arg(long = "kernel", value_name = "KERNEL")]
     kernels: Vec<String>,
     /// Only these drivers: virtio_net, e1000e, igb, vmxnet3
     #[arg(long = "driver", value_name = "DRIVER")]
     drivers: Vec<String>,
-    /// Only interfaces whose name contains this: `bond`, `bridge port`, `MTU`; `=NAME` for exactly this one
+    /// Only interfaces whose name contains this: `bond`, `bridge port`, `MTU`; `=NAME` for exactly
+    /// this one
     #[arg(long = "interface", value_name = "TEXT")]
     interfaces: Vec<String>,
     /// Only these modes of `run`, instead of all three
@@ -63,7 +66,8 @@ pub(crate) struct Options {
     /// Write everything that was found to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write the table into the manual's page about platforms; kernels that are not tried now keep their last result
+    /// Write the table into the manual's page about platforms; kernels that are not tried now keep
+    /// their last result
     #[arg(long)]
     docs: bool,
     /// Fetch kernels again: there may be newer ones
@@ -114,7 +118,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut accelerator = Accelerator::first_choice(options.arch, &files.cache);
     let mut tried = Vec::new();
     for (kernel, prepared) in kernels.iter().copied().zip(&files.kernels) {
-        say(format!("kernel {} ({}), {} interfaces", prepared.release, kernel.platform, rows.len()));
+        say(format!(
+            "kernel {} ({}), {} interfaces",
+            prepared.release,
+            kernel.platform,
+            rows.len()
+        ));
         let one = try_kernel(kernel, prepared, options, &rows, &files, &mut accelerator)?;
         for line in one.faults() {
             say(format!("wrong: {line}"));
@@ -143,7 +152,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let [passed, failed] = report::counts(&tried);
     let word = if failed == 0 { "ok" } else { "FAILED" };
     println!(
-        "test result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out; finished in \
+        "test result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered \
+         out; finished in \
          {:.2}s",
         since.elapsed().as_secs_f64()
     );
@@ -156,7 +166,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 impl Options {
     fn scope(&self) -> Scope {
         let all = [Mode::Auto, Mode::Native, Mode::Generic];
-        Scope { modes: if self.modes.is_empty() { all.to_vec() } else { self.modes.clone() }, verbose: self.verbose }
+        Scope {
+            modes: if self.modes.is_empty() { all.to_vec() } else { self.modes.clone() },
+            verbose: self.verbose,
+        }
     }
 
     fn kernels(&self) -> Result<Vec<&'static Kernel>> {
@@ -168,10 +181,13 @@ impl Options {
 
     fn rows(&self) -> Result<Vec<Row>> {
         let wanted = |row: &&Row| {
-            let driver = self.drivers.is_empty() || self.drivers.iter().any(|driver| driver == row.driver);
-            let named = self.interfaces.is_empty() || self.interfaces.iter().any(|text| is_named(row.name, text));
+            let driver =
+                self.drivers.is_empty() || self.drivers.iter().any(|driver| driver == row.driver);
+            let named = self.interfaces.is_empty()
+                || self.interfaces.iter().any(|text| is_named(row.name, text));
             // Cards of the PC alone, and kernels for clouds, which have virtio alone.
-            let exists = row.driver == "virtio_net" || (self.arch == Architecture::Amd64 && !self.cloud);
+            let exists =
+                row.driver == "virtio_net" || (self.arch == Architecture::Amd64 && !self.cloud);
             driver && named && exists
         };
         let rows: Vec<_> = ROWS.iter().filter(wanted).copied().collect();
@@ -189,7 +205,8 @@ pub(crate) const TESTED: [&str; 2] = ["6.1", "6.12"];
 /// The arguments for that.
 pub(crate) fn test_arguments(kernel: &str, binary: &Path, guest: &Path) -> Vec<String> {
     let paths = [binary, guest].map(|path| path.display().to_string());
-    let words = ["machines", "--cloud", "--interface", "=virtio_net", "--mode", "auto", "--kernel", kernel];
+    let words =
+        ["machines", "--cloud", "--interface", "=virtio_net", "--mode", "auto", "--kernel", kernel];
     let mut arguments: Vec<_> = words.map(str::to_owned).into();
     for (option, path) in ["--binary", "--guest"].into_iter().zip(paths) {
         arguments.extend([option.to_owned(), path]);
@@ -202,8 +219,8 @@ fn is_named(name: &str, text: &str) -> bool {
     text.strip_prefix('=').map_or_else(|| name.contains(text), |exact| name == exact)
 }
 
-/// Starts ourselves again in a network namespace of our own, where taps and traffic disturb nobody. The binary is
-/// built by now, and nothing is fetched there.
+/// Starts ourselves again in a network namespace of our own, where taps and traffic disturb nobody.
+/// The binary is built by now, and nothing is fetched there.
 fn enter_namespace(files: &Files) -> Result<()> {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "TERM", "unshare", "--net"]);
@@ -283,7 +300,9 @@ fn try_kernel(
                 say(format!("boot {boots} hangs, once more: {error:#}"));
                 continue;
             }
-            Err(error) => return Err(error.context(format!("kernel {} does not boot", prepared.release))),
+            Err(error) => {
+                return Err(error.context(format!("kernel {} does not boot", prepared.release)));
+            }
         };
         tried.boot = machine.seconds;
         say(format!("booted in {:.0} s by {accelerator}", machine.seconds));

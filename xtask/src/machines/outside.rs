@@ -1,5 +1,5 @@
-//! The world outside a machine: taps in a network namespace of our own, with the addresses of an attacker, a phone
-//! and a stranger, and the packets that these send.
+//! The world outside a machine: taps in a network namespace of our own, with the addresses of an
+//! attacker, a phone and a stranger, and the packets that these send.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
@@ -20,7 +20,7 @@ use crate::command::run_quietly;
 pub(crate) const SIP: u16 = 5060;
 
 /// How long an answer may take on an emulated machine.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Who somebody outside is: the last byte of the address.
 #[derive(Debug, Clone, Copy)]
@@ -41,8 +41,8 @@ pub(crate) struct Outside {
 }
 
 impl Outside {
-    /// Makes the taps, before a machine is booted that uses them, and gives them addresses. Two cards are joined by a
-    /// bridge, like two ports of a switch.
+    /// Makes the taps, before a machine is booted that uses them, and gives them addresses. Two
+    /// cards are joined by a bridge, like two ports of a switch.
     pub(crate) fn open(cards: &[Card], row: &Row, directory: &Path) -> Result<Self> {
         for card in cards.iter().filter(|card| !card.tagged) {
             let tap = card.tap();
@@ -72,7 +72,13 @@ impl Outside {
         };
         let outside = Self { network, _tagger: tagger };
         for who in [Who::Gateway, Who::Blocked, Who::Flooder, Who::Phone, Who::Stranger] {
-            run_quietly(&mut ip(&["address", "add", &format!("{}/24", outside.address(who)), "dev", &device]))?;
+            run_quietly(&mut ip(&[
+                "address",
+                "add",
+                &format!("{}/24", outside.address(who)),
+                "dev",
+                &device,
+            ]))?;
         }
         run_quietly(&mut ip(&["link", "set", "dev", &device, "up"]))?;
         Ok(outside)
@@ -147,13 +153,16 @@ impl Outside {
     /// Registers as a phone does: challenged once, accepted with credentials.
     pub(crate) fn register(&self) -> Result<()> {
         let socket = self.socket(Who::Phone)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(TIMEOUT))?;
         let challenge = exchange(&socket, &self.request(Who::Phone, "REGISTER", 1, None))?;
         if !challenge.starts_with("SIP/2.0 401") {
             bail!("not challenged: {}", challenge.lines().next().unwrap_or_default());
         }
         let nonce = challenge.split("nonce=\"").nth(1).and_then(|rest| rest.split('"').next());
-        let accepted = exchange(&socket, &self.request(Who::Phone, "REGISTER", 2, Some(nonce.context("no nonce")?)))?;
+        let accepted = exchange(
+            &socket,
+            &self.request(Who::Phone, "REGISTER", 2, Some(nonce.context("no nonce")?)),
+        )?;
         if !accepted.starts_with("SIP/2.0 200") {
             bail!("not accepted: {}", accepted.lines().next().unwrap_or_default());
         }
@@ -171,17 +180,20 @@ impl Outside {
         // A registration is one conversation: its requests share the Call-ID.
         let call = if method == "REGISTER" && matches!(who, Who::Phone) { 0 } else { number };
         format!(
-            "{method} sip:{to} SIP/2.0\r\nVia: SIP/2.0/UDP {from}:5060;rport;branch=z9hG4bK{name}x{number}\r\n\
+            "{method} sip:{to} SIP/2.0\r\nVia: SIP/2.0/UDP \
+             {from}:5060;rport;branch=z9hG4bK{name}x{number}\r\n\
              Max-Forwards: 70\r\nFrom: <sip:{name}@{to}>;tag={name}\r\nTo: <sip:{name}@{to}>\r\n\
-             Call-ID: {call}.{name}@{from}\r\nCSeq: {number} {method}\r\nContact: <sip:{name}@{from}:5060>\r\n\
+             Call-ID: {call}.{name}@{from}\r\nCSeq: {number} {method}\r\nContact: \
+             <sip:{name}@{from}:5060>\r\n\
              {credentials}Content-Length: 0\r\n\r\n"
         )
     }
 
     /// Sends bytes to the machine over TCP and takes the same back.
     pub(crate) fn echo_inwards(&self, size: usize) -> Result<()> {
-        let mut stream = TcpStream::connect_timeout(&self.machine(), PATIENCE).context("no connection")?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut stream =
+            TcpStream::connect_timeout(&self.machine(), TIMEOUT).context("no connection")?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         let sent: Vec<u8> = (0..=u8::MAX).cycle().take(size).collect();
         let mut writer = stream.try_clone()?;
         let bytes = sent.clone();

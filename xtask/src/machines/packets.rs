@@ -8,7 +8,8 @@ use serde_json::json;
 use super::checks::Checks;
 use super::outside::Who;
 
-/// How long an interface that was taken down and up, or whose driver ignores the program, may go unprotected.
+/// How long an interface that was taken down and up, or whose driver ignores the program, may go
+/// unprotected.
 const PROTECTED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Packets of a flood.
@@ -21,8 +22,8 @@ const FLOOD_PASSES: u64 = 200;
 const BYTES: usize = 200_000;
 
 impl Checks<'_> {
-    /// Twenty packets of a blocked source, and of a stranger. Where the driver ignores the program, it may take a few
-    /// seconds until that was noticed.
+    /// Twenty packets of a blocked source, and of a stranger. Where the driver ignores the program,
+    /// it may take a few seconds until that was noticed.
     pub(super) fn blocked(&mut self) -> Result<String> {
         let address = self.outside.address(Who::Blocked).to_string();
         self.daemon().must(&["block", "add", &address])?;
@@ -42,7 +43,10 @@ impl Checks<'_> {
             }
             leaked += blocked;
             if Instant::now() >= deadline {
-                bail!("{leaked} packets of a blocked source arrived in {} s", PROTECTED_WITHIN.as_secs());
+                bail!(
+                    "{leaked} packets of a blocked source arrived in {} s",
+                    PROTECTED_WITHIN.as_secs()
+                );
             }
             std::thread::sleep(Duration::from_millis(300));
         }
@@ -99,7 +103,11 @@ impl Checks<'_> {
         // Longer than the second for which a flood is watched before anybody is banned for it.
         self.outside.send(Who::Flooder, "REGISTER", FLOOD, Duration::from_millis(5))?;
         let banned = self.daemon().explained(&address, Duration::from_secs(20), |explained| {
-            explained["matches"].as_array().into_iter().flatten().any(|entry| entry["list"] == "block")
+            explained["matches"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|entry| entry["list"] == "block")
         })?;
         let arrived = self.arrived(Who::Flooder)?;
         if arrived > FLOOD_PASSES {
@@ -126,7 +134,8 @@ impl Checks<'_> {
         }
     }
 
-    /// Takes the interface down and up, or changes its MTU; it must be protected again soon, and that must be said.
+    /// Takes the interface down and up, or changes its MTU; it must be protected again soon, and
+    /// that must be said.
     pub(super) fn reset(&mut self, how: &str) -> Result<String> {
         let card = self.arranged.interface.clone();
         let said_before = self.daemon().log()?.lines().count();
@@ -159,9 +168,11 @@ impl Checks<'_> {
             self.blocked().context("after the MTU was changed back")?;
         }
         let log = self.daemon().log()?;
-        let said: Vec<_> = log.lines().skip(said_before).filter(|line| line.contains(&card)).collect();
-        let gap =
-            last.map_or("no packet passed".to_owned(), |last| format!("protected after {:.1} s", last.as_secs_f64()));
+        let said: Vec<_> =
+            log.lines().skip(said_before).filter(|line| line.contains(&card)).collect();
+        let gap = last.map_or("no packet passed".to_owned(), |last| {
+            format!("protected after {:.1} s", last.as_secs_f64())
+        });
         if last.is_some() && said.is_empty() {
             bail!("{gap}, and nothing was said");
         }

@@ -1,4 +1,5 @@
-//! One virtual machine: booted with an initial file system of ours, spoken to through its agent, ended by its pid.
+//! One virtual machine: booted with an initial file system of ours, spoken to through its agent,
+//! ended by its pid.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -16,7 +17,8 @@ use crate::command::find;
 /// How long a boot may take under emulation on a busy machine; one in some thirty hangs for ever.
 const BOOT: Duration = Duration::from_secs(120);
 
-/// How long it may take with KVM; where KVM exists but boots nothing, this is what it costs to see that.
+/// How long it may take with KVM; where KVM exists but boots nothing, this is what it costs to see
+/// that.
 const BOOT_KVM: Duration = Duration::from_secs(25);
 
 /// What is added to the agent's own deadlines before it counts as dead.
@@ -75,7 +77,8 @@ pub(crate) enum Accelerator {
 }
 
 impl Accelerator {
-    /// KVM where its device can be opened, the architecture is ours, and it is not known to boot nothing.
+    /// KVM where its device can be opened, the architecture is ours, and it is not known to boot
+    /// nothing.
     pub(crate) fn first_choice(architecture: Architecture, cache: &Path) -> Self {
         let kvm = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
         let failed = fs::read_to_string(cache.join(NO_KVM)).is_ok_and(|id| Ok(id) == boot_id());
@@ -83,12 +86,14 @@ impl Accelerator {
     }
 }
 
-/// Where it is noted that KVM boots nothing, with the identity of the host's own boot: another kernel may do better.
+/// Where it is noted that KVM boots nothing, with the identity of the host's own boot: another
+/// kernel may do better.
 const NO_KVM: &str = "no-kvm";
 
 /// Notes it.
 pub(crate) fn remember_no_kvm(cache: &Path) -> Result<()> {
-    fs::write(cache.join(NO_KVM), boot_id().map_err(anyhow::Error::msg)?).context("cannot write to the cache")
+    fs::write(cache.join(NO_KVM), boot_id().map_err(anyhow::Error::msg)?)
+        .context("cannot write to the cache")
 }
 
 fn boot_id() -> Result<String, String> {
@@ -141,7 +146,9 @@ impl Machine {
             Accelerator::Kvm => BOOT_KVM,
             Accelerator::Emulation => BOOT,
         };
-        let mut process = command.spawn().with_context(|| format!("cannot run {}", boot.architecture.program()))?;
+        let mut process = command
+            .spawn()
+            .with_context(|| format!("cannot run {}", boot.architecture.program()))?;
         let stream = match connect(&mut process, &socket, since + limit) {
             Ok(stream) => stream,
             Err(error) => {
@@ -151,9 +158,14 @@ impl Machine {
             }
         };
         let reader = BufReader::new(stream.try_clone()?);
-        let mut machine = Self { process, console, writer: stream, reader, release: String::new(), seconds: 0.0 };
+        let mut machine =
+            Self { process, console, writer: stream, reader, release: String::new(), seconds: 0.0 };
         let hello = machine.read(limit).with_context(|| {
-            format!("no agent answers after {} s; the console ends with: {}", limit.as_secs(), machine.console_tail())
+            format!(
+                "no agent answers after {} s; the console ends with: {}",
+                limit.as_secs(),
+                machine.console_tail()
+            )
         })?;
         machine.release = hello["release"].as_str().unwrap_or_default().to_owned();
         machine.seconds = since.elapsed().as_secs_f64();
@@ -171,10 +183,14 @@ impl Machine {
 
     /// Asks the agent for one thing.
     pub(crate) fn ask(&mut self, request: &Value) -> Result<Value> {
-        self.writer.write_all(format!("{request}\n").as_bytes()).context("the machine has ended")?;
+        self.writer
+            .write_all(format!("{request}\n").as_bytes())
+            .context("the machine has ended")?;
         let limit = Duration::from_secs_f64(request["timeout"].as_f64().unwrap_or(30.0)) + GRACE;
         let answer = self.read(limit).map_err(|error| {
-            error.context(Dead).context(format!("{request}; the console ends with: {}", self.console_tail()))
+            error
+                .context(Dead)
+                .context(format!("{request}; the console ends with: {}", self.console_tail()))
         })?;
         match answer["error"].as_str() {
             Some(error) => bail!("{error}"),
@@ -206,14 +222,23 @@ impl Machine {
     pub(crate) fn console_tail(&self) -> String {
         let text = fs::read(&self.console).unwrap_or_default();
         let text = String::from_utf8_lossy(&text[text.len().saturating_sub(1500)..]).into_owned();
-        text.lines().rev().take(6).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join(" | ")
+        text.lines()
+            .rev()
+            .take(6)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .rev()
+            .collect::<Vec<_>>()
+            .join(" | ")
     }
 
     /// Warnings with a stack that the kernel printed.
     pub(crate) fn kernel_warnings(&self) -> Vec<String> {
         let text = fs::read(&self.console).unwrap_or_default();
         let text = String::from_utf8_lossy(&text).into_owned();
-        let bad = |line: &&str| ["WARNING:", "BUG:", "Oops:", "Kernel panic"].iter().any(|mark| line.contains(mark));
+        let bad = |line: &&str| {
+            ["WARNING:", "BUG:", "Oops:", "Kernel panic"].iter().any(|mark| line.contains(mark))
+        };
         text.lines().filter(bad).map(|line| line.trim().to_owned()).collect()
     }
 }
@@ -280,23 +305,37 @@ fn command(boot: &Boot<'_>, console: &Path, socket: &Path) -> Result<Command> {
     command.args(["--pdeathsig", "KILL"]).arg(path);
     match boot.accelerator {
         Accelerator::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
-        Accelerator::Emulation => command.args(["-accel", "tcg,thread=multi", "-cpu"]).arg(match boot.architecture {
-            Architecture::Amd64 => "max",
-            Architecture::Arm64 => "cortex-a72",
-        }),
+        Accelerator::Emulation => {
+            command.args(["-accel", "tcg,thread=multi", "-cpu"]).arg(match boot.architecture {
+                Architecture::Amd64 => "max",
+                Architecture::Arm64 => "cortex-a72",
+            })
+        }
     };
     command.arg("-machine").arg(match boot.architecture {
         Architecture::Amd64 => "q35",
         Architecture::Arm64 => "virt",
     });
-    command.args(["-smp", "2", "-m", "1800", "-nodefaults", "-display", "none", "-no-reboot", "-no-user-config"]);
+    command.args([
+        "-smp",
+        "2",
+        "-m",
+        "1800",
+        "-nodefaults",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-no-user-config",
+    ]);
     command.arg("-kernel").arg(boot.image).arg("-initrd").arg(boot.initrd);
     command.arg("-append").arg(format!(
         "console={} rdinit=/init panic=-1 net.ifnames=0 quiet loglevel=5 mitigations=off",
         boot.architecture.console()
     ));
     command.arg("-serial").arg(format!("file:{}", console.display()));
-    command.arg("-chardev").arg(format!("socket,id=agent,path={},server=on,wait=off", socket.display()));
+    command
+        .arg("-chardev")
+        .arg(format!("socket,id=agent,path={},server=on,wait=off", socket.display()));
     command.args(["-device", "virtio-serial-pci,id=serial"]);
     command.arg("-device").arg(format!("virtserialport,bus=serial.0,chardev=agent,name={PORT}"));
     for card in boot.cards {

@@ -1,4 +1,5 @@
-//! What came of it: a table of kernels and interfaces, what is wrong in words, and everything as JSON.
+//! What came of it: a table of kernels and interfaces, what is wrong in words, and everything as
+//! JSON.
 
 use serde_json::{Value, json};
 
@@ -53,9 +54,11 @@ impl Tried {
         ways.sort();
         ways.dedup();
         let verdict = if self.is_right() { "pass" } else { "FAIL" };
-        let instructions = most.map_or("not said by this kernel".to_owned(), |most| most.to_string());
+        let instructions =
+            most.map_or("not said by this kernel".to_owned(), |most| most.to_string());
         format!(
-            "{verdict} {} ({}), {}: {passed} of {} interfaces; {}; verifier instructions {instructions}; \
+            "{verdict} {} ({}), {}: {passed} of {} interfaces; {}; verifier instructions \
+             {instructions}; \
              ready in {ready:.1} s; booted in {:.0} s",
             self.release,
             self.kernel.platform,
@@ -75,7 +78,11 @@ impl Tried {
                 Ok(outcome) => {
                     for check in &outcome.checks {
                         if let Err(error) = &check.result {
-                            faults.push(format!("{} | {interface} | {}: {error}", self.title(), check.name));
+                            faults.push(format!(
+                                "{} | {interface} | {}: {error}",
+                                self.title(),
+                                check.name
+                            ));
                         }
                     }
                 }
@@ -116,7 +123,8 @@ fn cell(result: &Result<Outcome, String>) -> String {
 /// How many interfaces are right and wrong, on all kernels together.
 pub(crate) fn counts(tried: &[Tried]) -> [usize; 2] {
     let rows: Vec<_> = tried.iter().flat_map(|tried| &tried.rows).collect();
-    let right = rows.iter().filter(|(_, result)| result.as_ref().is_ok_and(Outcome::is_right)).count();
+    let right =
+        rows.iter().filter(|(_, result)| result.as_ref().is_ok_and(Outcome::is_right)).count();
     [right, rows.len() - right]
 }
 
@@ -133,7 +141,12 @@ fn interfaces(tried: &[Tried]) -> Vec<&'static str> {
 
 /// The table, as Markdown that is also fit for a terminal.
 pub(crate) fn table(tried: &[Tried]) -> String {
-    let mut rows = vec![["interface".to_owned()].into_iter().chain(tried.iter().map(Tried::title)).collect::<Vec<_>>()];
+    let mut rows = vec![
+        ["interface".to_owned()]
+            .into_iter()
+            .chain(tried.iter().map(Tried::title))
+            .collect::<Vec<_>>(),
+    ];
     for name in interfaces(tried) {
         let mut row = vec![name.to_owned()];
         for one in tried {
@@ -143,7 +156,9 @@ pub(crate) fn table(tried: &[Tried]) -> String {
         rows.push(row);
     }
     let columns = rows.first().map_or(0, Vec::len);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0)
+    };
     let widths: Vec<_> = (0..columns).map(width).collect();
     let mut text = String::new();
     for (number, row) in rows.iter().enumerate() {
@@ -161,14 +176,16 @@ pub(crate) fn table(tried: &[Tried]) -> String {
     text
 }
 
-/// Why interfaces are filtered in generic mode, each reason once, with the interfaces that it was given for.
+/// Why interfaces are filtered in generic mode, each reason once, with the interfaces that it was
+/// given for.
 pub(crate) fn reasons(tried: &[Tried]) -> Vec<(&'static str, String)> {
     let mut found: Vec<(&'static str, String)> = Vec::new();
     for name in interfaces(tried) {
         // The newest kernel's words.
         let outcomes = tried.iter().rev().flat_map(|tried| &tried.rows);
-        let outcomes =
-            outcomes.filter(|(interface, _)| *interface == name).filter_map(|(_, result)| result.as_ref().ok());
+        let outcomes = outcomes
+            .filter(|(interface, _)| *interface == name)
+            .filter_map(|(_, result)| result.as_ref().ok());
         if let Some(reason) = outcomes.filter_map(|outcome| outcome.reason.clone()).next() {
             found.push((name, reason));
         }
@@ -233,7 +250,8 @@ mod tests {
     use super::*;
 
     fn tried(failed: bool) -> anyhow::Result<Tried> {
-        let result = if failed { Err("nothing arrives".to_owned()) } else { Ok("20 of 20".to_owned()) };
+        let result =
+            if failed { Err("nothing arrives".to_owned()) } else { Ok("20 of 20".to_owned()) };
         let outcome = Outcome {
             checks: vec![Check { name: "blocked source dropped", result }],
             mode: Some("native".to_owned()),
@@ -255,15 +273,30 @@ mod tests {
     #[test]
     fn a_table_has_a_column_for_each_kernel() -> anyhow::Result<()> {
         let text = table(&[tried(false)?]);
-        assert_eq!(text, "| interface  | 6.12.1      |\n|------------|-------------|\n| virtio_net | native, tcx |\n");
+        assert_eq!(
+            text,
+            "| interface  | 6.12.1      |\n|------------|-------------|\n| virtio_net | native, \
+             tcx |\n"
+        );
         Ok(())
     }
 
     #[test]
     fn faults_name_kernel_interface_and_check() -> anyhow::Result<()> {
-        assert_eq!(tried(true)?.faults(), ["6.12.1 | virtio_net | blocked source dropped: nothing arrives"]);
-        assert!(tried(true)?.summary().starts_with("FAIL 6.12.1+deb13-amd64 (Debian 13), amd64: 0 of 1 interfaces"));
-        assert!(tried(false)?.summary().contains("native, tcx; verifier instructions 1234; ready in 2.5 s"));
+        assert_eq!(
+            tried(true)?.faults(),
+            ["6.12.1 | virtio_net | blocked source dropped: nothing arrives"]
+        );
+        assert!(
+            tried(true)?
+                .summary()
+                .starts_with("FAIL 6.12.1+deb13-amd64 (Debian 13), amd64: 0 of 1 interfaces")
+        );
+        assert!(
+            tried(false)?
+                .summary()
+                .contains("native, tcx; verifier instructions 1234; ready in 2.5 s")
+        );
         Ok(())
     }
 }

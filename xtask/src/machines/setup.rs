@@ -1,5 +1,5 @@
-//! Makes everything available that the machines need: the emulator, the kernels, a small root, the product and the
-//! agent. A second run finds all of it in the cache.
+//! Makes everything available that the machines need: the emulator, the kernels, a small root, the
+//! product and the agent. A second run finds all of it in the cache.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -73,7 +73,9 @@ pub(crate) fn prepare(
         }
         None => cross::build(&workspace, foreign(architecture)?)?,
     };
-    let guest = built.guest.map_or_else(|| guest(&workspace, architecture), |path| Ok(path.to_path_buf()))?;
+    let guest = built
+        .guest
+        .map_or_else(|| guest(&workspace, architecture), |path| Ok(path.to_path_buf()))?;
     Ok(Files { root, kernels: prepared, cache, binary, guest })
 }
 
@@ -81,7 +83,9 @@ pub(crate) fn prepare(
 fn foreign(architecture: Architecture) -> Result<Target> {
     match architecture {
         Architecture::Arm64 => Ok(Target::Arm64),
-        Architecture::Amd64 => bail!("x86-64 machines are tried on x86-64 only: name a binary and an agent"),
+        Architecture::Amd64 => {
+            bail!("x86-64 machines are tried on x86-64 only: name a binary and an agent")
+        }
     }
 }
 
@@ -134,10 +138,12 @@ fn candidate(package: &str) -> Option<u32> {
     version.rsplit(':').next()?.split(['.', '+']).next()?.parse().ok()
 }
 
-/// Installs from the backports of the release that this machine has, without adding them to its sources.
+/// Installs from the backports of the release that this machine has, without adding them to its
+/// sources.
 fn install_from_backports(wanted: &[String]) -> Result<()> {
     let os = std::fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
-    let codename = os.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap_or_default();
+    let codename =
+        os.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap_or_default();
     let uri = ask(Command::new("apt-get").args([
         "indextargets",
         "--format",
@@ -154,12 +160,18 @@ fn install_from_backports(wanted: &[String]) -> Result<()> {
     let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
     let list = directory.path().join("backports.list");
     let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    let lines = ["", "-backports"].map(|suffix| format!("deb [signed-by={keys}] {mirror} {codename}{suffix} main\n"));
+    let lines = ["", "-backports"]
+        .map(|suffix| format!("deb [signed-by={keys}] {mirror} {codename}{suffix} main\n"));
     std::fs::write(&list, lines.concat())?;
     std::fs::create_dir_all(directory.path().join("lists/partial"))?;
     let apt = |arguments: &[&str]| -> Result<()> {
         let mut command = as_root("env")?;
-        command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=120"]);
+        command.args([
+            "DEBIAN_FRONTEND=noninteractive",
+            "apt-get",
+            "-o",
+            "DPkg::Lock::Timeout=120",
+        ]);
         for option in [
             format!("Dir::Etc::sourcelist={}", list.display()),
             "Dir::Etc::sourceparts=-".to_owned(),
@@ -173,7 +185,8 @@ fn install_from_backports(wanted: &[String]) -> Result<()> {
     };
     apt(&["update"])?;
     let release = format!("{codename}-backports");
-    let mut arguments = vec!["install", "--yes", "--no-remove", "--no-install-recommends", "-t", &release];
+    let mut arguments =
+        vec!["install", "--yes", "--no-remove", "--no-install-recommends", "-t", &release];
     arguments.extend(wanted.iter().map(String::as_str));
     apt(&arguments)
 }

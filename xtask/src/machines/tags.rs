@@ -1,5 +1,5 @@
-//! A VLAN trunk for a machine on a host that may have no VLAN devices: frames of a tap get a tag on their way to
-//! the machine's card, and lose it on their way back.
+//! A VLAN trunk for a machine on a host that may have no VLAN devices: frames of a tap get a tag on
+//! their way to the machine's card, and lose it on their way back.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -29,12 +29,15 @@ impl Tagger {
     /// Makes a tap without tags named `name`, and joins it with the machine's card.
     pub(crate) fn start(name: &str, directory: &Path, number: u8) -> Result<Self> {
         let tap = open_tap(name)?;
-        let (ours, card) = (directory.join(format!("tags{number}")), directory.join(format!("card{number}")));
+        let (ours, card) =
+            (directory.join(format!("tags{number}")), directory.join(format!("card{number}")));
         let _ = fs::remove_file(&ours);
-        let socket = UnixDatagram::bind(&ours).with_context(|| format!("cannot bind {}", ours.display()))?;
+        let socket =
+            UnixDatagram::bind(&ours).with_context(|| format!("cannot bind {}", ours.display()))?;
         let stop = Arc::new(AtomicBool::new(false));
         let (mut reader, sender) = (tap.try_clone()?, socket.try_clone()?);
-        // Ends with the process: the tap goes when the namespace does, and reading from it then fails.
+        // Ends with the process: the tap goes when the namespace does, and reading from it then
+        // fails.
         thread::spawn(move || {
             let mut frame = vec![0; 65_536];
             while let Ok(length) = reader.read(&mut frame) {
@@ -81,16 +84,22 @@ fn untagged(frame: &[u8]) -> Option<Vec<u8>> {
 fn open_tap(name: &str) -> Result<File> {
     /// `_IOW('T', 202, int)` of linux/if_tun.h.
     const TUNSETIFF: libc::Ioctl = 0x4004_54ca_u32 as libc::Ioctl;
-    let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun").context("cannot open /dev/net/tun")?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .context("cannot open /dev/net/tun")?;
     // SAFETY: all fields of this structure of plain numbers may be zero.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
         *to = from.cast_signed() as libc::c_char;
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
-    // SAFETY: the descriptor is open, and the kernel reads and writes one `ifreq` there, which outlives the call.
+    // SAFETY: the descriptor is open, and the kernel reads and writes one `ifreq` there, which
+    // outlives the call.
     if unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) } != 0 {
-        return Err(std::io::Error::last_os_error()).with_context(|| format!("cannot make the tap {name}"));
+        return Err(std::io::Error::last_os_error())
+            .with_context(|| format!("cannot make the tap {name}"));
     }
     Ok(file)
 }

@@ -37,8 +37,21 @@ pub(super) fn tarball(tree: &Path, to: &Path) -> Result<PathBuf> {
     }
     let file = to.join(format!("{name}.tar.gz"));
     let mut tar = Command::new("tar");
-    tar.env("GZIP", "-9n").arg("--create").arg("--gzip").arg("--file").arg(&file).arg("--directory").arg(to);
-    tar.args(["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "--mode=u=rwX,go=rX"]);
+    tar.env("GZIP", "-9n")
+        .arg("--create")
+        .arg("--gzip")
+        .arg("--file")
+        .arg(&file)
+        .arg("--directory")
+        .arg(to);
+    tar.args([
+        "--sort=name",
+        "--mtime=@0",
+        "--owner=0",
+        "--group=0",
+        "--numeric-owner",
+        "--mode=u=rwX,go=rX",
+    ]);
     run_quietly(tar.arg(&name))?;
     fs::remove_dir_all(&directory)?;
     Ok(file)
@@ -56,7 +69,8 @@ pub(super) fn context(workspace: &Workspace, tree: &Path, to: &Path) -> Result<P
         (packaging.join("Containerfile"), "Containerfile"),
         (packaging.join("kubernetes.yaml"), "kubernetes.yaml"),
     ] {
-        fs::copy(&from, directory.join(name)).with_context(|| format!("cannot copy {}", from.display()))?;
+        fs::copy(&from, directory.join(name))
+            .with_context(|| format!("cannot copy {}", from.display()))?;
     }
     Ok(directory)
 }
@@ -75,9 +89,12 @@ pub(super) fn validate(manifest: &Path, to: &Path) -> Result<PathBuf> {
     }
     let python = || Command::new(directory.join("bin/python3"));
     let validate = "import sys; from kubernetes_validate.__main__ import main; sys.exit(main())";
-    command::run(python().args(["-c", validate, "--strict"]).arg(manifest)).context("the manifest is not valid")?;
-    let convert = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))";
-    let json = ask(python().args(["-c", convert]).arg(manifest)).context("the manifest cannot be read")?;
+    command::run(python().args(["-c", validate, "--strict"]).arg(manifest))
+        .context("the manifest is not valid")?;
+    let convert =
+        "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))";
+    let json =
+        ask(python().args(["-c", convert]).arg(manifest)).context("the manifest cannot be read")?;
     let path = to.join("kubernetes.json");
     fs::write(&path, json)?;
     Ok(path)

@@ -1,7 +1,8 @@
-//! `cargo xtask package`: what users install, none of which needs a toolchain there: Debian packages
-//! for amd64 and arm64, an rpm package, a tarball with a static binary, and what a container image is
-//! built from. With `--test` each is installed or run: in a clean Debian with its own systemd, where
-//! a newcomer follows the README as well, or in a root that holds nothing else.
+//! `cargo xtask package`: what users install, none of which needs a toolchain there: Debian
+//! packages for amd64 and arm64, an rpm package, a tarball with a static binary, and what a
+//! container image is built from. With `--test` each is installed or run: in a clean Debian with
+//! its own systemd, where a newcomer follows the README as well, or in a root that holds nothing
+//! else.
 
 mod container;
 mod deb;
@@ -43,7 +44,8 @@ pub(crate) fn run(tests: bool) -> Result<()> {
     }
     build::binary(&workspace, true)?;
     generate(&workspace)?;
-    // First of all: cargo-deb empties the usual directory whenever it makes a package, wherever that goes.
+    // First of all: cargo-deb empties the usual directory whenever it makes a package, wherever
+    // that goes.
     let next = if tests { Some(deb::pack(&workspace, NEXT)?) } else { None };
     let package = deb::pack(&workspace, "")?;
     made("Debian package for this machine", &package)?;
@@ -92,16 +94,20 @@ fn others(workspace: &Workspace, package: &Path, tests: bool) -> Result<Option<O
 }
 
 fn made(what: &str, file: &Path) -> Result<()> {
-    let bytes = fs::metadata(file).with_context(|| format!("{} was not made", file.display()))?.len();
+    let bytes =
+        fs::metadata(file).with_context(|| format!("{} was not made", file.display()))?.len();
     say(format!("{what}: {} ({:.1} MB)", file.display(), bytes as f64 / 1e6));
     Ok(())
 }
 
 /// Fails when a binary asks for a program interpreter or a library, which a static one does not.
 fn is_static(binary: &Path) -> Result<()> {
-    let headers = ask(Command::new("readelf").args(["--program-headers", "--dynamic", "--wide"]).arg(binary))
-        .context("readelf does not read the binary")?;
-    if let Some(line) = headers.lines().find(|line| line.contains("INTERP") || line.contains("(NEEDED)")) {
+    let headers =
+        ask(Command::new("readelf").args(["--program-headers", "--dynamic", "--wide"]).arg(binary))
+            .context("readelf does not read the binary")?;
+    if let Some(line) =
+        headers.lines().find(|line| line.contains("INTERP") || line.contains("(NEEDED)"))
+    {
         bail!("the binary that is to need no library does: {}", line.trim());
     }
     Ok(())
@@ -109,7 +115,8 @@ fn is_static(binary: &Path) -> Result<()> {
 
 /// Says what a binary takes without symbols, and fails when that is more than it may.
 fn size(what: &str, binary: &Path) -> Result<()> {
-    let bytes = fs::metadata(binary).with_context(|| format!("there is no {}", binary.display()))?.len();
+    let bytes =
+        fs::metadata(binary).with_context(|| format!("there is no {}", binary.display()))?.len();
     say(format!("the binary {what} takes {:.2} MB without symbols", bytes as f64 / 1e6));
     within_limit(what, bytes)
 }
@@ -129,10 +136,12 @@ fn object_size(workspace: &Workspace) -> Result<()> {
     let embedded = sip_xdp_kernel::without_dwarf(&object)?;
     let file = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
     fs::write(file.path(), &embedded)?;
-    let compressed = Command::new("gzip").args(["-9", "--stdout"]).arg(file.path()).output()?.stdout;
+    let compressed =
+        Command::new("gzip").args(["-9", "--stdout"]).arg(file.path()).output()?.stdout;
     let kilobytes = |bytes: &[u8]| bytes.len() as f64 / 1e3;
     say(format!(
-        "the kernel programs take {:.0} kB in it ({:.0} with DWARF, which is left out); compressed they would take {:.0}",
+        "the kernel programs take {:.0} kB in it ({:.0} with DWARF, which is left out); \
+         compressed they would take {:.0}",
         kilobytes(&embedded),
         kilobytes(&object),
         kilobytes(&compressed),
@@ -140,19 +149,22 @@ fn object_size(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// Has the program write its man pages and completions, where `sip-xdp/Cargo.toml` says that they are.
+/// Has the program write its man pages and completions, where `sip-xdp/Cargo.toml` says that they
+/// are.
 fn generate(workspace: &Workspace) -> Result<()> {
     let binary = workspace.binary(true);
     let directory = binary.with_file_name("package");
     let _ = fs::remove_dir_all(&directory);
-    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot make {}", directory.display()))?;
     let man = directory.join("man");
     run_quietly(Command::new(&binary).arg("man").arg(&man))?;
     // Without a time in them, so that the same sources make the same package.
     run_quietly(Command::new("gzip").args(["-9", "--no-name", "--recursive"]).arg(&man))?;
     for (shell, name) in [("bash", "sip-xdp.bash"), ("zsh", "_sip-xdp"), ("fish", "sip-xdp.fish")] {
         let path = directory.join(name);
-        let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        let file =
+            File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
         command::run(Command::new(&binary).args(["completions", shell]).stdout(file))?;
     }
     Ok(())
@@ -166,7 +178,8 @@ fn test(workspace: &Workspace, package: &Path, next: &Path, others: Option<&Othe
     if let Some(others) = others {
         try_others(workspace, &root, others)?;
     }
-    let arguments = ["package".into(), "--package".into(), package.into(), "--next".into(), next.into()];
+    let arguments =
+        ["package".into(), "--package".into(), package.into(), "--next".into(), next.into()];
     try_installed(workspace, &root, arguments)
 }
 
@@ -175,7 +188,10 @@ fn try_others(workspace: &Workspace, root: &Path, others: &Others) -> Result<()>
     let Others { arm64, rpm, rpm_next, tarball, container } = others;
     let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
     emulate(arm64, directory.path())?;
-    say("NOT TRIED here: the package for arm64 on a kernel for arm64; `cargo xtask machines --arch arm64` boots one");
+    say(
+        "NOT TRIED here: the package for arm64 on a kernel for arm64; `cargo xtask machines --arch \
+         arm64` boots one",
+    );
 
     let manifest = container::validate(&container.join("kubernetes.yaml"), directory.path())?;
     say("the manifest is valid for Kubernetes, and names nothing that its schemas do not know");
@@ -196,7 +212,8 @@ fn try_others(workspace: &Workspace, root: &Path, others: &Others) -> Result<()>
     }
     try_installed(workspace, root, arguments)?;
     say(
-        "NOT TRIED here: the rpm package on a distribution with rpm and SELinux, and the image in a Kubernetes cluster",
+        "NOT TRIED here: the rpm package on a distribution with rpm and SELinux, and the image in \
+         a Kubernetes cluster",
     );
     Ok(())
 }
@@ -214,12 +231,20 @@ fn emulate(package: &Path, directory: &Path) -> Result<()> {
         command
     };
     let version = ask(emulated().arg("--version")).context("the binary for arm64 does not run")?;
-    run_quietly(emulated().arg("--config").arg(tree.join("etc/sip-xdp/config.toml")).args(["config", "check"]))?;
+    run_quietly(
+        emulated()
+            .arg("--config")
+            .arg(tree.join("etc/sip-xdp/config.toml"))
+            .args(["config", "check"]),
+    )?;
     let architecture = field("Architecture").unwrap_or_default();
     if architecture != "arm64" || version != concat!("sip-xdp ", env!("CARGO_PKG_VERSION")) {
         bail!("the package for arm64 says {architecture}, its binary {version}");
     }
-    say(format!("the binary for arm64 runs on an emulated processor: {version}, and it accepts its configuration"));
+    say(format!(
+        "the binary for arm64 runs on an emulated processor: {version}, and it accepts its \
+         configuration"
+    ));
     Ok(())
 }
 
@@ -234,7 +259,12 @@ pub(crate) fn try_installed(
     let status = as_root("env")?
         .arg("TMPDIR=/var/tmp")
         .arg(workspace.target.join("debug/installed"))
-        .args(["--root".as_ref(), root.as_os_str(), "--checkout".as_ref(), workspace.root.as_os_str()])
+        .args([
+            "--root".as_ref(),
+            root.as_os_str(),
+            "--checkout".as_ref(),
+            workspace.root.as_os_str(),
+        ])
         .args(arguments)
         .status()
         .context("cannot run the tests of the package")?;
@@ -254,6 +284,10 @@ mod tests {
     fn a_binary_of_the_limit_is_packed_and_a_larger_one_is_not() {
         assert!(within_limit("", MOST).is_ok());
         let error = within_limit("for arm64", MOST + 1).map_err(|error| error.to_string());
-        assert_eq!(error, Err("the binary for arm64 takes 15000001 bytes without symbols, more than 15000000".into()));
+        assert_eq!(
+            error,
+            Err("the binary for arm64 takes 15000001 bytes without symbols, more than 15000000"
+                .into())
+        );
     }
 }

@@ -10,8 +10,10 @@ use crate::command::run_quietly;
 use crate::workspace::Workspace;
 
 /// What a distribution with rpm has, for a test in a root that has none of its packages.
-const STAND_IN: &str = "Name: stand-in\nVersion: 1\nRelease: 1\nSummary: What any such system has\nLicense: MIT\n\
-                        BuildArch: noarch\nProvides: /bin/sh\nProvides: systemd\n%description\nStand-in.\n%files\n";
+const STAND_IN: &str = "Name: stand-in\nVersion: 1\nRelease: 1\nSummary: What any such system \
+                        has\nLicense: MIT\n\
+                        BuildArch: noarch\nProvides: /bin/sh\nProvides: \
+                        systemd\n%description\nStand-in.\n%files\n";
 
 /// Packs a directory of files.
 pub(super) fn pack(workspace: &Workspace, tree: &Path, suffix: &str, to: &Path) -> Result<PathBuf> {
@@ -35,7 +37,9 @@ fn build(spec: &Path, definitions: &[String], to: &Path) -> Result<PathBuf> {
     let top = to.join("rpmbuild");
     let _ = fs::remove_dir_all(&top);
     let mut command = Command::new("rpmbuild");
-    command.args(["-bb", "--target", "x86_64-linux", "--define"]).arg(format!("_topdir {}", top.display()));
+    command
+        .args(["-bb", "--target", "x86_64-linux", "--define"])
+        .arg(format!("_topdir {}", top.display()));
     for definition in definitions.iter().filter(|definition| !definition.ends_with(' ')) {
         command.arg("--define").arg(definition);
     }

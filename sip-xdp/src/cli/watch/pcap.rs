@@ -1,4 +1,5 @@
-//! Packets in the format that every capture tool reads: pcap with times in microseconds, version 2.4.
+//! Packets in the format that every capture tool reads: pcap with times in microseconds, version
+//! 2.4.
 
 use std::fs::File;
 use std::io::{self, Write, stdout};
@@ -6,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
-use serde_json::Value;
+use sip_xdp::api::event_stream::{Line, LinkKind};
 
 /// LINKTYPE_ETHERNET.
 const ETHERNET: u32 = 1;
@@ -33,7 +34,10 @@ impl Capture {
         let to: Box<dyn Write> = if path == Path::new("-") {
             Box::new(stdout())
         } else {
-            Box::new(File::create(&path).with_context(|| format!("{} cannot be written", path.display()))?)
+            Box::new(
+                File::create(&path)
+                    .with_context(|| format!("{} cannot be written", path.display()))?,
+            )
         };
         Ok(Self::to(to, path.display().to_string()))
     }
@@ -42,17 +46,18 @@ impl Capture {
         Self { to, name, link: None, written: 0, left_out: 0 }
     }
 
-    /// Writes an event's packet; other events are passed over.
-    pub(super) fn take(&mut self, line: &str) -> Result<io::Result<()>> {
-        let event: Value = serde_json::from_str(line).context("an event that is no JSON")?;
-        if event["event"] != "packet" {
+    /// Writes a packet; other lines are passed over.
+    pub(super) fn take(&mut self, line: &Line) -> Result<io::Result<()>> {
+        let Line::Packet(packet) = line else {
             return Ok(Ok(()));
-        }
-        let data = event["data"].as_str().and_then(bytes).context("a packet without its bytes")?;
-        let time: Timestamp = event["time"].as_str().context("a packet without its time")?.parse()?;
-        let link = if event["link"] == "ip" { RAW } else { ETHERNET };
-        let length = event["length"].as_u64().unwrap_or(0).max(data.len() as u64);
-        Ok(self.write(link, time, &data, length as u32))
+        };
+        let data = bytes(&packet.data).context("a packet whose bytes are not hexadecimal")?;
+        let link = match packet.link {
+            LinkKind::Ip => RAW,
+            LinkKind::Ethernet => ETHERNET,
+        };
+        let length = usize::from(packet.length).max(data.len());
+        Ok(self.write(link, packet.time, &data, length as u32))
     }
 
     fn write(&mut self, link: u32, time: Timestamp, data: &[u8], length: u32) -> io::Result<()> {
@@ -82,7 +87,10 @@ impl Capture {
         let other = match self.left_out {
             0 => String::new(),
             count => {
-                format!("; {count} of interfaces with another kind of link were left out, which one file cannot hold")
+                format!(
+                    "; {count} of interfaces with another kind of link were left out, which one \
+                     file cannot hold"
+                )
             }
         };
         format!("{} packets written to {}{other}", self.written, self.name)
@@ -97,6 +105,8 @@ fn bytes(hex: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sip_xdp::api::event_stream::PacketSample;
+    use sip_xdp::bans::event::Event;
     use std::sync::{Arc, Mutex};
 
     #[derive(Clone, Default)]
@@ -117,18 +127,37 @@ mod tests {
     fn packets_of_one_kind_make_a_file() {
         let shared = Shared::default();
         let mut capture = Capture::to(Box::new(shared.clone()), "x".to_owned());
-        let packet = |link: &str| {
-            format!(r#"{{"time":"1970-01-01T00:00:07.5Z","event":"packet","link":"{link}","length":9,"data":"0aff"}}"#)
+        let packet = |link, data: &str| {
+            Line::Packet(Arc::new(PacketSample {
+                time: "1970-01-01T00:00:07.5Z".parse().unwrap(),
+                event: "packet".into(),
+                kind: None,
+                address: None,
+                port: None,
+                reason: None,
+                tier: None,
+                dry_run: false,
+                interface: None,
+                link,
+                length: 9,
+                data: data.to_owned(),
+            }))
         };
-        for line in [r#"{"event":"ban"}"#, &packet("ip"), &packet("ethernet"), &packet("ip")] {
-            capture.take(line).unwrap().unwrap();
+        let (ip, ethernet) = (LinkKind::Ip, LinkKind::Ethernet);
+        let ban = Line::Event(Arc::new(Event::new("ban")));
+        for line in [ban, packet(ip, "0aff"), packet(ethernet, "0aff"), packet(ip, "0aff")] {
+            capture.take(&line).unwrap().unwrap();
         }
         let file = shared.0.lock().unwrap();
         assert_eq!(file.len(), 24 + 2 * (16 + 2));
         assert_eq!((&file[..4], file[20]), (&[0xd4, 0xc3, 0xb2, 0xa1][..], RAW as u8));
         let record = [7_u32, 500_000, 2, 9].map(u32::to_le_bytes).concat();
         assert_eq!((&file[24..40], &file[40..42]), (&record[..], &[0x0a, 0xff][..]));
-        assert!(capture.summary().starts_with("2 packets written to x; 1 of interfaces"), "{}", capture.summary());
-        assert!(capture.take(r#"{"event":"packet","data":"zz"}"#).is_err());
+        assert!(
+            capture.summary().starts_with("2 packets written to x; 1 of interfaces"),
+            "{}",
+            capture.summary()
+        );
+        assert!(capture.take(&packet(ip, "zz")).is_err());
     }
 }

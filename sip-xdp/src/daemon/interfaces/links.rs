@@ -1,18 +1,18 @@
-//! Watches over the links that are filtered: whether a native program sees what arrives, and drivers that
-//! lose it when their link is reset.
+//! Watches over the links that are filtered: whether a native program sees what arrives, and
+//! drivers that lose it when their link is reset.
 //!
-//! A blind program is replaced by a fresh one where that may help, else by generic mode, which always
-//! sees: once, and never back, since a driver that was blind will be so again. That is said until a
-//! restart, or until the interface is made anew. Where the operator insists on native mode it is an error
-//! that `status --check` fails with.
+//! A blind program is replaced by a fresh one where that may help, else by generic mode, which
+//! always sees: once, and never back, since a driver that was blind will be so again. That is said
+//! until a restart, or until the interface is made anew. Where the operator insists on native mode
+//! it is an error that `status --check` fails with.
 
 use anyhow::Result;
 use jiff::Timestamp;
 use log::Level;
 use serde_json::{Value, json};
 
-use super::{Books, Daemon, Loaded, Served, Wanted};
-use crate::daemon::events::Event as Said;
+use super::{Daemon, InterfaceMaps, Loaded, Served, Wanted};
+use crate::bans::event::Event;
 use crate::dataplane::attach::xdp::{Mode, ModeChoice};
 use crate::dataplane::counters;
 use crate::dataplane::ethtool;
@@ -20,13 +20,13 @@ use crate::dataplane::netlink::Interface;
 use crate::dataplane::sight::{Blind, Sight};
 use crate::sys::clock;
 
-/// Drivers whose rings forget the program when they are made anew: when the link comes up, and when the
-/// MTU changes. vmxnet3 does on 6.8 to 7.3. A program that the kernel takes for the same is not handed to
-/// the driver again, so it has to be a fresh one.
+/// Drivers whose rings forget the program when they are made anew: when the link comes up, and when
+/// the MTU changes. vmxnet3 does on 6.8 to 7.3. A program that the kernel takes for the same is not
+/// handed to the driver again, so it has to be a fresh one.
 const FORGETFUL: &[&str] = &["vmxnet3"];
 
-/// How long the resets that attaching itself causes may take, in nanoseconds: those of igb and vmxnet3
-/// take their link down for a moment.
+/// How long the resets that attaching itself causes may take, in nanoseconds: those of igb and
+/// vmxnet3 take their link down for a moment.
 const ATTACHING: u64 = 2_000_000_000;
 
 /// What is watched of an interface that is filtered.
@@ -63,13 +63,15 @@ impl LinkState {
         Self { up: interface.up, mtu: interface.mtu, carrier_changes: interface.carrier_changes }
     }
 
-    /// What happened since `before`, if the rings may have been made anew. A link that went down and up
-    /// between two looks has counted it.
+    /// What happened since `before`, if the rings may have been made anew. A link that went down
+    /// and up between two looks has counted it.
     fn reset_since(self, before: Self) -> Option<&'static str> {
         match self {
             _ if self.mtu != before.mtu => Some("its MTU has changed"),
             Self { up: true, .. } if !before.up => Some("it came up"),
-            Self { up: true, .. } if self.carrier_changes != before.carrier_changes => Some("its link was reset"),
+            Self { up: true, .. } if self.carrier_changes != before.carrier_changes => {
+                Some("its link was reset")
+            }
             _ => None,
         }
     }
@@ -96,7 +98,8 @@ enum Cure {
 }
 
 impl Cure {
-    /// One that saw before may have been lost, and a fresh one helps; one that never saw never will.
+    /// One that saw before may have been lost, and a fresh one helps; one that never saw never
+    /// will.
     fn of(blind: Blind, is_forgetful: bool, is_remedy: bool, choice: ModeChoice) -> Self {
         match choice {
             _ if blind.has_seen || (is_forgetful && !is_remedy) => Self::Swap,
@@ -122,7 +125,9 @@ impl Daemon {
 
     fn watch_link(&mut self, interface: &Interface) {
         let now = clock::now();
-        let Some(at) = self.served.iter().position(|served| served.index == interface.index) else { return };
+        let Some(at) = self.served.iter().position(|served| served.index == interface.index) else {
+            return;
+        };
         let served = &mut self.served[at];
         if served.mode != Mode::Native || interface.xdp.is_none_or(|xdp| xdp.id != served.program) {
             return;
@@ -138,7 +143,11 @@ impl Daemon {
             watched.sight = Sight::new(now, watched.sight.has_seen());
             if is_forgetful(interface) {
                 // The verifier takes 0.3 s; the next reset finds a program that is loaded.
-                return self.swap(at, interface, &format!("{what}, and its driver loses the program then"));
+                return self.swap(
+                    at,
+                    interface,
+                    &format!("{what}, and its driver loses the program then"),
+                );
             }
         }
         // After the interface's own counter, so that no packet is counted there alone.
@@ -158,7 +167,8 @@ impl Daemon {
     fn cure(&mut self, at: usize, interface: &Interface, blind: Blind) {
         let served = &self.served[at];
         let name = served.name.clone();
-        let cure = Cure::of(blind, is_forgetful(interface), served.watched.is_remedy, self.config.mode);
+        let cure =
+            Cure::of(blind, is_forgetful(interface), served.watched.is_remedy, self.config.mode);
         match cure {
             Cure::Swap => {
                 let what = format!("its program saw none of the last {} packets", blind.packets);
@@ -179,11 +189,16 @@ impl Daemon {
         self.blind.insert(name.to_owned(), Blindness { since, packets, is_mended });
         if is_new {
             let then = if is_mended { "generic" } else { "none" };
-            self.say_of_interface(name, "blind", &format!("packets={packets} mode=native action={then}"));
+            self.say_of_interface(
+                name,
+                "blind",
+                &format!("packets={packets} mode=native action={then}"),
+            );
         }
     }
 
-    /// Swaps a program in that the driver does not take for the one that it has, between two packets.
+    /// Swaps a program in that the driver does not take for the one that it has, between two
+    /// packets.
     fn swap(&mut self, at: usize, interface: &Interface, what: &str) {
         let name = self.served[at].name.clone();
         let fresh = match self.served[at].watched.reserve.take() {
@@ -204,12 +219,14 @@ impl Daemon {
         }
     }
 
-    /// Generic mode takes over, with the programs that are loaded: nothing has to be verified again.
+    /// Generic mode takes over, with the programs that are loaded: nothing has to be verified
+    /// again.
     fn take_over(&mut self, at: usize, interface: &Interface) -> bool {
         let Served { name, loaded, .. } = self.served.remove(at);
         let wanted = Wanted { name, interface: interface.clone() };
-        let put = Books::open(&self.pins.maps())
-            .and_then(|mut books| self.put_on(&wanted, loaded, false, ModeChoice::Generic, &mut books));
+        let put = InterfaceMaps::open(&self.pins.maps()).and_then(|mut interface_maps| {
+            self.put_on(&wanted, loaded, false, ModeChoice::Generic, &mut interface_maps)
+        });
         match put {
             Ok((served, warnings)) => {
                 self.attach_warnings.extend(warnings);
@@ -235,8 +252,9 @@ impl Daemon {
     /// Puts other programs on an interface. Those that were there are kept in reserve.
     fn put_anew(&mut self, at: usize, interface: &Interface, fresh: Loaded) -> Result<()> {
         let wanted = Wanted { name: self.served[at].name.clone(), interface: interface.clone() };
-        let mut books = Books::open(&self.pins.maps())?;
-        let (mut served, warnings) = self.put_on(&wanted, fresh, false, self.config.mode, &mut books)?;
+        let mut interface_maps = InterfaceMaps::open(&self.pins.maps())?;
+        let (mut served, warnings) =
+            self.put_on(&wanted, fresh, false, self.config.mode, &mut interface_maps)?;
         served.watched.is_remedy = true;
         self.attach_warnings.retain(|warning| !warning.starts_with(&format!("{}: ", wanted.name)));
         self.attach_warnings.extend(warnings);
@@ -264,13 +282,16 @@ impl Daemon {
             let packets = blind.packets;
             if blind.is_mended {
                 format!(
-                    "{name}: the driver took the program but showed it none of {packets} packets; generic mode has \
-                     taken over, which protects as well but costs several times the CPU per dropped packet. For \
+                    "{name}: the driver took the program but showed it none of {packets} packets; \
+                     generic mode has \
+                     taken over, which protects as well but costs several times the CPU per \
+                     dropped packet. For \
                      virtio_net the host's mrg_rxbuf=off is the usual cause"
                 )
             } else {
                 format!(
-                    "{name} is blind: the driver took the program but showed it none of {packets} packets, nothing \
+                    "{name} is blind: the driver took the program but showed it none of {packets} \
+                     packets, nothing \
                      is filtered there; set mode = \"auto\" or \"generic\" and run `sip-xdp reload`"
                 )
             }
@@ -278,19 +299,29 @@ impl Daemon {
     }
 
     /// What the log and watchers are told of it.
-    pub(in crate::daemon) fn say_of_interface(&self, name: &str, kind: &'static str, details: &str) {
+    pub(in crate::daemon) fn say_of_interface(
+        &self,
+        name: &str,
+        kind: &'static str,
+        details: &str,
+    ) {
         let level = match kind {
             "attached" | "seeing" => Level::Info,
             "blind" if details.ends_with("action=none") => Level::Error,
             _ => Level::Warn,
         };
-        let event = Said::new("interface").interface(name).kind(kind).reason(details).dry_run(self.config.dry_run);
-        self.say(event, level, format_args!("interface {name} kind={kind} {details}"));
+        let event = Event::new("interface")
+            .interface(name)
+            .kind(kind)
+            .reason(details)
+            .dry_run(self.config.dry_run);
+        self.announce(event, level, format_args!("interface {name} kind={kind} {details}"));
     }
 }
 
 fn is_forgetful(interface: &Interface) -> bool {
-    interface.kind.is_none() && ethtool::driver(&interface.name).is_ok_and(|name| FORGETFUL.contains(&name.as_str()))
+    interface.kind.is_none()
+        && ethtool::driver(&interface.name).is_ok_and(|name| FORGETFUL.contains(&name.as_str()))
 }
 
 #[cfg(test)]
@@ -307,13 +338,17 @@ mod tests {
         assert_eq!(again.reset_since(down), Some("it came up"));
         // Between two looks.
         assert_eq!(again.reset_since(before), Some("its link was reset"));
-        assert_eq!(LinkState { mtu: 1_400, ..before }.reset_since(before), Some("its MTU has changed"));
+        assert_eq!(
+            LinkState { mtu: 1_400, ..before }.reset_since(before),
+            Some("its MTU has changed")
+        );
         assert_eq!(LinkState { mtu: 1_400, ..down }.reset_since(down), Some("its MTU has changed"));
     }
 
     #[test]
     fn the_cure_fits_the_blindness() {
-        let (lost, never) = (Blind { packets: 20, has_seen: true }, Blind { packets: 20, has_seen: false });
+        let (lost, never) =
+            (Blind { packets: 20, has_seen: true }, Blind { packets: 20, has_seen: false });
         for choice in [ModeChoice::Auto, ModeChoice::Native] {
             assert_eq!(Cure::of(lost, false, false, choice), Cure::Swap);
             assert_eq!(Cure::of(never, true, false, choice), Cure::Swap, "vmxnet3, at once");

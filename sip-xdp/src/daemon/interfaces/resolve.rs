@@ -1,12 +1,13 @@
-//! Which interfaces are meant. A configured name decides: the interface that has it is filtered; if none has it, the one that had
-//! it when it was attached still is, under whatever name, since it is the same wire.
+//! Which interfaces are meant. A configured name decides: the interface that has it is filtered; if
+//! none has it, the one that had it when it was attached still is, under whatever name, since it is
+//! the same wire.
 
 use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
 use sip_xdp_common::abi::layout::MAX_INTERFACES;
 
-use super::{Books, unreadable};
+use super::{InterfaceMaps, unreadable};
 use crate::daemon::Daemon;
 use crate::dataplane::counters::name_of;
 use crate::dataplane::netlink::{Interface, Surroundings};
@@ -26,15 +27,21 @@ pub(in crate::daemon) struct Resolved {
 }
 
 impl Daemon {
-    /// Finds the interfaces that are to be filtered: those configured, or those with a default route. It is an error if
-    /// none is there, unless the filter has been on it before: a name that was never right must not look like
-    /// protection, and one that was may be right again any moment.
+    /// Finds the interfaces that are to be filtered: those configured, or those with a default
+    /// route. It is an error if none is there, unless the filter has been on it before: a name that
+    /// was never right must not look like protection, and one that was may be right again any
+    /// moment.
     pub(in crate::daemon) async fn resolve(&self, around: &Surroundings) -> Result<Resolved> {
         let all = self.netlink.interfaces().await?;
         // Without tables, or with those of another version, nothing is known.
-        let known = Books::open(&self.pins.maps()).and_then(|books| books.read()).unwrap_or_default();
-        let known: Vec<(String, u32)> =
-            known.iter().filter(|record| record.index != 0).map(|record| (name_of(record), record.index)).collect();
+        let known = InterfaceMaps::open(&self.pins.maps())
+            .and_then(|interface_maps| interface_maps.read())
+            .unwrap_or_default();
+        let known: Vec<(String, u32)> = known
+            .iter()
+            .filter(|record| record.index != 0)
+            .map(|record| (name_of(record), record.index))
+            .collect();
         let mut names = self.config.interfaces.clone();
         if names.is_empty() {
             names = with_default_route(&all, around);
@@ -42,11 +49,17 @@ impl Daemon {
         if names.is_empty() {
             names = known.iter().map(|(name, _)| name.clone()).collect();
         }
-        let there = || all.iter().map(|interface| interface.name.as_str()).collect::<Vec<_>>().join(", ");
+        let there =
+            || all.iter().map(|interface| interface.name.as_str()).collect::<Vec<_>>().join(", ");
         if names.is_empty() {
-            bail!("no interface has a default route; name those to filter on with --iface (there are: {})", there());
+            bail!(
+                "no interface has a default route; name those to filter on with --iface (there \
+                 are: {})",
+                there()
+            );
         }
-        let attached: Vec<_> = known.iter().filter(|(_, index)| self.pins.link(*index).exists()).cloned().collect();
+        let attached: Vec<_> =
+            known.iter().filter(|(_, index)| self.pins.link(*index).exists()).cloned().collect();
         let resolved = resolve(&names, &all, &attached);
         if resolved.wanted.len() + resolved.missing.len() > MAX_INTERFACES {
             bail!("{} interfaces are too many; one filter serves {MAX_INTERFACES}", names.len());
@@ -62,8 +75,13 @@ impl Daemon {
     }
 }
 
-/// Which interfaces the configured names mean. `attached` are the names and indices under which ours are attached.
-pub(super) fn resolve(names: &[String], present: &[Interface], attached: &[(String, u32)]) -> Resolved {
+/// Which interfaces the configured names mean. `attached` are the names and indices under which
+/// ours are attached.
+pub(super) fn resolve(
+    names: &[String],
+    present: &[Interface],
+    attached: &[(String, u32)],
+) -> Resolved {
     let mut resolved = Resolved::default();
     let mut seen = BTreeSet::new();
     for name in names.iter().filter(|name| seen.insert(name.as_str())) {
@@ -75,7 +93,9 @@ pub(super) fn resolve(names: &[String], present: &[Interface], attached: &[(Stri
             (found.xdp.is_some() && !names.contains(&found.name)).then_some(found)
         };
         match by_name.or_else(renamed) {
-            Some(interface) => resolved.wanted.push(Wanted { name: name.clone(), interface: interface.clone() }),
+            Some(interface) => {
+                resolved.wanted.push(Wanted { name: name.clone(), interface: interface.clone() })
+            }
             None => resolved.missing.push(name.clone()),
         }
     }
@@ -94,11 +114,17 @@ mod tests {
     use crate::daemon::interfaces::tests::interface;
 
     /// Each name with the index that it means; 0 for none.
-    fn meant(names: &[&str], present: &[Interface], attached: &[(&str, u32)]) -> Vec<(String, u32)> {
+    fn meant(
+        names: &[&str],
+        present: &[Interface],
+        attached: &[(&str, u32)],
+    ) -> Vec<(String, u32)> {
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
-        let attached: Vec<_> = attached.iter().map(|(name, index)| ((*name).to_owned(), *index)).collect();
+        let attached: Vec<_> =
+            attached.iter().map(|(name, index)| ((*name).to_owned(), *index)).collect();
         let resolved = resolve(&names, present, &attached);
-        let wanted = resolved.wanted.into_iter().map(|wanted| (wanted.name, wanted.interface.index));
+        let wanted =
+            resolved.wanted.into_iter().map(|wanted| (wanted.name, wanted.interface.index));
         wanted.chain(resolved.missing.into_iter().map(|name| (name, 0))).collect()
     }
 
@@ -114,7 +140,10 @@ mod tests {
         let anew = [interface("wan", 9, false)];
         assert_eq!(meant(&["wan"], &anew, &[("wan", 5)]), pairs(&[("wan", 9)]));
         // Gone.
-        assert_eq!(meant(&["wan", "lan"], &both[1..], &[("wan", 5)]), pairs(&[("lan", 6), ("wan", 0)]));
+        assert_eq!(
+            meant(&["wan", "lan"], &both[1..], &[("wan", 5)]),
+            pairs(&[("lan", 6), ("wan", 0)])
+        );
         // Two that have changed their names.
         let swapped = [interface("lan", 5, true), interface("wan", 6, true)];
         let attached = [("wan", 5), ("lan", 6)];
@@ -128,7 +157,10 @@ mod tests {
         let another = [interface("wan0", 5, true), interface("wan", 9, false)];
         assert_eq!(meant(&["wan"], &another, &[("wan", 5)]), pairs(&[("wan", 9)]));
         // The number was given to one on which we are not, or that is wanted itself.
-        assert_eq!(meant(&["wan"], &[interface("tap", 5, false)], &[("wan", 5)]), pairs(&[("wan", 0)]));
+        assert_eq!(
+            meant(&["wan"], &[interface("tap", 5, false)], &[("wan", 5)]),
+            pairs(&[("wan", 0)])
+        );
         let other = [interface("lan", 5, true)];
         assert_eq!(meant(&["wan", "lan"], &other, &[("wan", 5)]), pairs(&[("lan", 5), ("wan", 0)]));
     }

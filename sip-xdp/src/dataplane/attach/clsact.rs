@@ -1,24 +1,25 @@
-//! What the kernel's traffic control has on an interface of this process's network namespace, as far as [`crate::dataplane::attach::tcx`]
-//! must know: whether there is a clsact qdisc, and which filters are on it.
+//! What the kernel's traffic control has on an interface of this process's network namespace, as
+//! far as [`crate::dataplane::attach::tcx`] must know: whether there is a clsact qdisc, and which
+//! filters are on it.
 //!
-//! Asked by hand, and only what is needed is read: a filter of another product that nobody here understands must still be
-//! seen, since a qdisc that is removed takes all its filters with it.
+//! Asked by hand, and only what is needed is read: a filter of another product that nobody here
+//! understands must still be seen, since a qdisc that is removed takes all its filters with it.
 
 use std::ffi::CStr;
 use std::io;
 
 use anyhow::{Context, Result, anyhow, bail};
 use libc::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, RTM_DELQDISC, RTM_GETQDISC, RTM_GETTFILTER,
-    RTM_NEWQDISC, RTM_NEWTFILTER,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, RTM_DELQDISC, RTM_GETQDISC,
+    RTM_GETTFILTER, RTM_NEWQDISC, RTM_NEWTFILTER,
 };
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 /// The name of the qdisc.
 pub(crate) const CLSACT: &str = "clsact";
 
-/// The handle and the parent of a clsact qdisc, and of an ingress one, and the parents of their filters
-/// (`include/uapi/linux/pkt_sched.h`).
+/// The handle and the parent of a clsact qdisc, and of an ingress one, and the parents of their
+/// filters (`include/uapi/linux/pkt_sched.h`).
 const HANDLE: u32 = 0xffff_0000;
 const PARENT: u32 = 0xffff_fff1;
 const INGRESS: u32 = 0xffff_fff2;
@@ -47,7 +48,8 @@ pub(crate) struct Filter {
 /// The kind of the qdisc in the place where only one of clsact and ingress can be.
 pub(crate) fn qdisc(index: u32) -> Result<Option<String>> {
     let all = ask(RTM_GETQDISC, NLM_F_DUMP, index, 0, 0)?;
-    let ours = all.iter().find(|message| message.is(RTM_NEWQDISC, index) && message.handle() == HANDLE);
+    let ours =
+        all.iter().find(|message| message.is(RTM_NEWQDISC, index) && message.handle() == HANDLE);
     Ok(ours.and_then(|message| message.attribute(TCA_KIND)).map(text))
 }
 
@@ -72,7 +74,8 @@ fn filters(index: u32, parent: u32) -> Result<Vec<Filter>> {
     }
     let all = ask(RTM_GETTFILTER, NLM_F_DUMP, index, 0, parent)?;
     // A priority announces itself with a message of its own, which has no handle.
-    let all = all.iter().filter(|message| message.is(RTM_NEWTFILTER, index) && message.handle() != 0);
+    let all =
+        all.iter().filter(|message| message.is(RTM_NEWTFILTER, index) && message.handle() != 0);
     Ok(all.map(Message::filter).collect())
 }
 
@@ -87,7 +90,8 @@ impl Message {
         self.kind == kind && self.body.len() >= TCMSG && self.number(4) == index
     }
 
-    /// A number of `struct tcmsg`: the interface is at 4, the handle at 8, the priority in the upper half of that at 16.
+    /// A number of `struct tcmsg`: the interface is at 4, the handle at 8, the priority in the
+    /// upper half of that at 16.
     fn number(&self, at: usize) -> u32 {
         number(&self.body, at)
     }
@@ -102,8 +106,15 @@ impl Message {
 
     fn filter(&self) -> Filter {
         let is_program = self.attribute(TCA_KIND).map(text).is_some_and(|kind| kind == "bpf");
-        let name = self.attribute(TCA_OPTIONS).and_then(|options| attribute(options, TCA_BPF_NAME)).map(text);
-        Filter { priority: (self.number(16) >> 16) as u16, handle: self.handle(), program: name.filter(|_| is_program) }
+        let name = self
+            .attribute(TCA_OPTIONS)
+            .and_then(|options| attribute(options, TCA_BPF_NAME))
+            .map(text);
+        Filter {
+            priority: (self.number(16) >> 16) as u16,
+            handle: self.handle(),
+            program: name.filter(|_| is_program),
+        }
     }
 }
 
@@ -117,7 +128,8 @@ fn ask(kind: u16, flags: i32, index: u32, handle: u32, parent: u32) -> Result<Ve
     request.extend(((HEADER + TCMSG) as u32).to_ne_bytes());
     request.extend(kind.to_ne_bytes());
     request.extend(((NLM_F_REQUEST | flags) as u16).to_ne_bytes());
-    // The sequence number, and who asks: this socket asks but once. Then the address family, which is none.
+    // The sequence number, and who asks: this socket asks but once. Then the address family, which
+    // is none.
     request.extend([0; 12]);
     for word in [index, handle, parent, 0] {
         request.extend(word.to_ne_bytes());
@@ -137,7 +149,8 @@ fn ask(kind: u16, flags: i32, index: u32, handle: u32, parent: u32) -> Result<Ve
                 NLMSG_DONE => return Ok(messages),
                 NLMSG_ERROR if body.len() < 4 || number(body, 0) == 0 => return Ok(messages),
                 NLMSG_ERROR => {
-                    let error = io::Error::from_raw_os_error((number(body, 0) as i32).wrapping_neg());
+                    let error =
+                        io::Error::from_raw_os_error((number(body, 0) as i32).wrapping_neg());
                     return Err(anyhow!(error).context("the kernel's traffic control refuses"));
                 }
                 _ => messages.push(Message { kind, body: body.to_vec() }),
@@ -193,9 +206,15 @@ mod tests {
         body[4..8].copy_from_slice(&7_u32.to_ne_bytes());
         body[8..12].copy_from_slice(&0x5060_u32.to_ne_bytes());
         body[16..20].copy_from_slice(&(5_u32 << 16).to_ne_bytes());
-        body.extend([8, 0, 1, 0, b'b', b'p', b'f', 0, 12, 0, 2, 0, 8, 0, 7, 0, b's', b'i', b'p', 0]);
+        body.extend([
+            8, 0, 1, 0, b'b', b'p', b'f', 0, 12, 0, 2, 0, 8, 0, 7, 0, b's', b'i', b'p', 0,
+        ]);
         let message = Message { kind: RTM_NEWTFILTER, body };
-        assert!(message.is(RTM_NEWTFILTER, 7) && !message.is(RTM_NEWTFILTER, 8) && !message.is(RTM_NEWQDISC, 7));
+        assert!(
+            message.is(RTM_NEWTFILTER, 7)
+                && !message.is(RTM_NEWTFILTER, 8)
+                && !message.is(RTM_NEWQDISC, 7)
+        );
         let filter = Filter { priority: 5, handle: 0x5060, program: Some("sip".to_owned()) };
         assert_eq!(message.filter(), filter);
     }

@@ -4,8 +4,9 @@ use std::fmt;
 
 use crate::dataplane::ethtool::Channels;
 
-/// Packets up to this fit into one buffer of one page, with what drivers keep free around them, in bytes
-/// (`ENA_XDP_MAX_MTU` in `drivers/net/ethernet/amazon/ena/ena_xdp.h`; others differ by a few).
+/// Packets up to this fit into one buffer of one page, with what drivers keep free around them, in
+/// bytes (`ENA_XDP_MAX_MTU` in `drivers/net/ethernet/amazon/ena/ena_xdp.h`; others differ by a
+/// few).
 pub(crate) const ONE_BUFFER: u32 = 3_498;
 
 /// A refusal, and what of the interface may explain it.
@@ -13,7 +14,8 @@ pub(crate) const ONE_BUFFER: u32 = 3_498;
 pub(crate) struct Refusal {
     /// The interface's name.
     pub(crate) interface: String,
-    /// What kind of virtual interface it is, else the name of the driver; empty if neither is known.
+    /// What kind of virtual interface it is, else the name of the driver; empty if neither is
+    /// known.
     pub(crate) driver: String,
     /// The errno of the link.
     pub(crate) errno: Option<i32>,
@@ -31,22 +33,26 @@ type Words = &'static [&'static str];
 /// What to do, from the refusal.
 type Remedy = fn(&Refusal) -> String;
 
-/// Known refusals: the driver ("" for any), the words in its text (none for any text), and the remedy. The
-/// first that fits counts.
+/// Known refusals: the driver ("" for any), the words in its text (none for any text), and the
+/// remedy. The first that fits counts.
 ///
 /// The texts are those of the drivers in Linux 5.10 to 7.x: `virtnet_xdp_set`, `ena_xdp_set`,
-/// `gve_verify_xdp_configuration`, `netvsc_xdp_set`, `bond_xdp_set`, `igb_xdp_setup`, `vmxnet3_xdp_set`,
-/// `veth_xdp_set`, and `dev_xdp_attach` for all.
+/// `gve_verify_xdp_configuration`, `netvsc_xdp_set`, `bond_xdp_set`, `igb_xdp_setup`,
+/// `vmxnet3_xdp_set`, `veth_xdp_set`, and `dev_xdp_attach` for all.
 const KNOWN: &[(&str, Words, Remedy)] = &[
     ("virtio_net", &["gro_hw", "lro", "csum"], |_| {
-        "the host merges packets and its virtio device cannot be told to stop: on the host take guest \
-         offloads away (libvirt: `<driver><guest tso4='off' tso6='off' ecn='off' ufo='off' csum='off'/></driver>`; \
-         qemu: guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,guest_csum=off) or have the device \
+        "the host merges packets and its virtio device cannot be told to stop: on the host take \
+         guest \
+         offloads away (libvirt: `<driver><guest tso4='off' tso6='off' ecn='off' ufo='off' \
+         csum='off'/></driver>`; \
+         qemu: guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,guest_csum=off) or have \
+         the device \
          offer control of them (ctrl_guest_offloads=on), and restart the guest"
             .to_owned()
     }),
     ("virtio_net", &["single page", "any_header_sg"], |_| {
-        "the host's virtio is older than version 1.0: give the device disable-legacy=on, or a newer machine type"
+        "the host's virtio is older than version 1.0: give the device disable-legacy=on, or a \
+         newer machine type"
             .to_owned()
     }),
     ("ena", &["mtu"], shorten),
@@ -54,21 +60,25 @@ const KNOWN: &[(&str, Words, Remedy)] = &[
     ("gve", &["mtu", "buffer"], shorten),
     ("gve", &["queue", "channel"], halve),
     ("gve", &["mode", "format"], |_| {
-        "this machine type gives its network card a queue format without programs (GVE needs GQI_QPL, or \
+        "this machine type gives its network card a queue format without programs (GVE needs \
+         GQI_QPL, or \
          DQO_RDA with Linux 6.14 or newer); use generic mode, or another machine type"
             .to_owned()
     }),
     ("hv_netvsc", &["lro"], |refusal| format!("`ethtool -K {} lro off`", refusal.interface)),
     ("bond", &["bonding mode"], |refusal| {
         format!(
-            "bonds run programs in the modes active-backup, balance-rr, balance-xor and 802.3ad only (the \
-             latter two without xmit_hash_policy vlan+srcmac): `ip -d link show dev {}` says its mode; or use \
+            "bonds run programs in the modes active-backup, balance-rr, balance-xor and 802.3ad \
+             only (the \
+             latter two without xmit_hash_policy vlan+srcmac): `ip -d link show dev {}` says its \
+             mode; or use \
              generic mode, which protects the bond as well",
             refusal.interface
         )
     }),
     ("bond", &[], |_| {
-        "every member must be able to run it by itself: try `sip-xdp doctor --iface MEMBER` for each, or use \
+        "every member must be able to run it by itself: try `sip-xdp doctor --iface MEMBER` for \
+         each, or use \
          generic mode, which protects the bond as well"
             .to_owned()
     }),
@@ -80,7 +90,8 @@ const KNOWN: &[(&str, Words, Remedy)] = &[
         )
     }),
     ("bridge", &[], |_| {
-        "bridges run no programs natively; filter on the ports by which attackers come (`bridge link` names \
+        "bridges run no programs natively; filter on the ports by which attackers come (`bridge \
+         link` names \
          them), which also covers guests behind the bridge"
             .to_owned()
     }),
@@ -94,7 +105,8 @@ const KNOWN: &[(&str, Words, Remedy)] = &[
     }),
     ("", &["already"], |refusal| {
         format!(
-            "another program is there, on an interface above or below it: `ip -d link show dev {}` and \
+            "another program is there, on an interface above or below it: `ip -d link show dev {}` \
+             and \
              `bpftool net` name it",
             refusal.interface
         )
@@ -150,13 +162,15 @@ impl Refusal {
         }
         if STACKED.contains(&self.driver.as_str()) {
             return Some(format!(
-                "{} interfaces run no programs natively; generic mode protects here, or filter on the \
+                "{} interfaces run no programs natively; generic mode protects here, or filter on \
+                 the \
                  Ethernet interface beneath, where VLAN tags and PPPoE sessions are read",
                 self.driver
             ));
         }
         // Without words the long packets are the usual cause: e1000e says EINVAL, ixgbe too.
-        let is_vague = matches!(self.errno, Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ERANGE)) && text.is_empty();
+        let is_vague = matches!(self.errno, Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ERANGE))
+            && text.is_empty();
         if is_vague && self.mtu > 1_500 {
             return Some(shorten(self));
         }
@@ -170,11 +184,17 @@ impl fmt::Display for Refusal {
         let unsupported = "not supported by the driver";
         match (&self.text, self.errno) {
             // The kernel's own words for a driver that knows no programs at all.
-            (Some(text), _) if text.contains("Underlying driver does not support XDP") => f.write_str(unsupported)?,
+            (Some(text), _) if text.contains("Underlying driver does not support XDP") => {
+                f.write_str(unsupported)?
+            }
             (Some(text), _) => f.write_str(text)?,
             (None, Some(libc::EOPNOTSUPP)) => f.write_str(unsupported)?,
             (None, Some(errno)) => {
-                write!(f, "the kernel said: {}; `dmesg` may say more", std::io::Error::from_raw_os_error(errno))?;
+                write!(
+                    f,
+                    "the kernel said: {}; `dmesg` may say more",
+                    std::io::Error::from_raw_os_error(errno)
+                )?;
             }
             (None, None) => f.write_str("the kernel does not say why")?,
         }
@@ -184,12 +204,15 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Shorter packets. Jumbo frames need drivers that hand over packets of several buffers, which few do.
+/// Shorter packets. Jumbo frames need drivers that hand over packets of several buffers, which few
+/// do.
 fn shorten(refusal: &Refusal) -> String {
     let Refusal { interface, mtu, .. } = refusal;
     let most = if refusal.driver == "ena" { ONE_BUFFER } else { 1_500 };
     if *mtu <= 1_500 {
-        return format!("`ip -d link show dev {interface}` says the MTU; the other end's counts as well");
+        return format!(
+            "`ip -d link show dev {interface}` says the MTU; the other end's counts as well"
+        );
     }
     format!("`ip link set dev {interface} mtu {most}` (it is {mtu}; SIP needs no more than 1500)")
 }
@@ -199,11 +222,15 @@ fn halve(refusal: &Refusal) -> String {
     let interface = &refusal.interface;
     match refusal.channels {
         Some(Channels { used, most }) => format!(
-            "`ethtool -L {interface} combined {}` (it uses {used} of {most} queues, and programs need as many again)",
+            "`ethtool -L {interface} combined {}` (it uses {used} of {most} queues, and programs \
+             need as many again)",
             (most / 2).max(1).min(used)
         ),
         None => {
-            format!("`ethtool -L {interface} combined N`, with N half of what `ethtool -l {interface}` says at most")
+            format!(
+                "`ethtool -L {interface} combined N`, with N half of what `ethtool -l {interface}` \
+                 says at most"
+            )
         }
     }
 }
@@ -243,19 +270,33 @@ mod tests {
                 1_500,
                 "ctrl_guest_offloads",
             ),
-            ("virtio_net", EINVAL, "virtio_net: MTU too large to enable XDP without frags", 9_000, "mtu 1500"),
-            ("virtio_net", EINVAL, "XDP expects header/data in single page, any_header_sg required", 1_500, "legacy"),
+            (
+                "virtio_net",
+                EINVAL,
+                "virtio_net: MTU too large to enable XDP without frags",
+                9_000,
+                "mtu 1500",
+            ),
+            (
+                "virtio_net",
+                EINVAL,
+                "XDP expects header/data in single page, any_header_sg required",
+                1_500,
+                "legacy",
+            ),
             (
                 "ena",
                 EINVAL,
-                "ena: Failed to set xdp program, the current MTU is larger than the maximum allowed MTU. Check the dmesg",
+                "ena: Failed to set xdp program, the current MTU is larger than the maximum \
+                 allowed MTU. Check the dmesg",
                 9_001,
                 "mtu 3498",
             ),
             (
                 "ena",
                 EINVAL,
-                "ena: Failed to set xdp program, there is no enough space for allocating XDP queues. Check the dmesg",
+                "ena: Failed to set xdp program, there is no enough space for allocating XDP \
+                 queues. Check the dmesg",
                 1_500,
                 "ethtool -L eth0 combined",
             ),
@@ -263,20 +304,56 @@ mod tests {
             ("gve", EINVAL, "gve: XDP is not supported for mtu 8896.", 8_896, "mtu 1500"),
             ("hv_netvsc", EOPNOTSUPP, "hv_netvsc: XDP: not support LRO", 1_500, "lro off"),
             ("hv_netvsc", EOPNOTSUPP, "hv_netvsc: XDP: mtu too large", 9_000, "mtu 1500"),
-            ("bond", EOPNOTSUPP, "bond0: No native XDP support for the current bonding mode", 1_500, "active-backup"),
+            (
+                "bond",
+                EOPNOTSUPP,
+                "bond0: No native XDP support for the current bonding mode",
+                1_500,
+                "active-backup",
+            ),
             ("bond", EOPNOTSUPP, "bond0: Slave device does not support XDP", 1_500, "every member"),
-            ("igb", EINVAL, "igb: The RX buffer size is too small for the frame size", 9_000, "mtu 1500"),
+            (
+                "igb",
+                EINVAL,
+                "igb: The RX buffer size is too small for the frame size",
+                9_000,
+                "mtu 1500",
+            ),
             // Before Linux 6.13 igb had no words.
             ("igb", EINVAL, "", 9_000, "mtu 1500"),
             ("vmxnet3", EOPNOTSUPP, "vmxnet3: MTU 9000 too large for XDP", 9_000, "mtu 1500"),
             ("mvneta", EOPNOTSUPP, "mvneta: Jumbo frames not supported on XDP", 9_000, "mtu 1500"),
             ("veth", ERANGE, "veth: Peer MTU is too large to set XDP", 1_500, "other end"),
-            ("veth", libc::ENOSPC, "veth: XDP expects number of rx queues not less than peer tx queues", 1_500, "rx N"),
-            ("bridge", EOPNOTSUPP, "Underlying driver does not support XDP in native mode", 1_500, "ports"),
-            ("ipip", EOPNOTSUPP, "Underlying driver does not support XDP in native mode", 1_500, "beneath"),
+            (
+                "veth",
+                libc::ENOSPC,
+                "veth: XDP expects number of rx queues not less than peer tx queues",
+                1_500,
+                "rx N",
+            ),
+            (
+                "bridge",
+                EOPNOTSUPP,
+                "Underlying driver does not support XDP in native mode",
+                1_500,
+                "ports",
+            ),
+            (
+                "ipip",
+                EOPNOTSUPP,
+                "Underlying driver does not support XDP in native mode",
+                1_500,
+                "beneath",
+            ),
             ("wireguard", EOPNOTSUPP, "", 1_420, "beneath"),
             ("ixgbe", ENOMEM, "", 1_500, "ethtool -L"),
-            ("eth", EEXIST, "Cannot attach when an upper device already has a program", 1_500, "bpftool net"),
+            (
+                "eth",
+                EEXIST,
+                "Cannot attach when an upper device already has a program",
+                1_500,
+                "bpftool net",
+            ),
         ] {
             let refusal = refusal(driver, errno, text, mtu);
             let remedy = refusal.remedy().unwrap_or_default();
@@ -298,9 +375,14 @@ mod tests {
     fn queues_are_halved() {
         for (used, most, wanted) in [(4, 4, 2), (8, 8, 4), (1, 1, 1), (2, 8, 2), (32, 32, 16)] {
             let channels = Some(Channels { used, most });
-            let text = "ena: Failed to set xdp program, there is no enough space for allocating XDP queues";
-            let remedy = Refusal { channels, ..refusal("ena", libc::EINVAL, text, 1_500) }.remedy().unwrap();
-            assert!(remedy.starts_with(&format!("`ethtool -L eth0 combined {wanted}` (")), "{remedy}");
+            let text = "ena: Failed to set xdp program, there is no enough space for allocating \
+                        XDP queues";
+            let remedy =
+                Refusal { channels, ..refusal("ena", libc::EINVAL, text, 1_500) }.remedy().unwrap();
+            assert!(
+                remedy.starts_with(&format!("`ethtool -L eth0 combined {wanted}` (")),
+                "{remedy}"
+            );
         }
     }
 

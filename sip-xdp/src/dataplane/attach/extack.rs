@@ -1,5 +1,5 @@
-//! Why a driver refuses a program. A link that fails leaves an errno; the text that kernel and driver
-//! have for it comes with netlink's answers only. So the question is put again there.
+//! Why a driver refuses a program. A link that fails leaves an errno; the text that kernel and
+//! driver have for it comes with netlink's answers only. So the question is put again there.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -15,7 +15,8 @@ const IFLA_XDP_FLAGS: u16 = 3;
 const FLAG_IF_NOEXIST: u32 = 1;
 const FLAG_DRIVER: u32 = 4;
 
-/// `NLA_F_NESTED`, `NLM_F_CAPPED`, `NLM_F_ACK_TLVS`, `NLMSGERR_ATTR_MSG` (`include/uapi/linux/netlink.h`).
+/// `NLA_F_NESTED`, `NLM_F_CAPPED`, `NLM_F_ACK_TLVS`, `NLMSGERR_ATTR_MSG`
+/// (`include/uapi/linux/netlink.h`).
 const NESTED: u16 = 1 << 15;
 const CAPPED: u16 = 0x100;
 const ACK_TLVS: u16 = 0x200;
@@ -25,8 +26,8 @@ const ATTR_MSG: u16 = 1;
 const HEADER: usize = 16;
 const IFINFOMSG: usize = 16;
 
-/// Asks the kernel to put a program into the driver of an interface on which none is, and returns its
-/// words for why not. `None` if it has none, or takes it after all, which is undone.
+/// Asks the kernel to put a program into the driver of an interface on which none is, and returns
+/// its words for why not. `None` if it has none, or takes it after all, which is undone.
 pub(crate) fn refusal(program: &Xdp, index: u32) -> Option<String> {
     let program = program.fd().ok()?.as_fd().as_raw_fd();
     let mut socket = Socket::new(NETLINK_ROUTE).ok()?;
@@ -39,8 +40,13 @@ pub(crate) fn refusal(program: &Xdp, index: u32) -> Option<String> {
     if answer.is_error {
         return answer.text;
     }
-    if let Some(kept) = ask(&socket, &set_program(index, -1, FLAG_DRIVER)).filter(|answer| answer.is_error) {
-        log::error!("interface {index}: a program that was attached to try it stays: {:?}", kept.text);
+    if let Some(kept) =
+        ask(&socket, &set_program(index, -1, FLAG_DRIVER)).filter(|answer| answer.is_error)
+    {
+        log::error!(
+            "interface {index}: a program that was attached to try it stays: {:?}",
+            kept.text
+        );
     }
     None
 }
@@ -71,7 +77,9 @@ fn set_program(index: u32, program: i32, flags: u32) -> Vec<u8> {
     message.extend([0; 8]);
     message.extend(20_u16.to_ne_bytes());
     message.extend((IFLA_XDP | NESTED).to_ne_bytes());
-    for (attribute, value) in [(IFLA_XDP_FD, program.to_ne_bytes()), (IFLA_XDP_FLAGS, flags.to_ne_bytes())] {
+    for (attribute, value) in
+        [(IFLA_XDP_FD, program.to_ne_bytes()), (IFLA_XDP_FLAGS, flags.to_ne_bytes())]
+    {
         message.extend(8_u16.to_ne_bytes());
         message.extend(attribute.to_ne_bytes());
         message.extend(value);
@@ -89,7 +97,11 @@ fn read(message: &[u8]) -> Option<Answer> {
     let (flags, errno) = (half(6)?, word(HEADER)?);
     let text = (flags & ACK_TLVS != 0).then(|| {
         let request = HEADER + 4;
-        let length = if flags & CAPPED != 0 { HEADER } else { (word(request)? as usize).next_multiple_of(4) };
+        let length = if flags & CAPPED != 0 {
+            HEADER
+        } else {
+            (word(request)? as usize).next_multiple_of(4)
+        };
         let text = attribute(message.get(request + length..)?, ATTR_MSG)?;
         let text = String::from_utf8_lossy(text).trim_end_matches('\0').trim().to_owned();
         Some(text).filter(|text| !text.is_empty())

@@ -1,7 +1,7 @@
-//! Offloads that kernel or driver switch off when a program is attached: generic mode switches LRO and
-//! hardware GRO off, on the interface and on those beneath it, and some drivers do so for native mode.
-//! Nobody switches them on again. So what went off is noted among the pins, where it survives the daemon,
-//! and put back when the program is taken off.
+//! Offloads that kernel or driver switch off when a program is attached: generic mode switches LRO
+//! and hardware GRO off, on the interface and on those beneath it, and some drivers do so for
+//! native mode. Nobody switches them on again. So what went off is noted among the pins, where it
+//! survives the daemon, and put back when the program is taken off.
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -32,12 +32,22 @@ impl Snapshot {
     /// Of now. What cannot be asked is left out: it cannot be put back either.
     pub(crate) fn take() -> Self {
         let interfaces = if_nameindex().ok();
-        let interfaces: Vec<(u32, CString)> =
-            interfaces.iter().flat_map(|all| all.iter()).map(|one| (one.index(), one.name().to_owned())).collect();
-        let names = interfaces.iter().find_map(|(_, name)| ethtool::feature_names(name.to_str().ok()?).ok());
+        let interfaces: Vec<(u32, CString)> = interfaces
+            .iter()
+            .flat_map(|all| all.iter())
+            .map(|one| (one.index(), one.name().to_owned()))
+            .collect();
+        let names = interfaces
+            .iter()
+            .find_map(|(_, name)| ethtool::feature_names(name.to_str().ok()?).ok());
         let names = names.unwrap_or_default();
         let on = |name: &str| ethtool::features(name, &names).ok().map(|Features { on, .. }| on);
-        Self(interfaces.iter().filter_map(|(index, name)| Some((*index, on(name.to_str().ok()?)?))).collect())
+        Self(
+            interfaces
+                .iter()
+                .filter_map(|(index, name)| Some((*index, on(name.to_str().ok()?)?)))
+                .collect(),
+        )
     }
 
     /// What was on, and is not on any more.
@@ -51,7 +61,8 @@ impl Snapshot {
     }
 }
 
-/// Notes what attaching to an interface has switched off since `before`. Returns it in words, if anything.
+/// Notes what attaching to an interface has switched off since `before`. Returns it in words, if
+/// anything.
 pub(crate) fn note(pins: &Pins, index: u32, before: &Snapshot) -> Result<Option<String>> {
     let off = before.switched_off(&Snapshot::take());
     for (device, name) in &off {
@@ -62,15 +73,16 @@ pub(crate) fn note(pins: &Pins, index: u32, before: &Snapshot) -> Result<Option<
     Ok((!said.is_empty()).then_some(said))
 }
 
-/// Switches on again what attaching to an interface has switched off, and forgets it. To be called when
-/// the program is off.
+/// Switches on again what attaching to an interface has switched off, and forgets it. To be called
+/// when the program is off.
 pub(crate) fn put_back(pins: &Pins, index: u32) -> Result<Vec<Offload>> {
     let mut done = Vec::new();
     for (device, offload) in pins.noted_offloads(index) {
         // With its interface an offload is gone.
         let Ok(interface) = if_indextoname(device) else { continue };
         let interface = interface.to_string_lossy().into_owned();
-        let is_on = ethtool::features_of(&interface).is_ok_and(|features| features.on.contains(&offload));
+        let is_on =
+            ethtool::features_of(&interface).is_ok_and(|features| features.on.contains(&offload));
         // Some drivers put it back themselves.
         if is_on {
             continue;
@@ -79,7 +91,8 @@ pub(crate) fn put_back(pins: &Pins, index: u32) -> Result<Vec<Offload>> {
         match &error {
             None => log::info!("{interface}: {offload} is on again"),
             Some(error) => log::warn!(
-                "{interface}: {offload} was switched off for the filter and cannot be switched on again ({error}); \
+                "{interface}: {offload} was switched off for the filter and cannot be switched on \
+                 again ({error}); \
                  try `ethtool -K {interface} {offload} on`"
             ),
         }
@@ -90,7 +103,8 @@ pub(crate) fn put_back(pins: &Pins, index: u32) -> Result<Vec<Offload>> {
 }
 
 fn name_of(index: u32) -> String {
-    if_indextoname(index).map_or_else(|_| format!("interface {index}"), |name| name.to_string_lossy().into_owned())
+    if_indextoname(index)
+        .map_or_else(|_| format!("interface {index}"), |name| name.to_string_lossy().into_owned())
 }
 
 #[cfg(test)]
@@ -101,11 +115,17 @@ mod tests {
     fn what_was_on_and_is_not_is_found() {
         let of = |rows: &[(u32, &[&str])]| {
             Snapshot(
-                rows.iter().map(|(index, on)| (*index, on.iter().map(|name| (*name).to_owned()).collect())).collect(),
+                rows.iter()
+                    .map(|(index, on)| (*index, on.iter().map(|name| (*name).to_owned()).collect()))
+                    .collect(),
             )
         };
-        let before =
-            of(&[(1, &["rx-gro"]), (2, &["rx-gro-hw", "rx-lro", "rx-gro"]), (3, &["rx-lro"]), (4, &["rx-lro"])]);
+        let before = of(&[
+            (1, &["rx-gro"]),
+            (2, &["rx-gro-hw", "rx-lro", "rx-gro"]),
+            (3, &["rx-lro"]),
+            (4, &["rx-lro"]),
+        ]);
         // The fourth is gone, a fifth came.
         let after = of(&[(1, &["rx-gro", "rx-lro"]), (2, &["rx-gro"]), (3, &[]), (5, &[])]);
         let found = before.switched_off(&after);

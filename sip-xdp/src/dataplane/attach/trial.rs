@@ -1,5 +1,5 @@
-//! The end of a trial (`run --confirm`), where the kernel programs read it. It survives the daemon: past
-//! it they drop nothing, and the next daemon takes them off.
+//! The end of a trial (`run --confirm`), where the kernel programs read it. It survives the daemon:
+//! past it they drop nothing, and the next daemon takes them off.
 
 use std::path::Path;
 
@@ -21,9 +21,11 @@ impl Trial {
         Ok(Self(Map::from_map_data(map)?.try_into()?))
     }
 
-    /// When nobody has confirmed in time, in nanoseconds of `CLOCK_MONOTONIC`; `None` without a trial.
+    /// When nobody has confirmed in time, in nanoseconds of `CLOCK_MONOTONIC`; `None` without a
+    /// trial.
     pub(crate) fn deadline(&self) -> Result<Option<u64>> {
-        let deadline = self.0.get(&CLOCK_DEADLINE, 0).context("the end of the trial cannot be read")?;
+        let deadline =
+            self.0.get(&CLOCK_DEADLINE, 0).context("the end of the trial cannot be read")?;
         Ok(Some(deadline).filter(|deadline| *deadline != 0))
     }
 
@@ -39,7 +41,8 @@ pub(crate) fn pinned_deadline(pins: &Pins) -> Option<u64> {
     Trial::open(&pins.maps()).and_then(|trial| trial.deadline()).ok().flatten()
 }
 
-/// Takes the programs of a trial off when its daemon unwinds: whoever panics cannot step back any more.
+/// Takes the programs of a trial off when its daemon unwinds: whoever panics cannot step back any
+/// more.
 #[derive(Debug)]
 pub(crate) struct DetachOnPanic(pub(crate) Pins);
 

@@ -75,8 +75,9 @@ impl fmt::Display for Mode {
     }
 }
 
-/// Attaches `program` to `interface` and pins it, adopting the pinned link if there is one: the kernel then swaps the
-/// programs between two packets. Returns the mode, and a warning if it is not what one would wish for.
+/// Attaches `program` to `interface` and pins it, adopting the pinned link if there is one: the
+/// kernel then swaps the programs between two packets. Returns the mode, and a warning if it is not
+/// what one would wish for.
 pub fn attach(
     program: &mut Xdp,
     interface: &Interface,
@@ -91,27 +92,38 @@ pub fn attach(
     let before = Snapshot::take();
     let (mode, warning) = match choice {
         ModeChoice::Generic => (generic(program, interface, pins)?, None),
-        ModeChoice::Native | ModeChoice::Auto => match attach_anew(program, interface, Mode::Native, pins) {
-            Ok(()) => (Mode::Native, None),
-            Err(error) if is_taken(&error) => return Err(error),
-            Err(error) if choice == ModeChoice::Native => {
-                let remedy = remedy(&error).map(|remedy| format!("; {remedy}")).unwrap_or_default();
-                bail!("{name} cannot run it in its driver ({error:#}){remedy}; or use --mode auto or generic")
-            }
-            Err(error) => {
-                generic(program, interface, pins)?;
-                let remedy = remedy(&error).map(|remedy| format!("; for native mode: {remedy}")).unwrap_or_default();
-                let warning = format!(
-                    "{name}: the driver cannot run it ({error:#}); attached in generic mode, which protects as well \
+        ModeChoice::Native | ModeChoice::Auto => {
+            match attach_anew(program, interface, Mode::Native, pins) {
+                Ok(()) => (Mode::Native, None),
+                Err(error) if is_taken(&error) => return Err(error),
+                Err(error) if choice == ModeChoice::Native => {
+                    let remedy =
+                        remedy(&error).map(|remedy| format!("; {remedy}")).unwrap_or_default();
+                    bail!(
+                        "{name} cannot run it in its driver ({error:#}){remedy}; or use --mode \
+                         auto or generic"
+                    )
+                }
+                Err(error) => {
+                    generic(program, interface, pins)?;
+                    let remedy = remedy(&error)
+                        .map(|remedy| format!("; for native mode: {remedy}"))
+                        .unwrap_or_default();
+                    let warning = format!(
+                        "{name}: the driver cannot run it ({error:#}); attached in generic mode, \
+                         which protects as well \
                      but costs several times the CPU per dropped packet{remedy}"
-                );
-                (Mode::Generic, Some(warning))
+                    );
+                    (Mode::Generic, Some(warning))
+                }
             }
-        },
+        }
     };
     match offloads::note(pins, interface.index, &before) {
         Ok(None) => {}
-        Ok(Some(off)) => log::info!("{name}: attaching has switched off {off}; `sip-xdp unload` puts that back"),
+        Ok(Some(off)) => {
+            log::info!("{name}: attaching has switched off {off}; `sip-xdp unload` puts that back")
+        }
         Err(error) => log::error!("{name}: what attaching has switched off stays off: {error:#}"),
     }
     pin_program(program, interface, pins)?;
@@ -123,12 +135,20 @@ fn generic(program: &mut Xdp, interface: &Interface, pins: &Pins) -> Result<Mode
     match attach_anew(program, interface, Mode::Generic, pins) {
         Ok(()) => Ok(Mode::Generic),
         Err(error) if is_taken(&error) => Err(error),
-        Err(error) => Err(error.context(format!("{} cannot be filtered; is it still there?", interface.name))),
+        Err(error) => {
+            Err(error.context(format!("{} cannot be filtered; is it still there?", interface.name)))
+        }
     }
 }
 
-/// Swaps the program behind the interface's pinned link. `None` if there is no link, or none that can be adopted.
-fn adopt(program: &mut Xdp, interface: &Interface, choice: ModeChoice, pins: &Pins) -> Result<Option<Mode>> {
+/// Swaps the program behind the interface's pinned link. `None` if there is no link, or none that
+/// can be adopted.
+fn adopt(
+    program: &mut Xdp,
+    interface: &Interface,
+    choice: ModeChoice,
+    pins: &Pins,
+) -> Result<Option<Mode>> {
     let path = pins.link(interface.index);
     if !path.exists() {
         return Ok(None);
@@ -136,7 +156,8 @@ fn adopt(program: &mut Xdp, interface: &Interface, choice: ModeChoice, pins: &Pi
     let mode = match interface.xdp {
         Some(xdp) if xdp.native => Mode::Native,
         Some(_) => Mode::Generic,
-        // The interface was deleted and made anew under the same index: the link holds on to nothing.
+        // The interface was deleted and made anew under the same index: the link holds on to
+        // nothing.
         None => {
             pins.detach(interface.index)?;
             return Ok(None);
@@ -152,8 +173,10 @@ fn adopt(program: &mut Xdp, interface: &Interface, choice: ModeChoice, pins: &Pi
         pins.detach(interface.index)?;
         return Ok(None);
     }
-    let link = PinnedLink::from_pin(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
-    let link = XdpLink::try_from(FdLink::from(link)).map_err(|error| anyhow!("{}: {error}", path.display()))?;
+    let link = PinnedLink::from_pin(&path)
+        .with_context(|| format!("{} cannot be opened", path.display()))?;
+    let link = XdpLink::try_from(FdLink::from(link))
+        .map_err(|error| anyhow!("{}: {error}", path.display()))?;
     match program.attach_to_link(link) {
         Ok(id) => {
             // The pin holds the link; closing our descriptor changes nothing.
@@ -165,7 +188,9 @@ fn adopt(program: &mut Xdp, interface: &Interface, choice: ModeChoice, pins: &Pi
             pins.detach(interface.index)?;
             Ok(None)
         }
-        Err(error) => Err(anyhow!("{}: the program cannot be swapped: {}", interface.name, cause(&error))),
+        Err(error) => {
+            Err(anyhow!("{}: the program cannot be swapped: {}", interface.name, cause(&error)))
+        }
     }
 }
 
@@ -182,16 +207,20 @@ fn attach_anew(program: &mut Xdp, interface: &Interface, mode: Mode, pins: &Pins
         }
     };
     let path = pins.link(interface.index);
-    fd_link(program, id)?.pin(&path).with_context(|| format!("{} cannot be pinned", path.display()))?;
+    fd_link(program, id)?
+        .pin(&path)
+        .with_context(|| format!("{} cannot be pinned", path.display()))?;
     Ok(())
 }
 
-/// Takes a link out of aya's hands. A link made through netlink (kernels before 5.9) cannot be pinned, so that the
-/// filter would end with the daemon: that is an error, and dropping the link detaches it.
+/// Takes a link out of aya's hands. A link made through netlink (kernels before 5.9) cannot be
+/// pinned, so that the filter would end with the daemon: that is an error, and dropping the link
+/// detaches it.
 fn fd_link(program: &mut Xdp, id: XdpLinkId) -> Result<FdLink> {
     let link = program.take_link(id)?;
-    FdLink::try_from(link)
-        .map_err(|_| anyhow!("the kernel has no XDP links, with which the filter outlives its daemon"))
+    FdLink::try_from(link).map_err(|_| {
+        anyhow!("the kernel has no XDP links, with which the filter outlives its daemon")
+    })
 }
 
 fn pin_program(program: &mut Xdp, interface: &Interface, pins: &Pins) -> Result<()> {
@@ -245,7 +274,8 @@ fn occupant(interface: &Interface) -> String {
     let program = program.as_ref().and_then(ProgramInfo::name_as_str).unwrap_or_default();
     if program == sip_xdp_common::abi::names::INGRESS {
         return format!(
-            "{name} is already filtered by another sip-xdp (program {id}); unload that one, with its --pin-dir"
+            "{name} is already filtered by another sip-xdp (program {id}); unload that one, with \
+             its --pin-dir"
         );
     }
     // Reading names takes CAP_SYS_ADMIN, which the service does not have.
@@ -257,7 +287,8 @@ fn occupant(interface: &Interface) -> String {
         None => format!("ip link set dev {name} xdp off"),
     };
     format!(
-        "{name} already runs an XDP program {program}(id {id}), and the kernel takes one per interface; stop its owner, \
+        "{name} already runs an XDP program {program}(id {id}), and the kernel takes one per \
+         interface; stop its owner, \
          or take it off with `{command}`"
     )
 }

@@ -13,14 +13,16 @@ use super::{BTF, Caller, HELPERS, Helper, Platform};
 use crate::dataplane::{bpf, rcu};
 use crate::sys::privileges;
 
-/// No interface has this number: a call that gets as far as looking for it is one that the kernel knows.
+/// No interface has this number: a call that gets as far as looking for it is one that the kernel
+/// knows.
 const NO_INTERFACE: u32 = i32::MAX as u32;
 
 /// The first interface of every network namespace: `lo`.
 const LOOPBACK: u32 = 1;
 
 impl Platform {
-    /// Asks for everything. Takes some milliseconds, of which most are the wait for the kernel's programs.
+    /// Asks for everything. Takes some milliseconds, of which most are the wait for the kernel's
+    /// programs.
     pub fn ask() -> Self {
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let xdp = bpf::load_pass(bpf::PROG_TYPE_XDP, bpf::ATTACH_XDP, 0).map(drop);
@@ -29,8 +31,10 @@ impl Platform {
             capabilities: privileges::missing().map_err(|error| format!("{error:#}")),
             frags: takes_frags(),
             missing_helpers: if xdp.is_ok() { missing_helpers() } else { Vec::new() },
-            ring_buffer: bpf::create_map(bpf::MAP_TYPE_RINGBUF, [0, 0], page_size(), 0, None).is_ok(),
-            mapped_arrays: bpf::create_map(bpf::MAP_TYPE_ARRAY, [4, 8], 1, bpf::MMAPABLE, None).is_ok(),
+            ring_buffer: bpf::create_map(bpf::MAP_TYPE_RINGBUF, [0, 0], page_size(), 0, None)
+                .is_ok(),
+            mapped_arrays: bpf::create_map(bpf::MAP_TYPE_ARRAY, [4, 8], 1, bpf::MMAPABLE, None)
+                .is_ok(),
             xdp_links: xdp_links(),
             tcx: tcx(),
             grace: rcu::find().map_err(|error| format!("{error:#}")),
@@ -58,9 +62,9 @@ fn missing_helpers() -> Vec<Helper> {
     HELPERS.iter().filter(|helper| !has(helper)).copied().collect()
 }
 
-/// Tried on the `lo` of a network namespace of its own, where nothing passes: of an interface that is not
-/// there the kernel says the same whether it knows such links or not. Making the namespace takes
-/// `CAP_SYS_ADMIN`.
+/// Tried on the `lo` of a network namespace of its own, where nothing passes: of an interface that
+/// is not there the kernel says the same whether it knows such links or not. Making the namespace
+/// takes `CAP_SYS_ADMIN`.
 fn xdp_links() -> Option<bool> {
     let tried = thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).ok()?;
@@ -70,11 +74,12 @@ fn xdp_links() -> Option<bool> {
     tried.join().ok().flatten()
 }
 
-/// A kernel that knows tcx looks for the interface (`tcx_link_attach` in `kernel/bpf/tcx.c`); another does
-/// not know the type.
+/// A kernel that knows tcx looks for the interface (`tcx_link_attach` in `kernel/bpf/tcx.c`);
+/// another does not know the type.
 fn tcx() -> Option<bool> {
     let program = bpf::load_pass(bpf::PROG_TYPE_SCHED_CLS, 0, 0).ok()?;
-    let refused = bpf::create_link(program.as_fd(), NO_INTERFACE, bpf::ATTACH_TCX_EGRESS, 0).err()?;
+    let refused =
+        bpf::create_link(program.as_fd(), NO_INTERFACE, bpf::ATTACH_TCX_EGRESS, 0).err()?;
     match refused.raw_os_error() {
         Some(libc::ENODEV) => Some(true),
         Some(libc::EPERM | libc::EACCES) => None,

@@ -1,11 +1,14 @@
-//! What a platform's features mean for the filter: what keeps it from running, and what it goes without.
+//! What a platform's features mean for the filter: what keeps it from running, and what it goes
+//! without.
 
 use anyhow::{Result, bail};
 
 use super::{BTF, Caller, Helper, Platform};
 
-/// The oldest releases that were tried and work, for those who look for a kernel. Nothing is decided by them.
-const WORKS: &str = "use a kernel that has it: Debian 12 (6.1), Ubuntu 24.04 (6.8) and newer ones do";
+/// The oldest releases that were tried and work, for those who look for a kernel. Nothing is
+/// decided by them.
+const WORKS: &str =
+    "use a kernel that has it: Debian 12 (6.1), Ubuntu 24.04 (6.8) and newer ones do";
 
 /// Something about this platform that somebody should know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,15 +37,19 @@ impl Platform {
             Ok(missing) => add(Finding::new(
                 "capabilities",
                 format!("missing {} to load programs into the kernel", missing.join(", ")),
-                "run it as root, or give the process these capabilities (of a service AmbientCapabilities=, of a container \
+                "run it as root, or give the process these capabilities (of a service \
+                 AmbientCapabilities=, of a container \
                  --cap-add)",
             )),
-            Err(error) => add(Finding::new("capabilities", error, "mount /proc, where capabilities are read")),
+            Err(error) => {
+                add(Finding::new("capabilities", error, "mount /proc, where capabilities are read"))
+            }
         }
         if let Err(error) = &self.xdp {
             let refused = self.capabilities.as_ref().is_ok_and(Vec::is_empty);
             let remedy = if refused {
-                "it has the capabilities, so a container, lockdown or a seccomp profile stands in the way, or the kernel was \
+                "it has the capabilities, so a container, lockdown or a seccomp profile stands in \
+                 the way, or the kernel was \
                  built without BPF (CONFIG_BPF_SYSCALL): run it on the host itself"
             } else {
                 "give this process the capabilities first"
@@ -55,10 +62,15 @@ impl Platform {
             add(Finding::new("kernel", missing_helpers(&self.missing_helpers), WORKS));
         }
         if !self.ring_buffer {
-            add(Finding::new("kernel", "the kernel has no ring buffer, on which events come to the daemon", WORKS));
+            add(Finding::new(
+                "kernel",
+                "the kernel has no ring buffer, on which events come to the daemon",
+                WORKS,
+            ));
         }
         if !self.mapped_arrays {
-            let detail = "the kernel does not let user space map an array (BPF_F_MMAPABLE), as the tables are written";
+            let detail = "the kernel does not let user space map an array (BPF_F_MMAPABLE), as the \
+                          tables are written";
             add(Finding::new("kernel", detail, WORKS));
         }
         if self.xdp_links == Some(false) {
@@ -66,9 +78,13 @@ impl Platform {
             add(Finding::new("kernel", detail, WORKS));
         }
         if let Err(error) = &self.grace {
-            let remedy =
-                "allow bpf(2) to make a map of maps, or membarrier(2), in the seccomp profile or the container";
-            add(Finding::new("grace_period", format!("{error}: lists could not be changed without gaps"), remedy));
+            let remedy = "allow bpf(2) to make a map of maps, or membarrier(2), in the seccomp \
+                          profile or the container";
+            add(Finding::new(
+                "grace_period",
+                format!("{error}: lists could not be changed without gaps"),
+                remedy,
+            ));
         }
         found
     }
@@ -79,16 +95,19 @@ impl Platform {
         if !self.frags && self.xdp.is_ok() {
             found.push(Finding::new(
                 "kernel",
-                "the kernel takes no programs for packets of several buffers (BPF_F_XDP_HAS_FRAGS): an interface with \
+                "the kernel takes no programs for packets of several buffers \
+                 (BPF_F_XDP_HAS_FRAGS): an interface with \
                  jumbo frames cannot run the filter in its driver",
-                "keep the MTU at 1500 where the filter is to run in the driver, or use a kernel of 5.18 or newer",
+                "keep the MTU at 1500 where the filter is to run in the driver, or use a kernel of \
+                 5.18 or newer",
             ));
         }
         if !self.btf {
             found.push(Finding::new(
                 "btf",
                 format!("no {BTF}: the filter works without it, but bpftool shows less of it"),
-                "use a kernel with CONFIG_DEBUG_INFO_BTF, as distributions build it; nothing needs to be done",
+                "use a kernel with CONFIG_DEBUG_INFO_BTF, as distributions build it; nothing needs \
+                 to be done",
             ));
         }
         found
@@ -98,12 +117,15 @@ impl Platform {
     pub fn responses(&self) -> &'static str {
         match self.tcx {
             Some(true) => "responses are read through tcx",
-            Some(false) => "responses are read by a filter on the clsact qdisc (the kernel has no tcx)",
+            Some(false) => {
+                "responses are read by a filter on the clsact qdisc (the kernel has no tcx)"
+            }
             None => "responses are read through tcx, or by a filter on the clsact qdisc",
         }
     }
 
-    /// What the kernel lacks, for a refusal that has no reason: the first obstacle, or limitation of loading.
+    /// What the kernel lacks, for a refusal that has no reason: the first obstacle, or limitation
+    /// of loading.
     pub fn first_missing(&self) -> Option<String> {
         let obstacle = self.obstacles().into_iter().next();
         obstacle.map(|finding| format!("{}; {}", finding.detail, finding.remedy))
@@ -119,7 +141,8 @@ impl Platform {
         if obstacles.is_empty() {
             return Ok(());
         }
-        let all: Vec<_> = obstacles.iter().map(|one| format!("{}; {}", one.detail, one.remedy)).collect();
+        let all: Vec<_> =
+            obstacles.iter().map(|one| format!("{}; {}", one.detail, one.remedy)).collect();
         bail!(all.join(". Also: "))
     }
 }
@@ -184,7 +207,10 @@ mod tests {
     fn a_kernel_without_tcx_runs_with_a_filter() {
         let platform = Platform { tcx: Some(false), ..complete() };
         assert!(platform.check().is_ok() && platform.limitations().is_empty());
-        assert_eq!(platform.responses(), "responses are read by a filter on the clsact qdisc (the kernel has no tcx)");
+        assert_eq!(
+            platform.responses(),
+            "responses are read by a filter on the clsact qdisc (the kernel has no tcx)"
+        );
     }
 
     #[test]
@@ -194,7 +220,11 @@ mod tests {
         let [finding] = &platform.limitations()[..] else { panic!("one") };
         assert_eq!(
             (finding.check, finding.detail.as_str()),
-            ("btf", "no /sys/kernel/btf/vmlinux: the filter works without it, but bpftool shows less of it")
+            (
+                "btf",
+                "no /sys/kernel/btf/vmlinux: the filter works without it, but bpftool shows less \
+                 of it"
+            )
         );
     }
 
@@ -203,7 +233,10 @@ mod tests {
         let platform = Platform { frags: false, ..complete() };
         assert!(platform.check().is_ok());
         let [finding] = &platform.limitations()[..] else { panic!("one") };
-        assert!(finding.check == "kernel" && finding.detail.contains("jumbo frames"), "{finding:?}");
+        assert!(
+            finding.check == "kernel" && finding.detail.contains("jumbo frames"),
+            "{finding:?}"
+        );
     }
 
     #[test]
@@ -212,14 +245,20 @@ mod tests {
         let text = refusal(&Platform { missing_helpers: one, ..complete() });
         assert!(
             text.starts_with(
-                "the kernel does not have a helper that the filter calls: bpf_loop (ingress and egress; in Linux since 5.17); \
+                "the kernel does not have a helper that the filter calls: bpf_loop (ingress and \
+                 egress; in Linux since 5.17); \
                  use a kernel that has it"
             ),
             "{text}"
         );
         let several = HELPERS.iter().copied().filter(|helper| helper.since == "5.18").collect();
         let text = refusal(&Platform { missing_helpers: several, ..complete() });
-        assert!(text.contains("bpf_xdp_get_buff_len (ingress; in Linux since 5.18), bpf_xdp_load_bytes"), "{text}");
+        assert!(
+            text.contains(
+                "bpf_xdp_get_buff_len (ingress; in Linux since 5.18), bpf_xdp_load_bytes"
+            ),
+            "{text}"
+        );
     }
 
     #[test]
@@ -228,8 +267,14 @@ mod tests {
             (Platform { ring_buffer: false, ..complete() }, "no ring buffer"),
             (Platform { mapped_arrays: false, ..complete() }, "BPF_F_MMAPABLE"),
             (Platform { xdp_links: Some(false), ..complete() }, "no XDP links"),
-            (Platform { grace: Err("refused".to_owned()), ..complete() }, "refused: lists could not be changed"),
-            (Platform { capabilities: Ok(vec!["CAP_BPF".to_owned()]), ..complete() }, "missing CAP_BPF"),
+            (
+                Platform { grace: Err("refused".to_owned()), ..complete() },
+                "refused: lists could not be changed",
+            ),
+            (
+                Platform { capabilities: Ok(vec!["CAP_BPF".to_owned()]), ..complete() },
+                "missing CAP_BPF",
+            ),
             (Platform { xdp: Err("Operation not permitted".to_owned()), ..complete() }, "lockdown"),
         ] {
             let text = refusal(&platform);

@@ -1,7 +1,7 @@
-//! What this kernel can do, found by trying it, never by its version: distributions carry features back,
-//! and containers, lockdown and seccomp profiles take them away. [`ask`](Platform::ask) is the one place
-//! that asks; `doctor` and `run` both speak from [what it means](judge), in the same words, and before
-//! anything is attached.
+//! What this kernel can do, found by trying it, never by its version: distributions carry features
+//! back, and containers, lockdown and seccomp profiles take them away. [`ask`](Platform::ask) is
+//! the one place that asks; `doctor` and `run` both speak from [what it means](judge), in the same
+//! words, and before anything is attached.
 
 mod ask;
 mod judge;
@@ -33,7 +33,8 @@ pub struct Platform {
     pub ring_buffer: bool,
     /// Whether user space can map the memory of an array (`BPF_F_MMAPABLE`).
     pub mapped_arrays: bool,
-    /// Whether XDP programs are attached by links, which can be pinned. `None`: it could not be tried.
+    /// Whether XDP programs are attached by links, which can be pinned. `None`: it could not be
+    /// tried.
     pub xdp_links: Option<bool>,
     /// Whether programs for what leaves are attached by links (tcx). `None`: it could not be tried.
     pub tcx: Option<bool>,
@@ -64,7 +65,12 @@ pub(crate) enum Caller {
     Both,
 }
 
-const fn helper(number: BpfHelper, name: &'static str, since: &'static str, called_by: Caller) -> Helper {
+const fn helper(
+    number: BpfHelper,
+    name: &'static str,
+    since: &'static str,
+    called_by: Caller,
+) -> Helper {
     Helper { number, name, since, called_by }
 }
 
@@ -77,7 +83,12 @@ pub(crate) const HELPERS: &[Helper] = &[
     helper(BpfHelper::BPF_FUNC_ringbuf_reserve, "bpf_ringbuf_reserve", "5.8", Caller::Both),
     helper(BpfHelper::BPF_FUNC_ringbuf_submit, "bpf_ringbuf_submit", "5.8", Caller::Both),
     helper(BpfHelper::BPF_FUNC_ringbuf_discard, "bpf_ringbuf_discard", "5.8", Caller::Both),
-    helper(BpfHelper::BPF_FUNC_ktime_get_coarse_ns, "bpf_ktime_get_coarse_ns", "5.11", Caller::Both),
+    helper(
+        BpfHelper::BPF_FUNC_ktime_get_coarse_ns,
+        "bpf_ktime_get_coarse_ns",
+        "5.11",
+        Caller::Both,
+    ),
     helper(BpfHelper::BPF_FUNC_loop, "bpf_loop", "5.17", Caller::Both),
     helper(BpfHelper::BPF_FUNC_xdp_get_buff_len, "bpf_xdp_get_buff_len", "5.18", Caller::Ingress),
     helper(BpfHelper::BPF_FUNC_xdp_load_bytes, "bpf_xdp_load_bytes", "5.18", Caller::Ingress),

@@ -1,5 +1,6 @@
-//! Copies of what is dropped: no capture on the host sees these packets any more. The kernel makes as many as are left in a
-//! counter, which is filled up each second while somebody watches. Should the daemon die, it runs out by itself.
+//! Copies of what is dropped: no capture on the host sees these packets any more. The kernel makes
+//! as many as are left in a counter, which is filled up each second while somebody watches. Should
+//! the daemon die, it runs out by itself.
 
 use std::sync::atomic::Ordering;
 
@@ -20,7 +21,8 @@ pub struct Tap {
 impl Tap {
     /// Opens the map by name, through `open`.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
-        let map = Mapped::new(open(names::TAP)?).context("the counter of copies cannot be used")?;
+        let map = Mapped::new(open(names::DROP_SAMPLE_BUDGET)?)
+            .context("the counter of copies cannot be used")?;
         Ok(Self { view: map.all()? })
     }
 

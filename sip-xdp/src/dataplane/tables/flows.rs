@@ -1,4 +1,5 @@
-//! User space's view of flows: ports of addresses that are banned, or known good ([`sip_xdp_common::limits::flow`]).
+//! User space's view of flows: ports of addresses that are banned, or known good
+//! ([`sip_xdp_common::limits::flow`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +7,7 @@ use anyhow::{Context, Result};
 use aya::maps::{HashMap, Map, MapData, MapError};
 use sip_xdp_common::abi::layout::FLOWS;
 use sip_xdp_common::abi::names;
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::flow::{Flow, FlowKey};
 
 /// One place in so many is kept for bans.
@@ -81,12 +82,13 @@ impl Flows {
     }
 
     /// What is known of a flow.
-    pub fn get(&self, source: Source, port: u16) -> Option<Flow> {
+    pub fn get(&self, source: IpKey, port: u16) -> Option<Flow> {
         self.map.get(&FlowKey::new(source, port), 0).ok()
     }
 
-    /// Bans a flow until then, or no longer with 0. A known-good one makes room where the table is full.
-    pub fn ban(&mut self, source: Source, port: u16, until: u64) -> Result<(), MapError> {
+    /// Bans a flow until then, or no longer with 0. A known-good one makes room where the table is
+    /// full.
+    pub fn ban(&mut self, source: IpKey, port: u16, until: u64) -> Result<(), MapError> {
         let key = FlowKey::new(source, port);
         if until != 0 && self.len() >= FLOWS && !self.model.by_key.contains_key(&key) {
             self.displace_good(u64::MAX)?;
@@ -94,30 +96,40 @@ impl Flows {
         self.change(key, |flow| flow.banned_until = until)
     }
 
-    /// Notes that a flow is known good until then, or no longer with 0. Where known-good flows have their share of the table,
-    /// or only the reserve of bans is left, the one that ends first makes room; if that is this one, it is not noted. Returns
-    /// whether it is.
-    pub fn good(&mut self, source: Source, port: u16, until: u64, share: usize) -> Result<bool, MapError> {
+    /// Notes that a flow is known good until then, or no longer with 0. Where known-good flows have
+    /// their share of the table, or only the reserve of bans is left, the one that ends first makes
+    /// room; if that is this one, it is not noted. Returns whether it is.
+    pub fn good(
+        &mut self,
+        source: IpKey,
+        port: u16,
+        until: u64,
+        share: usize,
+    ) -> Result<bool, MapError> {
         let key = FlowKey::new(source, port);
         let is_good = self.model.by_key.get(&key).is_some_and(|(_, good)| *good != 0);
         let is_there = self.model.by_key.contains_key(&key);
-        let is_full = self.good_len() >= share || (!is_there && self.len() >= FLOWS - FLOWS / RESERVED);
+        let is_full =
+            self.good_len() >= share || (!is_there && self.len() >= FLOWS - FLOWS / RESERVED);
         if until != 0 && !is_good && is_full && !self.displace_good(until)? {
             return Ok(false);
         }
         self.change(key, |flow| flow.good_until = until).map(|()| true)
     }
 
-    /// Lets the known-good flow go that ends first, if that is before `until`. Returns whether there was one.
+    /// Lets the known-good flow go that ends first, if that is before `until`. Returns whether
+    /// there was one.
     fn displace_good(&mut self, until: u64) -> Result<bool, MapError> {
-        let Some((end, key)) = self.model.good.first().copied().filter(|(end, _)| *end < until) else {
+        let Some((end, key)) = self.model.good.first().copied().filter(|(end, _)| *end < until)
+        else {
             return Ok(false);
         };
         debug_assert!(end != 0);
         self.change(key, |flow| flow.good_until = 0).map(|()| true)
     }
 
-    /// The kernel may count a hit, or take from the reserve, between reading and writing; that one is lost.
+    /// The kernel may count a hit, or take from the reserve, between reading and writing; that one
+    /// is lost.
     fn change(&mut self, key: FlowKey, change: impl FnOnce(&mut Flow)) -> Result<(), MapError> {
         let before = self.map.get(&key, 0).ok();
         let mut flow = before.unwrap_or_default();
@@ -131,13 +143,15 @@ impl Flows {
         Ok(())
     }
 
-    /// All flows. The kernel may change some meanwhile; see [`crate::dataplane::tables::ledger::Ledger::entries`].
+    /// All flows. The kernel may change some meanwhile; see
+    /// [`crate::dataplane::tables::ledger::Ledger::entries`].
     pub fn all(&self) -> Result<Vec<(FlowKey, Flow)>> {
         let rows = self.map.iter().take(2 * FLOWS);
         rows.collect::<Result<_, _>>().context("the table of flows cannot be read")
     }
 
-    /// Takes out flows that are neither banned nor known good any more at `now`. It costs as much as there are.
+    /// Takes out flows that are neither banned nor known good any more at `now`. It costs as much
+    /// as there are.
     pub fn tidy(&mut self, now: u64) -> Result<()> {
         while let Some((end, key)) = self.model.ends.first().copied()
             && end <= now

@@ -1,4 +1,5 @@
-//! The writer of the guide: how the kernel is to read the tables ([`sip_xdp_common::lookup::networks::Guide`]).
+//! The writer of the guide: how the kernel is to read the tables
+//! ([`sip_xdp_common::lookup::networks::TableHeader`]).
 
 use std::collections::BTreeSet;
 use std::collections::hash_map::RandomState;
@@ -9,28 +10,30 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context, Result, bail};
 use aya::maps::{Array, Map, MapData};
 use bytemuck::Zeroable as _;
-use sip_xdp_common::lookup::networks::{Guide, Hashing, IPV6_LENGTHS, Kind, Length, MAX_LENGTHS};
+use sip_xdp_common::lookup::networks::{
+    Hashing, IPV6_LENGTHS, Kind, Length, MAX_LENGTHS, TableHeader,
+};
 
 use crate::dataplane::mmap::{Mapped, View};
 use crate::dataplane::rcu::grace_period;
 use crate::net::network::Network;
 
 /// The word that says which version of the lengths is in force; written last.
-const VERSION_WORD: usize = std::mem::offset_of!(Guide, version) / size_of::<u64>();
+const VERSION_WORD: usize = std::mem::offset_of!(TableHeader, version) / size_of::<u64>();
 
 /// The lengths of networks that occur, by family and kind: `(is IPv4, kind, length out of 128)`.
 pub type Lengths = BTreeSet<(bool, Kind, u8)>;
 
 /// The word with both numbers of blocked networks.
-const COUNTS_WORD: usize = std::mem::offset_of!(Guide, ipv4) / size_of::<u64>();
+const COUNTS_WORD: usize = std::mem::offset_of!(TableHeader, ipv4) / size_of::<u64>();
 
-const _: () = assert!(std::mem::offset_of!(Guide, ipv4).is_multiple_of(size_of::<u64>()));
-const _: () = assert!(std::mem::offset_of!(Guide, ipv6) / size_of::<u64>() == COUNTS_WORD);
+const _: () = assert!(std::mem::offset_of!(TableHeader, ipv4).is_multiple_of(size_of::<u64>()));
+const _: () = assert!(std::mem::offset_of!(TableHeader, ipv6) / size_of::<u64>() == COUNTS_WORD);
 
 /// The guide, with a copy of what the kernel reads.
 pub struct GuideWriter {
     view: View,
-    copy: Box<Guide>,
+    copy: Box<TableHeader>,
     lengths: Lengths,
 }
 
@@ -44,7 +47,7 @@ impl GuideWriter {
     }
 
     /// What the kernel reads.
-    pub fn get(&self) -> &Guide {
+    pub fn get(&self) -> &TableHeader {
         &self.copy
     }
 
@@ -64,7 +67,10 @@ impl GuideWriter {
     }
 
     /// Makes sure that networks of these lengths are looked for.
-    pub fn cover(&mut self, wanted: impl Iterator<Item = (bool, Kind, u8)>) -> Result<()> {
+    pub fn ensure_prefix_lengths(
+        &mut self,
+        wanted: impl Iterator<Item = (bool, Kind, u8)>,
+    ) -> Result<()> {
         let new: Vec<_> = wanted.filter(|length| !self.lengths.contains(length)).collect();
         if new.is_empty() {
             return Ok(());
@@ -74,13 +80,14 @@ impl GuideWriter {
         self.set_lengths(lengths)
     }
 
-    /// Sets the lengths that occur. Both the old ones and the new ones are complete at every moment: the new ones are
-    /// written beside the old ones, and then put in force.
+    /// Sets the lengths that occur. Both the old ones and the new ones are complete at every
+    /// moment: the new ones are written beside the old ones, and then put in force.
     pub fn set_lengths(&mut self, lengths: Lengths) -> Result<()> {
         if lengths == self.lengths {
             return Ok(());
         }
-        // A packet may still be reading the version before the present one, which is now overwritten.
+        // A packet may still be reading the version before the present one, which is now
+        // overwritten.
         grace_period()?;
         let version = (self.copy.version ^ 1) & 1;
         let [mut ipv4, mut ipv6] = [0_usize; 2];
@@ -116,7 +123,8 @@ impl GuideWriter {
 
 /// How new tables for this capacity are to be hashed.
 pub fn new_hashing(networks: u32, sources: u32) -> Hashing {
-    // The standard library's hasher is seeded from the system's randomness. Never 0: that is a guide not yet written.
+    // The standard library's hasher is seeded from the system's randomness. Never 0: that is a
+    // guide not yet written.
     Hashing::new(RandomState::new().hash_one(0_u64) | 1, networks, sources)
 }
 
@@ -131,10 +139,10 @@ pub fn pinned_hashing(path: &Path) -> Result<Option<Hashing>> {
 }
 
 /// Writes the guide of new tables, unless it has been written.
-pub fn write_new(map: &mut Array<&mut MapData, Guide>, hashing: Hashing) -> Result<()> {
+pub fn write_new(map: &mut Array<&mut MapData, TableHeader>, hashing: Hashing) -> Result<()> {
     let found = map.get(&0, 0)?.hashing;
     if found.seed == 0 {
-        map.set(0, Guide::new(hashing), 0)?;
+        map.set(0, TableHeader::new(hashing), 0)?;
     } else if found != hashing {
         bail!("another process has made the tables at the same time; start again");
     }
@@ -147,16 +155,16 @@ pub fn length_of(kind: Kind, network: &Network) -> (bool, Kind, u8) {
 }
 
 /// Reads the guide from its map.
-pub fn read(map: Map) -> Result<Box<Guide>> {
+pub fn read(map: Map) -> Result<Box<TableHeader>> {
     Ok(copy_of(&Mapped::new(map)?.all()?))
 }
 
 /// On the heap: it has 24 KiB, and its owners move about.
-fn copy_of(view: &View) -> Box<Guide> {
-    let mut guide = Box::new(Guide::zeroed());
-    let words: &mut [u64] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut *guide));
+fn copy_of(view: &View) -> Box<TableHeader> {
+    let mut table_header = Box::new(TableHeader::zeroed());
+    let words: &mut [u64] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut *table_header));
     for (word, from) in words.iter_mut().zip(view.words()) {
         *word = from.load(Ordering::Acquire);
     }
-    guide
+    table_header
 }

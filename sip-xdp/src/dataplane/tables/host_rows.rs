@@ -1,9 +1,9 @@
-//! The writer of the rows of hosts that feeds list, which the kernel reads while they change. What is in them, and where, is
-//! said in [`sip_xdp_common::lookup::host_rows`].
+//! The writer of the rows of hosts that feeds list, which the kernel reads while they change. What
+//! is in them, and where, is said in [`sip_xdp_common::lookup::host_rows`].
 //!
-//! A look-up reads a row word by word. So a host that stays listed must not leave its lane before the row says that there
-//! is one to be looked for elsewhere, nor before every reader has gone that may have read this earlier. One that
-//! is elsewhere stays there as long as it is listed.
+//! A look-up reads a row word by word. So a host that stays listed must not leave its lane before
+//! the row says that there is one to be looked for elsewhere, nor before every reader has gone that
+//! may have read this earlier. One that is elsewhere stays there as long as it is listed.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::Result;
 use aya::maps::Map;
 use sip_xdp_common::abi::names;
-use sip_xdp_common::lookup::host_rows::{ELSEWHERE_SHIFT, Home, MARKS, Row};
+use sip_xdp_common::lookup::host_rows::{ELSEWHERE_SHIFT, MARKS, Row, RowKey};
 use sip_xdp_common::lookup::networks::Hashing;
 
 use crate::dataplane::mmap::{Mapped, View};
@@ -43,14 +43,19 @@ pub enum By {
 pub struct Rows {
     rows: Mapped,
     hashing: Hashing,
-    /// Hosts that are counted as elsewhere, and are to leave their lanes when nobody can know their rows from before.
-    leaving: RefCell<Vec<Home>>,
+    /// Hosts that are counted as elsewhere, and are to leave their lanes when nobody can know their
+    /// rows from before.
+    leaving: RefCell<Vec<RowKey>>,
 }
 
 impl Rows {
     /// Opens the map by name, through `open`.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>, hashing: Hashing) -> Result<Self> {
-        Ok(Self { rows: Mapped::new(open(names::FED)?)?, hashing, leaving: RefCell::default() })
+        Ok(Self {
+            rows: Mapped::new(open(names::FEED_HOSTS)?)?,
+            hashing,
+            leaving: RefCell::default(),
+        })
     }
 
     /// Keeps all of them mapped from now on.
@@ -59,8 +64,8 @@ impl Rows {
     }
 
     /// Where a host stands, by its address in host order.
-    pub fn home(&self, address: u32) -> Home {
-        Home::of(address, self.hashing.seed, self.hashing.row_shift)
+    pub fn row_key(&self, address: u32) -> RowKey {
+        RowKey::of(address, self.hashing.seed, self.hashing.row_shift)
     }
 
     /// Maps all of them.
@@ -74,20 +79,20 @@ impl Rows {
     }
 
     /// Notes in a host's row that it is blocked by others than before.
-    pub fn change(&self, words: &[AtomicU64], home: Home, from: By, to: By) {
+    pub fn change(&self, words: &[AtomicU64], row_key: RowKey, from: By, to: By) {
         let row = Lanes(words);
-        match (row.find(home.mark), to) {
+        match (row.find(row_key.mark), to) {
             (Some(_), By::Feed) => {}
             (Some(lane), By::Nobody) => row.set(lane, 0),
             (Some(_), By::Others) => {
                 row.add_elsewhere(1);
-                self.leaving.borrow_mut().push(home);
+                self.leaving.borrow_mut().push(row_key);
             }
             (None, By::Nobody) if from == By::Nobody => {}
             (None, By::Nobody) => row.add_elsewhere(-1),
             (None, _) if from != By::Nobody => {}
             (None, _) => match row.find(0) {
-                Some(free) if to == By::Feed => row.set(free, home.mark),
+                Some(free) if to == By::Feed => row.set(free, row_key.mark),
                 _ => row.add_elsewhere(1),
             },
         }
@@ -101,30 +106,32 @@ impl Rows {
         }
         grace_period()?;
         let all = self.all()?;
-        for home in leaving.drain(..) {
-            let row = Lanes(row(&all, home.row));
-            if let Some(lane) = row.find(home.mark) {
+        for row_key in leaving.drain(..) {
+            let row = Lanes(row(&all, row_key.row));
+            if let Some(lane) = row.find(row_key.mark) {
                 row.set(lane, 0);
             }
         }
         Ok(())
     }
 
-    /// Makes the rows say what is true, whatever moment their writer died in: these hosts are all that are blocked.
-    pub fn repair(&self, mut hosts: Vec<(Home, By)>) -> Result<()> {
-        hosts.sort_unstable_by_key(|(home, _)| home.row);
+    /// Makes the rows say what is true, whatever moment their writer died in: these hosts are all
+    /// that are blocked.
+    pub fn repair(&self, mut hosts: Vec<(RowKey, By)>) -> Result<()> {
+        hosts.sort_unstable_by_key(|(row_key, _)| row_key.row);
         let all = self.all()?;
         let mut rest = hosts.as_slice();
         for number in 0..self.rows.elements() {
-            let (of_row, others) = rest.split_at(rest.iter().take_while(|(home, _)| home.row == number).count());
+            let (of_row, others) =
+                rest.split_at(rest.iter().take_while(|(row_key, _)| row_key.row == number).count());
             rest = others;
             let row = Lanes(row(&all, number));
             let mut elsewhere = of_row.len();
             for lane in 0..MARKS {
                 let mark = row.get(lane);
-                match of_row.iter().find(|(home, _)| home.mark == mark) {
+                match of_row.iter().find(|(row_key, _)| row_key.mark == mark) {
                     Some((_, By::Feed)) if row.find(mark) == Some(lane) => elsewhere -= 1,
-                    Some((home, _)) => self.leaving.borrow_mut().push(*home),
+                    Some((row_key, _)) => self.leaving.borrow_mut().push(*row_key),
                     None if mark != 0 => row.set(lane, 0),
                     None => {}
                 }
@@ -159,4 +166,6 @@ impl Lanes<'_> {
     }
 }
 
-const _: () = assert!(LANES * ROW_WORDS == MARKS + 1 && MARKS % LANES * LANE_BITS == ELSEWHERE_SHIFT as usize);
+const _: () = assert!(
+    LANES * ROW_WORDS == MARKS + 1 && MARKS % LANES * LANE_BITS == ELSEWHERE_SHIFT as usize
+);

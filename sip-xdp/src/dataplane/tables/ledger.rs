@@ -11,7 +11,8 @@ use anyhow::{Context, Result, bail};
 use aya::maps::{HashMap, Map, MapData, MapError};
 use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::{
-    LedgerKey, LedgerRow, List, Owner, REASON, ROW_DRY_RUN, ROW_PENDING, TIER_NONE, TIER_PROVEN, TIER_UNPROVEN,
+    LedgerKey, LedgerRow, List, Owner, REASON, ROW_DRY_RUN, ROW_PENDING, TIER_NONE, TIER_PROVEN,
+    TIER_UNPROVEN,
 };
 
 use crate::net::network::Network;
@@ -23,7 +24,8 @@ use crate::sys::clock;
 pub enum Tier {
     /// The source address could be forged.
     Unproven,
-    /// The source has completed a request with credentials, or echoed a nonce that was given to nobody else.
+    /// The source has completed a request with credentials, or echoed a nonce that was given to
+    /// nobody else.
     Proven,
 }
 
@@ -63,7 +65,16 @@ impl Entry {
     pub fn manual(network: Network, expires: u64, reason: &str) -> Self {
         let reason = shorten(reason).to_owned();
         let added_ms = clock::wall_ms();
-        Self { network, port: None, owner: Owner::Manual, added_ms, expires, tier: None, dry_run: false, reason }
+        Self {
+            network,
+            port: None,
+            owner: Owner::Manual,
+            added_ms,
+            expires,
+            tier: None,
+            dry_run: false,
+            reason,
+        }
     }
 
     /// What it is about: a network, or a flow.
@@ -74,8 +85,8 @@ impl Entry {
         }
     }
 
-    /// Whose claim it is, by name, where the owner has one: `tool:NAME`, `dns:NAME`, `feed:NAME`. Several are
-    /// separated by commas.
+    /// Whose claim it is, by name, where the owner has one: `tool:NAME`, `dns:NAME`, `feed:NAME`.
+    /// Several are separated by commas.
     pub fn claimant(&self) -> Option<String> {
         let room = match self.owner {
             Owner::Tool => "tool",
@@ -97,7 +108,15 @@ impl Entry {
     pub fn key(&self, list: List) -> LedgerKey {
         let (network, prefix) = (self.network.first(), self.network.bits());
         let port = self.port.unwrap_or(0);
-        LedgerKey { network, prefix, list: list as u8, owner: self.owner as u8, pad: 0, port, rest: 0 }
+        LedgerKey {
+            network,
+            prefix,
+            list: list as u8,
+            owner: self.owner as u8,
+            pad: 0,
+            port,
+            rest: 0,
+        }
     }
 
     /// The row's value in the kernel.
@@ -177,8 +196,8 @@ impl Ledger {
 
     /// All entries, ordered by list and network.
     ///
-    /// A daemon may change the ledger meanwhile. The kernel's walk over a hash starts again when the row that it stands
-    /// on is deleted, so rows can come twice, and the walk is given an end.
+    /// A daemon may change the ledger meanwhile. The kernel's walk over a hash starts again when
+    /// the row that it stands on is deleted, so rows can come twice, and the walk is given an end.
     pub fn entries(&self) -> Result<Vec<(List, Entry)>> {
         let mut entries = BTreeMap::new();
         for row in self.rows.iter().take(2 * self.capacity as usize) {
@@ -191,7 +210,13 @@ impl Ledger {
     }
 
     /// The entry of an owner for exactly this network, or for this port of it.
-    pub fn get(&self, list: List, network: &Network, port: Option<u16>, owner: Owner) -> Option<Entry> {
+    pub fn get(
+        &self,
+        list: List,
+        network: &Network,
+        port: Option<u16>,
+        owner: Owner,
+    ) -> Option<Entry> {
         let key = Entry { owner, port, ..Entry::manual(*network, 0, "") }.key(list);
         let row = self.rows.get(&key, 0).ok()?;
         Entry::read(&key, &row).map(|(_, entry)| entry)
@@ -234,7 +259,11 @@ impl Ledger {
 fn forgive_missing(removed: Result<(), MapError>) -> Result<(), MapError> {
     match removed {
         Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
         other => other,
     }
 }
@@ -247,7 +276,11 @@ mod tests {
     fn who_claims_an_entry_has_a_name() {
         for (owner, reason, claimant) in [
             (Owner::Tool, "fail2ban:sip", Some("tool:fail2ban:sip")),
-            (Owner::Tool, "fail2ban:sip, fail2ban:web", Some("tool:fail2ban:sip,tool:fail2ban:web")),
+            (
+                Owner::Tool,
+                "fail2ban:sip, fail2ban:web",
+                Some("tool:fail2ban:sip,tool:fail2ban:web"),
+            ),
             (Owner::Host, "sip.carrier.example", Some("dns:sip.carrier.example")),
             (Owner::Feed, "a,b", Some("feed:a,feed:b")),
             (Owner::Feed, "", None),
@@ -275,7 +308,8 @@ mod tests {
     fn a_long_reason_is_cut_between_characters() {
         let entry = Entry::manual("192.0.2.1".parse().unwrap(), 1, &"ü".repeat(200));
         assert_eq!(entry.reason.len(), REASON);
-        let entry = Entry::manual("192.0.2.1".parse().unwrap(), 1, &format!("a{}", "ü".repeat(200)));
+        let entry =
+            Entry::manual("192.0.2.1".parse().unwrap(), 1, &format!("a{}", "ü".repeat(200)));
         assert_eq!(entry.reason.len(), REASON - 1);
         assert!(Entry::read(&entry.key(List::Block), &entry.row()).is_some());
     }

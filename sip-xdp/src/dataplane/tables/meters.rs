@@ -5,18 +5,18 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context, Result};
 use aya::maps::Map;
 use sip_xdp_common::abi::names;
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::gcra::{Meter, ticks};
-use sip_xdp_common::limits::meters::{Home, Set};
+use sip_xdp_common::limits::meters::{MeterKey, MeterSet};
 use sip_xdp_common::lookup::networks::Hashing;
 
 use crate::dataplane::mmap::{Mapped, View};
 use crate::dataplane::tables::header;
 
-/// Words of a meter; a [`Set`] is made of nothing else.
+/// Words of a meter; a [`MeterSet`] is made of nothing else.
 const METER_WORDS: usize = size_of::<Meter>() / size_of::<u64>();
 
-const _: () = assert!(size_of::<Set>().is_multiple_of(size_of::<Meter>()));
+const _: () = assert!(size_of::<MeterSet>().is_multiple_of(size_of::<Meter>()));
 
 /// The table of meters.
 pub struct Sources {
@@ -27,8 +27,9 @@ pub struct Sources {
 impl Sources {
     /// Opens the maps by name, through `open`.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
-        let hashing = header::read(open(names::GUIDE)?)?.hashing;
-        let map = Mapped::new(open(names::SOURCES)?).context("the table of sources cannot be used")?;
+        let hashing = header::read(open(names::TABLE_HEADER)?)?.hashing;
+        let map =
+            Mapped::new(open(names::SOURCES)?).context("the table of sources cannot be used")?;
         Ok(Self { map, hashing })
     }
 
@@ -39,35 +40,45 @@ impl Sources {
     }
 
     /// A source's meter, and the set and the place in it where that stands.
-    pub fn meter(&self, source: &Source) -> Result<Option<(Meter, u32, usize)>> {
-        let home = Home::of(source, self.hashing.seed);
-        let set = home.set(self.hashing.set_mask);
+    pub fn meter(&self, source: &IpKey) -> Result<Option<(Meter, u32, usize)>> {
+        let meter_key = MeterKey::of(source, self.hashing.seed);
+        let set = meter_key.set(self.hashing.set_mask);
         let view = self.map.one(set)?;
-        let found = meters(&view).enumerate().find(|(_, meter)| home.owns(meter));
+        let found = meters(&view).enumerate().find(|(_, meter)| meter_key.owns(meter));
         Ok(found.map(|(way, meter)| (meter, set, way)))
     }
 
     /// Takes a source's meter away: its next packet is its first.
-    pub fn forget(&self, source: &Source) -> Result<()> {
-        let home = Home::of(source, self.hashing.seed);
-        let view = self.map.one(home.set(self.hashing.set_mask))?;
-        for (words, _) in view.words().chunks_exact(METER_WORDS).zip(meters(&view)).filter(|(_, own)| home.owns(own)) {
+    pub fn forget(&self, source: &IpKey) -> Result<()> {
+        let meter_key = MeterKey::of(source, self.hashing.seed);
+        let view = self.map.one(meter_key.set(self.hashing.set_mask))?;
+        for (words, _) in view
+            .words()
+            .chunks_exact(METER_WORDS)
+            .zip(meters(&view))
+            .filter(|(_, own)| meter_key.owns(own))
+        {
             words[0].store(0, Ordering::Relaxed);
         }
         Ok(())
     }
 
-    /// Sees to it that no stamp of a meter grows so old that ticks come round to it ([`Meter::refreshed`]): to be called every
-    /// hour. A meter that the kernel writes in the same instant is left as it is until the next time. Returns how many were
-    /// changed.
+    /// Sees to it that no stamp of a meter grows so old that ticks come round to it
+    /// ([`Meter::refreshed`]): to be called every hour. A meter that the kernel writes in the same
+    /// instant is left as it is until the next time. Returns how many were changed.
     pub fn refresh(&self, now: u64) -> Result<usize> {
         let (view, now) = (self.map.all()?, ticks(now));
         let mut changed = 0;
-        for (words, meter) in view.words().chunks_exact(METER_WORDS).zip(meters(&view)).filter(|(_, m)| m.mark != 0) {
+        for (words, meter) in
+            view.words().chunks_exact(METER_WORDS).zip(meters(&view)).filter(|(_, m)| m.mark != 0)
+        {
             let (before, after): ([u64; METER_WORDS], [u64; METER_WORDS]) =
                 (bytemuck::cast(meter), bytemuck::cast(meter.refreshed(now)));
             for (word, (before, after)) in words.iter().zip(before.into_iter().zip(after)) {
-                let write = || word.compare_exchange(before, after, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+                let write = || {
+                    word.compare_exchange(before, after, Ordering::Relaxed, Ordering::Relaxed)
+                        .is_ok()
+                };
                 changed += usize::from(before != after && write());
             }
         }

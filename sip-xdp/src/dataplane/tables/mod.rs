@@ -1,7 +1,7 @@
 //! The maps, as user space writes and reads them. Their layouts are in `sip_xdp_common`.
 //!
-//! - [`ledger`]: who listed what, until when and why. [`networks`], [`summary`], [`host_rows`] and [`header`] are
-//!   computed from it and from the feeds, and are what the kernel looks up.
+//! - [`ledger`]: who listed what, until when and why. [`networks`], [`summary`], [`host_rows`] and
+//!   [`header`] are computed from it and from the feeds, and are what the kernel looks up.
 //! - [`flows`]: single ports of an address; [`meters`]: the limits of unknown sources.
 //! - [`drop_samples`]: copies of dropped packets for whoever watches.
 

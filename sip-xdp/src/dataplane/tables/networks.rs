@@ -1,5 +1,5 @@
-//! The writer of the table of networks: a hash table in mapped memory that the kernel reads while it changes. What its
-//! parts mean is said in [`sip_xdp_common::lookup::networks`].
+//! The writer of the table of networks: a hash table in mapped memory that the kernel reads while
+//! it changes. What its parts mean is said in [`sip_xdp_common::lookup::networks`].
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::Result;
 use aya::maps::Map;
 use sip_xdp_common::abi::names;
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::lookup::networks::{
-    ALIKE, Bucket, CLAIMED, FEED, FLOWS, GROUP, Guide, HIT, Hashed, Hashing, Kind, LABEL, OCCUPIED, OWN, Slot,
-    Standing, UDP_ONLY, WAYS,
+    ALIKE, CLAIMED, FEED, FLOWS, GROUP, HIT, Hashed, Hashing, Kind, LABEL, OCCUPIED, OWN,
+    Reputation, Slot, SlotBucket, TableHeader, UDP_ONLY, WAYS,
 };
 
 use crate::dataplane::mmap::{Mapped, View};
@@ -22,7 +22,7 @@ use crate::net::network::Network;
 
 /// Words of a slot, in the order of [`Slot`].
 const SLOT_WORDS: usize = size_of::<Slot>() / size_of::<u64>();
-const BUCKET_WORDS: usize = size_of::<Bucket>() / size_of::<u64>();
+const BUCKET_WORDS: usize = size_of::<SlotBucket>() / size_of::<u64>();
 const HIGH: usize = 0;
 const LOW: usize = 1;
 const EXPIRES: usize = 2;
@@ -32,7 +32,7 @@ const _: () = assert!(BUCKET_WORDS == WAYS * SLOT_WORDS && WAYS == size_of::<u64
 
 /// Until when a network is listed, and by whom.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Terms {
+pub struct SlotState {
     /// When it ends, on the filter's clock.
     pub expires: u64,
     /// A feed lists it.
@@ -46,10 +46,10 @@ pub struct Terms {
     /// Of a blocked network: UDP alone is dropped.
     pub udp_only: bool,
     /// What is known of a host.
-    pub standing: Option<Standing>,
+    pub reputation: Option<Reputation>,
 }
 
-impl Terms {
+impl SlotState {
     const FLAGS: u64 = FEED | CLAIMED | OWN | FLOWS;
 
     fn flags(&self) -> u64 {
@@ -58,7 +58,7 @@ impl Terms {
             | (u64::from(self.own) * OWN)
             | (u64::from(self.flows) * FLOWS)
             | (u64::from(self.udp_only) * UDP_ONLY)
-            | self.standing.map_or(0, |standing| standing.bits())
+            | self.reputation.map_or(0, |reputation| reputation.bits())
     }
 }
 
@@ -70,7 +70,7 @@ pub struct TableEntry {
     /// The network.
     pub network: Network,
     /// Until when, and by whom.
-    pub terms: Terms,
+    pub slot_state: SlotState,
     /// Packets dropped for it.
     pub hits: u64,
 }
@@ -92,11 +92,12 @@ pub struct Counts {
 pub struct Table {
     networks: Mapped,
     prints: Mapped,
-    fed: Rows,
+    feed_hosts: Rows,
     hashing: Hashing,
     counts: Cell<Counts>,
-    /// Slots that blocked networks have left since the last grace period: a bit for each way, by bucket. A packet that has
-    /// found the network there may still count its hit, in the word that holds a standing if a known host moves in.
+    /// Slots that blocked networks have left since the last grace period: a bit for each way, by
+    /// bucket. A packet that has found the network there may still count its hit, in the word that
+    /// holds a standing if a known host moves in.
     left: RefCell<HashMap<u32, u8>>,
 }
 
@@ -106,7 +107,7 @@ const MOST_LEFT: usize = 4_096;
 /// A part of the table that is mapped, or all of it.
 pub trait Slots {
     /// The two buckets that a hash stands for.
-    fn places(&self, hashed: &Hashed) -> [Place<'_>; 2];
+    fn places(&self, hashed: &Hashed) -> [BucketRef<'_>; 2];
 
     /// The row of hosts with this number.
     fn row(&self, number: u32) -> &[AtomicU64];
@@ -115,19 +116,19 @@ pub trait Slots {
     fn table(&self) -> &Table;
 
     /// Enters a network, or changes the terms of one that is there.
-    fn set(&self, kind: Kind, network: &Network, terms: Terms) -> Result<(), NoPlace> {
+    fn set(&self, kind: Kind, network: &Network, slot_state: SlotState) -> Result<(), NoPlace> {
         let key = Key::new(kind, network, self.table());
-        let before = match set(self.places(&key.hashed), &key, terms) {
+        let before = match set(self.places(&key.hashed), &key, slot_state) {
             // There is room, but packets may still count hits there.
             Err(NoPlace) if self.table().has_left(&key) && self.table().free_left().is_ok() => {
-                set(self.places(&key.hashed), &key, terms)?
+                set(self.places(&key.hashed), &key, slot_state)?
             }
             set => set?,
         };
         if before == 0 {
             self.table().count(kind, network, 1);
         }
-        self.follow(kind, network, by(before), by(terms.flags() | OCCUPIED));
+        self.follow(kind, network, by(before), by(slot_state.flags() | OCCUPIED));
         Ok(())
     }
 
@@ -135,8 +136,14 @@ pub trait Slots {
     fn remove(&self, kind: Kind, network: &Network) {
         let key = Key::new(kind, network, self.table());
         if let Some((place, way)) = find(self.places(&key.hashed), &key) {
-            // First where it is found first: a crash in between leaves an entry, not a host that is blocked and on no list.
-            self.follow(kind, network, by(place.slot(way)[STATE].load(Ordering::Relaxed)), By::Nobody);
+            // First where it is found first: a crash in between leaves an entry, not a host that is
+            // blocked and on no list.
+            self.follow(
+                kind,
+                network,
+                by(place.slot(way)[STATE].load(Ordering::Relaxed)),
+                By::Nobody,
+            );
             place.clear(way);
             if kind == Kind::Blocked {
                 self.table().leave(place.number, way);
@@ -148,59 +155,71 @@ pub trait Slots {
     /// Brings the rows of hosts up to date for a network that is blocked by others than before.
     fn follow(&self, kind: Kind, network: &Network, from: By, to: By) {
         if let Some(address) = blocked_host(kind, network) {
-            let home = self.table().fed.home(address);
-            self.table().fed.change(self.row(home.row), home, from, to);
+            let row_key = self.table().feed_hosts.row_key(address);
+            self.table().feed_hosts.change(self.row(row_key.row), row_key, from, to);
         }
     }
 }
 
 /// The table with all of its memory mapped, for work on many entries.
-pub struct Whole<'a> {
+pub struct MappedTable<'a> {
     table: &'a Table,
     networks: View,
     prints: View,
-    fed: View,
+    feed_hosts: View,
 }
 
 /// The two buckets of one network.
-pub struct Pair<'a> {
+pub struct MappedPair<'a> {
     table: &'a Table,
     networks: [View; 2],
     prints: View,
     /// The row of a host.
-    fed: Option<View>,
+    feed_hosts: Option<View>,
 }
 
 impl Table {
     /// Opens the maps by name, through `open`, to be read as the guide says.
-    pub fn open(mut open: impl FnMut(&str) -> Result<Map>, guide: &Guide) -> Result<Self> {
-        let (networks, prints) = (Mapped::new(open(names::NETWORKS)?)?, Mapped::new(open(names::FINGERPRINTS)?)?);
-        let fed = Rows::open(open, guide.hashing)?;
+    pub fn open(
+        mut open: impl FnMut(&str) -> Result<Map>,
+        table_header: &TableHeader,
+    ) -> Result<Self> {
+        let (networks, prints) =
+            (Mapped::new(open(names::NETWORKS)?)?, Mapped::new(open(names::FINGERPRINTS)?)?);
+        let feed_hosts = Rows::open(open, table_header.hashing)?;
         let (counts, left) = Default::default();
-        Ok(Self { networks, prints, fed, hashing: guide.hashing, counts, left })
+        Ok(Self { networks, prints, feed_hosts, hashing: table_header.hashing, counts, left })
     }
 
     /// Keeps all of it mapped from now on.
     pub(crate) fn keep_mapped(&mut self) -> Result<()> {
         self.networks.keep()?;
         self.prints.keep()?;
-        self.fed.keep_mapped()
+        self.feed_hosts.keep_mapped()
     }
 
     /// Maps all of it.
-    pub fn whole(&self) -> Result<Whole<'_>> {
-        Ok(Whole { table: self, networks: self.networks.all()?, prints: self.prints.all()?, fed: self.fed.all()? })
+    pub fn map_all(&self) -> Result<MappedTable<'_>> {
+        Ok(MappedTable {
+            table: self,
+            networks: self.networks.all()?,
+            prints: self.prints.all()?,
+            feed_hosts: self.feed_hosts.all()?,
+        })
     }
 
     /// Maps what concerns one network of a kind.
-    pub fn pair(&self, kind: Kind, network: &Network) -> Result<Pair<'_>> {
-        let [first, second] = Key::new(kind, network, self).hashed.buckets(self.hashing.bucket_mask);
-        Ok(Pair {
+    pub fn pair(&self, kind: Kind, network: &Network) -> Result<MappedPair<'_>> {
+        let [first, second] =
+            Key::new(kind, network, self).hashed.buckets(self.hashing.bucket_mask);
+        Ok(MappedPair {
             table: self,
             networks: [self.networks.one(first)?, self.networks.one(second)?],
             // Both buckets are of one group.
             prints: self.prints.one(first / GROUP as u32)?,
-            fed: blocked_host(kind, network).map(|address| self.fed.one(self.fed.home(address).row)).transpose()?,
+            feed_hosts: blocked_host(kind, network)
+                .map(|address| self.feed_hosts.one(self.feed_hosts.row_key(address).row))
+                .transpose()?,
         })
     }
 
@@ -213,11 +232,12 @@ impl Table {
 
     /// Ends what changes have begun ([`Rows::settle`]).
     pub fn settle(&self) -> Result<()> {
-        self.fed.settle()?;
+        self.feed_hosts.settle()?;
         if self.left.borrow().len() > MOST_LEFT { self.free_left() } else { Ok(()) }
     }
 
-    /// Waits until no packet can know a network from before, and lets others have the slots that were left.
+    /// Waits until no packet can know a network from before, and lets others have the slots that
+    /// were left.
     fn free_left(&self) -> Result<()> {
         grace_period()?;
         self.left.borrow_mut().clear();
@@ -245,7 +265,7 @@ impl Table {
 
     fn count(&self, kind: Kind, network: &Network, change: isize) {
         let mut counts = self.counts.get();
-        if kind != Kind::Apart {
+        if kind != Kind::PerHost {
             counts.all = counts.all.saturating_add_signed(change);
         }
         if kind == Kind::Blocked {
@@ -256,10 +276,10 @@ impl Table {
     }
 }
 
-impl Slots for Pair<'_> {
-    fn places(&self, hashed: &Hashed) -> [Place<'_>; 2] {
+impl Slots for MappedPair<'_> {
+    fn places(&self, hashed: &Hashed) -> [BucketRef<'_>; 2] {
         let [first, second] = hashed.buckets(self.table.hashing.bucket_mask);
-        [(0, first), (1, second)].map(|(n, number)| Place {
+        [(0, first), (1, second)].map(|(n, number)| BucketRef {
             slots: self.networks[n].words(),
             prints: &self.prints.words()[number as usize % GROUP],
             left: self.table.left_in(number),
@@ -268,7 +288,7 @@ impl Slots for Pair<'_> {
     }
 
     fn row(&self, _number: u32) -> &[AtomicU64] {
-        self.fed.as_ref().map_or(&[], View::words)
+        self.feed_hosts.as_ref().map_or(&[], View::words)
     }
 
     fn table(&self) -> &Table {
@@ -276,13 +296,13 @@ impl Slots for Pair<'_> {
     }
 }
 
-impl Slots for Whole<'_> {
-    fn places(&self, hashed: &Hashed) -> [Place<'_>; 2] {
+impl Slots for MappedTable<'_> {
+    fn places(&self, hashed: &Hashed) -> [BucketRef<'_>; 2] {
         hashed.buckets(self.table.hashing.bucket_mask).map(|number| self.place(number as usize))
     }
 
     fn row(&self, number: u32) -> &[AtomicU64] {
-        host_rows::row(&self.fed, number)
+        host_rows::row(&self.feed_hosts, number)
     }
 
     fn table(&self) -> &Table {
@@ -290,7 +310,7 @@ impl Slots for Whole<'_> {
     }
 }
 
-impl Whole<'_> {
+impl MappedTable<'_> {
     /// All entries, in no order.
     pub fn entries(&self) -> impl Iterator<Item = TableEntry> {
         self.networks.words().chunks_exact(SLOT_WORDS).filter_map(read)
@@ -311,16 +331,19 @@ impl Whole<'_> {
                 prints |= key.hashed.print() << (8 * way);
                 self.table.count(entry.kind, &entry.network, 1);
                 if let Some(address) = blocked_host(entry.kind, &entry.network) {
-                    hosts.push((self.table.fed.home(address), by(entry.terms.flags() | OCCUPIED)));
+                    hosts.push((
+                        self.table.feed_hosts.row_key(address),
+                        by(entry.slot_state.flags() | OCCUPIED),
+                    ));
                 }
             }
             place.prints.store(prints, Ordering::Release);
         }
-        self.table.fed.repair(hosts)
+        self.table.feed_hosts.repair(hosts)
     }
 
-    fn place(&self, number: usize) -> Place<'_> {
-        Place {
+    fn place(&self, number: usize) -> BucketRef<'_> {
+        BucketRef {
             slots: &self.networks.words()[number * BUCKET_WORDS..][..BUCKET_WORDS],
             prints: &self.prints.words()[number],
             left: self.table.left_in(number as u32),
@@ -331,7 +354,7 @@ impl Whole<'_> {
 
 /// A bucket and its fingerprints.
 #[derive(Clone, Copy)]
-pub struct Place<'a> {
+pub struct BucketRef<'a> {
     slots: &'a [AtomicU64],
     prints: &'a AtomicU64,
     /// Its number.
@@ -340,7 +363,7 @@ pub struct Place<'a> {
     left: u8,
 }
 
-impl<'a> Place<'a> {
+impl<'a> BucketRef<'a> {
     fn slot(&self, way: usize) -> &'a [AtomicU64] {
         &self.slots[way * SLOT_WORDS..][..SLOT_WORDS]
     }
@@ -348,11 +371,17 @@ impl<'a> Place<'a> {
     /// Whether one more network with this fingerprint has a place here.
     fn takes(&self, print: u64) -> bool {
         let prints = self.prints.load(Ordering::Relaxed).to_le_bytes();
-        self.free().is_some() && prints.iter().filter(|other| u64::from(**other) == print).count() < ALIKE
+        self.free().is_some()
+            && prints.iter().filter(|other| u64::from(**other) == print).count() < ALIKE
     }
 
     fn used(&self) -> usize {
-        self.prints.load(Ordering::Relaxed).to_le_bytes().iter().filter(|print| **print != 0).count()
+        self.prints
+            .load(Ordering::Relaxed)
+            .to_le_bytes()
+            .iter()
+            .filter(|print| **print != 0)
+            .count()
     }
 
     fn free(&self) -> Option<usize> {
@@ -390,7 +419,7 @@ impl Key {
 }
 
 /// Where a network stands in its two buckets.
-fn find<'a>(places: [Place<'a>; 2], key: &Key) -> Option<(Place<'a>, usize)> {
+fn find<'a>(places: [BucketRef<'a>; 2], key: &Key) -> Option<(BucketRef<'a>, usize)> {
     places.into_iter().find_map(|place| {
         let prints = place.prints.load(Ordering::Acquire).to_le_bytes();
         let way = (0..WAYS).find(|way| {
@@ -405,21 +434,30 @@ fn find<'a>(places: [Place<'a>; 2], key: &Key) -> Option<(Place<'a>, usize)> {
 }
 
 /// Returns the [`Slot::state`] of before, 0 if the network is new.
-fn set(places: [Place<'_>; 2], key: &Key, terms: Terms) -> Result<u64, NoPlace> {
+fn set(places: [BucketRef<'_>; 2], key: &Key, slot_state: SlotState) -> Result<u64, NoPlace> {
     if let Some((place, way)) = find(places, key) {
         let slot = place.slot(way);
-        slot[EXPIRES].store(terms.expires, Ordering::Relaxed);
+        slot[EXPIRES].store(slot_state.expires, Ordering::Relaxed);
         // The kernel counts hits in the same word.
-        let kept = if terms.standing.is_some() { LABEL } else { !Terms::FLAGS };
-        let change = |state: u64| Some(state & kept | terms.flags());
+        let kept = if slot_state.reputation.is_some() { LABEL } else { !SlotState::FLAGS };
+        let change = |state: u64| Some(state & kept | slot_state.flags());
         let before = slot[STATE].fetch_update(Ordering::Release, Ordering::Relaxed, change);
         return Ok(before.unwrap_or_else(|unchanged| unchanged));
     }
     // The emptier of the two that can take it, the first if they are alike.
     let print = key.hashed.print();
-    let place = places.into_iter().filter(|place| place.takes(print)).min_by_key(Place::used).ok_or(NoPlace)?;
+    let place = places
+        .into_iter()
+        .filter(|place| place.takes(print))
+        .min_by_key(BucketRef::used)
+        .ok_or(NoPlace)?;
     let way = place.free().ok_or(NoPlace)?;
-    let words = [(HIGH, key.high), (LOW, key.low), (EXPIRES, terms.expires), (STATE, key.label | terms.flags())];
+    let words = [
+        (HIGH, key.high),
+        (LOW, key.low),
+        (EXPIRES, slot_state.expires),
+        (STATE, key.label | slot_state.flags()),
+    ];
     for (word, value) in words {
         place.slot(way)[word].store(value, Ordering::Relaxed);
     }
@@ -450,21 +488,21 @@ fn read(slot: &[AtomicU64]) -> Option<TableEntry> {
         return None;
     }
     let [high, low, expires] = [HIGH, LOW, EXPIRES].map(|word| slot[word].load(Ordering::Relaxed));
-    let network = Network::around(Source::from_words(high, low), state as u8);
+    let network = Network::around(IpKey::from_words(high, low), state as u8);
     let kind = Kind::ALL.into_iter().find(|kind| kind.label(network.bits()) == state & LABEL)?;
     let is = |flag| state & flag != 0;
-    let standing = (kind == Kind::Known).then_some(Standing::of(state));
-    let terms = Terms {
+    let reputation = (kind == Kind::Known).then_some(Reputation::of(state));
+    let slot_state = SlotState {
         expires,
         feed: is(FEED),
         claimed: is(CLAIMED),
         own: is(OWN),
         flows: kind == Kind::Known && is(FLOWS),
         udp_only: kind == Kind::Blocked && is(UDP_ONLY),
-        standing,
+        reputation,
     };
-    let hits = if standing.is_some() { 0 } else { state / HIT };
-    Some(TableEntry { kind, network, terms, hits })
+    let hits = if reputation.is_some() { 0 } else { state / HIT };
+    Some(TableEntry { kind, network, slot_state, hits })
 }
 
 #[cfg(test)]
@@ -479,11 +517,14 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
-            Self { slots: (0..BUCKET_WORDS).map(|_| AtomicU64::new(0)).collect(), prints: AtomicU64::new(0) }
+            Self {
+                slots: (0..BUCKET_WORDS).map(|_| AtomicU64::new(0)).collect(),
+                prints: AtomicU64::new(0),
+            }
         }
 
-        fn place(&self, left: u8) -> Place<'_> {
-            Place { slots: &self.slots, prints: &self.prints, number: 0, left }
+        fn place(&self, left: u8) -> BucketRef<'_> {
+            BucketRef { slots: &self.slots, prints: &self.prints, number: 0, left }
         }
     }
 
@@ -492,33 +533,40 @@ mod tests {
         Key { high: 0, low: number, label, hashed: Hashed::new(0, number, label, 7) }
     }
 
-    /// A packet that found a blocked network counts its hit when the network has gone already. In the word of a known host
-    /// that moved in, the hit is 1.07 s more of its standing, and a sampled one of a feed's 68 s.
+    /// A packet that found a blocked network counts its hit when the network has gone already. In
+    /// the word of a known host that moved in, the hit is 1.07 s more of its standing, and a
+    /// sampled one of a feed's 68 s.
     #[test]
     fn nobody_moves_in_where_a_hit_may_still_be_counted() {
         let bench = Bench::new();
         let (full, empty) = (Bench::new(), key(1, Kind::Blocked));
         full.prints.store(u64::MAX, Ordering::Relaxed);
-        set([bench.place(0), full.place(0)], &empty, Terms::default()).unwrap();
+        set([bench.place(0), full.place(0)], &empty, SlotState::default()).unwrap();
         let late = {
             let (place, way) = find([bench.place(0), full.place(0)], &empty).unwrap();
             place.clear(way);
             way
         };
         let known = key(2, Kind::Known);
-        let standing = Standing::new(3_600_000_000_000, 0, 0);
-        let terms = Terms { expires: 1, standing: Some(standing), ..Terms::default() };
-        set([bench.place(1 << late), full.place(0)], &known, terms).unwrap();
+        let reputation = Reputation::new(3_600_000_000_000, 0, 0);
+        let slot_state =
+            SlotState { expires: 1, reputation: Some(reputation), ..SlotState::default() };
+        set([bench.place(1 << late), full.place(0)], &known, slot_state).unwrap();
         bench.slots[late * SLOT_WORDS + STATE].fetch_add(64 * HIT, Ordering::Relaxed);
         let (place, way) = find([bench.place(0), full.place(0)], &known).unwrap();
         assert_ne!(way, late);
-        assert_eq!(read(place.slot(way)).unwrap().terms.standing, Some(standing));
+        assert_eq!(read(place.slot(way)).unwrap().slot_state.reputation, Some(reputation));
         // Where nothing else is free, there is no place until a grace period is over.
         for number in 3..9 {
-            set([bench.place(1 << late), full.place(0)], &key(number, Kind::Blocked), Terms::default()).unwrap();
+            set(
+                [bench.place(1 << late), full.place(0)],
+                &key(number, Kind::Blocked),
+                SlotState::default(),
+            )
+            .unwrap();
         }
         let last = key(9, Kind::Known);
-        assert_eq!(set([bench.place(1 << late), full.place(0)], &last, terms), Err(NoPlace));
-        assert_eq!(set([bench.place(0), full.place(0)], &last, terms), Ok(0));
+        assert_eq!(set([bench.place(1 << late), full.place(0)], &last, slot_state), Err(NoPlace));
+        assert_eq!(set([bench.place(0), full.place(0)], &last, slot_state), Ok(0));
     }
 }

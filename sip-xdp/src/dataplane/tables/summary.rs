@@ -1,4 +1,5 @@
-//! The writer of the front: what each IPv4 /24 has to do with the lists ([`sip_xdp_common::lookup::summary`]).
+//! The writer of the front: what each IPv4 /24 has to do with the lists
+//! ([`sip_xdp_common::lookup::summary`]).
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -8,10 +9,10 @@ use anyhow::Result;
 use aya::maps::Map;
 use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::MAPPED_BITS;
-use sip_xdp_common::lookup::summary::{self, ASK, CLEAR, Element, HOSTS, Place, WHOLE};
+use sip_xdp_common::lookup::summary::{self, BitPosition, COVERED, EMPTY, Element, HOSTS, MIXED};
 
 use crate::dataplane::mmap::Mapped;
-use crate::feeds::{Feeds, Listed};
+use crate::feeds::{Feeds, NetworkSet};
 use crate::net::network::{Network, source_of};
 use crate::net::prefix_set::Prefixes;
 
@@ -47,15 +48,18 @@ impl<'a> Sets<'a> {
 }
 
 /// The front.
-pub struct Front {
+pub struct Summary {
     coarse: Mapped,
     fine: Mapped,
 }
 
-impl Front {
+impl Summary {
     /// Opens the maps by name, through `open`.
     pub fn open(mut open: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
-        Ok(Self { coarse: Mapped::new(open(names::FRONT_COARSE)?)?, fine: Mapped::new(open(names::FRONT_FINE)?)? })
+        Ok(Self {
+            coarse: Mapped::new(open(names::SUMMARY_COARSE)?)?,
+            fine: Mapped::new(open(names::SUMMARY_FINE)?)?,
+        })
     }
 
     /// Keeps all of it mapped from now on.
@@ -75,39 +79,42 @@ impl Front {
         }
         if addresses.len() <= FEW {
             for address in addresses {
-                let (fine, coarse) = (Place::fine(address), Place::coarse(address));
+                let (fine, coarse) = (BitPosition::fine(address), BitPosition::coarse(address));
                 let views = (self.fine.one(fine.element)?, self.coarse.one(coarse.element)?);
                 write(address, sets, &views.0.words()[fine.word], &views.1.words()[coarse.word]);
             }
             return Ok(());
         }
         let views = (self.fine.all()?, self.coarse.all()?);
-        let word = |place: Place| place.element as usize * Element::default().len() + place.word;
+        let word =
+            |place: BitPosition| place.element as usize * Element::default().len() + place.word;
         for address in addresses {
-            let (fine, coarse) = (word(Place::fine(address)), word(Place::coarse(address)));
+            let (fine, coarse) =
+                (word(BitPosition::fine(address)), word(BitPosition::coarse(address)));
             write(address, sets, &views.0.words()[fine], &views.1.words()[coarse]);
         }
         Ok(())
     }
 
-    /// Makes all of it anew. A source that was blocked before and still is, is blocked all the time.
+    /// Makes all of it anew. A source that was blocked before and still is, is blocked all the
+    /// time.
     pub fn rebuild(&self, sets: Sets<'_>) -> Result<()> {
         let mut states = vec![Element::default(); summary::FINE as usize];
-        let mut add = |network: &Network, met: Met| {
+        let mut add = |network: &Network, met: Overlap| {
             let (first, count) = grains(network);
-            for place in (0..count).map(|n| Place::fine(first + (n << 8))) {
+            for place in (0..count).map(|n| BitPosition::fine(first + (n << 8))) {
                 let word = &mut states[place.element as usize][place.word];
                 *word = place.written(*word, met.join(place.read(*word)));
             }
         };
-        sets.blocked.iter().for_each(|network| add(network, Met::claimed(network)));
+        sets.blocked.iter().for_each(|network| add(network, Overlap::claimed(network)));
         for others in sets.others() {
-            others.iter().for_each(|network| add(network, Met::More));
+            others.iter().for_each(|network| add(network, Overlap::More));
         }
         for wide in [true, false] {
             for network in sets.feeds.iter().flat_map(|(_, listed)| listed.networks()) {
                 if (network.bits() <= GRAIN) == wide {
-                    add(network, Met::fed(network));
+                    add(network, Overlap::of_feed(network));
                 }
             }
         }
@@ -123,7 +130,7 @@ impl Front {
 
 /// Writes the state of the /24 at an address, and then that of its /20, into their words.
 fn write(address: u32, sets: Sets<'_>, fine_word: &AtomicU64, coarse_word: &AtomicU64) {
-    let (fine, coarse) = (Place::fine(address), Place::coarse(address));
+    let (fine, coarse) = (BitPosition::fine(address), BitPosition::coarse(address));
     let grain = Network::around(source_of(Ipv4Addr::from(address).into()), GRAIN);
     let after = fine.written(fine_word.load(Ordering::Relaxed), state(&grain, sets));
     fine_word.store(after, Ordering::Release);
@@ -137,9 +144,9 @@ fn summary(states: u32) -> u64 {
     const LOW: u32 = 0x5555_5555;
     let (low, high) = (states & LOW, states >> 1 & LOW);
     match (low, high) {
-        (0, 0) => CLEAR,
+        (0, 0) => EMPTY,
         (_, 0) => HOSTS,
-        _ => ASK,
+        _ => MIXED,
     }
 }
 
@@ -156,61 +163,67 @@ fn store(map: &Mapped, wanted: &[u64]) -> Result<()> {
 
 /// How a listed network meets a /24. They are joined in this order.
 #[derive(Debug, Clone, Copy)]
-enum Met {
+enum Overlap {
     /// A single address that somebody but a feed blocks.
     Claimed,
     /// A trusted or admitted network, a known host, or a network that somebody but a feed blocks.
     More,
     /// A feed blocks all of the /24.
-    FedWhole,
+    FeedWhole,
     /// A feed blocks a single address.
-    FedHost,
+    FeedHost,
     /// A feed blocks a part.
-    FedPart,
+    FeedPart,
 }
 
-impl Met {
+impl Overlap {
     fn claimed(network: &Network) -> Self {
         if network.is_host() { Self::Claimed } else { Self::More }
     }
 
-    fn fed(network: &Network) -> Self {
+    fn of_feed(network: &Network) -> Self {
         match network.bits() {
-            128 => Self::FedHost,
-            bits if bits <= GRAIN => Self::FedWhole,
-            _ => Self::FedPart,
+            128 => Self::FeedHost,
+            bits if bits <= GRAIN => Self::FeedWhole,
+            _ => Self::FeedPart,
         }
     }
 
     /// What a /24 has to do with the lists, if it was `state` before.
     fn join(self, state: u64) -> u64 {
         match (self, state) {
-            (_, ASK) | (Self::More, _) => ASK,
-            (Self::Claimed | Self::FedHost, CLEAR | HOSTS) => HOSTS,
-            (Self::FedWhole | Self::FedHost | Self::FedPart, WHOLE) | (Self::FedWhole, CLEAR) => WHOLE,
+            (_, MIXED) | (Self::More, _) => MIXED,
+            (Self::Claimed | Self::FeedHost, EMPTY | HOSTS) => HOSTS,
+            (Self::FeedWhole | Self::FeedHost | Self::FeedPart, COVERED)
+            | (Self::FeedWhole, EMPTY) => COVERED,
             // A host that is to be counted exactly, in a /24 of a feed; a part of it.
-            _ => ASK,
+            _ => MIXED,
         }
     }
 }
 
 /// What one /24 has to do with the lists.
 fn state(grain: &Network, sets: Sets<'_>) -> u64 {
-    let meets_more =
-        sets.others().iter().any(|others| others.meets(grain)) || sets.blocked.covering(grain).next().is_some();
+    let meets_more = sets.others().iter().any(|others| others.meets(grain))
+        || sets.blocked.covering(grain).next().is_some();
     if meets_more {
-        return ASK;
+        return MIXED;
     }
     let claimed = sets.blocked.within(grain);
-    let state = claimed.iter().fold(CLEAR, |state, network| Met::claimed(network).join(state));
-    let feeds = || sets.feeds.iter().map(|(_, listed): (_, &Listed)| listed);
-    let state = if feeds().any(|listed| listed.covers(grain)) { Met::FedWhole.join(state) } else { state };
-    let parts = feeds().flat_map(|listed| listed.within(grain)).filter(|network| network.bits() > GRAIN);
-    parts.fold(state, |state, network| Met::fed(network).join(state))
+    let state = claimed.iter().fold(EMPTY, |state, network| Overlap::claimed(network).join(state));
+    let feeds = || sets.feeds.iter().map(|(_, listed): (_, &NetworkSet)| listed);
+    let state = if feeds().any(|listed| listed.covers(grain)) {
+        Overlap::FeedWhole.join(state)
+    } else {
+        state
+    };
+    let parts =
+        feeds().flat_map(|listed| listed.within(grain)).filter(|network| network.bits() > GRAIN);
+    parts.fold(state, |state, network| Overlap::of_feed(network).join(state))
 }
 
-/// The first address of the /24s that a network meets, and their number. None for IPv6: one that covers the mapped range
-/// holds no IPv4, since packets of that family are looked up as such.
+/// The first address of the /24s that a network meets, and their number. None for IPv6: one that
+/// covers the mapped range holds no IPv4, since packets of that family are looked up as such.
 fn grains(network: &Network) -> (u32, u32) {
     match network.address() {
         IpAddr::V4(address) if network.is_v4() => {
@@ -224,39 +237,52 @@ fn grains(network: &Network) -> (u32, u32) {
 mod tests {
     use super::*;
 
-    fn sets(claimed: &[&str], trusted: &[&str], fed: &[&str]) -> (Prefixes, Prefixes, Feeds) {
+    fn sets(claimed: &[&str], trusted: &[&str], of_feed: &[&str]) -> (Prefixes, Prefixes, Feeds) {
         let prefixes = |networks: &[&str]| {
             let mut set = Prefixes::default();
             networks.iter().for_each(|network| set.insert(network.parse().unwrap(), 1));
             set
         };
         let mut feeds = Feeds::default();
-        feeds.replace("one", Listed::new(fed.iter().map(|network| network.parse().unwrap()).collect()));
+        feeds.replace(
+            "one",
+            NetworkSet::new(of_feed.iter().map(|network| network.parse().unwrap()).collect()),
+        );
         (prefixes(claimed), prefixes(trusted), feeds)
     }
 
     #[test]
     fn a_network_is_asked_about_as_little_as_its_lists_allow() {
-        for (claimed, trusted, fed, expected) in [
-            (&[][..], &[][..], &[][..], CLEAR),
-            (&["192.0.3.0/24"], &[], &["192.0.1.7"], CLEAR),
+        for (claimed, trusted, of_feed, expected) in [
+            (&[][..], &[][..], &[][..], EMPTY),
+            (&["192.0.3.0/24"], &[], &["192.0.1.7"], EMPTY),
             (&["192.0.2.7"], &[], &[], HOSTS),
             (&["192.0.2.7"], &[], &["192.0.2.8"], HOSTS),
             (&[], &[], &["192.0.2.8"], HOSTS),
-            (&[], &[], &["192.0.2.0/24"], WHOLE),
-            (&[], &[], &["192.0.0.0/16", "192.0.2.8", "192.0.2.16/28"], WHOLE),
-            (&["192.0.2.7"], &[], &["192.0.0.0/16"], ASK),
-            (&[], &["192.0.2.7"], &["192.0.0.0/16"], ASK),
-            (&[], &["192.0.0.0/8"], &[], ASK),
-            (&["192.0.0.0/8"], &[], &["192.0.2.0/24"], ASK),
-            (&["192.0.2.64/26"], &[], &[], ASK),
-            (&[], &[], &["192.0.2.64/26"], ASK),
-            (&["192.0.2.7"], &[], &["192.0.2.64/26"], ASK),
+            (&[], &[], &["192.0.2.0/24"], COVERED),
+            (&[], &[], &["192.0.0.0/16", "192.0.2.8", "192.0.2.16/28"], COVERED),
+            (&["192.0.2.7"], &[], &["192.0.0.0/16"], MIXED),
+            (&[], &["192.0.2.7"], &["192.0.0.0/16"], MIXED),
+            (&[], &["192.0.0.0/8"], &[], MIXED),
+            (&["192.0.0.0/8"], &[], &["192.0.2.0/24"], MIXED),
+            (&["192.0.2.64/26"], &[], &[], MIXED),
+            (&[], &[], &["192.0.2.64/26"], MIXED),
+            (&["192.0.2.7"], &[], &["192.0.2.64/26"], MIXED),
         ] {
-            let (blocked, trusted, feeds) = sets(claimed, trusted, fed);
+            let (blocked, trusted, feeds) = sets(claimed, trusted, of_feed);
             let none = Prefixes::default();
-            let sets = Sets { blocked: &blocked, trusted: &trusted, known: &none, admitted: &none, feeds: &feeds };
-            assert_eq!(state(&"192.0.2.0/24".parse().unwrap(), sets), expected, "{claimed:?} {fed:?}");
+            let sets = Sets {
+                blocked: &blocked,
+                trusted: &trusted,
+                known: &none,
+                admitted: &none,
+                feeds: &feeds,
+            };
+            assert_eq!(
+                state(&"192.0.2.0/24".parse().unwrap(), sets),
+                expected,
+                "{claimed:?} {of_feed:?}"
+            );
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use super::super::claim::{Growth, Level, Rejection};
 use super::super::digest::digest;
@@ -79,7 +79,7 @@ impl Detector {
     /// A rejection has not been taken back in time.
     pub(in super::super) fn decoy_was_tried(
         &mut self,
-        source: Source,
+        source: IpKey,
         rejection: &Rejection,
         now: u64,
         actions: &mut Vec<Action>,
@@ -108,7 +108,9 @@ impl Detector {
         let reason = if configured {
             format!("tried the decoy {user:?}")
         } else {
-            format!("tried {user:?}, which nobody has and {sources} sources have tried within {per}")
+            format!(
+                "tried {user:?}, which nobody has and {sources} sources have tried within {per}"
+            )
         };
         let mut pairs: Vec<_> = state.decoys.iter().map(|(_, pair)| pair.clone()).collect();
         pairs.sort_unstable();
@@ -121,7 +123,7 @@ impl Detector {
             return;
         }
         let finding = Finding { port, growth, ..self.about(source, NAME, Level::Routable, reason) };
-        self.convict(Level::Routable, finding, now, actions);
+        self.emit_ban(Level::Routable, finding, now, actions);
     }
 }
 

@@ -2,7 +2,7 @@
 //! which there are.
 
 use serde::{Deserialize, Serialize};
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use super::super::claim::Level;
 use super::super::windows::words;
@@ -25,7 +25,7 @@ impl Detector {
     /// A user was refused, or credentials did not follow a challenge.
     pub(in super::super) fn enumerated(
         &mut self,
-        source: Source,
+        source: IpKey,
         target: &str,
         is_register: bool,
         call: Option<u64>,
@@ -54,7 +54,7 @@ impl Detector {
     /// The answer to a call was acknowledged with its tag: the caller is where it says.
     pub(in super::super) fn enumeration_is_proven(
         &mut self,
-        source: Source,
+        source: IpKey,
         call: u64,
         now: u64,
         actions: &mut Vec<Action>,
@@ -74,14 +74,15 @@ impl Detector {
         }
     }
 
-    fn weigh_enumeration(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+    fn weigh_enumeration(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
         let rule = self.rules.enumeration;
         let Some(state) = self.sources.get(&source) else {
             return;
         };
         let accepted = self.known.known_users(&source) + self.served.numbers(&source, now);
         let enough = self.threshold(&source, rule.count, now);
-        let count = |level: Level| state.refused.iter().filter(|(_, one)| one.level >= level).count();
+        let count =
+            |level: Level| state.refused.iter().filter(|(_, one)| one.level >= level).count();
         let level = [Level::Routable, Level::Seen]
             .into_iter()
             .find(|level| count(*level) >= enough && count(*level) > 2 * accepted);
@@ -102,11 +103,11 @@ impl Detector {
             return;
         }
         let finding = self.about(source, NAME, level, reason);
-        self.convict(level, finding, now, actions);
+        self.emit_ban(level, finding, now, actions);
     }
 
     /// Peers and hosts with a standing try out numbers, not users: only what registers counts.
-    fn is_exempt(&self, source: Source, is_register: bool, now: u64) -> bool {
+    fn is_exempt(&self, source: IpKey, is_register: bool, now: u64) -> bool {
         let is_partner = self.peers.is_peer(&source, now) || self.served.is_served(&source, now);
         is_partner && !is_register || self.known.was_good(&source, now)
     }

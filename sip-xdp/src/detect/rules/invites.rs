@@ -1,13 +1,14 @@
 //! `invites`: calls that are refused more often than they are served, and one number that is called
-//! under many prefixes, whatever the server answers: looking for a way out to the telephone network.
+//! under many prefixes, whatever the server answers: looking for a way out to the telephone
+//! network.
 
 use std::collections::{BTreeMap, HashMap};
 
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use super::super::claim::{Growth, Level};
 use super::super::transactions::Request;
-use super::super::windows::Bucket;
+use super::super::windows::LeakyBucket;
 use super::super::{Action, Detector, Finding, GRACE_NS};
 
 pub(in super::super) const NAME: &str = "invites";
@@ -21,8 +22,8 @@ const HOUR_NS: u64 = 3_600_000_000_000;
 /// A number is what its last so many digits are.
 const DIGITS: usize = 9;
 
-/// How many numbers of one source are remembered, prefixes of each, and refusals that wait for their
-/// acknowledgement.
+/// How many numbers of one source are remembered, prefixes of each, and refusals that wait for
+/// their acknowledgement.
 const MAX_NUMBERS: usize = 256;
 const MAX_PREFIXES: usize = 16;
 const MAX_REFUSALS: usize = 64;
@@ -50,21 +51,24 @@ pub(in super::super) struct Calls {
     numbers: HashMap<String, BTreeMap<String, Called>>,
     refusals: Vec<Refusal>,
     /// What is proven, and all of it.
-    pub(in super::super) routable: Bucket,
-    pub(in super::super) all: Bucket,
+    pub(in super::super) routable: LeakyBucket,
+    pub(in super::super) all: LeakyBucket,
     pub(in super::super) refused: u32,
     /// Since when one number has been called under so many prefixes, and which.
     found: Option<(u64, String)>,
 }
 
 impl Calls {
-    /// Notes a call. Returns under how many prefixes the last nine digits of this number were called.
+    /// Notes a call. Returns under how many prefixes the last nine digits of this number were
+    /// called.
     fn note(&mut self, number: &str, call: u64, now: u64) -> Option<(String, usize)> {
         let (prefix, end) = split(number)?;
         if self.numbers.len() >= MAX_NUMBERS && !self.numbers.contains_key(&end) {
-            self.numbers.retain(|_, calls| calls.values().any(|one| now.saturating_sub(one.at) < HOUR_NS));
+            self.numbers
+                .retain(|_, calls| calls.values().any(|one| now.saturating_sub(one.at) < HOUR_NS));
             if self.numbers.len() >= MAX_NUMBERS {
-                let newest = |calls: &BTreeMap<String, Called>| calls.values().map(|one| one.at).max();
+                let newest =
+                    |calls: &BTreeMap<String, Called>| calls.values().map(|one| one.at).max();
                 let oldest = self.numbers.iter().min_by_key(|(_, calls)| newest(calls));
                 let oldest = oldest.map(|(end, _)| end.clone());
                 oldest.and_then(|oldest| self.numbers.remove(&oldest));
@@ -111,7 +115,12 @@ fn split(number: &str) -> Option<(String, String)> {
 
 impl Detector {
     /// A call begins: an INVITE outside of dialogs.
-    pub(in super::super) fn call_begins(&mut self, request: &Request, now: u64, actions: &mut Vec<Action>) {
+    pub(in super::super) fn call_begins(
+        &mut self,
+        request: &Request,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         let (Some(number), source) = (&request.target, request.source) else {
             return;
         };
@@ -156,7 +165,7 @@ impl Detector {
     /// A call was challenged, and no credentials followed. That stays level 0.
     pub(in super::super) fn call_went_unanswered(
         &mut self,
-        source: Source,
+        source: IpKey,
         number: &str,
         now: u64,
         actions: &mut Vec<Action>,
@@ -165,7 +174,14 @@ impl Detector {
         self.pour(source, None, 1.0, now, actions);
     }
 
-    fn pour(&mut self, source: Source, call: Option<u64>, weight: f64, now: u64, actions: &mut Vec<Action>) {
+    fn pour(
+        &mut self,
+        source: IpKey,
+        call: Option<u64>,
+        weight: f64,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         let rule = self.rules.invites;
         // Where users are accepted, wrong numbers are a person's.
         if !rule.enabled || self.is_excused(&source, now) {
@@ -190,7 +206,13 @@ impl Detector {
     }
 
     /// The answer to a call was acknowledged with its tag: the caller is where it says.
-    pub(in super::super) fn call_is_proven(&mut self, source: Source, call: u64, now: u64, actions: &mut Vec<Action>) {
+    pub(in super::super) fn call_is_proven(
+        &mut self,
+        source: IpKey,
+        call: u64,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         let rule = self.rules.invites;
         let is_spared = self.known.was_good_lately(&source, now)
             || self.served.is_established(&source, now)
@@ -214,7 +236,12 @@ impl Detector {
     }
 
     /// Looks at calls whose acknowledgement has not come.
-    pub(in super::super) fn settle_calls(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+    pub(in super::super) fn settle_calls(
+        &mut self,
+        source: IpKey,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
@@ -229,12 +256,13 @@ impl Detector {
         }
     }
 
-    fn weigh_calls(&mut self, source: Source, level: Level, now: u64, actions: &mut Vec<Action>) {
+    fn weigh_calls(&mut self, source: IpKey, level: Level, now: u64, actions: &mut Vec<Action>) {
         let rule = self.rules.invites;
         let Some(state) = self.sources.get(&source) else {
             return;
         };
-        let bucket = if level == Level::Routable { &state.calls.routable } else { &state.calls.all };
+        let bucket =
+            if level == Level::Routable { &state.calls.routable } else { &state.calls.all };
         let filled = bucket.level(now, rule.per.nanos());
         let (refused, served) = (state.calls.refused as usize, self.served.numbers(&source, now));
         // At level 1 that many are enough; a little has leaked out since the first.
@@ -244,18 +272,25 @@ impl Detector {
         }
         let reason = format!("{refused} calls refused, {served} answered");
         let finding = self.about(source, NAME, level, reason);
-        self.convict(level, finding, now, actions);
+        self.emit_ban(level, finding, now, actions);
     }
 
-    fn convict_number(&mut self, source: Source, end: &str, level: Level, now: u64, actions: &mut Vec<Action>) {
+    fn convict_number(
+        &mut self,
+        source: IpKey,
+        end: &str,
+        level: Level,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         let growth = if level == Level::Routable { Growth::Full } else { Growth::None };
         let reason = format!("calls to one number (...{end}) under {PREFIXES} prefixes");
         let finding = Finding { growth, ..self.about(source, NAME, level, reason) };
-        self.convict(level, finding, now, actions);
+        self.emit_ban(level, finding, now, actions);
     }
 
     /// Whether refused calls of a source are its users' wrong numbers.
-    fn is_excused(&self, source: &Source, now: u64) -> bool {
+    fn is_excused(&self, source: &IpKey, now: u64) -> bool {
         let is_client = self.known.was_good_lately(source, now);
         is_client || self.peers.is_peer(source, now)
     }
@@ -275,7 +310,11 @@ mod tests {
             ("011441234567890", 3),
             ("900441234567890", 4),
         ] {
-            assert_eq!(calls.note(number, 1, 1), Some(("234567890".to_owned(), prefixes)), "{number}");
+            assert_eq!(
+                calls.note(number, 1, 1),
+                Some(("234567890".to_owned(), prefixes)),
+                "{number}"
+            );
         }
         assert_eq!(calls.note("0049301234567", 1, 1).map(|found| found.1), Some(1));
         assert_eq!((calls.note("1001", 1, 1), calls.note("alice", 1, 1)), (None, None));

@@ -1,5 +1,5 @@
-//! Evidence is weighed here: one file a rule. Each says of which level its evidence must be, and all
-//! of them end in [`Detector::convict`], the one place where evidence becomes a finding.
+//! Evidence is weighed here: one file a rule. Each says of which level its evidence must be, and
+//! all of them end in [`Detector::emit_ban`], the one place where evidence becomes a finding.
 
 pub(super) mod decoy;
 pub(super) mod enumeration;
@@ -10,7 +10,7 @@ pub(super) mod signature;
 pub(super) mod sprayed;
 pub(super) mod volume;
 
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use super::claim::{Growth, Level};
 use super::{Action, Detector, Finding};
@@ -25,9 +25,9 @@ pub(super) const MEMORY_NS: u64 = 7 * 24 * 3_600_000_000_000;
 const LEAST: u32 = 2;
 
 impl Detector {
-    /// How much of a kind of evidence is enough, for a source: half for one that has offended before,
-    /// or says that it is a product that attackers use; then two.
-    pub(super) fn threshold(&self, source: &Source, count: u32, now: u64) -> usize {
+    /// How much of a kind of evidence is enough, for a source: half for one that has offended
+    /// before, or says that it is a product that attackers use; then two.
+    pub(super) fn threshold(&self, source: &IpKey, count: u32, now: u64) -> usize {
         let offender = self.offenders.get(source, now).copied().unwrap_or(0);
         let is_doubtful = self.sources.get(source).is_some_and(|state| state.is_doubtful);
         let lowered = match offender + u32::from(is_doubtful) {
@@ -39,7 +39,13 @@ impl Detector {
     }
 
     /// A finding about all of a source.
-    pub(super) fn about(&self, source: Source, kind: &'static str, level: Level, reason: String) -> Finding {
+    pub(super) fn about(
+        &self,
+        source: IpKey,
+        kind: &'static str,
+        level: Level,
+        reason: String,
+    ) -> Finding {
         Finding {
             source,
             bits: 128,
@@ -52,9 +58,15 @@ impl Detector {
         }
     }
 
-    /// Evidence becomes a finding. A convicted place loses its standing at once, by level 1 evidence
-    /// only; its evidence begins anew.
-    pub(super) fn convict(&mut self, level: Level, finding: Finding, now: u64, actions: &mut Vec<Action>) {
+    /// Evidence becomes a finding. A convicted place loses its standing at once, by level 1
+    /// evidence only; its evidence begins anew.
+    pub(super) fn emit_ban(
+        &mut self,
+        level: Level,
+        finding: Finding,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         let source = finding.source;
         // By what could be forged nobody loses anything who is known.
         if level == Level::Seen && self.has_standing(&source, now) {
@@ -79,10 +91,10 @@ impl Detector {
         }
         if level == Level::Routable {
             match finding.port {
-                Some(port) => _ = self.known.convict(&source, Some(port)),
+                Some(port) => _ = self.known.mark_offender(&source, Some(port)),
                 None => {
                     for port in &finding.ports {
-                        self.known.convict(&source, Some(*port));
+                        self.known.mark_offender(&source, Some(*port));
                     }
                     self.served.end(&source);
                 }

@@ -1,14 +1,15 @@
-//! IPv6: whoever has a network hops from host to host. The host comes first; a /64, /56 and /48 have
-//! two, three and four times the thresholds, and only where two or more of the next smaller size
-//! took part. Level 1 only; a nonce that was given within a /64 proves the network, not the host.
+//! IPv6: whoever has a network hops from host to host. The host comes first; a /64, /56 and /48
+//! have two, three and four times the thresholds, and only where two or more of the next smaller
+//! size took part. Level 1 only; a nonce that was given within a /64 proves the network, not the
+//! host.
 
 use std::collections::BTreeSet;
 
-use sip_xdp_common::ip_key::{Source, mask};
+use sip_xdp_common::ip_key::{IpKey, mask};
 
 use super::super::claim::{Growth, Level};
 use super::super::digest::digest;
-use super::super::windows::{Bucket, Window, words};
+use super::super::windows::{LeakyBucket, Window, words};
 use super::super::{Action, Detector, Finding};
 
 /// Width, how many times the thresholds of a host, and the width of its parts.
@@ -25,14 +26,19 @@ pub(in super::super) const LIFETIME_NS: u64 = 24 * 3_600_000_000_000;
 pub(in super::super) struct Network {
     /// Digests of its parts.
     rejected: Window<u64>,
-    slow: Bucket,
+    slow: LeakyBucket,
     /// Parts that took part since it was last banned.
     parts: BTreeSet<u64>,
 }
 
 impl Detector {
     /// A host has had one more password rejected.
-    pub(in super::super) fn weigh_networks(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+    pub(in super::super) fn weigh_networks(
+        &mut self,
+        source: IpKey,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         if source.is_v4() {
             return;
         }
@@ -53,11 +59,16 @@ impl Detector {
                 continue;
             }
             let since = words(network.rejected.since(now));
-            let reason = format!("{count} rejected passwords of several hosts in {since}, nonces echoed");
+            let reason =
+                format!("{count} rejected passwords of several hosts in {since}, nonces echoed");
             let kind = if by_count { super::rejected::REJECTED } else { super::rejected::SLOW };
             *network = Network { slow: network.slow, ..Network::default() };
-            let finding = Finding { bits, growth: Growth::Full, ..self.about(source, kind, Level::Routable, reason) };
-            self.convict(Level::Routable, finding, now, actions);
+            let finding = Finding {
+                bits,
+                growth: Growth::Full,
+                ..self.about(source, kind, Level::Routable, reason)
+            };
+            self.emit_ban(Level::Routable, finding, now, actions);
             return;
         }
     }

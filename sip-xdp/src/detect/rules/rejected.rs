@@ -1,13 +1,13 @@
 //! `rejected`, `slow` and `misconfigured`: passwords that are wrong, fast, patiently, or by a phone
 //! that nobody has reset.
 //!
-//! Of strangers all rejections of an address count together. Where users were accepted, the offender
-//! is the pair of user and port: a bad phone must not take its office down, and an account that is
-//! good must not cover guesses for others.
+//! Of strangers all rejections of an address count together. Where users were accepted, the
+//! offender is the pair of user and port: a bad phone must not take its office down, and an account
+//! that is good must not cover guesses for others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use super::super::claim::{Growth, Level, Rejection};
 use super::super::source_state::{SourceState, Waiting};
@@ -42,7 +42,12 @@ const LONGEST_WAIT_NS: u64 = 180_000_000_000;
 
 impl Detector {
     /// Counts those rejections that were waiting for long enough.
-    pub(in super::super) fn settle_rejections(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+    pub(in super::super) fn settle_rejections(
+        &mut self,
+        source: IpKey,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
@@ -50,8 +55,9 @@ impl Detector {
         let transactions = &self.transactions;
         let is_certain = |one: &mut Waiting| {
             let age = now.saturating_sub(one.at);
-            let is_open =
-                one.may_be_retried && age < LONGEST_WAIT_NS && transactions.is_open(&source, one.rejection.call, now);
+            let is_open = one.may_be_retried
+                && age < LONGEST_WAIT_NS
+                && transactions.is_open(&source, one.rejection.call, now);
             again |= age >= GRACE_NS && is_open;
             age >= GRACE_NS && !is_open
         };
@@ -75,7 +81,7 @@ impl Detector {
     /// Counts those rejections that are waiting and that `counts` says.
     pub(in super::super) fn count_rejections(
         &mut self,
-        source: Source,
+        source: IpKey,
         now: u64,
         counts: impl Fn(&Waiting) -> bool,
         actions: &mut Vec<Action>,
@@ -97,7 +103,14 @@ impl Detector {
         self.weigh_rejections(source, now, actions);
     }
 
-    fn count_rejection(&mut self, source: Source, at: u64, rejection: &Rejection, now: u64, actions: &mut Vec<Action>) {
+    fn count_rejection(
+        &mut self,
+        source: IpKey,
+        at: u64,
+        rejection: &Rejection,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         let (rejected, slow) = (self.rules.rejected, self.rules.slow);
         let Some(state) = self.sources.get_mut(&source) else {
             return;
@@ -117,22 +130,23 @@ impl Detector {
         }
     }
 
-    fn weigh_rejections(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+    fn weigh_rejections(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
         let found = if self.known.was_good(&source, now) {
             self.weigh_office(source, now, actions)
         } else {
             self.weigh_stranger(source, now)
         };
         if let Some((level, finding)) = found {
-            self.convict(level, finding, now, actions);
+            self.emit_ban(level, finding, now, actions);
         }
     }
 
     /// Rejections of an address from which nobody was ever accepted.
-    fn weigh_stranger(&self, source: Source, now: u64) -> Option<(Level, Finding)> {
+    fn weigh_stranger(&self, source: IpKey, now: u64) -> Option<(Level, Finding)> {
         let state = self.sources.get(&source)?;
         for level in [Level::Routable, Level::Seen] {
-            let tries: Vec<&(u64, Rejection)> = state.rejected.iter().filter(|(_, one)| one.level >= level).collect();
+            let tries: Vec<&(u64, Rejection)> =
+                state.rejected.iter().filter(|(_, one)| one.level >= level).collect();
             if let Some(finding) = self.weigh_tries(source, state, level, &tries, now) {
                 return Some((level, finding));
             }
@@ -142,7 +156,7 @@ impl Detector {
 
     fn weigh_tries(
         &self,
-        source: Source,
+        source: IpKey,
         state: &SourceState,
         level: Level,
         tries: &[&(u64, Rejection)],
@@ -152,7 +166,8 @@ impl Detector {
         let bucket = if level == Level::Routable { &state.slow } else { &state.slow_seen };
         let filled = bucket.level(now, slow.per.nanos());
         let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
-        let by_count = rejected.enabled && tries.len() >= self.threshold(&source, rejected.count, now);
+        let by_count =
+            rejected.enabled && tries.len() >= self.threshold(&source, rejected.count, now);
         // Half of it, but no less: what is in it leaks out in hours.
         let many = self.threshold(&source, slow.count, now).max(slow.count.div_ceil(2) as usize);
         let by_level = slow.enabled && filled >= many as f64 - 0.5;
@@ -169,7 +184,8 @@ impl Detector {
             () if by_spray => super::sprayed::NAME,
             () => SLOW,
         };
-        let mut finding = self.about(source, kind, level, told(state, &users, tries, level, now));
+        let mut finding =
+            self.about(source, kind, level, evidence_text(state, &users, tries, level, now));
         if is_phone && level == Level::Routable {
             finding.growth = Growth::Mild;
         }
@@ -177,7 +193,12 @@ impl Detector {
     }
 
     /// Rejections of an address behind which there are accepted users.
-    fn weigh_office(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) -> Option<(Level, Finding)> {
+    fn weigh_office(
+        &mut self,
+        source: IpKey,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) -> Option<(Level, Finding)> {
         let state = self.sources.get(&source)?;
         let (rejected, slow) = (self.rules.rejected, self.rules.slow);
         let real: Vec<&(u64, Rejection)> =
@@ -187,13 +208,17 @@ impl Detector {
                 || slow.enabled && bucket >= f64::from(slow.count) - 0.5
         };
 
-        // One port after the other. One that carries other accepted users is itself the offender only
-        // if more are rejected than are accepted; where they are as many, if no phone would go on so.
+        // One port after the other. One that carries other accepted users is itself the offender
+        // only if more are rejected than are accepted; where they are as many, if no phone would go
+        // on so.
         let mut by_port: BTreeMap<u16, Vec<&(u64, Rejection)>> = BTreeMap::new();
         real.iter().for_each(|one| by_port.entry(one.1.port).or_default().push(one));
         for (port, tries) in &by_port {
             let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
-            let bucket = state.slow_ports.get(port).map_or(0.0, |bucket| bucket.level(now, slow.per.nanos()));
+            let bucket = state
+                .slow_ports
+                .get(port)
+                .map_or(0.0, |bucket| bucket.level(now, slow.per.nanos()));
             if !enough(tries.len(), bucket) {
                 continue;
             }
@@ -242,13 +267,21 @@ impl Detector {
 
     /// A finding about all of an address with accepted users. Accepted ports that did not offend go
     /// on.
-    fn convict_address(&self, source: Source, tries: &[&(u64, Rejection)], now: u64) -> (Level, Finding) {
+    fn convict_address(
+        &self,
+        source: IpKey,
+        tries: &[&(u64, Rejection)],
+        now: u64,
+    ) -> (Level, Finding) {
         let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
         let mut ports: Vec<u16> = tries.iter().map(|(_, one)| one.port).collect();
         ports.sort_unstable();
         ports.dedup();
-        let reason =
-            self.sources.get(&source).map(|state| told(state, &users, tries, Level::Routable, now)).unwrap_or_default();
+        let reason = self
+            .sources
+            .get(&source)
+            .map(|state| evidence_text(state, &users, tries, Level::Routable, now))
+            .unwrap_or_default();
         let finding = Finding { ports, ..self.about(source, REJECTED, Level::Routable, reason) };
         (Level::Routable, finding)
     }
@@ -256,17 +289,20 @@ impl Detector {
     /// A finding about one port of an address with accepted users.
     fn convict_port(
         &mut self,
-        source: Source,
+        source: IpKey,
         port: u16,
         now: u64,
         actions: &mut Vec<Action>,
     ) -> Option<(Level, Finding)> {
         let state = self.sources.get_mut(&source)?;
-        let tries: Vec<&(u64, Rejection)> =
-            state.rejected.iter().filter(|(_, one)| one.level == Level::Routable && one.port == port).collect();
+        let tries: Vec<&(u64, Rejection)> = state
+            .rejected
+            .iter()
+            .filter(|(_, one)| one.level == Level::Routable && one.port == port)
+            .collect();
         let users = SourceState::users_of(tries.iter().map(|(_, one)| one));
         let is_phone = is_phone(&tries, &users);
-        let reason = told(state, &users, &tries, Level::Routable, now);
+        let reason = evidence_text(state, &users, &tries, Level::Routable, now);
         let users: Vec<String> = users.into_iter().map(str::to_owned).collect();
         let mut roams = false;
         for user in users {
@@ -283,7 +319,11 @@ impl Detector {
         }
         let kind = if is_phone { MISCONFIGURED } else { REJECTED };
         let growth = if is_phone { Growth::Mild } else { Growth::Full };
-        let finding = Finding { port: Some(port), growth, ..self.about(source, kind, Level::Routable, reason) };
+        let finding = Finding {
+            port: Some(port),
+            growth,
+            ..self.about(source, kind, Level::Routable, reason)
+        };
         Some((Level::Routable, finding))
     }
 }
@@ -295,7 +335,13 @@ fn is_phone(tries: &[&(u64, Rejection)], users: &BTreeSet<&str>) -> bool {
 }
 
 /// Rejections in words and numbers.
-fn told(state: &SourceState, users: &BTreeSet<&str>, tries: &[&(u64, Rejection)], level: Level, now: u64) -> String {
+fn evidence_text(
+    state: &SourceState,
+    users: &BTreeSet<&str>,
+    tries: &[&(u64, Rejection)],
+    level: Level,
+    now: u64,
+) -> String {
     let whom = match users.iter().next() {
         Some(user) if users.len() == 1 => format!("the user {user:?}"),
         _ => format!("{} users", users.len()),
@@ -307,5 +353,8 @@ fn told(state: &SourceState, users: &BTreeSet<&str>, tries: &[&(u64, Rejection)]
     let tool = state.signature.as_ref().map_or_else(String::new, |what| format!(", {what}"));
     let since = tries.first().map_or(0, |(at, _)| now.saturating_sub(*at));
     let count = tries.len();
-    format!("{count} rejected passwords for {whom} in {}, {nonce}, none accepted{tool}", words(since))
+    format!(
+        "{count} rejected passwords for {whom} in {}, {nonce}, none accepted{tool}",
+        words(since)
+    )
 }

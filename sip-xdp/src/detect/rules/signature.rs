@@ -1,11 +1,11 @@
-//! `signature`: requests that only tools send: their User-Agents, the shape of their tags, and users
-//! that nobody has.
+//! `signature`: requests that only tools send: their User-Agents, the shape of their tags, and
+//! users that nobody has.
 //!
 //! Anybody can have sent one in somebody else's name. So it leads to a limit first, and is decided
 //! at the final answer: a right password clears it; a ban takes a sender that is where it says, a
 //! second kind of evidence from another packet, or several calls.
 
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use super::super::claim::Level;
 use super::super::responses::Answer;
@@ -26,7 +26,7 @@ impl Detector {
     /// Looks at a request for what gives a tool away.
     pub(in super::super) fn look_for_signature(
         &mut self,
-        source: Source,
+        source: IpKey,
         head: &Head<'_>,
         now: u64,
         actions: &mut Vec<Action>,
@@ -34,9 +34,10 @@ impl Detector {
         if !self.rules.signature.enabled || self.has_standing(&source, now) {
             return;
         }
-        let is_doubtful = head.agent.is_some_and(|agent| names(agent, &self.rules.signature.products));
-        // A tool gives itself away in every request. One that does not was sent by somebody else: what
-        // was forged in the name of a phone must not be proven by the phone.
+        let is_doubtful =
+            head.agent.is_some_and(|agent| names(agent, &self.rules.signature.products));
+        // A tool gives itself away in every request. One that does not was sent by somebody else:
+        // what was forged in the name of a phone must not be proven by the phone.
         let found = signature(head, &self.rules.signature);
         let Some(state) = self.sources.get_mut(&source) else {
             return;
@@ -73,7 +74,8 @@ impl Detector {
         let Some(decided) = state.tool_calls.get_mut(&request.call) else {
             return;
         };
-        // A challenge is an answer, too: credentials that follow it, and are right, clear all of this.
+        // A challenge is an answer, too: credentials that follow it, and are right, clear all of
+        // this.
         *decided = None;
         if level == Level::Routable && !answer.is_foreign && answer.to == source {
             self.convict_tool(source, level, ", and it echoes its nonce", now, actions);
@@ -83,14 +85,25 @@ impl Detector {
     }
 
     /// A dialog of a source that looks like a tool proves that it is where it says.
-    pub(in super::super) fn tool_is_proven(&mut self, source: Source, call: u64, now: u64, actions: &mut Vec<Action>) {
+    pub(in super::super) fn tool_is_proven(
+        &mut self,
+        source: IpKey,
+        call: u64,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         if self.sources.get(&source).is_some_and(|state| state.tool_calls.contains_key(&call)) {
             self.convict_tool(source, Level::Routable, ", and it repeats our tag", now, actions);
         }
     }
 
     /// Calls that were not answered at all, or not with credentials, are decided by the time.
-    pub(in super::super) fn settle_tool_calls(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+    pub(in super::super) fn settle_tool_calls(
+        &mut self,
+        source: IpKey,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         let Some(state) = self.sources.get_mut(&source) else {
             return;
         };
@@ -105,7 +118,7 @@ impl Detector {
         }
     }
 
-    fn weigh_tool(&mut self, source: Source, now: u64, actions: &mut Vec<Action>) {
+    fn weigh_tool(&mut self, source: IpKey, now: u64, actions: &mut Vec<Action>) {
         let Some(state) = self.sources.get(&source) else {
             return;
         };
@@ -121,7 +134,14 @@ impl Detector {
         }
     }
 
-    fn convict_tool(&mut self, source: Source, level: Level, more: &str, now: u64, actions: &mut Vec<Action>) {
+    fn convict_tool(
+        &mut self,
+        source: IpKey,
+        level: Level,
+        more: &str,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
         // What looked like a tool before somebody was accepted from there may have been forged.
         if !self.rules.signature.enabled || self.has_standing(&source, now) {
             return;
@@ -130,7 +150,7 @@ impl Detector {
             return;
         };
         let finding = self.about(source, NAME, level, format!("{what}{more}"));
-        self.convict(level, finding, now, actions);
+        self.emit_ban(level, finding, now, actions);
     }
 }
 
@@ -160,15 +180,18 @@ fn starts_with(agent: &[u8], known: &[u8]) -> bool {
     agent.get(..known.len()).is_some_and(|start| start.eq_ignore_ascii_case(known))
 }
 
-/// sipvicious writes what it is after into its tags: text, a byte 1 and a number, all as hexadecimal digits
-/// (`createTag` in its svhelper.py). What another phone draws at random does not come out like that.
+/// sipvicious writes what it is after into its tags: text, a byte 1 and a number, all as
+/// hexadecimal digits (`createTag` in its svhelper.py). What another phone draws at random does not
+/// come out like that.
 fn is_sipvicious_tag(tag: &[u8]) -> bool {
     if tag.len() < 8 || !tag.len().is_multiple_of(2) || tag.len() > 512 {
         return false;
     }
     let digit = |byte: u8| char::from(byte).to_digit(16);
-    let bytes: Option<Vec<u8>> =
-        tag.chunks_exact(2).map(|pair| Some((digit(pair[0])? << 4 | digit(pair[1])?) as u8)).collect();
+    let bytes: Option<Vec<u8>> = tag
+        .chunks_exact(2)
+        .map(|pair| Some((digit(pair[0])? << 4 | digit(pair[1])?) as u8))
+        .collect();
     let Some(bytes) = bytes else {
         return false;
     };
@@ -195,9 +218,14 @@ mod tests {
     fn tools_are_known_by_name() {
         assert!(found("User-Agent: friendly-scanner").is_some());
         assert!(found("user-agent : FRIENDLY-SCANNER 0.3").is_some());
-        for product in
-            ["Yealink SIP-T46S 66.84", "Asterisk PBX", "PortSIP UC", "sipsak 0.9.8", "my friendly-scanner", ""]
-        {
+        for product in [
+            "Yealink SIP-T46S 66.84",
+            "Asterisk PBX",
+            "PortSIP UC",
+            "sipsak 0.9.8",
+            "my friendly-scanner",
+            "",
+        ] {
             assert_eq!(found(&format!("User-Agent: {product}")), None, "{product}");
         }
     }
@@ -208,7 +236,15 @@ mod tests {
         for text in ["100\x011234567890", "100:secret\x0199", "c6336401\x0142"] {
             assert!(is_sipvicious_tag(hex(text).as_bytes()), "{text:?}");
         }
-        for tag in ["31303001", "1928301774", "a6c85cf", "as58f4201b", "", "0102030405060708", "deadbeefdeadbeef"] {
+        for tag in [
+            "31303001",
+            "1928301774",
+            "a6c85cf",
+            "as58f4201b",
+            "",
+            "0102030405060708",
+            "deadbeefdeadbeef",
+        ] {
             assert!(!is_sipvicious_tag(tag.as_bytes()), "{tag}");
         }
         assert!(found(&format!("From: <sip:x@a>;tag={}", hex("100\x0142"))).is_some());

@@ -1,9 +1,9 @@
-//! `sprayed`: an accepted user whose password many strangers try. Each of them is then banned at its
-//! third rejection in a day; places where the user was accepted are untouched.
+//! `sprayed`: an accepted user whose password many strangers try. Each of them is then banned at
+//! its third rejection in a day; places where the user was accepted are untouched.
 
 use std::collections::{HashMap, VecDeque};
 
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 use super::super::claim::{Level, Rejection};
 use super::super::source_state::SourceState;
@@ -43,7 +43,14 @@ const fn index(level: Level) -> usize {
 
 impl Sprayed {
     /// Notes a try. Returns how many there were, if that makes the user sprayed.
-    fn note(&mut self, user: &str, level: Level, count: usize, now: u64, per: u64) -> Option<usize> {
+    fn note(
+        &mut self,
+        user: &str,
+        level: Level,
+        count: usize,
+        now: u64,
+        per: u64,
+    ) -> Option<usize> {
         if !self.users.contains_key(user) {
             if self.users.len() >= MAX_USERS
                 && let Some(oldest) = self.order.pop_front()
@@ -71,7 +78,8 @@ impl Sprayed {
     pub(in super::super) fn tidy(&mut self, now: u64, per: u64) {
         self.users.retain(|_, user| {
             user.tries.iter_mut().for_each(|tries| tries.tidy(now, per));
-            user.tries.iter().any(|tries| tries.len() > 0) || user.until.iter().any(|until| *until > now)
+            user.tries.iter().any(|tries| tries.len() > 0)
+                || user.until.iter().any(|until| *until > now)
         });
         let users = &self.users;
         self.order.retain(|user| users.contains_key(user));
@@ -82,7 +90,7 @@ impl Detector {
     /// A stranger was rejected for a user.
     pub(in super::super) fn user_was_tried(
         &mut self,
-        source: Source,
+        source: IpKey,
         rejection: &Rejection,
         now: u64,
         actions: &mut Vec<Action>,
@@ -95,7 +103,10 @@ impl Detector {
         }
         let found = self.sprayed.note(user, *level, rule.count as usize, now, rule.per.nanos());
         if let Some(count) = found {
-            let text = format!("strangers had {count} passwords rejected for the user {user:?} within {}", rule.per);
+            let text = format!(
+                "strangers had {count} passwords rejected for the user {user:?} within {}",
+                rule.per
+            );
             actions.push(Action::Note("sprayed", text));
         }
         if self.sprayed.is_sprayed(user, *level, now)
@@ -106,7 +117,11 @@ impl Detector {
     }
 
     /// Whether a stranger has had its tries for sprayed users.
-    pub(in super::super) fn is_third_for_a_sprayed_user(&self, state: &SourceState, level: Level) -> bool {
+    pub(in super::super) fn is_third_for_a_sprayed_user(
+        &self,
+        state: &SourceState,
+        level: Level,
+    ) -> bool {
         let tries = state.sprayed.iter().filter(|(_, one)| *one >= level);
         self.rules.sprayed.enabled && tries.count() >= TRIES
     }

@@ -1,14 +1,15 @@
 //! `register` and `requests`: turns limit events into findings: who floods, and whether it is one
 //! sender.
 //!
-//! The kernel has already dropped the excess; a finding only decides on a ban. It may therefore wait the second that
-//! tells one flooding sender from an office whose phones all register at once. Pure: time comes with the events.
+//! The kernel has already dropped the excess; a finding only decides on a ban. It may therefore
+//! wait the second that tells one flooding sender from an office whose phones all register at once.
+//! Pure: time comes with the events.
 
 use std::collections::HashMap;
 
-use sip_xdp_common::abi::layout::{BY_ADDRESS, Event};
-use sip_xdp_common::ip_key::{Source, mask};
-use sip_xdp_common::limits::gcra::Bucket;
+use sip_xdp_common::abi::layout::{BY_ADDRESS, KernelEvent};
+use sip_xdp_common::ip_key::{IpKey, mask};
+use sip_xdp_common::limits::gcra::LimitKind;
 
 use crate::config::{Config, Rate, Rule};
 use crate::sip::message::Head;
@@ -24,8 +25,8 @@ const MIN_SAMPLES: usize = 8;
 /// How many of the latest events of a source are kept.
 const MAX_SAMPLES: usize = 64;
 
-/// How many sources are watched at the same time. The kernel sends at most some thousand events a second; a source
-/// beyond this number is limited all the same, and watched when there is room.
+/// How many sources are watched at the same time. The kernel sends at most some thousand events a
+/// second; a source beyond this number is limited all the same, and watched when there is room.
 const MAX_SUSPECTS: usize = 16_384;
 
 /// A source is forgotten when it has been quiet for this long, in nanoseconds.
@@ -35,7 +36,7 @@ const QUIET: u64 = 60_000_000_000;
 #[derive(Debug)]
 pub(in super::super) struct Volume {
     rules: Rules,
-    suspects: HashMap<Source, Suspect>,
+    suspects: HashMap<IpKey, Suspect>,
 }
 
 #[derive(Debug, Clone)]
@@ -62,7 +63,7 @@ struct Suspect {
 /// What one event says of its sender.
 #[derive(Debug, Clone, Copy)]
 struct Sample {
-    source: Source,
+    source: IpKey,
     port: u16,
     user: Option<u64>,
     call_id: Option<u64>,
@@ -73,7 +74,7 @@ struct Sample {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in super::super) struct Flood {
     /// Whose: the source that sent most of the sampled packets.
-    pub(in super::super) source: Source,
+    pub(in super::super) source: IpKey,
     /// The port that most of them came from.
     pub(in super::super) port: u16,
     /// At least half of its samples echo a nonce that only their sender was given.
@@ -81,7 +82,7 @@ pub(in super::super) struct Flood {
     /// The width of what floods: 128 for a host, less for an IPv6 network whose hosts take turns.
     pub(in super::super) bits: u8,
     /// Which kind of evidence.
-    pub(in super::super) kind: Bucket,
+    pub(in super::super) kind: LimitKind,
     /// The evidence in words and numbers.
     pub(in super::super) reason: String,
 }
@@ -104,8 +105,10 @@ impl Volume {
     }
 
     /// Forgets a source: it was banned, or an operator has pardoned it.
-    pub(in super::super) fn forget(&mut self, source: &Source) {
-        self.suspects.retain(|suspect, _| suspect != source && *suspect != source.masked(self.rules.ipv6_mask));
+    pub(in super::super) fn forget(&mut self, source: &IpKey) {
+        self.suspects.retain(|suspect, _| {
+            suspect != source && *suspect != source.masked(self.rules.ipv6_mask)
+        });
     }
 
     /// Forgets sources that have been quiet.
@@ -114,13 +117,17 @@ impl Volume {
     }
 
     /// Takes an event, and says whether it completes the evidence for a ban.
-    pub(in super::super) fn observe(&mut self, event: &Event, routable: bool) -> Option<Flood> {
-        let kind = Bucket::from_number(event.bucket)?;
+    pub(in super::super) fn observe(
+        &mut self,
+        event: &KernelEvent,
+        routable: bool,
+    ) -> Option<Flood> {
+        let kind = LimitKind::from_number(event.bucket)?;
         // Responses, keepalives and noise are limited, never evidence.
         let (rule, limit) = match kind {
-            Bucket::Register => self.rules.register,
-            Bucket::Requests => self.rules.requests,
-            Bucket::Other | Bucket::Storm | Bucket::Fragments => return None,
+            LimitKind::Register => self.rules.register,
+            LimitKind::Requests => self.rules.requests,
+            LimitKind::Other | LimitKind::Storm | LimitKind::Fragments => return None,
         };
         // As the kernel meters it.
         let by_address = event.flags & BY_ADDRESS != 0 || event.source.is_v4();
@@ -133,12 +140,15 @@ impl Volume {
             *suspect = Suspect::new(event);
         }
         suspect.note(event, routable);
-        if !rule.enabled || event.time.saturating_sub(suspect.first) < WATCH || suspect.samples.len() < MIN_SAMPLES {
+        if !rule.enabled
+            || event.time.saturating_sub(suspect.first) < WATCH
+            || suspect.samples.len() < MIN_SAMPLES
+        {
             return None;
         }
         // What had passed when the bucket ran dry, and all that was seen since.
         let (before, seen) = match kind {
-            Bucket::Register => (suspect.registers, event.registers),
+            LimitKind::Register => (suspect.registers, event.registers),
             _ => (suspect.seen, event.seen),
         };
         let count = u64::from(limit.count) + seen.saturating_sub(before);
@@ -149,8 +159,8 @@ impl Volume {
         let registers = event.registers.saturating_sub(suspect.registers);
         let requests = event.seen.saturating_sub(suspect.seen).max(1);
         let seconds = event.time.saturating_sub(suspect.first) as f64 / 1e9;
-        let what = if kind == Bucket::Register { "REGISTER" } else { "requests" };
-        let share = if kind == Bucket::Requests {
+        let what = if kind == LimitKind::Register { "REGISTER" } else { "requests" };
+        let share = if kind == LimitKind::Requests {
             format!(", {}% REGISTER", 100 * registers / requests)
         } else {
             String::new()
@@ -158,11 +168,17 @@ impl Volume {
         let finding = Flood {
             source: sender.source,
             port: sender.port,
-            routable: 2 * suspect.samples.iter().filter(|sample| sample.routable).count() >= suspect.samples.len(),
-            bits: if by_address || suspect.is_one_host(sender.source) { 128 } else { self.rules.ipv6_prefix },
+            routable: 2 * suspect.samples.iter().filter(|sample| sample.routable).count()
+                >= suspect.samples.len(),
+            bits: if by_address || suspect.is_one_host(sender.source) {
+                128
+            } else {
+                self.rules.ipv6_prefix
+            },
             kind,
             reason: format!(
-                "{what} flood: {requests} in {seconds:.1} s over the limit of {} in {}{share}, {described}",
+                "{what} flood: {requests} in {seconds:.1} s over the limit of {} in {}{share}, \
+                 {described}",
                 limit.count, limit.per
             ),
         };
@@ -184,7 +200,7 @@ impl Rules {
 }
 
 impl Suspect {
-    fn new(event: &Event) -> Self {
+    fn new(event: &KernelEvent) -> Self {
         Self {
             first: event.time,
             last: event.time,
@@ -195,7 +211,7 @@ impl Suspect {
         }
     }
 
-    fn note(&mut self, event: &Event, routable: bool) {
+    fn note(&mut self, event: &KernelEvent, routable: bool) {
         self.last = event.time;
         let head = event.head.get(..usize::from(event.head_length)).unwrap_or_default();
         let found = Head::read(head);
@@ -215,15 +231,16 @@ impl Suspect {
     }
 
     /// Whether most samples are of one host.
-    fn is_one_host(&self, host: Source) -> bool {
+    fn is_one_host(&self, host: IpKey) -> bool {
         2 * self.samples.iter().filter(|sample| sample.source == host).count() >= self.samples.len()
     }
 
-    /// Whether one sender is behind most of it: one port, one call, or one user by whatever ports. Many phones behind
-    /// one address differ in all three.
+    /// Whether one sender is behind most of it: one port, one call, or one user by whatever ports.
+    /// Many phones behind one address differ in all three.
     fn one_sender(&self) -> Option<(Sample, String)> {
         let all = self.samples.len();
-        let (ports, port, by_port) = most_common(self.samples.iter().map(|s| Some((s.source, s.port))))?;
+        let (ports, port, by_port) =
+            most_common(self.samples.iter().map(|s| Some((s.source, s.port))))?;
         let sender = *self.samples.iter().find(|s| (s.source, s.port) == port)?;
         if 2 * by_port >= all {
             return Some((sender, format!("{by_port} of {all} samples from port {}", sender.port)));
@@ -231,13 +248,19 @@ impl Suspect {
         if let Some((_, _, calls)) = most_common(self.samples.iter().map(|s| s.call_id))
             && 2 * calls >= all
         {
-            return Some((sender, format!("{calls} of {all} samples with one Call-ID, from {ports} ports")));
+            return Some((
+                sender,
+                format!("{calls} of {all} samples with one Call-ID, from {ports} ports"),
+            ));
         }
         if let Some((_, _, users)) = most_common(self.samples.iter().map(|s| s.user))
             && all >= 2 * MIN_SAMPLES
             && 10 * users >= 9 * all
         {
-            return Some((sender, format!("{users} of {all} samples for one user, from {ports} ports")));
+            return Some((
+                sender,
+                format!("{users} of {all} samples for one user, from {ports} ports"),
+            ));
         }
         None
     }
@@ -253,22 +276,27 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     /// An event every 50 ms, as the kernel sends them, for a flood of `rate` a second.
-    fn flood(rate: u64, shape: impl Fn(u64) -> (u16, String, String)) -> impl Iterator<Item = Event> {
+    fn flood(
+        rate: u64,
+        shape: impl Fn(u64) -> (u16, String, String),
+    ) -> impl Iterator<Item = KernelEvent> {
         (0..400).map(move |n| {
             let (port, user, call) = shape(n);
             let seen = 51 + n * rate / 20;
-            let mut event = Event {
+            let mut event = KernelEvent {
                 time: 1_000_000 * MS + n * 50 * MS,
                 source: crate::net::network::source_of("192.0.2.66".parse().unwrap()),
                 port,
                 kind: EventKind::Limited as u8,
                 message: Message::Register as u8,
-                bucket: Bucket::Requests as u8,
+                bucket: LimitKind::Requests as u8,
                 seen,
                 registers: seen,
-                ..Event::zeroed()
+                ..KernelEvent::zeroed()
             };
-            let head = format!("REGISTER sip:x SIP/2.0\r\nFrom: <sip:{user}@x>;tag=1\r\nCall-ID: {call}\r\n\r\n");
+            let head = format!(
+                "REGISTER sip:x SIP/2.0\r\nFrom: <sip:{user}@x>;tag=1\r\nCall-ID: {call}\r\n\r\n"
+            );
             assert!(head.len() <= HEAD);
             event.head[..head.len()].copy_from_slice(head.as_bytes());
             event.head_length = head.len() as u16;
@@ -276,7 +304,7 @@ mod tests {
         })
     }
 
-    fn run(events: impl Iterator<Item = Event>, config: &Config) -> Option<(u64, Flood)> {
+    fn run(events: impl Iterator<Item = KernelEvent>, config: &Config) -> Option<(u64, Flood)> {
         let mut detector = Volume::new(config);
         let mut start = None;
         events.into_iter().find_map(|event| {
@@ -290,9 +318,11 @@ mod tests {
         let events = flood(180, |n| (5060, format!("{n}"), format!("call-{n}")));
         let (after, finding) = run(events, &Config::default()).unwrap();
         assert_eq!(after, 1_000);
-        assert_eq!((finding.kind, finding.port), (Bucket::Requests, 5060));
+        assert_eq!((finding.kind, finding.port), (LimitKind::Requests, 5060));
         assert!(
-            finding.reason.starts_with("requests flood: 181 in 1.0 s over the limit of 50 in 10s, 100% REGISTER"),
+            finding.reason.starts_with(
+                "requests flood: 181 in 1.0 s over the limit of 50 in 10s, 100% REGISTER"
+            ),
             "{}",
             finding.reason
         );
@@ -301,19 +331,25 @@ mod tests {
     #[test]
     fn changing_ports_does_not_hide_one_call_or_one_user() {
         let config = Config::default();
-        let (_, by_call) = run(flood(180, |n| (n as u16, format!("{n}"), "c".into())), &config).unwrap();
+        let (_, by_call) =
+            run(flood(180, |n| (n as u16, format!("{n}"), "c".into())), &config).unwrap();
         assert!(by_call.reason.contains("with one Call-ID"), "{}", by_call.reason);
-        let (_, by_user) = run(flood(180, |n| (n as u16, "100".into(), format!("{n}"))), &config).unwrap();
+        let (_, by_user) =
+            run(flood(180, |n| (n as u16, "100".into(), format!("{n}"))), &config).unwrap();
         assert!(by_user.reason.contains("for one user"), "{}", by_user.reason);
     }
 
     #[test]
     fn many_phones_behind_one_address_are_no_sender() {
         // 300 phones, each with its own port, user and calls, for 20 s.
-        let events = flood(600, |n| (10_000 + (n % 300) as u16, format!("{}", n % 300), format!("call-{n}")));
+        let events = flood(600, |n| {
+            (10_000 + (n % 300) as u16, format!("{}", n % 300), format!("call-{n}"))
+        });
         assert_eq!(run(events, &Config::default()), None);
         // The same with few phones: four of them, none with half of the traffic.
-        let events = flood(60, |n| (10_000 + (n % 4) as u16, format!("{}", n % 4), format!("call-{}", n % 40)));
+        let events = flood(60, |n| {
+            (10_000 + (n % 4) as u16, format!("{}", n % 4), format!("call-{}", n % 40))
+        });
         assert_eq!(run(events, &Config::default()), None);
     }
 
@@ -337,8 +373,8 @@ mod tests {
 
     #[test]
     fn noise_is_never_evidence() {
-        let events = flood(1_000, |_| (5060, "a".into(), "c".into())).map(|event| Event {
-            bucket: Bucket::Other as u8,
+        let events = flood(1_000, |_| (5060, "a".into(), "c".into())).map(|event| KernelEvent {
+            bucket: LimitKind::Other as u8,
             message: Message::Keepalive as u8,
             ..event
         });

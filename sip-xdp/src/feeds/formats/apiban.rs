@@ -1,5 +1,6 @@
-//! APIBAN: what is new, page by page, each with the ID under which to ask for the next one. Two interfaces are in use:
-//! `POST URL/get` with the key as a bearer token, and before it `GET URL/KEY/banned/ID`.
+//! APIBAN: what is new, page by page, each with the ID under which to ask for the next one. Two
+//! interfaces are in use: `POST URL/get` with the key as a bearer token, and before it `GET
+//! URL/KEY/banned/ID`.
 
 use std::io::Read as _;
 use std::time::{Duration, Instant};
@@ -18,7 +19,8 @@ const TTL: u64 = 7 * 24 * 3_600;
 /// The ID under which the list begins.
 const FIRST: &str = "100";
 
-/// The set of addresses that is asked for if the configuration names none, as APIBAN's own client does.
+/// The set of addresses that is asked for if the configuration names none, as APIBAN's own client
+/// does.
 const SET: &str = "sip";
 
 /// How many pages are asked for in turn. The rest comes with the next synchronisation.
@@ -38,7 +40,8 @@ impl FeedFormat for Apiban {
     }
 
     fn words(&self) -> &'static str {
-        "the API of APIBAN, in both of its versions; wants a `key_file`, and may be asked for a `set`"
+        "the API of APIBAN, in both of its versions; wants a `key_file`, and may be asked for a \
+         `set`"
     }
 
     fn ask(&self, asking: &Asking<'_>) -> Result<Option<(Parsed, Candidate)>, Trouble> {
@@ -59,7 +62,8 @@ fn pages(asking: &Asking<'_>) -> Result<(Parsed, Candidate), Trouble> {
     let Asking { config, last, .. } = asking;
     let key = key(config)?;
     let (now, start) = (clock::wall_ms() / 1_000, Instant::now());
-    let mut candidate = Candidate { cursor: last.cursor.clone(), ends: last.ends.clone(), ..Candidate::default() };
+    let mut candidate =
+        Candidate { cursor: last.cursor.clone(), ends: last.ends.clone(), ..Candidate::default() };
     if asking.from_the_start {
         candidate.cursor = None;
         candidate.ends.clear();
@@ -93,7 +97,8 @@ fn pages(asking: &Asking<'_>) -> Result<(Parsed, Candidate), Trouble> {
     Ok(live("apiban", tally, candidate, now))
 }
 
-/// Asks for one page by the newer interface, or by the older one where the server does not have the newer.
+/// Asks for one page by the newer interface, or by the older one where the server does not have the
+/// newer.
 fn ask_page(asking: &Asking<'_>, key: &str, id: &str) -> Result<Page, Failure> {
     let Asking { config, fetcher, .. } = asking;
     let base = config.url.trim_end_matches('/');
@@ -108,14 +113,17 @@ fn ask_page(asking: &Asking<'_>, key: &str, id: &str) -> Result<Page, Failure> {
         Ok(page) => return Ok(page),
         Err(reason) => reason,
     };
-    // Who does not know the question may say that there is no such page, or take it for one with a wrong key.
+    // Who does not know the question may say that there is no such page, or take it for one with a
+    // wrong key.
     let may_not_know = matches!(status, 400..=499) && status != 429;
     if !may_not_know {
         return Err(failure(status, &headers, reason));
     }
-    let is_known = serde_json::from_slice::<Value>(&bytes).is_ok_and(|value| !value["ipaddress"].is_null());
+    let is_known =
+        serde_json::from_slice::<Value>(&bytes).is_ok_and(|value| !value["ipaddress"].is_null());
     if config.set.is_some() {
-        let no_sets = format!("HTTP {status}: the server knows no sets (POST .../get); leave `set` out");
+        let no_sets =
+            format!("HTTP {status}: the server knows no sets (POST .../get); leave `set` out");
         return Err(if is_known { reason } else { no_sets }.into());
     }
     match older(asking, base, key, id) {
@@ -130,7 +138,8 @@ fn ask_page(asking: &Asking<'_>, key: &str, id: &str) -> Result<Page, Failure> {
 
 /// Asks for one page by the older interface.
 fn older(asking: &Asking<'_>, base: &str, key: &str, id: &str) -> Result<Page, Failure> {
-    let (status, headers, bytes) = whole(asking.fetcher.page(&format!("{base}/{key}/banned/{id}"), &[])?)?;
+    let (status, headers, bytes) =
+        whole(asking.fetcher.page(&format!("{base}/{key}/banned/{id}"), &[])?)?;
     page(status, &bytes).map_err(|reason| failure(status, &headers, reason))
 }
 
@@ -168,7 +177,9 @@ pub(super) fn page(status: u16, body: &[u8]) -> Result<Page, String> {
         _ => String::new(),
     };
     let addresses: Vec<&str> = match &value["ipaddress"] {
-        Value::Array(addresses) => addresses.iter().map(|address| address.as_str().unwrap_or_default()).collect(),
+        Value::Array(addresses) => {
+            addresses.iter().map(|address| address.as_str().unwrap_or_default()).collect()
+        }
         Value::String(text) => vec![text.as_str()],
         _ => return Err(format!("the answer (HTTP {status}) has no addresses")),
     };
@@ -180,19 +191,30 @@ pub(super) fn page(status: u16, body: &[u8]) -> Result<Page, String> {
     }
     match status {
         200 => {}
-        401 | 403 => return Err("the server refuses the key (unauthorized); see key_file".to_owned()),
+        401 | 403 => {
+            return Err("the server refuses the key (unauthorized); see key_file".to_owned());
+        }
         _ => return Err(format!("HTTP {status}")),
     }
     if addresses.is_empty() {
         return Ok(Page::End);
     }
     // It becomes a part of the next address that is asked for.
-    if id.is_empty() || id.len() > 64 || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+    if id.is_empty()
+        || id.len() > 64
+        || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    {
         return Err("the answer has no ID to go on with".to_owned());
     }
     let mut parsed = Parsed::default();
     // Of a page, each address is one; no range or network was ever seen there.
-    let limits = Limits { entries: usize::MAX, bytes: u64::MAX, min_count: 1, min_prefix: 8, min_prefix6: 19 };
+    let limits = Limits {
+        entries: usize::MAX,
+        bytes: u64::MAX,
+        min_count: 1,
+        min_prefix: 8,
+        min_prefix6: 19,
+    };
     for (number, address) in (1..).zip(addresses) {
         match Word::read(address) {
             Word::Malformed => parsed.tally.malformed(number),
@@ -210,16 +232,36 @@ mod tests {
 
     #[test]
     fn pages_and_their_ends() {
-        let more = page(200, b"{\"ipaddress\":[\"192.0.2.1\",\"192.0.2.2\",\"x\"],\"ID\":\"98765\"}").unwrap();
+        let more =
+            page(200, b"{\"ipaddress\":[\"192.0.2.1\",\"192.0.2.2\",\"x\"],\"ID\":\"98765\"}")
+                .unwrap();
         let Page::More(parsed, id) = more else { panic!("{more:?}") };
-        assert_eq!((networks(&parsed).len(), id.as_str(), parsed.tally.count(reason::MALFORMED)), (2, "98765", 1));
+        assert_eq!(
+            (networks(&parsed).len(), id.as_str(), parsed.tally.count(reason::MALFORMED)),
+            (2, "98765", 1)
+        );
         for status in [200, 400, 404] {
-            assert_eq!(page(status, b"{\"ipaddress\":[\"no new bans\"],\"ID\":\"none\"}"), Ok(Page::End));
+            assert_eq!(
+                page(status, b"{\"ipaddress\":[\"no new bans\"],\"ID\":\"none\"}"),
+                Ok(Page::End)
+            );
         }
-        assert!(page(403, b"{\"ipaddress\":[\"0.0.0.0\"],\"ID\":\"unauthorized\"}").unwrap_err().contains("key"));
-        assert!(page(429, b"{\"ipaddress\":\"rate limit exceeded\",\"ID\":\"none\"}").unwrap_err().contains("429"));
+        assert!(
+            page(403, b"{\"ipaddress\":[\"0.0.0.0\"],\"ID\":\"unauthorized\"}")
+                .unwrap_err()
+                .contains("key")
+        );
+        assert!(
+            page(429, b"{\"ipaddress\":\"rate limit exceeded\",\"ID\":\"none\"}")
+                .unwrap_err()
+                .contains("429")
+        );
         assert!(page(200, b"<html>").unwrap_err().contains("HTML"));
         assert!(page(200, b"{\"ipaddress\":[\"192.0.2.1\"").unwrap_err().contains("cut off"));
-        assert!(page(200, b"{\"ipaddress\":[\"192.0.2.1\"],\"ID\":\"../x\"}").unwrap_err().contains("no ID"));
+        assert!(
+            page(200, b"{\"ipaddress\":[\"192.0.2.1\"],\"ID\":\"../x\"}")
+                .unwrap_err()
+                .contains("no ID")
+        );
     }
 }

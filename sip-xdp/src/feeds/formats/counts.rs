@@ -54,9 +54,11 @@ impl FeedFormat for Counts {
 /// The entry of a line, and its count.
 fn row(line: &str) -> Option<(&str, u32)> {
     let bare = line.split(['#', ';']).next().unwrap_or_default();
-    let mut columns = bare.split(|c: char| c.is_ascii_whitespace() || c == ',').filter(|word| !word.is_empty());
+    let mut columns =
+        bare.split(|c: char| c.is_ascii_whitespace() || c == ',').filter(|word| !word.is_empty());
     let (entry, count) = (columns.next()?, columns.next()?);
-    let count = count.bytes().all(|byte| byte.is_ascii_digit()).then(|| count.parse().ok()).flatten()?;
+    let count =
+        count.bytes().all(|byte| byte.is_ascii_digit()).then(|| count.parse().ok()).flatten()?;
     columns.next().is_none().then_some((entry, count))
 }
 
@@ -78,7 +80,11 @@ mod tests {
             let tally = &parsed.tally;
             assert_eq!((tally.count(reason::BELOW_MIN_COUNT), tally.first_malformed), (1, Some(5)));
         }
-        assert_eq!(read(Name::Auto, TEXT).unwrap().networks.len(), 3, "without min_count all of them");
+        assert_eq!(
+            read(Name::Auto, TEXT).unwrap().networks.len(),
+            3,
+            "without min_count all of them"
+        );
         let error = read_with(Name::Auto, b"192.0.2.1\n", &limits).unwrap_err();
         assert!(error.contains("has no counts") && error.contains("list"), "{error}");
     }

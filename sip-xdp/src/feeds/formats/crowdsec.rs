@@ -1,4 +1,5 @@
-//! The decisions of a CrowdSec local API: what is new, and what has been deleted since the last answer.
+//! The decisions of a CrowdSec local API: what is new, and what has been deleted since the last
+//! answer.
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read};
@@ -40,8 +41,12 @@ fn stream(asking: &Asking<'_>) -> Result<(Parsed, Candidate), Trouble> {
     let is_first = asking.from_the_start || last.cursor.is_none();
     let base = config.url.trim_end_matches('/');
     let base = base.strip_suffix("/v1/decisions/stream").unwrap_or(base);
-    // All decisions about an address, not only the longest: that one may be ours, or end before its time.
-    let url = format!("{base}/v1/decisions/stream?dedup=false{}", if is_first { "&startup=true" } else { "" });
+    // All decisions about an address, not only the longest: that one may be ours, or end before its
+    // time.
+    let url = format!(
+        "{base}/v1/decisions/stream?dedup=false{}",
+        if is_first { "&startup=true" } else { "" }
+    );
     let (status, headers, body) = fetcher.page(&url, &[("X-Api-Key", &key)])?;
     if status != 200 {
         return Err(refused(status, &headers).into());
@@ -51,7 +56,12 @@ fn stream(asking: &Asking<'_>) -> Result<(Parsed, Candidate), Trouble> {
     for place in &found.deleted {
         decided.remove(place);
     }
-    decided.extend(found.new.into_iter().map(|(place, duration)| (place, now.saturating_add(duration.as_secs()))));
+    decided.extend(
+        found
+            .new
+            .into_iter()
+            .map(|(place, duration)| (place, now.saturating_add(duration.as_secs()))),
+    );
     decided.retain(|_, end| *end > now);
     let mut ends: BTreeMap<Network, u64> = BTreeMap::new();
     for ((_, network), end) in &decided {
@@ -59,20 +69,21 @@ fn stream(asking: &Asking<'_>) -> Result<(Parsed, Candidate), Trouble> {
         *known = (*known).max(*end);
     }
     // From here on it tells what is new, as long as nothing goes wrong.
-    let candidate = Candidate { cursor: Some("stream".to_owned()), decided, ends, ..Candidate::default() };
+    let candidate =
+        Candidate { cursor: Some("stream".to_owned()), decided, ends, ..Candidate::default() };
     Ok(live("crowdsec", found.tally, candidate, now))
 }
 
 /// A decision about a network. Several may be about the same one, and each ends by itself.
-pub(super) type Place = (u64, Network);
+pub(super) type DecisionKey = (u64, Network);
 
 /// What has changed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Decisions {
     /// What is to be blocked, and for how long.
-    pub(super) new: Vec<(Place, Duration)>,
+    pub(super) new: Vec<(DecisionKey, Duration)>,
     /// What is not to be blocked any more.
-    pub(super) deleted: Vec<Place>,
+    pub(super) deleted: Vec<DecisionKey>,
     /// What was left out of `new`.
     pub(super) tally: Tally,
 }
@@ -100,14 +111,16 @@ struct Decision {
 }
 
 impl Decision {
-    /// Whether it is about a ban of an address or a network. Captchas, countries and users are others' business.
+    /// Whether it is about a ban of an address or a network. Captchas, countries and users are
+    /// others' business.
     fn is_ban(&self) -> bool {
         self.kind.eq_ignore_ascii_case("ban")
             && ["ip", "range"].iter().any(|scope| self.scope.eq_ignore_ascii_case(scope))
     }
 }
 
-/// Reads an answer. Decisions whose scenario begins with `own` are ours: taken back, they would outlive what they came from.
+/// Reads an answer. Decisions whose scenario begins with `own` are ours: taken back, they would
+/// outlive what they came from.
 pub(super) fn decisions(body: impl Read, own: Option<&str>) -> Result<Decisions, String> {
     let answer: Answer = serde_json::from_reader(body).map_err(|error| match error.classify() {
         serde_json::error::Category::Io => error.to_string(),
@@ -157,7 +170,9 @@ fn duration(text: &str) -> Option<Duration> {
     while !rest.is_empty() {
         let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let number: f64 = rest[..end].parse().ok()?;
-        let unit = rest[end..].find(|c: char| c.is_ascii_digit()).map_or(&rest[end..], |next| &rest[end..end + next]);
+        let unit = rest[end..]
+            .find(|c: char| c.is_ascii_digit())
+            .map_or(&rest[end..], |next| &rest[end..end + next]);
         seconds += number
             * match unit {
                 "h" => 3_600.0,
@@ -188,10 +203,19 @@ mod tests {
                  \"duration\":\"1h\",\"scenario\":\"{scenario}\"}}"
             )
         };
-        let new = [decision(4, "sip-xdp/gw1/rejected"), decision(5, "sip-xdp/gw10/rejected"), decision(6, "ssh-bf")];
-        let text = format!("{{\"new\":[{}],\"deleted\":[{}]}}", new.join(","), decision(3, "sip-xdp/gw1/slow"));
-        let ids =
-            |own| -> Vec<u64> { decisions(text.as_bytes(), own).unwrap().new.iter().map(|((id, _), _)| *id).collect() };
+        let new = [
+            decision(4, "sip-xdp/gw1/rejected"),
+            decision(5, "sip-xdp/gw10/rejected"),
+            decision(6, "ssh-bf"),
+        ];
+        let text = format!(
+            "{{\"new\":[{}],\"deleted\":[{}]}}",
+            new.join(","),
+            decision(3, "sip-xdp/gw1/slow")
+        );
+        let ids = |own| -> Vec<u64> {
+            decisions(text.as_bytes(), own).unwrap().new.iter().map(|((id, _), _)| *id).collect()
+        };
         assert_eq!(ids(Some("sip-xdp/gw1/")), [5, 6]);
         assert_eq!(ids(None), [4, 5, 6]);
     }
@@ -206,10 +230,16 @@ mod tests {
         assert_eq!(found.new.len(), 2);
         assert_eq!(found.new[0].1, Duration::from_secs(4 * 3_600 - 60));
         assert_eq!(found.tally.count(reason::OTHER), 2);
-        assert_eq!(decisions(&b"{\"new\":null,\"deleted\":null}"[..], None), Ok(Decisions::default()));
+        assert_eq!(
+            decisions(&b"{\"new\":null,\"deleted\":null}"[..], None),
+            Ok(Decisions::default())
+        );
         let text = "{\"deleted\":[{\"type\":\"ban\",\"scope\":\"Ip\",\"value\":\"192.0.2.1\",\"duration\":\"-5s\"}],\"new\":[]}";
         assert_eq!(decisions(text.as_bytes(), None).unwrap().deleted.len(), 1);
-        assert!(decisions(&b"<html>"[..], None).is_err() && decisions(&b"{\"new\":["[..], None).is_err());
+        assert!(
+            decisions(&b"<html>"[..], None).is_err()
+                && decisions(&b"{\"new\":["[..], None).is_err()
+        );
         for (text, expected) in [
             ("3h59m", Some(14_340.0)),
             ("1h2m3.5s", Some(3_723.5)),
@@ -223,7 +253,10 @@ mod tests {
         ] {
             assert_eq!(duration(text).map(|found| found.as_secs_f64()), expected, "{text}");
         }
-        assert!(duration(&"9".repeat(300)).is_none() && duration(&format!("{}h", "9".repeat(300))).is_some());
+        assert!(
+            duration(&"9".repeat(300)).is_none()
+                && duration(&format!("{}h", "9".repeat(300))).is_some()
+        );
     }
 
     proptest! {

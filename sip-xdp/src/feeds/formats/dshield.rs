@@ -1,4 +1,5 @@
-//! DShield's block list: the first address, the last, the prefix, and more, between tabs; `#` starts comments.
+//! DShield's block list: the first address, the last, the prefix, and more, between tabs; `#`
+//! starts comments.
 
 use std::net::Ipv4Addr;
 
@@ -55,7 +56,8 @@ fn network(line: &str) -> Option<String> {
     let last: Ipv4Addr = columns.next()?.parse().ok()?;
     let prefix: u8 = columns.next()?.parse().ok()?;
     let rest = u32::MAX.checked_shr(prefix.into()).unwrap_or(0);
-    (prefix <= 32 && u32::from(first) | rest == u32::from(last)).then(|| format!("{first}/{prefix}"))
+    (prefix <= 32 && u32::from(first) | rest == u32::from(last))
+        .then(|| format!("{first}/{prefix}"))
 }
 
 #[cfg(test)]

@@ -57,7 +57,11 @@ impl<'r> Lines<'r> {
             is_there = true;
             let end = chunk.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
             let part = &chunk[..end.unwrap_or(chunk.len())];
-            let room = if is_too_long { part.len() } else { part.len().min(LONGEST + 1 - self.buffer.len()) };
+            let room = if is_too_long {
+                part.len()
+            } else {
+                part.len().min(LONGEST + 1 - self.buffer.len())
+            };
             if !is_too_long {
                 self.buffer.extend_from_slice(&part[..room]);
             }
@@ -71,7 +75,8 @@ impl<'r> Lines<'r> {
             self.reader.consume(room);
             if !is_too_long && self.buffer.len() > LONGEST {
                 let is_between = |byte: &u8| matches!(byte, b' ' | b'\t' | b',');
-                if let Some(between) = self.buffer.iter().rposition(is_between).filter(|at| *at > 0) {
+                if let Some(between) = self.buffer.iter().rposition(is_between).filter(|at| *at > 0)
+                {
                     self.given = between;
                     self.continues = true;
                     break;
@@ -128,7 +133,10 @@ mod tests {
         let long = "12345678 ".repeat(1_000);
         let found = lines(format!("a\n{long}\nb").as_bytes());
         assert_eq!(found[0], (1, "a".to_owned()));
-        assert!(found[1..4].iter().all(|(number, text)| *number == 2 && text.starts_with("part of")), "{found:?}");
+        assert!(
+            found[1..4].iter().all(|(number, text)| *number == 2 && text.starts_with("part of")),
+            "{found:?}"
+        );
         assert_eq!(found.last().unwrap(), &(3, "b".to_owned()));
         let junk = format!("{}\nb", "x".repeat(10_000));
         assert_eq!(lines(junk.as_bytes()), [(1, "too long".to_owned()), (2, "b".to_owned())]);

@@ -1,12 +1,13 @@
-//! Addresses, networks and ranges in lines: one a line, with a name or a comment behind it, or many, between blanks or
-//! commas. `#` and `;` start comments.
+//! Addresses, networks and ranges in lines: one a line, with a name or a comment behind it, or
+//! many, between blanks or commas. `#` and `;` start comments.
 
 use super::word::Range;
 use super::{FeedFormat, Line, Lines, Reading, Word};
 
 pub(super) struct List;
 
-/// A row of at least so many words is a list in itself: one that is no entry says nothing about the others.
+/// A row of at least so many words is a list in itself: one that is no entry says nothing about the
+/// others.
 const ROW: usize = 8;
 
 impl FeedFormat for List {
@@ -58,7 +59,9 @@ fn take_row(reading: &mut Reading, row: &str, number: u64, is_part: bool) -> Res
     let words = words(row);
     let count = words.iter().filter(|word| word.is_entry()).count();
     let is_first = words.first().is_some_and(Word::is_entry);
-    if count == words.len() || count > 0 && (is_part && count > 1 || words.len() >= ROW && count * 2 > words.len()) {
+    if count == words.len()
+        || count > 0 && (is_part && count > 1 || words.len() >= ROW && count * 2 > words.len())
+    {
         for word in words {
             match word {
                 Word::Malformed => reading.malformed("", number),
@@ -84,7 +87,11 @@ fn take_row(reading: &mut Reading, row: &str, number: u64, is_part: bool) -> Res
 fn words(row: &str) -> Vec<Word> {
     let mut words = Vec::new();
     let is_between = |c: char| c.is_ascii_whitespace() || c == ',';
-    let mut rest = row.split(is_between).filter(|word| !word.is_empty()).map(|word| word.trim_matches('"')).peekable();
+    let mut rest = row
+        .split(is_between)
+        .filter(|word| !word.is_empty())
+        .map(|word| word.trim_matches('"'))
+        .peekable();
     while let Some(word) = rest.next() {
         if rest.next_if_eq(&"-").is_some() {
             let range = rest.next().and_then(|last| Range::read(word, last));
@@ -109,7 +116,9 @@ pub(super) fn refuse_other_formats(first: &str) -> Result<(), String> {
 
 /// `[2001:db8::1]`, which is no JSON.
 fn is_bracketed_address(rest: &[u8]) -> bool {
-    rest.iter().take_while(|byte| **byte != b']').all(|byte| byte.is_ascii_hexdigit() || *byte == b':')
+    rest.iter()
+        .take_while(|byte| **byte != b']')
+        .all(|byte| byte.is_ascii_hexdigit() || *byte == b':')
         && rest.contains(&b':')
 }
 
@@ -121,12 +130,23 @@ mod tests {
 
     #[test]
     fn all_that_people_write() {
-        let text = b"\xef\xbb\xbf# comment\r\n; another\r\n192.0.2.1\r\n\r\n  198.51.100.7/24 # host bits\n\
+        let text = b"\xef\xbb\xbf# comment\r\n; another\r\n192.0.2.1\r\n\r\n  198.51.100.7/24 # \
+                    host bits\n\
                      2001:db8::/32 ; v6\n192.0.2.1\n203.0.113.0/24\t\n2001:db8::5";
         let parsed = read(FeedFormat::List, text).unwrap();
-        let expected = ["192.0.2.1", "198.51.100.0/24", "2001:db8::/32", "192.0.2.1", "203.0.113.0/24", "2001:db8::5"];
+        let expected = [
+            "192.0.2.1",
+            "198.51.100.0/24",
+            "2001:db8::/32",
+            "192.0.2.1",
+            "203.0.113.0/24",
+            "2001:db8::5",
+        ];
         assert_eq!(networks(&parsed), expected);
-        assert_eq!((parsed.tally.host_bits, parsed.tally.skipped.len(), parsed.comments), (1, 0, 2));
+        assert_eq!(
+            (parsed.tally.host_bits, parsed.tally.skipped.len(), parsed.comments),
+            (1, 0, 2)
+        );
     }
 
     #[test]
@@ -163,7 +183,8 @@ mod tests {
 
     #[test]
     fn one_line_of_any_length() {
-        let addresses: Vec<_> = (0..800).map(|n| format!("198.51.{}.{}", n / 250, n % 250)).collect();
+        let addresses: Vec<_> =
+            (0..800).map(|n| format!("198.51.{}.{}", n / 250, n % 250)).collect();
         for between in [" ", ",", ", ", "\t", "\r", "\n", "\r\n"] {
             let mut all = addresses.clone();
             all[700] = "198.51.2.1.".to_owned();
@@ -176,6 +197,9 @@ mod tests {
         assert_eq!(networks(&read(FeedFormat::List, comment.as_bytes()).unwrap()), ["192.0.2.1"]);
         // And so does what stands behind an entry.
         let name = format!("192.0.2.2 {}\n192.0.2.1", "name ".repeat(2_000));
-        assert_eq!(networks(&read(FeedFormat::List, name.as_bytes()).unwrap()), ["192.0.2.2", "192.0.2.1"]);
+        assert_eq!(
+            networks(&read(FeedFormat::List, name.as_bytes()).unwrap()),
+            ["192.0.2.2", "192.0.2.1"]
+        );
     }
 }

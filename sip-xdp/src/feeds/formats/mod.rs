@@ -1,6 +1,7 @@
-//! The formats of feeds. Each is one file that holds its name, its words, how it is told from the others, its parser and
-//! its tests; [`FORMATS`] lists them, a line each. Lists are read line by line in bounded memory, and believed word by
-//! word: what is not an address, a network or a range as a whole is skipped, counted, and never repaired.
+//! The formats of feeds. Each is one file that holds its name, its words, how it is told from the
+//! others, its parser and its tests; [`FORMATS`] lists them, a line each. Lists are read line by
+//! line in bounded memory, and believed word by word: what is not an address, a network or a range
+//! as a whole is skipped, counted, and never repaired.
 
 mod apiban;
 mod counts;
@@ -26,9 +27,16 @@ use crate::net::network::Network;
 use lines::{Line, Lines};
 use word::Word;
 
-/// All formats. Where a feed's `format` is left out, the first one that knows its list reads it, and `list` if none does.
-pub(super) static FORMATS: [&dyn FeedFormat; 6] =
-    [&spamhaus::Spamhaus, &dshield::Dshield, &counts::Counts, &apiban::Apiban, &crowdsec::Crowdsec, &list::List];
+/// All formats. Where a feed's `format` is left out, the first one that knows its list reads it,
+/// and `list` if none does.
+pub(super) static FORMATS: [&dyn FeedFormat; 6] = [
+    &spamhaus::Spamhaus,
+    &dshield::Dshield,
+    &counts::Counts,
+    &apiban::Apiban,
+    &crowdsec::Crowdsec,
+    &list::List,
+];
 
 /// How a feed's server is asked and its answer is read.
 pub(super) trait FeedFormat: Sync {
@@ -51,8 +59,8 @@ pub(super) trait FeedFormat: Sync {
         Err(format!("{} is a protocol, not a list", self.name()))
     }
 
-    /// Asks the server: for a whole list, unless the format is a protocol that says otherwise. `None` if what is in force
-    /// is what the server has.
+    /// Asks the server: for a whole list, unless the format is a protocol that says otherwise.
+    /// `None` if what is in force is what the server has.
     fn ask(&self, asking: &Asking<'_>) -> Result<Option<(Parsed, Candidate)>, Trouble> {
         whole_list(Some(self.name()), asking)
     }
@@ -62,7 +70,8 @@ pub(super) trait FeedFormat: Sync {
         false
     }
 
-    /// Whether an answer is the whole list. Where it is not, its length says nothing about what the server has.
+    /// Whether an answer is the whole list. Where it is not, its length says nothing about what the
+    /// server has.
     fn is_whole(&self) -> bool {
         true
     }
@@ -102,7 +111,10 @@ pub(super) fn ask(asking: &Asking<'_>) -> Result<Option<(Parsed, Candidate)>, Tr
 }
 
 /// Fetches a list, and reads it by the format of a name, or by the one that knows it.
-fn whole_list(format: Option<&'static str>, asking: &Asking<'_>) -> Result<Option<(Parsed, Candidate)>, Trouble> {
+fn whole_list(
+    format: Option<&'static str>,
+    asking: &Asking<'_>,
+) -> Result<Option<(Parsed, Candidate)>, Trouble> {
     match asking.fetcher.list(asking.config, &asking.known)? {
         Fetched::Same => Ok(None),
         Fetched::List(body, validators) => {
@@ -164,7 +176,8 @@ impl Tally {
 
     /// The guards that fired, and how often.
     pub fn guards(&self) -> Vec<(&'static str, u64)> {
-        let skipped = [reason::TOO_BROAD, reason::SPECIAL, reason::PROTECTED].map(|name| (name, self.count(name)));
+        let skipped = [reason::TOO_BROAD, reason::SPECIAL, reason::PROTECTED]
+            .map(|name| (name, self.count(name)));
         skipped.into_iter().chain([("split", self.split)]).filter(|(_, count)| *count > 0).collect()
     }
 
@@ -196,7 +209,8 @@ pub(super) struct Limits {
     pub(super) bytes: u64,
     /// Entries that fewer sources have reported are left out, where a list says how many have.
     pub(super) min_count: u32,
-    /// The shortest prefixes that may be listed: a range that is larger than such a network is left out as a whole.
+    /// The shortest prefixes that may be listed: a range that is larger than such a network is left
+    /// out as a whole.
     pub(super) min_prefix: u8,
     pub(super) min_prefix6: u8,
 }
@@ -276,7 +290,8 @@ pub(super) struct Reading {
 /// How much of a text that is no list is kept, to tell what it says.
 const PROSE: usize = 512;
 
-/// How long a server is left alone that says that it was asked too often, but not how long it wants to be.
+/// How long a server is left alone that says that it was asked too often, but not how long it wants
+/// to be.
 const RATE_PAUSE: Duration = Duration::from_secs(3_600);
 
 impl Reading {
@@ -329,7 +344,8 @@ impl Reading {
         if is_prose {
             let first = parsed.tally.first_malformed.unwrap_or_default();
             return Err(format!(
-                "{malformed} of {lines} lines are no entries of the format {}, the first of them line {first}",
+                "{malformed} of {lines} lines are no entries of the format {}, the first of them \
+                 line {first}",
                 parsed.format
             )
             .into());
@@ -338,8 +354,8 @@ impl Reading {
     }
 }
 
-/// What a text says that came in place of a list, for what servers are known to say. It is never quoted: a key that was
-/// part of the question may be in it.
+/// What a text says that came in place of a list, for what servers are known to say. It is never
+/// quoted: a key that was part of the question may be in it.
 fn what_it_says(prose: &str) -> Option<Failure> {
     const RATE: [&str; 8] = [
         "rate limit",
@@ -351,18 +367,34 @@ fn what_it_says(prose: &str) -> Option<Failure> {
         "quota",
         "throttl",
     ];
-    const REFUSED: [&str; 7] =
-        ["unauthorized", "forbidden", "access denied", "not authorized", "invalid key", "api key", "permission denied"];
-    const BROKEN: [&str; 5] =
-        ["maintenance", "temporarily unavailable", "service unavailable", "bad gateway", "internal server error"];
+    const REFUSED: [&str; 7] = [
+        "unauthorized",
+        "forbidden",
+        "access denied",
+        "not authorized",
+        "invalid key",
+        "api key",
+        "permission denied",
+    ];
+    const BROKEN: [&str; 5] = [
+        "maintenance",
+        "temporarily unavailable",
+        "service unavailable",
+        "bad gateway",
+        "internal server error",
+    ];
     let text = prose.to_ascii_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
     if has(&RATE) {
-        let reason = "in place of a list the server says that it was asked too often (its rate limit)".to_owned();
+        let reason =
+            "in place of a list the server says that it was asked too often (its rate limit)"
+                .to_owned();
         return Some(Failure { reason, retry_after: Some(RATE_PAUSE) });
     }
     let reason = match () {
-        () if has(&REFUSED) => "in place of a list the server says that access is refused; check the url",
+        () if has(&REFUSED) => {
+            "in place of a list the server says that access is refused; check the url"
+        }
         () if has(&BROKEN) => "in place of a list the server says that it is out of order",
         () => return None,
     };

@@ -1,4 +1,5 @@
-//! Spamhaus DROP: a JSON object a line, the last of which says how many there were; or the old text, `NETWORK ; SBL...`.
+//! Spamhaus DROP: a JSON object a line, the last of which says how many there were; or the old
+//! text, `NETWORK ; SBL...`.
 
 use serde::Deserialize;
 
@@ -25,7 +26,9 @@ impl FeedFormat for Spamhaus {
     }
 
     fn detects(&self, start: &super::Start) -> bool {
-        start.is_mostly(|line| serde_json::from_str::<Record>(line).is_ok_and(|record| record.cidr.is_some()))
+        start.is_mostly(|line| {
+            serde_json::from_str::<Record>(line).is_ok_and(|record| record.cidr.is_some())
+        })
     }
 
     fn read(&self, lines: &mut Lines<'_>, reading: &mut Reading) -> Result<(), String> {
@@ -51,7 +54,8 @@ impl FeedFormat for Spamhaus {
                 }
             }
             if !is_json {
-                reading.take(line.split([';', '#']).next().unwrap_or_default().trim_ascii(), number)?;
+                reading
+                    .take(line.split([';', '#']).next().unwrap_or_default().trim_ascii(), number)?;
                 continue;
             }
             match serde_json::from_str::<Record>(line) {
@@ -59,7 +63,9 @@ impl FeedFormat for Spamhaus {
                     records += 1;
                     reading.take(&network, number)?;
                 }
-                Ok(Record { kind: Some(kind), records, .. }) if kind == "metadata" => announced = records,
+                Ok(Record { kind: Some(kind), records, .. }) if kind == "metadata" => {
+                    announced = records
+                }
                 _ => reading.malformed("", number),
             }
         }
@@ -89,7 +95,8 @@ mod tests {
         let cut = json.replace("{\"cidr\":\"2001:db8::/32\"}\n", "");
         let error = read(FeedFormat::Spamhaus, cut.as_bytes()).unwrap_err();
         assert!(error.contains("announces 3 records and has 2"), "{error}");
-        let text = "; Spamhaus DROP List\n192.0.2.0/24 ; SBL256894\n198.51.100.0/24 ; SBL2\nnonsense ; SBL3\n";
+        let text = "; Spamhaus DROP List\n192.0.2.0/24 ; SBL256894\n198.51.100.0/24 ; \
+                    SBL2\nnonsense ; SBL3\n";
         let parsed = read(FeedFormat::Spamhaus, text.as_bytes()).unwrap();
         assert_eq!(networks(&parsed), ["192.0.2.0/24", "198.51.100.0/24"]);
         assert_eq!(parsed.tally.first_malformed, Some(4));

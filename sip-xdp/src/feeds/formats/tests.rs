@@ -45,14 +45,20 @@ fn the_readme_has_a_row_for_each_format() {
 
 #[test]
 fn what_is_no_entry_is_skipped_with_its_line() {
-    let mut text = b"192.0.2.1\n192.0.2.2\n192.0.2.3\n192.0.2.4\n192.0.2.5\n192.0.2.6\n192.0.2.7\n".to_vec();
-    text.extend_from_slice(b"192.0.2.8198.51.100.1\n192.0.2.9-192.0.2.1\nlocalhost\n192.0.2.\xff\n");
+    let mut text =
+        b"192.0.2.1\n192.0.2.2\n192.0.2.3\n192.0.2.4\n192.0.2.5\n192.0.2.6\n192.0.2.7\n".to_vec();
+    text.extend_from_slice(
+        b"192.0.2.8198.51.100.1\n192.0.2.9-192.0.2.1\nlocalhost\n192.0.2.\xff\n",
+    );
     text.extend_from_slice(&[b'1'; 10_000]);
     text.extend_from_slice(b"\n0.0.0.0/0\n::/0\n::ffff:192.0.2.9\n192.0.2.9/33\n");
     let parsed = read(Name::List, &text).unwrap();
     assert_eq!(parsed.tally.first_malformed, Some(8));
     assert_eq!(parsed.tally.count(reason::MALFORMED), 6);
-    assert_eq!((parsed.tally.count(reason::TOO_BROAD), parsed.tally.count(reason::SPECIAL)), (1, 1));
+    assert_eq!(
+        (parsed.tally.count(reason::TOO_BROAD), parsed.tally.count(reason::SPECIAL)),
+        (1, 1)
+    );
     // 0.0.0.0/0 is left to the guards, which know how broad a network may be.
     assert_eq!(parsed.networks.len(), 8);
 }
@@ -60,27 +66,42 @@ fn what_is_no_entry_is_skipped_with_its_line() {
 #[test]
 fn what_is_another_format_is_refused() {
     for format in LISTS {
-        for text in ["<!DOCTYPE html>\n<html>", "\n\n  <?xml version=\"1.0\"?>", "<html>\n192.0.2.1\n192.0.2.2\n"] {
-            assert!(read(format, text.as_bytes()).unwrap_err().contains("HTML"), "{format:?} {text}");
+        for text in [
+            "<!DOCTYPE html>\n<html>",
+            "\n\n  <?xml version=\"1.0\"?>",
+            "<html>\n192.0.2.1\n192.0.2.2\n",
+        ] {
+            assert!(
+                read(format, text.as_bytes()).unwrap_err().contains("HTML"),
+                "{format:?} {text}"
+            );
         }
     }
     assert!(read(Name::List, b"{\"cidr\":\"192.0.2.0/24\"}\n").unwrap_err().contains("JSON"));
     assert!(read(Name::Auto, b"[\"192.0.2.1\"]").unwrap_err().contains("JSON"));
     let error = read(Name::List, b"nothing here\n192.0.2.1\nsorry\n").unwrap_err();
     assert!(error.contains("2 of 3 lines") && error.contains("line 1"), "{error}");
-    assert!(read(Name::List, &b"192.0.2.1\n".repeat(1_001)).unwrap_err().contains("more than 1000"));
+    assert!(
+        read(Name::List, &b"192.0.2.1\n".repeat(1_001)).unwrap_err().contains("more than 1000")
+    );
 }
 
 #[test]
 fn what_servers_say_in_place_of_a_list_is_named_and_never_quoted() {
     for (text, expected) in [
-        ("You have exceeded the number of allowed requests. Please try again later.\n", "its rate limit"),
+        (
+            "You have exceeded the number of allowed requests. Please try again later.\n",
+            "its rate limit",
+        ),
         ("# Too many requests from your address\n", "its rate limit"),
         ("error: unauthorized, key sEcret\n", "access is refused"),
         ("Down for maintenance\n\nsorry", "out of order"),
     ] {
         let failure = parse(None, Box::new(text.as_bytes()), &limits()).unwrap_err();
-        assert!(failure.reason.contains(expected) && !failure.reason.contains("sEcret"), "{failure:?}");
+        assert!(
+            failure.reason.contains(expected) && !failure.reason.contains("sEcret"),
+            "{failure:?}"
+        );
         assert_eq!(failure.retry_after.is_some(), expected.contains("rate"));
     }
     // In a list that is one, a comment may say so.
@@ -114,7 +135,8 @@ proptest! {
     fn no_text_upsets_a_parser(text in "[0-9a-f.:/#; \t\r\n\"{}\\[\\],-]{0,300}", format in formats(), drip in 1_usize..9) {
         let at_once = read(format, text.as_bytes());
         let dripping = parse(of(format), Box::new(Dripping(text.as_bytes(), drip)), &limits());
-        prop_assert_eq!(at_once, dripping.map_err(|failure| failure.reason), "it matters not how the bytes arrive");
+        prop_assert_eq!(at_once, dripping.map_err(|failure| failure.reason), "it matters not how \
+            the bytes arrive");
     }
 
     #[test]

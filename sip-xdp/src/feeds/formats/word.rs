@@ -30,7 +30,8 @@ impl Word {
             None => match network(text) {
                 Some(net) => net,
                 None => {
-                    let range = text.split_once('-').and_then(|(first, last)| Range::read(first, last));
+                    let range =
+                        text.split_once('-').and_then(|(first, last)| Range::read(first, last));
                     return range.map_or(Self::Malformed, Self::Range);
                 }
             },
@@ -48,8 +49,9 @@ impl Word {
     }
 }
 
-/// An address. A leading zero makes a number octal for some programs and not for others, so that such an address is
-/// taken for none, unless all four numbers are written with three digits, as in lists of fixed columns.
+/// An address. A leading zero makes a number octal for some programs and not for others, so that
+/// such an address is taken for none, unless all four numbers are written with three digits, as in
+/// lists of fixed columns.
 fn address(text: &str) -> Option<IpAddr> {
     text.parse().ok().or_else(|| unpadded(text)?.parse().ok())
 }
@@ -64,7 +66,10 @@ fn network(text: &str) -> Option<IpNet> {
 fn unpadded(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     let is_padded = bytes.len() == 15
-        && bytes.iter().enumerate().all(|(at, byte)| if at % 4 == 3 { *byte == b'.' } else { byte.is_ascii_digit() });
+        && bytes
+            .iter()
+            .enumerate()
+            .all(|(at, byte)| if at % 4 == 3 { *byte == b'.' } else { byte.is_ascii_digit() });
     let numbers: Option<Vec<_>> = text.split('.').map(|number| number.parse::<u8>().ok()).collect();
     let numbers = numbers.filter(|_| is_padded)?;
     Some(numbers.iter().map(u8::to_string).collect::<Vec<_>>().join("."))
@@ -84,8 +89,8 @@ impl Range {
         (first.is_ipv4() == last.is_ipv4() && first <= last).then_some(Self { first, last })
     }
 
-    /// The fewest networks that are the same; or why it is left out as a whole: a part of it would be left out, and the
-    /// edges be kept.
+    /// The fewest networks that are the same; or why it is left out as a whole: a part of it would
+    /// be left out, and the edges be kept.
     pub(super) fn networks(&self, limits: &Limits) -> Result<Vec<Network>, &'static str> {
         let nets: Vec<IpNet> = match (self.first, self.last) {
             (IpAddr::V4(first), IpAddr::V4(last)) => {
@@ -97,7 +102,10 @@ impl Range {
             }
             (IpAddr::V6(first), IpAddr::V6(last)) => {
                 let more = u128::from(last) - u128::from(first);
-                if more.checked_shr(u32::from(128 - limits.min_prefix6.min(128))).is_some_and(|rest| rest > 0) {
+                if more
+                    .checked_shr(u32::from(128 - limits.min_prefix6.min(128)))
+                    .is_some_and(|rest| rest > 0)
+                {
                     return Err(reason::TOO_BROAD);
                 }
                 Ipv6Subnets::new(first, last, 0).map(IpNet::from).collect()
@@ -124,7 +132,9 @@ mod tests {
 
     fn networks(text: &str) -> Result<Vec<String>, &'static str> {
         match Word::read(text) {
-            Word::Range(range) => Ok(range.networks(&limits())?.iter().map(ToString::to_string).collect()),
+            Word::Range(range) => {
+                Ok(range.networks(&limits())?.iter().map(ToString::to_string).collect())
+            }
             Word::Network { network, .. } => Ok(vec![network.to_string()]),
             other => panic!("{text} is {other:?}"),
         }
@@ -134,7 +144,10 @@ mod tests {
     fn ranges_become_the_fewest_networks() {
         assert_eq!(networks("192.0.2.0-192.0.2.255").unwrap(), ["192.0.2.0/24"]);
         assert_eq!(networks("192.0.2.7-192.0.2.7").unwrap(), ["192.0.2.7"]);
-        assert_eq!(networks("192.0.2.1-192.0.2.4").unwrap(), ["192.0.2.1", "192.0.2.2/31", "192.0.2.4"]);
+        assert_eq!(
+            networks("192.0.2.1-192.0.2.4").unwrap(),
+            ["192.0.2.1", "192.0.2.2/31", "192.0.2.4"]
+        );
         assert_eq!(networks("2001:db8::-2001:db8::ffff").unwrap(), ["2001:db8::/112"]);
         assert_eq!(networks("001.002.004.000-001.002.004.255").unwrap(), ["1.2.4.0/24"]);
         assert_eq!(networks("64.0.0.0-65.0.0.0"), Err(reason::TOO_BROAD), "one more than a /8");
@@ -142,7 +155,14 @@ mod tests {
         assert_eq!(networks("0.0.0.0-255.255.255.255"), Err(reason::TOO_BROAD));
         assert_eq!(networks("::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"), Err(reason::TOO_BROAD));
         assert_eq!(networks("::fffe:0:0-::ffff:c000:201"), Err(reason::SPECIAL));
-        for text in ["192.0.2.9-192.0.2.1", "192.0.2.1-2001:db8::", "192.0.2.1-9", "-", "192.0.2.1-", "-192.0.2.1"] {
+        for text in [
+            "192.0.2.9-192.0.2.1",
+            "192.0.2.1-2001:db8::",
+            "192.0.2.1-9",
+            "-",
+            "192.0.2.1-",
+            "-192.0.2.1",
+        ] {
             assert_eq!(Word::read(text), Word::Malformed, "{text}");
         }
     }

@@ -1,4 +1,5 @@
-//! The local API of CrowdSec, as far as a machine uses it that tells bans: log in, send alerts, delete decisions.
+//! The local API of CrowdSec, as far as a machine uses it that tells bans: log in, send alerts,
+//! delete decisions.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -18,7 +19,7 @@ use crate::feeds::fetch;
 use crate::net::network::Network;
 
 /// What a request may take altogether.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest answer that is read, in bytes.
 const LONGEST_ANSWER: u64 = 4 << 20;
@@ -78,7 +79,7 @@ struct Decision {
 impl Client {
     pub(super) fn new(config: &CrowdsecConfig) -> Self {
         let agent = Agent::config_builder()
-            .timeout_global(Some(PATIENCE))
+            .timeout_global(Some(TIMEOUT))
             .http_status_as_error(false)
             // A password is for one server.
             .max_redirects(0)
@@ -101,23 +102,27 @@ impl Client {
     /// Tells bans.
     pub(super) fn publish(&mut self, bans: &[Ban]) -> Result<(), Trouble> {
         let now = counters::now();
-        let alerts: Vec<_> = bans.iter().filter_map(|ban| alert(ban, &self.own, &self.origin, now)).collect();
+        let alerts: Vec<_> =
+            bans.iter().filter_map(|ban| alert(ban, &self.own, &self.origin, now)).collect();
         if alerts.is_empty() {
             return Ok(());
         }
         self.ask("POST", "/v1/alerts", Some(&Value::Array(alerts))).map(drop)
     }
 
-    /// Takes back what this machine has told about exactly this network. Returns how many decisions that were.
+    /// Takes back what this machine has told about exactly this network. Returns how many decisions
+    /// that were.
     pub(super) fn withdraw(&mut self, network: &Network) -> Result<u64, Trouble> {
         let (_, value) = scope(network);
         let path = format!("/v1/alerts?value={value}&has_active_decision=true&limit=0");
         let answer = self.ask("GET", &path, None)?;
-        let alerts: Option<Vec<Alert>> =
-            serde_json::from_str(&answer).map_err(|_| "the answer is not CrowdSec's JSON".to_owned())?;
-        let decisions = alerts.into_iter().flatten().flat_map(|alert| alert.decisions.unwrap_or_default());
+        let alerts: Option<Vec<Alert>> = serde_json::from_str(&answer)
+            .map_err(|_| "the answer is not CrowdSec's JSON".to_owned())?;
+        let decisions =
+            alerts.into_iter().flatten().flat_map(|alert| alert.decisions.unwrap_or_default());
         // Others may have decided about it too, and what has ended need not be deleted.
-        let ours = decisions.filter(|it| it.scenario.starts_with(&self.own) && !it.duration.starts_with('-'));
+        let ours = decisions
+            .filter(|it| it.scenario.starts_with(&self.own) && !it.duration.starts_with('-'));
         let ids: Vec<_> = ours.map(|decision| decision.id).collect();
         for id in &ids {
             match self.ask("DELETE", &format!("/v1/decisions/{id}"), None) {
@@ -131,7 +136,8 @@ impl Client {
 
     /// Asks with a token, a new one if the server does not want the old one any more.
     fn ask(&mut self, method: &str, path: &str, body: Option<&Value>) -> Result<String, Trouble> {
-        let is_fresh = self.token.as_ref().is_some_and(|token| token.expire > counters::now() + EARLY);
+        let is_fresh =
+            self.token.as_ref().is_some_and(|token| token.expire > counters::now() + EARLY);
         if !is_fresh {
             self.token = Some(self.log_in()?);
         }
@@ -142,9 +148,10 @@ impl Client {
         }
         match status {
             200..300 => Ok(answer),
-            400 | 404 | 413 | 422 => {
-                Err(Trouble::Refused(format!("HTTP {status}: it refuses what we tell{}", said(&answer))))
-            }
+            400 | 404 | 413 | 422 => Err(Trouble::Refused(format!(
+                "HTTP {status}: it refuses what we tell{}",
+                said(&answer)
+            ))),
             401 | 403 => {
                 self.token = None;
                 Err(Trouble::Later(format!("HTTP {status}: access is refused")))
@@ -154,24 +161,37 @@ impl Client {
     }
 
     fn log_in(&self) -> Result<Token, Trouble> {
-        let body = json!({ "machine_id": self.login, "password": self.password()?, "scenarios": [] });
+        let body =
+            json!({ "machine_id": self.login, "password": self.password()?, "scenarios": [] });
         let (status, answer) = self.request("POST", "/v1/watchers/login", Some(&body))?;
         match status {
             200 => {}
             401 | 403 => {
                 return Err(Trouble::Later(format!(
-                    "HTTP {status}: it does not let {} in; `cscli machines list` shows whom it knows, and {} must have the \
+                    "HTTP {status}: it does not let {} in; `cscli machines list` shows whom it \
+                     knows, and {} must have the \
                      password",
                     self.login,
                     self.password_file.display()
                 )));
             }
-            _ => return Err(Trouble::Later(format!("HTTP {status} when logging in{}", said(&answer)))),
+            _ => {
+                return Err(Trouble::Later(format!(
+                    "HTTP {status} when logging in{}",
+                    said(&answer)
+                )));
+            }
         }
-        serde_json::from_str(&answer).map_err(|_| Trouble::Later("the answer is not CrowdSec's JSON".to_owned()))
+        serde_json::from_str(&answer)
+            .map_err(|_| Trouble::Later("the answer is not CrowdSec's JSON".to_owned()))
     }
 
-    fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Result<(u16, String), Trouble> {
+    fn request(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(u16, String), Trouble> {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base))
@@ -180,27 +200,36 @@ impl Client {
             request = request.header("Authorization", format!("Bearer {}", token.token));
         }
         let text = body.map(Value::to_string).unwrap_or_default();
-        let request = request.body(text).map_err(|_| "the url names no valid address".to_owned())?;
+        let request =
+            request.body(text).map_err(|_| "the url names no valid address".to_owned())?;
         let answer = self.agent.run(request).map_err(|error| match error {
-            Error::Timeout(_) => format!("no whole answer within {} s", PATIENCE.as_secs()),
+            Error::Timeout(_) => format!("no whole answer within {} s", TIMEOUT.as_secs()),
             error => fetch::say(&error),
         })?;
         let status = answer.status().as_u16();
         let mut text = String::new();
         let reader = answer.into_body().into_reader();
-        reader.take(LONGEST_ANSWER).read_to_string(&mut text).map_err(|_| "the answer is cut off".to_owned())?;
+        reader
+            .take(LONGEST_ANSWER)
+            .read_to_string(&mut text)
+            .map_err(|_| "the answer is cut off".to_owned())?;
         Ok((status, text))
     }
 
     fn password(&self) -> Result<String, Trouble> {
         let path = self.password_file.display();
         let mut text = String::new();
-        let file = File::open(&self.password_file).map_err(|error| format!("{path} cannot be read: {error}"))?;
+        let file = File::open(&self.password_file)
+            .map_err(|error| format!("{path} cannot be read: {error}"))?;
         // What is wrong with it is not said in the library's words, which might quote it.
-        file.take(LONGEST_PASSWORD).read_to_string(&mut text).map_err(|_| format!("{path} is no text"))?;
+        file.take(LONGEST_PASSWORD)
+            .read_to_string(&mut text)
+            .map_err(|_| format!("{path} is no text"))?;
         let password = text.trim_end_matches(['\r', '\n']);
         if password.is_empty() || password.contains(['\r', '\n']) {
-            return Err(Trouble::Later(format!("{path} contains no password; write it alone on one line")));
+            return Err(Trouble::Later(format!(
+                "{path} contains no password; write it alone on one line"
+            )));
         }
         Ok(password.to_owned())
     }
@@ -208,9 +237,11 @@ impl Client {
 
 /// What the server says of an error, at the end of ours.
 fn said(answer: &str) -> String {
-    let message =
-        serde_json::from_str::<Value>(answer).ok().and_then(|answer| Some(answer["message"].as_str()?.to_owned()));
-    let short = |text: String| text.chars().filter(|c| !c.is_control()).take(160).collect::<String>();
+    let message = serde_json::from_str::<Value>(answer)
+        .ok()
+        .and_then(|answer| Some(answer["message"].as_str()?.to_owned()));
+    let short =
+        |text: String| text.chars().filter(|c| !c.is_control()).take(160).collect::<String>();
     message.map_or_else(String::new, |message| format!(" ({})", short(message)))
 }
 
@@ -269,7 +300,10 @@ mod tests {
         let now = "2026-01-02T03:05:05Z".parse().unwrap();
         let alert = |network: &str| alert(&ban(network), "sip-xdp/gw1/", "crowdsec", now).unwrap();
         let host = alert("192.0.2.7");
-        assert_eq!(host["source"], json!({ "scope": "Ip", "value": "192.0.2.7", "ip": "192.0.2.7" }));
+        assert_eq!(
+            host["source"],
+            json!({ "scope": "Ip", "value": "192.0.2.7", "ip": "192.0.2.7" })
+        );
         let expected = json!({
             "origin": "crowdsec", "type": "ban", "scope": "Ip", "value": "192.0.2.7", "duration": "540s",
             "scenario": "sip-xdp/gw1/rejected",
@@ -294,12 +328,17 @@ mod tests {
     fn a_password_is_never_quoted() {
         let directory = tempfile::tempdir().unwrap();
         let password_file = directory.path().join("password");
-        let client = Client::new(&CrowdsecConfig { password_file: password_file.clone(), ..CrowdsecConfig::default() });
+        let client = Client::new(&CrowdsecConfig {
+            password_file: password_file.clone(),
+            ..CrowdsecConfig::default()
+        });
         for (text, is_one) in [("sEcret one\n", true), ("", false), ("sEcret\nsecond", false)] {
             std::fs::write(&password_file, text).unwrap();
             match client.password() {
                 Ok(password) => assert!(is_one && password == text.trim_end()),
-                Err(trouble) => assert!(!is_one && !format!("{trouble:?}").contains("sEcret"), "{trouble:?}"),
+                Err(trouble) => {
+                    assert!(!is_one && !format!("{trouble:?}").contains("sEcret"), "{trouble:?}")
+                }
             }
         }
     }

@@ -1,7 +1,8 @@
-//! Publishing: our bans as decisions of a CrowdSec local API, and their end when somebody unbans before the time.
+//! Publishing: our bans as decisions of a CrowdSec local API, and their end when somebody unbans
+//! before the time.
 //!
-//! Only what the detector bans itself, and what operators block if that is wanted. What feeds list, what other programs
-//! block, what a dry run decides, and bans of a single port stay here.
+//! Only what the detector bans itself, and what operators block if that is wanted. What feeds list,
+//! what other programs block, what a dry run decides, and bans of a single port stay here.
 
 mod api;
 mod queue;
@@ -13,8 +14,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Following, Heard, lock, note, start};
+use super::{Following, lock, note, start};
 use crate::api::event_stream::Hub;
+use crate::bans::event::Event;
 use crate::config::CrowdsecConfig;
 use crate::dataplane::counters;
 use crate::dataplane::tables::ledger::Tier;
@@ -63,7 +65,7 @@ impl Publisher {
             report: Arc::clone(&report),
         };
         let (unproven, manual) = (config.unproven, config.manual);
-        let wants = move |heard: &Heard| is_ours(heard, unproven, manual);
+        let wants = move |event: &Event| is_ours(event, unproven, manual);
         let following = start("crowdsec", WAITING, hub, lost, wants, |events| worker.run(events));
         Self { config, report, _following: following }
     }
@@ -93,17 +95,18 @@ impl Publisher {
 }
 
 /// Whether an event is about a ban that is published, or about the end of one.
-fn is_ours(heard: &Heard, unproven: bool, manual: bool) -> bool {
-    let is_published = match heard.event.as_str() {
-        "ban" => unproven || heard.tier != Some(Tier::Unproven),
-        "block" => manual && heard.owner.as_deref() == Some("manual"),
+fn is_ours(event: &Event, unproven: bool, manual: bool) -> bool {
+    let is_published = match &*event.event {
+        "ban" => unproven || event.tier != Some(Tier::Unproven),
+        "block" => manual && event.owner.as_deref() == Some("manual"),
         // What ends at its time ends there at the same time.
         "unban" => {
-            heard.kind.as_deref() == Some("command") && matches!(heard.owner.as_deref(), Some("auto" | "manual"))
+            event.kind.as_deref() == Some("command")
+                && matches!(event.owner.as_deref(), Some("auto" | "manual"))
         }
         _ => false,
     };
-    is_published && heard.address.is_some() && heard.port.is_none() && !heard.dry_run
+    is_published && event.address.is_some() && event.port.is_none() && !event.dry_run
 }
 
 struct Worker {
@@ -118,19 +121,21 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self, events: &Receiver<Heard>) {
+    fn run(mut self, events: &Receiver<Arc<Event>>) {
         privileges::keep(privileges::NOTHING);
         loop {
-            let heard = match self.queue.is_empty() {
+            let event = match self.queue.is_empty() {
                 true => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                false => events.recv_timeout(self.not_before.saturating_duration_since(Instant::now())),
+                false => {
+                    events.recv_timeout(self.not_before.saturating_duration_since(Instant::now()))
+                }
             };
-            match heard {
-                Ok(heard) => self.queue.take(heard),
+            match event {
+                Ok(event) => self.queue.take(&event),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            events.try_iter().for_each(|heard| self.queue.take(heard));
+            events.try_iter().for_each(|event| self.queue.take(&event));
             if Instant::now() >= self.not_before {
                 self.work();
             }
@@ -192,42 +197,36 @@ fn pause_after(failures: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn heard(event: &str, changes: &[(&str, Value)]) -> Heard {
-        let mut object = json!({
-            "time": "2026-01-02T03:04:05Z", "event": event, "kind": "rejected", "address": "192.0.2.7", "port": null,
-            "reason": "", "tier": "proven", "dry_run": false, "owner": "auto", "expires": null,
-        });
-        for (field, value) in changes {
-            object[*field] = value.clone();
-        }
-        serde_json::from_value(object).unwrap()
-    }
+    use crate::integrations::tests::event;
 
     #[test]
     fn only_what_is_ours_is_published() {
-        for (event, changes, expected, with_all) in [
-            ("ban", vec![], true, true),
-            ("ban", vec![("tier", "unproven".into())], false, true),
-            ("ban", vec![("dry_run", true.into())], false, false),
-            ("ban", vec![("port", 5062.into())], false, false),
-            ("block", vec![("owner", "manual".into())], false, true),
-            ("block", vec![("owner", "tool".into())], false, false),
-            ("block", vec![("owner", Value::Null), ("address", Value::Null)], false, false),
-            ("unban", vec![("kind", "command".into())], true, true),
-            ("unban", vec![("kind", "command".into()), ("owner", "tool".into())], false, false),
-            ("unban", vec![("kind", "expired".into())], false, false),
-            ("limit", vec![], false, false),
-            ("feed", vec![("address", Value::Null)], false, false),
+        let of = |name| event(name, "192.0.2.7");
+        let by = |name, owner: &'static str| Event { owner: Some(owner.into()), ..of(name) };
+        for (event, expected, with_all) in [
+            (of("ban"), true, true),
+            (Event { tier: Some(Tier::Unproven), ..of("ban") }, false, true),
+            (of("ban").dry_run(true), false, false),
+            (of("ban").port(5062), false, false),
+            (by("block", "manual"), false, true),
+            (by("block", "tool"), false, false),
+            (Event { owner: None, address: None, ..of("block") }, false, false),
+            (of("unban").kind("command"), true, true),
+            (by("unban", "tool").kind("command"), false, false),
+            (of("unban").kind("expired"), false, false),
+            (of("limit"), false, false),
+            (Event { address: None, ..of("feed") }, false, false),
         ] {
-            let heard = heard(event, &changes);
-            assert_eq!(is_ours(&heard, false, false), expected, "{heard:?}");
-            assert_eq!(is_ours(&heard, true, true), with_all, "{heard:?}");
+            assert_eq!(is_ours(&event, false, false), expected, "{event:?}");
+            assert_eq!(is_ours(&event, true, true), with_all, "{event:?}");
         }
     }
 
     #[test]
     fn pauses_grow() {
-        assert_eq!([1, 2, 3, 9, 10, 99].map(|failures| pause_after(failures).as_secs()), [1, 2, 4, 256, 300, 300]);
+        assert_eq!(
+            [1, 2, 3, 9, 10, 99].map(|failures| pause_after(failures).as_secs()),
+            [1, 2, 4, 256, 300, 300]
+        );
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::integrations::Heard;
+use crate::bans::event::Event;
 use crate::net::network::Network;
 
 /// How much may wait. Then the oldest goes: it matters least.
@@ -87,20 +87,24 @@ pub(super) struct Queue {
 
 impl Queue {
     /// Takes an event: a ban, or the end of one.
-    pub(super) fn take(&mut self, heard: Heard) {
-        let Some(network) = heard.address else {
+    pub(super) fn take(&mut self, event: &Event) {
+        let Some(network) = event.address else {
             return;
         };
         // Whatever waits about this network is outdated.
         self.orders.retain(|order| !matches!(order, Order::Publish(ban) if ban.network == network));
-        self.orders.push_back(match heard.event.as_str() {
-            "unban" => Order::Withdraw { network, until: heard.expires },
+        self.orders.push_back(match &*event.event {
+            "unban" => Order::Withdraw { network, until: event.expires },
             _ => Order::Publish(Ban {
                 network,
-                kind: if heard.event == "block" { "manual".to_owned() } else { heard.kind.unwrap_or_default() },
-                reason: heard.reason.unwrap_or_default(),
-                since: heard.time,
-                until: heard.expires,
+                kind: if event.event == "block" {
+                    "manual".to_owned()
+                } else {
+                    event.kind.clone().unwrap_or_default()
+                },
+                reason: event.reason.clone().unwrap_or_default(),
+                since: event.time,
+                until: event.expires,
             }),
         });
         if self.orders.len() > MOST {
@@ -143,16 +147,14 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
-    fn heard(event: &str, address: &str, expires: Option<&str>) -> Heard {
-        serde_json::from_value(json!({
-            "time": "2026-01-02T03:00:00Z", "event": event, "kind": "rejected", "address": address, "port": null,
-            "reason": "why", "tier": "proven", "dry_run": false, "owner": "auto", "expires": expires,
-        }))
-        .unwrap()
+    fn event(name: &'static str, address: &str, expires: Option<&str>) -> Event {
+        Event {
+            time: "2026-01-02T03:00:00Z".parse().unwrap(),
+            expires: expires.map(|expires| expires.parse().unwrap()),
+            ..crate::integrations::tests::event(name, address)
+        }
     }
 
     fn now() -> Timestamp {
@@ -171,10 +173,13 @@ mod tests {
     fn bans_go_together_and_ends_in_their_turn() {
         let mut queue = Queue::default();
         let later = Some("2026-01-02T04:00:00Z");
-        for (event, address) in
-            [("ban", "192.0.2.1"), ("block", "192.0.2.2"), ("unban", "192.0.2.3"), ("ban", "192.0.2.3")]
-        {
-            queue.take(heard(event, address, later));
+        for (name, address) in [
+            ("ban", "192.0.2.1"),
+            ("block", "192.0.2.2"),
+            ("unban", "192.0.2.3"),
+            ("ban", "192.0.2.3"),
+        ] {
+            queue.take(&event(name, address, later));
         }
         for expected in [&["192.0.2.1", "192.0.2.2"][..], &["-192.0.2.3"], &["192.0.2.3"], &[]] {
             let next = queue.next(now());
@@ -189,19 +194,23 @@ mod tests {
     #[test]
     fn what_is_outdated_or_over_is_forgotten() {
         let mut queue = Queue::default();
-        queue.take(heard("ban", "192.0.2.1", Some("2026-01-02T03:03:00Z")));
-        queue.take(heard("unban", "192.0.2.2", Some("2026-01-02T03:03:00Z")));
+        queue.take(&event("ban", "192.0.2.1", Some("2026-01-02T03:03:00Z")));
+        queue.take(&event("unban", "192.0.2.2", Some("2026-01-02T03:03:00Z")));
         assert_eq!(queue.next(now()), None, "all of it has ended by itself");
-        queue.take(heard("ban", "192.0.2.3", None));
-        queue.take(heard("unban", "192.0.2.3", None));
-        assert_eq!(networks(queue.next(now())), ["-192.0.2.3"], "an earlier one may have been told");
+        queue.take(&event("ban", "192.0.2.3", None));
+        queue.take(&event("unban", "192.0.2.3", None));
+        assert_eq!(
+            networks(queue.next(now())),
+            ["-192.0.2.3"],
+            "an earlier one may have been told"
+        );
     }
 
     #[test]
     fn a_ban_lasts_as_long_there_as_here() {
         let mut queue = Queue::default();
-        queue.take(heard("ban", "192.0.2.1", Some("2026-01-02T03:10:00Z")));
-        queue.take(heard("ban", "192.0.2.2", None));
+        queue.take(&event("ban", "192.0.2.1", Some("2026-01-02T03:10:00Z")));
+        queue.take(&event("ban", "192.0.2.2", None));
         let Some(Next::Publish(bans)) = queue.next(now()) else { panic!("no bans") };
         assert_eq!(bans[0].left(now()), Some(Duration::from_secs(360)), "however late it is told");
         assert_eq!(bans[1].left(now()), Some(FOR_GOOD));
@@ -210,7 +219,9 @@ mod tests {
     #[test]
     fn the_oldest_goes_when_there_are_too_many() {
         let mut queue = Queue::default();
-        (0..MOST + 3).for_each(|n| queue.take(heard("ban", &format!("10.0.{}.{}", n / 256, n % 256), None)));
+        (0..MOST + 3).for_each(|n| {
+            queue.take(&event("ban", &format!("10.0.{}.{}", n / 256, n % 256), None))
+        });
         assert_eq!((queue.len(), queue.take_dropped(), queue.take_dropped()), (MOST, 3, 0));
         let first = networks(queue.next(now()));
         assert_eq!((first.len(), first[0].as_str()), (BATCH, "10.0.0.3"));

@@ -74,16 +74,18 @@ fn post(agent: &Agent, url: &str, message: &Message, timeout: Duration) -> Resul
     }
 }
 
-/// Starts a program with a message on its standard input, and waits for it. It is killed, with what it has started, when
-/// it takes too long.
+/// Starts a program with a message on its standard input, and waits for it. It is killed, with what
+/// it has started, when it takes too long.
 fn run(words: &[String], message: &Message, timeout: Duration) -> Result<(), String> {
     let (program, arguments) = words.split_first().ok_or("there is no program")?;
     let mut command = Command::new(program);
     command.args(arguments).envs(message.variables.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     // A group of its own, so that it can be ended with all that it has started.
-    let mut child =
-        command.process_group(0).spawn().map_err(|error| format!("{program} cannot be started: {error}"))?;
+    let mut child = command
+        .process_group(0)
+        .spawn()
+        .map_err(|error| format!("{program} cannot be started: {error}"))?;
     if let Some(mut input) = child.stdin.take() {
         // It fits into the pipe. A program that does not want to read it need not.
         let _ = writeln!(input, "{}", message.json);
@@ -135,7 +137,10 @@ mod tests {
         let script = format!("{{ cat; echo \"$SIP_XDP_EVENT $SIP_XDP_SUPPRESSED\"; }} > {path}");
         let message = message();
         shell(&script).send(&message, Duration::from_secs(60)).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\nsuppressed 2\n", message.json));
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            format!("{}\nsuppressed 2\n", message.json)
+        );
     }
 
     #[test]
@@ -144,7 +149,12 @@ mod tests {
         let error = shell("exit 3").send(&message(), patience).unwrap_err();
         assert_eq!(error, "/bin/sh failed: exit status: 3");
         let missing = Channel::Command(vec!["/nonexistent/page".to_owned()]);
-        assert!(missing.send(&message(), patience).unwrap_err().contains("/nonexistent/page cannot be started"));
+        assert!(
+            missing
+                .send(&message(), patience)
+                .unwrap_err()
+                .contains("/nonexistent/page cannot be started")
+        );
     }
 
     #[test]
@@ -157,8 +167,13 @@ mod tests {
         assert_eq!(error, "/bin/sh took more than 1 s and was killed");
         let pid = std::fs::read_to_string(&path).unwrap();
         let is_gone = || {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
-            stat.is_empty() || stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']))
+            let stat =
+                std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+            stat.is_empty()
+                || stat
+                    .rsplit(')')
+                    .next()
+                    .is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']))
         };
         let start = Instant::now();
         while !is_gone() && start.elapsed() < Duration::from_secs(10) {
@@ -170,7 +185,10 @@ mod tests {
     #[test]
     fn a_server_that_is_not_there_is_no_secret() {
         // Nobody listens on the discard port of the loopback interface.
-        let config = NotifyConfig { webhook: "http://127.0.0.1:9/sEcret".to_owned(), ..NotifyConfig::default() };
+        let config = NotifyConfig {
+            webhook: "http://127.0.0.1:9/sEcret".to_owned(),
+            ..NotifyConfig::default()
+        };
         let error = Channel::all(&config)[0].send(&message(), Duration::from_secs(5)).unwrap_err();
         assert!(!error.contains("sEcret") && !error.is_empty(), "{error}");
     }

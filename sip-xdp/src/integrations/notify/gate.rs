@@ -20,7 +20,11 @@ pub(super) struct Gate {
 
 impl Gate {
     pub(super) fn new(rate: Rate) -> Self {
-        Self { limit: Limit::new(rate.count, rate.per.nanos()), full_at: 0, suppressed: Suppressed::new() }
+        Self {
+            limit: Limit::new(rate.count, rate.per.nanos()),
+            full_at: 0,
+            suppressed: Suppressed::new(),
+        }
     }
 
     /// Whether there may be one more message at `now`.
@@ -72,6 +76,9 @@ mod tests {
         assert_eq!(gate.take_suppressed(), [("ban".to_owned(), 6)].into());
         assert_eq!(gate.until_due(start), None);
         // An hour later there is room for three again, not for more.
-        assert_eq!((0..10).filter(|number| gate.admits(start + 3_600 * SECOND + number)).count(), 3);
+        assert_eq!(
+            (0..10).filter(|number| gate.admits(start + 3_600 * SECOND + number)).count(),
+            3
+        );
     }
 }

@@ -2,11 +2,13 @@
 
 use std::fs;
 
-use serde_json::{Value, json};
+use jiff::Timestamp;
+use serde::Serialize;
 
 use super::gate::Suppressed;
-use crate::dataplane::counters;
-use crate::integrations::Heard;
+use crate::bans::event::Event;
+use crate::dataplane::tables::ledger::Tier;
+use crate::net::network::Network;
 use crate::text;
 
 /// A message.
@@ -20,109 +22,149 @@ pub(super) struct Message {
 
 impl Message {
     /// About an event, and what was not told before it.
-    pub(super) fn of(heard: &Heard, suppressed: &Suppressed) -> Self {
-        let mut text = heard.event.clone();
-        let place = heard.address.map(|address| match heard.port {
+    pub(super) fn of(event: &Event, suppressed: &Suppressed) -> Self {
+        let mut text = event.event.to_string();
+        let place = event.address.map(|address| match event.port {
             Some(port) => format!(" {address} port {port}"),
             None => format!(" {address}"),
         });
         text.push_str(&place.unwrap_or_default());
-        let tier = heard.tier.map(|tier| tier.name().to_owned());
-        let dry_run = heard.dry_run.then(|| "dry run".to_owned());
-        let what: Vec<_> = [heard.kind.clone(), tier, dry_run].into_iter().flatten().collect();
+        let tier = event.tier.map(|tier| tier.name().to_owned());
+        let dry_run = event.dry_run.then(|| "dry run".to_owned());
+        let what: Vec<_> = [event.kind.clone(), tier, dry_run].into_iter().flatten().collect();
         if !what.is_empty() {
             text.push_str(&format!(" ({})", what.join(", ")));
         }
-        if let Some(reason) = heard.reason.as_ref().filter(|reason| !reason.is_empty()) {
+        if let Some(reason) = event.reason.as_ref().filter(|reason| !reason.is_empty()) {
             text.push_str(&format!(": {reason}"));
         }
-        if let Some(expires) = heard.expires.filter(|_| heard.event == "ban") {
+        if let Some(expires) = event.expires.filter(|_| event.event == "ban") {
             text.push_str(&format!("; until {}", expires.strftime("%F %T UTC")));
         }
-        Self::new(heard, text, suppressed)
+        Self::new(event, text, suppressed)
     }
 
     /// About nothing but what was not told.
     pub(super) fn summary(suppressed: &Suppressed) -> Self {
-        let nothing = Heard { time: counters::now(), event: "suppressed".to_owned(), ..Heard::default() };
+        let nothing = Event::new("suppressed");
         Self::new(&nothing, "too many events to tell each".to_owned(), suppressed)
     }
 
-    fn new(heard: &Heard, mut text: String, suppressed: &Suppressed) -> Self {
-        let Heard { time, event, kind, address, port, reason, tier, dry_run, owner, expires } = heard;
+    fn new(event: &Event, mut text: String, suppressed: &Suppressed) -> Self {
         let count: u64 = suppressed.values().sum();
         if count > 0 {
-            let each: Vec<_> = suppressed.iter().map(|(event, count)| format!("{count} {event}")).collect();
+            let each: Vec<_> =
+                suppressed.iter().map(|(event, count)| format!("{count} {event}")).collect();
             text.push_str(&format!("; not told before this: {}", each.join(", ")));
         }
         let host = host();
         let text = format!("sip-xdp on {host}: {text}");
-        let object = json!({
-            "time": time, "event": event, "kind": kind, "address": address, "port": port, "reason": reason, "tier": tier,
-            "dry_run": dry_run, "owner": owner, "expires": expires, "host": host, "suppressed": count, "text": text,
-        });
-        let variables = [
-            ("SIP_XDP_EVENT", "event"),
-            ("SIP_XDP_KIND", "kind"),
-            ("SIP_XDP_ADDRESS", "address"),
-            ("SIP_XDP_PORT", "port"),
-            ("SIP_XDP_REASON", "reason"),
-            ("SIP_XDP_TIER", "tier"),
-            ("SIP_XDP_EXPIRES", "expires"),
-            ("SIP_XDP_SUPPRESSED", "suppressed"),
-            ("SIP_XDP_TEXT", "text"),
+        let text_of = |value: Option<String>| text::line(&value.unwrap_or_default());
+        let variables = vec![
+            ("SIP_XDP_EVENT", text::line(&event.event)),
+            ("SIP_XDP_KIND", text_of(event.kind.clone())),
+            ("SIP_XDP_ADDRESS", text_of(event.address.map(|address| address.to_string()))),
+            ("SIP_XDP_PORT", text_of(event.port.map(|port| port.to_string()))),
+            ("SIP_XDP_REASON", text_of(event.reason.clone())),
+            ("SIP_XDP_TIER", text_of(event.tier.map(|tier| tier.name().to_owned()))),
+            ("SIP_XDP_EXPIRES", text_of(event.expires.map(|expires| expires.to_string()))),
+            ("SIP_XDP_SUPPRESSED", count.to_string()),
+            ("SIP_XDP_TEXT", text::line(&text)),
         ];
-        let variables = variables.map(|(name, field)| (name, variable(&object[field]))).into();
-        Self { json: text::json(&object.to_string()), variables }
+        let notice = Notice {
+            time: event.time,
+            event: &event.event,
+            kind: event.kind.as_deref(),
+            address: event.address,
+            port: event.port,
+            reason: event.reason.as_deref(),
+            tier: event.tier,
+            dry_run: event.dry_run,
+            owner: event.owner.as_deref(),
+            expires: event.expires,
+            host: &host,
+            suppressed: count,
+            text: &text,
+        };
+        // A notice has no maps and no floats: serialising it does not fail.
+        let json = serde_json::to_string(&notice).unwrap_or_default();
+        Self { json: text::json(&json), variables }
     }
 }
 
-/// A field as text. Attackers have a say in reasons: what could end a line, or begin an escape sequence, is taken out.
-fn variable(field: &Value) -> String {
-    match field {
-        Value::Null => String::new(),
-        Value::String(text) => text::line(text),
-        other => other.to_string(),
-    }
+/// What a webhook and the standard input of a program are given.
+#[derive(Debug, Serialize)]
+struct Notice<'a> {
+    time: Timestamp,
+    event: &'a str,
+    kind: Option<&'a str>,
+    address: Option<Network>,
+    port: Option<u16>,
+    reason: Option<&'a str>,
+    tier: Option<Tier>,
+    dry_run: bool,
+    owner: Option<&'a str>,
+    expires: Option<Timestamp>,
+    /// The name of this host.
+    host: &'a str,
+    /// Events that were not told before this one, since too many came at once.
+    suppressed: u64,
+    /// The same in a sentence.
+    text: &'a str,
 }
 
 /// The name of this host.
 fn host() -> String {
-    fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned()).unwrap_or_default()
+    fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::integrations::tests::told;
+    use serde_json::Value;
 
-    fn heard(event: &'static str) -> Heard {
-        serde_json::from_str(&told(event, "192.0.2.7", "").line).unwrap()
-    }
+    use crate::integrations::tests::event;
 
     #[test]
     fn a_message_says_what_happened_and_what_was_not_told() {
-        let message = Message::of(&heard("ban"), &[("ban".to_owned(), 3), ("feed".to_owned(), 1)].into());
+        let message = Message::of(
+            &event("ban", "192.0.2.7"),
+            &[("ban".to_owned(), 3), ("feed".to_owned(), 1)].into(),
+        );
         let object: Value = serde_json::from_str(&message.json).unwrap();
         assert_eq!((&object["address"], &object["suppressed"]), (&"192.0.2.7".into(), &4.into()));
         let text = object["text"].as_str().unwrap();
         assert!(
-            text.ends_with(": ban 192.0.2.7 (rejected, proven): 10 passwords; not told before this: 3 ban, 1 feed"),
+            text.ends_with(
+                ": ban 192.0.2.7 (rejected, proven): 10 passwords; not told before \
+                            this: 3 ban, 1 feed"
+            ),
             "{text}"
         );
-        let variable = |name: &str| message.variables.iter().find(|(known, _)| *known == name).unwrap().1.clone();
+        let variable = |name: &str| {
+            message.variables.iter().find(|(known, _)| *known == name).unwrap().1.clone()
+        };
         assert_eq!(variable("SIP_XDP_EVENT"), "ban");
         assert_eq!(variable("SIP_XDP_PORT"), "");
         assert_eq!(variable("SIP_XDP_SUPPRESSED"), "4");
-        let object: Value = serde_json::from_str(&Message::summary(&[("ban".to_owned(), 7)].into()).json).unwrap();
+        let object: Value =
+            serde_json::from_str(&Message::summary(&[("ban".to_owned(), 7)].into()).json).unwrap();
         assert_eq!((&object["event"], &object["suppressed"]), (&"suppressed".into(), &7.into()));
     }
 
     #[test]
     fn variables_have_no_control_characters() {
-        let hostile = Heard { reason: Some("user \"a\0b\nPATH=x\u{1b}[2J\"".to_owned()), ..heard("ban") };
+        let hostile = Event {
+            reason: Some("user \"a\0b\nPATH=x\u{1b}[2J\"".to_owned()),
+            ..event("ban", "192.0.2.7")
+        };
         let message = Message::of(&hostile, &Suppressed::new());
-        assert!(message.variables.iter().all(|(_, value)| !value.contains(char::is_control)), "{message:?}");
+        assert!(
+            message.variables.iter().all(|(_, value)| !value.contains(char::is_control)),
+            "{message:?}"
+        );
         assert!(!message.json.contains('\n'));
     }
 }

@@ -1,7 +1,8 @@
-//! Notification: a program that is started, and a server that is told, for what an operator wants to know at once.
+//! Notification: a program that is started, and a server that is told, for what an operator wants
+//! to know at once.
 //!
-//! There are only so many messages in a time. What is over that is counted, and the next message says how many; if nothing
-//! more happens, one of its own does.
+//! There are only so many messages in a time. What is over that is counted, and the next message
+//! says how many; if nothing more happens, one of its own does.
 
 mod channel;
 mod gate;
@@ -15,8 +16,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Following, Heard, lock, note, start};
+use super::{Following, lock, note, start};
 use crate::api::event_stream::Hub;
+use crate::bans::event::Event;
 use crate::config::NotifyConfig;
 use crate::sys::clock;
 use crate::sys::privileges;
@@ -54,7 +56,8 @@ impl Drop for Notifier {
 }
 
 impl Notifier {
-    /// Begins to tell what happens from now on, in the place of another one: what that had no time for is told as a number.
+    /// Begins to tell what happens from now on, in the place of another one: what that had no time
+    /// for is told as a number.
     pub fn start(config: NotifyConfig, hub: &Hub, before: Option<Self>) -> Self {
         let report = Arc::<Mutex<Report>>::default();
         let untold = before.map(|before| Arc::clone(&before.untold)).unwrap_or_default();
@@ -69,12 +72,14 @@ impl Notifier {
             report: Arc::clone(&report),
         };
         let wanted: Vec<_> = config.events.iter().map(|occasion| occasion.name()).collect();
-        let wants = move |heard: &Heard| {
+        let wants = move |event: &Event| {
             // That a feed has another list, or was trimmed, is nothing to wake somebody for.
-            let is_routine = heard.event == "feed" && matches!(heard.kind.as_deref(), Some("synced" | "guard"));
-            wanted.contains(&heard.event.as_str()) && !is_routine
+            let is_routine =
+                event.event == "feed" && matches!(event.kind.as_deref(), Some("synced" | "guard"));
+            wanted.contains(&&*event.event) && !is_routine
         };
-        let following = start("notify", WAITING, hub, Arc::clone(&untold), wants, |events| worker.run(events));
+        let following =
+            start("notify", WAITING, hub, Arc::clone(&untold), wants, |events| worker.run(events));
         Self { config, report, untold, ended, _following: following }
     }
 
@@ -93,7 +98,11 @@ impl Notifier {
     /// What an operator should know.
     pub fn warnings(&self) -> Vec<String> {
         let report = lock(&self.report);
-        report.errors.iter().map(|(channel, error)| format!("notification by {channel} fails: {error}")).collect()
+        report
+            .errors
+            .iter()
+            .map(|(channel, error)| format!("notification by {channel} fails: {error}"))
+            .collect()
     }
 }
 
@@ -111,27 +120,27 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self, events: &Receiver<Heard>) {
+    fn run(mut self, events: &Receiver<Arc<Event>>) {
         privileges::keep(privileges::NOTHING);
         loop {
-            let heard = match self.gate.until_due(clock::now()) {
+            let event = match self.gate.until_due(clock::now()) {
                 None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(wait) => events.recv_timeout(wait),
             };
             if self.ended.load(Ordering::Relaxed) {
-                let waiting = heard.into_iter().chain(events.try_iter()).count() as u64;
+                let waiting = event.into_iter().chain(events.try_iter()).count() as u64;
                 let suppressed = self.gate.take_suppressed().into_values().sum::<u64>();
                 self.untold.fetch_add(waiting + suppressed, Ordering::Relaxed);
                 return;
             }
             self.gate.suppress("others", self.untold.swap(0, Ordering::Relaxed));
-            match heard {
-                Ok(heard) if self.gate.admits(clock::now()) => {
-                    let message = Message::of(&heard, &self.gate.take_suppressed());
+            match event {
+                Ok(event) if self.gate.admits(clock::now()) => {
+                    let message = Message::of(&event, &self.gate.take_suppressed());
                     self.send(&message);
                 }
-                Ok(heard) => {
-                    self.gate.suppress(&heard.event, 1);
+                Ok(event) => {
+                    self.gate.suppress(&event.event, 1);
                     lock(&self.report).suppressed += 1;
                 }
                 Err(RecvTimeoutError::Timeout) if self.gate.admits(clock::now()) => {

@@ -1,4 +1,5 @@
-//! What becomes of a packet of one address right now, and why: read from the pinned maps, with or without a daemon.
+//! What becomes of a packet of one address right now, and why: read from the pinned maps, with or
+//! without a daemon.
 
 mod verdict;
 
@@ -13,7 +14,7 @@ use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::MAPPED_BITS;
 use sip_xdp_common::limits::gcra::{Meter, Pace, ticks};
 use sip_xdp_common::limits::meters::{KNOWN, RECORDED, Records};
-use sip_xdp_common::lookup::networks::{Guide, IPV6_LENGTHS, Kind, LABEL, SUSPECT};
+use sip_xdp_common::lookup::networks::{IPV6_LENGTHS, Kind, LABEL, SUSPECT, TableHeader};
 
 use crate::config::{Config, LimitsConfig, Policy};
 use crate::dataplane::counters;
@@ -44,7 +45,11 @@ pub struct Settings {
 
 impl From<&Config> for Settings {
     fn from(config: &Config) -> Self {
-        Self { policy: config.policy, ipv6_prefix: config.ipv6_prefix, limits: config.limits.clone() }
+        Self {
+            policy: config.policy,
+            ipv6_prefix: config.ipv6_prefix,
+            limits: config.limits.clone(),
+        }
     }
 }
 
@@ -59,8 +64,8 @@ pub struct Match {
     pub port: Option<u16>,
     /// Whose entry it is.
     pub owner: &'static str,
-    /// The name of the feed (`feed:NAME`), tool (`tool:NAME`) or host name (`dns:NAME`) whose claim it is; none for others,
-    /// and where the kernel's table alone knows of a feed.
+    /// The name of the feed (`feed:NAME`), tool (`tool:NAME`) or host name (`dns:NAME`) whose claim
+    /// it is; none for others, and where the kernel's table alone knows of a feed.
     pub claimant: Option<String>,
     /// Why.
     pub reason: String,
@@ -106,7 +111,8 @@ pub struct Kernel {
     pub peer_until: Option<Timestamp>,
     /// Until when it is under suspicion.
     pub suspect_until: Option<Timestamp>,
-    /// Ports of it where somebody is registered, who pass although a ban or a feed lists the address.
+    /// Ports of it where somebody is registered, who pass although a ban or a feed lists the
+    /// address.
     pub good_ports: Vec<u16>,
     /// There is a storm.
     pub storm: bool,
@@ -127,35 +133,42 @@ pub struct Limited {
 pub fn read(pins: &Pins, address: IpAddr, settings: &Settings) -> Result<Kernel> {
     let (source, now) = (source_of(address), clock::now());
     let host = Network::host(address);
-    let guide = header::read(pins.open(names::GUIDE)?)?;
-    let table = Table::open(|name| pins.open(name), &guide)?;
-    let covering = covering(&guide, &table, &host, now)?;
+    let table_header = header::read(pins.open(names::TABLE_HEADER)?)?;
+    let table = Table::open(|name| pins.open(name), &table_header)?;
+    let covering = covering(&table_header, &table, &host, now)?;
     let flows = Flows::open(|name| pins.open(name))?.all()?;
     let flows: Vec<_> = flows.into_iter().filter(|(key, _)| key.source == source).collect();
 
     let known = covering.iter().find(|entry| entry.kind == Kind::Known);
-    let standing = known.and_then(|entry| entry.terms.standing).unwrap_or_default();
-    let (good, peer) = standing.ends(now);
-    let is_suspect = standing.scale() == SUSPECT && good == 0 && peer == 0;
-    let suspect = if is_suspect { known.map_or(0, |entry| entry.terms.expires) } else { 0 };
+    let reputation = known.and_then(|entry| entry.slot_state.reputation).unwrap_or_default();
+    let (good, peer) = reputation.ends(now);
+    let is_suspect = reputation.scale() == SUSPECT && good == 0 && peer == 0;
+    let suspect = if is_suspect { known.map_or(0, |entry| entry.slot_state.expires) } else { 0 };
 
-    let is_apart = source.is_v4() || covering.iter().any(|entry| entry.kind == Kind::Apart);
-    let metered_as = if is_apart { source } else { Network::around(source, settings.ipv6_prefix).first() };
+    let is_per_host = source.is_v4() || covering.iter().any(|entry| entry.kind == Kind::PerHost);
+    let metered_as =
+        if is_per_host { source } else { Network::around(source, settings.ipv6_prefix).first() };
     let sources = Sources::open(|name| pins.open(name))?;
     let found = sources.meter(&metered_as)?;
     let limited = match found {
-        Some((meter, set, way)) if meter.mark & RECORDED != 0 => limited(pins, &meter, set, way, now)?,
+        Some((meter, set, way)) if meter.mark & RECORDED != 0 => {
+            limited(pins, &meter, set, way, now)?
+        }
         _ => None,
     };
     let config = Config { limits: settings.limits.clone(), ..Config::default() };
     let is_known = good != 0 || peer != 0;
-    let meter = found.map(|(meter, ..)| meter).filter(|meter| (meter.mark & KNOWN != 0) == is_known);
-    let scale = if is_known { standing.scale() } else { 0 };
+    let meter =
+        found.map(|(meter, ..)| meter).filter(|meter| (meter.mark & KNOWN != 0) == is_known);
+    let scale = if is_known { reputation.scale() } else { 0 };
     let end = |until: u64| if until == 0 { None } else { clock::to_wall(until) };
     let mut good_ports: Vec<u16> =
         flows.iter().filter(|(_, flow)| flow.good_until > now).map(|(key, _)| key.port).collect();
     good_ports.sort_unstable();
-    let banned = flows.iter().filter(|(_, flow)| flow.banned_until > now).map(|(key, flow)| (key.port, flow.hits));
+    let banned = flows
+        .iter()
+        .filter(|(_, flow)| flow.banned_until > now)
+        .map(|(key, flow)| (key.port, flow.hits));
     Ok(Kernel {
         dry_run: is_dry_run(pins)?,
         matches: matches(pins, &host, &covering, &banned.collect::<Vec<_>>(), now)?,
@@ -171,12 +184,17 @@ pub fn read(pins: &Pins, address: IpAddr, settings: &Settings) -> Result<Kernel>
 }
 
 /// The live entries of the kernel's table around a host, of every length that occurs.
-fn covering(guide: &Guide, table: &Table, host: &Network, now: u64) -> Result<Vec<TableEntry>> {
-    let version = (guide.version & 1) as usize;
+fn covering(
+    table_header: &TableHeader,
+    table: &Table,
+    host: &Network,
+    now: u64,
+) -> Result<Vec<TableEntry>> {
+    let version = (table_header.version & 1) as usize;
     let (family, base) = if host.is_v4() { (0, 0) } else { (1, IPV6_LENGTHS) };
-    let count = guide.counts[version][family] as usize;
+    let count = table_header.counts[version][family] as usize;
     let mut found = Vec::new();
-    for length in guide.lengths[version].iter().skip(base).take(count) {
+    for length in table_header.lengths[version].iter().skip(base).take(count) {
         let bits = (length.label & 0xff) as u8;
         let kind = Kind::ALL.into_iter().find(|kind| kind.label(bits) == length.label & LABEL);
         let Some(kind) = kind else {
@@ -184,11 +202,12 @@ fn covering(guide: &Guide, table: &Table, host: &Network, now: u64) -> Result<Ve
         };
         found.extend(table.get(kind, &Network::around(host.first(), bits))?);
     }
-    found.retain(|entry| entry.terms.expires == NEVER || entry.terms.expires > now);
+    found.retain(|entry| entry.slot_state.expires == NEVER || entry.slot_state.expires > now);
     Ok(found)
 }
 
-/// What the ledger and the feeds say of a host: whoever lists it, or a network around it, or one of its ports.
+/// What the ledger and the feeds say of a host: whoever lists it, or a network around it, or one of
+/// its ports.
 fn matches(
     pins: &Pins,
     host: &Network,
@@ -203,18 +222,22 @@ fn matches(
     for list in [List::Trust, List::Block, List::Admit] {
         for bits in (shortest..=host.bits()).rev() {
             let network = Network::around(host.first(), bits);
-            let in_table = |entry: &&TableEntry| entry.kind == Kind::of(list) && entry.network == network;
+            let in_table =
+                |entry: &&TableEntry| entry.kind == Kind::of(list) && entry.network == network;
             let slot = covering.iter().find(in_table);
             let hits = slot.filter(|_| list == List::Block).map_or(0, |slot| slot.hits);
             let entries = owners().filter_map(|owner| ledger.get(list, &network, None, owner));
-            all.extend(entries.filter(|entry| !entry.is_over(now)).map(|entry| matched(list, entry, hits)));
-            if let Some(slot) = slot.filter(|slot| slot.terms.feed) {
-                all.push(fed(slot));
+            all.extend(
+                entries.filter(|entry| !entry.is_over(now)).map(|entry| matched(list, entry, hits)),
+            );
+            if let Some(slot) = slot.filter(|slot| slot.slot_state.feed) {
+                all.push(feed_match(slot));
             }
         }
     }
     for (port, hits) in banned {
-        let entries = owners().filter_map(|owner| ledger.get(List::Block, host, Some(*port), owner));
+        let entries =
+            owners().filter_map(|owner| ledger.get(List::Block, host, Some(*port), owner));
         all.extend(entries.map(|entry| matched(List::Block, entry, *hits)));
     }
     Ok(all)
@@ -237,7 +260,7 @@ fn matched(list: List, entry: Entry, hits: u64) -> Match {
 }
 
 /// What a feed lists. Which one is not said in the kernel's table.
-fn fed(slot: &TableEntry) -> Match {
+fn feed_match(slot: &TableEntry) -> Match {
     Match {
         list: "block",
         network: slot.network,
@@ -254,10 +277,21 @@ fn fed(slot: &TableEntry) -> Match {
 }
 
 /// How close a source is to its limits.
-fn levels(config: &Config, meter: Option<Meter>, is_known: bool, is_suspect: bool, scale: u64, now: u64) -> Vec<Level> {
+fn levels(
+    config: &Config,
+    meter: Option<Meter>,
+    is_known: bool,
+    is_suspect: bool,
+    scale: u64,
+    now: u64,
+) -> Vec<Level> {
     let now = ticks(now);
     let meter = meter.unwrap_or(Meter::new(0, now));
-    let level = |limit, pace: Pace, full_at| Level { limit, left: pace.left(full_at, now), of: pace.whole() };
+    let level = |limit, pace: Pace, full_at| Level {
+        limit,
+        left: pace.left(full_at, now),
+        of: pace.whole(),
+    };
     if is_known {
         return vec![level("good", config.good_pace().scaled(scale), meter.requests)];
     }
@@ -274,7 +308,8 @@ fn levels(config: &Config, meter: Option<Meter>, is_known: bool, is_suspect: boo
 
 /// That a source is over a limit, or was, and nothing else about it.
 pub fn limited_lately(pins: &Pins, sources: &Sources, host: &Network) -> Result<Option<Limited>> {
-    // IPv6 sources are metered by address, or with their network; one of another length has no meter.
+    // IPv6 sources are metered by address, or with their network; one of another length has no
+    // meter.
     let lengths: &[u8] = if host.is_v4() { &[128] } else { &[128, 64, 56, 48] };
     for bits in lengths {
         match sources.meter(&Network::around(host.first(), *bits).first())? {

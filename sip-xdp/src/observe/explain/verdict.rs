@@ -1,5 +1,5 @@
-//! The order in which the kernel decides ([`sip_xdp_common::pipeline::ingress`]), told in words for one address: what becomes of a
-//! SIP request that it sends over UDP now.
+//! The order in which the kernel decides ([`sip_xdp_common::pipeline::ingress`]), told in words for
+//! one address: what becomes of a SIP request that it sends over UDP now.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -42,54 +42,79 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
     let Kernel { matches, limits, .. } = facts.kernel;
     let kernel = facts.kernel;
     let to = |verdict, because: String| Decision { verdict, because };
-    let whole = |list: &str| matches.iter().filter(move |one| one.list == list && one.port.is_none()).collect();
+    let whole = |list: &str| {
+        matches.iter().filter(move |one| one.list == list && one.port.is_none()).collect()
+    };
     let (trusted, blocked, admitted): (Vec<&Match>, Vec<&Match>, Vec<&Match>) =
         (whole("trust"), whole("block"), whole("admit"));
     if let Some(entry) = trusted.first() {
-        return to(Outcome::Pass, format!("it is trusted: {}", told(entry)));
+        return to(Outcome::Pass, format!("it is trusted: {}", evidence_text(entry)));
     }
-    // What an operator lists, or a tool that he runs, counts more than what the detector or a feed lists, as in the table
-    // (`OWN` in sip_xdp_common::networks): no port of it goes on.
+    // What an operator lists, or a tool that he runs, counts more than what the detector or a feed
+    // lists, as in the table (`OWN` in sip_xdp_common::networks): no port of it goes on.
     let by_hand = |entry: &&&Match| !matches!(entry.owner, "auto" | "feed");
     if let Some(entry) = blocked.iter().find(by_hand).or(blocked.first()) {
-        let spared = !by_hand(&entry) && kernel.good_until.is_some() && !kernel.good_ports.is_empty();
+        let spared =
+            !by_hand(&entry) && kernel.good_until.is_some() && !kernel.good_ports.is_empty();
         let rest = if spared { "; phones that are registered there go on" } else { "" };
         let verb = if entry.owner == "auto" { "banned" } else { "blocked" };
-        return to(Outcome::Drop, format!("it is {verb}: {}{rest}", told(entry)));
+        return to(Outcome::Drop, format!("it is {verb}: {}{rest}", evidence_text(entry)));
     }
-    let ports: Vec<String> = matches.iter().filter_map(|one| one.port).map(|port| port.to_string()).collect();
-    let but = if ports.is_empty() { String::new() } else { format!("; but its port {} is banned", ports.join(", ")) };
+    let ports: Vec<String> =
+        matches.iter().filter_map(|one| one.port).map(|port| port.to_string()).collect();
+    let but = if ports.is_empty() {
+        String::new()
+    } else {
+        format!("; but its port {} is banned", ports.join(", "))
+    };
     let is_known = kernel.good_until.is_some() || kernel.peer_until.is_some();
     if facts.policy == Policy::Closed && !is_known && admitted.is_empty() {
-        let because = "the policy is closed, and it is neither trusted, admitted, known good, nor a peer";
+        let because =
+            "the policy is closed, and it is neither trusted, admitted, known good, nor a peer";
         return to(Outcome::Drop, because.to_owned());
     }
     let who = match (kernel.good_until, kernel.peer_until, kernel.suspect_until) {
         (Some(until), ..) => format!("it is known good until {}", time(until)),
         (_, Some(until), _) => format!("it is a peer until {}", time(until)),
-        (.., Some(until)) => format!("it looks like an attack tool: one request a second until {}", time(until)),
-        _ if !admitted.is_empty() && facts.policy == Policy::Closed => format!("it is admitted: {}", told(admitted[0])),
+        (.., Some(until)) => {
+            format!("it looks like an attack tool: one request a second until {}", time(until))
+        }
+        _ if !admitted.is_empty() && facts.policy == Policy::Closed => {
+            format!("it is admitted: {}", evidence_text(admitted[0]))
+        }
         _ => "nothing is known of it".to_owned(),
     };
     if !is_known && kernel.storm && !kernel.tracked {
-        return to(Outcome::Limit, format!("{who}, and in a storm strangers share one budget{but}"));
+        return to(
+            Outcome::Limit,
+            format!("{who}, and in a storm strangers share one budget{but}"),
+        );
     }
     let spent = limits.iter().find(|level| level.left == 0 && level.limit != "other");
     if let Some(level) = spent {
-        return to(Outcome::Limit, format!("{who}, and it is over its limit ({}){but}", level.limit));
+        return to(
+            Outcome::Limit,
+            format!("{who}, and it is over its limit ({}){but}", level.limit),
+        );
     }
     if let Some(limited) = kernel.limited.as_ref().filter(|limited| limited.now && !is_known) {
-        let because = format!("{who}, and it keeps running into its limit, {} packets so far{but}", limited.packets);
+        let because = format!(
+            "{who}, and it keeps running into its limit, {} packets so far{but}",
+            limited.packets
+        );
         return to(Outcome::Limit, because);
     }
     to(Outcome::Pass, format!("{who}, and it is within its limits{but}"))
 }
 
 /// An entry in words.
-fn told(entry: &Match) -> String {
+fn evidence_text(entry: &Match) -> String {
     let tier = entry.tier.map(|tier| format!(", {}", tier.name())).unwrap_or_default();
-    let reason = if entry.reason.is_empty() { String::new() } else { format!(", {}", entry.reason) };
-    let until = entry.expires.map_or_else(|| "for good".to_owned(), |until| format!("until {}", time(until)));
+    let reason =
+        if entry.reason.is_empty() { String::new() } else { format!(", {}", entry.reason) };
+    let until = entry
+        .expires
+        .map_or_else(|| "for good".to_owned(), |until| format!("until {}", time(until)));
     format!("{} ({}{tier}{reason}) {until}", entry.network, entry.owner)
 }
 
@@ -110,7 +135,9 @@ mod tests {
         Kernel {
             dry_run: false,
             matches: Vec::new(),
-            limits: ["register", "requests", "other"].map(|limit| Level { limit, left: 5, of: 50 }).into(),
+            limits: ["register", "requests", "other"]
+                .map(|limit| Level { limit, left: 5, of: 50 })
+                .into(),
             tracked: true,
             limited: None,
             good_until: None,
@@ -153,7 +180,10 @@ mod tests {
         kernel.matches.push(listed("block", "192.0.2.7", "auto"));
         kernel.matches.push(listed("block", "192.0.2.0/24", "manual"));
         let (verdict, because) = decided(&kernel, Policy::Open);
-        assert!(verdict == Outcome::Drop && because.contains("192.0.2.0/24 (manual, why)"), "{because}");
+        assert!(
+            verdict == Outcome::Drop && because.contains("192.0.2.0/24 (manual, why)"),
+            "{because}"
+        );
         kernel.matches.insert(0, listed("trust", "192.0.0.0/16", "config"));
         assert_eq!(decided(&kernel, Policy::Closed).0, Outcome::Pass);
     }
@@ -169,16 +199,20 @@ mod tests {
         assert!(verdict == Outcome::Pass && because.ends_with("port 5063 is banned"), "{because}");
     }
 
-    /// As in the kernel: only what the detector or a feed lists leaves a registered phone its port, whoever else there is
-    /// that may list.
+    /// As in the kernel: only what the detector or a feed lists leaves a registered phone its port,
+    /// whoever else there is that may list.
     #[test]
     fn only_a_ban_and_a_feed_spare_a_registered_port() {
         for owner in (0..u8::MAX).map_while(sip_xdp_common::abi::layout::Owner::from_number) {
-            let mut kernel = Kernel { good_until: Some(THEN), good_ports: vec![5062], ..stranger() };
+            let mut kernel =
+                Kernel { good_until: Some(THEN), good_ports: vec![5062], ..stranger() };
             kernel.matches = vec![listed("block", "192.0.2.7", owner.name())];
             let (verdict, because) = decided(&kernel, Policy::Open);
             let spares = matches!(owner.name(), "auto" | "feed");
-            assert!(verdict == Outcome::Drop && because.ends_with("go on") == spares, "{owner:?}: {because}");
+            assert!(
+                verdict == Outcome::Drop && because.ends_with("go on") == spares,
+                "{owner:?}: {because}"
+            );
             // Beside a ban, too.
             kernel.matches.insert(0, listed("block", "192.0.2.0/24", "auto"));
             let (_, because) = decided(&kernel, Policy::Open);
@@ -196,6 +230,9 @@ mod tests {
         assert_eq!(decided(&Kernel { limited, ..stranger() }, Policy::Open).0, Outcome::Limit);
         let storm = Kernel { storm: true, tracked: false, ..stranger() };
         assert_eq!(decided(&storm, Policy::Open).0, Outcome::Limit);
-        assert_eq!(decided(&Kernel { peer_until: Some(THEN), ..storm }, Policy::Open).0, Outcome::Pass);
+        assert_eq!(
+            decided(&Kernel { peer_until: Some(THEN), ..storm }, Policy::Open).0,
+            Outcome::Pass
+        );
     }
 }

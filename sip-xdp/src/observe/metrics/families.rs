@@ -1,4 +1,5 @@
-//! What is measured. No label names a source: whoever sends packets must not decide how many series there are.
+//! What is measured. No label names a source: whoever sends packets must not decide how many series
+//! there are.
 
 use serde_json::Value;
 
@@ -33,7 +34,7 @@ pub(crate) fn render(overview: &Overview) -> String {
         counters(&mut text, stats);
     }
     lists(&mut text, overview);
-    weather(&mut text, overview);
+    storm_state(&mut text, overview);
     events(&mut text, overview);
     if let Some(daemon) = &overview.daemon {
         state(&mut text, daemon);
@@ -44,25 +45,43 @@ pub(crate) fn render(overview: &Overview) -> String {
 
 fn build(text: &mut Text, overview: &Overview) {
     let version = [("version", env!("CARGO_PKG_VERSION"))];
-    text.family("sip_xdp_build_info", Gauge, "The version that runs; always 1.").sample(&version, 1);
+    text.family("sip_xdp_build_info", Gauge, "The version that runs; always 1.")
+        .sample(&version, 1);
     let enforcing = u8::from(overview.enforcing);
-    text.single("sip_xdp_enforcing", Gauge, "1 if packets are dropped on all interfaces, 0 if not.", enforcing);
-    text.family("sip_xdp_interface_attached", Gauge, "1 if the filter is on the interface, 0 if it was taken off.");
+    text.single(
+        "sip_xdp_enforcing",
+        Gauge,
+        "1 if packets are dropped on all interfaces, 0 if not.",
+        enforcing,
+    );
+    text.family(
+        "sip_xdp_interface_attached",
+        Gauge,
+        "1 if the filter is on the interface, 0 if it was taken off.",
+    );
     for one in &overview.interfaces {
         let mode = one.mode.map(|mode| mode.to_string()).unwrap_or_default();
         text.sample(&[("interface", &one.interface), ("mode", &mode)], u8::from(one.attached));
     }
-    text.family("sip_xdp_interface_dry_run", Gauge, "1 if nothing is dropped on the interface, 0 if something may be.");
+    text.family(
+        "sip_xdp_interface_dry_run",
+        Gauge,
+        "1 if nothing is dropped on the interface, 0 if something may be.",
+    );
     for one in &overview.interfaces {
         text.sample(&[("interface", &one.interface)], u8::from(one.dry_run));
     }
-    let help =
-        "1 if the driver took the program natively and shows it nothing, 0 if not, or if generic mode took over.";
+    let help = "1 if the driver took the program natively and shows it nothing, 0 if not, or if \
+                generic mode took over.";
     text.family("sip_xdp_interface_blind", Gauge, help);
     let blind = overview.daemon.as_ref().and_then(|daemon| daemon["blind"].as_array());
     for one in &overview.interfaces {
-        let found = blind.into_iter().flatten().find(|blind| blind["interface"] == one.interface.as_str());
-        text.sample(&[("interface", &one.interface)], u8::from(found.is_some_and(|blind| blind["action"].is_null())));
+        let found =
+            blind.into_iter().flatten().find(|blind| blind["interface"] == one.interface.as_str());
+        text.sample(
+            &[("interface", &one.interface)],
+            u8::from(found.is_some_and(|blind| blind["action"].is_null())),
+        );
     }
     let count = overview.warnings.len();
     text.single("sip_xdp_warnings", Gauge, "Warnings that `sip-xdp status` shows.", count);
@@ -76,7 +95,11 @@ fn packets(text: &mut Text, interfaces: &[InterfaceStats]) {
     by_verdict(text, interfaces, |one| &one.packets);
     text.family("sip_xdp_bytes_total", Counter, "The same in bytes, link headers included.");
     by_verdict(text, interfaces, |one| &one.bytes);
-    text.family("sip_xdp_messages_total", Counter, "Packets whose start line was read, by method or kind.");
+    text.family(
+        "sip_xdp_messages_total",
+        Counter,
+        "Packets whose start line was read, by method or kind.",
+    );
     for one in interfaces {
         for (method, count) in &one.methods {
             text.sample(&[("interface", &one.interface), ("method", method)], count);
@@ -92,7 +115,10 @@ fn by_verdict(
     for one in interfaces {
         for (verdict, counts) in of(one).each() {
             for (reason, count) in counts {
-                text.sample(&[("interface", &one.interface), ("verdict", verdict), ("reason", reason)], count);
+                text.sample(
+                    &[("interface", &one.interface), ("verdict", verdict), ("reason", reason)],
+                    count,
+                );
             }
         }
     }
@@ -100,13 +126,18 @@ fn by_verdict(
 
 fn counters(text: &mut Text, stats: &Stats) {
     let Stats { responses, sources, blocklist, .. } = stats;
-    text.family("sip_xdp_responses_total", Counter, "Our own responses that left through a filtered interface.")
-        .sample(&[("answer", "accepted")], responses.accepted)
-        .sample(&[("answer", "challenged")], responses.challenged)
-        .sample(&[("answer", "refused")], responses.refused);
+    text.family(
+        "sip_xdp_responses_total",
+        Counter,
+        "Our own responses that left through a filtered interface.",
+    )
+    .sample(&[("answer", "accepted")], responses.accepted)
+    .sample(&[("answer", "challenged")], responses.challenged)
+    .sample(&[("answer", "refused")], responses.refused);
     let help = "Limits that the daemon was not told of, because there was no room.";
     text.single("sip_xdp_lost_events_total", Counter, help, stats.lost_events);
-    let help = "Samples of passing packets that the detector did not see, because there was no room.";
+    let help =
+        "Samples of passing packets that the detector did not see, because there was no room.";
     text.single("sip_xdp_lost_samples_total", Counter, help, stats.lost_samples);
     text.family("sip_xdp_blocked_networks", Gauge, "Networks in the block list, feeds included.")
         .sample(&[("family", "ipv4")], blocklist.ipv4)
@@ -119,18 +150,31 @@ fn counters(text: &mut Text, stats: &Stats) {
 }
 
 fn lists(text: &mut Text, overview: &Overview) {
-    text.family("sip_xdp_list_entries", Gauge, "Entries of the lists, by owner; feed is all feeds together.");
+    text.family(
+        "sip_xdp_list_entries",
+        Gauge,
+        "Entries of the lists, by owner; feed is all feeds together.",
+    );
     for one in &overview.lists {
         text.sample(&[("list", one.list), ("owner", one.owner)], one.entries);
     }
     let bans = &overview.bans;
-    text.family("sip_xdp_bans", Gauge, "Bans that last, by how sure their evidence is, those of a dry run included.")
-        .sample(&[("tier", Tier::Proven.name())], bans.proven)
-        .sample(&[("tier", Tier::Unproven.name())], bans.unproven);
-    text.single("sip_xdp_bans_dry_run", Gauge, "Bans of a dry run, which are not enforced.", bans.dry_run);
+    text.family(
+        "sip_xdp_bans",
+        Gauge,
+        "Bans that last, by how sure their evidence is, those of a dry run included.",
+    )
+    .sample(&[("tier", Tier::Proven.name())], bans.proven)
+    .sample(&[("tier", Tier::Unproven.name())], bans.unproven);
+    text.single(
+        "sip_xdp_bans_dry_run",
+        Gauge,
+        "Bans of a dry run, which are not enforced.",
+        bans.dry_run,
+    );
 }
 
-fn weather(text: &mut Text, overview: &Overview) {
+fn storm_state(text: &mut Text, overview: &Overview) {
     let storm = &overview.storm;
     let help = "1 while there are more new sources than can be real, 0 otherwise.";
     text.single("sip_xdp_storm", Gauge, help, u8::from(storm.is_storm));
@@ -140,14 +184,21 @@ fn weather(text: &mut Text, overview: &Overview) {
 
 fn events(text: &mut Text, overview: &Overview) {
     let latest = &overview.latest;
-    text.family("sip_xdp_bans_total", Counter, "Bans since the daemon started, by kind of evidence.");
+    text.family(
+        "sip_xdp_bans_total",
+        Counter,
+        "Bans since the daemon started, by kind of evidence.",
+    );
     for kind in BAN_KINDS {
         text.sample(&[("kind", kind)], latest.bans_by_kind.get(kind).copied().unwrap_or(0));
     }
-    for (kind, count) in latest.bans_by_kind.iter().filter(|(kind, _)| !BAN_KINDS.contains(&kind.as_str())) {
+    for (kind, count) in
+        latest.bans_by_kind.iter().filter(|(kind, _)| !BAN_KINDS.contains(&kind.as_str()))
+    {
         text.sample(&[("kind", kind)], count);
     }
-    let help = "Events since the daemon started, as `sip-xdp watch` shows them: one a minute for each source.";
+    let help = "Events since the daemon started, as `sip-xdp watch` shows them: one a minute for \
+                each source.";
     text.family("sip_xdp_events_total", Counter, help);
     for (event, count) in &latest.events {
         text.sample(&[("event", event)], count);
@@ -157,11 +208,17 @@ fn events(text: &mut Text, overview: &Overview) {
 fn state(text: &mut Text, daemon: &Value) {
     let flag = |name: &str| u8::from(daemon[name] == true);
     let number = |name: &str| daemon[name].as_u64().unwrap_or(0);
-    let help = "1 while the registrar rejects sources that it accepted within a day: rejections ban nobody.";
+    let help = "1 while the registrar rejects sources that it accepted within a day: rejections \
+                ban nobody.";
     text.single("sip_xdp_registrar_failing", Gauge, help, flag("registrar_failing"));
     let help = "0 if hardly any of our responses is seen: volume bans nobody then.";
     text.single("sip_xdp_sees_responses", Gauge, help, flag("sees_responses"));
-    text.single("sip_xdp_learning", Gauge, "1 while volume bans nobody because of `learn`.", flag("learning"));
+    text.single(
+        "sip_xdp_learning",
+        Gauge,
+        "1 while volume bans nobody because of `learn`.",
+        flag("learning"),
+    );
     let help = "Sources that the detector keeps evidence of.";
     text.single("sip_xdp_watched_sources", Gauge, help, number("watched_sources"));
     let tables = daemon["tables"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -187,17 +244,29 @@ fn feeds(text: &mut Text, daemon: &Value) {
             text.sample(&[("feed", &name(feed)), ("family", family)], count);
         }
     }
-    text.family("sip_xdp_feed_age_seconds", Gauge, "Time since the feed's server last confirmed its list.");
+    text.family(
+        "sip_xdp_feed_age_seconds",
+        Gauge,
+        "Time since the feed's server last confirmed its list.",
+    );
     for feed in feeds {
         if let Some(age) = feed["age"].as_u64() {
             text.sample(&[("feed", &name(feed))], age);
         }
     }
-    text.family("sip_xdp_feed_error", Gauge, "1 if the last answer could not be used, 0 if it could.");
+    text.family(
+        "sip_xdp_feed_error",
+        Gauge,
+        "1 if the last answer could not be used, 0 if it could.",
+    );
     for feed in feeds {
         text.sample(&[("feed", &name(feed))], u8::from(!feed["error"].is_null()));
     }
-    text.family("sip_xdp_feed_guards_fired", Gauge, "How many guards found something in the last list.");
+    text.family(
+        "sip_xdp_feed_guards_fired",
+        Gauge,
+        "How many guards found something in the last list.",
+    );
     for feed in feeds {
         text.sample(&[("feed", &name(feed))], feed["guards"].as_array().map_or(0, Vec::len));
     }

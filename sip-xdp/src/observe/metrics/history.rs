@@ -42,18 +42,23 @@ impl History {
     /// Notes the counters as they are now.
     pub(crate) fn note(&mut self, interfaces: &[InterfaceStats]) {
         let sums = snapshot::packets(interfaces);
-        let counts = columns().iter().map(|column| sums.get(column).copied().unwrap_or(0)).collect();
+        let counts =
+            columns().iter().map(|column| sums.get(column).copied().unwrap_or(0)).collect();
         if self.points.len() >= POINTS {
             self.points.pop_front();
         }
         self.points.push_back(Point { at_ms: clock::wall_ms(), counts });
     }
 
-    /// As the page reads it: columns, and for each point its time in milliseconds since 1970 and the counters.
+    /// As the page reads it: columns, and for each point its time in milliseconds since 1970 and
+    /// the counters.
     pub(crate) fn json(&self) -> Value {
-        let columns: Vec<_> =
-            columns().into_iter().map(|(verdict, reason)| json!({ "verdict": verdict, "reason": reason })).collect();
-        let points: Vec<_> = self.points.iter().map(|point| json!([point.at_ms, point.counts])).collect();
+        let columns: Vec<_> = columns()
+            .into_iter()
+            .map(|(verdict, reason)| json!({ "verdict": verdict, "reason": reason }))
+            .collect();
+        let points: Vec<_> =
+            self.points.iter().map(|point| json!([point.at_ms, point.counts])).collect();
         json!({ "schema": crate::dataplane::counters::SCHEMA, "step": STEP.as_secs(), "columns": columns, "points": points })
     }
 }

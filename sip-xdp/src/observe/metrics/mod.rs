@@ -1,5 +1,6 @@
-//! Metrics for Prometheus and a web page, at one address. They are served by a thread of their own, which reads the pinned
-//! maps itself and asks the daemon only for what is nowhere else: whatever clients do, the daemon does not wait for them.
+//! Metrics for Prometheus and a web page, at one address. They are served by a thread of their own,
+//! which reads the pinned maps itself and asks the daemon only for what is nowhere else: whatever
+//! clients do, the daemon does not wait for them.
 
 mod families;
 mod history;
@@ -55,11 +56,13 @@ pub struct Metrics {
 impl Metrics {
     /// Not listening yet.
     pub fn new(paths: &Paths, calls: &mpsc::Sender<Call>, hub: &Hub) -> Self {
-        let inputs = Inputs { pin_dir: paths.pin_dir.clone(), calls: calls.clone(), hub: hub.clone() };
+        let inputs =
+            Inputs { pin_dir: paths.pin_dir.clone(), calls: calls.clone(), hub: hub.clone() };
         Self { inputs: Some(inputs), ..Self::default() }
     }
 
-    /// Listens where the configuration says. What fails is said in [`Self::warnings`], and tried again.
+    /// Listens where the configuration says. What fails is said in [`Self::warnings`], and tried
+    /// again.
     pub fn configure(&mut self, config: &MetricsConfig) {
         if self.listen == Some(config.listen) {
             return;
@@ -84,7 +87,8 @@ impl Metrics {
             Ok(_) => self.stop = Some(stop),
             Err(error) => {
                 log::error!("no metrics: {error}");
-                self.state.lock().unwrap_or_else(PoisonError::into_inner).error = Some(error.to_string());
+                self.state.lock().unwrap_or_else(PoisonError::into_inner).error =
+                    Some(error.to_string());
             }
         }
     }
@@ -92,7 +96,8 @@ impl Metrics {
     /// What an operator should know.
     pub fn warnings(&self) -> Vec<String> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let error = state.error.as_ref().map(|error| format!("no metrics and no web page: {error}"));
+        let error =
+            state.error.as_ref().map(|error| format!("no metrics and no web page: {error}"));
         error.into_iter().chain(state.address.and_then(exposed)).collect()
     }
 
@@ -107,7 +112,8 @@ impl Metrics {
 fn exposed(address: SocketAddr) -> Option<String> {
     (!address.ip().is_loopback()).then(|| {
         format!(
-            "metrics and the web page are offered on {address}, not only on loopback: whoever reaches it reads who is banned \
+            "metrics and the web page are offered on {address}, not only on loopback: whoever \
+             reaches it reads who is banned \
              and why; let a firewall decide who does"
         )
     })

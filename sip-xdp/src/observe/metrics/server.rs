@@ -1,4 +1,5 @@
-//! The thread that serves: a few connections at a time, each for a bounded time, each request small.
+//! The thread that serves: a few connections at a time, each for a bounded time, each request
+//! small.
 
 use std::convert::Infallible;
 use std::io;
@@ -18,7 +19,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::history::STEP;
 use super::{Inputs, State};
-use crate::observe::web::Site;
+use crate::observe::web::WebContext;
 use crate::sys::privileges;
 
 /// How many connections there may be at a time; further ones are closed at once.
@@ -37,7 +38,12 @@ const HEAD_SIZE: usize = 16 * 1024;
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Serves until `stopped` is dropped on the other side.
-pub(super) fn run(address: SocketAddr, inputs: Inputs, state: &Mutex<State>, mut stopped: watch::Receiver<()>) {
+pub(super) fn run(
+    address: SocketAddr,
+    inputs: Inputs,
+    state: &Mutex<State>,
+    mut stopped: watch::Receiver<()>,
+) {
     privileges::keep(privileges::READER);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -47,11 +53,11 @@ pub(super) fn run(address: SocketAddr, inputs: Inputs, state: &Mutex<State>, mut
             return;
         }
     };
-    let site = Arc::new(Site::new(inputs));
+    let context = Arc::new(WebContext::new(inputs));
     runtime.block_on(async {
         tokio::select! {
-            () = serve(address, &site, state) => {}
-            () = observe(&site) => {}
+            () = serve(address, &context, state) => {}
+            () = observe(&context) => {}
             // Only the end of the other side is of interest.
             _ = stopped.changed() => {}
         }
@@ -59,16 +65,16 @@ pub(super) fn run(address: SocketAddr, inputs: Inputs, state: &Mutex<State>, mut
 }
 
 /// Keeps the counters of the last hour.
-async fn observe(site: &Site) {
+async fn observe(context: &WebContext) {
     let mut tick = interval(STEP);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        site.note();
+        context.note();
     }
 }
 
-async fn serve(address: SocketAddr, site: &Arc<Site>, state: &Mutex<State>) {
+async fn serve(address: SocketAddr, context: &Arc<WebContext>, state: &Mutex<State>) {
     let listener = listen(address, state).await;
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
@@ -76,9 +82,9 @@ async fn serve(address: SocketAddr, site: &Arc<Site>, state: &Mutex<State>) {
             Ok((stream, _)) => {
                 // Who finds no place is turned away: its connection is dropped here.
                 if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-                    let site = Arc::clone(site);
+                    let context = Arc::clone(context);
                     tokio::spawn(async move {
-                        answer(stream, site).await;
+                        answer(stream, context).await;
                         drop(place);
                     });
                 }
@@ -95,7 +101,8 @@ async fn listen(address: SocketAddr, state: &Mutex<State>) -> TcpListener {
         let error = match TcpListener::bind(address).await {
             Ok(listener) => {
                 let local = listener.local_addr().unwrap_or(address);
-                *state.lock().unwrap_or_else(PoisonError::into_inner) = State { address: Some(local), error: None };
+                *state.lock().unwrap_or_else(PoisonError::into_inner) =
+                    State { address: Some(local), error: None };
                 log::info!("metrics and the web page are at http://{local}/");
                 return listener;
             }
@@ -115,19 +122,22 @@ async fn listen(address: SocketAddr, state: &Mutex<State>) -> TcpListener {
 fn describe(address: SocketAddr, error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => format!(
-            "{address} is in use by another program; set metrics.listen to a free port, or to \"\" for none, and run `sip-xdp \
+            "{address} is in use by another program; set metrics.listen to a free port, or to \"\" \
+             for none, and run `sip-xdp \
              reload`"
         ),
-        _ => format!("{address} cannot be listened on ({error}); set metrics.listen and run `sip-xdp reload`"),
+        _ => format!(
+            "{address} cannot be listened on ({error}); set metrics.listen and run `sip-xdp reload`"
+        ),
     }
 }
 
-async fn answer(stream: TcpStream, site: Arc<Site>) {
+async fn answer(stream: TcpStream, context: Arc<WebContext>) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let site = Arc::clone(&site);
+        let context = Arc::clone(&context);
         async move {
             // Bodies are not read: whoever sends one is disconnected after the answer.
-            let answer: Response<Full<Bytes>> = site.answer(&request).await;
+            let answer: Response<Full<Bytes>> = context.answer(&request).await;
             Ok::<_, Infallible>(answer)
         }
     });

@@ -48,7 +48,13 @@ impl Text {
     }
 
     /// A family of one sample without labels.
-    pub(super) fn single(&mut self, name: &'static str, kind: Kind, help: &str, value: impl Display) {
+    pub(super) fn single(
+        &mut self,
+        name: &'static str,
+        kind: Kind,
+        help: &str,
+        value: impl Display,
+    ) {
         self.family(name, kind, help).sample(&[], value);
     }
 
@@ -65,11 +71,13 @@ mod tests {
     #[test]
     fn is_written_as_prometheus_reads_it() {
         let mut text = Text::default();
-        text.family("a_total", Kind::Counter, "Back\\slash\nand line.").sample(&[("x", "q\"u\\o\nte"), ("y", "z")], 1);
+        text.family("a_total", Kind::Counter, "Back\\slash\nand line.")
+            .sample(&[("x", "q\"u\\o\nte"), ("y", "z")], 1);
         text.single("b", Kind::Gauge, "One.", 0.5);
         assert_eq!(
             text.finish(),
-            "# HELP a_total Back\\\\slash\\nand line.\n# TYPE a_total counter\na_total{x=\"q\\\"u\\\\o\\nte\",y=\"z\"} 1\n\
+            "# HELP a_total Back\\\\slash\\nand line.\n# TYPE a_total \
+             counter\na_total{x=\"q\\\"u\\\\o\\nte\",y=\"z\"} 1\n\
              # HELP b One.\n# TYPE b gauge\nb 0.5\n"
         );
     }

@@ -97,7 +97,7 @@ pub(super) enum Effect {
 
 /// What is in front of everything else, and gets the keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Front {
+pub(super) enum Overlay {
     /// Nothing.
     Nothing,
     /// What keys do.
@@ -124,7 +124,7 @@ pub(super) struct App {
     /// What they must contain.
     pub(super) filter: String,
     /// What is in front.
-    pub(super) front: Front,
+    pub(super) overlay: Overlay,
     /// What happened to the last order: done, or why not.
     pub(super) message: Option<Result<String, String>>,
     /// Without colours.
@@ -145,7 +145,7 @@ impl App {
             rates: Rates::default(),
             sort: Sort::Rate,
             filter: String::new(),
-            front: Front::Nothing,
+            overlay: Overlay::Nothing,
             message: None,
             plain,
             selected: None,
@@ -185,7 +185,9 @@ impl App {
         let mut rows: Vec<&Worst> = self.overview.worst.iter().filter(fits).collect();
         match self.sort {
             // The reading comes by packets; what is equally fast stays in that order.
-            Sort::Rate => rows.sort_by(|one, other| self.rates.of_source(other).total_cmp(&self.rates.of_source(one))),
+            Sort::Rate => rows.sort_by(|one, other| {
+                self.rates.of_source(other).total_cmp(&self.rates.of_source(one))
+            }),
             Sort::Packets => rows.sort_by_key(|one| Reverse(one.packets)),
             Sort::Latest => rows.sort_by_key(|one| Reverse(one.since)),
             Sort::Address => rows.sort_by_key(|one| one.network),
@@ -195,7 +197,9 @@ impl App {
 
     /// Which of the rows is selected.
     pub(super) fn cursor(&self, rows: &[&Worst]) -> Option<usize> {
-        let known = self.selected.and_then(|selected| rows.iter().position(|one| (one.network, one.port) == selected));
+        let known = self
+            .selected
+            .and_then(|selected| rows.iter().position(|one| (one.network, one.port) == selected));
         (!rows.is_empty()).then(|| known.unwrap_or(self.row.min(rows.len() - 1)))
     }
 
@@ -209,47 +213,47 @@ impl App {
     pub(super) fn key(&mut self, key: KeyEvent) -> Option<Effect> {
         if key.modifiers.contains(KeyModifiers::CONTROL) {
             if key.code == KeyCode::Char('u') {
-                match &mut self.front {
-                    Front::Filter => self.filter.clear(),
-                    Front::Address(_, text) => text.clear(),
+                match &mut self.overlay {
+                    Overlay::Filter => self.filter.clear(),
+                    Overlay::Address(_, text) => text.clear(),
                     _ => {}
                 }
             }
             return (key.code == KeyCode::Char('c')).then_some(Effect::Quit);
         }
-        match std::mem::replace(&mut self.front, Front::Nothing) {
-            Front::Nothing => return self.plain_key(key.code),
+        match std::mem::replace(&mut self.overlay, Overlay::Nothing) {
+            Overlay::Nothing => return self.plain_key(key.code),
             // Any key closes these.
-            Front::Help | Front::Details => {}
-            Front::Filter => match key.code {
+            Overlay::Help | Overlay::Details => {}
+            Overlay::Filter => match key.code {
                 KeyCode::Enter => {}
                 KeyCode::Esc => self.filter.clear(),
                 code => {
                     edit(&mut self.filter, code);
-                    self.front = Front::Filter;
+                    self.overlay = Overlay::Filter;
                 }
             },
-            Front::Address(verb, mut text) => match key.code {
+            Overlay::Address(verb, mut text) => match key.code {
                 KeyCode::Esc => {}
                 KeyCode::Enter => match text.trim().parse::<Network>() {
                     Ok(network) => {
                         let order = if verb == Verb::Block { Order::Block } else { Order::Trust };
-                        self.front = Front::Confirm(order(network));
+                        self.overlay = Overlay::Confirm(order(network));
                     }
                     Err(error) => {
                         self.message = Some(Err(error.to_string()));
-                        self.front = Front::Address(verb, text);
+                        self.overlay = Overlay::Address(verb, text);
                     }
                 },
                 code => {
                     edit(&mut text, code);
-                    self.front = Front::Address(verb, text);
+                    self.overlay = Overlay::Address(verb, text);
                 }
             },
-            Front::Confirm(order) => match key.code {
+            Overlay::Confirm(order) => match key.code {
                 KeyCode::Char('y' | 'Y') => return Some(Effect::Order(order)),
                 // Enter is pressed by accident; what changes something is said with a letter.
-                KeyCode::Enter => self.front = Front::Confirm(order),
+                KeyCode::Enter => self.overlay = Overlay::Confirm(order),
                 _ => self.message = Some(Ok("nothing was changed".to_owned())),
             },
         }
@@ -261,19 +265,23 @@ impl App {
         let address = self.selected().map(|one| one.network.to_string()).unwrap_or_default();
         match code {
             KeyCode::Char('q') => return Some(Effect::Quit),
-            KeyCode::Char('?' | 'h') | KeyCode::F(1) => self.front = Front::Help,
+            KeyCode::Char('?' | 'h') | KeyCode::F(1) => self.overlay = Overlay::Help,
             KeyCode::Char('s') => self.sort = self.sort.next(),
-            KeyCode::Char('/' | 'f') => self.front = Front::Filter,
+            KeyCode::Char('/' | 'f') => self.overlay = Overlay::Filter,
             KeyCode::Esc => self.filter.clear(),
             KeyCode::Char('p' | ' ') => self.is_paused = !self.is_paused,
-            KeyCode::Char('b') => self.front = Front::Address(Verb::Block, address),
-            KeyCode::Char('t') => self.front = Front::Address(Verb::Trust, address),
+            KeyCode::Char('b') => self.overlay = Overlay::Address(Verb::Block, address),
+            KeyCode::Char('t') => self.overlay = Overlay::Address(Verb::Trust, address),
             KeyCode::Char('u') => match self.selected() {
-                Some(one) if one.state == "blocked" => self.front = Front::Confirm(Order::Unblock(one.network)),
-                Some(one) => self.message = Some(Err(format!("{} is limited, not blocked", one.network))),
+                Some(one) if one.state == "blocked" => {
+                    self.overlay = Overlay::Confirm(Order::Unblock(one.network))
+                }
+                Some(one) => {
+                    self.message = Some(Err(format!("{} is limited, not blocked", one.network)))
+                }
                 None => {}
             },
-            KeyCode::Enter if self.selected().is_some() => self.front = Front::Details,
+            KeyCode::Enter if self.selected().is_some() => self.overlay = Overlay::Details,
             KeyCode::Up | KeyCode::Char('k') => self.go(-1),
             KeyCode::Down | KeyCode::Char('j') => self.go(1),
             KeyCode::PageUp => self.go(-PAGE),

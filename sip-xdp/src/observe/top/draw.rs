@@ -6,9 +6,8 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Clear, Paragraph, Sparkline, Wrap};
-use serde_json::Value;
 
-use super::app::{App, Front, Verb};
+use super::app::{App, Overlay, Verb};
 use super::rates::Column;
 use crate::observe::snapshot::Worst;
 use crate::text;
@@ -16,11 +15,12 @@ use crate::text;
 /// Below this nothing useful fits.
 const SMALLEST: (u16, u16) = (60, 16);
 
-/// The columns of the worst sources between the first one, which is as wide as it needs to be, and the last one, which takes
-/// the rest: heads and widths.
+/// The columns of the worst sources between the first one, which is as wide as it needs to be, and
+/// the last one, which takes the rest: heads and widths.
 const HEADS: [(&str, usize); 4] = [("PKT/S", 7), ("PACKETS", 7), ("BY", 9), ("LEFT", 5)];
 
-/// How wide the first one is at least: an IPv6 network of 64 bits fits, and an IPv4 address with its port.
+/// How wide the first one is at least: an IPv6 network of 64 bits fits, and an IPv4 address with
+/// its port.
 const SOURCE: usize = 23;
 
 /// How much is left to the last one before the first one gets more.
@@ -72,8 +72,9 @@ const PASSED: [Column; 9] = [
     ("pass", "fragment"),
 ];
 
-/// Colours that can be read on a dark and on a light background, with the sixteen that every terminal has: green and yellow
-/// are too bright for letters on white, so they lie behind black ones, or draw lines.
+/// Colours that can be read on a dark and on a light background, with the sixteen that every
+/// terminal has: green and yellow are too bright for letters on white, so they lie behind black
+/// ones, or draw lines.
 struct Look {
     plain: bool,
 }
@@ -113,7 +114,10 @@ impl Look {
 pub(super) fn draw(frame: &mut Frame<'_>, app: &App) {
     let area = frame.area();
     if area.width < SMALLEST.0 || area.height < SMALLEST.1 {
-        let text = format!("too small: {}x{}, at least {}x{}", area.width, area.height, SMALLEST.0, SMALLEST.1);
+        let text = format!(
+            "too small: {}x{}, at least {}x{}",
+            area.width, area.height, SMALLEST.0, SMALLEST.1
+        );
         return frame.render_widget(Paragraph::new(text), area);
     }
     let look = Look { plain: app.plain };
@@ -133,24 +137,29 @@ pub(super) fn draw(frame: &mut Frame<'_>, app: &App) {
     frame.render_widget(title_line(app, &look, usize::from(title.width)), title);
     warning_lines(frame, app, &look, warned);
     let [left, _, right] =
-        Layout::horizontal([Constraint::Min(40), Constraint::Length(1), Constraint::Length(STATE)]).areas(top);
+        Layout::horizontal([Constraint::Min(40), Constraint::Length(1), Constraint::Length(STATE)])
+            .areas(top);
     verdicts(frame, app, &look, left);
     frame.render_widget(Paragraph::new(state_lines(app, &look, right.height)), right);
     worst_sources(frame, app, &look, worst);
     latest_bans(frame, app, &look, latest);
     frame.render_widget(foot_line(app, &look), foot);
-    match &app.front {
-        Front::Help => popup(frame, "keys", help()),
-        Front::Details => {
+    match &app.overlay {
+        Overlay::Help => popup(frame, "keys", help()),
+        Overlay::Details => {
             if let Some(one) = app.selected() {
                 popup(frame, "source", details(app, one));
             }
         }
-        Front::Confirm(order) => {
-            let lines = vec![Line::from(order.question()), Line::default(), Line::from("y yes   any other key no")];
+        Overlay::Confirm(order) => {
+            let lines = vec![
+                Line::from(order.question()),
+                Line::default(),
+                Line::from("y yes   any other key no"),
+            ];
             popup(frame, "sure?", lines);
         }
-        Front::Nothing | Front::Filter | Front::Address(..) => {}
+        Overlay::Nothing | Overlay::Filter | Overlay::Address(..) => {}
     }
 }
 
@@ -162,7 +171,9 @@ fn title_line<'a>(app: &App, look: &Look, width: usize) -> Line<'a> {
         (false, false) => Span::styled(" NOT LOADED ", look.warn()),
     };
     let mut line = Line::from(vec![Span::styled("sip-xdp top ", look.head()), state]);
-    for (is_so, label) in [(overview.daemon.is_none(), " NO DAEMON "), (app.is_paused(), " PAUSED ")] {
+    for (is_so, label) in
+        [(overview.daemon.is_none(), " NO DAEMON "), (app.is_paused(), " PAUSED ")]
+    {
         if is_so {
             line.extend([Span::raw(" "), Span::styled(label, look.warn())]);
         }
@@ -172,7 +183,13 @@ fn title_line<'a>(app: &App, look: &Look, width: usize) -> Line<'a> {
     let on: Vec<String> = overview
         .interfaces
         .iter()
-        .map(|one| format!("{} ({})", one.interface, one.mode.map(|mode| mode.to_string()).unwrap_or_default()))
+        .map(|one| {
+            format!(
+                "{} ({})",
+                one.interface,
+                one.mode.map(|mode| mode.to_string()).unwrap_or_default()
+            )
+        })
         .collect();
     let on = if on.is_empty() { String::new() } else { format!("on {}", on.join(", ")) };
     let room = width.saturating_sub(line.width() + time.len());
@@ -186,7 +203,10 @@ fn warning_lines(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
     let lines = warnings.iter().take(shown).enumerate().map(|(n, warning)| {
         let more = warnings.len() - shown;
         let more = if n + 1 == shown && more > 0 { format!("(+{more}) ") } else { String::new() };
-        Line::styled(cut(&format!("! {more}{}", text::line(warning)), usize::from(area.width)), look.warn())
+        Line::styled(
+            cut(&format!("! {more}{}", text::line(warning)), usize::from(area.width)),
+            look.warn(),
+        )
     });
     frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), area);
 }
@@ -197,7 +217,9 @@ fn verdicts(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
     let is_dry_run = app.overview.interfaces.iter().any(|one| one.dry_run);
     let head = format!("{:12} {:>8} {:>13}", "PACKETS", "PER S", "TOTAL");
     frame.render_widget(Line::styled(head, look.head()), Rect { height: 1, ..area });
-    for (n, (name, columns)) in ROWS.iter().enumerate().take(usize::from(area.height).saturating_sub(1)) {
+    for (n, (name, columns)) in
+        ROWS.iter().enumerate().take(usize::from(area.height).saturating_sub(1))
+    {
         let row = Rect { y: area.y + 1 + n as u16, height: 1, ..area };
         let rates = app.rates.of(columns);
         let rate = rates.last().map_or_else(|| "-".to_owned(), |rate| short(*rate));
@@ -224,14 +246,20 @@ fn state_lines<'a>(app: &App, look: &Look, height: u16) -> Vec<Line<'a>> {
     let overview = &app.overview;
     let mut lines = Vec::new();
     let mut say = |name: &str, value: String, style: Style| {
-        lines.push(Line::from(vec![Span::styled(format!("{name:9} "), look.head()), Span::styled(value, style)]));
+        lines.push(Line::from(vec![
+            Span::styled(format!("{name:9} "), look.head()),
+            Span::styled(value, style),
+        ]));
     };
     let Some(stats) = &overview.stats else {
         say("STATE", "nothing is loaded".to_owned(), look.warn());
         return lines;
     };
     let storm = match overview.storm.is_storm {
-        true => (format!("{} new sources/s", app.rates.newcomers().max(overview.storm.new_sources)), look.warn()),
+        true => (
+            format!("{} new sources/s", app.rates.newcomers().max(overview.storm.new_sources)),
+            look.warn(),
+        ),
         false => ("none".to_owned(), Style::new()),
     };
     say("STORM", storm.0, storm.1);
@@ -254,14 +282,21 @@ fn state_lines<'a>(app: &App, look: &Look, height: u16) -> Vec<Line<'a>> {
         (true, 0) => say("FEEDS", format!("{}, none fails", feeds.len()), Style::new()),
         (true, _) => say("FEEDS", format!("{failing} of {} fail", feeds.len()), look.warn()),
     }
-    say("LOST", format!("{} samples", short(lost)), if lost > 0 { look.dim() } else { Style::new() });
+    say(
+        "LOST",
+        format!("{} samples", short(lost)),
+        if lost > 0 { look.dim() } else { Style::new() },
+    );
     let answers = &stats.responses;
-    let (accepted, refused) = (short(answers.accepted), short(answers.challenged + answers.refused));
+    let (accepted, refused) =
+        (short(answers.accepted), short(answers.challenged + answers.refused));
     say("ANSWERS", format!("{accepted} yes, {refused} no"), Style::new());
     for feed in feeds {
         let name = cut(&text::line(feed["name"].as_str().unwrap_or_default()), 9);
         let entries = feed["ipv4"].as_u64().unwrap_or(0) + feed["ipv6"].as_u64().unwrap_or(0);
-        let age = feed["age"].as_u64().map_or_else(|| "never".to_owned(), |age| format!("{} ago", span(age as i64)));
+        let age = feed["age"]
+            .as_u64()
+            .map_or_else(|| "never".to_owned(), |age| format!("{} ago", span(age as i64)));
         let style = if feed["error"].is_null() { Style::new() } else { look.warn() };
         say(&name, format!("{} {age}", short(entries)), style);
     }
@@ -273,15 +308,18 @@ fn worst_sources(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
     let rows = app.rows();
     let cursor = app.cursor(&rows);
     let width = usize::from(area.width);
-    let filter = if app.filter.is_empty() { String::new() } else { format!(", with \"{}\"", app.filter) };
+    let filter =
+        if app.filter.is_empty() { String::new() } else { format!(", with \"{}\"", app.filter) };
     let title = format!("WORST SOURCES  by {}{filter}, {} shown", app.sort.name(), rows.len());
     let fixed: usize = HEADS.iter().map(|(_, width)| width + 1).sum();
     let longest = rows.iter().map(|one| place(one).chars().count()).max().unwrap_or(0);
     let source = longest.min(width.saturating_sub(fixed + 1 + WHY)).max(SOURCE);
     let why = width.saturating_sub(source + 1 + fixed);
     let heads = in_columns("SOURCE", HEADS.map(|(head, _)| head), source);
-    let mut lines =
-        vec![Line::styled(rule(&title, width), look.head()), Line::styled(format!("{heads}WHY"), look.dim())];
+    let mut lines = vec![
+        Line::styled(rule(&title, width), look.head()),
+        Line::styled(format!("{heads}WHY"), look.dim()),
+    ];
     let room = usize::from(area.height).saturating_sub(lines.len());
     // The selected row stays in sight.
     let first = cursor.map_or(0, |cursor| (cursor + 1).saturating_sub(room));
@@ -296,7 +334,11 @@ fn worst_sources(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
         lines.push(Line::styled(format!("{text:width$}"), style));
     }
     if rows.is_empty() {
-        let what = if app.filter.is_empty() { "nobody is kept out" } else { "nobody fits the filter; Esc clears it" };
+        let what = if app.filter.is_empty() {
+            "nobody is kept out"
+        } else {
+            "nobody fits the filter; Esc clears it"
+        };
         lines.push(Line::styled(what, look.dim()));
     }
     frame.render_widget(Paragraph::new(lines), area);
@@ -310,7 +352,8 @@ fn row(app: &App, one: &Worst, source: usize) -> String {
     in_columns(&place(one), [&rate, &short(one.packets), by, &left(one, app.overview.time)], source)
 }
 
-/// The source, which takes `source` columns, and what stands between it and why: two numbers, to the right, and two words.
+/// The source, which takes `source` columns, and what stands between it and why: two numbers, to
+/// the right, and two words.
 fn in_columns(first: &str, others: [&str; 4], source: usize) -> String {
     let mut text = format!("{:source$} ", cut(first, source));
     for (n, (cell, (_, width))) in others.into_iter().zip(HEADS).enumerate() {
@@ -324,27 +367,36 @@ fn latest_bans(frame: &mut Frame<'_>, app: &App, look: &Look, area: Rect) {
     let width = usize::from(area.width);
     let mut lines = vec![Line::styled(rule("LATEST BANS", width), look.head())];
     let latest = &app.overview.latest;
-    let text = |event: &Value, field: &str| text::line(event[field].as_str().unwrap_or_default());
+    let shown = |field: Option<String>| text::line(&field.unwrap_or_default());
     for ban in latest.bans.iter().take(usize::from(area.height).saturating_sub(1)) {
-        let time = text(ban, "time").get(11..19).unwrap_or_default().to_owned();
-        let port = ban["port"].as_u64().map(|port| format!(":{port}")).unwrap_or_default();
-        let dry = if ban["dry_run"] == true { " (dry run)" } else { "" };
-        let what = format!("{time} {}{port} {}{dry}  {}", text(ban, "address"), text(ban, "kind"), text(ban, "reason"));
+        let time = ban.time.strftime("%T");
+        let address = shown(ban.address.map(|address| address.to_string()));
+        let port = ban.port.map(|port| format!(":{port}")).unwrap_or_default();
+        let dry = if ban.dry_run { " (dry run)" } else { "" };
+        let (kind, reason) = (shown(ban.kind.clone()), shown(ban.reason.clone()));
+        let what = format!("{time} {address}{port} {kind}{dry}  {reason}");
         lines.push(Line::from(cut(&what, width)));
     }
     if latest.bans.is_empty() {
-        let what = if app.overview.daemon.is_some() { "none since the daemon started" } else { "ask the daemon" };
+        let what = if app.overview.daemon.is_some() {
+            "none since the daemon started"
+        } else {
+            "ask the daemon"
+        };
         lines.push(Line::styled(what, look.dim()));
     }
     frame.render_widget(Paragraph::new(lines), area);
 }
 
 fn foot_line<'a>(app: &App, look: &Look) -> Line<'a> {
-    match &app.front {
-        Front::Filter => {
-            return Line::from(format!("filter: {}_   Enter keeps it, Esc clears it", text::line(&app.filter)));
+    match &app.overlay {
+        Overlay::Filter => {
+            return Line::from(format!(
+                "filter: {}_   Enter keeps it, Esc clears it",
+                text::line(&app.filter)
+            ));
         }
-        Front::Address(verb, text) => {
+        Overlay::Address(verb, text) => {
             let what = if *verb == Verb::Block { "block" } else { "trust" };
             let error = match &app.message {
                 Some(Err(error)) => format!("   {}", text::line(error)),
@@ -357,9 +409,10 @@ fn foot_line<'a>(app: &App, look: &Look) -> Line<'a> {
     match &app.message {
         Some(Ok(message)) => Line::styled(text::line(message), look.good()),
         Some(Err(error)) => Line::styled(text::line(error), look.bad()),
-        None => {
-            Line::styled("q quit  s sort  / filter  Enter details  b block  u unblock  t trust  ? help", look.dim())
-        }
+        None => Line::styled(
+            "q quit  s sort  / filter  Enter details  b block  u unblock  t trust  ? help",
+            look.dim(),
+        ),
     }
 }
 
@@ -411,16 +464,26 @@ fn popup(frame: &mut Frame<'_>, title: &str, lines: Vec<Line<'_>>) {
     let width = (longest + 4).min(area.width.saturating_sub(4));
     // Lines break between words, for which a long one may need a line more than its length says.
     let inner = usize::from(width.saturating_sub(4)).max(1);
-    let rows = |line: &Line<'_>| line.width().div_ceil(inner).max(1) + usize::from(line.width() > 2 * inner);
+    let rows = |line: &Line<'_>| {
+        line.width().div_ceil(inner).max(1) + usize::from(line.width() > 2 * inner)
+    };
     let height = lines.iter().map(rows).sum::<usize>() as u16 + 2;
     let height = height.min(area.height.saturating_sub(2));
     let text = Paragraph::new(lines).wrap(Wrap { trim: false });
-    let area = Rect { x: area.x + (area.width - width) / 2, y: area.y + (area.height - height) / 2, width, height };
+    let area = Rect {
+        x: area.x + (area.width - width) / 2,
+        y: area.y + (area.height - height) / 2,
+        width,
+        height,
+    };
     frame.render_widget(Clear, area);
     let block = Block::new().borders(Borders::ALL).title(format!(" {title} "));
     let inner = block.inner(area);
     frame.render_widget(block, area);
-    frame.render_widget(text, Rect { x: inner.x + 1, width: inner.width.saturating_sub(2), ..inner });
+    frame.render_widget(
+        text,
+        Rect { x: inner.x + 1, width: inner.width.saturating_sub(2), ..inner },
+    );
 }
 
 fn rule(title: &str, width: usize) -> String {

@@ -1,5 +1,6 @@
-//! The full-screen view. [`app`] knows what is shown and what keys do, [`draw`] how it looks; both are pure. Here is what
-//! they need of the world: the terminal, the clock, the pinned maps and the daemon.
+//! The full-screen view. [`app`] knows what is shown and what keys do, [`draw`] how it looks; both
+//! are pure. Here is what they need of the world: the terminal, the clock, the pinned maps and the
+//! daemon.
 
 mod app;
 mod draw;
@@ -74,12 +75,13 @@ async fn ask(paths: &Paths) -> FromDaemon {
     FromDaemon { status: Some(status), trouble: None, latest }
 }
 
-/// Shows it until somebody quits, or a signal ends it. The terminal is as it was afterwards, after a panic too; from then on
-/// a panic of any thread or task ends the process.
+/// Shows it until somebody quits, or a signal ends it. The terminal is as it was afterwards, after
+/// a panic too; from then on a panic of any thread or task ends the process.
 pub async fn run(paths: Paths, options: Options) -> Result<()> {
     if !stdin().is_terminal() || !stdout().is_terminal() {
         bail!(
-            "top needs a terminal for its input and its output; `sip-xdp top --json` prints once what it would show, and \
+            "top needs a terminal for its input and its output; `sip-xdp top --json` prints once \
+             what it would show, and \
              `sip-xdp stats --interval 1s` goes on"
         );
     }
@@ -94,8 +96,8 @@ pub async fn run(paths: Paths, options: Options) -> Result<()> {
     shown
 }
 
-/// Ends the process after a panic, in whatever thread or task: the hook that is there has given the terminal back, and
-/// nobody must draw on it any more.
+/// Ends the process after a panic, in whatever thread or task: the hook that is there has given the
+/// terminal back, and nobody must draw on it any more.
 fn end_after_a_panic() {
     /// What a program ends with whose main thread panics.
     const PANICKED: i32 = 101;
@@ -219,6 +221,8 @@ fn request(order: &Order, operator: Option<IpAddr>) -> Request {
     match order {
         Order::Block(network) => add(ListName::Block, *network, Some(BLOCK_TTL)),
         Order::Trust(network) => add(ListName::Trust, *network, None),
-        Order::Unblock(network) => Request::Delete { list: ListName::Block, network: *network, by: None },
+        Order::Unblock(network) => {
+            Request::Delete { list: ListName::Block, network: *network, by: None }
+        }
     }
 }

@@ -8,21 +8,21 @@ use crate::observe::snapshot::Overview;
 /// How many rates are kept of each row.
 const KEPT: usize = 240;
 
-/// Of how many readings the new sources are kept: each says how many there are in a window so far, so that the most of them is
-/// nearest to the truth.
+/// Of how many readings the new sources are kept: each says how many there are in a window so far,
+/// so that the most of them is nearest to the truth.
 const NEWCOMERS: usize = 5;
 
 /// What a row counts.
 pub(super) type Column = (&'static str, &'static str);
 
 /// A source, as far as its rate is concerned.
-pub(super) type Place = (Network, Option<u16>, &'static str);
+pub(super) type EntryKey = (Network, Option<u16>, &'static str);
 
 /// The rates of everything that is counted.
 #[derive(Debug, Default)]
 pub(super) struct Rates {
     columns: BTreeMap<Column, VecDeque<u64>>,
-    sources: HashMap<Place, f64>,
+    sources: HashMap<EntryKey, f64>,
     newcomers: VecDeque<u64>,
 }
 
@@ -40,7 +40,8 @@ impl Rates {
             let rates = self.columns.entry(*column).or_default();
             push(rates, KEPT, (more as f64 / seconds).round() as u64);
         }
-        let earlier: HashMap<Place, u64> = before.worst.iter().map(|one| (place(one), one.packets)).collect();
+        let earlier: HashMap<EntryKey, u64> =
+            before.worst.iter().map(|one| (place(one), one.packets)).collect();
         self.sources = after
             .worst
             .iter()
@@ -53,7 +54,12 @@ impl Rates {
 
     /// The latest rates of some columns together, the latest last.
     pub(super) fn of(&self, columns: &[Column]) -> Vec<u64> {
-        let length = columns.iter().filter_map(|column| self.columns.get(column)).map(VecDeque::len).max().unwrap_or(0);
+        let length = columns
+            .iter()
+            .filter_map(|column| self.columns.get(column))
+            .map(VecDeque::len)
+            .max()
+            .unwrap_or(0);
         let mut sums = vec![0; length];
         for rates in columns.iter().filter_map(|column| self.columns.get(column)) {
             let late = length - rates.len();
@@ -81,6 +87,6 @@ fn push(to: &mut VecDeque<u64>, most: usize, what: u64) {
     to.push_back(what);
 }
 
-fn place(one: &crate::observe::snapshot::Worst) -> Place {
+fn place(one: &crate::observe::snapshot::Worst) -> EntryKey {
     (one.network, one.port, one.state)
 }

@@ -8,14 +8,16 @@ use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use serde_json::json;
 
-use super::app::{App, Effect, Front, Order, Sort};
+use super::app::{App, Effect, Order, Overlay, Sort};
 use super::draw::draw;
 use crate::api::event_stream::Latest;
+use crate::bans::event::Event;
 use crate::dataplane::counters::{
     ByVerdict, FilteredInterface, InterfaceStats, Occupancy, ResponseStats, SourceStats, Stats,
 };
 use crate::dataplane::tables::ledger::Tier;
 use crate::observe::snapshot::{Bans, FromDaemon, Overview, Storm, Worst};
+use std::sync::Arc;
 
 fn worst(network: &str, state: &'static str, packets: u64, reason: &str) -> Worst {
     Worst {
@@ -36,13 +38,17 @@ fn worst(network: &str, state: &'static str, packets: u64, reason: &str) -> Wors
 fn attacked(second: u64) -> Overview {
     let feed = |name: &str, error: serde_json::Value| json!({ "name": name, "ipv4": 12_345, "ipv6": 6, "age": 240, "error": error });
     let status = json!({ "pid": 7, "feeds": [feed("apiban", json!(null)), feed("spamhaus", json!("HTTP 503"))] });
-    let ban = json!({
-        "time": "2026-01-02T03:04:00Z", "event": "ban", "kind": "rejected", "address": "198.51.100.66", "port": null,
-        "reason": "10 rejected passwords for the user \u{1b}[31m\u{202e}evil in 1 s, nonce echoed", "tier": "proven", "dry_run": false,
+    let ban = Arc::new(Event {
+        time: "2026-01-02T03:04:00Z".parse().unwrap(),
+        tier: Some(Tier::Proven),
+        ..Event::new("ban").about("198.51.100.66".parse().unwrap()).kind("rejected").reason(
+            "10 rejected passwords for the user \u{1b}[31m\u{202e}evil in 1 s, nonce echoed",
+        )
     });
     let packets = ByVerdict {
         pass: [("good", 40 * second), ("unknown", 3 * second), ("keepalive", 9 * second)].into(),
-        drop: [("blocked", 12_000 * second * second), ("limited", 70 * second), ("storm", 0)].into(),
+        drop: [("blocked", 12_000 * second * second), ("limited", 70 * second), ("storm", 0)]
+            .into(),
         would_drop: Default::default(),
     };
     let time = jiff::Timestamp::from_second(1_767_323_045 + second as i64).unwrap();
@@ -74,7 +80,12 @@ fn attacked(second: u64) -> Overview {
         blocklist: Occupancy { ipv4: 12_400, ipv6: 6, capacity: 131_072 },
         sources: SourceStats { tracked: 800, good: 204, peers: 2 },
     };
-    let mut port = worst("203.0.113.99", "blocked", 3 * second, "30 rejected passwords for the user 200 of an office");
+    let mut port = worst(
+        "203.0.113.99",
+        "blocked",
+        3 * second,
+        "30 rejected passwords for the user 200 of an office",
+    );
     port.port = Some(49_152);
     let reason = "10 rejected passwords for the user 101 in 1 s, nonce echoed, none accepted";
     Overview {
@@ -87,11 +98,19 @@ fn attacked(second: u64) -> Overview {
         bans: Bans { proven: 3, unproven: 1, dry_run: 0 },
         worst: vec![
             worst("198.51.100.66", "blocked", 12_000 * second * second, reason),
-            worst("2001:db8:1234:5678::/64", "blocked", 500, "friendly-scanner, the User-Agent of an attack tool"),
+            worst(
+                "2001:db8:1234:5678::/64",
+                "blocked",
+                500,
+                "friendly-scanner, the User-Agent of an attack tool",
+            ),
             port,
             worst("192.0.2.7", "limited", 70 * second, "requests over the limit"),
         ],
-        warnings: vec!["the feed spamhaus fails: HTTP 503; its last list stays in force (12351 networks)".to_owned()],
+        warnings: vec![
+            "the feed spamhaus fails: HTTP 503; its last list stays in force (12351 networks)"
+                .to_owned(),
+        ],
         ..Overview::empty(FromDaemon {
             status: Some(status),
             trouble: None,
@@ -108,8 +127,10 @@ fn in_a_storm(second: u64) -> Overview {
         stats.blocklist.ipv4 = 125_000;
     }
     overview.warnings = vec![
-        "a storm: more new sources than can be real; strangers share one budget until it is over".to_owned(),
-        "the block list is nearly full: 125006 networks of 131072; raise capacity.networks and restart the daemon"
+        "a storm: more new sources than can be real; strangers share one budget until it is over"
+            .to_owned(),
+        "the block list is nearly full: 125006 networks of 131072; raise capacity.networks and \
+         restart the daemon"
             .to_owned(),
         "the feed spamhaus fails: HTTP 503".to_owned(),
     ];
@@ -122,8 +143,10 @@ fn nothing(second: u64) -> Overview {
     overview.latest = Latest::default();
     overview.worst.clear();
     overview.bans = Bans::default();
-    overview.warnings =
-        vec!["no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp run`".to_owned()];
+    overview.warnings = vec![
+        "no daemon: limits and bans are enforced, but nobody new is banned; start `sip-xdp run`"
+            .to_owned(),
+    ];
     if let Some(stats) = &mut overview.stats {
         stats.interfaces[0].packets = ByVerdict::default();
         stats.blocklist = Occupancy { ipv4: 0, ipv6: 0, capacity: 131_072 };
@@ -145,12 +168,17 @@ fn screen(app: &App, width: u16, height: u16) -> String {
     terminal.draw(|frame| draw(frame, app)).unwrap();
     let buffer = terminal.backend().buffer();
     let lines = buffer.content().chunks(usize::from(width));
-    lines.map(|cells| cells.iter().map(|cell| cell.symbol()).collect::<String>().trim_end().to_owned() + "\n").collect()
+    lines
+        .map(|cells| {
+            cells.iter().map(|cell| cell.symbol()).collect::<String>().trim_end().to_owned() + "\n"
+        })
+        .collect()
 }
 
 /// Holds a screen against the one that is kept under this name.
 fn looks_like(name: &str, screen: &str) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("src/observe/top/screens/{name}.txt"));
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join(format!("src/observe/top/screens/{name}.txt"));
     if std::env::var_os("SIP_XDP_BLESS").is_some() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, screen).unwrap();
@@ -187,7 +215,8 @@ fn a_storm() {
 fn nothing_at_all() {
     looks_like("nothing-80x24", &screen(&app(nothing), 80, 24));
     let mut not_loaded = App::new(false);
-    not_loaded.update(Overview { time: attacked(0).time, ..Overview::empty(FromDaemon::default()) });
+    not_loaded
+        .update(Overview { time: attacked(0).time, ..Overview::empty(FromDaemon::default()) });
     looks_like("not-loaded-80x24", &screen(&not_loaded, 80, 24));
 }
 
@@ -207,7 +236,9 @@ fn any_size_can_be_drawn() {
     let mut app = app(in_a_storm);
     for keys in ["", "?", "\u{1b}\n", "\u{1b}u", "\u{1b}b", "\u{1b}\u{1b}/"] {
         press(&mut app, keys);
-        for (width, height) in [(1, 1), (10, 3), (60, 16), (61, 17), (80, 24), (79, 100), (300, 20), (300, 100)] {
+        for (width, height) in
+            [(1, 1), (10, 3), (60, 16), (61, 17), (80, 24), (79, 100), (300, 20), (300, 100)]
+        {
             screen(&app, width, height);
         }
     }
@@ -227,7 +258,8 @@ fn no_colours_means_none() {
     terminal.draw(|frame| draw(frame, &app)).unwrap();
     let cells = terminal.backend().buffer().content();
     assert!(
-        cells.iter().all(|cell| cell.fg == ratatui::style::Color::Reset && cell.bg == ratatui::style::Color::Reset)
+        cells.iter().all(|cell| cell.fg == ratatui::style::Color::Reset
+            && cell.bg == ratatui::style::Color::Reset)
     );
 }
 
@@ -256,15 +288,24 @@ fn letters_can_be_read_on_a_dark_and_on_a_light_background() {
 fn what_matters_stays_in_sight() {
     let mut overview = in_a_storm(1);
     let one = overview.interfaces[0].clone();
-    overview.interfaces =
-        (0..9).map(|n| FilteredInterface { interface: format!("enp{n}s0f0np0"), ..one.clone() }).collect();
+    overview.interfaces = (0..9)
+        .map(|n| FilteredInterface { interface: format!("enp{n}s0f0np0"), ..one.clone() })
+        .collect();
     overview.daemon = None;
     let mut app = App::new(false);
     app.update(overview);
     let shown = screen(&app, 80, 24);
     let title = shown.lines().next().unwrap();
-    assert!(title.contains("NO DAEMON") && title.contains("enp0s0f0np0") && title.ends_with("03:04:06 UTC"), "{title}");
-    assert!(shown.contains("2001:db8:1234:5678::/64 ") && shown.contains("203.0.113.99:49152 "), "{shown}");
+    assert!(
+        title.contains("NO DAEMON")
+            && title.contains("enp0s0f0np0")
+            && title.ends_with("03:04:06 UTC"),
+        "{title}"
+    );
+    assert!(
+        shown.contains("2001:db8:1234:5678::/64 ") && shown.contains("203.0.113.99:49152 "),
+        "{shown}"
+    );
 }
 
 /// The kernel says how many there are in a window so far, which may have begun just now.
@@ -276,7 +317,11 @@ fn new_sources_are_those_of_the_fullest_window() {
         overview.storm.new_sources = new_sources;
         app.update(overview);
     }
-    assert!(screen(&app, 80, 24).contains("STORM     4484 new sources/s"), "{}", screen(&app, 80, 24));
+    assert!(
+        screen(&app, 80, 24).contains("STORM     4484 new sources/s"),
+        "{}",
+        screen(&app, 80, 24)
+    );
     (4..12).for_each(|second| app.update(attacked(second)));
     assert!(screen(&app, 80, 24).contains("STORM     none"));
 }
@@ -290,18 +335,24 @@ fn nothing_changes_without_a_yes() {
     assert_eq!(app.message, Some(Ok("nothing was changed".to_owned())));
     let unblock = press(&mut app, "uy");
     assert_eq!(unblock, Some(Effect::Order(Order::Unblock("198.51.100.66".parse().unwrap()))));
-    assert_eq!(app.front, Front::Nothing);
+    assert_eq!(app.overlay, Overlay::Nothing);
     // A typed address instead of the selected one.
     press(&mut app, "t");
     app.key(KeyEvent::new(KeyCode::Char('u'), KeyModifiers::CONTROL));
     press(&mut app, "nonsense\n");
-    assert!(matches!(app.message, Some(Err(_))) && matches!(app.front, Front::Address(..)));
+    assert!(matches!(app.message, Some(Err(_))) && matches!(app.overlay, Overlay::Address(..)));
     app.key(KeyEvent::new(KeyCode::Char('u'), KeyModifiers::CONTROL));
     let trust = press(&mut app, "192.0.2.0/28\ny");
     assert_eq!(trust, Some(Effect::Order(Order::Trust("192.0.2.0/28".parse().unwrap()))));
-    assert_eq!(press(&mut app, "b\ny"), Some(Effect::Order(Order::Block("198.51.100.66".parse().unwrap()))));
+    assert_eq!(
+        press(&mut app, "b\ny"),
+        Some(Effect::Order(Order::Block("198.51.100.66".parse().unwrap())))
+    );
     assert_eq!(press(&mut app, "q"), Some(Effect::Quit));
-    assert_eq!(app.key(KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL)), Some(Effect::Quit));
+    assert_eq!(
+        app.key(KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL)),
+        Some(Effect::Quit)
+    );
 }
 
 #[test]
@@ -310,7 +361,10 @@ fn what_is_limited_cannot_be_unblocked() {
     press(&mut app, "/192.0.2.7\n");
     assert_eq!(app.rows().len(), 1);
     press(&mut app, "u");
-    assert_eq!((&app.front, app.message.as_ref().map(Result::is_err)), (&Front::Nothing, Some(true)));
+    assert_eq!(
+        (&app.overlay, app.message.as_ref().map(Result::is_err)),
+        (&Overlay::Nothing, Some(true))
+    );
     press(&mut app, "\u{1b}");
     assert_eq!(app.rows().len(), 4);
 }

@@ -26,17 +26,18 @@ const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("app.js");
 
 /// Nothing but this server's own files, and nothing inline.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+                      img-src 'self' data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// How long what was read is good for other clients: many of them cost no more than one.
 const FRESH: Duration = Duration::from_millis(900);
 
 /// How long to wait for the daemon.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What clients are answered.
-pub(crate) struct Site {
+pub(crate) struct WebContext {
     pins: Pins,
     inputs: Inputs,
     cached: Mutex<Option<(Instant, Arc<Overview>)>>,
@@ -66,7 +67,7 @@ impl Resource {
     }
 }
 
-impl Site {
+impl WebContext {
     /// Of one filter.
     pub(crate) fn new(inputs: Inputs) -> Self {
         let pins = Pins::new(&inputs.pin_dir);
@@ -76,7 +77,9 @@ impl Site {
     /// Notes the counters for the history.
     pub(crate) fn note(&self) {
         match counters::packets(&self.pins) {
-            Ok(interfaces) => self.history.lock().unwrap_or_else(PoisonError::into_inner).note(&interfaces),
+            Ok(interfaces) => {
+                self.history.lock().unwrap_or_else(PoisonError::into_inner).note(&interfaces)
+            }
             Err(error) => log::debug!("no counters for the history: {error:#}"),
         }
     }
@@ -93,16 +96,20 @@ impl Site {
         let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
         // A page of somebody else's whose name was made to lead here could read ours otherwise.
         if resource != Resource::Metrics && !host.is_some_and(is_no_name) {
-            return text(StatusCode::MISDIRECTED_REQUEST, "use the address, or localhost, not a name");
+            return text(
+                StatusCode::MISDIRECTED_REQUEST,
+                "use the address, or localhost, not a name",
+            );
         }
         let answer = match resource {
             Resource::File(kind, content) => Ok(full(StatusCode::OK, kind, content)),
-            Resource::Metrics => self
-                .overview()
-                .await
-                .map(|overview| full(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", render(&overview))),
+            Resource::Metrics => self.overview().await.map(|overview| {
+                full(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", render(&overview))
+            }),
             Resource::Overview => self.overview().await.and_then(|overview| json(&*overview)),
-            Resource::History => json(&self.history.lock().unwrap_or_else(PoisonError::into_inner).json()),
+            Resource::History => {
+                json(&self.history.lock().unwrap_or_else(PoisonError::into_inner).json())
+            }
         };
         answer.unwrap_or_else(|error| text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")))
     }
@@ -115,9 +122,10 @@ impl Site {
         {
             return Ok(Arc::clone(overview));
         }
-        let status = timeout(PATIENCE, self.status()).await;
+        let status = timeout(TIMEOUT, self.status()).await;
         let daemon = FromDaemon {
-            // The daemon is this very process; if it is too busy to answer, its numbers are missing for once.
+            // The daemon is this very process; if it is too busy to answer, its numbers are missing
+            // for once.
             status: status.ok().and_then(Result::ok),
             trouble: None,
             latest: self.inputs.hub.recent(),
@@ -153,7 +161,11 @@ fn text(status: StatusCode, content: impl Into<String>) -> Response<Full<Bytes>>
     full(status, "text/plain; charset=utf-8", content.into() + "\n")
 }
 
-fn full(status: StatusCode, kind: &'static str, content: impl Into<Bytes>) -> Response<Full<Bytes>> {
+fn full(
+    status: StatusCode,
+    kind: &'static str,
+    content: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
     let headers = [
         (header::CONTENT_TYPE, kind),
         (header::CONTENT_SECURITY_POLICY, POLICY),
@@ -162,14 +174,19 @@ fn full(status: StatusCode, kind: &'static str, content: impl Into<Bytes>) -> Re
         (header::REFERRER_POLICY, "no-referrer"),
         (header::CACHE_CONTROL, "no-store"),
     ];
-    let builder: Builder = headers.into_iter().fold(Response::builder().status(status), |builder, (name, value)| {
-        builder.header(name, HeaderValue::from_static(value))
-    });
+    let builder: Builder =
+        headers.into_iter().fold(Response::builder().status(status), |builder, (name, value)| {
+            builder.header(name, HeaderValue::from_static(value))
+        });
     // Nothing in it can be wrong: names and values are constants.
     builder.body(Full::new(content.into())).unwrap_or_default()
 }
 
-fn with(mut answer: Response<Full<Bytes>>, name: header::HeaderName, value: &'static str) -> Response<Full<Bytes>> {
+fn with(
+    mut answer: Response<Full<Bytes>>,
+    name: header::HeaderName,
+    value: &'static str,
+) -> Response<Full<Bytes>> {
     answer.headers_mut().insert(name, HeaderValue::from_static(value));
     answer
 }
@@ -180,11 +197,25 @@ mod tests {
 
     #[test]
     fn names_of_others_are_refused() {
-        for host in ["127.0.0.1:9598", "127.0.0.1", "[::1]:9598", "[::1]", "localhost:1", "LocalHost", "192.0.2.1:80"] {
+        for host in [
+            "127.0.0.1:9598",
+            "127.0.0.1",
+            "[::1]:9598",
+            "[::1]",
+            "localhost:1",
+            "LocalHost",
+            "192.0.2.1:80",
+        ] {
             assert!(is_no_name(host), "{host}");
         }
-        for host in ["evil.example", "evil.example:9598", "localhost.evil.example", "127.0.0.1.evil.example:1", "", "x"]
-        {
+        for host in [
+            "evil.example",
+            "evil.example:9598",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example:1",
+            "",
+            "x",
+        ] {
             assert!(!is_no_name(host), "{host}");
         }
     }
@@ -199,9 +230,15 @@ mod tests {
             assert!(!PAGE.contains(inline), "{inline} would not run under the policy");
         }
         // What attackers choose is only ever put in as text.
-        for dangerous in
-            ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "DOMParser", "srcdoc"]
-        {
+        for dangerous in [
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "DOMParser",
+            "srcdoc",
+        ] {
             assert!(!SCRIPT.contains(dangerous), "{dangerous}");
         }
     }

@@ -4,21 +4,30 @@ use std::fs;
 
 use super::*;
 
-/// The store in a directory that holds what `spoil` made of a good one. It must start, empty, and work.
+/// The store in a directory that holds what `spoil` made of a good one. It must start, empty, and
+/// work.
 fn assert_set_aside(what: &str, spoil: impl FnOnce(&Path)) -> String {
     let (directory, path) = place();
     let store = make(&path);
     for number in 0..200 {
-        store.record(Change::Put(List::Block, Entry::manual(network(&format!("192.0.2.{number}")), NEVER, what)));
+        store.record(Change::Put(
+            List::Block,
+            Entry::manual(network(&format!("192.0.2.{number}")), NEVER, what),
+        ));
     }
     drop(store);
     spoil(&path);
     let Opened { store, found } = Store::open(&path);
     let Found::Corrupt(message) = found else { panic!("{what}: {found:?}") };
     println!("{what}: {message}");
-    assert!(message.contains("set aside as") && message.ends_with("the lists start empty"), "{message}");
+    assert!(
+        message.contains("set aside as") && message.ends_with("the lists start empty"),
+        "{message}"
+    );
     let aside = |name: &str| name.starts_with("state.db.corrupt-");
-    let names = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let names = fs::read_dir(directory.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert_eq!(names.filter(|name| aside(name)).count(), 1, "{what}");
     assert_eq!(store.trouble(), None, "{what}");
     store.record(Change::Put(List::Block, Entry::manual(network("203.0.113.1"), NEVER, "new")));
@@ -37,9 +46,13 @@ fn an_empty_file_is_a_first_start() {
 
 #[test]
 fn what_is_no_store_is_set_aside() {
-    for text in
-        ["{\n", "{\"schema\":1,\"block\":[],\"trust\":[]}", "\0\0\0\0", "SQLite format 3\0", &"x".repeat(10_000)]
-    {
+    for text in [
+        "{\n",
+        "{\"schema\":1,\"block\":[],\"trust\":[]}",
+        "\0\0\0\0",
+        "SQLite format 3\0",
+        &"x".repeat(10_000),
+    ] {
         assert_set_aside("text", |path| fs::write(path, text).unwrap());
     }
     let message = assert_set_aside("a directory", |path| {
@@ -93,7 +106,10 @@ fn a_row_that_nobody_understands_costs_no_other() {
         UPDATE entries SET port = 5061, network = '192.0.2.0/24' WHERE network = '192.0.2.3'";
     Connection::open(&path).unwrap().execute_batch(odd).unwrap();
     let (_store, state) = reopen(&path);
-    assert_eq!(state.entries.iter().map(|(_, entry)| entry.network).collect::<Vec<_>>(), [network("192.0.2.1")]);
+    assert_eq!(
+        state.entries.iter().map(|(_, entry)| entry.network).collect::<Vec<_>>(),
+        [network("192.0.2.1")]
+    );
 }
 
 #[test]
@@ -106,8 +122,10 @@ fn two_broken_files_within_a_second_are_both_kept() {
         drop(store);
     }
     let kept = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().contains("corrupt-");
-    let kept: Vec<_> = fs::read_dir(directory.path()).unwrap().map(Result::unwrap).filter(kept).collect();
-    let mut texts: Vec<_> = kept.iter().map(|entry| fs::read_to_string(entry.path()).unwrap()).collect();
+    let kept: Vec<_> =
+        fs::read_dir(directory.path()).unwrap().map(Result::unwrap).filter(kept).collect();
+    let mut texts: Vec<_> =
+        kept.iter().map(|entry| fs::read_to_string(entry.path()).unwrap()).collect();
     texts.sort_unstable();
     assert_eq!(texts, ["one", "three", "two"]);
 }
@@ -117,7 +135,10 @@ fn whatever_the_disk_did_to_it_there_is_a_store() {
     let (_directory, good) = place();
     let store = make(&good);
     for number in 0..100 {
-        store.record(Change::Put(List::Block, Entry::manual(network(&format!("192.0.2.{number}")), NEVER, "good")));
+        store.record(Change::Put(
+            List::Block,
+            Entry::manual(network(&format!("192.0.2.{number}")), NEVER, "good"),
+        ));
         store.record_ban("requests", &ban(&format!("192.0.2.{number}"), in_seconds(60)));
     }
     drop(store);
@@ -152,12 +173,13 @@ fn whatever_the_disk_did_to_it_there_is_a_store() {
     }
 }
 
-/// Somebody else's lock is no damage: the file stays, and what it holds is there as soon as it can be read. Locks of several
-/// kinds, held by a backup or a shell.
+/// Somebody else's lock is no damage: the file stays, and what it holds is there as soon as it can
+/// be read. Locks of several kinds, held by a backup or a shell.
 #[test]
 fn a_store_that_is_only_locked_is_not_set_aside() {
     let statements = [
-        "PRAGMA locking_mode = exclusive; BEGIN EXCLUSIVE; INSERT INTO notes VALUES ('x', x'00', 1)",
+        "PRAGMA locking_mode = exclusive; BEGIN EXCLUSIVE; INSERT INTO notes VALUES ('x', x'00', \
+         1)",
         "PRAGMA journal_mode = delete; BEGIN EXCLUSIVE",
         "PRAGMA journal_mode = delete; BEGIN EXCLUSIVE; DELETE FROM notes",
         "BEGIN IMMEDIATE",
@@ -184,12 +206,17 @@ fn a_store_that_is_only_locked_is_not_set_aside() {
         };
         // As the daemon does at once: these are all entries that it knows of.
         let new = Entry::manual(network("192.0.2.8"), NEVER, "new");
-        let known =
-            if is_locked { vec![] } else { vec![(List::Block, Entry { reason: "kept".into(), ..new.clone() })] };
+        let known = if is_locked {
+            vec![]
+        } else {
+            vec![(List::Block, Entry { reason: "kept".into(), ..new.clone() })]
+        };
         store.record(Change::Entries(known));
         store.record(Change::Put(List::Block, new.clone()));
         drop(other);
-        wait_until("the file can be written", || store.trouble().is_none() && store.flush().is_ok());
+        wait_until("the file can be written", || {
+            store.trouble().is_none() && store.flush().is_ok()
+        });
         if is_locked {
             let late = store.take_late().expect("what the file held");
             assert_eq!(late.entries.len(), 1, "{statement}");
@@ -202,7 +229,11 @@ fn a_store_that_is_only_locked_is_not_set_aside() {
         drop(store);
         let names = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
         let aside = names.filter(|name| name.to_string_lossy().contains("corrupt")).count();
-        assert_eq!((aside, reopen(&path).1.entries.len()), (0, if is_locked { 2 } else { 1 }), "{statement}");
+        assert_eq!(
+            (aside, reopen(&path).1.entries.len()),
+            (0, if is_locked { 2 } else { 1 }),
+            "{statement}"
+        );
     }
 }
 

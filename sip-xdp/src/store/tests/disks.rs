@@ -48,7 +48,8 @@ fn a_file_that_was_removed_is_made_again() {
     store.record(Change::Put(List::Block, ban("192.0.2.2", in_seconds(60))));
     store.flush().unwrap();
     assert!(store.wants_entries());
-    let all = [ban("192.0.2.1", in_seconds(60)), ban("192.0.2.2", in_seconds(60))].map(|entry| (List::Block, entry));
+    let all = [ban("192.0.2.1", in_seconds(60)), ban("192.0.2.2", in_seconds(60))]
+        .map(|entry| (List::Block, entry));
     store.record(Change::Entries(all.to_vec()));
     assert!(!store.wants_entries());
     drop(store);
@@ -60,14 +61,19 @@ fn a_file_that_breaks_while_it_is_used_is_set_aside() {
     let (directory, path) = place();
     let store = make(&path);
     // More than the writer has in its cache.
-    let entry = |number: u32| Entry::manual(Network::around(Source::v4(number), 128), NEVER, &"one of many".repeat(8));
-    store.record(Change::Entries((0..40_000).map(|number| (List::Block, entry(number * 256))).collect()));
+    let entry = |number: u32| {
+        Entry::manual(Network::around(IpKey::v4(number), 128), NEVER, &"one of many".repeat(8))
+    };
+    store.record(Change::Entries(
+        (0..40_000).map(|number| (List::Block, entry(number * 256))).collect(),
+    ));
     store.flush().unwrap();
     let length = path.metadata().unwrap().len();
     let mut file = fs::OpenOptions::new().write(true).open(&path).unwrap();
     file.write_all(&vec![0x5a; length as usize]).unwrap();
     let aside = || {
-        let mut names = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names =
+            fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
         names.any(|name| name.to_string_lossy().starts_with("state.db.corrupt-"))
     };
     let mut number = 0;
@@ -81,7 +87,8 @@ fn a_file_that_breaks_while_it_is_used_is_set_aside() {
     assert!(store.wants_entries());
 }
 
-/// Runs a test in a mount namespace of its own, with a small file system at the path that it is given.
+/// Runs a test in a mount namespace of its own, with a small file system at the path that it is
+/// given.
 fn on_a_small_disk(size: &str, test: impl FnOnce(&Path) + Send) {
     if !geteuid().is_root() {
         println!("needs root to mount a file system: left out");
@@ -92,7 +99,8 @@ fn on_a_small_disk(size: &str, test: impl FnOnce(&Path) + Send) {
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         let none: Option<&str> = None;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-        mount(Some("tmpfs"), directory.path(), Some("tmpfs"), MsFlags::empty(), Some(size)).unwrap();
+        mount(Some("tmpfs"), directory.path(), Some("tmpfs"), MsFlags::empty(), Some(size))
+            .unwrap();
         test(directory.path());
     };
     // The namespace belongs to this thread and to the store's own, and goes with them.
@@ -100,7 +108,8 @@ fn on_a_small_disk(size: &str, test: impl FnOnce(&Path) + Send) {
 }
 
 fn make_read_only(disk: &Path, read_only: bool) {
-    let flags = if read_only { MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY } else { MsFlags::MS_REMOUNT };
+    let flags =
+        if read_only { MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY } else { MsFlags::MS_REMOUNT };
     let none: Option<&str> = None;
     mount(none, disk, none, flags, none).unwrap();
 }
@@ -113,12 +122,14 @@ fn on_a_full_disk_changes_wait_for_room() {
         store.record(Change::Put(List::Block, ban("192.0.2.1", in_seconds(60))));
         store.flush().unwrap();
         let fill = || {
-            let mut filler = fs::OpenOptions::new().append(true).create(true).open(disk.join("filler")).unwrap();
+            let mut filler =
+                fs::OpenOptions::new().append(true).create(true).open(disk.join("filler")).unwrap();
             while filler.write_all(&[0; 512]).is_ok() {}
         };
         fill();
         for number in 0..2_000 {
-            let entry = Entry::manual(Network::around(Source::v4(number << 8), 128), NEVER, "one of many");
+            let entry =
+                Entry::manual(Network::around(IpKey::v4(number << 8), 128), NEVER, "one of many");
             store.record(Change::Put(List::Block, entry));
         }
         assert!(store.flush().is_err());
@@ -130,7 +141,8 @@ fn on_a_full_disk_changes_wait_for_room() {
         let (store, state) = reopen(&path);
         assert_eq!(state.entries.len(), 1);
         for number in 0..2_000 {
-            let entry = Entry::manual(Network::around(Source::v4(number << 8), 128), NEVER, "one of many");
+            let entry =
+                Entry::manual(Network::around(IpKey::v4(number << 8), 128), NEVER, "one of many");
             store.record(Change::Put(List::Block, entry));
         }
         assert!(store.flush().is_err());
@@ -163,8 +175,8 @@ fn a_first_start_on_a_full_disk() {
 fn a_disk_that_is_read_only_is_read() {
     on_a_small_disk("size=4m", |disk| {
         let path = disk.join("state?.db");
-        let all =
-            [ban("192.0.2.1", in_seconds(60)), ban("192.0.2.2", in_seconds(60))].map(|entry| (List::Block, entry));
+        let all = [ban("192.0.2.1", in_seconds(60)), ban("192.0.2.2", in_seconds(60))]
+            .map(|entry| (List::Block, entry));
         let store = make(&path);
         store.record(Change::Put(all[0].0, all[0].1.clone()));
         drop(store);

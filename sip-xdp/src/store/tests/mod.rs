@@ -8,10 +8,11 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use sip_xdp_common::abi::layout::{List, NEVER, Owner};
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 use tempfile::TempDir;
 
 use super::*;
+use crate::bans::offences::OffenceRecord;
 use crate::dataplane::tables::ledger::Tier;
 
 /// A directory for one test, and where the store in it is.
@@ -31,7 +32,11 @@ fn in_seconds(seconds: u64) -> u64 {
 
 fn ban(text: &str, expires: u64) -> Entry {
     let unproven = Some(Tier::Unproven);
-    Entry { owner: Owner::Auto, tier: unproven, ..Entry::manual(network(text), expires, "flood; it's \"quoted\" ü") }
+    Entry {
+        owner: Owner::Auto,
+        tier: unproven,
+        ..Entry::manual(network(text), expires, "flood; it's \"quoted\" ü")
+    }
 }
 
 /// What a store that is not new holds.
@@ -90,7 +95,7 @@ fn all_that_goes_in_comes_back() {
         store.record(Change::Put(list, entry));
     }
     let now = clock::wall_ms();
-    let offence = Offence { network: network("198.51.100.66"), count: 3, last_ms: now };
+    let offence = OffenceRecord { network: network("198.51.100.66"), count: 3, last_ms: now };
     let accepted = |user: &str| Accepted {
         address: "203.0.113.5".parse().unwrap(),
         user: user.to_owned(),
@@ -147,8 +152,14 @@ fn the_history_tells_bans_of_a_network_and_of_those_around_it() {
     let of = |text| store.history(&network(text)).unwrap();
     let rows = of("2001:db8:0:1::77");
     assert_eq!(rows.len(), 2, "{rows:?}");
-    assert_eq!((rows[0].ban.kind.as_str(), rows[0].ban.tier, rows[0].ended_ms), ("rejected", None, None));
-    assert_eq!((rows[1].ban.kind.as_str(), rows[1].ended_by.as_deref()), ("requests", Some("command")));
+    assert_eq!(
+        (rows[0].ban.kind.as_str(), rows[0].ban.tier, rows[0].ended_ms),
+        ("rejected", None, None)
+    );
+    assert_eq!(
+        (rows[1].ban.kind.as_str(), rows[1].ended_by.as_deref()),
+        ("requests", Some("command"))
+    );
     assert_eq!(rows[1].ban, Ban { until_ms: rows[1].ban.until_ms, ..Ban::of("requests", &entry) });
     assert!(rows[1].ban.until_ms.unwrap() > rows[1].ban.from_ms && rows[1].ended_ms.is_some());
     assert_eq!(of("2001:db8:0:1::/64").len(), 2);
@@ -165,14 +176,21 @@ fn what_is_too_old_goes() {
     let entry = ban("192.0.2.1", in_seconds(60));
     for age in [91, 89, 1] {
         let until = Some(days(age) + 1_000);
-        store.record(Change::Banned(Ban { from_ms: days(age), until_ms: until, ..Ban::of("requests", &entry) }));
+        store.record(Change::Banned(Ban {
+            from_ms: days(age),
+            until_ms: until,
+            ..Ban::of("requests", &entry)
+        }));
         let age = age / 3;
-        store.record(Change::Offence(Offence {
+        store.record(Change::Offence(OffenceRecord {
             network: network(&format!("192.0.2.{age}")),
             count: 1,
             last_ms: days(age),
         }));
-        store.record(Change::Peer(Peer { address: "192.0.2.1".parse().unwrap(), until_ms: days(age) }));
+        store.record(Change::Peer(Peer {
+            address: "192.0.2.1".parse().unwrap(),
+            until_ms: days(age),
+        }));
         store.record(Change::Accepted(Accepted {
             address: "192.0.2.1".parse().unwrap(),
             user: age.to_string(),
@@ -190,13 +208,22 @@ fn what_is_too_old_goes() {
     store.flush().unwrap();
     let rows = store.history(&network("192.0.2.1")).unwrap();
     assert_eq!(rows.len(), 2);
-    assert!(rows.iter().all(|row| row.ended_by.as_deref() == Some("expired") && row.ended_ms == row.ban.until_ms));
+    assert!(
+        rows.iter()
+            .all(|row| row.ended_by.as_deref() == Some("expired")
+                && row.ended_ms == row.ban.until_ms)
+    );
     drop(store);
     let count = |table: &str| -> i64 {
         let connection = Connection::open(&path).unwrap();
-        connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+        connection
+            .query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))
+            .unwrap()
     };
-    assert_eq!((count("offences"), count("accepted"), count("peers"), count("history")), (2, 2, 0, 2));
+    assert_eq!(
+        (count("offences"), count("accepted"), count("peers"), count("history")),
+        (2, 2, 0, 2)
+    );
 
     let mut connection = Connection::open(&path).unwrap();
     let many: Vec<_> = (0..100_100).map(|_| Change::Banned(Ban::of("requests", &entry))).collect();
@@ -227,7 +254,8 @@ fn a_hundred_thousand_entries_take_seconds() {
     let store = make(&path);
     let start = Instant::now();
     for number in 0..100_000 {
-        let entry = Entry::manual(Network::around(Source::v4(number << 8), 128), NEVER, "one of many");
+        let entry =
+            Entry::manual(Network::around(IpKey::v4(number << 8), 128), NEVER, "one of many");
         store.record(Change::Put(List::Block, entry));
     }
     store.flush().unwrap();
@@ -279,8 +307,12 @@ fn the_earlier_version_is_read_once() {
     std::fs::write(&earlier, text).unwrap();
     for _ in 0..2 {
         let (_store, state) = reopen(&path);
-        let listed: Vec<_> = state.entries.iter().map(|(list, entry)| (*list, entry.network.to_string())).collect();
-        assert_eq!(listed, [(List::Block, "192.0.2.0/24".to_owned()), (List::Trust, "2001:db8::/32".to_owned())]);
+        let listed: Vec<_> =
+            state.entries.iter().map(|(list, entry)| (*list, entry.network.to_string())).collect();
+        assert_eq!(
+            listed,
+            [(List::Block, "192.0.2.0/24".to_owned()), (List::Trust, "2001:db8::/32".to_owned())]
+        );
         assert!(!earlier.exists() && directory.path().join("lists.json.imported").exists());
     }
     // Not again, even if it comes back.
@@ -290,11 +322,15 @@ fn the_earlier_version_is_read_once() {
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&earlier, "{").unwrap();
     let Found::Corrupt(message) = Store::open(&path).found else { panic!("half a file was taken") };
-    assert!(message.contains("lists.json is corrupt") && message.contains("set aside as"), "{message}");
+    assert!(
+        message.contains("lists.json is corrupt") && message.contains("set aside as"),
+        "{message}"
+    );
     assert!(!earlier.exists());
 }
 
-/// Somebody has set the clock back since the ban was made: it is not over because of that, and lasts no longer.
+/// Somebody has set the clock back since the ban was made: it is not over because of that, and
+/// lasts no longer.
 #[test]
 fn an_entry_from_the_future_is_not_over() {
     let (_directory, path) = place();

@@ -15,9 +15,11 @@ pub(super) struct XdpFeatures {
     pub(super) long_packets: bool,
 }
 
-/// What the driver of an interface can do for XDP. `None` if the kernel does not say: before Linux 6.3.
+/// What the driver of an interface can do for XDP. `None` if the kernel does not say: before Linux
+/// 6.3.
 pub(super) fn xdp_features(index: u32) -> Option<XdpFeatures> {
-    // `CTRL_CMD_GETFAMILY` of the controller with the attribute `CTRL_ATTR_FAMILY_NAME`; `CTRL_ATTR_FAMILY_ID` is asked for.
+    // `CTRL_CMD_GETFAMILY` of the controller with the attribute `CTRL_ATTR_FAMILY_NAME`;
+    // `CTRL_ATTR_FAMILY_ID` is asked for.
     let family = ask(libc::GENL_ID_CTRL as u16, 3, 2, b"netdev\0", 1)?;
     let family = u16::from_ne_bytes(family.get(..2)?.try_into().ok()?);
     // `NETDEV_CMD_DEV_GET` with `NETDEV_A_DEV_IFINDEX`; `NETDEV_A_DEV_XDP_FEATURES` is asked for.
@@ -47,11 +49,13 @@ fn ask(family: u16, command: u8, attribute: u16, value: &[u8], wanted: u16) -> O
     request.resize(length, 0);
     socket.send(&request, 0).ok()?;
     let (answer, _) = socket.recv_from_full().ok()?;
-    let is_error = u16::from_ne_bytes([*answer.get(4)?, *answer.get(5)?]) == libc::NLMSG_ERROR as u16;
+    let is_error =
+        u16::from_ne_bytes([*answer.get(4)?, *answer.get(5)?]) == libc::NLMSG_ERROR as u16;
     if is_error {
         None
     } else {
-        crate::dataplane::attach::clsact::attribute(answer.get(HEADERS..)?, wanted).map(<[u8]>::to_vec)
+        crate::dataplane::attach::clsact::attribute(answer.get(HEADERS..)?, wanted)
+            .map(<[u8]>::to_vec)
     }
 }
 

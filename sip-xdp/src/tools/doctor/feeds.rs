@@ -1,4 +1,5 @@
-//! Whether the servers of feeds can be reached. No list is fetched: some servers remember who asked for what.
+//! Whether the servers of feeds can be reached. No list is fetched: some servers remember who asked
+//! for what.
 
 use std::fs::File;
 use std::net::{TcpStream, ToSocketAddrs as _};
@@ -11,13 +12,14 @@ use super::Check;
 use crate::config::FeedConfig;
 
 /// What a connection may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 const CHECK: &str = "feed";
 
 /// One check for each feed, all at the same time.
 pub(super) fn reachable(feeds: &[FeedConfig]) -> Vec<Check> {
-    let all: Vec<_> = feeds.iter().cloned().map(|feed| thread::spawn(move || look(&feed))).collect();
+    let all: Vec<_> =
+        feeds.iter().cloned().map(|feed| thread::spawn(move || look(&feed))).collect();
     all.into_iter().filter_map(|one| one.join().ok()).collect()
 }
 
@@ -27,7 +29,11 @@ fn look(feed: &FeedConfig) -> Check {
         && let Err(error) = File::open(file)
     {
         let detail = format!("{name}: its key, {}, cannot be read: {error}", file.display());
-        return Check::fail(CHECK, detail, "put the key there, alone on one line, readable for root");
+        return Check::fail(
+            CHECK,
+            detail,
+            "put the key there, alone on one line, readable for root",
+        );
     }
     if let Some(path) = feed.file() {
         return match File::open(&path) {
@@ -49,17 +55,19 @@ fn look(feed: &FeedConfig) -> Check {
     }
 }
 
-/// Connects with a server, and says which it is. Never the whole address, in which there may be a key.
+/// Connects with a server, and says which it is. Never the whole address, in which there may be a
+/// key.
 fn connect(url: &str) -> Result<String, String> {
     let uri: Uri = url.parse().map_err(|_| "the url is none".to_owned())?;
     let host = uri.host().ok_or("the url names no host")?;
     let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("http") { 80 } else { 443 });
     let server = format!("{host}:{port}");
     let bare = host.trim_matches(['[', ']']);
-    let addresses = (bare, port).to_socket_addrs().map_err(|_| format!("the host {host} was not found"))?;
+    let addresses =
+        (bare, port).to_socket_addrs().map_err(|_| format!("the host {host} was not found"))?;
     let mut last = format!("the host {host} has no address");
     for address in addresses {
-        match TcpStream::connect_timeout(&address, PATIENCE) {
+        match TcpStream::connect_timeout(&address, TIMEOUT) {
             Ok(_) => return Ok(server),
             Err(error) => last = format!("{server} ({}) cannot be reached: {error}", address.ip()),
         }

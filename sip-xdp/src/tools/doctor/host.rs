@@ -15,7 +15,8 @@ use crate::sys::privileges;
 /// Below this the store, and the lists of feeds, may soon not fit, in bytes.
 const ROOM: u64 = 64 << 20;
 
-/// What keeps the filter from running here, and what it goes without, in the words of `run`; and what is well.
+/// What keeps the filter from running here, and what it goes without, in the words of `run`; and
+/// what is well.
 pub(super) fn platform(platform: &Platform) -> Vec<Check> {
     judge_platform(platform, geteuid().is_root())
 }
@@ -23,9 +24,19 @@ pub(super) fn platform(platform: &Platform) -> Vec<Check> {
 fn judge_platform(platform: &Platform, is_root: bool) -> Vec<Check> {
     let (obstacles, limitations) = (platform.obstacles(), platform.limitations());
     let well = [
-        ("kernel", format!("Linux {}: has all that the programs call; {}", platform.release, platform.responses())),
+        (
+            "kernel",
+            format!(
+                "Linux {}: has all that the programs call; {}",
+                platform.release,
+                platform.responses()
+            ),
+        ),
         ("bpf", "the kernel takes XDP programs from this process".to_owned()),
-        ("capabilities", "CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or what stands in for them".to_owned()),
+        (
+            "capabilities",
+            "CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or what stands in for them".to_owned(),
+        ),
         (
             "grace_period",
             match &platform.grace {
@@ -43,7 +54,8 @@ fn judge_platform(platform: &Platform, is_root: bool) -> Vec<Check> {
             checks.push(if is_root {
                 Check::fail(check, finding.detail.clone(), finding.remedy.clone())
             } else {
-                let remedy = "you are not root, so that this says nothing of the daemon's rights: run it as root";
+                let remedy = "you are not root, so that this says nothing of the daemon's rights: \
+                              run it as root";
                 Check::warn(check, finding.detail.clone(), remedy)
             });
         }
@@ -59,11 +71,15 @@ fn judge_platform(platform: &Platform, is_root: bool) -> Vec<Check> {
     checks
 }
 
-/// Whether the kernel takes both programs, as `run` would load them: they are loaded, and attached to nothing.
+/// Whether the kernel takes both programs, as `run` would load them: they are loaded, and attached
+/// to nothing.
 pub(super) fn programs(trial: &anyhow::Result<Trial>) -> Check {
     const CHECK: &str = "programs";
     let figures = |of: &Figures| {
-        let verified = of.instructions.map(|count| format!("{count} instructions verified, ")).unwrap_or_default();
+        let verified = of
+            .instructions
+            .map(|count| format!("{count} instructions verified, "))
+            .unwrap_or_default();
         format!("{verified}{} ms", of.load_ms)
     };
     match trial {
@@ -75,30 +91,38 @@ pub(super) fn programs(trial: &anyhow::Result<Trial>) -> Check {
             );
             Check::ok(CHECK, detail)
         }
-        Err(error) => {
-            Check::fail(CHECK, format!("{error:#}"), "`sip-xdp run` cannot start here; report this line with the log")
-        }
+        Err(error) => Check::fail(
+            CHECK,
+            format!("{error:#}"),
+            "`sip-xdp run` cannot start here; report this line with the log",
+        ),
     }
 }
 
 pub(super) fn container(platform: &Platform) -> Check {
     let marks = [("/.dockerenv", "Docker"), ("/run/.containerenv", "Podman")];
-    let marked = marks.iter().find(|(file, _)| Path::new(file).exists()).map(|(_, kind)| (*kind).to_owned());
+    let marked =
+        marks.iter().find(|(file, _)| Path::new(file).exists()).map(|(_, kind)| (*kind).to_owned());
     let variable = fs::read("/proc/1/environ").unwrap_or_default();
-    let variable = variable.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(b"container="));
+    let variable =
+        variable.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(b"container="));
     let kind = marked.or_else(|| variable.map(|kind| String::from_utf8_lossy(kind).into_owned()));
     let uid_map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     // Who is not root has none anywhere, which says nothing of the container.
-    let has_rights = !geteuid().is_root() || platform.capabilities.as_ref().is_ok_and(Vec::is_empty);
+    let has_rights =
+        !geteuid().is_root() || platform.capabilities.as_ref().is_ok_and(Vec::is_empty);
     judge_container(kind.as_deref(), &uid_map, has_rights)
 }
 
 fn judge_container(kind: Option<&str>, uid_map: &str, has_rights: bool) -> Check {
     const CHECK: &str = "container";
-    const RUN: &str = "run it on the host, where the interfaces are, or as a privileged container there: --network host \
-                       --cap-add BPF --cap-add NET_ADMIN --cap-add PERFMON -v /sys/fs/bpf:/sys/fs/bpf";
+    const RUN: &str = "run it on the host, where the interfaces are, or as a privileged container \
+                       there: --network host \
+                       --cap-add BPF --cap-add NET_ADMIN --cap-add PERFMON -v \
+                       /sys/fs/bpf:/sys/fs/bpf";
     // The first user namespace maps all there are.
-    let in_user_namespace = uid_map.split_whitespace().nth(2).is_some_and(|count| count != "4294967295");
+    let in_user_namespace =
+        uid_map.split_whitespace().nth(2).is_some_and(|count| count != "4294967295");
     if in_user_namespace {
         return Check::fail(
             CHECK,
@@ -108,11 +132,14 @@ fn judge_container(kind: Option<&str>, uid_map: &str, has_rights: bool) -> Check
     }
     match kind {
         None => Check::ok(CHECK, "not in a container, as far as can be seen"),
-        Some(kind) if !has_rights => Check::fail(CHECK, format!("in a container ({kind}) without the rights"), RUN),
+        Some(kind) if !has_rights => {
+            Check::fail(CHECK, format!("in a container ({kind}) without the rights"), RUN)
+        }
         Some(kind) => Check::warn(
             CHECK,
             format!(
-                "in a container ({kind}): its own interfaces are filtered, which see who attacks only if nothing in \
+                "in a container ({kind}): its own interfaces are filtered, which see who attacks \
+                 only if nothing in \
                      front of them translates addresses"
             ),
             "filter on the host's interface, or use --network host",
@@ -125,21 +152,31 @@ pub(super) fn bpffs(pin_dir: &Path) -> Check {
     if pins::is_bpffs(pin_dir) {
         return Check::ok(CHECK, format!("{} is on a BPF file system", pin_dir.display()));
     }
-    let remedy =
-        "mount -t bpf bpf /sys/fs/bpf; to keep it over a reboot: `bpf /sys/fs/bpf bpf defaults 0 0` in /etc/fstab";
-    let detail = format!("{} is not on a BPF file system: nothing can be pinned", pin_dir.display());
-    if pin_dir.starts_with("/sys/fs/bpf") && Path::new("/sys/fs/bpf").is_dir() && privileges::can_mount() {
-        let detail = format!("{detail}; `sip-xdp run` would mount it, a service without CAP_SYS_ADMIN could not");
+    let remedy = "mount -t bpf bpf /sys/fs/bpf; to keep it over a reboot: `bpf /sys/fs/bpf bpf \
+                  defaults 0 0` in /etc/fstab";
+    let detail =
+        format!("{} is not on a BPF file system: nothing can be pinned", pin_dir.display());
+    if pin_dir.starts_with("/sys/fs/bpf")
+        && Path::new("/sys/fs/bpf").is_dir()
+        && privileges::can_mount()
+    {
+        let detail = format!(
+            "{detail}; `sip-xdp run` would mount it, a service without CAP_SYS_ADMIN could not"
+        );
         return Check::warn(CHECK, detail, remedy);
     }
     let elsewhere = !pin_dir.starts_with("/sys/fs/bpf");
-    let remedy =
-        if elsewhere { "choose a --pin-dir below /sys/fs/bpf, or mount a BPF file system there" } else { remedy };
+    let remedy = if elsewhere {
+        "choose a --pin-dir below /sys/fs/bpf, or mount a BPF file system there"
+    } else {
+        remedy
+    };
     Check::fail(CHECK, detail, remedy)
 }
 
 pub(super) fn clock() -> Check {
-    // SAFETY: all zeroes is a valid `timex`, which asks and changes nothing; the kernel fills it in and keeps no pointer.
+    // SAFETY: all zeroes is a valid `timex`, which asks and changes nothing; the kernel fills it in
+    // and keeps no pointer.
     let (state, timex) = unsafe {
         let mut timex: libc::timex = std::mem::zeroed();
         (libc::adjtimex(&mut timex), timex)
@@ -160,15 +197,18 @@ fn judge_clock(now: i64, is_synchronised: Option<bool>) -> Check {
     const YOUNGEST: i64 = 1_735_689_600;
     if now < YOUNGEST {
         let year = jiff::Timestamp::from_second(now).unwrap_or_default().strftime("%Y").to_string();
-        let detail =
-            format!("the clock says {year}: certificates of feeds will not be valid, and no date in the log is right");
+        let detail = format!(
+            "the clock says {year}: certificates of feeds will not be valid, and no date in the \
+             log is right"
+        );
         return Check::fail(CHECK, detail, REMEDY);
     }
     match is_synchronised {
         Some(true) => Check::ok(CHECK, "the clock is synchronised"),
         Some(false) => Check::warn(
             CHECK,
-            "the clock is not synchronised: bans end in time all the same, but dates in the log, and what is handed to other \
+            "the clock is not synchronised: bans end in time all the same, but dates in the log, \
+             and what is handed to other \
              hosts, may be off",
             REMEDY,
         ),
@@ -181,7 +221,11 @@ pub(super) fn state(directory: &Path) -> Check {
     let shown = directory.display();
     // A directory that is not there yet is made by the daemon.
     let Some(existing) = directory.ancestors().find(|path| path.exists()) else {
-        return Check::fail(CHECK, format!("{shown} does not exist and cannot be made"), "choose another --state-dir");
+        return Check::fail(
+            CHECK,
+            format!("{shown} does not exist and cannot be made"),
+            "choose another --state-dir",
+        );
     };
     if !existing.is_dir() {
         let detail = format!("{} is not a directory", existing.display());
@@ -197,7 +241,10 @@ pub(super) fn state(directory: &Path) -> Check {
         ),
         (Err(error), _) => Check::fail(
             CHECK,
-            format!("{shown} cannot be written ({}): the lists would not survive a reboot", error.desc()),
+            format!(
+                "{shown} cannot be written ({}): the lists would not survive a reboot",
+                error.desc()
+            ),
             "make it writable for root (a read-only file system?), or choose another --state-dir",
         ),
         (Ok(()), Ok(free)) if free < ROOM => Check::fail(
@@ -205,10 +252,14 @@ pub(super) fn state(directory: &Path) -> Check {
             format!("{shown} has {} MiB left: the lists may not survive a reboot", free >> 20),
             "make room, or choose a --state-dir on another disk",
         ),
-        (Ok(()), Ok(free)) => Check::ok(CHECK, format!("{shown} can be written, {} MiB are free", free >> 20)),
-        (Ok(()), Err(error)) => {
-            Check::warn(CHECK, format!("how much room {shown} has cannot be asked: {error}"), "look at `df`")
+        (Ok(()), Ok(free)) => {
+            Check::ok(CHECK, format!("{shown} can be written, {} MiB are free", free >> 20))
         }
+        (Ok(()), Err(error)) => Check::warn(
+            CHECK,
+            format!("how much room {shown} has cannot be asked: {error}"),
+            "look at `df`",
+        ),
     }
 }
 
@@ -243,13 +294,17 @@ mod tests {
     fn a_platform_that_has_it_all_is_well() {
         let checks = judge_platform(&platform(), true);
         assert!(checks.iter().all(|check| check.status == Status::Ok), "{checks:?}");
-        assert!(checks[0].detail.contains("a filter on the clsact qdisc (the kernel has no tcx)"), "{checks:?}");
+        assert!(
+            checks[0].detail.contains("a filter on the clsact qdisc (the kernel has no tcx)"),
+            "{checks:?}"
+        );
         assert!(checks[3].detail.ends_with("by updates of a map of maps"), "{checks:?}");
     }
 
     #[test]
     fn doctor_fails_where_run_fails_and_in_its_words() {
-        let helper = HELPERS.iter().copied().find(|helper| helper.name == "bpf_loop").into_iter().collect();
+        let helper =
+            HELPERS.iter().copied().find(|helper| helper.name == "bpf_loop").into_iter().collect();
         for lacking in [
             Platform { missing_helpers: helper, ..platform() },
             Platform { ring_buffer: false, ..platform() },
@@ -260,7 +315,8 @@ mod tests {
         ] {
             let said = lacking.check().unwrap_err().to_string();
             let checks = judge_platform(&lacking, true);
-            let failed: Vec<_> = checks.iter().filter(|check| check.status == Status::Fail).collect();
+            let failed: Vec<_> =
+                checks.iter().filter(|check| check.status == Status::Fail).collect();
             assert_eq!(failed.len(), 1, "{checks:?}");
             let remedy = failed[0].remedy.as_deref().unwrap();
             assert_eq!(said, format!("{}; {remedy}", failed[0].detail));
@@ -268,7 +324,8 @@ mod tests {
         // Where only something is gone without, it runs, and doctor warns.
         let lacking = Platform { frags: false, btf: false, ..platform() };
         assert!(lacking.check().is_ok());
-        let warned = statuses(&lacking, true).into_iter().filter(|(_, status)| *status == Status::Warn);
+        let warned =
+            statuses(&lacking, true).into_iter().filter(|(_, status)| *status == Status::Warn);
         assert_eq!(warned.map(|(check, _)| check).collect::<Vec<_>>(), ["kernel", "btf"]);
     }
 
@@ -287,16 +344,23 @@ mod tests {
     #[test]
     fn a_refused_program_fails_with_its_reason() {
         let figures = Figures { instructions: Some(198_785), load_ms: 421 };
-        let check = programs(&Ok(Trial { ingress: figures, egress: Figures { instructions: None, load_ms: 3 } }));
+        let check = programs(&Ok(Trial {
+            ingress: figures,
+            egress: Figures { instructions: None, load_ms: 3 },
+        }));
         assert_eq!(
             (check.status, check.detail.as_str()),
             (
                 Status::Ok,
-                "the kernel takes both: what arrives (198785 instructions verified, 421 ms), what leaves (3 ms)"
+                "the kernel takes both: what arrives (198785 instructions verified, 421 ms), what \
+                 leaves (3 ms)"
             )
         );
         let check = programs(&Err(anyhow::anyhow!("R4 invalid zero-sized read")));
-        assert!(check.status == Status::Fail && check.detail == "R4 invalid zero-sized read", "{check:?}");
+        assert!(
+            check.status == Status::Fail && check.detail == "R4 invalid zero-sized read",
+            "{check:?}"
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType, loaded_programs}
 use sip_xdp_common::abi::names;
 
 use super::device::{self, XdpFeatures};
-use super::{Check, Scene, links};
+use super::{Check, HostFacts, links};
 use crate::dataplane::attach::clsact;
 use crate::dataplane::attach::driver_refusal::ONE_BUFFER;
 use crate::dataplane::attach::xdp::Mode;
@@ -19,7 +19,7 @@ const HALVING: &[&str] = &["ena", "gve"];
 const LRO_BY_ITSELF: &[&str] = &["vmxnet3"];
 
 /// All checks of these interfaces, and those of the routes.
-pub(super) fn all(scene: &Scene, wanted: &[String]) -> Vec<Check> {
+pub(super) fn all(facts: &HostFacts, wanted: &[String]) -> Vec<Check> {
     let mut checks = Vec::new();
     if wanted.is_empty() {
         checks.push(Check::fail(
@@ -30,39 +30,57 @@ pub(super) fn all(scene: &Scene, wanted: &[String]) -> Vec<Check> {
     }
     for name in wanted {
         // One that was renamed is still known by its configured name.
-        let index = scene.filtered.iter().find(|filtered| filtered.interface == *name).map(|filtered| filtered.index);
-        let found = scene.present.iter().find(|interface| interface.name == *name);
-        let found = found.or_else(|| scene.present.iter().find(|interface| Some(interface.index) == index));
+        let index = facts
+            .filtered
+            .iter()
+            .find(|filtered| filtered.interface == *name)
+            .map(|filtered| filtered.index);
+        let found = facts.present.iter().find(|interface| interface.name == *name);
+        let found =
+            found.or_else(|| facts.present.iter().find(|interface| Some(interface.index) == index));
         match found {
-            Some(interface) => checks.extend(one(scene, interface, wanted).into_iter().map(|check| check.on(name))),
+            Some(interface) => {
+                checks.extend(one(facts, interface, wanted).into_iter().map(|check| check.on(name)))
+            }
             None => {
-                let there: Vec<_> = scene.present.iter().map(|interface| interface.name.as_str()).collect();
-                let detail = format!("there is no interface {name}; there are: {}", there.join(", "));
-                let remedy =
-                    "correct `interfaces` in the configuration; one that comes later is filtered when it is there";
+                let there: Vec<_> =
+                    facts.present.iter().map(|interface| interface.name.as_str()).collect();
+                let detail =
+                    format!("there is no interface {name}; there are: {}", there.join(", "));
+                let remedy = "correct `interfaces` in the configuration; one that comes later is \
+                              filtered when it is there";
                 checks.push(Check::fail("interface", detail, remedy).on(name));
             }
         }
     }
-    checks.push(responses(scene, wanted));
-    checks.push(links::tunnels(scene, wanted));
+    checks.push(responses(facts, wanted));
+    checks.push(links::tunnels(facts, wanted));
     checks
 }
 
-fn one(scene: &Scene, interface: &Interface, wanted: &[String]) -> Vec<Check> {
+fn one(facts: &HostFacts, interface: &Interface, wanted: &[String]) -> Vec<Check> {
     if interface.link.is_none() {
-        let detail = format!("{} has link type {}, which cannot be read", interface.name, interface.link_type);
-        let remedy = "filter on the interface beneath it; Ethernet, loopback, PPP, tun and WireGuard can be read";
+        let detail = format!(
+            "{} has link type {}, which cannot be read",
+            interface.name, interface.link_type
+        );
+        let remedy = "filter on the interface beneath it; Ethernet, loopback, PPP, tun and \
+                      WireGuard can be read";
         return vec![Check::fail("interface", detail, remedy)];
     }
     let name = &interface.name;
-    let kind = interface.kind.clone().or_else(|| ethtool::driver(name).ok().filter(|driver| !driver.is_empty()));
+    let kind = interface
+        .kind
+        .clone()
+        .or_else(|| ethtool::driver(name).ok().filter(|driver| !driver.is_empty()));
     let kind = kind.unwrap_or_else(|| "no driver's name".to_owned());
-    let filtered = scene.filtered.iter().find(|one| one.index == interface.index && one.attached);
+    let filtered = facts.filtered.iter().find(|one| one.index == interface.index && one.attached);
     let mode = filtered.and_then(|filtered| filtered.mode);
     let features = device::xdp_features(interface.index);
     let offered = ethtool::features_of(name).unwrap_or_default();
-    let has_lro = offered.on.contains(LRO) && interface.kind.is_none() && !LRO_BY_ITSELF.contains(&kind.as_str());
+    let has_lro = offered.on.contains(LRO)
+        && interface.kind.is_none()
+        && !LRO_BY_ITSELF.contains(&kind.as_str());
     let merging = links::merging(name, mode, &offered);
     let configured = filtered.map_or(name, |filtered| &filtered.interface);
     vec![
@@ -72,9 +90,9 @@ fn one(scene: &Scene, interface: &Interface, wanted: &[String]) -> Vec<Check> {
         queues(name, &kind, interface, ethtool::channels(name).ok()),
         merging.unwrap_or_else(|| offloads(name, has_lro, offered.on.contains("rx-gro"))),
         links::attaching(&kind, mode, features.map(|features| features.native), &offered),
-        links::topology(interface, &scene.present, wanted),
-        links::sight(configured, scene.daemon.as_ref()),
-        programs(interface, filtered.is_some(), scene.is_root),
+        links::topology(interface, &facts.present, wanted),
+        links::sight(configured, facts.daemon.as_ref()),
+        programs(interface, filtered.is_some(), facts.is_root),
         traffic_control(interface),
     ]
 }
@@ -89,26 +107,36 @@ fn is_up(interface: &Interface) -> Check {
 
 fn driver(kind: &str, mode: Option<Mode>, features: Option<XdpFeatures>) -> Check {
     const CHECK: &str = "driver";
-    const REMEDY: &str = "it protects as well, but costs several times the CPU per dropped packet; on PPP, VLAN or tunnel \
-                          interfaces, filter on the Ethernet interface beneath, where tags and PPPoE sessions are read";
+    const REMEDY: &str = "it protects as well, but costs several times the CPU per dropped packet; \
+                          on PPP, VLAN or tunnel \
+                          interfaces, filter on the Ethernet interface beneath, where tags and \
+                          PPPoE sessions are read";
     match (mode, features) {
-        (Some(Mode::Native), _) => Check::ok(CHECK, format!("{kind}: the filter runs in the driver")),
+        (Some(Mode::Native), _) => {
+            Check::ok(CHECK, format!("{kind}: the filter runs in the driver"))
+        }
         (Some(Mode::Generic), Some(XdpFeatures { native: true, .. })) => Check::warn(
             CHECK,
             format!("{kind}: the filter runs in generic mode, though the driver could run it"),
-            "look into the log for what the driver refused, often a long MTU or LRO; then restart with mode = \"auto\"",
+            "look into the log for what the driver refused, often a long MTU or LRO; then restart \
+             with mode = \"auto\"",
         ),
-        (Some(Mode::Generic), _) => Check::warn(CHECK, format!("{kind}: the filter runs in generic mode"), REMEDY),
+        (Some(Mode::Generic), _) => {
+            Check::warn(CHECK, format!("{kind}: the filter runs in generic mode"), REMEDY)
+        }
         (None, Some(XdpFeatures { native: true, .. })) => {
             Check::ok(CHECK, format!("{kind}: the driver can run the filter"))
         }
-        (None, Some(_)) => {
-            Check::warn(CHECK, format!("{kind}: the driver runs no programs; generic mode it will be"), REMEDY)
-        }
+        (None, Some(_)) => Check::warn(
+            CHECK,
+            format!("{kind}: the driver runs no programs; generic mode it will be"),
+            REMEDY,
+        ),
         (None, None) => Check::ok(
             CHECK,
             format!(
-                "{kind}: this kernel does not say what its drivers can do; `sip-xdp run` tries, and says in which mode"
+                "{kind}: this kernel does not say what its drivers can do; `sip-xdp run` tries, \
+                 and says in which mode"
             ),
         ),
     }
@@ -120,7 +148,9 @@ fn mtu(mtu: u32, mode: Option<Mode>, features: Option<XdpFeatures>) -> Check {
         return Check::ok(CHECK, format!("{mtu} bytes"));
     }
     match (mode, features) {
-        (Some(Mode::Native), _) => Check::ok(CHECK, format!("{mtu} bytes, with which the driver runs the filter")),
+        (Some(Mode::Native), _) => {
+            Check::ok(CHECK, format!("{mtu} bytes, with which the driver runs the filter"))
+        }
         (_, Some(XdpFeatures { native: true, long_packets: true })) => {
             Check::ok(CHECK, format!("{mtu} bytes, for which the driver can run the filter"))
         }
@@ -129,7 +159,8 @@ fn mtu(mtu: u32, mode: Option<Mode>, features: Option<XdpFeatures>) -> Check {
             Check::warn(
                 CHECK,
                 format!(
-                    "{mtu} bytes: {sure} programs only for packets of up to {ONE_BUFFER} bytes; generic mode otherwise"
+                    "{mtu} bytes: {sure} programs only for packets of up to {ONE_BUFFER} bytes; \
+                     generic mode otherwise"
                 ),
                 "set it to 1500, unless this link carries jumbo frames; SIP needs no more",
             )
@@ -141,19 +172,29 @@ fn queues(name: &str, driver: &str, interface: &Interface, channels: Option<Chan
     const CHECK: &str = "queues";
     let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
     // Virtual interfaces are called on whatever CPU sends to them.
-    let Some(Channels { used, most }) = channels.filter(|channels| channels.used > 0 && interface.kind.is_none())
+    let Some(Channels { used, most }) =
+        channels.filter(|channels| channels.used > 0 && interface.kind.is_none())
     else {
         return Check::ok(CHECK, format!("{} for packets that arrive", interface.rx_queues));
     };
     let is_halving = HALVING.contains(&driver);
     let could = if is_halving { (most / 2).clamp(1, cpus.max(1)) } else { most.min(cpus) };
     if is_halving && used > (most / 2).max(1) {
-        let detail = format!("{used} of {most} queues are used, and {driver} runs programs natively with half of them");
+        let detail = format!(
+            "{used} of {most} queues are used, and {driver} runs programs natively with half of \
+             them"
+        );
         return Check::warn(CHECK, detail, format!("ethtool -L {name} combined {could}"));
     }
     if used < could {
-        let detail = format!("{used} of {most} queues are used on {cpus} CPUs: under a flood the others idle");
-        return Check::warn(CHECK, detail, format!("ethtool -L {name} combined {could} (or rx {could})"));
+        let detail = format!(
+            "{used} of {most} queues are used on {cpus} CPUs: under a flood the others idle"
+        );
+        return Check::warn(
+            CHECK,
+            detail,
+            format!("ethtool -L {name} combined {could} (or rx {could})"),
+        );
     }
     Check::ok(CHECK, format!("{used} of {most} on {cpus} CPUs"))
 }
@@ -161,7 +202,8 @@ fn queues(name: &str, driver: &str, interface: &Interface, channels: Option<Chan
 fn offloads(name: &str, lro: bool, gro: bool) -> Check {
     const CHECK: &str = "offloads";
     if lro {
-        let detail = "LRO is on: drivers refuse to run programs with it, or show them merged packets";
+        let detail =
+            "LRO is on: drivers refuse to run programs with it, or show them merged packets";
         return Check::warn(CHECK, detail, format!("ethtool -K {name} lro off"));
     }
     let gro = if gro { "on, which comes after the filter and does not matter" } else { "off" };
@@ -180,7 +222,10 @@ fn programs(interface: &Interface, is_ours: bool, is_root: bool) -> Check {
     let program = loaded_programs().flatten().find(|program| program.id() == xdp.id);
     let name = program.as_ref().and_then(ProgramInfo::name_as_str).unwrap_or_default();
     if name == names::INGRESS {
-        let detail = format!("another sip-xdp is attached (program {}), or this one's pins may not be read", xdp.id);
+        let detail = format!(
+            "another sip-xdp is attached (program {}), or this one's pins may not be read",
+            xdp.id
+        );
         return Check::warn(CHECK, detail, "name its --pin-dir, or run it as root");
     }
     if !is_root {
@@ -190,8 +235,15 @@ fn programs(interface: &Interface, is_ours: bool, is_root: bool) -> Check {
     let name = if name.is_empty() { "without a name".to_owned() } else { format!("\"{name}\"") };
     Check::fail(
         CHECK,
-        format!("another product's program is attached: {name}, id {}; the kernel takes one per interface", xdp.id),
-        format!("stop its owner, or take it off: `ip link set dev {} xdp off`, or `bpftool link`", interface.name),
+        format!(
+            "another product's program is attached: {name}, id {}; the kernel takes one per \
+             interface",
+            xdp.id
+        ),
+        format!(
+            "stop its owner, or take it off: `ip link set dev {} xdp off`, or `bpftool link`",
+            interface.name
+        ),
     )
 }
 
@@ -199,10 +251,12 @@ fn programs(interface: &Interface, is_ours: bool, is_root: bool) -> Check {
 fn traffic_control(interface: &Interface) -> Check {
     const CHECK: &str = "tc_programs";
     let filters = clsact::egress_filters(interface.index).unwrap_or_default();
-    let filters = filters.iter().filter(|filter| filter.program.as_deref() != Some(names::EGRESS)).count();
+    let filters =
+        filters.iter().filter(|filter| filter.program.as_deref() != Some(names::EGRESS)).count();
     let programs = SchedClassifier::query_tcx(&interface.name, TcAttachType::Egress);
     let programs = programs.map(|(_, programs)| programs).unwrap_or_default();
-    let programs = programs.iter().filter(|program| program.name_as_str() != Some(names::EGRESS)).count();
+    let programs =
+        programs.iter().filter(|program| program.name_as_str() != Some(names::EGRESS)).count();
     if filters + programs == 0 {
         return Check::ok(CHECK, "nobody else's programs or filters see what leaves");
     }
@@ -212,42 +266,52 @@ fn traffic_control(interface: &Interface) -> Check {
             "{} programs or filters of others see what leaves, and may decide before ours reads it",
             filters + programs
         ),
-        "if `sip-xdp status` says that responses are not seen, have them come later, or let packets on (TC_ACT_UNSPEC)",
+        "if `sip-xdp status` says that responses are not seen, have them come later, or let \
+         packets on (TC_ACT_UNSPEC)",
     )
 }
 
 /// Whether what we answer can be seen where it leaves.
-fn responses(scene: &Scene, wanted: &[String]) -> Check {
+fn responses(facts: &HostFacts, wanted: &[String]) -> Check {
     const CHECK: &str = "responses";
-    const REMEDY: &str =
-        "filter there, too: add it to `interfaces`. Without responses nobody is known good, and volume bans nobody";
-    let defaults: Vec<&Interface> =
-        scene.present.iter().filter(|one| scene.around.default_interfaces.contains(&one.index)).collect();
+    const REMEDY: &str = "filter there, too: add it to `interfaces`. Without responses nobody is \
+                          known good, and volume bans nobody";
+    let defaults: Vec<&Interface> = facts
+        .present
+        .iter()
+        .filter(|one| facts.around.default_interfaces.contains(&one.index))
+        .collect();
     let is_watched = |one: &&&Interface| {
-        wanted.contains(&one.name) || scene.filtered.iter().any(|filtered| filtered.index == one.index)
+        wanted.contains(&one.name)
+            || facts.filtered.iter().any(|filtered| filtered.index == one.index)
     };
     let (watched, unwatched): (Vec<&Interface>, Vec<&Interface>) = {
         let watched = defaults.iter().filter(is_watched).copied().collect();
         (watched, defaults.iter().filter(|one| !is_watched(one)).copied().collect())
     };
-    let list = |all: &[&Interface]| all.iter().map(|one| one.name.as_str()).collect::<Vec<_>>().join(", ");
+    let list =
+        |all: &[&Interface]| all.iter().map(|one| one.name.as_str()).collect::<Vec<_>>().join(", ");
     if !unwatched.is_empty() {
-        let detail = format!("what goes to the world leaves by {}, which is not filtered", list(&unwatched));
+        let detail =
+            format!("what goes to the world leaves by {}, which is not filtered", list(&unwatched));
         return if watched.is_empty() {
             Check::fail(CHECK, detail, REMEDY)
         } else {
             Check::warn(CHECK, detail, REMEDY)
         };
     }
-    if scene.daemon.as_ref().is_some_and(|daemon| daemon["sees_responses"] == false) {
-        let detail =
-            "the daemon sees hardly any responses to what passes: they leave by another interface, or nothing answers";
+    if facts.daemon.as_ref().is_some_and(|daemon| daemon["sees_responses"] == false) {
+        let detail = "the daemon sees hardly any responses to what passes: they leave by another \
+                      interface, or nothing answers";
         return Check::warn(CHECK, detail, REMEDY);
     }
     if defaults.is_empty() {
         return Check::ok(CHECK, "there is no default route; only neighbours are answered");
     }
-    Check::ok(CHECK, format!("what goes to the world leaves by {}, where it is read", list(&watched)))
+    Check::ok(
+        CHECK,
+        format!("what goes to the world leaves by {}, where it is read", list(&watched)),
+    )
 }
 
 #[cfg(test)]
@@ -305,7 +369,8 @@ mod tests {
             carrier_changes: 0,
             rx_packets: 0,
         };
-        let judged = |driver, used, most| queues("eth0", driver, &interface, Some(Channels { used, most }));
+        let judged =
+            |driver, used, most| queues("eth0", driver, &interface, Some(Channels { used, most }));
         for (driver, used, most) in [("ena", 8, 8), ("gve", 16, 16), ("ena", 2, 2)] {
             let check = judged(driver, used, most);
             assert!(check.status == Status::Warn && check.detail.contains("half"), "{check:?}");
@@ -320,6 +385,9 @@ mod tests {
     fn merged_packets() {
         assert_eq!(offloads("eth0", false, true).status, Status::Ok);
         let check = offloads("eth0", true, true);
-        assert_eq!((check.status, check.remedy.as_deref()), (Status::Warn, Some("ethtool -K eth0 lro off")));
+        assert_eq!(
+            (check.status, check.remedy.as_deref()),
+            (Status::Warn, Some("ethtool -K eth0 lro off"))
+        );
     }
 }

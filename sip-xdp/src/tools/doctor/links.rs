@@ -2,17 +2,18 @@
 
 use serde_json::Value;
 
-use super::{Check, Scene};
+use super::{Check, HostFacts};
 use crate::dataplane::attach::xdp::Mode;
 use crate::dataplane::ethtool::{Features, GRO_HW};
 use crate::dataplane::netlink::Interface;
 
-/// Drivers that take their link down and up when the first program is attached natively, and when the last
-/// one is taken off: `igb_xdp_setup`, `igc_xdp_set_prog`, `ixgbe_xdp_setup`, `i40e_xdp_setup`,
-/// `vmxnet3_xdp_set`, `gve_set_xdp`.
+/// Drivers that take their link down and up when the first program is attached natively, and when
+/// the last one is taken off: `igb_xdp_setup`, `igc_xdp_set_prog`, `ixgbe_xdp_setup`,
+/// `i40e_xdp_setup`, `vmxnet3_xdp_set`, `gve_set_xdp`.
 const RESETTING: &[&str] = &["igb", "igc", "ixgbe", "i40e", "vmxnet3", "gve"];
 
-/// Kinds of tunnels whose packets anybody may send who reaches this host, or who is at the other end.
+/// Kinds of tunnels whose packets anybody may send who reaches this host, or who is at the other
+/// end.
 const TUNNELS: &[&str] =
     &["gre", "gretap", "ip6gre", "ip6gretap", "erspan", "ipip", "sit", "ip6tnl", "vxlan", "geneve"];
 
@@ -23,12 +24,19 @@ const UDP_MERGING: &[&str] = &["rx-udp-gro-forwarding", "rx-gro-list"];
 pub(super) fn topology(interface: &Interface, present: &[Interface], wanted: &[String]) -> Check {
     const CHECK: &str = "topology";
     let name = &interface.name;
-    let names = |all: &[&Interface]| all.iter().map(|one| one.name.clone()).collect::<Vec<_>>().join(", ");
-    let members = |of: u32| -> Vec<&Interface> { present.iter().filter(|one| one.controller == Some(of)).collect() };
-    let controller = interface.controller.and_then(|index| present.iter().find(|one| one.index == index));
+    let names =
+        |all: &[&Interface]| all.iter().map(|one| one.name.clone()).collect::<Vec<_>>().join(", ");
+    let members = |of: u32| -> Vec<&Interface> {
+        present.iter().filter(|one| one.controller == Some(of)).collect()
+    };
+    let controller =
+        interface.controller.and_then(|index| present.iter().find(|one| one.index == index));
     if let Some(controller) = controller {
         let (kind, above) = (controller.kind.as_deref().unwrap_or_default(), &controller.name);
-        let others: Vec<_> = members(controller.index).into_iter().filter(|one| !wanted.contains(&one.name)).collect();
+        let others: Vec<_> = members(controller.index)
+            .into_iter()
+            .filter(|one| !wanted.contains(&one.name))
+            .collect();
         let is_wanted = wanted.contains(above);
         return match kind {
             "bond" | "team" if is_wanted => Check::warn(
@@ -38,11 +46,20 @@ pub(super) fn topology(interface: &Interface, present: &[Interface], wanted: &[S
             ),
             "bond" | "team" if !others.is_empty() => Check::warn(
                 CHECK,
-                format!("{name} is a member of {above}: what arrives by {} passes it by", names(&others)),
+                format!(
+                    "{name} is a member of {above}: what arrives by {} passes it by",
+                    names(&others)
+                ),
                 format!("filter on {above} instead of its members"),
             ),
-            "bridge" => Check::ok(CHECK, format!("a port of {above}: guests behind the bridge are covered, too")),
-            "bond" | "team" => Check::ok(CHECK, format!("a member of {above}, as are all others that are filtered")),
+            "bridge" => Check::ok(
+                CHECK,
+                format!("a port of {above}: guests behind the bridge are covered, too"),
+            ),
+            "bond" | "team" => Check::ok(
+                CHECK,
+                format!("a member of {above}, as are all others that are filtered"),
+            ),
             _ => Check::ok(CHECK, format!("beneath {above}")),
         };
     }
@@ -51,17 +68,24 @@ pub(super) fn topology(interface: &Interface, present: &[Interface], wanted: &[S
         let wires: Vec<_> = ports.iter().filter(|port| port.kind.is_none()).copied().collect();
         let guests: Vec<_> = ports.iter().filter(|port| port.kind.is_some()).copied().collect();
         if wires.iter().any(|wire| wanted.contains(&wire.name)) {
-            return Check::ok(CHECK, format!("a bridge whose port {} is filtered as well", names(&wires)));
+            return Check::ok(
+                CHECK,
+                format!("a bridge whose port {} is filtered as well", names(&wires)),
+            );
         }
         if !guests.is_empty() {
             let port = if wires.is_empty() { "its ports".to_owned() } else { names(&wires) };
             return Check::warn(
                 CHECK,
                 format!(
-                    "a bridge: only what is for this host is filtered; what goes on to {} passes by unfiltered",
+                    "a bridge: only what is for this host is filtered; what goes on to {} passes \
+                     by unfiltered",
                     names(&guests)
                 ),
-                format!("to protect guests (Proxmox, libvirt), filter on the port by which the world comes: {port}"),
+                format!(
+                    "to protect guests (Proxmox, libvirt), filter on the port by which the world \
+                     comes: {port}"
+                ),
             );
         }
         return Check::ok(CHECK, "a bridge, with no guests behind it");
@@ -73,23 +97,31 @@ pub(super) fn topology(interface: &Interface, present: &[Interface], wanted: &[S
 }
 
 /// Tunnels that end here: what they carry is unpacked behind the filter of the interface beneath.
-pub(super) fn tunnels(scene: &Scene, wanted: &[String]) -> Check {
-    judge_tunnels(&scene.present, wanted)
+pub(super) fn tunnels(facts: &HostFacts, wanted: &[String]) -> Check {
+    judge_tunnels(&facts.present, wanted)
 }
 
 fn judge_tunnels(present: &[Interface], wanted: &[String]) -> Check {
     const CHECK: &str = "tunnels";
-    let is_tunnel = |one: &&Interface| one.kind.as_deref().is_some_and(|kind| TUNNELS.contains(&kind));
+    let is_tunnel =
+        |one: &&Interface| one.kind.as_deref().is_some_and(|kind| TUNNELS.contains(&kind));
     let open = |one: &&Interface| one.up && !wanted.contains(&one.name);
     let open: Vec<_> = present.iter().filter(is_tunnel).filter(open).collect();
     if open.is_empty() {
         return Check::ok(CHECK, "none ends here that is not filtered");
     }
-    let shown = open.iter().map(|one| format!("{} ({})", one.name, one.kind.as_deref().unwrap_or_default()));
+    let shown = open
+        .iter()
+        .map(|one| format!("{} ({})", one.name, one.kind.as_deref().unwrap_or_default()));
     let first = &open[0];
     let remedy = match first.link {
-        Some(_) => format!("if SIP comes by it, filter there, too: add \"{}\" to `interfaces`", first.name),
-        None => "its frames cannot be read; let nobody but the other end send to it, with a firewall".to_owned(),
+        Some(_) => {
+            format!("if SIP comes by it, filter there, too: add \"{}\" to `interfaces`", first.name)
+        }
+        None => {
+            "its frames cannot be read; let nobody but the other end send to it, with a firewall"
+                .to_owned()
+        }
     };
     let detail = format!(
         "what these carry is not looked into beneath, and not filtered: {}",
@@ -99,27 +131,41 @@ fn judge_tunnels(present: &[Interface], wanted: &[String]) -> Check {
 }
 
 /// What attaching does to the link and to the kernel's log.
-pub(super) fn attaching(driver: &str, mode: Option<Mode>, takes_programs: Option<bool>, features: &Features) -> Check {
+pub(super) fn attaching(
+    driver: &str,
+    mode: Option<Mode>,
+    takes_programs: Option<bool>,
+    features: &Features,
+) -> Check {
     const CHECK: &str = "attaching";
     let is_fixed = features.on.contains(GRO_HW) && !features.changeable.contains(GRO_HW);
-    let is_generic = mode == Some(Mode::Generic) || (mode.is_none() && takes_programs == Some(false));
+    let is_generic =
+        mode == Some(Mode::Generic) || (mode.is_none() && takes_programs == Some(false));
     if driver == "virtio_net" && is_fixed && mode != Some(Mode::Native) {
         // Whether it is native is known once it is tried: the host decides.
-        let sure = if is_generic { "generic mode makes" } else { "should only generic mode be possible, it makes" };
+        let sure = if is_generic {
+            "generic mode makes"
+        } else {
+            "should only generic mode be possible, it makes"
+        };
         return Check::warn(
             CHECK,
             format!(
-                "the host merges packets for this device (GRO_HW) and lets nobody switch it off: {sure} the kernel \
-                     log a WARNING with a stack trace, \"failed to disable GRO_HW\", which is harmless"
+                "the host merges packets for this device (GRO_HW) and lets nobody switch it off: \
+                 {sure} the kernel \
+                     log a WARNING with a stack trace, \"failed to disable GRO_HW\", which is \
+                 harmless"
             ),
-            "on the host, have the device offer control (qemu: ctrl_guest_offloads=on), or take its guest offloads away",
+            "on the host, have the device offer control (qemu: ctrl_guest_offloads=on), or take \
+             its guest offloads away",
         );
     }
     if RESETTING.contains(&driver) && mode != Some(Mode::Generic) {
         return Check::ok(
             CHECK,
             format!(
-                "{driver} takes the link down and up, for some seconds with most switches, when the filter is first \
+                "{driver} takes the link down and up, for some seconds with most switches, when \
+                 the filter is first \
                  attached and when it is unloaded; restarts and reloads do not"
             ),
         );
@@ -129,7 +175,8 @@ pub(super) fn attaching(driver: &str, mode: Option<Mode>, takes_programs: Option
 
 /// Offloads that hide packets from generic mode.
 pub(super) fn merging(name: &str, mode: Option<Mode>, features: &Features) -> Option<Check> {
-    let on: Vec<_> = UDP_MERGING.iter().filter(|offload| features.on.contains(**offload)).copied().collect();
+    let on: Vec<_> =
+        UDP_MERGING.iter().filter(|offload| features.on.contains(**offload)).copied().collect();
     if mode != Some(Mode::Generic) || on.is_empty() {
         return None;
     }
@@ -148,20 +195,27 @@ pub(super) fn sight(name: &str, daemon: Option<&Value>) -> Check {
     let found = blind.into_iter().flatten().find(|one| one["interface"] == name);
     let Some(found) = found else {
         return match daemon {
-            Some(_) => Check::ok(CHECK, "the daemon has noticed no packets that the program did not see"),
-            None => Check::ok(CHECK, "the daemon watches whether the program sees what arrives; none answers"),
+            Some(_) => {
+                Check::ok(CHECK, "the daemon has noticed no packets that the program did not see")
+            }
+            None => Check::ok(
+                CHECK,
+                "the daemon watches whether the program sees what arrives; none answers",
+            ),
         };
     };
-    let detail = format!("the driver took the program and showed it none of {} packets", found["packets"]);
+    let detail =
+        format!("the driver took the program and showed it none of {} packets", found["packets"]);
     if found["action"].is_null() {
-        let remedy =
-            "set mode = \"auto\" or \"generic\" and run `sip-xdp reload`; for virtio_net, set mrg_rxbuf=on on the host";
+        let remedy = "set mode = \"auto\" or \"generic\" and run `sip-xdp reload`; for virtio_net, \
+                      set mrg_rxbuf=on on the host";
         return Check::fail(CHECK, format!("{detail}: nothing is filtered"), remedy);
     }
     Check::warn(
         CHECK,
         format!("{detail}; generic mode has taken over"),
-        "it protects as well, but costs more; for virtio_net, mrg_rxbuf=on on the host makes native mode work",
+        "it protects as well, but costs more; for virtio_net, mrg_rxbuf=on on the host makes \
+         native mode work",
     )
 }
 
@@ -201,7 +255,11 @@ mod tests {
 
     #[test]
     fn members_of_bonds() {
-        let present = [interface("bond0", 5, "bond", 0), interface("eth0", 2, "", 5), interface("eth1", 3, "", 5)];
+        let present = [
+            interface("bond0", 5, "bond", 0),
+            interface("eth0", 2, "", 5),
+            interface("eth1", 3, "", 5),
+        ];
         let one = judged(&present, "eth0", &["eth0"]);
         assert!(one.status == Status::Warn && one.detail.contains("eth1"), "{one:?}");
         assert_eq!(one.remedy.as_deref(), Some("filter on bond0 instead of its members"));
@@ -219,7 +277,10 @@ mod tests {
             interface("veth101i0", 8, "veth", 5),
         ];
         let bridge = judged(&present, "vmbr0", &["vmbr0"]);
-        assert!(bridge.status == Status::Warn && bridge.detail.contains("tap100i0, veth101i0"), "{bridge:?}");
+        assert!(
+            bridge.status == Status::Warn && bridge.detail.contains("tap100i0, veth101i0"),
+            "{bridge:?}"
+        );
         assert!(bridge.remedy.as_deref().unwrap().ends_with(": eno1"), "{bridge:?}");
         assert_eq!(judged(&present, "vmbr0", &["vmbr0", "eno1"]).status, Status::Ok);
         assert_eq!(judged(&present, "eno1", &["eno1"]).status, Status::Ok);
@@ -234,13 +295,18 @@ mod tests {
         for (kind, part) in [("vxlan", "add \"t1\""), ("gre", "firewall")] {
             let present = [interface("eth0", 2, "", 0), interface("t1", 7, kind, 0)];
             let check = judge_tunnels(&present, &["eth0".to_owned()]);
-            assert!(check.status == Status::Warn && check.remedy.as_deref().unwrap().contains(part), "{check:?}");
+            assert!(
+                check.status == Status::Warn && check.remedy.as_deref().unwrap().contains(part),
+                "{check:?}"
+            );
             assert_eq!(judge_tunnels(&present, &["t1".to_owned()]).status, Status::Ok);
         }
     }
 
     fn features(on: &[&str], changeable: &[&str]) -> Features {
-        let set = |names: &[&str]| -> BTreeSet<String> { names.iter().map(|name| (*name).to_owned()).collect() };
+        let set = |names: &[&str]| -> BTreeSet<String> {
+            names.iter().map(|name| (*name).to_owned()).collect()
+        };
         Features { on: set(on), changeable: set(changeable) }
     }
 

@@ -1,9 +1,10 @@
-//! `doctor`: looks at a host with the eyes of somebody who has set up many, and says of each thing whether it is well, and
-//! what to do if it is not.
+//! `doctor`: looks at a host with the eyes of somebody who has set up many, and says of each thing
+//! whether it is well, and what to do if it is not.
 //!
-//! It only looks: the programs are loaded to see whether the kernel takes them, but nothing is attached or sent but for a
-//! connection to the servers of feeds, and nothing written but the verifier's log if it refuses one. What it may not see, it
-//! says. Works with the daemon dead or alive.
+//! It only looks: the programs are loaded to see whether the kernel takes them, but nothing is
+//! attached or sent but for a connection to the servers of feeds, and nothing written but the
+//! verifier's log if it refuses one. What it may not see, it says. Works with the daemon dead or
+//! alive.
 
 mod device;
 mod feeds;
@@ -21,7 +22,6 @@ use sip_xdp_common::packet::headers::Link;
 
 use crate::api::control::{self, Request};
 use crate::config::Config;
-use crate::daemon::interfaces::settings;
 use crate::dataplane::counters::{self, FilteredInterface, SCHEMA};
 use crate::dataplane::loader::{self, Trial};
 use crate::dataplane::netlink::{Interface, Netlink, Surroundings};
@@ -98,7 +98,7 @@ impl Diagnosis {
 }
 
 /// What several checks ask for, asked once.
-struct Scene {
+struct HostFacts {
     config: Config,
     /// All interfaces of this network namespace.
     present: Vec<Interface>,
@@ -126,12 +126,13 @@ struct Known {
 impl Known {
     fn read(pins: &Pins) -> anyhow::Result<Self> {
         let sources = counters::stats(pins)?.sources;
-        let trusted = counters::rows(pins, List::Trust)?.len() + counters::rows(pins, List::Admit)?.len();
+        let trusted =
+            counters::rows(pins, List::Trust)?.len() + counters::rows(pins, List::Admit)?.len();
         Ok(Self { good: sources.good, peers: sources.peers, trusted })
     }
 }
 
-impl Scene {
+impl HostFacts {
     /// Whether our program is on an interface.
     fn is_filtered(&self, index: u32) -> bool {
         self.filtered.iter().any(|filtered| filtered.index == index && filtered.attached)
@@ -148,12 +149,14 @@ impl Scene {
         if !self.config.interfaces.is_empty() {
             return self.config.interfaces.clone();
         }
-        let defaults = self.present.iter().filter(|one| self.around.default_interfaces.contains(&one.index));
+        let defaults =
+            self.present.iter().filter(|one| self.around.default_interfaces.contains(&one.index));
         defaults.map(|interface| interface.name.clone()).collect()
     }
 }
 
-/// Looks at the host. `asked` are the interfaces to look at, if not those that are or would be filtered.
+/// Looks at the host. `asked` are the interfaces to look at, if not those that are or would be
+/// filtered.
 pub async fn examine(paths: &Paths, config: anyhow::Result<Config>, asked: &[String]) -> Diagnosis {
     let mut checks = Vec::new();
     let config = match config {
@@ -162,7 +165,8 @@ pub async fn examine(paths: &Paths, config: anyhow::Result<Config>, asked: &[Str
             config
         }
         Err(error) => {
-            let remedy = "correct the file; what follows supposes the defaults. `sip-xdp config check` reads it again";
+            let remedy = "correct the file; what follows supposes the defaults. `sip-xdp config \
+                          check` reads it again";
             checks.push(Check::fail("configuration", format!("{error:#}"), remedy));
             Config::default()
         }
@@ -171,7 +175,7 @@ pub async fn examine(paths: &Paths, config: anyhow::Result<Config>, asked: &[Str
     checks.extend(host::platform(&platform));
     // Where something is missing it is said already; loading would only fail of it.
     let trial = platform.check().is_ok().then(|| {
-        let loaded = loader::trial(&settings(&config, Link::Ethernet, 0));
+        let loaded = loader::trial(&config.program_settings(Link::Ethernet, 0));
         loaded.map_err(|error| refusal::keep_log(error, &paths.state_dir))
     });
     checks.extend(trial.as_ref().map(host::programs));
@@ -179,28 +183,30 @@ pub async fn examine(paths: &Paths, config: anyhow::Result<Config>, asked: &[Str
     checks.extend([host::clock(), host::state(&paths.state_dir)]);
     checks.extend(feeds::reachable(&config.feeds));
     match look_around(paths, config).await {
-        Ok(scene) => {
-            checks.push(filter(&scene, paths));
-            let wanted = scene.wanted(asked);
-            checks.extend(interfaces::all(&scene, &wanted));
-            checks.extend(sip::all(&scene, &wanted));
+        Ok(facts) => {
+            checks.push(filter(&facts, paths));
+            let wanted = facts.wanted(asked);
+            checks.extend(interfaces::all(&facts, &wanted));
+            checks.extend(sip::all(&facts, &wanted));
         }
         Err(error) => checks.push(Check::fail(
             "interfaces",
             format!("{error:#}"),
-            "allow this process netlink sockets (AF_NETLINK); without them no interface can be found",
+            "allow this process netlink sockets (AF_NETLINK); without them no interface can be \
+             found",
         )),
     }
     Diagnosis { schema: SCHEMA, checks, programs: trial.and_then(Result::ok) }
 }
 
-async fn look_around(paths: &Paths, config: Config) -> anyhow::Result<Scene> {
+async fn look_around(paths: &Paths, config: Config) -> anyhow::Result<HostFacts> {
     let netlink = Netlink::connect()?;
     let present = netlink.interfaces().await?;
-    // Without the rights to read pins it is as if there were none; the check of the filter says that.
+    // Without the rights to read pins it is as if there were none; the check of the filter says
+    // that.
     let pins = Pins::new(&paths.pin_dir);
     let filtered = counters::interfaces(&pins, &present).unwrap_or_default();
-    Ok(Scene {
+    Ok(HostFacts {
         config,
         addresses: netlink.addresses().await?,
         around: netlink.surroundings().await?,
@@ -214,20 +220,28 @@ async fn look_around(paths: &Paths, config: Config) -> anyhow::Result<Scene> {
 
 fn configuration(paths: &Paths) -> Check {
     let file = paths.config.display();
-    let detail =
-        if paths.config.exists() { format!("{file} is valid") } else { format!("no {file}: the defaults apply") };
+    let detail = if paths.config.exists() {
+        format!("{file} is valid")
+    } else {
+        format!("no {file}: the defaults apply")
+    };
     Check::ok("configuration", detail)
 }
 
 /// Whether a filter is loaded and watched over.
-fn filter(scene: &Scene, paths: &Paths) -> Check {
+fn filter(facts: &HostFacts, paths: &Paths) -> Check {
     const CHECK: &str = "filter";
-    let attached: Vec<_> = scene.filtered.iter().filter(|filtered| filtered.attached).collect();
-    let names = |all: &[&FilteredInterface]| all.iter().map(|one| one.interface.clone()).collect::<Vec<_>>().join(", ");
-    if !scene.is_root && scene.filtered.is_empty() {
+    let attached: Vec<_> = facts.filtered.iter().filter(|filtered| filtered.attached).collect();
+    let names = |all: &[&FilteredInterface]| {
+        all.iter().map(|one| one.interface.clone()).collect::<Vec<_>>().join(", ")
+    };
+    if !facts.is_root && facts.filtered.is_empty() {
         return Check::warn(
             CHECK,
-            format!("whether a filter is loaded cannot be seen: {} may only be read by root", paths.pin_dir.display()),
+            format!(
+                "whether a filter is loaded cannot be seen: {} may only be read by root",
+                paths.pin_dir.display()
+            ),
             "run it as root to see everything",
         );
     }
@@ -240,13 +254,22 @@ fn filter(scene: &Scene, paths: &Paths) -> Check {
     }
     if attached.iter().any(|one| one.dry_run) {
         let detail = format!("a dry run on {}: nothing is dropped", names(&attached));
-        return Check::warn(CHECK, detail, "when its figures look right, take dry_run out and run `sip-xdp reload`");
+        return Check::warn(
+            CHECK,
+            detail,
+            "when its figures look right, take dry_run out and run `sip-xdp reload`",
+        );
     }
-    match &scene.daemon {
-        Some(daemon) => Check::ok(CHECK, format!("enforcing on {}, daemon {}", names(&attached), daemon["pid"])),
+    match &facts.daemon {
+        Some(daemon) => {
+            Check::ok(CHECK, format!("enforcing on {}, daemon {}", names(&attached), daemon["pid"]))
+        }
         None => Check::warn(
             CHECK,
-            format!("enforcing on {}, but no daemon answers: nobody new is banned", names(&attached)),
+            format!(
+                "enforcing on {}, but no daemon answers: nobody new is banned",
+                names(&attached)
+            ),
             "start `sip-xdp run`; it adopts the filter",
         ),
     }
@@ -265,6 +288,9 @@ mod tests {
         assert!(!diagnosis.is_well());
         let json = serde_json::to_value(&diagnosis).unwrap();
         assert_eq!(json["checks"][0]["remedy"], Value::Null);
-        assert_eq!((&json["checks"][2]["status"], &json["checks"][2]["interface"]), (&"fail".into(), &"eth0".into()));
+        assert_eq!(
+            (&json["checks"][2]["status"], &json["checks"][2]["interface"]),
+            (&"fail".into(), &"eth0".into())
+        );
     }
 }

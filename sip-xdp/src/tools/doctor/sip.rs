@@ -1,18 +1,22 @@
-//! The question that starts it all: who listens for SIP here, who can reach it, and does the filter stand in between?
+//! The question that starts it all: who listens for SIP here, who can reach it, and does the filter
+//! stand in between?
 
 use std::net::IpAddr;
 
 use super::sockets::{Listener, Transport, listeners};
-use super::{Check, Scene, nat};
+use super::{Check, HostFacts, nat};
 use crate::config::{Config, Policy};
 
 /// Servers that speak nothing but SIP on their ports.
-const PROXIES: [&str; 7] = ["kamailio", "opensips", "openser", "drachtio", "flexisip", "repro", "sipp"];
+const PROXIES: [&str; 7] =
+    ["kamailio", "opensips", "openser", "drachtio", "flexisip", "repro", "sipp"];
 
 /// Servers that have ports for media and management as well.
-const EXCHANGES: [&str; 6] = ["asterisk", "freeswitch", "yate", "sems", "3CXPhoneSystem", "mobicents"];
+const EXCHANGES: [&str; 6] =
+    ["asterisk", "freeswitch", "yate", "sems", "3CXPhoneSystem", "mobicents"];
 
-/// Ports on which SIP is found beside the usual two: FreeSWITCH 5080, FreePBX 5160 and 5161, and their neighbours.
+/// Ports on which SIP is found beside the usual two: FreeSWITCH 5080, FreePBX 5160 and 5161, and
+/// their neighbours.
 fn is_usual(port: u16) -> bool {
     (5060..=5099).contains(&port) || (5160..=5169).contains(&port)
 }
@@ -39,19 +43,20 @@ impl Scope {
 }
 
 /// All checks of who listens.
-pub(super) fn all(scene: &Scene, wanted: &[String]) -> Vec<Check> {
+pub(super) fn all(facts: &HostFacts, wanted: &[String]) -> Vec<Check> {
     let all = listeners();
-    let relevant: Vec<&Listener> = all.iter().filter(|one| speaks_sip(one, &scene.config)).collect();
+    let relevant: Vec<&Listener> =
+        all.iter().filter(|one| speaks_sip(one, &facts.config)).collect();
     let (listed, unlisted): (Vec<&Listener>, Vec<&Listener>) =
-        relevant.iter().partition(|one| is_listed(one.port, &scene.config));
-    let own: Vec<IpAddr> = scene.addresses.iter().map(|(_, address)| *address).collect();
+        relevant.iter().partition(|one| is_listed(one.port, &facts.config));
+    let own: Vec<IpAddr> = facts.addresses.iter().map(|(_, address)| *address).collect();
     vec![
-        who_listens(&listed, &own, scene.is_root),
-        unlisted_ports(&unlisted, &own, &scene.config),
-        exposure(scene, &listed, wanted),
-        policy(scene, &listed, &own),
-        nat::source_nat(scene, &relevant),
-        nat::translated_ports(scene),
+        who_listens(&listed, &own, facts.is_root),
+        unlisted_ports(&unlisted, &own, &facts.config),
+        exposure(facts, &listed, wanted),
+        policy(facts, &listed, &own),
+        nat::source_nat(facts, &relevant),
+        nat::translated_ports(facts),
     ]
 }
 
@@ -61,11 +66,13 @@ pub(super) fn is_listed(port: u16, config: &Config) -> bool {
 
 fn speaks_sip(listener: &Listener, config: &Config) -> bool {
     let is_proxy = PROXIES.contains(&listener.name());
-    // Media of a busy exchange may be on any port, of which only the usual ones can be told to be SIP.
+    // Media of a busy exchange may be on any port, of which only the usual ones can be told to be
+    // SIP.
     is_proxy || is_usual(listener.port) || is_listed(listener.port, config)
 }
 
-/// Whom an address serves. One that stands for all addresses serves whoever reaches the best reachable of them.
+/// Whom an address serves. One that stands for all addresses serves whoever reaches the best
+/// reachable of them.
 fn scope(address: IpAddr, own: &[IpAddr]) -> Scope {
     if !address.is_unspecified() {
         return scope_of(address);
@@ -80,7 +87,11 @@ fn scope_of(address: IpAddr) -> Scope {
         _ if address.is_loopback() => Scope::Host,
         IpAddr::V4(v4) => {
             let is_shared = v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64;
-            if v4.is_private() || v4.is_link_local() || is_shared { Scope::Private } else { Scope::World }
+            if v4.is_private() || v4.is_link_local() || is_shared {
+                Scope::Private
+            } else {
+                Scope::World
+            }
         }
         IpAddr::V6(v6) if v6.is_unique_local() || v6.is_unicast_link_local() => Scope::Private,
         IpAddr::V6(_) => Scope::World,
@@ -89,25 +100,33 @@ fn scope_of(address: IpAddr) -> Scope {
 
 fn who_listens(listed: &[&Listener], own: &[IpAddr], is_root: bool) -> Check {
     const CHECK: &str = "listeners";
-    let unseen = if is_root { "" } else { "; whose they are, only root may see of other users' processes" };
+    let unseen =
+        if is_root { "" } else { "; whose they are, only root may see of other users' processes" };
     if listed.is_empty() {
         return Check::ok(
             CHECK,
             format!(
-                "nobody listens on the SIP ports here: right for a gateway in front of a PBX, or the PBX is not running{unseen}"
+                "nobody listens on the SIP ports here: right for a gateway in front of a PBX, or \
+                 the PBX is not running{unseen}"
             ),
         );
     }
-    let lines: Vec<_> =
-        listed.iter().map(|one| format!("{one}, reachable from {}", scope(one.address, own).words())).collect();
+    let lines: Vec<_> = listed
+        .iter()
+        .map(|one| format!("{one}, reachable from {}", scope(one.address, own).words()))
+        .collect();
     Check::ok(CHECK, format!("{}{unseen}", lines.join("; ")))
 }
 
 fn unlisted_ports(unlisted: &[&Listener], own: &[IpAddr], config: &Config) -> Check {
     const CHECK: &str = "unlisted_ports";
-    let open: Vec<&&Listener> = unlisted.iter().filter(|one| scope(one.address, own) > Scope::Host).collect();
+    let open: Vec<&&Listener> =
+        unlisted.iter().filter(|one| scope(one.address, own) > Scope::Host).collect();
     let Some(worst) = open.iter().map(|one| scope(one.address, own)).max() else {
-        return Check::ok(CHECK, "no SIP server is found on other ports than those that are filtered");
+        return Check::ok(
+            CHECK,
+            "no SIP server is found on other ports than those that are filtered",
+        );
     };
     let mut ports: Vec<String> = config.ports.iter().map(ToString::to_string).collect();
     for one in &open {
@@ -116,32 +135,45 @@ fn unlisted_ports(unlisted: &[&Listener], own: &[IpAddr], config: &Config) -> Ch
         }
     }
     // A range is written as text.
-    let ports: Vec<_> =
-        ports.into_iter().map(|port| if port.contains('-') { format!("{port:?}") } else { port }).collect();
+    let ports: Vec<_> = ports
+        .into_iter()
+        .map(|port| if port.contains('-') { format!("{port:?}") } else { port })
+        .collect();
     let found: Vec<_> = open.iter().map(ToString::to_string).collect();
-    let who = EXCHANGES.iter().chain(&PROXIES).any(|name| open.iter().any(|one| one.name() == *name));
-    let sure = if who { "which is not filtered" } else { "which is not filtered, and looks like SIP" };
+    let who =
+        EXCHANGES.iter().chain(&PROXIES).any(|name| open.iter().any(|one| one.name() == *name));
+    let sure =
+        if who { "which is not filtered" } else { "which is not filtered, and looks like SIP" };
     let detail = format!("{}, {sure}; reachable from {}", found.join("; "), worst.words());
     let remedy = format!("add it to the configuration and reload: ports = [{}]", ports.join(", "));
-    if worst == Scope::World { Check::fail(CHECK, detail, remedy) } else { Check::warn(CHECK, detail, remedy) }
+    if worst == Scope::World {
+        Check::fail(CHECK, detail, remedy)
+    } else {
+        Check::warn(CHECK, detail, remedy)
+    }
 }
 
 /// Whether the filter stands between the world and who listens.
-fn exposure(scene: &Scene, listed: &[&Listener], wanted: &[String]) -> Check {
+fn exposure(facts: &HostFacts, listed: &[&Listener], wanted: &[String]) -> Check {
     const CHECK: &str = "exposure";
     let mut bare = Vec::new();
     let mut covered = Vec::new();
-    for (index, address) in scene.addresses.iter().filter(|(_, address)| scope_of(*address) == Scope::World) {
+    for (index, address) in
+        facts.addresses.iter().filter(|(_, address)| scope_of(*address) == Scope::World)
+    {
         let reaches = |one: &&&Listener| {
-            let takes_all = one.address.is_unspecified() && (one.address.is_ipv6() || address.is_ipv4());
+            let takes_all =
+                one.address.is_unspecified() && (one.address.is_ipv6() || address.is_ipv4());
             takes_all || one.address == *address
         };
         if !listed.iter().any(|one| reaches(&one)) {
             continue;
         }
-        let Some(interface) = scene.present.iter().find(|one| one.index == *index) else { continue };
+        let Some(interface) = facts.present.iter().find(|one| one.index == *index) else {
+            continue;
+        };
         // Who may not read the pins sees that there is a program, but not whose.
-        let is_filtered = scene.is_filtered(*index) || (!scene.is_root && interface.xdp.is_some());
+        let is_filtered = facts.is_filtered(*index) || (!facts.is_root && interface.xdp.is_some());
         let place = format!("{address} ({})", interface.name);
         if is_filtered { covered.push(place) } else { bare.push((place, interface.name.clone())) }
     }
@@ -160,51 +192,67 @@ fn exposure(scene: &Scene, listed: &[&Listener], wanted: &[String]) -> Check {
     let options: Vec<_> = names.iter().map(|name| format!("--iface {name}")).collect();
     Check::fail(
         CHECK,
-        format!("the world reaches the SIP ports at {}, where nothing is filtered", places.join(", ")),
-        format!("sip-xdp run {}; or have the server listen on private addresses only", options.join(" ")),
+        format!(
+            "the world reaches the SIP ports at {}, where nothing is filtered",
+            places.join(", ")
+        ),
+        format!(
+            "sip-xdp run {}; or have the server listen on private addresses only",
+            options.join(" ")
+        ),
     )
 }
 
 /// Whether the policy suits the host.
-fn policy(scene: &Scene, listed: &[&Listener], own: &[IpAddr]) -> Check {
+fn policy(facts: &HostFacts, listed: &[&Listener], own: &[IpAddr]) -> Check {
     const CHECK: &str = "policy";
     let is_open = listed.iter().any(|one| scope(one.address, own) == Scope::World);
-    let mut by_tcp: Vec<_> = listed.iter().filter(|one| one.transport == Transport::Tcp).map(|one| one.port).collect();
+    let mut by_tcp: Vec<_> =
+        listed.iter().filter(|one| one.transport == Transport::Tcp).map(|one| one.port).collect();
     by_tcp.sort_unstable();
     by_tcp.dedup();
     let by_tcp: Vec<_> = by_tcp.iter().map(ToString::to_string).collect();
     let streams = match by_tcp.is_empty() {
         true => "nobody listens on TCP".to_owned(),
         false => format!(
-            "phones that use TCP or TLS (port {}) are not learnt, and locked out unless they are admitted",
+            "phones that use TCP or TLS (port {}) are not learnt, and locked out unless they are \
+             admitted",
             by_tcp.join(", ")
         ),
     };
-    let known = scene.known.as_ref();
-    let named = scene.config.trust.networks.len()
-        + scene.config.trust.hosts.len()
-        + scene.config.admit.networks.len()
-        + scene.config.admit.hosts.len()
+    let known = facts.known.as_ref();
+    let named = facts.config.trust.networks.len()
+        + facts.config.trust.hosts.len()
+        + facts.config.admit.networks.len()
+        + facts.config.admit.hosts.len()
         + known.map_or(0, |known| known.trusted);
     let learnt = known.map_or(0, |known| known.good + known.peers);
-    match scene.config.policy {
+    match facts.config.policy {
         Policy::Closed if named + learnt == 0 => Check::fail(
             CHECK,
             "policy = \"closed\", but nobody is trusted, admitted or known good: nobody can talk",
-            "name the networks of phones and carriers in [admit] and [trust], or go back to policy = \"open\"",
+            "name the networks of phones and carriers in [admit] and [trust], or go back to policy \
+             = \"open\"",
         ),
-        Policy::Closed if !by_tcp.is_empty() => {
-            Check::warn(CHECK, format!("policy = \"closed\": {streams}"), "add their networks to [admit]")
-        }
-        Policy::Closed => Check::ok(CHECK, format!("policy = \"closed\": {named} named and {learnt} learnt may talk")),
+        Policy::Closed if !by_tcp.is_empty() => Check::warn(
+            CHECK,
+            format!("policy = \"closed\": {streams}"),
+            "add their networks to [admit]",
+        ),
+        Policy::Closed => Check::ok(
+            CHECK,
+            format!("policy = \"closed\": {named} named and {learnt} learnt may talk"),
+        ),
         Policy::Open if !is_open => Check::ok(
             CHECK,
-            "policy = \"open\"; the world does not reach the SIP ports, so that `closed` would change little",
+            "policy = \"open\"; the world does not reach the SIP ports, so that `closed` would \
+             change little",
         ),
         Policy::Open => Check::ok(
             CHECK,
             format!(
-                "policy = \"open\". `closed` suits a host whose phones and carriers all come from networks that can be named \
+                "policy = \"open\". `closed` suits a host whose phones and carriers all come from \
+                 networks that can be named \
                  ({named} are) or have registered before ({learnt} have); {streams}"
             ),
         ),
@@ -223,8 +271,10 @@ mod tests {
 
     #[test]
     fn from_where_addresses_are_reached() {
-        let own: Vec<IpAddr> = ["127.0.0.1", "192.168.1.2", "::1"].map(|text| text.parse().unwrap()).to_vec();
-        let public: Vec<IpAddr> = ["127.0.0.1", "203.0.113.9"].map(|text| text.parse().unwrap()).to_vec();
+        let own: Vec<IpAddr> =
+            ["127.0.0.1", "192.168.1.2", "::1"].map(|text| text.parse().unwrap()).to_vec();
+        let public: Vec<IpAddr> =
+            ["127.0.0.1", "203.0.113.9"].map(|text| text.parse().unwrap()).to_vec();
         for (address, own, expected) in [
             ("127.0.0.1", &public, Scope::Host),
             ("0.0.0.0", &own, Scope::Private),
@@ -247,7 +297,11 @@ mod tests {
         let own: Vec<IpAddr> = vec!["203.0.113.9".parse().unwrap()];
         let check = |name: &str, address: &str, port| {
             let one = listener(name, address, port);
-            let all = if speaks_sip(&one, &config) && !is_listed(port, &config) { vec![&one] } else { vec![] };
+            let all = if speaks_sip(&one, &config) && !is_listed(port, &config) {
+                vec![&one]
+            } else {
+                vec![]
+            };
             unlisted_ports(&all, &own, &config)
         };
         let found = check("freeswitch", "0.0.0.0", 5080);

@@ -52,12 +52,17 @@ impl fmt::Display for Listener {
 pub(super) fn listeners() -> Vec<Listener> {
     let owners = owners();
     let mut found = BTreeSet::new();
-    for (file, transport) in
-        [("udp", Transport::Udp), ("udp6", Transport::Udp), ("tcp", Transport::Tcp), ("tcp6", Transport::Tcp)]
-    {
+    for (file, transport) in [
+        ("udp", Transport::Udp),
+        ("udp6", Transport::Udp),
+        ("tcp", Transport::Tcp),
+        ("tcp6", Transport::Tcp),
+    ] {
         // A host without IPv6 has no such file.
         let text = fs::read_to_string(format!("/proc/self/net/{file}")).unwrap_or_default();
-        for (address, port, inode) in text.lines().skip(1).filter_map(|line| listening(line, transport)) {
+        for (address, port, inode) in
+            text.lines().skip(1).filter_map(|line| listening(line, transport))
+        {
             let process = owners.get(&inode).map(|pid| (name_of(*pid), *pid));
             found.insert(Listener { process, transport, address, port });
         }
@@ -77,7 +82,11 @@ fn listening(line: &str, transport: Transport) -> Option<(IpAddr, u16, u64)> {
         return None;
     }
     let (address, port) = fields.get(1)?.split_once(':')?;
-    Some((read_address(address)?, u16::from_str_radix(port, 16).ok()?, fields.get(9)?.parse().ok()?))
+    Some((
+        read_address(address)?,
+        u16::from_str_radix(port, 16).ok()?,
+        fields.get(9)?.parse().ok()?,
+    ))
 }
 
 /// An address as the kernel prints it: words in the host's byte order.
@@ -126,14 +135,17 @@ mod tests {
 
     #[test]
     fn lines_are_read() {
-        let udp =
-            " 4711: 0100007F:13C4 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 31337 2 0 0";
+        let udp = " 4711: 0100007F:13C4 00000000:0000 07 00000000:00000000 00:00000000 \
+                   00000000     0        0 31337 2 0 0";
         if cfg!(target_endian = "little") {
-            assert_eq!(listening(udp, Transport::Udp), Some(("127.0.0.1".parse().unwrap(), 5060, 31337)));
+            assert_eq!(
+                listening(udp, Transport::Udp),
+                Some(("127.0.0.1".parse().unwrap(), 5060, 31337))
+            );
         }
         assert_eq!(listening(udp, Transport::Tcp), None);
-        let tcp =
-            "   0: 00000000000000000000000000000000:13C5 00000000000000000000000000000000:0000 0A 0:0 0:0 0 0 0 7 1 0";
+        let tcp = "   0: 00000000000000000000000000000000:13C5 \
+                   00000000000000000000000000000000:0000 0A 0:0 0:0 0 0 0 7 1 0";
         assert_eq!(listening(tcp, Transport::Tcp), Some(("::".parse().unwrap(), 5061, 7)));
         assert_eq!(listening(&tcp.replace("0A", "01"), Transport::Tcp), None);
         assert_eq!(listening("", Transport::Udp), None);
@@ -146,7 +158,8 @@ mod tests {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
         let all = listeners();
-        let ours = all.iter().find(|one| one.port == port && one.transport == Transport::Udp).unwrap();
+        let ours =
+            all.iter().find(|one| one.port == port && one.transport == Transport::Udp).unwrap();
         assert_eq!(ours.process.as_ref().map(|(_, pid)| *pid), Some(std::process::id()));
         assert_eq!(ours.address, IpAddr::from(Ipv4Addr::LOCALHOST));
     }

@@ -1,5 +1,6 @@
-//! Capture files: pcap and pcapng, as they are or compressed, and several of them put together into one file. Whatever is
-//! in them, reading ends with what could be read, and with a note where and why it ended.
+//! Capture files: pcap and pcapng, as they are or compressed, and several of them put together into
+//! one file. Whatever is in them, reading ends with what could be read, and with a note where and
+//! why it ended.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -11,13 +12,14 @@ use std::rc::Rc;
 use anyhow::{Context, Result, bail};
 use pcap_parser::traits::PcapNGPacketBlock as _;
 use pcap_parser::{
-    Block, LegacyPcapBlock, PcapError, PcapHeader, parse_block_be, parse_block_le, parse_pcap_frame,
-    parse_pcap_frame_be, parse_pcap_frame_modified, parse_pcap_header,
+    Block, LegacyPcapBlock, PcapError, PcapHeader, parse_block_be, parse_block_le,
+    parse_pcap_frame, parse_pcap_frame_be, parse_pcap_frame_modified, parse_pcap_header,
 };
 
 use super::compression;
 
-/// The largest record that is believed. libpcap writes none above 256 KiB, but for names and secrets.
+/// The largest record that is believed. libpcap writes none above 256 KiB, but for names and
+/// secrets.
 const MAX_RECORD: usize = 16 << 20;
 
 /// How much is read at once.
@@ -38,24 +40,30 @@ pub struct Input {
 }
 
 impl Input {
-    /// Opens a file; `-` is standard input. What cannot be read twice, as a pipe, is kept in a temporary file.
+    /// Opens a file; `-` is standard input. What cannot be read twice, as a pipe, is kept in a
+    /// temporary file.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let mut file = if name == "-" {
-            spool(&mut stdin().lock()).context("standard input cannot be kept in a temporary file")?
+            spool(&mut stdin().lock())
+                .context("standard input cannot be kept in a temporary file")?
         } else {
-            let mut file = File::open(path).with_context(|| format!("{name} cannot be read; check the path"))?;
-            let kind = file.metadata().with_context(|| format!("{name} cannot be read"))?.file_type();
+            let mut file = File::open(path)
+                .with_context(|| format!("{name} cannot be read; check the path"))?;
+            let kind =
+                file.metadata().with_context(|| format!("{name} cannot be read"))?.file_type();
             if kind.is_dir() {
                 bail!("{name} is a directory; name a capture file");
             }
             if kind.is_file() {
                 file
             } else {
-                spool(&mut file).with_context(|| format!("{name} cannot be kept in a temporary file"))?
+                spool(&mut file)
+                    .with_context(|| format!("{name} cannot be kept in a temporary file"))?
             }
         };
-        let size = file.seek(io::SeekFrom::End(0)).with_context(|| format!("{name} cannot be read"))?;
+        let size =
+            file.seek(io::SeekFrom::End(0)).with_context(|| format!("{name} cannot be read"))?;
         Ok(Self { name, file, size, read: Rc::default() })
     }
 
@@ -109,7 +117,8 @@ impl Read for Counted {
 /// One packet of a capture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet<'a> {
-    /// When it was seen, in nanoseconds since 1970; as the packet before it, if nobody wrote that down.
+    /// When it was seen, in nanoseconds since 1970; as the packet before it, if nobody wrote that
+    /// down.
     pub at: u64,
     /// What its first bytes are: a number of tcpdump's list of link types.
     pub link: i32,
@@ -177,15 +186,32 @@ impl Capture {
                         bail!("it ends within its first 24 bytes");
                     }
                     Err(_) => {
-                        let start: Vec<_> = stream.rest().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-                        bail!("it begins with {}, and neither pcap nor pcapng does", start.join(" "));
+                        let start: Vec<_> = stream
+                            .rest()
+                            .iter()
+                            .take(4)
+                            .map(|byte| format!("{byte:02x}"))
+                            .collect();
+                        bail!(
+                            "it begins with {}, and neither pcap nor pcapng does",
+                            start.join(" ")
+                        );
                     }
                 }
             }
         };
         let kind = format.name();
         let compression = (!layers.is_empty()).then(|| layers.join(", "));
-        Ok(Self { stream, format, kind, files: 1, compression, last: 0, trouble: None, unread: BTreeMap::new() })
+        Ok(Self {
+            stream,
+            format,
+            kind,
+            files: 1,
+            compression,
+            last: 0,
+            trouble: None,
+            unread: BTreeMap::new(),
+        })
     }
 
     /// What kind of file it is.
@@ -214,7 +240,10 @@ impl Capture {
     }
 
     /// The next packet; none at the end, or where the file is damaged.
-    #[expect(clippy::should_implement_trait, reason = "a packet lies in the reader's memory until the next one")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "a packet lies in the reader's memory until the next one"
+    )]
     pub fn next(&mut self) -> Option<Packet<'_>> {
         match self.advance() {
             Ok(Some(found)) => {
@@ -222,7 +251,9 @@ impl Capture {
                 let data = self.stream.buffer.get(found.from..found.to).unwrap_or_default();
                 let is_any = match &self.format {
                     Format::Pcap(_) => matches!(found.link, 113 | 276),
-                    Format::PcapNg { interfaces, .. } => interfaces.len() > 1 || matches!(found.link, 113 | 276),
+                    Format::PcapNg { interfaces, .. } => {
+                        interfaces.len() > 1 || matches!(found.link, 113 | 276)
+                    }
                 };
                 Some(Packet { at: found.at, link: found.link, data, length: found.length, is_any })
             }
@@ -241,10 +272,16 @@ impl Capture {
         }
         loop {
             if let Some(format) = self.stream.file_begins()? {
-                // A section of pcapng is one more of the same file, unless the file was of another kind.
-                self.files +=
-                    u64::from(!matches!((&self.format, &format), (Format::PcapNg { .. }, Format::PcapNg { .. })));
-                if !matches!((&self.format, &format), (Format::PcapNg { .. }, Format::PcapNg { .. })) {
+                // A section of pcapng is one more of the same file, unless the file was of another
+                // kind.
+                self.files += u64::from(!matches!(
+                    (&self.format, &format),
+                    (Format::PcapNg { .. }, Format::PcapNg { .. })
+                ));
+                if !matches!(
+                    (&self.format, &format),
+                    (Format::PcapNg { .. }, Format::PcapNg { .. })
+                ) {
                     self.format = format;
                 }
             }
@@ -257,12 +294,16 @@ impl Capture {
                 return Ok(None);
             };
             if length > MAX_RECORD {
-                bail!("the record at byte {at} claims {length} bytes: the file is damaged from there on");
+                bail!(
+                    "the record at byte {at} claims {length} bytes: the file is damaged from there \
+                     on"
+                );
             }
             if !self.stream.need(length)? {
                 bail!("the file ends in the middle of the record that begins at byte {at}");
             }
-            let damaged = || format!("the record at byte {at} is damaged, and what follows cannot be found");
+            let damaged =
+                || format!("the record at byte {at} is damaged, and what follows cannot be found");
             let begins = self.stream.start;
             let record = self.stream.rest().get(..length).unwrap_or_default();
             let found = match &mut self.format {
@@ -279,7 +320,10 @@ impl Capture {
                 }
                 Format::PcapNg { is_big_endian, interfaces } => {
                     let parse = if *is_big_endian { parse_block_be } else { parse_block_le };
-                    let block = parse(record).map_err(|_| anyhow::anyhow!("no such block")).with_context(damaged)?.1;
+                    let block = parse(record)
+                        .map_err(|_| anyhow::anyhow!("no such block"))
+                        .with_context(damaged)?
+                        .1;
                     match block {
                         Block::SectionHeader(header) => {
                             *is_big_endian = header.big_endian();
@@ -298,24 +342,44 @@ impl Capture {
                             });
                             None
                         }
-                        Block::EnhancedPacket(block) => match interfaces.get(block.if_id as usize) {
-                            Some(interface) => {
-                                let time = interface.time(block.ts_high, block.ts_low);
-                                let data = block.packet_data();
-                                Some(Found::new(begins, record, data, time, interface.link, block.origlen))
+                        Block::EnhancedPacket(block) => {
+                            match interfaces.get(block.if_id as usize) {
+                                Some(interface) => {
+                                    let time = interface.time(block.ts_high, block.ts_low);
+                                    let data = block.packet_data();
+                                    Some(Found::new(
+                                        begins,
+                                        record,
+                                        data,
+                                        time,
+                                        interface.link,
+                                        block.origlen,
+                                    ))
+                                }
+                                None => {
+                                    *self.unread.entry(NO_INTERFACE).or_default() += 1;
+                                    None
+                                }
                             }
-                            None => {
-                                *self.unread.entry(NO_INTERFACE).or_default() += 1;
-                                None
-                            }
-                        },
+                        }
                         // It has no time, and is of the first interface.
                         Block::SimplePacket(block) => match interfaces.first() {
                             Some(interface) => {
-                                let kept = if interface.snap == 0 { usize::MAX } else { interface.snap as usize };
+                                let kept = if interface.snap == 0 {
+                                    usize::MAX
+                                } else {
+                                    interface.snap as usize
+                                };
                                 let data = block.packet_data();
                                 let data = &data[..data.len().min(kept)];
-                                Some(Found::new(begins, record, data, self.last, interface.link, block.origlen))
+                                Some(Found::new(
+                                    begins,
+                                    record,
+                                    data,
+                                    self.last,
+                                    interface.link,
+                                    block.origlen,
+                                ))
                             }
                             None => {
                                 *self.unread.entry(NO_INTERFACE).or_default() += 1;
@@ -372,14 +436,15 @@ impl Format {
     }
 }
 
-/// The link type of a pcap header's last field, whose upper bits say how long the checksum behind each frame is
-/// (draft-ietf-opsawg-pcap, section 4). That lies behind the IP packet, where nobody looks.
+/// The link type of a pcap header's last field, whose upper bits say how long the checksum behind
+/// each frame is (draft-ietf-opsawg-pcap, section 4). That lies behind the IP packet, where nobody
+/// looks.
 fn link_of(network: i32) -> i32 {
     network & 0x03ff_ffff
 }
 
-/// The packet of an early packet block: interface and drops (16 bits each), time, two lengths, data. None if its
-/// interface is not described.
+/// The packet of an early packet block: interface and drops (16 bits each), time, two lengths,
+/// data. None if its interface is not described.
 fn early_packet<'r>(
     record: &'r [u8],
     is_big_endian: bool,
@@ -390,7 +455,8 @@ fn early_packet<'r>(
         Some(if is_big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) })
     };
     let first = word(8)?;
-    let interface = interfaces.get(if is_big_endian { first >> 16 } else { first & 0xffff } as usize)?;
+    let interface =
+        interfaces.get(if is_big_endian { first >> 16 } else { first & 0xffff } as usize)?;
     let time = interface.time(word(12)?, word(16)?);
     let (captured, length) = (word(20)? as usize, word(24)?);
     let room = record.len().saturating_sub(4 + 28);
@@ -404,7 +470,9 @@ fn pcap_record<'r>(header: &PcapHeader, record: &'r [u8]) -> Result<LegacyPcapBl
         (_, true) => parse_pcap_frame_be,
         _ => parse_pcap_frame,
     };
-    Ok(parse(record).map_err(|_: pcap_parser::nom::Err<PcapError<&[u8]>>| anyhow::anyhow!("no such record"))?.1)
+    Ok(parse(record)
+        .map_err(|_: pcap_parser::nom::Err<PcapError<&[u8]>>| anyhow::anyhow!("no such record"))?
+        .1)
 }
 
 /// In nanoseconds since 1970.
@@ -413,8 +481,9 @@ fn time_of(header: &PcapHeader, block: &LegacyPcapBlock<'_>) -> u64 {
     u64::from(block.ts_sec) * SECOND + u64::from(block.ts_usec) * unit
 }
 
-/// Units per second, from what an interface says of it: a power of ten, or of two with the highest bit set
-/// (draft-ietf-opsawg-pcapng, 4.2). One that makes no sense is taken for microseconds, which is what is meant without one.
+/// Units per second, from what an interface says of it: a power of ten, or of two with the highest
+/// bit set (draft-ietf-opsawg-pcapng, 4.2). One that makes no sense is taken for microseconds,
+/// which is what is meant without one.
 fn resolution(said: u8) -> u64 {
     let power = u32::from(said & 0x7f);
     let units = if said & 0x80 == 0 { 10_u64.checked_pow(power) } else { 1_u64.checked_shl(power) };
@@ -477,8 +546,9 @@ impl Stream {
         Ok(true)
     }
 
-    /// Whether a file begins here: at the start, or where several were put together. A pcap header is skipped, a pcapng
-    /// section is not. A record can hardly look like one: it would be empty, and of the year 2055 or 1975.
+    /// Whether a file begins here: at the start, or where several were put together. A pcap header
+    /// is skipped, a pcapng section is not. A record can hardly look like one: it would be empty,
+    /// and of the year 2055 or 1975.
     fn file_begins(&mut self) -> Result<Option<Format>> {
         if !self.need(4)? {
             return Ok(None);
@@ -486,11 +556,16 @@ impl Stream {
         match self.word(0, true) {
             0x0a0d_0d0a => {
                 self.need(12)?;
-                let is_section = self.offset == 0 || [self.word(8, true), self.word(8, false)].contains(&0x1a2b_3c4d);
-                Ok(is_section.then(|| Format::PcapNg { is_big_endian: false, interfaces: Vec::new() }))
+                let is_section = self.offset == 0
+                    || [self.word(8, true), self.word(8, false)].contains(&0x1a2b_3c4d);
+                Ok(is_section
+                    .then(|| Format::PcapNg { is_big_endian: false, interfaces: Vec::new() }))
             }
             0xa1b2_c3d4 | 0xd4c3_b2a1 | 0xa1b2_3c4d | 0x4d3c_b2a1 | 0xa1b2_cd34 | 0x34cd_b2a1
-                if self.offset > 0 && self.need(24)? && self.word(8, true) == 0 && self.word(12, true) == 0 =>
+                if self.offset > 0
+                    && self.need(24)?
+                    && self.word(8, true) == 0
+                    && self.word(12, true) == 0 =>
             {
                 let Ok((_, header)) = parse_pcap_header(self.rest()) else {
                     return Ok(None);
@@ -503,14 +578,17 @@ impl Stream {
     }
 
     fn word(&self, at: usize, is_big_endian: bool) -> u32 {
-        let bytes = self.rest().get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default();
+        let bytes =
+            self.rest().get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default();
         if is_big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }
     }
 
     /// How long the next record of a pcap file is; none at the end.
     fn record_length(&mut self, header: &PcapHeader) -> Result<Option<usize>> {
         let head = if header.is_modified_format() { 24 } else { 16 };
-        self.header(head)?.then(|| Ok(head + self.word(8, header.is_bigendian()) as usize)).transpose()
+        self.header(head)?
+            .then(|| Ok(head + self.word(8, header.is_bigendian()) as usize))
+            .transpose()
     }
 
     /// How long the next block of a pcapng file is; none at the end.
@@ -520,10 +598,14 @@ impl Stream {
         }
         // A section says itself how it is to be read (draft-ietf-opsawg-pcapng, 4.1).
         let is_section = self.word(0, false) == 0x0a0d_0d0a;
-        let is_big_endian = if is_section { self.word(8, true) == 0x1a2b_3c4d } else { is_big_endian };
+        let is_big_endian =
+            if is_section { self.word(8, true) == 0x1a2b_3c4d } else { is_big_endian };
         let length = self.word(4, is_big_endian) as usize;
         if length < 12 {
-            bail!("the block at byte {} claims {length} bytes: the file is damaged from there on", self.offset);
+            bail!(
+                "the block at byte {} claims {length} bytes: the file is damaged from there on",
+                self.offset
+            );
         }
         Ok(Some(length))
     }
@@ -562,11 +644,22 @@ mod tests {
         let word = |word: u32| if is_big_endian { word.to_be_bytes() } else { word.to_le_bytes() };
         let magic = if nanoseconds { 0xa1b2_3c4d } else { 0xa1b2_c3d4 };
         let version = if is_big_endian { [0, 2, 0, 4] } else { [2, 0, 4, 0] };
-        [word(magic), version, word(0), word(0), word(65_535), word(113), word(7), word(5), word(3), word(9)]
-            .concat()
-            .into_iter()
-            .chain(*b"abc")
-            .collect()
+        [
+            word(magic),
+            version,
+            word(0),
+            word(0),
+            word(65_535),
+            word(113),
+            word(7),
+            word(5),
+            word(3),
+            word(9),
+        ]
+        .concat()
+        .into_iter()
+        .chain(*b"abc")
+        .collect()
     }
 
     fn block(kind: u32, body: &[u8]) -> Vec<u8> {
@@ -575,10 +668,14 @@ mod tests {
     }
 
     fn pcapng() -> Vec<u8> {
-        let section = block(0x0a0d_0d0a, &[&0x1a2b_3c4d_u32.to_le_bytes()[..], &[1, 0, 0, 0], &[0xff; 8]].concat());
+        let section = block(
+            0x0a0d_0d0a,
+            &[&0x1a2b_3c4d_u32.to_le_bytes()[..], &[1, 0, 0, 0], &[0xff; 8]].concat(),
+        );
         // Two interfaces: microseconds, and units of 1/1024 s with an offset of 10 s.
         let plain = block(1, &[1, 0, 0, 0, 0, 0, 4, 0]);
-        let options = [&[9, 0, 1, 0, 0x8a, 0, 0, 0, 14, 0, 8, 0, 10][..], &[0; 7], &[0; 4]].concat();
+        let options =
+            [&[9, 0, 1, 0, 0x8a, 0, 0, 0, 14, 0, 8, 0, 10][..], &[0; 7], &[0; 4]].concat();
         let odd = block(1, &[&[101, 0, 0, 0, 0, 0, 4, 0][..], &options].concat());
         let packet = |interface: u32, low: u32| {
             let words = [interface, 0, low, 3, 9].map(u32::to_le_bytes).concat();
@@ -612,7 +709,10 @@ mod tests {
 
     #[test]
     fn early_packet_blocks() {
-        let section = block(0x0a0d_0d0a, &[&0x1a2b_3c4d_u32.to_le_bytes()[..], &[1, 0, 0, 0], &[0xff; 8]].concat());
+        let section = block(
+            0x0a0d_0d0a,
+            &[&0x1a2b_3c4d_u32.to_le_bytes()[..], &[1, 0, 0, 0], &[0xff; 8]].concat(),
+        );
         let interface = |link: u8| block(1, &[link, 0, 0, 0, 0, 0, 4, 0]);
         let packet = |interface: u16| {
             let words = [0, 3_000_000, 3, 9].map(u32::to_le_bytes).concat();
@@ -621,7 +721,10 @@ mod tests {
         let file = [section, interface(1), interface(101), packet(1), packet(7)].concat();
         let mut capture = Capture::new(Box::new(io::Cursor::new(file)), &[]).unwrap();
         let found = capture.next().unwrap();
-        assert_eq!((found.at, found.link, found.data, found.length), (3 * SECOND, 101, &b"abc"[..], 9));
+        assert_eq!(
+            (found.at, found.link, found.data, found.length),
+            (3 * SECOND, 101, &b"abc"[..], 9)
+        );
         assert!(capture.next().is_none() && capture.trouble().is_none());
         assert_eq!(capture.unread().get(NO_INTERFACE), Some(&1));
     }
@@ -630,7 +733,9 @@ mod tests {
     fn files_that_were_put_together() {
         let mut of_other_link = pcap(false, true);
         of_other_link[20] = 101;
-        let file = [pcap(false, false), of_other_link, pcapng(), pcap(true, false), pcap(true, true)].concat();
+        let file =
+            [pcap(false, false), of_other_link, pcapng(), pcap(true, false), pcap(true, true)]
+                .concat();
         let mut capture = Capture::new(Box::new(io::Cursor::new(file)), &[]).unwrap();
         let mut links = Vec::new();
         while let Some(packet) = capture.next() {
@@ -652,14 +757,26 @@ mod tests {
         let whole = pcap(false, false);
         assert!(read(&[]).unwrap_err().to_string().contains("empty"));
         assert!(read(&whole[..20]).unwrap_err().to_string().contains("first 24 bytes"));
-        assert!(read(b"<html>, and a lot more of that").unwrap_err().to_string().contains("3c 68 74 6d"));
-        assert_eq!(read(&whole[..24]).unwrap(), (Vec::new(), None), "a header alone is an empty capture");
+        assert!(
+            read(b"<html>, and a lot more of that")
+                .unwrap_err()
+                .to_string()
+                .contains("3c 68 74 6d")
+        );
+        assert_eq!(
+            read(&whole[..24]).unwrap(),
+            (Vec::new(), None),
+            "a header alone is an empty capture"
+        );
         let (packets, trouble) = read(&whole[..whole.len() - 1]).unwrap();
         assert!(packets.is_empty() && trouble.unwrap().contains("at byte 24"));
         let mut long = whole.clone();
         long.extend([0xff; 16]);
         let (packets, trouble) = read(&long).unwrap();
-        assert!(packets.len() == 1 && trouble.as_ref().unwrap().contains("byte 43 claims 4294967311"), "{trouble:?}");
+        assert!(
+            packets.len() == 1 && trouble.as_ref().unwrap().contains("byte 43 claims 4294967311"),
+            "{trouble:?}"
+        );
     }
 
     proptest! {

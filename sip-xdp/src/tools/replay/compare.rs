@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::report::{Ban, Limited, Replayed};
-use super::story::Fate;
+use super::timeline::Fate;
 use crate::dataplane::counters::{self, SCHEMA};
 use crate::net::network::{Network, source_of};
 
@@ -56,7 +56,8 @@ pub struct Outcome {
 impl Comparison {
     /// Of two replays with the names of their configurations.
     pub(super) fn of([(first, one), (second, two)]: [(&str, Replayed); 2]) -> Self {
-        let addresses: BTreeSet<IpAddr> = one.fates.keys().chain(two.fates.keys()).copied().collect();
+        let addresses: BTreeSet<IpAddr> =
+            one.fates.keys().chain(two.fates.keys()).copied().collect();
         let outcomes = [Outcomes::of(&one), Outcomes::of(&two)];
         let differences = addresses.into_iter().filter_map(|address| {
             let [first, second] = [0, 1].map(|which: usize| outcomes[which].outcome(address));
@@ -92,15 +93,20 @@ impl<'r> Outcomes<'r> {
     fn outcome(&self, address: IpAddr) -> Outcome {
         let fate = self.replayed.fates.get(&address).copied().unwrap_or_default();
         let around = self.lengths.iter().map(|bits| Network::around(source_of(address), *bits));
-        let bans: Vec<&Ban> = around.filter_map(|network| self.bans.get(&network)).flatten().copied().collect();
+        let bans: Vec<&Ban> =
+            around.filter_map(|network| self.bans.get(&network)).flatten().copied().collect();
         if let Some(first) = bans.iter().min_by_key(|ban| ban.time) {
             let (kind, since) = (Some(first.kind.clone()), Some(first.time));
             return Outcome { verdict: "banned", kind, since, bans: bans.len(), fate };
         }
         match self.limited.get(&address) {
-            Some(row) => {
-                Outcome { verdict: "limited", kind: Some(row.kind.clone()), since: Some(row.time), bans: 0, fate }
-            }
+            Some(row) => Outcome {
+                verdict: "limited",
+                kind: Some(row.kind.clone()),
+                since: Some(row.time),
+                bans: 0,
+                fate,
+            },
             None => Outcome { verdict: "passes", kind: None, since: None, bans: 0, fate },
         }
     }

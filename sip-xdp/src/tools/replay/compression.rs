@@ -1,5 +1,5 @@
-//! What a capture file is packed in: gzip, zstd, xz and bzip2, one in the other if need be; and what it is if it is no
-//! capture at all.
+//! What a capture file is packed in: gzip, zstd, xz and bzip2, one in the other if need be; and
+//! what it is if it is no capture at all.
 
 use std::io::{self, BufReader, Cursor, Read};
 
@@ -14,7 +14,8 @@ const CHUNK: usize = 256 << 10;
 /// How many layers a file may be packed in.
 const MOST_LAYERS: usize = 4;
 
-/// How much memory xz may take, in bytes: its highest level takes 65 MiB, and a file may ask for 4 GiB.
+/// How much memory xz may take, in bytes: its highest level takes 65 MiB, and a file may ask for 4
+/// GiB.
 const XZ_MEMORY: u64 = 512 << 20;
 
 /// How much of a file is looked at to tell what it is.
@@ -98,7 +99,8 @@ mod tests {
     fn packed(by: &str, bytes: &[u8]) -> Vec<u8> {
         match by {
             "gzip" => {
-                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                let mut encoder =
+                    flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
                 encoder.write_all(bytes).unwrap();
                 encoder.finish().unwrap()
             }
@@ -109,7 +111,8 @@ mod tests {
                 encoder.finish().unwrap()
             }
             "bzip2" => {
-                let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+                let mut encoder =
+                    bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
                 encoder.write_all(bytes).unwrap();
                 encoder.finish().unwrap()
             }
@@ -136,9 +139,11 @@ mod tests {
 
     #[test]
     fn what_is_no_capture_is_named() {
-        for (bytes, expected) in
-            [(&b"PK\x03\x04\x14\0"[..], "zip"), (b"snoop\0\0\0\0\0\0\x02", "editcap"), (b"7z\xbc\xaf\x27\x1c\0", "7z")]
-        {
+        for (bytes, expected) in [
+            (&b"PK\x03\x04\x14\0"[..], "zip"),
+            (b"snoop\0\0\0\0\0\0\x02", "editcap"),
+            (b"7z\xbc\xaf\x27\x1c\0", "7z"),
+        ] {
             let error = text(bytes.to_vec()).unwrap_err().to_string();
             assert!(error.contains(expected) && error.starts_with("it is a"), "{error}");
         }

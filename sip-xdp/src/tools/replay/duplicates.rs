@@ -1,18 +1,19 @@
-//! Packets that a capture holds more than once: of all interfaces of a host with containers, or of both directions of a
-//! mirrored port. The second copy is not a second packet.
+//! Packets that a capture holds more than once: of all interfaces of a host with containers, or of
+//! both directions of a mirrored port. The second copy is not a second packet.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{Hash as _, Hasher as _};
 
-use sip_xdp_common::packet::headers::{self, Inspects, Link, Piece};
+use sip_xdp_common::packet::headers::{self, Fragmentation, Inspects, Link};
 use sip_xdp_common::packet::reader::Bytes;
 
-/// How long after a packet its copies may be captured, in nanoseconds. A client sends again after half a second at the
-/// earliest (RFC 3261, section 17.1.1.2).
+/// How long after a packet its copies may be captured, in nanoseconds. A client sends again after
+/// half a second at the earliest (RFC 3261, section 17.1.1.2).
 const WINDOW: u64 = 5_000_000;
 
-/// How many copies of a packet are taken for such. An attacker may send the same packet over and over: those beyond count.
+/// How many copies of a packet are taken for such. An attacker may send the same packet over and
+/// over: those beyond count.
 const MOST_COPIES: u8 = 3;
 
 /// What has been captured lately.
@@ -26,11 +27,19 @@ pub(super) struct Duplicates {
 impl Duplicates {
     /// Whether a packet is a copy of one that was captured a moment before.
     ///
-    /// Where the capture is of several interfaces (`is_any`), a copy is what has the same source, ports and message: one
-    /// that goes through address translation, or over a bridge, keeps these. Elsewhere the IP header's identification must
-    /// be the same as well, and not zero, which systems write that do not count.
-    pub(super) fn is_copy(&mut self, frame: &[u8], at: u64, is_arriving: bool, is_any: bool) -> bool {
-        while let Some((_, hash)) = self.order.pop_front_if(|(then, _)| at.saturating_sub(*then) > WINDOW || *then > at)
+    /// Where the capture is of several interfaces (`is_any`), a copy is what has the same source,
+    /// ports and message: one that goes through address translation, or over a bridge, keeps these.
+    /// Elsewhere the IP header's identification must be the same as well, and not zero, which
+    /// systems write that do not count.
+    pub(super) fn is_copy(
+        &mut self,
+        frame: &[u8],
+        at: u64,
+        is_arriving: bool,
+        is_any: bool,
+    ) -> bool {
+        while let Some((_, hash)) =
+            self.order.pop_front_if(|(then, _)| at.saturating_sub(*then) > WINDOW || *then > at)
         {
             self.seen.remove(&hash);
         }
@@ -58,19 +67,21 @@ impl Duplicates {
 /// What copies of a packet have in common; none for what is no whole UDP packet.
 fn hash(frame: &[u8], is_arriving: bool, is_any: bool) -> Option<u64> {
     let packet = Bytes(frame);
-    let ip = headers::locate(&packet, Link::Ethernet, Inspects::ALL)?;
-    if ip.protocol != headers::UDP || ip.piece != Piece::Whole {
+    let ip = headers::parse_headers(&packet, Link::Ethernet, Inspects::ALL)?;
+    if ip.protocol != headers::UDP || ip.fragmentation != Fragmentation::Whole {
         return None;
     }
     let mut hasher = DefaultHasher::new();
     if !is_any {
-        let identification = frame.get(ip.at + 4..ip.at + 6).filter(|two| ip.v4 && *two != [0, 0])?;
+        let identification =
+            frame.get(ip.at + 4..ip.at + 6).filter(|two| ip.v4 && *two != [0, 0])?;
         identification.hash(&mut hasher);
     }
     // Our own address may be translated on the way.
     let peer = if is_arriving { ip.source(&packet)? } else { ip.destination(&packet)? };
     (is_arriving, peer.octets()).hash(&mut hasher);
-    // The ports and the message, without the length and the checksum, which may not be filled in yet.
+    // The ports and the message, without the length and the checksum, which may not be filled in
+    // yet.
     frame.get(ip.transport..ip.transport + 4)?.hash(&mut hasher);
     frame.get(ip.transport + 8..ip.end.min(frame.len()))?.hash(&mut hasher);
     Some(hasher.finish())
@@ -96,14 +107,18 @@ mod tests {
     fn copies_are_told_from_what_is_sent_again() {
         const MS: u64 = 1_000_000;
         let mut any = Duplicates::default();
-        let mut copies = |at: u64, id: u16, to: u8, message: &str| any.is_copy(&frame(id, to, message), at, true, true);
+        let mut copies = |at: u64, id: u16, to: u8, message: &str| {
+            any.is_copy(&frame(id, to, message), at, true, true)
+        };
         assert!(!copies(1_000 * MS, 7, 1, "INVITE a"));
         assert!(copies(1_000 * MS + 10_000, 8, 2, "INVITE a"), "translated");
         assert!(copies(1_001 * MS, 9, 2, "INVITE a"));
         assert!(!copies(1_001 * MS, 9, 2, "INVITE b"));
         assert!(!copies(1_500 * MS, 10, 1, "INVITE a"), "sent again");
         // A flood of one packet stays one.
-        let counted = (0..4_000).filter(|number| !copies(2_000 * MS + number * MS / 4, 0, 1, "OPTIONS")).count();
+        let counted = (0..4_000)
+            .filter(|number| !copies(2_000 * MS + number * MS / 4, 0, 1, "OPTIONS"))
+            .count();
         assert!((1_000..=1_200).contains(&counted), "{counted}");
     }
 

@@ -1,11 +1,12 @@
-//! What a captured packet is to the programs: who sent it to whom, and whether they would look at it.
+//! What a captured packet is to the programs: who sent it to whom, and whether they would look at
+//! it.
 
-use sip_xdp_common::ip_key::Source;
-use sip_xdp_common::lookup::search::Listed;
+use sip_xdp_common::ip_key::IpKey;
+use sip_xdp_common::lookup::search::Listing;
 use sip_xdp_common::packet::headers::{self, Inspects, Link};
 use sip_xdp_common::packet::reader::Bytes;
 use sip_xdp_common::pipeline::egress;
-use sip_xdp_common::pipeline::ingress::{self, Charged, FlowState, Sent, Site, Tables};
+use sip_xdp_common::pipeline::ingress::{self, Charged, FlowState, ProgramSettings, Sent, Tables};
 use sip_xdp_common::verdict::{Message, Reason};
 
 use crate::dataplane::loader::Ports;
@@ -13,8 +14,8 @@ use crate::dataplane::loader::Ports;
 /// Who sent a packet to whom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ends {
-    pub(super) source: Source,
-    pub(super) destination: Source,
+    pub(super) source: IpKey,
+    pub(super) destination: IpKey,
     /// The ports of both, where the packet shows them.
     pub(super) ports: Option<(u16, u16)>,
     pub(super) protocol: u8,
@@ -23,31 +24,39 @@ pub(super) struct Ends {
 /// The ends of a frame; none if it is no IP packet.
 pub(super) fn ends(frame: &[u8]) -> Option<Ends> {
     let packet = Bytes(frame);
-    let ip = headers::locate(&packet, Link::Ethernet, Inspects::ALL)?;
-    let ports = if matches!(ip.protocol, headers::UDP | headers::TCP) && !matches!(ip.piece, headers::Piece::Later) {
+    let ip = headers::parse_headers(&packet, Link::Ethernet, Inspects::ALL)?;
+    let ports = if matches!(ip.protocol, headers::UDP | headers::TCP)
+        && !matches!(ip.fragmentation, headers::Fragmentation::Later)
+    {
         ip.ports(&packet).map(|ports| (ports.source(), ports.destination()))
     } else {
         None
     };
-    Some(Ends { source: ip.source(&packet)?, destination: ip.destination(&packet)?, ports, protocol: ip.protocol })
+    Some(Ends {
+        source: ip.source(&packet)?,
+        destination: ip.destination(&packet)?,
+        ports,
+        protocol: ip.protocol,
+    })
 }
 
 /// What the kernel's parser takes the UDP payload of a frame for.
 pub(super) fn message(frame: &[u8]) -> Option<Message> {
     let packet = Bytes(frame);
-    let ip = headers::locate(&packet, Link::Ethernet, Inspects::ALL)?;
-    let (payload, end) = (ip.protocol == headers::UDP).then(|| ip.udp_payload(&packet)).flatten()?;
+    let ip = headers::parse_headers(&packet, Link::Ethernet, Inspects::ALL)?;
+    let (payload, end) =
+        (ip.protocol == headers::UDP).then(|| ip.udp_payload(&packet)).flatten()?;
     Some(sip_xdp_common::sip::start_line(&packet, payload, end))
 }
 
-/// Knows by the kernel's own functions which packets mean nothing to the programs. Of those that arrive: everybody is
-/// trusted here, and it trusts only those who are headed for a SIP port.
-pub(super) struct Doorway {
+/// Knows by the kernel's own functions which packets mean nothing to the programs. Of those that
+/// arrive: everybody is trusted here, and it trusts only those who are headed for a SIP port.
+pub(super) struct Prefilter {
     pub(super) ports: Ports,
     pub(super) inspects: Inspects,
 }
 
-impl Doorway {
+impl Prefilter {
     /// Why a packet passes without being looked at, if it does.
     pub(super) fn passes_by(&self, frame: &[u8]) -> Option<Reason> {
         let reason = ingress::judge(&Bytes(frame), self).reason;
@@ -57,11 +66,13 @@ impl Doorway {
     /// Whether a packet that leaves may be worth a sample: a request, or a response that is told.
     pub(super) fn may_matter(&self, frame: &[u8]) -> bool {
         let leaving = egress::read(&Bytes(frame), self);
-        leaving.is_some_and(|leaving| leaving.message != Message::Response || egress::is_told(leaving.status))
+        leaving.is_some_and(|leaving| {
+            leaving.message != Message::Response || egress::is_told(leaving.status)
+        })
     }
 }
 
-impl Site for Doorway {
+impl ProgramSettings for Prefilter {
     fn link(&self) -> Link {
         Link::Ethernet
     }
@@ -75,8 +86,8 @@ impl Site for Doorway {
     }
 }
 
-impl Tables for Doorway {
-    type Place = ();
+impl Tables for Prefilter {
+    type MeterSlot = ();
 
     fn scope_all(&self) -> bool {
         false
@@ -86,19 +97,19 @@ impl Tables for Doorway {
         false
     }
 
-    fn listing(&self, _: &Source, _: Listed) -> Listed {
-        Listed::new(Listed::TRUSTED)
+    fn listing(&self, _: &IpKey, _: Listing) -> Listing {
+        Listing::new(Listing::TRUSTED)
     }
 
-    fn flow(&self, _: &Source, _: u16) -> FlowState {
+    fn flow(&self, _: &IpKey, _: u16) -> FlowState {
         FlowState::Stranger
     }
 
-    fn was_asked(&self, _: &Source) -> bool {
+    fn has_pending_request(&self, _: &IpKey) -> bool {
         false
     }
 
-    fn place(&self, _: &Source, _: &Listed) {}
+    fn place(&self, _: &IpKey, _: &Listing) {}
 
     fn charge(&self, _: Message, _: &Sent, (): ()) -> Charged {
         Charged::Within
@@ -111,7 +122,7 @@ mod tests {
 
     #[test]
     fn what_leaves_matters_if_it_may_be_sampled() {
-        let doorway = Doorway { ports: Ports::new([(5060, 5060)]), inspects: Inspects::ALL };
+        let prefilter = Prefilter { ports: Ports::new([(5060, 5060)]), inspects: Inspects::ALL };
         let frame = |port: u16, payload: &str| {
             let mut frame = vec![0; 12];
             frame.extend([8, 0, 0x45, 0]);
@@ -133,7 +144,7 @@ mod tests {
             (5060, "\r\n\r\n", false),
             (5070, "SIP/2.0 200 OK\r\n", false),
         ] {
-            assert_eq!(doorway.may_matter(&frame(port, line)), expected, "{port} {line}");
+            assert_eq!(prefilter.may_matter(&frame(port, line)), expected, "{port} {line}");
         }
     }
 }

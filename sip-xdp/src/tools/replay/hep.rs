@@ -1,11 +1,11 @@
-//! HEP, by which SIP servers and capture agents send copies of messages to a collector such as Homer: versions 1, 2 and 3.
-//! A message becomes the UDP packet that it came in.
+//! HEP, by which SIP servers and capture agents send copies of messages to a collector such as
+//! Homer: versions 1, 2 and 3. A message becomes the UDP packet that it came in.
 
 use std::net::IpAddr;
 
 /// What a HEP packet tells of.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Told {
+pub(super) enum HepEnds {
     /// A SIP message over UDP, as an IP packet.
     Packet(Vec<u8>),
     /// Something else, by name.
@@ -16,7 +16,7 @@ pub(super) enum Told {
 const UDP: u8 = 17;
 
 /// Reads a HEP packet; none if it is none.
-pub(super) fn read(data: &[u8]) -> Option<Told> {
+pub(super) fn read(data: &[u8]) -> Option<HepEnds> {
     if data.starts_with(b"HEP3") { version3(data) } else { version1_or_2(data) }
 }
 
@@ -31,23 +31,29 @@ struct Route {
 }
 
 impl Route {
-    fn told(&self, message: &[u8]) -> Option<Told> {
+    fn hep_ends(&self, message: &[u8]) -> Option<HepEnds> {
         if self.protocol != UDP {
-            return Some(Told::Other("HEP of TCP or TLS"));
+            return Some(HepEnds::Other("HEP of TCP or TLS"));
         }
-        Some(Told::Packet(packet((self.from?, self.from_port), (self.to?, self.to_port), message)?))
+        Some(HepEnds::Packet(packet(
+            (self.from?, self.from_port),
+            (self.to?, self.to_port),
+            message,
+        )?))
     }
 }
 
-/// Chunks of a vendor, a type, a length and a value (HEP3 network protocol specification, revision 36).
-fn version3(data: &[u8]) -> Option<Told> {
+/// Chunks of a vendor, a type, a length and a value (HEP3 network protocol specification, revision
+/// 36).
+fn version3(data: &[u8]) -> Option<HepEnds> {
     const SIP: u8 = 1;
     let be16 = |data: &[u8], at: usize| Some(u16::from_be_bytes(*data.get(at..)?.first_chunk()?));
     let end = usize::from(be16(data, 4)?).min(data.len());
     let mut rest = data.get(6..end)?;
     let (mut route, mut message, mut is_packed, mut kind) = (Route::default(), None, false, SIP);
     while let Some(head) = rest.first_chunk::<6>() {
-        let [vendor, chunk, length] = [0, 2, 4].map(|at| u16::from_be_bytes([head[at], head[at + 1]]));
+        let [vendor, chunk, length] =
+            [0, 2, 4].map(|at| u16::from_be_bytes([head[at], head[at + 1]]));
         let value = rest.get(6..usize::from(length).min(rest.len()))?;
         match (vendor, chunk) {
             (0, 2) => route.protocol = *value.first()?,
@@ -65,23 +71,27 @@ fn version3(data: &[u8]) -> Option<Told> {
         rest = rest.get(usize::from(length).max(6)..).unwrap_or_default();
     }
     if kind != SIP {
-        return Some(Told::Other("HEP of something else than SIP"));
+        return Some(HepEnds::Other("HEP of something else than SIP"));
     }
     if is_packed {
-        return Some(Told::Other("HEP with compressed messages"));
+        return Some(HepEnds::Other("HEP with compressed messages"));
     }
-    route.told(message?)
+    route.hep_ends(message?)
 }
 
-/// A fixed header: version, its length, family, protocol, ports, addresses, and in version 2 a time.
-fn version1_or_2(data: &[u8]) -> Option<Told> {
+/// A fixed header: version, its length, family, protocol, ports, addresses, and in version 2 a
+/// time.
+fn version1_or_2(data: &[u8]) -> Option<HepEnds> {
     let [version, length, family, protocol, ports @ ..] = data.first_chunk::<8>()?;
     let (width, family_length) = match family {
         2 => (4, 16),
         10 => (16, 40),
         _ => return None,
     };
-    if !matches!(version, 1 | 2) || usize::from(*length) < family_length || !matches!(protocol, 6 | 17 | 132) {
+    if !matches!(version, 1 | 2)
+        || usize::from(*length) < family_length
+        || !matches!(protocol, 6 | 17 | 132)
+    {
         return None;
     }
     let address = |at: usize| -> Option<IpAddr> {
@@ -98,20 +108,26 @@ fn version1_or_2(data: &[u8]) -> Option<Told> {
         from_port: u16::from_be_bytes([ports[0], ports[1]]),
         to_port: u16::from_be_bytes([ports[2], ports[3]]),
     };
-    // Whether the length counts the time, which is 10 bytes or, padded, 12, is not agreed on: the message tells.
+    // Whether the length counts the time, which is 10 bytes or, padded, 12, is not agreed on: the
+    // message tells.
     let starts = [usize::from(*length), family_length, family_length + 10, family_length + 12];
     let message = starts.into_iter().filter_map(|at| data.get(at..)).find(|rest| is_sip(rest))?;
-    route.told(message)
+    route.hep_ends(message)
 }
 
 /// Whether a text begins like a SIP message.
 fn is_sip(text: &[u8]) -> bool {
     let line = text.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
-    line.starts_with(b"SIP/2.0 ") || line.ends_with(b" SIP/2.0") && line.first().is_some_and(u8::is_ascii_uppercase)
+    line.starts_with(b"SIP/2.0 ")
+        || line.ends_with(b" SIP/2.0") && line.first().is_some_and(u8::is_ascii_uppercase)
 }
 
 /// A UDP packet; none if its addresses are of two families, or it would be longer than one can be.
-fn packet((from, from_port): (IpAddr, u16), (to, to_port): (IpAddr, u16), message: &[u8]) -> Option<Vec<u8>> {
+fn packet(
+    (from, from_port): (IpAddr, u16),
+    (to, to_port): (IpAddr, u16),
+    message: &[u8],
+) -> Option<Vec<u8>> {
     let length = u16::try_from(message.len() + 8).ok()?;
     let mut packet = Vec::with_capacity(message.len() + 48);
     match (from, to) {

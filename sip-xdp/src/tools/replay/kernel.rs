@@ -1,5 +1,5 @@
-//! The kernel's programs on maps of their own: never attached, never pinned, with the time that they are told. What is here
-//! ends with the process.
+//! The kernel's programs on maps of their own: never attached, never pinned, with the time that
+//! they are told. What is here ends with the process.
 
 use std::sync::atomic::Ordering;
 
@@ -9,7 +9,9 @@ use aya::maps::{Map, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use sip_xdp_common::abi::layout::{CLOCK_OUTCOME, CLOCK_TIME, CpuState, Event, Responses, message_of, reason_of};
+use sip_xdp_common::abi::layout::{
+    CLOCK_OUTCOME, CLOCK_TIME, CpuState, KernelEvent, Responses, message_of, reason_of,
+};
 use sip_xdp_common::abi::names;
 use sip_xdp_common::packet::headers::Link;
 use sip_xdp_common::pipeline::egress::Answer;
@@ -17,7 +19,6 @@ use sip_xdp_common::verdict::{Message, Reason};
 
 use super::ring::Ring;
 use crate::config::Config;
-use crate::daemon::interfaces::settings;
 use crate::dataplane::loader::{self, Settings};
 use crate::dataplane::mmap::{Mapped, View};
 use crate::lists::Lists;
@@ -38,9 +39,15 @@ pub(super) struct Kernel {
 impl Kernel {
     /// Loads them as a configuration says, but enforcing, and opens their lists.
     pub(super) fn load(config: &Config) -> Result<(Self, Lists)> {
-        let settings = Settings { clock_from_map: true, dry_run: false, ..settings(config, Link::Ethernet, 0) };
+        let settings = Settings {
+            clock_from_map: true,
+            dry_run: false,
+            ..config.program_settings(Link::Ethernet, 0)
+        };
         let mut object = loader::load(&settings, None)?;
-        let mut take = |name: &str| -> Result<Map> { object.take_map(name).with_context(|| format!("no map {name}")) };
+        let mut take = |name: &str| -> Result<Map> {
+            object.take_map(name).with_context(|| format!("no map {name}"))
+        };
         let clock = Mapped::new(take(names::CLOCK)?)?.all()?;
         let events = Ring::new(take(names::EVENTS)?)?;
         let responses = take(names::RESPONSES)?.try_into()?;
@@ -58,21 +65,27 @@ impl Kernel {
     /// Lets a frame arrive, and says what becomes of it and what it is.
     pub(super) fn arrive(&mut self, frame: &[u8]) -> Result<(Reason, Option<Message>)> {
         let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
-        loader::ingress(&mut self.object)?.test_run(options).context("the kernel does not run its program")?;
+        loader::ingress(&mut self.object)?
+            .test_run(options)
+            .context("the kernel does not run its program")?;
         let outcome = self.clock.words()[CLOCK_OUTCOME as usize].load(Ordering::Relaxed);
-        let reason = reason_of(outcome).ok_or_else(|| anyhow!("the program gives reason {outcome:#x}"))?;
+        let reason =
+            reason_of(outcome).ok_or_else(|| anyhow!("the program gives reason {outcome:#x}"))?;
         Ok((reason, message_of(outcome)))
     }
 
     /// Lets a frame leave.
     pub(super) fn leave(&mut self, frame: &[u8]) -> Result<()> {
         let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
-        loader::egress(&mut self.object)?.test_run(options).context("the kernel does not run its program")?;
+        loader::egress(&mut self.object)?
+            .test_run(options)
+            .context("the kernel does not run its program")?;
         Ok(())
     }
 
-    /// Copies the next thing that the programs have to tell to `event`, and returns whether there is one.
-    pub(super) fn event(&mut self, event: &mut Event) -> bool {
+    /// Copies the next thing that the programs have to tell to `event`, and returns whether there
+    /// is one.
+    pub(super) fn event(&mut self, event: &mut KernelEvent) -> bool {
         self.events.next(event)
     }
 
@@ -89,8 +102,8 @@ impl Kernel {
     }
 }
 
-/// Keeps this thread on one CPU while it lives: the programs' budgets of samples are per CPU, and the same capture must give
-/// the same answer each time.
+/// Keeps this thread on one CPU while it lives: the programs' budgets of samples are per CPU, and
+/// the same capture must give the same answer each time.
 pub(super) struct OneCpu(CpuSet);
 
 impl OneCpu {

@@ -1,6 +1,7 @@
-//! A capture, replayed: each packet that arrives goes through the kernel's own program, each that leaves through the other
-//! one, what they tell goes to the daemon's own detector and court, and their bans into the tables that the next packet of
-//! the capture meets. Nothing of it leaves the process. Time is the capture's.
+//! A capture, replayed: each packet that arrives goes through the kernel's own program, each that
+//! leaves through the other one, what they tell goes to the daemon's own detector and court, and
+//! their bans into the tables that the next packet of the capture meets. Nothing of it leaves the
+//! process. Time is the capture's.
 
 mod capture;
 mod compare;
@@ -12,7 +13,7 @@ mod kernel;
 mod registrar;
 mod report;
 mod ring;
-mod story;
+mod timeline;
 mod unwrap;
 #[cfg(test)]
 mod unwrap_tests;
@@ -23,39 +24,43 @@ use std::thread;
 
 use anyhow::{Context, Result};
 use bytemuck::Zeroable as _;
-use sip_xdp_common::abi::layout::{Event, FRAGMENTED, List, NEVER, Owner};
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::abi::layout::{FRAGMENTED, KernelEvent, List, NEVER, Owner};
+use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::packet::headers::{Inspects, TCP, UDP};
 use sip_xdp_common::verdict::{Message, Reason};
 
+use crate::bans::engine::BanEngine;
+use crate::bans::notes::Notes;
+use crate::bans::offences::{Offence, Repeats};
 use crate::config::{BlockScope, Config};
-use crate::daemon::verdicts::{Court, Notes, Offence, Repeats};
 use crate::dataplane::tables::ledger::Entry;
 use crate::detect::{Detector, Evidence};
 use crate::lists::Lists;
-use crate::lists::never_ban::Exempt;
+use crate::lists::never_ban::NeverBan;
 use crate::net::network::{Network, address_of};
 use crate::sys::clock::{self, Moment};
 
 use duplicates::Duplicates;
-use frame::{Doorway, Ends};
+use frame::{Ends, Prefilter};
 use kernel::{Kernel, OneCpu};
 use registrar::{Guess, Registrar};
-use story::{Story, Telling};
+use timeline::{Telling, Timeline};
 use unwrap::{Unread, Unwrapped};
 
 pub use capture::{Capture, Input, Packet};
 pub use compare::{Comparison, Difference, Outcome};
 pub use report::{Ban, CaptureFacts, Close, Good, Limited, Replayed, Skipped};
-pub use story::Fate;
+pub use timeline::Fate;
 
 const SECOND: u64 = 1_000_000_000;
 const MINUTE: u64 = 60 * SECOND;
 
-/// Where the filter's clock stands at the first packet: late enough for what looks back, early enough never to come to an end.
+/// Where the filter's clock stands at the first packet: late enough for what looks back, early
+/// enough never to come to an end.
 const START: u64 = 3_600 * SECOND;
 
-/// After so many seconds without a packet nothing becomes certain any more by the mere passing of time.
+/// After so many seconds without a packet nothing becomes certain any more by the mere passing of
+/// time.
 const SETTLES: u64 = 10;
 
 /// After so many minutes without a packet there is nothing more that fades by the minute.
@@ -80,15 +85,21 @@ pub struct Options {
     pub registrar: Vec<Network>,
 }
 
-/// Replays a capture with a configuration. `progress` is told from time to time which part of the work is done, from 0 to 1.
-pub fn replay(input: &Input, config: &Config, options: &Options, progress: &mut dyn FnMut(f64)) -> Result<Replayed> {
+/// Replays a capture with a configuration. `progress` is told from time to time which part of the
+/// work is done, from 0 to 1.
+pub fn replay(
+    input: &Input,
+    config: &Config,
+    options: &Options,
+    progress: &mut dyn FnMut(f64),
+) -> Result<Replayed> {
     // The verifier takes its time.
     let (registrar, loaded) = thread::scope(|scope| {
         let loading = scope.spawn(|| Kernel::load(config));
         let registrar = if options.registrar.is_empty() {
             guess(input, config, &mut |done| progress(done / 4.0)).map(Guess::make)
         } else {
-            Ok(Registrar::told(options.registrar.clone()))
+            Ok(Registrar::named(options.registrar.clone()))
         };
         (registrar, loading.join().unwrap_or_else(|panic| resume_unwind(panic)))
     });
@@ -97,7 +108,7 @@ pub fn replay(input: &Input, config: &Config, options: &Options, progress: &mut 
     let mut capture = input.packets()?;
     let _cpu = OneCpu::take()?;
     let mut replay = Replay::new(config, registrar, loaded?)?;
-    let mut buffers = Buffers { frame: Vec::new(), event: Box::new(Event::zeroed()) };
+    let mut buffers = Buffers { frame: Vec::new(), event: Box::new(KernelEvent::zeroed()) };
     while let Some(packet) = capture.next() {
         replay
             .take(&packet, &mut buffers)
@@ -133,11 +144,13 @@ fn guess(input: &Input, config: &Config, progress: &mut dyn FnMut(f64)) -> Resul
         if count.is_multiple_of(REPORT) {
             progress(input.progress());
         }
-        let Ok(Unwrapped { frame, .. }) = unwrap::unwrap(packet.link, packet.data, &mut buffer) else {
+        let Ok(Unwrapped { frame, .. }) = unwrap::unwrap(packet.link, packet.data, &mut buffer)
+        else {
             continue;
         };
         let is_sip = |ends: &Ends| {
-            ends.protocol == UDP && ends.ports.is_some_and(|(from, to)| ports.contains(from) || ports.contains(to))
+            ends.protocol == UDP
+                && ends.ports.is_some_and(|(from, to)| ports.contains(from) || ports.contains(to))
         };
         if let Some(ends) = frame::ends(frame).filter(is_sip)
             && let Some(message) = frame::message(frame)
@@ -155,11 +168,11 @@ struct Replay<'c> {
     kernel: Kernel,
     lists: Lists,
     detector: Detector,
-    exempt: Exempt,
+    never_ban: NeverBan,
     offences: BTreeMap<Network, Offence>,
     repeats: Repeats,
     notes: Notes,
-    story: Story,
+    timeline: Timeline,
     facts: Facts,
     /// When the first packet was seen, and the latest, in nanoseconds since 1970.
     first: u64,
@@ -171,10 +184,10 @@ struct Replay<'c> {
     tidied: u64,
     looked: u64,
     /// Who was refused something since it was last looked.
-    refused: HashSet<Source>,
+    refused: HashSet<IpKey>,
     /// The closest that sources have come to a ban.
-    close: BTreeMap<Source, Evidence>,
-    doorway: Doorway,
+    close: BTreeMap<IpKey, Evidence>,
+    prefilter: Prefilter,
     duplicates: Duplicates,
 }
 
@@ -183,7 +196,7 @@ struct Buffers {
     /// An Ethernet frame.
     frame: Vec<u8>,
     /// What the programs tell.
-    event: Box<Event>,
+    event: Box<KernelEvent>,
 }
 
 /// What is counted of a capture and of what was made of it.
@@ -207,14 +220,23 @@ struct Facts {
 }
 
 impl<'c> Replay<'c> {
-    fn new(config: &'c Config, registrar: Registrar, (kernel, mut lists): (Kernel, Lists)) -> Result<Self> {
-        for (list, networks) in [(List::Trust, &config.trust.networks), (List::Admit, &config.admit.networks)] {
+    fn new(
+        config: &'c Config,
+        registrar: Registrar,
+        (kernel, mut lists): (Kernel, Lists),
+    ) -> Result<Self> {
+        for (list, networks) in
+            [(List::Trust, &config.trust.networks), (List::Admit, &config.admit.networks)]
+        {
             for network in networks {
-                let entry = Entry { owner: Owner::Config, ..Entry::manual(*network, NEVER, "the configuration") };
+                let entry = Entry {
+                    owner: Owner::Config,
+                    ..Entry::manual(*network, NEVER, "the configuration")
+                };
                 lists.put(list, entry)?;
             }
         }
-        let exempt = Exempt::of_networks(&registrar.networks, "an address of the registrar");
+        let never_ban = NeverBan::of_networks(&registrar.networks, "an address of the registrar");
         let inspects = Inspects { ipv6: config.inspect.ipv6, tags: config.inspect.tags };
         let mut replay = Self {
             config,
@@ -222,11 +244,11 @@ impl<'c> Replay<'c> {
             kernel,
             lists,
             detector: Detector::new(config),
-            exempt,
+            never_ban,
             offences: BTreeMap::new(),
             repeats: Repeats::default(),
             notes: Notes::default(),
-            story: Story::new(config.ipv6_prefix),
+            timeline: Timeline::new(config.ipv6_prefix),
             facts: Facts::default(),
             first: 0,
             latest: 0,
@@ -236,34 +258,37 @@ impl<'c> Replay<'c> {
             looked: START,
             refused: HashSet::new(),
             close: BTreeMap::new(),
-            doorway: Doorway { ports: config.port_set(), inspects },
+            prefilter: Prefilter { ports: config.port_set(), inspects },
             duplicates: Duplicates::default(),
         };
         replay.detector.take_any_checksum();
-        replay.court(START).judge_by_address()?;
+        replay.ban_engine(START).judge_by_address()?;
         Ok(replay)
     }
 
     /// Where what happens at `now` is judged.
-    fn court(&mut self, now: u64) -> Court<'_, Telling<'_>> {
+    fn ban_engine(&mut self, now: u64) -> BanEngine<'_, Telling<'_>> {
         let at = self.moment(now);
-        Court {
+        BanEngine {
             config: self.config,
             lists: &mut self.lists,
             detector: &mut self.detector,
-            exempt: &self.exempt,
+            never_ban: &self.never_ban,
             offences: &mut self.offences,
             repeats: &mut self.repeats,
             notes: &mut self.notes,
             learning_until: 0,
             at,
-            chronicle: Telling { story: &mut self.story, at },
+            event_sink: Telling { timeline: &mut self.timeline, at },
         }
     }
 
     /// A time of the filter's clock on both clocks of the capture.
     fn moment(&self, now: u64) -> Moment {
-        Moment { now, wall_ms: self.anchor.1.saturating_add(now.saturating_sub(self.anchor.0)) / 1_000_000 }
+        Moment {
+            now,
+            wall_ms: self.anchor.1.saturating_add(now.saturating_sub(self.anchor.0)) / 1_000_000,
+        }
     }
 
     /// Takes the next packet of the capture.
@@ -305,8 +330,11 @@ impl<'c> Replay<'c> {
             self.facts.skipped.not_ip += 1;
             return Ok(());
         };
-        let (is_ours, is_for_us) = (self.registrar.has(&ends.source), self.registrar.has(&ends.destination));
-        if (is_ours || is_for_us) && self.duplicates.is_copy(frame, packet.at, !is_ours, packet.is_any) {
+        let (is_ours, is_for_us) =
+            (self.registrar.has(&ends.source), self.registrar.has(&ends.destination));
+        if (is_ours || is_for_us)
+            && self.duplicates.is_copy(frame, packet.at, !is_ours, packet.is_any)
+        {
             self.facts.duplicates += 1;
             return Ok(());
         }
@@ -320,9 +348,10 @@ impl<'c> Replay<'c> {
         Ok(())
     }
 
-    /// Lets the time of the capture go on to that of a packet, and returns it on the filter's clock. That never goes back: a
-    /// packet that is a little late comes at the same time as the one before it, and one that is much earlier shows that the
-    /// clock was set, and time goes on from there.
+    /// Lets the time of the capture go on to that of a packet, and returns it on the filter's
+    /// clock. That never goes back: a packet that is a little late comes at the same time as the
+    /// one before it, and one that is much earlier shows that the clock was set, and time goes on
+    /// from there.
     fn advance(&mut self, at: u64) -> u64 {
         if self.facts.packets == 1 {
             (self.first, self.latest, self.anchor) = (at, at, (START, at));
@@ -348,12 +377,12 @@ impl<'c> Replay<'c> {
     /// What the daemon does each second, and each minute.
     fn tick(&mut self, now: u64) {
         self.kernel.set_clock(now);
-        self.court(now).tick();
+        self.ban_engine(now).tick();
         let minutes = (now - self.tidied) / MINUTE;
         if minutes > 0 {
             self.tidied += minutes * MINUTE;
             (0..minutes.min(FADES)).for_each(|_| self.detector.tidy(now));
-            self.court(now).forgive();
+            self.ban_engine(now).forgive();
             // What could not be taken out is over all the same.
             let _ = self.lists.tidy(now);
             self.lists.take_displaced();
@@ -373,9 +402,16 @@ impl<'c> Replay<'c> {
     }
 
     /// A packet that is for us.
-    fn arrive(&mut self, ends: &Ends, frame: &[u8], now: u64, is_cut: bool, event: &mut Event) -> Result<()> {
+    fn arrive(
+        &mut self,
+        ends: &Ends,
+        frame: &[u8],
+        now: u64,
+        is_cut: bool,
+        event: &mut KernelEvent,
+    ) -> Result<()> {
         if self.config.block_scope == BlockScope::Sip
-            && let Some(reason) = self.doorway.passes_by(frame)
+            && let Some(reason) = self.prefilter.passes_by(frame)
         {
             // The kernel would say the same, and remember nothing.
             self.facts.reasons[reason as usize] += 1;
@@ -388,24 +424,35 @@ impl<'c> Replay<'c> {
         if let Some(message) = message {
             self.facts.messages[message as usize] += 1;
         }
-        self.story.count(ends.source, ends.ports.map(|(from, _)| from), reason);
+        self.timeline.count(ends.source, ends.ports.map(|(from, _)| from), reason);
         self.hear(now, is_cut, event);
         Ok(())
     }
 
     /// A packet of ours.
-    fn leave(&mut self, ends: &Ends, frame: &[u8], now: u64, is_cut: bool, event: &mut Event) -> Result<()> {
-        let is_sip = |(from, _): (u16, u16)| self.doorway.ports.contains(from);
+    fn leave(
+        &mut self,
+        ends: &Ends,
+        frame: &[u8],
+        now: u64,
+        is_cut: bool,
+        event: &mut KernelEvent,
+    ) -> Result<()> {
+        let is_sip = |(from, _): (u16, u16)| self.prefilter.ports.contains(from);
         if ends.protocol != UDP || !ends.ports.is_some_and(is_sip) {
             let is_tcp = ends.protocol == TCP && ends.ports.is_some_and(is_sip);
-            *(if is_tcp { &mut self.facts.skipped.tcp_answers } else { &mut self.facts.skipped.leaving }) += 1;
+            *(if is_tcp {
+                &mut self.facts.skipped.tcp_answers
+            } else {
+                &mut self.facts.skipped.leaving
+            }) += 1;
             return Ok(());
         }
         self.facts.left += 1;
         if self.refused.len() < MAX_CLOSE {
             self.refused.insert(ends.destination);
         }
-        if self.doorway.may_matter(frame) {
+        if self.prefilter.may_matter(frame) {
             self.kernel.set_clock(now);
             self.kernel.leave(frame)?;
             self.hear(now, is_cut, event);
@@ -414,13 +461,13 @@ impl<'c> Replay<'c> {
     }
 
     /// Takes what the programs have to tell.
-    fn hear(&mut self, now: u64, is_cut: bool, event: &mut Event) {
+    fn hear(&mut self, now: u64, is_cut: bool, event: &mut KernelEvent) {
         while self.kernel.event(event) {
             if is_cut {
                 // It goes on in what is not there, as that of a fragment does.
                 event.flags |= FRAGMENTED;
             }
-            self.court(now).observe(event);
+            self.ban_engine(now).observe(event);
         }
     }
 
@@ -429,8 +476,12 @@ impl<'c> Replay<'c> {
         for source in std::mem::take(&mut self.refused) {
             for evidence in self.detector.evidence_against(&source, now) {
                 let share = share(&evidence);
-                let is_closest = self.close.get(&source).is_none_or(|before| self::share(before) < share);
-                if share > 0.0 && is_closest && (self.close.len() < MAX_CLOSE || self.close.contains_key(&source)) {
+                let is_closest =
+                    self.close.get(&source).is_none_or(|before| self::share(before) < share);
+                if share > 0.0
+                    && is_closest
+                    && (self.close.len() < MAX_CLOSE || self.close.contains_key(&source))
+                {
                     self.close.insert(source, evidence);
                 }
             }
@@ -450,6 +501,6 @@ fn share(evidence: &Evidence) -> f64 {
 }
 
 /// An address for people.
-fn address(source: &Source) -> std::net::IpAddr {
+fn address(source: &IpKey) -> std::net::IpAddr {
     address_of(*source)
 }

@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::verdict::Message;
 
 use super::frame::Ends;
 use crate::dataplane::loader::Ports;
 use crate::net::network::Network;
 
-/// How many pairs of addresses are remembered while it is being guessed; what a capture has beyond that changes nothing.
+/// How many pairs of addresses are remembered while it is being guessed; what a capture has beyond
+/// that changes nothing.
 const MAX_PAIRS: usize = 1 << 20;
 
 /// Our addresses.
@@ -19,17 +20,17 @@ pub(super) struct Registrar {
     /// How they are known.
     pub(super) how: &'static str,
     /// Of a guess, all are hosts.
-    hosts: HashSet<Source>,
+    hosts: HashSet<IpKey>,
 }
 
 impl Registrar {
     /// As the command line says.
-    pub(super) fn told(networks: Vec<Network>) -> Self {
+    pub(super) fn named(networks: Vec<Network>) -> Self {
         Self { networks, how: "given", hosts: HashSet::new() }
     }
 
     /// Whether an address is one of ours.
-    pub(super) fn has(&self, address: &Source) -> bool {
+    pub(super) fn has(&self, address: &IpKey) -> bool {
         if !self.hosts.is_empty() {
             return self.hosts.contains(address);
         }
@@ -47,9 +48,9 @@ impl Registrar {
 #[derive(Debug, Default)]
 pub(super) struct Guess {
     /// Who has asked whom, and whether that was a REGISTER.
-    asked: HashSet<(Source, Source, bool)>,
-    answered: HashSet<(Source, Source, bool)>,
-    candidates: BTreeMap<Source, Candidate>,
+    asked: HashSet<(IpKey, IpKey, bool)>,
+    answered: HashSet<(IpKey, IpKey, bool)>,
+    candidates: BTreeMap<IpKey, Candidate>,
 }
 
 /// An address that was sent requests at a SIP port. Its order is that of preference.
@@ -73,7 +74,9 @@ impl Guess {
             return;
         }
         if message.is_request() && ports.contains(to) {
-            for is_register in [false, true].into_iter().take(1 + usize::from(message == Message::Register)) {
+            for is_register in
+                [false, true].into_iter().take(1 + usize::from(message == Message::Register))
+            {
                 let is_new = self.asked.insert((ends.source, ends.destination, is_register));
                 let candidate = self.candidates.entry(ends.destination).or_default();
                 candidate.asked += usize::from(is_new && !is_register);
@@ -83,26 +86,36 @@ impl Guess {
                 let pair = (ends.destination, ends.source, is_register);
                 if self.asked.contains(&pair) && self.answered.insert(pair) {
                     let candidate = self.candidates.entry(ends.source).or_default();
-                    *(if is_register { &mut candidate.registered } else { &mut candidate.answered }) += 1;
+                    *(if is_register {
+                        &mut candidate.registered
+                    } else {
+                        &mut candidate.answered
+                    }) += 1;
                 }
             }
         }
     }
 
-    /// Who it is: whoever answers the most, and all who answer, too, but never talk to those, as other addresses of the same
-    /// host do not.
+    /// Who it is: whoever answers the most, and all who answer, too, but never talk to those, as
+    /// other addresses of the same host do not.
     pub(super) fn make(self) -> Registrar {
-        let mut ranked: Vec<(Candidate, Source)> =
+        let mut ranked: Vec<(Candidate, IpKey)> =
             self.candidates.iter().map(|(source, rank)| (*rank, *source)).collect();
         ranked.sort_unstable_by_key(|(rank, source)| (std::cmp::Reverse(*rank), *source));
-        let mut hosts: Vec<Source> = Vec::new();
+        let mut hosts: Vec<IpKey> = Vec::new();
         for (rank, source) in &ranked {
-            let talk = |a: &Source, b: &Source| self.asked.contains(&(*a, *b, false));
-            if rank.answered > 0 && !hosts.iter().any(|host| talk(host, source) || talk(source, host)) {
+            let talk = |a: &IpKey, b: &IpKey| self.asked.contains(&(*a, *b, false));
+            if rank.answered > 0
+                && !hosts.iter().any(|host| talk(host, source) || talk(source, host))
+            {
                 hosts.push(*source);
             }
         }
-        let how = if hosts.is_empty() { "asked, but seen to answer nobody" } else { "guessed: it answers requests" };
+        let how = if hosts.is_empty() {
+            "asked, but seen to answer nobody"
+        } else {
+            "guessed: it answers requests"
+        };
         if hosts.is_empty() {
             hosts.extend(ranked.first().map(|(_, source)| *source));
         }
@@ -123,7 +136,7 @@ mod tests {
         let mut guess = Guess::default();
         for line in lines {
             let words: Vec<&str> = line.split(' ').collect();
-            let end = |word: &str| -> (Source, u16) {
+            let end = |word: &str| -> (IpKey, u16) {
                 let (address, port) = word.rsplit_once('/').unwrap_or((word, "5060"));
                 (source_of(address.parse().unwrap()), port.parse().unwrap())
             };
@@ -163,8 +176,11 @@ mod tests {
 
     #[test]
     fn without_answers_it_is_whom_most_ask() {
-        let lines =
-            ["192.0.2.7 198.51.100.1 REGISTER", "192.0.2.8 198.51.100.1 OPTIONS", "192.0.2.8 198.51.100.2 OPTIONS"];
+        let lines = [
+            "192.0.2.7 198.51.100.1 REGISTER",
+            "192.0.2.8 198.51.100.1 OPTIONS",
+            "192.0.2.8 198.51.100.2 OPTIONS",
+        ];
         let (hosts, how) = guess(&lines);
         assert_eq!(hosts, ["198.51.100.1"]);
         assert!(how.contains("answer nobody"));

@@ -11,9 +11,9 @@ use sip_xdp_common::pipeline::egress::Answer;
 use sip_xdp_common::verdict::Message;
 
 use super::capture::{Capture, Input};
-use super::story::Fate;
+use super::timeline::Fate;
 use super::{Replay, address, share};
-use crate::daemon::events::Event;
+use crate::bans::event::Event;
 use crate::dataplane::counters::{self, ByVerdict, Named, ResponseStats, SCHEMA};
 use crate::dataplane::tables::ledger::Tier;
 use crate::net::network::Network;
@@ -239,22 +239,23 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
     let span = replay.span();
     let answers = replay.kernel.answers()?;
     let mut notes = notes(&replay)?;
-    let Replay { mut facts, story, registrar, close, .. } = replay;
+    let Replay { mut facts, timeline, registrar, close, .. } = replay;
     for (what, count) in capture.unread() {
         *facts.not_read.entry((*what).to_owned()).or_default() += count;
     }
     let ByVerdict { pass, drop, .. } =
         counters::by_verdict(&facts.reasons, &[0; sip_xdp_common::verdict::Reason::COUNT]);
-    if story.more_events > 0 {
-        notes.push(format!("{} more events are not told one by one", story.more_events));
+    if timeline.more_events > 0 {
+        notes.push(format!("{} more events are not told one by one", timeline.more_events));
     }
 
-    let fate = |source| story.tallies.get(source).map(|tally| tally.all).unwrap_or_default();
-    let is_banned = |source| story.tallies.get(source).is_some_and(|tally| tally.was_banned());
-    let is_known = |source| story.good.contains_key(source) || story.peers.contains(source);
+    let fate = |source| timeline.tallies.get(source).map(|tally| tally.all).unwrap_or_default();
+    let is_banned = |source| timeline.tallies.get(source).is_some_and(|tally| tally.was_banned());
+    let is_known = |source| timeline.good.contains_key(source) || timeline.peers.contains(source);
     let mut limited = Vec::new();
-    let noted = story.limited.iter().map(|(source, noted)| (source, noted, None));
-    let suspects = story.suspected.iter().filter(|(source, _)| !story.limited.contains_key(source));
+    let noted = timeline.limited.iter().map(|(source, noted)| (source, noted, None));
+    let suspects =
+        timeline.suspected.iter().filter(|(source, _)| !timeline.limited.contains_key(source));
     for (source, noted, reason) in
         noted.chain(suspects.map(|(source, noted)| (source, noted, Some(noted.what.clone()))))
     {
@@ -266,21 +267,21 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
             address: address(source),
             kind: if reason.is_some() { "suspect".to_owned() } else { noted.what.clone() },
             reason,
-            limited: story.tallies.get(source).map_or(0, |tally| tally.limited),
+            limited: timeline.tallies.get(source).map_or(0, |tally| tally.limited),
             fate: fate(source),
             known: is_known(source),
         });
     }
     limited.sort_by_key(|row| (row.time, row.address));
 
-    let good = story.good.iter().map(|(source, users)| Good {
+    let good = timeline.good.iter().map(|(source, users)| Good {
         address: address(source),
         users: users.len(),
         fate: fate(source),
     });
     let mut good: Vec<_> = good.collect();
     good.sort_by_key(|row| row.address);
-    let mut peers: Vec<IpAddr> = story.peers.iter().map(address).collect();
+    let mut peers: Vec<IpAddr> = timeline.peers.iter().map(address).collect();
     peers.sort();
 
     let mut ranked: Vec<_> = close.iter().filter(|(source, _)| !is_banned(source)).collect();
@@ -294,9 +295,10 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
     });
     let closest = closest.collect();
 
-    let mut others = Others { sources: 0, fate: story.others };
-    for (source, tally) in &story.tallies {
-        let is_told = story.limited.contains_key(source) || story.suspected.contains_key(source);
+    let mut others = Others { sources: 0, fate: timeline.others };
+    for (source, tally) in &timeline.tallies {
+        let is_told =
+            timeline.limited.contains_key(source) || timeline.suspected.contains_key(source);
         if !is_told && !is_known(source) && !is_banned(source) {
             others.sources += 1;
             others.fate += tally.all;
@@ -326,9 +328,16 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
             skipped: Skipped { unread: capture.unread().values().sum(), ..facts.skipped },
             trouble: capture.trouble().map(str::to_owned),
         },
-        registrar: Ours { guessed: registrar.how != "given", because: registrar.how, networks: registrar.networks },
+        registrar: Ours {
+            guessed: registrar.how != "given",
+            because: registrar.how,
+            networks: registrar.networks,
+        },
         packets: Verdicts { pass, drop },
-        methods: Message::ALL.iter().map(|message| (message.name(), facts.messages[*message as usize])).collect(),
+        methods: Message::ALL
+            .iter()
+            .map(|message| (message.name(), facts.messages[*message as usize]))
+            .collect(),
         responses: ResponseStats {
             accepted: answers[Answer::Accepted as usize],
             challenged: answers[Answer::Challenged as usize],
@@ -339,16 +348,24 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
         peers,
         closest,
         others,
-        lost: story.lost.iter().map(|((source, port), lost)| ((address(source), *port), *lost)).collect(),
-        fates: story.tallies.iter().map(|(source, tally)| (address(source), tally.all)).collect(),
-        banned: story.bans.into_iter().map(Ban::from).collect(),
-        events: story.events,
+        lost: timeline
+            .lost
+            .iter()
+            .map(|((source, port), lost)| ((address(source), *port), *lost))
+            .collect(),
+        fates: timeline
+            .tallies
+            .iter()
+            .map(|(source, tally)| (address(source), tally.all))
+            .collect(),
+        banned: timeline.bans.into_iter().map(Ban::from).collect(),
+        events: timeline.events,
         notes,
     })
 }
 
-impl From<super::story::Banned> for Ban {
-    fn from(ban: super::story::Banned) -> Self {
+impl From<super::timeline::Banned> for Ban {
+    fn from(ban: super::timeline::Banned) -> Self {
         Self {
             time: ban.at,
             address: ban.network,
@@ -371,39 +388,51 @@ fn notes(replay: &Replay<'_>) -> Result<Vec<String>> {
         notes.push("the configuration says dry_run; this is what it would do without".to_owned());
     }
     if !config.feeds.is_empty() {
-        notes.push("feeds are left out: what they list would be dropped from its first packet on".to_owned());
+        notes.push(
+            "feeds are left out: what they list would be dropped from its first packet on"
+                .to_owned(),
+        );
     }
     if !(config.trust.hosts.is_empty() && config.admit.hosts.is_empty()) {
         notes.push(
-            "names under trust.hosts and admit.hosts are left out, since they may mean other addresses now".to_owned(),
+            "names under trust.hosts and admit.hosts are left out, since they may mean other \
+             addresses now"
+                .to_owned(),
         );
     }
     if !replay.detector.sees_responses() {
         notes.push(
-            "the capture has hardly any answers to its requests: volume limits but bans nobody, rejected passwords are not \
+            "the capture has hardly any answers to its requests: volume limits but bans nobody, \
+             rejected passwords are not \
              seen, and nobody is known good"
                 .to_owned(),
         );
     }
     if replay.facts.skipped.elsewhere > replay.facts.arrived + replay.facts.left {
         notes.push(
-            "most packets are neither to nor from the registrar; if it is another one, say so with --registrar"
+            "most packets are neither to nor from the registrar; if it is another one, say so with \
+             --registrar"
                 .to_owned(),
         );
     }
     if replay.facts.duplicates > 0 {
         let (copies, all) = (replay.facts.duplicates, replay.facts.arrived + replay.facts.left);
         notes.push(format!(
-            "the capture holds {copies} packets a second time, beside the {all} that were looked at; copies within 5 ms count as none"
+            "the capture holds {copies} packets a second time, beside the {all} that were looked \
+             at; copies within 5 ms count as none"
         ));
     }
     let lost = replay.kernel.lost()?;
     if lost > 0 {
-        notes.push(format!("{lost} samples were beyond what one CPU hands to the detector, as they would be live"));
+        notes.push(format!(
+            "{lost} samples were beyond what one CPU hands to the detector, as they would be live"
+        ));
     }
     if replay.lists.entries(List::Trust).next().is_some() {
         notes.push(
-            "trusted networks of the configuration are trusted; entries made by command are not known here".to_owned(),
+            "trusted networks of the configuration are trusted; entries made by command are not \
+             known here"
+                .to_owned(),
         );
     }
     Ok(notes)

@@ -1,8 +1,9 @@
 //! The ring by which the programs tell what happens, read without ever catching up with them.
 //!
-//! The kernel wakes a reader when it has caught up, by an interrupt that this CPU sends to itself: that would take longer than
-//! the program itself (`bpf_ringbuf_commit` in kernel/bpf/ringbuf.c). A replay waits for nobody, since what a packet has to
-//! tell is there when its run is over; so the record that was read last is given back to the kernel only with the next one.
+//! The kernel wakes a reader when it has caught up, by an interrupt that this CPU sends to itself:
+//! that would take longer than the program itself (`bpf_ringbuf_commit` in kernel/bpf/ringbuf.c). A
+//! replay waits for nobody, since what a packet has to tell is there when its run is over; so the
+//! record that was read last is given back to the kernel only with the next one.
 
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -13,7 +14,8 @@ use bytemuck::Pod;
 use memmap2::{MmapOptions, MmapRaw};
 use nix::unistd::{SysconfVar, sysconf};
 
-/// The flags in a record's first word: it is not finished, or not wanted (include/uapi/linux/bpf.h).
+/// The flags in a record's first word: it is not finished, or not wanted
+/// (include/uapi/linux/bpf.h).
 const BUSY: u32 = 1 << 31;
 const DISCARDED: u32 = 1 << 30;
 
@@ -24,7 +26,8 @@ const HEADER: u64 = 8;
 pub(super) struct Ring {
     /// A page with how far we have read.
     consumer: MmapRaw,
-    /// A page with how far the kernel has written, and behind it the records, twice, so that none is broken at the end.
+    /// A page with how far the kernel has written, and behind it the records, twice, so that none
+    /// is broken at the end.
     producer: MmapRaw,
     page: usize,
     mask: u64,
@@ -43,11 +46,16 @@ impl Ring {
         let failed = "the ring of events cannot be mapped into memory";
         let consumer = MmapOptions::new().len(page).map_raw(file).context(failed)?;
         let length = page + 2 * size as usize;
-        let producer = MmapOptions::new().offset(page as u64).len(length).map_raw_read_only(file).context(failed)?;
+        let producer = MmapOptions::new()
+            .offset(page as u64)
+            .len(length)
+            .map_raw_read_only(file)
+            .context(failed)?;
         Ok(Self { consumer, producer, page, mask: u64::from(size) - 1, at: 0 })
     }
 
-    /// Copies the next record that is a whole `T` to `into`, and returns whether there is one; others are left out.
+    /// Copies the next record that is a whole `T` to `into`, and returns whether there is one;
+    /// others are left out.
     pub(super) fn next<T: Pod>(&mut self, into: &mut T) -> bool {
         while self.at < self.written() {
             let header = self.header();
@@ -71,7 +79,8 @@ impl Ring {
 
     /// How far the kernel has written.
     fn written(&self) -> u64 {
-        // SAFETY: the mapping begins with a page that begins with this word, and lives as long as `self`.
+        // SAFETY: the mapping begins with a page that begins with this word, and lives as long as
+        // `self`.
         unsafe { &*self.producer.as_ptr().cast::<AtomicU64>() }.load(Ordering::Acquire)
     }
 
@@ -83,14 +92,15 @@ impl Ring {
 
     /// The first word of the record at which we are.
     fn header(&self) -> u32 {
-        // SAFETY: a record begins within the first of both copies, at a multiple of 8 bytes, and the kernel has begun this one.
+        // SAFETY: a record begins within the first of both copies, at a multiple of 8 bytes, and
+        // the kernel has begun this one.
         unsafe { &*self.place().cast::<AtomicU32>() }.load(Ordering::Acquire)
     }
 
     /// The record at which we are, without its header.
     fn record(&self, length: u32) -> &[u8] {
-        // SAFETY: the kernel has finished a record of this length here, which is never longer than the ring, and leaves it
-        // alone until it is told that we have read beyond it.
+        // SAFETY: the kernel has finished a record of this length here, which is never longer than
+        // the ring, and leaves it alone until it is told that we have read beyond it.
         unsafe { std::slice::from_raw_parts(self.place().add(HEADER as usize), length as usize) }
     }
 

@@ -1,12 +1,16 @@
-//! What a captured packet is wrapped in: the link header of whatever it was captured with, tags, and the tunnels of
-//! mirrors. What is inside becomes the Ethernet frame that the programs would see; what is not read has a name. Nothing
-//! here trusts a length, and nothing is deeper than [`MOST_LAYERS`].
+//! What a captured packet is wrapped in: the link header of whatever it was captured with, tags,
+//! and the tunnels of mirrors. What is inside becomes the Ethernet frame that the programs would
+//! see; what is not read has a name. Nothing here trusts a length, and nothing is deeper than
+//! [`MOST_LAYERS`].
 
-use sip_xdp_common::packet::headers::{ETH_IPV4, ETH_IPV6, ETH_PPPOE, ETH_QINQ, ETH_VLAN, PPP_IPV4, PPP_IPV6};
+use sip_xdp_common::packet::headers::{
+    ETH_IPV4, ETH_IPV6, ETH_PPPOE, ETH_QINQ, ETH_VLAN, PPP_IPV4, PPP_IPV6,
+};
 
 use super::hep;
 
-/// How much of a packet is shown to the programs: more than they look at or hand on, so that nothing else changes.
+/// How much of a packet is shown to the programs: more than they look at or hand on, so that
+/// nothing else changes.
 const SHOWN: usize = 2_048;
 
 /// How many tunnels may be in one another.
@@ -180,7 +184,11 @@ pub(super) fn unread_name(link: i32) -> String {
 }
 
 /// Takes off what a packet is wrapped in. The frame is made in `buffer` unless it is one already.
-pub(super) fn unwrap<'a>(link: i32, data: &'a [u8], buffer: &'a mut Vec<u8>) -> Result<Unwrapped<'a>, Unread> {
+pub(super) fn unwrap<'a>(
+    link: i32,
+    data: &'a [u8],
+    buffer: &'a mut Vec<u8>,
+) -> Result<Unwrapped<'a>, Unread> {
     let found = by_link(link, data)?;
     let (tunnel, closed) = (found.tunnel, found.closed);
     let frame = match found.inner {
@@ -273,8 +281,10 @@ fn frame(data: &[u8], depth: usize) -> Option<Found<'_>> {
     };
     // What the programs can read as it is they shall read as it is.
     is_odd |= kind == ETH_PPPOE && payload.get(6).is_some_and(|protocol| protocol & 1 == 1);
-    let is_bare =
-        !is_odd && found.tunnel.is_none() && matches!(kind, ETH_IPV4 | ETH_IPV6 | ETH_PPPOE) && tags <= MOST_TAGS;
+    let is_bare = !is_odd
+        && found.tunnel.is_none()
+        && matches!(kind, ETH_IPV4 | ETH_IPV6 | ETH_PPPOE)
+        && tags <= MOST_TAGS;
     Some(if is_bare { Found { closed: found.closed, ..whole() } } else { found })
 }
 
@@ -288,7 +298,10 @@ fn of_type(kind: u16, data: &[u8], depth: usize) -> Option<Found<'_>> {
         ETH_PPPOE => ppp(data.get(6..)?, depth),
         ETH_BRIDGED => plausible(data, depth),
         ETH_BACKBONE => Some(plausible(data.get(4..)?, depth + 1)?.by("802.1ah")),
-        ETH_MACSEC => Some(Found { closed: Some("MACsec (encrypted)"), ..Found::plain(Inner::Packet(kind, data)) }),
+        ETH_MACSEC => Some(Found {
+            closed: Some("MACsec (encrypted)"),
+            ..Found::plain(Inner::Packet(kind, data))
+        }),
         kind if ETH_MPLS.contains(&kind) => Some(mpls(data, depth + 1)?.by("MPLS")),
         ETH_VLAN | ETH_QINQ => of_type(be16(data, 2)?, data.get(4..)?, depth + 1),
         _ => None,
@@ -297,7 +310,8 @@ fn of_type(kind: u16, data: &[u8], depth: usize) -> Option<Found<'_>> {
 
 /// Whether bytes are a frame of a known type.
 fn begins_as_frame(data: &[u8]) -> bool {
-    const KNOWN: [u16; 8] = [ETH_IPV4, ETH_IPV6, ETH_ARP, ETH_VLAN, ETH_QINQ, ETH_PPPOE, ETH_MPLS[0], ETH_MPLS[1]];
+    const KNOWN: [u16; 8] =
+        [ETH_IPV4, ETH_IPV6, ETH_ARP, ETH_VLAN, ETH_QINQ, ETH_PPPOE, ETH_MPLS[0], ETH_MPLS[1]];
     be16(data, 12).is_some_and(|kind| KNOWN.contains(&kind))
 }
 
@@ -308,11 +322,13 @@ fn plausible(data: &[u8], depth: usize) -> Option<Found<'_>> {
     if begins_as_frame(data) || kind < 0x0600 { frame(data, depth) } else { None }
 }
 
-/// What is in PPP, with or without its address and control fields, and with a protocol of one byte or two.
+/// What is in PPP, with or without its address and control fields, and with a protocol of one byte
+/// or two.
 fn ppp(data: &[u8], depth: usize) -> Option<Found<'_>> {
     let data = data.strip_prefix(&[0xff, 3]).unwrap_or(data);
     let first = *data.first()?;
-    let (protocol, header) = if first & 1 == 1 { (u16::from(first), 1) } else { (be16(data, 0)?, 2) };
+    let (protocol, header) =
+        if first & 1 == 1 { (u16::from(first), 1) } else { (be16(data, 0)?, 2) };
     let rest = data.get(header..)?;
     match protocol {
         PPP_IPV4 => ip(ETH_IPV4, rest, depth),
@@ -339,20 +355,23 @@ fn mpls(data: &[u8], depth: usize) -> Option<Found<'_>> {
     match by_version(rest) {
         Some(kind) => ip(kind, rest, depth).or_else(|| plausible(rest, depth)),
         // The first half of a MAC address may look like a control word: what is behind tells.
-        None if rest.first()? >> 4 == 0 && !begins_as_frame(rest) => plausible(rest.get(4..)?, depth),
+        None if rest.first()? >> 4 == 0 && !begins_as_frame(rest) => {
+            plausible(rest.get(4..)?, depth)
+        }
         None => plausible(rest, depth),
     }
 }
 
-/// The IP packet of a Netfilter log record: blocks of a length, a type and a value, in the byte order of the host that
-/// wrote them (tcpdump.org/linktypes/LINKTYPE_NFLOG.html).
+/// The IP packet of a Netfilter log record: blocks of a length, a type and a value, in the byte
+/// order of the host that wrote them (tcpdump.org/linktypes/LINKTYPE_NFLOG.html).
 fn nflog(data: &[u8]) -> Option<&[u8]> {
     const PAYLOAD: u16 = 9;
     let find = |read: fn([u8; 2]) -> u16| {
         let mut rest = data.get(4..)?;
         loop {
             let head = rest.first_chunk::<4>()?;
-            let (length, kind) = (usize::from(read([head[0], head[1]])), read([head[2], head[3]]) & 0x7fff);
+            let (length, kind) =
+                (usize::from(read([head[0], head[1]])), read([head[2], head[3]]) & 0x7fff);
             let value = rest.get(4..length.min(rest.len()))?;
             if kind == PAYLOAD {
                 return Some(value);
@@ -376,7 +395,9 @@ fn ip(kind: u16, data: &[u8], depth: usize) -> Option<Found<'_>> {
         UDP => match be16(payload, 2) {
             Some(L2TP_PORT) => Some("L2TP"),
             // Without the mark of key exchange it is ESP.
-            Some(IPSEC_NAT) if payload.get(8..12).is_some_and(|mark| mark != [0; 4]) => Some("ESP (encrypted)"),
+            Some(IPSEC_NAT) if payload.get(8..12).is_some_and(|mark| mark != [0; 4]) => {
+                Some("ESP (encrypted)")
+            }
             _ => None,
         },
         _ => None,
@@ -420,7 +441,8 @@ fn payload(kind: u16, data: &[u8]) -> Option<(u8, &[u8])> {
         length => (40 + length).min(data.len()),
     };
     let mut rest = data.get(40..end)?;
-    // Hop-by-hop options, routing, fragments, authentication, destination options (RFC 8200, RFC 4302).
+    // Hop-by-hop options, routing, fragments, authentication, destination options (RFC 8200, RFC
+    // 4302).
     for _ in 0..MOST_LAYERS {
         let length = match protocol {
             0 | 43 | 60 => (usize::from(*rest.get(1)?) + 1) * 8,
@@ -464,7 +486,9 @@ fn udp(data: &[u8], depth: usize) -> Option<Found<'_>> {
     let head = rest.first_chunk::<4>()?;
     let found = match port {
         // The flag says that there is a network identifier, as there must be.
-        port if VXLAN.contains(&port) && head[0] & 0x08 != 0 => plausible(rest.get(8..)?, depth)?.by("VXLAN"),
+        port if VXLAN.contains(&port) && head[0] & 0x08 != 0 => {
+            plausible(rest.get(8..)?, depth)?.by("VXLAN")
+        }
         VXLAN_GPE => {
             let inner = rest.get(8..)?;
             match head[3] {
@@ -524,8 +548,10 @@ fn tzsp(data: &[u8], depth: usize) -> Option<Found<'_>> {
 /// The packet that a HEP packet tells of.
 fn hep_packet<'a>(kind: u16, outer: &'a [u8], udp: &[u8]) -> Option<Found<'a>> {
     let found = match hep::read(udp.get(8..)?)? {
-        hep::Told::Packet(packet) => Found::plain(Inner::Made(packet)),
-        hep::Told::Other(what) => Found { closed: Some(what), ..Found::plain(Inner::Packet(kind, outer)) },
+        hep::HepEnds::Packet(packet) => Found::plain(Inner::Made(packet)),
+        hep::HepEnds::Other(what) => {
+            Found { closed: Some(what), ..Found::plain(Inner::Packet(kind, outer)) }
+        }
     };
     Some(found.by("HEP"))
 }

@@ -1,11 +1,13 @@
-//! Wrappings that people have, built byte by byte: the same packet comes out of each of them; and no bytes upset anything.
+//! Wrappings that people have, built byte by byte: the same packet comes out of each of them; and
+//! no bytes upset anything.
 
 use proptest::prelude::*;
 
 use super::frame;
 use super::unwrap::{Unread, unwrap};
 
-const MESSAGE: &[u8] = b"OPTIONS sip:100@198.51.100.1 SIP/2.0\r\nVia: SIP/2.0/UDP 192.0.2.7\r\n\r\n";
+const MESSAGE: &[u8] =
+    b"OPTIONS sip:100@198.51.100.1 SIP/2.0\r\nVia: SIP/2.0/UDP 192.0.2.7\r\n\r\n";
 
 /// A UDP packet of one family, between hosts 7 and 1.
 fn udp(is_v4: bool, from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
@@ -19,7 +21,8 @@ fn ip(is_v4: bool, protocol: u8, payload: &[u8]) -> Vec<u8> {
     if is_v4 {
         let length = (20 + payload.len() as u16).to_be_bytes();
         let hosts = [192, 0, 2, 7, 198, 51, 100, 1];
-        return [&[0x45, 0][..], &length, &[0, 9, 0, 0, 64, protocol, 0, 0], &hosts, payload].concat();
+        return [&[0x45, 0][..], &length, &[0, 9, 0, 0, 64, protocol, 0, 0], &hosts, payload]
+            .concat();
     }
     let host = |last: u8| [&[0x20, 1, 0xd, 0xb8][..], &[0; 11], &[last]].concat();
     let length = (payload.len() as u16).to_be_bytes();
@@ -66,10 +69,12 @@ fn wrappings(is_v4: bool) -> Vec<(&'static str, i32, Vec<u8>)> {
     let frame = ethernet(kind(is_v4), &inner);
     let label = |last: bool| [0, 1, u8::from(last), 64];
     let mpls = |inner: &[u8]| [&label(false)[..], &label(true), inner].concat();
-    let tunnel =
-        |port: u16, head: &[u8], inner: &[u8]| ethernet(0x0800, &udp(true, 40_000, port, &[head, inner].concat()));
+    let tunnel = |port: u16, head: &[u8], inner: &[u8]| {
+        ethernet(0x0800, &udp(true, 40_000, port, &[head, inner].concat()))
+    };
     let tags = |count: usize| {
-        let rest = [[0x81, 0, 0, 5].repeat(count).as_slice(), &kind(is_v4).to_be_bytes(), &inner].concat();
+        let rest =
+            [[0x81, 0, 0, 5].repeat(count).as_slice(), &kind(is_v4).to_be_bytes(), &inner].concat();
         [&frame[..12], &rest].concat()
     };
     let nflog = |family: u8, big: bool| {
@@ -79,7 +84,13 @@ fn wrappings(is_v4: bool) -> Vec<(&'static str, i32, Vec<u8>)> {
             tlv.resize(tlv.len().div_ceil(4) * 4, 0);
             tlv
         };
-        [&[family, 0, 0, 5][..], &tlv(10, b"prefix\0"), &tlv(1, &[0x86, 0xdd, 3, 0]), &tlv(9, &inner)].concat()
+        [
+            &[family, 0, 0, 5][..],
+            &tlv(10, b"prefix\0"),
+            &tlv(1, &[0x86, 0xdd, 3, 0]),
+            &tlv(9, &inner),
+        ]
+        .concat()
     };
     let hep = |payload: &[u8]| ethernet(0x0800, &udp(true, 40_000, 9_060, payload));
     let old_hep = |version: u8, between: usize| {
@@ -96,8 +107,10 @@ fn wrappings(is_v4: bool) -> Vec<(&'static str, i32, Vec<u8>)> {
     let sll = [&[0; 14][..], &kind(is_v4).to_be_bytes(), &inner].concat();
     let sll_tagged = [&[0; 14][..], &[0x81, 0, 0, 5], &kind(is_v4).to_be_bytes(), &inner].concat();
     let ppp: &[u8] = if is_v4 { &[0, 0x21] } else { &[0, 0x57] };
-    let pppoe = [&[0x11, 0, 0, 1][..], &(2 + inner.len() as u16).to_be_bytes(), ppp, &inner].concat();
-    let short_pppoe = [&[0x11, 0, 0, 1][..], &(1 + inner.len() as u16).to_be_bytes(), &ppp[1..], &inner].concat();
+    let pppoe =
+        [&[0x11, 0, 0, 1][..], &(2 + inner.len() as u16).to_be_bytes(), ppp, &inner].concat();
+    let short_pppoe =
+        [&[0x11, 0, 0, 1][..], &(1 + inner.len() as u16).to_be_bytes(), &ppp[1..], &inner].concat();
     let eth_ip = |packet: Vec<u8>| ethernet(0x0800, &packet);
     let inner_proto = if is_v4 { 4 } else { 41 };
     vec![
@@ -111,14 +124,22 @@ fn wrappings(is_v4: bool) -> Vec<(&'static str, i32, Vec<u8>)> {
         ("pppoe, short protocol", 1, ethernet(0x8864, &short_pppoe)),
         ("mpls", 1, ethernet(0x8847, &mpls(&inner))),
         ("mpls, frame", 1, ethernet(0x8847, &mpls(&frame))),
-        ("mpls, control word, frame", 1, ethernet(0x8848, &mpls(&[&[0; 4][..], &frame[..]].concat()))),
+        (
+            "mpls, control word, frame",
+            1,
+            ethernet(0x8848, &mpls(&[&[0; 4][..], &frame[..]].concat())),
+        ),
         ("802.1ah", 1, ethernet(0x88e7, &[&[0, 0, 0, 1][..], &frame[..]].concat())),
         ("ip in ip", 1, eth_ip(ip(true, inner_proto, &inner))),
         ("ip in ipv6", 1, ethernet(0x86dd, &ip(false, inner_proto, &inner))),
         ("ip in ip in ip", 1, eth_ip(ip(true, 4, &ip(true, inner_proto, &inner)))),
         ("mpls in ip", 1, eth_ip(ip(true, 137, &mpls(&inner)))),
         ("gre", 1, eth_ip(gre(0, kind(is_v4), &inner))),
-        ("gre, all fields", 1, eth_ip(gre(0xb000, kind(is_v4), &[&[0; 12][..], &inner[..]].concat()))),
+        (
+            "gre, all fields",
+            1,
+            eth_ip(gre(0xb000, kind(is_v4), &[&[0; 12][..], &inner[..]].concat())),
+        ),
         ("gre, frame", 1, eth_ip(gre(0, 0x6558, &frame))),
         ("gre, mpls", 1, eth_ip(gre(0, 0x8847, &mpls(&inner)))),
         ("pptp", 1, eth_ip(gre(0x3081, 0x880b, &[&[0; 12][..], ppp, &inner].concat()))),
@@ -126,25 +147,49 @@ fn wrappings(is_v4: bool) -> Vec<(&'static str, i32, Vec<u8>)> {
         (
             "erspan 2",
             1,
-            eth_ip(gre(0x1000, 0x88be, &[&[0, 0, 0, 7][..], &[0x10, 0, 0, 0, 0, 0, 0, 0], &frame[..]].concat())),
+            eth_ip(gre(
+                0x1000,
+                0x88be,
+                &[&[0, 0, 0, 7][..], &[0x10, 0, 0, 0, 0, 0, 0, 0], &frame[..]].concat(),
+            )),
         ),
-        ("erspan 3", 1, eth_ip(gre(0x1000, 0x22eb, &[&[0; 4][..], &[0x20], &[0; 11], &frame].concat()))),
+        (
+            "erspan 3",
+            1,
+            eth_ip(gre(0x1000, 0x22eb, &[&[0; 4][..], &[0x20], &[0; 11], &frame].concat())),
+        ),
         (
             "erspan 3, more",
             1,
-            eth_ip(gre(0x1000, 0x22eb, &[&[0; 4][..], &[0x20], &[0; 10], &[1], &[0; 8], &frame].concat())),
+            eth_ip(gre(
+                0x1000,
+                0x22eb,
+                &[&[0; 4][..], &[0x20], &[0; 10], &[1], &[0; 8], &frame].concat(),
+            )),
         ),
         ("vxlan", 1, tunnel(4_789, &[8, 0, 0, 0, 0, 0, 42, 0], &frame)),
         ("vxlan, Linux's port", 1, tunnel(8_472, &[8, 0, 0, 0, 0, 0, 42, 0], &frame)),
-        ("vxlan-gpe", 1, tunnel(4_790, &[0xc, 0, 0, if is_v4 { 1 } else { 2 }, 0, 0, 42, 0], &inner)),
+        (
+            "vxlan-gpe",
+            1,
+            tunnel(4_790, &[0xc, 0, 0, if is_v4 { 1 } else { 2 }, 0, 0, 42, 0], &inner),
+        ),
         (
             "vxlan in vxlan",
             1,
-            tunnel(4_789, &[8, 0, 0, 0, 0, 0, 42, 0], &tunnel(4_789, &[8, 0, 0, 0, 0, 0, 1, 0], &frame)),
+            tunnel(
+                4_789,
+                &[8, 0, 0, 0, 0, 0, 42, 0],
+                &tunnel(4_789, &[8, 0, 0, 0, 0, 0, 1, 0], &frame),
+            ),
         ),
         ("geneve", 1, tunnel(6_081, &[1, 0, 0x65, 0x58, 0, 0, 1, 0, 1, 2, 3, 4], &frame)),
         ("gtp-u", 1, tunnel(2_152, &[0x30, 0xff, 0, 0, 0, 0, 0, 1], &inner)),
-        ("gtp-u, extension", 1, tunnel(2_152, &[0x34, 0xff, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0x85, 1, 0, 0, 0], &inner)),
+        (
+            "gtp-u, extension",
+            1,
+            tunnel(2_152, &[0x34, 0xff, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0x85, 1, 0, 0, 0], &inner),
+        ),
         ("tzsp", 1, tunnel(37_008, &[1, 0, 0, 1, 0, 10, 1, 0x55, 1], &frame)),
         ("hep3", 1, hep(&hep3(is_v4, 17, (15, MESSAGE)))),
         ("hep1", 1, old_hep(1, 0)),
@@ -178,12 +223,19 @@ fn the_same_packet_comes_out_of_every_wrapping() {
     for is_v4 in [true, false] {
         for (name, link, data) in wrappings(is_v4) {
             let mut buffer = Vec::new();
-            let unwrapped = unwrap(link, &data, &mut buffer).unwrap_or_else(|error| panic!("{name}: {error:?}"));
-            let ends = frame::ends(unwrapped.frame).unwrap_or_else(|| panic!("{name}: no IP: {unwrapped:?}"));
-            let host = if is_v4 { ["192.0.2.7", "198.51.100.1"] } else { ["2001:db8::7", "2001:db8::1"] };
-            let found =
-                [ends.source, ends.destination].map(|source| crate::net::network::address_of(source).to_string());
-            assert_eq!((found, ends.ports), (host.map(str::to_owned), Some((5_062, 5_060))), "{name}, IPv4 {is_v4}");
+            let unwrapped = unwrap(link, &data, &mut buffer)
+                .unwrap_or_else(|error| panic!("{name}: {error:?}"));
+            let ends = frame::ends(unwrapped.frame)
+                .unwrap_or_else(|| panic!("{name}: no IP: {unwrapped:?}"));
+            let host =
+                if is_v4 { ["192.0.2.7", "198.51.100.1"] } else { ["2001:db8::7", "2001:db8::1"] };
+            let found = [ends.source, ends.destination]
+                .map(|source| crate::net::network::address_of(source).to_string());
+            assert_eq!(
+                (found, ends.ports),
+                (host.map(str::to_owned), Some((5_062, 5_060))),
+                "{name}, IPv4 {is_v4}"
+            );
             let start = unwrapped.frame.windows(7).position(|seven| seven == b"OPTIONS").unwrap();
             assert_eq!(&unwrapped.frame[start..], MESSAGE, "{name}");
             assert_eq!(unwrapped.closed, None, "{name}");
@@ -203,11 +255,16 @@ fn what_the_programs_can_read_stays_as_it_is() {
 fn what_is_not_read_has_a_name() {
     let closed = |data: &[u8]| unwrap(1, data, &mut Vec::new()).unwrap().closed;
     assert_eq!(closed(&ethernet(0x0800, &ip(true, 50, &[0; 40]))), Some("ESP (encrypted)"));
-    assert_eq!(closed(&ethernet(0x0800, &udp(true, 4_500, 4_500, &[1; 40]))), Some("ESP (encrypted)"));
+    assert_eq!(
+        closed(&ethernet(0x0800, &udp(true, 4_500, 4_500, &[1; 40]))),
+        Some("ESP (encrypted)")
+    );
     assert_eq!(closed(&ethernet(0x0800, &udp(true, 4_500, 4_500, &[0; 40]))), None, "key exchange");
     assert_eq!(closed(&ethernet(0x0800, &udp(true, 1_701, 1_701, &[1; 40]))), Some("L2TP"));
     assert_eq!(closed(&ethernet(0x88e5, &[1; 40])), Some("MACsec (encrypted)"));
-    let hep = |protocol, message| closed(&ethernet(0x0800, &udp(true, 1, 9_060, &hep3(true, protocol, message))));
+    let hep = |protocol, message| {
+        closed(&ethernet(0x0800, &udp(true, 1, 9_060, &hep3(true, protocol, message))))
+    };
     assert_eq!(hep(6, (15, MESSAGE)), Some("HEP of TCP or TLS"));
     assert_eq!(hep(17, (16, MESSAGE)), Some("HEP with compressed messages"));
     assert_eq!(unwrap(127, &[0; 60], &mut Vec::new()), Err(Unread::LinkType));
@@ -216,7 +273,9 @@ fn what_is_not_read_has_a_name() {
 
 #[test]
 fn what_only_looks_like_a_tunnel_is_none() {
-    for (port, payload) in [(4_789, MESSAGE), (6_081, MESSAGE), (37_008, MESSAGE), (2_152, MESSAGE), (9_060, MESSAGE)] {
+    for (port, payload) in
+        [(4_789, MESSAGE), (6_081, MESSAGE), (37_008, MESSAGE), (2_152, MESSAGE), (9_060, MESSAGE)]
+    {
         let data = ethernet(0x0800, &udp(true, 5_062, port, payload));
         let mut buffer = Vec::new();
         let unwrapped = unwrap(1, &data, &mut buffer).unwrap();

@@ -1,4 +1,5 @@
-//! Asterisk's `pjsip.conf` and what it includes: whom an endpoint is identified by, and where it registers.
+//! Asterisk's `pjsip.conf` and what it includes: whom an endpoint is identified by, and where it
+//! registers.
 
 use super::Mention;
 
@@ -54,11 +55,14 @@ mod tests {
 
     #[test]
     fn identifies_and_registrations() {
-        let text = "; carriers\n[north](template)\ntype = identify\nendpoint = north\nmatch = 203.0.113.4,203.0.113.8/29 ; both sites\n\
+        let text = "; carriers\n[north](template)\ntype = identify\nendpoint = north\nmatch = \
+                    203.0.113.4,203.0.113.8/29 ; both sites\n\
                     match => gw.north.example\n;match = 192.0.2.99\n;--\nmatch = 192.0.2.98\n--;\n\
                     [south-reg]\ntype=registration\nserver_uri=sip:sip.south.example:5060\\;transport=tcp\nclient_uri=sip:us@south.example\n\
-                    match_header=X-Y: 1\n[east]\nremote_hosts = sip.east.example:5080\noutbound_proxy=sip:198.51.100.9\\;lr\n";
-        let found: Vec<_> = mentions(text).into_iter().map(|found| (found.text, found.what, found.line)).collect();
+                    match_header=X-Y: 1\n[east]\nremote_hosts = \
+                    sip.east.example:5080\noutbound_proxy=sip:198.51.100.9\\;lr\n";
+        let found: Vec<_> =
+            mentions(text).into_iter().map(|found| (found.text, found.what, found.line)).collect();
         let expected = [
             ("203.0.113.4", "pjsip identify north", 5),
             ("203.0.113.8/29", "pjsip identify north", 5),
@@ -67,6 +71,9 @@ mod tests {
             ("sip.east.example:5080", "pjsip wizard east", 17),
             ("sip:198.51.100.9;lr", "pjsip outbound proxy east", 18),
         ];
-        assert_eq!(found, expected.map(|(text, what, line)| (text.to_owned(), what.to_owned(), line)));
+        assert_eq!(
+            found,
+            expected.map(|(text, what, line)| (text.to_owned(), what.to_owned(), line))
+        );
     }
 }

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use super::Mention;
 
 /// Where the program is, on FreePBX's own distribution and others.
-const PROGRAMS: [&str; 3] = ["/usr/sbin/fwconsole", "/var/lib/asterisk/bin/fwconsole", "/usr/local/sbin/fwconsole"];
+const PROGRAMS: [&str; 3] =
+    ["/usr/sbin/fwconsole", "/var/lib/asterisk/bin/fwconsole", "/usr/local/sbin/fwconsole"];
 
 /// How long it may take: it starts PHP and asks a database.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -84,8 +85,10 @@ mod tests {
 
     #[test]
     fn the_trusted_zone() {
-        let text = "All entries in zone 'trusted':\n\t203.0.113.0/24\n\t192.0.2.7/32\n\tsip.carrier.example\n\n";
-        let found: Vec<_> = mentions(text).into_iter().map(|mention| (mention.text, mention.line)).collect();
+        let text = "All entries in zone \
+                    'trusted':\n\t203.0.113.0/24\n\t192.0.2.7/32\n\tsip.carrier.example\n\n";
+        let found: Vec<_> =
+            mentions(text).into_iter().map(|mention| (mention.text, mention.line)).collect();
         let expected = [("203.0.113.0/24", 2), ("192.0.2.7/32", 3), ("sip.carrier.example", 4)];
         assert_eq!(found, expected.map(|(text, line)| (text.to_owned(), line)));
         assert!(mentions("The firewall is not running.\n").is_empty());

@@ -1,7 +1,8 @@
-//! Whom to trust: what the configuration of a PBX says of its carriers, and known sources that are at their limit.
+//! Whom to trust: what the configuration of a PBX says of its carriers, and known sources that are
+//! at their limit.
 //!
-//! Nothing is trusted here: an operator reads what is proposed, with its reason, and decides. What would trust too many at
-//! once is not proposed, but named.
+//! Nothing is trusted here: an operator reads what is proposed, with its reason, and decides. What
+//! would trust too many at once is not proposed, but named.
 
 mod asterisk;
 mod freepbx;
@@ -43,7 +44,8 @@ const BROADEST: [u8; 2] = [16, 32];
 /// A limit is used up when less than this part of it is left.
 const NEARLY: u32 = 5;
 
-/// How deep directories are looked into, how many files are read, and how long each may be, in bytes.
+/// How deep directories are looked into, how many files are read, and how long each may be, in
+/// bytes.
 const DEEPEST: usize = 6;
 const MOST_FILES: usize = 5_000;
 const LONGEST: u64 = 4 << 20;
@@ -130,7 +132,12 @@ impl Trusted {
 }
 
 /// Reads the configuration in these directories; each may be missing, unless all of them are.
-pub fn suggest(directories: &[PathBuf], pins: &Pins, settings: &Settings, trusted: &Trusted) -> Result<Suggestions> {
+pub fn suggest(
+    directories: &[PathBuf],
+    pins: &Pins,
+    settings: &Settings,
+    trusted: &Trusted,
+) -> Result<Suggestions> {
     let mut files = Vec::new();
     for directory in directories {
         collect(directory, DEEPEST, &mut files);
@@ -141,10 +148,15 @@ pub fn suggest(directories: &[PathBuf], pins: &Pins, settings: &Settings, truste
     let mut read = 0;
     for file in &files {
         // What may not be read, or is no text, is another product's.
-        let Some((reader, text)) = reader_of(file).zip(fs::read_to_string(file).ok()) else { continue };
+        let Some((reader, text)) = reader_of(file).zip(fs::read_to_string(file).ok()) else {
+            continue;
+        };
         read += 1;
         for mention in reader(&text) {
-            collected.add(&mention.text, format!("{} in {}:{}", mention.what, file.display(), mention.line));
+            collected.add(
+                &mention.text,
+                format!("{} in {}:{}", mention.what, file.display(), mention.line),
+            );
         }
     }
     // FreePBX keeps its own firewall's zones in a database, and says them itself.
@@ -158,9 +170,16 @@ pub fn suggest(directories: &[PathBuf], pins: &Pins, settings: &Settings, truste
     for (network, reason) in limited(pins, settings).unwrap_or_default() {
         collected.found.entry(Who::Network(network)).or_default().push(reason);
     }
-    let (known, new): (Vec<_>, Vec<_>) = collected.found.into_iter().partition(|(who, _)| trusted.covers(who));
+    let (known, new): (Vec<_>, Vec<_>) =
+        collected.found.into_iter().partition(|(who, _)| trusted.covers(who));
     let proposals = new.into_iter().map(|(who, reasons)| proposal(&who, reasons)).collect();
-    Ok(Suggestions { schema: SCHEMA, proposals, refused: collected.refused, trusted: known.len(), files: read })
+    Ok(Suggestions {
+        schema: SCHEMA,
+        proposals,
+        refused: collected.refused,
+        trusted: known.len(),
+        files: read,
+    })
 }
 
 /// Finds the files below a directory. Links are followed, as far as the depth allows.
@@ -169,7 +188,9 @@ fn collect(directory: &Path, depth: usize, files: &mut Vec<PathBuf>) {
         let path = entry.path();
         match fs::metadata(&path) {
             Ok(metadata) if metadata.is_dir() && depth > 0 => collect(&path, depth - 1, files),
-            Ok(metadata) if metadata.is_file() && metadata.len() <= LONGEST && files.len() < MOST_FILES => {
+            Ok(metadata)
+                if metadata.is_file() && metadata.len() <= LONGEST && files.len() < MOST_FILES =>
+            {
                 files.push(path)
             }
             _ => {}
@@ -187,7 +208,9 @@ fn reader_of(file: &Path) -> Option<Reader> {
     match extension {
         "conf" if name.starts_with("pjsip") || is_in("pjsip.d") => Some(asterisk::mentions),
         "list" | "txt" if name.starts_with("dispatcher") => Some(kamailio::dispatchers),
-        "list" | "txt" if name.starts_with("address") || name.starts_with("permissions") => Some(kamailio::addresses),
+        "list" | "txt" if name.starts_with("address") || name.starts_with("permissions") => {
+            Some(kamailio::addresses)
+        }
         "xml" => Some(freeswitch::mentions),
         _ => None,
     }
@@ -195,7 +218,8 @@ fn reader_of(file: &Path) -> Option<Reader> {
 
 fn proposal(who: &Who, reasons: Vec<String>) -> Proposal {
     // What is quoted must not end the quotation.
-    let quoted: String = reasons[0].chars().filter(|c| !c.is_control() && !"'\\".contains(*c)).collect();
+    let quoted: String =
+        reasons[0].chars().filter(|c| !c.is_control() && !"'\\".contains(*c)).collect();
     let command = format!("sip-xdp trust add {who} --reason '{quoted}'");
     Proposal { who: who.to_string(), reasons, command }
 }
@@ -215,12 +239,15 @@ impl Collected {
                     reasons.push(place);
                 }
             }
-            Err(error) => self.refused.push(Refused { who: text.to_owned(), reason: format!("{place}: {error}") }),
+            Err(error) => self
+                .refused
+                .push(Refused { who: text.to_owned(), reason: format!("{place}: {error}") }),
         }
     }
 }
 
-/// Reads an address, a network with a prefix or a mask, a host, or a SIP URI, and refuses what must not be trusted.
+/// Reads an address, a network with a prefix or a mask, a host, or a SIP URI, and refuses what must
+/// not be trusted.
 fn read(text: &str) -> Result<Who> {
     let bare = host_of(text);
     if let Ok(net) = bare.parse::<ipnet::IpNet>() {
@@ -248,7 +275,10 @@ fn read(text: &str) -> Result<Who> {
 fn check(network: Network) -> Result<Who> {
     let broadest = BROADEST[usize::from(!network.is_v4())];
     if network.prefix() < broadest {
-        bail!("{network} is broader than /{broadest}: name the addresses from which the carrier really sends");
+        bail!(
+            "{network} is broader than /{broadest}: name the addresses from which the carrier \
+             really sends"
+        );
     }
     let address = network.address();
     if address.is_loopback() || address.is_unspecified() || address.is_multicast() {
@@ -260,7 +290,8 @@ fn check(network: Network) -> Result<Who> {
 /// The host in `sip:user@host:port;parameters`, with or without all that is around it.
 fn host_of(text: &str) -> &str {
     let text = text.trim().trim_matches(['"', '\'', '<', '>']);
-    let text = ["sips:", "sip:"].iter().find_map(|scheme| text.strip_prefix(scheme)).unwrap_or(text);
+    let text =
+        ["sips:", "sip:"].iter().find_map(|scheme| text.strip_prefix(scheme)).unwrap_or(text);
     let text = text.split([';', '?']).next().unwrap_or_default();
     let text = text.rsplit('@').next().unwrap_or_default();
     if let Some(rest) = text.strip_prefix('[') {
@@ -274,17 +305,17 @@ fn host_of(text: &str) -> &str {
     .trim()
 }
 
-/// Known-good sources and peers that have all but used up their limit. The kernel keeps no record of known sources that went
-/// over it before.
+/// Known-good sources and peers that have all but used up their limit. The kernel keeps no record
+/// of known sources that went over it before.
 fn limited(pins: &Pins, settings: &Settings) -> Result<Vec<(Network, String)>> {
-    let guide = header::read(pins.open(names::GUIDE)?)?;
+    let guide = header::read(pins.open(names::TABLE_HEADER)?)?;
     let table = Table::open(|name| pins.open(name), &guide)?;
     let now = clock::now();
     let known: Vec<_> = table
-        .whole()?
+        .map_all()?
         .entries()
-        .filter(|entry| entry.kind == Kind::Known && entry.terms.expires > now)
-        .filter_map(|entry| Some((entry.network, entry.terms.standing?)))
+        .filter(|entry| entry.kind == Kind::Known && entry.slot_state.expires > now)
+        .filter_map(|entry| Some((entry.network, entry.slot_state.reputation?)))
         .collect();
     let mut found = Vec::new();
     for (network, standing) in known {
@@ -294,9 +325,14 @@ fn limited(pins: &Pins, settings: &Settings) -> Result<Vec<(Network, String)>> {
             (false, false) => continue,
         };
         let limits = explain::read(pins, network.address(), settings)?.limits;
-        let level = limits.iter().find(|level| level.limit == "good" && level.left < level.of.div_ceil(NEARLY));
+        let level = limits
+            .iter()
+            .find(|level| level.limit == "good" && level.left < level.of.div_ceil(NEARLY));
         if let Some(Level { left, of, .. }) = level {
-            found.push((network, format!("{what}, but at its limit: {left} of {of} packets are left")));
+            found.push((
+                network,
+                format!("{what}, but at its limit: {left} of {of} packets are left"),
+            ));
         }
     }
     Ok(found)
@@ -369,16 +405,26 @@ mod tests {
             "freeswitch/sip_profiles/external/a.xml",
             "<gateway name='a'><param name='proxy' value='198.51.100.3'/></gateway>",
         );
-        let trusted = Trusted { networks: vec!["198.51.100.0/24".parse().unwrap()], hosts: BTreeSet::new() };
+        let trusted =
+            Trusted { networks: vec!["198.51.100.0/24".parse().unwrap()], hosts: BTreeSet::new() };
         let pins = Pins::new(&directory.path().join("pins"));
-        let found =
-            suggest(&[directory.path().to_owned()], &pins, &Settings::from(&Config::default()), &trusted).unwrap();
+        let found = suggest(
+            &[directory.path().to_owned()],
+            &pins,
+            &Settings::from(&Config::default()),
+            &trusted,
+        )
+        .unwrap();
         let who: Vec<_> = found.proposals.iter().map(|proposal| proposal.who.as_str()).collect();
         assert_eq!(who, ["192.0.2.7", "203.0.113.0/24", "sip.south.example"]);
         assert_eq!((found.trusted, found.files, found.refused.len()), (1, 4, 1));
         assert!(found.refused[0].reason.contains("pjsip.conf:5"), "{:?}", found.refused);
         let both = &found.proposals[0];
         assert_eq!(both.reasons.len(), 2);
-        assert!(both.command.starts_with("sip-xdp trust add 192.0.2.7 --reason 'pjsip identify north in "), "{both:?}");
+        assert!(
+            both.command
+                .starts_with("sip-xdp trust add 192.0.2.7 --reason 'pjsip identify north in "),
+            "{both:?}"
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! What can drop a packet by its source: sip-xdp, its peers, and the two ends of the scale. Each stands at the receiving
-//! end of a wire of its own, so that all can be up at the same time and be measured in turn.
+//! What can drop a packet by its source: sip-xdp, its peers, and the two ends of the scale. Each
+//! stands at the receiving end of a wire of its own, so that all can be up at the same time and be
+//! measured in turn.
 
 mod netfilter;
 mod ours;
@@ -43,7 +44,8 @@ pub(crate) const OURS_FULL: &str = "sip-xdp, full";
 
 /// What no list of a million hosts can do without: one look at its memory, at 32 bits a host.
 const FLOOR: &str = "floor: one line of 4 MiB, counted";
-/// What a look-up in two steps, as ours is, cannot do without: a look at the memory of each of its tables.
+/// What a look-up in two steps, as ours is, cannot do without: a look at the memory of each of its
+/// tables.
 const FLOOR_OURS: &str = "floor: the same and one line of 256 KiB";
 
 /// All that filters nothing and only says what memory costs.

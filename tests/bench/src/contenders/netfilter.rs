@@ -12,12 +12,18 @@ use sip_xdp_tests::process::succeed;
 use super::Contender;
 
 /// A set looked up before anything else sees the packet.
-pub(super) fn netdev_ingress<'w>(wire: &'w Wire, sources: &[Ipv4Addr]) -> Result<Box<dyn Contender + 'w>> {
+pub(super) fn netdev_ingress<'w>(
+    wire: &'w Wire,
+    sources: &[Ipv4Addr],
+) -> Result<Box<dyn Contender + 'w>> {
     nftables(wire, sources, "netdev", "type filter hook ingress device wan priority -500")
 }
 
 /// A set looked up before connections are tracked.
-pub(super) fn inet_prerouting<'w>(wire: &'w Wire, sources: &[Ipv4Addr]) -> Result<Box<dyn Contender + 'w>> {
+pub(super) fn inet_prerouting<'w>(
+    wire: &'w Wire,
+    sources: &[Ipv4Addr],
+) -> Result<Box<dyn Contender + 'w>> {
     nftables(wire, sources, "inet", "type filter hook prerouting priority raw")
 }
 
@@ -64,22 +70,36 @@ pub(super) fn ipset<'w>(wire: &'w Wire, sources: &[Ipv4Addr]) -> Result<Box<dyn 
         let _ = writeln!(set, "add sources {source}");
     }
     load(wire, "ipset", &["restore", "-file"], &set)?;
-    let rules = "*raw\n:PREROUTING ACCEPT\n-A PREROUTING -m set --match-set sources src -j DROP\nCOMMIT\n";
+    let rules =
+        "*raw\n:PREROUTING ACCEPT\n-A PREROUTING -m set --match-set sources src -j DROP\nCOMMIT\n";
     load(wire, "iptables-legacy-restore", &["--wait=10"], rules)?;
     Ok(Box::new(Iptables { wire, table: "raw", chain: "PREROUTING", populated: "" }))
 }
 
-/// What fail2ban's default action leaves after as many bans: a chain that INPUT jumps to, with one REJECT for each source.
-pub(super) fn fail2ban<'w>(wire: &'w Wire, sources: &[Ipv4Addr]) -> Result<Box<dyn Contender + 'w>> {
+/// What fail2ban's default action leaves after as many bans: a chain that INPUT jumps to, with one
+/// REJECT for each source.
+pub(super) fn fail2ban<'w>(
+    wire: &'w Wire,
+    sources: &[Ipv4Addr],
+) -> Result<Box<dyn Contender + 'w>> {
     let mut rules = String::from(
-        "*filter\n:INPUT ACCEPT\n:f2b-sip -\n-A INPUT -p udp -m multiport --dports 5060,5061 -j f2b-sip\n",
+        "*filter\n:INPUT ACCEPT\n:f2b-sip -\n-A INPUT -p udp -m multiport --dports 5060,5061 -j \
+         f2b-sip\n",
     );
     for source in sources {
-        let _ = writeln!(rules, "-A f2b-sip -s {source}/32 -j REJECT --reject-with icmp-port-unreachable");
+        let _ = writeln!(
+            rules,
+            "-A f2b-sip -s {source}/32 -j REJECT --reject-with icmp-port-unreachable"
+        );
     }
     rules.push_str("-A f2b-sip -j RETURN\nCOMMIT\n");
     load(wire, "iptables-legacy-restore", &["--wait=10"], &rules)?;
-    Ok(Box::new(Iptables { wire, table: "filter", chain: "f2b-sip", populated: "one rule for each source" }))
+    Ok(Box::new(Iptables {
+        wire,
+        table: "filter",
+        chain: "f2b-sip",
+        populated: "one rule for each source",
+    }))
 }
 
 struct Iptables<'w> {
@@ -92,7 +112,16 @@ struct Iptables<'w> {
 impl Contender for Iptables<'_> {
     fn stopped(&self) -> Result<u64> {
         let mut iptables = self.wire.receiver.command("iptables-legacy");
-        let rules = succeed(iptables.args(["--wait=10", "-t", self.table, "-L", self.chain, "-n", "-v", "-x"]))?;
+        let rules = succeed(iptables.args([
+            "--wait=10",
+            "-t",
+            self.table,
+            "-L",
+            self.chain,
+            "-n",
+            "-v",
+            "-x",
+        ]))?;
         Ok(matched(&rules))
     }
 
@@ -144,7 +173,8 @@ mod tests {
 
     #[test]
     fn adds_what_iptables_counts() {
-        let rules = "Chain f2b-sip (1 references)\n    pkts      bytes target     prot opt in     out     source\n\
+        let rules = "Chain f2b-sip (1 references)\n    pkts      bytes target     prot opt \
+                     in     out     source\n\
                      \x20   40 1000 REJECT  all -- * * 64.0.0.1 0.0.0.0/0\n\
                      \x20   2 1000 DROP  all -- * * 64.0.0.2 0.0.0.0/0\n\
                      \x20   7 1000 RETURN  all -- * * 0.0.0.0/0 0.0.0.0/0\n";

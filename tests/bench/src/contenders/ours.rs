@@ -36,7 +36,10 @@ const HALF: Population = Population { feed: FULL.feed / 2, ..FULL };
 const CAPACITY: u32 = 1 << 20;
 
 /// Nothing but the sources that attack, blocked for good.
-pub(super) fn list_alone<'w>(wire: &'w Wire, sources: &[Ipv4Addr]) -> Result<Box<dyn Contender + 'w>> {
+pub(super) fn list_alone<'w>(
+    wire: &'w Wire,
+    sources: &[Ipv4Addr],
+) -> Result<Box<dyn Contender + 'w>> {
     let filter = start(wire, String::new())?;
     filter.put("block", &texts(sources), None)?;
     Ok(Box::new(Ours { filter, populated: String::new() }))
@@ -52,14 +55,22 @@ pub(super) fn half<'w>(wire: &'w Wire, sources: &[Ipv4Addr]) -> Result<Box<dyn C
     populated(wire, sources, HALF)
 }
 
-fn populated<'w>(wire: &'w Wire, sources: &[Ipv4Addr], population: Population) -> Result<Box<dyn Contender + 'w>> {
+fn populated<'w>(
+    wire: &'w Wire,
+    sources: &[Ipv4Addr],
+    population: Population,
+) -> Result<Box<dyn Contender + 'w>> {
     let mut filter = start(wire, format!("capacity.networks = {CAPACITY}\n"))?;
     let populated = populate(&mut filter, sources, population)?;
     Ok(Box::new(Ours { filter, populated }))
 }
 
 fn start(wire: &Wire, configuration: String) -> Result<Filter<'_>> {
-    let options = FilterOptions { interfaces: vec![WAN.to_owned()], configuration, ..FilterOptions::default() };
+    let options = FilterOptions {
+        interfaces: vec![WAN.to_owned()],
+        configuration,
+        ..FilterOptions::default()
+    };
     Filter::start_with(&wire.receiver, wire.directory(), options)
 }
 
@@ -83,7 +94,11 @@ impl Contender for Ours<'_> {
 }
 
 /// Fills the tables, and says what is in them.
-fn populate(filter: &mut Filter<'_>, sources: &[Ipv4Addr], population: Population) -> Result<String> {
+fn populate(
+    filter: &mut Filter<'_>,
+    sources: &[Ipv4Addr],
+    population: Population,
+) -> Result<String> {
     let (fed, banned) = sources.split_at(sources.len() / 2);
     // Numbers from a range of its own for each kind: no address is used twice.
     let others = |first: u32, count: u32, sources: usize| {
@@ -91,19 +106,25 @@ fn populate(filter: &mut Filter<'_>, sources: &[Ipv4Addr], population: Populatio
         first..first + count
     };
     let hot = fed.iter().map(|source| Network::host((*source).into()));
-    let feed = filter.feed(hot.chain(others(4 << 20, population.feed, fed.len()).map(mixed)).collect())?;
+    let feed =
+        filter.feed(hot.chain(others(4 << 20, population.feed, fed.len()).map(mixed)).collect())?;
 
     let mut bans = texts(banned);
-    bans.extend(others(1 << 20, population.bans, banned.len()).map(|number| spread(number).to_string()));
+    bans.extend(
+        others(1 << 20, population.bans, banned.len()).map(|number| spread(number).to_string()),
+    );
     filter.put("block", &bans, Some(BAN))?;
 
     let trusted: Vec<_> = others(2 << 20, population.trusted, 0)
         .map(|number| Network::around(host(number).first(), MAPPED_BITS + 24))
-        .filter(|network| sources.iter().all(|source| !network.contains(&Network::host((*source).into()))))
+        .filter(|network| {
+            sources.iter().all(|source| !network.contains(&Network::host((*source).into())))
+        })
         .map(|network| network.to_string())
         .collect();
     filter.put("trust", &trusted, None)?;
-    let [feed, trusted, bans] = [feed.total, trusted.len(), bans.len()].map(|count| thousands(count as i64));
+    let [feed, trusted, bans] =
+        [feed.total, trusted.len(), bans.len()].map(|count| thousands(count as i64));
     Ok(format!("{feed} feed entries, {trusted} trusted networks, {bans} bans"))
 }
 

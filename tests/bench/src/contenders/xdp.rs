@@ -15,18 +15,27 @@ use sip_xdp_tests::topology::WAN;
 use super::Contender;
 
 /// The program that only says DROP.
-pub(super) fn drop_everything<'w>(wire: &'w Wire, _sources: &[Ipv4Addr]) -> Result<Box<dyn Contender + 'w>> {
+pub(super) fn drop_everything<'w>(
+    wire: &'w Wire,
+    _sources: &[Ipv4Addr],
+) -> Result<Box<dyn Contender + 'w>> {
     Ok(Box::new(DropEverything { wire, _attached: Attached::new(&wire.receiver, WAN, DROP)? }))
 }
 
-/// The program that touches one line of 4 MiB for each packet, counts it and says DROP: what the memory of a list of a
-/// million hosts costs by itself.
-pub(super) fn one_line<'w>(wire: &'w Wire, _sources: &[Ipv4Addr]) -> Result<Box<dyn Contender + 'w>> {
+/// The program that touches one line of 4 MiB for each packet, counts it and says DROP: what the
+/// memory of a list of a million hosts costs by itself.
+pub(super) fn one_line<'w>(
+    wire: &'w Wire,
+    _sources: &[Ipv4Addr],
+) -> Result<Box<dyn Contender + 'w>> {
     touching(wire, 2)
 }
 
 /// The same, and one line of a table as large as the states of all /20s.
-pub(super) fn two_lines<'w>(wire: &'w Wire, _sources: &[Ipv4Addr]) -> Result<Box<dyn Contender + 'w>> {
+pub(super) fn two_lines<'w>(
+    wire: &'w Wire,
+    _sources: &[Ipv4Addr],
+) -> Result<Box<dyn Contender + 'w>> {
     touching(wire, 1 | 2)
 }
 
@@ -35,7 +44,10 @@ fn touching(wire: &Wire, tables: u32) -> Result<Box<dyn Contender + '_>> {
     /// `include/uapi/linux/bpf.h`
     const XDP_DROP: u32 = 1;
     let object = floor(tables, XDP_DROP)?;
-    Ok(Box::new(DropEverything { wire, _attached: Attached::attach(&wire.receiver, WAN, FLOOR, object)? }))
+    Ok(Box::new(DropEverything {
+        wire,
+        _attached: Attached::attach(&wire.receiver, WAN, FLOOR, object)?,
+    }))
 }
 
 struct DropEverything<'w> {
@@ -58,9 +70,12 @@ impl Contender for DropEverything<'_> {
     }
 }
 
-/// No filter: packets go up the stack to a socket whose queue is full, as that of an overloaded server is.
+/// No filter: packets go up the stack to a socket whose queue is full, as that of an overloaded
+/// server is.
 pub(super) fn none<'w>(wire: &'w Wire, _sources: &[Ipv4Addr]) -> Result<Box<dyn Contender + 'w>> {
-    let socket = wire.receiver.enter(|| UdpSocket::bind("0.0.0.0:5060").context("cannot bind to port 5060"))?;
+    let socket = wire
+        .receiver
+        .enter(|| UdpSocket::bind("0.0.0.0:5060").context("cannot bind to port 5060"))?;
     Ok(Box::new(NoFilter { wire, _socket: socket }))
 }
 
@@ -82,15 +97,24 @@ impl Contender for NoFilter<'_> {
 
 /// xdp-filter from xdp-tools, denying sources of IPv4, attached in the driver.
 ///
-/// It keeps its state in /sys/fs/bpf and a lock in /run, both in places that are the same for the whole machine. Here it
-/// has a mount namespace of its own with fresh ones: it neither meets an instance that the machine's owner uses, nor the
-/// lock of a call that was killed, and what it pinned goes away with the process that holds the namespace.
-pub(super) fn xdp_filter<'w>(wire: &'w Wire, sources: &[Ipv4Addr]) -> Result<Box<dyn Contender + 'w>> {
+/// It keeps its state in /sys/fs/bpf and a lock in /run, both in places that are the same for the
+/// whole machine. Here it has a mount namespace of its own with fresh ones: it neither meets an
+/// instance that the machine's owner uses, nor the lock of a call that was killed, and what it
+/// pinned goes away with the process that holds the namespace.
+pub(super) fn xdp_filter<'w>(
+    wire: &'w Wire,
+    sources: &[Ipv4Addr],
+) -> Result<Box<dyn Contender + 'w>> {
     let filter = XdpFilter { room: Room::new(wire)? };
     let list: String = sources.iter().map(|source| format!("{source}\n")).collect();
     let file = wire.directory().join("sources");
     fs::write(&file, list).with_context(|| format!("cannot write {}", file.display()))?;
-    succeed(filter.room.command("xdp-filter").args(["load", WAN, "-m", "native", "-f", "ipv4", "-p", "allow"]))?;
+    succeed(
+        filter
+            .room
+            .command("xdp-filter")
+            .args(["load", WAN, "-m", "native", "-f", "ipv4", "-p", "allow"]),
+    )?;
     let add = r#"while read -r source; do xdp-filter ip -m src "$source" || exit 1; done < "$1""#;
     succeed(filter.room.command("sh").args(["-c", add, "sh"]).arg(&file))?;
     Ok(Box::new(filter))
@@ -112,7 +136,9 @@ impl Contender for XdpFilter {
 }
 
 fn drops(status: &str) -> Option<u64> {
-    status.lines().find_map(|line| line.trim().strip_prefix("XDP_DROP")?.split_whitespace().next()?.parse().ok())
+    status.lines().find_map(|line| {
+        line.trim().strip_prefix("XDP_DROP")?.split_whitespace().next()?.parse().ok()
+    })
 }
 
 /// The receiving end of a wire with a BPF file system and a /run of its own.
@@ -122,7 +148,8 @@ struct Room {
 
 impl Room {
     fn new(wire: &Wire) -> Result<Self> {
-        let mounts = "mount -t bpf bpf /sys/fs/bpf && mount -t tmpfs tmpfs /run && echo ready && exec sleep infinity";
+        let mounts = "mount -t bpf bpf /sys/fs/bpf && mount -t tmpfs tmpfs /run && echo ready && \
+                      exec sleep infinity";
         let mut command = wire.receiver.command("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", mounts]);
         let mut holder = Process::spawn("the holder of a mount namespace", &mut command)?;

@@ -1,4 +1,5 @@
-//! A registrar at the receiving end of a wire, a contender before it, and phones on another interface.
+//! A registrar at the receiving end of a wire, a contender before it, and phones on another
+//! interface.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,7 +34,7 @@ pub(super) enum Flood {
     /// On the registrar's CPU, at a constant rate.
     Shared,
     /// On the other CPU, as fast as that can.
-    Apart,
+    PerHost,
 }
 
 /// The network of one contender.
@@ -79,14 +80,23 @@ pub(super) struct Measured {
 
 impl<'g> Site<'g> {
     /// Puts a contender in place; none is the bare host.
-    pub(super) fn place(ground: &'g Ground, set: Option<Set>, sources: &[Ipv4Addr]) -> Result<Self> {
+    pub(super) fn place(
+        ground: &'g Ground,
+        set: Option<Set>,
+        sources: &[Ipv4Addr],
+    ) -> Result<Self> {
         let Ground { wire, cpus, .. } = ground;
-        let options = RegistrarOptions { log_requests: false, cpu: Some(cpus.serving), ..RegistrarOptions::default() };
+        let options = RegistrarOptions {
+            log_requests: false,
+            cpu: Some(cpus.serving),
+            ..RegistrarOptions::default()
+        };
         let registrar = Registrar::start_with(&wire.receiver, wire.directory(), &options)?;
         let contender = set.map(|set| set(wire, sources)).transpose()?;
         let sources = Sources::InTurn(sources.to_vec());
         let mut generator = wire.generator(&sources, REQUEST.as_bytes())?;
-        // Not counted: caches and branch predictors, and the generator learns how fast it goes here.
+        // Not counted: caches and branch predictors, and the generator learns how fast it goes
+        // here.
         generator.send_for(WARM_UP / 5)?;
         Ok(Self { ground, _registrar: registrar, contender, generator })
     }
@@ -106,21 +116,26 @@ impl<'g> Site<'g> {
         let (ground, generator, stop) = (self.ground, &mut self.generator, AtomicBool::new(false));
         let measured = thread::scope(|scope| {
             let flood = scope.spawn(|| match flood {
-                Flood::Shared => generator.send_steadily(ground.cpus.serving, RATE, &stop).map(Some),
-                Flood::Apart => generator.send_until(&stop).map(|_| None),
+                Flood::Shared => {
+                    generator.send_steadily(ground.cpus.serving, RATE, &stop).map(Some)
+                }
+                Flood::PerHost => generator.send_until(&stop).map(|_| None),
             });
             sleep(WARM_UP);
             let measured = count(&office, &ground.wire, window);
             stop.store(true, Ordering::Relaxed);
-            let steady =
-                flood.join().map_err(|_| anyhow!("the flood's thread panicked"))?.context("the flood failed")?;
+            let steady = flood
+                .join()
+                .map_err(|_| anyhow!("the flood's thread panicked"))?
+                .context("the flood failed")?;
             anyhow::Ok(Measured { steady: steady.unwrap_or_default(), ..measured? })
         });
         drop(office);
         self.settle(Measured { received, stopped, ..measured? })
     }
 
-    /// Sees that every packet of the flood ended where it should; until now the counts are those from before.
+    /// Sees that every packet of the flood ended where it should; until now the counts are those
+    /// from before.
     fn settle(&self, before: Measured) -> Result<Measured> {
         let mut after = before;
         let settled = wait_until("every packet is counted", Duration::from_secs(1), || {
@@ -128,7 +143,9 @@ impl<'g> Site<'g> {
             after = Measured { received, stopped: self.stopped()? - before.stopped, ..before };
             Ok(self.counter().is_none() || after.stopped == after.received)
         });
-        let counts = || format!("{} taken in, {} stopped", thousands(after.received), thousands(after.stopped));
+        let counts = || {
+            format!("{} taken in, {} stopped", thousands(after.received), thousands(after.stopped))
+        };
         settled.with_context(counts)?;
         Ok(after)
     }

@@ -1,4 +1,5 @@
-//! One attack against one defence, watched from the attacker's side: what it sent, what was answered, and when.
+//! One attack against one defence, watched from the attacker's side: what it sent, what was
+//! answered, and when.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -13,8 +14,8 @@ use sip_xdp_tests::process::Process;
 use sip_xdp_tests::sip::Request;
 use sip_xdp_tests::topology::{ATTACKER, OUTSIDE, PBX_WAN, WAN};
 use sip_xdp_tests::{
-    Attacker, Capture, Fail2ban, Filter, Lab, Namespace, Registrar, RegistrarOptions, Stream, fail2ban, stream,
-    wait_until,
+    Attacker, Capture, Fail2ban, Filter, Lab, Namespace, Registrar, RegistrarOptions, Stream,
+    fail2ban, stream, wait_until,
 };
 
 /// How long an attack goes on, from its first packet: twice what either defence takes.
@@ -74,21 +75,31 @@ struct Sent {
 pub(crate) fn run(attack: Attack, defence: Defence) -> Result<Outcome> {
     let lab = Lab::new()?;
     let log_file = lab.directory().join("registrar.log");
-    let options = RegistrarOptions { log_file: Some(log_file.clone()), ..RegistrarOptions::default() };
+    let options =
+        RegistrarOptions { log_file: Some(log_file.clone()), ..RegistrarOptions::default() };
     let registrar = Registrar::start_with(&lab.pbx, lab.directory(), &options)?;
     let guard = Guard::start(defence, &lab.pbx, lab.directory(), &log_file)?;
-    let capture = Capture::start(&lab.attacker, OUTSIDE, &format!("udp and host {ATTACKER}"), lab.directory())?;
+    let capture = Capture::start(
+        &lab.attacker,
+        OUTSIDE,
+        &format!("udp and host {ATTACKER}"),
+        lab.directory(),
+    )?;
     let mut assault = Assault::start(attack, &lab)?;
-    wait_until("the attacker sends", Duration::from_secs(15), || Ok(!capture.packets()?.is_empty()))?;
+    wait_until("the attacker sends", Duration::from_secs(15), || {
+        Ok(!capture.packets()?.is_empty())
+    })?;
     sleep(LASTS);
     assault.stop()?;
     let packets = capture.stop()?;
-    evaluate(&requests(&packets), &registrar, &guard)
-        .with_context(|| format!("the defence said:\n{}\nthe registrar:\n{}", guard.log(), registrar.log()))
+    evaluate(&requests(&packets), &registrar, &guard).with_context(|| {
+        format!("the defence said:\n{}\nthe registrar:\n{}", guard.log(), registrar.log())
+    })
 }
 
 fn evaluate(sent: &[Sent], registrar: &Registrar, guard: &Guard<'_>) -> Result<Outcome> {
-    let dropped = sent.iter().position(|request| !request.answered).context("every request was answered")?;
+    let dropped =
+        sent.iter().position(|request| !request.answered).context("every request was answered")?;
     let (first, first_dropped) = (sent.first().context("nothing was sent")?.at, sent[dropped].at);
     let threshold = match guard {
         Guard::SipXdp(_) => over_the_limit(sent).context("the attack never exceeded the limit")?,
@@ -104,20 +115,23 @@ fn evaluate(sent: &[Sent], registrar: &Registrar, guard: &Guard<'_>) -> Result<O
         reached: registrar.received_from(ATTACKER),
         answered: sent.iter().filter(|request| request.answered).count(),
         counted: guard.counted()?,
-        excess: dropped.saturating_sub(room(first_dropped.duration_since(first).unwrap_or_default())),
+        excess: dropped
+            .saturating_sub(room(first_dropped.duration_since(first).unwrap_or_default())),
     })
 }
 
 /// The request that is one too many within the time of the limit.
 fn over_the_limit(sent: &[Sent]) -> Option<SystemTime> {
-    let windows = sent.windows(LIMIT + 1).filter_map(|window| Some((window.first()?.at, window.last()?.at)));
+    let windows =
+        sent.windows(LIMIT + 1).filter_map(|window| Some((window.first()?.at, window.last()?.at)));
     windows
         .filter(|(first, last)| last.duration_since(*first).is_ok_and(|took| took <= LIMIT_PER))
         .map(|(_, last)| last)
         .next()
 }
 
-/// How many requests a token bucket of the limit's size lets through in a time that begins with the first one.
+/// How many requests a token bucket of the limit's size lets through in a time that begins with the
+/// first one.
 fn room(time: Duration) -> usize {
     // Both factors are small and positive.
     LIMIT + (LIMIT as f64 * time.as_secs_f64() / LIMIT_PER.as_secs_f64()) as usize
@@ -133,12 +147,17 @@ fn milliseconds(from: SystemTime, to: SystemTime) -> f64 {
 
 /// The attacker's requests in the order of a capture, each with whether it was answered.
 fn requests(packets: &[Packet]) -> Vec<Sent> {
-    let texts: Vec<_> = packets.iter().map(|packet| (packet.at, String::from_utf8_lossy(&packet.data))).collect();
+    let texts: Vec<_> =
+        packets.iter().map(|packet| (packet.at, String::from_utf8_lossy(&packet.data))).collect();
     let is_response = |text: &str| text.contains("SIP/2.0 ") && !text.contains(" SIP/2.0\r\n");
-    let answered: HashSet<_> =
-        texts.iter().filter(|(_, text)| is_response(text)).filter_map(|(_, text)| branch(text)).collect();
+    let answered: HashSet<_> = texts
+        .iter()
+        .filter(|(_, text)| is_response(text))
+        .filter_map(|(_, text)| branch(text))
+        .collect();
     let sent = texts.iter().filter(|(_, text)| !is_response(text));
-    sent.filter_map(|(at, text)| Some(Sent { at: *at, answered: answered.contains(branch(text)?) })).collect()
+    sent.filter_map(|(at, text)| Some(Sent { at: *at, answered: answered.contains(branch(text)?) }))
+        .collect()
 }
 
 /// What tells one transaction from another: the branch of the first Via, which a response repeats.
@@ -154,7 +173,12 @@ enum Guard<'a> {
 }
 
 impl<'a> Guard<'a> {
-    fn start(defence: Defence, namespace: &'a Namespace, directory: &Path, log: &Path) -> Result<Self> {
+    fn start(
+        defence: Defence,
+        namespace: &'a Namespace,
+        directory: &Path,
+        log: &Path,
+    ) -> Result<Self> {
         Ok(match defence {
             Defence::SipXdp => Self::SipXdp(Box::new(Filter::start(namespace, directory)?)),
             Defence::Fail2ban => Self::Fail2ban(Fail2ban::start(namespace, directory, log)?),
@@ -179,7 +203,9 @@ impl<'a> Guard<'a> {
 
     fn log(&self) -> String {
         match self {
-            Self::SipXdp(filter) => filter.log().iter().map(|line| format!("    {}\n", line.text)).collect(),
+            Self::SipXdp(filter) => {
+                filter.log().iter().map(|line| format!("    {}\n", line.text)).collect()
+            }
             Self::Fail2ban(fail2ban) => fail2ban.log(),
         }
     }
@@ -194,7 +220,9 @@ enum Assault {
 impl Assault {
     fn start(attack: Attack, lab: &Lab) -> Result<Self> {
         Ok(match attack {
-            Attack::Crack => Self::Tool(Attacker::new(&lab.attacker, lab.directory()).crack("101")?),
+            Attack::Crack => {
+                Self::Tool(Attacker::new(&lab.attacker, lab.directory()).crack("101")?)
+            }
             Attack::Flood => Self::Stream(Some(flood(&lab.attacker)?)),
         })
     }
@@ -214,10 +242,12 @@ impl Assault {
 
 /// Every request has credentials of its own, which are wrong.
 fn flood(namespace: &Namespace) -> Result<Stream> {
-    let (from, to) = (SocketAddr::new(ATTACKER.into(), 5060), SocketAddr::new(PBX_WAN.into(), 5060));
+    let (from, to) =
+        (SocketAddr::new(ATTACKER.into(), 5060), SocketAddr::new(PBX_WAN.into(), 5060));
     Stream::start(stream::socket(namespace, from, to)?, FLOOD, move |number| {
         let sequence = u32::try_from(number).unwrap_or(u32::MAX);
-        let request = Request { method: "REGISTER", user: "101", call_id: "flood", sequence, from, to };
+        let request =
+            Request { method: "REGISTER", user: "101", call_id: "flood", sequence, from, to };
         request.bytes_with(&format!(
             "Authorization: Digest username=\"101\", realm=\"lab.example\", nonce=\"made-up\", \
              uri=\"sip:101@{to}\", response=\"{number:032x}\"\r\n"
@@ -230,7 +260,10 @@ mod tests {
     use super::*;
 
     fn packet(millisecond: u64, text: &str) -> Packet {
-        Packet { at: SystemTime::UNIX_EPOCH + Duration::from_millis(millisecond), data: text.as_bytes().to_vec() }
+        Packet {
+            at: SystemTime::UNIX_EPOCH + Duration::from_millis(millisecond),
+            data: text.as_bytes().to_vec(),
+        }
     }
 
     #[test]
@@ -245,9 +278,13 @@ mod tests {
 
     #[test]
     fn the_limit_is_exceeded_by_the_first_request_too_many() {
-        let sent: Vec<_> = (0..100).map(|number| Sent { at: packet(number * 100, "").at, answered: true }).collect();
+        let sent: Vec<_> = (0..100)
+            .map(|number| Sent { at: packet(number * 100, "").at, answered: true })
+            .collect();
         assert_eq!(over_the_limit(&sent), Some(packet(5000, "").at));
-        let slow: Vec<_> = (0..100).map(|number| Sent { at: packet(number * 250, "").at, answered: true }).collect();
+        let slow: Vec<_> = (0..100)
+            .map(|number| Sent { at: packet(number * 250, "").at, answered: true })
+            .collect();
         assert_eq!(over_the_limit(&slow), None);
         assert_eq!((room(Duration::ZERO), room(Duration::from_millis(400))), (50, 52));
     }

@@ -1,7 +1,8 @@
-//! From a decision to its enforcement: how long after the daemon was told to block a source its first packet is dropped.
+//! From a decision to its enforcement: how long after the daemon was told to block a source its
+//! first packet is dropped.
 //!
-//! A stream of requests runs all the time. Each carries its number, and when it was sent is remembered; the first one
-//! that does not arrive was sent when the block was already enforced.
+//! A stream of requests runs all the time. Each carries its number, and when it was sent is
+//! remembered; the first one that does not arrive was sent when the block was already enforced.
 
 use std::mem::replace;
 use std::net::{SocketAddr, UdpSocket};
@@ -34,7 +35,7 @@ count = 50
 per = "10s"
 "#;
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// How often is asked whether packets arrive.
 const PULSE: Duration = Duration::from_millis(1);
 /// How many packets in a row make us believe that they all arrive, or that none does.
@@ -42,13 +43,16 @@ const ENOUGH: u64 = 20;
 /// More than the stream sends between a block and its evaluation.
 const REMEMBERED: usize = 1 << 16;
 
-/// Blocks and unblocks the source of the stream `count` times; milliseconds from each call to the first dropped packet.
+/// Blocks and unblocks the source of the stream `count` times; milliseconds from each call to the
+/// first dropped packet.
 pub(crate) fn run(count: usize) -> Result<Vec<f64>> {
     let lab = Lab::new()?;
     let options = FilterOptions { configuration: NO_LIMITS.to_owned(), ..FilterOptions::default() };
     let filter = Filter::start_with(&lab.pbx, lab.directory(), options)?;
     let target = SocketAddr::new(PBX_WAN.into(), 5060);
-    let sink = lab.pbx.enter(|| UdpSocket::bind(target).with_context(|| format!("cannot bind to {target}")))?;
+    let sink = lab
+        .pbx
+        .enter(|| UdpSocket::bind(target).with_context(|| format!("cannot bind to {target}")))?;
     let received = Received::listen(sink);
     let sent = Arc::new(SendTimes::new());
     let flow = numbered(&lab, target, Arc::clone(&sent))?;
@@ -62,7 +66,9 @@ pub(crate) fn run(count: usize) -> Result<Vec<f64>> {
         let last = received.settle(&flow)?;
         let dropped = sent.of(last + 1);
         latencies.push(dropped.saturating_sub(called).as_secs_f64() * 1e3);
-        filter.call(&json!({ "command": "delete", "list": "block", "network": ATTACKER.to_string() }))?;
+        filter.call(
+            &json!({ "command": "delete", "list": "block", "network": ATTACKER.to_string() }),
+        )?;
     }
     flow.stop()?;
     if filter.packets(WAN, "drop.blocked")? != filter.dropped(WAN)? {
@@ -75,8 +81,8 @@ pub(crate) fn run(count: usize) -> Result<Vec<f64>> {
 fn wait_until(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
     let start = Instant::now();
     while !condition() {
-        if start.elapsed() > PATIENCE {
-            bail!("not within {PATIENCE:?}: {what}");
+        if start.elapsed() > TIMEOUT {
+            bail!("not within {TIMEOUT:?}: {what}");
         }
         sleep(PULSE);
     }
@@ -86,7 +92,14 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
 /// The stream: each request ends with its number, counted from 1, and is remembered with its time.
 fn numbered(lab: &Lab, target: SocketAddr, times: Arc<SendTimes>) -> Result<Stream> {
     let from = SocketAddr::new(ATTACKER.into(), 5060);
-    let request = Request { method: "REGISTER", user: "101", call_id: "stream", sequence: 1, from, to: target };
+    let request = Request {
+        method: "REGISTER",
+        user: "101",
+        call_id: "stream",
+        sequence: 1,
+        from,
+        to: target,
+    };
     let head = request.bytes();
     Stream::start(stream::socket(&lab.attacker, from, target)?, RATE, move |number| {
         times.record(number + 1);
@@ -144,7 +157,8 @@ impl Received {
             }
             while let Some(latest) = asked.upgrade() {
                 let Ok(length) = socket.recv(&mut buffer) else { continue };
-                if let Some(number) = buffer[..length].last_chunk().copied().map(u64::from_be_bytes) {
+                if let Some(number) = buffer[..length].last_chunk().copied().map(u64::from_be_bytes)
+                {
                     latest.fetch_max(number, Ordering::Relaxed);
                 }
             }

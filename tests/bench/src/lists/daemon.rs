@@ -1,4 +1,5 @@
-//! What the daemon uses: memory and CPU, with long lists, idle and during floods that it need not know of.
+//! What the daemon uses: memory and CPU, with long lists, idle and during floods that it need not
+//! know of.
 
 use std::net::Ipv4Addr;
 use std::thread::sleep;
@@ -45,7 +46,8 @@ struct Used {
 /// All rows.
 pub(super) fn rows(plan: &Plan) -> Result<Vec<Row>> {
     sweep()?;
-    let (rounds, flood) = if plan.quick { (1, Duration::from_millis(500)) } else { (3, Duration::from_secs(2)) };
+    let (rounds, flood) =
+        if plan.quick { (1, Duration::from_millis(500)) } else { (3, Duration::from_secs(2)) };
     let wires = [Wire::new()?, Wire::new()?];
     let mut filter = start(&wires[0], String::new())?;
     let empty = memory_of(&filter)?;
@@ -75,10 +77,22 @@ pub(super) fn rows(plan: &Plan) -> Result<Vec<Row>> {
     let name = |what: &str, when: &str| format!("daemon's {what}, {when}");
     let idle_memory = name("memory", &format!("idle, {entries}"));
     let mut rows = vec![
-        row(name("memory", "idle, nothing listed"), "MiB", vec![empty], None, "its resident memory".to_owned()),
+        row(
+            name("memory", "idle, nothing listed"),
+            "MiB",
+            vec![empty],
+            None,
+            "its resident memory".to_owned(),
+        ),
         row(idle_memory.clone(), "MiB", idle.memory, Some(Budget::AtMost(60.0)), String::new()),
         row(name("memory", "idle, 1,000,000 entries"), "MiB", of_million, None, String::new()),
-        row(name("CPU", &format!("idle, {entries}")), "%", idle.share, Some(Budget::AtMost(1.0)), String::new()),
+        row(
+            name("CPU", &format!("idle, {entries}")),
+            "%",
+            idle.share,
+            Some(Budget::AtMost(1.0)),
+            String::new(),
+        ),
     ];
     let floods = [("a banned source", one_source), ("1,024 listed sources", many_sources)];
     for (whence, used) in floods {
@@ -91,13 +105,23 @@ pub(super) fn rows(plan: &Plan) -> Result<Vec<Row>> {
             note,
         );
         rows.push(Row { baseline: Some(idle_memory.clone()), ..memory });
-        rows.push(row(name("CPU", &format!("flood from {whence}")), "%", used.share, None, String::new()));
+        rows.push(row(
+            name("CPU", &format!("flood from {whence}")),
+            "%",
+            used.share,
+            None,
+            String::new(),
+        ));
     }
     Ok(rows)
 }
 
 fn start(wire: &Wire, configuration: String) -> Result<Filter<'_>> {
-    let options = FilterOptions { interfaces: vec![WAN.to_owned()], configuration, ..FilterOptions::default() };
+    let options = FilterOptions {
+        interfaces: vec![WAN.to_owned()],
+        configuration,
+        ..FilterOptions::default()
+    };
     Filter::start_with(&wire.receiver, wire.directory(), options)
 }
 
@@ -139,7 +163,8 @@ impl Used {
         generator: &mut Generator<'_>,
         duration: Duration,
     ) -> Result<()> {
-        let reading = || Ok::<_, anyhow::Error>((wire.received()?, filter.packets(WAN, "drop.blocked")?));
+        let reading =
+            || Ok::<_, anyhow::Error>((wire.received()?, filter.packets(WAN, "drop.blocked")?));
         let before = reading()?;
         self.watch(filter, || generator.send_for(duration).map(drop))?;
         wait_until("every packet of the flood is dropped", Duration::from_secs(2), || {

@@ -1,4 +1,5 @@
-//! Loading a feed into empty tables, loading it again with a little changed, and single bans beside a large one.
+//! Loading a feed into empty tables, loading it again with a little changed, and single bans beside
+//! a large one.
 
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,7 @@ const KINDS: [Kind; 2] = [("hosts", host), ("mixed networks", mixed)];
 const BANS: u32 = 300;
 const BAN: Duration = Duration::from_secs(3600);
 /// Sources that the program is asked about, to see that the list is in force.
-const ASKED: u32 = 1_000;
+const QUERIED: u32 = 1_000;
 
 /// `XDP_DROP` and `XDP_PASS` (`include/uapi/linux/bpf.h`).
 const DROP: u32 = 1;
@@ -59,14 +60,17 @@ pub(super) fn first_load(size: u32) -> String {
 pub(super) fn remarks() -> Vec<String> {
     vec![
         format!(
-            "Lists are networks in memory, in random order; they go into tables with room for {}. Mixed networks are \
-             90 % IPv4 hosts, 5 % IPv4 networks from /20 to /24, and 5 % IPv6: /32, /48, /64 and /128.",
+            "Lists are networks in memory, in random order; they go into tables with room for {}. \
+             Mixed networks are \
+             90 % IPv4 hosts, 5 % IPv4 networks from /20 to /24, and 5 % IPv6: /32, /48, /64 and \
+             /128.",
             thousands(CAPACITY)
         ),
         format!(
-            "After each load the kernel program is asked about up to {} listed hosts: all are blocked. Bans are {BANS} a \
+            "After each load the kernel program is asked about up to {} listed hosts: all are \
+             blocked. Bans are {BANS} a \
              round, beside {} hosts of a feed; each is seen to be in force, and to be gone.",
-            thousands(ASKED),
+            thousands(QUERIED),
             thousands(MILLION)
         ),
     ]
@@ -76,8 +80,9 @@ pub(super) fn remarks() -> Vec<String> {
 pub(super) fn rows(plan: &Plan) -> Result<Vec<Row>> {
     let (rounds, sizes) = if plan.quick { (1, &QUICK_SIZES[..]) } else { (3, &SIZES[..]) };
     let lists = (0..KINDS.len()).flat_map(|kind| sizes.iter().map(move |size| (kind, *size)));
-    let mut loads: Vec<_> =
-        lists.map(|(kind, size)| Load { kind, size, first: Vec::new(), refresh: Vec::new() }).collect();
+    let mut loads: Vec<_> = lists
+        .map(|(kind, size)| Load { kind, size, first: Vec::new(), refresh: Vec::new() })
+        .collect();
     let mut bans = Bans::default();
     for _ in 0..rounds {
         for load in &mut loads {
@@ -97,7 +102,13 @@ pub(super) fn rows(plan: &Plan) -> Result<Vec<Row>> {
     }
     for (what, percentiles) in [("put", bans.put), ("removed", bans.removed)] {
         for (percentile, samples) in ["median", "99th percentile"].into_iter().zip(percentiles) {
-            rows.push(row(format!("one ban {what}, {percentile}"), "ms", samples, None, String::new()));
+            rows.push(row(
+                format!("one ban {what}, {percentile}"),
+                "ms",
+                samples,
+                None,
+                String::new(),
+            ));
         }
     }
     Ok(rows)
@@ -114,21 +125,37 @@ impl Load {
         let (networks, start) = (list(0), Instant::now());
         let loaded = filter.lists.replace_feed("bench", networks)?;
         self.first.push(start.elapsed().as_secs_f64());
-        ensure!(loaded.total == self.size as usize, "{} of {} networks were loaded", loaded.total, self.size);
+        ensure!(
+            loaded.total == self.size as usize,
+            "{} of {} networks were loaded",
+            loaded.total,
+            self.size
+        );
 
         let (networks, start) = (list(changed), Instant::now());
         let loaded = filter.lists.replace_feed("bench", networks)?;
         self.refresh.push(start.elapsed().as_secs_f64());
         let expected = (changed as usize, changed as usize);
-        ensure!((loaded.added, loaded.removed) == expected, "{loaded:?} instead of {changed} changes");
+        ensure!(
+            (loaded.added, loaded.removed) == expected,
+            "{loaded:?} instead of {changed} changes"
+        );
 
-        let (first, step) = (changed, (self.size / ASKED).max(1));
-        for network in (first..first + self.size).step_by(step as usize).map(network).filter(Network::is_v4) {
-            ensure!(filter.action(&frame(&network))? == DROP, "{network} is listed, but not blocked");
+        let (first, step) = (changed, (self.size / QUERIED).max(1));
+        for network in
+            (first..first + self.size).step_by(step as usize).map(network).filter(Network::is_v4)
+        {
+            ensure!(
+                filter.action(&frame(&network))? == DROP,
+                "{network} is listed, but not blocked"
+            );
         }
         // Other kinds have networks around some of these.
-        for network in (0..changed.min(ASKED)).map(network).filter(|_| self.kind == 0) {
-            ensure!(filter.action(&frame(&network))? == PASS, "{network} is no longer listed, but blocked");
+        for network in (0..changed.min(QUERIED)).map(network).filter(|_| self.kind == 0) {
+            ensure!(
+                filter.action(&frame(&network))? == PASS,
+                "{network} is no longer listed, but blocked"
+            );
         }
         Ok(filter)
     }
@@ -140,15 +167,24 @@ impl Bans {
         let hosts = (0..BANS).map(|number| host(8 * MILLION + number));
         let (mut put, mut removed) = (Vec::new(), Vec::new());
         for network in hosts {
-            let entry = Entry { owner: Owner::Auto, ..Entry::manual(network, clock::after(Some(BAN)), "bench") };
+            let entry = Entry {
+                owner: Owner::Auto,
+                ..Entry::manual(network, clock::after(Some(BAN)), "bench")
+            };
             let start = Instant::now();
             filter.lists.put(List::Block, entry)?;
             put.push(start.elapsed());
-            ensure!(filter.action(&frame(&network))? == DROP, "{network} is banned, but not blocked");
+            ensure!(
+                filter.action(&frame(&network))? == DROP,
+                "{network} is banned, but not blocked"
+            );
             let start = Instant::now();
             filter.lists.remove(List::Block, &network, Owner::Auto)?;
             removed.push(start.elapsed());
-            ensure!(filter.action(&frame(&network))? == PASS, "{network} is no longer banned, but blocked");
+            ensure!(
+                filter.action(&frame(&network))? == PASS,
+                "{network} is no longer banned, but blocked"
+            );
         }
         for (times, rows) in [(put, &mut self.put), (removed, &mut self.removed)] {
             for (row, share) in rows.iter_mut().zip([0.5, 0.99]) {
@@ -187,8 +223,8 @@ fn settings() -> Settings {
     }
 }
 
-/// The beginning of a TCP connection from the first address of an IPv4 network to the SIP port: of such a frame only the
-/// lists are asked.
+/// The beginning of a TCP connection from the first address of an IPv4 network to the SIP port: of
+/// such a frame only the lists are asked.
 fn frame(network: &Network) -> Vec<u8> {
     let mut bytes = [2; 12].to_vec();
     bytes.extend([0x08, 0x00, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]);
@@ -206,7 +242,10 @@ mod tests {
     #[test]
     fn a_percentile_is_one_of_the_times() {
         let times: Vec<_> = (1..=300).rev().map(Duration::from_millis).collect();
-        assert_eq!([0.5, 0.99, 1.0].map(|share| percentile(times.clone(), share)), [150.0, 297.0, 300.0]);
+        assert_eq!(
+            [0.5, 0.99, 1.0].map(|share| percentile(times.clone(), share)),
+            [150.0, 297.0, 300.0]
+        );
         assert_eq!(percentile(Vec::new(), 0.5), 0.0);
     }
 }

@@ -21,7 +21,8 @@ use crate::table::thousands;
 type Load = fn(u32) -> Result<f64>;
 
 /// All of them.
-const PEERS: [(&str, Load); 3] = [("LPM trie of the kernel", trie), ("nft -f", nftables), ("ipset restore", ipset)];
+const PEERS: [(&str, Load); 3] =
+    [("LPM trie of the kernel", trie), ("nft -f", nftables), ("ipset restore", ipset)];
 
 /// One row each. One that fails has none of the others fail.
 pub(super) fn rows(plan: &Plan) -> Vec<Row> {
@@ -49,7 +50,8 @@ fn trie(size: u32) -> Result<f64> {
 }
 
 fn nftables(size: u32) -> Result<f64> {
-    let mut rules = String::from("table inet bench {\nset sources { type ipv4_addr; elements = {\n");
+    let mut rules =
+        String::from("table inet bench {\nset sources { type ipv4_addr; elements = {\n");
     for number in 0..size {
         // Writing to a string cannot fail.
         let _ = writeln!(rules, "{},", spread(number));
@@ -66,7 +68,8 @@ fn ipset(size: u32) -> Result<f64> {
     timed("ipset", &["restore", "-file"], &rules)
 }
 
-/// How long a program takes that reads rules from a file, in a namespace that goes away with all of them.
+/// How long a program takes that reads rules from a file, in a namespace that goes away with all of
+/// them.
 fn timed(program: &str, arguments: &[&str], rules: &str) -> Result<f64> {
     let namespace = Namespace::new("load")?;
     let directory = tempfile::Builder::new().prefix(&format!("{}-", unique_name())).tempdir()?;

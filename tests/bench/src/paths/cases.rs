@@ -85,13 +85,27 @@ impl Case {
 
     fn new(name: &'static str, action: u32, frame: Vec<u8>, run: Run) -> Self {
         let (empty, baseline, budget) = (None, None, None);
-        Self { name, populated: String::new(), frame, action, empty, baseline, budget, is_rested: false, run }
+        Self {
+            name,
+            populated: String::new(),
+            frame,
+            action,
+            empty,
+            baseline,
+            budget,
+            is_rested: false,
+            run,
+        }
     }
 
     fn ours(name: &'static str, action: u32, frame: Vec<u8>, filter: &Filter) -> Self {
         let empty = if action == DROP { EMPTY_DROP } else { EMPTY_PASS };
         let run = Run::Ours(Rc::clone(&filter.0));
-        Self { populated: filter.1.clone(), empty: Some(empty), ..Self::new(name, action, frame, run) }
+        Self {
+            populated: filter.1.clone(),
+            empty: Some(empty),
+            ..Self::new(name, action, frame, run)
+        }
     }
 
     fn in_turn(
@@ -103,12 +117,21 @@ impl Case {
     ) -> Result<Self> {
         let turns = Turns::new(sources, filter.0.ingress()?.fd()?)?;
         let run = Run::InTurn(Box::new(turns), Kept::Ours(Rc::clone(&filter.0)));
-        Ok(Self { populated: filter.1.clone(), empty: Some(empty), ..Self::new(name, action, frame, run) })
+        Ok(Self {
+            populated: filter.1.clone(),
+            empty: Some(empty),
+            ..Self::new(name, action, frame, run)
+        })
     }
 
     fn empty(name: &'static str, frame: Vec<u8>, program: &'static str) -> Result<Self> {
         let action = if program == programs::DROP { DROP } else { PASS };
-        Ok(Self::new(name, action, frame, Run::Laboratory(program, Rc::new(programs::load(program)?))))
+        Ok(Self::new(
+            name,
+            action,
+            frame,
+            Run::Laboratory(program, Rc::new(programs::load(program)?)),
+        ))
     }
 
     fn laboratory(
@@ -168,7 +191,9 @@ impl Filter {
                 filter.lists.replace_feed("bench", (0..MILLION).map(host).collect())?;
                 let hour = clock::after(Some(Duration::from_secs(3600)));
                 for n in 0..1_000 {
-                    filter.lists.put(List::Block, Entry::manual(host(MILLION + n), hour, "bench"))?;
+                    filter
+                        .lists
+                        .put(List::Block, Entry::manual(host(MILLION + n), hour, "bench"))?;
                 }
                 for n in 0..100 {
                     let network = Network::around(host(2 * MILLION + n).first(), 96 + 24);
@@ -184,9 +209,14 @@ impl Filter {
 /// All paths, in the order of the report.
 pub(super) fn cases() -> Result<Vec<Case>> {
     let usual = settings();
-    let storm = Settings { storm: StormLimits::new(100, 1_000_000_000, Limit::new(1, 1_000_000_000)), ..settings() };
-    let strict =
-        Settings { limits: Limits { register: Pace::new(1, 3_600_000_000_000), ..settings().limits }, ..settings() };
+    let storm = Settings {
+        storm: StormLimits::new(100, 1_000_000_000, Limit::new(1, 1_000_000_000)),
+        ..settings()
+    };
+    let strict = Settings {
+        limits: Limits { register: Pace::new(1, 3_600_000_000_000), ..settings().limits },
+        ..settings()
+    };
     let bare = Settings { inspects: Inspects { ipv6: false, tags: false }, ..settings() };
     let nothing = Filter::new(Lists::Nothing, &usual)?;
     let thousand = Filter::new(Lists::Feed(1_000), &usual)?;
@@ -205,7 +235,8 @@ pub(super) fn cases() -> Result<Vec<Case>> {
     let hot = &listed[..HOT as usize];
     let phones: Vec<_> = (0..1 << 16).map(|n| unlisted[n % 60_000]).collect();
 
-    let floor = |touched, action| anyhow::Ok((programs::FLOOR, Rc::new(programs::floor(touched, action)?)));
+    let floor =
+        |touched, action| anyhow::Ok((programs::FLOOR, Rc::new(programs::floor(touched, action)?)));
     let trie4 = Rc::new(trie4(MILLION)?);
     let trie6 = Rc::new(trie6(MILLION)?);
     let register = || sip4(host(5 * MILLION), REGISTER);
@@ -221,8 +252,20 @@ pub(super) fn cases() -> Result<Vec<Case>> {
         Case::laboratory(EMPTY_HOT, (PASS, None), register(), empty_pass()?, hot)?,
         Case::laboratory(EMPTY_COLD, (PASS, None), register(), empty_pass()?, &unlisted)?,
         Case::laboratory(EMPTY_COLD6, (PASS, None), lists6(), empty_pass()?, &unlisted6)?,
-        Case::ours("not SIP: UDP to another port", PASS, frame4(host(5 * MILLION), UDP, 53, b"x"), &full).within(10.0),
-        Case::ours("not SIP: TCP to another port", PASS, frame4(host(5 * MILLION), TCP, 443, b""), &full).within(10.0),
+        Case::ours(
+            "not SIP: UDP to another port",
+            PASS,
+            frame4(host(5 * MILLION), UDP, 53, b"x"),
+            &full,
+        )
+        .within(10.0),
+        Case::ours(
+            "not SIP: TCP to another port",
+            PASS,
+            frame4(host(5 * MILLION), TCP, 443, b""),
+            &full,
+        )
+        .within(10.0),
         Case::ours(
             "not SIP, without IPv6 and tags",
             PASS,
@@ -232,32 +275,114 @@ pub(super) fn cases() -> Result<Vec<Case>> {
         .within(10.0),
         Case::ours("not SIP: ARP", PASS, arp(), &full),
         Case::ours("trusted", PASS, sip4(trusted, REGISTER), &full),
-        Case::in_turn(HEADERS, (PASS, EMPTY_COLD), lists4(), &nothing, &vec![unlisted[0]; COLD as usize])?,
-        Case::in_turn("unlisted, random, no entries", (PASS, HEADERS), lists4(), &nothing, &unlisted)?,
-        Case::in_turn("unlisted, random, 1 k", (PASS, HEADERS), lists4(), &thousand, &unlisted)?.within(15.0),
+        Case::in_turn(
+            HEADERS,
+            (PASS, EMPTY_COLD),
+            lists4(),
+            &nothing,
+            &vec![unlisted[0]; COLD as usize],
+        )?,
+        Case::in_turn(
+            "unlisted, random, no entries",
+            (PASS, HEADERS),
+            lists4(),
+            &nothing,
+            &unlisted,
+        )?,
+        Case::in_turn("unlisted, random, 1 k", (PASS, HEADERS), lists4(), &thousand, &unlisted)?
+            .within(15.0),
         Case::in_turn("unlisted, random, 32 k", (PASS, HEADERS), lists4(), &some, &unlisted)?,
-        Case::in_turn("unlisted, random, 1 M", (PASS, HEADERS), lists4(), &million, &unlisted)?.within(40.0),
-        Case::laboratory(FLOOR_FRONT, (PASS, Some(EMPTY_COLD)), register(), floor(1 | 2, PASS)?, &unlisted)?,
+        Case::in_turn("unlisted, random, 1 M", (PASS, HEADERS), lists4(), &million, &unlisted)?
+            .within(40.0),
+        Case::laboratory(
+            FLOOR_FRONT,
+            (PASS, Some(EMPTY_COLD)),
+            register(),
+            floor(1 | 2, PASS)?,
+            &unlisted,
+        )?,
         Case::in_turn("unlisted, random, full", (PASS, HEADERS), lists4(), &full, &unlisted)?,
         Case::in_turn("listed, 1,024 hot of 1 M", (DROP, EMPTY_HOT), register(), &full, hot)?,
-        Case::in_turn("listed, random of 1 M", (DROP, HEADERS), register(), &million, &listed)?.against(TRIE4, 0.2),
-        Case::laboratory(TRIE4, (DROP, Some(EMPTY_COLD)), register(), (programs::TRIE4, trie4), &listed)?,
-        Case::in_turn("IPv6 unlisted, random, 1 k", (PASS, EMPTY_COLD6), lists6(), &thousand6, &unlisted6)?
-            .within(150.0),
-        Case::in_turn("IPv6 unlisted, random, 1 M", (PASS, EMPTY_COLD6), lists6(), &million6, &unlisted6)?
-            .within(150.0),
-        Case::in_turn("IPv6 listed, random of 1 M", (DROP, EMPTY_COLD6), lists6(), &million6, &listed6)?
-            .against(TRIE6, 0.33),
-        Case::laboratory(TRIE6, (DROP, Some(EMPTY_COLD6)), lists6(), (programs::TRIE6, trie6), &listed6)?,
+        Case::in_turn("listed, random of 1 M", (DROP, HEADERS), register(), &million, &listed)?
+            .against(TRIE4, 0.2),
+        Case::laboratory(
+            TRIE4,
+            (DROP, Some(EMPTY_COLD)),
+            register(),
+            (programs::TRIE4, trie4),
+            &listed,
+        )?,
+        Case::in_turn(
+            "IPv6 unlisted, random, 1 k",
+            (PASS, EMPTY_COLD6),
+            lists6(),
+            &thousand6,
+            &unlisted6,
+        )?
+        .within(150.0),
+        Case::in_turn(
+            "IPv6 unlisted, random, 1 M",
+            (PASS, EMPTY_COLD6),
+            lists6(),
+            &million6,
+            &unlisted6,
+        )?
+        .within(150.0),
+        Case::in_turn(
+            "IPv6 listed, random of 1 M",
+            (DROP, EMPTY_COLD6),
+            lists6(),
+            &million6,
+            &listed6,
+        )?
+        .against(TRIE6, 0.33),
+        Case::laboratory(
+            TRIE6,
+            (DROP, Some(EMPTY_COLD6)),
+            lists6(),
+            (programs::TRIE6, trie6),
+            &listed6,
+        )?,
         Case::ours("REGISTER within limits, one source", PASS, register(), &full).within(100.0),
-        Case::in_turn("REGISTER at first, 60,000 sources", (PASS, EMPTY_COLD), register(), &full, &phones)?.at_first(),
-        Case::in_turn("REGISTER within limits, 60,000 sources", (PASS, EMPTY_COLD), register(), &full, &phones)?
-            .within(150.0),
-        Case::laboratory(FLOOR_METERS, (PASS, Some(EMPTY_COLD)), register(), floor(1 | 2 | 4, PASS)?, &phones)?,
+        Case::in_turn(
+            "REGISTER at first, 60,000 sources",
+            (PASS, EMPTY_COLD),
+            register(),
+            &full,
+            &phones,
+        )?
+        .at_first(),
+        Case::in_turn(
+            "REGISTER within limits, 60,000 sources",
+            (PASS, EMPTY_COLD),
+            register(),
+            &full,
+            &phones,
+        )?
+        .within(150.0),
+        Case::laboratory(
+            FLOOR_METERS,
+            (PASS, Some(EMPTY_COLD)),
+            register(),
+            floor(1 | 2 | 4, PASS)?,
+            &phones,
+        )?,
         Case::ours("REGISTER over a limit", DROP, register(), &Filter::new(Lists::Full, &strict)?),
         Case::ours("keepalive within limits", PASS, sip4(host(5 * MILLION), b"\r\n\r\n"), &full),
-        Case::ours("REGISTER behind 400 bytes of CRLF", PASS, sip4(host(5 * MILLION), &blanks), &full).within(250.0),
-        Case::in_turn("storm: every packet a new source", (PASS, EMPTY_COLD), register(), &full_storm, &unlisted)?,
+        Case::ours(
+            "REGISTER behind 400 bytes of CRLF",
+            PASS,
+            sip4(host(5 * MILLION), &blanks),
+            &full,
+        )
+        .within(250.0),
+        Case::in_turn(
+            "storm: every packet a new source",
+            (PASS, EMPTY_COLD),
+            register(),
+            &full_storm,
+            &unlisted,
+        )?,
     ])
 }
 
@@ -270,7 +395,12 @@ fn settings() -> Settings {
     let (endless, unlimited) = (Limit { interval: 0, burst: 0 }, Pace { interval: 0, burst: 0 });
     Settings {
         ports: Ports::new([(5060, 5061)]),
-        limits: Limits { register: unlimited, requests: unlimited, other: unlimited, fragments: unlimited },
+        limits: Limits {
+            register: unlimited,
+            requests: unlimited,
+            other: unlimited,
+            fragments: unlimited,
+        },
         good: unlimited,
         storm: StormLimits { new_sources: u64::MAX, budget: endless },
         ipv6_prefix: 64,

@@ -1,4 +1,5 @@
-//! Writes the inputs that a target begins with: `seeds TARGET DIRECTORY`. `SIP_XDP_CORPUS` may name a folder with more.
+//! Writes the inputs that a target begins with: `seeds TARGET DIRECTORY`. `SIP_XDP_CORPUS` may name
+//! a folder with more.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::PathBuf;

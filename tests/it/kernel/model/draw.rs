@@ -2,10 +2,11 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::plain::{Prefix, is_v4};
+use super::reference::{Prefix, is_v4};
 use crate::kernel::differential::Random;
 
-/// The regions in which everything lies, and how many neighbourhoods each has. What is in one neighbourhood overlaps.
+/// The regions in which everything lies, and how many neighbourhoods each has. What is in one
+/// neighbourhood overlaps.
 const REGIONS4: [u8; 4] = [10, 60, 100, 203];
 const REGIONS6: [u16; 4] = [0x2001, 0x2400, 0x2a02, 0xfd00];
 const NEIGHBOURHOODS: usize = 24;
@@ -44,8 +45,9 @@ impl Draw {
         of.get(nth as usize).copied()
     }
 
-    /// A network: mostly hosts and small ones, rarely a wide one, of any length. Its last bits may differ from those of its
-    /// neighbourhood, so that it lies beside others, in them, or around them.
+    /// A network: mostly hosts and small ones, rarely a wide one, of any length. Its last bits may
+    /// differ from those of its neighbourhood, so that it lies beside others, in them, or around
+    /// them.
     pub(super) fn prefix(&mut self) -> Prefix {
         if self.below(40) == 0 {
             return Prefix::around(self.one_of_crowd(), 128);

@@ -12,8 +12,8 @@ use sip_xdp_common::lookup::host_rows::MARKS;
 use sip_xdp_common::verdict::Reason;
 
 use super::draw::Draw;
-use super::plain::{Intervals, Plain, Prefix, is_v4, source};
-use crate::kernel::fed::of_one_row;
+use super::reference::{Intervals, Prefix, ReferenceLists, is_v4, source};
+use crate::kernel::feed_hosts::of_one_row;
 use crate::kernel::frames::{Ip, tcp};
 use crate::kernel::harness::{Kernel, SECOND, START};
 
@@ -53,7 +53,8 @@ impl fmt::Display for Tally {
         let Self { probes, blocked, trusted, changes, refused, crowded, most } = self;
         write!(
             f,
-            "{probes} probes, {blocked} blocked, {trusted} trusted; {changes} changes, {refused} refused, {crowded} of \
+            "{probes} probes, {blocked} blocked, {trusted} trusted; {changes} changes, {refused} \
+             refused, {crowded} of \
              them for want of a place; at most {most} networks blocked"
         )
     }
@@ -61,7 +62,7 @@ impl fmt::Display for Tally {
 
 pub(super) struct World {
     kernel: Kernel,
-    plain: Plain,
+    reference: ReferenceLists,
     plan: Plan,
     capacity: usize,
     draw: Draw,
@@ -79,7 +80,7 @@ impl World {
         let draw = Draw::new(seed, of_one_row(&kernel, CROWD));
         Self {
             kernel,
-            plain: Plain::default(),
+            reference: ReferenceLists::default(),
             plan,
             capacity: settings.capacity.networks as usize,
             draw,
@@ -106,15 +107,22 @@ impl World {
         }
         self.now += self.draw.below(3) * SECOND / 2;
         self.kernel.set_clock(self.now);
-        let blocked = self.plain.networks(List::Block).len();
-        assert!(blocked <= self.capacity, "{blocked} networks are more than there is room for\n{}", self.history());
+        let blocked = self.reference.networks(List::Block).len();
+        assert!(
+            blocked <= self.capacity,
+            "{blocked} networks are more than there is room for\n{}",
+            self.history()
+        );
         self.tally.most = self.tally.most.max(blocked);
     }
 
     /// A list and whose entry it is to be.
     fn claimant(&mut self) -> (List, Owner) {
-        let (list, other) =
-            if self.draw.below(2) == 0 { (List::Trust, Owner::Config) } else { (List::Block, Owner::Auto) };
+        let (list, other) = if self.draw.below(2) == 0 {
+            (List::Trust, Owner::Config)
+        } else {
+            (List::Block, Owner::Auto)
+        };
         (list, if self.draw.below(2) == 0 { Owner::Manual } else { other })
     }
 
@@ -128,21 +136,26 @@ impl World {
         let count = 1 + self.draw.below(40);
         let new: Vec<(Prefix, u64)> = (0..count).map(|_| (self.network(4), self.end())).collect();
         self.note(&format!("{list:?} {count} networks at once for {}", owner.name()));
-        let entry = |(prefix, end): &(Prefix, u64)| Entry { owner, ..Entry::manual(prefix.network(), *end, "") };
+        let entry = |(prefix, end): &(Prefix, u64)| Entry {
+            owner,
+            ..Entry::manual(prefix.network(), *end, "")
+        };
         let entered = match self.kernel.lists.put_all(list, new.iter().map(entry).collect()) {
             Ok(()) => new.len(),
             Err(stopped) => {
-                let before = self.plain.claims.clone();
+                let before = self.reference.claims.clone();
                 // The model is to hold also what there is no room for.
-                let wanted = new[..=stopped.entered].iter().map(|(prefix, end)| ((list, *prefix, owner), *end));
-                self.plain.claims.extend(wanted);
+                let wanted = new[..=stopped.entered]
+                    .iter()
+                    .map(|(prefix, end)| ((list, *prefix, owner), *end));
+                self.reference.claims.extend(wanted);
                 self.refused(&stopped.error);
-                self.plain.claims = before;
+                self.reference.claims = before;
                 stopped.entered
             }
         };
         for (prefix, end) in &new[..entered] {
-            self.plain.claims.insert((list, *prefix, owner), *end);
+            self.reference.claims.insert((list, *prefix, owner), *end);
         }
         self.changed.extend(new.iter().map(|(prefix, _)| *prefix));
     }
@@ -152,33 +165,39 @@ impl World {
         let (prefix, end) = (self.network(4), self.end());
         self.changed.push(prefix);
         self.note(&format!("{list:?} {} for {}, ends at {end}", prefix.network(), owner.name()));
-        let before = self.plain.claims.insert((list, prefix, owner), end);
+        let before = self.reference.claims.insert((list, prefix, owner), end);
         let entry = Entry { owner, ..Entry::manual(prefix.network(), end, "") };
         if let Err(error) = self.kernel.lists.put(list, entry) {
             self.refused(&error);
             match before {
-                Some(end) => self.plain.claims.insert((list, prefix, owner), end),
-                None => self.plain.claims.remove(&(list, prefix, owner)),
+                Some(end) => self.reference.claims.insert((list, prefix, owner), end),
+                None => self.reference.claims.remove(&(list, prefix, owner)),
             };
         }
     }
 
     fn remove(&mut self) {
-        let claims: Vec<_> = self.plain.claims.keys().copied().collect();
+        let claims: Vec<_> = self.reference.claims.keys().copied().collect();
         let Some(claim) = self.draw.one(&claims) else { return };
         let (list, prefix, owner) = claim;
         self.changed.push(prefix);
         self.note(&format!("{list:?} {} no longer for {}", prefix.network(), owner.name()));
         let removed = self.kernel.lists.remove(list, &prefix.network(), owner).unwrap();
-        assert_eq!(removed.map(|entry| entry.expires), self.plain.claims.remove(&claim), "{}", self.history());
+        assert_eq!(
+            removed.map(|entry| entry.expires),
+            self.reference.claims.remove(&claim),
+            "{}",
+            self.history()
+        );
     }
 
     /// Changes one or two networks of a feed in a hundred, half of them, or all.
     fn replace(&mut self) {
         let name = FEEDS[self.draw.below(2) as usize];
-        let before = self.plain.feeds.get(name).cloned().unwrap_or_default();
+        let before = self.reference.feeds.get(name).cloned().unwrap_or_default();
         let leave = [1, 2, 50, 100][self.draw.below(8).saturating_sub(4) as usize];
-        let mut after: BTreeSet<Prefix> = before.into_iter().filter(|_| self.draw.below(100) >= leave).collect();
+        let mut after: BTreeSet<Prefix> =
+            before.into_iter().filter(|_| self.draw.below(100) >= leave).collect();
         let wanted = self.plan.feed / 2 + self.draw.below(self.plan.feed / 2 + 1);
         while (after.len() as u64) < wanted {
             after.insert(self.network(20));
@@ -188,14 +207,19 @@ impl World {
 
     /// Ends a feed, or what is left of those of an earlier daemon.
     fn end_feed(&mut self) {
-        let name = if self.plain.feeds.contains_key(EARLIER) { EARLIER } else { FEEDS[self.draw.below(2) as usize] };
+        let name = if self.reference.feeds.contains_key(EARLIER) {
+            EARLIER
+        } else {
+            FEEDS[self.draw.below(2) as usize]
+        };
         self.set_feed(name, BTreeSet::new());
     }
 
     fn set_feed(&mut self, name: &'static str, after: BTreeSet<Prefix>) {
-        let before = self.plain.feeds.insert(name, after.clone()).unwrap_or_default();
+        let before = self.reference.feeds.insert(name, after.clone()).unwrap_or_default();
         self.changed.extend(before.symmetric_difference(&after));
-        let (added, removed) = (after.difference(&before).count(), before.difference(&after).count());
+        let (added, removed) =
+            (after.difference(&before).count(), before.difference(&after).count());
         self.note(&format!("feed \"{name}\" lists {}: {added} new, {removed} gone", after.len()));
         match self.kernel.lists.replace_feed(name, after.iter().map(Prefix::network).collect()) {
             Ok(refresh) => {
@@ -204,20 +228,25 @@ impl World {
             }
             Err(error) => {
                 self.refused(&error);
-                self.plain.feeds.insert(name, before);
+                self.reference.feeds.insert(name, before);
             }
         }
-        self.plain.feeds.retain(|_, networks| !networks.is_empty());
+        self.reference.feeds.retain(|_, networks| !networks.is_empty());
     }
 
     fn expire(&mut self) {
         self.note("what has ended is taken out");
         let out = self.kernel.lists.expire(self.now).unwrap().len();
-        let over: Vec<_> =
-            self.plain.claims.iter().filter(|(_, end)| **end <= self.now).map(|(claim, _)| *claim).collect();
+        let over: Vec<_> = self
+            .reference
+            .claims
+            .iter()
+            .filter(|(_, end)| **end <= self.now)
+            .map(|(claim, _)| *claim)
+            .collect();
         assert_eq!(out, over.len(), "{}", self.history());
         for claim in over {
-            self.plain.claims.remove(&claim);
+            self.reference.claims.remove(&claim);
             self.changed.push(claim.1);
         }
     }
@@ -226,7 +255,7 @@ impl World {
     fn adopt(&mut self) {
         self.note("a new daemon takes over");
         self.kernel.lists = Lists::open(|name| self.kernel.map_again(name)).unwrap();
-        self.plain.adopt(EARLIER);
+        self.reference.adopt(EARLIER);
     }
 
     /// A refusal must say why, and be right: the model holds now what there is no room for.
@@ -239,23 +268,28 @@ impl World {
             return;
         }
         assert!(matches!(error, ListError::Full { .. }), "{error}\n{}", self.history());
-        let networks = [List::Block, List::Trust].map(|list| self.plain.networks(list).len()).into_iter().sum();
-        let most = self.plain.claims.len().max(networks);
+        let networks = [List::Block, List::Trust]
+            .map(|list| self.reference.networks(list).len())
+            .into_iter()
+            .sum();
+        let most = self.reference.claims.len().max(networks);
         assert!(most > self.capacity, "{error}, but there is room\n{}", self.history());
     }
 
     /// A random network, or one in so many times one that is listed already.
     fn network(&mut self, one_in: u64) -> Prefix {
-        let known = if self.draw.below(one_in) == 0 { self.draw.one(&self.plain.all()) } else { None };
+        let known =
+            if self.draw.below(one_in) == 0 { self.draw.one(&self.reference.all()) } else { None };
         known.unwrap_or_else(|| self.draw.prefix())
     }
 
     /// Asks the kernel about addresses: many of what has just changed, and of all that is listed.
     pub(super) fn ask(&mut self) {
-        let blocked = self.plain.addresses(List::Block, self.now);
-        let trusted = self.plain.addresses(List::Trust, self.now);
-        let fed: Vec<Prefix> = self.plain.feeds.values().flatten().copied().collect();
-        let claimed: Vec<Prefix> = self.plain.claims.keys().map(|(_, prefix, _)| *prefix).collect();
+        let blocked = self.reference.addresses(List::Block, self.now);
+        let trusted = self.reference.addresses(List::Trust, self.now);
+        let fed: Vec<Prefix> = self.reference.feeds.values().flatten().copied().collect();
+        let claimed: Vec<Prefix> =
+            self.reference.claims.keys().map(|(_, prefix, _)| *prefix).collect();
         let template = |from: &str| Ip { protocol: 6, ..Ip::udp(from) }.frame(&tcp(5060));
         let [mut frame4, mut frame6] = ["10.0.0.1", "2001:db8::1"].map(template);
         for probe in 0..self.plan.each {
@@ -299,7 +333,7 @@ impl World {
             expected.name(),
             self.now,
             self.tally.changes,
-            self.plain.explain(address),
+            self.reference.explain(address),
             self.history()
         )
     }
@@ -307,8 +341,9 @@ impl World {
     /// The ledger says what was claimed.
     pub(super) fn agree_on_entries(&self) {
         for list in [List::Block, List::Trust] {
-            let found: Vec<_> = self.kernel.lists.entries(list).map(|e| (e.network, e.owner, e.expires)).collect();
-            let claims = self.plain.claims.iter().filter(|((of, ..), _)| *of == list);
+            let found: Vec<_> =
+                self.kernel.lists.entries(list).map(|e| (e.network, e.owner, e.expires)).collect();
+            let claims = self.reference.claims.iter().filter(|((of, ..), _)| *of == list);
             let mut expected: Vec<_> =
                 claims.map(|((_, prefix, owner), end)| (prefix.network(), *owner, *end)).collect();
             expected.sort_unstable();

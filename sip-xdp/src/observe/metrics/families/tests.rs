@@ -6,13 +6,18 @@ use serde_json::json;
 
 use super::*;
 use crate::api::event_stream::Latest;
-use crate::dataplane::counters::{ByVerdict, FilteredInterface, Occupancy, ResponseStats, SourceStats};
+use crate::dataplane::counters::{
+    ByVerdict, FilteredInterface, Occupancy, ResponseStats, SourceStats,
+};
 use crate::observe::snapshot::{Bans, FromDaemon, ListCount, Storm};
 
 /// Everything that can be shown, once.
 fn full() -> Overview {
-    let packets =
-        ByVerdict { pass: [("good", 1)].into(), drop: [("blocked", 2)].into(), would_drop: [("blocked", 3)].into() };
+    let packets = ByVerdict {
+        pass: [("good", 1)].into(),
+        drop: [("blocked", 2)].into(),
+        would_drop: [("blocked", 3)].into(),
+    };
     let status = json!({
         "registrar_failing": true, "sees_responses": true, "learning": false, "watched_sources": 7,
         "tables": [{ "table": "known", "used": 5, "limit": 65_536 }],
@@ -83,7 +88,10 @@ fn parse(text: &str) -> BTreeMap<String, Vec<(String, f64)>> {
             let (series, value) = line.rsplit_once(' ').unwrap();
             let (name, labels) = series.split_once('{').unwrap_or((series, ""));
             assert_eq!(typed.as_deref(), Some(name), "a sample without its family: {line}");
-            assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_'));
+            assert!(
+                name.bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+            );
             families.get_mut(name).unwrap().push((labels.to_owned(), value.parse().unwrap()));
         }
     }
@@ -95,12 +103,16 @@ fn it_is_what_prometheus_reads() {
     let families = parse(&render(&full()));
     for (name, samples) in &families {
         assert!(name.starts_with("sip_xdp_"), "{name}");
-        assert!(!samples.is_empty(), "{name} has no sample, so that this test does not see how it looks");
+        assert!(
+            !samples.is_empty(),
+            "{name} has no sample, so that this test does not see how it looks"
+        );
         let labels: BTreeSet<_> = samples.iter().map(|(labels, _)| labels).collect();
         assert_eq!(labels.len(), samples.len(), "a series of {name} twice");
     }
-    let value =
-        |name: &str, labels: &str| families[name].iter().find(|(all, _)| all == labels).map(|(_, value)| *value);
+    let value = |name: &str, labels: &str| {
+        families[name].iter().find(|(all, _)| all == labels).map(|(_, value)| *value)
+    };
     let blocked = "interface=\"eth0\",verdict=\"drop\",reason=\"blocked\"}";
     assert_eq!(value("sip_xdp_packets_total", blocked), Some(2.0));
     assert_eq!(value("sip_xdp_feed_error", "feed=\"a\\\"b\"}"), Some(1.0));
@@ -130,7 +142,10 @@ fn the_dashboard_shows_what_there_is() {
             let names: Vec<_> = words.filter(|word| word.starts_with("sip_xdp_")).collect();
             assert!(!names.is_empty(), "{title} asks for nothing: {query}");
             for name in names {
-                assert!(families.contains_key(name), "{title} asks for {name}, which does not exist");
+                assert!(
+                    families.contains_key(name),
+                    "{title} asks for {name}, which does not exist"
+                );
                 asked.insert(name.to_owned());
             }
         }
@@ -144,7 +159,8 @@ fn the_reference_names_every_metric_and_no_other() {
     let (_, section) = readme.split_once("\n### Metrics").unwrap();
     let section = section.split("\n## ").next().unwrap();
     let words = section.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    let told: BTreeSet<_> = words.filter(|word| word.starts_with("sip_xdp_")).map(str::to_owned).collect();
+    let told: BTreeSet<_> =
+        words.filter(|word| word.starts_with("sip_xdp_")).map(str::to_owned).collect();
     let emitted: BTreeSet<_> = parse(&render(&full())).into_keys().collect();
     assert_eq!(told, emitted, "left is the README, right is what is emitted");
 }

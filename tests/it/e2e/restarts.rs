@@ -1,5 +1,5 @@
-//! What a daemon knew, the next one knows: after a restart, after a crash, and after a reboot, which takes everything in the
-//! kernel away. Needs root and Linux 6.6 or later.
+//! What a daemon knew, the next one knows: after a restart, after a crash, and after a reboot,
+//! which takes everything in the kernel away. Needs root and Linux 6.6 or later.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::thread::sleep;
@@ -11,8 +11,8 @@ use sip_xdp_tests::bans::Ban;
 use sip_xdp_tests::phones::FIRST_PORT;
 use sip_xdp_tests::topology::{ATTACKER, LAN, OUTSIDE, PBX_LAN, PBX_WAN, PHONE, address};
 use sip_xdp_tests::{
-    Filter, FilterOptions, Guess, Guesser, Lab, Phones, PhonesOptions, Registrar, RegistrarOptions, Stream, stream,
-    wait_for_a_nonce_of_its_own, wait_until,
+    Filter, FilterOptions, Guess, Guesser, Lab, Phones, PhonesOptions, Registrar, RegistrarOptions,
+    Stream, stream, wait_for_a_nonce_of_its_own, wait_until,
 };
 
 const PROMPT: Duration = Duration::from_secs(15);
@@ -26,7 +26,11 @@ fn registrar(lab: &Lab) -> Result<Registrar> {
 
 fn start<'a>(lab: &'a Lab, configuration: &str) -> Result<Filter<'a>> {
     let configuration = configuration.to_owned();
-    Filter::start_with(&lab.pbx, lab.directory(), FilterOptions { configuration, ..FilterOptions::default() })
+    Filter::start_with(
+        &lab.pbx,
+        lab.directory(),
+        FilterOptions { configuration, ..FilterOptions::default() },
+    )
 }
 
 /// A guesser at the attacker's usual place.
@@ -41,7 +45,8 @@ fn listed(filter: &Filter<'_>) -> Result<Vec<(Value, i64)>> {
     let list = filter.json(&["block", "list"])?;
     let rows = list.as_array().context("`block list` is no array")?;
     let row = |row: &Value| {
-        let expires: jiff::Timestamp = row["expires"].as_str().context("a ban that does not end")?.parse()?;
+        let expires: jiff::Timestamp =
+            row["expires"].as_str().context("a ban that does not end")?.parse()?;
         let mut row = row.clone();
         let fields = row.as_object_mut().context("no object")?;
         fields.remove("hits");
@@ -56,20 +61,24 @@ fn bans_and_phones_are_known_again() -> Result<()> {
     let lab = Lab::new()?;
     let _registrar = registrar(&lab)?;
     let mut filter = start(&lab, "")?;
-    // Three offices with known phones, and one phone in the first of them that has a wrong password.
+    // Three offices with known phones, and one phone in the first of them that has a wrong
+    // password.
     let addresses = [10, 11, 12].map(|host| Ipv4Addr::new(203, 0, 113, host));
     for further in &addresses[1..] {
         address(&lab.phone, OUTSIDE, &[&format!("{further}/24")])?;
     }
-    let options = PhonesOptions { count: 30, addresses: addresses.to_vec(), ..PhonesOptions::default() };
+    let options =
+        PhonesOptions { count: 30, addresses: addresses.to_vec(), ..PhonesOptions::default() };
     let phones = Phones::start(&lab.phone, &options)?;
     phones.wait_registered(30, PROMPT)?;
     drop(phones);
     wait_until("three offices are known", PROMPT, || Ok(filter.sources("good")? == 3))?;
     wait_for_a_nonce_of_its_own();
     let to = SocketAddr::from((PBX_LAN, 5060));
-    let bad = Guesser::start(&lab.phone, Guess::new(SocketAddr::from((PHONE, BAD_PORT)), to, "bob"))?;
-    let is_flow = |ban: &Ban| ban.port == Some(BAD_PORT) && ban.network.starts_with(&PHONE.to_string());
+    let bad =
+        Guesser::start(&lab.phone, Guess::new(SocketAddr::from((PHONE, BAD_PORT)), to, "bob"))?;
+    let is_flow =
+        |ban: &Ban| ban.port == Some(BAD_PORT) && ban.network.starts_with(&PHONE.to_string());
     wait_until("the flow is banned", PROMPT, || Ok(filter.bans()?.iter().any(is_flow)))
         .with_context(|| filter.decisions())?;
     drop(bad);
@@ -93,9 +102,13 @@ fn bans_and_phones_are_known_again() -> Result<()> {
         assert_eq!(after.len(), before.len(), "after {end}: {after:?}");
         for ((row, expires), (row_before, expires_before)) in after.iter().zip(&before) {
             assert_eq!(row, row_before, "after {end}");
-            assert!(expires.abs_diff(*expires_before) <= 1, "after {end}: {row} until {expires}, not {expires_before}");
+            assert!(
+                expires.abs_diff(*expires_before) <= 1,
+                "after {end}: {row} until {expires}, not {expires_before}"
+            );
         }
-        // The registered phones go on, ten times as fast as strangers may, and the bad one does not.
+        // The registered phones go on, ten times as fast as strangers may, and the bad one does
+        // not.
         let limited = filter.packets(LAN, "drop.limited")?;
         let blocked = filter.packets(LAN, "drop.blocked")?;
         let good = flood(&lab, PHONE, FIRST_PORT)?;
@@ -105,7 +118,10 @@ fn bans_and_phones_are_known_again() -> Result<()> {
         sleep(Duration::from_millis(200));
         let limited = filter.packets(LAN, "drop.limited")? - limited;
         let blocked = filter.packets(LAN, "drop.blocked")? - blocked;
-        println!("after {end}: {good} of a known phone, {limited} limited; {bad} of a banned flow, {blocked} blocked");
+        println!(
+            "after {end}: {good} of a known phone, {limited} limited; {bad} of a banned flow, \
+             {blocked} blocked"
+        );
         assert_eq!((limited, blocked), (0, bad), "after {end}");
     }
     Ok(())
@@ -114,8 +130,17 @@ fn bans_and_phones_are_known_again() -> Result<()> {
 fn flood(lab: &Lab, from: Ipv4Addr, port: u16) -> Result<Stream> {
     let (from, to) = (SocketAddr::from((from, port)), SocketAddr::from((PBX_LAN, 5060)));
     let payload = move |number| {
-        let (sequence, call_id) = (u32::try_from(number).unwrap_or(u32::MAX), format!("flood-{port}-{number}"));
-        sip_xdp_tests::sip::Request { method: "OPTIONS", user: "ping", call_id: &call_id, sequence, from, to }.bytes()
+        let (sequence, call_id) =
+            (u32::try_from(number).unwrap_or(u32::MAX), format!("flood-{port}-{number}"));
+        sip_xdp_tests::sip::Request {
+            method: "OPTIONS",
+            user: "ping",
+            call_id: &call_id,
+            sequence,
+            from,
+            to,
+        }
+        .bytes()
     };
     Stream::start(stream::socket(&lab.phone, from, to)?, 100, payload)
 }
@@ -168,7 +193,8 @@ fn bans_grow_unless_pardoned() -> Result<()> {
     let mut next = |filter: &Filter<'_>| -> Result<u64> {
         wait_until("the next ban", 2 * PROMPT, || {
             let rows = filter.entries(&source)?;
-            let added = rows.first().and_then(|row| row["added"].as_str()).filter(|added| *added != last);
+            let added =
+                rows.first().and_then(|row| row["added"].as_str()).filter(|added| *added != last);
             let is_new = added.is_some();
             last = added.map_or_else(|| last.clone(), str::to_owned);
             Ok(is_new)
@@ -190,7 +216,10 @@ fn bans_grow_unless_pardoned() -> Result<()> {
     filter.unload()?;
     filter.launch()?;
     seen.push(next(&filter)?);
-    println!("a ban, one after a pardon, one after that is over, one after a crash, one after a reboot: {seen:?} s");
+    println!(
+        "a ban, one after a pardon, one after that is over, one after a crash, one after a reboot: \
+         {seen:?} s"
+    );
     drop(guesser);
     assert_eq!(seen, [3, 3, 6, 12, 24]);
     Ok(())

@@ -1,27 +1,26 @@
-//! What follows from events and findings: bans, and what is known of hosts. The daemon and a replay share it: what differs
-//! is whose tables these are, what time it is, and who hears of it.
+//! What follows from events and findings: bans, and what is known of hosts. The daemon and a replay
+//! share it: what differs is whose tables these are, what time it is, and who hears of it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
 use anyhow::Result;
 use log::Level;
-use sip_xdp_common::abi::layout::{Event, EventKind, List, Owner};
-use sip_xdp_common::ip_key::Source;
-use sip_xdp_common::limits::gcra::Bucket;
+use sip_xdp_common::abi::layout::{EventKind, KernelEvent, List, Owner};
+use sip_xdp_common::ip_key::IpKey;
+use sip_xdp_common::limits::gcra::LimitKind;
 
-use super::STALE;
-use super::events::Event as Said;
+use super::event::Event;
+use super::offences::{HOUR, MAX_OFFENCES, Offence, OffenceRecord, Repeats, UNPROVEN_ONCE};
 use crate::bans::duration::ban_duration;
-pub(crate) use crate::bans::notes::Notes;
+use crate::bans::notes::Notes;
 use crate::config::Config;
 use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::detect::{Acceptance, Action, Detector, Finding, Growth};
-use crate::lists::never_ban::{Exempt, near};
-use crate::lists::{HostStanding, Lists};
+use crate::lists::never_ban::{NeverBan, near};
+use crate::lists::{HostReputation, Lists};
 use crate::net::network::{Network, address_of};
-use crate::store;
 use crate::sys::clock::Moment;
 use crate::text::Quoted;
 
@@ -32,101 +31,38 @@ const ESCALATION: [(u8, usize, u8); 3] = [(64, 2, 128), (56, 3, 64), (48, 4, 56)
 /// The same for IPv4, which is only said unless the configuration asks for it.
 const IPV4_ESCALATION: (u8, usize) = (24, 5);
 
-/// For how long a source is not banned again by evidence that could be forged: a day.
-const UNPROVEN_ONCE: u64 = 24 * HOUR;
+/// Events older than this were meant for a daemon that has died, in nanoseconds.
+const STALE: u64 = 5_000_000_000;
 
 /// The longest ban of a misconfigured phone.
 const LONGEST_MILD: Duration = Duration::from_secs(3_600);
 
-/// Within this time, in nanoseconds.
-pub(super) const HOUR: u64 = 3_600_000_000_000;
-
 /// Accepted users for which the usual limit is enough; twice as many double it.
 const USERS: usize = 64;
 
-/// For how long a host is no stranger in a storm after its last registration has ended, in nanoseconds: a week.
+/// For how long a host is no stranger in a storm after its last registration has ended, in
+/// nanoseconds: a week.
 pub(crate) const FORMER: u64 = 7 * 24 * HOUR;
 
 /// How many hosts are under suspicion at the same time.
 const MAX_SUSPECTS: usize = 4_096;
 
-/// How many offenders are remembered.
-pub(crate) const MAX_OFFENCES: usize = 131_072;
-
-/// How often a network was banned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Offence {
-    /// Times.
-    pub(crate) count: u32,
-    /// When it was last, on the filter's clock.
-    pub(crate) at: u64,
-}
-
-/// What is remembered of bans beside the offences, as long as the process lives.
-#[derive(Debug, Default)]
-pub(crate) struct Repeats {
-    /// Bans of places, how often and when last: ports, and misconfigured phones.
-    places: HashMap<(Network, u16), Offence>,
-    /// When a network was last banned by evidence that could be forged.
-    unproven: HashMap<Network, u64>,
-}
-
-impl Repeats {
-    /// How often a place was banned before, within `forget` nanoseconds; counts this time.
-    fn count(&mut self, place: (Network, u16), now: u64, forget: u64) -> u32 {
-        if self.places.len() >= MAX_OFFENCES && !self.places.contains_key(&place) {
-            return 0;
-        }
-        let one = self.places.entry(place).or_insert(Offence { count: 0, at: now });
-        let before = if now.saturating_sub(one.at) < forget { one.count } else { 0 };
-        (one.count, one.at) = (before.saturating_add(1), now);
-        before
-    }
-
-    /// Whether a network may be banned by evidence that could be forged: once a day.
-    fn may_ban_unproven(&mut self, network: &Network, now: u64) -> bool {
-        let lately = |at: &u64| now.saturating_sub(*at) < UNPROVEN_ONCE;
-        if self.unproven.get(network).is_some_and(lately) {
-            return false;
-        }
-        if self.unproven.len() >= MAX_OFFENCES {
-            self.unproven.retain(|_, at| lately(at));
-        }
-        if self.unproven.len() >= MAX_OFFENCES {
-            return false;
-        }
-        self.unproven.insert(*network, now);
-        true
-    }
-
-    /// Forgets a pardoned network.
-    pub(crate) fn forget(&mut self, network: &Network) {
-        self.places.retain(|(known, _), _| known != network);
-        self.unproven.remove(network);
-    }
-
-    fn tidy(&mut self, now: u64, forget: u64) {
-        self.places.retain(|_, one| now.saturating_sub(one.at) < forget);
-        self.unproven.retain(|_, at| now.saturating_sub(*at) < UNPROVEN_ONCE);
-    }
-}
-
 /// Who hears of what is decided, and remembers it.
-pub(crate) trait Chronicle {
+pub(crate) trait EventSink {
     /// A decision: as a line for the log, and as an event.
-    fn say(&mut self, event: Said, level: Level, line: fmt::Arguments<'_>);
+    fn announce(&mut self, event: Event, level: Level, line: fmt::Arguments<'_>);
 
     /// An event that is not worth a line.
-    fn tell(&mut self, event: &Said);
+    fn publish(&mut self, event: Event);
 
     /// A user was accepted.
     fn accepted(&mut self, acceptance: &Acceptance);
 
     /// A host is a peer until then.
-    fn peer(&mut self, source: Source, until: u64);
+    fn peer(&mut self, source: IpKey, until: u64);
 
     /// A network has offended again.
-    fn offence(&mut self, offence: store::Offence);
+    fn offence(&mut self, offence: OffenceRecord);
 
     /// A ban is in force, because of evidence of this kind.
     fn banned(&mut self, kind: &str, entry: &Entry, lists: &mut Lists);
@@ -136,7 +72,7 @@ pub(crate) trait Chronicle {
 }
 
 /// Where findings are judged, for one event or one tick.
-pub(crate) struct Court<'a, C> {
+pub(crate) struct BanEngine<'a, C> {
     /// The rules.
     pub(crate) config: &'a Config,
     /// The tables that the kernel asks.
@@ -144,7 +80,7 @@ pub(crate) struct Court<'a, C> {
     /// Who turns events into findings.
     pub(crate) detector: &'a mut Detector,
     /// Who is never banned.
-    pub(crate) exempt: &'a Exempt,
+    pub(crate) never_ban: &'a NeverBan,
     /// How often each network was banned.
     pub(crate) offences: &'a mut BTreeMap<Network, Offence>,
     /// What else is remembered of bans.
@@ -156,15 +92,15 @@ pub(crate) struct Court<'a, C> {
     /// What time it is.
     pub(crate) at: Moment,
     /// Who hears of it.
-    pub(crate) chronicle: C,
+    pub(crate) event_sink: C,
 }
 
-impl<C: Chronicle> Court<'_, C> {
-    fn say(&mut self, event: Said, level: Level, line: fmt::Arguments<'_>) {
-        self.chronicle.say(event, level, line);
+impl<C: EventSink> BanEngine<'_, C> {
+    fn announce(&mut self, event: Event, level: Level, line: fmt::Arguments<'_>) {
+        self.event_sink.announce(event, level, line);
     }
 
-    fn note_due(&mut self, source: Source, kind: &'static str, now: u64) -> bool {
+    fn note_due(&mut self, source: IpKey, kind: &'static str, now: u64) -> bool {
         self.notes.are_due(source, kind, now)
     }
 
@@ -174,50 +110,56 @@ impl<C: Chronicle> Court<'_, C> {
         match self.lists.expire(now) {
             Ok(expired) => {
                 for (list, entry) in expired {
-                    self.chronicle.expired(list, &entry);
+                    self.event_sink.expired(list, &entry);
                     let what = if list == List::Block { "unban" } else { "untrust" };
                     let place = entry.place();
                     let (owner, dry_run) = (entry.owner.name(), entry.dry_run);
-                    self.say(
-                        Said::of(what, &entry).kind("expired"),
+                    self.announce(
+                        Event::of(what, &entry).kind("expired"),
                         Level::Info,
-                        format_args!("{what} {place} owner={owner} dry_run={dry_run} reason=\"expired\""),
+                        format_args!(
+                            "{what} {place} owner={owner} dry_run={dry_run} reason=\"expired\""
+                        ),
                     );
                 }
             }
-            Err(error) => log::error!("expired entries stay in the tables, where they no longer match: {error}"),
+            Err(error) => log::error!(
+                "expired entries stay in the tables, where they no longer match: {error}"
+            ),
         }
         let actions = self.detector.tick(now);
-        self.act(actions);
+        self.apply_actions(actions);
     }
 
     /// Tells the kernel in which IPv6 networks hosts live that must not share their network's fate.
     pub(crate) fn judge_by_address(&mut self) -> Result<()> {
         let prefix = self.config.ipv6_prefix;
-        let mut networks = self.exempt.ipv6_networks(prefix);
+        let mut networks = self.never_ban.ipv6_networks(prefix);
         networks.extend(near(self.lists.entries(List::Trust).map(|entry| &entry.network), prefix));
         let now = self.at.now;
-        let good = self.lists.known_hosts().filter(|(_, standing)| standing.good_until > now);
+        let good = self.lists.known_hosts().filter(|(_, reputation)| reputation.good_until > now);
         networks.extend(near(good.map(|(network, _)| network), prefix));
         Ok(self.lists.set_by_address(networks)?)
     }
 
     /// Takes one event of the kernel's.
-    pub(crate) fn observe(&mut self, event: &Event) {
+    pub(crate) fn observe(&mut self, event: &KernelEvent) {
         let now = self.at.now;
         if now.saturating_sub(event.time) > STALE {
             return;
         }
         match EventKind::from_number(event.kind) {
             Some(EventKind::Storm) => {
-                // Who sent this very packet does not matter: its address is as likely as not forged.
-                if self.note_due(Source::v4(0), "storm", now) {
+                // Who sent this very packet does not matter: its address is as likely as not
+                // forged.
+                if self.note_due(IpKey::v4(0), "storm", now) {
                     let (seen, dry_run) = (event.seen, self.config.dry_run);
-                    // Those in the present window so far, of which there may be few while the storm goes on.
+                    // Those in the present window so far, of which there may be few while the storm
+                    // goes on.
                     let limit = self.config.limits.storm.new_sources;
                     let reason = format!("more than {} new sources in {}", limit.count, limit.per);
-                    self.say(
-                        Said::new("storm").reason(reason).dry_run(dry_run),
+                    self.announce(
+                        Event::new("storm").reason(reason).dry_run(dry_run),
                         Level::Warn,
                         format_args!("storm new_sources={seen} dry_run={dry_run}"),
                     );
@@ -225,10 +167,14 @@ impl<C: Chronicle> Court<'_, C> {
                 return;
             }
             Some(EventKind::Limited) if self.note_due(event.source, "limit", now) => {
-                let kind = Bucket::from_number(event.bucket).map_or("?", |bucket| bucket.name());
+                let kind = LimitKind::from_number(event.bucket).map_or("?", |bucket| bucket.name());
                 let (address, dry_run) = (address_of(event.source), self.config.dry_run);
-                self.say(
-                    Said::new("limit").from(event.source).port(event.port).kind(kind).dry_run(dry_run),
+                self.announce(
+                    Event::new("limit")
+                        .from(event.source)
+                        .port(event.port)
+                        .kind(kind)
+                        .dry_run(dry_run),
                     Level::Info,
                     format_args!("limit {address} kind={kind} dry_run={dry_run}"),
                 );
@@ -236,8 +182,8 @@ impl<C: Chronicle> Court<'_, C> {
             Some(EventKind::Conflict) if self.note_due(event.source, "conflict", now) => {
                 let (address, port) = (address_of(event.source), event.port);
                 let reason = "blocked, but a phone is registered there";
-                self.say(
-                    Said::new("conflict").from(event.source).port(port).reason(reason),
+                self.announce(
+                    Event::new("conflict").from(event.source).port(port).reason(reason),
                     Level::Warn,
                     format_args!("conflict {address} port={port} reason=\"{reason}\""),
                 );
@@ -245,23 +191,23 @@ impl<C: Chronicle> Court<'_, C> {
             _ => {}
         }
         let actions = self.detector.observe(event);
-        self.act(actions);
+        self.apply_actions(actions);
     }
 
     /// Does what follows from events.
-    fn act(&mut self, actions: Vec<Action>) {
+    fn apply_actions(&mut self, actions: Vec<Action>) {
         let now = self.at.now;
         for action in actions {
             match action {
-                Action::Ban(finding) => self.ban(&finding, now),
+                Action::Ban(finding) => self.emit_ban(&finding, now),
                 Action::Accepted(acceptance) => self.accepted(&acceptance, now),
                 Action::Peer(source, until) => {
-                    let is_new = self.lists.standing(source).peer_until <= now;
-                    self.know(source, now, |standing| standing.peer_until = until);
+                    let is_new = self.lists.reputation(source).peer_until <= now;
+                    self.know(source, now, |reputation| reputation.peer_until = until);
                     if is_new {
-                        self.chronicle.tell(&Said::new("peer").from(source));
+                        self.event_sink.publish(Event::new("peer").from(source));
                     }
-                    self.chronicle.peer(source, until);
+                    self.event_sink.peer(source, until);
                 }
                 Action::Ended(places) => {
                     for (source, port) in places {
@@ -269,15 +215,16 @@ impl<C: Chronicle> Court<'_, C> {
                     }
                 }
                 Action::Served(source, until) => {
-                    let is_new = self.lists.standing(source).good_until <= now;
-                    self.know(source, now, |standing| {
-                        standing.good_until = standing.good_until.max(until);
-                        standing.former_until = standing.former_until.max(until.saturating_add(FORMER));
+                    let is_new = self.lists.reputation(source).good_until <= now;
+                    self.know(source, now, |reputation| {
+                        reputation.good_until = reputation.good_until.max(until);
+                        reputation.former_until =
+                            reputation.former_until.max(until.saturating_add(FORMER));
                     });
                     if is_new {
                         let reason = "the server takes its calls without credentials";
-                        self.say(
-                            Said::new("served").from(source).reason(reason),
+                        self.announce(
+                            Event::new("served").from(source).reason(reason),
                             Level::Info,
                             format_args!("served {} reason=\"{reason}\"", address_of(source)),
                         );
@@ -290,9 +237,13 @@ impl<C: Chronicle> Court<'_, C> {
                     }
                 }
                 Action::Note(kind, text) => {
-                    if self.note_due(Source::v4(0), kind, now) {
-                        let said = Said::new(kind).reason(&*text);
-                        self.say(said, Level::Warn, format_args!("{kind} reason={}", Quoted(&text)));
+                    if self.note_due(IpKey::v4(0), kind, now) {
+                        let said = Event::new(kind).reason(&*text);
+                        self.announce(
+                            said,
+                            Level::Warn,
+                            format_args!("{kind} reason={}", Quoted(&text)),
+                        );
                     }
                 }
             }
@@ -300,9 +251,14 @@ impl<C: Chronicle> Court<'_, C> {
     }
 
     /// Notes what is known of a host.
-    pub(crate) fn know(&mut self, source: Source, now: u64, change: impl FnOnce(&mut HostStanding)) {
+    pub(crate) fn know(
+        &mut self,
+        source: IpKey,
+        now: u64,
+        change: impl FnOnce(&mut HostReputation),
+    ) {
         if let Err(error) = self.lists.know(source, now, change)
-            && self.note_due(Source::v4(0), "known", now)
+            && self.note_due(IpKey::v4(0), "known", now)
         {
             log::error!("{} is not remembered: {error}", address_of(source));
         }
@@ -311,31 +267,34 @@ impl<C: Chronicle> Court<'_, C> {
     /// A user was accepted, or has taken its registration back.
     fn accepted(&mut self, acceptance: &Acceptance, now: u64) {
         let Acceptance { source, port, .. } = acceptance;
-        self.chronicle.accepted(acceptance);
+        self.event_sink.accepted(acceptance);
         if self.note_good(*source, *port, now) {
-            self.say(
-                Said::new("good").from(*source).port(*port),
+            self.announce(
+                Event::new("good").from(*source).port(*port),
                 Level::Info,
                 format_args!("good {} port={port}", address_of(*source)),
             );
             // Its IPv6 neighbours are judged one by one from now on.
             if !source.is_v4()
-                && let Err(error) =
-                    self.lists.meter_by_address(near([Network::around(*source, 128)].iter(), self.config.ipv6_prefix))
+                && let Err(error) = self.lists.meter_by_address(near(
+                    [Network::around(*source, 128)].iter(),
+                    self.config.ipv6_prefix,
+                ))
             {
                 log::error!("networks of known hosts: {error:#}");
             }
         }
     }
 
-    /// Tells the kernel what is known of an address and one of its ports. Returns whether it was not known good before.
-    pub(crate) fn note_good(&mut self, source: Source, port: u16, now: u64) -> bool {
+    /// Tells the kernel what is known of an address and one of its ports. Returns whether it was
+    /// not known good before.
+    pub(crate) fn note_good(&mut self, source: IpKey, port: u16, now: u64) -> bool {
         let good = self.detector.good(&source, port, now);
-        let is_new = good.until != 0 && self.lists.standing(source).good_until == 0;
+        let is_new = good.until != 0 && self.lists.reputation(source).good_until == 0;
         let scale = (good.users / USERS).checked_ilog2().map_or(0, |log| u64::from(log) + 1).min(8);
-        self.know(source, now, |standing| {
-            (standing.good_until, standing.scale) = (good.until, scale);
-            standing.former_until = good.until.max(now).saturating_add(FORMER);
+        self.know(source, now, |reputation| {
+            (reputation.good_until, reputation.scale) = (good.until, scale);
+            reputation.former_until = good.until.max(now).saturating_add(FORMER);
         });
         if let Err(error) = self.lists.know_flow(source, port, good.flow_until)
             && self.note_due(source, "flow", now)
@@ -346,21 +305,24 @@ impl<C: Chronicle> Court<'_, C> {
     }
 
     /// Limits a source that looks like a tool, but may be forged.
-    fn suspect(&mut self, source: Source, until: u64, what: &str, now: u64) {
+    fn suspect(&mut self, source: IpKey, until: u64, what: &str, now: u64) {
         let host = Network::around(source, 128);
-        let standing = self.lists.standing(source);
+        let reputation = self.lists.reputation(source);
         // Forged senders must not fill the tables; beyond this many the usual limit has to do.
         if self.lists.suspects() >= MAX_SUSPECTS {
             return;
         }
-        if self.must_stay(&host, now).is_some() || standing.good_until > now || standing.peer_until > now {
+        if self.ban_exemption(&host, now).is_some()
+            || reputation.good_until > now
+            || reputation.peer_until > now
+        {
             return;
         }
-        self.know(source, now, |standing| standing.suspect_until = until);
+        self.know(source, now, |reputation| reputation.suspect_until = until);
         if self.note_due(source, "suspect", now) {
             let (address, dry_run) = (address_of(source), self.config.dry_run);
-            self.say(
-                Said::new("suspect").from(source).reason(what).dry_run(dry_run),
+            self.announce(
+                Event::new("suspect").from(source).reason(what).dry_run(dry_run),
                 Level::Info,
                 format_args!("suspect {address} dry_run={dry_run} reason={}", Quoted(what)),
             );
@@ -368,24 +330,24 @@ impl<C: Chronicle> Court<'_, C> {
     }
 
     /// Bans the source of a finding, unless a rule that no evidence overrides speaks against it.
-    fn ban(&mut self, finding: &Finding, now: u64) {
+    fn emit_ban(&mut self, finding: &Finding, now: u64) {
         let host = Network::around(finding.source, 128);
         let around = Network::around(finding.source, finding.bits);
-        // A network with somebody in it who must stay reachable, or is known good, is judged host by
-        // host.
+        // A network with somebody in it who must stay reachable, or is known good, is judged host
+        // by host.
         let by_host = finding.bits >= 128
             || finding.port.is_some()
-            || self.must_stay(&around, now).is_some()
+            || self.ban_exemption(&around, now).is_some()
             || self.lists.knows_within(&around, now);
         let network = if by_host { host } else { around };
         // Who has lost its standing loses it before anything else is decided.
         for port in finding.port.iter().chain(&finding.ports) {
             self.note_good(finding.source, *port, now);
         }
-        if let Some(what) = self.must_stay(&network, now) {
+        if let Some(what) = self.ban_exemption(&network, now) {
             if self.note_due(finding.source, "exempt", now) {
-                self.say(
-                    Said::new("exempt").about(network).kind(finding.kind).reason(&*finding.reason),
+                self.announce(
+                    Event::new("exempt").about(network).kind(finding.kind).reason(&*finding.reason),
                     Level::Warn,
                     format_args!(
                         "not banned {network} although it attacks: it {what}; reason={}",
@@ -398,16 +360,20 @@ impl<C: Chronicle> Court<'_, C> {
         let by_volume = matches!(finding.kind, "register" | "requests");
         if by_volume && now < self.learning_until {
             if self.note_due(finding.source, "learn", now) {
-                log::info!("not banned {network} while learning; reason={}", Quoted(&finding.reason));
+                log::info!(
+                    "not banned {network} while learning; reason={}",
+                    Quoted(&finding.reason)
+                );
             }
             return;
         }
         if finding.tier == Tier::Unproven && !self.repeats.may_ban_unproven(&network, now) {
-            // What could be forged bans once a day. After that it only goes slower, until a day without.
+            // What could be forged bans once a day. After that it only goes slower, until a day
+            // without.
             self.suspect(finding.source, now.saturating_add(UNPROVEN_ONCE), &finding.reason, now);
             return;
         }
-        let length = self.sentence(&network, finding, now);
+        let length = self.length_of_ban(&network, finding, now);
         let entry = Entry {
             owner: Owner::Auto,
             port: finding.port,
@@ -417,7 +383,7 @@ impl<C: Chronicle> Court<'_, C> {
             ..Entry::manual(network, self.at.after(length), &finding.reason)
         };
         let until = entry.expires;
-        if !self.enter(entry, finding.kind, length, now) {
+        if !self.apply_ban(entry, finding.kind, length, now) {
             return;
         }
         if finding.tier == Tier::Proven {
@@ -429,13 +395,14 @@ impl<C: Chronicle> Court<'_, C> {
     }
 
     /// How long a ban is.
-    fn sentence(&mut self, network: &Network, finding: &Finding, now: u64) -> Duration {
+    fn length_of_ban(&mut self, network: &Network, finding: &Finding, now: u64) -> Duration {
         let bans = &self.config.bans;
         if finding.tier == Tier::Unproven {
             return bans.unproven.0;
         }
         let forget = bans.forget.nanos();
-        let longer = |count: u32, most: Duration| ban_duration(bans.first.0, bans.factor, most, count);
+        let longer =
+            |count: u32, most: Duration| ban_duration(bans.first.0, bans.factor, most, count);
         match (finding.growth, finding.port) {
             (Growth::None, _) => return bans.first.0,
             // What a dry run decides is nothing when it is over.
@@ -450,32 +417,35 @@ impl<C: Chronicle> Court<'_, C> {
             }
             (Growth::Full, None) => {}
         }
-        let before = self.offences.get(network).filter(|offence| now.saturating_sub(offence.at) < forget);
+        let before =
+            self.offences.get(network).filter(|offence| now.saturating_sub(offence.at) < forget);
         let count = before.map_or(0, |offence| offence.count);
         let length = longer(count, bans.max.0);
         // What a dry run decides is nothing when it is over.
         if !self.config.dry_run && (self.offences.len() < MAX_OFFENCES || before.is_some()) {
             let count = count.saturating_add(1);
             self.offences.insert(*network, Offence { count, at: now });
-            let offence = store::Offence { network: *network, count, last_ms: self.at.wall_ms };
-            self.chronicle.offence(offence);
+            let offence = OffenceRecord { network: *network, count, last_ms: self.at.wall_ms };
+            self.event_sink.offence(offence);
         }
         length
     }
 
     /// Puts a ban in force, unless a longer one is. Returns whether it did.
-    fn enter(&mut self, entry: Entry, kind: &str, length: Duration, now: u64) -> bool {
+    fn apply_ban(&mut self, entry: Entry, kind: &str, length: Duration, now: u64) -> bool {
         let (place, expires, tier) = (entry.place(), entry.expires, entry.tier);
         let owners = self.lists.owners(List::Block, &entry.network);
-        if entry.port.is_none() && owners.iter().any(|other| other.owner == Owner::Auto && other.expires >= expires) {
+        if entry.port.is_none()
+            && owners.iter().any(|other| other.owner == Owner::Auto && other.expires >= expires)
+        {
             return false;
         }
         let (source, reason) = (entry.network.first(), entry.reason.clone());
         match self.lists.put(List::Block, entry.clone()) {
             Ok(()) => {
-                self.chronicle.banned(kind, &entry, self.lists);
-                self.say(
-                    Said::of("ban", &entry).kind(kind),
+                self.event_sink.banned(kind, &entry, self.lists);
+                self.announce(
+                    Event::of("ban", &entry).kind(kind),
                     Level::Warn,
                     format_args!(
                         "ban {place} kind={kind} tier={} for={} dry_run={} reason={}",
@@ -496,8 +466,9 @@ impl<C: Chronicle> Court<'_, C> {
         }
     }
 
-    /// Bans an IPv6 network whose hosts were banned one after the other within an hour: somebody hops
-    /// from one to the next. An IPv4 network is only told of, unless the configuration says so.
+    /// Bans an IPv6 network whose hosts were banned one after the other within an hour: somebody
+    /// hops from one to the next. An IPv4 network is only told of, unless the configuration says
+    /// so.
     fn escalate(&mut self, network: &Network, now: u64) {
         if network.first().is_v4() {
             self.escalate_ipv4(network, now);
@@ -509,7 +480,8 @@ impl<C: Chronicle> Court<'_, C> {
                 continue;
             }
             let banned = self.banned_lately(around);
-            let parts: BTreeSet<Network> = banned.iter().map(|one| Network::around(one.first(), part_bits)).collect();
+            let parts: BTreeSet<Network> =
+                banned.iter().map(|one| Network::around(one.first(), part_bits)).collect();
             if banned.len() < many || parts.len() < 2 {
                 continue;
             }
@@ -533,8 +505,8 @@ impl<C: Chronicle> Court<'_, C> {
         if self.config.bans.ipv4_networks {
             self.ban_around(around, &reason, now);
         } else if self.note_due(around.first(), "neighbours", now) {
-            self.say(
-                Said::new("neighbours").about(around).reason(&*reason),
+            self.announce(
+                Event::new("neighbours").about(around).reason(&*reason),
                 Level::Warn,
                 format_args!("neighbours {around} reason=\"{reason}\""),
             );
@@ -556,7 +528,7 @@ impl<C: Chronicle> Court<'_, C> {
 
     /// Whether somebody lives in a network who must not share its fate.
     fn spares(&self, network: &Network, now: u64) -> bool {
-        self.must_stay(network, now).is_some() || self.lists.knows_within(network, now)
+        self.ban_exemption(network, now).is_some() || self.lists.knows_within(network, now)
     }
 
     fn ban_around(&mut self, network: Network, reason: &str, now: u64) {
@@ -568,7 +540,7 @@ impl<C: Chronicle> Court<'_, C> {
             added_ms: self.at.wall_ms,
             ..Entry::manual(network, self.at.after(length), reason)
         };
-        self.enter(entry, "site", length, now);
+        self.apply_ban(entry, "site", length, now);
     }
 
     /// Forgets offences that are long past.
@@ -579,18 +551,30 @@ impl<C: Chronicle> Court<'_, C> {
         self.repeats.tidy(now, forget);
     }
 
-    fn must_stay(&self, network: &Network, now: u64) -> Option<String> {
-        must_stay(self.exempt, self.lists, network, now)
+    fn ban_exemption(&self, network: &Network, now: u64) -> Option<String> {
+        ban_exemption(self.never_ban, self.lists, network, now)
     }
 }
 
 /// Why nothing in `network` may be banned by evidence, if so.
-pub(crate) fn must_stay(exempt: &Exempt, lists: &Lists, network: &Network, now: u64) -> Option<String> {
-    if let Some((host, what)) = exempt.inside(network) {
-        return Some(if network.is_host() { format!("is {what}") } else { format!("contains {what} ({host})") });
+pub(crate) fn ban_exemption(
+    never_ban: &NeverBan,
+    lists: &Lists,
+    network: &Network,
+    now: u64,
+) -> Option<String> {
+    if let Some((host, what)) = never_ban.inside(network) {
+        return Some(if network.is_host() {
+            format!("is {what}")
+        } else {
+            format!("contains {what} ({host})")
+        });
     }
     if lists.trusts(network, now) {
         return Some("is trusted".to_owned());
     }
-    lists.trusted_within(network, now).first().map(|inside| format!("contains {inside}, which is trusted"))
+    lists
+        .trusted_within(network, now)
+        .first()
+        .map(|inside| format!("contains {inside}, which is trusted"))
 }

@@ -6,16 +6,16 @@ use std::fmt;
 use jiff::Timestamp;
 use log::Level;
 use sip_xdp_common::abi::layout::{List, Owner};
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::verdict::{Reason, Verdict};
 
-use crate::daemon::events::Event as Said;
-use crate::daemon::verdicts::Chronicle;
+use crate::bans::engine::EventSink;
+use crate::bans::event::Event;
+use crate::bans::offences::OffenceRecord;
 use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::detect::Acceptance;
 use crate::lists::Lists;
 use crate::net::network::Network;
-use crate::store;
 use crate::sys::clock::{self, Moment};
 
 /// How many decisions are told one by one.
@@ -93,21 +93,21 @@ impl Tally {
 
 /// All of it.
 #[derive(Debug, Default)]
-pub(super) struct Story {
-    pub(super) events: Vec<Said>,
+pub(super) struct Timeline {
+    pub(super) events: Vec<Event>,
     /// How many more there were.
     pub(super) more_events: u64,
     pub(super) bans: Vec<Banned>,
-    pub(super) limited: BTreeMap<Source, Noted>,
-    pub(super) suspected: BTreeMap<Source, Noted>,
+    pub(super) limited: BTreeMap<IpKey, Noted>,
+    pub(super) suspected: BTreeMap<IpKey, Noted>,
     /// Users that were accepted, by address.
-    pub(super) good: HashMap<Source, BTreeSet<String>>,
-    pub(super) peers: HashSet<Source>,
-    pub(super) tallies: HashMap<Source, Tally>,
+    pub(super) good: HashMap<IpKey, BTreeSet<String>>,
+    pub(super) peers: HashSet<IpKey>,
+    pub(super) tallies: HashMap<IpKey, Tally>,
     /// Sources that were too many to be counted one by one, together.
     pub(super) others: Fate,
     /// Packets that a port of a source lost to a limit or a ban.
-    pub(super) lost: HashMap<(Source, u16), u64>,
+    pub(super) lost: HashMap<(IpKey, u16), u64>,
     /// The last ban of each network, for sources that are met later.
     banned: HashMap<Network, u32>,
     /// The length under which IPv6 sources are judged together.
@@ -117,13 +117,13 @@ pub(super) struct Story {
 /// The lengths of IPv6 networks that are banned beside that of the configuration: hosts and sites.
 const LENGTHS: [u8; 2] = [128, 56];
 
-impl Story {
+impl Timeline {
     pub(super) fn new(ipv6_prefix: u8) -> Self {
         Self { ipv6_prefix, ..Self::default() }
     }
 
     /// Counts a packet.
-    pub(super) fn count(&mut self, source: Source, port: Option<u16>, reason: Reason) {
+    pub(super) fn count(&mut self, source: IpKey, port: Option<u16>, reason: Reason) {
         let verdict = reason.verdict();
         if verdict == Verdict::Drop
             && let Some(port) = port
@@ -164,8 +164,11 @@ impl Story {
             sum += self.tallies.get(&network.first()).map(|tally| tally.all).unwrap_or_default();
             return sum;
         }
-        let inside = |source: &Source| network.contains(&Network::around(*source, 128));
-        self.tallies.iter().filter(|(source, _)| inside(source)).for_each(|(_, tally)| sum += tally.all);
+        let inside = |source: &IpKey| network.contains(&Network::around(*source, 128));
+        self.tallies
+            .iter()
+            .filter(|(source, _)| inside(source))
+            .for_each(|(_, tally)| sum += tally.all);
         sum
     }
 
@@ -175,8 +178,11 @@ impl Story {
         if ban.network.is_host() {
             self.tallies.entry(ban.network.first()).or_default().ban = mark;
         } else {
-            let inside = |source: &Source| ban.network.contains(&Network::around(*source, 128));
-            self.tallies.iter_mut().filter(|(source, _)| inside(source)).for_each(|(_, tally)| tally.ban = mark);
+            let inside = |source: &IpKey| ban.network.contains(&Network::around(*source, 128));
+            self.tallies
+                .iter_mut()
+                .filter(|(source, _)| inside(source))
+                .for_each(|(_, tally)| tally.ban = mark);
         }
         if ban.port.is_none() {
             self.banned.insert(ban.network, number);
@@ -187,7 +193,7 @@ impl Story {
 
 /// A story that is being told at a moment.
 pub(super) struct Telling<'a> {
-    pub(super) story: &'a mut Story,
+    pub(super) timeline: &'a mut Timeline,
     pub(super) at: Moment,
 }
 
@@ -197,46 +203,50 @@ impl Telling<'_> {
     }
 }
 
-impl Chronicle for Telling<'_> {
-    fn say(&mut self, mut event: Said, _: Level, _: fmt::Arguments<'_>) {
+impl EventSink for Telling<'_> {
+    fn announce(&mut self, mut event: Event, _: Level, _: fmt::Arguments<'_>) {
         event.time = self.time();
         // Reckoned by this machine's clock, which the capture's has nothing to do with.
         event.expires = None;
         let what = event.kind.clone().or_else(|| event.reason.clone()).unwrap_or_default();
         let noted = Noted { at: event.time, what };
-        match (event.event, event.address) {
-            ("limit", Some(network)) => _ = self.story.limited.entry(network.first()).or_insert(noted),
-            ("suspect", Some(network)) => _ = self.story.suspected.entry(network.first()).or_insert(noted),
+        match (&*event.event, event.address) {
+            ("limit", Some(network)) => {
+                _ = self.timeline.limited.entry(network.first()).or_insert(noted)
+            }
+            ("suspect", Some(network)) => {
+                _ = self.timeline.suspected.entry(network.first()).or_insert(noted)
+            }
             _ => {}
         }
-        if self.story.events.len() >= MAX_EVENTS {
-            self.story.more_events += 1;
+        if self.timeline.events.len() >= MAX_EVENTS {
+            self.timeline.more_events += 1;
         } else {
-            self.story.events.push(event);
+            self.timeline.events.push(event);
         }
     }
 
-    fn tell(&mut self, event: &Said) {
-        self.say(event.clone(), Level::Info, format_args!(""));
+    fn publish(&mut self, event: Event) {
+        self.announce(event, Level::Info, format_args!(""));
     }
 
     fn accepted(&mut self, acceptance: &Acceptance) {
-        let users = self.story.good.entry(acceptance.source).or_default();
+        let users = self.timeline.good.entry(acceptance.source).or_default();
         if !users.contains(&acceptance.user) {
             users.insert(acceptance.user.clone());
         }
     }
 
-    fn peer(&mut self, source: Source, _: u64) {
-        self.story.peers.insert(source);
+    fn peer(&mut self, source: IpKey, _: u64) {
+        self.timeline.peers.insert(source);
     }
 
-    fn offence(&mut self, _: store::Offence) {}
+    fn offence(&mut self, _: OffenceRecord) {}
 
     fn banned(&mut self, kind: &str, entry: &Entry, lists: &mut Lists) {
         debug_assert_eq!(entry.owner, Owner::Auto);
-        let before = self.story.sent_by(&entry.network);
-        self.story.begin_ban(Banned {
+        let before = self.timeline.sent_by(&entry.network);
+        self.timeline.begin_ban(Banned {
             at: self.time(),
             network: entry.network,
             port: entry.port,

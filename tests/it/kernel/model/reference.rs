@@ -1,10 +1,11 @@
-//! What lists mean, in the plainest words there are: everything that is listed, and intervals of numbers.
+//! What lists mean, in the plainest words there are: everything that is listed, and intervals of
+//! numbers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use sip_xdp::net::network::Network;
 use sip_xdp_common::abi::layout::{List, Owner};
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 
 /// A network as two numbers. IPv4 lies in `::ffff:0:0/96`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,8 +33,8 @@ impl Prefix {
 }
 
 /// An address in the product's terms.
-pub(super) fn source(address: u128) -> Source {
-    Source::new(address.to_be_bytes())
+pub(super) fn source(address: u128) -> IpKey {
+    IpKey::new(address.to_be_bytes())
 }
 
 /// Whether an address is an IPv4 one.
@@ -72,13 +73,13 @@ pub(super) type Claim = (List, Prefix, Owner);
 
 /// Both lists.
 #[derive(Default)]
-pub(super) struct Plain {
+pub(super) struct ReferenceLists {
     /// When each claim ends.
     pub(super) claims: BTreeMap<Claim, u64>,
     pub(super) feeds: BTreeMap<&'static str, BTreeSet<Prefix>>,
 }
 
-impl Plain {
+impl ReferenceLists {
     /// The addresses that a list holds at `now`.
     pub(super) fn addresses(&self, list: List, now: u64) -> Intervals {
         let claimed = self.claims.iter().filter(|((of, ..), end)| *of == list && **end > now);
@@ -88,7 +89,8 @@ impl Plain {
 
     /// The networks on a list, each once.
     pub(super) fn networks(&self, list: List) -> BTreeSet<Prefix> {
-        let claimed = self.claims.keys().filter(|(of, ..)| *of == list).map(|(_, network, _)| *network);
+        let claimed =
+            self.claims.keys().filter(|(of, ..)| *of == list).map(|(_, network, _)| *network);
         let fed = self.feeds.values().flatten().filter(|_| list == List::Block);
         claimed.chain(fed.copied()).collect()
     }
@@ -101,7 +103,8 @@ impl Plain {
 
     /// What a new daemon makes of it: all feeds are one, of that name.
     pub(super) fn adopt(&mut self, name: &'static str) {
-        let all: BTreeSet<Prefix> = std::mem::take(&mut self.feeds).into_values().flatten().collect();
+        let all: BTreeSet<Prefix> =
+            std::mem::take(&mut self.feeds).into_values().flatten().collect();
         if !all.is_empty() {
             self.feeds.insert(name, all);
         }
@@ -114,9 +117,13 @@ impl Plain {
         let claims = claims.map(|((list, network, owner), end)| {
             format!("{list:?} {} by {}, ends at {end}", network.network(), owner.name())
         });
-        let fed = self.feeds.iter().flat_map(|(name, networks)| networks.iter().map(move |network| (name, network)));
+        let fed = self
+            .feeds
+            .iter()
+            .flat_map(|(name, networks)| networks.iter().map(move |network| (name, network)));
         let fed = fed.filter(|(_, network)| around(network));
-        let fed = fed.map(|(name, network)| format!("Block {} by feed \"{name}\"", network.network()));
+        let fed =
+            fed.map(|(name, network)| format!("Block {} by feed \"{name}\"", network.network()));
         claims.chain(fed).collect::<Vec<_>>().join("; ")
     }
 }
@@ -127,7 +134,8 @@ fn intervals_are_what_a_scan_says() {
     let networks = networks.map(|(first, bits)| Prefix { first, bits });
     let intervals = Intervals::new(networks.into_iter());
     for address in 0..0x100 {
-        let scanned = networks.iter().any(|network| network.first <= address && address <= network.last());
+        let scanned =
+            networks.iter().any(|network| network.first <= address && address <= network.last());
         assert_eq!(intervals.contain(address), scanned, "{address:#x}");
     }
     assert!(!Intervals::default().contain(0));

@@ -1,5 +1,5 @@
-//! Hosts that feeds list, in the rows that are asked first: rows with more hosts than they have room for, hosts that others
-//! block too, and what a crash leaves.
+//! Hosts that feeds list, in the rows that are asked first: rows with more hosts than they have
+//! room for, hosts that others block too, and what a crash leaves.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering::Relaxed;
@@ -11,7 +11,7 @@ use sip_xdp::lists::Lists;
 use sip_xdp::net::network::Network;
 use sip_xdp_common::abi::layout::{List, NEVER, Owner};
 use sip_xdp_common::abi::names;
-use sip_xdp_common::lookup::host_rows::{ELSEWHERE_SHIFT, Home, MARKS};
+use sip_xdp_common::lookup::host_rows::{ELSEWHERE_SHIFT, MARKS, RowKey};
 use sip_xdp_common::lookup::networks::Hashing;
 
 use crate::kernel::frames::{Ip, tcp};
@@ -20,24 +20,25 @@ use crate::kernel::harness::{Kernel, SECOND, START, settings};
 /// Hosts in 77.0.0.0/8 that are of one row.
 pub(crate) fn of_one_row(kernel: &Kernel, count: usize) -> Vec<Ipv4Addr> {
     let Hashing { seed, row_shift, .. } = hashing(kernel);
-    let row = |address: u32| Home::of(address, seed, row_shift).row;
+    let row = |address: u32| RowKey::of(address, seed, row_shift).row;
     let all = 0x4d00_0000..0x4e00_0000_u32;
     all.filter(|address| row(*address) == 77).take(count).map(Ipv4Addr::from).collect()
 }
 
 fn hashing(kernel: &Kernel) -> Hashing {
-    header::read(kernel.map_again(names::GUIDE).unwrap()).unwrap().hashing
+    header::read(kernel.map_again(names::TABLE_HEADER).unwrap()).unwrap().hashing
 }
 
 /// How many hosts of the row are to be looked for elsewhere.
 fn elsewhere(kernel: &Kernel) -> u64 {
-    let rows = Mapped::new(kernel.map_again(names::FED).unwrap()).unwrap();
+    let rows = Mapped::new(kernel.map_again(names::FEED_HOSTS).unwrap()).unwrap();
     rows.one(77).unwrap().words()[1].load(Relaxed) >> ELSEWHERE_SHIFT
 }
 
 /// Those of these hosts that are dropped, by their numbers.
 fn dropped(kernel: &mut Kernel, hosts: &[Ipv4Addr]) -> Vec<usize> {
-    let frame = |host: &Ipv4Addr| Ip { protocol: 6, ..Ip::udp(&host.to_string()) }.frame(&tcp(5060));
+    let frame =
+        |host: &Ipv4Addr| Ip { protocol: 6, ..Ip::udp(&host.to_string()) }.frame(&tcp(5060));
     (0..hosts.len()).filter(|n| kernel.action(&frame(&hosts[*n])) == 1).collect()
 }
 
@@ -63,7 +64,8 @@ fn a_row_with_too_many_hosts_says_where_the_others_are() {
         assert_eq!(dropped(&mut kernel, &hosts), numbers(0..listed), "{listed} listed");
     }
     assert_eq!(elsewhere(&kernel), MARKS as u64);
-    // Other hosts of the feed, among them one that had no room: who stays keeps its place, whether there is room or not.
+    // Other hosts of the feed, among them one that had no room: who stays keeps its place, whether
+    // there is room or not.
     feed(&mut kernel, &hosts[MARKS..3 * MARKS]);
     assert_eq!(dropped(&mut kernel, &hosts), numbers(MARKS..3 * MARKS));
     assert_eq!(elsewhere(&kernel), MARKS as u64);
@@ -91,7 +93,11 @@ fn a_ban_ends_by_itself_whatever_a_feed_has_said_of_the_host() {
     block(&mut kernel, hosts[3], end + SECOND);
     kernel.set_clock(end + SECOND);
     kernel.lists.expire(end + SECOND).unwrap();
-    assert_eq!((dropped(&mut kernel, &hosts), elsewhere(&kernel)), (vec![3], 1), "it stays where it is");
+    assert_eq!(
+        (dropped(&mut kernel, &hosts), elsewhere(&kernel)),
+        (vec![3], 1),
+        "it stays where it is"
+    );
 }
 
 #[test]
@@ -116,25 +122,35 @@ fn rows_that_a_crash_left_wrong_are_put_right() {
     feed(&mut kernel, &hosts[..MARKS + 1]);
     block(&mut kernel, hosts[MARKS + 1], NEVER);
     let Hashing { seed, row_shift, .. } = hashing(&kernel);
-    let mark = |n: usize| u64::from(Home::of(hosts[n].into(), seed, row_shift).mark);
+    let mark = |n: usize| u64::from(RowKey::of(hosts[n].into(), seed, row_shift).mark);
     let truth = numbers(0..MARKS + 2);
     for (what, words) in [
         ("nothing is there", [0, 0]),
         ("a host is there that nobody lists", [mark(2 * MARKS - 1), 0]),
-        ("a host is there that only an operator blocks", [mark(MARKS + 1) | mark(1) << 16, 9 << ELSEWHERE_SHIFT]),
+        (
+            "a host is there that only an operator blocks",
+            [mark(MARKS + 1) | mark(1) << 16, 9 << ELSEWHERE_SHIFT],
+        ),
         ("a host is there twice", [mark(3) | mark(3) << 32, mark(3)]),
         ("far too many are elsewhere", [mark(0), u64::MAX << ELSEWHERE_SHIFT]),
     ] {
-        let rows = Mapped::new(kernel.map_again(names::FED).unwrap()).unwrap().one(77).unwrap();
+        let rows =
+            Mapped::new(kernel.map_again(names::FEED_HOSTS).unwrap()).unwrap().one(77).unwrap();
         rows.words().iter().zip(words).for_each(|(word, wrong)| word.store(wrong, Relaxed));
         kernel.lists = Lists::open(|name| kernel.map_again(name)).unwrap();
         assert_eq!(dropped(&mut kernel, &hosts), truth, "{what}");
         // And what follows counts on it.
         kernel.lists.replace_feed("", Vec::new()).unwrap();
-        kernel.lists.remove(List::Block, &Network::host(hosts[MARKS + 1].into()), Owner::Manual).unwrap();
+        kernel
+            .lists
+            .remove(List::Block, &Network::host(hosts[MARKS + 1].into()), Owner::Manual)
+            .unwrap();
         assert_eq!((dropped(&mut kernel, &hosts), elsewhere(&kernel)), (Vec::new(), 0), "{what}");
         feed(&mut kernel, &hosts[..MARKS + 1]);
-        kernel.lists.put(List::Block, Entry::manual(Network::host(hosts[MARKS + 1].into()), NEVER, "")).unwrap();
+        kernel
+            .lists
+            .put(List::Block, Entry::manual(Network::host(hosts[MARKS + 1].into()), NEVER, ""))
+            .unwrap();
         assert_eq!(dropped(&mut kernel, &hosts), truth, "{what}");
     }
 }

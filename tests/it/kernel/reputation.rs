@@ -1,14 +1,16 @@
-//! Hosts that something is known of: good ones, peers, those under suspicion; flows; the policy `closed`; and what the
-//! daemon is told of all of them.
+//! Hosts that something is known of: good ones, peers, those under suspicion; flows; the policy
+//! `closed`; and what the daemon is told of all of them.
 
 use sip_xdp::dataplane::loader::Settings;
 use sip_xdp::dataplane::tables::ledger::Entry;
 use sip_xdp::net::network::source_of;
 use sip_xdp_common::abi::layout::{EventKind, List, NEVER, Owner};
-use sip_xdp_common::ip_key::Source;
+use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::limits::gcra::{Limit, Limits, Pace};
 use sip_xdp_common::limits::storm::StormLimits;
-use sip_xdp_common::verdict::Reason::{self, Blocked, Closed, Good, Limited, Peer, Response, Storm, Trusted, Unknown};
+use sip_xdp_common::verdict::Reason::{
+    self, Blocked, Closed, Good, Limited, Peer, Response, Storm, Trusted, Unknown,
+};
 
 use crate::kernel::frames::{Ip, request, sip, tcp, udp_from};
 use crate::kernel::harness::{Kernel, SECOND, START, settings};
@@ -16,7 +18,7 @@ use crate::kernel::harness::{Kernel, SECOND, START, settings};
 const HOST: &str = "192.0.2.7";
 const HOUR: u64 = 3_600 * SECOND;
 
-fn source(text: &str) -> Source {
+fn source(text: &str) -> IpKey {
     source_of(text.parse().unwrap())
 }
 
@@ -40,7 +42,8 @@ fn told(kernel: &mut Kernel) -> Vec<EventKind> {
 #[test]
 fn a_known_good_host_has_a_generous_limit_until_it_ends() {
     for host in [HOST, "2001:db8:7::7"] {
-        let mut kernel = Kernel::new(&Settings { good: Pace::with_burst(10, SECOND, 100), ..settings() });
+        let mut kernel =
+            Kernel::new(&Settings { good: Pace::with_burst(10, SECOND, 100), ..settings() });
         let frame = sip(host, &request("OPTIONS"));
         // What it used up as a stranger is not held against it.
         assert_eq!(reasons(&mut kernel, &frame, 51).last(), Some(&Limited));
@@ -50,25 +53,33 @@ fn a_known_good_host_has_a_generous_limit_until_it_ends() {
         assert_eq!(all[100], Limited);
         kernel.set_clock(START + HOUR + 3 * SECOND);
         let all = reasons(&mut kernel, &frame, 51);
-        assert!(all[..50].iter().all(|reason| *reason == Unknown) && all[50] == Limited, "{host}: {all:?}");
+        assert!(
+            all[..50].iter().all(|reason| *reason == Unknown) && all[50] == Limited,
+            "{host}: {all:?}"
+        );
     }
 }
 
 #[test]
 fn many_users_have_a_larger_limit() {
-    let mut kernel = Kernel::new(&Settings { good: Pace::with_burst(10, SECOND, 100), ..settings() });
+    let mut kernel =
+        Kernel::new(&Settings { good: Pace::with_burst(10, SECOND, 100), ..settings() });
     kernel
         .lists
-        .know(source(HOST), START, |standing| (standing.good_until, standing.scale) = (START + HOUR, 2))
+        .know(source(HOST), START, |standing| {
+            (standing.good_until, standing.scale) = (START + HOUR, 2)
+        })
         .unwrap();
     let frame = sip(HOST, &request("SUBSCRIBE"));
-    let passed = reasons(&mut kernel, &frame, 1_000).iter().filter(|reason| **reason == Good).count();
+    let passed =
+        reasons(&mut kernel, &frame, 1_000).iter().filter(|reason| **reason == Good).count();
     assert!((400..=410).contains(&passed), "{passed}");
 }
 
 #[test]
 fn a_good_flow_has_a_reserve_that_others_cannot_spend() {
-    let mut kernel = Kernel::new(&Settings { good: Pace::with_burst(10, SECOND, 100), ..settings() });
+    let mut kernel =
+        Kernel::new(&Settings { good: Pace::with_burst(10, SECOND, 100), ..settings() });
     good(&mut kernel, HOST, START + HOUR);
     kernel.lists.know_flow(source(HOST), 5062, START + HOUR).unwrap();
     let forged = from_port(HOST, 1_234, &request("REGISTER"));
@@ -76,7 +87,8 @@ fn a_good_flow_has_a_reserve_that_others_cannot_spend() {
     let phone = from_port(HOST, 5062, &request("REGISTER"));
     let all = reasons(&mut kernel, &phone, 30);
     assert!(
-        all[..20].iter().all(|reason| *reason == Good) && all[20..].iter().all(|reason| *reason == Limited),
+        all[..20].iter().all(|reason| *reason == Good)
+            && all[20..].iter().all(|reason| *reason == Limited),
         "{all:?}"
     );
     assert_eq!(kernel.run(&forged).reason, Limited);
@@ -89,10 +101,16 @@ fn peers_are_peers_and_suspects_may_send_one_request_a_second() {
     let all = reasons(&mut kernel, &sip(HOST, &request("INVITE")), 200);
     assert!(all.iter().all(|reason| *reason == Peer));
     let suspect = "192.0.2.8";
-    kernel.lists.know(source(suspect), START, |standing| standing.suspect_until = START + HOUR).unwrap();
+    kernel
+        .lists
+        .know(source(suspect), START, |standing| standing.suspect_until = START + HOUR)
+        .unwrap();
     let frame = sip(suspect, &request("REGISTER"));
     // Four at once, so that a registration with its challenge comes through, then one a second.
-    assert_eq!(reasons(&mut kernel, &frame, 6), [Unknown, Unknown, Unknown, Unknown, Limited, Limited]);
+    assert_eq!(
+        reasons(&mut kernel, &frame, 6),
+        [Unknown, Unknown, Unknown, Unknown, Limited, Limited]
+    );
     kernel.set_clock(START + 2 * SECOND);
     assert_eq!(reasons(&mut kernel, &frame, 3), [Unknown, Unknown, Limited]);
     // Whoever is known good is no suspect any more.
@@ -103,7 +121,11 @@ fn peers_are_peers_and_suspects_may_send_one_request_a_second() {
 #[test]
 fn a_banned_flow_does_not_silence_its_neighbours() {
     let mut kernel = Kernel::new(&settings());
-    let entry = |owner| Entry { port: Some(5062), owner, ..Entry::manual(HOST.parse().unwrap(), START + HOUR, "flow") };
+    let entry = |owner| Entry {
+        port: Some(5062),
+        owner,
+        ..Entry::manual(HOST.parse().unwrap(), START + HOUR, "flow")
+    };
     kernel.lists.put(List::Block, entry(Owner::Auto)).unwrap();
     let bad = from_port(HOST, 5062, &request("REGISTER"));
     assert_eq!(reasons(&mut kernel, &bad, 3), [Blocked; 3]);
@@ -123,7 +145,8 @@ fn what_is_registered_goes_on_against_a_ban_but_not_against_an_operator() {
     good(&mut kernel, HOST, START + HOUR);
     kernel.lists.know_flow(source(HOST), 5062, START + HOUR).unwrap();
     let entry = |owner| Entry { owner, ..Entry::manual(HOST.parse().unwrap(), NEVER, "ban") };
-    let (phone, other) = (from_port(HOST, 5062, &request("REGISTER")), from_port(HOST, 5063, &request("REGISTER")));
+    let (phone, other) =
+        (from_port(HOST, 5062, &request("REGISTER")), from_port(HOST, 5063, &request("REGISTER")));
     kernel.lists.put(List::Block, entry(Owner::Auto)).unwrap();
     kernel.events();
     assert_eq!((kernel.run(&phone).reason, kernel.run(&other).reason), (Good, Blocked));
@@ -145,14 +168,23 @@ fn a_storm_spares_who_is_known() {
     let storm = StormLimits::new(100, SECOND, Limit::new(5, SECOND));
     let mut kernel = Kernel::new(&Settings { storm, ..settings() });
     good(&mut kernel, "192.0.2.7", START + HOUR);
-    kernel.lists.know(source("192.0.2.8"), START, |standing| standing.peer_until = START + HOUR).unwrap();
+    kernel
+        .lists
+        .know(source("192.0.2.8"), START, |standing| standing.peer_until = START + HOUR)
+        .unwrap();
     for n in 0..5_000_u32 {
-        kernel.action(&sip(&std::net::Ipv4Addr::from(0x0b00_0000 + n * 7).to_string(), &request("REGISTER")));
+        kernel.action(&sip(
+            &std::net::Ipv4Addr::from(0x0b00_0000 + n * 7).to_string(),
+            &request("REGISTER"),
+        ));
     }
     kernel.catch_up();
     assert_eq!(kernel.run(&sip("203.0.113.9", &request("REGISTER"))).reason, Storm);
     // So is somebody who was known good before: limited, but no stranger.
-    kernel.lists.know(source("192.0.2.6"), START, |standing| standing.former_until = START + HOUR).unwrap();
+    kernel
+        .lists
+        .know(source("192.0.2.6"), START, |standing| standing.former_until = START + HOUR)
+        .unwrap();
     let all = reasons(&mut kernel, &sip("192.0.2.6", &request("REGISTER")), 51);
     assert!(all[..50].iter().all(|reason| *reason == Unknown) && all[50] == Limited, "{all:?}");
     assert_eq!(reasons(&mut kernel, &sip("192.0.2.7", &request("REGISTER")), 60), [Good; 60]);
@@ -165,7 +197,10 @@ fn closed_is_closed_but_for_those_who_are_known() {
     kernel.list(List::Trust, "203.0.113.1", NEVER);
     kernel.list(List::Admit, "203.0.113.64/26", NEVER);
     good(&mut kernel, "192.0.2.7", START + HOUR);
-    kernel.lists.know(source("192.0.2.8"), START, |standing| standing.peer_until = START + HOUR).unwrap();
+    kernel
+        .lists
+        .know(source("192.0.2.8"), START, |standing| standing.peer_until = START + HOUR)
+        .unwrap();
     let response = b"SIP/2.0 200 OK\r\nVia: SIP/2.0/UDP 198.51.100.1;branch=z9hG4bK1\r\n\r\n";
     for method in ["REGISTER", "INVITE", "OPTIONS", "BYE"] {
         for (host, reason) in [
@@ -177,7 +212,11 @@ fn closed_is_closed_but_for_those_who_are_known() {
             ("203.0.113.2", Closed),
             ("2001:db8::7", Closed),
         ] {
-            assert_eq!(kernel.run(&sip(host, &request(method))).reason, reason, "{method} from {host}");
+            assert_eq!(
+                kernel.run(&sip(host, &request(method))).reason,
+                reason,
+                "{method} from {host}"
+            );
         }
     }
     let stranger = "198.51.100.1";
@@ -200,7 +239,11 @@ fn the_daemon_is_told_what_it_learns_from_and_no_more() {
     let mut kernel = Kernel::new(&settings());
     let them = "198.51.100.1";
     let answer = |line: &str| {
-        Ip::udp("192.0.2.1").frame(&udp_from(5060, 5062, format!("{line}\r\nCSeq: 1 REGISTER\r\n\r\n").as_bytes()))
+        Ip::udp("192.0.2.1").frame(&udp_from(
+            5060,
+            5062,
+            format!("{line}\r\nCSeq: 1 REGISTER\r\n\r\n").as_bytes(),
+        ))
     };
     let ours = Ip::udp("192.0.2.1").frame(&udp_from(5060, 5062, &request("OPTIONS")));
     let response = b"SIP/2.0 200 OK\r\nVia: SIP/2.0/UDP 198.51.100.1;branch=z9hG4bK1\r\n\r\n";
@@ -212,8 +255,8 @@ fn the_daemon_is_told_what_it_learns_from_and_no_more() {
     kernel.leave(&answer("SIP/2.0 401 Unauthorized"));
     kernel.leave(&ours);
     kernel.run(&sip(them, response));
-    use EventKind::{Answer, Asked, Request};
-    assert_eq!(told(&mut kernel), [Request, Answer, Asked, EventKind::Response]);
+    use EventKind::{Answer, PendingRequest, Request};
+    assert_eq!(told(&mut kernel), [Request, Answer, PendingRequest, EventKind::Response]);
     // Of those who are known good: what may end that, or abuse it.
     good(&mut kernel, them, START + HOUR);
     for method in ["REGISTER", "INVITE", "SUBSCRIBE", "OPTIONS"] {
@@ -229,7 +272,10 @@ fn the_daemon_is_told_what_it_learns_from_and_no_more() {
     kernel.leave(&ours);
     assert_eq!(told(&mut kernel), [EventKind::Response]);
     // Of those who are trusted: nothing.
-    kernel.lists.know(source(them), START, |standing| (standing.peer_until, standing.good_until) = (0, 0)).unwrap();
+    kernel
+        .lists
+        .know(source(them), START, |standing| (standing.peer_until, standing.good_until) = (0, 0))
+        .unwrap();
     kernel.list(List::Trust, them, NEVER);
     kernel.run(&sip(them, &request("INVITE")));
     kernel.leave(&answer("SIP/2.0 407 Proxy Authentication Required"));
@@ -263,13 +309,20 @@ fn one_that_sends_much_cannot_use_up_what_others_are_seen_by() {
     kernel.catch_up();
 }
 
-/// Nobody can be answered at port 0 of an address, and nobody can be banned by it: whoever else lives there would be.
+/// Nobody can be answered at port 0 of an address, and nobody can be banned by it: whoever else
+/// lives there would be.
 #[test]
 fn port_0_is_nobodys() {
     for host in [HOST, "2001:db8:7::7"] {
         let mut kernel = Kernel::new(&settings());
         let from = |port, payload: &[u8]| Ip::udp(host).frame(&udp_from(port, 5060, payload));
-        let payloads = [&request("REGISTER")[..], &request("INVITE"), b"SIP/2.0 200 OK\r\n\r\n", b"\r\n\r\n", b"x"];
+        let payloads = [
+            &request("REGISTER")[..],
+            &request("INVITE"),
+            b"SIP/2.0 200 OK\r\n\r\n",
+            b"\r\n\r\n",
+            b"x",
+        ];
         for payload in payloads {
             assert_eq!(kernel.run(&from(0, payload)).reason, Limited);
         }
@@ -279,7 +332,8 @@ fn port_0_is_nobodys() {
         assert_eq!(kernel.run(&from(0, payloads[0])).reason, Limited);
         // The lists neither ban it nor know it.
         let network: sip_xdp::net::network::Network = host.parse().unwrap();
-        let entry = Entry { owner: Owner::Auto, port: Some(0), ..Entry::manual(network, NEVER, "") };
+        let entry =
+            Entry { owner: Owner::Auto, port: Some(0), ..Entry::manual(network, NEVER, "") };
         let refused = kernel.lists.put(List::Block, entry.clone()).unwrap_err().to_string();
         assert!(refused.contains("port 0"), "{refused}");
         assert!(kernel.lists.put_all(List::Block, vec![entry]).is_err());
@@ -290,7 +344,8 @@ fn port_0_is_nobodys() {
     }
 }
 
-/// A source that keeps to a limit per day is not refused after some days of silence, when ticks have begun again.
+/// A source that keeps to a limit per day is not refused after some days of silence, when ticks
+/// have begun again.
 #[test]
 fn a_limit_per_day_lets_who_was_silent_for_days_in() {
     let day = 24 * HOUR;

@@ -1,0 +1,174 @@
+//! Events: what was decided, as those who watch are told.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+use sip_xdp_common::ip_key::IpKey;
+
+use crate::dataplane::counters;
+use crate::dataplane::tables::ledger::{Entry, Tier};
+use crate::net::network::Network;
+use crate::sys::clock;
+
+/// One event, the same from the ban engine to whoever watches. What does not apply is null in JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When it was decided.
+    pub time: jiff::Timestamp,
+    /// Its name: `ban`, `unban`, `limit`, `storm`, `feed`, ...
+    pub event: Cow<'static, str>,
+    /// Its kind, of which each event has a few: of a ban the kind of evidence.
+    pub kind: Option<String>,
+    /// The address or network that it is about.
+    pub address: Option<Network>,
+    /// The port of that address, if it is about one port.
+    pub port: Option<u16>,
+    /// Why, in words. Attackers choose parts of it: escape it before it is shown.
+    pub reason: Option<String>,
+    /// How sure the evidence of a ban is.
+    pub tier: Option<Tier>,
+    /// Nothing follows from it: the filter is in a dry run.
+    pub dry_run: bool,
+    /// Whose entry of a list it is about.
+    pub owner: Option<Cow<'static, str>>,
+    /// When that entry ends; none if it does not.
+    pub expires: Option<jiff::Timestamp>,
+    /// The interface that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// The feed that it is about.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub feed: Option<FeedFigures>,
+}
+
+/// A feed in an event.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FeedFigures {
+    /// Its name.
+    pub feed: String,
+    /// Networks that it listed for the first time.
+    pub added: usize,
+    /// Networks that it lists no longer.
+    pub removed: usize,
+    /// Networks that it lists now.
+    pub total: usize,
+}
+
+impl Event {
+    /// Of this name, now, about nobody in particular.
+    pub fn new(event: &'static str) -> Self {
+        let time = counters::now();
+        Self {
+            time,
+            event: event.into(),
+            kind: None,
+            address: None,
+            port: None,
+            reason: None,
+            tier: None,
+            dry_run: false,
+            owner: None,
+            expires: None,
+            interface: None,
+            feed: None,
+        }
+    }
+
+    /// About a feed.
+    pub(crate) fn of_feed(kind: &str, figures: FeedFigures) -> Self {
+        Self { feed: Some(figures), ..Self::new("feed").kind(kind) }
+    }
+
+    /// About an entry of a list.
+    pub(crate) fn of(event: &'static str, entry: &Entry) -> Self {
+        Self {
+            address: Some(entry.network),
+            port: entry.port,
+            reason: Some(entry.reason.clone()),
+            tier: entry.tier,
+            dry_run: entry.dry_run,
+            owner: Some(entry.owner.name().into()),
+            expires: clock::to_wall(entry.expires),
+            ..Self::new(event)
+        }
+    }
+
+    /// About a source.
+    pub(crate) fn from(self, source: IpKey) -> Self {
+        self.about(Network::around(source, 128))
+    }
+
+    /// About a network.
+    pub(crate) fn about(self, network: Network) -> Self {
+        Self { address: Some(network), ..self }
+    }
+
+    /// Of a port.
+    pub(crate) fn port(self, port: u16) -> Self {
+        Self { port: Some(port), ..self }
+    }
+
+    /// Of this kind.
+    pub(crate) fn kind(self, kind: impl Into<String>) -> Self {
+        Self { kind: Some(kind.into()), ..self }
+    }
+
+    /// For this reason.
+    pub(crate) fn reason(self, reason: impl Into<String>) -> Self {
+        Self { reason: Some(reason.into()), ..self }
+    }
+
+    /// About an interface.
+    pub(crate) fn interface(self, name: &str) -> Self {
+        Self { interface: Some(name.to_owned()), ..self }
+    }
+
+    /// Whether nothing follows from it, since nothing is dropped.
+    pub(crate) fn dry_run(self, dry_run: bool) -> Self {
+        Self { dry_run, ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    #[test]
+    fn an_event_has_all_fields() {
+        let entry = Entry {
+            port: Some(5062),
+            tier: Some(Tier::Proven),
+            ..Entry::manual("192.0.2.7".parse().unwrap(), 1, "ten \"passwords\"")
+        };
+        let event = Event::of("ban", &entry).kind("rejected").dry_run(true);
+        let json = serde_json::to_value(&event).unwrap();
+        let fields: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(
+            fields,
+            [
+                "time", "event", "kind", "address", "port", "reason", "tier", "dry_run", "owner",
+                "expires"
+            ]
+        );
+        assert_eq!(
+            (&json["address"], &json["port"], &json["tier"]),
+            (&"192.0.2.7".into(), &5062.into(), &"proven".into())
+        );
+        let figures = FeedFigures { feed: "public".to_owned(), added: 3, removed: 2, total: 20 };
+        let synced = serde_json::to_value(Event::of_feed("synced", figures)).unwrap();
+        assert_eq!(
+            (&synced["event"], &synced["kind"], &synced["feed"]),
+            (&"feed".into(), &"synced".into(), &"public".into())
+        );
+        assert_eq!(
+            (&synced["added"], &synced["removed"], &synced["total"]),
+            (&3.into(), &2.into(), &20.into())
+        );
+        let storm = serde_json::to_value(Event::new("storm")).unwrap();
+        assert_eq!(
+            (&storm["address"], &storm["kind"], &storm["dry_run"]),
+            (&Value::Null, &Value::Null, &false.into())
+        );
+    }
+}

@@ -1,0 +1,66 @@
+//! What the kernel programs are told at load time, as the configuration has it.
+
+use sip_xdp_common::limits::gcra;
+use sip_xdp_common::limits::storm::StormLimits;
+use sip_xdp_common::packet::headers::{Inspects, Link};
+
+use super::{BlockScope, Burst, Config, Policy, Rate, StormConfig};
+use crate::dataplane::loader::{Capacity, Ports, Settings};
+
+impl Config {
+    /// The settings of the programs of an interface whose frames start as `link` says, and whose
+    /// counters are in `slot`.
+    pub fn program_settings(&self, link: Link, slot: u32) -> Settings {
+        Settings {
+            ports: self.port_set(),
+            limits: self.meter_limits(),
+            good: self.good_pace(),
+            storm: self.storm_limits(),
+            ipv6_prefix: self.ipv6_prefix,
+            scope_all: self.block_scope == BlockScope::All,
+            closed: self.policy == Policy::Closed,
+            dry_run: self.dry_run,
+            trial: false,
+            inspects: Inspects { ipv6: self.inspect.ipv6, tags: self.inspect.tags },
+            link,
+            slot,
+            clock_from_map: false,
+            capacity: self.table_capacity(),
+        }
+    }
+
+    /// The limits as the kernel counts them.
+    pub fn meter_limits(&self) -> gcra::Limits {
+        let limit = |rate: Rate| gcra::Pace::new(rate.count, rate.per.nanos());
+        let limits = &self.limits.unknown;
+        gcra::Limits {
+            register: limit(limits.register),
+            requests: limit(limits.requests),
+            other: limit(limits.other),
+            fragments: limit(limits.fragments),
+        }
+    }
+
+    /// The limit of known sources, as the kernel counts it.
+    pub fn good_pace(&self) -> gcra::Pace {
+        let Burst { count, per, burst } = self.limits.good.requests;
+        gcra::Pace::with_burst(count, per.nanos(), burst)
+    }
+
+    /// What a storm is, as the kernel counts it.
+    pub fn storm_limits(&self) -> StormLimits {
+        let StormConfig { new_sources, budget } = &self.limits.storm;
+        let budget = gcra::Limit::new(budget.count, budget.per.nanos());
+        StormLimits::new(new_sources.count, new_sources.per.nanos(), budget)
+    }
+
+    /// The ports as the kernel reads them.
+    pub fn port_set(&self) -> Ports {
+        Ports::new(self.ports.iter().map(|range| (range.first, range.last)))
+    }
+
+    /// The table sizes.
+    pub fn table_capacity(&self) -> Capacity {
+        Capacity { networks: self.capacity.networks, sources: self.capacity.sources }
+    }
+}
