@@ -37,10 +37,7 @@ pub(super) fn tarball(tree: &Path, to: &Path) -> Result<PathBuf> {
     }
     let file = to.join(format!("{name}.tar.gz"));
     let mut tar = Command::new("tar");
-    tar.env("GZIP", "-9n")
-        .arg("--create")
-        .arg("--gzip")
-        .arg("--file")
+    tar.args(["--create", "--use-compress-program=gzip -9 --no-name", "--file"])
         .arg(&file)
         .arg("--directory")
         .arg(to);
