@@ -7,7 +7,6 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
-use aya_log_ebpf::warn;
 use sip_xdp_common::abi::layout::{
     EventKind, HEAD, IN_DRY_RUN, KernelEvent, SLICES, SampleBudget, Scratch,
 };
@@ -30,9 +29,6 @@ const BUDGET: Limit = Limit::new(2_000, 1_000_000_000);
 /// Samples per CPU, direction and slice: 1,000 at once, as when an office comes back after an
 /// outage, then 200 a second.
 const SAMPLES: Limit = Limit { interval: 5_000_000, burst: 5_000_000_000 };
-
-/// The shortest time between two diagnostics of one CPU, in nanoseconds.
-const DIAGNOSTIC_INTERVAL: u64 = 1_000_000_000;
 
 /// A packet of which the daemon is told.
 pub(crate) struct EventDraft<'a, C> {
@@ -206,16 +202,6 @@ pub(crate) fn sample_drop(ctx: &XdpContext, scratch: *mut Scratch, judgement: &J
 #[inline(always)]
 fn send<C: Origin>(draft: &EventDraft<'_, C>, record: &Record) -> bool {
     let Some(mut entry) = EVENTS.reserve(0) else {
-        let Some(state) = cpu_state() else {
-            return false;
-        };
-        // SAFETY: this CPU's map value, valid while the program runs.
-        unsafe {
-            if draft.now.saturating_sub((*state).diagnosed) >= DIAGNOSTIC_INTERVAL {
-                (*state).diagnosed = draft.now;
-                warn!(draft.ctx, "events find no room: the daemon does not read them fast enough");
-            }
-        }
         return false;
     };
     let event: *mut KernelEvent = entry.as_mut_ptr();

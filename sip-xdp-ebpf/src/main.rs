@@ -19,6 +19,8 @@ mod lists;
 mod maps;
 mod reader;
 mod tables;
+#[cfg(feature = "trace")]
+mod trace;
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::macros::{classifier, xdp};
@@ -41,8 +43,12 @@ fn sip_xdp_ingress(ctx: XdpContext) -> u32 {
     };
     // SAFETY: a field's address inside this CPU's map value; nothing is read.
     let scratch = unsafe { &raw mut (*counters).scratch };
-    let judgement =
-        ingress::judge(&Packet::arriving(&ctx, scratch), &MapTables::new(&ctx, scratch));
+    let tables = MapTables::new(&ctx, scratch);
+    #[cfg(feature = "trace")]
+    let tables = trace::Traced::new(tables, &ctx);
+    let judgement = ingress::judge(&Packet::arriving(&ctx, scratch), &tables);
+    #[cfg(feature = "trace")]
+    trace::decided(&ctx, &judgement);
     match judgement.reason {
         // Written out, so that the compiler makes an exit for these, most of a flood, where nothing
         // is left to find out.

@@ -243,8 +243,6 @@ pub struct CpuState {
     pub events: u64,
     /// Events that found no room, in the bucket or in the ring.
     pub lost_events: u64,
-    /// When this CPU last wrote a diagnostic.
-    pub diagnosed: u64,
     /// Samples that found no room, in their slice's bucket or in the ring.
     pub lost_samples: u64,
     /// When each slice's bucket of samples is full again, by [`SampleBudget`]; the last row is
@@ -252,7 +250,7 @@ pub struct CpuState {
     pub samples: [[u64; SLICES]; 4],
 }
 
-const _: () = assert!(size_of::<CpuState>() == 32 + 32 * SLICES);
+const _: () = assert!(size_of::<CpuState>() == 24 + 32 * SLICES);
 
 /// Which budget a sample is taken from, so that none of these crowds out another.
 #[repr(usize)]

@@ -9,12 +9,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Group, chown};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::api::answers::Reply;
 use crate::api::event_stream::{self, Hub};
 use crate::config::HostName;
 use crate::net::network::Network;
@@ -187,8 +188,8 @@ impl ListName {
 /// The daemon's answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Answer {
-    Ok(Value),
+enum Answer<T> {
+    Ok(T),
     Error(String),
 }
 
@@ -200,11 +201,12 @@ pub struct Call {
     /// Whether root asks, and not only a member of the group.
     pub is_root: bool,
     /// Where the answer goes.
-    pub answer: oneshot::Sender<Result<Value>>,
+    pub answer: oneshot::Sender<Result<Reply>>,
 }
 
-/// Sends a request to the daemon of `socket` and returns its answer.
-pub async fn call(socket: &Path, request: &Request) -> Result<Value> {
+/// Sends a request to the daemon of `socket` and returns its answer, which is of the type that
+/// [`Reply`] has for this request.
+pub async fn call<T: DeserializeOwned>(socket: &Path, request: &Request) -> Result<T> {
     let stream = connect(socket).await?;
     let exchange = async {
         let (reader, mut writer) = stream.into_split();
@@ -237,7 +239,7 @@ pub(crate) async fn connect(socket: &Path) -> Result<UnixStream> {
 }
 
 /// Reads the daemon's answer.
-pub(crate) fn answer(text: &str) -> Result<Value> {
+pub(crate) fn answer<T: DeserializeOwned>(text: &str) -> Result<T> {
     match serde_json::from_str(text)
         .context("the daemon's answer cannot be understood; is it of this version?")?
     {
@@ -294,11 +296,11 @@ pub async fn serve(stream: UnixStream, calls: mpsc::Sender<Call>, hub: Hub) {
         let (answer, watcher) = match serde_json::from_str(&text) {
             // Before it is answered, so that nothing is missed that happens after that.
             Ok(Request::Watch { address, packets }) => (
-                Ok(Value::Null),
+                Ok(None),
                 Some((hub.subscribe(), packets.then(|| hub.subscribe_packets()), address)),
             ),
-            Ok(Request::Recent) => (serde_json::to_value(hub.recent()).map_err(Into::into), None),
-            Ok(request) => (ask(request, is_root, &calls).await, None),
+            Ok(Request::Recent) => (Ok(Some(Reply::Recent(Box::new(hub.recent())))), None),
+            Ok(request) => (ask(request, is_root, &calls).await.map(Some), None),
             Err(_) if text.len() as u64 >= MAX_REQUEST => (
                 Err(anyhow!("the request is longer than {MAX_REQUEST} bytes; send it in parts")),
                 None,
@@ -306,7 +308,7 @@ pub async fn serve(stream: UnixStream, calls: mpsc::Sender<Call>, hub: Hub) {
             Err(error) => (Err(anyhow!("the request cannot be understood: {error}")), None),
         };
         let answer = match answer {
-            Ok(value) => Answer::Ok(value),
+            Ok(reply) => Answer::Ok(reply),
             Err(error) => Answer::Error(format!("{error:#}")),
         };
         writer.write_all(&line(&answer)?).await?;
@@ -325,7 +327,7 @@ pub async fn serve(stream: UnixStream, calls: mpsc::Sender<Call>, hub: Hub) {
     }
 }
 
-async fn ask(request: Request, is_root: bool, calls: &mpsc::Sender<Call>) -> Result<Value> {
+async fn ask(request: Request, is_root: bool, calls: &mpsc::Sender<Call>) -> Result<Reply> {
     let (answer, answered) = oneshot::channel();
     calls
         .send(Call { request, is_root, answer })

@@ -232,7 +232,7 @@ impl Stream {
         writer.write_all(&control::line(&Request::Watch { address, packets })?).await?;
         let mut lines = BufReader::new(reader).lines();
         let first = lines.next_line().await.context("the daemon went away")?;
-        control::answer(&first.unwrap_or_default())?;
+        control::answer::<Option<()>>(&first.unwrap_or_default())?;
         Ok(Self { lines, _writer: writer })
     }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand};
-use serde_json::Value;
+use sip_xdp::api::answers::{Listed, Removed, RemovedEntry};
 use sip_xdp::api::control::{self, ListName, Request};
 use sip_xdp::config::Span;
 use sip_xdp::dataplane::counters::{self, Row};
@@ -107,8 +107,8 @@ impl Add {
             operator: operator(),
             by: self.by,
         };
-        let answer = control::call(&paths.socket(), &request).await?;
-        output.print(&answer, |answer| format!("blocked {network}{}", until(answer)))
+        let listed: Listed = control::call(&paths.socket(), &request).await?;
+        output.print(&listed, |listed| format!("blocked {network}{}", until(listed.expires)))
     }
 }
 
@@ -116,8 +116,8 @@ impl Delete {
     pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
         let request =
             Request::Delete { list: ListName::Block, network: self.network.parse()?, by: self.by };
-        let answer = control::call(&paths.socket(), &request).await?;
-        output.print(&answer, |answer| removed("unblocked", answer))
+        let gone: Removed = control::call(&paths.socket(), &request).await?;
+        output.print(&gone, |gone| removed("unblocked", &gone.removed))
     }
 }
 
@@ -165,7 +165,7 @@ pub(super) fn list(rows: &[Row], hits: bool) -> String {
             if row.dry_run { format!("{} (dry run)", row.owner) } else { row.owner.clone() };
         let expires = row.expires.map_or_else(|| "never".to_owned(), time);
         let mut cells = vec![
-            place(&row.network, row.port.map(u64::from)),
+            place(&row.network, row.port),
             owner,
             time(row.added),
             expires,
@@ -180,27 +180,25 @@ pub(super) fn list(rows: &[Row], hits: bool) -> String {
 }
 
 /// A network, or one flow of an address.
-fn place(network: &impl std::fmt::Display, port: Option<u64>) -> String {
+fn place(network: &impl std::fmt::Display, port: Option<u16>) -> String {
     port.map_or_else(|| network.to_string(), |port| format!("{network} port={port}"))
 }
 
-/// " until ..." for an answer that carries an expiry.
-pub(super) fn until(answer: &Value) -> String {
-    match answer["expires"].as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok()) {
-        Some(expires) => format!(" until {}", expires.strftime("%F %T UTC")),
-        None => " for good".to_owned(),
-    }
+/// " until ..." for what ends, " for good" for what does not.
+pub(super) fn until(expires: Option<jiff::Timestamp>) -> String {
+    expires.map_or_else(
+        || " for good".to_owned(),
+        |expires| format!(" until {}", expires.strftime("%F %T UTC")),
+    )
 }
 
-/// What was removed, a line per entry.
-pub(super) fn removed(verb: &str, answer: &Value) -> String {
-    let entries = answer["removed"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let line = |entry: &Value| {
-        let text = |key: &str| text::line(entry[key].as_str().unwrap_or_default());
+/// Entries that were removed, a line each.
+pub(super) fn removed(verb: &str, entries: &[RemovedEntry]) -> String {
+    let line = |entry: &RemovedEntry| {
+        let RemovedEntry { network, port, owner, reason, .. } = entry;
         let reason =
-            if text("reason").is_empty() { String::new() } else { format!(": {}", text("reason")) };
-        let place = place(&text("network"), entry["port"].as_u64());
-        format!("{verb} {place} ({}{reason})\n", text("owner"))
+            if reason.is_empty() { String::new() } else { format!(": {}", text::line(reason)) };
+        format!("{verb} {} ({owner}{reason})\n", place(network, *port))
     };
     entries.iter().map(line).collect()
 }

@@ -1,6 +1,7 @@
 //! `confirm`: lets a filter that was started with `run --confirm` go on enforcing.
 
 use anyhow::Result;
+use sip_xdp::api::answers::Confirmed;
 use sip_xdp::api::control::{self, Request};
 use sip_xdp::sys::paths::Paths;
 
@@ -8,13 +9,9 @@ use super::Output;
 
 /// Sends the request, and prints what is in force now.
 pub(crate) async fn execute(paths: &Paths, output: Output) -> Result<()> {
-    let answer = control::call(&paths.socket(), &Request::Confirm).await?;
-    output.print(&answer, |answer| {
-        let late = if answer["late"].as_bool().unwrap_or(false) {
-            "late, it had been detached; now "
-        } else {
-            ""
-        };
-        format!("confirmed: {late}{}", answer["applied"].as_str().unwrap_or_default())
+    let confirmed: Confirmed = control::call(&paths.socket(), &Request::Confirm).await?;
+    output.print(&confirmed, |confirmed| {
+        let late = if confirmed.late { "late, it had been detached; now " } else { "" };
+        format!("confirmed: {late}{}", confirmed.applied)
     })
 }

@@ -4,14 +4,15 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use clap::Args;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use sip_xdp::api::answers::Known;
 use sip_xdp::api::control::{self, NoDaemon, Request};
-use sip_xdp::config::Config;
+use sip_xdp::config::{Config, SourceRules};
 use sip_xdp::dataplane::counters::{self, SCHEMA};
 use sip_xdp::dataplane::pins::Pins;
 use sip_xdp::detect::View;
 use sip_xdp::net::network::Network;
-use sip_xdp::observe::explain::{self, Decision, Facts, Kernel, Level, Match, Outcome, Settings};
+use sip_xdp::observe::explain::{self, Decision, Facts, Kernel, Level, Match, Outcome};
 use sip_xdp::store::Store;
 use sip_xdp::store::state_dump::PastBan;
 use sip_xdp::sys::paths::Paths;
@@ -30,16 +31,6 @@ const SHOWN: usize = 5;
 pub(crate) struct Explain {
     /// The address
     ip: IpAddr,
-}
-
-/// What the daemon says.
-#[derive(Debug, Deserialize)]
-struct DaemonAnswer {
-    settings: Settings,
-    known: View,
-    never_banned: Option<String>,
-    learning: bool,
-    registrar_failing: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -80,7 +71,7 @@ impl Explain {
         let mut notes = Vec::new();
         let answer =
             match control::call(&paths.socket(), &Request::Explain { address: self.ip }).await {
-                Ok(answer) => Some(serde_json::from_value::<DaemonAnswer>(answer)?),
+                Ok(known) => Some::<Known>(known),
                 Err(error) if error.is::<NoDaemon>() => {
                     notes.push(
                         "no daemon: its evidence is not shown, and limits are those of the \
@@ -111,7 +102,7 @@ impl Explain {
                     notes.push(format!("limits are the defaults: {error:#}"));
                     Config::default()
                 });
-                (Settings::from(&config), View::default())
+                (SourceRules::from(&config), View::default())
             }
         };
         let kernel = explain::read(&Pins::new(&paths.pin_dir), self.ip, &settings)?;

@@ -1,13 +1,13 @@
 //! `feed`: lists that others keep.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand};
-use serde::Deserialize;
-use serde_json::Value;
+use serde::de::DeserializeOwned;
+use sip_xdp::api::answers::Rounds;
 use sip_xdp::api::control::{self, NoDaemon, Request};
+use sip_xdp::feeds::engine::FeedRow;
 use sip_xdp::sys::paths::Paths;
 
 use super::Output;
@@ -39,36 +39,12 @@ pub(crate) struct Sync {
     accept: bool,
 }
 
-/// A row of `feed list`, as far as people see it.
-#[derive(Debug, Deserialize)]
-struct Row {
-    name: String,
-    format: String,
-    detected: bool,
-    empty: bool,
-    action: String,
-    ipv4: usize,
-    ipv6: usize,
-    age: Option<u64>,
-    next: u64,
-    error: Option<String>,
-    skipped: BTreeMap<String, u64>,
-    first_malformed: Option<u64>,
-    host_bits: u64,
-    split: u64,
-    guards: Vec<String>,
-    added: Option<usize>,
-    removed: Option<usize>,
-    round: u64,
-}
-
 impl Feed {
     pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
         match self {
             Self::List => {
-                let rows = ask(paths, &Request::FeedList).await?;
-                let text = text(&read(&rows)?);
-                output.print(&rows, |_| text)
+                let rows: Vec<FeedRow> = ask(paths, &Request::FeedList).await?;
+                output.print(&rows, |rows| text(rows))
             }
             Self::Sync(sync) => sync.execute(paths, output).await,
         }
@@ -78,18 +54,15 @@ impl Feed {
 impl Sync {
     async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
         let request = Request::FeedSync { name: self.name, accept: self.accept };
-        let answer = ask(paths, &request).await?;
-        let rounds: BTreeMap<String, u64> = serde_json::from_value(answer["rounds"].clone())
-            .context("the daemon's answer cannot be understood")?;
+        let Rounds { rounds } = ask(paths, &request).await?;
         let start = Instant::now();
-        let values = loop {
-            let values = ask(paths, &Request::FeedList).await?;
-            let rows = read(&values)?;
+        let mut rows = loop {
+            let rows: Vec<FeedRow> = ask(paths, &Request::FeedList).await?;
             let is_done = |name: &String, round: u64| {
                 rows.iter().find(|row| row.name == *name).is_none_or(|row| row.round >= round)
             };
             if rounds.iter().all(|(name, round)| is_done(name, *round)) {
-                break values;
+                break rows;
             }
             if start.elapsed() > TIMEOUT {
                 bail!(
@@ -99,29 +72,22 @@ impl Sync {
             }
             tokio::time::sleep(LOOK).await;
         };
-        let values: Vec<Value> = values
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter(|row| row["name"].as_str().is_some_and(|name| rounds.contains_key(name)))
-            .cloned()
-            .collect();
-        let rows = read(&Value::Array(values.clone()))?;
+        rows.retain(|row| rounds.contains_key(&row.name));
         let failed: Vec<_> = rows
             .iter()
             .filter_map(|row| Some(format!("{}: {}", row.name, row.error.as_ref()?)))
             .collect();
         if rows.is_empty() {
-            output.print(&values, |_| "there are no feeds".to_owned())?;
+            output.print(&rows, |_| "there are no feeds".to_owned())?;
         } else {
             let done: String = rows.iter().filter(|row| row.error.is_none()).map(synced).collect();
-            output.print(&values, |_| done)?;
+            output.print(&rows, |_| done)?;
         }
         if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("; ")) }
     }
 }
 
-async fn ask(paths: &Paths, request: &Request) -> Result<Value> {
+async fn ask<T: DeserializeOwned>(paths: &Paths, request: &Request) -> Result<T> {
     control::call(&paths.socket(), request).await.map_err(|error| {
         match error.downcast::<NoDaemon>() {
             Ok(error) => {
@@ -132,13 +98,8 @@ async fn ask(paths: &Paths, request: &Request) -> Result<Value> {
     })
 }
 
-fn read(rows: &Value) -> Result<Vec<Row>> {
-    serde_json::from_value(rows.clone())
-        .context("the daemon's answer cannot be understood; is it of this version?")
-}
-
-fn synced(row: &Row) -> String {
-    let Row { name, added, removed, .. } = row;
+fn synced(row: &FeedRow) -> String {
+    let FeedRow { name, added, removed, .. } = row;
     let changes = match (added, removed) {
         (Some(added), Some(removed)) => {
             format!(" (the last change: {added} added, {removed} removed)")
@@ -149,11 +110,11 @@ fn synced(row: &Row) -> String {
 }
 
 /// The feeds for people: a table, and a line for what is worth one.
-fn text(rows: &[Row]) -> String {
+fn text(rows: &[FeedRow]) -> String {
     if rows.is_empty() {
         return "there are no feeds; [[feeds]] in the configuration adds one\n".to_owned();
     }
-    let cells = |row: &Row| {
+    let cells = |row: &FeedRow| {
         let skipped: u64 = row.skipped.values().sum();
         vec![
             row.name.clone(),
@@ -177,7 +138,7 @@ fn text(rows: &[Row]) -> String {
     text
 }
 
-fn notes(row: &Row) -> Vec<String> {
+fn notes(row: &FeedRow) -> Vec<String> {
     let mut notes: Vec<String> = row.error.iter().cloned().collect();
     if row.detected {
         notes.push(format!("read as the format {}, which was detected", row.format));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use serde_json::Value;
+use sip_xdp::api::answers::{self, Refused};
 use sip_xdp::api::control::{self, ListName, Request};
 use sip_xdp::dataplane::counters::{self, Row};
 use sip_xdp::dataplane::pins::Pins;
@@ -66,8 +66,8 @@ pub(crate) enum Format {
 #[derive(Debug, Default, Serialize)]
 struct Imported {
     lines: usize,
-    added: u64,
-    refused: Vec<Value>,
+    added: usize,
+    refused: Vec<Refused>,
 }
 
 impl Import {
@@ -83,7 +83,7 @@ impl Import {
             let (reason, operator) = (self.reason.clone(), block::operator());
             let request =
                 Request::Import { list, networks, ttl, reason, force: self.force, operator };
-            let answer = control::call(&paths.socket(), &request).await;
+            let answer = control::call::<answers::Imported>(&paths.socket(), &request).await;
             let before = imported.added;
             let answer = match answer {
                 Err(error) if before > 0 => {
@@ -93,8 +93,8 @@ impl Import {
                 }
                 answer => answer?,
             };
-            imported.added += answer["added"].as_u64().unwrap_or(0);
-            imported.refused.extend(answer["refused"].as_array().cloned().unwrap_or_default());
+            imported.added += answer.added;
+            imported.refused.extend(answer.refused);
             progress(done, all);
         }
         output.print(&imported, |imported| summary(imported, list))
@@ -116,11 +116,10 @@ fn summary(imported: &Imported, list: ListName) -> String {
 }
 
 /// What was refused, a line each, as far as one wants to read it.
-pub(super) fn refused(refused: &[Value]) -> String {
+pub(super) fn refused(refused: &[Refused]) -> String {
     let mut text = String::new();
     for one in refused.iter().take(TOLD) {
-        let field = |name: &str| one[name].as_str().unwrap_or_default();
-        text.push_str(&format!("refused {}: {}\n", field("what"), field("why")));
+        text.push_str(&format!("refused {}: {}\n", one.what, one.why));
     }
     if refused.len() > TOLD {
         text.push_str(&format!("and {} more; --json shows them\n", refused.len() - TOLD));

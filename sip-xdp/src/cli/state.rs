@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use serde_json::Value;
+use sip_xdp::api::answers::{Imported, Refused};
 use sip_xdp::api::control::{self, Request};
 use sip_xdp::dataplane::counters::SCHEMA;
 use sip_xdp::store::state_dump::Export;
@@ -36,9 +36,9 @@ pub(crate) struct Import {
 /// What became of the rows of one kind.
 #[derive(Debug, Default, Serialize)]
 struct Count {
-    added: u64,
-    kept: u64,
-    refused: Vec<Value>,
+    added: usize,
+    kept: usize,
+    refused: Vec<Refused>,
 }
 
 impl State {
@@ -69,10 +69,11 @@ impl Import {
         let all = parts.len();
         for (number, part) in (1..).zip(parts) {
             let count = counts.entry(part.name()).or_default();
-            let answer = control::call(&paths.socket(), &Request::Restore { part }).await?;
-            count.added += answer["added"].as_u64().unwrap_or(0);
-            count.kept += answer["kept"].as_u64().unwrap_or(0);
-            count.refused.extend(answer["refused"].as_array().cloned().unwrap_or_default());
+            let answer: Imported =
+                control::call(&paths.socket(), &Request::Restore { part }).await?;
+            count.added += answer.added;
+            count.kept += answer.kept;
+            count.refused.extend(answer.refused);
             progress(number, all);
         }
         output.print(&counts, |counts| {

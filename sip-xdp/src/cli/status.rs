@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
-use serde_json::Value;
+use sip_xdp::api::answers::DaemonStatus;
 use sip_xdp::api::control::{self, Request};
 use sip_xdp::dataplane::counters::{self, FilteredInterface, SCHEMA};
 use sip_xdp::dataplane::netlink::Netlink;
@@ -41,7 +41,7 @@ struct Report {
     time: jiff::Timestamp,
     enforcing: bool,
     loaded: bool,
-    daemon: Option<Value>,
+    daemon: Option<DaemonStatus>,
     interfaces: Vec<FilteredInterface>,
     blocklist: Option<counters::Occupancy>,
     memory: Option<Memory>,
@@ -115,7 +115,7 @@ fn text(report: &Report, output: Output) -> String {
     };
     text.push_str(&format!("filter    {state}\n"));
     let daemon = match &report.daemon {
-        Some(daemon) => format!("running, pid {}", daemon["pid"]),
+        Some(daemon) => format!("running, pid {}", daemon.pid),
         None => output.bad("not running"),
     };
     text.push_str(&format!("daemon    {daemon}\n"));
@@ -141,14 +141,13 @@ fn text(report: &Report, output: Output) -> String {
             .iter()
             .map(|i| {
                 let mode = i.mode.map(|mode| mode.to_string()).unwrap_or_default();
-                let blind = report.daemon.as_ref().and_then(|daemon| daemon["blind"].as_array());
-                let is_blind = |one: &Value| {
-                    one["interface"] == i.interface.as_str() && one["action"].is_null()
-                };
+                let mut blind = report.daemon.iter().flat_map(|daemon| &daemon.blind);
+                let is_blind =
+                    blind.any(|one| one.interface == i.interface && one.action.is_none());
                 let state = match (i.attached, i.dry_run) {
                     (false, _) if i.current_name.is_none() => "gone",
                     (false, _) => "detached",
-                    (true, _) if blind.into_iter().flatten().any(is_blind) => "blind",
+                    (true, _) if is_blind => "blind",
                     (true, _) if i.trial_over => "trial over",
                     (true, true) => "dry run",
                     (true, false) => "enforcing",

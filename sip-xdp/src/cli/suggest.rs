@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use sip_xdp::api::answers::DaemonStatus;
 use sip_xdp::api::control::{self, Request};
 use sip_xdp::config::Config;
+use sip_xdp::config::SourceRules;
 use sip_xdp::daemon::Overrides;
 use sip_xdp::dataplane::counters;
 use sip_xdp::dataplane::pins::Pins;
-use sip_xdp::observe::explain::Settings;
 use sip_xdp::sys::paths::Paths;
 use sip_xdp::tools::suggest::{self, PBX_DIRS, Suggestions, Trusted};
 use sip_xdp_common::abi::layout::List;
@@ -43,7 +44,7 @@ impl Suggest {
             self.pbx_dir
         };
         let config = Overrides::default().read(paths)?;
-        let (pins, settings) = (Pins::new(&paths.pin_dir), Settings::from(&config));
+        let (pins, settings) = (Pins::new(&paths.pin_dir), SourceRules::from(&config));
         let suggestions =
             suggest::suggest(&directories, &pins, &settings, &trusted(paths, config).await)?;
         output.print(&suggestions, text)
@@ -59,13 +60,9 @@ async fn trusted(paths: &Paths, config: Config) -> Trusted {
     };
     let rows = counters::rows(&Pins::new(&paths.pin_dir), List::Trust).unwrap_or_default();
     trusted.networks.extend(rows.into_iter().map(|row| row.network));
-    if let Ok(status) = control::call(&paths.socket(), &Request::Status).await {
-        let hosts = status["hosts"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter(|host| host["purpose"] == "trust");
-        trusted.hosts.extend(hosts.filter_map(|host| host["name"].as_str()?.parse().ok()));
+    if let Ok(status) = control::call::<DaemonStatus>(&paths.socket(), &Request::Status).await {
+        let hosts = status.hosts.into_iter().filter(|host| host.purpose == "trust");
+        trusted.hosts.extend(hosts.map(|host| host.name));
     }
     trusted
 }

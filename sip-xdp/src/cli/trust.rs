@@ -2,7 +2,7 @@
 
 use anyhow::{Result, anyhow};
 use clap::{Args, Subcommand};
-use serde_json::Value;
+use sip_xdp::api::answers::{DaemonStatus, HostRemoved, HostRow, HostTrusted, Listed, Removed};
 use sip_xdp::api::control::{self, ListName, Request};
 use sip_xdp::config::{HostName, Span};
 use sip_xdp::dataplane::counters;
@@ -100,22 +100,21 @@ impl Add {
                 let (list, force, operator) = (ListName::Trust, self.force, None);
                 let request =
                     Request::Add { list, network, ttl, reason, force, operator, by: None };
-                let answer = control::call(&paths.socket(), &request).await?;
-                output.print(&answer, |answer| {
-                    let blocked = answer["was_blocked"].as_bool().unwrap_or(false);
-                    let note = if blocked {
+                let listed: Listed = control::call(&paths.socket(), &request).await?;
+                output.print(&listed, |listed| {
+                    let note = if listed.was_blocked == Some(true) {
                         "; it is on the block list too, where trust wins"
                     } else {
                         ""
                     };
-                    format!("trusted {network}{}{note}", block::until(answer))
+                    format!("trusted {network}{}{note}", block::until(listed.expires))
                 })
             }
             Who::Host(name) => {
                 let request = Request::TrustHost { name: name.clone(), ttl, reason };
-                let answer = control::call(&paths.socket(), &request).await?;
-                output.print(&answer, |answer| {
-                    let until = block::until(answer);
+                let trusted: HostTrusted = control::call(&paths.socket(), &request).await?;
+                output.print(&trusted, |trusted| {
+                    let until = block::until(trusted.expires);
                     format!(
                         "trusted {name}{until}; `sip-xdp trust list` shows its addresses when \
                              DNS has answered"
@@ -132,10 +131,10 @@ impl Delete {
         match read(&self.who)? {
             Who::Network(network) => {
                 let request = Request::Delete { list: ListName::Trust, network, by: None };
-                let answer = control::call(&paths.socket(), &request).await?;
-                output.print(&answer, |answer| {
-                    let removed = block::removed(verb, answer);
-                    match answer["still_trusted_by_host"].as_str() {
+                let gone: Removed = control::call(&paths.socket(), &request).await?;
+                output.print(&gone, |gone| {
+                    let removed = block::removed(verb, &gone.removed);
+                    match gone.still.as_ref().and_then(|s| s.still_trusted_by_host.as_deref()) {
                         Some(host) => {
                             format!(
                                 "{removed}but {network} is trusted all the same, as an address \
@@ -147,11 +146,11 @@ impl Delete {
                 })
             }
             Who::Host(name) => {
-                let answer =
+                let gone: HostRemoved =
                     control::call(&paths.socket(), &Request::DistrustHost { name: name.clone() })
                         .await?;
-                output.print(&answer, |answer| {
-                    format!("{verb} {name}\n{}", block::removed(verb, answer))
+                output.print(&gone, |gone| {
+                    format!("{verb} {name}\n{}", block::removed(verb, &gone.removed))
                 })
             }
         }
@@ -164,11 +163,11 @@ async fn list(paths: &Paths, output: Output) -> Result<()> {
     let hosts = if output.json {
         None
     } else {
-        control::call(&paths.socket(), &Request::Status).await.ok()
+        control::call::<DaemonStatus>(&paths.socket(), &Request::Status).await.ok()
     };
     output.print(&rows, |rows| {
-        let hosts = hosts.as_ref().and_then(|status| status["hosts"].as_array()).map(Vec::as_slice);
-        let of_trust = hosts.unwrap_or_default().iter().filter(|host| host["purpose"] == "trust");
+        let hosts = hosts.iter().flat_map(|status| &status.hosts);
+        let of_trust = hosts.filter(|host| host.purpose == "trust");
         let hosts: Vec<Vec<String>> = of_trust.map(host_cells).collect();
         let entries = block::list(rows, false);
         if hosts.is_empty() {
@@ -182,18 +181,17 @@ async fn list(paths: &Paths, output: Output) -> Result<()> {
 }
 
 /// A host's row.
-fn host_cells(host: &Value) -> Vec<String> {
-    let text = |key: &str| host[key].as_str().unwrap_or_default().to_owned();
-    let addresses: Vec<_> =
-        host["addresses"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    let mut answered = match host["age"].as_u64() {
+fn host_cells(host: &HostRow) -> Vec<String> {
+    let HostRow { name, owner, reason, .. } = host;
+    let addresses: Vec<_> = host.addresses.iter().map(ToString::to_string).collect();
+    let mut answered = match host.age {
         Some(age) => format!("{} ago", Span::seconds(age)),
         None => "never".to_owned(),
     };
-    if let Some(error) = host["error"].as_str() {
+    if let Some(error) = &host.error {
         answered = format!("{answered}, then: {error}");
     }
-    vec![text("name"), text("owner"), addresses.join(" "), answered, text("reason")]
+    vec![name.to_string(), owner.clone(), addresses.join(" "), answered, reason.clone()]
 }
 
 #[cfg(test)]

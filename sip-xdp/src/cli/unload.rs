@@ -2,8 +2,9 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use serde_json::{Value, json};
+use sip_xdp::api::answers::Unloaded;
 use sip_xdp::api::control::{self, NoDaemon, Request};
+use sip_xdp::dataplane::attach::offloads::Offload;
 use sip_xdp::dataplane::counters;
 use sip_xdp::dataplane::netlink::Netlink;
 use sip_xdp::dataplane::pins::Pins;
@@ -23,15 +24,13 @@ pub(crate) struct Unload {
 }
 
 /// What became of an offload that had been switched off for the filter.
-fn offload(offload: &Value) -> String {
-    let text = |field: &str| offload[field].as_str().unwrap_or_default().to_owned();
-    let (interface, name) = (text("interface"), text("offload"));
-    match offload["error"].as_str() {
+fn offload(offload: &Offload) -> String {
+    let Offload { interface, offload: name, error } = offload;
+    match error {
         None => format!("{interface}: {name} is on again"),
         Some(error) => format!(
             "{interface}: {name} was switched off for the filter and cannot be switched on again \
-             ({error}); try \
-             `ethtool -K {interface} {name} on`"
+             ({error}); try `ethtool -K {interface} {name} on`"
         ),
     }
 }
@@ -39,32 +38,28 @@ fn offload(offload: &Value) -> String {
 impl Unload {
     pub(crate) async fn execute(self, paths: &Paths, output: Output) -> Result<()> {
         let request = Request::Unload { interfaces: self.interfaces.clone() };
-        let answer = match control::call(&paths.socket(), &request).await {
-            Ok(answer) => answer,
+        let unloaded: Unloaded = match control::call(&paths.socket(), &request).await {
+            Ok(unloaded) => unloaded,
             Err(error) if error.is::<NoDaemon>() => self.by_hand(paths).await?,
             Err(error) => return Err(error),
         };
-        output.print(&answer, |answer| {
-            let names: Vec<_> = answer["unloaded"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(Value::as_str)
-                .collect();
-            if names.is_empty() {
+        output.print(&unloaded, |Unloaded { unloaded, offloads }| {
+            if unloaded.is_empty() {
                 return "nothing was loaded".to_owned();
             }
-            let offloads = answer["offloads"].as_array().into_iter().flatten().map(offload);
-            let first = format!("unloaded from {}", names.join(", "));
-            std::iter::once(first).chain(offloads).collect::<Vec<_>>().join("\n")
+            let first = format!("unloaded from {}", unloaded.join(", "));
+            std::iter::once(first)
+                .chain(offloads.iter().map(offload))
+                .collect::<Vec<_>>()
+                .join("\n")
         })
     }
 
     /// Without a daemon.
-    async fn by_hand(&self, paths: &Paths) -> Result<Value> {
+    async fn by_hand(&self, paths: &Paths) -> Result<Unloaded> {
         let pins = Pins::new(&paths.pin_dir);
         if !paths.pin_dir.exists() {
-            return Ok(json!({ "unloaded": [], "offloads": [] }));
+            return Ok(Unloaded::default());
         }
         let _lock = pins.lock().context("a daemon holds the filter, but does not answer")?;
         // Whatever is pinned must come off, even if its tables cannot be read.
@@ -88,12 +83,12 @@ impl Unload {
         }
         if chosen.is_empty() || chosen.len() == known.len() {
             let offloads = pins.remove_all()?;
-            return Ok(json!({ "unloaded": names(&known), "offloads": offloads }));
+            return Ok(Unloaded { unloaded: names(&known), offloads });
         }
         let mut offloads = Vec::new();
         for interface in &chosen {
             offloads.extend(counters::forget_interface(&pins, &interface.interface)?);
         }
-        Ok(json!({ "unloaded": names(&chosen), "offloads": offloads }))
+        Ok(Unloaded { unloaded: names(&chosen), offloads })
     }
 }

@@ -25,6 +25,7 @@ use crate::net::network::Network;
 pub use feeds::{Factor, FeedAction, FeedConfig, FeedFormat, Guards};
 pub use integrations::{CrowdsecConfig, NotifyConfig, Occasion};
 pub use metrics::{Listen, MetricsConfig};
+pub use program::SourceRules;
 pub use rules::{Decoy, Detect, Leak, Rule, Signature};
 pub use values::{HostName, PortRange, Span};
 

@@ -1,11 +1,33 @@
 //! What the kernel programs are told at load time, as the configuration has it.
 
+use serde::{Deserialize, Serialize};
 use sip_xdp_common::limits::gcra;
 use sip_xdp_common::limits::storm::StormLimits;
 use sip_xdp_common::packet::headers::{Inspects, Link};
 
-use super::{BlockScope, Burst, Config, Policy, Rate, StormConfig};
+use super::{BlockScope, Burst, Config, LimitsConfig, Policy, Rate, StormConfig};
 use crate::dataplane::loader::{Capacity, Ports, Settings};
+
+/// What decides about the packets of one source, as far as the configuration has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceRules {
+    /// Who may talk at all.
+    pub policy: Policy,
+    /// The width under which IPv6 sources are metered together.
+    pub ipv6_prefix: u8,
+    /// What sources may send.
+    pub limits: LimitsConfig,
+}
+
+impl From<&Config> for SourceRules {
+    fn from(config: &Config) -> Self {
+        Self {
+            policy: config.policy,
+            ipv6_prefix: config.ipv6_prefix,
+            limits: config.limits.clone(),
+        }
+    }
+}
 
 impl Config {
     /// The settings of the programs of an interface whose frames start as `link` says, and whose

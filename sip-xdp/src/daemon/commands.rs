@@ -4,15 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use log::Level;
-use serde_json::{Value, json};
 use sip_xdp_common::abi::layout::{List, Owner};
 
 use super::import::Insists;
 use super::{Daemon, bounds};
+use crate::api::answers::{Listed, Removed, RemovedEntry, Reply, StillTrusted, Unloaded};
 use crate::api::control::{ListName, Request};
 use crate::bans::event::Event;
 use crate::config::BlockScope;
-use crate::dataplane::attach::offloads::Offload;
 use crate::dataplane::tables::ledger::Entry;
 use crate::net::network::Network;
 use crate::store::Change;
@@ -21,10 +20,10 @@ use crate::text::Quoted;
 
 impl Daemon {
     /// Carries out one request, of root or of a member of the group.
-    pub(super) async fn command(&mut self, request: Request, is_root: bool) -> Result<Value> {
+    pub(super) async fn command(&mut self, request: Request, is_root: bool) -> Result<Reply> {
         bounds::check(&request, is_root)?;
         match request {
-            Request::Status => Ok(self.status()),
+            Request::Status => Ok(Reply::Status(Box::new(self.status()))),
             Request::Add {
                 list: ListName::Block,
                 network,
@@ -35,38 +34,48 @@ impl Daemon {
                 ..
             } => {
                 let expires = clock::after(ttl.map(Duration::from_secs));
-                self.block_for(&tool, network, expires, force, operator.map(Network::host))
+                let operator = operator.map(Network::host);
+                Ok(Reply::Listed(self.block_for(&tool, network, expires, force, operator)?))
             }
             Request::Delete { list: ListName::Block, network, by: Some(tool) } => {
-                self.unblock_for(&tool, &network)
+                Ok(Reply::Removed(self.unblock_for(&tool, &network)?))
             }
             Request::Add { list, network, ttl, reason, force, operator, .. } => {
                 let ttl = ttl.map(Duration::from_secs);
                 let entry = Entry::manual(network, clock::after(ttl), &reason);
-                match list {
-                    ListName::Block => self.block(entry, force, operator.map(Network::host)),
-                    ListName::Trust => self.trust(entry),
-                }
+                Ok(Reply::Listed(match list {
+                    ListName::Block => self.block(entry, force, operator.map(Network::host))?,
+                    ListName::Trust => self.trust(entry)?,
+                }))
             }
-            Request::Delete { list: ListName::Block, network, .. } => self.unblock(&network),
-            Request::Delete { list: ListName::Trust, network, .. } => self.untrust(&network),
-            Request::TrustHost { name, ttl, reason } => self.trust_host(name, ttl, reason),
-            Request::DistrustHost { name } => self.distrust_host(&name),
+            Request::Delete { list: ListName::Block, network, .. } => {
+                Ok(Reply::Removed(self.unblock(&network)?))
+            }
+            Request::Delete { list: ListName::Trust, network, .. } => {
+                Ok(Reply::Removed(self.untrust(&network)?))
+            }
+            Request::TrustHost { name, ttl, reason } => {
+                Ok(Reply::HostTrusted(self.trust_host(name, ttl, reason)?))
+            }
+            Request::DistrustHost { name } => Ok(Reply::HostRemoved(self.distrust_host(&name)?)),
             Request::Import { list, networks, ttl, reason, force, operator } => {
                 let expires = clock::after(ttl.map(Duration::from_secs));
                 let operator = operator.map(Network::host);
                 let with = |network| Entry::manual(network, expires, &reason);
-                self.import(list, &networks, with, Insists { force, is_root }, operator)
+                let insists = Insists { force, is_root };
+                Ok(Reply::Imported(self.import(list, &networks, with, insists, operator)?))
             }
-            Request::Restore { part } => self.restore(part),
-            Request::Explain { address } => self.explain(address),
+            Request::Restore { part } => Ok(Reply::Imported(self.restore(part)?)),
+            Request::Explain { address } => Ok(Reply::Known(Box::new(self.explain(address)?))),
             Request::Watch { .. } => bail!("events are told over a connection of their own"),
-            Request::Recent => Ok(serde_json::to_value(self.hub.recent())?),
-            Request::FeedList => Ok(self.feed_list()),
-            Request::FeedSync { name, accept } => self.feed_sync(name.as_deref(), accept),
-            Request::Confirm => self.confirm().await,
-            Request::Reload => self.reload().await,
-            Request::Unload { interfaces } => self.unload(&interfaces),
+            Request::Recent => Ok(Reply::Recent(Box::new(self.hub.recent()))),
+            Request::FeedList => Ok(Reply::Feeds(self.feed_list())),
+            Request::FeedSync { name, accept } => {
+                Ok(Reply::Rounds(self.feed_sync(name.as_deref(), accept)?))
+            }
+            Request::Confirm => Ok(Reply::Confirmed(self.confirm().await?)),
+            Request::Reload => Ok(Reply::Applied(self.reload().await?)),
+            Request::Unload { interfaces } => Ok(Reply::Unloaded(self.unload(&interfaces)?)),
         }
     }
 
@@ -75,7 +84,7 @@ impl Daemon {
         entry: Entry,
         force: bool,
         operator: Option<Network>,
-    ) -> Result<Value> {
+    ) -> Result<Listed> {
         let network = entry.network;
         if network.prefix() == 0 {
             bail!(
@@ -94,7 +103,7 @@ impl Daemon {
             Level::Info,
             format_args!("block {network} owner={owner} reason={}", Quoted(&reason)),
         );
-        Ok(json!({ "network": network, "expires": clock::to_wall(expires) }))
+        Ok(Listed { network, expires: clock::to_wall(expires), was_blocked: None })
     }
 
     /// Why a network is not blocked by command, unless somebody insists.
@@ -111,7 +120,7 @@ impl Daemon {
         })
     }
 
-    fn trust(&mut self, entry: Entry) -> Result<Value> {
+    fn trust(&mut self, entry: Entry) -> Result<Listed> {
         let network = entry.network;
         if network.prefix() == 0 {
             bail!(
@@ -125,12 +134,10 @@ impl Daemon {
         self.lists.put(List::Trust, entry)?;
         self.judge_by_address()?;
         self.announce(said, Level::Info, format_args!("trust {network} owner=manual"));
-        Ok(
-            json!({ "network": network, "expires": clock::to_wall(expires), "was_blocked": blocked }),
-        )
+        Ok(Listed { network, expires: clock::to_wall(expires), was_blocked: Some(blocked) })
     }
 
-    fn unblock(&mut self, network: &Network) -> Result<Value> {
+    fn unblock(&mut self, network: &Network) -> Result<Removed> {
         let removed =
             self.delete(List::Block, network, &[Owner::Manual, Owner::Auto, Owner::Tool])?;
         if removed.is_empty() {
@@ -172,10 +179,10 @@ impl Daemon {
         if let Some(feed_listing) = self.feed_listing(network) {
             bail!("what else blocked it was removed, but {feed_listing}");
         }
-        Ok(json!({ "removed": removed.iter().map(describe).collect::<Vec<_>>() }))
+        Ok(Removed { removed: removed.iter().map(RemovedEntry::from).collect(), still: None })
     }
 
-    fn untrust(&mut self, network: &Network) -> Result<Value> {
+    fn untrust(&mut self, network: &Network) -> Result<Removed> {
         let by_file = self
             .lists
             .owners(List::Trust, network)
@@ -208,12 +215,11 @@ impl Daemon {
             Level::Info,
             format_args!("untrust {network} owner=manual reason=\"by command\""),
         );
-        let by_host = self.trusting_host(network);
-        Ok(json!({
-            "removed": [describe(&removed)],
-            "still_trusted_by_config": by_file,
-            "still_trusted_by_host": by_host,
-        }))
+        let still = StillTrusted {
+            still_trusted_by_config: by_file,
+            still_trusted_by_host: self.trusting_host(network).map(str::to_owned),
+        };
+        Ok(Removed { removed: vec![RemovedEntry::from(&removed)], still: Some(still) })
     }
 
     /// Takes the owners' entries for `network` out, or else those of the networks around it.
@@ -234,7 +240,7 @@ impl Daemon {
         Ok(removed)
     }
 
-    fn unload(&mut self, interfaces: &[String]) -> Result<Value> {
+    fn unload(&mut self, interfaces: &[String]) -> Result<Unloaded> {
         if let Some(unknown) = interfaces.iter().find(|name| !self.wanted.contains(name)) {
             bail!("{unknown} is not filtered; see `sip-xdp status`");
         }
@@ -244,24 +250,12 @@ impl Daemon {
             let offloads = self.pins.remove_all()?;
             self.ended = true;
             log::info!("unloaded; nothing is filtered any more");
-            return Ok(unloaded(&self.wanted, &offloads));
+            return Ok(Unloaded { unloaded: self.wanted.clone(), offloads });
         }
         let mut offloads = Vec::new();
         for name in interfaces {
             offloads.extend(self.disable(name)?);
         }
-        Ok(unloaded(interfaces, &offloads))
+        Ok(Unloaded { unloaded: interfaces.to_vec(), offloads })
     }
-}
-
-/// What `unload` answers.
-fn unloaded(interfaces: &[String], offloads: &[Offload]) -> Value {
-    json!({ "unloaded": interfaces, "offloads": offloads })
-}
-
-pub(super) fn describe(entry: &Entry) -> Value {
-    let (owner, claimant) = (entry.owner.name(), entry.claimant());
-    json!({
-        "network": entry.network, "port": entry.port, "owner": owner, "claimant": claimant, "reason": entry.reason,
-    })
 }

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use jiff::Timestamp;
-use serde_json::{Value, json};
 
 use super::Daemon;
+use crate::api::answers::{ConfirmStatus, Confirmed};
 use crate::config::Span;
 use crate::dataplane::attach::trial;
 use crate::sys::clock;
@@ -102,12 +102,16 @@ impl Confirmation {
     }
 
     /// What `status` shows.
-    pub(super) fn status(self) -> Value {
-        let shown = |at: u64, is_missed: bool| json!({ "pending": !is_missed, "detached": is_missed, "until": clock::to_wall(at) });
+    pub(super) fn status(self) -> Option<ConfirmStatus> {
+        let shown = |at: u64, is_missed: bool| ConfirmStatus {
+            pending: !is_missed,
+            detached: is_missed,
+            until: clock::to_wall(at),
+        };
         match self {
-            Self::Given => Value::Null,
-            Self::Awaited { until, .. } => shown(until, false),
-            Self::Missed { since } => shown(since, true),
+            Self::Given => None,
+            Self::Awaited { until, .. } => Some(shown(until, false)),
+            Self::Missed { since } => Some(shown(since, true)),
         }
     }
 
@@ -135,7 +139,7 @@ fn text(time: u64) -> String {
 impl Daemon {
     /// Somebody can still work. After the time was over, the configuration is read again, and the
     /// filter attached as it says.
-    pub(super) async fn confirm(&mut self) -> Result<Value> {
+    pub(super) async fn confirm(&mut self) -> Result<Confirmed> {
         let before = self.confirmation;
         if before == Confirmation::Given {
             bail!("nothing waits to be confirmed; `sip-xdp run --confirm 60s` starts like that");
@@ -152,7 +156,7 @@ impl Daemon {
         }
         let late = before.is_missed();
         log::warn!("confirmed late={late} dry_run={}", self.config.dry_run);
-        Ok(json!({ "confirmed": true, "late": late, "applied": self.summary() }))
+        Ok(Confirmed { confirmed: true, late, applied: self.summary() })
     }
 
     /// Detaches if the time is over.
@@ -240,22 +244,18 @@ mod tests {
 
     #[test]
     fn status_tells_the_three_apart() {
-        assert_eq!(Confirmation::Given.status(), Value::Null);
+        assert_eq!(Confirmation::Given.status(), None);
         assert_eq!(
             (Confirmation::Given.note(), Confirmation::Given.deadline()),
             (String::new(), None)
         );
         let awaited = Confirmation::new(Some(Duration::from_secs(60)));
-        assert_eq!(
-            (&awaited.status()["pending"], &awaited.status()["detached"]),
-            (&true.into(), &false.into())
-        );
+        let shown = awaited.status().unwrap();
+        assert_eq!((shown.pending, shown.detached), (true, false));
         assert!(awaited.note().contains("`sip-xdp confirm`"));
         let missed = Confirmation::Missed { since: 1 };
-        assert_eq!(
-            (&missed.status()["pending"], &missed.status()["detached"]),
-            (&false.into(), &true.into())
-        );
+        let shown = missed.status().unwrap();
+        assert_eq!((shown.pending, shown.detached), (false, true));
         assert!(missed.warning().is_some_and(|warning| warning.contains("detached")));
     }
 }

@@ -3,23 +3,23 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
-use serde_json::{Value, json};
 
 use super::Daemon;
+use crate::api::answers::Known;
+use crate::config::SourceRules;
 use crate::net::network::{Network, source_of};
-use crate::observe::explain::Settings;
 use crate::sys::clock;
 
 impl Daemon {
     /// The evidence, and what is in force.
-    pub(super) fn explain(&self, address: IpAddr) -> Result<Value> {
+    pub(super) fn explain(&self, address: IpAddr) -> Result<Known> {
         let now = clock::now();
-        Ok(json!({
-            "settings": Settings::from(&self.config),
-            "known": self.detector.explain(&source_of(address), now),
-            "never_banned": self.ban_exemption(&Network::host(address), now),
-            "learning": now < self.learning_until,
-            "registrar_failing": self.detector.registrar_is_failing(now),
-        }))
+        Ok(Known {
+            settings: SourceRules::from(&self.config),
+            known: self.detector.explain(&source_of(address), now),
+            never_banned: self.ban_exemption(&Network::host(address), now),
+            learning: now < self.learning_until,
+            registrar_failing: self.detector.registrar_is_failing(now),
+        })
     }
 }

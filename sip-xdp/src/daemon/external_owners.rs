@@ -7,11 +7,10 @@
 
 use anyhow::{Result, bail};
 use log::Level;
-use serde_json::{Value, json};
 use sip_xdp_common::abi::layout::{List, Owner, REASON};
 
 use super::Daemon;
-use super::commands::describe;
+use crate::api::answers::{Listed, Removed, RemovedEntry};
 use crate::bans::event::Event;
 use crate::dataplane::tables::ledger::Entry;
 use crate::net::network::Network;
@@ -31,7 +30,7 @@ impl Daemon {
         expires: u64,
         force: bool,
         operator: Option<Network>,
-    ) -> Result<Value> {
+    ) -> Result<Listed> {
         check_name(tool)?;
         let known = self.of_tools(&network);
         let names = with(known.map_or("", |entry| &entry.reason), tool);
@@ -48,18 +47,18 @@ impl Daemon {
 
     /// Lets go of a network for a tool. It is no error if the tool does not block it, or not any
     /// more.
-    pub(super) fn unblock_for(&mut self, tool: &str, network: &Network) -> Result<Value> {
+    pub(super) fn unblock_for(&mut self, tool: &str, network: &Network) -> Result<Removed> {
         check_name(tool)?;
         let Some(known) =
             self.of_tools(network).filter(|entry| names(&entry.reason).any(|name| name == tool))
         else {
-            return Ok(json!({ "removed": [] }));
+            return Ok(Removed::default());
         };
         let rest = without(&known.reason, tool);
         if !rest.is_empty() {
             let entry = Entry { reason: rest, ..known.clone() };
             self.lists.put(List::Block, entry)?;
-            return Ok(json!({ "removed": [] }));
+            return Ok(Removed::default());
         }
         let removed = self.lists.remove(List::Block, network, Owner::Tool)?;
         if let Some(entry) = &removed {
@@ -69,7 +68,7 @@ impl Daemon {
                 format_args!("unban {network} owner=tool dry_run=false reason=\"by {tool}\""),
             );
         }
-        Ok(json!({ "removed": removed.iter().map(describe).collect::<Vec<_>>() }))
+        Ok(Removed { removed: removed.iter().map(RemovedEntry::from).collect(), still: None })
     }
 
     fn of_tools(&self, network: &Network) -> Option<&Entry> {

@@ -5,14 +5,15 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
 use log::Level;
-use serde_json::{Value, json};
 use sip_xdp_common::abi::layout::{List, NEVER, Owner};
 
 use super::Daemon;
+use crate::api::answers::Rounds;
 use crate::bans::event::{Event, FeedFigures};
 use crate::config::{FeedAction, Guards, Policy};
 use crate::dataplane::tables::ledger::Entry;
 use crate::feeds::NetworkSet;
+use crate::feeds::engine::FeedRow;
 use crate::feeds::engine::{FeedState, Update};
 use crate::feeds::formats::Tally;
 use crate::feeds::guards::{ProtectedSet, trim};
@@ -279,15 +280,15 @@ impl Daemon {
     }
 
     /// `feed list`.
-    pub(super) fn feed_list(&self) -> Value {
-        Value::Array(self.feeds.rows())
+    pub(super) fn feed_list(&self) -> Vec<FeedRow> {
+        self.feeds.rows()
     }
 
     /// `feed sync`: starts it. Who waits asks for the list until it says these rounds.
-    pub(super) fn feed_sync(&mut self, name: Option<&str>, accept: bool) -> Result<Value> {
+    pub(super) fn feed_sync(&mut self, name: Option<&str>, accept: bool) -> Result<Rounds> {
         self.protect();
         match self.feeds.sync(name, accept) {
-            Some(rounds) => Ok(json!({ "rounds": rounds })),
+            Some(rounds) => Ok(Rounds { rounds }),
             None => bail!("there is no feed {}; see `sip-xdp feed list`", name.unwrap_or_default()),
         }
     }

@@ -5,11 +5,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use serde_json::{Value, json};
 use sip_xdp_common::abi::layout::{List, NEVER, Owner};
 
 use super::Daemon;
-use super::commands::describe;
+use crate::api::answers::{HostRemoved, HostRow, HostTrusted, RemovedEntry};
 use crate::config::MAX_NAMES;
 use crate::config::{HostName, Policy};
 use crate::dataplane::tables::ledger::Entry;
@@ -23,7 +22,7 @@ impl Daemon {
     pub(super) fn host_answered(&mut self, update: HostsUpdate) {
         let name = update.name.clone();
         self.hosts.take(update);
-        let addresses = self.hosts.addresses(&name);
+        let addresses = self.hosts.addresses(&name).into_iter().collect();
         for purpose in [Purpose::Trust, Purpose::Admit] {
             // It may have been taken out while it was asked about.
             if self.host_names(purpose).contains(&name) {
@@ -159,7 +158,7 @@ impl Daemon {
         name: HostName,
         ttl: Option<u64>,
         reason: String,
-    ) -> Result<Value> {
+    ) -> Result<HostTrusted> {
         if !name.as_str().contains('.') {
             bail!(
                 "{name} is neither an address nor a whole host name; write it with its domain: \
@@ -177,12 +176,12 @@ impl Daemon {
         self.prepare_hosts();
         self.save_hosts(false);
         log::info!("trust {name} owner=manual");
-        let addresses = self.hosts.addresses(&name);
-        Ok(json!({ "host": name, "expires": clock::to_wall(expires), "addresses": addresses }))
+        let addresses = self.hosts.addresses(&name).into_iter().collect();
+        Ok(HostTrusted { host: name, expires: clock::to_wall(expires), addresses })
     }
 
     /// Takes a host name out that was given by command, with its addresses.
-    pub(super) fn distrust_host(&mut self, name: &HostName) -> Result<Value> {
+    pub(super) fn distrust_host(&mut self, name: &HostName) -> Result<HostRemoved> {
         let by_file = self.config.trust.hosts.contains(name);
         if self.hosts.withdraw(name).is_none() {
             if by_file {
@@ -204,8 +203,8 @@ impl Daemon {
         self.save_hosts(false);
         log::info!("untrust {name} owner=manual reason=\"by command\"");
         let is_gone = |entry: &&Entry| self.trusting_host(&entry.network).is_none();
-        let removed: Vec<_> = listed.iter().filter(is_gone).map(describe).collect();
-        Ok(json!({ "host": name, "removed": removed, "still_trusted_by_config": by_file }))
+        let removed = listed.iter().filter(is_gone).map(RemovedEntry::from).collect();
+        Ok(HostRemoved { host: name.clone(), removed, still_trusted_by_config: by_file })
     }
 
     /// The host name because of which exactly `network` is trusted, if so.
@@ -252,19 +251,20 @@ impl Daemon {
     }
 
     /// What `status` shows of the names.
-    pub(super) fn hosts_status(&self) -> Vec<Value> {
+    pub(super) fn hosts_status(&self) -> Vec<HostRow> {
         let row = |purpose: Purpose, name: HostName| {
             let given = self.hosts.given().get(&name).filter(|_| purpose == Purpose::Trust);
-            json!({
-                "name": name,
-                "purpose": purpose.name(),
-                "addresses": self.hosts.addresses(&name),
-                "age": self.hosts.age(&name),
-                "error": self.hosts.error(&name),
-                "owner": if given.is_some() { Owner::Manual.name() } else { Owner::Config.name() },
-                "reason": given.map_or("", |given| &given.reason),
-                "expires": given.and_then(|given| clock::to_wall(given.expires)),
-            })
+            let owner = if given.is_some() { Owner::Manual } else { Owner::Config };
+            HostRow {
+                purpose: purpose.name().to_owned(),
+                addresses: self.hosts.addresses(&name).into_iter().collect(),
+                age: self.hosts.age(&name),
+                error: self.hosts.error(&name).map(ToString::to_string),
+                owner: owner.name().to_owned(),
+                reason: given.map(|given| given.reason.clone()).unwrap_or_default(),
+                expires: given.and_then(|given| clock::to_wall(given.expires)),
+                name,
+            }
         };
         let purposes = [Purpose::Trust, Purpose::Admit].into_iter();
         purposes

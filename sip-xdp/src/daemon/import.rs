@@ -2,11 +2,11 @@
 
 use anyhow::{Result, bail};
 use log::Level;
-use serde_json::{Value, json};
 use sip_xdp_common::abi::layout::{List, Owner};
 
 use super::restore::from_wall_ms;
 use super::{Daemon, bounds, clock};
+use crate::api::answers::{Imported, Refused};
 use crate::api::control::ListName;
 use crate::bans::engine::EventSink as _;
 use crate::bans::event::Event;
@@ -38,21 +38,9 @@ pub(super) struct Insists {
     pub(super) is_root: bool,
 }
 
-/// What became of rows that were to be taken up.
-#[derive(Debug, Default)]
-struct Tally {
-    added: usize,
-    kept: usize,
-    refused: Vec<Value>,
-}
-
-impl Tally {
+impl Imported {
     fn refuse(&mut self, what: impl ToString, why: impl ToString) {
-        self.refused.push(json!({ "what": what.to_string(), "why": why.to_string() }));
-    }
-
-    fn answer(self) -> Value {
-        json!({ "added": self.added, "kept": self.kept, "refused": self.refused })
+        self.refused.push(Refused { what: what.to_string(), why: why.to_string() });
     }
 }
 
@@ -66,12 +54,12 @@ impl Daemon {
         entry: impl Fn(Network) -> Entry,
         Insists { force, is_root }: Insists,
         operator: Option<Network>,
-    ) -> Result<Value> {
+    ) -> Result<Imported> {
         let (of, verb) = match list {
             ListName::Block => (List::Block, "block"),
             ListName::Trust => (List::Trust, "trust"),
         };
-        let mut tally = Tally::default();
+        let mut tally = Imported::default();
         let mut entries = Vec::with_capacity(networks.len());
         for network in networks {
             if network.prefix() == 0 {
@@ -103,13 +91,13 @@ impl Daemon {
             Some(error) => {
                 bail!("{error}; {added} of these {} networks were entered", networks.len())
             }
-            None => Ok(tally.answer()),
+            None => Ok(tally),
         }
     }
 
     /// Takes up a part of what another instance has exported. What is here and lasts longer stays.
-    pub(super) fn restore(&mut self, part: Part) -> Result<Value> {
-        let mut tally = Tally::default();
+    pub(super) fn restore(&mut self, part: Part) -> Result<Imported> {
+        let mut tally = Imported::default();
         let name = part.name();
         match part {
             Part::Trust(rows) => {
@@ -149,11 +137,11 @@ impl Daemon {
         self.save();
         let (added, kept, refused) = (tally.added, tally.kept, tally.refused.len());
         log::info!("import state={name} added={added} kept={kept} refused={refused}");
-        Ok(tally.answer())
+        Ok(tally)
     }
 
     /// Enters rows of a list: all but those that must not be. What finds no room is refused.
-    fn restore_entries(&mut self, list: List, rows: Vec<DumpedEntry>, tally: &mut Tally) {
+    fn restore_entries(&mut self, list: List, rows: Vec<DumpedEntry>, tally: &mut Imported) {
         let mut entries: Vec<Entry> =
             rows.into_iter().filter_map(|row| self.restored(list, row, tally)).collect();
         while !entries.is_empty() {
@@ -168,7 +156,7 @@ impl Daemon {
     }
 
     /// The entry that a row is to be here, if it is to be one.
-    fn restored(&self, list: List, row: DumpedEntry, tally: &mut Tally) -> Option<Entry> {
+    fn restored(&self, list: List, row: DumpedEntry, tally: &mut Imported) -> Option<Entry> {
         let now = clock::now();
         let DumpedEntry { network, port, .. } = row;
         let expires = row.expires.map_or(sip_xdp_common::abi::layout::NEVER, clock::from_wall);
@@ -218,7 +206,7 @@ impl Daemon {
         Some(entry)
     }
 
-    fn restore_host(&mut self, row: Host, tally: &mut Tally) {
+    fn restore_host(&mut self, row: Host, tally: &mut Imported) {
         let expires = row.expires.map_or(sip_xdp_common::abi::layout::NEVER, clock::from_wall);
         let known = self
             .hosts
@@ -244,7 +232,7 @@ impl Daemon {
         }
     }
 
-    fn restore_accepted(&mut self, row: Accepted, tally: &mut Tally) {
+    fn restore_accepted(&mut self, row: Accepted, tally: &mut Imported) {
         let now = clock::now();
         let Accepted { address, port, user, .. } = row;
         let source = source_of(address);
@@ -267,7 +255,7 @@ impl Daemon {
         tally.added += 1;
     }
 
-    fn restore_offence(&mut self, row: &state_dump::Offence, tally: &mut Tally) {
+    fn restore_offence(&mut self, row: &state_dump::Offence, tally: &mut Imported) {
         let state_dump::Offence { network, count, last } = row;
         let at = from_wall_ms(clock::to_ms(*last)).min(clock::now());
         let known = self.offences.get(network).copied();

@@ -78,13 +78,13 @@ pub(super) struct Loaded {
     slot: u32,
     link: Link,
     object: Ebpf,
-    _diagnostics: Diagnostics,
+    _trace: Option<Trace>,
 }
 
-/// Forwards what a kernel program has to say of itself to the log, until it is dropped.
-struct Diagnostics(JoinHandle<()>);
+/// Forwards the trace of a kernel program that was compiled with it to the log, until it is dropped.
+struct Trace(JoinHandle<()>);
 
-impl Drop for Diagnostics {
+impl Drop for Trace {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -191,8 +191,8 @@ impl Daemon {
         let settings = Settings { trial: self.confirmation.is_awaited(), ..settings };
         let loaded = loader::load(&settings, Some(maps));
         let mut object = loaded.map_err(|error| refusal::keep_log(error, &self.paths.state_dir))?;
-        let diagnostics = forward_diagnostics(&mut object)?;
-        Ok(Loaded { slot, link, object, _diagnostics: diagnostics })
+        let trace = forward_trace(&mut object)?;
+        Ok(Loaded { slot, link, object, _trace: trace })
     }
 
     /// Puts programs on an interface. Returns what one would wish to be otherwise, too.
@@ -475,19 +475,22 @@ fn record(wanted: &Wanted, mode: Mode, dry_run: bool, since_ms: u64) -> Interfac
     }
 }
 
-/// Forwards what the kernel program has to say of itself to the log.
-fn forward_diagnostics(object: &mut Ebpf) -> Result<Diagnostics> {
+/// Forwards a program's trace to the log; none if it was compiled without one, as releases are.
+fn forward_trace(object: &mut Ebpf) -> Result<Option<Trace>> {
+    if object.map("AYA_LOGS").is_none() {
+        return Ok(None);
+    }
     let logger: EbpfLogger<&'static dyn Log> =
-        EbpfLogger::init(object).context("the kernel's diagnostics")?;
+        EbpfLogger::init(object).context("the trace of the kernel program")?;
     // SAFETY: the logger owns its map's descriptor for as long as it lives, and always returns that
     // one.
     let mut logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }?;
-    Ok(Diagnostics(tokio::spawn(async move {
+    Ok(Some(Trace(tokio::spawn(async move {
         while let Ok(mut guard) = logger.readable_mut().await {
             guard.get_inner_mut().flush();
             guard.clear_ready();
         }
-    })))
+    }))))
 }
 
 #[cfg(test)]

@@ -18,16 +18,16 @@ mod startup;
 mod tables;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
 use aya::maps::{MapData, RingBuf};
-use serde_json::{Value, json};
 use sip_xdp_common::abi::layout::{EventKind, KernelEvent};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
+use crate::api::answers::DaemonStatus;
+use crate::api::answers::Reply;
 use crate::api::event_stream::Hub;
 use crate::bans::notes::Notes;
 use crate::bans::offences::{Offence, Repeats};
@@ -291,8 +291,8 @@ impl Daemon {
     /// is wrong with a disk.
     fn answer(
         &mut self,
-        to: oneshot::Sender<Result<Value>>,
-        answer: Result<Value>,
+        to: oneshot::Sender<Result<Reply>>,
+        answer: Result<Reply>,
         is_lasting: bool,
     ) {
         if !is_lasting {
@@ -350,7 +350,7 @@ impl Daemon {
     }
 
     /// What `status` shows of the daemon.
-    fn status(&self) -> Value {
+    fn status(&self) -> DaemonStatus {
         let mut warnings = self.warnings.clone();
         warnings.extend(self.attach_warnings.iter().cloned());
         warnings.extend(self.interface_warnings());
@@ -377,24 +377,24 @@ impl Daemon {
         warnings.extend(self.integrations.warnings());
         warnings.extend(self.confirmation.warning());
         warnings.extend(self.metrics.warnings());
-        json!({
-            "pid": std::process::id(),
-            "version": env!("CARGO_PKG_VERSION"),
-            "config": PathBuf::from(&self.paths.config),
-            "watched_sources": self.detector.watched(),
-            "learning": clock::now() < self.learning_until,
-            "registrar_failing": self.detector.registrar_is_failing(clock::now()),
-            "sees_responses": self.detector.sees_responses(),
-            "tables": self.tables_status(),
-            "hosts": self.hosts_status(),
-            "feeds": self.feed_list(),
-            "notify": self.integrations.notify_status(),
-            "crowdsec": self.integrations.crowdsec_status(),
-            "confirm": self.confirmation.status(),
-            "missing": self.missing(),
-            "blind": self.blind_status(),
-            "metrics": self.metrics.status(),
-            "warnings": warnings,
-        })
+        DaemonStatus {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            config: self.paths.config.clone(),
+            watched_sources: self.detector.watched(),
+            learning: clock::now() < self.learning_until,
+            registrar_failing: self.detector.registrar_is_failing(clock::now()),
+            sees_responses: self.detector.sees_responses(),
+            tables: self.tables_status(),
+            hosts: self.hosts_status(),
+            feeds: self.feed_list(),
+            notify: self.integrations.notify_status(),
+            crowdsec: self.integrations.crowdsec_status(),
+            confirm: self.confirmation.status(),
+            missing: self.missing().into_iter().map(str::to_owned).collect(),
+            blind: self.blind_status(),
+            metrics: self.metrics.status(),
+            warnings,
+        }
     }
 }

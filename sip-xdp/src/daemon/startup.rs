@@ -10,7 +10,6 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use aya::maps::{Map, MapData, RingBuf};
 use log::Level;
-use serde_json::{Value, json};
 use sip_xdp_common::abi::layout::{List, Owner};
 use sip_xdp_common::abi::names;
 use sip_xdp_common::packet::headers::Link;
@@ -19,6 +18,7 @@ use tokio::net::UnixListener;
 use super::confirm::Confirmation;
 use super::interfaces::Resolved;
 use super::{Daemon, Overrides};
+use crate::api::answers::Applied;
 use crate::api::control;
 use crate::bans::event::Event;
 use crate::config::{Config, Policy};
@@ -245,7 +245,7 @@ impl Daemon {
     }
 
     /// Reads the configuration again and applies it. On an error the running one stays in force.
-    pub(super) async fn reload(&mut self) -> Result<Value> {
+    pub(super) async fn reload(&mut self) -> Result<Applied> {
         let config = self.overrides.read(&self.paths)?;
         if config.capacity != self.config.capacity {
             bail!(
@@ -268,7 +268,7 @@ impl Daemon {
         self.metrics.configure(&self.config.metrics);
         self.hosts.ask_again();
         self.integrations.configure(&self.config, &self.hub);
-        Ok(json!({ "applied": self.summary() }))
+        Ok(Applied { applied: self.summary() })
     }
 
     /// Applies the configuration to what is loaded.

@@ -1,9 +1,9 @@
 //! How full the tables are, said before they are; and who made room for others.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use log::Level;
-use serde_json::{Value, json};
 
 use super::Daemon;
 use crate::bans::event::Event;
@@ -12,7 +12,7 @@ use crate::text::Quoted;
 
 /// What was said of the tables: those that are nearly full.
 #[derive(Debug, Default)]
-pub(super) struct NearlyFull(BTreeSet<&'static str>);
+pub(super) struct NearlyFull(BTreeSet<Cow<'static, str>>);
 
 impl NearlyFull {
     /// The bounds that have become nearly full since this was last asked. One counts again when it
@@ -22,8 +22,8 @@ impl NearlyFull {
             fill.iter().any(|one| one.table == *table && one.used * 4 >= one.limit * 3)
         });
         fill.iter()
-            .filter(|one| one.is_nearly_full() && self.0.insert(one.table))
-            .copied()
+            .filter(|one| one.is_nearly_full() && self.0.insert(one.table.clone()))
+            .cloned()
             .collect()
     }
 }
@@ -32,7 +32,8 @@ impl Daemon {
     /// Says what has become nearly full, and who made room.
     pub(super) fn watch_tables(&mut self) {
         for fill in self.nearly_full.new_ones(&self.lists.fill()) {
-            let (Fill { table, used, limit }, warning) = (fill, fill.warning());
+            let warning = fill.warning();
+            let Fill { table, used, limit } = fill;
             self.announce(
                 Event::new("nearly_full").reason(&*warning),
                 Level::Warn,
@@ -54,8 +55,8 @@ impl Daemon {
     }
 
     /// What `status` shows of the tables.
-    pub(super) fn tables_status(&self) -> Value {
-        json!(self.lists.fill())
+    pub(super) fn tables_status(&self) -> Vec<Fill> {
+        self.lists.fill().into()
     }
 
     /// What an operator should know of the tables.
@@ -81,8 +82,8 @@ mod tests {
             (80, true),
         ] {
             let fill = [
-                Fill { table: "known", used, limit: 100 },
-                Fill { table: "ports", used: 0, limit: 100 },
+                Fill { table: "known".into(), used, limit: 100 },
+                Fill { table: "ports".into(), used: 0, limit: 100 },
             ];
             assert_eq!(!said.new_ones(&fill).is_empty(), is_new, "{used}");
         }

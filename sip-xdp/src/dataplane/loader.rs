@@ -184,7 +184,16 @@ pub fn misfit(directory: &Path, capacity: &Capacity) -> Option<String> {
 ///
 /// If the maps cannot be made, or with a [`Refusal`] if the kernel does not take a program.
 pub fn load(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
-    let mut object = make_maps(settings, maps)?;
+    load_programs(make_maps(settings, maps)?)
+}
+
+/// The same of an object that was compiled in another way, with maps of its own. Tests need it.
+#[doc(hidden)]
+pub fn load_other(object: &[u8], settings: &Settings) -> Result<Ebpf> {
+    load_programs(make_maps_of(object, settings, None)?)
+}
+
+fn load_programs(mut object: Ebpf) -> Result<Ebpf> {
     let missing = || Platform::ask().first_missing();
     ingress(&mut object)?.load().map_err(|error| Refusal::new(names::INGRESS, &error, missing))?;
     egress(&mut object)?.load().map_err(|error| Refusal::new(names::EGRESS, &error, missing))?;
@@ -269,6 +278,10 @@ pub fn globals(
 /// directory, and are pinned there if they are not yet; without, they are private to the returned
 /// object.
 pub fn make_maps(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
+    make_maps_of(OBJECT, settings, maps)
+}
+
+fn make_maps_of(object: &[u8], settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
     let Capacity { networks, sources } = settings.capacity;
     let hashing = match maps {
         Some(directory) => header::pinned_hashing(&directory.join(names::TABLE_HEADER))?,
@@ -290,11 +303,12 @@ pub fn make_maps(settings: &Settings, maps: Option<&Path>) -> Result<Ebpf> {
     for (name, path) in &pins {
         loader.map_pin_path(name, path);
     }
-    let plain = if takes_frags() { None } else { Some(without_frags(OBJECT)) };
+    let plain = if takes_frags() { None } else { Some(without_frags(object)) };
     let object =
-        plain.as_ref().map_or(OBJECT, |words| &bytemuck::cast_slice(words)[..OBJECT.len()]);
+        plain.as_ref().map_or(object, |words| &bytemuck::cast_slice(words)[..object.len()]);
     let mut object = loader.load(object).map_err(|error| explain(error.into()))?;
-    let map = object.map_mut(names::TABLE_HEADER).context("the kernel object has no guide")?;
+    let map =
+        object.map_mut(names::TABLE_HEADER).context("the kernel object has no table header")?;
     header::write_new(&mut map.try_into()?, hashing)?;
     Ok(object)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, SyncSender, channel};
 use std::thread;
 
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::List;
 use tokio::sync::{mpsc, watch};
 
@@ -83,6 +83,52 @@ struct Running {
     generation: u64,
     orders: Sender<Order>,
     state: FeedState,
+}
+
+/// How a feed is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)] // a daemon of an earlier version has fewer fields
+pub struct FeedRow {
+    /// Its configured name.
+    pub name: String,
+    /// The format of its list.
+    pub format: String,
+    /// The format was not configured: the list showed it.
+    pub detected: bool,
+    /// The list is empty, which was accepted.
+    pub empty: bool,
+    /// `block`, `admit` or `trust`.
+    pub action: String,
+    /// Where it comes from, without keys.
+    pub url: String,
+    /// IPv4 networks in force.
+    pub ipv4: usize,
+    /// IPv6 networks in force.
+    pub ipv6: usize,
+    /// Seconds since its server last confirmed the list; none if it never did.
+    pub age: Option<u64>,
+    /// Seconds until it is asked again.
+    pub next: u64,
+    /// Why the last answer could not be used.
+    pub error: Option<String>,
+    /// A size guard refused the last list.
+    pub refused: bool,
+    /// Entries that were left out, by reason.
+    pub skipped: BTreeMap<String, u64>,
+    /// The number of the first line that could not be read.
+    pub first_malformed: Option<u64>,
+    /// Entries with bits behind their prefix.
+    pub host_bits: u64,
+    /// Entries that lost a part, since it is special or protected.
+    pub split: u64,
+    /// Guards that found something.
+    pub guards: Vec<String>,
+    /// Networks that the last change brought.
+    pub added: Option<usize>,
+    /// Networks that it took away.
+    pub removed: Option<usize>,
+    /// The number of finished rounds.
+    pub round: u64,
 }
 
 /// All feeds.
@@ -295,7 +341,7 @@ impl Engine {
     }
 
     /// The rows of `feed list`.
-    pub fn rows(&self) -> Vec<Value> {
+    pub fn rows(&self) -> Vec<FeedRow> {
         self.running.iter().map(|(name, running)| row(name, running)).collect()
     }
 
@@ -320,30 +366,30 @@ impl Engine {
     }
 }
 
-fn row(name: &str, running: &Running) -> Value {
+fn row(name: &str, running: &Running) -> FeedRow {
     let Running { config, state, .. } = running;
     let fired = state.tally.guards().into_iter().map(|(guard, _)| guard);
-    let guards: Vec<&str> = fired.chain(state.is_refused.then_some("size")).collect();
-    json!({
-        "name": name,
-        "format": state.format.as_deref().unwrap_or(config.format.name()),
-        "detected": config.format == FeedFormat::Auto && state.format.is_some(),
-        "empty": state.is_empty,
-        "action": config.action.name(),
-        "url": config.shown_url(),
-        "ipv4": state.ipv4,
-        "ipv6": state.ipv6,
-        "age": state.confirmed_ms.map(|at| age(at).as_secs()),
-        "next": state.next_ms.saturating_sub(clock::wall_ms()) / 1_000,
-        "error": state.error,
-        "refused": state.is_refused,
-        "skipped": state.tally.skipped,
-        "first_malformed": state.tally.first_malformed,
-        "host_bits": state.tally.host_bits,
-        "split": state.tally.split,
-        "guards": guards,
-        "added": state.last.map(|last| last.added),
-        "removed": state.last.map(|last| last.removed),
-        "round": state.round,
-    })
+    let guards = fired.chain(state.is_refused.then_some("size"));
+    FeedRow {
+        name: name.to_owned(),
+        format: state.format.as_deref().unwrap_or(config.format.name()).to_owned(),
+        detected: config.format == FeedFormat::Auto && state.format.is_some(),
+        empty: state.is_empty,
+        action: config.action.name().to_owned(),
+        url: config.shown_url(),
+        ipv4: state.ipv4,
+        ipv6: state.ipv6,
+        age: state.confirmed_ms.map(|at| age(at).as_secs()),
+        next: state.next_ms.saturating_sub(clock::wall_ms()) / 1_000,
+        error: state.error.clone(),
+        refused: state.is_refused,
+        skipped: state.tally.skipped.iter().map(|(why, n)| (why.to_string(), *n)).collect(),
+        first_malformed: state.tally.first_malformed,
+        host_bits: state.tally.host_bits,
+        split: state.tally.split,
+        guards: guards.map(str::to_owned).collect(),
+        added: state.last.map(|last| last.added),
+        removed: state.last.map(|last| last.removed),
+        round: state.round,
+    }
 }

@@ -13,11 +13,11 @@ use std::sync::mpsc::{self, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use serde_json::Value;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinHandle;
 
+use crate::api::answers::{CrowdsecStatus, NotifyStatus};
 use crate::api::event_stream::Hub;
 use crate::bans::event::Event;
 use crate::config::Config;
@@ -48,13 +48,13 @@ impl Integrations {
     }
 
     /// How notification is; null without any.
-    pub fn notify_status(&self) -> Value {
-        self.notifier.as_ref().map_or(Value::Null, Notifier::status)
+    pub fn notify_status(&self) -> Option<NotifyStatus> {
+        self.notifier.as_ref().map(Notifier::status)
     }
 
-    /// How publishing is; null without it.
-    pub fn crowdsec_status(&self) -> Value {
-        self.publisher.as_ref().map_or(Value::Null, Publisher::status)
+    /// How publishing is; none without it.
+    pub fn crowdsec_status(&self) -> Option<CrowdsecStatus> {
+        self.publisher.as_ref().map(Publisher::status)
     }
 
     /// What an operator should know.

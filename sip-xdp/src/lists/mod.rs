@@ -674,7 +674,7 @@ impl Lists {
     /// How full the tables are.
     pub fn fill(&self) -> [Fill; 6] {
         let quotas = self.quotas();
-        let fill = |table, used, limit| Fill { table, used, limit };
+        let fill = |table: &'static str, used, limit| Fill { table: table.into(), used, limit };
         [
             fill("networks", self.table.counts().all, quotas.networks),
             fill("entries", self.entries.len(), quotas.networks),

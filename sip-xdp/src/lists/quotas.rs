@@ -1,7 +1,9 @@
 //! Who may take how much of the tables, so that nobody can fill them for everybody else; and how
 //! full they are.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::{FLOWS, Owner};
 
 use super::entries::is_unproven;
@@ -55,10 +57,10 @@ impl Quotas {
 pub(crate) const GOOD_FLOWS: usize = FLOWS / 2;
 
 /// A bound, and how much of it is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fill {
     /// What is bounded.
-    pub table: &'static str,
+    pub table: Cow<'static, str>,
     /// How much there is.
     pub used: usize,
     /// How much there may be.
@@ -74,7 +76,7 @@ impl Fill {
     /// What an operator should know, and what becomes of who comes next.
     pub fn warning(&self) -> String {
         let Self { table, used, limit } = self;
-        let (what, then) = match *table {
+        let (what, then) = match &**table {
             "networks" => (
                 "the table of networks",
                 "the last sixteenth is kept for operators and proven bans",
@@ -91,7 +93,7 @@ impl Fill {
                 "the one that is known for the shortest time makes room",
             ),
         };
-        let help = match *table {
+        let help = match &**table {
             "ports" | "good_ports" => "",
             _ => "; raise capacity.networks and restart the daemon",
         };
@@ -120,7 +122,7 @@ mod tests {
     #[test]
     fn what_is_nearly_full_says_so_and_what_follows() {
         for table in ["networks", "entries", "known", "unproven", "ports", "good_ports"] {
-            let fill = |used| Fill { table, used, limit: 1_000 };
+            let fill = |used| Fill { table: table.into(), used, limit: 1_000 };
             assert!(
                 !fill(799).is_nearly_full()
                     && fill(800).is_nearly_full()
@@ -134,6 +136,6 @@ mod tests {
                 "{warning}"
             );
         }
-        assert!(!Fill { table: "known", used: 0, limit: 0 }.is_nearly_full());
+        assert!(!Fill { table: "known".into(), used: 0, limit: 0 }.is_nearly_full());
     }
 }

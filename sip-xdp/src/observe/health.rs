@@ -1,8 +1,7 @@
 //! Whether a filter does its work, and what an operator should know of it: `status`, the terminal
 //! view, the web page and the metrics say the same.
 
-use serde_json::Value;
-
+use crate::api::answers::DaemonStatus;
 use crate::dataplane::counters::{FilteredInterface, Occupancy};
 use crate::lists::NEARLY_FULL;
 
@@ -16,7 +15,7 @@ pub struct Health<'a> {
     /// Whether there is a storm.
     pub is_storm: bool,
     /// The daemon's status, if one answered.
-    pub daemon: Option<&'a Value>,
+    pub daemon: Option<&'a DaemonStatus>,
     /// Why none answered, if there is one.
     pub trouble: Option<&'a str>,
 }
@@ -25,17 +24,16 @@ impl Health<'_> {
     /// Whether packets are dropped on all configured interfaces.
     pub fn is_enforcing(&self) -> bool {
         // A configured interface that the filter has never been on has no record.
-        let missing = self.daemon.and_then(|daemon| daemon["missing"].as_array());
-        let is_complete =
-            missing.is_none_or(Vec::is_empty) && !self.interfaces.is_empty() && !self.is_blind();
+        let is_complete = self.daemon.is_none_or(|daemon| daemon.missing.is_empty())
+            && !self.interfaces.is_empty()
+            && !self.is_blind();
         is_complete
             && self.interfaces.iter().all(|one| one.attached && !one.dry_run && !one.trial_over)
     }
 
     /// Whether a program sees nothing and nothing was done about it.
     fn is_blind(&self) -> bool {
-        let blind = self.daemon.and_then(|daemon| daemon["blind"].as_array());
-        blind.into_iter().flatten().any(|one| one["action"].is_null())
+        self.daemon.is_some_and(|daemon| daemon.blind.iter().any(|one| one.action.is_none()))
     }
 
     /// What an operator should know, the daemon's own warnings last.
@@ -45,8 +43,7 @@ impl Health<'_> {
             Some(list) => self.warn_of_filter(list, &mut warnings),
             None => warnings.push("nothing is loaded; start `sip-xdp run`".to_owned()),
         }
-        let said = self.daemon.and_then(|daemon| daemon["warnings"].as_array());
-        warnings.extend(said.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned));
+        warnings.extend(self.daemon.iter().flat_map(|daemon| daemon.warnings.iter().cloned()));
         warnings
     }
 
@@ -59,7 +56,10 @@ impl Health<'_> {
             );
         }
         // Where nobody confirmed, the daemon says it, once for all interfaces.
-        let is_detached = self.daemon.is_some_and(|daemon| daemon["confirm"]["detached"] == true);
+        let is_detached = self
+            .daemon
+            .and_then(|daemon| daemon.confirm.as_ref())
+            .is_some_and(|confirm| confirm.detached);
         let explained = |one: &&FilteredInterface| is_detached && !one.attached;
         let others = self.interfaces.iter().filter(|one| !explained(one));
         warnings.extend(others.filter_map(FilteredInterface::trouble));
@@ -87,9 +87,8 @@ impl Health<'_> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+    use crate::api::answers::{BlindInterface, ConfirmStatus};
     use crate::dataplane::counters;
 
     fn interface(attached: bool, dry_run: bool) -> FilteredInterface {
@@ -108,8 +107,8 @@ mod tests {
 
     #[test]
     fn it_enforces_where_it_is_meant_to() {
-        let complete = json!({ "missing": [] });
-        let incomplete = json!({ "missing": ["ppp0"] });
+        let complete = DaemonStatus::default();
+        let incomplete = DaemonStatus { missing: vec!["ppp0".to_owned()], ..complete.clone() };
         let healthy = [interface(true, false)];
         let blocklist = Occupancy { ipv4: 79, ipv6: 0, capacity: 100 };
         let health = Health {
@@ -122,13 +121,18 @@ mod tests {
         assert!(health.is_enforcing() && health.warnings().is_empty(), "{:?}", health.warnings());
         assert!(Health { daemon: None, ..health }.is_enforcing(), "the kernel goes on");
         assert!(!Health { daemon: Some(&incomplete), ..health }.is_enforcing(), "one is missing");
-        let blind = |action: Value| json!({ "blind": [{ "interface": "eth0", "action": action }] });
+        let blind = |action: Option<&str>| DaemonStatus {
+            blind: vec![BlindInterface {
+                interface: "eth0".to_owned(),
+                since: counters::now(),
+                packets: 40,
+                action: action.map(str::to_owned),
+            }],
+            ..DaemonStatus::default()
+        };
+        assert!(!Health { daemon: Some(&blind(None)), ..health }.is_enforcing(), "one is blind");
         assert!(
-            !Health { daemon: Some(&blind(Value::Null)), ..health }.is_enforcing(),
-            "one is blind"
-        );
-        assert!(
-            Health { daemon: Some(&blind("generic".into())), ..health }.is_enforcing(),
+            Health { daemon: Some(&blind(Some("generic"))), ..health }.is_enforcing(),
             "generic took over"
         );
         let lapsed = FilteredInterface { trial_over: true, ..interface(true, false) };
@@ -142,8 +146,11 @@ mod tests {
     #[test]
     fn what_nobody_confirmed_is_said_once() {
         let warning = "it was detached at noon, since nobody confirmed";
-        let daemon =
-            json!({ "missing": [], "warnings": [warning], "confirm": { "detached": true } });
+        let daemon = DaemonStatus {
+            warnings: vec![warning.to_owned()],
+            confirm: Some(ConfirmStatus { pending: false, detached: true, until: None }),
+            ..DaemonStatus::default()
+        };
         let blocklist = Occupancy { ipv4: 0, ipv6: 0, capacity: 100 };
         let health = Health {
             interfaces: &[interface(false, false)],
@@ -159,7 +166,8 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_once() {
         let full = Occupancy { ipv4: 70, ipv6: 10, capacity: 100 };
-        let said = json!({ "warnings": ["a feed fails"] });
+        let said =
+            DaemonStatus { warnings: vec!["a feed fails".to_owned()], ..DaemonStatus::default() };
         let healthy = [interface(true, false)];
         let health = Health {
             interfaces: &healthy,

@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, HashMap};
 use anyhow::Result;
 use jiff::Timestamp;
 use serde::Serialize;
-use serde_json::Value;
 use sip_xdp_common::abi::layout::List;
 use sip_xdp_common::abi::names;
 use sip_xdp_common::lookup::networks::Kind;
 
+use crate::api::answers::DaemonStatus;
 use crate::api::event_stream::Latest;
 use crate::dataplane::counters::{self, FilteredInterface, Named, SCHEMA, Stats};
 use crate::dataplane::netlink::Interface;
@@ -33,7 +33,7 @@ const WORST: usize = 200;
 #[derive(Debug, Clone, Default)]
 pub struct FromDaemon {
     /// Its status, as `status` shows it; none if none answered.
-    pub status: Option<Value>,
+    pub status: Option<DaemonStatus>,
     /// Why none answered, if there is one.
     pub trouble: Option<String>,
     /// What happened lately.
@@ -108,7 +108,7 @@ pub struct Overview {
     /// Whether it drops on all of its interfaces.
     pub enforcing: bool,
     /// What the daemon says; none if none answered.
-    pub daemon: Option<Value>,
+    pub daemon: Option<DaemonStatus>,
     /// Why none answered; it is among the warnings.
     #[serde(skip)]
     pub trouble: Option<String>,

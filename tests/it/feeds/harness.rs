@@ -112,7 +112,7 @@ impl Followed {
     }
 
     pub(crate) fn row(&self) -> serde_json::Value {
-        self.engine.rows().remove(0)
+        serde_json::to_value(self.engine.rows().remove(0)).unwrap()
     }
 
     pub(crate) fn blocks(&self, address: &str) -> bool {

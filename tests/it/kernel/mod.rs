@@ -25,4 +25,5 @@ mod reputation;
 mod samples;
 mod storm;
 mod table;
+mod trace;
 mod trial;

@@ -227,13 +227,13 @@ fn known_good_ports_take_half_of_their_table() {
 #[test]
 fn what_is_nearly_full_shows_it() {
     let mut kernel = kernel(64);
-    let full = |kernel: &Kernel| -> Vec<&'static str> {
+    let full = |kernel: &Kernel| -> Vec<String> {
         kernel
             .lists
             .fill()
             .iter()
             .filter(|fill| fill.is_nearly_full())
-            .map(|fill: &Fill| fill.table)
+            .map(|fill: &Fill| fill.table.to_string())
             .collect()
     };
     for number in 0..25 {

@@ -9,6 +9,13 @@ use object::elf::SHT_STRTAB;
 
 use crate::toolchain::{TARGET, Toolchain};
 
+/// The variable that asks for kernel programs that log each packet's way through the decision
+/// order, if it is not empty.
+const TRACE: &str = "SIP_XDP_TRACE";
+
+/// The package that can do that.
+const TRACED_PACKAGE: &str = "sip-xdp-ebpf";
+
 /// Compiles a package of kernel programs and leaves the object as `PACKAGE.o` where the crate that
 /// is being built can embed it. The object that `variable` names, if it is set, is taken instead.
 ///
@@ -19,6 +26,8 @@ use crate::toolchain::{TARGET, Toolchain};
 /// compile.
 pub fn embed(package: &str, variable: &str, workspace: &Path, sources: &[&str]) -> Result<()> {
     println!("cargo::rerun-if-env-changed={variable}");
+    println!("cargo::rerun-if-env-changed={TRACE}");
+    let is_traced = env::var_os(TRACE).is_some_and(|value| !value.is_empty());
     let out = PathBuf::from(env::var_os("OUT_DIR").context("this is no build script")?);
     let object = match env::var_os(variable) {
         Some(object) => {
@@ -26,7 +35,7 @@ pub fn embed(package: &str, variable: &str, workspace: &Path, sources: &[&str]) 
             PathBuf::from(object)
         }
         // Named to cargo it would be newer than this run, and everything be built twice.
-        None => compile(package, &workspace.canonicalize()?, sources, &out)?,
+        None => compile(package, is_traced, &workspace.canonicalize()?, sources, &out)?,
     };
     let object = fs::read(&object)
         .with_context(|| format!("the kernel object {} cannot be read", object.display()))?;
@@ -58,15 +67,24 @@ pub fn without_dwarf(object: &[u8]) -> Result<Vec<u8>> {
     Ok(smaller)
 }
 
-fn compile(package: &str, workspace: &Path, sources: &[&str], out: &Path) -> Result<PathBuf> {
+fn compile(
+    package: &str,
+    is_traced: bool,
+    workspace: &Path,
+    sources: &[&str],
+    out: &Path,
+) -> Result<PathBuf> {
     for source in sources.iter().chain(&["Cargo.toml", "Cargo.lock", ".cargo/config.toml"]) {
         println!("cargo::rerun-if-changed={}", workspace.join(source).display());
     }
     let toolchain = Toolchain::find()?;
     // A target directory of its own: the cargo that runs us has locked the other one. All profiles
     // share it, because the object is the same for all.
-    let directory = target_directory(out).join("bpf");
+    let directory = target_directory(out).join(if is_traced { "bpf-trace" } else { "bpf" });
     let mut build = toolchain.build(workspace, &[package], &directory);
+    if is_traced && package == TRACED_PACKAGE {
+        build.args(["--features", "trace"]);
+    }
     // Its standard output would be taken for instructions to cargo.
     let output = build.output().context("the cargo of the kernel programs cannot be run")?;
     if !output.status.success() {

@@ -9,9 +9,9 @@
 use anyhow::Result;
 use jiff::Timestamp;
 use log::Level;
-use serde_json::{Value, json};
 
 use super::{Daemon, InterfaceMaps, Loaded, Served, Wanted};
+use crate::api::answers::BlindInterface;
 use crate::bans::event::Event;
 use crate::dataplane::attach::xdp::{Mode, ModeChoice};
 use crate::dataplane::counters;
@@ -264,14 +264,12 @@ impl Daemon {
     }
 
     /// What `status` shows of interfaces whose program sees, or saw, nothing.
-    pub(in crate::daemon) fn blind_status(&self) -> Value {
-        let shown = self.blind.iter().map(|(name, blind)| {
-            json!({
-                "interface": name,
-                "since": blind.since,
-                "packets": blind.packets,
-                "action": blind.is_mended.then_some("generic"),
-            })
+    pub(in crate::daemon) fn blind_status(&self) -> Vec<BlindInterface> {
+        let shown = self.blind.iter().map(|(name, blind)| BlindInterface {
+            interface: name.clone(),
+            since: blind.since,
+            packets: blind.packets,
+            action: blind.is_mended.then(|| "generic".to_owned()),
         });
         shown.collect()
     }

@@ -8,13 +8,13 @@ use std::ffi::CString;
 
 use anyhow::Result;
 use nix::net::if_::{if_indextoname, if_nameindex};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::dataplane::ethtool::{self, Features};
 use crate::dataplane::pins::Pins;
 
 /// An offload of an interface that was off when the program was taken off.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Offload {
     /// The interface: the filtered one, or one beneath it.
     pub interface: String,

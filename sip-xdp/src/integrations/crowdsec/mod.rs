@@ -12,9 +12,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-
 use super::{Following, lock, note, start};
+use crate::api::answers::CrowdsecStatus;
 use crate::api::event_stream::Hub;
 use crate::bans::event::Event;
 use crate::config::CrowdsecConfig;
@@ -76,14 +75,17 @@ impl Publisher {
     }
 
     /// How it is.
-    pub fn status(&self) -> Value {
+    pub fn status(&self) -> CrowdsecStatus {
         let report = lock(&self.report);
-        let Report { published, withdrawn, dropped, waiting, error } = &*report;
-        let CrowdsecConfig { url, login, .. } = &self.config;
-        json!({
-            "url": url, "login": login, "published": published, "withdrawn": withdrawn, "dropped": dropped,
-            "waiting": waiting, "error": error,
-        })
+        CrowdsecStatus {
+            url: self.config.url.clone(),
+            login: self.config.login.clone(),
+            published: report.published,
+            withdrawn: report.withdrawn,
+            dropped: report.dropped,
+            waiting: report.waiting,
+            error: report.error.clone(),
+        }
     }
 
     /// What an operator should know.

@@ -14,9 +14,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde_json::{Value, json};
-
 use super::{Following, lock, note, start};
+use crate::api::answers::NotifyStatus;
 use crate::api::event_stream::Hub;
 use crate::bans::event::Event;
 use crate::config::NotifyConfig;
@@ -89,10 +88,15 @@ impl Notifier {
     }
 
     /// How it is.
-    pub fn status(&self) -> Value {
+    pub fn status(&self) -> NotifyStatus {
         let report = lock(&self.report);
-        let Report { sent, failed, suppressed, errors } = &*report;
-        json!({ "sent": sent, "failed": failed, "suppressed": suppressed, "errors": errors })
+        let errors = report.errors.iter();
+        NotifyStatus {
+            sent: report.sent,
+            failed: report.failed,
+            suppressed: report.suppressed,
+            errors: errors.map(|(channel, error)| ((*channel).to_owned(), error.clone())).collect(),
+        }
     }
 
     /// What an operator should know.

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result};
 use aya::maps::{Array, MapData};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use sip_xdp_common::abi::layout::{InterfaceRecord, List, MAX_INTERFACES, NEVER, Owner};
 use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::MAPPED_BITS;
@@ -16,7 +16,7 @@ use sip_xdp_common::limits::gcra::{Meter, Pace, ticks};
 use sip_xdp_common::limits::meters::{KNOWN, RECORDED, Records};
 use sip_xdp_common::lookup::networks::{IPV6_LENGTHS, Kind, LABEL, SUSPECT, TableHeader};
 
-use crate::config::{Config, LimitsConfig, Policy};
+use crate::config::{Config, SourceRules};
 use crate::dataplane::counters;
 use crate::dataplane::pins::Pins;
 use crate::dataplane::tables::flows::Flows;
@@ -31,27 +31,6 @@ pub use verdict::{Decision, Facts, Outcome, decide};
 
 /// A source was over a limit "lately" if that was within so many ticks: two seconds.
 const LATELY: u32 = ticks(2_000_000_000);
-
-/// What the filter was told at load time, as far as it matters for one address.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Settings {
-    /// Who may talk at all.
-    pub policy: Policy,
-    /// The length under which IPv6 sources are metered together.
-    pub ipv6_prefix: u8,
-    /// What sources may send.
-    pub limits: LimitsConfig,
-}
-
-impl From<&Config> for Settings {
-    fn from(config: &Config) -> Self {
-        Self {
-            policy: config.policy,
-            ipv6_prefix: config.ipv6_prefix,
-            limits: config.limits.clone(),
-        }
-    }
-}
 
 /// An entry that covers the address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -130,7 +109,7 @@ pub struct Limited {
 }
 
 /// Reads what the kernel has of an address.
-pub fn read(pins: &Pins, address: IpAddr, settings: &Settings) -> Result<Kernel> {
+pub fn read(pins: &Pins, address: IpAddr, rules: &SourceRules) -> Result<Kernel> {
     let (source, now) = (source_of(address), clock::now());
     let host = Network::host(address);
     let table_header = header::read(pins.open(names::TABLE_HEADER)?)?;
@@ -147,7 +126,7 @@ pub fn read(pins: &Pins, address: IpAddr, settings: &Settings) -> Result<Kernel>
 
     let is_per_host = source.is_v4() || covering.iter().any(|entry| entry.kind == Kind::PerHost);
     let metered_as =
-        if is_per_host { source } else { Network::around(source, settings.ipv6_prefix).first() };
+        if is_per_host { source } else { Network::around(source, rules.ipv6_prefix).first() };
     let sources = Sources::open(|name| pins.open(name))?;
     let found = sources.meter(&metered_as)?;
     let limited = match found {
@@ -156,7 +135,7 @@ pub fn read(pins: &Pins, address: IpAddr, settings: &Settings) -> Result<Kernel>
         }
         _ => None,
     };
-    let config = Config { limits: settings.limits.clone(), ..Config::default() };
+    let config = Config { limits: rules.limits.clone(), ..Config::default() };
     let is_known = good != 0 || peer != 0;
     let meter =
         found.map(|(meter, ..)| meter).filter(|meter| (meter.mark & KNOWN != 0) == is_known);

@@ -1,11 +1,11 @@
 //! What is measured. No label names a source: whoever sends packets must not decide how many series
 //! there are.
 
-use serde_json::Value;
-
 use super::text::{Kind, Text};
+use crate::api::answers::DaemonStatus;
 use crate::dataplane::counters::{InterfaceStats, Stats};
 use crate::dataplane::tables::ledger::Tier;
+use crate::lists::Fill;
 use crate::observe::snapshot::Overview;
 
 use Kind::{Counter, Gauge};
@@ -74,14 +74,11 @@ fn build(text: &mut Text, overview: &Overview) {
     let help = "1 if the driver took the program natively and shows it nothing, 0 if not, or if \
                 generic mode took over.";
     text.family("sip_xdp_interface_blind", Gauge, help);
-    let blind = overview.daemon.as_ref().and_then(|daemon| daemon["blind"].as_array());
+    let blind = overview.daemon.as_ref().map(|daemon| &daemon.blind[..]).unwrap_or_default();
     for one in &overview.interfaces {
-        let found =
-            blind.into_iter().flatten().find(|blind| blind["interface"] == one.interface.as_str());
-        text.sample(
-            &[("interface", &one.interface)],
-            u8::from(found.is_some_and(|blind| blind["action"].is_null())),
-        );
+        let is_blind =
+            blind.iter().any(|blind| blind.interface == one.interface && blind.action.is_none());
+        text.sample(&[("interface", &one.interface)], u8::from(is_blind));
     }
     let count = overview.warnings.len();
     text.single("sip_xdp_warnings", Gauge, "Warnings that `sip-xdp status` shows.", count);
@@ -205,43 +202,43 @@ fn events(text: &mut Text, overview: &Overview) {
     }
 }
 
-fn state(text: &mut Text, daemon: &Value) {
-    let flag = |name: &str| u8::from(daemon[name] == true);
-    let number = |name: &str| daemon[name].as_u64().unwrap_or(0);
+fn state(text: &mut Text, daemon: &DaemonStatus) {
     let help = "1 while the registrar rejects sources that it accepted within a day: rejections \
                 ban nobody.";
-    text.single("sip_xdp_registrar_failing", Gauge, help, flag("registrar_failing"));
+    text.single("sip_xdp_registrar_failing", Gauge, help, u8::from(daemon.registrar_failing));
     let help = "0 if hardly any of our responses is seen: volume bans nobody then.";
-    text.single("sip_xdp_sees_responses", Gauge, help, flag("sees_responses"));
+    text.single("sip_xdp_sees_responses", Gauge, help, u8::from(daemon.sees_responses));
     text.single(
         "sip_xdp_learning",
         Gauge,
         "1 while volume bans nobody because of `learn`.",
-        flag("learning"),
+        u8::from(daemon.learning),
     );
     let help = "Sources that the detector keeps evidence of.";
-    text.single("sip_xdp_watched_sources", Gauge, help, number("watched_sources"));
-    let tables = daemon["tables"].as_array().map(Vec::as_slice).unwrap_or_default();
-    for (name, field, help) in [
-        ("sip_xdp_table_used", "used", "How much of each bounded table is used."),
-        ("sip_xdp_table_limit", "limit", "How much there may be in each bounded table."),
+    text.single("sip_xdp_watched_sources", Gauge, help, daemon.watched_sources);
+    let used = |fill: &Fill| fill.used;
+    let limit = |fill: &Fill| fill.limit;
+    for (name, figure, help) in [
+        (
+            "sip_xdp_table_used",
+            used as fn(&Fill) -> usize,
+            "How much of each bounded table is used.",
+        ),
+        ("sip_xdp_table_limit", limit, "How much there may be in each bounded table."),
     ] {
         text.family(name, Gauge, help);
-        for table in tables {
-            let label = table["table"].as_str().unwrap_or_default();
-            text.sample(&[("table", label)], table[field].as_u64().unwrap_or(0));
+        for table in &daemon.tables {
+            text.sample(&[("table", &table.table)], figure(table));
         }
     }
 }
 
-fn feeds(text: &mut Text, daemon: &Value) {
-    let feeds = daemon["feeds"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let name = |feed: &Value| feed["name"].as_str().unwrap_or_default().to_owned();
+fn feeds(text: &mut Text, daemon: &DaemonStatus) {
+    let feeds = &daemon.feeds;
     text.family("sip_xdp_feed_entries", Gauge, "Networks of the feed that are in force.");
     for feed in feeds {
-        for family in ["ipv4", "ipv6"] {
-            let count = feed[family].as_u64().unwrap_or(0);
-            text.sample(&[("feed", &name(feed)), ("family", family)], count);
+        for (family, count) in [("ipv4", feed.ipv4), ("ipv6", feed.ipv6)] {
+            text.sample(&[("feed", &feed.name), ("family", family)], count);
         }
     }
     text.family(
@@ -250,8 +247,8 @@ fn feeds(text: &mut Text, daemon: &Value) {
         "Time since the feed's server last confirmed its list.",
     );
     for feed in feeds {
-        if let Some(age) = feed["age"].as_u64() {
-            text.sample(&[("feed", &name(feed))], age);
+        if let Some(age) = feed.age {
+            text.sample(&[("feed", &feed.name)], age);
         }
     }
     text.family(
@@ -260,7 +257,7 @@ fn feeds(text: &mut Text, daemon: &Value) {
         "1 if the last answer could not be used, 0 if it could.",
     );
     for feed in feeds {
-        text.sample(&[("feed", &name(feed))], u8::from(!feed["error"].is_null()));
+        text.sample(&[("feed", &feed.name)], u8::from(feed.error.is_some()));
     }
     text.family(
         "sip_xdp_feed_guards_fired",
@@ -268,7 +265,7 @@ fn feeds(text: &mut Text, daemon: &Value) {
         "How many guards found something in the last list.",
     );
     for feed in feeds {
-        text.sample(&[("feed", &name(feed))], feed["guards"].as_array().map_or(0, Vec::len));
+        text.sample(&[("feed", &feed.name)], feed.guards.len());
     }
 }
 

@@ -12,9 +12,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
+use crate::api::answers::MetricsStatus;
 use crate::api::control::Call;
 use crate::api::event_stream::Hub;
 use crate::config::{Listen, MetricsConfig};
@@ -102,9 +102,12 @@ impl Metrics {
     }
 
     /// What `status` shows.
-    pub fn status(&self) -> Value {
+    pub fn status(&self) -> MetricsStatus {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        json!({ "listen": state.address.map(|address| address.to_string()), "error": state.error })
+        MetricsStatus {
+            listen: state.address.map(|address| address.to_string()),
+            error: state.error.clone(),
+        }
     }
 }
 

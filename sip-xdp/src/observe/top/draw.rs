@@ -274,9 +274,8 @@ fn state_lines<'a>(app: &App, look: &Look, height: u16) -> Vec<Line<'a>> {
     say("SOURCES", format!("{} metered", stats.sources.tracked), Style::new());
     say("GOOD", format!("{}, and {} peers", stats.sources.good, stats.sources.peers), Style::new());
     let lost = stats.lost_events + stats.lost_samples;
-    let feeds = overview.daemon.as_ref().and_then(|daemon| daemon["feeds"].as_array());
-    let feeds = feeds.map(Vec::as_slice).unwrap_or_default();
-    let failing = feeds.iter().filter(|feed| !feed["error"].is_null()).count();
+    let feeds = overview.daemon.as_ref().map(|daemon| &daemon.feeds[..]).unwrap_or_default();
+    let failing = feeds.iter().filter(|feed| feed.error.is_some()).count();
     match (overview.daemon.is_some(), failing) {
         (false, _) => say("FEEDS", "ask the daemon".to_owned(), look.dim()),
         (true, 0) => say("FEEDS", format!("{}, none fails", feeds.len()), Style::new()),
@@ -292,13 +291,12 @@ fn state_lines<'a>(app: &App, look: &Look, height: u16) -> Vec<Line<'a>> {
         (short(answers.accepted), short(answers.challenged + answers.refused));
     say("ANSWERS", format!("{accepted} yes, {refused} no"), Style::new());
     for feed in feeds {
-        let name = cut(&text::line(feed["name"].as_str().unwrap_or_default()), 9);
-        let entries = feed["ipv4"].as_u64().unwrap_or(0) + feed["ipv6"].as_u64().unwrap_or(0);
-        let age = feed["age"]
-            .as_u64()
-            .map_or_else(|| "never".to_owned(), |age| format!("{} ago", span(age as i64)));
-        let style = if feed["error"].is_null() { Style::new() } else { look.warn() };
-        say(&name, format!("{} {age}", short(entries)), style);
+        let name = cut(&text::line(&feed.name), 9);
+        let entries = feed.ipv4 + feed.ipv6;
+        let age =
+            feed.age.map_or_else(|| "never".to_owned(), |age| format!("{} ago", span(age as i64)));
+        let style = if feed.error.is_none() { Style::new() } else { look.warn() };
+        say(&name, format!("{} {age}", short(entries as u64)), style);
     }
     lines.truncate(usize::from(height));
     lines

@@ -18,6 +18,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use ratatui::crossterm::{cursor, execute};
+use serde::de::IgnoredAny;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -71,8 +72,7 @@ async fn ask(paths: &Paths) -> FromDaemon {
         }
     };
     let latest = control::call(&socket, &Request::Recent).await.ok();
-    let latest = latest.and_then(|latest| serde_json::from_value(latest).ok()).unwrap_or_default();
-    FromDaemon { status: Some(status), trouble: None, latest }
+    FromDaemon { status: Some(status), trouble: None, latest: latest.unwrap_or_default() }
 }
 
 /// Shows it until somebody quits, or a signal ends it. The terminal is as it was afterwards, after
@@ -160,7 +160,9 @@ async fn show(
                         let (request, answers) = (request(&order, options.operator), answers.clone());
                         let socket = paths.socket();
                         tokio::spawn(async move {
-                            let done = control::call(&socket, &request).await.map(|_| order.done());
+                            let done = control::call::<IgnoredAny>(&socket, &request)
+                                .await
+                                .map(|_| order.done());
                             let _ = answers.send(done).await;
                         });
                     }

@@ -6,16 +6,17 @@ use std::path::PathBuf;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
-use serde_json::json;
 
 use super::app::{App, Effect, Order, Overlay, Sort};
 use super::draw::draw;
+use crate::api::answers::DaemonStatus;
 use crate::api::event_stream::Latest;
 use crate::bans::event::Event;
 use crate::dataplane::counters::{
     ByVerdict, FilteredInterface, InterfaceStats, Occupancy, ResponseStats, SourceStats, Stats,
 };
 use crate::dataplane::tables::ledger::Tier;
+use crate::feeds::engine::FeedRow;
 use crate::observe::snapshot::{Bans, FromDaemon, Overview, Storm, Worst};
 use std::sync::Arc;
 
@@ -36,8 +37,19 @@ fn worst(network: &str, state: &'static str, packets: u64, reason: &str) -> Wors
 
 /// A host under attack, `second` seconds after it began.
 fn attacked(second: u64) -> Overview {
-    let feed = |name: &str, error: serde_json::Value| json!({ "name": name, "ipv4": 12_345, "ipv6": 6, "age": 240, "error": error });
-    let status = json!({ "pid": 7, "feeds": [feed("apiban", json!(null)), feed("spamhaus", json!("HTTP 503"))] });
+    let feed = |name: &str, error: Option<&str>| FeedRow {
+        name: name.to_owned(),
+        ipv4: 12_345,
+        ipv6: 6,
+        age: Some(240),
+        error: error.map(str::to_owned),
+        ..FeedRow::default()
+    };
+    let status = DaemonStatus {
+        pid: 7,
+        feeds: vec![feed("apiban", None), feed("spamhaus", Some("HTTP 503"))],
+        ..DaemonStatus::default()
+    };
     let ban = Arc::new(Event {
         time: "2026-01-02T03:04:00Z".parse().unwrap(),
         tier: Some(Tier::Proven),

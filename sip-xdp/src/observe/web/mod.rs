@@ -4,16 +4,16 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex as Plain, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{self, HeaderValue};
 use hyper::http::response::Builder;
 use hyper::{Method, Request, Response, StatusCode};
-use serde_json::Value;
 use tokio::sync::{Mutex, oneshot};
 use tokio::time::timeout;
 
+use crate::api::answers::{DaemonStatus, Reply};
 use crate::api::control::{Call, Request as Command};
 use crate::dataplane::counters;
 use crate::dataplane::netlink::Netlink;
@@ -136,11 +136,14 @@ impl WebContext {
         Ok(overview)
     }
 
-    async fn status(&self) -> Result<Value> {
+    async fn status(&self) -> Result<DaemonStatus> {
         let (answer, answered) = oneshot::channel();
         let call = Call { request: Command::Status, is_root: false, answer };
         self.inputs.calls.send(call).await.map_err(|_| anyhow!("the daemon is stopping"))?;
-        answered.await?
+        match answered.await?? {
+            Reply::Status(status) => Ok(*status),
+            other => bail!("the daemon answers {other:?}"),
+        }
     }
 }
 

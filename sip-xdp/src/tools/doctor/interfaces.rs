@@ -300,7 +300,7 @@ fn responses(facts: &HostFacts, wanted: &[String]) -> Check {
             Check::warn(CHECK, detail, REMEDY)
         };
     }
-    if facts.daemon.as_ref().is_some_and(|daemon| daemon["sees_responses"] == false) {
+    if facts.daemon.as_ref().is_some_and(|daemon| !daemon.sees_responses) {
         let detail = "the daemon sees hardly any responses to what passes: they leave by another \
                       interface, or nothing answers";
         return Check::warn(CHECK, detail, REMEDY);

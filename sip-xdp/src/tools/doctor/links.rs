@@ -1,8 +1,7 @@
 //! What an interface is to others, what passes it by, and what attaching does to it.
 
-use serde_json::Value;
-
 use super::{Check, HostFacts};
+use crate::api::answers::DaemonStatus;
 use crate::dataplane::attach::xdp::Mode;
 use crate::dataplane::ethtool::{Features, GRO_HW};
 use crate::dataplane::netlink::Interface;
@@ -189,10 +188,10 @@ pub(super) fn merging(name: &str, mode: Option<Mode>, features: &Features) -> Op
 }
 
 /// Whether the program sees what arrives, as the daemon has noticed.
-pub(super) fn sight(name: &str, daemon: Option<&Value>) -> Check {
+pub(super) fn sight(name: &str, daemon: Option<&DaemonStatus>) -> Check {
     const CHECK: &str = "sight";
-    let blind = daemon.and_then(|daemon| daemon["blind"].as_array());
-    let found = blind.into_iter().flatten().find(|one| one["interface"] == name);
+    let mut blind = daemon.iter().flat_map(|daemon| &daemon.blind);
+    let found = blind.find(|one| one.interface == name);
     let Some(found) = found else {
         return match daemon {
             Some(_) => {
@@ -205,8 +204,8 @@ pub(super) fn sight(name: &str, daemon: Option<&Value>) -> Check {
         };
     };
     let detail =
-        format!("the driver took the program and showed it none of {} packets", found["packets"]);
-    if found["action"].is_null() {
+        format!("the driver took the program and showed it none of {} packets", found.packets);
+    if found.action.is_none() {
         let remedy = "set mode = \"auto\" or \"generic\" and run `sip-xdp reload`; for virtio_net, \
                       set mrg_rxbuf=on on the host";
         return Check::fail(CHECK, format!("{detail}: nothing is filtered"), remedy);
@@ -223,10 +222,10 @@ pub(super) fn sight(name: &str, daemon: Option<&Value>) -> Check {
 mod tests {
     use std::collections::BTreeSet;
 
-    use serde_json::json;
     use sip_xdp_common::packet::headers::Link;
 
     use super::*;
+    use crate::api::answers::BlindInterface;
     use crate::tools::doctor::Status;
 
     fn interface(name: &str, index: u32, kind: &str, controller: u32) -> Interface {
@@ -335,10 +334,18 @@ mod tests {
 
     #[test]
     fn who_sees_nothing_is_told() {
-        let daemon = |action: Value| json!({ "blind": [{ "interface": "eth0", "packets": 40, "action": action }] });
-        assert_eq!(sight("eth0", Some(&daemon(Value::Null))).status, Status::Fail);
-        assert_eq!(sight("eth0", Some(&daemon("generic".into()))).status, Status::Warn);
-        assert_eq!(sight("eth1", Some(&daemon(Value::Null))).status, Status::Ok);
+        let daemon = |action: Option<&str>| DaemonStatus {
+            blind: vec![BlindInterface {
+                interface: "eth0".to_owned(),
+                since: jiff::Timestamp::UNIX_EPOCH,
+                packets: 40,
+                action: action.map(str::to_owned),
+            }],
+            ..DaemonStatus::default()
+        };
+        assert_eq!(sight("eth0", Some(&daemon(None))).status, Status::Fail);
+        assert_eq!(sight("eth0", Some(&daemon(Some("generic")))).status, Status::Warn);
+        assert_eq!(sight("eth1", Some(&daemon(None))).status, Status::Ok);
         assert_eq!(sight("eth0", None).status, Status::Ok);
     }
 }

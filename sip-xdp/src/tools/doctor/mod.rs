@@ -16,10 +16,10 @@ mod sip;
 mod sockets;
 
 use serde::Serialize;
-use serde_json::Value;
 use sip_xdp_common::abi::layout::List;
 use sip_xdp_common::packet::headers::Link;
 
+use crate::api::answers::DaemonStatus;
 use crate::api::control::{self, Request};
 use crate::config::Config;
 use crate::dataplane::counters::{self, FilteredInterface, SCHEMA};
@@ -106,7 +106,7 @@ struct HostFacts {
     addresses: Vec<(u32, std::net::IpAddr)>,
     around: Surroundings,
     /// What `status` says, if there is a daemon that we may ask.
-    daemon: Option<Value>,
+    daemon: Option<DaemonStatus>,
     /// Where our filter is, as far as that may be read.
     filtered: Vec<FilteredInterface>,
     /// Whom the filter knows, as far as that may be read.
@@ -262,7 +262,7 @@ fn filter(facts: &HostFacts, paths: &Paths) -> Check {
     }
     match &facts.daemon {
         Some(daemon) => {
-            Check::ok(CHECK, format!("enforcing on {}, daemon {}", names(&attached), daemon["pid"]))
+            Check::ok(CHECK, format!("enforcing on {}, daemon {}", names(&attached), daemon.pid))
         }
         None => Check::warn(
             CHECK,
@@ -287,7 +287,7 @@ mod tests {
         diagnosis.checks.push(Check::fail("f", "g", "h").on("eth0"));
         assert!(!diagnosis.is_well());
         let json = serde_json::to_value(&diagnosis).unwrap();
-        assert_eq!(json["checks"][0]["remedy"], Value::Null);
+        assert_eq!(json["checks"][0]["remedy"], serde_json::Value::Null);
         assert_eq!(
             (&json["checks"][2]["status"], &json["checks"][2]["interface"]),
             (&"fail".into(), &"eth0".into())

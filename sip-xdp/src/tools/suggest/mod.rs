@@ -20,12 +20,13 @@ use sip_xdp_common::abi::names;
 use sip_xdp_common::lookup::networks::Kind;
 
 use crate::config::HostName;
+use crate::config::SourceRules;
 use crate::dataplane::counters::SCHEMA;
 use crate::dataplane::pins::Pins;
 use crate::dataplane::tables::header;
 use crate::dataplane::tables::networks::Table;
 use crate::net::network::Network;
-use crate::observe::explain::{self, Level, Settings};
+use crate::observe::explain::{self, Level};
 use crate::sys::clock;
 
 /// Where PBXes keep their configuration, on Debian and elsewhere.
@@ -135,7 +136,7 @@ impl Trusted {
 pub fn suggest(
     directories: &[PathBuf],
     pins: &Pins,
-    settings: &Settings,
+    settings: &SourceRules,
     trusted: &Trusted,
 ) -> Result<Suggestions> {
     let mut files = Vec::new();
@@ -307,7 +308,7 @@ fn host_of(text: &str) -> &str {
 
 /// Known-good sources and peers that have all but used up their limit. The kernel keeps no record
 /// of known sources that went over it before.
-fn limited(pins: &Pins, settings: &Settings) -> Result<Vec<(Network, String)>> {
+fn limited(pins: &Pins, settings: &SourceRules) -> Result<Vec<(Network, String)>> {
     let guide = header::read(pins.open(names::TABLE_HEADER)?)?;
     let table = Table::open(|name| pins.open(name), &guide)?;
     let now = clock::now();
@@ -411,7 +412,7 @@ mod tests {
         let found = suggest(
             &[directory.path().to_owned()],
             &pins,
-            &Settings::from(&Config::default()),
+            &SourceRules::from(&Config::default()),
             &trusted,
         )
         .unwrap();

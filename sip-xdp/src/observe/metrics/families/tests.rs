@@ -2,13 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::json;
-
 use super::*;
 use crate::api::event_stream::Latest;
 use crate::dataplane::counters::{
     ByVerdict, FilteredInterface, Occupancy, ResponseStats, SourceStats,
 };
+use crate::feeds::engine::FeedRow;
 use crate::observe::snapshot::{Bans, FromDaemon, ListCount, Storm};
 
 /// Everything that can be shown, once.
@@ -18,11 +17,22 @@ fn full() -> Overview {
         drop: [("blocked", 2)].into(),
         would_drop: [("blocked", 3)].into(),
     };
-    let status = json!({
-        "registrar_failing": true, "sees_responses": true, "learning": false, "watched_sources": 7,
-        "tables": [{ "table": "known", "used": 5, "limit": 65_536 }],
-        "feeds": [{ "name": "a\"b", "ipv4": 5, "ipv6": 1, "age": 9, "error": "x", "guards": ["size"] }],
-    });
+    let status = DaemonStatus {
+        registrar_failing: true,
+        sees_responses: true,
+        watched_sources: 7,
+        tables: vec![Fill { table: "known".into(), used: 5, limit: 65_536 }],
+        feeds: vec![FeedRow {
+            name: "a\"b".to_owned(),
+            ipv4: 5,
+            ipv6: 1,
+            age: Some(9),
+            error: Some("x".to_owned()),
+            guards: vec!["size".to_owned()],
+            ..FeedRow::default()
+        }],
+        ..DaemonStatus::default()
+    };
     let interface = FilteredInterface {
         interface: "eth0".to_owned(),
         index: 2,
@@ -131,7 +141,7 @@ fn nothing_loaded_is_said_too() {
 fn the_dashboard_shows_what_there_is() {
     let dashboard = include_str!("../../../../packaging/grafana/sip-xdp.json");
     let families = parse(&render(&full()));
-    let dashboard: Value = serde_json::from_str(dashboard).unwrap();
+    let dashboard: serde_json::Value = serde_json::from_str(dashboard).unwrap();
     let mut asked = BTreeSet::new();
     let panels = dashboard["panels"].as_array().unwrap();
     for panel in panels {
