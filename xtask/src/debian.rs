@@ -15,14 +15,14 @@ const SUITE: &str = "bookworm";
 /// What it has beside the essential packages: what any server has, the shells whose completions are
 /// tried, and rpm, by which the other package is installed.
 const PACKAGES: &str =
-    "bash-completion,ca-certificates,fish,iproute2,man-db,rpm,sudo,systemd-sysv,zsh";
+    "bash-completion,ca-certificates,dbus,fish,iproute2,man-db,rpm,sudo,systemd-sysv,zsh";
 
 /// What a host of containers has: Podman, and what it asks to make a container's control group.
 const ENGINE: &str = "crun,dbus,iproute2,podman,systemd-sysv";
 
 /// The packed root.
 pub(crate) fn clean_root() -> Result<PathBuf> {
-    make(&format!("debian-{SUITE}-2.tar"), PACKAGES)
+    make(&format!("debian-{SUITE}-3.tar"), PACKAGES)
 }
 
 /// Another, with a container engine in the place of what servers have.
