@@ -35,6 +35,9 @@ pub mod integrations;
 pub mod lists;
 pub mod net;
 pub mod observe;
+#[cfg(test)]
+#[path = "cli/reference/page.rs"]
+mod page;
 pub mod sip;
 pub mod store;
 pub mod sys;

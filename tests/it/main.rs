@@ -8,6 +8,6 @@ mod e2e;
 mod feeds;
 mod kernel;
 mod lab;
+mod manual;
 mod measured;
 mod object;
-mod readme;

@@ -1,5 +1,5 @@
 //! Everything a contributor runs: `cargo xtask setup`, `build`, `test`, `fuzz`, `demo`, `bench`,
-//! `package`, `machines`, `newcomer`.
+//! `package`, `machines`, `docs`, `newcomer`.
 //!
 //! Each command finds what it needs, installs what is missing, and says in one line each what it
 //! found or did. A second run finds everything in place and changes nothing.
@@ -11,6 +11,7 @@ mod command;
 mod cross;
 mod debian;
 mod demo;
+mod docs;
 mod fuzz;
 mod machines;
 mod newcomer;
@@ -93,8 +94,10 @@ enum Task {
     /// registrations, TCP, adoption, upgrade, unload. A kernel takes some five minutes on two cores
     /// without KVM.
     Machines(machines::Options),
-    /// Execute the README from top to bottom in clean Debians, beginning with this checkout (needs
-    /// root and the network)
+    /// Generate the manual's reference chapters from the code, build the manual, check its links
+    Docs,
+    /// Execute the README and the quick start from top to bottom in clean Debians, beginning with
+    /// this checkout (needs root and the network)
     ///
     /// It takes about eighty minutes on two cores and 26 GB in /var/tmp, most of it for what stands
     /// under "Contributing", and is not part of `test`.
@@ -125,6 +128,7 @@ fn run(task: Task) -> Result<()> {
         Task::Bench { quick, section, output } => bench::run(quick, &section, output),
         Task::Package { test } => package::run(test),
         Task::Machines(options) => machines::run(&options),
+        Task::Docs => docs::run_all(),
         Task::Newcomer { quick } => newcomer::run(quick),
     }
 }

@@ -28,7 +28,7 @@ const EXAMPLES: [&str; 1] = ["embed"];
 /// The binary of integration tests.
 const INTEGRATION: &str = "it";
 /// Its modules that need neither root nor a kernel.
-const WITHOUT_ROOT: [&str; 3] = ["feeds::", "object::", "readme::"];
+const WITHOUT_ROOT: [&str; 3] = ["feeds::", "manual::", "object::"];
 /// The modules of tests that measure time or load, wherever they are.
 const MEASURED: &str = "measured::";
 

@@ -34,18 +34,17 @@ fn what_is_documented_is_the_default() {
     assert_eq!(Config::parse(&spelt_out.join("\n")).unwrap(), Config::default(), "spelt out");
     assert!(spelt_out.iter().filter(|line| line.contains(" = ")).count() > 15);
 
-    let readme = include_str!("../../../README.md");
-    // What stands before are recipes, of which each is something else than the default.
-    let (_, reference) = readme.split_once("\n## Configuration\n").unwrap();
-    let block =
-        reference.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
-    assert_eq!(Config::parse(block).unwrap(), Config::default(), "in the README");
-    let feed = reference.split("```toml").nth(2).and_then(|rest| rest.split("```").next()).unwrap();
+    let first_block = |chapter: &'static str| {
+        chapter.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap()
+    };
+    let block = first_block(include_str!("../../../docs/reference/configuration.md"));
+    assert_eq!(Config::parse(block).unwrap(), Config::default(), "in the manual");
+    let feed = first_block(include_str!("../../../docs/feeds.md"));
     let Config { feeds, .. } = Config::parse(feed).unwrap();
     assert_eq!(
         feeds,
         [FeedConfig::new("example", "https://lists.example/sip.txt")],
-        "a feed in the README"
+        "a feed in the manual"
     );
     // And nothing is left out there.
     let Value::Table(all) = Value::try_from(Config::default()).unwrap() else {

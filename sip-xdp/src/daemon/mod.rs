@@ -47,7 +47,7 @@ use crate::lists::Lists;
 use crate::lists::never_ban::NeverBan;
 use crate::net::network::Network;
 use crate::observe::metrics::Metrics;
-use crate::store::Store;
+use crate::store::{Change, Store};
 use crate::sys::clock::{self, WallWatch};
 use crate::sys::paths::Paths;
 
@@ -170,10 +170,10 @@ const _: () = assert!(size_of::<Daemon>() <= 8 * 1024);
 /// Has the store write what has changed in the lists.
 fn save(store: &Store, lists: &mut Lists) {
     if store.wants_entries() {
-        store.record(lists.all_entries());
+        store.record(Change::Entries(lists.all_entries()));
     }
     for change in lists.take_changes() {
-        store.record(change);
+        store.record(change.into());
     }
 }
 
@@ -277,7 +277,7 @@ impl Daemon {
         let (way, by) = if jump > 0 { ("forward", jump) } else { ("back", -jump) };
         let by = humantime::format_duration(Duration::from_millis(by.unsigned_abs()));
         log::warn!("the wall clock was set {way} by {by}; bans end when they would have ended");
-        self.store.record(self.lists.all_entries());
+        self.store.record(Change::Entries(self.lists.all_entries()));
         self.remember_evidence();
     }
 

@@ -57,7 +57,7 @@ impl Daemon {
         if let Err(error) = self.judge_by_address() {
             log::error!("{error:#}");
         }
-        self.store.record(self.lists.all_entries());
+        self.store.record(Change::Entries(self.lists.all_entries()));
         log::info!(
             "{} is not locked any more; {count} entries were taken up",
             self.paths.store_file().display()

@@ -37,7 +37,7 @@ use crate::dns::Hosts;
 use crate::feeds::engine::Engine;
 use crate::lists::Lists;
 use crate::lists::never_ban::NeverBan;
-use crate::store::{Found, Opened, State, Store};
+use crate::store::{Change, Found, Opened, State, Store};
 use crate::sys::clock;
 use crate::sys::paths::Paths;
 
@@ -221,7 +221,7 @@ impl Daemon {
             return Err(error);
         }
         // What the kernel has is the truth; from here on the store is told what changes.
-        daemon.store.record(daemon.lists.all_entries());
+        daemon.store.record(Change::Entries(daemon.lists.all_entries()));
         daemon.integrations.configure(&daemon.config, &daemon.hub);
         Ok((daemon, events, listener))
     }

@@ -25,6 +25,8 @@ mod tests;
 mod transactions;
 mod windows;
 
+pub(crate) use rules::kinds::KINDS;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! How large a list is: by its entries, and by the addresses that it covers.
 
-use super::NetworkSet;
+use crate::dataplane::tables::feed_lists::NetworkSet;
 
 /// The size of a list.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 use sip_xdp_common::abi::layout::List;
 use tokio::sync::{mpsc, watch};
 
-use super::NetworkSet;
 use super::formats::Tally;
 use super::guards::{ProtectedSet, trim};
 use super::saved;
 use super::sync::Last;
 use super::thread::{Follower, Order, age};
 use crate::config::{FeedAction, FeedConfig, FeedFormat};
+use crate::dataplane::tables::feed_lists::NetworkSet;
 use crate::lists::Refresh;
 use crate::net::network::Network;
 use crate::sys::clock::{self, WallWatch};

@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use crate::config::Guards;
-use crate::feeds::NetworkSet;
+use crate::dataplane::tables::feed_lists::NetworkSet;
 use crate::feeds::coverage::Size;
 use crate::feeds::formats::{Tally, reason};
 use crate::net::network::Network;

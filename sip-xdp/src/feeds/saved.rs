@@ -9,9 +9,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::NetworkSet;
 use super::fetch::Validators;
 use crate::config::{FeedConfig, FeedFormat};
+use crate::dataplane::tables::feed_lists::NetworkSet;
 use crate::net::network::Network;
 
 /// The first line.

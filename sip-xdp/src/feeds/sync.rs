@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::NetworkSet;
 use super::coverage::Size;
 use super::fetch::{Failure, Fetcher, Validators};
 use super::formats::{self, Asking, Parsed, Tally};
 use super::guards::{ProtectedSet, implausible, trim};
 use super::saved::Saved;
 use crate::config::{FeedConfig, FeedFormat};
+use crate::dataplane::tables::feed_lists::NetworkSet;
 use crate::net::network::Network;
 
 /// What is in force, and what it came from.

@@ -25,15 +25,14 @@ use sip_xdp_common::lookup::networks::Kind;
 use thiserror::Error;
 
 use crate::dataplane::mmap::Mapped;
+use crate::dataplane::tables::feed_lists::{FeedLists, NetworkSet};
 use crate::dataplane::tables::flows::Flows;
 use crate::dataplane::tables::header::{GuideWriter, Lengths, length_of};
 use crate::dataplane::tables::ledger::{Entry, Ledger};
 use crate::dataplane::tables::networks::{NoPlace, SlotState, Slots, Table};
 use crate::dataplane::tables::summary::{Sets, Summary};
-use crate::feeds::{Feeds, NetworkSet};
 use crate::net::network::Network;
 use crate::net::prefix_set::Prefixes;
-use crate::store::Change;
 use crate::sys::clock;
 
 /// Why an entry could not be listed.
@@ -84,6 +83,15 @@ pub struct Stopped {
     pub error: ListError,
 }
 
+/// An entry that has changed, for whoever keeps entries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EntryChange {
+    /// It was added, or replaced its owner's earlier one.
+    Put(List, Entry),
+    /// An owner's entry was taken out: for a whole network, or for one port of a host.
+    Remove(List, Network, Option<u16>, Owner),
+}
+
 /// Both lists, with the model that the kernel's tables are computed from.
 pub struct Lists {
     ledger: Ledger,
@@ -100,7 +108,7 @@ pub struct Lists {
     /// Hosts that something is known of, and what.
     known: Prefixes,
     standings: Standings,
-    feeds: Feeds,
+    feeds: FeedLists,
     /// Entries that made room for others, until somebody asks.
     displaced: Vec<(List, Entry)>,
     /// IPv6 networks whose hosts are metered one by one.
@@ -166,7 +174,7 @@ impl Lists {
             admitted: Prefixes::default(),
             known: Prefixes::default(),
             standings: Standings::default(),
-            feeds: Feeds::default(),
+            feeds: FeedLists::default(),
             displaced: Vec::new(),
             by_address: BTreeSet::new(),
         };
@@ -300,7 +308,7 @@ impl Lists {
     }
 
     /// What the feeds list.
-    pub fn feeds(&self) -> &Feeds {
+    pub fn feeds(&self) -> &FeedLists {
         &self.feeds
     }
 
@@ -514,21 +522,19 @@ impl Lists {
     }
 
     /// What has changed since this was last asked, for the store.
-    pub fn take_changes(&mut self) -> Vec<Change> {
+    pub fn take_changes(&mut self) -> Vec<EntryChange> {
         let touched = std::mem::take(&mut self.touched).into_iter();
         let change = |id @ (list, network, port, owner): Id| match self.entries.get(&id) {
-            Some(entry) => Change::Put(list, entry.clone()),
-            None => Change::Remove(list, network, (port != 0).then_some(port), owner),
+            Some(entry) => EntryChange::Put(list, entry.clone()),
+            None => EntryChange::Remove(list, network, (port != 0).then_some(port), owner),
         };
         touched.map(change).collect()
     }
 
     /// All entries, for a store that is not told the changes.
-    pub fn all_entries(&mut self) -> Change {
+    pub fn all_entries(&mut self) -> Vec<(List, Entry)> {
         self.touched.clear();
-        Change::Entries(
-            self.entries.iter().map(|((list, ..), entry)| (*list, entry.clone())).collect(),
-        )
+        self.entries.iter().map(|((list, ..), entry)| (*list, entry.clone())).collect()
     }
 
     /// Sets the IPv6 networks whose hosts are metered one by one, because hosts live there that

@@ -6,6 +6,7 @@ use sip_xdp_common::abi::layout::{List, Owner};
 
 use crate::bans::offences::OffenceRecord;
 use crate::dataplane::tables::ledger::{Entry, Tier};
+use crate::lists::EntryChange;
 use crate::net::network::Network;
 use crate::sys::clock;
 
@@ -51,6 +52,17 @@ pub enum Change {
         /// What was noted.
         value: Vec<u8>,
     },
+}
+
+impl From<EntryChange> for Change {
+    fn from(change: EntryChange) -> Self {
+        match change {
+            EntryChange::Put(list, entry) => Self::Put(list, entry),
+            EntryChange::Remove(list, network, port, owner) => {
+                Self::Remove(list, network, port, owner)
+            }
+        }
+    }
 }
 
 impl Change {

@@ -1,13 +1,14 @@
-//! A newcomer: executes what the README says, from top to bottom, without a single edit.
+//! A newcomer: executes what the README and the quick start say, from top to bottom, without a
+//! single edit.
 //!
 //! Blocks that are fenced as `console` are executed in a checkout, those that are fenced as `sh`
 //! where the package is to run, both by a user who may use sudo, each on a clean Debian.
-//! `tests/it/readme.rs` sees to it that no command is fenced otherwise.
+//! `tests/it/manual.rs` sees to it that no command is fenced otherwise.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use sip_xdp_tests::{Lab, readme};
+use sip_xdp_tests::{Lab, manual};
 
 use crate::server::Server;
 use crate::workshop::Workshop;
@@ -28,7 +29,7 @@ const LONG: &str = "Contributing";
 
 /// Executes what is said of the machine where the package is to run.
 pub(crate) fn with_package(root: &Path, checkout: &Path, package: &Path) -> Result<()> {
-    let blocks = readme::read(checkout)?;
+    let blocks = manual::read(checkout, manual::EXECUTED)?;
     let lab = Lab::new()?;
     let server = Server::boot(root, &lab, package)?;
     blocks
@@ -44,7 +45,7 @@ pub(crate) fn with_sources(
     sources: &Path,
     quick: bool,
 ) -> Result<()> {
-    let mut blocks = readme::read(checkout)?;
+    let mut blocks = manual::read(checkout, manual::EXECUTED)?;
     blocks.retain(|block| !(quick && block.heading == LONG));
     let first = blocks.iter().position(|block| block.language == SERVER);
     let (before, after) =

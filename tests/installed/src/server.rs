@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use sip_xdp_tests::readme::Block;
+use sip_xdp_tests::manual::Block;
 use sip_xdp_tests::topology::ATTACKER;
 use sip_xdp_tests::{Lab, Machine};
 

@@ -11,9 +11,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use sip_xdp_tests::Root;
+use sip_xdp_tests::manual::Block;
 use sip_xdp_tests::namespace::unique_name;
 use sip_xdp_tests::process::succeed;
-use sip_xdp_tests::readme::Block;
 use tempfile::TempDir;
 
 use crate::held;

@@ -4,7 +4,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use sip_xdp::config::{FeedConfig, FeedFormat};
-use sip_xdp::feeds::NetworkSet;
+use sip_xdp::dataplane::tables::feed_lists::NetworkSet;
 use sip_xdp::feeds::engine::{Engine, FeedState, Update};
 use sip_xdp::feeds::guards::ProtectedSet;
 use sip_xdp::lists::Refresh;

@@ -82,7 +82,6 @@ pub(crate) const HELPERS: &[Helper] = &[
     helper(BpfHelper::BPF_FUNC_jiffies64, "bpf_jiffies64", "5.6", Caller::Both),
     helper(BpfHelper::BPF_FUNC_ringbuf_reserve, "bpf_ringbuf_reserve", "5.8", Caller::Both),
     helper(BpfHelper::BPF_FUNC_ringbuf_submit, "bpf_ringbuf_submit", "5.8", Caller::Both),
-    helper(BpfHelper::BPF_FUNC_ringbuf_discard, "bpf_ringbuf_discard", "5.8", Caller::Both),
     helper(
         BpfHelper::BPF_FUNC_ktime_get_coarse_ns,
         "bpf_ktime_get_coarse_ns",

@@ -6,6 +6,7 @@
 //! - [`drop_samples`]: copies of dropped packets for whoever watches.
 
 pub mod drop_samples;
+pub mod feed_lists;
 pub mod flows;
 pub mod header;
 pub mod host_rows;

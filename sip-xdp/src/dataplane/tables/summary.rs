@@ -11,8 +11,8 @@ use sip_xdp_common::abi::names;
 use sip_xdp_common::ip_key::MAPPED_BITS;
 use sip_xdp_common::lookup::summary::{self, BitPosition, COVERED, EMPTY, Element, HOSTS, MIXED};
 
+use super::feed_lists::{FeedLists, NetworkSet};
 use crate::dataplane::mmap::Mapped;
-use crate::feeds::{Feeds, NetworkSet};
 use crate::net::network::{Network, source_of};
 use crate::net::prefix_set::Prefixes;
 
@@ -37,7 +37,7 @@ pub struct Sets<'a> {
     /// Who may talk under the policy `closed`.
     pub admitted: &'a Prefixes,
     /// What feeds block.
-    pub feeds: &'a Feeds,
+    pub feeds: &'a FeedLists,
 }
 
 impl<'a> Sets<'a> {
@@ -237,13 +237,17 @@ fn grains(network: &Network) -> (u32, u32) {
 mod tests {
     use super::*;
 
-    fn sets(claimed: &[&str], trusted: &[&str], of_feed: &[&str]) -> (Prefixes, Prefixes, Feeds) {
+    fn sets(
+        claimed: &[&str],
+        trusted: &[&str],
+        of_feed: &[&str],
+    ) -> (Prefixes, Prefixes, FeedLists) {
         let prefixes = |networks: &[&str]| {
             let mut set = Prefixes::default();
             networks.iter().for_each(|network| set.insert(network.parse().unwrap(), 1));
             set
         };
-        let mut feeds = Feeds::default();
+        let mut feeds = FeedLists::default();
         feeds.replace(
             "one",
             NetworkSet::new(of_feed.iter().map(|network| network.parse().unwrap()).collect()),

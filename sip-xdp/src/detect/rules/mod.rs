@@ -4,6 +4,7 @@
 pub(super) mod decoy;
 pub(super) mod enumeration;
 pub(super) mod invites;
+pub(super) mod kinds;
 pub(super) mod networks;
 pub(super) mod rejected;
 pub(super) mod signature;

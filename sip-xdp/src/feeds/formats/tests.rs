@@ -35,11 +35,11 @@ fn every_name_of_the_configuration_is_a_format() {
 }
 
 #[test]
-fn the_readme_has_a_row_for_each_format() {
-    let readme = include_str!("../../../../README.md");
+fn the_manual_has_a_row_for_each_format() {
+    let chapter = include_str!("../../../../docs/feeds.md");
     for format in FORMATS {
         let row = format!("| `{}` | {} |", format.name(), format.words());
-        assert!(readme.contains(&row), "the README's table of formats lacks the row\n{row}");
+        assert!(chapter.contains(&row), "docs/feeds.md lacks the row\n{row}");
     }
 }
 

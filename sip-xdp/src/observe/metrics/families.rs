@@ -5,25 +5,11 @@ use super::text::{Kind, Text};
 use crate::api::answers::DaemonStatus;
 use crate::dataplane::counters::{InterfaceStats, Stats};
 use crate::dataplane::tables::ledger::Tier;
+use crate::detect::KINDS;
 use crate::lists::Fill;
 use crate::observe::snapshot::Overview;
 
 use Kind::{Counter, Gauge};
-
-/// Kinds of bans that are shown before there is one, so that the first one is seen as an increase.
-const BAN_KINDS: [&str; 11] = [
-    "decoy",
-    "enumeration",
-    "invites",
-    "misconfigured",
-    "register",
-    "rejected",
-    "requests",
-    "signature",
-    "site",
-    "slow",
-    "sprayed",
-];
 
 /// All metrics, as Prometheus reads them.
 pub(crate) fn render(overview: &Overview) -> String {
@@ -186,11 +172,13 @@ fn events(text: &mut Text, overview: &Overview) {
         Counter,
         "Bans since the daemon started, by kind of evidence.",
     );
-    for kind in BAN_KINDS {
-        text.sample(&[("kind", kind)], latest.bans_by_kind.get(kind).copied().unwrap_or(0));
+    // All kinds, before there is a ban of one, so that the first one is seen as an increase.
+    for kind in KINDS {
+        let count = latest.bans_by_kind.get(kind.name).copied().unwrap_or(0);
+        text.sample(&[("kind", kind.name)], count);
     }
     for (kind, count) in
-        latest.bans_by_kind.iter().filter(|(kind, _)| !BAN_KINDS.contains(&kind.as_str()))
+        latest.bans_by_kind.iter().filter(|(name, _)| KINDS.iter().all(|kind| kind.name != *name))
     {
         text.sample(&[("kind", kind)], count);
     }

@@ -1,8 +1,15 @@
-//! The blocks of code in the README, which tests execute and load, so that they cannot rot.
+//! The blocks of code in the README and in the manual, which tests execute and load, so that they
+//! stay right.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
+
+/// What is executed block by block, in this order: how the program is built, installed and used.
+pub const EXECUTED: [&str; 2] = ["README.md", "docs/quick-start.md"];
+
+/// Commands here are for other systems; `cargo xtask package --test` tries them in its own way.
+pub const FOR_OTHER_SYSTEMS: &str = "docs/installing.md";
 
 /// A block of code.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,12 +22,34 @@ pub struct Block {
     pub text: String,
 }
 
-/// All fenced blocks of a checkout's README, in order.
-pub fn read(checkout: &Path) -> Result<Vec<Block>> {
-    let path = checkout.join("README.md");
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(blocks(&text))
+/// The README and the chapters of the manual, as paths in the checkout.
+pub fn pages(checkout: &Path) -> Result<Vec<String>> {
+    let mut pages: Vec<String> = EXECUTED.map(str::to_owned).to_vec();
+    for folder in ["docs", "docs/reference"] {
+        let path = checkout.join(folder);
+        let entries =
+            std::fs::read_dir(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            names.extend(name.ends_with(".md").then(|| format!("{folder}/{name}")));
+        }
+        names.sort();
+        pages.extend(names.into_iter().filter(|name| !EXECUTED.contains(&name.as_str())));
+    }
+    Ok(pages)
+}
+
+/// All fenced blocks of these pages, in order.
+pub fn read<'a>(checkout: &Path, pages: impl IntoIterator<Item = &'a str>) -> Result<Vec<Block>> {
+    let mut found = Vec::new();
+    for page in pages {
+        let path = checkout.join(page);
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        found.extend(blocks(&text));
+    }
+    Ok(found)
 }
 
 /// All fenced blocks of a text.

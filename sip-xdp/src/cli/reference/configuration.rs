@@ -1,0 +1,99 @@
+//! The chapter of the configuration, from the file that packages install and the defaults.
+
+use std::fmt::Write as _;
+
+use sip_xdp::config::Config;
+use toml::{Table, Value};
+
+use super::page::{compare, wrap};
+
+/// The file that packages install: each default as a comment, with its explanation.
+const PACKAGED: &str = include_str!("../../../packaging/config.toml");
+
+const HEAD: &str = "The file is `/etc/sip-xdp/config.toml` (TOML). Every key is optional; the \
+    block below has every key with its default, but for the tables `[[feeds]]`, which the chapter \
+    [Feeds](../feeds.md) describes. The command line wins over the file. An unknown key is an \
+    error that names the nearest valid one. `sip-xdp config check` validates the file, `sip-xdp \
+    reload` or SIGHUP applies it, and an invalid file leaves the running configuration in force. \
+    `sip-xdp config show` prints what is in force.";
+
+/// A value as the file has it, over several lines where it is long.
+fn written(key: &str, value: &Value) -> String {
+    let line = format!("{key} = {}", inline(value));
+    if line.chars().count() <= 100 {
+        return line;
+    }
+    let Some(values) = value.as_array() else { panic!("{line} is too long") };
+    let mut lines = vec![format!("{key} = ["), "   ".to_owned()];
+    for value in values {
+        let word = format!(" {},", inline(value));
+        if lines.last().is_some_and(|line| line.len() + word.len() > 100) {
+            lines.push("   ".to_owned());
+        }
+        if let Some(line) = lines.last_mut() {
+            line.push_str(&word);
+        }
+    }
+    lines.push("]".to_owned());
+    lines.join("\n")
+}
+
+fn inline(value: &Value) -> String {
+    match value {
+        Value::Array(values) => {
+            format!("[{}]", values.iter().map(inline).collect::<Vec<_>>().join(", "))
+        }
+        Value::Table(table) => {
+            let fields = table.iter().map(|(key, value)| format!("{key} = {}", inline(value)));
+            format!("{{ {} }}", fields.collect::<Vec<_>>().join(", "))
+        }
+        other => other.to_string(),
+    }
+}
+
+/// The packaged file with every default switched on.
+fn spelt_out() -> String {
+    let defaults = Table::try_from(Config::default()).expect("the defaults are a table");
+    let mut table = &defaults;
+    let mut text = String::new();
+    // What stands before the first key says how to use the file, which the chapter says itself.
+    let (_, body) = PACKAGED.split_once("\n\n").expect("a paragraph stands in front");
+    let mut is_example = false;
+    for line in body.lines() {
+        // The example of a feed, in whose place stands that there is none.
+        if line == "# [[feeds]]" {
+            text.push_str("feeds = []\n");
+        }
+        is_example = (is_example || line == "# [[feeds]]") && !line.is_empty();
+        if is_example {
+            continue;
+        }
+        let bare = line.strip_prefix('#').unwrap_or(line);
+        if let Some(path) = bare.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            table = path.split('.').fold(&defaults, |table, key| {
+                table[key].as_table().unwrap_or_else(|| panic!("[{path}] is no table"))
+            });
+            let _ = writeln!(text, "[{path}]");
+            continue;
+        }
+        match bare.split_once(" = ") {
+            Some((key, _))
+                if key
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') =>
+            {
+                let _ = writeln!(text, "{}", written(key, &table[key]));
+            }
+            _ => {
+                let _ = writeln!(text, "{line}");
+            }
+        }
+    }
+    text
+}
+
+#[test]
+fn the_chapter_of_the_configuration_is_current() {
+    let body = format!("{}\n\n## Every key\n\n```toml\n{}\n```", wrap(HEAD), spelt_out().trim());
+    compare("configuration", "Configuration", &body);
+}

@@ -1,0 +1,140 @@
+//! The networks that feeds list, in this process: sorted arrays of 17 bytes a network, from which the
+//! kernel's tables are written.
+
+use std::collections::BTreeMap;
+
+use sip_xdp_common::lookup::networks::Kind;
+
+use super::header::{Lengths, length_of};
+use crate::net::network::Network;
+
+/// The networks of one feed, sorted, each once.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct NetworkSet {
+    networks: Vec<Network>,
+    lengths: Lengths,
+}
+
+impl NetworkSet {
+    /// Takes networks in any order.
+    pub fn new(mut networks: Vec<Network>) -> Self {
+        networks.sort_unstable();
+        networks.dedup();
+        networks.shrink_to_fit();
+        let mut seen = [[false; 129]; 2];
+        networks
+            .iter()
+            .for_each(|net| seen[usize::from(net.is_v4())][usize::from(net.bits())] = true);
+        let all =
+            [false, true].into_iter().flat_map(|is_v4| (0..=128).map(move |bits| (is_v4, bits)));
+        let seen = all.filter(|(is_v4, bits)| seen[usize::from(*is_v4)][usize::from(*bits)]);
+        let lengths = seen.map(|(is_v4, bits)| (is_v4, Kind::Blocked, bits)).collect();
+        Self { networks, lengths }
+    }
+
+    /// The lengths that occur.
+    pub fn lengths(&self) -> &Lengths {
+        &self.lengths
+    }
+
+    /// All networks, sorted.
+    pub fn networks(&self) -> &[Network] {
+        &self.networks
+    }
+
+    /// How many networks are IPv4 and IPv6.
+    pub fn counts(&self) -> [usize; 2] {
+        let ipv4 = self.networks.iter().filter(|network| network.is_v4()).count();
+        [ipv4, self.networks.len() - ipv4]
+    }
+
+    /// All networks, sorted, for whoever takes them.
+    pub fn into_networks(self) -> Vec<Network> {
+        self.networks
+    }
+
+    /// Whether it lists exactly `network`.
+    pub fn contains(&self, network: &Network) -> bool {
+        self.networks.binary_search(network).is_ok()
+    }
+
+    /// Whether one of its networks contains `network`. An IPv6 network that covers the mapped range
+    /// covers no IPv4.
+    pub fn covers(&self, network: &Network) -> bool {
+        self.lengths
+            .range((network.is_v4(), Kind::Blocked, 0)..=length_of(Kind::Blocked, network))
+            .any(|(_, _, bits)| self.contains(&Network::around(network.first(), *bits)))
+    }
+
+    /// Its networks that lie in `network`, itself among them.
+    pub fn within(&self, network: &Network) -> impl Iterator<Item = &Network> {
+        let from = self
+            .networks
+            .partition_point(|listed| listed < &Network::around(network.first(), network.bits()));
+        let end = network.last();
+        let network = *network;
+        self.networks[from..]
+            .iter()
+            .take_while(move |listed| listed.first() <= end)
+            .filter(move |n| network.contains(n))
+    }
+
+    /// What is here and not in `other`.
+    pub fn without(&self, other: &Self) -> Vec<Network> {
+        let mut theirs = other.networks.iter().peekable();
+        let mut rest = Vec::new();
+        for network in &self.networks {
+            while theirs.next_if(|other| *other < network).is_some() {}
+            if theirs.peek() != Some(&network) {
+                rest.push(*network);
+            }
+        }
+        rest
+    }
+}
+
+/// All feeds, by name.
+#[derive(Debug, Default)]
+pub struct FeedLists {
+    by_name: BTreeMap<String, NetworkSet>,
+}
+
+impl FeedLists {
+    /// What a feed lists.
+    pub fn get(&self, name: &str) -> Option<&NetworkSet> {
+        self.by_name.get(name)
+    }
+
+    /// Replaces what a feed lists, and returns what it listed before. Nothing at all ends it.
+    pub fn replace(&mut self, name: &str, listed: NetworkSet) -> NetworkSet {
+        let before = if listed.networks.is_empty() {
+            self.by_name.remove(name)
+        } else {
+            self.by_name.insert(name.to_owned(), listed)
+        };
+        before.unwrap_or_default()
+    }
+
+    /// Every feed.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &NetworkSet)> {
+        self.by_name.iter().map(|(name, listed)| (name.as_str(), listed))
+    }
+
+    /// The feeds that list `network`, or a network around it.
+    pub fn covering(&self, network: &Network) -> Vec<&str> {
+        self.iter().filter(|(_, listed)| listed.covers(network)).map(|(name, _)| name).collect()
+    }
+
+    /// Whether a feed other than `name` lists exactly `network`.
+    pub fn others_contain(&self, name: &str, network: &Network) -> bool {
+        self.iter().any(|(feed, listed)| feed != name && listed.contains(network))
+    }
+
+    /// Whether any feed lists exactly `network`.
+    pub fn contains(&self, network: &Network) -> bool {
+        self.by_name.values().any(|listed| listed.contains(network))
+    }
+}
+
+#[cfg(test)]
+mod tests;
