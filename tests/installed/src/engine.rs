@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use sip_xdp_tests::topology::ATTACKER;
-use sip_xdp_tests::{Lab, Machine, readme, wait_until};
+use sip_xdp_tests::{Lab, Machine, manual, wait_until};
 
 use crate::held;
 use crate::others::{filters, is_gone};
@@ -99,9 +99,7 @@ fn enforces(machine: &Machine<'_>) -> Result<()> {
 
 /// The commands under "Container", each on one line.
 fn commands(checkout: &Path) -> Result<Vec<String>> {
-    let text =
-        fs::read_to_string(checkout.join("docs/installing.md")).context("no docs/installing.md")?;
-    let blocks = readme::blocks(&text);
+    let blocks = manual::read(checkout, [manual::FOR_OTHER_SYSTEMS])?;
     let block = blocks
         .iter()
         .find(|block| block.heading == "Container")

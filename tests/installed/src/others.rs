@@ -57,9 +57,14 @@ const FILES: [&str; 9] = [
 /// Debian's rpm wants to be told that this is no mistake.
 const RPM: &str = "rpm --force-debian --quiet";
 
-/// What confines a container by default, in systemd's words: its own /proc, /sys and /dev.
-const CONTAINER: [&str; 3] =
-    ["MountAPIVFS=yes", "PrivateTmp=yes", "SystemCallFilter=@system-service bpf"];
+/// What confines a container by default, in systemd's words: its own /proc, /sys and /dev, and an
+/// error for what its profile refuses.
+const CONTAINER: [&str; 4] = [
+    "MountAPIVFS=yes",
+    "PrivateTmp=yes",
+    "SystemCallErrorNumber=EPERM",
+    "SystemCallFilter=@system-service bpf",
+];
 
 /// Where the root of a container is, inside.
 const IMAGE: &str = "/root/image.tar";
@@ -242,11 +247,11 @@ fn names(lab: &Lab, machine: &Machine<'_>, mut contained: Contained<'_>) -> Resu
     contained.properties.push(files.to_owned());
     let doctor = contained.systemd_run("--wait --pipe");
     // It fails for other reasons: no SIP server listens here.
-    let found = machine.run(&format!(
-        "{doctor} {} --config /feeds.toml --json doctor --iface {WAN} || true",
-        contained.binary
-    ))?;
-    let found: Value = serde_json::from_str(&found).context("`doctor` printed no JSON")?;
+    let script =
+        format!("{doctor} {} --config /feeds.toml --json doctor --iface {WAN}", contained.binary);
+    let output = machine.try_run(&script)?;
+    let found: Value = serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("`doctor` printed no JSON, but: {output:?}"))?;
     let checks = found["checks"].as_array().context("no checks")?;
     let check =
         checks.iter().find(|check| check["check"] == "feed").context("no check of the feed")?;
