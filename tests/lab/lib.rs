@@ -13,6 +13,7 @@ pub mod crowdsec;
 pub mod digest;
 pub mod dns;
 pub mod draw;
+pub mod exchange;
 pub mod fail2ban;
 pub mod faketime;
 pub mod filter;

@@ -51,6 +51,8 @@ pub struct RegistrarOptions<'a> {
     pub phones: bool,
     /// How many seconds a nonce is good for.
     pub nonce_expire: u32,
+    /// Where it sends HEP, if it does; then it takes TCP as well.
+    pub hep: Option<&'a str>,
 }
 
 /// How the registrar treats everybody.
@@ -87,6 +89,7 @@ impl Default for RegistrarOptions<'_> {
             cpu: None,
             phones: false,
             nonce_expire: 300,
+            hep: None,
         }
     }
 }
@@ -236,7 +239,13 @@ fn configuration(options: &RegistrarOptions<'_>, control: &Path) -> String {
     }
     let request_line =
         if options.log_requests { r#"xlog("L_ALERT", "lab-request $si $rm\n");"# } else { "" };
+    let (listen, trace) = match options.hep {
+        Some(to) => ("listen=tcp:0.0.0.0:5060", TRACE.replace("@HEP@", to)),
+        None => ("", String::new()),
+    };
     TEMPLATE
+        .replace("@LISTEN_TCP@", listen)
+        .replace("@TRACE@", &trace)
         .replace("@PASSWORDS@", passwords.trim_end())
         .replace("@LOG_REQUEST@", request_line)
         .replace("@FAILURE@", FAILURE)
@@ -246,6 +255,15 @@ fn configuration(options: &RegistrarOptions<'_>, control: &Path) -> String {
         // What it is called in requests that it passes on; phones reach that address too.
         .replace("@ADVERTISED@", &PBX_WAN.to_string())
 }
+
+/// What makes it send HEP, as the manual says.
+const TRACE: &str = r#"loadmodule "siptrace.so"
+modparam("siptrace", "duplicate_uri", "sip:@HEP@")
+modparam("siptrace", "hep_mode_on", 1)
+modparam("siptrace", "hep_version", 3)
+modparam("siptrace", "trace_to_database", 0)
+modparam("siptrace", "trace_on", 1)
+modparam("siptrace", "trace_mode", 1)"#;
 
 const TEMPLATE: &str = include_str!("kamailio.cfg");
 

@@ -16,7 +16,7 @@ use crate::workspace::Workspace;
 use crate::{packages, setup};
 
 /// The targets, which are the modules of their package.
-pub(crate) const TARGETS: [&str; 4] = ["message", "egress", "ingress", "detector"];
+pub(crate) const TARGETS: [&str; 5] = ["message", "stream", "egress", "ingress", "detector"];
 
 const PACKAGE: &str = "sip-xdp-fuzz";
 

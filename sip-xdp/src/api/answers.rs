@@ -77,6 +77,8 @@ pub struct DaemonStatus {
     pub notify: Option<NotifyStatus>,
     /// The CrowdSec local API; none if bans are not published.
     pub crowdsec: Option<CrowdsecStatus>,
+    /// Where SIP servers send copies of messages.
+    pub hep: Vec<HepStatus>,
     /// The confirmation that `run --confirm` waits for; none if it waits for none.
     pub confirm: Option<ConfirmStatus>,
     /// Configured interfaces that do not exist.
@@ -140,6 +142,27 @@ pub struct CrowdsecStatus {
     pub waiting: usize,
     /// What goes wrong at present.
     pub error: Option<String>,
+}
+
+/// A place where HEP is taken, and its packets by what became of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HepStatus {
+    /// Where, as the configuration says.
+    pub listen: String,
+    /// Whether it listens.
+    pub listening: bool,
+    /// Why not.
+    pub error: Option<String>,
+    /// Messages that were judged.
+    pub taken: u64,
+    /// Messages of transports that are read on the wire, or not of SIP.
+    pub ignored: u64,
+    /// Packets without the key, or of nobody who may send.
+    pub refused: u64,
+    /// Packets that are no HEP, or compressed.
+    pub malformed: u64,
+    /// Messages that came faster than they are read.
+    pub lost: u64,
 }
 
 /// A confirmation that is awaited, or was missed.

@@ -17,10 +17,11 @@ use crate::bans::duration::ban_duration;
 use crate::bans::notes::Notes;
 use crate::config::Config;
 use crate::dataplane::tables::ledger::{Entry, Tier};
-use crate::detect::{Acceptance, Action, Detector, Finding, Growth};
+use crate::detect::{Acceptance, Action, Detector, Finding, Growth, Observation};
 use crate::lists::never_ban::{NeverBan, near};
 use crate::lists::{HostReputation, Lists};
 use crate::net::network::{Network, address_of};
+use crate::sip::transport::Transport;
 use crate::sys::clock::Moment;
 use crate::text::Quoted;
 
@@ -194,6 +195,12 @@ impl<C: EventSink> BanEngine<'_, C> {
         self.apply_actions(actions);
     }
 
+    /// Takes a message that is no sample of the kernel's.
+    pub(crate) fn observe_message(&mut self, message: &Observation<'_>) {
+        let actions = self.detector.observe_message(message);
+        self.apply_actions(actions);
+    }
+
     /// Does what follows from events.
     fn apply_actions(&mut self, actions: Vec<Action>) {
         let now = self.at.now;
@@ -266,11 +273,11 @@ impl<C: EventSink> BanEngine<'_, C> {
 
     /// A user was accepted, or has taken its registration back.
     fn accepted(&mut self, acceptance: &Acceptance, now: u64) {
-        let Acceptance { source, port, .. } = acceptance;
+        let Acceptance { source, port, transport, .. } = acceptance;
         self.event_sink.accepted(acceptance);
         if self.note_good(*source, *port, now) {
             self.announce(
-                Event::new("good").from(*source).port(*port),
+                Event::new("good").from(*source).port(*port).transport(*transport),
                 Level::Info,
                 format_args!("good {} port={port}", address_of(*source)),
             );
@@ -383,7 +390,7 @@ impl<C: EventSink> BanEngine<'_, C> {
             ..Entry::manual(network, self.at.after(length), &finding.reason)
         };
         let until = entry.expires;
-        if !self.apply_ban(entry, finding.kind, length, now) {
+        if !self.apply_ban(entry, finding.kind, Some(finding.transport), length, now) {
             return;
         }
         if finding.tier == Tier::Proven {
@@ -432,7 +439,14 @@ impl<C: EventSink> BanEngine<'_, C> {
     }
 
     /// Puts a ban in force, unless a longer one is. Returns whether it did.
-    fn apply_ban(&mut self, entry: Entry, kind: &str, length: Duration, now: u64) -> bool {
+    fn apply_ban(
+        &mut self,
+        entry: Entry,
+        kind: &str,
+        transport: Option<Transport>,
+        length: Duration,
+        now: u64,
+    ) -> bool {
         let (place, expires, tier) = (entry.place(), entry.expires, entry.tier);
         let owners = self.lists.owners(List::Block, &entry.network);
         if entry.port.is_none()
@@ -445,7 +459,7 @@ impl<C: EventSink> BanEngine<'_, C> {
             Ok(()) => {
                 self.event_sink.banned(kind, &entry, self.lists);
                 self.announce(
-                    Event::of("ban", &entry).kind(kind),
+                    Event { transport, ..Event::of("ban", &entry).kind(kind) },
                     Level::Warn,
                     format_args!(
                         "ban {place} kind={kind} tier={} for={} dry_run={} reason={}",
@@ -540,7 +554,7 @@ impl<C: EventSink> BanEngine<'_, C> {
             added_ms: self.at.wall_ms,
             ..Entry::manual(network, self.at.after(length), reason)
         };
-        self.apply_ban(entry, "site", length, now);
+        self.apply_ban(entry, "site", None, length, now);
     }
 
     /// Forgets offences that are long past.

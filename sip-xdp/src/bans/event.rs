@@ -8,6 +8,7 @@ use sip_xdp_common::ip_key::IpKey;
 use crate::dataplane::counters;
 use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::net::network::Network;
+use crate::sip::transport::Transport;
 use crate::sys::clock;
 
 /// One event, the same from the ban engine to whoever watches. What does not apply is null in JSON.
@@ -23,6 +24,9 @@ pub struct Event {
     pub address: Option<Network>,
     /// The port of that address, if it is about one port.
     pub port: Option<u16>,
+    /// How the messages came that it is about, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport: Option<Transport>,
     /// Why, in words. Attackers choose parts of it: escape it before it is shown.
     pub reason: Option<String>,
     /// How sure the evidence of a ban is.
@@ -64,6 +68,7 @@ impl Event {
             kind: None,
             address: None,
             port: None,
+            transport: None,
             reason: None,
             tier: None,
             dry_run: false,
@@ -106,6 +111,11 @@ impl Event {
     /// Of a port.
     pub(crate) fn port(self, port: u16) -> Self {
         Self { port: Some(port), ..self }
+    }
+
+    /// By this transport.
+    pub(crate) fn transport(self, transport: Transport) -> Self {
+        Self { transport: Some(transport), ..self }
     }
 
     /// Of this kind.

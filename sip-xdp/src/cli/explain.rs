@@ -13,6 +13,7 @@ use sip_xdp::dataplane::pins::Pins;
 use sip_xdp::detect::View;
 use sip_xdp::net::network::Network;
 use sip_xdp::observe::explain::{self, Decision, Facts, Kernel, Level, Match, Outcome};
+use sip_xdp::sip::transport::Transport;
 use sip_xdp::store::Store;
 use sip_xdp::store::state_dump::PastBan;
 use sip_xdp::sys::paths::Paths;
@@ -162,7 +163,8 @@ fn text(report: &Report, output: Output) -> String {
     }
     if let Some(last) = &known.last {
         let user = last.user.as_ref().map(|user| format!(", user {user:?}")).unwrap_or_default();
-        line("last", format!("{} s ago: {}{user}", last.age, last.start_line));
+        let by = by_stream(last.transport);
+        line("last", format!("{} s ago{by}: {}{user}", last.age, last.start_line));
     }
     let users = known.accepted.iter().take(SHOWN).map(|accepted| {
         let state = if accepted.left > 0 {
@@ -170,7 +172,8 @@ fn text(report: &Report, output: Output) -> String {
         } else {
             "no longer".to_owned()
         };
-        format!("{:?} at port {} {state}", accepted.user, accepted.port)
+        let by = by_stream(accepted.transport);
+        format!("{:?} at port {}{by} {state}", accepted.user, accepted.port)
     });
     line("users", users.collect::<Vec<_>>().join(", "));
     let proven = if known.proven {
@@ -244,4 +247,8 @@ fn past(ban: &PastBan) -> Vec<String> {
 
 fn time(time: jiff::Timestamp) -> String {
     time.strftime("%F %T UTC").to_string()
+}
+/// Names a transport other than UDP.
+fn by_stream(transport: Transport) -> String {
+    if transport.is_stream() { format!(" by {transport}") } else { String::new() }
 }

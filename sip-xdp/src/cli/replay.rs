@@ -195,6 +195,13 @@ fn facts(replayed: &Replayed) -> String {
         "looked at",
         format!("{} arriving at SIP ports, {} leaving them", capture.arrived, capture.left),
     );
+    let tcp = capture.tcp;
+    if tcp.connections > 0 {
+        let (connections, messages) = (tcp.connections, tcp.messages);
+        let lost =
+            if tcp.lost > 0 { format!(", {} pieces missing", tcp.lost) } else { String::new() };
+        line("by TCP", format!("{messages} messages in {connections} connections{lost}"));
+    }
     let some = |(count, what): (u64, &str)| (count > 0).then(|| format!("{count} {what}"));
     let each = |named: Vec<(&str, u64)>| -> String {
         named
@@ -214,7 +221,7 @@ fn facts(replayed: &Replayed) -> String {
         (skipped.not_ip, "not IP"),
         (skipped.elsewhere, "neither to nor from the registrar"),
         (skipped.leaving, "leaving other ports"),
-        (skipped.tcp_answers, "TCP leaving SIP ports"),
+        (skipped.tcp_answers, "TCP leaving SIP ports that cannot be read"),
         (skipped.unread, "in a form that is not read"),
     ];
     line("skipped", reasons.into_iter().filter_map(some).collect::<Vec<_>>().join(", "));

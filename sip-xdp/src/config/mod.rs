@@ -2,6 +2,7 @@
 //! names the nearest one that exists, so that a typing error never leaves a protection off.
 
 mod feeds;
+mod hep;
 mod integrations;
 mod metrics;
 mod program;
@@ -23,6 +24,7 @@ use crate::dataplane::attach::xdp::ModeChoice;
 use crate::net::network::Network;
 
 pub use feeds::{Factor, FeedAction, FeedConfig, FeedFormat, Guards};
+pub use hep::{HepConfig, HepListen, MAX_HEP};
 pub use integrations::{CrowdsecConfig, NotifyConfig, Occasion};
 pub use metrics::{Listen, MetricsConfig};
 pub use program::SourceRules;
@@ -72,6 +74,8 @@ pub struct Config {
     pub notify: NotifyConfig,
     /// Who shares our bans.
     pub crowdsec: CrowdsecConfig,
+    /// Where SIP servers send copies of messages that are encrypted on the wire.
+    pub hep: Vec<HepConfig>,
     /// Lists that others keep.
     pub feeds: Vec<FeedConfig>,
 }
@@ -253,6 +257,7 @@ impl Default for Config {
             metrics: MetricsConfig::default(),
             notify: NotifyConfig::default(),
             crowdsec: CrowdsecConfig::default(),
+            hep: Vec::new(),
             feeds: Vec::new(),
         }
     }
@@ -337,6 +342,10 @@ impl Config {
                 "feeds".to_owned(),
                 Value::Array(FeedConfig::template().into_iter().collect()),
             );
+            known.insert(
+                "hep".to_owned(),
+                Value::Array(HepConfig::template().into_iter().collect()),
+            );
             check_keys(&table, &known, "")
                 .map_err(|(key, error)| anyhow!("{}{error}", at(find_key(text, &key))))?;
         }
@@ -391,6 +400,7 @@ impl Config {
         }
         self.detect.check()?;
         feeds::check(&self.feeds)?;
+        hep::check(&self.hep)?;
         self.notify.check()?;
         self.crowdsec.check()?;
         let Bans { first, factor, max, unproven, forget, ipv4_networks: _ } = self.bans;

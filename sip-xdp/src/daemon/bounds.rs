@@ -202,6 +202,13 @@ mod tests {
             ("names", crate::config::MAX_NAMES),
             ("addresses of a name", crate::dns::MAX_ADDRESSES),
             ("--ttl", MAX_TTL.as_secs() as usize / 86_400),
+            ("TCP connections that are followed", crate::sip::stream::MAX_CONNECTIONS),
+            ("bytes kept of TCP connections", crate::sip::stream::MAX_BYTES),
+            ("headers of a message over TCP", crate::sip::stream::MAX_HEAD),
+            ("`[[hep]]` tables", crate::config::MAX_HEP),
+            ("HEP messages that wait", crate::integrations::hep::WAITING),
+            ("bytes of a HEP message", crate::integrations::hep::MESSAGE),
+            ("HEP connections of a table", crate::integrations::hep::CONNECTIONS),
         ] {
             let value = thousands(value);
             let is_said = page.lines().any(|line| line.contains(name) && line.contains(&value));

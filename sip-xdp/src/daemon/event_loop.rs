@@ -90,6 +90,7 @@ async fn watch_over(
     let mut pause = pin!(sleep(Duration::ZERO));
     let mut answers = daemon.hosts.start();
     let mut feeds = daemon.feeds.updates();
+    let mut hep = daemon.hep.input.messages();
 
     ready(&daemon.summary());
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -125,6 +126,7 @@ async fn watch_over(
             }
             Some(update) = answers.recv() => daemon.host_answered(update),
             Some(update) = feeds.recv() => daemon.feed_said(update),
+            Some(received) = hep.recv() => daemon.take_hep(received, &mut hep),
             () = confirmation_due(daemon.confirmation.remaining()) => daemon.check_confirmation(clock::now()),
             _ = tick.tick() => {
                 ticks += 1;

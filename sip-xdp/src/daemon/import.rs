@@ -234,7 +234,7 @@ impl Daemon {
 
     fn restore_accepted(&mut self, row: Accepted, tally: &mut Imported) {
         let now = clock::now();
-        let Accepted { address, port, user, .. } = row;
+        let Accepted { address, port, transport, user, .. } = row;
         let source = source_of(address);
         if user.len() > MAX_USER {
             return tally.refuse(address, "the name of its user is too long");
@@ -246,7 +246,7 @@ impl Daemon {
             tally.kept += 1;
             return;
         }
-        let acceptance = Acceptance { source, user, port, at, until };
+        let acceptance = Acceptance { source, user, port, transport, at, until };
         self.detector.restore([acceptance.clone()], []);
         self.daemon_sink().accepted(&acceptance);
         if until > now {

@@ -9,6 +9,7 @@ mod events;
 mod explain;
 mod external_owners;
 mod feeds;
+mod hep;
 mod hosts;
 mod import;
 mod interfaces;
@@ -149,6 +150,8 @@ struct Daemon {
     metrics: Metrics,
     /// Who else is told.
     integrations: Integrations,
+    /// What SIP servers tell.
+    hep: hep::Hep,
     /// Volume does not ban before this time.
     learning_until: u64,
     repeats: Repeats,
@@ -375,6 +378,7 @@ impl Daemon {
         warnings.extend(self.tables_warnings());
         warnings.extend(self.feeds_warnings());
         warnings.extend(self.integrations.warnings());
+        warnings.extend(self.hep_warnings());
         warnings.extend(self.confirmation.warning());
         warnings.extend(self.metrics.warnings());
         DaemonStatus {
@@ -390,6 +394,7 @@ impl Daemon {
             feeds: self.feed_list(),
             notify: self.integrations.notify_status(),
             crowdsec: self.integrations.crowdsec_status(),
+            hep: self.hep.input.status(),
             confirm: self.confirmation.status(),
             missing: self.missing().into_iter().map(str::to_owned).collect(),
             blind: self.blind_status(),

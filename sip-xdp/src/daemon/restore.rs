@@ -72,6 +72,7 @@ impl Daemon {
             source: source_of(row.address),
             user: row.user,
             port: row.port,
+            transport: row.transport,
             at: from_wall_ms(row.last_ms),
             // A registration never lasts longer than it was made for, whatever the clock says.
             until: from_wall_ms(row.until_ms)
@@ -137,12 +138,13 @@ impl Daemon {
 
 /// An acceptance as the store remembers it.
 pub(super) fn accepted(acceptance: &Acceptance) -> Change {
-    let Acceptance { source, user, port, at, until } = acceptance;
+    let Acceptance { source, user, port, transport, at, until } = acceptance;
     let last_ms = to_wall_ms(*at);
     Change::Accepted(store::Accepted {
         address: address_of(*source),
         user: user.clone(),
         port: *port,
+        transport: *transport,
         first_ms: last_ms,
         last_ms,
         until_ms: to_wall_ms(*until),

@@ -184,6 +184,7 @@ impl Daemon {
             tap: Tap::open(open)?,
             metrics: Default::default(),
             integrations: Default::default(),
+            hep: Default::default(),
             repeats: Default::default(),
             notes: Default::default(),
             nearly_full: Default::default(),
@@ -223,6 +224,7 @@ impl Daemon {
         // What the kernel has is the truth; from here on the store is told what changes.
         daemon.store.record(Change::Entries(daemon.lists.all_entries()));
         daemon.integrations.configure(&daemon.config, &daemon.hub);
+        daemon.hep.input.configure(&daemon.config.hep);
         Ok((daemon, events, listener))
     }
 
@@ -268,6 +270,7 @@ impl Daemon {
         self.metrics.configure(&self.config.metrics);
         self.hosts.ask_again();
         self.integrations.configure(&self.config, &self.hub);
+        self.hep.input.configure(&self.config.hep);
         Ok(Applied { applied: self.summary() })
     }
 

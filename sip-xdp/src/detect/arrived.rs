@@ -1,9 +1,8 @@
 //! Responses that arrive. A proxy forwards one that it never asked for to the next Via, so what
 //! leaves as a response of ours may be somebody else's, and says nothing.
 
-use sip_xdp_common::abi::layout::{FRAGMENTED, KernelEvent};
-
 use super::digest::digest;
+use super::observation::Observation;
 use super::recent::Recent;
 use crate::sip::message::Head;
 
@@ -29,10 +28,9 @@ impl Default for Arrived {
 
 impl Arrived {
     /// Notes a response that arrived and answers no request of ours.
-    pub(super) fn note(&mut self, head: Option<&Head<'_>>, event: &KernelEvent) {
-        let is_cut = event.flags & FRAGMENTED != 0 || event.length > event.head_length;
+    pub(super) fn note(&mut self, head: Option<&Head<'_>>, event: &Observation<'_>) {
         match head.and_then(key) {
-            Some(key) if !is_cut => self.keys.insert(key, event.time, ()),
+            Some(key) if !event.is_cut => self.keys.insert(key, event.time, ()),
             _ => self.blind_until = event.time + BLIND_NS,
         }
     }

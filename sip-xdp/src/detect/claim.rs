@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::dataplane::tables::ledger::Tier;
+use crate::sip::transport::Transport;
 
 /// What is proven of the sender of a packet. Evidence is weighed level by level: what could be
 /// forged never adds to what could not.
@@ -45,6 +46,9 @@ pub(super) struct Rejection {
     pub(super) user: String,
     /// The source port.
     pub(super) port: u16,
+    /// How the try came.
+    #[serde(default)]
+    pub(super) transport: Transport,
     pub(super) level: Level,
     /// The IPv6 /64 that it comes from is the sender's own, if the address is not.
     #[serde(default)]

@@ -8,6 +8,7 @@ use super::claim::Level;
 use super::source_state::SourceState;
 use super::windows::words;
 use crate::sip::message::{Head, StartLine};
+use crate::sip::transport::Transport;
 
 /// How many bytes of a start line, or of a user, are remembered.
 const REMEMBERED: usize = 128;
@@ -39,6 +40,9 @@ pub struct LastRequest {
     pub start_line: String,
     /// The user that it was about, if it named one.
     pub user: Option<String>,
+    /// How it came.
+    #[serde(default)]
+    pub transport: Transport,
 }
 
 /// A user that was accepted from an address with credentials.
@@ -48,6 +52,9 @@ pub struct Accepted {
     pub user: String,
     /// The port of its phone.
     pub port: u16,
+    /// How it was accepted.
+    #[serde(default)]
+    pub transport: Transport,
     /// For how many seconds more it is registered; 0 if it no longer is.
     pub left: u64,
 }
@@ -112,10 +119,11 @@ fn printable(bytes: &[u8]) -> String {
 impl Detector {
     /// What is known of a source at `now`.
     pub fn explain(&self, source: &IpKey, now: u64) -> View {
-        let accepted = self.known.accepted_at(source).map(|(user, port, _, until)| Accepted {
+        let accepted = self.known.accepted_at(source).map(|(user, known)| Accepted {
             user: user.to_owned(),
-            port,
-            left: until.saturating_sub(now) / 1_000_000_000,
+            port: known.port,
+            transport: known.transport,
+            left: known.until.saturating_sub(now) / 1_000_000_000,
         });
         let accepted = accepted.take(TOLD * TOLD).collect();
         let served = self.served.until(source).saturating_sub(now) / 1_000_000_000;
@@ -126,6 +134,7 @@ impl Detector {
             age: now.saturating_sub(state.last) / 1_000_000_000,
             start_line: printable(&state.start_line),
             user: (!state.user.is_empty()).then(|| printable(&state.user)),
+            transport: state.transport,
         });
         View {
             proven: state.routable,
@@ -152,8 +161,8 @@ impl Detector {
     pub fn registered_until(&self, source: &IpKey, user: &str, port: u16) -> u64 {
         let mut accepted = self.known.accepted_at(source);
         accepted
-            .find(|(known, at, ..)| *known == user && *at == port)
-            .map_or(0, |(.., until)| until)
+            .find(|(known, at)| *known == user && at.port == port)
+            .map_or(0, |(_, known)| known.until)
     }
 
     /// What is known against a source.

@@ -11,6 +11,7 @@ mod dialogs;
 mod digest;
 mod explain;
 mod nonces;
+mod observation;
 mod peers;
 mod persistence;
 mod recent;
@@ -30,13 +31,13 @@ pub(crate) use rules::kinds::KINDS;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use sip_xdp_common::abi::layout::{EventKind, FRAGMENTED, IN_STORM, KernelEvent, SUSPECTED};
+use sip_xdp_common::abi::layout::{EventKind, IN_STORM, KernelEvent, SUSPECTED};
 use sip_xdp_common::ip_key::IpKey;
-use sip_xdp_common::packet::checksum::Datagram;
 
 use crate::config::{Config, Detect};
 use crate::dataplane::tables::ledger::Tier;
-use crate::sip::message::Head;
+use crate::sip::message::{Head, StartLine};
+use crate::sip::transport::Transport;
 
 use arrived::Arrived;
 use claim::Level;
@@ -47,13 +48,14 @@ use peers::Peers;
 use recent::Recent;
 use registrar::{Answers, Registrar};
 use registrations::Registrations;
-use rules::{decoy, networks, sprayed, volume::Volume};
+use rules::{decoy, networks, sprayed, stream_meters::OverLimit, volume::Volume};
 use served::Served;
 use source_state::SourceState;
 use transactions::{Method, Request, Transactions};
 
 pub use claim::Growth;
 pub use explain::{Accepted, Evidence, LastRequest, View};
+pub use observation::Observation;
 pub use registrations::Acceptance;
 
 /// How many sources are watched at the same time. When there are more, the one that was silent for
@@ -90,6 +92,8 @@ pub struct Finding {
     pub port: Option<u16>,
     /// Ports of an address with accepted users that offended; the others go on.
     pub ports: Vec<u16>,
+    /// How its last request came.
+    pub transport: Transport,
     /// Which kind of evidence: a row of `[detect]`, or `misconfigured`.
     pub kind: &'static str,
     /// How sure it is that the source is where it says.
@@ -339,29 +343,36 @@ impl Detector {
         actions
     }
 
-    /// Takes an event, and says what follows from it.
+    /// Takes an event of the kernel's, and says what follows from it.
     pub fn observe(&mut self, event: &KernelEvent) -> Vec<Action> {
+        match Observation::try_from(event) {
+            Ok(observation) => self.observe_message(&observation),
+            Err(()) => self.tick(event.time),
+        }
+    }
+
+    /// Takes a message, and says what follows from it.
+    pub fn observe_message(&mut self, event: &Observation<'_>) -> Vec<Action> {
         let now = event.time;
         if self.decoys_from == u64::MAX {
             self.decoys_from = now.saturating_add(FIRST_DAY_NS);
         }
         let mut actions = self.tick(now);
-        let bytes = event.head.get(..usize::from(event.head_length)).unwrap_or_default();
-        let head = Head::read(bytes);
-        let kind = EventKind::from_number(event.kind);
-        match (kind, head) {
-            (Some(EventKind::Limited), head) => self.limited(event, head.as_ref(), &mut actions),
-            (Some(EventKind::Request | EventKind::Conflict), Some(head)) => {
-                self.request(event, bytes, &head, &mut actions);
+        let head = Head::read(event.bytes);
+        match (event.kind, head) {
+            (EventKind::Limited, head) => self.limited(event, head.as_ref(), &mut actions),
+            (EventKind::Request | EventKind::Conflict, Some(head)) => {
+                self.meter_stream(event, &head, &mut actions);
+                self.request(event, &head, &mut actions);
             }
-            (Some(EventKind::Answer), Some(head)) => self.answer(event, &head, &mut actions),
-            (Some(EventKind::PendingRequest), Some(head)) => {
+            (EventKind::Answer, Some(head)) => self.answer(event, &head, &mut actions),
+            (EventKind::PendingRequest, Some(head)) => {
                 // A request inside their dialog makes nobody a peer.
                 if let Some(branch) = head.branch.filter(|_| head.to.tag.is_none()) {
                     self.peers.ask(event.source, digest(branch), digest(&head.call_id), now);
                 }
             }
-            (Some(EventKind::Response), head) => self.response(event, head.as_ref(), &mut actions),
+            (EventKind::Response, head) => self.response(event, head.as_ref(), &mut actions),
             _ => {}
         }
         actions
@@ -370,7 +381,7 @@ impl Detector {
     /// A response has arrived.
     fn response(
         &mut self,
-        event: &KernelEvent,
+        event: &Observation<'_>,
         head: Option<&Head<'_>>,
         actions: &mut Vec<Action>,
     ) {
@@ -405,11 +416,40 @@ impl Detector {
         state
     }
 
+    /// Meters a request that came by TCP: the kernel does so with UDP alone.
+    fn meter_stream(
+        &mut self,
+        event: &Observation<'_>,
+        head: &Head<'_>,
+        actions: &mut Vec<Action>,
+    ) {
+        if !event.transport.is_stream() || self.has_standing(&event.source, event.time) {
+            return;
+        }
+        let is_register = matches!(head.start, StartLine::Request { method, .. }
+            if method.eq_ignore_ascii_case(b"REGISTER"));
+        if let Some(over) = self.volume.meter(event.source, is_register, event.time) {
+            let OverLimit { kind, seen, registers } = over;
+            let (kind, bucket) = (EventKind::Limited, kind as u8);
+            let over = Observation { kind, bucket, seen, registers, ..*event };
+            self.limited(&over, Some(head), actions);
+        }
+    }
+
     /// A source is over a limit.
-    fn limited(&mut self, event: &KernelEvent, head: Option<&Head<'_>>, actions: &mut Vec<Action>) {
+    fn limited(
+        &mut self,
+        event: &Observation<'_>,
+        head: Option<&Head<'_>>,
+        actions: &mut Vec<Action>,
+    ) {
         let (source, now) = (event.source, event.time);
         let state = self.source_state(source, now);
-        state.limited = now;
+        state.transport = event.transport;
+        // Over TCP nothing was dropped.
+        if !event.transport.is_stream() {
+            state.limited = now;
+        }
         let judged = Answers { asked: state.asked, answered: state.answered };
         if let Some(head) = head {
             state.note_last(head);
@@ -423,7 +463,7 @@ impl Detector {
             let nonces = head.credentials.iter().map(|one| digest(one.nonce));
             nonces.into_iter().any(|nonce| self.nonces.echo(nonce, source, now) == Echo::Own)
         });
-        let Some(flood) = self.volume.observe(event, echoes_own) else {
+        let Some(flood) = self.volume.observe(event, echoes_own || event.is_proven) else {
             return;
         };
         if self.has_standing(&flood.source, now) {
@@ -445,19 +485,12 @@ impl Detector {
     }
 
     /// A request has passed.
-    fn request(
-        &mut self,
-        event: &KernelEvent,
-        bytes: &[u8],
-        head: &Head<'_>,
-        actions: &mut Vec<Action>,
-    ) {
+    fn request(&mut self, event: &Observation<'_>, head: &Head<'_>, actions: &mut Vec<Action>) {
         let (source, now) = (event.source, event.time);
-        let unseen = event.flags & FRAGMENTED != 0 || event.length > event.head_length;
-        if !self.takes_any_checksum && !unseen && !is_delivered(event, bytes) {
+        if !self.takes_any_checksum && !event.is_cut && !event.is_delivered() {
             return;
         }
-        let request = Request::new(bytes, head, source, event.port, unseen).map(Arc::new);
+        let request = Request::new(event, head).map(Arc::new);
         let Some(request) = request else {
             return;
         };
@@ -485,6 +518,7 @@ impl Detector {
         let level = self.level_of(&request, now);
         let state = self.source_state(source, now);
         state.routable |= level == Level::Routable;
+        state.transport = event.transport;
         state.note_last(head);
         if request.authorized || request.cut {
             state.challenged.retain(|challenged| challenged.call != request.call);
@@ -559,21 +593,4 @@ impl Detector {
     fn has_rights(&self, source: &IpKey, now: u64) -> bool {
         self.known.was_good_lately(source, now) || self.served.is_served(source, now)
     }
-}
-
-/// Whether the host takes a packet that arrived, as far as that is seen: it throws away what has a
-/// wrong checksum, so that no answer of ours is to it.
-fn is_delivered(event: &KernelEvent, payload: &[u8]) -> bool {
-    let Some(destination) = event.destination().filter(|_| event.udp != [0; 8]) else {
-        return true;
-    };
-    let datagram = Datagram {
-        source: event.source,
-        destination,
-        source_port: event.port,
-        destination_port: event.local_port,
-        checksum: event.checksum(),
-        payload,
-    };
-    datagram.is_delivered()
 }

@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use sip_xdp_common::ip_key::{IpKey, mask};
 
 use super::recent::Recent;
+use crate::sip::transport::Transport;
 
 /// How many addresses with accepted users are remembered, and places (user and port) of all.
 const MAX_ADDRESSES: usize = 32_768;
@@ -39,12 +40,33 @@ pub struct Acceptance {
     pub source: IpKey,
     /// The user.
     pub user: String,
-    /// The port that the phone uses.
+    /// The port that the phone uses; over TCP that of its connection.
     pub port: u16,
+    /// How it was accepted.
+    pub transport: Transport,
     /// When it was last accepted, on the filter's clock.
     pub at: u64,
     /// Until when that makes the address known good: the end of the registration.
     pub until: u64,
+}
+
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) source: IpKey,
+    pub(super) port: u16,
+    pub(super) transport: Transport,
+}
+
+/// A port that a user was accepted at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct AcceptedPort {
+    pub(super) port: u16,
+    pub(super) transport: Transport,
+    /// When the user was last accepted there.
+    pub(super) at: u64,
+    /// Until when that counts.
+    pub(super) until: u64,
 }
 
 /// What became of an acceptance.
@@ -58,8 +80,7 @@ pub(super) struct Earned {
 
 #[derive(Debug, Default)]
 struct Address {
-    /// By user: ports, each with when it was last accepted and until when that counts.
-    users: HashMap<String, Vec<(u16, u64, u64)>>,
+    users: HashMap<String, Vec<AcceptedPort>>,
     /// Ends of all places, so that the last one is found at once: until when, and which port.
     ends: BTreeSet<(u64, u16, String)>,
     last: u64,
@@ -70,13 +91,14 @@ impl Address {
         self.ends.last().map_or(0, |(until, ..)| *until)
     }
 
-    fn set(&mut self, user: &str, port: u16, at: u64, until: u64) {
+    fn set(&mut self, user: &str, accepted: AcceptedPort) {
+        let AcceptedPort { port, at, until, .. } = accepted;
         let ports = self.users.entry(user.to_owned()).or_default();
-        if let Some(index) = ports.iter().position(|(known, ..)| *known == port) {
-            let (_, _, before) = ports.swap_remove(index);
-            self.ends.remove(&(before, port, user.to_owned()));
+        if let Some(index) = ports.iter().position(|known| known.port == port) {
+            let before = ports.swap_remove(index);
+            self.ends.remove(&(before.until, port, user.to_owned()));
         }
-        ports.push((port, at, until));
+        ports.push(accepted);
         self.ends.insert((until, port, user.to_owned()));
         self.last = self.last.max(at);
     }
@@ -85,10 +107,10 @@ impl Address {
         let Some(ports) = self.users.get_mut(user) else {
             return false;
         };
-        let Some(index) = ports.iter().position(|(known, ..)| *known == port) else {
+        let Some(index) = ports.iter().position(|known| known.port == port) else {
             return false;
         };
-        let (_, _, until) = ports.swap_remove(index);
+        let until = ports.swap_remove(index).until;
         if ports.is_empty() {
             self.users.remove(user);
         }
@@ -144,7 +166,7 @@ fn quotas(source: &IpKey) -> impl Iterator<Item = ((u8, IpKey), u32)> {
 impl Registrations {
     /// Notes that a user was accepted.
     pub(super) fn accept(&mut self, acceptance: &Acceptance) -> Earned {
-        let Acceptance { source, user, port, at, until } = acceptance;
+        let Acceptance { source, user, port, transport, at, until } = acceptance;
         let mut gone = Vec::new();
         if !self.addresses.contains_key(source) {
             if quotas(source).any(|(network, quota)| {
@@ -166,7 +188,8 @@ impl Registrations {
         let is_new_host = !self.addresses.contains_key(source);
         let address = self.addresses.entry(*source).or_default();
         let (before, places) = (address.until(), address.ends.len());
-        address.set(user, *port, *at, *until);
+        let accepted = AcceptedPort { port: *port, transport: *transport, at: *at, until: *until };
+        address.set(user, accepted);
         let after = address.until();
         self.places += address.ends.len() - places;
         self.ends.remove(&(before, *source));
@@ -197,25 +220,25 @@ impl Registrations {
         let ports = self.addresses.get(source).and_then(|address| address.users.get(user));
         if let Some(ports) = ports {
             if ports.len() >= PORTS_OF_A_USER
-                && !ports.iter().any(|(known, ..)| *known == port)
-                && let Some((first, ..)) =
-                    ports.iter().min_by_key(|(_, at, until)| (*until, *at)).copied()
+                && !ports.iter().any(|known| known.port == port)
+                && let Some(first) =
+                    ports.iter().min_by_key(|known| (known.until, known.at)).copied()
             {
-                self.forget(source, user, first);
-                gone.push((*source, first));
+                self.forget(source, user, first.port);
+                gone.push((*source, first.port));
             }
             return;
         }
         let homes = self.users.get(user).filter(|homes| homes.len() >= ADDRESSES_OF_A_USER);
         let first = homes.into_iter().flatten().min_by_key(|home| {
             let ports = self.addresses.get(home).and_then(|address| address.users.get(user));
-            ports.into_iter().flatten().map(|(_, at, until)| (*until, *at)).max()
+            ports.into_iter().flatten().map(|known| (known.until, known.at)).max()
         });
         let Some(first) = first.copied() else {
             return;
         };
         let ports = self.addresses.get(&first).and_then(|address| address.users.get(user));
-        let ports: Vec<u16> = ports.into_iter().flatten().map(|(port, ..)| *port).collect();
+        let ports: Vec<u16> = ports.into_iter().flatten().map(|known| known.port).collect();
         for port in ports {
             self.forget(&first, user, port);
             gone.push((first, port));
@@ -297,8 +320,8 @@ impl Registrations {
         };
         let before = address.until();
         let ports = address.users.get(user).cloned().unwrap_or_default();
-        for (port, at, _) in ports.into_iter().filter(|(_, _, until)| *until > now) {
-            address.set(user, port, at, now);
+        for known in ports.into_iter().filter(|known| known.until > now) {
+            address.set(user, AcceptedPort { until: now, ..known });
         }
         let after = address.until();
         self.ends.remove(&(before, *source));
@@ -329,8 +352,8 @@ impl Registrations {
     /// How many users were accepted at a port of an address within a day, but for one.
     pub(super) fn users_at(&self, source: &IpKey, port: u16, now: u64, but: &str) -> usize {
         self.accepted_at(source)
-            .filter(|(user, at, since, _)| {
-                *at == port && *user != but && now.saturating_sub(*since) < DAY_NS
+            .filter(|(user, known)| {
+                known.port == port && *user != but && now.saturating_sub(known.at) < DAY_NS
             })
             .count()
     }
@@ -350,18 +373,24 @@ impl Registrations {
         self.accepted_since(source, user, now.saturating_sub(DAY_NS))
     }
 
-    /// Whether a user was accepted from a port of an address in the last 30 days.
-    pub(super) fn is_own_place(&self, source: &IpKey, user: &str, port: u16, now: u64) -> bool {
-        let ports = self.addresses.get(source).and_then(|address| address.users.get(user));
-        let is_it = |(at, since, _): &(u16, u64, u64)| {
-            *at == port && now.saturating_sub(*since) < MEMORY_NS
+    /// Whether a user was accepted at a place in the last 30 days: at this port of the address, or
+    /// over TCP at any, since each connection has another one.
+    pub(super) fn is_own_place(&self, user: &str, place: &Place, now: u64) -> bool {
+        let ports = self.addresses.get(&place.source).and_then(|address| address.users.get(user));
+        let is_it = |known: &AcceptedPort| {
+            let is_here = if place.transport.is_stream() {
+                known.transport.is_stream()
+            } else {
+                known.port == place.port && !known.transport.is_stream()
+            };
+            is_here && now.saturating_sub(known.at) < MEMORY_NS
         };
         ports.into_iter().flatten().any(is_it)
     }
 
     fn accepted_since(&self, source: &IpKey, user: &str, since: u64) -> bool {
         let ports = self.addresses.get(source).and_then(|address| address.users.get(user));
-        ports.into_iter().flatten().any(|(_, at, _)| *at >= since)
+        ports.into_iter().flatten().any(|known| known.at >= since)
     }
 
     /// Whether anybody was accepted from an address in the last 30 days.
@@ -393,23 +422,19 @@ impl Registrations {
         share(self.addresses.len(), self.most).max(share(self.places, MAX_PLACES))
     }
 
-    /// The users that were accepted from an address: port, when, and until when that counts.
-    pub(super) fn accepted_at(
-        &self,
-        source: &IpKey,
-    ) -> impl Iterator<Item = (&str, u16, u64, u64)> {
+    /// The users that were accepted from an address, and where.
+    pub(super) fn accepted_at(&self, source: &IpKey) -> impl Iterator<Item = (&str, AcceptedPort)> {
         let users = self.addresses.get(source).into_iter().flat_map(|address| &address.users);
-        users.flat_map(|(user, ports)| {
-            ports.iter().map(move |(port, at, until)| (user.as_str(), *port, *at, *until))
-        })
+        users.flat_map(|(user, ports)| ports.iter().map(move |known| (user.as_str(), *known)))
     }
 
     /// All that was accepted.
     pub(super) fn acceptances(&self) -> impl Iterator<Item = Acceptance> + '_ {
         self.addresses.keys().flat_map(|source| {
-            self.accepted_at(source).map(|(user, port, at, until)| {
+            self.accepted_at(source).map(|(user, known)| {
+                let AcceptedPort { port, transport, at, until } = known;
                 let (source, user) = (*source, user.to_owned());
-                Acceptance { source, user, port, at, until }
+                Acceptance { source, user, port, transport, at, until }
             })
         })
     }
@@ -425,7 +450,7 @@ impl Registrations {
             .collect();
         for source in over {
             let places: Vec<(String, u16)> =
-                self.accepted_at(&source).map(|(user, port, ..)| (user.to_owned(), port)).collect();
+                self.accepted_at(&source).map(|(user, at)| (user.to_owned(), at.port)).collect();
             places.iter().for_each(|(user, port)| self.forget(&source, user, *port));
         }
     }
@@ -450,12 +475,12 @@ impl Registrations {
         let lately = |at: &u64| now.saturating_sub(*at) < DAY_NS;
         let addresses = self.addresses.values().filter(|address| lately(&address.last));
         let users = addresses.flat_map(|address| address.users.values());
-        users.filter(|ports| ports.iter().any(|(_, at, _)| lately(at))).take(most).count()
+        users.filter(|ports| ports.iter().any(|known| lately(&known.at))).take(most).count()
     }
 
     fn accepted_at_user(&self, source: &IpKey, user: &str) -> impl Iterator<Item = u16> {
         let ports = self.addresses.get(source).and_then(|address| address.users.get(user));
-        ports.into_iter().flatten().map(|(port, ..)| *port)
+        ports.into_iter().flatten().map(|known| known.port)
     }
 }
 
@@ -467,7 +492,8 @@ mod tests {
     const HOUR_NS: u64 = 3_600 * SECOND_NS;
 
     fn accept(known: &mut Registrations, source: IpKey, user: &str, port: u16, at: u64) -> Earned {
-        known.accept(&Acceptance { source, user: user.to_owned(), port, at, until: at + HOUR_NS })
+        let (user, transport, until) = (user.to_owned(), Transport::Udp, at + HOUR_NS);
+        known.accept(&Acceptance { source, user, port, transport, at, until })
     }
 
     fn host(n: u64) -> IpKey {
@@ -492,6 +518,33 @@ mod tests {
         assert_eq!(known.users(&IpKey::v4(999), 4_000), PORTS_OF_A_USER);
         assert!(known.flow_until(&IpKey::v4(999), 999, 4_000) > 0);
         assert_eq!(known.places, ADDRESSES_OF_A_USER - 1 + PORTS_OF_A_USER);
+    }
+
+    #[test]
+    fn over_tcp_a_user_is_at_home_with_its_newest_connections() {
+        let mut known = Registrations::default();
+        let source = IpKey::v4(7);
+        let place = |port: u16, transport: Transport| Place { source, port, transport };
+        for port in 1..=9 {
+            let acceptance = Acceptance {
+                source,
+                user: "100".to_owned(),
+                port,
+                transport: if port == 1 { Transport::Udp } else { Transport::Tls },
+                at: u64::from(port),
+                until: u64::from(port) + HOUR_NS,
+            };
+            let own = place(400, Transport::Tcp);
+            assert_eq!(known.is_own_place("100", &own, 10), port > 2);
+            known.accept(&acceptance);
+        }
+        assert_eq!(known.users(&source, 10), PORTS_OF_A_USER);
+        assert!(known.flow_until(&source, 9, 10) > 0 && known.flow_until(&source, 5, 10) == 0);
+        assert!(known.is_own_place("100", &place(400, Transport::Wss), 10));
+        for (user, place) in [("100", place(9, Transport::Udp)), ("101", place(9, Transport::Tcp))]
+        {
+            assert!(!known.is_own_place(user, &place, 10), "{user} {place:?}");
+        }
     }
 
     #[test]

@@ -3,18 +3,20 @@
 
 use std::sync::Arc;
 
-use sip_xdp_common::abi::layout::{FROM_GOOD, KernelEvent, RESPONSES_UNSEEN};
+use sip_xdp_common::abi::layout::{FROM_GOOD, RESPONSES_UNSEEN};
 use sip_xdp_common::ip_key::IpKey;
 
 use super::claim::{Level, Rejection};
 use super::digest::digest;
 use super::nonces::Echo;
+use super::observation::Observation;
 use super::registrations::Acceptance;
 use super::source_state::{Challenged, Waiting};
 use super::transactions::{Answered, Match, Method, Request};
 use super::windows::Window;
 use super::{Action, Detector, GRACE_NS};
 use crate::sip::message::{Head, StartLine, user_name};
+use crate::sip::transport::Transport;
 
 /// For how long an accepted request other than a REGISTER makes its source known good.
 const SESSION_NS: u64 = 3_600 * SECOND_NS;
@@ -49,13 +51,15 @@ pub(super) struct Answer<'a> {
     pub(super) now: u64,
     /// It arrived as a response before, or might have: it says nothing of its destination.
     pub(super) is_foreign: bool,
+    /// How it goes there.
+    pub(super) transport: Transport,
 }
 
 impl Detector {
     /// A response of ours has left.
     pub(super) fn answer(
         &mut self,
-        event: &KernelEvent,
+        event: &Observation<'_>,
         head: &Head<'_>,
         actions: &mut Vec<Action>,
     ) {
@@ -63,8 +67,11 @@ impl Detector {
             return;
         };
         let (to, port, now) = (event.source, event.port, event.time);
-        let is_foreign = event.flags & RESPONSES_UNSEEN != 0 || self.arrived.is_foreign(head, now);
-        let answer = Answer { to, port, status, head, now, is_foreign };
+        let is_foreign = event.flags & RESPONSES_UNSEEN != 0
+            || !event.is_certain
+            || self.arrived.is_foreign(head, now);
+        let transport = event.transport;
+        let answer = Answer { to, port, status, head, now, is_foreign, transport };
         if !is_foreign {
             head.challenges.iter().for_each(|one| self.nonces.give(digest(one.nonce), to, now));
         }
@@ -89,6 +96,10 @@ impl Detector {
                     }
                 }
                 self.outcome(&answer, &answered, actions);
+                if request.is_proven && status >= 200 {
+                    self.call_is_proven(request.source, request.call, now, actions);
+                    self.enumeration_is_proven(request.source, request.call, now, actions);
+                }
             }
             Match::Repeated => {}
             Match::Unknown
@@ -156,9 +167,10 @@ impl Detector {
             Method::Register => {
                 matches!(answer.status, 200..=299)
                     && (self.nonces.was_challenged(request, now)
-                        || self.own_users(request, now).iter().any(|user| {
-                            self.known.is_own_place(&request.source, user, request.port, now)
-                        }))
+                        || self
+                            .own_users(request, now)
+                            .iter()
+                            .any(|user| self.known.is_own_place(user, &request.place(), now)))
             }
             Method::Invite | Method::Session => {
                 let says_so = match answer.status {
@@ -199,7 +211,8 @@ impl Detector {
             }
             _ => now + SESSION_NS,
         };
-        let acceptance = Acceptance { source, user, port: request.port, at: now, until };
+        let Request { port, transport, .. } = *request;
+        let acceptance = Acceptance { source, user, port, transport, at: now, until };
         if until == now {
             self.known.end(&source, &acceptance.user, now);
         } else if !self.accept(&acceptance, request.user.as_deref(), actions) {
@@ -222,7 +235,7 @@ impl Detector {
     /// How much of what a request says could be forged.
     pub(super) fn level_of(&self, request: &Request, now: u64) -> Level {
         let echoes = |nonce| self.nonces.echo(nonce, request.source, now) == Echo::Own;
-        let routable = request.credentials.iter().any(|one| echoes(one.nonce));
+        let routable = request.is_proven || request.credentials.iter().any(|one| echoes(one.nonce));
         if routable { Level::Routable } else { Level::Seen }
     }
 
@@ -251,6 +264,7 @@ impl Detector {
                 call: request.call,
                 is_invite: request.method == Method::Invite,
                 is_register: request.method == Method::Register,
+                is_proven: request.is_proven,
             });
             self.due.push_back((now + GRACE_NS, request.source));
         }
@@ -280,13 +294,13 @@ impl Detector {
                 self.registrar.tried(now, account(&user), false, known);
             }
             // A user rejected at its own good place is an event, never evidence.
-            if self.known.is_own_place(&source, &user, request.port, now) {
+            if self.known.is_own_place(&user, &request.place(), now) {
                 let text = format!("the user {user:?} is rejected where it was accepted before");
                 actions.push(Action::Rejected(source, request.port, text));
                 continue;
             }
-            let (port, call) = (request.port, request.call);
-            let rejection = Rejection { user, port, level, network, call };
+            let Request { port, transport, call, .. } = **request;
+            let rejection = Rejection { user, port, transport, level, network, call };
             self.wait(source, rejection, now, actions);
         }
     }
@@ -356,7 +370,8 @@ impl Detector {
         }
         let is_register = request.method == Method::Register;
         if matches!(answer.status, 403 | 404) && !request.authorized {
-            self.enumerated(source, &target, is_register, Some(request.call), now, actions);
+            let level = Level::Seen;
+            self.enumerated(source, &target, is_register, level, Some(request.call), now, actions);
         }
     }
 
@@ -405,7 +420,8 @@ impl Detector {
             return;
         };
         if state.waiting.len() < MAX_WAITING {
-            let rejection = Rejection { user, port, level: Level::Seen, network: false, call };
+            let (transport, level) = (answer.transport, Level::Seen);
+            let rejection = Rejection { user, port, transport, level, network: false, call };
             state.waiting.push(Waiting {
                 at: now,
                 rejection,
@@ -438,9 +454,11 @@ impl Detector {
         let was_free = |at: u64| limited == 0 || limited.saturating_add(GRACE_NS) < at;
         for one in over.into_iter().filter(|one| was_free(one.at)) {
             if one.is_invite {
-                self.call_went_unanswered(source, &one.target, now, actions);
+                let call = one.is_proven.then_some(one.call);
+                self.call_went_unanswered(source, &one.target, call, now, actions);
             }
-            self.enumerated(source, &one.target, one.is_register, None, now, actions);
+            let level = if one.is_proven { Level::Routable } else { Level::Seen };
+            self.enumerated(source, &one.target, one.is_register, level, None, now, actions);
         }
     }
 }

@@ -8,6 +8,7 @@ use super::claim::{Level, Rejection};
 use super::rules::enumeration::Refused;
 use super::rules::invites;
 use super::windows::{LeakyBucket, Window};
+use crate::sip::transport::Transport;
 
 /// Ports of one source that have a bucket of their own.
 const MAX_PORTS: usize = 64;
@@ -32,6 +33,8 @@ pub(super) struct Challenged {
     pub(super) call: u64,
     pub(super) is_invite: bool,
     pub(super) is_register: bool,
+    /// Who sent it has completed a handshake.
+    pub(super) is_proven: bool,
 }
 
 /// A source and the evidence against it.
@@ -39,6 +42,8 @@ pub(super) struct Challenged {
 pub(super) struct SourceState {
     pub(super) source: IpKey,
     pub(super) last: u64,
+    /// How its last request came.
+    pub(super) transport: Transport,
     /// It has shown that it is where it says. For people: evidence has levels of its own.
     pub(super) routable: bool,
     pub(super) waiting: Vec<Waiting>,
@@ -82,6 +87,7 @@ impl SourceState {
         Self {
             source,
             last: 0,
+            transport: Transport::default(),
             routable: false,
             waiting: Vec::new(),
             rejected: Window::default(),

@@ -8,6 +8,8 @@ use sip_xdp_common::verdict::Message;
 use super::*;
 use crate::net::network::source_of;
 
+mod streams;
+
 const SECOND: u64 = 1_000_000_000;
 const START: u64 = 1_000_000 * SECOND;
 
@@ -22,6 +24,10 @@ struct Fixture {
     flags: u8,
     /// The UDP checksum of what arrives, if headers are seen at all.
     checksum: Option<u16>,
+    /// How messages come; by UDP they come from the kernel.
+    transport: Transport,
+    /// Nothing was lost before them.
+    is_certain: bool,
 }
 
 /// Somebody at an address.
@@ -57,6 +63,8 @@ impl Fixture {
             actions: Vec::new(),
             flags: 0,
             checksum: None,
+            transport: Transport::Udp,
+            is_certain: true,
         }
     }
 
@@ -76,6 +84,10 @@ impl Fixture {
     }
 
     fn event(&mut self, kind: EventKind, who: &Who, text: &str) {
+        if self.transport.is_stream() {
+            self.say(kind == EventKind::Request, who, text);
+            return;
+        }
         let mut event = KernelEvent {
             time: self.now,
             kind: kind as u8,

@@ -10,8 +10,11 @@ use std::sync::Arc;
 use sip_xdp_common::ip_key::IpKey;
 
 use super::digest::digest;
+use super::observation::Observation;
 use super::recent::Recent;
+use super::registrations::Place;
 use crate::sip::message::{Head, StartLine, headers, uri_user, user_name};
+use crate::sip::transport::Transport;
 
 /// How many requests are remembered that may still be answered.
 const MAX_TRANSACTIONS: usize = 65_536;
@@ -36,6 +39,10 @@ pub(super) struct Request {
     pub(super) source: IpKey,
     /// The source port that it came from.
     pub(super) port: u16,
+    /// How it came.
+    pub(super) transport: Transport,
+    /// Its source has completed a handshake.
+    pub(super) is_proven: bool,
     pub(super) method: Method,
     /// Who it says it is: the AOR of a registration, the sender of anything else.
     pub(super) user: Option<String>,
@@ -94,15 +101,8 @@ impl Method {
 }
 
 impl Request {
-    /// From a request that came from this address and port. `unseen`: there is more of it than was
-    /// sampled.
-    pub(super) fn new(
-        bytes: &[u8],
-        head: &Head<'_>,
-        source: IpKey,
-        port: u16,
-        unseen: bool,
-    ) -> Option<Self> {
+    /// From a message whose head this is, if it is a request.
+    pub(super) fn new(event: &Observation<'_>, head: &Head<'_>) -> Option<Self> {
         let StartLine::Request { method, uri } = head.start else {
             return None;
         };
@@ -120,21 +120,28 @@ impl Request {
             .iter()
             .map(|one| Credential { user: user_name(one.username), nonce: digest(one.nonce) });
         Some(Self {
-            source,
-            port,
+            source: event.source,
+            port: event.port,
+            transport: event.transport,
+            is_proven: event.is_proven,
             method,
             user: user.map(user_name),
             target: target.map(user_name),
             authorized: head.authorized,
-            cut: unseen && !head.complete && !head.authorized,
+            cut: event.is_cut && !head.complete && !head.authorized,
             attempt: digest(&tried.collect::<Vec<_>>()),
             credentials: credentials.collect(),
             call: digest(&head.call_id),
-            fingerprint: if register { 0 } else { fingerprint(bytes, uri) },
+            fingerprint: if register { 0 } else { fingerprint(event.bytes, uri) },
             removes: register && (head.expires == Some(0) || head.contact_expires == Some(0)),
             in_dialog: head.to.tag.is_some(),
             expires: head.lifetime(),
         })
+    }
+
+    /// Where it came from.
+    pub(super) fn place(&self) -> Place {
+        Place { source: self.source, port: self.port, transport: self.transport }
     }
 
     /// Users whose password this may be a try for: those in the credentials that `counts`, else the

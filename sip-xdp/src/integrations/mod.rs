@@ -6,6 +6,7 @@
 //! ever waits in the daemon's loop.
 
 pub mod crowdsec;
+pub(crate) mod hep;
 pub mod notify;
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -7,6 +7,9 @@ use std::net::IpAddr;
 use crate::dataplane::netlink::Surroundings;
 use crate::net::network::Network;
 
+/// What the host's own addresses are.
+const OWN: &str = "an address of this host";
+
 /// The addresses that must stay reachable, and what each is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NeverBan {
@@ -17,12 +20,7 @@ impl NeverBan {
     /// From what the kernel says, and the resolvers of `resolv.conf`.
     pub fn new(surroundings: &Surroundings, resolv_conf: &str) -> Self {
         let mut hosts = Vec::new();
-        hosts.extend(
-            surroundings
-                .own
-                .iter()
-                .map(|address| (Network::host(*address), "an address of this host")),
-        );
+        hosts.extend(surroundings.own.iter().map(|address| (Network::host(*address), OWN)));
         hosts.extend(
             surroundings
                 .gateways
@@ -44,6 +42,12 @@ impl NeverBan {
     /// The first exempt host inside `network`, and what it is.
     pub fn inside(&self, network: &Network) -> Option<(Network, &'static str)> {
         self.hosts.iter().find(|(host, _)| network.contains(host)).copied()
+    }
+
+    /// Whether an address is the host's own.
+    pub fn is_own(&self, address: IpAddr) -> bool {
+        let host = Network::host(address);
+        self.hosts.iter().any(|(own, what)| *what == OWN && *own == host)
     }
 
     /// All of them.

@@ -201,6 +201,16 @@ pub fn headers(bytes: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     lines.filter_map(|(line, _)| header(line))
 }
 
+/// The transport that the topmost Via names, as it is written.
+pub fn first_via(bytes: &[u8]) -> Option<&[u8]> {
+    let is_via = |name: &[u8]| name.eq_ignore_ascii_case(b"via") || name.eq_ignore_ascii_case(b"v");
+    let (_, value) = headers(bytes).find(|(name, _)| is_via(name))?;
+    // SIP/2.0/UDP, with blanks anywhere between (RFC 3261, section 25.1).
+    let behind = value.splitn(3, |byte| *byte == b'/').nth(2).map(trim)?;
+    let end = behind.iter().position(|byte| *byte <= b' ').unwrap_or(behind.len());
+    Some(&behind[..end])
+}
+
 /// A user as RFC 3261 (19.1.4) compares them: escapes resolved, at most 64 bytes.
 pub fn user_name(user: &[u8]) -> String {
     let mut bytes = Vec::with_capacity(user.len().min(64));

@@ -8,6 +8,7 @@ use crate::bans::offences::OffenceRecord;
 use crate::dataplane::tables::ledger::{Entry, Tier};
 use crate::lists::EntryChange;
 use crate::net::network::Network;
+use crate::sip::transport::Transport;
 use crate::sys::clock;
 
 /// One thing that has changed and is to survive a reboot.
@@ -81,6 +82,8 @@ pub struct Accepted {
     pub user: String,
     /// The port.
     pub port: u16,
+    /// How it was accepted.
+    pub transport: Transport,
     /// When for the first time, in milliseconds since 1970.
     pub first_ms: u64,
     /// When for the last time.

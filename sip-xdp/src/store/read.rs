@@ -13,6 +13,7 @@ use super::schema;
 use crate::bans::offences::OffenceRecord;
 use crate::dataplane::tables::ledger::Entry;
 use crate::net::network::Network;
+use crate::sip::transport::Transport;
 use crate::sys::clock;
 
 /// How long offences and accepted users are remembered, in milliseconds.
@@ -83,7 +84,7 @@ pub(super) fn state(connection: &Connection) -> rusqlite::Result<State> {
     let entries = "SELECT list, network, port, owner, tier, added_ms, expires_ms, reason
         FROM entries WHERE expires_ms IS NULL OR expires_ms > ?";
     let offences = "SELECT network, count, last_ms FROM offences WHERE last_ms > ?";
-    let accepted = "SELECT address, user, port, first_ms, last_ms, until_ms
+    let accepted = "SELECT address, user, port, first_ms, last_ms, until_ms, transport
         FROM accepted WHERE max(last_ms, until_ms) > ?";
     let peers = "SELECT address, until_ms FROM peers WHERE until_ms > ?";
     let notes = "SELECT name, value FROM notes ORDER BY name";
@@ -176,6 +177,7 @@ fn accepted_row(row: &Row<'_>) -> rusqlite::Result<Option<Accepted>> {
         first_ms: number(row, 3)?,
         last_ms: number(row, 4)?,
         until_ms: number(row, 5)?,
+        transport: Transport::from_name(text(row, 6)?.as_bytes()).unwrap_or_default(),
     }))
 }
 

@@ -12,7 +12,8 @@ use rusqlite::{Connection, Error, ErrorCode, OpenFlags, TransactionBehavior};
 use crate::sys::clock;
 
 /// How each version is made from the one before. The first one is made from nothing.
-const STEPS: [&str; 1] = ["
+const STEPS: [&str; 2] = [
+    "
     CREATE TABLE entries (
         list TEXT NOT NULL,
         network TEXT NOT NULL,
@@ -61,7 +62,11 @@ const STEPS: [&str; 1] = ["
         value BLOB NOT NULL,
         updated_ms INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+    ALTER TABLE accepted ADD COLUMN transport TEXT NOT NULL DEFAULT 'udp';
+",
+];
 
 /// How long to wait for somebody who has locked the file.
 const BUSY: Duration = Duration::from_secs(5);

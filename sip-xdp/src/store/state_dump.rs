@@ -17,6 +17,7 @@ use crate::dataplane::pins::Pins;
 use crate::dataplane::tables::ledger::{Entry, Ledger, Tier};
 use crate::dns::Hosts;
 use crate::net::network::Network;
+use crate::sip::transport::Transport;
 use crate::store::{self, HistoryRow, State, Store};
 use crate::sys::clock;
 use crate::sys::paths::Paths;
@@ -74,6 +75,9 @@ pub struct Accepted {
     pub address: IpAddr,
     /// And this port.
     pub port: u16,
+    /// By this transport; UDP in dumps that do not say.
+    #[serde(default)]
+    pub transport: Transport,
     /// The user.
     pub user: String,
     /// When for the first time.
@@ -283,6 +287,7 @@ fn accepted(row: store::Accepted) -> Accepted {
     Accepted {
         address: row.address,
         port: row.port,
+        transport: row.transport,
         user: row.user,
         first: clock::from_ms(row.first_ms),
         last: clock::from_ms(row.last_ms),

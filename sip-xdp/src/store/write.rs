@@ -175,11 +175,14 @@ fn past(transaction: &Transaction<'_>, ban: &Ban, ended: Option<&(u64, String)>)
 }
 
 fn accepted(transaction: &Transaction<'_>, row: &Accepted) -> Result<()> {
-    let sql = "INSERT INTO accepted (address, user, port, first_ms, last_ms, until_ms) VALUES (?, ?, ?, ?, ?, ?)
+    let sql = "INSERT INTO accepted
+            (address, user, port, first_ms, last_ms, until_ms, transport)
+        VALUES (?, ?, ?, ?, ?, ?, ?)
         ON CONFLICT DO UPDATE SET first_ms = min(first_ms, excluded.first_ms),
-            last_ms = excluded.last_ms, until_ms = excluded.until_ms";
+            last_ms = excluded.last_ms, until_ms = excluded.until_ms,
+            transport = excluded.transport";
     let times = [row.first_ms, row.last_ms, row.until_ms].map(from_number);
-    let columns =
-        params![row.address.to_string(), row.user, row.port, times[0], times[1], times[2]];
+    let (address, transport) = (row.address.to_string(), row.transport.name());
+    let columns = params![address, row.user, row.port, times[0], times[1], times[2], transport];
     transaction.prepare_cached(sql)?.execute(columns).map(drop)
 }

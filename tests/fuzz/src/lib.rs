@@ -12,6 +12,7 @@ pub mod message;
 mod script;
 pub mod seeds;
 pub mod site;
+pub mod stream;
 #[cfg(test)]
 mod tests;
 mod texts;
@@ -20,8 +21,9 @@ mod texts;
 pub type Target = fn(&[u8]);
 
 /// The targets by name.
-pub const TARGETS: [(&str, Target); 4] = [
+pub const TARGETS: [(&str, Target); 5] = [
     ("message", message::run),
+    ("stream", stream::run),
     ("egress", egress::run),
     ("ingress", ingress::run),
     ("detector", detector::run),

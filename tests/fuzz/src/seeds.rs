@@ -55,6 +55,7 @@ const OTHERS: [&str; 16] = [
 pub fn of(target: &str, corpus: Option<&Path>) -> io::Result<Vec<Vec<u8>>> {
     let mut seeds: Vec<Vec<u8>> = match target {
         "message" => messages(corpus)?,
+        "stream" => streams(corpus)?,
         "egress" => {
             let packets = packets(corpus)?;
             packets.into_iter().map(|(site, packet)| [&[site][..], &packet].concat()).collect()
@@ -68,6 +69,16 @@ pub fn of(target: &str, corpus: Option<&Path>) -> io::Result<Vec<Vec<u8>>> {
     };
     seeds.iter_mut().for_each(|seed| seed.truncate(MAX_LENGTH));
     Ok(seeds)
+}
+
+/// Connections: a script of how they are sent, and some messages one behind the other.
+fn streams(corpus: Option<&Path>) -> io::Result<Vec<Vec<u8>>> {
+    let all = messages(corpus)?;
+    let scripts = (0_u8..).map(|number| [number; 16]);
+    let streams = scripts.zip(all.windows(2)).map(|(script, two)| {
+        [&script[..], &two[0], b"\r\n\r\n", &two[1], b"?\n", &two[0]].concat()
+    });
+    Ok(streams.collect())
 }
 
 /// SIP messages.

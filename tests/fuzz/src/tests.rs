@@ -76,6 +76,11 @@ fn message() {
 }
 
 #[test]
+fn stream() {
+    try_target("stream", INPUTS);
+}
+
+#[test]
 fn egress() {
     try_target("egress", INPUTS);
 }

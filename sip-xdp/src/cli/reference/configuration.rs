@@ -11,8 +11,8 @@ use super::page::{compare, wrap};
 const PACKAGED: &str = include_str!("../../../packaging/config.toml");
 
 const HEAD: &str = "The file is `/etc/sip-xdp/config.toml` (TOML). Every key is optional; the \
-    block below has every key with its default, but for the tables `[[feeds]]`, which the chapter \
-    [Feeds](../feeds.md) describes. The command line wins over the file. An unknown key is an \
+    block below has every key with its default, but for the tables `[[feeds]]` and `[[hep]]`, \
+    which the chapters [Feeds](../feeds.md) and [Integrations](../integrations.md) describe. The command line wins over the file. An unknown key is an \
     error that names the nearest valid one. `sip-xdp config check` validates the file, `sip-xdp \
     reload` or SIGHUP applies it, and an invalid file leaves the running configuration in force. \
     `sip-xdp config show` prints what is in force.";
@@ -60,11 +60,12 @@ fn spelt_out() -> String {
     let (_, body) = PACKAGED.split_once("\n\n").expect("a paragraph stands in front");
     let mut is_example = false;
     for line in body.lines() {
-        // The example of a feed, in whose place stands that there is none.
-        if line == "# [[feeds]]" {
-            text.push_str("feeds = []\n");
+        // The example of a feed or of HEP, in whose place stands that there is none.
+        let example = line.strip_prefix("# [[").and_then(|rest| rest.strip_suffix("]]"));
+        if let Some(key) = example {
+            let _ = writeln!(text, "{key} = []");
         }
-        is_example = (is_example || line == "# [[feeds]]") && !line.is_empty();
+        is_example = (is_example || example.is_some()) && !line.is_empty();
         if is_example {
             continue;
         }

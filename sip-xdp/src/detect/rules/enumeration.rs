@@ -23,11 +23,13 @@ pub(in super::super) struct Refused {
 
 impl Detector {
     /// A user was refused, or credentials did not follow a challenge.
+    #[expect(clippy::too_many_arguments, reason = "a type for two callers would say no more")]
     pub(in super::super) fn enumerated(
         &mut self,
         source: IpKey,
         target: &str,
         is_register: bool,
+        level: Level,
         call: Option<u64>,
         now: u64,
         actions: &mut Vec<Action>,
@@ -44,7 +46,7 @@ impl Detector {
         }
         let is_known = state.refused.iter().any(|(_, refused)| refused.target == target);
         if !is_known {
-            let (target, level) = (target.to_owned(), Level::Seen);
+            let target = target.to_owned();
             state.refused.note(now, Refused { target, level, is_register, call }, rule.per.nanos());
         }
         state.refused.tidy(now, rule.per.nanos());

@@ -162,16 +162,21 @@ impl Detector {
         self.pour(source, Some(request.call), weight, now, actions);
     }
 
-    /// A call was challenged, and no credentials followed. That stays level 0.
+    /// A call was challenged, and no credentials followed. That stays level 0, but for a call of a
+    /// source that has completed a handshake, whose Call-ID is `proven`.
     pub(in super::super) fn call_went_unanswered(
         &mut self,
         source: IpKey,
         number: &str,
+        proven: Option<u64>,
         now: u64,
         actions: &mut Vec<Action>,
     ) {
         self.served.refuse(&source, number, now);
-        self.pour(source, None, 1.0, now, actions);
+        self.pour(source, proven, 1.0, now, actions);
+        if let Some(call) = proven {
+            self.call_is_proven(source, call, now, actions);
+        }
     }
 
     fn pour(

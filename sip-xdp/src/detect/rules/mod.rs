@@ -9,6 +9,7 @@ pub(super) mod networks;
 pub(super) mod rejected;
 pub(super) mod signature;
 pub(super) mod sprayed;
+pub(super) mod stream_meters;
 pub(super) mod volume;
 
 use sip_xdp_common::ip_key::IpKey;
@@ -52,6 +53,7 @@ impl Detector {
             bits: 128,
             port: None,
             ports: Vec::new(),
+            transport: self.sources.get(&source).map_or_else(Default::default, |s| s.transport),
             kind,
             tier: level.tier(),
             growth: if level == Level::Routable { Growth::Full } else { Growth::None },

@@ -27,6 +27,11 @@ const FORGOTTEN: usize = 16;
 /// Ports from which one user is tried fast, beyond which banning one by one leads nowhere.
 const FEW_PORTS: usize = 3;
 
+/// Tries of one user by new connections within so short a time that no phone makes them: two a
+/// second. Phones wait for longer before they connect again (RFC 5626, section 4.5: 30 s).
+const FAST_TRIES: usize = 30;
+const FAST_NS: u64 = 15_000_000_000;
+
 /// Times the usual threshold, over all ports of an office, that no forgotten phones come to.
 const MUCH: usize = 3;
 
@@ -241,8 +246,7 @@ impl Detector {
                 continue;
             }
             let users = BTreeSet::from([*user]);
-            let ports: BTreeSet<u16> = tries.iter().map(|(_, one)| one.port).collect();
-            if is_phone(tries, &users) || ports.len() <= FEW_PORTS {
+            if is_phone(tries, &users) || ports_taken(tries, user, state, now) <= FEW_PORTS {
                 let last = tries.last().map(|(_, one)| one.port)?;
                 if self.known.users_at(&source, last, now, user) > 1 {
                     continue;
@@ -257,8 +261,8 @@ impl Detector {
         let few = FORGOTTEN + self.known.known_users(&source);
         // Or a few users from ever new ports, which no phones do that nobody reset.
         let hops = |(user, tries): (&&str, &Vec<&(u64, Rejection)>)| {
-            let ports: BTreeSet<u16> = tries.iter().map(|(_, one)| one.port).collect();
-            ports.len() > FEW_PORTS && !is_phone(tries, &BTreeSet::from([*user]))
+            ports_taken(tries, user, state, now) > FEW_PORTS
+                && !is_phone(tries, &BTreeSet::from([*user]))
         };
         let is_much = strange.len() >= MUCH * rejected.count as usize && by_user.iter().any(hops);
         ((users.len() > few || is_much) && enough(strange.len(), 0.0))
@@ -334,6 +338,23 @@ fn is_phone(tries: &[&(u64, Rejection)], users: &BTreeSet<&str>) -> bool {
     users.len() == 1 && pauses.min().is_none_or(|pause| pause >= PATIENT_NS)
 }
 
+/// From how many ports a user was tried, as far as that tells. Over TCP each connection has another
+/// one: that counts only of tries that no phone makes so fast, of which those count too that have
+/// led to a ban of their connection.
+fn ports_taken(tries: &[&(u64, Rejection)], user: &str, state: &SourceState, now: u64) -> usize {
+    let of = |is_stream: bool| {
+        let tries = tries.iter().filter(move |(_, one)| one.transport.is_stream() == is_stream);
+        tries.map(|(at, one)| (*at, one.port))
+    };
+    let convicted = state.convicted.iter().filter(|(_, (known, _))| known == user);
+    let by_tcp: BTreeSet<(u64, u16)> =
+        of(true).chain(convicted.map(|(at, (_, port))| (*at, *port))).collect();
+    let lately = by_tcp.iter().filter(|(at, _)| now.saturating_sub(*at) < FAST_NS).count();
+    let is_fast = of(true).next().is_some() && lately >= FAST_TRIES;
+    let counted = by_tcp.into_iter().filter(|_| is_fast);
+    of(false).chain(counted).map(|(_, port)| port).collect::<BTreeSet<u16>>().len()
+}
+
 /// Rejections in words and numbers.
 fn evidence_text(
     state: &SourceState,
@@ -346,9 +367,11 @@ fn evidence_text(
         Some(user) if users.len() == 1 => format!("the user {user:?}"),
         _ => format!("{} users", users.len()),
     };
-    let nonce = match level {
-        Level::Routable => "nonce echoed",
-        Level::Seen => "no nonce of ours",
+    let by = tries.iter().map(|(_, one)| one.transport).find(|transport| transport.is_stream());
+    let nonce = match (level, by) {
+        (Level::Routable, Some(transport)) => format!("by {transport}"),
+        (Level::Routable, None) => "nonce echoed".to_owned(),
+        (Level::Seen, _) => "no nonce of ours".to_owned(),
     };
     let tool = state.signature.as_ref().map_or_else(String::new, |what| format!(", {what}"));
     let since = tries.first().map_or(0, |(at, _)| now.saturating_sub(*at));

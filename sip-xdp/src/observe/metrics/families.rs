@@ -25,6 +25,7 @@ pub(crate) fn render(overview: &Overview) -> String {
     if let Some(daemon) = &overview.daemon {
         state(&mut text, daemon);
         feeds(&mut text, daemon);
+        hep(&mut text, daemon);
     }
     text.finish()
 }
@@ -254,6 +255,23 @@ fn feeds(text: &mut Text, daemon: &DaemonStatus) {
     );
     for feed in feeds {
         text.sample(&[("feed", &feed.name)], feed.guards.len());
+    }
+}
+
+fn hep(text: &mut Text, daemon: &DaemonStatus) {
+    let help = "HEP packets by place and by what became of them; ignored are those of transports \
+                that are read on the wire.";
+    text.family("sip_xdp_hep_packets_total", Counter, help);
+    for place in &daemon.hep {
+        for (result, count) in [
+            ("taken", place.taken),
+            ("ignored", place.ignored),
+            ("refused", place.refused),
+            ("malformed", place.malformed),
+            ("lost", place.lost),
+        ] {
+            text.sample(&[("listen", &place.listen), ("result", result)], count);
+        }
     }
 }
 

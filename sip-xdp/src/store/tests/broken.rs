@@ -86,7 +86,7 @@ fn garbage_inside_is_set_aside() {
 
 #[test]
 fn a_newer_version_is_set_aside() {
-    for version in [2, 99, -1] {
+    for version in [3, 99, -1] {
         let message = assert_set_aside("another version", |path| {
             Connection::open(path).unwrap().pragma_update(None, "user_version", version).unwrap();
         });

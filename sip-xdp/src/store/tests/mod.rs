@@ -97,6 +97,7 @@ fn all_that_goes_in_comes_back() {
     let now = clock::wall_ms();
     let offence = OffenceRecord { network: network("198.51.100.66"), count: 3, last_ms: now };
     let accepted = |user: &str| Accepted {
+        transport: Default::default(),
         address: "203.0.113.5".parse().unwrap(),
         user: user.to_owned(),
         port: 5062,
@@ -192,6 +193,7 @@ fn what_is_too_old_goes() {
             until_ms: days(age),
         }));
         store.record(Change::Accepted(Accepted {
+            transport: Default::default(),
             address: "192.0.2.1".parse().unwrap(),
             user: age.to_string(),
             port: 5060,

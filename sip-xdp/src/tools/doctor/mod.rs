@@ -8,6 +8,7 @@
 
 mod device;
 mod feeds;
+mod hep;
 mod host;
 mod interfaces;
 mod links;

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use super::sockets::{Listener, Transport, listeners};
-use super::{Check, HostFacts, nat};
+use super::{Check, HostFacts, hep, nat};
 use crate::config::{Config, Policy};
 
 /// Servers that speak nothing but SIP on their ports.
@@ -55,6 +55,7 @@ pub(super) fn all(facts: &HostFacts, wanted: &[String]) -> Vec<Check> {
         unlisted_ports(&unlisted, &own, &facts.config),
         exposure(facts, &listed, wanted),
         policy(facts, &listed, &own),
+        hep::check(facts, &all),
         nat::source_nat(facts, &relevant),
         nat::translated_ports(facts),
     ]

@@ -21,6 +21,14 @@ pub(super) struct Ends {
     pub(super) protocol: u8,
 }
 
+impl Ends {
+    /// Of what goes the other way.
+    pub(super) fn turned(&self) -> Self {
+        let ports = self.ports.map(|(from, to)| (to, from));
+        Self { source: self.destination, destination: self.source, ports, ..*self }
+    }
+}
+
 /// The ends of a frame; none if it is no IP packet.
 pub(super) fn ends(frame: &[u8]) -> Option<Ends> {
     let packet = Bytes(frame);
@@ -40,10 +48,14 @@ pub(super) fn ends(frame: &[u8]) -> Option<Ends> {
     })
 }
 
-/// What the kernel's parser takes the UDP payload of a frame for.
+/// What the kernel's parser takes the payload of a frame for, of UDP or TCP.
 pub(super) fn message(frame: &[u8]) -> Option<Message> {
     let packet = Bytes(frame);
     let ip = headers::parse_headers(&packet, Link::Ethernet, Inspects::ALL)?;
+    if ip.protocol == headers::TCP {
+        let payload = super::tcp::payload(frame).filter(|payload| !payload.is_empty())?;
+        return Some(sip_xdp_common::sip::start_line(&Bytes(payload), 0, payload.len()));
+    }
     let (payload, end) =
         (ip.protocol == headers::UDP).then(|| ip.udp_payload(&packet)).flatten()?;
     Some(sip_xdp_common::sip::start_line(&packet, payload, end))

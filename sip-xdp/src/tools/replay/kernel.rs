@@ -26,6 +26,14 @@ use crate::lists::Lists;
 /// The smallest frame that BPF_PROG_TEST_RUN takes (`ETH_HLEN` in net/bpf/test_run.c).
 pub(super) const SHORTEST: usize = 14;
 
+/// How much of a frame is shown to the programs: more than they look at or hand on, so that nothing
+/// else changes, and less than BPF_PROG_TEST_RUN takes, which is about a page.
+const SHOWN: usize = 2_048;
+
+fn shown(frame: &[u8]) -> Option<&[u8]> {
+    Some(&frame[..frame.len().min(SHOWN)])
+}
+
 /// The programs.
 pub(super) struct Kernel {
     object: Ebpf,
@@ -64,7 +72,7 @@ impl Kernel {
 
     /// Lets a frame arrive, and says what becomes of it and what it is.
     pub(super) fn arrive(&mut self, frame: &[u8]) -> Result<(Reason, Option<Message>)> {
-        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
+        let options = TestRunOptions { data_in: shown(frame), ..TestRunOptions::new() };
         loader::ingress(&mut self.object)?
             .test_run(options)
             .context("the kernel does not run its program")?;
@@ -76,7 +84,7 @@ impl Kernel {
 
     /// Lets a frame leave.
     pub(super) fn leave(&mut self, frame: &[u8]) -> Result<()> {
-        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
+        let options = TestRunOptions { data_in: shown(frame), ..TestRunOptions::new() };
         loader::egress(&mut self.object)?
             .test_run(options)
             .context("the kernel does not run its program")?;

@@ -13,6 +13,7 @@ mod kernel;
 mod registrar;
 mod report;
 mod ring;
+mod tcp;
 mod timeline;
 mod unwrap;
 #[cfg(test)]
@@ -27,17 +28,19 @@ use bytemuck::Zeroable as _;
 use sip_xdp_common::abi::layout::{FRAGMENTED, KernelEvent, List, NEVER, Owner};
 use sip_xdp_common::ip_key::IpKey;
 use sip_xdp_common::packet::headers::{Inspects, TCP, UDP};
-use sip_xdp_common::verdict::{Message, Reason};
+use sip_xdp_common::verdict::{Message, Reason, Verdict};
 
 use crate::bans::engine::BanEngine;
 use crate::bans::notes::Notes;
 use crate::bans::offences::{Offence, Repeats};
 use crate::config::{BlockScope, Config};
 use crate::dataplane::tables::ledger::Entry;
-use crate::detect::{Detector, Evidence};
+use crate::detect::{Detector, Evidence, Observation};
 use crate::lists::Lists;
 use crate::lists::never_ban::NeverBan;
 use crate::net::network::{Network, address_of};
+use crate::sip::stream::{Direction, Streams};
+use crate::sip::transport::Transport;
 use crate::sys::clock::{self, Moment};
 
 use duplicates::Duplicates;
@@ -49,7 +52,7 @@ use unwrap::{Unread, Unwrapped};
 
 pub use capture::{Capture, Input, Packet};
 pub use compare::{Comparison, Difference, Outcome};
-pub use report::{Ban, CaptureFacts, Close, Good, Limited, Replayed, Skipped};
+pub use report::{Ban, CaptureFacts, Close, Good, Limited, Replayed, Skipped, TcpFacts};
 pub use timeline::Fate;
 
 const SECOND: u64 = 1_000_000_000;
@@ -149,12 +152,20 @@ fn guess(input: &Input, config: &Config, progress: &mut dyn FnMut(f64)) -> Resul
             continue;
         };
         let is_sip = |ends: &Ends| {
-            ends.protocol == UDP
+            matches!(ends.protocol, UDP | TCP)
                 && ends.ports.is_some_and(|(from, to)| ports.contains(from) || ports.contains(to))
         };
-        if let Some(ends) = frame::ends(frame).filter(is_sip)
-            && let Some(message) = frame::message(frame)
+        let Some(ends) = frame::ends(frame).filter(is_sip) else {
+            continue;
+        };
+        // Whoever takes connections is asked, and answers, however its messages are cut.
+        if let Some(segment) = tcp::segment(frame, Direction::Out, 0)
+            && segment.syn
+            && segment.acknowledges.is_some()
         {
+            guess.look(&ends.turned(), Message::Options, &ports);
+            guess.look(&ends, Message::Response, &ports);
+        } else if let Some(message) = frame::message(frame) {
             guess.look(&ends, message, &ports);
         }
     }
@@ -189,6 +200,8 @@ struct Replay<'c> {
     close: BTreeMap<IpKey, Evidence>,
     prefilter: Prefilter,
     duplicates: Duplicates,
+    /// SIP over TCP.
+    streams: Streams,
 }
 
 /// Memory that each packet uses anew.
@@ -260,6 +273,7 @@ impl<'c> Replay<'c> {
             close: BTreeMap::new(),
             prefilter: Prefilter { ports: config.port_set(), inspects },
             duplicates: Duplicates::default(),
+            streams: Streams::default(),
         };
         replay.detector.take_any_checksum();
         replay.ban_engine(START).judge_by_address()?;
@@ -382,6 +396,7 @@ impl<'c> Replay<'c> {
         if minutes > 0 {
             self.tidied += minutes * MINUTE;
             (0..minutes.min(FADES)).for_each(|_| self.detector.tidy(now));
+            self.streams.tidy(now);
             self.ban_engine(now).forgive();
             // What could not be taken out is over all the same.
             let _ = self.lists.tidy(now);
@@ -426,6 +441,10 @@ impl<'c> Replay<'c> {
         }
         self.timeline.count(ends.source, ends.ports.map(|(from, _)| from), reason);
         self.hear(now, is_cut, event);
+        let is_sip = ends.ports.is_some_and(|(_, to)| self.prefilter.ports.contains(to));
+        if ends.protocol == TCP && is_sip && reason.verdict() == Verdict::Pass {
+            self.follow(frame, Direction::In, now);
+        }
         Ok(())
     }
 
@@ -439,25 +458,56 @@ impl<'c> Replay<'c> {
         event: &mut KernelEvent,
     ) -> Result<()> {
         let is_sip = |(from, _): (u16, u16)| self.prefilter.ports.contains(from);
-        if ends.protocol != UDP || !ends.ports.is_some_and(is_sip) {
-            let is_tcp = ends.protocol == TCP && ends.ports.is_some_and(is_sip);
-            *(if is_tcp {
-                &mut self.facts.skipped.tcp_answers
-            } else {
-                &mut self.facts.skipped.leaving
-            }) += 1;
+        if !matches!(ends.protocol, UDP | TCP) || !ends.ports.is_some_and(is_sip) {
+            self.facts.skipped.leaving += 1;
             return Ok(());
         }
-        self.facts.left += 1;
         if self.refused.len() < MAX_CLOSE {
             self.refused.insert(ends.destination);
         }
+        if ends.protocol == TCP {
+            let is_read = self.follow(frame, Direction::Out, now);
+            self.facts.left += u64::from(is_read);
+            self.facts.skipped.tcp_answers += u64::from(!is_read);
+            return Ok(());
+        }
+        self.facts.left += 1;
         if self.prefilter.may_matter(frame) {
             self.kernel.set_clock(now);
             self.kernel.leave(frame)?;
             self.hear(now, is_cut, event);
         }
         Ok(())
+    }
+
+    /// Follows a TCP connection. Returns whether the frame has a segment that can be read.
+    fn follow(&mut self, frame: &[u8], direction: Direction, now: u64) -> bool {
+        let Some(segment) = tcp::segment(frame, direction, now) else {
+            return false;
+        };
+        let mut streams = std::mem::take(&mut self.streams);
+        streams.take(&segment, &mut |message| {
+            let peer = (segment.peer, segment.peer_port);
+            let arrives = direction_arrives(message.direction);
+            let observation = Observation::of_stream(
+                now,
+                peer,
+                segment.local_port,
+                Transport::Tcp,
+                arrives,
+                message.bytes,
+            );
+            if let Some(observation) = observation {
+                self.ban_engine(now).observe_message(&Observation {
+                    is_proven: message.is_proven,
+                    is_certain: message.is_certain,
+                    is_cut: !message.is_whole,
+                    ..observation
+                });
+            }
+        });
+        self.streams = streams;
+        true
     }
 
     /// Takes what the programs have to tell.
@@ -493,6 +543,10 @@ impl<'c> Replay<'c> {
         let time = |at: u64| clock::from_ms(at / 1_000_000);
         (self.facts.packets > 0).then(|| (time(self.first), time(self.latest)))
     }
+}
+
+const fn direction_arrives(direction: Direction) -> bool {
+    matches!(direction, Direction::In)
 }
 
 /// How much of what leads to a ban there is; none if nothing does.

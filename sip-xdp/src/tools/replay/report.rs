@@ -111,8 +111,23 @@ pub struct CaptureFacts {
     pub out_of_order: u64,
     /// Packets that were not looked at, by the reason why.
     pub skipped: Skipped,
+    /// What was read of SIP over TCP.
+    pub tcp: TcpFacts,
     /// Why it was not read to its end, if so.
     pub trouble: Option<String>,
+}
+
+/// SIP over TCP in a capture.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct TcpFacts {
+    /// Connections to and from SIP ports.
+    pub connections: u64,
+    /// Messages in both directions.
+    pub messages: u64,
+    /// Pieces that the capture lacks.
+    pub lost: u64,
+    /// Bytes between messages that are no SIP.
+    pub garbage: u64,
 }
 
 /// Packets that no program was asked about.
@@ -128,7 +143,7 @@ pub struct Skipped {
     pub elsewhere: u64,
     /// From the registrar, but not from a SIP port.
     pub leaving: u64,
-    /// From the registrar's SIP ports by TCP, which nothing is learnt from.
+    /// From the registrar's SIP ports by TCP, but no whole segment.
     pub tcp_answers: u64,
     /// Of an interface that the file does not describe, or in an old format.
     pub unread: u64,
@@ -239,6 +254,7 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
     let span = replay.span();
     let answers = replay.kernel.answers()?;
     let mut notes = notes(&replay)?;
+    let tcp = replay.streams.counts();
     let Replay { mut facts, timeline, registrar, close, .. } = replay;
     for (what, count) in capture.unread() {
         *facts.not_read.entry((*what).to_owned()).or_default() += count;
@@ -326,6 +342,12 @@ pub(super) fn of(input: &Input, capture: &Capture, replay: Replay<'_>) -> Result
             cut: facts.cut,
             out_of_order: facts.out_of_order,
             skipped: Skipped { unread: capture.unread().values().sum(), ..facts.skipped },
+            tcp: TcpFacts {
+                connections: tcp.connections,
+                messages: tcp.messages,
+                lost: tcp.lost,
+                garbage: tcp.garbage,
+            },
             trouble: capture.trouble().map(str::to_owned),
         },
         registrar: Ours {

@@ -9,10 +9,6 @@ use sip_xdp_common::packet::headers::{
 
 use super::hep;
 
-/// How much of a packet is shown to the programs: more than they look at or hand on, so that
-/// nothing else changes.
-const SHOWN: usize = 2_048;
-
 /// How many tunnels may be in one another.
 const MOST_LAYERS: usize = 8;
 
@@ -192,15 +188,11 @@ pub(super) fn unwrap<'a>(
     let found = by_link(link, data)?;
     let (tunnel, closed) = (found.tunnel, found.closed);
     let frame = match found.inner {
-        Inner::Frame(frame) => shown(frame),
+        Inner::Frame(frame) => frame,
         Inner::Packet(kind, packet) => made(kind, packet, buffer),
         Inner::Made(packet) => made(by_version(&packet).ok_or(Unread::Malformed)?, &packet, buffer),
     };
     Ok(Unwrapped { frame, tunnel, closed })
-}
-
-fn shown(bytes: &[u8]) -> &[u8] {
-    &bytes[..bytes.len().min(SHOWN)]
 }
 
 /// A frame of a packet, between nobody and nobody.
@@ -208,7 +200,7 @@ fn made<'a>(kind: u16, packet: &[u8], buffer: &'a mut Vec<u8>) -> &'a [u8] {
     buffer.clear();
     buffer.extend([0; 12]);
     buffer.extend(kind.to_be_bytes());
-    buffer.extend(shown(packet));
+    buffer.extend(packet);
     buffer
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
+use crate::api::answers::HepStatus;
 use crate::api::event_stream::Latest;
 use crate::dataplane::counters::{
     ByVerdict, FilteredInterface, Occupancy, ResponseStats, SourceStats,
@@ -22,6 +23,11 @@ fn full() -> Overview {
         sees_responses: true,
         watched_sources: 7,
         tables: vec![Fill { table: "known".into(), used: 5, limit: 65_536 }],
+        hep: vec![HepStatus {
+            listen: "udp:127.0.0.1:9060".to_owned(),
+            taken: 5,
+            ..HepStatus::default()
+        }],
         feeds: vec![FeedRow {
             name: "a\"b".to_owned(),
             ipv4: 5,

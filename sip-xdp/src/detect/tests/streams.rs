@@ -1,0 +1,151 @@
+//! The same evidence by TCP, TLS and WebSocket: a handshake proves an address, and a port says
+//! nothing.
+
+use super::*;
+
+impl Fixture {
+    fn by(transport: Transport) -> Self {
+        Self { transport, ..Self::new() }
+    }
+
+    /// A message of a stream.
+    pub(super) fn say(&mut self, arrives: bool, who: &Who, text: &str) {
+        let peer = (who.source, who.port);
+        let (now, transport) = (self.now, self.transport);
+        let observation =
+            Observation::of_stream(now, peer, 5_061, transport, arrives, text.as_bytes());
+        let observation = observation.map(|one| Observation { is_certain: self.is_certain, ..one });
+        let actions = observation.map(|one| self.detector.observe_message(&one));
+        self.take(actions.unwrap_or_default());
+    }
+}
+
+#[test]
+fn guesses_are_proven_by_their_handshake() {
+    for transport in [Transport::Tcp, Transport::Tls, Transport::Ws, Transport::Wss] {
+        let mut fixture = Fixture::by(transport);
+        // A connection each, and nonces that everybody is given: they prove nothing here.
+        let tries = (0..40_u16).find(|number| {
+            let attacker = who("192.0.2.66", 40_000 + number, "100");
+            fixture.ask(&attacker, "REGISTER", "100", "", "401 Unauthorized");
+            let credentials = fixture.credentials(&attacker, 7, &format!("{number}"));
+            fixture.ask(&attacker, "REGISTER", "100", &credentials, "401 Unauthorized");
+            fixture.wait(SECOND / 2);
+            !fixture.bans.is_empty()
+        });
+        assert!(tries.is_some_and(|tries| tries <= 12), "{tries:?}");
+        let ban = fixture.only_ban();
+        assert_eq!(
+            (ban.kind, ban.tier, ban.port, ban.transport),
+            ("rejected", Tier::Proven, None, transport)
+        );
+        assert!(ban.reason.contains(&format!("by {transport}")), "{}", ban.reason);
+        let view = fixture.detector.explain(&ban.source, fixture.now);
+        assert_eq!(view.last.map(|last| last.transport), Some(transport));
+        assert!(view.proven);
+    }
+}
+
+#[test]
+fn a_phone_is_known_good_with_its_newest_connections() {
+    let mut fixture = Fixture::by(Transport::Tls);
+    for port in 50_000..50_009 {
+        fixture.register(&who("203.0.113.10", port, "100"));
+        fixture.wait(SECOND);
+    }
+    let phone = who("203.0.113.10", 50_008, "100");
+    assert!(fixture.good(&phone));
+    let view = fixture.detector.explain(&phone.source, fixture.now);
+    assert_eq!(view.accepted.len(), 4, "{:?}", view.accepted);
+    assert!(view.accepted.iter().all(|one| one.transport == Transport::Tls));
+    // Its user is rejected where it was accepted before, whatever the port.
+    for port in 50_100..50_140 {
+        fixture.guess(&who("203.0.113.10", port, "100"), "old");
+        fixture.wait(SECOND / 2);
+    }
+    assert!(fixture.bans.is_empty(), "{:#?}", fixture.bans);
+}
+
+#[test]
+fn a_bad_phone_with_ever_new_connections_never_takes_its_office_down() {
+    for pause in [SECOND, 5 * SECOND, 30 * SECOND] {
+        let mut fixture = Fixture::by(Transport::Tcp);
+        for port in 50_000..50_003 {
+            fixture.register(&who("203.0.113.10", port, &format!("{port}")));
+        }
+        for port in 51_000..51_400 {
+            fixture.guess(&who("203.0.113.10", port, "200"), "forgotten");
+            fixture.wait(pause);
+        }
+        let all: Vec<_> = fixture.bans.iter().filter(|ban| ban.port.is_none()).collect();
+        assert!(all.is_empty() && !fixture.bans.is_empty(), "every {pause} ns: {all:#?}");
+    }
+}
+
+#[test]
+fn who_guesses_faster_than_phones_do_is_banned_for_all_that() {
+    let mut fixture = Fixture::by(Transport::Tcp);
+    let own = who("203.0.113.10", 50_000, "mallory");
+    fixture.register(&own);
+    let tries = (51_000..53_000_u16).position(|port| {
+        fixture.guess(&who("203.0.113.10", port, "200"), &format!("{port}"));
+        fixture.wait(SECOND / 50);
+        fixture.bans.iter().any(|ban| ban.port.is_none())
+    });
+    assert!(tries.is_some_and(|tries| tries <= 45), "{tries:?}");
+}
+
+#[test]
+fn a_flood_of_requests_is_banned_as_by_udp() {
+    let mut fixture = Fixture::by(Transport::Tcp);
+    let attacker = who("192.0.2.66", 40_000, "100");
+    let sent = (0..4_000).position(|number| {
+        fixture.ask(&attacker, "OPTIONS", &format!("{number}"), "", "200 OK");
+        fixture.wait(SECOND / 200);
+        !fixture.bans.is_empty()
+    });
+    let ban = fixture.only_ban();
+    assert_eq!((ban.kind, ban.tier), ("requests", Tier::Proven));
+    assert!(sent.is_some_and(|sent| sent < 400), "{sent:?}");
+    // Three hundred phones behind one address, each with little.
+    let mut fixture = Fixture::by(Transport::Tcp);
+    for port in 10_000..10_300 {
+        fixture.register(&who("203.0.113.10", port, &format!("{port}")));
+        fixture.wait(SECOND / 100);
+    }
+    assert!(fixture.bans.is_empty(), "{:?}", fixture.bans);
+}
+
+#[test]
+fn what_followed_a_loss_accepts_nobody() {
+    let mut fixture = Fixture::by(Transport::Tcp);
+    let attacker = who("192.0.2.66", 40_000, "100");
+    fixture.is_certain = false;
+    fixture.register(&attacker);
+    assert!(!fixture.good(&attacker), "it may have been the text of a body");
+    fixture.is_certain = true;
+    fixture.register(&attacker);
+    assert!(fixture.good(&attacker));
+}
+
+#[test]
+fn calls_and_users_that_are_tried_are_proven() {
+    for (method, status, kind) in [
+        ("REGISTER", "404 Not Found", "enumeration"),
+        ("REGISTER", "401 Unauthorized", "enumeration"),
+        ("INVITE", "403 Forbidden", "invites"),
+        ("INVITE", "401 Unauthorized", "invites"),
+    ] {
+        let mut fixture = Fixture::by(Transport::Tcp);
+        let attacker = who("192.0.2.66", 40_000, "x");
+        for number in 0..30 {
+            fixture.ask(&attacker, method, &format!("{}", 1_000_000_000 + number), "", status);
+            fixture.wait(6 * SECOND);
+            if !fixture.bans.is_empty() {
+                break;
+            }
+        }
+        let ban = fixture.only_ban();
+        assert_eq!((ban.kind, ban.tier), (kind, Tier::Proven), "{method} {status}");
+    }
+}

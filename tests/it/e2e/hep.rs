@@ -1,0 +1,210 @@
+//! What cannot be read on the wire, told by the SIP server itself over HEP: guessers are banned,
+//! phones are known good, and nobody is believed who does not know the key. Needs root.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::Value;
+use sip_xdp_tests::digest::Challenge;
+use sip_xdp_tests::exchange::{HepServer, hep3, register};
+use sip_xdp_tests::message::Message;
+use sip_xdp_tests::topology::{ATTACKER, PBX_WAN};
+use sip_xdp_tests::{Filter, FilterOptions, Lab, Registrar, RegistrarOptions, wait_until};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// The IP protocol numbers of TCP and UDP, and what Kamailio writes for TLS.
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const AS_TLS: u8 = 22;
+
+fn options(configuration: &str) -> FilterOptions {
+    FilterOptions { configuration: configuration.to_owned(), ..FilterOptions::default() }
+}
+
+fn ends(port: u16, local_port: u16) -> (SocketAddr, SocketAddr) {
+    (SocketAddr::from((ATTACKER, port)), SocketAddr::from((PBX_WAN, local_port)))
+}
+
+fn places(filter: &Filter<'_>) -> Result<Value> {
+    Ok(filter.json(&["status"])?["daemon"]["hep"].clone())
+}
+
+fn wait_for_count(filter: &Filter<'_>, what: &str, expected: u64) -> Result<()> {
+    wait_until(&format!("{expected} packets are {what}"), SOON, || {
+        Ok(places(filter)?[0][what] == expected)
+    })
+    .map(drop)
+}
+
+/// Whether the attacker reaches a TCP port of the PBX.
+fn reaches(lab: &Lab, port: u16) -> Result<bool> {
+    lab.attacker.enter(|| {
+        let to = SocketAddr::from((PBX_WAN, port));
+        Ok(TcpStream::connect_timeout(&to, Duration::from_millis(700)).is_ok())
+    })
+}
+
+#[test]
+fn guesses_over_tls_are_banned() -> Result<()> {
+    let lab = Lab::new()?;
+    let filter = Filter::start_with(&lab.pbx, lab.directory(), options("[[hep]]\n"))?;
+    let _server = lab.pbx.enter(|| Ok(TcpListener::bind(SocketAddr::from((PBX_WAN, 5_061)))?))?;
+    assert!(reaches(&lab, 5_061)?, "before");
+    let hep = HepServer::new(&lab.pbx, "127.0.0.1:9060", "")?;
+    // Each guess by a connection of its own, as fast as they come.
+    let mut said = 0;
+    for guess in 0..12_u16 {
+        for message in register("100", "TLS", usize::from(guess), false) {
+            hep.tell(AS_TLS, ends(40_000 + guess, 5_061), &message)?;
+            said += 1;
+        }
+    }
+    let ban = filter.wait_for_ban(&ATTACKER.to_string(), SOON)?;
+    println!("{ban:?}");
+    assert_eq!(filter.ban_kind(&ATTACKER.to_string()).as_deref(), Some("rejected"));
+    wait_for_count(&filter, "taken", said)?;
+    let entry = &filter.entries(&ATTACKER.to_string())?[0];
+    assert_eq!(entry["tier"], "proven", "a handshake proves an address: {entry}");
+    assert_eq!(entry["port"], Value::Null);
+    let line = filter.log().into_iter().find(|line| line.text.contains("kind=rejected"));
+    assert!(line.is_some_and(|line| line.text.contains("by tls")), "{:#?}", filter.log());
+    let known = filter.json(&["explain", &ATTACKER.to_string()])?;
+    assert_eq!(known["last"]["transport"], "tls", "{known:#}");
+    assert!(!reaches(&lab, 5_061)?, "afterwards");
+    Ok(())
+}
+
+#[test]
+fn a_phone_over_wss_is_known_good_and_the_bad_one_beside_it_stays_alone() -> Result<()> {
+    let lab = Lab::new()?;
+    let filter = Filter::start_with(&lab.pbx, lab.directory(), options("[[hep]]\n"))?;
+    let hep = HepServer::new(&lab.pbx, "127.0.0.1:9060", "")?;
+    // Asterisk says TCP of all of these; the Via tells them apart.
+    for message in register("100", "WSS", 0, true) {
+        hep.tell(TCP, ends(50_000, 8_089), &message)?;
+    }
+    let address = ATTACKER.to_string();
+    wait_until("the phone is known good", SOON, || {
+        Ok(filter.json(&["explain", &address])?["accepted"][0]["user"] == "100")
+    })?;
+    let known = filter.json(&["explain", &address])?;
+    assert_eq!(known["accepted"][0]["transport"], "wss", "{known:#}");
+    assert!(known["good_until"].is_string(), "{known:#}");
+    // A phone that nobody has reset, with a new connection for each try.
+    for number in 1..=25_u16 {
+        for message in register("200", "WSS", usize::from(number), false) {
+            hep.tell(TCP, ends(51_000 + number, 8_089), &message)?;
+        }
+    }
+    wait_for_count(&filter, "taken", 26 * 4)?;
+    wait_until("one of its ports is banned", SOON, || {
+        Ok(filter.entries(&address)?.iter().any(|entry| !entry["port"].is_null()))
+    })?;
+    assert!(
+        filter.entries(&address)?.iter().all(|entry| !entry["port"].is_null()),
+        "the office: {:#?}",
+        filter.log()
+    );
+    let status = filter.json(&["status"])?.to_string();
+    assert!(status.contains("messages of port 8089 come by HEP"), "{status}");
+    Ok(())
+}
+
+#[test]
+fn who_does_not_know_the_key_is_refused_and_counted() -> Result<()> {
+    let lab = Lab::new()?;
+    let key = lab.directory().join("hep.key");
+    std::fs::write(&key, "secret\n")?;
+    let configuration = format!(
+        "[[hep]]\nlisten = \"udp:127.0.0.1:9060\"\nkey_file = {key:?}\n\
+         [[hep]]\nlisten = \"tcp:127.0.0.1:9061\"\n"
+    );
+    let filter = Filter::start_with(&lab.pbx, lab.directory(), options(&configuration))?;
+    let (wrong, right) = (
+        HepServer::new(&lab.pbx, "127.0.0.1:9060", "guess")?,
+        HepServer::new(&lab.pbx, "127.0.0.1:9060", "secret")?,
+    );
+    for guess in 0..12 {
+        for message in register("100", "TLS", guess, false) {
+            wrong.tell(AS_TLS, ends(40_000, 5_061), &message)?;
+            // What is read on the wire counts once.
+            right.tell(UDP, ends(40_000, 5_060), &message)?;
+        }
+    }
+    wait_for_count(&filter, "refused", 48)?;
+    wait_for_count(&filter, "ignored", 48)?;
+    filter.nobody_is_banned("nobody was believed")?;
+    let status = filter.json(&["status"])?.to_string();
+    assert!(status.contains("48 HEP packets at udp:127.0.0.1:9060 were refused"), "{status}");
+
+    // The other place takes connections, and ends one that speaks no HEP.
+    lab.pbx.enter(|| {
+        let mut stream = TcpStream::connect("127.0.0.1:9061")?;
+        for guess in 0..12 {
+            for (arrives, message) in register("100", "TLS", guess, false) {
+                let (client, server) = ends(40_000, 5_061);
+                let (from, to) = if arrives { (client, server) } else { (server, client) };
+                let packet = hep3(AS_TLS, from, to, b"", &message);
+                // Split where it hurts.
+                stream.write_all(&packet[..5])?;
+                stream.write_all(&packet[5..])?;
+            }
+        }
+        TcpStream::connect("127.0.0.1:9061")?.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+        Ok(())
+    })?;
+    filter.wait_for_ban(&ATTACKER.to_string(), SOON)?;
+    wait_until("the other one is counted", SOON, || {
+        let places = places(&filter)?;
+        Ok(places[1]["taken"] == 48 && places[1]["malformed"] == 1)
+    })?;
+    let metrics = filter.json(&["status"])?["daemon"]["metrics"]["listen"].clone();
+    assert!(metrics.is_string(), "{metrics}");
+    Ok(())
+}
+
+#[test]
+fn kamailio_tells_of_guesses_over_tcp() -> Result<()> {
+    let lab = Lab::new()?;
+    let filter = Filter::start_with(&lab.pbx, lab.directory(), options("[[hep]]\n"))?;
+    let told = RegistrarOptions { hep: Some("127.0.0.1:9060"), ..RegistrarOptions::default() };
+    let registrar = Registrar::start_with(&lab.pbx, lab.directory(), &told)?;
+    let guesses = lab.attacker.enter(|| {
+        let mut stream = TcpStream::connect(SocketAddr::from((PBX_WAN, 5_060)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        let mut ask = |request: &[u8]| -> Result<String> {
+            stream.write_all(request)?;
+            let mut answer = vec![0; 4_096];
+            let length = stream.read(&mut answer)?;
+            Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+        };
+        let mut challenge = None;
+        for guess in 1..=2_000_u32 {
+            let credentials = challenge.as_ref().map(|challenge: &Challenge| {
+                challenge.credentials("alice", &format!("{guess}"), "REGISTER", "sip:pbx.example")
+            });
+            let request = format!(
+                "REGISTER sip:pbx.example SIP/2.0\r\n\
+                 Via: SIP/2.0/TCP {ATTACKER}:5060;branch=z9hG4bK-{guess}\r\n\
+                 From: <sip:alice@pbx.example>;tag=1\r\nTo: <sip:alice@pbx.example>\r\n\
+                 Call-ID: guesses\r\nCSeq: {guess} REGISTER\r\n\
+                 Contact: <sip:alice@{ATTACKER}>\r\n{}Content-Length: 0\r\n\r\n",
+                credentials.unwrap_or_default()
+            );
+            let Ok(answer) = ask(request.as_bytes()) else {
+                return Ok(guess);
+            };
+            challenge = Message::parse(answer.as_bytes()).and_then(|one| Challenge::of(&one));
+        }
+        Ok(2_000)
+    })?;
+    filter.wait_for_ban(&ATTACKER.to_string(), SOON)?;
+    println!("{guesses} guesses were sent, {} received", registrar.received_from(ATTACKER));
+    assert!(guesses < 500, "{guesses} guesses before the connection went dead");
+    let known = filter.json(&["explain", &ATTACKER.to_string()])?;
+    assert_eq!(known["last"]["transport"], "tcp", "{known:#}");
+    Ok(())
+}
