@@ -154,7 +154,7 @@ impl Daemon {
             let how = if adopts { ", adopting what was there" } else { "" };
             log::info!("attached to {} in {} mode{how}", one.name, one.mode);
             warnings.extend(said);
-            served.push(one);
+            served.push(self.with_reserve(one, &wanted.interface, maps));
         }
         let is_wanted =
             |index: u32| resolved.wanted.iter().any(|wanted| wanted.interface.index == index);
@@ -178,6 +178,7 @@ impl Daemon {
             .chain(resolved.missing.clone())
             .collect();
         self.served = served;
+        self.recall_blind();
         self.cached_programs.clear();
         self.unserved.clear();
         Ok(())
@@ -297,6 +298,7 @@ impl Daemon {
                 self.attach_warnings.extend(warnings);
                 let (mode, index) = (served.mode, served.index);
                 self.say_of_interface(name, "attached", &format!("mode={mode} index={index}"));
+                let served = self.with_reserve(served, &wanted.interface, &self.pins.maps());
                 self.served.push(served);
                 true
             }

@@ -7,7 +7,8 @@
 //!   [`rcu`] waits for running programs.
 //! - [`tables`] are the maps that the programs read, in memory that [`mmap`] shares with the
 //!   kernel.
-//! - [`ethtool`] asks and switches drivers, [`sight`] judges whether a program sees its packets.
+//! - [`ethtool`] asks and switches drivers, [`virtio`] knows what keeps one of them from running
+//!   programs, [`sight`] judges whether a program sees its packets.
 //! - [`counters`] reads what the programs counted; [`netlink`] asks the kernel about interfaces.
 
 pub mod attach;
@@ -23,3 +24,4 @@ pub mod rcu;
 pub mod refusal;
 pub(crate) mod sight;
 pub mod tables;
+pub(crate) mod virtio;

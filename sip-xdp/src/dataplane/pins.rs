@@ -11,6 +11,8 @@
 //! PIN_DIR/programs/INDEX    the ingress program itself, for people with bpftool
 //! PIN_DIR/offloads/INDEX/DEVICE/NAME   a directory: attaching to the first interface switched that
 //!                                      offload of the second one (the same, or one beneath) off
+//! PIN_DIR/blind/INDEX/SECONDS/PACKETS  a directory: a native program there saw none of so many
+//!                                      packets at that time (Unix), so that generic mode took over
 //! ```
 //!
 //! Names are interface indices, since bpffs takes no dots and VLAN interfaces have them.
@@ -254,6 +256,33 @@ impl Pins {
         remove_directory(&self.offloads(index))
     }
 
+    /// Notes that generic mode took over on an interface from a program that saw none of its
+    /// packets.
+    pub(crate) fn note_blind(&self, index: u32, since: i64, packets: u64) -> Result<()> {
+        self.forget_blind(index)?;
+        let note = self.blind(index).join(since.to_string()).join(packets.to_string());
+        fs::create_dir_all(&note).with_context(|| format!("{} cannot be made", note.display()))
+    }
+
+    /// When generic mode took over on an interface for that reason, in seconds since 1970, and
+    /// after how many packets.
+    pub(crate) fn noted_blind(&self, index: u32) -> Option<(i64, u64)> {
+        let only =
+            |path: &Path| fs::read_dir(path).ok()?.flatten().next()?.file_name().into_string().ok();
+        let since = only(&self.blind(index))?;
+        let packets = only(&self.blind(index).join(&since))?;
+        Some((since.parse().ok()?, packets.parse().ok()?))
+    }
+
+    /// Forgets that.
+    pub(crate) fn forget_blind(&self, index: u32) -> Result<()> {
+        remove_directory(&self.blind(index))
+    }
+
+    fn blind(&self, index: u32) -> PathBuf {
+        self.root.join("blind").join(index.to_string())
+    }
+
     fn offloads(&self, index: u32) -> PathBuf {
         self.root.join("offloads").join(index.to_string())
     }
@@ -270,6 +299,7 @@ impl Pins {
         self.remove_egress_link(index)?;
         detach_filter(index, self)?;
         remove_file(&self.program(index))?;
+        self.forget_blind(index)?;
         offloads::put_back(self, index)
     }
 
