@@ -10,10 +10,7 @@ use sip_xdp_common::packet::headers::{
 
 use super::hep;
 
-/// How many tunnels may be in one another.
-=======
 /// Maximum number of nested tunnels.
->>>>>>> theirs
 const MOST_LAYERS: usize = 8;
 
 /// VLAN tags left in the frame. Further ones are removed here.
@@ -199,10 +196,7 @@ pub(super) fn unwrap<'a>(
     Ok(Unwrapped { frame, tunnel, closed })
 }
 
-/// A frame of a packet, between nobody and nobody.
-=======
 /// A frame around a packet, with zero MAC addresses.
->>>>>>> theirs
 fn made<'a>(kind: u16, packet: &[u8], buffer: &'a mut Vec<u8>) -> &'a [u8] {
     buffer.clear();
     buffer.extend([0; 12]);
