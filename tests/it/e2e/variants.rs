@@ -109,8 +109,8 @@ fn carriers_that_only_deliver_are_kept() -> Result<()> {
                 3 => Answer::Fails("486 Busy Here"),
                 _ => Answer::Talk(40),
             };
-            // The fastest ones deliver ten calls a second.
-            let every = if pace == 3 { SECOND / 10 } else { pace * SECOND };
+            // The fastest ones deliver two calls a second, which ring for as long as 22 s.
+            let every = if pace == 3 { SECOND / 2 } else { pace * SECOND };
             tape.call(
                 start + turn * every,
                 &mut carrier,
