@@ -155,7 +155,7 @@ impl Daemon {
             let how = if adopts { ", adopting what was there" } else { "" };
             log::info!("attached to {} in {} mode{how}", one.name, one.mode);
             warnings.extend(new_warnings);
-            served.push(one);
+            served.push(self.with_reserve(one, &wanted.interface, maps));
         }
         let is_wanted =
             |index: u32| resolved.wanted.iter().any(|wanted| wanted.interface.index == index);
@@ -179,6 +179,7 @@ impl Daemon {
             .chain(resolved.missing.clone())
             .collect();
         self.served = served;
+        self.recall_blind();
         self.cached_programs.clear();
         self.unserved.clear();
         Ok(())
@@ -298,6 +299,7 @@ impl Daemon {
                 self.attach_warnings.extend(warnings);
                 let (mode, index) = (served.mode, served.index);
                 self.announce_interface(name, "attached", &format!("mode={mode} index={index}"));
+                let served = self.with_reserve(served, &wanted.interface, &self.pins.maps());
                 self.served.push(served);
                 true
             }

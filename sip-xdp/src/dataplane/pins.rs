@@ -1,20 +1,21 @@
-//! Pinned objects and their paths: the shared maps, and per interface a program and links. Pins
-//! outlive the daemon.
+//! What is pinned, and where: the shared maps, a program and a link per interface. Pins outlive the
+//! daemon.
 //!
 //! ```text
 //! PIN_DIR/v4/MAP            the shared maps, in the layout of version 4
-//! PIN_DIR/v4-new/MAP        their replacement under construction; left over only by a crash
-//! PIN_DIR/links/INDEX       the link of the ingress program on the interface with that index
-//! PIN_DIR/egress/INDEX      the link of the egress program there
-//! PIN_DIR/clsact/INDEX      a directory: on kernels without tcx, our filter is on that
-//!                           interface's clsact qdisc
-//! PIN_DIR/clsact/INDEX/qdisc   a directory: we created that qdisc
-//! PIN_DIR/programs/INDEX    the ingress program itself, for use with bpftool
-//! PIN_DIR/offloads/INDEX/DEVICE/NAME   a directory: attaching to interface INDEX switched this
-//!                                      offload of DEVICE (the same, or one beneath) off
+//! PIN_DIR/v4-new/MAP        the same while they are being replaced; left over only by a crash
+//! PIN_DIR/links/INDEX       the link that holds the ingress program on the interface with that index
+//! PIN_DIR/egress/INDEX      the link that holds the egress program there
+//! PIN_DIR/clsact/INDEX      a directory: our filter is on that interface's clsact qdisc, where there are no such links
+//! PIN_DIR/clsact/INDEX/qdisc   the same: that qdisc is ours, too
+//! PIN_DIR/programs/INDEX    the ingress program itself, for people with bpftool
+//! PIN_DIR/offloads/INDEX/DEVICE/NAME   a directory: attaching to the first interface switched that
+//!                                      offload of the second one (the same, or one beneath) off
+//! PIN_DIR/blind/INDEX/SECONDS/PACKETS  a directory: a native program there saw none of so many
+//!                                      packets at that time (Unix), so that generic mode took over
 //! ```
 //!
-//! Names are interface indices, because bpffs does not allow dots, which VLAN interfaces have.
+//! Names are interface indices, since bpffs takes no dots and VLAN interfaces have them.
 
 use std::fs::{self, File};
 use std::io;
@@ -254,6 +255,33 @@ impl Pins {
         remove_directory(&self.offloads(index))
     }
 
+    /// Notes that generic mode took over on an interface from a program that saw none of its
+    /// packets.
+    pub(crate) fn note_blind(&self, index: u32, since: i64, packets: u64) -> Result<()> {
+        self.forget_blind(index)?;
+        let note = self.blind(index).join(since.to_string()).join(packets.to_string());
+        fs::create_dir_all(&note).with_context(|| format!("{} cannot be made", note.display()))
+    }
+
+    /// When generic mode took over on an interface for that reason, in seconds since 1970, and
+    /// after how many packets.
+    pub(crate) fn noted_blind(&self, index: u32) -> Option<(i64, u64)> {
+        let only =
+            |path: &Path| fs::read_dir(path).ok()?.flatten().next()?.file_name().into_string().ok();
+        let since = only(&self.blind(index))?;
+        let packets = only(&self.blind(index).join(&since))?;
+        Some((since.parse().ok()?, packets.parse().ok()?))
+    }
+
+    /// Forgets that.
+    pub(crate) fn forget_blind(&self, index: u32) -> Result<()> {
+        remove_directory(&self.blind(index))
+    }
+
+    fn blind(&self, index: u32) -> PathBuf {
+        self.root.join("blind").join(index.to_string())
+    }
+
     fn offloads(&self, index: u32) -> PathBuf {
         self.root.join("offloads").join(index.to_string())
     }
@@ -270,6 +298,7 @@ impl Pins {
         self.remove_egress_link(index)?;
         detach_filter(index, self)?;
         remove_file(&self.program(index))?;
+        self.forget_blind(index)?;
         offloads::put_back(self, index)
     }
 

@@ -4,11 +4,13 @@
 //! Everything happens in namespaces that this program creates. It exits with 0 only if everything
 //! passed.
 
+mod engine;
 mod newcomer;
 mod others;
 mod package;
 mod server;
 mod service;
+mod start;
 mod workshop;
 
 use std::path::PathBuf;
@@ -81,7 +83,7 @@ fn work(arguments: &Arguments) -> Result<bool> {
         }
         What::Others(others) => {
             println!("What is installed without apt:");
-            others::run(root, others)?;
+            others::run(root, checkout, others)?;
         }
         What::Newcomer { sources, quick } => {
             println!("A newcomer with the sources and the README:");

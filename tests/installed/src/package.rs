@@ -9,7 +9,7 @@ use sip_xdp_tests::process::succeed;
 use sip_xdp_tests::topology::{LAN, PBX_LAN, PBX_WAN, PHONE, WAN};
 use sip_xdp_tests::{Capture, Lab, Machine, stream, wait_until};
 
-use crate::{held, service};
+use crate::{held, service, start};
 
 /// Contents of the package besides the man pages.
 const FILES: [&str; 13] = [
@@ -60,7 +60,11 @@ pub(crate) fn run(root: &Path, package: &Path, next: &Path) -> Result<()> {
     service::unit(&machine)?;
     service::capabilities(&machine)?;
     service::group(&machine)?;
+    start::install_servers(&machine)?;
+    start::order(&machine)?;
+    start::broken_configuration(&machine)?;
     upgrade(&lab, &machine)?;
+    hostile_upgrade(&machine)?;
     remove(&lab, &machine)?;
     purge(&machine)
 }
@@ -203,6 +207,41 @@ fn upgrade(lab: &Lab, machine: &Machine<'_>) -> Result<()> {
     held(format!(
         "upgraded under traffic: 0 of {attacked} packets of a blocked source passed, {heard} of \
          {called} of a phone"
+    ));
+    Ok(())
+}
+
+/// A later version whose configuration file is another one comes while the operator's file is
+/// broken: the installation succeeds and names the mistake, the daemon that runs goes on, the
+/// operator's file stays.
+fn hostile_upgrade(machine: &Machine<'_>) -> Result<()> {
+    let before = service::pid(machine)?;
+    start::break_configuration(machine)?;
+    machine.run(
+        "dpkg-deb --raw-extract next.deb later && cd later && \
+         sed -i 's/+next$/+next.later/' DEBIAN/control && \
+         echo '# A new default.' >> etc/sip-xdp/config.toml && \
+         find . -type f -not -path './DEBIAN/*' -printf '%P\\0' | \
+         xargs -0 md5sum > DEBIAN/md5sums && \
+         dpkg-deb --root-owner-group -Znone --build . ../later.deb",
+    )?;
+    let said =
+        machine.run("apt-get install --yes -o Dpkg::Options::=--force-confold ./later.deb 2>&1")?;
+    let version = machine.run("dpkg-query --show --showformat='${Status} ${Version}' sip-xdp")?;
+    ensure!(
+        version.starts_with("install ok installed ") && version.ends_with(".later"),
+        "{version}"
+    );
+    let complaints: Vec<_> = said.lines().filter(|line| line.contains(start::COMPLAINT)).collect();
+    ensure!(complaints.len() == 1, "the installation does not name the mistake once: {said}");
+    ensure!(service::pid(machine)? == before, "the daemon that could not be restarted was stopped");
+    machine.run("sip-xdp status --check && test -e /etc/sip-xdp/config.toml.dpkg-dist")?;
+    start::repair_configuration(machine)?;
+    machine.run("systemctl restart sip-xdp && sip-xdp status --check")?;
+    ensure!(service::pid(machine)? != before, "it was not restarted");
+    held(format!(
+        "upgraded with a broken configuration: the daemon goes on; apt shows \"{}\"",
+        complaints[0]
     ));
     Ok(())
 }

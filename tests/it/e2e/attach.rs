@@ -140,6 +140,21 @@ fn generic_mode_takes_over_from_a_program_that_sees_nothing() -> Result<()> {
         assert_eq!(filter.json(&["status"])?["daemon"]["blind"].as_array().map(Vec::len), Some(1));
         stream.stop()?;
         assert!(drops(&lab, &filter)?);
+        Ok(())
+    })?;
+    // The next daemon knows it, and so does doctor.
+    with_daemon(&lab, &filter, Overrides::default(), || {
+        assert_eq!(mode(&filter)?, "generic");
+        let status = filter.json(&["status"])?;
+        assert_eq!(status["daemon"]["blind"][0]["action"], "generic", "{status}");
+        let driver = check(&filter, "driver")?;
+        assert!(driver["detail"].to_string().contains("showed it no packets"), "{driver}");
+        filter.succeed(&["unload"]).map(drop_text)
+    })?;
+    // Nothing of it outlives `unload`.
+    with_daemon(&lab, &filter, Overrides::default(), || {
+        assert_eq!(mode(&filter)?, "native");
+        assert_eq!(filter.json(&["status"])?["daemon"]["blind"], Value::Array(Vec::new()));
         filter.succeed(&["unload"]).map(drop_text)
     })
 }

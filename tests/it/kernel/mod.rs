@@ -13,7 +13,7 @@ mod differential;
 mod egress;
 mod feed_hosts;
 mod frames;
-mod harness;
+pub(crate) mod harness;
 mod kept;
 mod limits;
 mod listed;

@@ -147,6 +147,10 @@ impl Checks<'_> {
             self.machine.must(&format!("ip link set dev {card} down"))?;
             self.machine.must(&format!("ip link set dev {card} up"))?;
         }
+        // The MTU is changed back below.
+        if self.is_native() {
+            self.lost += if how == "mtu" { 2 } else { 1 };
+        }
         let since = Instant::now();
         self.outside.reach()?;
         let stream = self.outside.keep_sending()?;
@@ -178,6 +182,6 @@ impl Checks<'_> {
         if last.is_some() && said.is_empty() {
             bail!("{gap}, and nothing was said");
         }
-        Ok(format!("{gap} ({sent} sent)"))
+        Ok(format!("{gap} ({sent} sent): {}", said.join(" | ")))
     }
 }

@@ -1,10 +1,12 @@
-//! Supervision of filtered links: native programs that see no packets, and drivers that lose the
-//! program when their link is reset.
+//! Watches over the links that are filtered: whether a native program sees what arrives, and
+//! drivers that lose it when their link is reset.
 //!
 //! A blind program is replaced by a fresh one where that may help, else by generic mode, which
-//! always sees packets: once, and never back, since the driver would lose it again. The state is
-//! reported until a restart, or until the interface is recreated. With `mode = "native"` it is an
-//! error that fails `status --check`.
+//! always sees: once, and never back, since a driver that was blind will be so again. That is said,
+//! after restarts too, until the interface is unloaded or made anew. Where the operator insists on
+//! native mode it is an error that `status --check` fails with.
+
+use std::path::Path;
 
 use anyhow::Result;
 use jiff::Timestamp;
@@ -142,7 +144,6 @@ impl Daemon {
         {
             watched.sight = Sight::new(now, watched.sight.has_seen());
             if is_forgetful(interface) {
-                // The verifier takes 0.3 s; the next reset finds loaded programs.
                 return self.swap(
                     at,
                     interface,
@@ -187,6 +188,15 @@ impl Daemon {
         let is_new = !self.blind.contains_key(name);
         let since = self.blind.get(name).map_or_else(counters::now, |known| known.since);
         self.blind.insert(name.to_owned(), Blindness { since, packets, is_mended });
+        let index = self.served.iter().find(|served| served.name == name).map(Served::index);
+        if is_mended
+            && let Some(index) = index
+            && let Err(error) = self.pins.note_blind(index, since.as_second(), packets)
+        {
+            log::warn!(
+                "{name}: a restart will forget that its driver never calls the program: {error:#}"
+            );
+        }
         if is_new {
             let then = if is_mended { "generic" } else { "none" };
             self.announce_interface(
@@ -194,6 +204,19 @@ impl Daemon {
                 "blind",
                 &format!("packets={packets} mode=native action={then}"),
             );
+        }
+    }
+
+    /// What is noted of an interface that generic mode has taken over, by an earlier daemon.
+    pub(super) fn recall_blind(&mut self) {
+        for served in self.served.iter().filter(|served| served.mode == Mode::Generic) {
+            let noted = self.pins.noted_blind(served.index);
+            let noted = noted
+                .and_then(|(since, packets)| Some((Timestamp::from_second(since).ok()?, packets)));
+            if let Some((since, packets)) = noted {
+                self.blind
+                    .insert(served.name.clone(), Blindness { since, packets, is_mended: true });
+            }
         }
     }
 
@@ -241,6 +264,25 @@ impl Daemon {
                 false
             }
         }
+    }
+
+    /// Loads the programs once more where the driver will need fresh ones: the verifier takes 0.3 s
+    /// and more, for which nothing would be filtered after a reset.
+    pub(super) fn with_reserve(
+        &self,
+        mut served: Served,
+        interface: &Interface,
+        maps: &Path,
+    ) -> Served {
+        if served.mode == Mode::Native && is_forgetful(interface) {
+            let reserve = self.load(interface, served.slot(), maps);
+            let name = &served.name;
+            let failed = |error: &anyhow::Error| {
+                log::warn!("{name}: no program is kept in reserve: {error:#}")
+            };
+            served.watched.reserve = reserve.inspect_err(failed).ok();
+        }
+        served
     }
 
     /// Loads the programs of an interface once more.

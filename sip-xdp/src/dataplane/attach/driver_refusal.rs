@@ -5,6 +5,7 @@
 use std::fmt;
 
 use crate::dataplane::ethtool::Channels;
+use crate::dataplane::virtio::Obstacle;
 
 /// Largest MTU in bytes for which a packet, with the driver's headroom and tailroom, fits into one
 /// page (`ENA_XDP_MAX_MTU` in `drivers/net/ethernet/amazon/ena/ena_xdp.h`; others differ by a few
@@ -41,16 +42,7 @@ type Remedy = fn(&Refusal) -> String;
 /// `gve_verify_xdp_configuration`, `netvsc_xdp_set`, `bond_xdp_set`, `igb_xdp_setup`,
 /// `vmxnet3_xdp_set`, `veth_xdp_set`, and `dev_xdp_attach` for all.
 const KNOWN: &[(&str, Words, Remedy)] = &[
-    ("virtio_net", &["gro_hw", "lro", "csum"], |_| {
-        "the host merges packets and its virtio device cannot be told to stop: on the host take \
-         guest \
-         offloads away (libvirt: `<driver><guest tso4='off' tso6='off' ecn='off' ufo='off' \
-         csum='off'/></driver>`; \
-         qemu: guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,guest_csum=off) or have \
-         the device \
-         offer control of them (ctrl_guest_offloads=on), and restart the guest"
-            .to_owned()
-    }),
+    ("virtio_net", &["gro_hw", "lro", "csum"], |_| Obstacle::Refuses.remedy().to_owned()),
     ("virtio_net", &["single page", "any_header_sg"], |_| {
         "the host's virtio is older than version 1.0: give the device disable-legacy=on, or a \
          newer machine type"

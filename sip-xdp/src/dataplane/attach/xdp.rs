@@ -16,6 +16,7 @@ use super::{extack, offloads};
 use crate::dataplane::ethtool;
 use crate::dataplane::netlink::{AttachedXdp, Interface};
 use crate::dataplane::pins::Pins;
+use crate::dataplane::virtio::Obstacle;
 
 /// The configured attach mode.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -89,9 +90,15 @@ pub fn attach(
     }
     let name = &interface.name;
     let before = Snapshot::take();
-    let (mode, warning) = match choice {
-        ModeChoice::Generic => (generic(program, interface, pins)?, None),
-        ModeChoice::Native | ModeChoice::Auto => {
+    let obstacle = Obstacle::of(name).filter(|obstacle| *obstacle == Obstacle::NeverCalls);
+    let (mode, warning) = match (choice, obstacle) {
+        (ModeChoice::Generic, _) => (generic(program, interface, pins)?, None),
+        // The driver would take it, and nothing would be filtered until that is noticed.
+        (ModeChoice::Auto, Some(obstacle)) => {
+            let warning = instead_of_native(name, obstacle.words(), Some(obstacle.remedy()));
+            (generic(program, interface, pins)?, Some(warning))
+        }
+        (ModeChoice::Native | ModeChoice::Auto, _) => {
             match attach_anew(program, interface, Mode::Native, pins) {
                 Ok(()) => (Mode::Native, None),
                 Err(error) if is_taken(&error) => return Err(error),
@@ -105,14 +112,8 @@ pub fn attach(
                 }
                 Err(error) => {
                     generic(program, interface, pins)?;
-                    let remedy = remedy(&error)
-                        .map(|remedy| format!("; for native mode: {remedy}"))
-                        .unwrap_or_default();
-                    let warning = format!(
-                        "{name}: the driver cannot run it ({error:#}); attached in generic mode, \
-                         which protects as well \
-                     but costs several times the CPU per dropped packet{remedy}"
-                    );
+                    let warning =
+                        instead_of_native(name, &format!("{error:#}"), remedy(&error).as_deref());
                     (Mode::Generic, Some(warning))
                 }
             }
@@ -127,6 +128,16 @@ pub fn attach(
     }
     pin_program(program, interface, pins)?;
     Ok((mode, warning))
+}
+
+/// The warning of an interface in generic mode: why, and what makes native mode possible.
+fn instead_of_native(name: &str, reason: &str, remedy: Option<&str>) -> String {
+    let remedy = remedy.map(|remedy| format!("; for native mode: {remedy}")).unwrap_or_default();
+    format!(
+        "{name}: the driver cannot run it ({reason}); attached in generic mode, which protects as \
+         well but costs \
+         several times the CPU per dropped packet{remedy}"
+    )
 }
 
 /// Attaches in generic mode.

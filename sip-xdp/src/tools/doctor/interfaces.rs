@@ -5,11 +5,13 @@ use sip_xdp_common::abi::names;
 
 use super::device::{self, XdpFeatures};
 use super::{Check, HostFacts, links};
+use crate::api::answers::DaemonStatus;
 use crate::dataplane::attach::clsact;
 use crate::dataplane::attach::driver_refusal::ONE_BUFFER;
 use crate::dataplane::attach::xdp::Mode;
 use crate::dataplane::ethtool::{self, Channels, LRO};
 use crate::dataplane::netlink::Interface;
+use crate::dataplane::virtio::Obstacle;
 
 /// Drivers whose XDP needs as many extra transmit queues as receive queues (`ena_xdp_allowed`,
 /// `gve_verify_xdp_configuration`).
@@ -85,7 +87,7 @@ fn one(facts: &HostFacts, interface: &Interface, wanted: &[String]) -> Vec<Check
     let configured = filtered.map_or(name, |filtered| &filtered.interface);
     vec![
         is_up(interface),
-        driver(&kind, mode, features),
+        driver(&kind, mode, features, Hindrance::of(interface, configured, facts.daemon.as_ref())),
         mtu(interface.mtu, mode, features),
         queues(name, &kind, interface, ethtool::channels(name).ok()),
         merging.unwrap_or_else(|| offloads(name, has_lro, offered.on.contains("rx-gro"))),
@@ -105,34 +107,82 @@ fn is_up(interface: &Interface) -> Check {
     Check::warn("interface", format!("{name} is down"), format!("ip link set {name} up"))
 }
 
-fn driver(kind: &str, mode: Option<Mode>, features: Option<XdpFeatures>) -> Check {
+/// Why the driver does not run the program, though it runs programs as such.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hindrance {
+    /// The device keeps it from doing so.
+    Device(Obstacle),
+    /// It took the program and showed it nothing, as the daemon has noticed.
+    Blind,
+}
+
+impl Hindrance {
+    fn of(interface: &Interface, configured: &str, daemon: Option<&DaemonStatus>) -> Option<Self> {
+        let obstacle = interface.kind.is_none().then(|| Obstacle::of(&interface.name)).flatten();
+        obstacle
+            .map(Self::Device)
+            .or_else(|| links::is_blind(configured, daemon).then_some(Self::Blind))
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::Device(obstacle) => obstacle.words(),
+            Self::Blind => "the driver took the program and showed it no packets",
+        }
+    }
+
+    fn remedy(self) -> String {
+        const COSTS: &str =
+            "it protects as well, but costs several times the CPU per dropped packet";
+        match self {
+            Self::Device(obstacle) => format!("{COSTS}; for native mode: {}", obstacle.remedy()),
+            Self::Blind => COSTS.to_owned(),
+        }
+    }
+}
+
+fn driver(
+    kind: &str,
+    mode: Option<Mode>,
+    features: Option<XdpFeatures>,
+    hindrance: Option<Hindrance>,
+) -> Check {
     const CHECK: &str = "driver";
     const REMEDY: &str = "it protects as well, but costs several times the CPU per dropped packet; \
-                          on PPP, VLAN or tunnel \
-                          interfaces, filter on the Ethernet interface beneath, where tags and \
-                          PPPoE sessions are read";
-    match (mode, features) {
-        (Some(Mode::Native), _) => {
+                          on PPP, VLAN or tunnel interfaces, filter on the Ethernet interface \
+                          beneath, where tags and PPPoE sessions are read";
+    match (mode, hindrance, features) {
+        (Some(Mode::Native), ..) => {
             Check::ok(CHECK, format!("{kind}: the filter runs in the driver"))
         }
-        (Some(Mode::Generic), Some(XdpFeatures { native: true, .. })) => Check::warn(
+        (Some(Mode::Generic), Some(why), _) => Check::warn(
+            CHECK,
+            format!("{kind}: the filter runs in generic mode: {}", why.words()),
+            why.remedy(),
+        ),
+        (None, Some(why), _) => Check::warn(
+            CHECK,
+            format!("{kind}: {}; generic mode it will be", why.words()),
+            why.remedy(),
+        ),
+        (Some(Mode::Generic), None, Some(XdpFeatures { native: true, .. })) => Check::warn(
             CHECK,
             format!("{kind}: the filter runs in generic mode, though the driver could run it"),
             "look into the log for what the driver refused, often a long MTU or LRO; then restart \
              with mode = \"auto\"",
         ),
-        (Some(Mode::Generic), _) => {
+        (Some(Mode::Generic), None, _) => {
             Check::warn(CHECK, format!("{kind}: the filter runs in generic mode"), REMEDY)
         }
-        (None, Some(XdpFeatures { native: true, .. })) => {
+        (None, None, Some(XdpFeatures { native: true, .. })) => {
             Check::ok(CHECK, format!("{kind}: the driver can run the filter"))
         }
-        (None, Some(_)) => Check::warn(
+        (None, None, Some(_)) => Check::warn(
             CHECK,
             format!("{kind}: the driver runs no programs; generic mode it will be"),
             REMEDY,
         ),
-        (None, None) => Check::ok(
+        (None, None, None) => Check::ok(
             CHECK,
             format!(
                 "{kind}: this kernel does not say what its drivers can do; `sip-xdp run` tries, \
@@ -334,8 +384,34 @@ mod tests {
             (None, NONE, Status::Warn),
             (None, OLD, Status::Ok),
         ] {
-            assert_eq!(driver("e1000e", mode, features).status, status, "{mode:?} {features:?}");
+            assert_eq!(
+                driver("e1000e", mode, features, None).status,
+                status,
+                "{mode:?} {features:?}"
+            );
         }
+    }
+
+    #[test]
+    fn drivers_that_could_and_do_not() {
+        let (refuses, never_calls) =
+            (Hindrance::Device(Obstacle::Refuses), Hindrance::Device(Obstacle::NeverCalls));
+        for (why, mode, features, part) in [
+            (refuses, None, SHORT, "generic mode it will be"),
+            (refuses, None, OLD, "disable GRO_HW/CSUM first"),
+            (never_calls, None, LONG, "never calls it"),
+            (never_calls, Some(Mode::Generic), LONG, "without mergeable buffers"),
+            (Hindrance::Blind, Some(Mode::Generic), LONG, "showed it no packets"),
+        ] {
+            let check = driver("virtio_net", mode, features, Some(why));
+            assert!(check.status == Status::Warn && check.detail.contains(part), "{check:?}");
+            assert!(!check.detail.contains("could run it"), "{check:?}");
+        }
+        // Whoever insists on native mode has it; that it sees nothing is said by another check.
+        assert_eq!(
+            driver("virtio_net", Some(Mode::Native), LONG, Some(never_calls)).status,
+            Status::Ok
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Checks of an interface's topology, of paths around it, and of the effects of attaching.
 
 use super::{Check, HostFacts};
-use crate::api::answers::DaemonStatus;
+use crate::api::answers::{BlindInterface, DaemonStatus};
 use crate::dataplane::attach::xdp::Mode;
 use crate::dataplane::ethtool::{Features, GRO_HW};
 use crate::dataplane::netlink::Interface;
@@ -168,6 +168,14 @@ pub(super) fn attaching(
             ),
         );
     }
+    if driver == "bond" && mode != Some(Mode::Generic) {
+        // `bond_xdp_set` in `drivers/net/bonding/bond_main.c`; seen on 6.1 and 6.12.
+        return Check::ok(
+            CHECK,
+            "leaves the link up; the kernel's bonding driver never frees a program that another \
+             replaces, so each restart leaves one in memory until the next boot",
+        );
+    }
     Check::ok(CHECK, "leaves the link up")
 }
 
@@ -186,12 +194,19 @@ pub(super) fn merging(name: &str, mode: Option<Mode>, features: &Features) -> Op
     Some(Check::warn("offloads", detail, format!("ethtool -K {name} {}", off.join(" "))))
 }
 
+/// Whether the daemon has noticed that a native program saw nothing there.
+pub(super) fn is_blind(name: &str, daemon: Option<&DaemonStatus>) -> bool {
+    blindness(name, daemon).is_some()
+}
+
+fn blindness<'a>(name: &str, daemon: Option<&'a DaemonStatus>) -> Option<&'a BlindInterface> {
+    daemon.iter().flat_map(|daemon| &daemon.blind).find(|one| one.interface == name)
+}
+
 /// Whether the program sees incoming packets, as the daemon has observed.
 pub(super) fn sight(name: &str, daemon: Option<&DaemonStatus>) -> Check {
     const CHECK: &str = "sight";
-    let mut blind = daemon.iter().flat_map(|daemon| &daemon.blind);
-    let found = blind.find(|one| one.interface == name);
-    let Some(found) = found else {
+    let Some(found) = blindness(name, daemon) else {
         return match daemon {
             Some(_) => {
                 Check::ok(CHECK, "the daemon has noticed no packets that the program did not see")
@@ -320,6 +335,10 @@ mod tests {
         assert!(igb.status == Status::Ok && igb.detail.contains("down and up"), "{igb:?}");
         assert!(!attaching("igb", generic, Some(true), &free).detail.contains("down and up"));
         assert!(!attaching("e1000e", None, Some(false), &free).detail.contains("down and up"));
+        assert!(
+            attaching("bond", Some(Mode::Native), Some(true), &free).detail.contains("never frees")
+        );
+        assert_eq!(attaching("bond", generic, Some(true), &free).detail, "leaves the link up");
     }
 
     #[test]
