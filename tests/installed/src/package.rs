@@ -246,7 +246,7 @@ fn hostile_upgrade(machine: &Machine<'_>) -> Result<()> {
     Ok(())
 }
 
-/// After a removal nothing enforces any more.
+/// After a removal nothing is enforced.
 fn remove(lab: &Lab, machine: &Machine<'_>) -> Result<()> {
     machine.run("apt-get remove --yes sip-xdp")?;
     ensure!(

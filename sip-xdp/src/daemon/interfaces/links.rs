@@ -1,5 +1,5 @@
-//! Supervision of filtered links: native programs that see no packets, and drivers that lose the
-//! program when their link is reset.
+//! Watches over the links that are filtered: whether a native program sees what arrives, and
+//! drivers that lose it when their link is reset.
 //!
 //! A blind program is replaced by a fresh one where that may help, else by generic mode, which
 //! always sees: once, and never back, since a driver that was blind will be so again. That is said,
@@ -144,7 +144,8 @@ impl Daemon {
         {
             watched.sight = Sight::new(now, watched.sight.has_seen());
             if is_forgetful(interface) {
-                // The verifier takes 0.3 s; the next reset finds loaded programs.
+=======
+>>>>>>> theirs
                 return self.swap(
                     at,
                     interface,
@@ -221,7 +222,7 @@ impl Daemon {
         }
     }
 
-    /// Swaps a program in that the driver does not take for the one that it has, between two
+    /// Replaces the program by one that the driver does not consider identical, between two
     /// packets.
     fn swap(&mut self, at: usize, interface: &Interface, what: &str) {
         let name = self.served[at].name.clone();

@@ -203,7 +203,7 @@ fn blindness<'a>(name: &str, daemon: Option<&'a DaemonStatus>) -> Option<&'a Bli
     daemon.iter().flat_map(|daemon| &daemon.blind).find(|one| one.interface == name)
 }
 
-/// Whether the program sees what arrives, as the daemon has noticed.
+/// Whether the program sees incoming packets, as the daemon has observed.
 pub(super) fn sight(name: &str, daemon: Option<&DaemonStatus>) -> Check {
     const CHECK: &str = "sight";
     let Some(found) = blindness(name, daemon) else {
