@@ -1,33 +1,20 @@
-//! What is pinned, and where: the shared maps, a program and a link per interface. Pins outlive the
-//! daemon.
+//! Pinned objects and their paths: the shared maps, and per interface a program and links. Pins
+//! outlive the daemon.
 //!
 //! ```text
 //! PIN_DIR/v4/MAP            the shared maps, in the layout of version 4
-//! PIN_DIR/v4-new/MAP        the same while they are being replaced; left over only by a crash
-//! PIN_DIR/links/INDEX       the link that holds the ingress program on the interface with that index
-//! PIN_DIR/egress/INDEX      the link that holds the egress program there
-//! PIN_DIR/clsact/INDEX      a directory: our filter is on that interface's clsact qdisc, where there are no such links
-//! PIN_DIR/clsact/INDEX/qdisc   the same: that qdisc is ours, too
-//! PIN_DIR/programs/INDEX    the ingress program itself, for people with bpftool
-//! PIN_DIR/offloads/INDEX/DEVICE/NAME   a directory: attaching to the first interface switched that
-//!                                      offload of the second one (the same, or one beneath) off
-//! PIN_DIR/blind/INDEX/SECONDS/PACKETS  a directory: a native program there saw none of so many
-//!                                      packets at that time (Unix), so that generic mode took over
-=======
-//! PIN_DIR/v4-new/MAP        the same while they are being replaced; left over only by a crash
-//! PIN_DIR/links/INDEX       the link that holds the ingress program on the interface with that index
-//! PIN_DIR/egress/INDEX      the link that holds the egress program there
-//! PIN_DIR/clsact/INDEX      a directory: our filter is on that interface's clsact qdisc, where there are no such links
-//! PIN_DIR/clsact/INDEX/qdisc   the same: that qdisc is ours, too
-//! PIN_DIR/programs/INDEX    the ingress program itself, for people with bpftool
-//! PIN_DIR/offloads/INDEX/DEVICE/NAME   a directory: attaching to the first interface switched that
-//!                                      offload of the second one (the same, or one beneath) off
-//! PIN_DIR/blind/INDEX/SECONDS/PACKETS  a directory: a native program there saw none of so many
-//!                                      packets at that time (Unix), so that generic mode took over
->>>>>>> theirs
+//! PIN_DIR/v4-new/MAP        their replacement under construction; left over only by a crash
+//! PIN_DIR/links/INDEX       the link of the ingress program on the interface with that index
+//! PIN_DIR/egress/INDEX      the link of the egress program there
+//! PIN_DIR/clsact/INDEX      a directory: on kernels without tcx, our filter is on that
+//!                           interface's clsact qdisc
+//! PIN_DIR/clsact/INDEX/qdisc   a directory: we created that qdisc
+//! PIN_DIR/programs/INDEX    the ingress program itself, for use with bpftool
+//! PIN_DIR/offloads/INDEX/DEVICE/NAME   a directory: attaching to interface INDEX switched this
+//!                                      offload of DEVICE (the same, or one beneath) off
 //! ```
 //!
-//! Names are interface indices, since bpffs takes no dots and VLAN interfaces have them.
+//! Names are interface indices, because bpffs does not allow dots, which VLAN interfaces have.
 
 use std::fs::{self, File};
 use std::io;

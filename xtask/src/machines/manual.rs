@@ -1,9 +1,6 @@
-//! The manual's page about platforms: its tables are what the machines showed, between two markers
-//! per architecture.
-=======
-//! The manual's page about platforms: its tables are what the machines showed, between two markers
-//! per architecture.
->>>>>>> theirs
+//! The manual's page about platforms: tables of the machines' results, between two markers per
+//! architecture. The last result of each kernel is kept in the target directory, so that kernels
+//! can be tested one by one.
 
 use std::fs;
 use std::path::Path;
