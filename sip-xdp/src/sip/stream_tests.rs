@@ -164,7 +164,7 @@ fn what_was_lost_is_skipped_and_not_certain() {
         streams.take(&ours, &mut |message| told.push((message.bytes.to_vec(), *message).0));
         told
     };
-    assert_eq!(told, [next.clone()]);
+    assert_eq!(told, std::slice::from_ref(&next));
     assert_eq!(streams.counts().lost, 1);
     wire.numbers[1] += 2;
     let told = wire.send(&mut streams, Direction::In, &request(2, ""));

@@ -19,7 +19,7 @@ impl Random {
     }
 
     /// The next one.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -29,7 +29,7 @@ impl Random {
 
     /// One below a bound.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
+        self.draw() % bound.max(1)
     }
 
     /// Whether something happens that does so once in so many times.
@@ -126,7 +126,7 @@ impl Tape {
     /// Something that is in nobody's power to guess.
     fn token(&mut self) -> String {
         self.count += 1;
-        format!("{:016x}{:04x}", self.random.next(), self.count & 0xffff)
+        format!("{:016x}{:04x}", self.random.draw(), self.count & 0xffff)
     }
 
     /// A request outside of a dialog.
@@ -232,8 +232,8 @@ impl Tape {
         format!(
             "Authorization: Digest username=\"{user}\", realm=\"pbx.example\", nonce=\"{nonce}\", \
              uri=\"sip:pbx.example\", response=\"{:016x}{:016x}\", algorithm=MD5\r\n",
-            self.random.next(),
-            self.random.next()
+            self.random.draw(),
+            self.random.draw()
         )
     }
 

@@ -46,12 +46,15 @@ const REPORT_DAYS: [u64; 4] = [7, 1, 30, 90];
 /// How long to wait for the daemon.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
+/// A report, and when it was made.
+type CachedReport = (Instant, Arc<Report>);
+
 /// State of the web server.
 pub(crate) struct WebContext {
     pins: Pins,
     inputs: Inputs,
     cached: Mutex<Option<(Instant, Arc<Overview>)>>,
-    reports: Mutex<[Option<(Instant, Arc<Report>)>; REPORT_DAYS.len()]>,
+    reports: Mutex<[Option<CachedReport>; REPORT_DAYS.len()]>,
     history: Plain<History>,
 }
 

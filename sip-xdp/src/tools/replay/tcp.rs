@@ -64,7 +64,7 @@ mod tests {
         frame.extend((40 + options as u16 + payload.len() as u16).to_be_bytes());
         frame.extend([0, 0, 0, 0, 64, 6, 0, 0, 192, 0, 2, 7, 198, 51, 100, 1]);
         frame.extend([0x9c, 0x40, 0x13, 0xc4, 0, 0, 0, 7, 0, 0, 0, 9]);
-        frame.extend([((20 + options) / 4 << 4) as u8, flags, 0, 0, 0, 0, 0, 0]);
+        frame.extend([(((20 + options) / 4) << 4) as u8, flags, 0, 0, 0, 0, 0, 0]);
         frame.extend(vec![1; options]);
         frame.extend(payload);
         frame
